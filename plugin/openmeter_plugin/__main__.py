@@ -1,1 +1,32 @@
-def main() -> None: ...
+"""The console script `openmeter-plugin`.
+
+`info` and the first steps of `serve` are done before anything slow is imported: Kong waits for the one,
+and requests that come before the other listens lose their events.
+"""
+
+from __future__ import annotations
+
+import sys
+
+
+def main() -> None:
+    """Run the command line."""
+    if sys.argv[1:] == ["info"]:
+        import json
+
+        from openmeter_plugin.schema import plugin_info
+
+        sys.stdout.write(json.dumps(plugin_info()))
+        return
+    early = None
+    if sys.argv[1:2] == ["serve"]:
+        from openmeter_plugin.listening import listen_early
+
+        early = listen_early(sys.argv[2:])
+    from openmeter_plugin.cli import run
+
+    run(early)
+
+
+if __name__ == "__main__":
+    main()

@@ -12,7 +12,7 @@ PrincipalKind = Literal["consumer", "application"]
 
 
 def default_subject(kind: PrincipalKind, principal_id: str) -> str:
-    """Return the subject of a principal where no field is configured: ``consumer:<id>`` or ``application:<id>``.
+    """Return the subject where no field is configured: ``consumer:<id>`` or ``application:<id>``.
 
     The prefix keeps the two kinds apart and the id survives renames; Kong's own plugin
     documents the same form.

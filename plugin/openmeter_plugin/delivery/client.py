@@ -1,0 +1,105 @@
+"""One POST of a batch of CloudEvents, and what its answer means for the events in it.
+
+    UndeliveredError      nothing is known to be taken; the same batch is sent again, for ever
+      UnauthorizedError   401, 403: the same, and somebody must be told
+    RejectedError         400, 413, 422: some event in the batch is at fault
+
+Both dialects of the metering API take the same body (OpenMeter v1 answers 204, v3 and Konnect 202, and
+self-hosted versions have answered 200), so any 2xx counts as taken.
+"""
+
+from __future__ import annotations
+
+import email.utils
+import time
+from collections.abc import Sequence
+from typing import Final
+
+import httpx
+
+from openmeter_plugin import __version__
+from openmeter_plugin.spool.destination import Destination
+
+CONTENT_TYPE: Final = "application/cloudevents-batch+json"
+"""OpenMeter compares it exactly: with a charset behind it the batch is refused."""
+
+_REJECTED: Final = frozenset({400, 413, 422})
+_LONGEST_ANSWER: Final = 2000  # characters of the server's answer that are kept
+_LONGEST_RETRY_AFTER: Final = 3600.0  # seconds
+
+
+class DeliveryError(Exception):
+    """The batch was not taken; `status` is the HTTP status, or None where there was no answer."""
+
+    def __init__(self, reason: str, status: int | None = None) -> None:
+        super().__init__(reason)
+        self.status = status
+
+
+class UndeliveredError(DeliveryError):
+    """To be sent again; not before `retry_after` seconds, where the server named a time."""
+
+    def __init__(self, reason: str, status: int | None = None, retry_after: float = 0.0) -> None:
+        super().__init__(reason, status)
+        self.retry_after = retry_after
+
+
+class UnauthorizedError(UndeliveredError):
+    """The token is not accepted: to be sent again, once somebody has mended that."""
+
+
+class RejectedError(DeliveryError):
+    """The server will never take this batch as it is; the message is the server's answer."""
+
+
+class EventsClient:
+    """Talks to one destination's events endpoint."""
+
+    def __init__(self, destination: Destination) -> None:
+        self.destination = destination
+        headers = {"content-type": CONTENT_TYPE, "user-agent": f"kong-openmeter/{__version__}"}
+        if destination.token:
+            headers["authorization"] = f"Bearer {destination.token}"
+        self._http = httpx.AsyncClient(
+            headers=headers,
+            timeout=httpx.Timeout(destination.timeout),
+            limits=httpx.Limits(keepalive_expiry=destination.keepalive),
+            verify=destination.ssl_verify,
+        )
+
+    async def send(self, events: Sequence[bytes]) -> None:
+        """Post the events, each a JSON object or several separated by commas; raises DeliveryError."""
+        try:
+            response = await self._http.post(
+                self.destination.endpoint, content=b"[" + b",".join(events) + b"]"
+            )
+        except (httpx.HTTPError, httpx.InvalidURL, OSError) as error:
+            raise UndeliveredError(f"{type(error).__name__}: {error}") from None
+        if not response.is_success:
+            raise _failure(response)
+
+    async def close(self) -> None:
+        """Close the connections."""
+        await self._http.aclose()
+
+
+def _failure(response: httpx.Response) -> DeliveryError:
+    status = response.status_code
+    answer = response.text[:_LONGEST_ANSWER]
+    if status in _REJECTED:
+        return RejectedError(answer, status)
+    if status in (401, 403):
+        return UnauthorizedError(f"HTTP {status}: {answer}", status)
+    return UndeliveredError(f"HTTP {status}: {answer}", status, _retry_after(response))
+
+
+def _retry_after(response: httpx.Response) -> float:
+    """Return the seconds that Retry-After asks for, in either of its forms (RFC 9110, 10.2.3), else 0."""
+    value = response.headers.get("retry-after", "").strip()
+    if value.isascii() and value.isdigit():
+        return min(float(value[:9]), _LONGEST_RETRY_AFTER)
+    try:
+        moment = email.utils.parsedate_to_datetime(value)
+    except ValueError:
+        return 0.0
+    return min(max(0.0, moment.timestamp() - time.time()), _LONGEST_RETRY_AFTER)

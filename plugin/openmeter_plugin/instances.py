@@ -1,0 +1,154 @@
+"""The plugin instances that Kong has started here, and the numbers that they go by."""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import secrets
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Final
+
+from openmeter_plugin.config import (
+    ConfigError,
+    PluginConfig,
+    ineffective_queue_keys,
+    parse_config,
+    parse_object,
+)
+from openmeter_plugin.event import Rules
+from openmeter_plugin.log import get_logger
+from openmeter_plugin.spool.destination import QUARANTINE, Destination, destination_id
+from openmeter_plugin.spool.writer import SpoolQueue, SpoolWriter
+
+_LARGEST_ID: Final = 2**31 - 1  # the protocol's int32
+_BLOCK: Final = 1024  # ids reserved at once, so that the disk is asked once in a process's life
+
+
+@dataclass(frozen=True, slots=True)
+class Instance:
+    """A plugin instance: the rules of its configuration and the queue that its outcomes go to.
+
+    `rules` is None where the configuration cannot be used; `fault` then says why.
+    """
+
+    id: int
+    queue: SpoolQueue
+    rules: Rules | None
+    fault: str | None = None
+
+
+def instance_ids(spool: Path) -> Iterator[int]:
+    """Yield ids that no process using this spool has ever given out.
+
+    Kong keeps an id past the life of the process that gave it. If a new process gave it out again, for
+    another configuration, Kong's events would be billed under that one (measured with kong-pdk, which
+    counts from 0). Blocks are reserved in a file; where that cannot be written, a random block of the
+    2^31 is as good as never the same.
+    """
+    while True:
+        first = _reserve_block(spool)
+        yield from range(first, first + _BLOCK)
+
+
+def _reserve_block(spool: Path) -> int:
+    # Random at first: with an empty spool beside a running Kong, counting from 1 would repeat ids.
+    random_first = 1 + secrets.randbelow(_LARGEST_ID // _BLOCK - 1) * _BLOCK
+    try:
+        descriptor = os.open(spool / "instance-ids", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    except OSError:
+        return random_first
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX)
+        content = os.pread(descriptor, 32, 0).strip()
+        first = int(content) if content.isdigit() else random_first
+        if not 0 < first <= _LARGEST_ID - 2 * _BLOCK:
+            first = 1
+        os.pwrite(descriptor, b"%-20d\n" % (first + _BLOCK), 0)
+    except OSError:
+        return random_first
+    else:
+        return first
+    finally:
+        os.close(descriptor)
+
+
+class Instances:
+    """Starts, finds and closes instances. Starting never fails and never waits for the disk."""
+
+    def __init__(self, ids: Iterator[int], writer: SpoolWriter) -> None:
+        self._ids = ids
+        self._writer = writer
+        self._instances: dict[int, Instance] = {}
+        self._log = get_logger()
+
+    def __len__(self) -> int:
+        return len(self._instances)
+
+    def start(self, config: bytes) -> Instance:
+        """Start an instance; one whose configuration cannot be used has its records set aside."""
+        instance = start_instance(next(self._ids), config, self._writer)
+        self._instances[instance.id] = instance
+        return instance
+
+    def get(self, instance_id: int) -> Instance | None:
+        """Return the instance, or None where Kong speaks of one that this process never started."""
+        return self._instances.get(instance_id)
+
+    def close(self, instance_id: int) -> None:
+        """Forget the instance; closing an unknown one is no fault, Kong does it after a restart of ours."""
+        if self._instances.pop(instance_id, None) is not None:
+            self._log.info("instance_closed", instance=instance_id)
+
+
+def start_instance(instance_id: int, config: bytes, writer: SpoolWriter) -> Instance:
+    """Return an instance of Kong's configuration JSON, usable or not; the log says which. Never raises."""
+    log = get_logger().bind(instance=instance_id)
+    raw: dict[str, Any] = {}
+    try:
+        raw = parse_object(config)
+        parsed, rules = parse_config(raw)
+    except Exception as error:
+        fault = str(error) if isinstance(error, ConfigError) else f"unexpected {type(error).__name__}"
+        log.critical(
+            "configuration_unusable",
+            plugin=raw.get("__plugin_id"),
+            reason=fault,
+            consequence="records are set aside in the spool's quarantine, none is sent",
+        )
+        return Instance(instance_id, writer.queue(QUARANTINE), None, fault)
+    ineffective = ineffective_queue_keys(raw)
+    if ineffective:
+        log.warning(
+            "queue_keys_without_effect",
+            keys=ineffective,
+            reason="in Kong's queue they drop events; here undelivered events are kept",
+        )
+    destination = _destination(raw, parsed)
+    log.info("instance_started", plugin=raw.get("__plugin_id"), destination=destination.id)
+    return Instance(instance_id, writer.describe(destination), rules)
+
+
+def _destination(raw: dict[str, Any], config: PluginConfig) -> Destination:
+    references = raw.get("$refs")
+    reference = references.get("api_token") if isinstance(references, dict) else None
+    credential = reference or raw.get("__plugin_id") or ""
+    return Destination(
+        id=destination_id(config.ingest_endpoint, str(credential)),
+        endpoint=config.ingest_endpoint,
+        timeout=config.timeout / 1000,
+        keepalive=config.keepalive / 1000,
+        ssl_verify=config.ssl_verify,
+        max_batch_size=config.queue.max_batch_size,
+        max_coalescing_delay=config.queue.max_coalescing_delay,
+        initial_retry_delay=config.queue.initial_retry_delay,
+        max_retry_delay=config.queue.max_retry_delay,
+        token=config.api_token.get_secret_value() if config.api_token else None,
+    )
+
+
+def started_at() -> int:
+    """Return now in whole seconds, as InstanceStatus wants it."""
+    return int(time.time())

@@ -1,0 +1,204 @@
+"""Serving Kong: one protocol object per connection, on the event loop of the worker process.
+
+When a connection is closed decides whether events are lost (facts measured on Kong 3.9.1): Kong sends an
+event again when the connection closed under it, and never otherwise. So an event for an instance that we
+do not know closes the connection, the only signal that the protocol has: Kong starts the instance and
+sends the event again. A bad record never does, or Kong would send it for ever.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import struct
+from typing import Any, Final, cast
+
+from openmeter_plugin import wire
+from openmeter_plugin.event import UNASKED, Needs
+from openmeter_plugin.instances import Instance, Instances, started_at
+from openmeter_plugin.log import RateLimit, get_logger
+from openmeter_plugin.outcome import spool_record
+from openmeter_plugin.serialized_log import parse_log
+from openmeter_plugin.spool.writer import SpoolWriter
+
+_LENGTH: Final = struct.Struct("<I")
+
+
+class _Event:
+    """The event that a connection is in: Kong answers our questions before it sends anything else."""
+
+    __slots__ = ("asked_application", "handed_over", "instance", "log", "sequence")
+
+    def __init__(self, sequence: int, instance: Instance) -> None:
+        self.sequence = sequence
+        self.instance = instance
+        self.asked_application = False
+        self.handed_over = False
+        self.log: Any = None
+
+
+class Server:
+    """What the connections of a worker share."""
+
+    def __init__(self, instances: Instances, writer: SpoolWriter) -> None:
+        self.instances = instances
+        self.writer = writer
+        self.connections: set[Connection] = set()
+        self.log = get_logger()
+        self.bad_stream_limit = RateLimit()
+        self.unexpected_limit = RateLimit()
+
+    def connection(self) -> Connection:
+        """Return the protocol object for a new connection."""
+        return Connection(self)
+
+    @staticmethod
+    def committed(tokens: list[Any]) -> None:
+        """Give Kong its answers for records that are on disk now; the tokens are connections."""
+        for connection in tokens:
+            connection.answer()
+
+    @property
+    def busy(self) -> bool:
+        """Whether an event is being handled on any connection."""
+        return any(connection.event is not None for connection in self.connections)
+
+
+class Connection(asyncio.Protocol):
+    """One connection of Kong: frames in, calls answered, events brought to the spool."""
+
+    __slots__ = ("_chunks", "_missing", "_server", "_transport", "event")
+
+    def __init__(self, server: Server) -> None:
+        self._server = server
+        self._chunks: list[bytes] = []  # of a frame that is not complete, joined once when it is
+        self._missing = 0
+        self._transport: asyncio.WriteTransport | None = None
+        self.event: _Event | None = None
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        """Keep the transport."""
+        self._transport = cast("asyncio.WriteTransport", transport)
+        self._server.connections.add(self)
+
+    def connection_lost(self, exc: Exception | None) -> None:  # noqa: ARG002 - asyncio's signature
+        """Forget the connection; a record that is on its way to the disk still goes there."""
+        self._transport = None
+        self._server.connections.discard(self)
+
+    def close(self) -> None:
+        """Close the connection once what was written to it is sent."""
+        if self._transport is not None:
+            self._transport.close()
+
+    def data_received(self, data: bytes) -> None:
+        """Take bytes of the stream and handle each frame that is complete."""
+        if self._chunks:
+            self._chunks.append(data)
+            self._missing -= len(data)
+            if self._missing > 0:
+                return
+            data = b"".join(self._chunks)
+            self._chunks = []
+        try:
+            rest = self._frames(data)
+        except wire.WireError as error:
+            self._end(str(error))
+        except Exception:
+            if self._server.unexpected_limit.passes():
+                self._server.log.exception("connection_failed")
+            self.close()
+        else:
+            if rest:
+                self._chunks = [rest]
+
+    def _frames(self, data: bytes) -> bytes:
+        """Handle each complete frame and return what is left; raises WireError."""
+        at, end = 0, len(data)
+        while end - at >= 4:
+            (length,) = _LENGTH.unpack_from(data, at)
+            if length > wire.MAX_FRAME:
+                raise wire.WireError("a frame is longer than 64 MiB")
+            stop = at + 4 + length
+            if stop > end:
+                self._missing = stop - end
+                return data[at:]
+            self._frame(data[at + 4 : stop])
+            at = stop
+        self._missing = 4 - (end - at)
+        return data[at:]
+
+    def _end(self, reason: str) -> None:
+        if self._server.bad_stream_limit.passes():
+            self._server.log.error(
+                "connection_closed",
+                reason=reason,
+                not_told=self._server.bad_stream_limit.held_back(),
+            )
+        self._chunks = []
+        self.close()
+
+    def _frame(self, frame: bytes) -> None:
+        if self.event is None:
+            self._call(frame)
+        else:
+            self._pdk_answer(self.event, frame)
+
+    def _call(self, frame: bytes) -> None:
+        call = wire.decode_call(frame)
+        instances = self._server.instances
+        if isinstance(call, wire.HandleEvent):
+            instance = instances.get(call.instance_id)
+            if instance is None:
+                self._end(f"instance {call.instance_id} is unknown here, Kong will start it again")
+                return
+            self.event = _Event(call.sequence, instance)
+            self._write(wire.ASK_FOR_LOG)
+        elif isinstance(call, wire.StartInstance):
+            instance = instances.start(call.config)
+            self._write(wire.encode_instance_status(call.sequence, call.name, instance.id, started_at()))
+        else:
+            instances.close(call.instance_id)
+            self._write(wire.encode_return(call.sequence))
+
+    def _pdk_answer(self, event: _Event, frame: bytes) -> None:
+        if event.handed_over:
+            raise wire.WireError("a frame came before the answer to the one before it")
+        application: object = UNASKED
+        if event.asked_application:
+            application = _lenient_application(frame)
+        else:
+            event.log = _lenient_log(frame)
+        record = spool_record(event.instance, event.log, application)
+        if record is Needs.APPLICATION:
+            event.asked_application = True
+            self._write(wire.ASK_FOR_APPLICATION)
+            return
+        event.handed_over = True
+        event.log = None
+        self._server.writer.append(event.instance.queue, record, self)
+
+    def answer(self) -> None:
+        """Tell Kong that the event of this connection is done."""
+        event, self.event = self.event, None
+        if event is not None:
+            self._write(wire.END_OF_EVENT + wire.encode_return(event.sequence))
+
+    def _write(self, data: bytes) -> None:
+        if self._transport is not None:
+            self._transport.write(data)
+
+
+def _lenient_log(frame: bytes) -> Any:
+    """Return the serialized log in Kong's answer, or None: a bad record is counted, never a close."""
+    try:
+        return parse_log(wire.decode_string(frame))
+    except wire.WireError:
+        return None
+
+
+def _lenient_application(frame: bytes) -> Any:
+    """Return the application context in Kong's answer, or None where it is none."""
+    try:
+        return wire.decode_value(frame)
+    except wire.WireError:
+        return None

@@ -1,0 +1,141 @@
+"""The spool's file format: segment files, appended to by one process, read by another.
+
+Constraints
+  * What Kong has an answer for survives kill -9 of every process of ours: it is in the file, handed to
+    the kernel in one write(2) with its whole group, before the answer is given. Power loss is the
+    business of `fsync` (see `writer`).
+  * One outcome of one request is one record, events and skips alike, so that the books are counted
+    from what is committed and cannot disagree with it.
+  * A reader may look at any moment, and a writer may die at any byte.
+
+Layout of `<spool>/queues/<destination>/<created ns>-<pid>-<n>.seg`, all numbers little-endian
+  header  8 bytes  `OMSPOOL1`
+  record  4 bytes  marker F5 'O' 'M' 'R'
+          4 bytes  length of the payload
+          4 bytes  CRC-32 of the payload
+          payload  1 byte kind, then by kind:
+            E  1 byte number of events, then the CloudEvents as JSON, separated by commas
+            S  the reason why a request became no event
+            Q  JSON {"reason", "log", "application"}: set aside, redacted, to be replayed
+            L  JSON {"count", "reason"}: outcomes that could not be written and are lost
+
+Invariants
+  * A segment only grows while its writer holds an exclusive flock on it, and never after that. It gets
+    its name when it is locked already; before, it is a `.tmp` that no reader looks at.
+  * A record is valid when marker, length and checksum are. An incomplete one at the end of a segment
+    that is still locked is being written; of one that is not, it is a torn tail: no answer was given
+    for it, it is reported and passed over.
+  * After a damaged record reading goes on at the next marker whose record is valid.
+  * A writer whose write fails leaves the segment as it is and starts a new one with the first record
+    that is not completely in the old one.
+"""
+
+from __future__ import annotations
+
+import struct
+import zlib
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Final
+
+MAGIC: Final = b"OMSPOOL1"
+MARKER: Final = b"\xf5OMR"
+SUFFIX: Final = ".seg"
+
+MAX_PAYLOAD: Final = 65 * 1024 * 1024
+"""Bytes; a record of a frame of the largest size still fits."""
+
+EVENTS: Final = b"E"
+SKIPPED: Final = b"S"
+QUARANTINED: Final = b"Q"
+LOST: Final = b"L"
+
+MAX_EVENTS: Final = 255
+
+_HEAD: Final = struct.Struct("<4sII")
+HEAD_SIZE: Final = _HEAD.size
+
+
+def encode_record(payload: bytes) -> bytes:
+    """Return the payload as a record."""
+    return _HEAD.pack(MARKER, len(payload), zlib.crc32(payload)) + payload
+
+
+def encode_events(events: list[bytes]) -> bytes:
+    """Return the record of a request's events, each already JSON; at most 255 of them."""
+    return encode_record(EVENTS + bytes((len(events),)) + b",".join(events))
+
+
+@dataclass(frozen=True, slots=True)
+class Record:
+    """A valid record: its kind, its payload after the kind byte, and the offset behind it."""
+
+    kind: bytes
+    body: bytes
+    end: int
+
+    @property
+    def event_count(self) -> int:
+        """How many events an E record holds."""
+        return self.body[0]
+
+    @property
+    def events(self) -> bytes:
+        """The events of an E record, JSON objects separated by commas."""
+        return self.body[1:]
+
+
+@dataclass(frozen=True, slots=True)
+class Damage:
+    """Bytes that are no valid record, from `start` up to `end`, where reading goes on."""
+
+    start: int
+    end: int
+
+
+def scan(data: bytes, base: int, *, final: bool) -> Iterator[Record | Damage]:
+    """Yield what `data`, which begins at offset `base` of a segment at a record's start, holds.
+
+    With `final` (the writer is gone, this is everything) an incomplete end is Damage; without, it is
+    left for the next look.
+    """
+    at, end = 0, len(data)
+    while at < end:
+        stop = _record_end(data, at)
+        if stop is not None and stop > 0:
+            payload = data[at + HEAD_SIZE : stop]
+            yield Record(payload[:1], payload[1:], base + stop)
+            at = stop
+            continue
+        if stop is None and not final:
+            return
+        following = _next_valid(data, at + 1, final=final)
+        if following is None:
+            if final:
+                yield Damage(base + at, base + end)
+            return
+        yield Damage(base + at, base + following)
+        at = following
+
+
+def _record_end(data: bytes, at: int) -> int | None:
+    """Return where the record at `at` ends, 0 where there is none, None where it may still be incomplete."""
+    if len(data) - at < HEAD_SIZE:
+        return None if MARKER.startswith(data[at : at + 4]) or data.startswith(MARKER, at) else 0
+    marker, length, checksum = _HEAD.unpack_from(data, at)
+    if marker != MARKER or not 0 < length <= MAX_PAYLOAD:
+        return 0
+    stop: int = at + HEAD_SIZE + length
+    if stop > len(data):
+        return None
+    return stop if zlib.crc32(memoryview(data)[at + HEAD_SIZE : stop]) == checksum else 0
+
+
+def _next_valid(data: bytes, at: int, *, final: bool) -> int | None:
+    """Return the offset of the next record that is valid, or may be once it is complete."""
+    while (at := data.find(MARKER, at)) >= 0:
+        stop = _record_end(data, at)
+        if stop or (stop is None and not final):
+            return at
+        at += 1
+    return None

@@ -1,0 +1,134 @@
+"""The supervisor: holds the listening socket and keeps the processes behind it alive.
+
+The socket outlives every worker: while one is replaced, Kong's connections wait in the backlog instead of
+being refused, and events whose connection broke are sent again by Kong. It does nothing else, so there is
+nothing in it that could fail. One thread, so that forking is safe.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import os
+import signal
+import sys
+import time
+from collections.abc import Callable
+from typing import Final, NoReturn
+
+from openmeter_plugin.listening import ListeningSocket
+from openmeter_plugin.log import configure_logging, get_logger
+
+_STOP_SECONDS: Final = 12.0  # for the children together, then they are killed
+_SHORT_LIFE: Final = 1.0  # seconds; a child that dies sooner is started again with a delay
+_LONGEST_DELAY: Final = 1.0
+_PR_SET_PDEATHSIG: Final = 1  # prctl(2)
+_SIGNALS: Final = {signal.SIGCHLD, signal.SIGTERM, signal.SIGINT}
+
+
+class Child:
+    """A process to keep alive: what it runs, and when it may be started again."""
+
+    def __init__(self, name: str, run: Callable[[], None]) -> None:
+        self.name = name
+        self.run = run
+        self.pid: int | None = None
+        self.start_at = 0.0
+        self._started = 0.0
+        self._delay = 0.0
+
+    def start(self) -> None:
+        """Fork and run; returns in the parent only."""
+        self._started = time.monotonic()
+        parent = os.getpid()
+        pid = os.fork()
+        if pid == 0:
+            self._run_child(parent)
+        self.pid = pid
+
+    def died(self, status: int) -> None:
+        """Note the end of the process; it is started again at once unless it keeps dying."""
+        lived = time.monotonic() - self._started
+        self._delay = min(max(0.05, self._delay * 2), _LONGEST_DELAY) if lived < _SHORT_LIFE else 0.0
+        self.start_at = time.monotonic() + self._delay
+        get_logger().error(
+            "process_ended", child=self.name, child_pid=self.pid, exit_status=status, lived=round(lived, 3)
+        )
+        self.pid = None
+
+    def _run_child(self, parent: int) -> NoReturn:
+        status = os.EX_SOFTWARE
+        try:
+            die_with_parent(parent)
+            signal.pthread_sigmask(signal.SIG_UNBLOCK, _SIGNALS)
+            configure_logging(self.name)
+            self.run()
+            status = os.EX_OK
+        except BaseException:
+            get_logger().critical("process_crashed", exc_info=True)
+        finally:
+            os._exit(status)
+
+
+def die_with_parent(parent: int) -> None:
+    """Have the kernel kill this process when its parent is gone, even by kill -9."""
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+    if os.getppid() != parent:  # it died before the kernel was asked
+        os._exit(os.EX_OK)
+
+
+def supervise(children: list[Child], listener: ListeningSocket) -> None:
+    """Keep the children alive until SIGTERM or SIGINT, then stop them within a bound."""
+    signal.pthread_sigmask(signal.SIG_BLOCK, _SIGNALS)
+    log = get_logger()
+    log.info("listening", socket=str(listener.path))
+    try:
+        while True:
+            now = time.monotonic()
+            for child in children:
+                if child.pid is None and child.start_at <= now:
+                    child.start()
+            delayed = [c.start_at - now for c in children if c.pid is None]
+            received = signal.sigtimedwait(_SIGNALS, max(0.0, min(delayed, default=60.0)))
+            if received is not None and received.si_signo != signal.SIGCHLD:
+                log.info("stopping", signal=signal.Signals(received.si_signo).name)
+                return
+            _reap(children)
+    finally:
+        listener.remove()
+        _stop(children)
+
+
+def _reap(children: list[Child]) -> None:
+    by_pid = {child.pid: child for child in children if child.pid is not None}
+    while by_pid:
+        try:
+            pid, status = os.waitpid(-1, os.WNOHANG)
+        except ChildProcessError:
+            return
+        if pid == 0:
+            return
+        child = by_pid.pop(pid, None)
+        if child is not None:
+            child.died(os.waitstatus_to_exitcode(status))
+
+
+def _stop(children: list[Child]) -> None:
+    deadline = time.monotonic() + _STOP_SECONDS
+    alive = {child.pid for child in children if child.pid is not None}
+    for pid in alive:
+        os.kill(pid, signal.SIGTERM)
+    while alive:
+        left = deadline - time.monotonic()
+        if left <= 0:
+            get_logger().error("children_killed", pids=sorted(alive))
+            for pid in alive:
+                os.kill(pid, signal.SIGKILL)
+            deadline = float("inf")
+        with contextlib.suppress(ChildProcessError):
+            pid, _ = os.waitpid(-1, os.WNOHANG)
+            if pid:
+                alive.discard(pid)
+                continue
+        signal.sigtimedwait({signal.SIGCHLD}, min(max(left, 0.01), 1.0))

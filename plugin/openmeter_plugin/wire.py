@@ -1,0 +1,228 @@
+"""The messages of Kong's ProtoBuf:1 plugin protocol, as far as a log-phase plugin meets them.
+
+A frame is a 4-byte little-endian length and that many bytes (Kong 3.9, `rpc/pb_rpc.lua`). Calls and
+returns, by field number:
+
+    RpcCall    1 sequence, 33 CmdStartInstance{1 name, 2 config}, 35 CmdCloseInstance{1 id},
+               36 CmdHandleEvent{1 instance id, 2 event name}
+    RpcReturn  1 sequence, 33 InstanceStatus{1 name, 2 instance id, 3 config, 4 started_at}
+
+During an event we send the name of a PDK function and its encoded arguments as two frames, and Kong
+answers with one: String{1} for `kong.log.serialize`, google.protobuf.Value for `kong.ctx.shared.get`.
+An empty frame ends the event; the RpcReturn follows. Six messages do not earn a code generator, and
+reading them by hand costs half of what the protobuf package does for them.
+"""
+
+from __future__ import annotations
+
+import struct
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any, Final
+
+MAX_FRAME: Final = 64 * 1024 * 1024
+"""Bytes. Kong sends at most a serialized log, some KiB; a larger length is a torn or foreign stream."""
+
+_MAX_NESTING: Final = 32
+_LENGTH: Final = struct.Struct("<I")
+_DOUBLE: Final = struct.Struct("<d")
+
+
+class WireError(ValueError):
+    """The bytes are not a message of the protocol; the connection they came on cannot be trusted further."""
+
+
+@dataclass(frozen=True, slots=True)
+class StartInstance:
+    """Kong starts a plugin instance; `config` is JSON as Kong encoded it, secrets included."""
+
+    sequence: int
+    name: str
+    config: bytes
+
+    def __repr__(self) -> str:
+        return f"StartInstance(sequence={self.sequence}, name={self.name!r})"
+
+
+@dataclass(frozen=True, slots=True)
+class CloseInstance:
+    """Kong has no more use for an instance."""
+
+    sequence: int
+    instance_id: int
+
+
+@dataclass(frozen=True, slots=True)
+class HandleEvent:
+    """A phase of a request for an instance; the only phase we declare is `log`."""
+
+    sequence: int
+    instance_id: int
+    event_name: str
+
+
+Call = StartInstance | CloseInstance | HandleEvent
+
+
+def _varint(data: bytes, at: int) -> tuple[int, int]:
+    result = shift = 0
+    while True:
+        try:
+            byte = data[at]
+        except IndexError:
+            raise WireError("a number is cut off") from None
+        at += 1
+        result |= (byte & 0x7F) << shift
+        if byte < 0x80:
+            return result & 0xFFFFFFFFFFFFFFFF, at
+        shift += 7
+        if shift > 63:
+            raise WireError("a number is longer than 64 bits")
+
+
+def _fields(data: bytes) -> Iterator[tuple[int, int | bytes]]:
+    """Yield (field number, value) of one message: int for varints, bytes for everything else."""
+    at, end = 0, len(data)
+    while at < end:
+        key, at = _varint(data, at)
+        kind = key & 7
+        if kind == 0:
+            value, at = _varint(data, at)
+            yield key >> 3, value
+            continue
+        if kind == 2:
+            size, at = _varint(data, at)
+        elif kind in (1, 5):
+            size = 8 if kind == 1 else 4
+        else:
+            raise WireError(f"wire type {kind} is not in use")
+        if at + size > end:
+            raise WireError("a field is cut off")
+        yield key >> 3, data[at : at + size]
+        at += size
+
+
+def _int(value: int | bytes) -> int:
+    if isinstance(value, bytes):
+        raise WireError("a number was expected")
+    return value
+
+
+def _bytes(value: int | bytes) -> bytes:
+    if isinstance(value, int):
+        raise WireError("a text was expected")
+    return value
+
+
+def _text(value: int | bytes) -> str:
+    return _bytes(value).decode("utf-8", "replace")
+
+
+def decode_call(frame: bytes) -> Call:
+    """Return the call in an RpcCall frame; raises WireError for a torn message or an unknown RPC."""
+    sequence = 0
+    command: tuple[int, bytes] | None = None
+    for number, value in _fields(frame):
+        if number == 1:
+            sequence = _int(value)
+        elif number in (33, 35, 36):
+            command = number, _bytes(value)
+    if command is None:
+        raise WireError("the call names no RPC that a log plugin knows")
+    number, body = command
+    fields: dict[int, int | bytes] = dict(_fields(body))
+    if number == 36:
+        return HandleEvent(sequence, _int(fields.get(1, 0)), _text(fields.get(2, b"")))
+    if number == 33:
+        return StartInstance(sequence, _text(fields.get(1, b"")), _bytes(fields.get(2, b"")))
+    return CloseInstance(sequence, _int(fields.get(1, 0)))
+
+
+def decode_string(frame: bytes) -> bytes:
+    """Return field 1 of a String message, undecoded: the JSON parser wants bytes anyway."""
+    for number, value in _fields(frame):
+        if number == 1:
+            return _bytes(value)
+    return b""
+
+
+def decode_value(frame: bytes, nesting: int = 0) -> Any:
+    """Return a google.protobuf.Value as plain Python: None, float, str, bool, dict or list."""
+    if nesting > _MAX_NESTING:
+        raise WireError("a value is nested too deeply")
+    for number, value in _fields(frame):
+        if number == 2:
+            raw = _bytes(value)
+            if len(raw) != _DOUBLE.size:
+                raise WireError("a double is not 8 bytes long")
+            return _DOUBLE.unpack(raw)[0]
+        if number == 3:
+            return _text(value)
+        if number == 4:
+            return bool(_int(value))
+        if number == 5:
+            return _decode_struct(_bytes(value), nesting + 1)
+        if number == 6:
+            return [decode_value(_bytes(v), nesting + 1) for n, v in _fields(_bytes(value)) if n == 1]
+    return None
+
+
+def _decode_struct(data: bytes, nesting: int) -> dict[str, Any]:
+    result: dict[str, Any] = {}
+    for number, entry in _fields(data):
+        if number == 1:
+            pair = dict(_fields(_bytes(entry)))
+            result[_text(pair.get(1, b""))] = decode_value(_bytes(pair.get(2, b"")), nesting)
+    return result
+
+
+def encode_varint(value: int) -> bytes:
+    """Return a non-negative integer as a protobuf varint."""
+    out = bytearray()
+    while value > 0x7F:
+        out.append(value & 0x7F | 0x80)
+        value >>= 7
+    out.append(value)
+    return bytes(out)
+
+
+def encode_bytes(number: int, value: bytes) -> bytes:
+    """Return a length-delimited field."""
+    return encode_varint(number << 3 | 2) + encode_varint(len(value)) + value
+
+
+def frame(message: bytes) -> bytes:
+    """Return the message with its length in front."""
+    return _LENGTH.pack(len(message)) + message
+
+
+def encode_return(sequence: int) -> bytes:
+    """Return an RpcReturn frame that carries nothing but the sequence number of its call."""
+    return frame(b"\x08" + encode_varint(sequence))
+
+
+def encode_instance_status(sequence: int, name: str, instance_id: int, started_at: int) -> bytes:
+    """Return the RpcReturn frame of StartInstance and CloseInstance; `started_at` in seconds.
+
+    The configuration, which the message has a place for, is left out: it carries the API token.
+    """
+    status = (
+        encode_bytes(1, name.encode())
+        + b"\x10"
+        + encode_varint(instance_id)
+        + b"\x20"
+        + encode_varint(started_at)
+    )
+    return frame(b"\x08" + encode_varint(sequence) + encode_bytes(33, status))
+
+
+def encode_pdk_call(method: str, argument: bytes = b"") -> bytes:
+    """Return the two frames that ask Kong to run a PDK function."""
+    return frame(method.encode()) + frame(argument)
+
+
+END_OF_EVENT: Final = frame(b"")
+ASK_FOR_LOG: Final = encode_pdk_call("kong.log.serialize")
+ASK_FOR_APPLICATION: Final = encode_pdk_call(
+    "kong.ctx.shared.get", encode_bytes(1, b"kaa_application_context")
+)

@@ -1,0 +1,75 @@
+"""The process that serves Kong: it takes connections from the listening socket that the supervisor holds."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import signal
+import socket
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Final
+
+import uvloop
+
+from openmeter_plugin.instances import Instances, instance_ids
+from openmeter_plugin.log import get_logger
+from openmeter_plugin.server import Server
+from openmeter_plugin.spool.writer import Fsync, SpoolWriter
+
+_STOP_SECONDS: Final = 5.0
+"""A stop takes at most this long for the events under way, and as long again for the disk."""
+
+
+@dataclass(frozen=True, slots=True)
+class WorkerOptions:
+    """How to serve."""
+
+    spool: Path
+    fsync: Fsync = "interval"
+    fsync_interval: float = 1.0
+
+
+def run_worker(listener: socket.socket, options: WorkerOptions) -> None:
+    """Serve until SIGTERM or SIGINT; then answer what is under way, write it out and return."""
+    with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+        runner.run(_serve(listener, options))
+
+
+async def _serve(listener: socket.socket, options: WorkerOptions) -> None:
+    loop = asyncio.get_running_loop()
+
+    def notify(tokens: list[Any]) -> None:
+        # The loop is gone when the stop took too long; Kong sends those events again.
+        with contextlib.suppress(RuntimeError):
+            loop.call_soon_threadsafe(Server.committed, tokens)
+
+    writer = SpoolWriter(options.spool, notify, fsync=options.fsync, fsync_interval=options.fsync_interval)
+    server = Server(Instances(instance_ids(options.spool), writer), writer)
+    stop = asyncio.Event()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, stop.set)
+    writer.start()
+    accepting = await loop.create_unix_server(server.connection, sock=listener, backlog=4096)
+    get_logger().info("serving")
+    await stop.wait()
+
+    accepting.close()
+    await _finish_events(server)
+    finished = await asyncio.to_thread(writer.close, _STOP_SECONDS)
+    get_logger().info("stopped", spool_written=finished)
+
+
+async def _finish_events(server: Server) -> None:
+    """Let events that are under way end, and close each connection when it is idle.
+
+    Kong sends an event whose connection was closed again, to whoever listens then.
+    """
+    deadline = asyncio.get_running_loop().time() + _STOP_SECONDS
+    while server.connections and asyncio.get_running_loop().time() < deadline:
+        for connection in list(server.connections):
+            if connection.event is None:
+                connection.close()
+        await asyncio.sleep(0.01)
+    for connection in list(server.connections):
+        connection.close()
