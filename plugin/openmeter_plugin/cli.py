@@ -14,11 +14,13 @@ import typer
 from openmeter_plugin import __version__
 from openmeter_plugin.listening import DEFAULT_MODE, ListeningSocket
 from openmeter_plugin.log import configure_logging
-from openmeter_plugin.supervisor import Child, die_with_parent, supervise
+from openmeter_plugin.supervisor import Child, supervise
 
 DEFAULT_SPOOL: Final = Path("/var/lib/openmeter-plugin/spool")
 
 _CLICK_USAGE_ERROR: Final = 2
+_UMASK: Final = 0o077
+"""Usage is nobody's business but the owner's; Kong starts its plugin servers with no umask at all."""
 
 app = typer.Typer(
     name="openmeter-plugin",
@@ -75,6 +77,7 @@ def serve(
 ) -> None:
     """Serve Kong's ProtoBuf:1 plugin protocol, spool the events and deliver them."""
     configure_logging("supervisor")
+    os.umask(_UMASK)
     mode = _octal(socket_mode, "--socket-mode")
     _make_spool(spool)
     listener = context.obj
@@ -108,18 +111,17 @@ def deliver(
         bool, typer.Option("--until-empty", help="End when everything that is there is delivered.")
     ] = False,
     with_parent: Annotated[
-        bool, typer.Option("--with-parent", hidden=True, help="End when the parent process does.")
+        bool, typer.Option("--with-parent", hidden=True, help="End when standard input does.")
     ] = False,
 ) -> None:
     """Deliver a spool without serving: beside stock kong-pdk, or for a volume whose gateway is gone."""
     configure_logging("delivery")
-    if with_parent:
-        die_with_parent(os.getppid())
+    os.umask(_UMASK)
     if not spool.is_dir():
         _fail(f"--spool: {spool} is not a directory")
     from openmeter_plugin.delivery.process import run_delivery
 
-    run_delivery(spool, until_empty=until_empty)
+    run_delivery(spool, until_empty=until_empty, with_parent=with_parent)
 
 
 @app.command("pdk-dir")

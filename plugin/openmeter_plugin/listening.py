@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import contextlib
 import os
+import signal
 import socket
 from pathlib import Path
 from typing import Final
 
 BACKLOG: Final = 4096
 DEFAULT_MODE: Final = "0660"
+
+STOP_SIGNALS: Final = frozenset({signal.SIGTERM, signal.SIGINT})
 
 
 class ListeningSocket:
@@ -56,6 +59,8 @@ def listen_early(arguments: list[str]) -> ListeningSocket | None:
         name, equals, value = word.partition("=")
         if name in ("--socket", "--socket-mode"):
             options[name] = value if equals else next(words, "")
+    # From here on a stop has something to clean up; it waits until somebody is there to do so.
+    signal.pthread_sigmask(signal.SIG_BLOCK, STOP_SIGNALS)
     try:
         mode = int(options.get("--socket-mode", DEFAULT_MODE), 8)
         return ListeningSocket(Path(options["--socket"]), mode)

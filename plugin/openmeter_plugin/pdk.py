@@ -44,19 +44,23 @@ class _Spooling:
         self.writer.start()
         self.ids: Iterator[int] = instance_ids(self.spool)
         self.unwritten_limit = RateLimit()
-        # It ends with this process, and leaves the spool to whoever delivers it already.
-        self.delivery = subprocess.Popen(  # noqa: S603 - our own module, in this interpreter
-            [
-                sys.executable,
-                "-m",
-                "openmeter_plugin",
-                "deliver",
-                "--spool",
-                str(self.spool),
-                "--with-parent",
-            ],
-            stdin=subprocess.DEVNULL,
-        )
+        self._delivery_limit = RateLimit(5.0)
+        self._delivery: subprocess.Popen[bytes] | None = None
+        self.keep_delivering()
+
+    def keep_delivering(self) -> None:
+        """Have a delivery process run beside this one; looks again at most every few seconds.
+
+        It ends when the pipe to it does, that is with this process, and waits while another one delivers
+        this spool. Not the kernel's parent-death signal: that comes when the *thread* that forked ends.
+        """
+        if not self._delivery_limit.passes():
+            return
+        if self._delivery is None or self._delivery.poll() is not None:
+            command = [sys.executable, "-m", "openmeter_plugin", "deliver", "--spool", str(self.spool)]
+            self._delivery = subprocess.Popen(  # noqa: S603 - our own module, in this interpreter
+                [*command, "--with-parent"], stdin=subprocess.PIPE
+            )
 
 
 def _set_all(tokens: list[threading.Event]) -> None:
@@ -111,6 +115,7 @@ class Plugin:
         if isinstance(record, Needs):
             return
         shared = _shared()
+        shared.keep_delivering()
         written = threading.Event()
         shared.writer.append(self._instance.queue, record, written)
         if not written.wait(_LONGEST_WAIT) and shared.unwritten_limit.passes():

@@ -16,14 +16,14 @@ import time
 from collections.abc import Callable
 from typing import Final, NoReturn
 
-from openmeter_plugin.listening import ListeningSocket
+from openmeter_plugin.listening import STOP_SIGNALS, ListeningSocket
 from openmeter_plugin.log import configure_logging, get_logger
 
 _STOP_SECONDS: Final = 12.0  # for the children together, then they are killed
 _SHORT_LIFE: Final = 1.0  # seconds; a child that dies sooner is started again with a delay
 _LONGEST_DELAY: Final = 1.0
 _PR_SET_PDEATHSIG: Final = 1  # prctl(2)
-_SIGNALS: Final = {signal.SIGCHLD, signal.SIGTERM, signal.SIGINT}
+_SIGNALS: Final = STOP_SIGNALS | {signal.SIGCHLD}
 
 
 class Child:

@@ -10,6 +10,7 @@ import asyncio
 import fcntl
 import os
 import signal
+import sys
 from pathlib import Path
 from typing import Final
 
@@ -52,14 +53,19 @@ async def deliver(spool: Path, *, until_empty: bool = False) -> None:
         os.close(lock)
 
 
-def run_delivery(spool: Path, *, until_empty: bool = False) -> None:
-    """Run `deliver` until SIGTERM or SIGINT. A POST under way is abandoned: its batch is sent again later."""
+def run_delivery(spool: Path, *, until_empty: bool = False, with_parent: bool = False) -> None:
+    """Run `deliver` until SIGTERM or SIGINT, `with_parent` also until standard input ends.
+
+    A POST under way is abandoned: its batch is sent again later.
+    """
 
     async def main() -> None:
         task = asyncio.create_task(deliver(spool, until_empty=until_empty))
         loop = asyncio.get_running_loop()
         for number in (signal.SIGTERM, signal.SIGINT):
             loop.add_signal_handler(number, task.cancel)
+        if with_parent:
+            loop.add_reader(sys.stdin.fileno(), task.cancel)
         try:
             await task
         except asyncio.CancelledError:

@@ -1,0 +1,196 @@
+"""kill -9 of the plugin server's processes while Kong drives it."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import signal
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+
+from syncd.sandbox.testing import running_sandbox
+from tests.harness.kong import KongWorker, PluginInstance, drive
+from tests.harness.process import PluginServer, eventually, plugin_server
+from tests.harness.recordings import Recorded, serialized
+
+
+@pytest.fixture
+def sandbox() -> Iterator[str]:
+    with running_sandbox() as url:
+        yield url
+
+
+def configuration(sandbox: str, source: str, field: str = "id") -> PluginInstance:
+    return PluginInstance(
+        {
+            "ingest_endpoint": f"{sandbox}/api/v1/events",
+            "source": source,
+            "subject": {"look_up_value_in": "consumer", "field": field},
+            "queue": {"max_coalescing_delay": 0.05},
+            "__plugin_id": source,
+        }
+    )
+
+
+def requests(
+    plugin: PluginInstance, prefix: str, count: int
+) -> Iterator[tuple[PluginInstance, Recorded, str]]:
+    template = serialized("authenticated").log
+    original = serialized("authenticated").parsed["request"]["id"].encode()
+    for number in range(count):
+        request_id = f"{prefix}{number:08d}"
+        yield plugin, Recorded(request_id, template.replace(original, request_id.encode())), request_id
+
+
+def stats(sandbox: str) -> dict[str, Any]:
+    answer: dict[str, Any] = httpx.get(f"{sandbox}/sandbox/v1/stats").json()
+    return answer
+
+
+def usage(sandbox: str) -> dict[str, float]:
+    """Return the requests that the metering API bills, by subject."""
+    answer = httpx.get(f"{sandbox}/api/v1/meters/kong_api_requests/query", params={"groupBy": "subject"})
+    return {row["subject"]: row["value"] for row in answer.json()["data"]}
+
+
+def spooled_ids(spool: Path, source: str) -> set[str]:
+    """Return the ids of a source's events in the metering API's database."""
+    import sqlite3
+
+    with sqlite3.connect(spool) as db:
+        return {row[0] for row in db.execute("SELECT id FROM events WHERE source = ?", (source,))}
+
+
+async def killing(
+    server: PluginServer, done: asyncio.Event, name: str, *, times: int, worker: KongWorker
+) -> list[float]:
+    """Kill a child so many times, a little apart; returns how long each time nothing was acknowledged."""
+    outages: list[float] = []
+    for _ in range(times):
+        before = len(worker.tally.acknowledged)
+        while len(worker.tally.acknowledged) < before + 300 and not done.is_set():
+            await asyncio.sleep(0.005)
+        pid = await asyncio.to_thread(eventually, lambda: server.child(name) or 0)
+        os.kill(pid, signal.SIGKILL)
+        killed, acknowledged = time.monotonic(), len(worker.tally.acknowledged)
+        while len(worker.tally.acknowledged) < acknowledged + 40 and not done.is_set():
+            await asyncio.sleep(0.001)
+        outages.append(time.monotonic() - killed)
+    return outages
+
+
+def drive_and_kill(
+    server: PluginServer,
+    work: Iterator[tuple[PluginInstance, Recorded, str]],
+    victim: str,
+    times: int,
+) -> tuple[KongWorker, list[float]]:
+    async def run() -> tuple[KongWorker, list[float]]:
+        worker, done = KongWorker(server.socket), asyncio.Event()
+        killer = asyncio.create_task(killing(server, done, victim, times=times, worker=worker))
+        await drive(worker, work, concurrency=16)
+        done.set()
+        await worker.close()
+        return worker, await killer
+
+    return asyncio.run(run())
+
+
+def test_every_event_acknowledged_before_the_worker_was_killed_arrives_and_is_billed_once(
+    tmp_path: Path,
+) -> None:
+    db = tmp_path / "sandbox.db"
+    with running_sandbox(db) as sandbox, plugin_server(tmp_path) as server:
+        plugin = configuration(sandbox, "kong")
+        worker, outages = drive_and_kill(server, requests(plugin, "a", 4000), "worker", times=4)
+        tally = worker.tally
+        assert len(outages) == 4
+        assert max(outages) < 1.0, "a new worker serves in under a second"
+        assert tally.refused_connections == 0
+        assert tally.resent > 0
+        eventually(
+            lambda: set(tally.acknowledged) <= spooled_ids(db, "kong"),
+            what="the arrival of what was acknowledged",
+        )
+        stored = spooled_ids(db, "kong")
+        assert stored <= set(tally.acknowledged) | set(tally.lost)
+        eventually(lambda: sum(usage(sandbox).values()) == len(spooled_ids(db, "kong")), what="the bill")
+        received = stats(sandbox)
+        assert received["events_received"] == received["events_stored"] + received["duplicates_received"]
+
+
+def test_no_event_is_billed_under_another_instances_configuration_when_the_worker_is_killed(
+    tmp_path: Path,
+) -> None:
+    db = tmp_path / "sandbox.db"
+    with running_sandbox(db) as sandbox, plugin_server(tmp_path) as server:
+        first = configuration(sandbox, "first")
+        second = configuration(sandbox, "second", field="username")
+        both = zip(requests(first, "f", 1500), requests(second, "s", 1500), strict=True)
+        worker, _ = drive_and_kill(server, (item for pair in both for item in pair), "worker", times=4)
+        acknowledged = set(worker.tally.acknowledged)
+        eventually(
+            lambda: acknowledged <= spooled_ids(db, "first") | spooled_ids(db, "second"), what="the arrival"
+        )
+        assert {event_id[0] for event_id in spooled_ids(db, "first")} == {"f"}
+        assert {event_id[0] for event_id in spooled_ids(db, "second")} == {"s"}
+        alice = serialized("authenticated").parsed["consumer"]
+        assert usage(sandbox) == {
+            f"consumer:{alice['id']}": len(spooled_ids(db, "first")),
+            alice["username"]: len(spooled_ids(db, "second")),
+        }
+
+
+def test_killing_the_delivery_loses_nothing_and_bills_nothing_twice(tmp_path: Path) -> None:
+    db = tmp_path / "sandbox.db"
+    with running_sandbox(db) as sandbox, plugin_server(tmp_path) as server:
+        plugin = configuration(sandbox, "kong")
+        worker, _ = drive_and_kill(server, requests(plugin, "a", 3000), "delivery", times=3)
+        assert worker.tally.lost == []
+        assert worker.tally.resent == 0
+        eventually(lambda: len(spooled_ids(db, "kong")) == 3000, what="the arrival")
+        assert sum(usage(sandbox).values()) == 3000
+
+
+def test_killing_the_supervisor_ends_its_children_and_the_next_one_delivers_what_they_left(
+    tmp_path: Path,
+) -> None:
+    db = tmp_path / "sandbox.db"
+    with running_sandbox(db) as sandbox:
+        with plugin_server(tmp_path) as server:
+            plugin = configuration(f"{sandbox}/nowhere", "kong")
+            worker = asyncio.run(_drive(server, requests(plugin, "a", 500)))
+            children = server.children()
+            assert len(children) == 2
+            server.stop(signal.SIGKILL)
+            eventually(lambda: not any(_alive(pid) for pid in children), what="the end of the children")
+        assert len(worker.tally.acknowledged) == 500
+        with plugin_server(tmp_path) as server:
+            _redirect(server.spool, f"{sandbox}/api/v1/events")
+            eventually(lambda: len(spooled_ids(db, "kong")) == 500, what="the arrival")
+
+
+async def _drive(server: PluginServer, work: Iterator[tuple[PluginInstance, Recorded, str]]) -> KongWorker:
+    worker = KongWorker(server.socket)
+    await drive(worker, work, concurrency=8)
+    await worker.close()
+    return worker
+
+
+def _redirect(spool: Path, endpoint: str) -> None:
+    """Mend the endpoint of the one queue, as an operator would."""
+    (description,) = spool.glob("queues/*/destination.json")
+    description.write_text(json.dumps(json.loads(description.read_text()) | {"endpoint": endpoint}))
+
+
+def _alive(pid: int) -> bool:
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    except FileNotFoundError:
+        return False

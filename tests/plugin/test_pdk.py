@@ -1,0 +1,110 @@
+"""The plugin under stock kong-pdk, as a real process in both of its modes."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+
+from syncd.sandbox.testing import running_sandbox
+from tests.harness.kong_msgpack import MsgPackKong
+from tests.harness.process import eventually
+from tests.harness.recordings import Recorded, application_request, llm_request, serialized
+
+PLUGINS = Path(__file__).parents[2] / "plugin"
+
+
+@pytest.fixture
+def sandbox() -> Iterator[str]:
+    with running_sandbox() as url:
+        yield url
+
+
+@pytest.fixture(params=[["-g"], []], ids=["gevent", "threads"])
+def kong(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[MsgPackKong]:
+    command = [str(Path(sys.executable).with_name("kong-python-pluginserver")), *request.param]
+    with (tmp_path / "log").open("wb") as log:
+        process = subprocess.Popen(
+            [*command, "-d", str(PLUGINS), "-p", str(tmp_path), "--socket-name", "s"],
+            stdout=log,
+            stderr=log,
+            env=os.environ | {"OPENMETER_PLUGIN_SPOOL": str(tmp_path / "spool")},
+        )
+    try:
+        eventually((tmp_path / "s").exists, what="listening")
+        connection = MsgPackKong(tmp_path / "s")
+        yield connection
+        connection.close()
+    finally:
+        process.kill()
+        process.wait()
+
+
+def config(sandbox: str) -> dict[str, Any]:
+    return {
+        "ingest_endpoint": f"{sandbox}/api/v1/events",
+        "queue": {"max_coalescing_delay": 0.05},
+        "__plugin_id": "p",
+    }
+
+
+def arrived(sandbox: str, count: int) -> list[dict[str, Any]]:
+    def events() -> list[dict[str, Any]]:
+        return [item["event"] for item in httpx.get(f"{sandbox}/api/v1/events").json()]
+
+    return eventually(lambda: found if len(found := events()) >= count else [], what=f"{count} events")
+
+
+def test_requests_become_the_same_events_as_over_our_own_server(kong: MsgPackKong, sandbox: str) -> None:
+    instance = kong.start(config(sandbox))
+    for request in (
+        serialized("authenticated"),
+        application_request(),
+        llm_request(),
+        serialized("401-no-key"),
+    ):
+        kong.log(instance, request)
+    events = arrived(sandbox, 5)
+    by_id = {event["id"]: event for event in events}
+    llm = llm_request().parsed["request"]["id"]
+    assert by_id[f"{llm}:proxy:output"]["data"]["tokens"] == 30
+    application = by_id[application_request().parsed["request"]["id"]]
+    assert application["subject"] == "application:b15e2460-ba40-431d-9df0-4957fcffacda"
+    assert len(events) == 5
+
+
+def test_a_record_that_cannot_be_read_does_not_hang_the_server(kong: MsgPackKong, sandbox: str) -> None:
+    instance = kong.start(config(sandbox))
+    kong.log(instance, Recorded("bad", b"{"))
+    kong.log(instance, Recorded("bad", b"[]"))
+    kong.log(instance, serialized("authenticated"))
+    assert len(arrived(sandbox, 1)) == 1
+
+
+def test_a_configuration_that_cannot_be_used_does_not_hang_the_server(
+    kong: MsgPackKong, sandbox: str, tmp_path: Path
+) -> None:
+    broken = kong.start({"ingest_endpoint": "nonsense"})
+    kong.log(broken, serialized("authenticated"))
+    kong.log(kong.start(config(sandbox)), serialized("authenticated"))
+    assert len(arrived(sandbox, 1)) == 1
+    assert list((tmp_path / "spool").glob("queues/quarantine/*.seg"))
+
+
+def test_delivery_goes_on_when_the_connection_that_started_it_is_gone(
+    kong: MsgPackKong, sandbox: str, tmp_path: Path
+) -> None:
+    instance = kong.start(config(sandbox))
+    kong.log(instance, serialized("authenticated"))
+    arrived(sandbox, 1)
+    kong.close()
+    again = MsgPackKong(tmp_path / "s")
+    again.log(instance, serialized("post-body"))
+    assert len(arrived(sandbox, 2)) == 2
+    again.close()
