@@ -1,0 +1,112 @@
+"""What OpenMeter does not have: /healthz, and under /sandbox/v1 the means to set up and to observe a test."""
+
+from fastapi import APIRouter
+from pydantic import Field
+from starlette.responses import Response
+
+from syncd.sandbox.api.common import Db, FaultsInForce, RejectedCounts, RequestCounts, answer, no_content
+from syncd.sandbox.bodies import SandboxBody
+from syncd.sandbox.faults import Fault
+from syncd.sandbox.store import billing, customers, events, meters
+
+router = APIRouter(tags=["Sandbox only"])
+
+_CUSTOMER = "/sandbox/v1/customers/{id_or_key:path}"
+
+
+class SubscriptionBody(SandboxBody):
+    """The body of POST .../subscriptions."""
+
+    plan_key: str | None = None
+
+
+class EntitlementBody(SandboxBody):
+    """The body of POST .../entitlements."""
+
+    feature_key: str = Field(default="sandbox", min_length=1)
+
+
+@router.get("/healthz")
+def healthz() -> Response:
+    """Answer {"status": "ok"}; needs no token."""
+    return answer({"status": "ok"})
+
+
+@router.get("/sandbox/v1/stats")
+def stats(db: Db, rejected: RejectedCounts, requests: RequestCounts) -> Response:
+    """Count events and customers over the life of the database, refusals and requests since the start."""
+    with db.reading() as connection:
+        counts = events.statistics(connection) | {"customers": customers.count(connection)}
+    return answer(counts | {"events_rejected": rejected["events"], "requests_by_endpoint": dict(requests)})
+
+
+@router.post("/sandbox/v1/reset")
+def reset(db: Db, faults: FaultsInForce, rejected: RejectedCounts, requests: RequestCounts) -> Response:
+    """Start over, as with a new database: two standard meters, nothing else, no faults; 204."""
+    db.empty()
+    with db.writing() as connection:
+        meters.create_standard_meters(connection)
+    faults.clear()
+    rejected.clear()
+    requests.clear()
+    return no_content()
+
+
+@router.get("/sandbox/v1/duplicates")
+def list_duplicates(db: Db) -> Response:
+    """List the events that came more than once: [{source, id, received}]."""
+    with db.reading() as connection:
+        return answer(events.duplicates(connection))
+
+
+@router.post(_CUSTOMER + "/subscriptions")
+def subscribe(id_or_key: str, db: Db, body: SubscriptionBody | None = None) -> Response:
+    """Give a customer an active subscription; 201."""
+    with db.writing() as connection:
+        customer = customers.get_live(connection, id_or_key)
+        return answer(billing.subscribe(connection, customer["id"], body.plan_key if body else None), 201)
+
+
+@router.delete(_CUSTOMER + "/subscriptions")
+def unsubscribe(id_or_key: str, db: Db) -> Response:
+    """End the active subscriptions of a customer; 204."""
+    with db.writing() as connection:
+        billing.unsubscribe(connection, customers.get_live(connection, id_or_key)["id"])
+    return no_content()
+
+
+@router.post(_CUSTOMER + "/entitlements")
+def entitle(id_or_key: str, db: Db, body: EntitlementBody | None = None) -> Response:
+    """Give a customer an active entitlement; 201."""
+    with db.writing() as connection:
+        customer = customers.get_live(connection, id_or_key)
+        return answer(
+            billing.entitle(connection, customer["id"], (body or EntitlementBody()).feature_key), 201
+        )
+
+
+@router.delete(_CUSTOMER + "/entitlements")
+def withdraw(id_or_key: str, db: Db) -> Response:
+    """Take all entitlements from a customer; 204."""
+    with db.writing() as connection:
+        billing.withdraw(connection, customers.get_live(connection, id_or_key)["id"])
+    return no_content()
+
+
+@router.get("/sandbox/v1/faults")
+def list_faults(faults: FaultsInForce) -> Response:
+    """List the faults and how often each was met."""
+    return answer(faults.describe())
+
+
+@router.post("/sandbox/v1/faults")
+def add_fault(fault: Fault, faults: FaultsInForce) -> Response:
+    """Put a fault in force; 201."""
+    return answer(faults.add(fault), 201)
+
+
+@router.delete("/sandbox/v1/faults")
+def clear_faults(faults: FaultsInForce) -> Response:
+    """Let everything work again; 204."""
+    faults.clear()
+    return no_content()

@@ -1,0 +1,90 @@
+"""The paths under /api/v1/customers. Keys may hold slashes, hence `:path`."""
+
+from typing import Annotated, Literal
+
+from fastapi import APIRouter, Query
+from starlette.responses import Response
+
+from syncd.sandbox.api.common import Db, Options, answer, no_content
+from syncd.sandbox.problems import invalid
+from syncd.sandbox.settings import Settings
+from syncd.sandbox.store import customers as store
+from syncd.sandbox.store.customer_body import CustomerBody
+
+router = APIRouter(tags=["Customers"])
+
+# Its only value is what OpenMeter shows without it, too: openmeter/customer/httpdriver/customer.go.
+Expand = Annotated[list[Literal["subscriptions"]] | None, Query()]
+
+
+@router.post("/api/v1/customers")
+def create_customer(body: CustomerBody, db: Db, options: Options) -> Response:
+    """Create a customer; 201."""
+    _refuse_too_many_subjects(body, options)
+    with db.writing() as connection:
+        return answer(store.create(connection, body), 201)
+
+
+@router.get("/api/v1/customers")
+def list_customers(
+    db: Db,
+    page: Annotated[int, Query(ge=1)] = 1,
+    page_size: Annotated[int, Query(alias="pageSize", ge=1, le=1000)] = 100,
+    order_by: Annotated[Literal["id", "name", "createdAt"], Query(alias="orderBy")] = "name",
+    order: Literal["ASC", "DESC"] = "ASC",
+    include_deleted: Annotated[bool, Query(alias="includeDeleted")] = False,
+    key: str | None = None,
+    name: str | None = None,
+    primary_email: Annotated[str | None, Query(alias="primaryEmail")] = None,
+    subject: str | None = None,
+    plan_key: Annotated[str | None, Query(alias="planKey")] = None,
+    _expand: Annotated[Expand, Query(alias="expand")] = None,
+) -> Response:
+    """List customers, a page at a time: {totalCount, page, pageSize, items}."""
+    wanted = store.CustomerFilter(
+        page=page,
+        page_size=page_size,
+        order_by=order_by,
+        order=order,
+        include_deleted=include_deleted,
+        key=key,
+        name=name,
+        primary_email=primary_email,
+        subject=subject,
+        plan_key=plan_key,
+    )
+    with db.reading() as connection:
+        total, items = store.list_customers(connection, wanted, expand=True)
+    return answer({"totalCount": total, "page": page, "pageSize": page_size, "items": items})
+
+
+@router.get("/api/v1/customers/{id_or_key:path}")
+def get_customer(
+    id_or_key: str, db: Db, _expand: Annotated[Expand, Query(alias="expand")] = None
+) -> Response:
+    """Get a customer by id, even a deleted one, or by the key of a live one."""
+    with db.reading() as connection:
+        return answer(store.get(connection, id_or_key, expand=True))
+
+
+@router.put("/api/v1/customers/{id_or_key:path}")
+def replace_customer(id_or_key: str, body: CustomerBody, db: Db, options: Options) -> Response:
+    """Replace a customer by id or key; what the body leaves out is cleared."""
+    _refuse_too_many_subjects(body, options)
+    with db.writing() as connection:
+        return answer(store.replace(connection, id_or_key, body))
+
+
+@router.delete("/api/v1/customers/{id_or_key:path}")
+def delete_customer(id_or_key: str, db: Db) -> Response:
+    """Delete a customer by id or key; 204."""
+    with db.writing() as connection:
+        store.delete(connection, id_or_key)
+    return no_content()
+
+
+def _refuse_too_many_subjects(body: CustomerBody, options: Settings) -> None:
+    limit = options.max_subjects_per_customer
+    subjects = body.usage_attribution.subject_keys if body.usage_attribution else []
+    if limit is not None and len(subjects) > limit:
+        raise invalid(f"a customer may have at most {limit} subject keys, not {len(subjects)}")

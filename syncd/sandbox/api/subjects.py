@@ -1,0 +1,39 @@
+"""The paths under /api/v1/subjects: deprecated in OpenMeter, and absent with --no-subjects."""
+
+from fastapi import APIRouter
+from starlette.responses import Response
+
+from syncd.sandbox.api.common import Db, answer, no_content
+from syncd.sandbox.store import subjects as store
+from syncd.sandbox.store.subjects import SubjectBody
+
+router = APIRouter(tags=["Subjects"])
+
+
+@router.get("/api/v1/subjects")
+def list_subjects(db: Db) -> Response:
+    """List all subjects: an array."""
+    with db.reading() as connection:
+        return answer(store.list_subjects(connection))
+
+
+@router.post("/api/v1/subjects")
+def upsert_subjects(bodies: list[SubjectBody], db: Db) -> Response:
+    """Create or change subjects: an array in, the same subjects out."""
+    with db.writing() as connection:
+        return answer(store.upsert(connection, bodies))
+
+
+@router.get("/api/v1/subjects/{id_or_key:path}")
+def get_subject(id_or_key: str, db: Db) -> Response:
+    """Get a subject."""
+    with db.reading() as connection:
+        return answer(store.get(connection, id_or_key))
+
+
+@router.delete("/api/v1/subjects/{id_or_key:path}")
+def delete_subject(id_or_key: str, db: Db) -> Response:
+    """Delete a subject; 204."""
+    with db.writing() as connection:
+        store.delete(connection, id_or_key)
+    return no_content()

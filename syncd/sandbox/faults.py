@@ -1,0 +1,115 @@
+"""Failures on demand: what a test wants to go wrong, so often and no more."""
+
+from enum import StrEnum
+from threading import Lock
+from typing import Any
+
+from pydantic import Field
+
+from syncd.sandbox.bodies import SandboxBody
+from syncd.sandbox.values import ulid
+
+
+class Action(StrEnum):
+    """What happens instead of the normal answer; `accept_then_...` handles the request first."""
+
+    ANSWER = "answer"
+    CUT = "cut"
+    TIMEOUT = "timeout"
+    ACCEPT_THEN_CUT = "accept_then_cut"
+    ACCEPT_THEN_TIMEOUT = "accept_then_timeout"
+
+
+class Fault(SandboxBody):
+    """The body of POST /sandbox/v1/faults.
+
+    A fault of requests names `path`, `method`, both or neither (then it meets all requests outside /sandbox).
+    A fault of events names an `event_id`, which is then refused with `status` as an invalid event is: those
+    before it in a batch are in. `count` is how often (left out: until cleared); `retry_after` is in seconds.
+    A `timeout` lasts until the client gives up.
+    """
+
+    path: str | None = None
+    method: str | None = None
+    event_id: str | None = None
+    action: Action = Action.ANSWER
+    status: int = Field(default=503, ge=400, le=599)
+    retry_after: int | None = None
+    count: int | None = Field(default=None, ge=1)
+
+    def meets(self, method: str, path: str) -> bool:
+        """Tell whether a request is to fail."""
+        return (
+            self.event_id is None
+            and self.path in (None, path)
+            and self.method in (None, method)
+            and not path.startswith("/sandbox/")
+        )
+
+
+class Faults:
+    """The faults in force, oldest first; safe to use from any thread."""
+
+    def __init__(self) -> None:
+        self._lock = Lock()
+        self._faults: dict[str, Fault] = {}
+        self._hits: dict[str, int] = {}
+
+    def add(self, fault: Fault) -> dict[str, Any]:
+        """Put a fault in force, and describe it as `describe` does."""
+        with self._lock:
+            fault_id = ulid()
+            self._faults[fault_id] = fault
+            self._hits[fault_id] = 0
+            return self._described(fault_id)
+
+    def clear(self) -> None:
+        """Let everything work again."""
+        with self._lock:
+            self._faults.clear()
+            self._hits.clear()
+
+    def describe(self) -> list[dict[str, Any]]:
+        """List the faults added since the last clearing, spent or not, each with its `id` and its `hits`."""
+        with self._lock:
+            return [self._described(fault_id) for fault_id in self._faults]
+
+    def take(self, method: str, path: str) -> Fault | None:
+        """Use up one occurrence of the first fault that meets the request."""
+        with self._lock:
+            for fault_id, fault in self._faults.items():
+                if fault.meets(method, path) and self._use(fault_id, fault):
+                    return fault
+        return None
+
+    def poison(self) -> dict[str, int]:
+        """Give the ids of the events to be refused, and the status of each."""
+        with self._lock:
+            return {
+                fault.event_id: fault.status
+                for fault_id, fault in self._faults.items()
+                if fault.event_id is not None and self._is_left(fault_id, fault)
+            }
+
+    def event_refused(self, event_id: str) -> None:
+        """Use up one occurrence of the faults of an event."""
+        with self._lock:
+            for fault_id, fault in self._faults.items():
+                if fault.event_id == event_id:
+                    self._use(fault_id, fault)
+
+    def _is_left(self, fault_id: str, fault: Fault) -> bool:
+        return fault.count is None or self._hits[fault_id] < fault.count
+
+    def _use(self, fault_id: str, fault: Fault) -> bool:
+        if not self._is_left(fault_id, fault):
+            return False
+        self._hits[fault_id] += 1
+        return True
+
+    def _described(self, fault_id: str) -> dict[str, Any]:
+        return {
+            "id": fault_id,
+            **self._faults[fault_id].model_dump(exclude_none=True),
+            "hits": self._hits[fault_id],
+        }

@@ -1,0 +1,14 @@
+"""What one sandbox is started with."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+
+@dataclass(frozen=True, slots=True)
+class Settings:
+    """The options of `syncd sandbox`, as `serve` describes them."""
+
+    db: Path
+    token: str | None = None
+    subjects: bool = True
+    max_subjects_per_customer: int | None = None

@@ -1,0 +1,67 @@
+"""Just enough of subscriptions and entitlements to make customers as hard to change as real ones.
+
+OpenMeter makes them from plans and features; the sandbox lets a test make them directly, under /sandbox/v1.
+"""
+
+import sqlite3
+from typing import Any
+
+from syncd.sandbox.values import now_rfc3339, ulid
+
+
+def subscribe(connection: sqlite3.Connection, customer_id: str, plan_key: str | None) -> dict[str, Any]:
+    """Begin a subscription that stays active until `unsubscribe`. Gives it in the shape of Subscription."""
+    connection.execute(
+        "INSERT INTO subscriptions VALUES (?, ?, ?, ?, NULL)", (ulid(), customer_id, plan_key, now_rfc3339())
+    )
+    return active_subscriptions(connection, customer_id)[-1]
+
+
+def unsubscribe(connection: sqlite3.Connection, customer_id: str) -> None:
+    """End all active subscriptions of a customer."""
+    connection.execute(
+        "UPDATE subscriptions SET active_to = ? WHERE customer_id = ? AND active_to IS NULL",
+        (now_rfc3339(), customer_id),
+    )
+
+
+def active_subscriptions(connection: sqlite3.Connection, customer_id: str) -> list[dict[str, Any]]:
+    """List the active subscriptions of a customer, oldest first, in the shape of Subscription."""
+    rows = connection.execute(
+        "SELECT * FROM subscriptions WHERE customer_id = ? AND active_to IS NULL ORDER BY active_from, rowid",
+        (customer_id,),
+    )
+    return [_subscription(row) for row in rows]
+
+
+def entitle(connection: sqlite3.Connection, customer_id: str, feature_key: str) -> dict[str, Any]:
+    """Give a customer an entitlement, as {id, feature_key}."""
+    entitlement_id = ulid()
+    connection.execute(
+        "INSERT INTO entitlements VALUES (?, ?, ?)", (entitlement_id, customer_id, feature_key)
+    )
+    return {"id": entitlement_id, "feature_key": feature_key}
+
+
+def withdraw(connection: sqlite3.Connection, customer_id: str) -> None:
+    """Take all entitlements from a customer."""
+    connection.execute("DELETE FROM entitlements WHERE customer_id = ?", (customer_id,))
+
+
+def entitlements(connection: sqlite3.Connection, customer_id: str) -> list[dict[str, Any]]:
+    """List the entitlements of a customer, as {id, feature_key}."""
+    rows = connection.execute(
+        "SELECT id, feature_key FROM entitlements WHERE customer_id = ?", (customer_id,)
+    )
+    return [dict(row) for row in rows]
+
+
+def _subscription(row: sqlite3.Row) -> dict[str, Any]:
+    since = row["active_from"]
+    subscription: dict[str, Any] = {"id": row["id"], "customerId": row["customer_id"], "status": "active"}
+    subscription |= {"name": row["plan_key"] or "sandbox", "createdAt": since, "updatedAt": since}
+    subscription |= {"activeFrom": since, "billingAnchor": since, "billingCadence": "P1M", "currency": "USD"}
+    subscription |= {"costBasisMode": "dynamic", "costBasisPins": [], "settlementMode": "credit_then_invoice"}
+    if row["plan_key"]:
+        subscription["plan"] = {"id": row["id"], "key": row["plan_key"], "version": 1}
+    return subscription

@@ -1,0 +1,195 @@
+"""The customers, with the refusals of the real server.
+
+Sources: openmeter/customer/adapter/customer.go and openmeter/subscription/validators/customer/validator.go.
+One rule is stricter here. OpenMeter refuses a key that is a subject of another customer, but lets a subject
+be the key of another (who then gets its events): the sandbox refuses both, since either is a wrong bill.
+"""
+
+import sqlite3
+from dataclasses import dataclass
+from typing import Any
+
+import orjson
+
+from syncd.sandbox.problems import NAMESPACE, conflict, invalid, not_found, precondition_failed
+from syncd.sandbox.store import billing
+from syncd.sandbox.store.customer_body import CustomerBody, replaced, subject_keys
+from syncd.sandbox.values import now_rfc3339, ulid
+
+
+@dataclass(frozen=True, slots=True)
+class CustomerFilter:
+    """Which customers to list, and how. Texts match in part, in any case of letters; `plan_key` exactly."""
+
+    page: int = 1
+    page_size: int = 100
+    order_by: str = "name"
+    order: str = "ASC"
+    include_deleted: bool = False
+    key: str | None = None
+    name: str | None = None
+    primary_email: str | None = None
+    subject: str | None = None
+    plan_key: str | None = None
+
+
+_WHERE = """
+WHERE (:include_deleted OR deleted_at IS NULL)
+  AND (:key IS NULL OR instr(lower(key), lower(:key)))
+  AND (:name IS NULL OR instr(lower(name), lower(:name)))
+  AND (:primary_email IS NULL OR instr(lower(primary_email), lower(:primary_email)))
+  AND (:subject IS NULL OR EXISTS (
+        SELECT 1 FROM json_each(document, '$.usageAttribution.subjectKeys')
+        WHERE instr(lower(value), lower(:subject))))
+  AND (:plan_key IS NULL OR EXISTS (
+        SELECT 1 FROM subscriptions
+        WHERE customer_id = customers.id AND active_to IS NULL AND plan_key = :plan_key))
+"""
+_COLUMNS = {"id": "id", "name": "name", "createdAt": "created_at"}
+
+
+def list_customers(
+    connection: sqlite3.Connection, wanted: CustomerFilter, *, expand: bool
+) -> tuple[int, list[dict[str, Any]]]:
+    """Give the number of all matching customers and the wanted page of them, in the shape of Customer."""
+    order = "DESC" if wanted.order == "DESC" else "ASC"
+    parameters = {name: getattr(wanted, name) for name in CustomerFilter.__slots__}
+    parameters["offset"] = (wanted.page - 1) * wanted.page_size
+    total: int = connection.execute(f"SELECT count(*) FROM customers {_WHERE}", parameters).fetchone()[0]  # noqa: S608
+    rows = connection.execute(
+        f"SELECT * FROM customers {_WHERE} "  # noqa: S608 - the variable parts are constants
+        f"ORDER BY {_COLUMNS[wanted.order_by]} {order}, id {order} LIMIT :page_size OFFSET :offset",
+        parameters,
+    ).fetchall()
+    return total, [_customer(connection, row, expand=expand) for row in rows]
+
+
+def get(connection: sqlite3.Connection, id_or_key: str, *, expand: bool = False) -> dict[str, Any]:
+    """Find a customer by id, deleted or not, or by the key of a live one. Raises the 404."""
+    return _customer(connection, _find(connection, id_or_key), expand=expand)
+
+
+def get_live(connection: sqlite3.Connection, id_or_key: str) -> dict[str, Any]:
+    """Find a customer that is to be changed. Raises the 404, and the 412 for a deleted one."""
+    customer = get(connection, id_or_key)
+    if "deletedAt" in customer:
+        raise precondition_failed(f"customer is deleted [namespace={NAMESPACE} customer.id={customer['id']}]")
+    return customer
+
+
+def create(connection: sqlite3.Connection, body: CustomerBody) -> dict[str, Any]:
+    """Create a customer and give it in the shape of Customer. Raises the 400s and 409s of its rules."""
+    customer_id = ulid()
+    document = replaced({}, body)
+    _attribute(connection, customer_id, document)
+    now = now_rfc3339()
+    connection.execute(
+        "INSERT INTO customers VALUES (?, ?, ?, ?, NULL)",
+        (customer_id, orjson.dumps(document).decode(), now, now),
+    )
+    return get(connection, customer_id)
+
+
+def replace(connection: sqlite3.Connection, id_or_key: str, body: CustomerBody) -> dict[str, Any]:
+    """Replace a customer: what the body leaves out is cleared, but for the e-mail address and the currency.
+
+    Raises the 404, the 412 of a deleted customer, the 409s, and the 400 for subject keys that differ in any
+    way, order included, from those the API shows (sorted) while a subscription is active. A body without
+    usageAttribution passes that check and clears the subjects: a trap of the real server, kept on purpose.
+    """
+    customer = get_live(connection, id_or_key)
+    given = body.usage_attribution
+    differs = given is not None and given.subject_keys != subject_keys(customer)
+    if differs and billing.active_subscriptions(connection, customer["id"]):
+        raise invalid("cannot change subject keys for customer with active subscriptions")
+    document = replaced(customer, body)
+    _attribute(connection, customer["id"], document)
+    connection.execute(
+        "UPDATE customers SET document = ?, updated_at = ? WHERE id = ?",
+        (orjson.dumps(document).decode(), now_rfc3339(), customer["id"]),
+    )
+    return get(connection, customer["id"])
+
+
+def delete(connection: sqlite3.Connection, id_or_key: str) -> None:
+    """Mark a customer as deleted and free its key and subjects.
+
+    Raises the 404, the 412 of one deleted before, the 400 of an active subscription and the 409 of an active
+    entitlement (the status of the latter: openmeter/entitlement/validators/customer/validator.go).
+    """
+    customer_id = get_live(connection, id_or_key)["id"]
+    if billing.active_subscriptions(connection, customer_id):
+        raise invalid(
+            f"customer {customer_id} still have active subscriptions, "
+            "please cancel them before deleting the customer"
+        )
+    if billing.entitlements(connection, customer_id):
+        raise conflict(
+            f"customer {customer_id} still has active entitlements, "
+            "please remove them before deleting the customer"
+        )
+    connection.execute("UPDATE customers SET deleted_at = ? WHERE id = ?", (now_rfc3339(), customer_id))
+    connection.execute("DELETE FROM attribution WHERE customer_id = ?", (customer_id,))
+
+
+def count(connection: sqlite3.Connection) -> int:
+    """Count the customers that are not deleted."""
+    live: int = connection.execute("SELECT count(*) FROM customers WHERE deleted_at IS NULL").fetchone()[0]
+    return live
+
+
+def _find(connection: sqlite3.Connection, id_or_key: str) -> sqlite3.Row:
+    row: sqlite3.Row | None = connection.execute(
+        """
+        SELECT * FROM customers WHERE id = :it
+        UNION ALL
+        SELECT customers.* FROM attribution JOIN customers ON customers.id = customer_id
+        WHERE subject = :it AND role = 'key'
+        """,
+        {"it": id_or_key},
+    ).fetchone()
+    if row is None:
+        raise not_found(f"customer with id or key {id_or_key} not found in {NAMESPACE} namespace")
+    return row
+
+
+def _attribute(connection: sqlite3.Connection, customer_id: str, document: dict[str, Any]) -> None:
+    """Let the customer's id, key and subject keys reach it, and nothing else. Raises the 409s."""
+    key, subjects = document.get("key"), subject_keys(document)
+    connection.execute("DELETE FROM attribution WHERE customer_id = ?", (customer_id,))
+    if key is not None:
+        _refuse_taken_key(connection, key)
+    for subject in subjects:
+        if connection.execute("SELECT 1 FROM attribution WHERE subject = ?", (subject,)).fetchone():
+            raise conflict(
+                f"one or multiple subject keys of [{', '.join(subjects)}] are already associated with "
+                f"an different customer in the namespace {NAMESPACE}"
+            )
+    roles = dict.fromkeys(subjects, "subject") | ({key: "key"} if key else {}) | {customer_id: "id"}
+    connection.executemany(
+        "INSERT INTO attribution VALUES (?, ?, ?)",
+        [(subject, customer_id, role) for subject, role in roles.items()],
+    )
+
+
+def _refuse_taken_key(connection: sqlite3.Connection, key: str) -> None:
+    if connection.execute("SELECT 1 FROM customers WHERE id = ?", (key,)).fetchone():
+        raise conflict(f"key {key} overlaps with id of another customer")
+    taken = connection.execute(
+        "SELECT customer_id, role FROM attribution WHERE subject = ?", (key,)
+    ).fetchone()
+    if taken and taken["role"] == "subject":
+        raise conflict(f"key {key} overlaps with subject of another customer: {taken['customer_id']}")
+    if taken:
+        raise conflict(f'key "{key}" is already used by an another customer in the namespace {NAMESPACE}')
+
+
+def _customer(connection: sqlite3.Connection, row: sqlite3.Row, *, expand: bool) -> dict[str, Any]:
+    customer = {"id": row["id"], **orjson.loads(row["document"])}
+    customer |= {"createdAt": row["created_at"], "updatedAt": row["updated_at"]}
+    if row["deleted_at"] is not None:
+        customer["deletedAt"] = row["deleted_at"]
+    active = billing.active_subscriptions(connection, row["id"]) if expand else []
+    if active:
+        customer |= {"currentSubscriptionId": active[0]["id"], "subscriptions": active}
+    return customer

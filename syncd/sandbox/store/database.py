@@ -1,0 +1,139 @@
+"""The SQLite database: one writer at a time, readers beside it (WAL), one transaction for each request."""
+
+import sqlite3
+import threading
+from collections import deque
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from syncd.sandbox.store.aggregates import register_functions
+
+SCHEMA_VERSION = 1
+
+_SCHEMA = """
+-- Deduplicated by (source, id); `received` counts how often each came.
+CREATE TABLE events (
+    source TEXT NOT NULL, id TEXT NOT NULL, type TEXT NOT NULL, subject TEXT NOT NULL,
+    time INTEGER NOT NULL, data TEXT, ingested_at INTEGER NOT NULL, received INTEGER NOT NULL DEFAULT 1,
+    PRIMARY KEY (source, id)
+);
+CREATE INDEX events_by_subject ON events (type, subject, time);
+CREATE INDEX events_by_time ON events (time);
+CREATE INDEX events_received_twice ON events (source, id, received) WHERE received > 1;
+
+CREATE TABLE customers (
+    id TEXT PRIMARY KEY, document TEXT NOT NULL,
+    created_at TEXT NOT NULL, updated_at TEXT NOT NULL, deleted_at TEXT,
+    name TEXT AS (json_extract(document, '$.name')),
+    key TEXT AS (json_extract(document, '$.key')),
+    primary_email TEXT AS (json_extract(document, '$.primaryEmail'))
+);
+CREATE INDEX customers_by_name ON customers (name, id);
+
+-- Which customer an event's subject reaches, as of now. `role` is id, key or subject; live customers only.
+CREATE TABLE attribution (
+    subject TEXT PRIMARY KEY, customer_id TEXT NOT NULL, role TEXT NOT NULL
+) WITHOUT ROWID;
+CREATE INDEX attribution_by_customer ON attribution (customer_id, subject);
+
+CREATE TABLE subscriptions (
+    id TEXT PRIMARY KEY, customer_id TEXT NOT NULL, plan_key TEXT, active_from TEXT NOT NULL, active_to TEXT
+);
+CREATE INDEX active_subscriptions ON subscriptions (customer_id) WHERE active_to IS NULL;
+
+CREATE TABLE entitlements (id TEXT PRIMARY KEY, customer_id TEXT NOT NULL, feature_key TEXT NOT NULL);
+CREATE INDEX entitlements_by_customer ON entitlements (customer_id);
+
+CREATE TABLE subjects (
+    id TEXT PRIMARY KEY, key TEXT NOT NULL UNIQUE, document TEXT NOT NULL,
+    created_at TEXT NOT NULL, updated_at TEXT NOT NULL
+);
+
+CREATE TABLE meters (
+    id TEXT PRIMARY KEY, slug TEXT NOT NULL UNIQUE, document TEXT NOT NULL,
+    created_at TEXT NOT NULL, updated_at TEXT NOT NULL
+);
+"""
+
+
+class Database:
+    """Hands out connections: `writing()` to one request at a time, `reading()` to any number."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self._write_lock = threading.Lock()
+        self._idle_readers: deque[sqlite3.Connection] = deque()
+        self._writer = self._connect()
+        try:
+            self.is_new = self._create_schema()
+            # A commit need not wait for the disk: the sandbox is to survive its own death, not a power cut.
+            # The cache (in KiB) holds the index of ids, which come in no order, for fast inserts.
+            self._writer.executescript(
+                "PRAGMA journal_mode = WAL; PRAGMA synchronous = NORMAL; PRAGMA cache_size = -65536;"
+            )
+        except sqlite3.Error:
+            self.close()
+            raise
+
+    def empty(self) -> None:
+        """Delete everything, in one transaction of its own."""
+        with self.writing() as connection:
+            tables = connection.execute("SELECT name FROM sqlite_schema WHERE type = 'table'").fetchall()
+            for (table,) in tables:
+                connection.execute(f"DELETE FROM {table}")  # noqa: S608 - the names are those of _SCHEMA
+
+    def close(self) -> None:
+        """Close every connection. Call it when no request is running."""
+        while self._idle_readers:
+            self._idle_readers.pop().close()
+        with self._write_lock:
+            self._writer.close()
+
+    @contextmanager
+    def writing(self) -> Iterator[sqlite3.Connection]:
+        """Lend the writer for one transaction: committed at the end, rolled back on an exception."""
+        with self._write_lock:
+            self._writer.execute("BEGIN IMMEDIATE")
+            try:
+                yield self._writer
+            except BaseException:
+                # SQLite has rolled back by itself after the worst of errors.
+                if self._writer.in_transaction:
+                    self._writer.execute("ROLLBACK")
+                raise
+            self._writer.execute("COMMIT")
+
+    @contextmanager
+    def reading(self) -> Iterator[sqlite3.Connection]:
+        """Lend a reader for one transaction, so that all its queries see the same moment."""
+        try:
+            reader = self._idle_readers.pop()
+        except IndexError:
+            reader = self._connect()
+            reader.execute("PRAGMA query_only = ON")
+        reader.execute("BEGIN")
+        try:
+            yield reader
+        finally:
+            reader.execute("ROLLBACK")
+            self._idle_readers.append(reader)
+
+    def _connect(self) -> sqlite3.Connection:
+        # isolation_level None: the module opens no transactions of its own, the two methods above do.
+        connection = sqlite3.connect(self._path, isolation_level=None, check_same_thread=False)
+        connection.row_factory = sqlite3.Row
+        register_functions(connection)
+        return connection
+
+    def _create_schema(self) -> bool:
+        with self.writing() as connection:
+            version: int = connection.execute("PRAGMA user_version").fetchone()[0]
+            if version == SCHEMA_VERSION:
+                return False
+            if version or connection.execute("SELECT 1 FROM sqlite_schema").fetchone():
+                raise sqlite3.DatabaseError(f"{self._path} is not a database of this sandbox version")
+            for statement in _SCHEMA.split(";\n"):
+                connection.execute(statement)
+            connection.execute(f"PRAGMA user_version = {SCHEMA_VERSION}")
+        return True

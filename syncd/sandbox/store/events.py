@@ -1,0 +1,133 @@
+"""The events: stored once for each (source, id), attributed to customers only when they are queried."""
+
+import sqlite3
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import orjson
+
+from syncd.sandbox.cloudevents import Event
+from syncd.sandbox.problems import NAMESPACE, invalid
+from syncd.sandbox.store import meters
+from syncd.sandbox.values import rfc3339
+
+# The sink's deduplication: one that is known already changes nothing but how often it came.
+_INSERT = """
+INSERT INTO events (source, id, type, subject, time, data, ingested_at) VALUES (?, ?, ?, ?, ?, ?, ?)
+ON CONFLICT (source, id) DO UPDATE SET received = received + 1
+"""
+
+
+def store(connection: sqlite3.Connection, events: Iterable[Event]) -> None:
+    """Store what is new among the events, and count what is not."""
+    connection.executemany(_INSERT, events)
+
+
+@dataclass(frozen=True, slots=True)
+class EventFilter:
+    """Which events to list. Times are seconds since 1970; each `_from` is inclusive, each `_to` exclusive."""
+
+    time_from: int
+    time_to: int | None = None
+    ingested_from: int | None = None
+    ingested_to: int | None = None
+    id: str | None = None
+    subject: str | None = None
+    customer_ids: Sequence[str] = ()
+    limit: int = 100
+
+
+def list_events(connection: sqlite3.Connection, wanted: EventFilter) -> list[dict[str, Any]]:
+    """List events in the shape of IngestedEvent, latest first. Raises the 400 for an unknown customer id."""
+    _refuse_unknown_customers(connection, wanted.customer_ids)
+    customer_ids = orjson.dumps(list(wanted.customer_ids)).decode()
+    rows = connection.execute(
+        # The id matches in part, the subject only as a whole: openmeter/streaming/clickhouse/event_query.go.
+        """
+        SELECT events.*, customer_id FROM events LEFT JOIN attribution USING (subject)
+        WHERE time >= :time_from AND (:time_to IS NULL OR time < :time_to)
+          AND (:ingested_from IS NULL OR ingested_at >= :ingested_from)
+          AND (:ingested_to IS NULL OR ingested_at < :ingested_to)
+          AND (:id IS NULL OR instr(id, :id)) AND (:subject IS NULL OR subject = :subject)
+          AND (:customer_ids = '[]' OR customer_id IN (SELECT value FROM json_each(:customer_ids)))
+        ORDER BY time DESC, events.rowid DESC LIMIT :limit
+        """,
+        {
+            "time_from": wanted.time_from,
+            "time_to": wanted.time_to,
+            "ingested_from": wanted.ingested_from,
+            "ingested_to": wanted.ingested_to,
+            "id": wanted.id,
+            "subject": wanted.subject,
+            "customer_ids": customer_ids,
+            "limit": wanted.limit,
+        },
+    ).fetchall()
+    known_meters = meters.list_meters(connection)
+    return [_ingested_event(row, known_meters) for row in rows]
+
+
+def statistics(connection: sqlite3.Connection) -> dict[str, Any]:
+    """Count what came, what is stored, what came again, and what reaches no customer at the moment."""
+    stored, received = connection.execute(
+        "SELECT count(*), coalesce(sum(received), 0) FROM events"
+    ).fetchone()
+    unattributed = connection.execute(
+        """
+        SELECT subject, count(*) AS events FROM events
+        WHERE subject NOT IN (SELECT subject FROM attribution) GROUP BY subject ORDER BY subject
+        """
+    ).fetchall()
+    return {
+        "events_received": received,
+        "events_stored": stored,
+        "duplicates_received": received - stored,
+        "unattributed": {
+            "events": sum(row["events"] for row in unattributed),
+            "subjects": [row["subject"] for row in unattributed],
+        },
+    }
+
+
+def duplicates(connection: sqlite3.Connection) -> list[dict[str, Any]]:
+    """List each event that came more than once: {source, id, received}."""
+    rows = connection.execute(
+        "SELECT source, id, received FROM events WHERE received > 1 ORDER BY source, id"
+    )
+    return [dict(row) for row in rows]
+
+
+def _refuse_unknown_customers(connection: sqlite3.Connection, customer_ids: Iterable[str]) -> None:
+    find = "SELECT 1 FROM customers WHERE id = ? AND deleted_at IS NULL"
+    missing = [id_ for id_ in customer_ids if connection.execute(find, (id_,)).fetchone() is None]
+    if missing:
+        raise invalid(f"customers not found in namespace {NAMESPACE}: {', '.join(missing)}")
+
+
+def _ingested_event(row: sqlite3.Row, known_meters: Iterable[dict[str, Any]]) -> dict[str, Any]:
+    # Like OpenMeter, which stores no extension attributes and no fractions of a second.
+    event = {"specversion": "1.0", "id": row["id"], "source": row["source"], "type": row["type"]}
+    event |= {"subject": row["subject"], "time": rfc3339(row["time"])}
+    if row["data"] is not None:
+        event |= {"datacontenttype": "application/json", "data": orjson.loads(row["data"])}
+    ingested_at = rfc3339(row["ingested_at"])
+    item: dict[str, Any] = {"event": event, "ingestedAt": ingested_at, "storedAt": ingested_at}
+    if row["customer_id"] is not None:
+        item["customerId"] = row["customer_id"]
+    if errors := _validation_errors(event, row["customer_id"], known_meters):
+        item["validationError"] = "\n".join(errors)
+    return item
+
+
+def _validation_errors(
+    event: dict[str, Any], customer_id: str | None, known_meters: Iterable[dict[str, Any]]
+) -> list[str]:
+    # The order and the words: openmeter/meterevent/adapter/event.go, validateEvents.
+    matching = [meter for meter in known_meters if meter["eventType"] == event["type"]]
+    errors = [error for meter in matching if (error := meters.why_not_metered(meter, event.get("data")))]
+    if not matching:
+        errors.append(f"no meter found for event type: {event['type']}")
+    if customer_id is None:
+        errors.append(f"no customer found for event subject: {event['subject']}")
+    return errors
