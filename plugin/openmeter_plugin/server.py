@@ -18,9 +18,10 @@ from openmeter_plugin.instances import Instance, Instances, started_at
 from openmeter_plugin.log import RateLimit, get_logger
 from openmeter_plugin.outcome import spool_record
 from openmeter_plugin.serialized_log import parse_log
-from openmeter_plugin.spool.writer import SpoolWriter
+from openmeter_plugin.spool.writer import Item, SpoolQueue, SpoolWriter
 
 _LENGTH: Final = struct.Struct("<I")
+_MOST_EVENT_CALLS: Final = 10_000
 
 
 class _Event:
@@ -28,7 +29,7 @@ class _Event:
 
     __slots__ = ("asked_application", "handed_over", "instance", "log", "sequence")
 
-    def __init__(self, sequence: int, instance: Instance) -> None:
+    def __init__(self, sequence: bytes, instance: Instance) -> None:
         self.sequence = sequence
         self.instance = instance
         self.asked_application = False
@@ -39,17 +40,36 @@ class _Event:
 class Server:
     """What the connections of a worker share."""
 
-    def __init__(self, instances: Instances, writer: SpoolWriter) -> None:
+    def __init__(self, instances: Instances, writer: SpoolWriter, loop: asyncio.AbstractEventLoop) -> None:
         self.instances = instances
-        self.writer = writer
+        self._writer = writer
+        self._loop = loop
+        self._handed_over: list[Item] = []
+        self.event_calls: dict[bytes, int] = {}
         self.connections: set[Connection] = set()
         self.log = get_logger()
         self.bad_stream_limit = RateLimit()
         self.unexpected_limit = RateLimit()
 
+    def remember_event_call(self, body: bytes, instance_id: int) -> None:
+        """Remember what the encoded call of an instance's events says, so that it is decoded once."""
+        if len(self.event_calls) >= _MOST_EVENT_CALLS:
+            self.event_calls.clear()
+        self.event_calls[body] = instance_id
+
     def connection(self) -> Connection:
         """Return the protocol object for a new connection."""
         return Connection(self)
+
+    def hand_over(self, queue: SpoolQueue, record: bytes, connection: Connection) -> None:
+        """Bring a record to the spool; those of one turn of the event loop go together."""
+        if not self._handed_over:
+            self._loop.call_soon(self._flush)
+        self._handed_over.append((queue, record, connection, None))
+
+    def _flush(self) -> None:
+        items, self._handed_over = self._handed_over, []
+        self._writer.append_all(items)
 
     @staticmethod
     def committed(tokens: list[Any]) -> None:
@@ -144,21 +164,32 @@ class Connection(asyncio.Protocol):
             self._pdk_answer(self.event, frame)
 
     def _call(self, frame: bytes) -> None:
-        call = wire.decode_call(frame)
-        instances = self._server.instances
-        if isinstance(call, wire.HandleEvent):
-            instance = instances.get(call.instance_id)
-            if instance is None:
-                self._end(f"instance {call.instance_id} is unknown here, Kong will start it again")
+        split = wire.split_call(frame)
+        if split is not None:
+            sequence, body = split
+            instance_id = self._server.event_calls.get(body)
+            if instance_id is not None:
+                self._begin(sequence, instance_id)
                 return
-            self.event = _Event(call.sequence, instance)
-            self._write(wire.ASK_FOR_LOG)
+        call = wire.decode_call(frame)
+        if isinstance(call, wire.HandleEvent):
+            if split is not None:
+                self._server.remember_event_call(split[1], call.instance_id)
+            self._begin(wire.encode_varint(call.sequence), call.instance_id)
         elif isinstance(call, wire.StartInstance):
-            instance = instances.start(call.config)
+            instance = self._server.instances.start(call.config)
             self._write(wire.encode_instance_status(call.sequence, call.name, instance.id, started_at()))
         else:
-            instances.close(call.instance_id)
+            self._server.instances.close(call.instance_id)
             self._write(wire.encode_return(call.sequence))
+
+    def _begin(self, sequence: bytes, instance_id: int) -> None:
+        instance = self._server.instances.get(instance_id)
+        if instance is None:
+            self._end(f"instance {instance_id} is unknown here, Kong will start it again")
+            return
+        self.event = _Event(sequence, instance)
+        self._write(wire.ASK_FOR_LOG)
 
     def _pdk_answer(self, event: _Event, frame: bytes) -> None:
         if event.handed_over:
@@ -175,13 +206,13 @@ class Connection(asyncio.Protocol):
             return
         event.handed_over = True
         event.log = None
-        self._server.writer.append(event.instance.queue, record, self)
+        self._server.hand_over(event.instance.queue, record, self)
 
     def answer(self) -> None:
         """Tell Kong that the event of this connection is done."""
         event, self.event = self.event, None
         if event is not None:
-            self._write(wire.END_OF_EVENT + wire.encode_return(event.sequence))
+            self._write(wire.encode_event_end(event.sequence))
 
     def _write(self, data: bytes) -> None:
         if self._transport is not None:

@@ -23,6 +23,7 @@ from typing import Any, Final
 MAX_FRAME: Final = 64 * 1024 * 1024
 """Bytes. Kong sends at most a serialized log, some KiB; a larger length is a torn or foreign stream."""
 
+_LONGEST_VARINT: Final = 10  # bytes of a 64-bit number
 _MAX_NESTING: Final = 32
 _LENGTH: Final = struct.Struct("<I")
 _DOUBLE: Final = struct.Struct("<d")
@@ -138,6 +139,20 @@ def decode_call(frame: bytes) -> Call:
     return CloseInstance(sequence, _int(fields.get(1, 0)))
 
 
+def split_call(frame: bytes) -> tuple[bytes, bytes] | None:
+    """Return a call's sequence number, still encoded, and the rest of the frame, undecoded.
+
+    The rest is the same for every event of an instance, so whoever has decoded it once need not do so
+    again. None where the sequence is not in front: Kong's encoder takes the fields in any order.
+    """
+    if frame[:1] != b"\x08":
+        return None
+    for at in range(1, min(len(frame), _LONGEST_VARINT + 1)):
+        if frame[at] < 0x80:
+            return frame[1 : at + 1], frame[at + 1 :]
+    return None
+
+
 def decode_string(frame: bytes) -> bytes:
     """Return field 1 of a String message, undecoded: the JSON parser wants bytes anyway."""
     for number, value in _fields(frame):
@@ -199,6 +214,11 @@ def frame(message: bytes) -> bytes:
 def encode_return(sequence: int) -> bytes:
     """Return an RpcReturn frame that carries nothing but the sequence number of its call."""
     return frame(b"\x08" + encode_varint(sequence))
+
+
+def encode_event_end(sequence: bytes) -> bytes:
+    """Return the frames that end an event and return from its call; `sequence` as `split_call` gave it."""
+    return END_OF_EVENT + frame(b"\x08" + sequence)
 
 
 def encode_instance_status(sequence: int, name: str, instance_id: int, started_at: int) -> bytes:

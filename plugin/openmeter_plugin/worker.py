@@ -45,7 +45,7 @@ async def _serve(listener: socket.socket, options: WorkerOptions) -> None:
             loop.call_soon_threadsafe(Server.committed, tokens)
 
     writer = SpoolWriter(options.spool, notify, fsync=options.fsync, fsync_interval=options.fsync_interval)
-    server = Server(Instances(instance_ids(options.spool), writer), writer)
+    server = Server(Instances(instance_ids(options.spool), writer), writer, loop)
     stop = asyncio.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, stop.set)
