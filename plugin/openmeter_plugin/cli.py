@@ -6,14 +6,17 @@ import os
 import socket
 import sys
 from enum import StrEnum
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Final, NoReturn
 
 import typer
 
 from openmeter_plugin import __version__
+from openmeter_plugin.heartbeat import Heartbeats
 from openmeter_plugin.listening import DEFAULT_MODE, ListeningSocket
 from openmeter_plugin.log import configure_logging
+from openmeter_plugin.peers import Mailboxes
 from openmeter_plugin.supervisor import Child, supervise
 
 DEFAULT_SPOOL: Final = Path("/var/lib/openmeter-plugin/spool")
@@ -74,6 +77,12 @@ def serve(
         FsyncPolicy, typer.Option(help="How much a power loss may cost: nothing, one interval, or more.")
     ] = FsyncPolicy.interval,
     fsync_interval: Annotated[float, typer.Option(min=0.01, help="Seconds between two syncs.")] = 1.0,
+    workers: Annotated[
+        int, typer.Option(min=1, max=64, help="Processes that serve Kong; one takes some 10,000 requests/s.")
+    ] = 1,
+    hang_timeout: Annotated[
+        float, typer.Option(min=2.0, help="Seconds without a sign of life before a process is replaced.")
+    ] = 10.0,
 ) -> None:
     """Serve Kong's ProtoBuf:1 plugin protocol, spool the events and deliver them."""
     configure_logging("supervisor")
@@ -88,20 +97,22 @@ def serve(
             _fail(f"--socket: cannot listen on {socket_path}: {error.strerror or error}")
 
     # From here on Kong's connections wait for us; now there is time to import.
-    from openmeter_plugin.worker import WorkerOptions, run_worker
+    from openmeter_plugin.worker import Place, WorkerOptions, run_worker
 
     options = WorkerOptions(spool, fsync.value, fsync_interval)
+    heartbeats, mailboxes = Heartbeats(workers + 1), Mailboxes(workers)
 
-    def worker() -> None:
-        run_worker(_own(listener.socket), options)
+    def worker(number: int) -> None:
+        run_worker(_own(listener.socket), options, Place(number, heartbeats, mailboxes))
 
     def delivery() -> None:
         listener.socket.close()
         from openmeter_plugin.delivery.process import run_delivery
 
-        run_delivery(spool)
+        run_delivery(spool, beside=heartbeats.keep_beating(workers))
 
-    supervise([Child("worker", worker), Child("delivery", delivery)], listener)
+    children = [Child("worker", partial(worker, number), number) for number in range(workers)]
+    supervise([*children, Child("delivery", delivery, workers)], listener, heartbeats, hang_timeout)
 
 
 @app.command()

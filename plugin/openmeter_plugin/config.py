@@ -7,13 +7,22 @@ named rather than guessed at.
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Final, Literal
-from urllib.parse import urlsplit
+from typing import Annotated, Any, Final, Literal, Self
+from urllib.parse import SplitResult, urlsplit
 
 import orjson
-from pydantic import BaseModel, ConfigDict, Field, SecretStr, ValidationError, field_validator
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    SecretStr,
+    ValidationError,
+    field_validator,
+    model_validator,
+)
 
 from openmeter_plugin.event import RESERVED_DATA_KEYS, Attribute, Lookup, Rules
+from openmeter_plugin.spool.destination import is_header_value
 
 SECRET_HEADERS: Final = frozenset(
     {"apikey", "api-key", "x-api-key", "authorization", "proxy-authorization", "cookie", "set-cookie"}
@@ -38,6 +47,11 @@ class SubjectLookup(_Record):
 
     look_up_value_in: Literal["application", "consumer", "header", "query"] = "consumer"
     field: Annotated[str, Field(min_length=1)] | None = None
+
+    @model_validator(mode="after")
+    def _is_usable(self) -> Self:
+        self.compiled()
+        return self
 
     def compiled(self) -> Lookup:
         """Return the lookup with its field checked; raises ValueError where the place has no such field."""
@@ -69,7 +83,7 @@ class Subject(SubjectLookup):
 
     @property
     def lookups(self) -> tuple[Lookup, ...]:
-        """The lookups in their order, each once; raises ValueError where one cannot be used."""
+        """The lookups in their order, each once."""
         return tuple(dict.fromkeys(s.compiled() for s in (self, *self.fallbacks)))
 
 
@@ -79,6 +93,11 @@ class AttributeConfig(_Record):
     source: Literal["header", "query"]
     look_up_value_in: Annotated[str, Field(min_length=1)]
     event_property_name: Annotated[str, Field(min_length=1)]
+
+    @model_validator(mode="after")
+    def _is_usable(self) -> Self:
+        self.compiled()
+        return self
 
     def compiled(self) -> Attribute:
         """Return the attribute with its name checked; raises ValueError for what must not reach an event."""
@@ -117,12 +136,21 @@ class PluginConfig(_Record):
     @field_validator("ingest_endpoint")
     @classmethod
     def _is_an_http_url(cls, value: str) -> str:
-        url = urlsplit(value)
-        if url.scheme not in ("http", "https") or not url.hostname:
+        url = _split(value)
+        if url is None or url.scheme not in ("http", "https") or not url.hostname:
             raise ValueError("must be an http or https URL with a host")
         if url.username or url.password or url.query:
             raise ValueError("must not carry credentials or a query; the token goes into api_token")
         return value
+
+    @field_validator("api_token")
+    @classmethod
+    def _fits_in_a_header(cls, value: SecretStr | None) -> SecretStr | None:
+        # Secret stores like to put a line break behind it.
+        token = value.get_secret_value().strip() if value else ""
+        if not is_header_value(token):
+            raise ValueError("must be printable ASCII, to be sent in a header")
+        return SecretStr(token) if token else None
 
     @field_validator("attributes", mode="before")
     @classmethod
@@ -131,7 +159,7 @@ class PluginConfig(_Record):
         return [] if value == {} else value
 
     def rules(self) -> Rules:
-        """Return what of the configuration decides the events; raises ValueError where it cannot be used."""
+        """Return what of the configuration decides the events."""
         return Rules(
             source=self.source,
             meter_api_requests=self.meter_api_requests,
@@ -141,6 +169,16 @@ class PluginConfig(_Record):
             attributes=tuple(a.compiled() for a in self.attributes),
             application_context=self.application_context,
         )
+
+
+def _split(url: str) -> SplitResult | None:
+    """Return the parts of the URL, None where it has none: urlsplit's own errors show what is in it."""
+    try:
+        parts = urlsplit(url)
+        parts.port  # noqa: B018 - is looked at only now
+    except ValueError:
+        return None
+    return parts
 
 
 def _public_name(place: str, name: str) -> str:
@@ -174,10 +212,7 @@ def parse_config(config: dict[str, Any]) -> tuple[PluginConfig, Rules]:
             for e in error.errors(include_input=False, include_url=False, include_context=False)
         )
         raise ConfigError(problems) from None
-    try:
-        return parsed, parsed.rules()
-    except ValueError as error:
-        raise ConfigError(f"subject or attributes: {error}") from None
+    return parsed, parsed.rules()
 
 
 def ineffective_queue_keys(config: dict[str, Any]) -> list[str]:

@@ -109,13 +109,13 @@ def _identifier(value: object) -> str | None:
 
 
 def _count(value: object) -> int | None:
-    """Return a non-negative whole number; Kong has written sizes as text in some versions."""
+    """Return a non-negative number as a whole one; Kong has written sizes as text in some versions."""
     if type(value) is str and value.isascii() and value.isdecimal() and len(value) <= 16:
         value = int(value)
     if type(value) is int:
         return value if 0 <= value <= _LARGEST_COUNT else None
-    if type(value) is float and 0 <= value <= _LARGEST_COUNT and value.is_integer():
-        return int(value)
+    if type(value) is float and 0 <= value <= _LARGEST_COUNT:
+        return round(value)
     return None
 
 
@@ -230,15 +230,21 @@ def _ai_usage(
     """
     ai = table(log.get("ai"))
     blocks = [("ai", ai), *ai.items()]
+    names: set[str] = set()
     for key, value in blocks:
         block = table(value)
+        if "usage" not in block:
+            continue
         usage = table(block.get("usage"))
         meta = table(block.get("meta"))
         name = _text(key) or "ai"
-        tokens = _count(usage.get("prompt_tokens", usage.get("prompt_token")))
+        while name in names:  # two events of one id would be counted as one
+            name += "~"
+        names.add(name)
+        tokens = _count(usage.get("prompt_tokens")) or _count(usage.get("prompt_token"))
         if tokens:
             yield name, "input", tokens, meta
-        tokens = _count(usage.get("completion_tokens", usage.get("completion_token")))
+        tokens = _count(usage.get("completion_tokens")) or _count(usage.get("completion_token"))
         if tokens:
             yield name, "output", tokens, meta
 
@@ -246,20 +252,18 @@ def _ai_usage(
 class _Clock:
     """RFC 3339 with milliseconds; the part up to the second is made once per second, not per event."""
 
-    __slots__ = ("_prefix", "_second")
+    __slots__ = ("_last",)
 
     def __init__(self) -> None:
-        self._second = -1
-        self._prefix = ""
+        self._last = (-1, "")
 
     def text(self, milliseconds: int) -> str:
         second, rest = divmod(milliseconds, 1000)
-        if second != self._second:
-            # The prefix before the second: another thread that sees the new second sees its prefix too.
+        known, prefix = self._last  # one object: under kong-pdk other threads write it meanwhile
+        if second != known:
             prefix = time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(second))
-            self._prefix, self._second = prefix, second
-            return f"{prefix}.{rest:03d}Z"
-        return f"{self._prefix}.{rest:03d}Z"
+            self._last = (second, prefix)
+        return f"{prefix}.{rest:03d}Z"
 
 
 _clock = _Clock()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import fcntl
 import os
 import secrets
+import threading
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -24,7 +25,7 @@ from openmeter_plugin.spool.destination import QUARANTINE, Destination, destinat
 from openmeter_plugin.spool.writer import SpoolQueue, SpoolWriter
 
 _LARGEST_ID: Final = 2**31 - 1  # the protocol's int32
-_BLOCK: Final = 1024  # ids reserved at once, so that the disk is asked once in a process's life
+_BLOCK: Final = 4096  # ids reserved at once
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,22 +41,48 @@ class Instance:
     fault: str | None = None
 
 
-def instance_ids(spool: Path) -> Iterator[int]:
-    """Yield ids that no process using this spool has ever given out.
+class InstanceIds:
+    """Ids that no process using this spool has ever given out.
 
     Kong keeps an id past the life of the process that gave it. If a new process gave it out again, for
     another configuration, Kong's events would be billed under that one (measured with kong-pdk, which
-    counts from 0). Blocks are reserved in a file; where that cannot be written, a random block of the
-    2^31 is as good as never the same.
+    counts from 0). Blocks are reserved in a file, by `reserve` and not when an id is wanted; where that
+    cannot be written, a random block of the 2^31 is as good as never the same.
     """
-    while True:
-        first = _reserve_block(spool)
-        yield from range(first, first + _BLOCK)
+
+    def __init__(self, spool: Path) -> None:
+        self._spool = spool
+        self._ids: Iterator[int] = iter(())
+        self._left = 0
+        self._lock = threading.Lock()
+        self.reserve()
+
+    def __next__(self) -> int:
+        """Return an id. Touches no disk."""
+        with self._lock:
+            if not self._left:
+                self._use(_random_block())
+            self._left -= 1
+            return next(self._ids)
+
+    def reserve(self) -> None:
+        """Reserve more ids where few are left; to be called where waiting for the disk is no harm."""
+        if self._left < _BLOCK // 4:
+            first = _reserve_block(self._spool)
+            with self._lock:
+                self._use(first)
+
+    def _use(self, first: int) -> None:
+        self._ids, self._left = iter(range(first, first + _BLOCK)), _BLOCK
+
+
+def _random_block() -> int:
+    return 1 + secrets.randbelow(_LARGEST_ID // _BLOCK - 1) * _BLOCK
 
 
 def _reserve_block(spool: Path) -> int:
     # Random at first: with an empty spool beside a running Kong, counting from 1 would repeat ids.
-    random_first = 1 + secrets.randbelow(_LARGEST_ID // _BLOCK - 1) * _BLOCK
+    random_first = _random_block()
     try:
         descriptor = os.open(spool / "instance-ids", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
     except OSError:
@@ -78,10 +105,11 @@ def _reserve_block(spool: Path) -> int:
 class Instances:
     """Starts, finds and closes instances. Starting never fails and never waits for the disk."""
 
-    def __init__(self, ids: Iterator[int], writer: SpoolWriter) -> None:
+    def __init__(self, ids: InstanceIds, writer: SpoolWriter) -> None:
         self._ids = ids
         self._writer = writer
         self._instances: dict[int, Instance] = {}
+        self._used: set[int] = set()
         self._log = get_logger()
 
     def __len__(self) -> int:
@@ -89,18 +117,35 @@ class Instances:
 
     def start(self, config: bytes) -> Instance:
         """Start an instance; one whose configuration cannot be used has its records set aside."""
-        instance = start_instance(next(self._ids), config, self._writer)
+        return self.adopt(next(self._ids), config)
+
+    def adopt(self, instance_id: int, config: bytes) -> Instance:
+        """Take an instance over that another worker has started under this id."""
+        instance = start_instance(instance_id, config, self._writer)
         self._instances[instance.id] = instance
+        self._used.add(instance.id)
         return instance
 
     def get(self, instance_id: int) -> Instance | None:
-        """Return the instance, or None where Kong speaks of one that this process never started."""
+        """Return the instance, or None where Kong speaks of one that is not known here."""
+        self._used.add(instance_id)
         return self._instances.get(instance_id)
 
     def close(self, instance_id: int) -> None:
         """Forget the instance; closing an unknown one is no fault, Kong does it after a restart of ours."""
         if self._instances.pop(instance_id, None) is not None:
             self._log.info("instance_closed", instance=instance_id)
+
+    def forget_unused(self) -> None:
+        """Forget the instances without an event since the last call.
+
+        Kong closes no instance whose plugin was removed. One that was only idle costs nothing: its next
+        event closes the connection, and Kong starts it again.
+        """
+        for instance_id in self._instances.keys() - self._used:
+            del self._instances[instance_id]
+            self._log.info("instance_aged_out", instance=instance_id)
+        self._used.clear()
 
 
 def start_instance(instance_id: int, config: bytes, writer: SpoolWriter) -> Instance:

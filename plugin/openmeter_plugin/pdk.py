@@ -13,13 +13,12 @@ import os
 import subprocess
 import sys
 import threading
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Final
 
 from openmeter_plugin.cli import DEFAULT_SPOOL
 from openmeter_plugin.event import UNASKED, Needs
-from openmeter_plugin.instances import Instance, instance_ids, start_instance
+from openmeter_plugin.instances import Instance, InstanceIds, start_instance
 from openmeter_plugin.log import RateLimit, configure_logging, get_logger
 from openmeter_plugin.outcome import spool_record
 from openmeter_plugin.schema import FIELDS, PRIORITY, VERSION
@@ -42,7 +41,7 @@ class _Spooling:
         self.spool.mkdir(mode=0o700, parents=True, exist_ok=True)
         self.writer = SpoolWriter(self.spool, _set_all)
         self.writer.start()
-        self.ids: Iterator[int] = instance_ids(self.spool)
+        self.ids = InstanceIds(self.spool)
         self.unwritten_limit = RateLimit()
         self._delivery_limit = RateLimit(5.0)
         self._delivery: subprocess.Popen[bytes] | None = None

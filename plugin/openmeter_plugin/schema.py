@@ -72,11 +72,11 @@ FIELDS: Final[list[Field]] = [
     },
     {"attributes": {"type": "array", "elements": _ATTRIBUTE}},
     {"ssl_verify": {"type": "boolean", "default": True}},
-    {"timeout": {"type": "number", "default": 10_000}},
-    {"keepalive": {"type": "number", "default": 60_000}},
+    {"timeout": {"type": "number", "default": 10_000, "gt": 0}},
+    {"keepalive": {"type": "number", "default": 60_000, "between": [0, 1_000_000_000]}},
     {"queue": {"type": "record", "fields": _QUEUE}},
     # Below: what Kong's plugin does not have.
-    {"source": {"type": "string", "default": "kong", "len_min": 1}},
+    {"source": {"type": "string", "default": "kong", "len_min": 1, "len_max": 256}},
     {"meter_anonymous_consumer": {"type": "boolean", "default": False}},
     {
         "application_context": {

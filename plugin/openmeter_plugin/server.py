@@ -17,6 +17,7 @@ from openmeter_plugin.event import UNASKED, Needs
 from openmeter_plugin.instances import Instance, Instances, started_at
 from openmeter_plugin.log import RateLimit, get_logger
 from openmeter_plugin.outcome import spool_record
+from openmeter_plugin.peers import Peers
 from openmeter_plugin.serialized_log import parse_log
 from openmeter_plugin.spool.writer import Item, SpoolQueue, SpoolWriter
 
@@ -40,10 +41,18 @@ class _Event:
 class Server:
     """What the connections of a worker share."""
 
-    def __init__(self, instances: Instances, writer: SpoolWriter, loop: asyncio.AbstractEventLoop) -> None:
+    def __init__(
+        self,
+        instances: Instances,
+        writer: SpoolWriter,
+        loop: asyncio.AbstractEventLoop,
+        peers: Peers | None = None,
+    ) -> None:
         self.instances = instances
         self._writer = writer
         self._loop = loop
+        self._peers = peers
+        self._starting: set[asyncio.Task[None]] = set()
         self._handed_over: list[Item] = []
         self.event_calls: dict[bytes, int] = {}
         self.connections: set[Connection] = set()
@@ -60,6 +69,29 @@ class Server:
     def connection(self) -> Connection:
         """Return the protocol object for a new connection."""
         return Connection(self)
+
+    def start_instance(self, call: wire.StartInstance, connection: Connection) -> None:
+        """Start an instance and answer, once the other workers know it too."""
+        instance = self.instances.start(call.config)
+        status = wire.encode_instance_status(call.sequence, call.name, instance.id, started_at())
+        if self._peers is None:
+            connection.write(status)
+            return
+        peers = self._peers
+
+        async def announce() -> None:
+            await peers.announce(instance.id, call.config)
+            connection.write(status)
+
+        task = self._loop.create_task(announce())
+        self._starting.add(task)
+        task.add_done_callback(self._starting.discard)
+
+    def close_instance(self, instance_id: int) -> None:
+        """Close an instance, here and with the other workers."""
+        self.instances.close(instance_id)
+        if self._peers is not None:
+            self._peers.announce_close(instance_id)
 
     def hand_over(self, queue: SpoolQueue, record: bytes, connection: Connection) -> None:
         """Bring a record to the spool; those of one turn of the event loop go together."""
@@ -177,11 +209,10 @@ class Connection(asyncio.Protocol):
                 self._server.remember_event_call(split[1], call.instance_id)
             self._begin(wire.encode_varint(call.sequence), call.instance_id)
         elif isinstance(call, wire.StartInstance):
-            instance = self._server.instances.start(call.config)
-            self._write(wire.encode_instance_status(call.sequence, call.name, instance.id, started_at()))
+            self._server.start_instance(call, self)
         else:
-            self._server.instances.close(call.instance_id)
-            self._write(wire.encode_return(call.sequence))
+            self._server.close_instance(call.instance_id)
+            self.write(wire.encode_return(call.sequence))
 
     def _begin(self, sequence: bytes, instance_id: int) -> None:
         instance = self._server.instances.get(instance_id)
@@ -189,7 +220,7 @@ class Connection(asyncio.Protocol):
             self._end(f"instance {instance_id} is unknown here, Kong will start it again")
             return
         self.event = _Event(sequence, instance)
-        self._write(wire.ASK_FOR_LOG)
+        self.write(wire.ASK_FOR_LOG)
 
     def _pdk_answer(self, event: _Event, frame: bytes) -> None:
         if event.handed_over:
@@ -202,7 +233,7 @@ class Connection(asyncio.Protocol):
         record = spool_record(event.instance, event.log, application)
         if record is Needs.APPLICATION:
             event.asked_application = True
-            self._write(wire.ASK_FOR_APPLICATION)
+            self.write(wire.ASK_FOR_APPLICATION)
             return
         event.handed_over = True
         event.log = None
@@ -212,9 +243,10 @@ class Connection(asyncio.Protocol):
         """Tell Kong that the event of this connection is done."""
         event, self.event = self.event, None
         if event is not None:
-            self._write(wire.encode_event_end(event.sequence))
+            self.write(wire.encode_event_end(event.sequence))
 
-    def _write(self, data: bytes) -> None:
+    def write(self, data: bytes) -> None:
+        """Send bytes, unless the connection is gone."""
         if self._transport is not None:
             self._transport.write(data)
 

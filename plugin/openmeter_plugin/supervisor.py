@@ -16,6 +16,7 @@ import time
 from collections.abc import Callable
 from typing import Final, NoReturn
 
+from openmeter_plugin.heartbeat import INTERVAL, Heartbeats
 from openmeter_plugin.listening import STOP_SIGNALS, ListeningSocket
 from openmeter_plugin.log import configure_logging, get_logger
 
@@ -27,11 +28,15 @@ _SIGNALS: Final = STOP_SIGNALS | {signal.SIGCHLD}
 
 
 class Child:
-    """A process to keep alive: what it runs, and when it may be started again."""
+    """A process to keep alive: what it runs, and when it may be started again.
 
-    def __init__(self, name: str, run: Callable[[], None]) -> None:
+    `slot` is where it gives its signs of life.
+    """
+
+    def __init__(self, name: str, run: Callable[[], None], slot: int) -> None:
         self.name = name
         self.run = run
+        self.slot = slot
         self.pid: int | None = None
         self.start_at = 0.0
         self._started = 0.0
@@ -78,8 +83,13 @@ def die_with_parent(parent: int) -> None:
         os._exit(os.EX_OK)
 
 
-def supervise(children: list[Child], listener: ListeningSocket) -> None:
-    """Keep the children alive until SIGTERM or SIGINT, then stop them within a bound."""
+def supervise(
+    children: list[Child], listener: ListeningSocket, heartbeats: Heartbeats, hang_seconds: float
+) -> None:
+    """Keep the children alive until SIGTERM or SIGINT, then stop them within a bound.
+
+    One without a sign of life for `hang_seconds` is killed, and so replaced.
+    """
     signal.pthread_sigmask(signal.SIG_BLOCK, _SIGNALS)
     log = get_logger()
     log.info("listening", socket=str(listener.path))
@@ -88,9 +98,14 @@ def supervise(children: list[Child], listener: ListeningSocket) -> None:
             now = time.monotonic()
             for child in children:
                 if child.pid is None and child.start_at <= now:
+                    heartbeats.beat(child.slot)
                     child.start()
+                elif child.pid is not None and heartbeats.silence(child.slot) > hang_seconds:
+                    log.critical("process_hangs", child=child.name, child_pid=child.pid, seconds=hang_seconds)
+                    heartbeats.beat(child.slot)
+                    os.kill(child.pid, signal.SIGKILL)
             delayed = [c.start_at - now for c in children if c.pid is None]
-            received = signal.sigtimedwait(_SIGNALS, max(0.0, min(delayed, default=60.0)))
+            received = signal.sigtimedwait(_SIGNALS, max(0.0, min(delayed, default=INTERVAL)))
             if received is not None and received.si_signo != signal.SIGCHLD:
                 log.info("stopping", signal=signal.Signals(received.si_signo).name)
                 return

@@ -6,17 +6,22 @@ import asyncio
 import contextlib
 import signal
 import socket
+import time
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
 import uvloop
 
-from openmeter_plugin.instances import Instances, instance_ids
+from openmeter_plugin.heartbeat import Heartbeats
+from openmeter_plugin.instances import InstanceIds, Instances
+from openmeter_plugin.listening import BACKLOG
 from openmeter_plugin.log import get_logger
+from openmeter_plugin.peers import Mailboxes, Peers
 from openmeter_plugin.server import Server
 from openmeter_plugin.spool.writer import Fsync, SpoolWriter
 
+_SWEEP_SECONDS: Final = 3600.0  # an instance without an event for one to two of these is forgotten
 _STOP_SECONDS: Final = 5.0
 """A stop takes at most this long for the events under way, and as long again for the disk."""
 
@@ -30,13 +35,22 @@ class WorkerOptions:
     fsync_interval: float = 1.0
 
 
-def run_worker(listener: socket.socket, options: WorkerOptions) -> None:
+@dataclass(frozen=True, slots=True)
+class Place:
+    """What a worker shares with the supervisor and the other workers, and which of them it is."""
+
+    number: int
+    heartbeats: Heartbeats
+    mailboxes: Mailboxes
+
+
+def run_worker(listener: socket.socket, options: WorkerOptions, place: Place) -> None:
     """Serve until SIGTERM or SIGINT; then answer what is under way, write it out and return."""
     with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
-        runner.run(_serve(listener, options))
+        runner.run(_serve(listener, options, place))
 
 
-async def _serve(listener: socket.socket, options: WorkerOptions) -> None:
+async def _serve(listener: socket.socket, options: WorkerOptions, place: Place) -> None:
     loop = asyncio.get_running_loop()
 
     def notify(tokens: list[Any]) -> None:
@@ -45,19 +59,40 @@ async def _serve(listener: socket.socket, options: WorkerOptions) -> None:
             loop.call_soon_threadsafe(Server.committed, tokens)
 
     writer = SpoolWriter(options.spool, notify, fsync=options.fsync, fsync_interval=options.fsync_interval)
-    server = Server(Instances(instance_ids(options.spool), writer), writer, loop)
+    ids = InstanceIds(options.spool)
+    instances = Instances(ids, writer)
+    peers = Peers(place.mailboxes, place.number, started=instances.adopt, closed=instances.close)
+    server = Server(instances, writer, loop, peers if len(place.mailboxes.pairs) > 1 else None)
     stop = asyncio.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, stop.set)
     writer.start()
-    accepting = await loop.create_unix_server(server.connection, sock=listener, backlog=4096)
+    peers.listen(loop)
+    chores = [
+        loop.create_task(place.heartbeats.keep_beating(place.number)),
+        loop.create_task(_keep_house(ids, instances)),
+    ]
+    accepting = await loop.create_unix_server(server.connection, sock=listener, backlog=BACKLOG)
     get_logger().info("serving")
     await stop.wait()
 
     accepting.close()
     await _finish_events(server)
     finished = await asyncio.to_thread(writer.close, _STOP_SECONDS)
+    for chore in chores:
+        chore.cancel()
     get_logger().info("stopped", spool_written=finished)
+
+
+async def _keep_house(ids: InstanceIds, instances: Instances) -> None:
+    """Do what serving must not wait for, now and then."""
+    next_sweep = time.monotonic() + _SWEEP_SECONDS
+    while True:
+        await asyncio.sleep(1.0)
+        await asyncio.to_thread(ids.reserve)
+        if time.monotonic() >= next_sweep:
+            instances.forget_unused()
+            next_sweep += _SWEEP_SECONDS
 
 
 async def _finish_events(server: Server) -> None:

@@ -18,7 +18,7 @@ from typing import Final
 import httpx
 
 from openmeter_plugin import __version__
-from openmeter_plugin.spool.destination import Destination
+from openmeter_plugin.spool.destination import Destination, is_header_value
 
 CONTENT_TYPE: Final = "application/cloudevents-batch+json"
 """OpenMeter compares it exactly: with a charset behind it the batch is refused."""
@@ -53,12 +53,14 @@ class RejectedError(DeliveryError):
 
 
 class EventsClient:
-    """Talks to one destination's events endpoint."""
+    """Talks to one destination's events endpoint; making it raises ValueError or OSError."""
 
     def __init__(self, destination: Destination) -> None:
         self.destination = destination
         headers = {"content-type": CONTENT_TYPE, "user-agent": f"kong-openmeter/{__version__}"}
         if destination.token:
+            if not is_header_value(destination.token):
+                raise ValueError("the token is not printable ASCII, so it cannot be sent in a header")
             headers["authorization"] = f"Bearer {destination.token}"
         self._http = httpx.AsyncClient(
             headers=headers,

@@ -11,6 +11,7 @@ import fcntl
 import os
 import signal
 import sys
+from collections.abc import Coroutine
 from pathlib import Path
 from typing import Final
 
@@ -53,10 +54,16 @@ async def deliver(spool: Path, *, until_empty: bool = False) -> None:
         os.close(lock)
 
 
-def run_delivery(spool: Path, *, until_empty: bool = False, with_parent: bool = False) -> None:
+def run_delivery(
+    spool: Path,
+    *,
+    until_empty: bool = False,
+    with_parent: bool = False,
+    beside: Coroutine[None, None, None] | None = None,
+) -> None:
     """Run `deliver` until SIGTERM or SIGINT, `with_parent` also until standard input ends.
 
-    A POST under way is abandoned: its batch is sent again later.
+    A POST under way is abandoned: its batch is sent again later. `beside` runs on the same event loop.
     """
 
     async def main() -> None:
@@ -64,12 +71,16 @@ def run_delivery(spool: Path, *, until_empty: bool = False, with_parent: bool = 
         loop = asyncio.get_running_loop()
         for number in (signal.SIGTERM, signal.SIGINT):
             loop.add_signal_handler(number, task.cancel)
+        chore = asyncio.create_task(beside) if beside else None
         if with_parent:
             loop.add_reader(sys.stdin.fileno(), task.cancel)
         try:
             await task
         except asyncio.CancelledError:
             get_logger().info("delivery_stopped")
+        finally:
+            if chore is not None:
+                chore.cancel()
 
     asyncio.run(main())
 

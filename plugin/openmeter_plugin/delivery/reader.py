@@ -71,13 +71,15 @@ class SegmentReader:
         self.name = path.name
         self._position = max(position, len(MAGIC))
         self._items: deque[Record | Damage] = deque()
-        self._descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+        self._descriptor: int | None = None
         self.exhausted = False
         """Whether everything was read and nothing will ever follow."""
 
     def close(self) -> None:
         """Close the file."""
-        os.close(self._descriptor)
+        if self._descriptor is not None:
+            os.close(self._descriptor)
+            self._descriptor = None
 
     def peek(self) -> Record | Damage | None:
         """Return the next item without taking it, or None where there is none yet."""
@@ -90,10 +92,15 @@ class SegmentReader:
         self._items.popleft()
 
     def _read(self) -> None:
+        """Read on; the file is open only while there may be more in it, since a backlog has many files."""
+        if self.exhausted:
+            return
+        if self._descriptor is None:
+            self._descriptor = os.open(self.path, os.O_RDONLY | os.O_CLOEXEC)
         size = _CHUNK
-        while not self.exhausted:
+        while True:
             # Asked before reading: whatever the writer wrote, it wrote before it was gone.
-            writer_gone = self._writer_gone()
+            writer_gone = _writer_gone(self._descriptor)
             data = os.pread(self._descriptor, size, self._position)
             at_end = len(data) < size
             for item in scan(data, self._position, final=writer_gone and at_end):
@@ -102,18 +109,21 @@ class SegmentReader:
             if self._items:
                 return
             if at_end:
-                self.exhausted = writer_gone
+                if writer_gone:
+                    self.exhausted = True
+                    self.close()
                 return
             size = min(size * 4, MAX_PAYLOAD * 2)
 
-    def _writer_gone(self) -> bool:
-        """Tell whether no process appends to the segment: its writer's exclusive lock is free."""
-        try:
-            fcntl.flock(self._descriptor, fcntl.LOCK_SH | fcntl.LOCK_NB)
-        except BlockingIOError:
-            return False
-        fcntl.flock(self._descriptor, fcntl.LOCK_UN)
-        return True
+
+def _writer_gone(descriptor: int) -> bool:
+    """Tell whether no process appends to the segment: its writer's exclusive lock is free."""
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    fcntl.flock(descriptor, fcntl.LOCK_UN)
+    return True
 
 
 class QueueReader:
@@ -133,28 +143,25 @@ class QueueReader:
 
     def next_batch(self, max_events: int, max_bytes: int) -> Batch:
         """Return what is there to deliver, within the limits unless one record alone is beyond them."""
-        self._look_for_segments()
         batch = Batch()
+        self.extend(batch, max_events, max_bytes)
+        return batch
+
+    def extend(self, batch: Batch, max_events: int, max_bytes: int) -> None:
+        """Add to a batch what there is room for."""
+        self._look_for_segments()
         for segment in self._ordered():
             while (item := segment.peek()) is not None:
                 if isinstance(item, Record) and item.kind == EVENTS and batch.events:
                     too_many = batch.event_count + item.event_count > max_events
                     if too_many or batch.size + len(item.events) > max_bytes:
-                        return batch
+                        return
+                if isinstance(item, Damage):
+                    self._log.error("spool_damaged", segment=segment.name, start=item.start, end=item.end)
                 batch.add(segment.name, item)
                 segment.take()
                 if batch.counts["requests", ""] >= _MOST_REQUESTS:
-                    return batch
-        return batch
-
-    def extend(self, batch: Batch, max_events: int, max_bytes: int) -> None:
-        """Add to a batch that has room what has come since."""
-        more = self.next_batch(max_events - batch.event_count, max_bytes - batch.size)
-        batch.events += more.events
-        batch.event_count += more.event_count
-        batch.size += more.size
-        batch.positions |= more.positions
-        batch.counts.update(more.counts)
+                    return
 
     def remove_finished(self) -> list[str]:
         """Remove the segments of which everything was read, and so committed, and return their names."""
@@ -172,8 +179,7 @@ class QueueReader:
         for path in self._paths():
             if path.name in self._segments:
                 continue
-            with contextlib.suppress(FileNotFoundError):
-                self._segments[path.name] = SegmentReader(path, self._cursors.pop(path.name, 0))
+            self._segments[path.name] = SegmentReader(path, self._cursors.pop(path.name, 0))
 
     def _paths(self) -> Iterator[Path]:
         with contextlib.suppress(FileNotFoundError):

@@ -67,6 +67,7 @@ class QueueSender:
         destination = self._destination()
         limit = destination.max_batch_size if destination else 1
         while not (batch := self._reader.next_batch(limit, MAX_BATCH_BYTES)).positions:
+            self._remove_finished()
             if self._until_empty:
                 return None
             await asyncio.sleep(_POLL)
@@ -124,7 +125,11 @@ class QueueSender:
         if self._client is None or self._client.destination != destination:
             if self._client is not None:
                 await self._client.close()
-            self._client = EventsClient(destination)
+                self._client = None
+            try:
+                self._client = EventsClient(destination)
+            except (ValueError, OSError) as error:  # the token, the certificates
+                raise UndeliveredError(f"{type(error).__name__}: {error}") from None
         await self._client.send(events)
 
     def _destination(self) -> Destination | None:
@@ -173,6 +178,10 @@ class QueueSender:
                 if self._failure_limit.passes():
                     self._log.error("delivery_state_cannot_be_written", reason=str(error))
                 await asyncio.sleep(_STATE_RETRY)
+        self._remove_finished()
+
+    def _remove_finished(self) -> None:
+        """Remove the segments that are done with; to be called when all that was read is committed."""
         try:
             for segment in self._reader.remove_finished():
                 self._state.forget(self._queue, segment)

@@ -8,6 +8,7 @@ which knows their ids, counts them once.
 
 from __future__ import annotations
 
+import contextlib
 import sqlite3
 import time
 from collections import Counter
@@ -57,9 +58,11 @@ class DeliveryState:
         except sqlite3.DatabaseError as error:
             if isinstance(error, sqlite3.OperationalError):
                 raise
-            aside = self._path.with_name(f"{FILE}.damaged-{time.time_ns()}")
-            self._path.rename(aside)
-            get_logger().error("delivery_state_damaged", reason=str(error), set_aside_as=aside.name)
+            aside = f"{FILE}.damaged-{time.time_ns()}"
+            for ending in ("", "-wal", "-shm"):  # the last commits may be in SQLite's log
+                with contextlib.suppress(FileNotFoundError):
+                    self._path.with_name(FILE + ending).rename(self._path.with_name(aside + ending))
+            get_logger().error("delivery_state_damaged", reason=str(error), set_aside_as=aside)
             self._db = self._open()
 
     def _open(self) -> sqlite3.Connection:
@@ -68,6 +71,7 @@ class DeliveryState:
             db.execute("PRAGMA journal_mode=WAL")
             db.execute("PRAGMA synchronous=NORMAL")
             db.executescript(_SCHEMA)
+            _check(db)
         except BaseException:
             db.close()
             raise
@@ -115,6 +119,13 @@ class DeliveryState:
     def forget(self, queue: str, segment: str) -> None:
         """Drop the cursor of a segment whose file is gone. In this order: never the other way round."""
         self._db.execute("DELETE FROM cursors WHERE queue = ? AND segment = ?", (queue, segment))
+
+
+def _check(db: sqlite3.Connection) -> None:
+    """Read every page; raises sqlite3.DatabaseError, where it would otherwise come in the middle of work."""
+    (health,) = db.execute("PRAGMA quick_check(1)").fetchone()
+    if health != "ok":
+        raise sqlite3.DatabaseError(health)
 
 
 def read_counts(directory: Path) -> dict[str, Counts]:

@@ -45,6 +45,11 @@ def destination_id(endpoint: str, credential: str) -> str:
     return hashlib.sha256(f"{endpoint}\n{credential}".encode()).hexdigest()[:16]
 
 
+def is_header_value(token: str) -> bool:
+    """Tell whether the token can be sent in a header; the HTTP library's own error would show it."""
+    return token.isascii() and token.isprintable()
+
+
 def queues_directory(spool: Path) -> Path:
     """Return the directory that holds a directory for each queue."""
     return spool / "queues"
@@ -78,12 +83,18 @@ def read_destination(spool: Path, queue: str) -> Destination | None:
         raw = (queues_directory(spool) / queue / "destination.json").read_bytes()
     except FileNotFoundError:
         return None
-    known = {name: value for name, value in orjson.loads(raw).items() if name in _DESCRIBED}
+    description = orjson.loads(raw)
+    if not isinstance(description, dict):
+        raise ValueError(f"the description of queue {queue} is not an object")  # noqa: TRY004 - bad content
+    known = {name: value for name, value in description.items() if name in _DESCRIBED}
     try:
-        token: str | None = token_file(spool, queue).read_text()
+        token: str | None = token_file(spool, queue).read_text().strip()
     except FileNotFoundError:
         token = None
-    return Destination(**known, token=token)
+    try:
+        return Destination(**known, token=token)
+    except TypeError:
+        raise ValueError(f"the description of queue {queue} is not complete") from None
 
 
 _DESCRIBED: Final = frozenset(Destination.__dataclass_fields__) - {"token"}

@@ -11,6 +11,7 @@ soon as the disk takes them; past the bound they are counted as lost, and the co
 from __future__ import annotations
 
 import contextlib
+import errno
 import fcntl
 import os
 import threading
@@ -45,11 +46,11 @@ class Segment:
             # Named as a segment only once it is locked: a reader takes an unlocked one for finished,
             # and would remove it under us.
             fcntl.flock(self.descriptor, fcntl.LOCK_EX)
-            os.write(self.descriptor, MAGIC)
+            _write_all(self.descriptor, MAGIC)
             unready.rename(path)
         except OSError:
-            unready.unlink(missing_ok=True)
             self.close()
+            unready.unlink(missing_ok=True)
             raise
         self.size = len(MAGIC)
         self.opened = time.monotonic()
@@ -85,7 +86,6 @@ class SpoolQueue:
         self.description: Destination | None = None
         self.segment: Segment | None = None
         self.waiting: list[bytes] = []
-        self.waiting_bytes = 0
         self.lost = 0
 
     @property
@@ -95,7 +95,8 @@ class SpoolQueue:
 
 
 Notify = Callable[[list[Any]], None]
-_Item = tuple[SpoolQueue, bytes | None, Any, Destination | None]
+Item = tuple[SpoolQueue, bytes | None, Any, Destination | None]
+"""What is handed over: a queue, and a record with its token or a new description."""
 
 
 class SpoolWriter:
@@ -122,10 +123,11 @@ class SpoolWriter:
         self._segment_bytes = segment_bytes
         self._segment_seconds = segment_seconds
         self._max_waiting_bytes = max_waiting_bytes
-        self._items: SimpleQueue[_Item | None] = SimpleQueue()
+        self._items: SimpleQueue[Sequence[Item] | None] = SimpleQueue()
         self._queues: dict[str, SpoolQueue] = {}
         self._retired: SimpleQueue[Segment] = SimpleQueue()
         self._stopped = threading.Event()
+        self._all_written = False
         self._log = get_logger()
         self._failure_limit, self._loss_limit = RateLimit(), RateLimit()
         self._thread = threading.Thread(target=self._run, name="spool-writer", daemon=True)
@@ -146,20 +148,24 @@ class SpoolWriter:
     def describe(self, destination: Destination) -> SpoolQueue:
         """Return the destination's queue, and have its description written soon."""
         queue = self.queue(destination.id)
-        self._items.put((queue, None, None, destination))
+        self._items.put(((queue, None, None, destination),))
         return queue
 
     def append(self, queue: SpoolQueue, record: bytes, token: Any) -> None:
         """Hand a record over; `notify` gets the token once Kong may have its answer. Never waits."""
-        self._items.put((queue, record, token, None))
+        self._items.put(((queue, record, token, None),))
+
+    def append_all(self, items: Sequence[Item]) -> None:
+        """Hand over several at once: waking the writer's thread costs more than writing a record."""
+        self._items.put(items)
 
     def close(self, timeout: float) -> bool:
-        """Write what was handed over and stop; returns whether that was done within `timeout` seconds."""
+        """Write what was handed over and stop; returns whether all was written within `timeout` seconds."""
         self._items.put(None)
         self._thread.join(timeout)
         self._stopped.set()
         self._syncer.join(timeout)
-        return not self._thread.is_alive()
+        return self._all_written
 
     def _run(self) -> None:
         try:
@@ -177,22 +183,27 @@ class SpoolWriter:
             self._commit(items)
             if stop:
                 break
+        unwritten = 0
         for queue in self._queues.values():
             self._retire(queue)
+            unwritten += len(queue.waiting) + queue.lost
+        if unwritten:
+            self._log.critical("usage_lost", records=unwritten, reason="the disk took nothing up to the stop")
+        self._all_written = not unwritten
 
-    def _take(self, timeout: float | None) -> tuple[list[_Item], bool]:
+    def _take(self, timeout: float | None) -> tuple[list[Item], bool]:
         """Wait for the first item and return it with all that stand behind it, and whether to stop."""
-        items: list[_Item] = []
+        items: list[Item] = []
         try:
             item = self._items.get(timeout=timeout)
             while item is not None:
-                items.append(item)
+                items.extend(item)
                 item = self._items.get_nowait()
         except Empty:
             return items, False
         return items, True
 
-    def _commit(self, items: Sequence[_Item]) -> None:
+    def _commit(self, items: Sequence[Item]) -> None:
         groups: dict[SpoolQueue, list[bytes]] = {q: [] for q in list(self._queues.values()) if q.failing}
         tokens: list[Any] = []
         for queue, record, token, description in items:
@@ -208,26 +219,41 @@ class SpoolWriter:
             self._notify(tokens)
 
     def _write(self, queue: SpoolQueue, records: list[bytes]) -> None:
+        self._describe(queue)
         pending = queue.waiting + records
+        if queue.lost:
+            loss = {"count": queue.lost, "reason": "disk"}
+            pending.insert(0, encode_record(LOST + orjson.dumps(loss)))
+        if not pending:
+            return
+        error: OSError | None = None
         try:
-            if queue.description is not None:
-                write_destination(self._spool, queue.description)
-                queue.description = None
-            if queue.lost:
-                loss = {"count": queue.lost, "reason": "disk"}
-                pending.insert(0, encode_record(LOST + orjson.dumps(loss)))
-                queue.lost = 0
-            written = self._append(queue, pending) if pending else 0
-            error: OSError | None = None
+            written = self._append(queue, pending)
         except OSError as caught:
             written, error = 0, caught
         rest = pending[written:]
+        if queue.lost:  # its record goes first: it is in the file, or it is made anew for the next try
+            if written:
+                queue.lost = 0
+            else:
+                del rest[0]
         if rest:
             self._keep(queue, rest, error)
-        elif queue.waiting:
+            return
+        if queue.waiting:
             self._log.info("spool_writes_again", queue=queue.id)
-        if not rest:
-            queue.waiting, queue.waiting_bytes = [], 0
+        queue.waiting = []
+
+    def _describe(self, queue: SpoolQueue) -> None:
+        """Write the queue's description; where that fails its records are written nevertheless."""
+        if queue.description is None:
+            return
+        try:
+            write_destination(self._spool, queue.description)
+            queue.description = None
+        except OSError as error:
+            if self._failure_limit.passes():
+                self._log.error("destination_cannot_be_written", queue=queue.id, reason=error.strerror)
 
     def _append(self, queue: SpoolQueue, records: list[bytes]) -> int:
         """Write the records and return how many are completely in the file; raises OSError."""
@@ -260,7 +286,7 @@ class SpoolWriter:
                 continue
             waiting_bytes += len(record)
             kept.append(record)
-        queue.waiting, queue.waiting_bytes = kept, waiting_bytes
+        queue.waiting = kept
         reason = error.strerror if error else "the disk took only a part"
         if self._failure_limit.passes():
             self._log.error("spool_cannot_write", queue=queue.id, reason=reason, records_in_memory=len(kept))
@@ -299,6 +325,12 @@ class SpoolWriter:
         except OSError as error:
             if self._failure_limit.passes():
                 self._log.error("spool_cannot_sync", reason=error.strerror)
+
+
+def _write_all(descriptor: int, data: bytes) -> None:
+    """Write the few bytes at once; raises OSError, also where the disk took only some of them."""
+    if os.write(descriptor, data) < len(data):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
 
 def _whole_records(records: list[bytes], written: int) -> int:

@@ -1,0 +1,124 @@
+"""What the tests of the spool and its delivery share: spools seen from outside, and disks that fail."""
+
+from __future__ import annotations
+
+import errno
+import fcntl
+import os
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from openmeter_plugin.spool.destination import Destination, queues_directory
+from openmeter_plugin.spool.segment import MAGIC, SUFFIX, Damage, Record, scan
+from openmeter_plugin.spool.writer import SpoolWriter
+
+QUEUE = "aaaabbbbccccdddd"
+
+
+def destination(endpoint: str = "http://127.0.0.1:9/events", **changes: Any) -> Destination:
+    """A destination that is quick in everything."""
+    quick = {
+        "timeout": 2.0,
+        "max_coalescing_delay": 0.0,
+        "initial_retry_delay": 0.01,
+        "max_retry_delay": 0.05,
+    }
+    return Destination(**{"id": QUEUE, "endpoint": endpoint, **quick, **changes})
+
+
+def segments(spool: Path, queue: str = QUEUE) -> list[Path]:
+    """The queue's segment files, oldest first."""
+    return sorted((queues_directory(spool) / queue).glob(f"*{SUFFIX}"))
+
+
+def items(spool: Path, queue: str = QUEUE) -> list[Record | Damage]:
+    """Everything in the queue's files, as a reader finds it once the writer is gone."""
+    found: list[Record | Damage] = []
+    for path in segments(spool, queue):
+        content = path.read_bytes()
+        assert content.startswith(MAGIC)
+        found += scan(content[len(MAGIC) :], len(MAGIC), final=True)
+    return found
+
+
+def payloads(spool: Path, queue: str = QUEUE) -> list[bytes]:
+    """The payloads of the valid records."""
+    return [item.kind + item.body for item in items(spool, queue) if isinstance(item, Record)]
+
+
+def is_locked(path: Path) -> bool:
+    """Whether a process holds the file's lock."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return True
+    finally:
+        os.close(descriptor)
+    return False
+
+
+def file_of(descriptor: int) -> Path:
+    """The file that a descriptor of this process is open on."""
+    return Path(f"/proc/self/fd/{descriptor}").readlink()
+
+
+class Acknowledged:
+    """The tokens that a writer gave back, in their groups."""
+
+    def __init__(self) -> None:
+        self.groups: list[list[Any]] = []
+
+    def __call__(self, tokens: list[Any]) -> None:
+        self.groups.append(tokens)
+
+    @property
+    def tokens(self) -> list[Any]:
+        """All of them, in order."""
+        return [token for group in list(self.groups) for token in group]
+
+
+@contextmanager
+def running_writer(
+    spool: Path, notify: Callable[[list[Any]], None] | None = None, **options: Any
+) -> Iterator[SpoolWriter]:
+    """Run a writer and close it at the end."""
+    writer = SpoolWriter(spool, notify or Acknowledged(), **{"fsync": "never"} | options)
+    writer.start()
+    try:
+        yield writer
+    finally:
+        writer.close(10)
+
+
+class Disk:
+    """Stands in for os.write on a spool's files: takes only so many bytes, or nothing for a while."""
+
+    def __init__(self, spool: Path) -> None:
+        self._prefix = f"{spool}/"
+        self._write = os.write
+        self.room: int | None = None
+        self.refused = 0
+        self.writes: list[int] = []
+        self.open_gate = threading.Event()
+        self.open_gate.set()
+        self.at_gate = threading.Event()
+
+    def write(self, descriptor: int, data: Any) -> int:
+        """Write what there is room for, as a full disk does."""
+        if not str(file_of(descriptor)).startswith(self._prefix):
+            return self._write(descriptor, data)
+        if not self.open_gate.is_set():
+            self.at_gate.set()
+            self.open_gate.wait(30)
+        if self.room is not None:
+            if self.room <= 0:
+                self.refused += 1
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+            data = memoryview(data)[: self.room]
+            self.room -= len(data)
+        self.writes.append(len(data))
+        return self._write(descriptor, data)

@@ -1,0 +1,117 @@
+"""Several workers behind one socket, and processes that hang."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+from collections.abc import Iterator
+from pathlib import Path
+
+import httpx
+import pytest
+
+from syncd.sandbox.testing import running_sandbox
+from tests.harness.kong import KongWorker, PluginInstance, drive
+from tests.harness.process import PluginServer, eventually, plugin_server
+from tests.harness.recordings import Recorded, serialized
+
+
+@pytest.fixture
+def sandbox() -> Iterator[str]:
+    with running_sandbox() as url:
+        yield url
+
+
+def configuration(sandbox: str, source: str) -> PluginInstance:
+    return PluginInstance(
+        {
+            "ingest_endpoint": f"{sandbox}/api/v1/events",
+            "source": source,
+            "queue": {"max_coalescing_delay": 0.05},
+            "__plugin_id": source,
+        }
+    )
+
+
+def requests(plugins: list[PluginInstance], count: int) -> Iterator[tuple[PluginInstance, Recorded, str]]:
+    template = serialized("authenticated")
+    original = template.parsed["request"]["id"].encode()
+    for number in range(count):
+        plugin = plugins[number % len(plugins)]
+        request_id = f"{plugin.config['source']}-{number:06d}"
+        yield plugin, Recorded(request_id, template.log.replace(original, request_id.encode())), request_id
+
+
+def hand_over(server: PluginServer, plugins: list[PluginInstance], count: int) -> KongWorker:
+    async def run() -> KongWorker:
+        worker = KongWorker(server.socket)
+        for plugin in plugins:
+            if plugin.instance_id is None:
+                await worker.start(plugin)
+        await drive(worker, requests(plugins, count), concurrency=32)
+        await worker.close()
+        return worker
+
+    return asyncio.run(run())
+
+
+def stored(sandbox: str) -> int:
+    return int(httpx.get(f"{sandbox}/sandbox/v1/stats").json()["events_stored"])
+
+
+def test_an_instance_is_known_to_every_worker_when_kong_has_its_answer(tmp_path: Path, sandbox: str) -> None:
+    with plugin_server(tmp_path, "--workers", "3") as server:
+        eventually(lambda: server.log_text().count('"serving"') == 3, what="three workers")
+        plugins = [configuration(sandbox, f"s{n}") for n in range(20)]
+        worker = hand_over(server, plugins, 2000)
+        assert worker.tally.resent == 0
+        assert len(worker.tally.acknowledged) == 2000
+        eventually(lambda: stored(sandbox) == 2000, what="the arrival")
+        segments = {path.name.split("-")[1] for path in server.spool.glob("queues/*/*.seg")}
+        assert len(segments) > 1, "more than one worker took part"
+
+
+def test_an_instance_that_kong_closed_is_unknown_to_every_worker(tmp_path: Path, sandbox: str) -> None:
+    with plugin_server(tmp_path, "--workers", "2") as server:
+        eventually(lambda: server.log_text().count('"serving"') == 2, what="two workers")
+        plugin = configuration(sandbox, "s")
+
+        async def run() -> None:
+            worker = KongWorker(server.socket)
+            number = await worker.start(plugin)
+            await worker.close_instance(number)
+            await worker.close()
+
+        asyncio.run(run())
+        eventually(lambda: server.log_text().count('"instance_closed"') == 2, what="closing everywhere")
+
+
+def test_killing_one_of_several_workers_loses_nothing_that_was_acknowledged(
+    tmp_path: Path, sandbox: str
+) -> None:
+    with plugin_server(tmp_path, "--workers", "2") as server:
+        plugins = [configuration(sandbox, "a"), configuration(sandbox, "b")]
+        hand_over(server, plugins, 200)
+        victim = server.child("worker")
+        assert victim
+        os.kill(victim, signal.SIGKILL)
+        worker = hand_over(server, plugins, 1000)
+        acknowledged = set(worker.tally.acknowledged)
+        assert len(acknowledged) == 1000 - len(worker.tally.lost)
+        eventually(lambda: stored(sandbox) >= len(acknowledged), what="the arrival")
+
+
+@pytest.mark.parametrize("name", ["worker", "delivery"])
+def test_a_process_that_hangs_is_replaced(tmp_path: Path, sandbox: str, name: str) -> None:
+    with plugin_server(tmp_path, "--hang-timeout", "2") as server:
+        plugin = configuration(sandbox, "s")
+        hand_over(server, [plugin], 10)
+        eventually(lambda: stored(sandbox) == 10, what="the arrival")
+        hung = server.child(name)
+        assert hung
+        os.kill(hung, signal.SIGSTOP)
+        eventually(lambda: server.child(name) not in (None, hung), what="the replacement")
+        assert "process_hangs" in server.log_text()
+        hand_over(server, [plugin], 20)
+        eventually(lambda: stored(sandbox) == 20, what="the arrival")
