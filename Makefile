@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: setup demo test lint format typecheck unit clean
+.PHONY: setup demo test bench lint format typecheck unit clean
 
 setup: $(VENV)/.ready
 
@@ -15,6 +15,9 @@ $(VENV)/.ready: pyproject.toml .ci/constraints.txt
 
 demo: setup
 	@$(BIN)/python -m tests.demo $(if $(KONG),--kong)
+
+bench: setup
+	@$(BIN)/python -m tests.bench $(ARGS)
 
 test: lint typecheck unit
 

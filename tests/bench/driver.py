@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import select
 import socket
-import struct
 import time
 from abc import ABC, abstractmethod
 from collections.abc import Callable
@@ -63,7 +62,7 @@ class Protocol(ABC):
 
     @abstractmethod
     def answer(self, data: bytes, number: int) -> bytes | None:
-        """Return Kong's answer to a question that is complete in `data`, None while it is not, b"" at the end."""
+        """Return Kong's answer to the question in `data`; None while it is incomplete, b"" at the end."""
 
 
 class ProtoBuf(Protocol):
@@ -112,7 +111,7 @@ class MsgPack(Protocol):
 
     def event(self, number: int) -> bytes:
         """Return the HandleEvent call."""
-        return self._event
+        return bytes(self._event)
 
     def answer(self, data: bytes, number: int) -> bytes | None:
         """Answer a step, whose event id the server chose."""
@@ -184,6 +183,3 @@ def drive(
         connection.close()
     poll.close()
     return Run(events, seconds)
-
-
-_LENGTH = struct.Struct("<I")

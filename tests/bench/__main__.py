@@ -1,0 +1,101 @@
+"""`make bench`: what the plugin server costs, as ratios against peers measured in the same run."""
+
+from __future__ import annotations
+
+import argparse
+import statistics
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from rich.console import Console
+from rich.table import Table
+
+from tests.bench import plugin
+
+console = Console()
+
+
+@dataclass(frozen=True)
+class Goal:
+    """A ratio or figure that must be met, and whether it is."""
+
+    what: str
+    wanted: str
+    measured: str
+    met: bool
+
+
+def main() -> int:
+    """Run the benchmarks; the exit status is 1 if a goal is missed."""
+    options = argparse.ArgumentParser(prog="make bench")
+    options.add_argument("--rounds", type=int, default=5, help="times that each server is measured")
+    options.add_argument("--events", type=int, default=1_000_000, help="for the memory over a long run")
+    options.add_argument("--drain", type=int, default=200_000, help="events in the backlog that is drained")
+    arguments = options.parse_args()
+
+    with console.status("starting") as status:
+
+        def tell(what: str) -> None:
+            status.update(what)
+            if not console.is_terminal:
+                console.print(what)
+
+        goals = [*servers(arguments.rounds, tell), *draining(arguments.drain, tell)]
+        goals += remembering(arguments.events, tell)
+    table = Table(title="Goals", title_justify="left")
+    for name in ("what", "goal", "measured", "met"):
+        table.add_column(name)
+    for goal in goals:
+        table.add_row(goal.what, goal.wanted, goal.measured, "yes" if goal.met else "[red]no")
+    console.print(table)
+    return 0 if all(goal.met for goal in goals) else 1
+
+
+def servers(rounds: int, tell: Callable[[str], None]) -> list[Goal]:
+    """Compare the servers."""
+    results = plugin.compare(rounds, tell)
+    table = Table(title=f"Medians of {rounds} interleaved runs, concurrency 32", title_justify="left")
+    for name in ("server", "CPU us/event", "events/s", "PSS MiB"):
+        table.add_column(name, justify="left" if name == "server" else "right")
+    for name, runs in results.items():
+        table.add_row(
+            name,
+            f"{statistics.median(r.cpu_us for r in runs):.0f}",
+            f"{statistics.median(r.rate for r in runs):,.0f}",
+            f"{statistics.median(r.pss for r in runs) / plugin.MIB:.0f}",
+        )
+    console.print(table)
+    gevent = 1 / plugin.ratios(results, "kong-pdk, gevent", lambda m: m.cpu_us)
+    threads = 1 / plugin.ratios(results, "kong-pdk, threads", lambda m: m.cpu_us)
+    rate = plugin.ratios(results, "kong-pdk, gevent", lambda m: m.rate)
+    return [
+        Goal("CPU per event, kong-pdk gevent / ours", "3 or more", f"{gevent:.1f}", gevent >= 3),
+        Goal("CPU per event, kong-pdk threads / ours", "10 or more", f"{threads:.1f}", threads >= 10),
+        Goal("events/s, ours / kong-pdk gevent", "3 or more", f"{rate:.1f}", rate >= 3),
+    ]
+
+
+def draining(events: int, tell: Callable[[str], None]) -> list[Goal]:
+    """Compare delivery with a bare loop."""
+    drain = plugin.drain(events, tell)
+    ratio = drain.bare / drain.ours
+    detail = f"{ratio:.2f} ({events / drain.ours:,.0f} of {events / drain.bare:,.0f} events/s)"
+    return [Goal("backlog drain, ours / bare httpx loop", "0.7 or more", detail, ratio >= 0.7)]
+
+
+def remembering(events: int, tell: Callable[[str], None]) -> list[Goal]:
+    """Look at the memory over a long run."""
+    memory = plugin.memory(events, tell)
+    growth = memory.late / memory.early
+    return [
+        Goal(f"memory after {events:,} events / at the start", "1.2 or less", f"{growth:.2f}", growth <= 1.2),
+        *(
+            Goal(f"memory, {when}", "under 120 MiB", f"{size / plugin.MIB:.0f} MiB", size < 120 * plugin.MIB)
+            for when, size in (("in the end", memory.late), (f"{events:,} events waiting", memory.waiting))
+        ),
+    ]
+
+
+if __name__ == "__main__":
+    sys.exit(main())

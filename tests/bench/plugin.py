@@ -1,0 +1,158 @@
+"""The plugin server against stock kong-pdk, and against a bare loop that posts the same batches."""
+
+from __future__ import annotations
+
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from tests.bench.driver import MsgPack, ProtoBuf, Protocol, drive
+from tests.bench.processes import Server, Sink, cpu_seconds, kong_pdk, ours, pss_bytes, sink
+from tests.harness.process import eventually
+
+CONCURRENCY = 32
+MIB = 1024 * 1024
+
+
+@dataclass(frozen=True)
+class Measured:
+    """One run of one server: CPU microseconds per event, events per second, PSS in bytes."""
+
+    cpu_us: float
+    rate: float
+    pss: int
+
+
+@dataclass(frozen=True)
+class Contender:
+    """A server to measure: how to start it, how to talk to it, how many events a run takes."""
+
+    name: str
+    run: Callable[[Path], AbstractContextManager[Server]]
+    protocol: Callable[[], Protocol]
+    events: int
+    delivers: bool = False
+
+
+CONTENDERS = (
+    Contender("openmeter-plugin", ours, ProtoBuf, 40_000, delivers=True),
+    Contender("kong-pdk, gevent", lambda d: kong_pdk(d, "-g"), lambda: MsgPack("jsonloads"), 10_000),
+    Contender("kong-pdk, threads", kong_pdk, lambda: MsgPack("jsonloads"), 5_000),
+)
+
+
+def config(endpoint: Sink) -> dict[str, Any]:
+    """Return the plugin's configuration."""
+    return {"ingest_endpoint": endpoint.endpoint, "__plugin_id": "bench"}
+
+
+def measure(contender: Contender) -> Measured:
+    """Run a contender once: warmed up, then measured until its last event is where it belongs."""
+    with (
+        tempfile.TemporaryDirectory() as directory,
+        sink() as endpoint,
+        contender.run(Path(directory)) as server,
+    ):
+        protocol = contender.protocol()
+        warm_up = contender.events // 10
+        drive(server.socket, protocol, config(endpoint), events=warm_up, concurrency=CONCURRENCY)
+        before = cpu_seconds(server.pid)
+        run = drive(
+            server.socket,
+            protocol,
+            config(endpoint),
+            events=contender.events,
+            concurrency=CONCURRENCY,
+            first=warm_up,
+        )
+        total = contender.events + warm_up
+        if contender.delivers:
+            eventually(lambda: endpoint.received() == total, seconds=60, what="the delivery")
+        used = cpu_seconds(server.pid) - before
+        return Measured(used / contender.events * 1e6, run.rate, pss_bytes(server.pid))
+
+
+def compare(rounds: int, tell: Callable[[str], None]) -> dict[str, list[Measured]]:
+    """Measure each contender in turn, round after round, so that the machine's moods meet all alike."""
+    results: dict[str, list[Measured]] = {contender.name: [] for contender in CONTENDERS}
+    for number in range(rounds):
+        for contender in CONTENDERS:
+            tell(f"round {number + 1} of {rounds}: {contender.name}")
+            results[contender.name].append(measure(contender))
+    return results
+
+
+def ratios(results: dict[str, list[Measured]], peer: str, value: Callable[[Measured], float]) -> float:
+    """Return the median over the rounds of ours divided by the peer's."""
+    pairs = zip(results["openmeter-plugin"], results[peer], strict=True)
+    return statistics.median(value(our) / value(their) for our, their in pairs)
+
+
+@dataclass(frozen=True)
+class Memory:
+    """PSS of the process tree in bytes: after warming up, after all events, with all of them waiting."""
+
+    early: int
+    late: int
+    waiting: int
+
+
+def memory(events: int, tell: Callable[[str], None]) -> Memory:
+    """Return the memory over so many events delivered, and over so many that nobody takes."""
+    with tempfile.TemporaryDirectory() as directory, sink() as endpoint, ours(Path(directory)) as server:
+        tell(f"memory over {events:,} events")
+        warm_up = min(20_000, events)
+        drive(server.socket, ProtoBuf(), config(endpoint), events=warm_up, concurrency=CONCURRENCY)
+        early = pss_bytes(server.pid)
+        drive(
+            server.socket, ProtoBuf(), config(endpoint), events=events, concurrency=CONCURRENCY, first=warm_up
+        )
+        late = pss_bytes(server.pid)
+    with tempfile.TemporaryDirectory() as directory, ours(Path(directory)) as server:
+        tell(f"memory with {events:,} events waiting")
+        nobody = {"ingest_endpoint": "http://127.0.0.1:9/api/v1/events", "__plugin_id": "bench"}
+        drive(server.socket, ProtoBuf(), nobody, events=events, concurrency=CONCURRENCY)
+        return Memory(early, late, pss_bytes(server.pid))
+
+
+@dataclass(frozen=True)
+class Drain:
+    """Seconds to deliver the same backlog: our delivery, and a bare httpx loop posting the same batches."""
+
+    ours: float
+    bare: float
+
+
+def drain(events: int, tell: Callable[[str], None]) -> Drain:
+    """Fill a spool, then time both on it; each is a process of its own, start-up included."""
+    with tempfile.TemporaryDirectory() as directory, sink() as endpoint:
+        folder = Path(directory)
+        tell(f"filling a spool with {events:,} events")
+        with ours(folder) as server:
+            nobody = {"ingest_endpoint": "http://127.0.0.1:9/api/v1/events", "__plugin_id": "bench"}
+            drive(server.socket, ProtoBuf(), nobody, events=events, concurrency=CONCURRENCY)
+            spool = server.spool
+        (description,) = spool.glob("queues/*/destination.json")
+        description.write_text(
+            description.read_text().replace("http://127.0.0.1:9/api/v1/events", endpoint.endpoint)
+        )
+        tell("a bare httpx loop")
+        bare = _timed("-m", "tests.bench.bare_loop", str(spool), endpoint.endpoint, str(500))
+        assert endpoint.received() == events
+        tell("our delivery")
+        own = _timed("-m", "openmeter_plugin", "deliver", "--spool", str(spool), "--until-empty")
+        assert endpoint.received() == 2 * events
+        return Drain(own, bare)
+
+
+def _timed(*command: str) -> float:
+    started = time.perf_counter()
+    subprocess.run([sys.executable, *command], check=True, stderr=subprocess.DEVNULL)
+    return time.perf_counter() - started
