@@ -1,0 +1,126 @@
+"""The words of syncd as immutable values; nothing here does I/O.
+
+principal   who calls: a Kong consumer, a Dev Portal application, or a static subject of the configuration
+customer    who pays; carries the keys of its subjects (its usage attribution) in the metering API
+subject     the name under which usage is sent (see `openmeter_plugin.subject`)
+desired     what the sources ask for; *observed* is what the metering API has
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Literal
+
+PrincipalKind = Literal["consumer", "application", "static"]
+
+NO_METADATA: Mapping[str, str] = {}
+
+
+@dataclass(frozen=True, slots=True)
+class Principal:
+    """Someone whose usage is metered, as one source describes them.
+
+    `id` is empty for a consumer of a declarative file that has neither an id nor a username:
+    Kong gives such a consumer another random id at each load.
+    `metadata` and `customer` are set for static subjects only.
+    """
+
+    kind: PrincipalKind
+    id: str
+    source: str
+    username: str | None = None
+    custom_id: str | None = None
+    tags: tuple[str, ...] = ()
+    anonymous: bool = False
+    metadata: Mapping[str, str] = field(default_factory=dict)
+    customer: str | None = None
+
+    def describe(self) -> str:
+        """Return the principal so that it can be found: ``consumer alice (id 4711, from kong-admin ...)``."""
+        identity = f"id {self.id}" if self.id else "no id"
+        return f"{self.label()} ({identity}, from {self.source})"
+
+    def label(self) -> str:
+        """Return the principal in short: ``consumer alice``."""
+        kind = "static subject" if self.kind == "static" else self.kind
+        return f"{kind} {self.username or self.custom_id or self.id}"
+
+
+@dataclass(frozen=True, slots=True)
+class DesiredSubject:
+    """A subject that a customer shall carry; `principal` is the label of the one whose usage it is.
+
+    `display_name` None leaves that of the subject entity alone.
+    """
+
+    key: str
+    display_name: str | None
+    metadata: Mapping[str, str]
+    principal: str
+
+
+@dataclass(frozen=True, slots=True)
+class DesiredCustomer:
+    """A customer that shall exist.
+
+    `name_follows_source`: a later change of the name at the source renames the customer. False for
+    groups, whose name is only a start: people give such customers their real name by hand.
+    `subjects` are sorted by key, `marks` are the metadata that make the customer ours.
+    """
+
+    key: str
+    name: str
+    name_follows_source: bool
+    subjects: tuple[DesiredSubject, ...]
+    marks: Mapping[str, str]
+
+
+@dataclass(frozen=True, slots=True)
+class Problem:
+    """Something in the sources that cannot be mapped; it concerns these keys and no others."""
+
+    customer_key: str | None
+    subject_keys: tuple[str, ...]
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class DesiredWorld:
+    """All that the sources ask for. `customers` is sorted by key; `problems` are left out of it."""
+
+    customers: tuple[DesiredCustomer, ...]
+    problems: tuple[Problem, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class ObservedCustomer:
+    """A customer as the metering API has it; `active_subscription` is the id of one, if any."""
+
+    id: str
+    key: str | None
+    name: str
+    subject_keys: tuple[str, ...]
+    metadata: Mapping[str, str]
+    active_subscription: str | None = None
+
+    def carries(self, subject_key: str) -> bool:
+        """Tell whether usage of this subject is attributed here: by subject key or by our own key."""
+        return subject_key in self.subject_keys or subject_key == self.key
+
+
+@dataclass(frozen=True, slots=True)
+class ObservedSubject:
+    """A subject entity as the metering API has it; its metadata may hold any JSON."""
+
+    key: str
+    display_name: str | None
+    metadata: Mapping[str, object]
+
+
+@dataclass(frozen=True, slots=True)
+class ObservedWorld:
+    """All that the metering API has. `subjects` is None where the server knows no subject entities."""
+
+    customers: tuple[ObservedCustomer, ...]
+    subjects: tuple[ObservedSubject, ...] | None

@@ -1,0 +1,53 @@
+"""The interface of a source, and the checks that all of them share."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Protocol
+
+from syncd.errors import SourceError
+from syncd.model import Principal
+
+
+class Source(Protocol):
+    """Where principals come from."""
+
+    @property
+    def name(self) -> str:
+        """What messages call this source, for example ``kong-admin http://127.0.0.1:8001``."""
+
+    def read(self) -> Sequence[Principal]:
+        """Return all principals of this source; raises SourceError where that is not certain."""
+
+
+def text(item: dict[str, object], field: str, source: str, what: str) -> str | None:
+    """Return a field that is a string, null or absent; an empty string counts as absent."""
+    value = item.get(field)
+    if value is None or value == "":
+        return None
+    if not isinstance(value, str):
+        raise SourceError(source, f"{what}: {field} is {type(value).__name__}, not a string")
+    return value
+
+
+def tags(item: dict[str, object], source: str, what: str) -> tuple[str, ...]:
+    """Return the tags: a list of strings, null or absent."""
+    value = item.get("tags")
+    if value is None:
+        return ()
+    if not isinstance(value, list) or not all(isinstance(tag, str) for tag in value):
+        raise SourceError(source, f"{what}: tags is not a list of strings")
+    return tuple(value)
+
+
+def anonymous_reference(plugin: object) -> str | None:
+    """Return the consumer (id or username) that a plugin lets unauthenticated requests be, if any.
+
+    Kong's authentication plugins name it in ``config.anonymous``; disabled plugins count too, so
+    that switching one off for an hour does not create a customer.
+    """
+    if not isinstance(plugin, dict):
+        return None
+    config = plugin.get("config")
+    anonymous = config.get("anonymous") if isinstance(config, dict) else None
+    return anonymous if isinstance(anonymous, str) and anonymous else None

@@ -1,0 +1,45 @@
+"""Static subjects: usage that does not pass through Kong, named in the configuration itself."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+
+from syncd.model import Principal
+
+
+@dataclass(frozen=True, slots=True)
+class StaticSubject:
+    """A subject by its own key; `customer` is the key of the customer to put it in, else it has its own."""
+
+    key: str
+    name: str | None = None
+    metadata: Mapping[str, str] = field(default_factory=dict)
+    customer: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Static:
+    """The subjects of one ``type: static`` entry; `position` tells several such entries apart."""
+
+    subjects: tuple[StaticSubject, ...]
+    position: int = 0
+
+    @property
+    def name(self) -> str:
+        """What messages call this source."""
+        return f"static sources[{self.position}]"
+
+    def read(self) -> Sequence[Principal]:
+        """Return the subjects as principals."""
+        return [
+            Principal(
+                kind="static",
+                id=subject.key,
+                source=self.name,
+                username=subject.name,
+                metadata=subject.metadata,
+                customer=subject.customer,
+            )
+            for subject in self.subjects
+        ]

@@ -1,0 +1,63 @@
+"""Short ways to say worlds in tests."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from syncd.changes import Plan
+from syncd.mapping import MappingRules, desired_world
+from syncd.model import ObservedCustomer, ObservedSubject, ObservedWorld, Principal
+from syncd.ownership import marks
+from syncd.plan import Policy, make_plan
+
+OWNER = "default"
+RULES = MappingRules(owner_id=OWNER)
+BY_TAG = MappingRules(owner_id=OWNER, group_by="tag")
+
+
+def consumer(
+    identity: str, username: str | None = None, *tags: str, custom_id: str | None = None, source: str = "kong"
+) -> Principal:
+    return Principal("consumer", identity, source, username, custom_id, tags)
+
+
+def static(key: str, *, customer: str | None = None, name: str | None = None, **metadata: str) -> Principal:
+    return Principal("static", key, "static", name, metadata=metadata, customer=customer)
+
+
+def customer(
+    key: str | None,
+    *subjects: str,
+    name: str = "",
+    owner: str | None = None,
+    subscription: str | None = None,
+    identity: str | None = None,
+    metadata: Mapping[str, str] | None = None,
+) -> ObservedCustomer:
+    """A customer that nobody has marked, unless `owner` is given."""
+    ours = marks(owner, key or "x") if owner else {}
+    found = {**ours, **(metadata or {})}
+    return ObservedCustomer(
+        identity or f"id-{key}", key, name or (key or "nameless"), subjects, found, subscription
+    )
+
+
+def observed(
+    *customers: ObservedCustomer, subjects: tuple[ObservedSubject, ...] | None = None
+) -> ObservedWorld:
+    return ObservedWorld(customers, subjects)
+
+
+def plan_for(
+    principals: list[Principal],
+    world: ObservedWorld,
+    *,
+    rules: MappingRules = RULES,
+    policy: Policy = "upsert-only",
+) -> Plan:
+    return make_plan(desired_world(principals, rules), world, owner_id=rules.owner_id, policy=policy)
+
+
+def lines(plan: Plan) -> list[str]:
+    """The changes in short: ``kind customer-key subject subject``."""
+    return [" ".join([str(c.kind), c.customer_key or "-", *c.subject_keys]) for c in plan.changes]

@@ -1,0 +1,252 @@
+"""The command line as real processes: exit statuses, what goes where, and what never shows."""
+
+from __future__ import annotations
+
+import json
+import signal
+import subprocess
+from collections.abc import Iterator
+from pathlib import Path
+
+import httpx
+import pytest
+
+from syncd import __version__
+from syncd.sandbox.testing import running_sandbox
+from tests.syncd.processes import Project, command, environment
+from tests.syncd.waiting import eventually
+
+
+@pytest.fixture(scope="module")
+def server() -> Iterator[str]:
+    with running_sandbox() as url:
+        yield url
+
+
+@pytest.fixture
+def sandbox(server: str) -> Iterator[httpx.Client]:
+    with httpx.Client(base_url=server) as client:
+        client.post("/sandbox/v1/reset").raise_for_status()
+        yield client
+
+
+@pytest.fixture
+def project(tmp_path: Path, sandbox: httpx.Client) -> Project:
+    return Project(tmp_path, str(sandbox.base_url))
+
+
+def test_plan_apply_plan_goes_from_drift_to_in_sync(project: Project, sandbox: httpx.Client) -> None:
+    first = project.run("plan")
+    assert (first.returncode, first.stderr) == (2, "")
+    assert "create-customer  acme" in first.stdout
+    assert "guest" not in first.stdout
+    assert sandbox.get("/api/v1/customers").json()["totalCount"] == 0
+
+    applied = project.run("apply")
+    assert (applied.returncode, applied.stderr) == (0, "")
+    assert "Applied: 5 done." in applied.stdout
+
+    assert project.run("plan").returncode == 0
+    again = project.call("apply")
+    assert again.returncode == 0
+    assert "nothing to do" in again.stdout
+
+
+def test_plan_as_json_is_nothing_but_json(project: Project) -> None:
+    result = project.call("plan", "--json")
+    document = json.loads(result.stdout)
+    assert result.returncode == 2
+    assert not document["in_sync"]
+    assert document["summary"]["create-customer"] == 2
+
+
+def test_apply_as_json_has_the_plan_and_each_outcome(project: Project) -> None:
+    document = json.loads(project.call("apply", "--json").stdout)
+    assert document["summary"] == {"done": 5, "unchanged": 0, "blocked": 0, "skipped": 0}
+    assert len(document["plan"]["changes"]) == len(document["outcomes"]) == 5
+
+
+def test_apply_ends_with_3_when_something_is_blocked_and_does_the_rest(
+    project: Project, sandbox: httpx.Client
+) -> None:
+    sandbox.post("/api/v1/customers", json={"key": "acme", "name": "by hand"}).raise_for_status()
+    assert project.call("plan").returncode == 2
+    result = project.run("apply")
+    assert result.returncode == 3
+    assert "no owner marks" in result.stdout
+    assert sandbox.get("/api/v1/customers").json()["totalCount"] == 2
+
+
+def test_what_people_made_by_hand_is_in_sync(project: Project, sandbox: httpx.Client) -> None:
+    subjects = [
+        change["subject_keys"] for change in json.loads(project.call("plan", "--json").stdout)["changes"]
+    ]
+    keys = sorted({key for keys in subjects for key in keys})
+    by_hand = {"key": "finance", "name": "x", "usageAttribution": {"subjectKeys": keys}}
+    sandbox.post("/api/v1/customers", json=by_hand).raise_for_status()
+    result = project.call("plan")
+    assert result.returncode == 0
+    assert "unmanaged" in result.stdout
+
+
+def test_a_source_that_cannot_be_read_ends_with_1_and_changes_nothing(
+    project: Project, sandbox: httpx.Client
+) -> None:
+    project.configure()
+    text = project.config.read_text().replace("}]", "}, {type: applications-file, path: gone.json}]", 1)
+    project.config.write_text(text)
+    for result in (project.call("plan"), project.run("apply")):
+        assert (result.returncode, result.stdout) == (1, "")
+        assert "applications-file gone.json" in result.stderr
+        assert "Traceback" not in result.stderr
+    assert sandbox.get("/api/v1/customers").json()["totalCount"] == 0
+
+
+def test_a_metering_api_that_is_not_there_ends_with_1(project: Project) -> None:
+    project.metering = "http://127.0.0.1:9"
+    project.configure()
+    result = project.call("plan")
+    assert result.returncode == 1
+    assert "metering API at http://127.0.0.1:9 did not answer" in result.stderr
+
+
+def test_an_apply_that_breaks_off_ends_with_1_and_tells_what_was_done(
+    project: Project, sandbox: httpx.Client
+) -> None:
+    fault = {"method": "POST", "path": "/api/v1/subjects", "action": "cut"}
+    sandbox.post("/sandbox/v1/faults", json=fault).raise_for_status()
+    result = project.run("apply")
+    assert result.returncode == 1
+    assert "Applied: 2 done." in result.stdout
+    assert "did not answer POST /api/v1/subjects" in result.stderr
+    document = json.loads(project.call("apply", "--json").stdout)
+    assert "did not answer" in document["error"]
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        (),
+        ("destroy",),
+        ("plan", "--force"),
+        ("plan", "surplus"),
+        ("sandbox",),
+        ("sandbox", "--db", "x", "--port", "x"),
+    ],
+)
+def test_wrong_usage_ends_with_64(project: Project, arguments: tuple[str, ...]) -> None:
+    result = project.call(*arguments)
+    assert result.returncode == 64
+    assert "Usage: syncd" in result.stdout + result.stderr
+
+
+def test_a_process_ends_with_64_after_wrong_usage(project: Project) -> None:
+    assert project.run("plan", "--force").returncode == 64
+
+
+def test_a_bad_configuration_ends_with_1_and_names_field_and_file(project: Project) -> None:
+    project.configure("policy: sync\n")
+    result = project.call("plan")
+    assert (result.returncode, result.stdout) == (1, "")
+    assert "syncd.yaml" in result.stderr
+    assert "policy" in result.stderr
+
+
+def test_the_configuration_may_be_named_before_or_after_the_command_or_in_the_environment(
+    project: Project, tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    config = str(project.config)
+    project.folder = tmp_path_factory.mktemp("elsewhere")
+    assert project.call("plan").returncode == 1
+    assert project.call("--config", config, "plan").returncode == 2
+    assert project.call("plan", "--config", config).returncode == 2
+    assert project.run("plan", SYNCD_CONFIG=config).returncode == 2
+
+
+def test_the_version_is_printed(tmp_path: Path) -> None:
+    result = subprocess.run(
+        command("--version"), env=environment(), capture_output=True, text=True, timeout=30
+    )
+    assert (result.returncode, result.stdout) == (0, f"syncd {__version__}\n")
+
+
+def test_a_token_never_shows(tmp_path: Path) -> None:
+    with running_sandbox(token="right-t0ken") as url:
+        project = Project(tmp_path, url)
+        wrong = project.run("plan", SYNCD_METERING__TOKEN="wr0ng-t0ken")
+        assert wrong.returncode == 1
+        assert "metering.token" in wrong.stderr
+        assert "wr0ng-t0ken" not in wrong.stdout + wrong.stderr
+        right = project.run("plan", SYNCD_METERING__TOKEN="right-t0ken")
+        assert right.returncode == 2
+        assert "right-t0ken" not in right.stdout + right.stderr
+
+
+def test_usage_shows_customers_and_the_unattributed(project: Project, sandbox: httpx.Client) -> None:
+    project.call("apply")
+    alice = "consumer:b32379d9-3d28-5683-a79c-72139be6e34f"
+    for number, (kind, subject, data) in enumerate(
+        [
+            ("kong.api_request", alice, {}),
+            ("kong.api_request", "stranger", {}),
+            ("kong.llm_request", alice, {"tokens": 1200}),
+        ]
+    ):
+        event = {"specversion": "1.0", "id": str(number), "source": "kong", "type": kind, "subject": subject}
+        headers = {"Content-Type": "application/cloudevents+json"}
+        sandbox.post("/api/v1/events", json={**event, "data": data}, headers=headers).raise_for_status()
+    document = json.loads(project.call("usage", "--json").stdout)
+    acme = next(customer for customer in document["customers"] if customer["key"] == "acme")
+    assert (acme["requests"], acme["tokens"]) == (1, 1200)
+    assert document["unattributed"] == [{"key": "stranger", "requests": 1, "tokens": 0}]
+    assert document["totals"] == {"requests": 2, "tokens": 1200}
+    table = project.call("usage")
+    assert table.returncode == 0
+    assert f"acme (acme)  {alice}  1  1,200" in table.stdout
+    assert "unattributed  stranger  1  0" in table.stdout
+
+
+def test_resync_without_a_daemon_ends_with_1_and_asks_whether_it_runs(project: Project) -> None:
+    project.configure("daemon: {listen: '127.0.0.1:9'}\n")
+    result = project.call("resync")
+    assert result.returncode == 1
+    assert "Is `syncd run` running" in result.stderr
+
+
+def test_the_sandbox_serves_until_it_is_told_to_end(tmp_path: Path) -> None:
+    arguments = (
+        "sandbox",
+        "--port",
+        "0",
+        "--db",
+        str(tmp_path / "s.sqlite3"),
+        "--no-subjects",
+        "--token",
+        "t",
+    )
+    with subprocess.Popen(
+        command(*arguments), env=environment(), stderr=subprocess.PIPE, text=True
+    ) as process:
+        try:
+            assert process.stderr is not None
+            url = next(word for word in process.stderr.readline().split() if word.startswith("http://"))
+            assert eventually(lambda: httpx.get(f"{url}/healthz").is_success)
+            assert httpx.get(f"{url}/api/v1/customers").status_code == 401
+            headers = {"Authorization": "Bearer t"}
+            assert httpx.get(f"{url}/api/v1/subjects", headers=headers).status_code == 404
+        finally:
+            process.send_signal(signal.SIGTERM)
+        assert process.wait(timeout=10) == 0
+
+
+def test_a_sandbox_that_cannot_start_ends_with_1(tmp_path: Path, sandbox: httpx.Client) -> None:
+    port = str(sandbox.base_url.port)
+    result = subprocess.run(
+        command("sandbox", "--port", port, "--db", str(tmp_path / "s.sqlite3")),
+        env=environment(),
+        capture_output=True,
+        text=True,
+        timeout=30,
+    )
+    assert result.returncode == 1
+    assert "the sandbox cannot start" in result.stderr

@@ -1,0 +1,182 @@
+"""What holds for every pair of worlds, tried on worlds made of few names so that they meet often."""
+
+from __future__ import annotations
+
+import random
+
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from syncd.apply import apply_plan
+from syncd.changes import ChangeKind
+from syncd.mapping import MappingRules, desired_world
+from syncd.model import ObservedCustomer, ObservedSubject, ObservedWorld, Principal
+from syncd.outcome import Status
+from syncd.ownership import is_ours, marks
+from syncd.plan import make_plan
+from tests.syncd.builders import OWNER
+from tests.syncd.memory_target import MemoryTarget
+
+IDS = st.sampled_from(["1", "2", "3"])
+KEYS = st.sampled_from(["acme", "globex", "s", "consumer:1", "consumer:2", "consumer:3", "application:1"])
+NAMES = st.sampled_from(["alice", "bob", "ACME Inc."])
+OWNERS = st.sampled_from([None, OWNER, "other"])
+TAGS = st.lists(
+    st.sampled_from(["gold", "customer:acme", "customer:globex", "customer:consumer:1"]), max_size=2
+)
+
+consumers = st.builds(
+    Principal,
+    kind=st.just("consumer"),
+    id=IDS,
+    source=st.sampled_from(["x", "y"]),
+    username=st.one_of(st.none(), NAMES),
+    custom_id=st.one_of(st.none(), NAMES),
+    tags=TAGS.map(tuple),
+    anonymous=st.booleans(),
+)
+applications = st.builds(
+    Principal, kind=st.just("application"), id=IDS, source=st.just("portal"), username=NAMES
+)
+statics = st.builds(
+    Principal,
+    kind=st.just("static"),
+    id=KEYS,
+    source=st.just("static"),
+    username=st.one_of(st.none(), NAMES),
+    metadata=st.dictionaries(st.just("team"), st.sampled_from(["a", "b"])),
+    customer=st.one_of(st.none(), KEYS),
+)
+principals = st.lists(st.one_of(consumers, applications, statics), max_size=6)
+rules = st.builds(
+    MappingRules,
+    owner_id=st.just(OWNER),
+    group_by=st.sampled_from(["none", "tag"]),
+    subject_field=st.sampled_from(["id", "username", "custom_id"]),
+    include_anonymous=st.booleans(),
+)
+policies = st.sampled_from(["upsert-only", "create-only"])
+
+
+@st.composite
+def observed_worlds(draw: st.DrawFn) -> ObservedWorld:
+    """A world that the server would allow: no key or subject on two customers."""
+    keys = ["acme", "globex", "s", "consumer:1", "consumer:2", "application:1", "by-hand"]
+    free = draw(st.permutations(keys))
+    customers: list[ObservedCustomer] = []
+    for _ in range(draw(st.integers(0, 4))):
+        if not free:
+            break
+        count = draw(st.integers(1, min(3, len(free))))
+        taken, free = free[:count], free[count:]
+        owner = draw(OWNERS)
+        own_key = draw(st.booleans())
+        customers.append(
+            ObservedCustomer(
+                id=f"id-{len(customers)}",
+                key=taken[0] if own_key else None,
+                name=draw(NAMES),
+                subject_keys=tuple(taken[1:] if own_key and draw(st.booleans()) else taken),
+                metadata={"plan": "gold", **(marks(owner, "1") if owner else {})},
+                active_subscription=draw(st.sampled_from([None, None, "SUB"])),
+            )
+        )
+    if not draw(st.booleans()):
+        return ObservedWorld(tuple(customers), None)
+    entities = draw(st.dictionaries(KEYS, st.tuples(st.one_of(st.none(), NAMES), OWNERS), max_size=4))
+    subjects = tuple(
+        ObservedSubject(key, name, {"crm": "7", **marks(owner, "1")} if owner else {})
+        for key, (name, owner) in entities.items()
+    )
+    return ObservedWorld(tuple(customers), subjects)
+
+
+@settings(max_examples=300, deadline=None)
+@given(principals, observed_worlds(), rules, policies)
+def test_after_applying_there_is_nothing_left_to_apply_and_a_second_run_writes_nothing(
+    wanted: list[Principal], world: ObservedWorld, how: MappingRules, policy: str
+) -> None:
+    target = MemoryTarget(world)
+    desired = desired_world(wanted, how)
+    first = make_plan(desired, target.observe(), owner_id=OWNER, policy=policy)  # type: ignore[arg-type]
+    outcomes = apply_plan(first, target)
+    assert {outcome.status for outcome in outcomes if outcome.change.actionable} <= {Status.DONE}
+    writes = target.writes
+    second = make_plan(desired, target.observe(), owner_id=OWNER, policy=policy)  # type: ignore[arg-type]
+    assert second.actionable == ()
+    apply_plan(second, target)
+    assert target.writes == writes
+
+
+@settings(max_examples=300, deadline=None)
+@given(principals, observed_worlds(), rules)
+def test_nothing_that_is_not_ours_is_ever_changed(
+    wanted: list[Principal], world: ObservedWorld, how: MappingRules
+) -> None:
+    target = MemoryTarget(world)
+    plan = make_plan(desired_world(wanted, how), world, owner_id=OWNER, policy="upsert-only")
+    apply_plan(plan, target)
+    for before in world.customers:
+        after = target.customers[before.id]
+        if is_ours(before.metadata, OWNER):
+            assert after.key == before.key
+            assert after.metadata == before.metadata
+            assert after.subject_keys[: len(before.subject_keys)] == before.subject_keys
+        else:
+            assert after == before
+    kept = {subject.key: subject for subject in target.subjects() or ()}
+    for entity in world.subjects or ():
+        if entity.metadata and not is_ours(entity.metadata, OWNER):
+            assert kept[entity.key] == entity
+
+
+@settings(max_examples=200, deadline=None)
+@given(principals, observed_worlds(), rules, st.randoms(use_true_random=False))
+def test_the_order_of_principals_and_pages_never_matters(
+    wanted: list[Principal], world: ObservedWorld, how: MappingRules, shuffler: random.Random
+) -> None:
+    plan = make_plan(desired_world(wanted, how), world, owner_id=OWNER, policy="upsert-only")
+    principals, customers = list(wanted), list(world.customers)
+    shuffler.shuffle(principals)
+    shuffler.shuffle(customers)
+    shuffled = ObservedWorld(tuple(customers), world.subjects)
+    again = make_plan(desired_world(principals, how), shuffled, owner_id=OWNER, policy="upsert-only")
+    assert again.to_json() == plan.to_json()
+
+
+@settings(max_examples=200, deadline=None)
+@given(principals, observed_worlds(), rules, st.integers(0, 5))
+def test_a_run_that_was_stopped_is_completed_by_the_next_one(
+    wanted: list[Principal], world: ObservedWorld, how: MappingRules, steps: int
+) -> None:
+    desired = desired_world(wanted, how)
+
+    def plan(target: MemoryTarget, keep: int | None = None) -> None:
+        full = make_plan(desired, target.observe(), owner_id=OWNER, policy="upsert-only")
+        changes = full.changes if keep is None else full.actionable[:keep]
+        apply_plan(type(full)(OWNER, "upsert-only", changes), target)
+
+    stopped, straight = MemoryTarget(world), MemoryTarget(world)
+    plan(stopped, steps)
+    plan(stopped)
+    plan(straight)
+
+    def content(target: MemoryTarget) -> object:
+        customers = sorted((c.key or c.id, c.name, c.subject_keys) for c in target.customers.values())
+        return customers, sorted((s.key, s.display_name or "") for s in target.subjects() or ())
+
+    assert content(stopped) == content(straight)
+
+
+@given(principals, observed_worlds(), rules)
+def test_every_principal_is_accounted_for(
+    wanted: list[Principal], world: ObservedWorld, how: MappingRules
+) -> None:
+    desired = desired_world(wanted, how)
+    plan = make_plan(desired, world, owner_id=OWNER, policy="upsert-only")
+    spoken_of = {key for change in plan.changes for key in change.subject_keys}
+    settled = {key for c in world.customers for key in (*c.subject_keys, c.key)}
+    for customer in desired.customers:
+        for subject in customer.subjects:
+            assert subject.key in spoken_of | settled
+    assert len(plan.of(ChangeKind.BLOCKED)) >= len(desired.problems)
