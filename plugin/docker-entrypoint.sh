@@ -1,0 +1,8 @@
+#!/bin/sh
+# Puts what Kong's query command prints into the folder that is shared with Kong, then serves there.
+# A stock Kong image has no Python: its query command is `cat /run/openmeter/info.json`.
+set -eu
+umask 027
+openmeter-plugin info >"$OPENMETER_PLUGIN_RUN/.info.json"
+mv "$OPENMETER_PLUGIN_RUN/.info.json" "$OPENMETER_PLUGIN_RUN/info.json"
+exec openmeter-plugin serve --socket "$OPENMETER_PLUGIN_RUN/openmeter.socket" "$@"
