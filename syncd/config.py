@@ -24,7 +24,14 @@ from pydantic import (
     ValidationError,
     model_validator,
 )
-from pydantic_settings import BaseSettings, EnvSettingsSource, PydanticBaseSettingsSource, SettingsConfigDict
+from pydantic_settings import (
+    BaseSettings,
+    EnvSettingsSource,
+    NoDecode,
+    PydanticBaseSettingsSource,
+    SettingsConfigDict,
+    SettingsError,
+)
 
 from syncd.errors import ConfigError
 from syncd.listen import Listen
@@ -136,7 +143,7 @@ class MeteringConfig(_Section):
 class MappingConfig(_Section):
     """How principals become customers."""
 
-    group_by: Literal["none", "tag"] = "none"
+    group_by: Literal["none", "tag"] = "tag"
     subject_field: Literal["id", "username", "custom_id"] = "id"
     include_anonymous: bool = False
     anonymous_consumers: tuple[str, ...] = ()
@@ -151,7 +158,8 @@ class ScheduleConfig(_Section):
 class DaemonConfig(_Section):
     """The daemon's HTTP API; any address but loopback needs a token."""
 
-    listen: Annotated[Listen, BeforeValidator(Listen.parse)] = Listen("127.0.0.1", 8890)
+    # NoDecode: from the environment it is this text, not JSON.
+    listen: Annotated[Listen, NoDecode, BeforeValidator(Listen.parse)] = Listen("127.0.0.1", 8890)
     token: SecretStr | None = None
 
     @model_validator(mode="after")
@@ -231,6 +239,9 @@ def load(path: Path) -> Config:
         config = Config(**document)
     except ValidationError as error:
         raise ConfigError(_explain(error, path)) from None
+    except SettingsError as error:
+        # Its message names the field; the value, which may be a secret, is only in its cause.
+        raise ConfigError(f"the environment (SYNCD_...): {error}") from None
     return config.model_copy(update={"sources": tuple(_anchored(s, path.parent) for s in config.sources)})
 
 

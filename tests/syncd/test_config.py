@@ -36,7 +36,7 @@ def test_the_defaults_never_delete_and_listen_on_loopback(tmp_path: Path) -> Non
     config = loaded(tmp_path, MINIMAL)
     assert config.policy == "upsert-only"
     assert config.owner_id == "default"
-    assert config.mapping.group_by == "none"
+    assert config.mapping.group_by == "tag"
     assert config.mapping.subject_field == "id"
     assert not config.mapping.include_anonymous
     assert config.schedule.interval == timedelta(minutes=5)
@@ -176,3 +176,19 @@ def test_the_example_of_the_documentation_is_valid() -> None:
     config = load(path)
     assert config.mapping.group_by == "tag"
     assert [source.type for source in config.sources] == ["declarative-file", "applications-file"]
+
+
+def test_the_address_to_listen_on_can_come_from_the_environment(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("SYNCD_DAEMON__LISTEN", "127.0.0.1:1234")
+    assert loaded(tmp_path, MINIMAL).daemon.listen.port == 1234
+
+
+def test_an_environment_variable_that_cannot_be_read_is_a_refusal_without_its_value(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("SYNCD_DAEMON", "{secret-value")
+    message = refusal(tmp_path, MINIMAL)
+    assert "daemon" in message
+    assert "secret-value" not in message
