@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: setup demo test bench lint format typecheck unit clean
+.PHONY: setup demo test bench soak lint format typecheck unit clean
 
 setup: $(VENV)/.ready
 
@@ -17,7 +17,10 @@ demo: setup
 	@$(BIN)/python -m tests.demo $(if $(KONG),--kong)
 
 bench: setup
-	@$(BIN)/python -m tests.bench $(ARGS)
+	@$(BIN)/python -m tests.bench $(if $(KONG),--kong) $(ARGS)
+
+soak: setup
+	@$(BIN)/python -m tests.soak $(ARGS)
 
 test: lint typecheck unit
 

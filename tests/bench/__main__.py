@@ -11,7 +11,8 @@ from dataclasses import dataclass
 from rich.console import Console
 from rich.table import Table
 
-from tests.bench import plugin
+from tests.bench import gateway, plugin
+from tests.demo.real_kong import KongMissing
 
 console = Console()
 
@@ -32,7 +33,11 @@ def main() -> int:
     options.add_argument("--rounds", type=int, default=5, help="times that each server is measured")
     options.add_argument("--events", type=int, default=1_000_000, help="for the memory over a long run")
     options.add_argument("--drain", type=int, default=200_000, help="events in the backlog that is drained")
+    options.add_argument("--kong", action="store_true", help="measure a real kong from the PATH instead")
+    options.add_argument("--seconds", type=int, default=4, help="of each run with Kong")
     arguments = options.parse_args()
+    if arguments.kong:
+        return gateways(max(arguments.rounds, 15), arguments.seconds)
 
     with console.status("starting") as status:
 
@@ -43,6 +48,11 @@ def main() -> int:
 
         goals = [*servers(arguments.rounds, tell), *draining(arguments.drain, tell)]
         goals += remembering(arguments.events, tell)
+    return verdict(goals)
+
+
+def verdict(goals: list[Goal]) -> int:
+    """Print the goals and return the exit status."""
     table = Table(title="Goals", title_justify="left")
     for name in ("what", "goal", "measured", "met"):
         table.add_column(name)
@@ -50,6 +60,46 @@ def main() -> int:
         table.add_row(goal.what, goal.wanted, goal.measured, "yes" if goal.met else "[red]no")
     console.print(table)
     return 0 if all(goal.met for goal in goals) else 1
+
+
+def gateways(rounds: int, seconds: int) -> int:
+    """Compare what metering costs a real Kong."""
+    try:
+        with console.status("starting") as status:
+            measured, missing = gateway.run(rounds, seconds, 8, status.update)
+    except KongMissing as error:
+        console.print(f"[red]{error}")
+        return 1
+    table = Table(
+        title=f"Medians of {rounds} interleaved runs, concurrency 8, 1 worker", title_justify="left"
+    )
+    for name in ("gateway", "requests/s", "Kong us/request", "server us/request", "p99 ms at 300/s"):
+        table.add_column(name, justify="left" if name == "gateway" else "right")
+    for name, one in measured.items():
+        table.add_row(
+            name,
+            f"{statistics.median(one.rates):,.0f}",
+            f"{statistics.median(one.cpu_us):.0f}",
+            f"{statistics.median(one.server_us):.0f}",
+            f"{one.p99_ms[0]:.1f}",
+        )
+    console.print(table)
+    goals = [
+        throughput(measured, gateway.PLUGIN, 0.9),
+        throughput(measured, gateway.WAY_IN, 1.0),
+        Goal("events that did not arrive", "none", "; ".join(missing) or "none", not missing),
+    ]
+    return verdict(goals)
+
+
+def throughput(measured: dict[str, gateway.Gateway], name: str, floor: float) -> Goal:
+    """Return the goal for a gateway's throughput against that of http-log, round by round."""
+    pairs = zip(measured[name].rates, measured[gateway.HTTP_LOG].rates, strict=True)
+    ratios = sorted(one / other for one, other in pairs)
+    median = statistics.median(ratios)
+    low, high = ratios[len(ratios) // 4], ratios[-len(ratios) // 4]
+    detail = f"{median:.2f} (middle half {low:.2f} to {high:.2f})"
+    return Goal(f"requests/s, {name} / http-log", f"{floor} or more", detail, median >= floor)
 
 
 def servers(rounds: int, tell: Callable[[str], None]) -> list[Goal]:

@@ -9,7 +9,7 @@ import socket
 import sys
 import threading
 
-_EVENT = b'"specversion"'
+_MARKS = (b'"specversion"', b'"started_at"')  # of a CloudEvent, of a serialized log
 
 
 class Count:
@@ -48,7 +48,7 @@ def _answer(head: bytes, body: bytes, count: Count) -> bytes:
         text = b"%d" % count.events
         return b"HTTP/1.1 200 OK\r\ncontent-length: %d\r\n\r\n%s" % (len(text), text)
     with count.lock:
-        count.events += body.count(_EVENT)
+        count.events += max(body.count(mark) for mark in _MARKS)
     return b"HTTP/1.1 204 No Content\r\n\r\n"
 
 

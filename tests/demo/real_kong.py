@@ -10,7 +10,6 @@ import asyncio
 import contextlib
 import os
 import shutil
-import socket
 import subprocess
 import sys
 import threading
@@ -25,6 +24,7 @@ import httpx
 
 from tests.demo.gateway import Gateway
 from tests.demo.traffic import APPLICATION_SUBJECT, Expected
+from tests.harness.process import free_port
 
 CONCURRENCY: Final = 16
 _TOKENS: Final = (12, 30)  # what kong.yml's pre-function reports for each request to /chat
@@ -68,7 +68,7 @@ def kong(directory: Path, gateway: Gateway, plugin_socket: Path, token: str) -> 
     if program is None:
         raise KongMissing("there is no `kong` in the PATH; `make demo` without KONG=1 needs none")
     gateway.write(directory / "kong.yml")
-    port = _free_port()
+    port = free_port()
     # Kong's workers drop root, and the demo's directory is open to its owner only.
     user = "nginx_user = root root" if os.geteuid() == 0 else ""
     info = f"{Path(sys.executable).with_name('openmeter-plugin')} info"
@@ -164,9 +164,3 @@ def _requests(gateway: Gateway, count: int, expected: Expected) -> Iterator[tupl
                 None,
                 httpx.codes.UNAUTHORIZED if refused else httpx.codes.OK,
             )
-
-
-def _free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
