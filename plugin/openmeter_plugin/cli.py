@@ -3,23 +3,29 @@
 from __future__ import annotations
 
 import os
-import socket
 import sys
 from enum import StrEnum
 from functools import partial
 from pathlib import Path
-from typing import Annotated, Final, NoReturn
+from typing import Annotated, Final
 
 import typer
 
-from openmeter_plugin import __version__
+from openmeter_plugin import __version__, spool_cli
+from openmeter_plugin.command_line import DEFAULT_SPOOL, SPOOL_VARIABLE
+from openmeter_plugin.command_line import fail as _fail
+from openmeter_plugin.delivery.options import TOKEN_VARIABLE, DeliveryOptions, Retention
 from openmeter_plugin.heartbeat import Heartbeats
-from openmeter_plugin.listening import DEFAULT_MODE, ListeningSocket
+from openmeter_plugin.listening import (
+    DEFAULT_MODE,
+    Listeners,
+    ListeningSocket,
+)
 from openmeter_plugin.log import configure_logging
 from openmeter_plugin.peers import Mailboxes
+from openmeter_plugin.quantities import duration, size
 from openmeter_plugin.supervisor import Child, supervise
-
-DEFAULT_SPOOL: Final = Path("/var/lib/openmeter-plugin/spool")
+from openmeter_plugin.ways_in import http_log_settings, http_log_socket, listen_for_api, octal, own_socket
 
 _CLICK_USAGE_ERROR: Final = 2
 _UMASK: Final = 0o077
@@ -31,6 +37,7 @@ app = typer.Typer(
     no_args_is_help=True,
     pretty_exceptions_enable=False,
 )
+app.add_typer(spool_cli.app, name="spool")
 
 
 class FsyncPolicy(StrEnum):
@@ -45,9 +52,27 @@ SpoolOption = Annotated[
     Path,
     typer.Option(
         "--spool",
-        envvar="OPENMETER_PLUGIN_SPOOL",
+        envvar=SPOOL_VARIABLE,
         help="Directory of the spool, on a local disk that outlives restarts.",
     ),
+]
+
+RetentionOption = Annotated[str, typer.Option(help="How long delivered events stay for redelivery.")]
+RetentionSizeOption = Annotated[str, typer.Option(help="How much of them stays at most.")]
+MaxAgeOption = Annotated[
+    str | None, typer.Option(help="Undelivered events older than this become dead letters (default: never).")
+]
+TokenFileOption = Annotated[
+    Path | None,
+    typer.Option(help="File with the token for every destination, in the place of the plugin's api_token."),
+]
+ApiOption = Annotated[
+    str | None,
+    typer.Option(help="host:port or unix:/path to offer the HTTP API at: books, metrics, sending again."),
+]
+ApiTokenFileOption = Annotated[
+    Path | None,
+    typer.Option(help="File with the bearer token of the HTTP API, in the place of its variable."),
 ]
 
 
@@ -62,13 +87,28 @@ def info() -> None:
     sys.stdout.write(json.dumps(plugin_info()))
 
 
+@app.command("schema-lua")
+def schema_lua_command() -> None:
+    """Print the plugin's schema as Lua, to be uploaded to Konnect or another control plane."""
+    from openmeter_plugin.schema_lua import schema_lua
+
+    sys.stdout.write(schema_lua())
+
+
 @app.command()
 def serve(
     context: typer.Context,
     socket_path: Annotated[
-        Path,
+        Path | None,
         typer.Option("--socket", help="Unix socket that Kong connects to (pluginserver_openmeter_socket)."),
-    ],
+    ] = None,
+    http_log: Annotated[
+        str | None,
+        typer.Option(help="host:port or unix:/path to receive what Kong's http-log plugin posts."),
+    ] = None,
+    http_log_config: Annotated[
+        Path, typer.Option(help="Settings for --http-log, as Kong's configuration has none of ours.")
+    ] = Path("openmeter-plugin.yaml"),
     spool: SpoolOption = DEFAULT_SPOOL,
     socket_mode: Annotated[
         str, typer.Option(help="Permissions of the socket, octal; who can connect can send usage.")
@@ -83,36 +123,61 @@ def serve(
     hang_timeout: Annotated[
         float, typer.Option(min=2.0, help="Seconds without a sign of life before a process is replaced.")
     ] = 10.0,
+    retention: RetentionOption = "1d",
+    retention_size: RetentionSizeOption = "1GiB",
+    max_age: MaxAgeOption = None,
+    token_file: TokenFileOption = None,
+    api: ApiOption = None,
+    api_token_file: ApiTokenFileOption = None,
 ) -> None:
-    """Serve Kong's ProtoBuf:1 plugin protocol, spool the events and deliver them."""
+    """Serve Kong's ProtoBuf:1 plugin protocol, http-log's posts or both; spool and deliver the events."""
     configure_logging("supervisor")
     os.umask(_UMASK)
-    mode = _octal(socket_mode, "--socket-mode")
+    mode = octal(socket_mode, "--socket-mode")
+    if socket_path is None and http_log is None:
+        _fail("serve needs --socket, --http-log or both: where Kong's requests come in", os.EX_USAGE)
+    delivery_options = _delivery_options(spool, retention, retention_size, max_age, token_file)
     _make_spool(spool)
-    listener = context.obj
-    if listener is None:
+    listeners: Listeners = context.obj or Listeners()
+    if socket_path is not None and listeners.plugin is None:
         try:
-            listener = ListeningSocket(socket_path, mode)
+            listeners.plugin = ListeningSocket(socket_path, mode)
         except OSError as error:
             _fail(f"--socket: cannot listen on {socket_path}: {error.strerror or error}")
+    if http_log is not None and listeners.http_log is None:
+        listeners.http_log = http_log_socket(http_log, mode)
+    settings = http_log_settings(listeners.http_log, http_log_config)
+    access = listen_for_api(listeners, api, api_token_file)
 
     # From here on Kong's connections wait for us; now there is time to import.
+    from openmeter_plugin.accepting import Shares
     from openmeter_plugin.worker import Place, WorkerOptions, run_worker
 
-    options = WorkerOptions(spool, fsync.value, fsync_interval)
-    heartbeats, mailboxes = Heartbeats(workers + 1), Mailboxes(workers)
+    options = WorkerOptions(
+        spool,
+        fsync.value,
+        fsync_interval,
+        keep_tokens=token_file is None and TOKEN_VARIABLE not in os.environ,
+    )
+    heartbeats, mailboxes, shares = Heartbeats(workers + 1), Mailboxes(workers), Shares(workers)
 
     def worker(number: int) -> None:
-        run_worker(_own(listener.socket), options, Place(number, heartbeats, mailboxes))
+        if listeners.api is not None:
+            listeners.api.socket.close()
+        place = Place(number, heartbeats, mailboxes, shares)
+        run_worker(own_socket(listeners.plugin), options, place, own_socket(listeners.http_log), settings)
 
     def delivery() -> None:
-        listener.socket.close()
-        from openmeter_plugin.delivery.process import run_delivery
+        offered = own_socket(listeners.api)
+        listeners.close()
+        from openmeter_plugin.operations.running import Family, Offer, run
 
-        run_delivery(spool, beside=heartbeats.keep_beating(workers))
+        names = {f"worker-{number}": number for number in range(workers)} | {"delivery": workers}
+        family = Family(heartbeats, workers, names, hang_timeout)
+        run(delivery_options, Offer(offered, access) if offered and access else None, family)
 
     children = [Child("worker", partial(worker, number), number) for number in range(workers)]
-    supervise([*children, Child("delivery", delivery, workers)], listener, heartbeats, hang_timeout)
+    supervise([*children, Child("delivery", delivery, workers)], listeners, heartbeats, hang_timeout)
 
 
 @app.command()
@@ -121,18 +186,31 @@ def deliver(
     until_empty: Annotated[
         bool, typer.Option("--until-empty", help="End when everything that is there is delivered.")
     ] = False,
+    retention: RetentionOption = "1d",
+    retention_size: RetentionSizeOption = "1GiB",
+    max_age: MaxAgeOption = None,
+    token_file: TokenFileOption = None,
     with_parent: Annotated[
         bool, typer.Option("--with-parent", hidden=True, help="End when standard input does.")
     ] = False,
+    api: ApiOption = None,
+    api_token_file: ApiTokenFileOption = None,
 ) -> None:
     """Deliver a spool without serving: beside stock kong-pdk, or for a volume whose gateway is gone."""
     configure_logging("delivery")
     os.umask(_UMASK)
     if not spool.is_dir():
         _fail(f"--spool: {spool} is not a directory")
-    from openmeter_plugin.delivery.process import run_delivery
+    options = _delivery_options(spool, retention, retention_size, max_age, token_file)
+    from openmeter_plugin.operations.running import Offer, run
 
-    run_delivery(spool, until_empty=until_empty, with_parent=with_parent)
+    listeners = Listeners()
+    access = listen_for_api(listeners, api, api_token_file)
+    offer = Offer(listeners.api.socket, access) if listeners.api and access else None
+    try:
+        run(options, offer, until_empty=until_empty, with_parent=with_parent)
+    finally:
+        listeners.remove()
 
 
 @app.command("pdk-dir")
@@ -158,10 +236,10 @@ def _options(
     pass
 
 
-def run(early: ListeningSocket | None = None) -> None:
+def run(early: Listeners | None = None) -> None:
     """Run the command line; a usage error ends with 64 (EX_USAGE), as it does for syncd.
 
-    `early` is the socket of `serve`, where it listens already.
+    `early` holds the sockets of `serve` that listen already.
     """
     try:
         app(obj=early)
@@ -174,19 +252,14 @@ def run(early: ListeningSocket | None = None) -> None:
             early.remove()
 
 
-def _own(listening: socket.socket) -> socket.socket:
-    """Return a socket object of this process for the listening socket that it inherited."""
-    return socket.socket(fileno=os.dup(listening.fileno()))
-
-
-def _octal(text: str, option: str) -> int:
+def _delivery_options(
+    spool: Path, retention: str, retention_size: str, max_age: str | None, token_file: Path | None
+) -> DeliveryOptions:
     try:
-        mode = int(text, 8)
-    except ValueError:
-        mode = -1
-    if not 0 <= mode <= 0o777:
-        _fail(f"{option}: {text} is not an octal mode such as 0660", os.EX_USAGE)
-    return mode
+        kept = Retention(duration(retention), size(retention_size))
+        return DeliveryOptions(spool, kept, token_file, duration(max_age) if max_age else None)
+    except ValueError as error:
+        _fail(f"--retention, --retention-size, --max-age: {error}", os.EX_USAGE)
 
 
 def _make_spool(spool: Path) -> None:
@@ -194,8 +267,3 @@ def _make_spool(spool: Path) -> None:
         spool.mkdir(mode=0o700, parents=True, exist_ok=True)
     except OSError as error:
         _fail(f"--spool: cannot make {spool}: {error.strerror or error}")
-
-
-def _fail(message: str, status: int = 1) -> NoReturn:
-    sys.stderr.write(f"openmeter-plugin: {message}\n")
-    sys.exit(status)

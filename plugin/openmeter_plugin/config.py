@@ -7,27 +7,15 @@ named rather than guessed at.
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Final, Literal, Self
+from typing import Annotated, Any, Final, Literal
 from urllib.parse import SplitResult, urlsplit
 
 import orjson
-from pydantic import (
-    BaseModel,
-    ConfigDict,
-    Field,
-    SecretStr,
-    ValidationError,
-    field_validator,
-    model_validator,
-)
+from pydantic import Field, SecretStr, ValidationError, field_validator
 
-from openmeter_plugin.event import RESERVED_DATA_KEYS, Attribute, Lookup, Rules
+from openmeter_plugin.metering import AttributeConfig, FiltersConfig, LuaList, Record, Subject
+from openmeter_plugin.rules import Rules
 from openmeter_plugin.spool.destination import is_header_value
-
-SECRET_HEADERS: Final = frozenset(
-    {"apikey", "api-key", "x-api-key", "authorization", "proxy-authorization", "cookie", "set-cookie"}
-)
-SECRET_ARGUMENTS: Final = frozenset({"apikey", "api_key", "api-key", "key", "token", "access_token"})
 
 DROPPING_QUEUE_KEYS: Final = ("max_retry_time", "max_entries", "max_bytes")
 """Keys of Kong's queue that make it drop what it cannot deliver. We keep it, so they have no effect."""
@@ -37,77 +25,7 @@ class ConfigError(ValueError):
     """A configuration that cannot be used; the message names the field and holds no value of it."""
 
 
-class _Record(BaseModel):
-    # Kong adds __seq__, __plugin_id and more of its own, and newer schemas may add fields.
-    model_config = ConfigDict(extra="ignore", frozen=True)
-
-
-class SubjectLookup(_Record):
-    """Where to look for the subject: a place, and the field, header or argument in it."""
-
-    look_up_value_in: Literal["application", "consumer", "header", "query"] = "consumer"
-    field: Annotated[str, Field(min_length=1)] | None = None
-
-    @model_validator(mode="after")
-    def _is_usable(self) -> Self:
-        self.compiled()
-        return self
-
-    def compiled(self) -> Lookup:
-        """Return the lookup with its field checked; raises ValueError where the place has no such field."""
-        place, field = self.look_up_value_in, self.field
-        if place == "consumer":
-            field = field or "id"
-            if field not in ("id", "username", "custom_id"):
-                raise ValueError("a consumer has the fields id, username and custom_id")
-        elif place == "application":
-            field = (field or "id").removeprefix("application_") or "id"
-            if field not in ("id", "developer_id", "portal_id", "organization_id"):
-                raise ValueError("an application has the fields id, developer_id, portal_id, organization_id")
-        elif field is None:
-            raise ValueError(f"look_up_value_in: {place} needs a field, the name to look for")
-        else:
-            field = _public_name(place, field)
-        return Lookup(place, field)
-
-
-class Subject(SubjectLookup):
-    """Whom the usage is billed to: the first of the lookups that finds somebody."""
-
-    fallbacks: tuple[SubjectLookup, ...] = (SubjectLookup(look_up_value_in="application"),)
-
-    @field_validator("fallbacks", mode="before")
-    @classmethod
-    def _lua_empty_list(cls, value: Any) -> Any:
-        return [] if value == {} else value
-
-    @property
-    def lookups(self) -> tuple[Lookup, ...]:
-        """The lookups in their order, each once."""
-        return tuple(dict.fromkeys(s.compiled() for s in (self, *self.fallbacks)))
-
-
-class AttributeConfig(_Record):
-    """A request header or query argument that becomes a property of the event's data."""
-
-    source: Literal["header", "query"]
-    look_up_value_in: Annotated[str, Field(min_length=1)]
-    event_property_name: Annotated[str, Field(min_length=1)]
-
-    @model_validator(mode="after")
-    def _is_usable(self) -> Self:
-        self.compiled()
-        return self
-
-    def compiled(self) -> Attribute:
-        """Return the attribute with its name checked; raises ValueError for what must not reach an event."""
-        if self.event_property_name in RESERVED_DATA_KEYS:
-            raise ValueError(f"event_property_name {self.event_property_name!r} is one of the event's own")
-        name = _public_name(self.source, self.look_up_value_in)
-        return Attribute(self.source, name, self.event_property_name)
-
-
-class Queue(_Record):
+class Queue(Record):
     """How events are batched and retried. Times in seconds."""
 
     max_batch_size: Annotated[int, Field(ge=1, le=1_000_000)] = 500
@@ -116,7 +34,7 @@ class Queue(_Record):
     max_retry_delay: Annotated[float, Field(gt=0)] = 60.0
 
 
-class PluginConfig(_Record):
+class PluginConfig(Record):
     """One instance's configuration. Kong's own names; `timeout` and `keepalive` in milliseconds."""
 
     ingest_endpoint: str
@@ -124,7 +42,7 @@ class PluginConfig(_Record):
     meter_api_requests: bool = True
     meter_ai_token_usage: bool = True
     subject: Subject = Subject()
-    attributes: tuple[AttributeConfig, ...] = ()
+    attributes: Annotated[tuple[AttributeConfig, ...], LuaList] = ()
     ssl_verify: bool = True
     timeout: Annotated[float, Field(gt=0)] = 10_000
     keepalive: Annotated[float, Field(ge=0)] = 60_000
@@ -132,6 +50,7 @@ class PluginConfig(_Record):
     source: Annotated[str, Field(min_length=1, max_length=256)] = "kong"
     meter_anonymous_consumer: bool = False
     application_context: Literal["when_needed", "always", "never"] = "when_needed"
+    filters: FiltersConfig = FiltersConfig()
 
     @field_validator("ingest_endpoint")
     @classmethod
@@ -152,12 +71,6 @@ class PluginConfig(_Record):
             raise ValueError("must be printable ASCII, to be sent in a header")
         return SecretStr(token) if token else None
 
-    @field_validator("attributes", mode="before")
-    @classmethod
-    def _lua_empty_list(cls, value: Any) -> Any:
-        # Lua has one empty table; Kong's JSON encoder may write an empty list as {}.
-        return [] if value == {} else value
-
     def rules(self) -> Rules:
         """Return what of the configuration decides the events."""
         return Rules(
@@ -166,7 +79,11 @@ class PluginConfig(_Record):
             meter_ai_token_usage=self.meter_ai_token_usage,
             meter_anonymous_consumer=self.meter_anonymous_consumer,
             lookups=self.subject.lookups,
+            require_consumer=self.subject.require_consumer,
+            missing=self.subject.missing,
+            fallback_subject=self.subject.fallback_subject or "",
             attributes=tuple(a.compiled() for a in self.attributes),
+            filters=self.filters.compiled(),
             application_context=self.application_context,
         )
 
@@ -179,14 +96,6 @@ def _split(url: str) -> SplitResult | None:
     except ValueError:
         return None
     return parts
-
-
-def _public_name(place: str, name: str) -> str:
-    """Return a header's name as Kong logs it; raises ValueError for the name of a credential."""
-    lowered = name.lower()
-    if lowered in (SECRET_HEADERS if place == "header" else SECRET_ARGUMENTS):
-        raise ValueError(f"{place} {name!r} carries credentials, which must never reach an event")
-    return lowered if place == "header" else name
 
 
 def parse_object(raw: bytes) -> dict[str, Any]:
@@ -202,9 +111,8 @@ def parse_object(raw: bytes) -> dict[str, Any]:
 
 def parse_config(config: dict[str, Any]) -> tuple[PluginConfig, Rules]:
     """Return the configuration and its rules; raises ConfigError that names each field that is wrong."""
-    present = {key: value for key, value in config.items() if value is not None}
     try:
-        parsed = PluginConfig.model_validate(present)
+        parsed = PluginConfig.model_validate(_without_nulls(config))
     except ValidationError as error:
         # Only places and reasons: the values may be secrets.
         problems = "; ".join(
@@ -213,6 +121,15 @@ def parse_config(config: dict[str, Any]) -> tuple[PluginConfig, Rules]:
         )
         raise ConfigError(problems) from None
     return parsed, parsed.rules()
+
+
+def _without_nulls(value: Any) -> Any:
+    """Return the value without members that are null: Kong may write an unset field so, at any depth."""
+    if isinstance(value, dict):
+        return {key: _without_nulls(member) for key, member in value.items() if member is not None}
+    if isinstance(value, list):
+        return [_without_nulls(item) for item in value]
+    return value
 
 
 def ineffective_queue_keys(config: dict[str, Any]) -> list[str]:

@@ -19,8 +19,8 @@ from openmeter_plugin.config import (
     parse_config,
     parse_object,
 )
-from openmeter_plugin.event import Rules
 from openmeter_plugin.log import get_logger
+from openmeter_plugin.rules import Rules
 from openmeter_plugin.spool.destination import QUARANTINE, Destination, destination_id
 from openmeter_plugin.spool.writer import SpoolQueue, SpoolWriter
 
@@ -32,13 +32,15 @@ _BLOCK: Final = 4096  # ids reserved at once
 class Instance:
     """A plugin instance: the rules of its configuration and the queue that its outcomes go to.
 
-    `rules` is None where the configuration cannot be used; `fault` then says why.
+    `rules` is None where the configuration cannot be used; `fault` then says why, and `queue` is the
+    quarantine. `quarantine` is None where nothing can get there.
     """
 
     id: int
     queue: SpoolQueue
     rules: Rules | None
     fault: str | None = None
+    quarantine: SpoolQueue | None = None
 
 
 class InstanceIds:
@@ -171,12 +173,20 @@ def start_instance(instance_id: int, config: bytes, writer: SpoolWriter) -> Inst
             keys=ineffective,
             reason="in Kong's queue they drop events; here undelivered events are kept",
         )
-    destination = _destination(raw, parsed)
+    destination = destination_of(raw, parsed)
     log.info("instance_started", plugin=raw.get("__plugin_id"), destination=destination.id)
-    return Instance(instance_id, writer.describe(destination), rules)
+    if destination.token_unresolved:
+        log.error(
+            "token_not_resolved",
+            destination=destination.id,
+            consequence="the last token is used, where there was one",
+        )
+    quarantine = writer.queue(QUARANTINE) if rules.missing == "quarantine" else None
+    return Instance(instance_id, writer.describe(destination), rules, quarantine=quarantine)
 
 
-def _destination(raw: dict[str, Any], config: PluginConfig) -> Destination:
+def destination_of(raw: dict[str, Any], config: PluginConfig) -> Destination:
+    """Return where the events of a configuration go; `raw` is as Kong passes it."""
     references = raw.get("$refs")
     reference = references.get("api_token") if isinstance(references, dict) else None
     credential = reference or raw.get("__plugin_id") or ""
@@ -191,6 +201,8 @@ def _destination(raw: dict[str, Any], config: PluginConfig) -> Destination:
         initial_retry_delay=config.queue.initial_retry_delay,
         max_retry_delay=config.queue.max_retry_delay,
         token=config.api_token.get_secret_value() if config.api_token else None,
+        # Where its vault fails, Kong passes an empty token with the reference beside it.
+        token_unresolved=bool(reference) and config.api_token is None,
     )
 
 

@@ -1,4 +1,4 @@
-"""The socket that Kong connects to. Imports next to nothing: requests before it listens lose their events."""
+"""The sockets that Kong connects to. Imports next to nothing: requests before they listen lose events."""
 
 from __future__ import annotations
 
@@ -39,6 +39,11 @@ class ListeningSocket:
             raise
         self._identity = (status.st_dev, status.st_ino)
 
+    @property
+    def name(self) -> str:
+        """Where it listens."""
+        return str(self.path)
+
     def remove(self) -> None:
         """Remove the socket from its path if it is still this one."""
         with contextlib.suppress(FileNotFoundError):
@@ -47,22 +52,87 @@ class ListeningSocket:
                 self.path.unlink()
 
 
-def listen_early(arguments: list[str]) -> ListeningSocket | None:
-    """Return the socket that a `serve` command line asks for, before that is parsed properly.
+class TcpListeningSocket:
+    """A TCP socket, shared with the generation that is there already, as on `kong reload`."""
+
+    def __init__(self, host: str, port: int) -> None:
+        family = socket.AF_INET6 if ":" in host else socket.AF_INET
+        self.socket = socket.create_server((host, port), family=family, backlog=BACKLOG, reuse_port=True)
+        self.address: str = self.socket.getsockname()[0]
+        self.port: int = self.socket.getsockname()[1]
+
+    @property
+    def name(self) -> str:
+        """Where it listens."""
+        return f"[{self.address}]:{self.port}" if ":" in self.address else f"{self.address}:{self.port}"
+
+    def remove(self) -> None:
+        """Listen no more: connections that wait here would wait for nobody."""
+        self.socket.close()
+
+
+HttpLogSocket = ListeningSocket | TcpListeningSocket
+
+
+def listen_for_http_log(address: str, mode: int) -> HttpLogSocket:
+    """Listen on `host:port`, `[v6]:port` or `unix:/path`; raises ValueError for another text, and OSError."""
+    scheme, _, path = address.partition(":")
+    if scheme == "unix" and path:
+        return ListeningSocket(Path(path), mode)
+    host, _, port = address.rpartition(":")
+    host = host[1:-1] if host[:1] + host[-1:] == "[]" else "" if ":" in host else host
+    if not host or not (port.isascii() and port.isdecimal()) or int(port) > 0xFFFF:
+        raise ValueError(f"{address} is neither host:port, such as 127.0.0.1:8095, nor unix:/path")
+    return TcpListeningSocket(host, int(port))
+
+
+class Listeners:
+    """The ways in; at least one of them is there when serving begins."""
+
+    def __init__(self) -> None:
+        self.plugin: ListeningSocket | None = None
+        self.http_log: HttpLogSocket | None = None
+        self.api: HttpLogSocket | None = None
+
+    @property
+    def there(self) -> list[HttpLogSocket]:
+        """Those that are there."""
+        return [listener for listener in (self.plugin, self.http_log, self.api) if listener is not None]
+
+    @property
+    def names(self) -> list[str]:
+        """Where they listen."""
+        return [listener.name for listener in self.there]
+
+    def close(self) -> None:
+        """Close them in this process, which does not serve."""
+        for listener in self.there:
+            listener.socket.close()
+
+    def remove(self) -> None:
+        """Take them away from their places."""
+        for listener in self.there:
+            listener.remove()
+
+
+def listen_early(arguments: list[str]) -> Listeners:
+    """Return the sockets that a `serve` command line asks for, before that is parsed properly.
 
     Parsing it takes four times as long as everything up to here, and Kong's requests do not wait. Whatever
-    is unclear or fails gives None: the command line finds it again, and has the words for it.
+    is unclear or fails is left out: the command line finds it again, and has the words for it.
     """
     options: dict[str, str] = {}
     words = iter(arguments)
     for word in words:
         name, equals, value = word.partition("=")
-        if name in ("--socket", "--socket-mode"):
+        if name in ("--socket", "--socket-mode", "--http-log"):
             options[name] = value if equals else next(words, "")
     # From here on a stop has something to clean up; it waits until somebody is there to do so.
     signal.pthread_sigmask(signal.SIG_BLOCK, STOP_SIGNALS)
-    try:
+    listeners = Listeners()
+    with contextlib.suppress(KeyError, ValueError, OSError):
         mode = int(options.get("--socket-mode", DEFAULT_MODE), 8)
-        return ListeningSocket(Path(options["--socket"]), mode)
-    except (KeyError, ValueError, OSError):
-        return None
+        if "--socket" in options:
+            listeners.plugin = ListeningSocket(Path(options["--socket"]), mode)
+        listeners.http_log = listen_for_http_log(options["--http-log"], mode)
+    return listeners

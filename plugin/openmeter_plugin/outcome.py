@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import secrets
 import time
-from typing import Final
+from collections.abc import Mapping
+from typing import Any, Final
 
-from openmeter_plugin.event import UNASKED, Needs, SkipReason, outcome
+from openmeter_plugin.event import Quarantined, outcome
 from openmeter_plugin.instances import Instance
 from openmeter_plugin.log import RateLimit, get_logger
-from openmeter_plugin.redact import redacted, redacted_application
+from openmeter_plugin.quarantine import set_aside
+from openmeter_plugin.questions import NOTHING_ASKED, UNASKED, Answers, Needs
+from openmeter_plugin.rules import SkipReason
 from openmeter_plugin.serialized_log import encode_json
 from openmeter_plugin.spool.segment import (
     MAX_EVENTS,
@@ -17,10 +20,15 @@ from openmeter_plugin.spool.segment import (
     SKIPPED,
     encode_events,
     encode_record,
+    encode_summary,
 )
+from openmeter_plugin.spool.writer import SpoolQueue
 
 _SKIP_RECORDS: Final = {reason: encode_record(SKIPPED + reason.encode()) for reason in SkipReason}
 _unexpected_limit = RateLimit()
+
+Spooled = tuple[SpoolQueue, bytes]
+"""A record with the queue that it goes to: that of the instance, or the quarantine."""
 
 
 def random_id() -> str:
@@ -28,42 +36,57 @@ def random_id() -> str:
     return secrets.token_hex(16)
 
 
-def spool_record(instance: Instance, log: object, application: object) -> bytes | Needs:
+def spool_record(instance: Instance, log: object, answers: Answers = NOTHING_ASKED) -> Spooled | Needs:
     """Return the spool's record of a request's outcome, or what must be asked of Kong first.
 
     Never raises for anything that Kong can send: a record that we cannot read is counted, since
     closing the connection over it would have Kong send it again for ever.
     """
     try:
-        return _record(instance, log, application)
+        return _record(instance, log, answers)
     except Exception:
         # A fault of ours: the request is counted as what it was for us, a record that we cannot read.
         if _unexpected_limit.passes():
             get_logger().exception("record_unreadable", instance=instance.id)
-        return _SKIP_RECORDS[SkipReason.BAD_RECORD]
+        return instance.queue, _SKIP_RECORDS[SkipReason.BAD_RECORD]
 
 
-def _record(instance: Instance, log: object, application: object) -> bytes | Needs:
+def _record(instance: Instance, log: object, answers: Answers) -> Spooled | Needs:
     rules = instance.rules
+    now_ms = time.time_ns() // 1_000_000
     if rules is None:
-        if application is UNASKED:
+        if answers.application is UNASKED:
             return Needs.APPLICATION
-        return _quarantined(instance, log, application)
-    result = outcome(log, application, rules, now_ms=time.time_ns() // 1_000_000, new_id=random_id)
+        return _set_aside(instance, instance.fault or "", log, answers, now_ms)
+    result = outcome(log, answers, rules, now_ms=now_ms, new_id=random_id)
     if isinstance(result, Needs):
         return result
     if isinstance(result, SkipReason):
-        return _SKIP_RECORDS[result]
-    encoded = [encode_json(event) for event in result]
-    if len(encoded) <= MAX_EVENTS:
-        return encode_events(encoded)
-    return b"".join(encode_events(encoded[at : at + MAX_EVENTS]) for at in range(0, len(encoded), MAX_EVENTS))
+        return instance.queue, _SKIP_RECORDS[result]
+    if isinstance(result, Quarantined):
+        return _set_aside(instance, result.reason, log, answers, now_ms, result.attributes)
+    return instance.queue, _usage_record(result)
 
 
-def _quarantined(instance: Instance, log: object, application: object) -> bytes:
-    kept = {
-        "reason": instance.fault,
-        "log": redacted(log),
-        "application": redacted_application(application),
-    }
-    return encode_record(QUARANTINED + encode_json(kept))
+def _usage_record(events: list[dict[str, Any]]) -> bytes:
+    """Return the record of a request's events; several, in the case of more events than one can hold."""
+    if len(events) > MAX_EVENTS:
+        return _usage_record(events[:MAX_EVENTS]) + _usage_record(events[MAX_EVENTS:])
+    first = events[0]
+    summary = encode_summary([e["type"] for e in events], first["time"], first["id"], first["subject"])
+    return encode_events([encode_json(event) for event in events], summary)
+
+
+def _set_aside(
+    instance: Instance,
+    reason: str,
+    log: object,
+    answers: Answers,
+    now_ms: int,
+    attributes: Mapping[str, Any] | None = None,
+) -> Spooled:
+    destination = instance.queue.id if instance.rules is not None else None
+    kept = set_aside(
+        reason, log, answers, attributes, destination=destination, now_ms=now_ms, new_id=random_id
+    )
+    return instance.quarantine or instance.queue, encode_record(QUARANTINED + encode_json(kept))

@@ -13,19 +13,25 @@ import os
 import subprocess
 import sys
 import threading
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, Final
 
-from openmeter_plugin.cli import DEFAULT_SPOOL
-from openmeter_plugin.event import UNASKED, Needs
+from openmeter_plugin.command_line import DEFAULT_SPOOL
 from openmeter_plugin.instances import Instance, InstanceIds, start_instance
 from openmeter_plugin.log import RateLimit, configure_logging, get_logger
 from openmeter_plugin.outcome import spool_record
+from openmeter_plugin.questions import NOTHING_ASKED, Needs
 from openmeter_plugin.schema import FIELDS, PRIORITY, VERSION
 from openmeter_plugin.serialized_log import encode_json, parse_log
 from openmeter_plugin.spool.writer import SpoolWriter
 
 _LONGEST_WAIT: Final = 2.0  # seconds for the disk; then Kong is answered all the same
+
+_QUESTIONS: Final[Mapping[Needs, Callable[[Any], Any]]] = {
+    Needs.APPLICATION: lambda kong: kong.ctx.shared.get("kaa_application_context"),
+    Needs.CAPTURES: lambda kong: kong.request.get_uri_captures(),
+}
 
 Schema = FIELDS
 version = VERSION
@@ -107,16 +113,16 @@ class Plugin:
         log = _parsed(_data(kong.log.serialize()))
         if self._instance is None:
             return
-        record = spool_record(self._instance, log, UNASKED)
-        if isinstance(record, Needs):
-            application = _data(kong.ctx.shared.get("kaa_application_context"))
-            record = spool_record(self._instance, log, application)
-        if isinstance(record, Needs):
-            return
+        answers = NOTHING_ASKED
+        spooled = spool_record(self._instance, log, answers)
+        while isinstance(spooled, Needs):
+            answers = answers.with_answer(spooled, _data(_QUESTIONS[spooled](kong)))
+            spooled = spool_record(self._instance, log, answers)
+        queue, record = spooled
         shared = _shared()
         shared.keep_delivering()
         written = threading.Event()
-        shared.writer.append(self._instance.queue, record, written)
+        shared.writer.append(queue, record, written)
         if not written.wait(_LONGEST_WAIT) and shared.unwritten_limit.passes():
             get_logger().error("spool_slow", waited_seconds=_LONGEST_WAIT)
 

@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any, Final
 
-from openmeter_plugin.event import is_anonymous, put, table
+from openmeter_plugin.lookups import is_anonymous
+from openmeter_plugin.values import put, table
 
 _KEPT: Final[Mapping[str, tuple[str, ...]]] = {
     "request": ("id", "method", "size"),

@@ -10,30 +10,38 @@ from __future__ import annotations
 
 import asyncio
 import struct
+from collections.abc import Callable, Mapping
 from typing import Any, Final, cast
 
 from openmeter_plugin import wire
-from openmeter_plugin.event import UNASKED, Needs
 from openmeter_plugin.instances import Instance, Instances, started_at
 from openmeter_plugin.log import RateLimit, get_logger
 from openmeter_plugin.outcome import spool_record
 from openmeter_plugin.peers import Peers
+from openmeter_plugin.questions import NOTHING_ASKED, Needs
 from openmeter_plugin.serialized_log import parse_log
 from openmeter_plugin.spool.writer import Item, SpoolQueue, SpoolWriter
 
 _LENGTH: Final = struct.Struct("<I")
 _MOST_EVENT_CALLS: Final = 10_000
 
+_QUESTIONS: Final[Mapping[Needs, tuple[bytes, Callable[[bytes], object]]]] = {
+    Needs.APPLICATION: (wire.ASK_FOR_APPLICATION, wire.decode_value),
+    Needs.CAPTURES: (wire.ASK_FOR_CAPTURES, wire.decode_captures),
+}
+"""How Kong is asked, and how its answer is read."""
+
 
 class _Event:
     """The event that a connection is in: Kong answers our questions before it sends anything else."""
 
-    __slots__ = ("asked_application", "handed_over", "instance", "log", "sequence")
+    __slots__ = ("answers", "asked", "handed_over", "instance", "log", "sequence")
 
     def __init__(self, sequence: bytes, instance: Instance) -> None:
         self.sequence = sequence
         self.instance = instance
-        self.asked_application = False
+        self.asked: Needs | None = None  # what Kong is asked beside the log, while it is
+        self.answers = NOTHING_ASKED
         self.handed_over = False
         self.log: Any = None
 
@@ -136,9 +144,17 @@ class Connection(asyncio.Protocol):
         """Forget the connection; a record that is on its way to the disk still goes there."""
         self._transport = None
         self._server.connections.discard(self)
+        event = self.event
+        if event is not None and event.asked is not None and not event.handed_over:
+            # Kong broke off over a question, and will not send this event again. Kong 3.9 does with the
+            # traditional router, for a path with a named capture that took no part in the match.
+            event.answers = event.answers.without_the_rest()
+            self._take(event)
 
     def close(self) -> None:
         """Close the connection once what was written to it is sent."""
+        if self.event is not None and not self.event.handed_over:
+            self.event = None  # Kong will send it again
         if self._transport is not None:
             self._transport.close()
 
@@ -166,6 +182,9 @@ class Connection(asyncio.Protocol):
     def _frames(self, data: bytes) -> bytes:
         """Handle each complete frame and return what is left; raises WireError."""
         at, end = 0, len(data)
+        if end >= 4 and _LENGTH.unpack_from(data)[0] == end - 4:  # the usual: one frame, whole
+            self._frame(data[4:])
+            return b""
         while end - at >= 4:
             (length,) = _LENGTH.unpack_from(data, at)
             if length > wire.MAX_FRAME:
@@ -225,19 +244,23 @@ class Connection(asyncio.Protocol):
     def _pdk_answer(self, event: _Event, frame: bytes) -> None:
         if event.handed_over:
             raise wire.WireError("a frame came before the answer to the one before it")
-        application: object = UNASKED
-        if event.asked_application:
-            application = _lenient_application(frame)
-        else:
+        if event.asked is None:
             event.log = _lenient_log(frame)
-        record = spool_record(event.instance, event.log, application)
-        if record is Needs.APPLICATION:
-            event.asked_application = True
-            self.write(wire.ASK_FOR_APPLICATION)
+        else:
+            event.answers = event.answers.with_answer(event.asked, _lenient_answer(event.asked, frame))
+        self._take(event)
+
+    def _take(self, event: _Event) -> None:
+        """Bring the event's record to the spool, or ask Kong for what is missing to make it."""
+        spooled = spool_record(event.instance, event.log, event.answers)
+        if isinstance(spooled, Needs):
+            event.asked = spooled
+            self.write(_QUESTIONS[spooled][0])
             return
         event.handed_over = True
         event.log = None
-        self._server.hand_over(event.instance.queue, record, self)
+        queue, record = spooled
+        self._server.hand_over(queue, record, self)
 
     def answer(self) -> None:
         """Tell Kong that the event of this connection is done."""
@@ -259,9 +282,9 @@ def _lenient_log(frame: bytes) -> Any:
         return None
 
 
-def _lenient_application(frame: bytes) -> Any:
-    """Return the application context in Kong's answer, or None where it is none."""
+def _lenient_answer(need: Needs, frame: bytes) -> object:
+    """Return what Kong answered to a question beside the log, or None where that is no answer."""
     try:
-        return wire.decode_value(frame)
+        return _QUESTIONS[need][1](frame)
     except wire.WireError:
         return None

@@ -6,9 +6,13 @@ both take it from here, so the two can never disagree. Imports nothing, on purpo
 
 from __future__ import annotations
 
-from typing import Literal
+from collections.abc import Iterable
+from typing import Final, Literal
 
 PrincipalKind = Literal["consumer", "application"]
+
+CUSTOMER_TAG: Final = "customer:"
+"""``customer:<key>`` on a consumer puts it into the customer of that key."""
 
 
 def default_subject(kind: PrincipalKind, principal_id: str) -> str:
@@ -18,3 +22,12 @@ def default_subject(kind: PrincipalKind, principal_id: str) -> str:
     documents the same form.
     """
     return f"{kind}:{principal_id}"
+
+
+def tagged_customers(tags: Iterable[object]) -> set[str]:
+    """Return the customer keys in a consumer's tags. More than one, or an empty one, names nobody."""
+    return {
+        tag[len(CUSTOMER_TAG) :].strip()
+        for tag in tags
+        if isinstance(tag, str) and tag.startswith(CUSTOMER_TAG)
+    }

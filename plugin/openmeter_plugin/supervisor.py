@@ -17,7 +17,7 @@ from collections.abc import Callable
 from typing import Final, NoReturn
 
 from openmeter_plugin.heartbeat import INTERVAL, Heartbeats
-from openmeter_plugin.listening import STOP_SIGNALS, ListeningSocket
+from openmeter_plugin.listening import STOP_SIGNALS, Listeners
 from openmeter_plugin.log import configure_logging, get_logger
 
 _STOP_SECONDS: Final = 12.0  # for the children together, then they are killed
@@ -39,6 +39,7 @@ class Child:
         self.slot = slot
         self.pid: int | None = None
         self.start_at = 0.0
+        self.started_before = False
         self._started = 0.0
         self._delay = 0.0
 
@@ -50,6 +51,7 @@ class Child:
         if pid == 0:
             self._run_child(parent)
         self.pid = pid
+        self.started_before = True
 
     def died(self, status: int) -> None:
         """Note the end of the process; it is started again at once unless it keeps dying."""
@@ -84,7 +86,7 @@ def die_with_parent(parent: int) -> None:
 
 
 def supervise(
-    children: list[Child], listener: ListeningSocket, heartbeats: Heartbeats, hang_seconds: float
+    children: list[Child], listeners: Listeners, heartbeats: Heartbeats, hang_seconds: float
 ) -> None:
     """Keep the children alive until SIGTERM or SIGINT, then stop them within a bound.
 
@@ -92,13 +94,15 @@ def supervise(
     """
     signal.pthread_sigmask(signal.SIG_BLOCK, _SIGNALS)
     log = get_logger()
-    log.info("listening", socket=str(listener.path))
+    log.info("listening", on=listeners.names)
     try:
         while True:
             now = time.monotonic()
             for child in children:
                 if child.pid is None and child.start_at <= now:
                     heartbeats.beat(child.slot)
+                    if child.started_before:
+                        heartbeats.restarted(child.slot)
                     child.start()
                 elif child.pid is not None and heartbeats.silence(child.slot) > hang_seconds:
                     log.critical("process_hangs", child=child.name, child_pid=child.pid, seconds=hang_seconds)
@@ -111,7 +115,7 @@ def supervise(
                 return
             _reap(children)
     finally:
-        listener.remove()
+        listeners.remove()
         _stop(children)
 
 

@@ -8,8 +8,9 @@ returns, by field number:
     RpcReturn  1 sequence, 33 InstanceStatus{1 name, 2 instance id, 3 config, 4 started_at}
 
 During an event we send the name of a PDK function and its encoded arguments as two frames, and Kong
-answers with one: String{1} for `kong.log.serialize`, google.protobuf.Value for `kong.ctx.shared.get`.
-An empty frame ends the event; the RpcReturn follows. Six messages do not earn a code generator, and
+answers with one: String{1} for `kong.log.serialize`, google.protobuf.Value for `kong.ctx.shared.get`,
+UriCapturesResult{1 unnamed, 2 map named} for `kong.request.get_uri_captures`. An empty frame ends the
+event; the RpcReturn follows. Seven messages do not earn a code generator, and
 reading them by hand costs half of what the protobuf package does for them.
 """
 
@@ -155,6 +156,10 @@ def split_call(frame: bytes) -> tuple[bytes, bytes] | None:
 
 def decode_string(frame: bytes) -> bytes:
     """Return field 1 of a String message, undecoded: the JSON parser wants bytes anyway."""
+    if frame[:1] == b"\x0a":  # the usual: that field and nothing else
+        size, at = _varint(frame, 1)
+        if at + size == len(frame):
+            return frame[at:]
     for number, value in _fields(frame):
         if number == 1:
             return _bytes(value)
@@ -189,6 +194,16 @@ def _decode_struct(data: bytes, nesting: int) -> dict[str, Any]:
             pair = dict(_fields(_bytes(entry)))
             result[_text(pair.get(1, b""))] = decode_value(_bytes(pair.get(2, b"")), nesting)
     return result
+
+
+def decode_captures(frame: bytes) -> dict[str, Any]:
+    """Return a UriCapturesResult as the PDK does, the captures that have a name only."""
+    named: dict[str, str] = {}
+    for number, entry in _fields(frame):
+        if number == 2:
+            pair = dict(_fields(_bytes(entry)))
+            named[_text(pair.get(1, b""))] = _text(pair.get(2, b""))
+    return {"named": named}
 
 
 def encode_varint(value: int) -> bytes:
@@ -246,3 +261,4 @@ ASK_FOR_LOG: Final = encode_pdk_call("kong.log.serialize")
 ASK_FOR_APPLICATION: Final = encode_pdk_call(
     "kong.ctx.shared.get", encode_bytes(1, b"kaa_application_context")
 )
+ASK_FOR_CAPTURES: Final = encode_pdk_call("kong.request.get_uri_captures")

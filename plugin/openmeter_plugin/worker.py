@@ -9,10 +9,11 @@ import socket
 import time
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
 
 import uvloop
 
+from openmeter_plugin.accepting import Acceptor, Shares
 from openmeter_plugin.heartbeat import Heartbeats
 from openmeter_plugin.instances import InstanceIds, Instances
 from openmeter_plugin.listening import BACKLOG
@@ -20,6 +21,9 @@ from openmeter_plugin.log import get_logger
 from openmeter_plugin.peers import Mailboxes, Peers
 from openmeter_plugin.server import Server
 from openmeter_plugin.spool.writer import Fsync, SpoolWriter
+
+if TYPE_CHECKING:
+    from openmeter_plugin.http_log_config import HttpLogConfig
 
 _SWEEP_SECONDS: Final = 3600.0  # an instance without an event for one to two of these is forgotten
 _STOP_SECONDS: Final = 5.0
@@ -33,6 +37,7 @@ class WorkerOptions:
     spool: Path
     fsync: Fsync = "interval"
     fsync_interval: float = 1.0
+    keep_tokens: bool = True
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,15 +47,28 @@ class Place:
     number: int
     heartbeats: Heartbeats
     mailboxes: Mailboxes
+    shares: Shares
 
 
-def run_worker(listener: socket.socket, options: WorkerOptions, place: Place) -> None:
+def run_worker(
+    listener: socket.socket | None,
+    options: WorkerOptions,
+    place: Place,
+    http_log_listener: socket.socket | None = None,
+    http_log_config: HttpLogConfig | None = None,
+) -> None:
     """Serve until SIGTERM or SIGINT; then answer what is under way, write it out and return."""
     with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
-        runner.run(_serve(listener, options, place))
+        runner.run(_serve(listener, options, place, http_log_listener, http_log_config))
 
 
-async def _serve(listener: socket.socket, options: WorkerOptions, place: Place) -> None:
+async def _serve(
+    listener: socket.socket | None,
+    options: WorkerOptions,
+    place: Place,
+    http_log_listener: socket.socket | None,
+    http_log_config: HttpLogConfig | None,
+) -> None:
     loop = asyncio.get_running_loop()
 
     def notify(tokens: list[Any]) -> None:
@@ -58,7 +76,13 @@ async def _serve(listener: socket.socket, options: WorkerOptions, place: Place) 
         with contextlib.suppress(RuntimeError):
             loop.call_soon_threadsafe(Server.committed, tokens)
 
-    writer = SpoolWriter(options.spool, notify, fsync=options.fsync, fsync_interval=options.fsync_interval)
+    writer = SpoolWriter(
+        options.spool,
+        notify,
+        fsync=options.fsync,
+        fsync_interval=options.fsync_interval,
+        keep_tokens=options.keep_tokens,
+    )
     ids = InstanceIds(options.spool)
     instances = Instances(ids, writer)
     peers = Peers(place.mailboxes, place.number, started=instances.adopt, closed=instances.close)
@@ -72,16 +96,33 @@ async def _serve(listener: socket.socket, options: WorkerOptions, place: Place) 
         loop.create_task(place.heartbeats.keep_beating(place.number)),
         loop.create_task(_keep_house(ids, instances)),
     ]
-    accepting = await loop.create_unix_server(server.connection, sock=listener, backlog=BACKLOG)
+    accepting = await _accept(listener, server, place, loop) if listener is not None else None
+    http_log = None
+    if http_log_listener is not None and http_log_config is not None:
+        from openmeter_plugin.http_log import HttpLog  # a web server's memory, for whoever wants one
+
+        http_log = HttpLog(http_log_listener, http_log_config, writer)
     get_logger().info("serving")
     await stop.wait()
 
-    accepting.close()
-    await _finish_events(server)
+    if accepting is not None:
+        accepting.close()
+    if http_log is not None:
+        await asyncio.gather(_finish_events(server), http_log.stop())
+    else:
+        await _finish_events(server)
     finished = await asyncio.to_thread(writer.close, _STOP_SECONDS)
     for chore in chores:
         chore.cancel()
     get_logger().info("stopped", spool_written=finished)
+
+
+async def _accept(
+    listener: socket.socket, server: Server, place: Place, loop: asyncio.AbstractEventLoop
+) -> Acceptor | asyncio.Server:
+    if place.shares.workers > 1:
+        return Acceptor(listener, server, place.shares, place.number, loop)
+    return await loop.create_unix_server(server.connection, sock=listener, backlog=BACKLOG)
 
 
 async def _keep_house(ids: InstanceIds, instances: Instances) -> None:

@@ -28,6 +28,10 @@ class Closed(ConnectionError):
     """The server closed the connection where an answer was due: Kong sends the event again."""
 
 
+class BrokenOff(ConnectionError):
+    """Kong failed over a question: it closes the connection, and the event is done with for it."""
+
+
 class NotWritten(ConnectionError):
     """The event could not be written: Kong gives it up."""
 
@@ -159,6 +163,10 @@ class KongWorker:
                 await connection.read()
                 if method == b"kong.log.serialize":
                     connection.write(wire.encode_bytes(1, request.log))
+                elif method == b"kong.request.get_uri_captures":
+                    if request.captures is None:
+                        raise BrokenOff
+                    connection.write(request.captures)
                 else:
                     assert method == b"kong.ctx.shared.get"
                     connection.write(request.application)

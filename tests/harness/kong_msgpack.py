@@ -53,10 +53,14 @@ class MsgPackKong:
         while answer["Data"] != "ret":
             method = answer["Data"]["Method"]
             asked.append(method)
-            data = request.log.decode() if method == "kong.log.serialize" else _value(request.application)
+            data = _answer(method, request)
             answer = self.call("plugin.Step", {"EventId": answer["EventId"], "Data": data})
         return asked
 
 
-def _value(encoded: bytes) -> Any:
-    return wire.decode_value(encoded)
+def _answer(method: str, request: Recorded) -> Any:
+    if method == "kong.log.serialize":
+        return request.log.decode()
+    if method == "kong.request.get_uri_captures":
+        return wire.decode_captures(request.captures or b"")
+    return wire.decode_value(request.application)

@@ -26,6 +26,7 @@ class Recorded:
     name: str
     log: bytes
     application: bytes = b"\x08\x01"  # google.protobuf.Value null, as Kong writes it
+    captures: bytes | None = b""  # UriCapturesResult; None where Kong fails over the question
 
     @property
     def parsed(self) -> dict[str, Any]:
@@ -75,6 +76,12 @@ def protobuf_requests() -> tuple[Recorded, ...]:
 def application_context() -> bytes:
     """Return the Dev Portal application's context as Kong encoded it."""
     return next(r.application for r in protobuf_requests() if r.application[:1] == b"\x2a")
+
+
+URI_CAPTURES: Final = bytes.fromhex(
+    "120d0a04636974791205706172697312100a0673747265657412067269766f6c690a0570617269730a067269766f6c69"
+)
+"""What Kong 3.9.1 answered for /cities/paris/rivoli on ~/cities/(?<city>[^/]+)(?:/(?<street>[a-z]+))?"""
 
 
 @cache

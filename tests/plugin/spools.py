@@ -5,11 +5,14 @@ from __future__ import annotations
 import errno
 import fcntl
 import os
+import subprocess
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
+
+import pytest
 
 from openmeter_plugin.spool.destination import Destination, queues_directory
 from openmeter_plugin.spool.segment import MAGIC, SUFFIX, Damage, Record, scan
@@ -64,6 +67,19 @@ def is_locked(path: Path) -> bool:
 def file_of(descriptor: int) -> Path:
     """The file that a descriptor of this process is open on."""
     return Path(f"/proc/self/fd/{descriptor}").readlink()
+
+
+@contextmanager
+def small_file_system(at: Path, size: str) -> Iterator[Path]:
+    """Mount a file system of so many bytes; skips the test where that is not permitted."""
+    at.mkdir()
+    mount = ["mount", "-t", "tmpfs", "-o", f"size={size}", "tmpfs", str(at)]
+    if subprocess.run(mount, capture_output=True).returncode != 0:
+        pytest.skip("a tmpfs cannot be mounted here")
+    try:
+        yield at
+    finally:
+        subprocess.run(["umount", "--lazy", str(at)], check=True)
 
 
 class Acknowledged:

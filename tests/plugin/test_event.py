@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import json
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from datetime import UTC, datetime
 from itertools import count
 from typing import Any
@@ -16,18 +16,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from openmeter_plugin import wire
-from openmeter_plugin.event import (
-    MAX_TEXT,
-    UNASKED,
-    Attribute,
-    Lookup,
-    Needs,
-    Outcome,
-    Rules,
-    SkipReason,
-    outcome,
-    rfc3339,
-)
+from openmeter_plugin.event import Outcome, Quarantined, outcome
+from openmeter_plugin.questions import UNASKED, Answers, Needs
+from openmeter_plugin.rules import Attribute, Filters, Lookup, Rules, SkipReason
+from openmeter_plugin.timestamps import rfc3339
+from openmeter_plugin.values import MAX_TEXT
 from tests.harness.recordings import (
     SECRETS,
     WIRE,
@@ -57,18 +50,22 @@ def ids() -> Callable[[], str]:
     return lambda: f"random-{next(numbers)}"
 
 
-def result(log: object, application: object = None, rules: Rules = RULES) -> Outcome:
-    return outcome(log, application, rules, now_ms=NOW, new_id=ids())
+def result(log: object, application: object = None, rules: Rules = RULES, captures: object = None) -> Outcome:
+    return outcome(log, Answers(application, captures), rules, now_ms=NOW, new_id=ids())
 
 
-def events(log: object, application: object = None, rules: Rules = RULES) -> list[dict[str, Any]]:
-    found = result(log, application, rules)
+def events(
+    log: object, application: object = None, rules: Rules = RULES, captures: object = None
+) -> list[dict[str, Any]]:
+    found = result(log, application, rules, captures)
     assert isinstance(found, list), found
     return found
 
 
-def only(log: object, application: object = None, rules: Rules = RULES) -> dict[str, Any]:
-    (event,) = events(log, application, rules)
+def only(
+    log: object, application: object = None, rules: Rules = RULES, captures: object = None
+) -> dict[str, Any]:
+    (event,) = events(log, application, rules, captures)
     return event
 
 
@@ -632,7 +629,7 @@ def test_a_request_with_an_id_asks_for_no_random_one() -> None:
     def refuse() -> str:
         raise AssertionError("a random id was asked for")
 
-    made = outcome(authenticated(), None, RULES, now_ms=NOW, new_id=refuse)
+    made = outcome(authenticated(), Answers(), RULES, now_ms=NOW, new_id=refuse)
     assert isinstance(made, list)
 
 
@@ -710,8 +707,30 @@ def test_a_log_that_is_no_object_is_counted_as_a_bad_record(log: object) -> None
 
 PLACES = (
     *(Lookup("consumer", "id"), Lookup("consumer", "username"), Lookup("consumer", "custom_id")),
+    Lookup("consumer", "tag"),
     *(Lookup("application", "id"), Lookup("application", "portal_id")),
     *(Lookup("header", "host"), Lookup("query", "a")),
+)
+
+ATTRIBUTES = (
+    *(Attribute("header", "host", "host"), Attribute("query", "b", "b")),
+    *(Attribute("response_header", "content-type", "media"), Attribute("path_capture", "id", "captured")),
+    *(Attribute("consumer_tag", "tier", "tier"), Attribute("constant", "eu", "region")),
+)
+
+
+def some(values: Iterable[Any]) -> st.SearchStrategy[frozenset[Any] | None]:
+    """No filter, or one over some of the values."""
+    return st.none() | st.frozensets(st.sampled_from(list(values)), min_size=1)
+
+
+any_filters = st.none() | st.builds(
+    Filters,
+    statuses=some((200, 404, 502)),
+    methods=some(("GET", "POST")),
+    routes=some(("echo", "llm", "bf3c18fd-347d-5497-8230-0441f2ad7a65")),
+    services=some(("echo", "broken")),
+    response_sources=some(("kong", "upstream")),
 )
 
 any_rules = st.builds(
@@ -721,7 +740,11 @@ any_rules = st.builds(
     meter_ai_token_usage=st.booleans(),
     meter_anonymous_consumer=st.booleans(),
     lookups=st.lists(st.sampled_from(PLACES), max_size=4, unique=True).map(tuple),
-    attributes=st.sampled_from(((), (Attribute("header", "host", "host"), Attribute("query", "b", "b")))),
+    require_consumer=st.booleans(),
+    missing=st.sampled_from(("skip", "fallback", "quarantine")),
+    fallback_subject=st.just("unassigned"),
+    attributes=st.lists(st.sampled_from(ATTRIBUTES), max_size=4).map(tuple),
+    filters=any_filters,
     application_context=st.sampled_from(("when_needed", "always", "never")),
 )
 
@@ -788,6 +811,7 @@ def damaged_logs(draw: st.DrawFn) -> Log:
 
 
 applications = st.one_of(st.just(UNASKED), st.just(CONTEXT), json_values)
+captures = st.one_of(st.just(UNASKED), st.just({"named": {"id": "7"}}), json_values)
 
 REQUIRED = ("specversion", "id", "source", "type", "subject", "time", "data")
 
@@ -795,6 +819,11 @@ REQUIRED = ("specversion", "id", "source", "type", "subject", "time", "data")
 def assert_valid(found: Outcome) -> None:
     if isinstance(found, (SkipReason, Needs)):
         return
+    if isinstance(found, Quarantined):
+        assert type(found.reason) is SkipReason
+        assert all(type(value) is str and 0 < len(value) <= MAX_TEXT for value in found.attributes.values())
+        return
+    assert type(found) is list
     assert found
     assert len({event["id"] for event in found}) == len(found)
     for event in found:
@@ -813,17 +842,37 @@ def assert_valid(found: Outcome) -> None:
 
 
 @settings(max_examples=400, deadline=None)
-@given(damaged_logs(), applications, any_rules)
+@given(damaged_logs(), applications, any_rules, captures)
 def test_a_recording_with_any_field_gone_or_of_any_type_has_a_valid_outcome(
-    log: Log, application: object, rules: Rules
+    log: Log, application: object, rules: Rules, captures: object
 ) -> None:
-    assert_valid(result(log, application, rules))
+    assert_valid(result(log, application, rules, captures))
 
 
 @settings(max_examples=150, deadline=None)
-@given(json_values, applications, any_rules)
-def test_any_json_value_has_a_valid_outcome(log: object, application: object, rules: Rules) -> None:
-    assert_valid(result(log, application, rules))
+@given(json_values, applications, any_rules, captures)
+def test_any_json_value_has_a_valid_outcome(
+    log: object, application: object, rules: Rules, captures: object
+) -> None:
+    assert_valid(result(log, application, rules, captures))
+
+
+@settings(max_examples=300, deadline=None)
+@given(damaged_logs(), any_rules)
+def test_kong_is_asked_each_question_once_at_most_and_only_where_the_rules_depend_on_it(
+    log: Log, rules: Rules
+) -> None:
+    answers, asked = Answers(), []
+    while isinstance(found := outcome(log, answers, rules, now_ms=NOW, new_id=ids()), Needs):
+        asked.append(found)
+        answers = answers.with_answer(found, None)
+    assert len(set(asked)) == len(asked)
+    if rules.application_context == "never":
+        assert Needs.APPLICATION not in asked
+    if not any(attribute.place == "path_capture" for attribute in rules.attributes):
+        assert Needs.CAPTURES not in asked
+    # Whether Kong is asked or not: what it would have answered has the same outcome.
+    assert repr(found) == repr(result(log, answers.without_the_rest().application, rules))
 
 
 @settings(max_examples=150, deadline=None)

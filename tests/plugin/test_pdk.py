@@ -6,6 +6,7 @@ import os
 import subprocess
 import sys
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,13 @@ import pytest
 from syncd.sandbox.testing import running_sandbox
 from tests.harness.kong_msgpack import MsgPackKong
 from tests.harness.process import eventually
-from tests.harness.recordings import Recorded, application_request, llm_request, serialized
+from tests.harness.recordings import (
+    URI_CAPTURES,
+    Recorded,
+    application_request,
+    llm_request,
+    serialized,
+)
 
 PLUGINS = Path(__file__).parents[2] / "plugin"
 
@@ -77,6 +84,15 @@ def test_requests_become_the_same_events_as_over_our_own_server(kong: MsgPackKon
     application = by_id[application_request().parsed["request"]["id"]]
     assert application["subject"] == "application:b15e2460-ba40-431d-9df0-4957fcffacda"
     assert len(events) == 5
+
+
+def test_path_captures_are_asked_for_where_they_are_configured(kong: MsgPackKong, sandbox: str) -> None:
+    capture = {"source": "path_capture", "look_up_value_in": "city", "event_property_name": "city"}
+    instance = kong.start(config(sandbox) | {"attributes": [capture]})
+    asked = kong.log(instance, replace(serialized("authenticated"), captures=URI_CAPTURES))
+    assert asked == ["kong.log.serialize", "kong.request.get_uri_captures"]
+    (event,) = arrived(sandbox, 1)
+    assert event["data"]["city"] == "paris"
 
 
 def test_a_record_that_cannot_be_read_does_not_hang_the_server(kong: MsgPackKong, sandbox: str) -> None:

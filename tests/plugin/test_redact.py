@@ -11,8 +11,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from openmeter_plugin import wire
-from openmeter_plugin.event import Lookup, Outcome, Rules, is_anonymous, outcome
+from openmeter_plugin.event import Outcome, outcome
+from openmeter_plugin.lookups import is_anonymous
+from openmeter_plugin.questions import Answers
 from openmeter_plugin.redact import redacted, redacted_application
+from openmeter_plugin.rules import Attribute, Filters, Lookup, Rules
 from tests.harness.recordings import (
     SECRETS,
     WIRE,
@@ -37,18 +40,34 @@ LOOKUPS = (
     (Lookup("consumer", "username"),),
     (Lookup("consumer", "custom_id"), Lookup("consumer", "id")),
     (Lookup("application", "developer_id"), Lookup("consumer", "id")),
+    (Lookup("consumer", "tag"), Lookup("consumer", "id")),
 )
+FILTERS = (
+    None,
+    Filters(frozenset({200}), frozenset({"GET"}), frozenset({"echo"}), frozenset({"echo"})),
+    Filters(response_sources=frozenset({"upstream"})),
+)
+ATTRIBUTES = (Attribute("consumer_tag", "tier", "tier"), Attribute("constant", "eu", "region"))
 
 
 def made_of(log: object, application: object, rules: Rules) -> Outcome:
-    return outcome(log, application, rules, now_ms=1, new_id=lambda: "random")
+    return outcome(log, Answers(application, None), rules, now_ms=1, new_id=lambda: "random")
 
 
 def all_rules() -> list[Rules]:
     return [
-        Rules(source="kong", lookups=lookups, meter_anonymous_consumer=anonymous)
+        Rules(
+            source="kong",
+            lookups=lookups,
+            meter_anonymous_consumer=anonymous,
+            require_consumer=anonymous,
+            missing="quarantine",
+            attributes=ATTRIBUTES,
+            filters=filters,
+        )
         for lookups in LOOKUPS
         for anonymous in (False, True)
+        for filters in FILTERS
     ]
 
 
@@ -109,6 +128,17 @@ def test_what_an_ai_plugin_logs_of_the_conversation_is_not_kept() -> None:
     log = {"ai": {"proxy": block, "payload": {"request": "tell me a secret"}, **block}}
     kept = {"usage": {"prompt_tokens": 1}, "meta": {"request_model": "m"}}
     assert redacted(log)["ai"] == kept | {"proxy": kept}
+
+
+def test_the_usage_of_every_kong_version_is_kept_with_its_model_and_provider() -> None:
+    blocks = {
+        "usage": {"prompt_tokens": 1, "completion_tokens": 2},
+        "meta": {"response_model": "gpt-4o-2024", "provider_name": "openai"},
+        "ai-proxy": {"usage": {"prompt_token": 3, "completion_token": 4}, "meta": {"request_model": "m"}},
+    }
+    log = serialized("authenticated").parsed | {"ai": blocks}
+    for rules in all_rules():
+        assert made_of(redacted(log), None, rules) == made_of(log, None, rules)
 
 
 @pytest.mark.parametrize("value", [None, [], "x", 1, True, {}])

@@ -9,7 +9,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from openmeter_plugin.event import Rules, outcome
+from openmeter_plugin.event import outcome
+from openmeter_plugin.questions import Answers
+from openmeter_plugin.rules import Rules
 from openmeter_plugin.serialized_log import encode_json, parse_log
 from tests.harness.recordings import all_serialized, protobuf_requests, serialized
 
@@ -18,7 +20,7 @@ AGENT = b'"user-agent":"curl\\/7.88.1"'
 
 
 def billed(raw: bytes) -> dict[str, Any]:
-    made = outcome(parse_log(raw), None, Rules(source="kong"), now_ms=1, new_id=lambda: "none")
+    made = outcome(parse_log(raw), Answers(None, None), Rules(source="kong"), now_ms=1, new_id=lambda: "none")
     assert isinstance(made, list)
     (event,) = made
     encode_json(event)

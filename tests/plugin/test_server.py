@@ -8,6 +8,7 @@ import signal
 import socket
 import struct
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -15,11 +16,16 @@ import httpx
 import pytest
 
 from openmeter_plugin import wire
+from openmeter_plugin.quarantine import replayed
+from openmeter_plugin.rules import Rules
+from openmeter_plugin.spool.destination import QUARANTINE
+from openmeter_plugin.spool.segment import QUARANTINED
 from syncd.sandbox.testing import running_sandbox
 from tests.harness.kong import KongWorker, PluginInstance, drive
 from tests.harness.process import PluginServer, eventually, plugin_server
 from tests.harness.recordings import (
     SECRETS,
+    URI_CAPTURES,
     Recorded,
     all_serialized,
     application_request,
@@ -27,6 +33,7 @@ from tests.harness.recordings import (
     protobuf_requests,
     serialized,
 )
+from tests.plugin.spools import payloads
 
 TOKEN = "token-of-this-test"
 ALICE = "consumer:b32379d9-3d28-5683-a79c-72139be6e34f"
@@ -85,7 +92,7 @@ def arrived(sandbox: str, count: int) -> list[dict[str, Any]]:
 
 def skipped(server: PluginServer) -> dict[str, int]:
     """Return the counts of skipped requests by reason, from delivery's books."""
-    from openmeter_plugin.delivery.state import read_counts
+    from openmeter_plugin.delivery.statement import read_counts
 
     counts: dict[str, int] = {}
     for queue in read_counts(server.spool).values():
@@ -156,6 +163,80 @@ def test_the_application_is_asked_for_only_where_there_is_no_consumer(
 async def _frame(reader: asyncio.StreamReader) -> bytes:
     (length,) = struct.unpack("<I", await reader.readexactly(4))
     return await reader.readexactly(length)
+
+
+CAPTURING = {
+    "attributes": [
+        {"source": "path_capture", "look_up_value_in": "city", "event_property_name": "city"},
+        {"source": "constant", "value": "eu", "event_property_name": "region"},
+    ]
+}
+
+
+def test_path_captures_are_asked_for_where_they_are_configured_and_are_in_the_event(
+    server: PluginServer, sandbox: str
+) -> None:
+    request = replace(serialized("authenticated"), captures=URI_CAPTURES)
+    worker = hand_over(server, configuration(sandbox, **CAPTURING), request)
+    assert worker.tally.acknowledged == ["authenticated"]
+    (event,) = arrived(sandbox, 1)
+    assert (event["data"]["city"], event["data"]["region"]) == ("paris", "eu")
+
+
+def test_the_application_and_the_captures_are_asked_for_one_after_the_other(
+    server: PluginServer, sandbox: str
+) -> None:
+    request = replace(application_request(), captures=URI_CAPTURES)
+    hand_over(server, configuration(sandbox, **CAPTURING), request)
+    (event,) = arrived(sandbox, 1)
+    assert event["subject"] == "application:b15e2460-ba40-431d-9df0-4957fcffacda"
+    assert event["data"]["city"] == "paris"
+
+
+@pytest.mark.parametrize("answer", [b"", b"\xff", b"\x12\x03\x0a\x04c", b"\x10\x01"])
+def test_an_answer_that_holds_no_captures_costs_the_event_nothing_else(
+    server: PluginServer, sandbox: str, answer: bytes
+) -> None:
+    request = replace(serialized("authenticated"), captures=answer)
+    assert hand_over(server, configuration(sandbox, **CAPTURING), request).tally.acknowledged
+    (event,) = arrived(sandbox, 1)
+    assert "city" not in event["data"]
+    assert event["data"]["region"] == "eu"
+
+
+def test_a_request_is_metered_although_kong_breaks_off_over_the_question(
+    server: PluginServer, sandbox: str
+) -> None:
+    # Kong 3.9 with router_flavor = traditional, for a named capture that took no part in the match.
+    request = replace(serialized("authenticated"), captures=None)
+    plugin = configuration(sandbox, **CAPTURING)
+    worker = hand_over(server, plugin, request, serialized("post-body"))
+    assert worker.tally.lost == ["authenticated"]
+    events = {event["id"]: event for event in arrived(sandbox, 2)}
+    assert "city" not in events[request.parsed["request"]["id"]]["data"]
+    assert len(events) == 2
+
+
+def test_a_request_without_a_subject_is_quarantined_and_can_be_replayed(
+    server: PluginServer, sandbox: str
+) -> None:
+    plugin = configuration(
+        sandbox,
+        subject={"look_up_value_in": "consumer", "field": "custom_id", "missing": "quarantine"},
+        **CAPTURING,
+    )
+    request = replace(llm_request(), captures=URI_CAPTURES)  # of bob, who has no custom_id
+    worker = hand_over(server, plugin, request, serialized("authenticated"))
+    assert worker.tally.acknowledged == [request.name, "authenticated"]
+    assert [event["subject"] for event in arrived(sandbox, 1)] == ["cust-alice-001"]
+    (payload,) = payloads(server.spool, QUARANTINE)
+    record = json.loads(payload.removeprefix(QUARANTINED))
+    assert record["reason"] == "consumer_without_field"
+    assert record["attributes"] == {"city": "paris", "region": "eu"}
+    made = replayed(record, Rules(source="kong"))
+    assert isinstance(made, list)
+    assert [event["data"].get("tokens") for event in made] == [None, 12, 30]
+    assert {event["data"]["city"] for event in made} == {"paris"}
 
 
 def test_no_secret_reaches_the_events_the_spool_or_the_log(server: PluginServer, sandbox: str) -> None:

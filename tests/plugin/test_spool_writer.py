@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import stat
 import subprocess
 import sys
@@ -16,6 +17,7 @@ import orjson
 import pytest
 import structlog
 
+from openmeter_plugin.instances import start_instance
 from openmeter_plugin.spool import writer as writer_module
 from openmeter_plugin.spool.destination import (
     Destination,
@@ -46,6 +48,7 @@ from tests.plugin.spools import (
     payloads,
     running_writer,
     segments,
+    small_file_system,
 )
 
 
@@ -273,6 +276,26 @@ def test_fsync_always_puts_a_record_on_the_disk_before_its_answer(
     assert at_answer == [1]
 
 
+def test_fsync_always_puts_the_new_segments_name_on_the_disk_before_the_answer_too(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    calls: list[Path] = []
+    fsync = os.fsync
+
+    def recorded(descriptor: int) -> None:
+        calls.append(file_of(descriptor))
+        fsync(descriptor)
+
+    monkeypatch.setattr(os, "fsync", recorded)
+    at_answer: list[list[Path]] = []
+    with running_writer(tmp_path, lambda _: at_answer.append(calls[:]), fsync="always") as writer:
+        for number in range(2):
+            hand_over(writer, range(number, number + 1))
+            eventually(lambda number=number: len(at_answer) > number)  # type: ignore[misc]
+    queues = queues_directory(tmp_path)
+    assert at_answer == [[queues / QUEUE, queues, tmp_path]] * 2
+
+
 def test_fsync_interval_puts_a_record_on_the_disk_soon_after_and_then_rests(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -328,6 +351,8 @@ def test_a_full_disk_loses_nothing_that_fits_into_memory_and_keeps_the_order(
         eventually(lambda: len(payloads(tmp_path)) == 20, what="writing again")
     assert payloads(tmp_path) == [payload(n) for n in range(20)]
     assert [d.end - d.start for d in items(tmp_path) if isinstance(d, Damage)] == [SIZE // 2]
+    first, *_ = segments(tmp_path)
+    assert first.stat().st_size == len(MAGIC) + 2 * SIZE + SIZE // 2  # left as it was
 
 
 def test_a_disk_that_takes_a_little_at_a_time_gets_every_record_once(tmp_path: Path, disk: Disk) -> None:
@@ -371,6 +396,27 @@ def test_what_has_no_room_in_memory_is_counted_as_lost_in_the_spool(
     assert losses(tmp_path) == [7]
     assert not_losses(tmp_path) == [payload(n) for n in range(5)]
     assert [line["records"] for line in lines if line["event"] == "usage_lost"] != []
+
+
+def test_the_bound_of_the_memory_is_for_all_queues_together(tmp_path: Path, disk: Disk) -> None:
+    acknowledged = Acknowledged()
+    with running_writer(tmp_path, acknowledged, max_waiting_bytes=6 * SIZE) as writer:
+        disk.room = 0
+        for number in range(12):
+            hand_over(writer, range(number, number + 1), f"queue-{number % 4}")
+            eventually(lambda number=number: len(acknowledged.tokens) > number)  # type: ignore[misc]
+        assert sum(len(writer.queue(f"queue-{n}").waiting) for n in range(4)) == 6
+        disk.room = None
+        eventually(lambda: not any(writer.queue(f"queue-{n}").failing for n in range(4)))
+        disk.room = 0
+        hand_over(writer, range(20, 26), "queue-0")
+        eventually(lambda: len(acknowledged.tokens) == 18)
+        assert len(writer.queue("queue-0").waiting) == 6, "the others gave theirs back"
+        disk.room = None
+    read = [p for n in range(4) for p in payloads(tmp_path, f"queue-{n}")]
+    lost = sum(orjson.loads(p[1:])["count"] for p in read if p[:1] == LOST)
+    assert lost == 6
+    assert len([p for p in read if p[:1] != LOST]) == 12
 
 
 def test_a_long_outage_loses_no_more_than_came_beyond_the_bound(tmp_path: Path, disk: Disk) -> None:
@@ -431,6 +477,19 @@ def test_a_directory_that_cannot_be_made_at_first_gets_its_records_later(
     assert payloads(tmp_path) == [payload(n) for n in range(5)]
 
 
+def test_a_queue_whose_directory_somebody_removed_gets_a_new_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(writer_module, "_RETRY_AFTER", 0.01)
+    acknowledged = Acknowledged()
+    with running_writer(tmp_path, acknowledged) as writer:
+        hand_over(writer, range(1))
+        eventually(lambda: acknowledged.tokens == [0])
+        shutil.rmtree(queues_directory(tmp_path))
+        hand_over(writer, range(1, 3))
+        eventually(lambda: payloads(tmp_path) == [payload(1), payload(2)], what="writing again")
+
+
 def test_a_stop_with_a_full_disk_says_what_is_lost(tmp_path: Path, disk: Disk, lines: list[Any]) -> None:
     acknowledged = Acknowledged()
     writer = SpoolWriter(tmp_path, acknowledged, fsync="never", max_waiting_bytes=3 * SIZE)
@@ -446,14 +505,9 @@ def test_a_full_file_system_takes_everything_once_it_has_room_again(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(writer_module, "_RETRY_AFTER", 0.01)
-    spool = tmp_path / "small"
-    spool.mkdir()
-    mount = ["mount", "-t", "tmpfs", "-o", "size=256k", "tmpfs", str(spool)]
-    if subprocess.run(mount, capture_output=True).returncode != 0:
-        pytest.skip("a tmpfs cannot be mounted here")
-    try:
+    with small_file_system(tmp_path / "spool", "256k") as spool:
         ballast = spool / "ballast"
-        ballast.write_bytes(bytes(200 * 1024))
+        ballast.write_bytes(bytes(150 * 1024))
         acknowledged = Acknowledged()
         with running_writer(spool, acknowledged) as writer:
             for start in range(0, 4000, 100):
@@ -463,8 +517,24 @@ def test_a_full_file_system_takes_everything_once_it_has_room_again(
             ballast.unlink()
             eventually(lambda: len(payloads(spool)) >= 4000, what="writing again")
         assert payloads(spool) == [payload(n) for n in range(4000)]
-    finally:
-        subprocess.run(["umount", str(spool)], check=True)
+
+
+def test_a_file_system_is_never_filled_to_the_last_byte_and_the_full_segment_is_let_go(
+    tmp_path: Path,
+) -> None:
+    with small_file_system(tmp_path / "spool", "256k") as spool:
+        acknowledged = Acknowledged()
+        with running_writer(spool, acknowledged, fsync_interval=0.01) as writer:
+            hand_over(writer, range(20_000))
+            eventually(lambda: len(acknowledged.tokens) == 20_000, what="an answer for Kong")
+            eventually(lambda: not any(is_locked(path) for path in segments(spool)))
+            system = os.statvfs(spool)
+        assert system.f_bavail * system.f_frsize >= 24 * 1024
+        assert damaged_bytes(spool) == 0
+
+
+def damaged_bytes(spool: Path) -> int:
+    return sum(item.end - item.start for item in items(spool) if isinstance(item, Damage))
 
 
 def test_a_process_whose_writer_fails_ends_rather_than_leaving_kong_without_answers(tmp_path: Path) -> None:
@@ -492,6 +562,32 @@ def test_a_destination_is_described_beside_its_queue_and_read_back_with_its_toke
         queue = writer.describe(described)
         assert queue is writer.queue(QUEUE)
     assert read_destination(tmp_path, QUEUE) == described
+
+
+def test_a_file_that_cannot_be_replaced_leaves_nothing_half_made(tmp_path: Path, disk: Disk) -> None:
+    write_destination(tmp_path, destination())
+    before = sorted(tmp_path.rglob("*"))
+    (tmp_path / "tokens" / QUEUE).mkdir(parents=True)
+    with pytest.raises(OSError, match="directory"):
+        write_destination(tmp_path, destination(token="the-token"))
+    assert sorted(tmp_path.rglob("*")) == sorted([*before, tmp_path / "tokens", tmp_path / "tokens" / QUEUE])
+
+
+@pytest.mark.parametrize("token", ["", None])
+def test_a_reference_that_kong_could_not_resolve_keeps_the_last_token_and_says_so(
+    tmp_path: Path, lines: list[Any], token: str | None
+) -> None:
+    reference = {"api_token": "{vault://env/token}"}
+    config = {"ingest_endpoint": "http://127.0.0.1:9/events", "$refs": reference, "api_token": "resolved"}
+    with running_writer(tmp_path) as writer:
+        first = start_instance(1, orjson.dumps(config), writer)
+        second = start_instance(2, orjson.dumps(config | {"api_token": token}), writer)
+    assert first.queue is second.queue
+    assert token_file(tmp_path, first.queue.id).read_text() == "resolved"
+    assert [line["log_level"] for line in lines if line["event"] == "token_not_resolved"] == ["error"]
+    with running_writer(tmp_path) as writer:
+        start_instance(3, orjson.dumps(config | {"api_token": "rotated"}), writer)
+    assert token_file(tmp_path, first.queue.id).read_text() == "rotated"
 
 
 def test_the_files_with_destination_and_token_are_readable_by_their_owner_only(tmp_path: Path) -> None:

@@ -14,7 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from openmeter_plugin import wire
-from tests.harness.recordings import WIRE, frames, protobuf_requests
+from tests.harness.recordings import URI_CAPTURES, WIRE, frames, protobuf_requests
 
 TO_US = "kong->pluginserver"
 FROM_US = "pluginserver->kong"
@@ -139,6 +139,17 @@ def test_a_start_calls_repr_shows_nothing_of_the_configuration() -> None:
     assert "om-token" not in f"{call}"
 
 
+DECODERS = (wire.decode_call, wire.decode_string, wire.decode_value, wire.decode_captures)
+
+
+def test_the_captures_that_kong_answered_are_read_by_their_names() -> None:
+    assert wire.decode_captures(URI_CAPTURES) == {"named": {"city": "paris", "street": "rivoli"}}
+
+
+def test_a_path_without_captures_has_none() -> None:
+    assert wire.decode_captures(b"") == {"named": {}}
+
+
 # Google's package beside ours
 
 _TYPES = descriptor_pb2.FieldDescriptorProto
@@ -180,11 +191,24 @@ def _kong_messages() -> dict[str, type[Message]]:
         ("cmd_handle_event", 36, sub, "CmdHandleEvent"),
     )
     _message(file, "RpcReturn", ("sequence", 1, int64, None), ("instance_status", 33, sub, "InstanceStatus"))
+    captures = file.message_type.add(name="UriCapturesResult")
+    captures.field.add(name="unnamed", number=1, type=raw, label=_TYPES.LABEL_REPEATED)
+    captures.field.add(
+        name="named",
+        number=2,
+        type=sub,
+        label=_TYPES.LABEL_REPEATED,
+        type_name=".kong.UriCapturesResult.NamedEntry",
+    )
+    entry = captures.nested_type.add(name="NamedEntry")
+    entry.options.map_entry = True
+    entry.field.add(name="key", number=1, type=text, label=_TYPES.LABEL_OPTIONAL)
+    entry.field.add(name="value", number=2, type=raw, label=_TYPES.LABEL_OPTIONAL)
     pool = descriptor_pool.DescriptorPool()
     pool.Add(file)
     return {
         name: message_factory.GetMessageClass(pool.FindMessageTypeByName(f"kong.{name}"))
-        for name in ("String", "RpcCall", "RpcReturn")
+        for name in ("String", "RpcCall", "RpcReturn", "UriCapturesResult")
     }
 
 
@@ -293,13 +317,20 @@ def test_a_string_that_google_encoded_is_read(text: str) -> None:
     assert wire.decode_string(encoded("String", v=text)) == text.encode()
 
 
+@given(st.lists(st.binary(max_size=20)), st.dictionaries(st.text(max_size=20), st.binary(max_size=20)))
+def test_captures_that_google_encoded_are_read(unnamed: list[bytes], named: dict[str, bytes]) -> None:
+    frame = encoded("UriCapturesResult", unnamed=unnamed, named=named)
+    texts = {name: value.decode("utf-8", "replace") for name, value in named.items()}
+    assert wire.decode_captures(frame) == {"named": texts}
+
+
 # What is no message of the protocol
 
 
 @settings(max_examples=500)
 @given(st.binary(max_size=200))
 def test_arbitrary_bytes_raise_nothing_but_a_wire_error(data: bytes) -> None:
-    for decode in (wire.decode_call, wire.decode_string, wire.decode_value):
+    for decode in DECODERS:
         with contextlib.suppress(wire.WireError):
             decode(data)
 
@@ -311,7 +342,7 @@ def test_a_recorded_frame_with_any_byte_changed_raises_nothing_but_a_wire_error(
 ) -> None:
     at = data.draw(st.integers(0, len(frame) - 1))
     changed = frame[:at] + bytes((data.draw(st.integers(0, 255)),)) + frame[at + 1 :]
-    for decode in (wire.decode_call, wire.decode_string, wire.decode_value):
+    for decode in DECODERS:
         with contextlib.suppress(wire.WireError):
             decode(changed)
 

@@ -68,8 +68,13 @@ def test_an_instance_is_known_to_every_worker_when_kong_has_its_answer(tmp_path:
         assert worker.tally.resent == 0
         assert len(worker.tally.acknowledged) == 2000
         eventually(lambda: stored(sandbox) == 2000, what="the arrival")
-        segments = {path.name.split("-")[1] for path in server.spool.glob("queues/*/*.seg")}
-        assert len(segments) > 1, "more than one worker took part"
+        sizes = [path.stat().st_size for path in server.spool.glob("queues/*/*.seg")]
+        by_worker = {
+            pid: sum(path.stat().st_size for path in server.spool.glob(f"queues/*/*-{pid}-*.seg"))
+            for pid in {path.name.split("-")[1] for path in server.spool.glob("queues/*/*.seg")}
+        }
+        assert len(by_worker) == 3, "every worker took part"
+        assert min(by_worker.values()) > sum(sizes) / 10, "none did nearly all of it"
 
 
 def test_an_instance_that_kong_closed_is_unknown_to_every_worker(tmp_path: Path, sandbox: str) -> None:

@@ -10,6 +10,7 @@ self-hosted versions have answered 200), so any 2xx counts as taken.
 
 from __future__ import annotations
 
+import asyncio
 import email.utils
 import time
 from collections.abc import Sequence
@@ -25,6 +26,10 @@ CONTENT_TYPE: Final = "application/cloudevents-batch+json"
 
 _REJECTED: Final = frozenset({400, 413, 422})
 _LONGEST_ANSWER: Final = 2000  # characters of the server's answer that are kept
+_MOST_READ: Final = 1024 * 1024  # bytes of an answer
+_TIMEOUTS_IN_ALL: Final = 3
+"""A POST may take so many times the configured time-out, which is for connecting, sending, each read."""
+
 _LONGEST_RETRY_AFTER: Final = 3600.0  # seconds
 
 
@@ -72,22 +77,30 @@ class EventsClient:
     async def send(self, events: Sequence[bytes]) -> None:
         """Post the events, each a JSON object or several separated by commas; raises DeliveryError."""
         try:
-            response = await self._http.post(
-                self.destination.endpoint, content=b"[" + b",".join(events) + b"]"
-            )
-        except (httpx.HTTPError, httpx.InvalidURL, OSError) as error:
+            # The HTTP library's time-out is for each read: a server that trickles would hold us for ever.
+            async with asyncio.timeout(self.destination.timeout * _TIMEOUTS_IN_ALL):
+                response, answer = await self._post(b"[" + b",".join(events) + b"]")
+        except (httpx.HTTPError, httpx.InvalidURL, OSError) as error:  # TimeoutError is an OSError
             raise UndeliveredError(f"{type(error).__name__}: {error}") from None
         if not response.is_success:
-            raise _failure(response)
+            raise _failure(response, answer.decode("utf-8", "replace")[:_LONGEST_ANSWER])
+
+    async def _post(self, content: bytes) -> tuple[httpx.Response, bytes]:
+        answer = b""
+        async with self._http.stream("POST", self.destination.endpoint, content=content) as response:
+            async for chunk in response.aiter_bytes():
+                answer += chunk
+                if len(answer) > _MOST_READ:
+                    break
+        return response, answer
 
     async def close(self) -> None:
         """Close the connections."""
         await self._http.aclose()
 
 
-def _failure(response: httpx.Response) -> DeliveryError:
+def _failure(response: httpx.Response, answer: str) -> DeliveryError:
     status = response.status_code
-    answer = response.text[:_LONGEST_ANSWER]
     if status in _REJECTED:
         return RejectedError(answer, status)
     if status in (401, 403):

@@ -10,64 +10,58 @@ import asyncio
 import fcntl
 import os
 import signal
+import sqlite3
 import sys
-from collections.abc import Coroutine
+from collections.abc import Callable, Coroutine
 from pathlib import Path
 from typing import Final
 
-from openmeter_plugin.delivery.sender import QueueSender
-from openmeter_plugin.delivery.state import DeliveryState
-from openmeter_plugin.log import get_logger
-from openmeter_plugin.spool.destination import QUARANTINE, queues_directory
+from openmeter_plugin.delivery.books import Books
+from openmeter_plugin.delivery.options import DeliveryOptions
+from openmeter_plugin.delivery.spool_delivery import SpoolDelivery
+from openmeter_plugin.log import RateLimit, get_logger
 
 LOCK: Final = "delivery.lock"
-_POLL: Final = 0.2  # seconds between two tries for the lock, and two looks for new queues
+_POLL: Final = 0.2  # seconds between two tries for the lock
 
 
-async def deliver(spool: Path, *, until_empty: bool = False) -> None:
-    """Deliver the spool's queues until cancelled, or until all that was there is taken."""
-    lock = await _lock(spool)
-    log = get_logger()
-    state = DeliveryState(spool)
-    senders: dict[str, asyncio.Task[None]] = {}
-    log.info("delivery_started", spool=spool.name)
+async def deliver(
+    options: DeliveryOptions,
+    *,
+    until_empty: bool = False,
+    started: Callable[[SpoolDelivery], None] | None = None,
+) -> None:
+    """Deliver the spool's queues until cancelled, or until all that was there is taken.
+
+    `started` is told of the delivery once the lock is held.
+    """
+    lock = await _lock(options.spool)
     try:
-        while True:
-            for queue in _queues(spool):
-                task = senders.get(queue)
-                if task is not None and task.done() and not until_empty:
-                    error = task.exception()
-                    log.error("queue_delivery_failed", queue=queue, exc_info=error)
-                    task = None
-                if task is None:
-                    sender = QueueSender(spool, queue, state, until_empty=until_empty)
-                    senders[queue] = asyncio.create_task(sender.run())
-            if until_empty:
-                await asyncio.gather(*senders.values())
-                return
-            await asyncio.sleep(_POLL)
+        delivery = SpoolDelivery(options, await _open_books(options.spool))
+        if started is not None:
+            started(delivery)
+        get_logger().info("delivery_started", spool=options.spool.name)
+        await (delivery.run_until_empty() if until_empty else delivery.run())
     finally:
-        for task in senders.values():
-            task.cancel()
-        await asyncio.gather(*senders.values(), return_exceptions=True)
-        state.close()
         os.close(lock)
 
 
 def run_delivery(
-    spool: Path,
+    options: DeliveryOptions,
     *,
     until_empty: bool = False,
     with_parent: bool = False,
     beside: Coroutine[None, None, None] | None = None,
+    started: Callable[[SpoolDelivery], None] | None = None,
 ) -> None:
     """Run `deliver` until SIGTERM or SIGINT, `with_parent` also until standard input ends.
 
-    A POST under way is abandoned: its batch is sent again later. `beside` runs on the same event loop.
+    A POST under way is given a few seconds; else its batch is sent again later. `beside` runs on the same
+    event loop.
     """
 
     async def main() -> None:
-        task = asyncio.create_task(deliver(spool, until_empty=until_empty))
+        task = asyncio.create_task(deliver(options, until_empty=until_empty, started=started))
         loop = asyncio.get_running_loop()
         for number in (signal.SIGTERM, signal.SIGINT):
             loop.add_signal_handler(number, task.cancel)
@@ -85,24 +79,42 @@ def run_delivery(
     asyncio.run(main())
 
 
+async def _open_books(spool: Path) -> Books:
+    """Open the books, however long the disk fails.
+
+    In a thread, since it reads all of them, and this process must give signs of life meanwhile.
+    """
+    limit = RateLimit()
+    while True:
+        try:
+            return await asyncio.to_thread(Books, spool)
+        except (sqlite3.OperationalError, OSError) as error:
+            if limit.passes():
+                get_logger().error("books_cannot_be_opened", reason=str(error))
+            await asyncio.sleep(_POLL)
+
+
 async def _lock(spool: Path) -> int:
-    descriptor = os.open(spool / LOCK, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
-    try:
-        while True:
-            try:
-                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
-                await asyncio.sleep(_POLL)
-            else:
+    """Return the lock's descriptor, once nobody else holds it and however long the disk fails."""
+    limit = RateLimit()
+    while True:
+        try:
+            descriptor = os.open(spool / LOCK, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        except FileNotFoundError:
+            raise
+        except OSError as error:
+            if limit.passes():
+                get_logger().error("lock_cannot_be_opened", reason=error.strerror)
+        else:
+            if _locked(descriptor):
                 return descriptor
-    except BaseException:
-        os.close(descriptor)
-        raise
+            os.close(descriptor)
+        await asyncio.sleep(_POLL)
 
 
-def _queues(spool: Path) -> list[str]:
-    """Return the queues that go somewhere; records that were set aside wait for somebody."""
+def _locked(descriptor: int) -> bool:
     try:
-        return sorted(p.name for p in queues_directory(spool).iterdir() if p.name != QUARANTINE)
-    except FileNotFoundError:
-        return []
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    return True

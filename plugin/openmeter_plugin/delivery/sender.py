@@ -5,191 +5,176 @@ from __future__ import annotations
 import asyncio
 import sqlite3
 import time
-from collections.abc import Sequence
-from pathlib import Path
+from collections.abc import Callable, Coroutine, Sequence
+from datetime import UTC, datetime, timedelta
 from typing import Any, Final
 
 import orjson
-from tenacity import AsyncRetrying, RetryCallState, retry_if_exception_type, wait_exponential_jitter
 
-from openmeter_plugin.delivery.client import (
-    EventsClient,
-    RejectedError,
-    UnauthorizedError,
-    UndeliveredError,
-)
-from openmeter_plugin.delivery.reader import Batch, QueueReader
-from openmeter_plugin.delivery.state import DeadLetter, DeliveryState
+from openmeter_plugin.delivery import batch as batches_module
+from openmeter_plugin.delivery.batch import Batch, BatchReader
+from openmeter_plugin.delivery.books import Books, DeadLetter, Delivery
+from openmeter_plugin.delivery.books_file import is_damage
+from openmeter_plugin.delivery.client import RejectedError
+from openmeter_plugin.delivery.endpoint import Endpoint
+from openmeter_plugin.delivery.usage import ledger_key
 from openmeter_plugin.log import RateLimit, get_logger
-from openmeter_plugin.spool.destination import Destination, queues_directory, read_destination
 
-MAX_BATCH_BYTES: Final = 4 * 1024 * 1024
-"""Of one POST, far below what gateways before a metering API let through."""
-
-_POLL: Final = 0.05  # seconds between two looks for new records
-_STATE_RETRY: Final = 0.5  # seconds between two tries to commit on a disk that failed
+POLL: Final = 0.05  # seconds between two looks for new records
+_BOOKS_RETRY: Final = 0.5  # seconds between two tries to commit on a disk that failed
+_GRACE: Final = 5.0  # seconds that a stop waits for a POST under way and for its entry in the books
 
 
-class QueueSender:
-    """Owns one queue of the spool; with `until_empty`, until all that was there is sent."""
+class Sender:
+    """Sends one queue's events through its endpoint and enters in the books what became of them."""
 
-    def __init__(self, spool: Path, queue: str, state: DeliveryState, *, until_empty: bool = False) -> None:
-        self._spool = spool
+    def __init__(
+        self,
+        queue: str,
+        books: Books,
+        batches: BatchReader,
+        endpoint: Endpoint,
+        max_age: timedelta | None = None,
+    ) -> None:
         self._queue = queue
-        self._state = state
-        self._until_empty = until_empty
-        directory = queues_directory(spool) / queue
-        cursors = state.cursors(queue)
-        for segment in [name for name in cursors if not (directory / name).exists()]:
-            state.forget(queue, segment)
-            del cursors[segment]
-        self._reader = QueueReader(directory, cursors)
-        self._client: EventsClient | None = None
+        self._books = books
+        self._batches = batches
+        self._endpoint = endpoint
+        self._max_age = max_age
         self._log = get_logger().bind(queue=queue)
         self._failure_limit = RateLimit()
 
-    async def run(self) -> None:
-        """Deliver until cancelled."""
-        try:
-            while True:
-                batch = await self._next_batch()
-                if batch is None:
-                    return
-                dead_letters = await self._deliver(batch.events)
-                await self._commit(batch, dead_letters)
-        finally:
-            self._reader.close()
-            if self._client is not None:
-                await self._client.close()
+    async def work(self, *, patient: bool) -> bool:
+        """Send one batch and commit it; returns whether there was anything.
 
-    async def _next_batch(self) -> Batch | None:
-        """Wait for something to deliver and a moment for more of it; None when drained and that is wanted."""
-        destination = self._destination()
-        limit = destination.max_batch_size if destination else 1
-        while not (batch := self._reader.next_batch(limit, MAX_BATCH_BYTES)).positions:
-            self._remove_finished()
-            if self._until_empty:
-                return None
-            await asyncio.sleep(_POLL)
-        if destination is not None and not self._until_empty:
-            await self._coalesce(batch, destination)
-        return batch
+        A `patient` sender holds a batch back for the destination's coalescing delay, to fill it.
+        """
+        letters = self._to_replay()
+        if letters:
+            await self._unless_it_waits(self._replay(letters))
+            return True
+        batch = Batch()
+        limit = self._endpoint.max_batch_size
+        self._batches.extend(batch, limit)
+        if not batch.positions:
+            return False
+        if patient and batch.events:
+            await self._coalesce(batch, limit)
+        await self._unless_it_waits(self._deliver(batch))
+        return True
 
-    async def _coalesce(self, batch: Batch, destination: Destination) -> None:
-        deadline = time.monotonic() + destination.max_coalescing_delay
-        while batch.event_count < destination.max_batch_size and batch.size < MAX_BATCH_BYTES:
-            left = deadline - time.monotonic()
-            if left <= 0:
-                return
-            await asyncio.sleep(min(_POLL, left))
-            before = batch.counts["requests", ""]
-            self._reader.extend(batch, destination.max_batch_size, MAX_BATCH_BYTES)
-            if batch.counts["requests", ""] == before and not batch.events:
-                return  # nothing but skips, and no more of them: no event is kept waiting
-
-    async def _deliver(self, events: Sequence[bytes]) -> list[DeadLetter]:
+    async def send(self, events: Sequence[bytes], *, expiring: bool = False) -> list[DeadLetter]:
         """Have the events taken, all but those that never will be: they are returned as dead letters.
 
         A batch is not atomic: what comes before a bad event is taken although the answer is an error.
-        Sending it again does no harm, since the metering API knows the ids.
+        Sending it again does no harm, since the metering API knows the ids. With `expiring`, events that
+        have become too old are dead letters too.
         """
-        if not events:
-            return []
-        try:
-            await self._send(events)
-        except RejectedError as rejection:
-            single = _split(events)
-            if len(single) == 1:
-                self._log.error("dead_letter", status=rejection.status, answer=str(rejection)[:300])
-                return [DeadLetter(single[0], rejection.status, str(rejection))]
-            middle = len(single) // 2
-            return await self._deliver(single[:middle]) + await self._deliver(single[middle:])
-        return []
-
-    async def _send(self, events: Sequence[bytes]) -> None:
-        """Send until there is an answer to go by; raises RejectedError."""
-        attempts = AsyncRetrying(
-            retry=retry_if_exception_type(UndeliveredError),
-            wait=self._wait,
-            after=self._tell,
-            sleep=asyncio.sleep,
-        )
-        async for attempt in attempts:
-            with attempt:
-                await self._current_client(events)
-
-    async def _current_client(self, events: Sequence[bytes]) -> None:
-        destination = self._destination()
-        if destination is None:
-            raise UndeliveredError("nobody has said where this queue goes: destination.json is missing")
-        if self._client is None or self._client.destination != destination:
-            if self._client is not None:
-                await self._client.close()
-                self._client = None
+        dead: list[DeadLetter] = []
+        while True:
+            if expiring:
+                events, expired = self._split_expired(events)
+                dead += expired
+            if not events:
+                return dead
             try:
-                self._client = EventsClient(destination)
-            except (ValueError, OSError) as error:  # the token, the certificates
-                raise UndeliveredError(f"{type(error).__name__}: {error}") from None
-        await self._client.send(events)
+                if await self._endpoint.attempt(events):
+                    return dead
+            except RejectedError as rejection:
+                single = _one_by_one(events)
+                if len(single) == 1:
+                    self._log.error("dead_letter", status=rejection.status, answer=str(rejection)[:300])
+                    return [*dead, DeadLetter(single[0], rejection.status, str(rejection))]
+                middle = len(single) // 2
+                dead += await self.send(single[:middle], expiring=expiring)
+                events = single[middle:]
 
-    def _destination(self) -> Destination | None:
-        """Return the destination as it is described now: a new token must reach a waiting backlog."""
+    async def _deliver(self, batch: Batch) -> None:
+        dead = await self.send(batch.events, expiring=True)
+        delivery = Delivery(batch.positions, delivered=batch.lines(), dead_letters=dead)
+        for letter in dead:
+            key = ledger_key(orjson.loads(letter.event))
+            delivery.delivered[key] -= 1
+            delivery.dead_lettered[key] += 1
+        await self._enter(lambda: self._books.deliver(self._queue, delivery))
+
+    async def _coalesce(self, batch: Batch, limit: int) -> None:
+        deadline = time.monotonic() + self._endpoint.max_coalescing_delay
+        while batch.event_count < limit and batch.size < batches_module.MAX_BATCH_BYTES:
+            left = deadline - time.monotonic()
+            if left <= 0:
+                return
+            await asyncio.sleep(min(POLL, left))
+            self._batches.extend(batch, limit)
+
+    def _split_expired(self, events: Sequence[bytes]) -> tuple[Sequence[bytes], list[DeadLetter]]:
+        """Part the events from those that are too old to be sent, where there is an age limit."""
+        if self._max_age is None or not events:
+            return events, []
+        oldest = (datetime.now(UTC) - self._max_age).strftime("%Y-%m-%dT%H:%M:%S")
+        parsed = _parsed(events)
+        if all(str(event.get("time")) >= oldest for event in parsed):
+            return events, []
+        answer = f"not delivered within {self._max_age}, the configured age limit"
+        young = [orjson.dumps(event) for event in parsed if str(event.get("time")) >= oldest]
+        old = [orjson.dumps(event) for event in parsed if str(event.get("time")) < oldest]
+        return young, [DeadLetter(event, None, answer) for event in old]
+
+    def _to_replay(self) -> list[tuple[int, bytes]]:
+        """Return dead letters that somebody wants sent again, as many as go into a batch."""
         try:
-            return read_destination(self._spool, self._queue)
-        except (OSError, ValueError, TypeError) as error:
-            if self._failure_limit.passes():
-                self._log.error("destination_unreadable", reason=f"{type(error).__name__}: {error}")
-            return self._client.destination if self._client else None
+            return self._books.to_replay(
+                self._queue, self._endpoint.max_batch_size, batches_module.MAX_BATCH_BYTES
+            )
+        except sqlite3.Error as error:
+            if is_damage(error):
+                raise
+            return []
 
-    def _wait(self, state: RetryCallState) -> float:
-        destination = self._destination()
-        initial = destination.initial_retry_delay if destination else 1.0
-        longest = destination.max_retry_delay if destination else 60.0
-        backoff = wait_exponential_jitter(initial=initial, max=longest, jitter=initial)(state)
-        error = state.outcome.exception() if state.outcome else None
-        return max(backoff, error.retry_after) if isinstance(error, UndeliveredError) else backoff
+    async def _replay(self, letters: list[tuple[int, bytes]]) -> None:
+        # As `send` gives back what is refused: parsed and encoded again.
+        events = {number: orjson.dumps(orjson.loads(event)) for number, event in letters}
+        dead = {letter.event: letter for letter in await self.send(list(events.values()))}
+        refused = {number: dead[event] for number, event in events.items() if event in dead}
+        taken = {n: ledger_key(orjson.loads(event)) for n, event in events.items() if n not in refused}
+        await self._enter(lambda: self._books.replayed(self._queue, taken, refused))
 
-    def _tell(self, state: RetryCallState) -> None:
-        error = state.outcome.exception() if state.outcome else None
-        if not isinstance(error, UndeliveredError) or not self._failure_limit.passes():
-            return
-        facts: dict[str, Any] = {
-            "reason": str(error)[:300],
-            "attempts": state.attempt_number,
-            "consequence": "the events wait in the spool",
-        }
-        if isinstance(error, UnauthorizedError):
-            self._log.critical("token_refused", **facts, remedy="give the plugin a token that may ingest")
-        else:
-            self._log.error("delivery_fails", **facts)
-
-    async def _commit(self, batch: Batch, dead_letters: list[DeadLetter]) -> None:
-        dead = len(dead_letters)
-        if dead:
-            batch.counts["dead_lettered", ""] += dead
-        if batch.event_count:
-            batch.counts["delivered", ""] += batch.event_count - dead
+    async def _enter(self, entry: Callable[[], None]) -> None:
+        """Make an entry in the books, however long the disk fails: what it is about is done already."""
         while True:
             try:
-                self._state.commit(self._queue, batch.positions, batch.counts, dead_letters)
-                break
+                entry()
             except sqlite3.Error as error:
-                # The batch is not sent again: only what is known of it waits for the disk.
+                if is_damage(error):
+                    raise
                 if self._failure_limit.passes():
-                    self._log.error("delivery_state_cannot_be_written", reason=str(error))
-                await asyncio.sleep(_STATE_RETRY)
-        self._remove_finished()
+                    self._log.error("books_cannot_be_written", reason=str(error))
+                await asyncio.sleep(_BOOKS_RETRY)
+            else:
+                return
 
-    def _remove_finished(self) -> None:
-        """Remove the segments that are done with; to be called when all that was read is committed."""
+    async def _unless_it_waits(self, work: Coroutine[Any, Any, None]) -> None:
+        """Do the work; when that is cancelled in the middle of a POST, wait for its answer and its entry.
+
+        What is taken but not entered would be sent again by the next delivery.
+        """
+        task = asyncio.create_task(work)
         try:
-            for segment in self._reader.remove_finished():
-                self._state.forget(self._queue, segment)
-        except (sqlite3.Error, OSError) as error:
-            if self._failure_limit.passes():
-                self._log.error("delivered_segment_stays", reason=str(error))
+            await asyncio.shield(task)
+        except asyncio.CancelledError:
+            self._endpoint.stopping = True
+            if not self._endpoint.waiting:
+                await asyncio.wait({task}, timeout=_GRACE)
+            task.cancel()
+            await asyncio.gather(task, return_exceptions=True)
+            raise
 
 
-def _split(events: Sequence[bytes]) -> list[bytes]:
+def _parsed(events: Sequence[bytes]) -> list[dict[str, Any]]:
+    parsed: list[dict[str, Any]] = orjson.loads(b"[" + b",".join(events) + b"]")
+    return parsed
+
+
+def _one_by_one(events: Sequence[bytes]) -> list[bytes]:
     """Return the events one by one; a request's events come joined out of the spool."""
-    return [orjson.dumps(event) for event in orjson.loads(b"[" + b",".join(events) + b"]")]
+    return [orjson.dumps(event) for event in _parsed(events)]

@@ -9,7 +9,7 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import os
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Final
 
@@ -33,6 +33,14 @@ class Destination:
     initial_retry_delay: float = 0.01
     max_retry_delay: float = 60.0
     token: str | None = field(default=None, repr=False)
+    token_unresolved: bool = False
+    """There should be a token, but Kong's vault has not given it: the last one goes on being used."""
+
+    def after(self, unwritten: Destination | None) -> Destination:
+        """Return this description where an earlier one is not written yet, whose token may be the last."""
+        if unwritten is None or not self.token_unresolved or unwritten.token is None:
+            return self
+        return replace(self, token=unwritten.token, token_unresolved=False)
 
 
 def destination_id(endpoint: str, credential: str) -> str:
@@ -60,14 +68,19 @@ def token_file(spool: Path, destination: str) -> Path:
     return spool / "tokens" / destination
 
 
-def write_destination(spool: Path, destination: Destination) -> None:
-    """Make the queue's directory, its description and its token file; raises OSError."""
+def write_destination(spool: Path, destination: Destination, *, keep_token: bool = True) -> None:
+    """Make the queue's directory, its description and its token file; raises OSError.
+
+    Without `keep_token` no token is kept: delivery has one from elsewhere.
+    """
     directory = queues_directory(spool) / destination.id
     directory.mkdir(mode=0o700, parents=True, exist_ok=True)
-    description = {k: v for k, v in asdict(destination).items() if k != "token"}
+    description = {k: v for k, v in asdict(destination).items() if k in _DESCRIBED}
     write_atomically(directory / "destination.json", orjson.dumps(description, option=orjson.OPT_INDENT_2))
     file = token_file(spool, destination.id)
-    if destination.token is None:
+    if destination.token_unresolved and keep_token:
+        return
+    if destination.token is None or not keep_token:
         file.unlink(missing_ok=True)
         return
     file.parent.mkdir(mode=0o700, exist_ok=True)
@@ -97,7 +110,7 @@ def read_destination(spool: Path, queue: str) -> Destination | None:
         raise ValueError(f"the description of queue {queue} is not complete") from None
 
 
-_DESCRIBED: Final = frozenset(Destination.__dataclass_fields__) - {"token"}
+_DESCRIBED: Final = frozenset(Destination.__dataclass_fields__) - {"token", "token_unresolved"}
 
 
 def write_atomically(path: Path, content: bytes) -> None:
@@ -110,8 +123,12 @@ def write_atomically(path: Path, content: bytes) -> None:
             return
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
-    with os.fdopen(descriptor, "wb") as file:
-        file.write(content)
-        file.flush()
-        os.fsync(file.fileno())
-    temporary.replace(path)
+    try:
+        with os.fdopen(descriptor, "wb") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+        temporary.replace(path)
+    except OSError:
+        temporary.unlink(missing_ok=True)
+        raise

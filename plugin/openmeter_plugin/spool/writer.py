@@ -31,6 +31,7 @@ from openmeter_plugin.spool.segment import LOST, MAGIC, SUFFIX, encode_record
 Fsync = Literal["always", "interval", "never"]
 
 _RETRY_AFTER: Final = 0.5  # seconds between two tries on a disk that failed
+_LEFT_FREE: Final = 4 * 1024 * 1024  # bytes, or an eighth of a smaller file system
 _segment_number = count()
 
 
@@ -52,6 +53,8 @@ class Segment:
             self.close()
             unready.unlink(missing_ok=True)
             raise
+        self._directory = directory
+        self._entered = False
         self.size = len(MAGIC)
         self.opened = time.monotonic()
         self.unsynced = True
@@ -71,6 +74,11 @@ class Segment:
         """Have the kernel put the content on the disk; raises OSError."""
         self.unsynced = False
         os.fdatasync(self.descriptor)
+        if not self._entered:
+            # A file that no directory on the disk names is lost with all its content.
+            for directory in (self._directory, *list(self._directory.parents)[:2]):
+                _sync_directory(directory)
+            self._entered = True
 
     def close(self) -> None:
         """Close the file, which also unlocks it: from now on it is never appended to."""
@@ -86,6 +94,7 @@ class SpoolQueue:
         self.description: Destination | None = None
         self.segment: Segment | None = None
         self.waiting: list[bytes] = []
+        self.waiting_bytes = 0
         self.lost = 0
 
     @property
@@ -115,6 +124,7 @@ class SpoolWriter:
         segment_bytes: int = 16 * 1024 * 1024,
         segment_seconds: float = 3600.0,
         max_waiting_bytes: int = 32 * 1024 * 1024,
+        keep_tokens: bool = True,
     ) -> None:
         self._spool = spool
         self._notify = notify
@@ -123,6 +133,7 @@ class SpoolWriter:
         self._segment_bytes = segment_bytes
         self._segment_seconds = segment_seconds
         self._max_waiting_bytes = max_waiting_bytes
+        self._keep_tokens = keep_tokens
         self._items: SimpleQueue[Sequence[Item] | None] = SimpleQueue()
         self._queues: dict[str, SpoolQueue] = {}
         self._retired: SimpleQueue[Segment] = SimpleQueue()
@@ -209,7 +220,7 @@ class SpoolWriter:
         for queue, record, token, description in items:
             group = groups.setdefault(queue, [])
             if description is not None:
-                queue.description = description
+                queue.description = description.after(queue.description)
             if record is not None:
                 group.append(record)
                 tokens.append(token)
@@ -231,6 +242,7 @@ class SpoolWriter:
             written = self._append(queue, pending)
         except OSError as caught:
             written, error = 0, caught
+            self._retire(queue)  # to be delivered and removed, which may be what makes room
         rest = pending[written:]
         if queue.lost:  # its record goes first: it is in the file, or it is made anew for the next try
             if written:
@@ -242,14 +254,14 @@ class SpoolWriter:
             return
         if queue.waiting:
             self._log.info("spool_writes_again", queue=queue.id)
-        queue.waiting = []
+        queue.waiting, queue.waiting_bytes = [], 0
 
     def _describe(self, queue: SpoolQueue) -> None:
         """Write the queue's description; where that fails its records are written nevertheless."""
         if queue.description is None:
             return
         try:
-            write_destination(self._spool, queue.description)
+            write_destination(self._spool, queue.description, keep_token=self._keep_tokens)
             queue.description = None
         except OSError as error:
             if self._failure_limit.passes():
@@ -265,28 +277,33 @@ class SpoolWriter:
             segment = None
         if segment is None:
             queue.directory.mkdir(mode=0o700, parents=True, exist_ok=True)
+        fitting = records[: _whole_records(records, _room(queue.directory))]
+        if not fitting:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        if segment is None:
             segment = queue.segment = Segment(queue.directory)
-        data = b"".join(records)
+        data = b"".join(fitting)
         written = segment.append(data)
         if written < len(data):
             # What follows half a record in this file would be damage; the rest starts a new one.
             self._retire(queue)
-            return _whole_records(records, written)
+            return _whole_records(fitting, written)
         if self._fsync == "always":
             segment.sync()
-        return len(records)
+        return len(fitting)
 
     def _keep(self, queue: SpoolQueue, records: list[bytes], error: OSError | None) -> None:
         """Hold records in memory until the disk takes them, the oldest first, and count what has no room."""
+        others = sum(other.waiting_bytes for other in list(self._queues.values()) if other is not queue)
         waiting_bytes = 0
         kept: list[bytes] = []
         for record in records:
-            if waiting_bytes + len(record) > self._max_waiting_bytes:
+            if others + waiting_bytes + len(record) > self._max_waiting_bytes:
                 queue.lost += 1
                 continue
             waiting_bytes += len(record)
             kept.append(record)
-        queue.waiting = kept
+        queue.waiting, queue.waiting_bytes = kept, waiting_bytes
         reason = error.strerror if error else "the disk took only a part"
         if self._failure_limit.passes():
             self._log.error("spool_cannot_write", queue=queue.id, reason=reason, records_in_memory=len(kept))
@@ -331,6 +348,24 @@ def _write_all(descriptor: int, data: bytes) -> None:
     """Write the few bytes at once; raises OSError, also where the disk took only some of them."""
     if os.write(descriptor, data) < len(data):
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+
+def _sync_directory(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def _room(directory: Path) -> int:
+    """Return how many bytes may be written there.
+
+    Some are left for delivery's memory: if it could not be written, nothing would be removed any more,
+    and a spool that has filled its file system would stay full for ever.
+    """
+    system = os.statvfs(directory)
+    return system.f_bavail * system.f_frsize - min(_LEFT_FREE, system.f_blocks * system.f_frsize // 8)
 
 
 def _whole_records(records: list[bytes], written: int) -> int:

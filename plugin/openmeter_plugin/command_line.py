@@ -1,0 +1,16 @@
+"""What the commands have in common. Imports next to nothing: Kong's requests wait while `serve` starts."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Final, NoReturn
+
+DEFAULT_SPOOL: Final = Path("/var/lib/openmeter-plugin/spool")
+SPOOL_VARIABLE: Final = "OPENMETER_PLUGIN_SPOOL"
+
+
+def fail(message: str, status: int = 1) -> NoReturn:
+    """End with a sentence on standard error."""
+    sys.stderr.write(f"openmeter-plugin: {message}\n")
+    sys.exit(status)

@@ -1,0 +1,113 @@
+"""The file of the books: SQLite, written by the delivery process, far from the thread that serves Kong.
+
+A file that is damaged is set aside and begun anew: then what is retained is counted and sent again, and
+the metering API, which knows the ids, counts it once. Whoever replays dead letters or asks for a redelivery
+writes in it beside the delivery process; both wait for each other.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import sqlite3
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Final
+
+from openmeter_plugin.log import get_logger
+
+FILE: Final = "books.db"
+
+SCHEMA: Final = """
+BEGIN;
+CREATE TABLE IF NOT EXISTS positions (
+  queue TEXT NOT NULL, segment TEXT NOT NULL, accounted INTEGER NOT NULL, delivered INTEGER NOT NULL,
+  PRIMARY KEY (queue, segment)) WITHOUT ROWID;
+CREATE TABLE IF NOT EXISTS resent (
+  queue TEXT NOT NULL, segment TEXT NOT NULL, position INTEGER NOT NULL,
+  PRIMARY KEY (queue, segment, position)) WITHOUT ROWID;
+CREATE TABLE IF NOT EXISTS counts (
+  queue TEXT NOT NULL, name TEXT NOT NULL, reason TEXT NOT NULL, value INTEGER NOT NULL,
+  PRIMARY KEY (queue, name, reason)) WITHOUT ROWID;
+CREATE TABLE IF NOT EXISTS ledger (
+  queue TEXT NOT NULL, hour TEXT NOT NULL, type TEXT NOT NULL, subject TEXT NOT NULL,
+  accepted INTEGER NOT NULL, delivered INTEGER NOT NULL, dead_lettered INTEGER NOT NULL,
+  PRIMARY KEY (queue, hour, type, subject)) WITHOUT ROWID;
+CREATE TABLE IF NOT EXISTS dead_letters (
+  id INTEGER PRIMARY KEY, queue TEXT NOT NULL, event BLOB NOT NULL, status INTEGER,
+  answer TEXT NOT NULL, at REAL NOT NULL, replay INTEGER NOT NULL DEFAULT 0);
+CREATE INDEX IF NOT EXISTS dead_letters_to_replay ON dead_letters (queue, id) WHERE replay;
+CREATE TABLE IF NOT EXISTS quarantine (
+  id INTEGER PRIMARY KEY, reason TEXT NOT NULL, record BLOB NOT NULL, at REAL NOT NULL);
+CREATE TABLE IF NOT EXISTS redeliveries (
+  id INTEGER PRIMARY KEY, since TEXT NOT NULL, until TEXT NOT NULL, subject TEXT,
+  state TEXT NOT NULL, sent INTEGER NOT NULL, asked REAL NOT NULL);
+CREATE TABLE IF NOT EXISTS redelivery_progress (
+  redelivery INTEGER NOT NULL, queue TEXT NOT NULL, done_up_to TEXT NOT NULL, done INTEGER NOT NULL,
+  PRIMARY KEY (redelivery, queue)) WITHOUT ROWID;
+COMMIT;
+"""
+
+
+def open_file(path: Path) -> sqlite3.Connection:
+    """Open the file, making it where there is none; raises sqlite3.OperationalError where that cannot be."""
+    try:
+        return _open(path)
+    except sqlite3.DatabaseError as error:
+        if not is_damage(error):
+            raise
+        aside = path.with_name(f"{path.name}.damaged-{time.time_ns()}")
+        # The journal too: the new file must not be given what was meant for the old one.
+        for suffix in ("-wal", "-shm", ""):
+            with contextlib.suppress(FileNotFoundError):
+                path.with_name(path.name + suffix).rename(f"{aside}{suffix}")
+        get_logger().error("books_damaged", reason=str(error), set_aside_as=aside.name)
+        return _open(path)
+
+
+def _open(path: Path) -> sqlite3.Connection:
+    db = connect(path)
+    try:
+        db.execute("PRAGMA journal_mode=WAL")
+        db.execute("PRAGMA wal_autocheckpoint=100")  # so that the journal stays small on a full disk
+        db.executescript(SCHEMA)
+        _check(db)
+    except BaseException:
+        db.close()
+        raise
+    path.chmod(0o600)
+    return db
+
+
+def connect(path: Path) -> sqlite3.Connection:
+    """Open the file of the books; whoever else writes in it is waited for."""
+    db = sqlite3.connect(path, isolation_level=None, timeout=5, check_same_thread=False)
+    db.execute("PRAGMA synchronous=NORMAL")
+    return db
+
+
+@contextmanager
+def transaction(db: sqlite3.Connection) -> Iterator[sqlite3.Connection]:
+    """Have all of the block entered, or nothing."""
+    db.execute("BEGIN IMMEDIATE")
+    try:
+        yield db
+        db.execute("COMMIT")
+    except BaseException:
+        if db.in_transaction:
+            db.execute("ROLLBACK")
+        raise
+
+
+def is_damage(error: BaseException | None) -> bool:
+    """Tell whether an error says that the file is damaged, and not that it cannot be used just now."""
+    # Their subclasses are errors of the disk, of a lock, or of ours.
+    return type(error) is sqlite3.DatabaseError
+
+
+def _check(db: sqlite3.Connection) -> None:
+    """Read every page; raises sqlite3.DatabaseError, where it would otherwise come in the middle of work."""
+    (health,) = db.execute("PRAGMA quick_check(1)").fetchone()
+    if health != "ok":
+        raise sqlite3.DatabaseError(health)

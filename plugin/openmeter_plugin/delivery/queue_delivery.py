@@ -1,0 +1,146 @@
+"""One queue of the spool, from its segments to its endpoint: accounted for, delivered, retained, removed."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import sqlite3
+from collections.abc import Collection
+from datetime import timedelta
+from pathlib import Path
+
+from openmeter_plugin.delivery.accountant import MOST_RECORDS, Accountant
+from openmeter_plugin.delivery.batch import BatchReader
+from openmeter_plugin.delivery.books import Books
+from openmeter_plugin.delivery.books_file import is_damage
+from openmeter_plugin.delivery.endpoint import Endpoint
+from openmeter_plugin.delivery.retention import Delivered, delivered_now
+from openmeter_plugin.delivery.segments import UNREADABLE, QueueReader, segment_paths
+from openmeter_plugin.delivery.sender import POLL, Sender
+from openmeter_plugin.log import RateLimit, get_logger
+from openmeter_plugin.spool.destination import QUARANTINE, queues_directory
+
+
+class QueueDelivery:
+    """Owns one queue. Accounting and sending go on side by side, so that an outage is seen in the books."""
+
+    def __init__(
+        self, spool: Path, queue: str, books: Books, endpoint: Endpoint, max_age: timedelta | None = None
+    ) -> None:
+        self.queue = queue
+        self._directory = queues_directory(spool) / queue
+        self._books = books
+        self._accountant = Accountant(spool, queue, books)
+        delivered = {name: position.delivered for name, position in books.positions(queue).items()}
+        self._batches = BatchReader(self._accountant, QueueReader(self._directory, delivered))
+        self.endpoint = endpoint
+        self.sender = Sender(queue, books, self._batches, endpoint, max_age)
+        self.delivered: dict[str, Delivered] = {}
+        """The segments that are delivered to their end: retained until their time has come."""
+        self._log = get_logger().bind(queue=queue)
+        self._failure_limit = RateLimit()
+
+    async def run(self) -> None:
+        """Work until cancelled."""
+        try:
+            async with asyncio.TaskGroup() as group:
+                group.create_task(self._keep_accounting())
+                group.create_task(self._keep_sending())
+        finally:
+            await self.close()
+
+    async def run_until_empty(self) -> None:
+        """Deliver what is there, piece by piece: what was accounted for need not be read again."""
+        while True:
+            records = self._account()
+            while self._sends() and await self.sender.work(patient=False):
+                pass
+            self._note_delivered()
+            if not records:
+                if records is not None and not self._trouble():
+                    return
+                await asyncio.sleep(POLL)
+
+    async def close(self) -> None:
+        """Close files and connections."""
+        self._accountant.close()
+        self._batches.close()
+        await self.endpoint.close()
+
+    def forget(self, segment: str) -> None:
+        """Forget a delivered segment and remove its file; raises OSError, sqlite3.Error."""
+        (self._directory / segment).unlink(missing_ok=True)
+        self._books.forget(self.queue, segment)
+        self._accountant.forget(segment)
+        self._batches.forget(segment)
+        self.delivered.pop(segment, None)
+
+    def segment_paths(self) -> list[Path]:
+        """Return the files of the queue's segments."""
+        return list(segment_paths(self._directory))
+
+    def unsent(self, segment: str) -> Collection[int]:
+        """Return the offsets behind the segment's records that are never sent."""
+        return self._accountant.resent.get(segment, ())
+
+    def _sends(self) -> bool:
+        return self.queue != QUARANTINE
+
+    async def _keep_accounting(self) -> None:
+        while True:
+            records = self._account()
+            self._set_aside_unreadable()
+            # In pieces of some size: each has its price in the books, whatever is in it.
+            await asyncio.sleep(0 if records and records >= MOST_RECORDS else POLL)
+
+    def _account(self) -> int | None:
+        """Account for what has come and return how many records that was, None where the books fail."""
+        try:
+            return self._accountant.work()
+        except sqlite3.Error as error:
+            if is_damage(error):
+                raise
+            if self._failure_limit.passes():
+                self._log.error("books_cannot_be_written", reason=f"{type(error).__name__}: {error}")
+            return None
+
+    async def _keep_sending(self) -> None:
+        while True:
+            busy = self._sends() and await self.sender.work(patient=True)
+            self._note_delivered()
+            if not busy:
+                await asyncio.sleep(POLL)
+
+    def _note_delivered(self) -> None:
+        # The books have what was set aside: it waits there, not in the files.
+        names = self._batches.delivered() if self._sends() else self._accountant.finished
+        for name in names:
+            if name not in self.delivered:
+                with contextlib.suppress(FileNotFoundError):
+                    self.delivered[name] = delivered_now(self._directory / name)
+
+    def _trouble(self) -> bool:
+        """Set unreadable segments aside; returns whether some are still being tried."""
+        self._set_aside_unreadable()
+        return self._accountant.reader.trouble or self._batches.reader.trouble
+
+    def _set_aside_unreadable(self) -> None:
+        """Set segments aside that cannot be read: their file stays, and how far it is delivered."""
+        readers = (self._accountant.reader, self._batches.reader)
+        for name in readers[0].unreadable | readers[1].unreadable:
+            path = self._directory / name
+            try:
+                path.rename(f"{path}{UNREADABLE}")
+                self._books.count(self.queue, "unreadable_segments")
+            except FileNotFoundError:
+                self._log.error("segment_vanished", segment=name)
+            except (OSError, sqlite3.Error) as error:
+                self._log.error("segment_cannot_be_set_aside", segment=name, reason=str(error))
+            else:
+                self._log.critical(
+                    "segment_set_aside",
+                    segment=name,
+                    remedy=f"once it can be read, take {UNREADABLE} off its name and restart",
+                )
+            for reader in readers:
+                reader.done(name)

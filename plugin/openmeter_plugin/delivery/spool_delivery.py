@@ -1,0 +1,148 @@
+"""All queues of a spool: each delivered by itself, what is delivered retained for a while."""
+
+from __future__ import annotations
+
+import asyncio
+import sqlite3
+import time
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any, Final
+
+from openmeter_plugin.delivery.books import Books
+from openmeter_plugin.delivery.books_file import is_damage
+from openmeter_plugin.delivery.endpoint import Breakers, Endpoint
+from openmeter_plugin.delivery.options import DeliveryOptions
+from openmeter_plugin.delivery.queue_delivery import QueueDelivery
+from openmeter_plugin.delivery.redelivery import Redeliverer
+from openmeter_plugin.delivery.retention import expired, remove_leftovers, shortage
+from openmeter_plugin.log import RateLimit, get_logger
+from openmeter_plugin.spool.destination import queues_directory
+
+_POLL: Final = 0.2  # seconds between two looks for new queues
+_SWEEP: Final = 1.0  # seconds between two looks for what need not be retained any longer
+_TIDY: Final = 3600.0  # seconds between two looks for leftovers
+
+
+class SpoolDelivery:
+    """Delivers all queues of a spool."""
+
+    def __init__(self, options: DeliveryOptions, books: Books) -> None:
+        self._options = options
+        self._books = books
+        self._breakers = Breakers()
+        self.queues: dict[str, QueueDelivery] = {}
+        self._redeliverer = Redeliverer(books, self.queues)
+        self._tasks: dict[str, asyncio.Task[None]] = {}
+        self._log = get_logger()
+        self._failure_limit = RateLimit()
+
+    async def run(self) -> None:
+        """Work until cancelled, or until the books are found damaged: a new start sets them aside."""
+        chores = [asyncio.create_task(self._keep_retention()), asyncio.create_task(self._redeliverer.run())]
+        try:
+            while True:
+                for name in _queue_names(self._options.spool):
+                    self._start(name)
+                for chore in chores:
+                    if chore.done():
+                        chore.result()
+                await asyncio.sleep(_POLL)
+        finally:
+            await _cancel([*chores, *self._tasks.values()])
+            self._books.close()
+
+    async def run_until_empty(self) -> None:
+        """Deliver what is there, with the redeliveries that were asked for, and return."""
+        try:
+            for name in _queue_names(self._options.spool):
+                self.queues[name] = self._delivery(name)
+            await _together(queue.run_until_empty() for queue in self.queues.values())
+            await self._redeliverer.run_until_done()
+            self._remove_expired()
+        finally:
+            await _together(queue.close() for queue in self.queues.values())
+            self._books.close()
+
+    def _start(self, name: str) -> None:
+        """Have the queue delivered; where that has failed, anew."""
+        task = self._tasks.get(name)
+        if task is not None and not task.done():
+            return
+        try:
+            if task is not None:
+                task.result()
+            self.queues[name] = self._delivery(name)
+        except Exception as error:
+            if _says_damage(error):
+                raise
+            if self._failure_limit.passes():
+                self._log.exception("queue_delivery_failed", queue=name)
+            self._tasks.pop(name, None)
+            return
+        self._tasks[name] = asyncio.create_task(self.queues[name].run())
+
+    def _delivery(self, name: str) -> QueueDelivery:
+        options = self._options
+        endpoint = Endpoint(options.spool, name, self._breakers, options.token_file, options.endpoint)
+        return QueueDelivery(options.spool, name, self._books, endpoint, options.max_age)
+
+    async def _keep_retention(self) -> None:
+        tidy_at = 0.0
+        while True:
+            if time.monotonic() >= tidy_at:
+                self._remove_leftovers()
+                tidy_at = time.monotonic() + _TIDY
+            await asyncio.sleep(min(_SWEEP, self._options.retention.age.total_seconds() + _POLL))
+            self._remove_expired()
+
+    def _remove_expired(self) -> None:
+        """Remove delivered segments that need not be retained, none that a redelivery may want.
+
+        But what is only retained never keeps new usage from being written.
+        """
+        try:
+            missing = shortage(self._options.spool)
+            owners = {
+                segment: queue
+                for queue in self.queues.values()
+                if missing > 0 or not self._redeliverer.wants(queue.queue)
+                for segment in queue.delivered.values()
+            }
+            for segment in expired(owners, self._options.retention, missing):
+                owners[segment].forget(segment.path.name)
+        except (sqlite3.Error, OSError) as error:
+            if is_damage(error):
+                raise
+            if self._failure_limit.passes():
+                self._log.error("delivered_segment_stays", reason=str(error))
+
+    def _remove_leftovers(self) -> None:
+        try:
+            for path in remove_leftovers(self._options.spool):
+                self._log.info("leftover_removed", file=path.name)
+        except OSError as error:
+            self._log.error("leftover_stays", reason=str(error))
+
+
+def _says_damage(error: BaseException) -> bool:
+    if isinstance(error, BaseExceptionGroup):
+        return any(_says_damage(inner) for inner in error.exceptions)
+    return is_damage(error)
+
+
+async def _together(work: Iterable[Any]) -> None:
+    await asyncio.gather(*work)
+
+
+async def _cancel(tasks: list[asyncio.Task[None]]) -> None:
+    for task in tasks:
+        task.cancel()
+    await asyncio.gather(*tasks, return_exceptions=True)
+
+
+def _queue_names(spool: Path) -> list[str]:
+    try:
+        return sorted(path.name for path in queues_directory(spool).iterdir() if path.is_dir())
+    except FileNotFoundError:
+        return []

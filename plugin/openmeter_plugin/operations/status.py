@@ -1,0 +1,123 @@
+"""How a spool is: its books, per destination and in total, and what lies on the disk."""
+
+from __future__ import annotations
+
+from collections import Counter
+from pathlib import Path
+from urllib.parse import urlsplit
+
+from openmeter_plugin.delivery.books import Counts
+from openmeter_plugin.operations.backlog import QueueFiles, oldest_waiting, unaccounted
+from openmeter_plugin.operations.models import (
+    BooksNumbers,
+    DestinationStatus,
+    NotAccounted,
+    SpoolStatus,
+    SpoolTotal,
+)
+from openmeter_plugin.operations.reading import (
+    all_counts,
+    all_positions,
+    all_resent,
+    delivery_runs,
+    queue_names,
+    reading,
+)
+from openmeter_plugin.spool.destination import read_destination
+
+
+def read_status(spool: Path) -> SpoolStatus:
+    """Read the status; raises SpoolError."""
+    with reading(spool) as db:
+        counts, positions, resent = all_counts(db), all_positions(db), all_resent(db)
+        (dead,) = db.execute("SELECT count(*) FROM dead_letters").fetchone()
+        (set_aside,) = db.execute("SELECT count(*) FROM quarantine").fetchone()
+    destinations = [
+        _destination(
+            spool,
+            queue,
+            counts.get(queue, Counter()),
+            QueueFiles.of(spool, queue, positions.get(queue, {}), resent.get(queue, ())),
+        )
+        for queue in queue_names(spool, counts)
+    ]
+    return SpoolStatus(
+        delivery_running=delivery_runs(spool),
+        total=_total(counts, destinations),
+        destinations=destinations,
+        dead_letters=dead,
+        quarantined=set_aside,
+    )
+
+
+def _destination(spool: Path, queue: str, counts: Counts, files: QueueFiles) -> DestinationStatus:
+    books, behind = numbers(counts), unaccounted(files)
+    return DestinationStatus(
+        id=queue,
+        endpoint=shown_endpoint(spool, queue),
+        books=books,
+        not_accounted=behind.model(),
+        depth=books.waiting + behind.events,
+        oldest_waiting=oldest_waiting(files),
+        segments=len(files.sizes),
+        bytes=sum(files.sizes.values()),
+    )
+
+
+def _total(counts: dict[str, Counts], destinations: list[DestinationStatus]) -> SpoolTotal:
+    together: Counts = Counter()
+    for one in counts.values():
+        together.update(one)
+    waits = [d.oldest_waiting for d in destinations if d.oldest_waiting is not None]
+    return SpoolTotal(
+        books=numbers(together),
+        not_accounted=NotAccounted(
+            requests=sum(d.not_accounted.requests for d in destinations),
+            events=sum(d.not_accounted.events for d in destinations),
+            lost=sum(d.not_accounted.lost for d in destinations),
+        ),
+        depth=sum(d.depth for d in destinations),
+        oldest_waiting=max(waits, key=lambda wait: wait.age_seconds, default=None),
+        segments=sum(d.segments for d in destinations),
+        bytes=sum(d.bytes for d in destinations),
+    )
+
+
+def numbers(counts: Counts) -> BooksNumbers:
+    """Return a queue's counts with what follows from them."""
+    events, delivered, dead = (counts[name, ""] for name in ("events", "delivered", "dead_lettered"))
+    return BooksNumbers(
+        requests=counts["requests", ""],
+        metered=counts["metered", ""],
+        skipped=by_reason(counts, "skipped"),
+        quarantined=counts["quarantined", ""],
+        resent=counts["resent", ""],
+        events=events,
+        delivered=delivered,
+        dead_lettered=dead,
+        waiting=events - delivered - dead,
+        lost=by_reason(counts, "lost"),
+        damaged_bytes=counts["damaged_bytes", ""],
+        unreadable_segments=counts["unreadable_segments", ""],
+        redelivered=counts["redelivered", ""],
+    )
+
+
+def by_reason(counts: Counts, name: str) -> dict[str, int]:
+    """Return the counts of a name by their reasons."""
+    return {reason: value for (found, reason), value in sorted(counts.items()) if found == name}
+
+
+def shown_endpoint(spool: Path, queue: str) -> str | None:
+    """Return a queue's endpoint without what may be a secret in it; None where it is not known."""
+    try:
+        destination = read_destination(spool, queue)
+    except (OSError, ValueError):
+        return None
+    if destination is None:
+        return None
+    try:
+        parts = urlsplit(str(destination.endpoint))
+    except ValueError:
+        return None
+    return parts._replace(netloc=parts.netloc.rpartition("@")[2], query="", fragment="").geturl()

@@ -1,0 +1,86 @@
+"""What of an instance's configuration decides its events, checked and compiled when the instance starts."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from enum import StrEnum
+from typing import Literal
+
+SubjectPlace = Literal["application", "consumer", "header", "query"]
+
+AttributePlace = Literal["header", "query", "response_header", "path_capture", "consumer_tag", "constant"]
+
+Missing = Literal["skip", "fallback", "quarantine"]
+
+
+class SkipReason(StrEnum):
+    """Why a request became no event. The values are what counters and metrics are labelled with."""
+
+    NO_CONSUMER = "no_consumer"
+    ANONYMOUS_CONSUMER = "anonymous_consumer"
+    CONSUMER_WITHOUT_FIELD = "consumer_without_field"
+    AMBIGUOUS_CUSTOMER_TAG = "ambiguous_customer_tag"
+    CONSUMER_REQUIRED = "consumer_required"
+    NO_APPLICATION = "no_application"
+    NO_HEADER = "no_header"
+    NO_QUERY_ARGUMENT = "no_query_argument"
+    STATUS_EXCLUDED = "status_excluded"
+    METHOD_EXCLUDED = "method_excluded"
+    ROUTE_EXCLUDED = "route_excluded"
+    SERVICE_EXCLUDED = "service_excluded"
+    RESPONSE_SOURCE_EXCLUDED = "response_source_excluded"
+    NOTHING_TO_METER = "nothing_to_meter"
+    BAD_RECORD = "bad_record"
+
+
+@dataclass(frozen=True, slots=True)
+class Lookup:
+    """One place to look for the subject; `field` is already checked and, for headers, in lower case."""
+
+    place: SubjectPlace
+    field: str
+
+
+@dataclass(frozen=True, slots=True)
+class Attribute:
+    """What goes into the event's data as `property_name`.
+
+    `name` is that of the header (in lower case), argument, capture or tag; of a constant it is the value.
+    """
+
+    place: AttributePlace
+    name: str
+    property_name: str
+
+
+@dataclass(frozen=True, slots=True)
+class Filters:
+    """Which requests are metered; None where that does not depend on it."""
+
+    statuses: frozenset[int] | None = None
+    methods: frozenset[str] | None = None
+    routes: frozenset[str] | None = None
+    services: frozenset[str] | None = None
+    response_sources: frozenset[str] | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Rules:
+    """What of an instance's configuration decides its events."""
+
+    source: str
+    meter_api_requests: bool = True
+    meter_ai_token_usage: bool = True
+    meter_anonymous_consumer: bool = False
+    lookups: tuple[Lookup, ...] = (Lookup("consumer", "id"), Lookup("application", "id"))
+    require_consumer: bool = False
+    missing: Missing = "skip"
+    fallback_subject: str = ""
+    attributes: tuple[Attribute, ...] = ()
+    filters: Filters | None = None
+    application_context: Literal["when_needed", "always", "never"] = "when_needed"
+    asks_captures: bool = field(init=False, compare=False)
+
+    def __post_init__(self) -> None:
+        asks = any(attribute.place == "path_capture" for attribute in self.attributes)
+        object.__setattr__(self, "asks_captures", asks)

@@ -1,0 +1,159 @@
+"""What the tests of delivery share: events in a spool, a delivery of it, and what the books say."""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from datetime import timedelta
+from pathlib import Path
+from typing import Any
+
+import orjson
+
+from openmeter_plugin.delivery.options import DeliveryOptions, Retention
+from openmeter_plugin.delivery.process import deliver
+from openmeter_plugin.delivery.statement import read_counts, read_ledger
+from openmeter_plugin.spool.segment import SKIPPED, encode_events, encode_record, encode_summary
+from tests.harness.process import eventually
+from tests.plugin.events_server import Answer, Post, Script
+from tests.plugin.spools import QUEUE, running_writer
+
+KEEP_NOTHING = Retention(age=timedelta(0))
+
+
+def event(
+    number: int, *, subject: str = "consumer:alice", time: str = "2026-11-22T05:49:03.779Z", **data: object
+) -> bytes:
+    """An event as the plugin makes it."""
+    return orjson.dumps(
+        {
+            "specversion": "1.0",
+            "id": f"event-{number:06d}",
+            "source": "kong",
+            "type": "kong.api_request",
+            "subject": subject,
+            "time": time,
+            "data": data,
+        }
+    )
+
+
+def record(*numbers: int, **members: Any) -> bytes:
+    """The record of one request with these events, its summary with it."""
+    events = [event(n, **members) for n in numbers]
+    first = orjson.loads(events[0])
+    summary = encode_summary([first["type"]] * len(events), first["time"], first["id"], first["subject"])
+    return encode_events(events, summary)
+
+
+def skip(reason: str = "no_consumer") -> bytes:
+    return encode_record(SKIPPED + reason.encode())
+
+
+def ids(*ranges: range) -> list[str]:
+    return [f"event-{n:06d}" for numbers in ranges for n in numbers]
+
+
+def spooled(
+    spool: Path, records: Sequence[bytes], queue: str = QUEUE, *, each_alone: bool = False, **options: Any
+) -> None:
+    """Write the records as a writer that then ends; with `each_alone`, a segment for each."""
+    if each_alone:
+        options["segment_bytes"] = 1
+    groups = [[r] for r in records] if each_alone else [records]
+    written: list[Any] = []
+    with running_writer(spool, written.extend, **options) as writer:
+        for group in groups:
+            end = len(written) + len(group)
+            for one in group:
+                writer.append(writer.queue(queue), one, None)
+            eventually(lambda end=end: len(written) == end)  # type: ignore[misc]
+
+
+def run_until_empty(spool: Path, *, seconds: float = 20, **options: Any) -> None:
+    """Deliver what is there; segments stay unless `retention` says otherwise."""
+    asyncio.run(asyncio.wait_for(deliver(DeliveryOptions(spool, **options), until_empty=True), seconds))
+
+
+@contextmanager
+def delivering(spool: Path, **options: Any) -> Iterator[None]:
+    """Run `deliver` in a thread until the end of the block; its failure is the test's."""
+    loop = asyncio.new_event_loop()
+    task = loop.create_task(deliver(DeliveryOptions(spool, **options)))
+    ended: list[BaseException] = []
+
+    def run() -> None:
+        try:
+            loop.run_until_complete(task)
+        except asyncio.CancelledError:
+            pass
+        except BaseException as error:
+            ended.append(error)
+
+    thread = threading.Thread(target=run, daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        loop.call_soon_threadsafe(task.cancel)
+        thread.join(10)
+        loop.close()
+    assert ended == []
+
+
+def count(spool: Path, name: str, reason: str = "", queue: str = QUEUE) -> int:
+    return read_counts(spool).get(queue, Counter())[name, reason]
+
+
+def delivered(spool: Path, queue: str = QUEUE) -> int:
+    return count(spool, "delivered", queue=queue)
+
+
+def waiting(spool: Path, queue: str = QUEUE) -> int:
+    """How many events wait, by the books."""
+    return (
+        count(spool, "events", queue=queue)
+        - delivered(spool, queue)
+        - count(spool, "dead_lettered", queue=queue)
+    )
+
+
+def assert_balanced(spool: Path) -> None:
+    """Both equations of the books, for every queue."""
+    for queue, counts in read_counts(spool).items():
+        skipped = sum(value for (name, _), value in counts.items() if name == "skipped")
+        outcomes = skipped + sum(counts[name, ""] for name in ("metered", "quarantined", "resent"))
+        assert counts["requests", ""] == outcomes, (queue, counts)
+        settled = counts["delivered", ""] + counts["dead_lettered", ""]
+        assert 0 <= settled <= counts["events", ""], (queue, counts)
+    ledger = read_ledger(spool)
+    for queue, counts in read_counts(spool).items():
+        lines = [line for line in ledger if line.queue == queue]
+        assert counts["events", ""] == sum(line.accepted for line in lines)
+        assert counts["delivered", ""] == sum(line.delivered for line in lines)
+        assert counts["dead_lettered", ""] == sum(line.dead_lettered for line in lines)
+
+
+def fails_first(times: int, *answers: Answer) -> Script:
+    """Answer the first posts so, then take everything."""
+    left = [answers[n % len(answers)] for n in range(times)]
+
+    def script(post: Post) -> Answer:
+        return left.pop(0) if left else Answer()
+
+    return script
+
+
+def rejects(bad: set[str], status: int = 400) -> Script:
+    """Take what comes before the first bad event, and refuse from there on, as OpenMeter does."""
+
+    def script(post: Post) -> Answer:
+        for position, event_id in enumerate(post.ids):
+            if event_id in bad:
+                return Answer(status, f"{event_id} is bad", taken=position)
+        return Answer()
+
+    return script

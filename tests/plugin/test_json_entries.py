@@ -1,0 +1,104 @@
+"""Taking the body of a post apart: the same entries as parsing it whole, however it arrives."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from openmeter_plugin.json_entries import EntrySplitter, NotJsonError
+
+_ODD_TEXT = st.text(st.sampled_from('},{"[]\\ aé'), max_size=12)
+_VALUES = st.recursive(
+    st.none() | st.booleans() | st.integers(-(10**6), 10**6) | _ODD_TEXT | st.text(),
+    lambda inner: st.lists(inner, max_size=4) | st.dictionaries(_ODD_TEXT, inner, max_size=4),
+    max_leaves=12,
+)
+_CUTS = st.lists(st.integers(0, 400), max_size=6)
+_SEPARATORS = st.sampled_from([(",", ":"), (", ", ": "), ("\n,\t", " :")])
+_PIECES = st.sampled_from(
+    [b"[", b"]", b"{", b"}", b",", b'"', b"\\", b"a", b"1", b'{"a":1}', b" ", b'},{"', b"\xff"]
+)
+
+
+def split(body: bytes, cuts: list[int] | None = None) -> list[Any]:
+    """Return the values of the entries of a body that arrives in pieces."""
+    splitter = EntrySplitter()
+    found = []
+    at = 0
+    for cut in [*sorted(cuts or []), len(body)]:
+        found += [entry for entry in splitter.feed(body[at:cut]) if entry]
+        at = max(at, cut)
+    found += [entry for entry in splitter.finish() if entry]
+    return [value for value, _ in found]
+
+
+@given(st.lists(_VALUES | st.dictionaries(_ODD_TEXT, _VALUES)), _CUTS, _SEPARATORS, st.booleans())
+def test_the_entries_are_those_of_the_array_wherever_it_is_cut(
+    entries: list[Any], cuts: list[int], separators: tuple[str, str], escaped: bool
+) -> None:
+    body = json.dumps(entries, separators=separators, ensure_ascii=escaped).encode()
+    assert split(body, cuts) == entries
+
+
+@given(st.dictionaries(_ODD_TEXT, _VALUES), _CUTS, _SEPARATORS)
+def test_an_object_alone_is_the_one_entry(
+    entry: dict[str, Any], cuts: list[int], separators: tuple[str, str]
+) -> None:
+    assert split(json.dumps(entry, separators=separators).encode(), cuts) == [entry]
+
+
+@settings(max_examples=500)
+@given(st.lists(_PIECES, max_size=30).map(b"".join), _CUTS)
+def test_whatever_comes_the_result_depends_on_the_bytes_and_not_on_the_cuts(
+    body: bytes, cuts: list[int]
+) -> None:
+    def result(cuts: list[int]) -> object:
+        try:
+            return split(body, cuts)
+        except NotJsonError as error:
+            return str(error)
+
+    assert result(cuts) == result([])
+
+
+@pytest.mark.parametrize(
+    ("bad", "value"),
+    [
+        (b"null", None),
+        (b"17", 17),
+        (b'"},{"', "},{"),
+        (b"nonsense", None),
+        (b'{"a":oops}', None),
+        (b'{"a":' * 2000 + b"1" + b"}" * 2000, None),
+        (b'{"a":"\xe9"}', {"a": "�"}),
+        (b"[]", []),
+        (b"", None),
+    ],
+    ids=["null", "number", "text", "no JSON", "broken", "too deep", "not UTF-8", "array", "nothing"],
+)
+def test_a_bad_entry_leaves_its_neighbours_alone(bad: bytes, value: object) -> None:
+    assert split(b'[{"n":1},%b,{"n":2}]' % bad) == [{"n": 1}, value, {"n": 2}]
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        *(b"", b"  ", b"nonsense", b"17", b'"text"', b"[", b"[{", b'[{"a":1}', b'[{"a":1},', b'{"a":1'),
+        *(b'["', b'["\\', b'{"a":1}{"b":2}', b"[]]", b'[{"a":1}] x', b"\xff\xfe[\x00]\x00"),
+    ],
+)
+def test_a_body_without_an_array_or_object_is_no_json(body: bytes) -> None:
+    with pytest.raises(NotJsonError):
+        split(body)
+
+
+def test_a_hostile_body_is_searched_in_steps_that_can_be_interrupted() -> None:
+    splitter = EntrySplitter()
+    steps: list[object] = list(splitter.feed(b"[" * 100_000))
+    with pytest.raises(NotJsonError):
+        steps.extend(splitter.finish())
+    assert steps == [None] * 99
