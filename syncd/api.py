@@ -4,29 +4,64 @@ from __future__ import annotations
 
 import hmac
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Annotated
 
-from fastapi import Depends, FastAPI, Header, HTTPException, status
+from fastapi import APIRouter, Depends, FastAPI, Header, HTTPException, Response, status
 from fastapi.responses import JSONResponse
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel, ConfigDict, Field
 
 from syncd import __version__
-from syncd.runs import Runs
+from syncd.errors import QueueFullError
+from syncd.history import History
+from syncd.metrics import CONTENT_TYPE, Metrics
+from syncd.runner import RunOptions
+from syncd.runs import Runs, State
+from syncd.scope import Scope
 
 
 class SyncRequest(BaseModel):
-    """The body of POST /v1/syncs."""
+    """The body of POST /v1/syncs; `source` and `principal` restrict the run, which then removes nothing."""
 
     model_config = ConfigDict(extra="forbid")
 
     dry_run: bool = False
+    source: Annotated[str, Field(min_length=1)] | None = None
+    principal: Annotated[str, Field(min_length=1)] | None = None
+    allow_empty: bool = False
+    allow_move: bool = False
+    adopt: bool = False
+    force: bool = False
+
+    def options(self) -> RunOptions:
+        """Return the request in syncd's words."""
+        return RunOptions(
+            dry_run=self.dry_run,
+            force=self.force,
+            allow_empty=self.allow_empty,
+            allow_move=self.allow_move,
+            adopt=self.adopt,
+            scope=Scope(self.source, self.principal),
+        )
 
 
-def create_app(runs: Runs, *, token: str | None, next_run: Callable[[], str | None]) -> FastAPI:
-    """Return the API over these runs; with a token, all but /healthz needs it as a bearer token."""
+@dataclass(frozen=True, slots=True)
+class Daemon:
+    """What the API shows; `token` and `schedule` are asked for anew each time."""
+
+    runs: Runs
+    history: History
+    metrics: Metrics
+    token: Callable[[], str | None]
+    schedule: Callable[[], dict[str, object]]
+
+
+def create_app(daemon: Daemon) -> FastAPI:
+    """Return the API; with a token, all but /healthz and /readyz needs it as a bearer token."""
     app = FastAPI(title="kong-openmeter syncd", version=__version__)
 
     def authorized(authorization: Annotated[str, Header()] = "") -> None:
+        token = daemon.token()
         if token is None:
             return
         scheme, _, given = authorization.partition(" ")
@@ -39,28 +74,70 @@ def create_app(runs: Runs, *, token: str | None, next_run: Callable[[], str | No
                 {"WWW-Authenticate": "Bearer"},
             )
 
-    @app.get("/healthz")
+    app.include_router(_health(daemon))
+    app.include_router(_v1(daemon), dependencies=[Depends(authorized)])
+    return app
+
+
+def _health(daemon: Daemon) -> APIRouter:
+    router = APIRouter(tags=["health"])
+
+    @router.get("/healthz")
     def healthz() -> dict[str, str]:
         """Tell that the daemon lives."""
         return {"status": "ok"}
 
-    @app.get("/v1/status", dependencies=[Depends(authorized)])
+    @router.get("/readyz")
+    def readyz() -> JSONResponse:
+        """Tell whether the last real run went to its end; 503 before the first has, or after a failed one."""
+        last = daemon.runs.last_real()
+        if last is None:
+            return JSONResponse({"status": "no run has ended yet"}, 503)
+        if last.state is State.FAILED:
+            return JSONResponse({"status": "the last run failed; see /v1/status"}, 503)
+        return JSONResponse({"status": "ok"})
+
+    return router
+
+
+def _v1(daemon: Daemon) -> APIRouter:
+    router = APIRouter()
+    runs = daemon.runs
+
+    @router.get("/metrics", tags=["health"])
+    def metrics() -> Response:
+        """Return the metrics for Prometheus."""
+        return Response(daemon.metrics.exposition(), media_type=CONTENT_TYPE)
+
+    @router.get("/v1/status")
     def daemon_status() -> dict[str, object]:
         """Tell what is going on, how the last run ended, and when the next one is due."""
-        return {**runs.status(), "next_run": next_run(), "version": __version__}
+        return {**runs.status(), **daemon.schedule(), "version": __version__}
 
-    @app.post("/v1/syncs", status_code=status.HTTP_202_ACCEPTED, dependencies=[Depends(authorized)])
+    @router.get("/v1/plan")
+    def plan() -> JSONResponse:
+        """Return the plan of the latest run that had one; ask for a dry run to have a fresh one."""
+        run = runs.last_planned()
+        if run is None or run.plan is None:
+            raise HTTPException(status.HTTP_404_NOT_FOUND, "no run has made a plan yet")
+        return JSONResponse({"run": run.summary(), "plan": run.plan.to_json()})
+
+    @router.post("/v1/syncs", status_code=status.HTTP_202_ACCEPTED)
     def request_sync(request: SyncRequest | None = None) -> JSONResponse:
-        """Ask for a run; while one is going, one more waits, and serves all who ask meanwhile."""
-        run = runs.request("manual", dry_run=request.dry_run if request else False)
+        """Ask for a run; while one is going, one more waits, and serves all who ask for the same."""
+        try:
+            run = runs.request("manual", (request or SyncRequest()).options())
+        except QueueFullError as error:
+            raise HTTPException(status.HTTP_429_TOO_MANY_REQUESTS, str(error)) from None
         return JSONResponse(run.summary(), 202, {"Location": f"/v1/syncs/{run.id}"})
 
-    @app.get("/v1/syncs/{run_id}", dependencies=[Depends(authorized)])
+    @router.get("/v1/syncs/{run_id}")
     def sync(run_id: str) -> JSONResponse:
-        """Return one run with its plan and outcomes."""
+        """Return one run with its plan and outcomes, from the history where it is an old one."""
         run = runs.get(run_id)
-        if run is None:
-            raise HTTPException(status.HTTP_404_NOT_FOUND, "no such run, or forgotten: the last 50 are kept")
-        return JSONResponse(run.to_json())
+        document = run.to_json() if run else daemon.history.run(run_id)
+        if document is None:
+            raise HTTPException(status.HTTP_404_NOT_FOUND, "no such run, or forgotten (daemon.keep_runs)")
+        return JSONResponse(document)
 
-    return app
+    return router

@@ -7,18 +7,20 @@ what was done until then.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
-from itertools import islice
+from collections.abc import Callable, Iterator
+from dataclasses import replace
 
-from syncd.changes import Change, ChangeKind, Plan
+from syncd.changes import Change, ChangeKind, Plan, State
+from syncd.entities import EntityWriter, refusal
 from syncd.errors import ApiError, ApplyStoppedError, BlockedError, RefusedError
-from syncd.model import ObservedCustomer, ObservedSubject
+from syncd.model import ObservedCustomer
 from syncd.outcome import Outcome, Status
-from syncd.ownership import is_ours, may_write_subject, owner_of
+from syncd.ownership import is_adoptable, is_ours, owner_of
 from syncd.plan import subscription_reason
-from syncd.targets import CustomerEdit, MeteringTarget, SubjectWrite
+from syncd.removal import NoRemover, Remover
+from syncd.targets import CustomerEdit, MeteringTarget
 
-_SUBJECTS_AT_ONCE = 100
+_NEEDS_PLACE = (ChangeKind.CREATE_CUSTOMER, ChangeKind.ATTACH_SUBJECTS)
 
 Report = Callable[[Outcome], None]
 
@@ -27,6 +29,7 @@ def apply_plan(
     plan: Plan,
     target: MeteringTarget,
     *,
+    remover: Remover | None = None,
     should_stop: Callable[[], bool] = lambda: False,
     report: Report = lambda _outcome: None,
 ) -> tuple[Outcome, ...]:
@@ -36,7 +39,7 @@ def apply_plan(
     """
     outcomes: list[Outcome] = []
     try:
-        for outcome in _Applier(plan.owner_id, target).outcomes(plan):
+        for outcome in _Applier(plan.owner_id, target, remover or NoRemover()).outcomes(plan):
             outcomes.append(outcome)
             report(outcome)
             if should_stop():
@@ -47,42 +50,153 @@ def apply_plan(
 
 
 class _Applier:
-    def __init__(self, owner_id: str, target: MeteringTarget) -> None:
+    def __init__(self, owner_id: str, target: MeteringTarget, remover: Remover) -> None:
         self._owner_id = owner_id
         self._target = target
+        self._remover = remover
+        # Where a subject that is being moved came from: it goes back when its new place refuses it.
+        self._origin: dict[str, str] = {}
         # Subjects that found no place on their customer: their entities would make a server with
         # the subject hook create a customer for them.
         self._unplaced: set[str] = set()
 
     def outcomes(self, plan: Plan) -> Iterator[Outcome]:
+        late = (ChangeKind.MARK_ORPHANED, ChangeKind.DELETE_CUSTOMER, ChangeKind.DELETE_SUBJECT)
         for change in plan.actionable:
-            if change.kind is not ChangeKind.UPSERT_SUBJECT:
-                yield self._customer_change(change)
-        yield from self._subject_changes(plan.of(ChangeKind.UPSERT_SUBJECT))
+            if change.kind not in (ChangeKind.UPSERT_SUBJECT, *late):
+                yield self._single(change)
+        entities = EntityWriter(self._owner_id, self._target, self._unplaced)
+        yield from entities.outcomes(plan.of(ChangeKind.UPSERT_SUBJECT))
+        for kind in late:
+            for change in plan.of(kind):
+                yield self._single(change)
         for change in plan.of(ChangeKind.BLOCKED):
             yield Outcome(change, Status.BLOCKED, change.reason)
 
-    def _customer_change(self, change: Change) -> Outcome:
-        carry_out = {
+    def _single(self, change: Change) -> Outcome:
+        carry_out: dict[ChangeKind, Callable[[Change], bool]] = {
+            ChangeKind.ADOPT_CUSTOMER: self._adopt,
+            ChangeKind.UNMARK_ORPHANED: self._mark,
+            ChangeKind.MOVE_SUBJECTS: self._move_off,
+            ChangeKind.DETACH_SUBJECTS: self._detach,
             ChangeKind.CREATE_CUSTOMER: self._create,
             ChangeKind.ATTACH_SUBJECTS: self._attach,
             ChangeKind.RENAME_CUSTOMER: self._rename,
-        }[change.kind]
+            ChangeKind.MARK_ORPHANED: self._mark,
+            ChangeKind.DELETE_CUSTOMER: self._delete_customer,
+            ChangeKind.DELETE_SUBJECT: self._delete_subject,
+        }
+        if change.kind in _NEEDS_PLACE:
+            keys = tuple(key for key in change.subject_keys if key not in self._unplaced)
+            if not keys:
+                return Outcome(
+                    change, Status.SKIPPED, "its subjects could not leave the customer they are on"
+                )
+            change = replace(change, subject_keys=keys)
         try:
-            return Outcome(change, Status.DONE if carry_out(change) else Status.UNCHANGED)
+            return Outcome(change, Status.DONE if carry_out[change.kind](change) else Status.UNCHANGED)
         except BlockedError as error:
             reason = str(error)
         except RefusedError as error:
-            reason = _refusal(error)
+            reason = refusal(error)
         self._unplaced |= set(change.subject_keys)
-        return Outcome(change, Status.BLOCKED, reason)
+        return Outcome(change, Status.BLOCKED, reason + self._put_back(change))
+
+    def _put_back(self, change: Change) -> str:
+        """Return moved subjects to where they were, so that a refusal leaves no usage without a customer."""
+        if change.kind not in _NEEDS_PLACE:
+            return ""
+        origins: dict[str, list[str]] = {}
+        for key in change.subject_keys:
+            if key in self._origin:
+                origins.setdefault(self._origin[key], []).append(key)
+        try:
+            for origin, keys in origins.items():
+                self._target.edit_customer(origin, self._adding(tuple(keys)))
+        except (BlockedError, RefusedError) as error:
+            return f". The moved subjects could not be put back either ({error}) and are on no customer now"
+        return ". The moved subjects were put back where they were" if origins else ""
+
+    def _adopt(self, change: Change) -> bool:
+        def decide(there: ObservedCustomer) -> CustomerEdit | None:
+            marks = _metadata(change.after)
+            if all(there.metadata.get(name) == value for name, value in marks.items()):
+                return None
+            if not is_adoptable(there.metadata):
+                raise BlockedError(
+                    f"customer {there.key or there.id} was taken by {owner_of(there)} meanwhile"
+                )
+            return CustomerEdit(metadata=marks)
+
+        return self._target.edit_customer(change.customer_id or "", decide)
+
+    def _mark(self, change: Change) -> bool:
+        def decide(there: ObservedCustomer) -> CustomerEdit | None:
+            self._require_ours(there)
+            after, before = _metadata(change.after), _metadata(change.before)
+            if all(there.metadata.get(name) == value for name, value in after.items()):
+                return None
+            if any(there.metadata.get(name) != before.get(name) for name in after):
+                raise BlockedError("its marks changed meanwhile; plan again")
+            return CustomerEdit(metadata=after)
+
+        return self._target.edit_customer(change.customer_id or "", decide)
+
+    def _move_off(self, change: Change) -> bool:
+        place = self._target.customer_by_key(change.to_customer_key or "")
+        if place is not None:
+            self._require_ours(place)
+            if place.active_subscription:
+                raise BlockedError(subscription_reason(place))
+        moved = self._detach(change)
+        self._origin.update(dict.fromkeys(change.subject_keys, change.customer_id or ""))
+        return moved
+
+    def _detach(self, change: Change) -> bool:
+        def decide(there: ObservedCustomer) -> CustomerEdit | None:
+            self._require_ours(there)
+            rest = tuple(key for key in there.subject_keys if key not in change.subject_keys)
+            marks = {} if change.to_customer_key else _metadata(change.after)
+            if rest == there.subject_keys and all(there.metadata.get(k) == v for k, v in marks.items()):
+                return None
+            if there.active_subscription:
+                raise BlockedError(subscription_reason(there))
+            if not change.to_customer_key:
+                self._require_same_marks(change, there)
+            return CustomerEdit(subject_keys=rest, metadata=marks or None)
+
+        return self._target.edit_customer(change.customer_id or "", decide)
+
+    def _require_same_marks(self, change: Change, there: ObservedCustomer) -> None:
+        """Another syncd may have seen the principal again since the plan, and taken its mark back."""
+        before = _metadata(change.before)
+        if any(there.metadata.get(name) != value for name, value in before.items()):
+            raise BlockedError("its marks changed meanwhile; plan again")
+
+    def _delete_customer(self, change: Change) -> bool:
+        def look(there: ObservedCustomer) -> None:
+            self._require_ours(there)
+            if there.active_subscription:
+                raise BlockedError(subscription_reason(there))
+            if set(there.subject_keys) - set(change.subject_keys):
+                raise BlockedError(f"customer {there.key} got further subjects meanwhile; plan again")
+            self._require_same_marks(change, there)
+
+        self._target.edit_customer(change.customer_id or "", look)
+        return self._remover.delete_customer(change.customer_id or "")
+
+    def _delete_subject(self, change: Change) -> bool:
+        (key,) = change.subject_keys
+        if key in self._unplaced:
+            raise BlockedError("its customer still carries it")
+        return self._remover.delete_subject(key)
 
     def _create(self, change: Change) -> bool:
         key, after = change.customer_key or "", change.after
         assert after is not None  # noqa: S101 - the planner gives every creation its state
         metadata = {name: str(value) for name, value in (after.metadata or {}).items()}
         try:
-            self._target.create_customer(key, after.name or key, change.subject_keys, metadata)
+            self._target.create_customer(key, after.name or key, change.subject_keys, metadata, after.details)
         except RefusedError as error:
             if error.status != 409 or not self._is_made(change, metadata):
                 raise
@@ -105,16 +219,19 @@ class _Applier:
         return True
 
     def _attach(self, change: Change) -> bool:
+        return self._target.edit_customer(change.customer_id or "", self._adding(change.subject_keys))
+
+    def _adding(self, keys: tuple[str, ...]) -> Callable[[ObservedCustomer], CustomerEdit | None]:
         def decide(there: ObservedCustomer) -> CustomerEdit | None:
             self._require_ours(there)
-            missing = tuple(key for key in change.subject_keys if not there.carries(key))
+            missing = tuple(key for key in keys if not there.carries(key))
             if not missing:
                 return None
             if there.active_subscription:
                 raise BlockedError(subscription_reason(there))
             return CustomerEdit(subject_keys=there.subject_keys + missing)
 
-        return self._target.edit_customer(change.customer_id or "", decide)
+        return decide
 
     def _rename(self, change: Change) -> bool:
         def decide(there: ObservedCustomer) -> CustomerEdit | None:
@@ -130,58 +247,7 @@ class _Applier:
                 f"customer {there.key or there.id} now belongs to {owner_of(there)}; left alone"
             )
 
-    def _subject_changes(self, changes: Sequence[Change]) -> Iterator[Outcome]:
-        if not changes:
-            return
-        entities = self._target.subjects()
-        there = {entity.key: entity for entity in entities or ()}
-        ready: list[tuple[Change, SubjectWrite]] = []
-        for change in changes:
-            key = change.subject_keys[0]
-            if key in self._unplaced:
-                yield Outcome(change, Status.SKIPPED, "its customer could not be given this subject")
-            elif entities is None:
-                yield Outcome(change, Status.SKIPPED, "the metering API has no subject entities any more")
-            else:
-                write = self._write(change, there.get(key))
-                if write is None:
-                    yield Outcome(change, Status.UNCHANGED)
-                else:
-                    ready.append((change, write))
-        remaining = iter(ready)
-        while batch := list(islice(remaining, _SUBJECTS_AT_ONCE)):
-            yield from self._write_batch(batch)
 
-    def _write(self, change: Change, there: ObservedSubject | None) -> SubjectWrite | None:
-        """Merge our fields into the entity as it is now; None where nothing differs or it is not ours."""
-        after = change.after
-        assert after is not None  # noqa: S101 - the planner gives every upsert its state
-        ours = dict(after.metadata or {})
-        if there is None:
-            return SubjectWrite(change.subject_keys[0], after.name, ours)
-        metadata = {**there.metadata, **ours}
-        renamed = after.name is not None and after.name != there.display_name
-        if not may_write_subject(there, self._owner_id) or (metadata == there.metadata and not renamed):
-            return None
-        return SubjectWrite(there.key, after.name, metadata)
-
-    def _write_batch(self, batch: list[tuple[Change, SubjectWrite]]) -> Iterator[Outcome]:
-        try:
-            self._target.write_subjects([write for _, write in batch])
-        except RefusedError as error:
-            if len(batch) == 1:
-                yield Outcome(batch[0][0], Status.BLOCKED, _refusal(error))
-                return
-            # One of them is refused; one by one tells which.
-            for single in batch:
-                yield from self._write_batch([single])
-            return
-        for change, _ in batch:
-            yield Outcome(change, Status.DONE)
-
-
-def _refusal(error: RefusedError) -> str:
-    said = error.detail or f"HTTP {error.status}"
-    if error.status == 409:
-        return f"in conflict with what was created meanwhile: {said}. Plan again"
-    return f"the metering API refuses it: {said}"
+def _metadata(state: State | None) -> dict[str, str]:
+    metadata = (state.metadata if state else None) or {}
+    return {name: str(value) for name, value in metadata.items()}

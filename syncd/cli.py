@@ -6,27 +6,37 @@ Exit status: `plan` 0 in sync, 2 drift; `apply` 0 applied, 3 something is blocke
 
 from __future__ import annotations
 
-import json
 import logging
 import sys
 from contextlib import closing
 from pathlib import Path
-from typing import Annotated, NoReturn
+from typing import Annotated
 
 import typer
-from rich.console import Console
 
-from syncd import __version__, logs
-from syncd.changes import Plan
-from syncd.errors import ApplyStoppedError, SyncdError
-from syncd.outcome import Outcome, count
-
-IN_SYNC = APPLIED = 0
-ERROR = 1
-DRIFT = 2
-BLOCKED = 3
-USAGE = 64
-"""EX_USAGE of sysexits.h; the library's own 2 would be taken for drift."""
+from syncd import __version__, cli_daemon, cli_meters, logs
+from syncd.cli_options import (
+    APPLIED,
+    BLOCKED,
+    DRIFT,
+    ERROR,
+    IN_SYNC,
+    USAGE,
+    AdoptOption,
+    ConfigOption,
+    EmptyOption,
+    Finished,
+    ForceOption,
+    JsonOption,
+    MoveOption,
+    PrincipalOption,
+    SourceOption,
+    config_path,
+    console,
+    finish,
+    print_json,
+)
+from syncd.errors import SyncdError
 
 app = typer.Typer(
     name="syncd",
@@ -35,18 +45,7 @@ app = typer.Typer(
     add_completion=False,
     pretty_exceptions_enable=False,
 )
-
-_DEFAULT_CONFIG = Path("syncd.yaml")
-_CONFIG_HELP = "The configuration (default: syncd.yaml)."
-
-ConfigOption = Annotated[
-    Path | None, typer.Option("--config", "-c", envvar="SYNCD_CONFIG", metavar="FILE", help=_CONFIG_HELP)
-]
-JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")]
-
-
-class _Finished(SystemExit):
-    """A command's own exit status; told apart from the 2 that the command-line library exits with."""
+app.add_typer(cli_meters.app, name="meters")
 
 
 def main() -> int:
@@ -54,7 +53,7 @@ def main() -> int:
     logs.configure(logging.WARNING)
     try:
         app(prog_name="syncd")
-    except _Finished as finished:
+    except Finished as finished:
         return int(finished.code or 0)
     except SystemExit as end:
         return USAGE if end.code == 2 else int(end.code or 0)
@@ -82,89 +81,67 @@ def _options(
 
 
 @app.command()
-def plan(context: typer.Context, config: ConfigOption = None, as_json: JsonOption = False) -> None:
-    """Show what apply would do. Changes nothing. Exit status: 0 in sync, 2 drift, 1 error."""
-    from syncd import config as settings
-    from syncd import render, runner
-
-    result = runner.run(settings.load(_path(context, config)), dry_run=True)
-    if as_json:
-        _print_json(result.plan.to_json())
-    else:
-        render.show_plan(_console(), result.plan)
-    _finish(IN_SYNC if result.plan.in_sync else DRIFT)
-
-
-@app.command()
-def apply(context: typer.Context, config: ConfigOption = None, as_json: JsonOption = False) -> None:
-    """Show the plan and carry it out. Exit status: 0 applied, 3 something is blocked, 1 error."""
-    from syncd import config as settings
-    from syncd import render, runner
-
-    console = _console()
-    plans: list[Plan] = []
-
-    def on_plan(plan: Plan) -> None:
-        plans.append(plan)
-        if not as_json:
-            render.show_plan(console, plan)
-
-    def show(outcomes: tuple[Outcome, ...], error: str | None) -> None:
-        if not as_json:
-            render.show_outcomes(console, outcomes)
-            return
-        results = [outcome.to_json() for outcome in outcomes]
-        _print_json(
-            {"plan": plans[0].to_json(), "summary": count(outcomes), "outcomes": results, "error": error}
-        )
-
-    try:
-        result = runner.run(settings.load(_path(context, config)), dry_run=False, on_plan=on_plan)
-    except ApplyStoppedError as error:
-        show(error.outcomes, str(error))
-        raise
-    show(result.outcomes, None)
-    _finish(BLOCKED if result.blocked else APPLIED)
-
-
-@app.command()
-def run(context: typer.Context, config: ConfigOption = None) -> None:
-    """Run the daemon: a sync at the start, one each interval, more on request (resync)."""
-    from syncd import config as settings
-    from syncd import daemon
-
-    loaded = settings.load(_path(context, config))
-    logs.configure(logging.INFO)
-    daemon.run_until_signalled(loaded)
-
-
-@app.command()
-def resync(
+def plan(
     context: typer.Context,
     config: ConfigOption = None,
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="Plan only.")] = False,
-    wait: Annotated[bool, typer.Option("--wait", help="Wait for its end; the exit status tells it.")] = False,
+    as_json: JsonOption = False,
+    out: Annotated[
+        Path | None, typer.Option("--out", metavar="FILE", help="Write the plan for apply --plan FILE.")
+    ] = None,
+    allow_move: MoveOption = False,
+    adopt: AdoptOption = False,
+    allow_empty: EmptyOption = False,
+    source: SourceOption = None,
+    principal: PrincipalOption = None,
 ) -> None:
-    """Ask the running daemon for a sync now. Prints the run as JSON."""
+    """Show what apply would do. Changes nothing. Exit status: 0 in sync, 2 drift, 1 error."""
     from syncd import config as settings
-    from syncd.daemon_client import DaemonClient
-    from syncd.runs import State
+    from syncd import plan_file, render, runner
+    from syncd.scope import Scope
 
-    daemon = settings.load(_path(context, config)).daemon
-    client = DaemonClient(daemon.listen.url, daemon.token.get_secret_value() if daemon.token else None)
-    result = client.request(dry_run=dry_run)
-    if not wait:
-        _print_json(result)
-        return
-    result = client.wait(result)
-    _print_json(result)
-    match State(str(result["state"])):
-        case State.FAILED:
-            raise SyncdError(f"the run failed: {result['error']}")
-        case State.BLOCKED:
-            _finish(BLOCKED)
-        case _:
-            _finish(DRIFT if dry_run and not result["in_sync"] else APPLIED)
+    loaded = settings.load(config_path(context, config))
+    scope = Scope(source, principal)
+    options = runner.RunOptions(
+        dry_run=True, allow_move=allow_move, adopt=adopt, allow_empty=allow_empty, scope=scope
+    )
+    result = runner.run(loaded, options)
+    if out is not None:
+        plan_file.write(result.plan, out, options.reviewable())
+    if as_json:
+        print_json(result.plan.to_json())
+    else:
+        render.show_plan(console(), result.plan)
+    finish(IN_SYNC if result.plan.in_sync else DRIFT)
+
+
+@app.command()
+def apply(
+    context: typer.Context,
+    config: ConfigOption = None,
+    as_json: JsonOption = False,
+    plan: Annotated[
+        Path | None, typer.Option("--plan", metavar="FILE", help="Apply this reviewed plan, or refuse.")
+    ] = None,
+    allow_move: MoveOption = False,
+    adopt: AdoptOption = False,
+    allow_empty: EmptyOption = False,
+    force: ForceOption = False,
+    source: SourceOption = None,
+    principal: PrincipalOption = None,
+) -> None:
+    """Show the plan and carry it out. Exit status: 0 applied, 3 something is blocked, 1 error."""
+    from syncd import applying, runner
+    from syncd import config as settings
+    from syncd.scope import Scope
+
+    scope = Scope(source, principal)
+    options = runner.RunOptions(
+        force=force, allow_move=allow_move, adopt=adopt, allow_empty=allow_empty, scope=scope
+    )
+    loaded = settings.load(config_path(context, config))
+    printer = None if as_json else console()
+    result = applying.apply(loaded, options, printer, print_json, plan_path=plan)
+    finish(BLOCKED if result.blocked else APPLIED)
 
 
 @app.command()
@@ -180,12 +157,12 @@ def usage(
     from syncd import render, wiring
     from syncd.usage import read_usage
 
-    with closing(wiring.target_of(settings.load(_path(context, config)))) as target:
+    with closing(wiring.target_of(settings.load(config_path(context, config)))) as target:
         found = read_usage(target, since, until)
     if as_json:
-        _print_json(found.to_json())
+        print_json(found.to_json())
     else:
-        render.show_usage(_console(), found)
+        render.show_usage(console(), found)
 
 
 @app.command()
@@ -213,18 +190,5 @@ def sandbox(
         raise SyncdError(f"the sandbox cannot start on {host}:{port} with {db}: {error}") from None
 
 
-def _path(context: typer.Context, here: Path | None) -> Path:
-    """Return the configuration named after the command, else the one before it, else syncd.yaml."""
-    return here or context.obj or _DEFAULT_CONFIG
-
-
-def _console() -> Console:
-    return Console(file=sys.stdout)
-
-
-def _print_json(value: object) -> None:
-    print(json.dumps(value, indent=2, ensure_ascii=False))
-
-
-def _finish(status: int) -> NoReturn:
-    raise _Finished(status)
+for _command in cli_daemon.COMMANDS:
+    app.command()(_command)

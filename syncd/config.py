@@ -6,173 +6,58 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping
 from datetime import timedelta
 from pathlib import Path
-from typing import Annotated, Any, Literal, Self
+from typing import Any, Literal
 from urllib.parse import urlsplit
 
 import yaml
 from pydantic import (
-    AfterValidator,
-    BaseModel,
-    BeforeValidator,
-    ConfigDict,
     Field,
     SecretStr,
     ValidationError,
-    model_validator,
+    field_validator,
 )
 from pydantic_settings import (
     BaseSettings,
     EnvSettingsSource,
-    NoDecode,
     PydanticBaseSettingsSource,
     SettingsConfigDict,
     SettingsError,
 )
 
+from syncd.config_types import Duration, HttpUrl, Label, Section
 from syncd.errors import ConfigError
-from syncd.listen import Listen
-from syncd.ownership import RESERVED_KEYS, is_label_value
-
-_UNITS = {"s": 1, "m": 60, "h": 3600, "d": 86400}
-_DURATION = re.compile(r"(\d+)\s*([smhd])")
-
-
-def _duration(value: object) -> object:
-    if isinstance(value, timedelta):
-        return value
-    match = _DURATION.fullmatch(value.strip()) if isinstance(value, str) else None
-    if match is None or int(match[1]) == 0:
-        raise ValueError("a duration is a number and a unit, such as 30s, 5m or 1h")
-    return timedelta(seconds=int(match[1]) * _UNITS[match[2]])
+from syncd.mapping_config import MappingConfig
+from syncd.policy import Policy
+from syncd.run_config import DaemonConfig, GuardsConfig, PolicyOptionsConfig, ScheduleConfig
+from syncd.source_config import (
+    SOURCE_TYPES,
+    ApplicationsFileSource,
+    DeclarativeFileSource,
+    SourceConfig,
+    source_names,
+)
 
 
-def _http_url(value: str) -> str:
-    parts = urlsplit(value)
-    if parts.scheme not in {"http", "https"} or not parts.hostname:
-        raise ValueError("must be an http:// or https:// URL")
-    if parts.username or parts.password:
-        raise ValueError("must not hold a user or a password; use token")
-    if parts.query or parts.fragment:
-        raise ValueError("must end with the path, without ? or #")
-    return value.rstrip("/")
-
-
-def _label(value: str) -> str:
-    if not is_label_value(value):
-        raise ValueError("must be 1 to 63 letters and digits, with single dashes between them")
-    return value
-
-
-def _not_reserved(value: dict[str, str]) -> dict[str, str]:
-    if taken := sorted(RESERVED_KEYS & value.keys()):
-        raise ValueError(f"must not set {', '.join(taken)}: syncd's own marks")
-    return value
-
-
-Duration = Annotated[timedelta, BeforeValidator(_duration)]
-HttpUrl = Annotated[str, AfterValidator(_http_url)]
-Key = Annotated[str, Field(min_length=1, max_length=256)]
-Tag = Annotated[str, Field(min_length=1, pattern=r"^[^,/]+$")]
-
-
-class _Section(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
-
-class KongAdminSource(_Section):
-    """Consumers from Kong's Admin API; only those that carry all of `tags`."""
-
-    type: Literal["kong-admin"]
-    url: HttpUrl
-    token: SecretStr | None = None
-    workspace: str | None = Field(None, min_length=1)
-    tags: tuple[Tag, ...] = ()
-    timeout: Duration = timedelta(seconds=10)
-
-
-class DeclarativeFileSource(_Section):
-    """Consumers from a kong.yml."""
-
-    type: Literal["declarative-file"]
-    path: Path
-
-
-class ApplicationsFileSource(_Section):
-    """Applications from a file of the shape of Konnect's list."""
-
-    type: Literal["applications-file"]
-    path: Path
-
-
-class StaticSubjectConfig(_Section):
-    """A subject whose usage does not pass through Kong."""
-
-    key: Key
-    name: str | None = Field(None, min_length=1, max_length=256)
-    metadata: Annotated[dict[str, str], AfterValidator(_not_reserved)] = Field(default_factory=dict)
-    customer: Key | None = None
-
-
-class StaticSource(_Section):
-    """Subjects named right here."""
-
-    type: Literal["static"]
-    subjects: tuple[StaticSubjectConfig, ...]
-
-
-SourceConfig = Annotated[
-    KongAdminSource | DeclarativeFileSource | ApplicationsFileSource | StaticSource,
-    Field(discriminator="type"),
-]
-
-
-class MeteringConfig(_Section):
+class MeteringConfig(Section):
     """The metering API that customers and subjects are kept in."""
 
-    dialect: Literal["openmeter-v1"] = "openmeter-v1"
+    dialect: Literal["openmeter-v1", "openmeter-v3"] = "openmeter-v1"
     url: HttpUrl
     token: SecretStr | None = None
     timeout: Duration = timedelta(seconds=10)
     attempts: int = Field(5, ge=1, le=20)
+    concurrency: int = Field(8, ge=1, le=64)
 
-
-class MappingConfig(_Section):
-    """How principals become customers."""
-
-    group_by: Literal["none", "tag"] = "tag"
-    subject_field: Literal["id", "username", "custom_id"] = "id"
-    include_anonymous: bool = False
-    anonymous_consumers: tuple[str, ...] = ()
-
-
-class ScheduleConfig(_Section):
-    """When the daemon syncs by itself, besides once at its start."""
-
-    interval: Duration = timedelta(minutes=5)
-
-
-class DaemonConfig(_Section):
-    """The daemon's HTTP API; any address but loopback needs a token."""
-
-    # NoDecode: from the environment it is this text, not JSON.
-    listen: Annotated[Listen, NoDecode, BeforeValidator(Listen.parse)] = Listen("127.0.0.1", 8890)
-    token: SecretStr | None = None
-
-    @model_validator(mode="after")
-    def _guard(self) -> Self:
-        if not self.listen.is_loopback and self.token is None:
-            raise ValueError("listen is not a loopback address, so token must be set")
-        return self
-
-
-def _policy(value: object) -> object:
-    if value == "sync":
-        raise ValueError("policy sync (which detaches what is gone) is not available yet; use upsert-only")
-    return value
+    @property
+    def base_url(self) -> str:
+        """Return where the paths of the dialect begin, whether or not `url` says /v3 or /api/v3."""
+        if self.dialect == "openmeter-v1" or self.url.endswith("/v3"):
+            return self.url
+        konnect = (urlsplit(self.url).hostname or "").endswith(".konghq.com")
+        return f"{self.url}/v3" if konnect else f"{self.url}/api/v3"
 
 
 class Config(BaseSettings):
@@ -185,13 +70,21 @@ class Config(BaseSettings):
         frozen=True,
     )
 
-    owner_id: Annotated[str, AfterValidator(_label)] = "default"
+    owner_id: Label = "default"
     sources: tuple[SourceConfig, ...] = Field(min_length=1)
     metering: MeteringConfig
     mapping: MappingConfig = MappingConfig()
-    policy: Annotated[Literal["create-only", "upsert-only"], BeforeValidator(_policy)] = "upsert-only"
+    policy: Policy = "upsert-only"
+    policy_options: PolicyOptionsConfig = PolicyOptionsConfig()
+    guards: GuardsConfig = GuardsConfig()
     schedule: ScheduleConfig = ScheduleConfig()
-    daemon: DaemonConfig = DaemonConfig()
+    daemon: DaemonConfig = Field(default_factory=DaemonConfig)
+
+    @field_validator("sources")
+    @classmethod
+    def _named_apart(cls, sources: tuple[SourceConfig, ...]) -> tuple[SourceConfig, ...]:
+        source_names(sources)
+        return sources
 
     @classmethod
     def settings_customise_sources(
@@ -242,7 +135,11 @@ def load(path: Path) -> Config:
     except SettingsError as error:
         # Its message names the field; the value, which may be a secret, is only in its cause.
         raise ConfigError(f"the environment (SYNCD_...): {error}") from None
-    return config.model_copy(update={"sources": tuple(_anchored(s, path.parent) for s in config.sources)})
+    sources = tuple(_anchored(source, path.parent) for source in config.sources)
+    state_dir = path.parent / config.daemon.state_dir.expanduser()
+    daemon = config.daemon.model_copy(update={"state_dir": state_dir})
+    mapping = config.mapping.anchored(path.parent)
+    return config.model_copy(update={"sources": sources, "mapping": mapping, "daemon": daemon})
 
 
 def _read(path: Path) -> dict[str, Any]:
@@ -274,14 +171,11 @@ def _anchored(source: SourceConfig, folder: Path) -> SourceConfig:
     return source
 
 
-_TAGS = frozenset({"kong-admin", "declarative-file", "applications-file", "static"})
-
-
 def _explain(error: ValidationError, path: Path) -> str:
     """Name each field, what is wrong with it, and where it comes from; never its value."""
     lines = []
     for fault in error.errors(include_url=False, include_input=False, include_context=False):
-        parts = [part for part in fault["loc"] if part not in _TAGS]
+        parts = [part for part in fault["loc"] if part not in SOURCE_TYPES]
         field = "".join(f"[{part}]" if isinstance(part, int) else f".{part}" for part in parts).lstrip(".")
         message = fault["msg"].removeprefix("Value error, ")
         variable = "SYNCD_" + "__".join(str(part).upper() for part in parts)

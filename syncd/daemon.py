@@ -1,4 +1,4 @@
-"""``syncd run``: a run at the start, one each interval, more on request; never two at once."""
+"""``syncd run``: a run at the start, one each interval or by cron, more on request; never two at once."""
 
 from __future__ import annotations
 
@@ -6,57 +6,134 @@ import signal
 import socket
 import threading
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from datetime import UTC, datetime, timedelta
+from contextlib import closing, contextmanager
+from dataclasses import dataclass
+from datetime import UTC, datetime
 
 import structlog
 import uvicorn
 from apscheduler.schedulers.background import BackgroundScheduler
+from apscheduler.triggers.cron import CronTrigger
+from apscheduler.triggers.interval import IntervalTrigger
 
 from syncd import runner
-from syncd.api import create_app
+from syncd.api import Daemon, create_app
+from syncd.apply import Report
 from syncd.changes import Plan
 from syncd.config import Config
-from syncd.errors import DaemonError
+from syncd.errors import ConfigError, DaemonError, QueueFullError
+from syncd.history import History
 from syncd.listen import Listen
-from syncd.runner import Result
+from syncd.lock import write_lock
+from syncd.metrics import Metrics
+from syncd.recorder import Recorder
+from syncd.run_config import ScheduleConfig
+from syncd.runner import Result, RunOptions
 from syncd.runs import Runs
 
 _log = structlog.get_logger("syncd.daemon")
 
 _JOB = "sync"
+_LOCK_PATIENCE = 300.0
 
 
-def run_until_signalled(config: Config) -> None:
-    """Run the daemon until SIGTERM or SIGINT, which stop it between two changes; raises DaemonError."""
-    stop = threading.Event()
+def run_until_signalled(config: Config, load: Callable[[], Config]) -> None:
+    """Run the daemon until SIGTERM or SIGINT, which stop it between two changes; raises DaemonError.
+
+    SIGHUP has it `load` its configuration again.
+    """
+    woken, stop, reload = threading.Event(), threading.Event(), threading.Event()
+
+    def on_signal(number: int, _frame: object) -> None:
+        (reload if number == signal.SIGHUP else stop).set()
+        woken.set()
+
     before = {
-        number: signal.signal(number, lambda _number, _frame: stop.set())
-        for number in (signal.SIGTERM, signal.SIGINT)
+        number: signal.signal(number, on_signal) for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
     }
     try:
-        with running(config):
-            stop.wait()
+        with running(config) as daemon:
+            while not stop.is_set():
+                woken.wait()
+                woken.clear()
+                if reload.is_set():
+                    reload.clear()
+                    daemon.reload(load)
+            daemon.stopping.set()
             _log.info("stopping")
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
 
 
+class Running:
+    """A daemon that runs: its address, and its configuration, which `reload` exchanges between two runs."""
+
+    def __init__(self, config: Config, address: Listen, metrics: Metrics, stopping: threading.Event) -> None:
+        self.address = address
+        self.stopping = stopping
+        self.config = config
+        self.metrics = metrics
+        self._scheduler = BackgroundScheduler(timezone=UTC)
+        self._refused: str | None = None
+
+    def start(self, request: Callable[[], object]) -> None:
+        """Begin with the schedule."""
+        schedule(self._scheduler, request, self.config.schedule, datetime.now(UTC))
+        self._scheduler.start()
+
+    def stop(self) -> None:
+        """End the schedule."""
+        if self._scheduler.running:
+            self._scheduler.shutdown()
+
+    def reload(self, load: Callable[[], Config]) -> None:
+        """Take the configuration that `load` gives; a bad one is refused, and the old one stays."""
+        try:
+            config = load()
+        except ConfigError as error:
+            self._refused = str(error)
+            self.metrics.config_current.set(0)
+            _log.error("configuration_refused", error=str(error), still="the configuration before")
+            return
+        fixed = {"listen": self.config.daemon.listen, "state_dir": self.config.daemon.state_dir}
+        if any(getattr(config.daemon, name) != value for name, value in fixed.items()):
+            _log.warning("restart_needed", settings="daemon.listen and daemon.state_dir stay until a restart")
+        if config.schedule != self.config.schedule:
+            self._scheduler.reschedule_job(_JOB, trigger=trigger_of(config.schedule))
+        self.config = config.model_copy(update={"daemon": config.daemon.model_copy(update=fixed)})
+        self._refused = None
+        self.metrics.config_current.set(1)
+        _log.info("configuration_reloaded")
+
+    def token(self) -> str | None:
+        """Return the token that the API asks for."""
+        token = self.config.daemon.token
+        return token.get_secret_value() if token else None
+
+    def describe(self) -> dict[str, object]:
+        """Return the schedule and the state of the configuration, for GET /v1/status."""
+        job = self._scheduler.get_job(_JOB)
+        due = job.next_run_time.isoformat() if job and job.next_run_time else None
+        return {"next_run": due, "configuration_refused": self._refused}
+
+
 @contextmanager
-def running(config: Config) -> Iterator[Listen]:
-    """Run the daemon in threads of this process and yield the address that it really listens on."""
+def running(config: Config) -> Iterator[Running]:
+    """Run the daemon in threads of this process; its `address` is the one that it really listens on."""
     stopping = threading.Event()
-    runs = Runs(_performer(config, stopping.wait), stopping)
-    scheduler = BackgroundScheduler(timezone=UTC)
-    token = config.daemon.token.get_secret_value() if config.daemon.token else None
-    app = create_app(runs, token=token, next_run=lambda: _next_run(scheduler))
-    with _listening(config.daemon.listen) as listener:
-        server = uvicorn.Server(
-            uvicorn.Config(
-                app, log_config=None, access_log=False, ws="none", lifespan="off", server_header=False
-            )
+    with (
+        _listening(config.daemon.listen) as listener,
+        closing(History(config.daemon.state_dir)) as history,
+    ):
+        metrics = Metrics()
+        daemon = Running(
+            config, Listen(config.daemon.listen.host, listener.getsockname()[1]), metrics, stopping
         )
+        perform = Performer(lambda: daemon.config, history, stopping.wait)
+        observers = (Recorder(history, config.daemon.keep_runs), metrics)
+        runs = Runs(perform, stopping, observers=observers)
+        server = _server(Daemon(runs, history, metrics, daemon.token, daemon.describe))
         threads = [
             threading.Thread(target=server.run, args=([listener],), name="syncd-api"),
             threading.Thread(target=runs.work, name="syncd-worker"),
@@ -64,54 +141,104 @@ def running(config: Config) -> Iterator[Listen]:
         for thread in threads:
             thread.start()
         try:
-            schedule(
-                scheduler,
-                lambda: runs.request("schedule", dry_run=False),
-                config.schedule.interval,
-                datetime.now(UTC),
+            daemon.start(lambda: _request(runs))
+            seconds = config.schedule.interval.total_seconds()
+            _log.info(
+                "listening", url=daemon.address.url, interval_seconds=seconds, cron=config.schedule.cron
             )
-            scheduler.start()
-            address = Listen(config.daemon.listen.host, listener.getsockname()[1])
-            _log.info("listening", url=address.url, interval_seconds=config.schedule.interval.total_seconds())
-            yield address
+            yield daemon
         finally:
-            if scheduler.running:
-                scheduler.shutdown()
+            daemon.stop()
             runs.stop()
             server.should_exit = True
             for thread in threads:
                 thread.join()
 
 
-def _performer(config: Config, pause: Callable[[float], object]) -> Callable[..., Result]:
-    def perform(*, dry_run: bool, should_stop: Callable[[], bool], on_plan: Callable[[Plan], None]) -> Result:
-        return runner.run(config, dry_run=dry_run, should_stop=should_stop, on_plan=on_plan, sleep=pause)
+def _request(runs: Runs) -> None:
+    try:
+        runs.request("schedule")
+    except QueueFullError as error:
+        _log.warning("schedule_skipped", error=str(error))
 
-    return perform
+
+def _server(daemon: Daemon) -> uvicorn.Server:
+    return uvicorn.Server(
+        uvicorn.Config(
+            create_app(daemon),
+            log_config=None,
+            access_log=False,
+            ws="none",
+            lifespan="off",
+            server_header=False,
+        )
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class Performer:
+    """Does one run with the configuration of this moment; a real one under the lock that writers share."""
+
+    config: Callable[[], Config]
+    history: History
+    pause: Callable[[float], object]
+
+    def __call__(
+        self,
+        options: RunOptions,
+        *,
+        should_stop: Callable[[], bool],
+        on_plan: Callable[[Plan], None],
+        report: Report,
+    ) -> Result:
+        """Do the run; raises SyncdError."""
+        config = self.config()
+
+        def go() -> Result:
+            return runner.run(
+                config, options, should_stop=should_stop, on_plan=on_plan, report=report, sleep=self.pause
+            )
+
+        if options.dry_run:
+            return go()
+        with write_lock(
+            config.daemon.state_dir,
+            "syncd run",
+            patience=_LOCK_PATIENCE,
+            should_stop=should_stop,
+            sleep=self.pause,
+        ):
+            for run_id in self.history.close_interrupted():
+                _log.warning("interrupted_run_closed", interrupted=run_id)
+            return go()
+
+
+def trigger_of(config: ScheduleConfig) -> CronTrigger | IntervalTrigger:
+    """Return when runs are due."""
+    jitter = int(config.jitter.total_seconds()) if config.jitter else None
+    if config.cron is not None:
+        trigger = CronTrigger.from_crontab(config.cron, timezone=UTC)
+        trigger.jitter = jitter
+        return trigger
+    return IntervalTrigger(seconds=int(config.interval.total_seconds()), jitter=jitter, timezone=UTC)
 
 
 def schedule(
-    scheduler: BackgroundScheduler, request: Callable[[], object], interval: timedelta, first: datetime
+    scheduler: BackgroundScheduler, request: Callable[[], object], config: ScheduleConfig, first: datetime
 ) -> None:
-    """Have `request` called at `first` and once each interval; what is late is made up for, once.
+    """Have `request` called at `first` and whenever it is due; what is late is made up for, once.
 
     APScheduler's own defaults start after one interval, and skip what is a second late.
     """
     scheduler.add_job(
         request,
-        "interval",
+        trigger_of(config),
         id=_JOB,
-        seconds=interval.total_seconds(),
         next_run_time=first,
         max_instances=1,
         coalesce=True,
         misfire_grace_time=None,
     )
-
-
-def _next_run(scheduler: BackgroundScheduler) -> str | None:
-    job = scheduler.get_job(_JOB)
-    return job.next_run_time.isoformat() if job and job.next_run_time else None
 
 
 @contextmanager

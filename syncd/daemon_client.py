@@ -23,9 +23,13 @@ class DaemonClient:
     token: str | None = None
     sleep: Callable[[float], object] = time.sleep
 
-    def request(self, *, dry_run: bool) -> dict[str, object]:
-        """Ask for a run and return it as it is queued."""
-        return self._call("POST", "/v1/syncs", {"dry_run": dry_run})
+    def request(self, **options: bool | str | None) -> dict[str, object]:
+        """Ask for a run with these options of POST /v1/syncs and return it as it is queued."""
+        return self._call("POST", "/v1/syncs", options)
+
+    def status(self) -> dict[str, object]:
+        """Return how the daemon is."""
+        return self._call("GET", "/v1/status", None)
 
     def get(self, run_id: str) -> dict[str, object]:
         """Return a run."""

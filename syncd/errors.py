@@ -11,7 +11,13 @@
      |    +-- MalformedError      an answer that is not what the specification says
      |    +-- RefusedError        any other 4xx: this request, not the API, is the problem
      +-- MeterMissingError           `syncd usage` needs a meter that the server does not have
+     +-- QueueFullError         the daemon has too many different runs waiting
      +-- DaemonError            the daemon cannot start, or cannot be reached by `resync`
+     +-- UnsafePlanError        a guard stopped the run before its first change
+     +-- PlanFileError          a plan file cannot be used, or the world is another by now
+     +-- ScopeError             `--source` and `--principal` fit nobody
+     +-- HistoryError           the history in daemon.state_dir cannot be used
+     +-- LockedError            another syncd is writing
      +-- ApplyStoppedError           applying ended early; carries what was done until then
     BlockedError                     one change must not or cannot be made; recorded, the rest goes on
 """
@@ -75,6 +81,30 @@ class MeterMissingError(SyncdError):
 
 class DaemonError(SyncdError):
     """The daemon cannot start or cannot be reached."""
+
+
+class UnsafePlanError(SyncdError):
+    """A guard stopped the run before its first change; the message has numbers, limit and flag."""
+
+
+class PlanFileError(SyncdError):
+    """A plan file cannot be used."""
+
+
+class ScopeError(SyncdError):
+    """The selection of principals fits nobody."""
+
+
+class HistoryError(SyncdError):
+    """The run history cannot be read or written; a run that cannot be recorded changes nothing."""
+
+
+class QueueFullError(SyncdError):
+    """Too many different runs wait already."""
+
+
+class LockedError(SyncdError):
+    """Another syncd is writing; the message says which."""
 
 
 class ApplyStoppedError(SyncdError):

@@ -16,7 +16,7 @@ from typing import Self
 
 import httpx
 
-from syncd import __version__
+from syncd import __version__, calls
 from syncd.errors import MalformedError, RefusedError, UnauthorizedError, UnreachableError
 from syncd.retry import Retry
 
@@ -102,7 +102,9 @@ class ApiClient:
         try:
             response = self._client.request(method, path, params=params, json=body)
         except httpx.TransportError as error:
+            calls.count(self._endpoint.name, method, "none")
             raise UnreachableError(f"{unanswered}: {_describe(error)}") from None
+        calls.count(self._endpoint.name, method, str(response.status_code))
         if response.status_code in _TRANSIENT_STATUS:
             problem = f"HTTP {response.status_code} {self._detail(response)}".strip()
             wait = _retry_after(response.headers.get("retry-after"))

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Any, Literal
 
 PrincipalKind = Literal["consumer", "application", "static"]
 
@@ -23,7 +23,9 @@ class Principal:
 
     `id` is empty for a consumer of a declarative file that has neither an id nor a username:
     Kong gives such a consumer another random id at each load.
-    `metadata` and `customer` are set for static subjects only.
+    `metadata` and `customer` are set for static subjects only; `owner` for applications:
+    ``developer:<id>`` or ``team:<id>``; `application` for a consumer that an application is on a
+    gateway: the id of that application.
     """
 
     kind: PrincipalKind
@@ -35,16 +37,56 @@ class Principal:
     anonymous: bool = False
     metadata: Mapping[str, str] = field(default_factory=dict)
     customer: str | None = None
+    owner: str | None = None
+    application: str | None = None
 
     def describe(self) -> str:
         """Return the principal so that it can be found: ``consumer alice (id 4711, from kong-admin ...)``."""
         identity = f"id {self.id}" if self.id else "no id"
+        if self.application:
+            identity += f", mapped to application {self.application}"
         return f"{self.label()} ({identity}, from {self.source})"
 
     def label(self) -> str:
         """Return the principal in short: ``consumer alice``."""
         kind = "static subject" if self.kind == "static" else self.kind
         return f"{kind} {self.username or self.custom_id or self.id}"
+
+
+@dataclass(frozen=True, slots=True)
+class CustomerDetails:
+    """What a customer gets when it is created, and what nobody touches afterwards."""
+
+    email: str | None = None
+    currency: str | None = None
+    description: str | None = None
+    billing_address: Mapping[str, str] = field(default_factory=dict)
+    """The parts of an address in the spelling of the v3 API: country, postal_code, line1, phone_number ..."""
+    metadata: Mapping[str, str] = field(default_factory=dict)
+    """Besides our marks; the externalId of another system, for example."""
+
+    def to_json(self) -> dict[str, object]:
+        """Return what is set, metadata apart, as it stands in a plan."""
+        parts: dict[str, object] = {
+            "email": self.email,
+            "currency": self.currency,
+            "description": self.description,
+            "billing_address": dict(self.billing_address),
+        }
+        return {name: value for name, value in parts.items() if value}
+
+    @classmethod
+    def from_json(cls, parts: Mapping[str, Any]) -> CustomerDetails:
+        """Return the details that `to_json` gave."""
+        return cls(
+            parts.get("email"),
+            parts.get("currency"),
+            parts.get("description"),
+            dict(parts.get("billing_address") or {}),
+        )
+
+
+NO_DETAILS = CustomerDetails()
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,6 +116,7 @@ class DesiredCustomer:
     name_follows_source: bool
     subjects: tuple[DesiredSubject, ...]
     marks: Mapping[str, str]
+    details: CustomerDetails = NO_DETAILS
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,10 +130,14 @@ class Problem:
 
 @dataclass(frozen=True, slots=True)
 class DesiredWorld:
-    """All that the sources ask for. `customers` is sorted by key; `problems` are left out of it."""
+    """All that the sources ask for. `customers` is sorted by key; `problems` are left out of it.
+
+    `warnings` tell of details that customers are created without.
+    """
 
     customers: tuple[DesiredCustomer, ...]
     problems: tuple[Problem, ...] = ()
+    warnings: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)

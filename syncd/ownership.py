@@ -8,21 +8,21 @@ API too, so that a v1 customer keeps its owner when it is read through v3.
 from __future__ import annotations
 
 import hashlib
-import re
 from collections.abc import Mapping
 
+from syncd.labels import is_label_value
 from syncd.model import ObservedCustomer, ObservedSubject
+from syncd.orphan_marks import KEYS as ORPHAN_KEYS
 
 MANAGED_BY = "managed-by"
 SYNC_OWNER = "sync-owner"
 SOURCE_ID = "source-id"
 US = "kong-openmeter"
-RESERVED_KEYS = frozenset({MANAGED_BY, SYNC_OWNER, SOURCE_ID})
-
-# Narrower than the specification (v3 schema Labels: [A-Za-z0-9._-], 1-63): the server's own check
-# also refuses "a--b" and mixed separators, so only single dashes between alphanumerics are safe.
-_SAFE_LABEL = re.compile(r"[A-Za-z0-9]+(?:-[A-Za-z0-9]+)*")
-_MAX_LABEL = 63
+ADOPTED = "adopted"
+"""On a customer that people made and that we took over: its name stays theirs."""
+CUSTOMER_GROUP = "customer-group"
+"""On a customer that was split off a group: the key of the group."""
+RESERVED_KEYS = frozenset({CUSTOMER_GROUP, MANAGED_BY, SYNC_OWNER, SOURCE_ID, ADOPTED}) | ORPHAN_KEYS
 
 # openmeter/subject/service/hooks/customersubject.go: the server makes a subject entity for each
 # subject key of a customer and notes itself and the customer in the metadata.
@@ -32,14 +32,9 @@ _PROVISIONER = "subject.provisioner"
 
 def label_value(text: str) -> str:
     """Return `text` where it is a valid label value, else a stable stand-in: ``sha256-<48 hex>``."""
-    if len(text) <= _MAX_LABEL and _SAFE_LABEL.fullmatch(text):
+    if is_label_value(text):
         return text
     return f"sha256-{hashlib.sha256(text.encode('utf-8', 'surrogatepass')).hexdigest()[:48]}"
-
-
-def is_label_value(text: str) -> bool:
-    """Tell whether `text` may stand in a label as it is."""
-    return label_value(text) == text
 
 
 def marks(owner_id: str, source_id: str) -> dict[str, str]:
@@ -50,6 +45,11 @@ def marks(owner_id: str, source_id: str) -> dict[str, str]:
 def is_ours(metadata: Mapping[str, object], owner_id: str) -> bool:
     """Tell whether these metadata carry our marks with this owner_id."""
     return metadata.get(MANAGED_BY) == US and metadata.get(SYNC_OWNER) == owner_id
+
+
+def is_adoptable(metadata: Mapping[str, object]) -> bool:
+    """Tell whether a customer carries no owner's marks at all; one of another owner is never taken over."""
+    return MANAGED_BY not in metadata and SYNC_OWNER not in metadata
 
 
 def owner_of(customer: ObservedCustomer) -> str:

@@ -1,4 +1,4 @@
-"""The planner: desired + observed -> ordered changes. Pure; never plans a deletion.
+"""The planner: desired + observed -> ordered changes. Pure.
 
 For each desired customer, in this order:
 
@@ -8,49 +8,78 @@ the metering API has            then
 no customer of that key         create it with the subjects that are free
 one that is ours                attach what is missing, rename; with an active subscription its
                                 subject keys cannot change (the server refuses): blocked
-one that is not ours            subjects it carries are *unmanaged* (a clean result); others blocked
+one without any owner's marks   subjects it carries are *unmanaged* (a clean result), others blocked;
+                                with `adopt` it gets our marks and is then treated as ours, but for
+                                its name
+one of another owner            as one without marks; never adopted
 ==============================  ====================================================================
 
-A subject that another customer carries already is *unmanaged* where that customer is not ours, and
-blocked where it is: moving a subject changes usage that has not been invoiced yet, because
-attribution is evaluated when usage is queried.
+A subject that another customer carries already is *unmanaged* where that customer is not ours. Where
+it is ours, it is blocked, or with `allow_move` moved: that changes usage that has not been invoiced
+yet, because attribution is evaluated when usage is queried.
+
+What is gone from the sources is the business of `syncd.orphans`, what a policy allows of `syncd.policy`.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Literal
+from dataclasses import dataclass, field, replace
+from datetime import timedelta
 
-from syncd.changes import Change, ChangeKind, Plan, State
+from syncd.changes import Change, ChangeKind, Plan, State, ordered
+from syncd.entities import entity_changes
 from syncd.model import DesiredCustomer, DesiredSubject, DesiredWorld, ObservedCustomer, ObservedWorld
-from syncd.orphans import orphaned
-from syncd.ownership import is_ours, may_write_subject, owner_of
+from syncd.moves import Held, customer_name, held_reason, moves_to, principals_of
+from syncd.orphans import Grace, orphan_changes
+from syncd.ownership import ADOPTED, is_adoptable, is_ours, owner_of
+from syncd.policy import POLICIES, Policy
 
-Policy = Literal["create-only", "upsert-only"]
-
-_RANK = {kind: rank for rank, kind in enumerate(ChangeKind)}
+_NEVER = timedelta(days=36500)
 
 
-def make_plan(desired: DesiredWorld, observed: ObservedWorld, *, owner_id: str, policy: Policy) -> Plan:
+@dataclass(frozen=True, slots=True)
+class PlanOptions:
+    """What the planner may plan beyond the policy's own."""
+
+    adopt: bool = False
+    allow_move: bool = False
+    grace: Grace = field(default_factory=Grace)
+
+
+def make_plan(
+    desired: DesiredWorld,
+    observed: ObservedWorld,
+    *,
+    owner_id: str,
+    policy: Policy,
+    options: PlanOptions | None = None,
+) -> Plan:
     """Return what has to be done so that the metering API has what the sources ask for."""
-    planner = _Planner(observed, owner_id, policy)
+    options = options or PlanOptions()
+    grace = options.grace
+    if policy == "create-only":
+        options = replace(options, adopt=False, allow_move=False)
+    if policy != "sync":
+        grace = Grace(grace.now, _NEVER)
+    planner = _Planner(observed, owner_id, options)
     changes = [change for customer in desired.customers for change in planner.customer(customer)]
     changes += [
         Change(ChangeKind.BLOCKED, problem.customer_key, problem.subject_keys, problem.reason)
         for problem in desired.problems
     ]
-    changes += orphaned(desired, observed, owner_id)
-    # Customers come before subject entities: a server with the subject hook makes a customer of its
-    # own for a subject that has none yet. The sort is stable, so within a kind the order is by key.
-    return Plan(owner_id, policy, tuple(sorted(changes, key=lambda change: _RANK[change.kind])))
+    changes += orphan_changes(desired, planner.after_moves(), owner_id, grace)
+    return Plan(owner_id, policy, ordered(POLICIES[policy](changes)))
 
 
 class _Planner:
     """The observed world, indexed, and the rules for one customer at a time."""
 
-    def __init__(self, observed: ObservedWorld, owner_id: str, policy: Policy) -> None:
+    def __init__(self, observed: ObservedWorld, owner_id: str, options: PlanOptions) -> None:
+        self._observed = observed
         self._owner_id = owner_id
-        self._policy = policy
+        self._options = options
+        self._leaving: dict[str, set[str]] = {}
         self._by_key = {customer.key: customer for customer in observed.customers if customer.key}
         self._by_subject = {key: customer for customer in observed.customers for key in customer.subject_keys}
         entities = observed.subjects
@@ -62,8 +91,23 @@ class _Planner:
             yield from self._create(want)
         elif is_ours(have.metadata, self._owner_id):
             yield from self._update(want, have)
+        elif self._options.adopt and is_adoptable(have.metadata):
+            yield from self._adopt(want, have)
         else:
             yield from self._foreign(want, have)
+
+    def after_moves(self) -> ObservedWorld:
+        """Return the observed world without the subjects that leave their customer by a move."""
+        if not self._leaving:
+            return self._observed
+        customers = tuple(
+            replace(customer, subject_keys=self._staying(customer)) for customer in self._observed.customers
+        )
+        return replace(self._observed, customers=customers)
+
+    def _staying(self, customer: ObservedCustomer) -> tuple[str, ...]:
+        leaving = self._leaving.get(customer.id, ())
+        return tuple(key for key in customer.subject_keys if key not in leaving)
 
     def _holder(self, subject_key: str) -> ObservedCustomer | None:
         """Return the customer that usage of this subject goes to today: by subject key, else by key."""
@@ -71,19 +115,28 @@ class _Planner:
 
     def _create(self, want: DesiredCustomer) -> Iterator[Change]:
         free: list[DesiredSubject] = []
+        held: list[Held] = []
         for subject in want.subjects:
             holder = self._holder(subject.key)
             if holder is None:
                 free.append(subject)
             else:
-                yield self._held(want, subject, holder)
+                held.append((subject, holder))
+        moves = self._moves(want, held, None)
+        moved = {key for move in moves for key in move.subject_keys}
+        in_the_way = None if want.key in moved else self._holder(want.key)
+        if in_the_way is not None:
+            moved = set()
+        else:
+            yield from self._leave(moves)
+        yield from self._all_held(want, held, moved)
+        free = [subject for subject in want.subjects if subject in free or subject.key in moved]
         if not free:
             return
-        in_the_way = self._holder(want.key)
         if in_the_way is not None:
             reason = (
-                f"its key {want.key!r} is a subject of customer {_name(in_the_way)}, and the metering API"
-                " refuses a key that is another customer's subject. Take the subject off that customer,"
+                f"its key {want.key!r} is a subject of customer {customer_name(in_the_way)}, and the metering"
+                " API refuses a key that is another customer's subject. Take the subject off that customer,"
                 " or use another key"
             )
             yield _blocked(want, free, reason, in_the_way)
@@ -93,13 +146,15 @@ class _Planner:
             ChangeKind.CREATE_CUSTOMER,
             want.key,
             keys,
-            f"new: {_principals(free)}",
-            after=State(want.name, keys, dict(want.marks)),
+            f"new: {principals_of(free)}",
+            after=State(want.name, keys, {**want.details.metadata, **want.marks}, want.details),
         )
         yield from self._entity_changes(want, free, None)
 
     def _update(self, want: DesiredCustomer, have: ObservedCustomer) -> Iterator[Change]:
-        attached, missing = [], []
+        if ADOPTED in have.metadata:
+            want = _unnamed(want)
+        attached, missing, held = [], [], []
         for subject in want.subjects:
             holder = self._holder(subject.key)
             if have.carries(subject.key):
@@ -107,13 +162,18 @@ class _Planner:
             elif holder is None:
                 missing.append(subject)
             else:
-                yield self._held(want, subject, holder)
+                held.append((subject, holder))
+        moves = self._moves(want, held, have)
+        yield from self._leave(moves)
+        moved = {key for move in moves for key in move.subject_keys}
+        yield from self._all_held(want, held, moved)
+        missing = [subject for subject in want.subjects if subject in missing or subject.key in moved]
         if missing:
             change = self._attach(want, have, missing)
             yield change
             if change.actionable:
                 attached += missing
-        if want.name_follows_source and want.name != have.name and self._policy != "create-only":
+        if want.name_follows_source and want.name != have.name:
             yield Change(
                 ChangeKind.RENAME_CUSTOMER,
                 want.key,
@@ -128,21 +188,50 @@ class _Planner:
     def _attach(self, want: DesiredCustomer, have: ObservedCustomer, missing: list[DesiredSubject]) -> Change:
         if have.active_subscription:
             return _blocked(want, missing, subscription_reason(have), have)
-        if self._policy == "create-only":
-            reason = (
-                "policy create-only never changes a customer that exists; use policy upsert-only to attach it"
-            )
-            return _blocked(want, missing, reason, have)
         keys = tuple(subject.key for subject in missing)
         return Change(
             ChangeKind.ATTACH_SUBJECTS,
             want.key,
             keys,
-            f"new in this customer: {_principals(missing)}",
+            f"new in this customer: {principals_of(missing)}",
             have.id,
             State(subject_keys=have.subject_keys),
             State(subject_keys=have.subject_keys + keys),
         )
+
+    def _adopt(self, want: DesiredCustomer, have: ObservedCustomer) -> Iterator[Change]:
+        marks = {**want.marks, ADOPTED: "true"}
+        yield Change(
+            ChangeKind.ADOPT_CUSTOMER,
+            want.key,
+            tuple(subject.key for subject in want.subjects),
+            f"made by hand with the key that we would give it: {principals_of(list(want.subjects))}."
+            " It gets our marks; its name stays",
+            have.id,
+            State(metadata={name: have.metadata[name] for name in marks if name in have.metadata}),
+            State(metadata=marks),
+        )
+        yield from self._update(want, replace(have, metadata={**have.metadata, **marks}))
+
+    def _moves(self, want: DesiredCustomer, held: list[Held], have: ObservedCustomer | None) -> list[Change]:
+        if not self._options.allow_move or (have and have.active_subscription):
+            return []
+        return moves_to(want, [pair for pair in held if is_ours(pair[1].metadata, self._owner_id)])
+
+    def _leave(self, moves: list[Change]) -> list[Change]:
+        for move in moves:
+            self._leaving.setdefault(move.customer_id or "", set()).update(move.subject_keys)
+        return moves
+
+    def _all_held(
+        self,
+        want: DesiredCustomer,
+        held: list[Held],
+        moved: set[str],
+    ) -> Iterator[Change]:
+        for subject, holder in held:
+            if subject.key not in moved:
+                yield self._held(want, subject, holder)
 
     def _foreign(self, want: DesiredCustomer, have: ObservedCustomer) -> Iterator[Change]:
         for subject in want.subjects:
@@ -151,8 +240,8 @@ class _Planner:
                 yield self._held(want, subject, holder)
                 continue
             reason = (
-                f"customer {_name(have)} belongs to {owner_of(have)}, so nothing is changed there and the"
-                f" usage of {subject.principal} stays unattributed. Attach the subject by hand, or use"
+                f"customer {customer_name(have)} belongs to {owner_of(have)}, so nothing is changed there and"
+                f" the usage of {subject.principal} stays unattributed. Attach the subject by hand, or use"
                 " another customer key"
             )
             yield _blocked(want, [subject], reason, have)
@@ -160,55 +249,34 @@ class _Planner:
     def _held(self, want: DesiredCustomer, subject: DesiredSubject, holder: ObservedCustomer) -> Change:
         """Report a subject that is on another customer than the one we want, or on one that is not ours."""
         if not is_ours(holder.metadata, self._owner_id):
-            reason = f"already attributed to {_name(holder)}, which belongs to {owner_of(holder)}; left alone"
+            whose = f"{customer_name(holder)}, which belongs to {owner_of(holder)}"
+            reason = f"already attributed to {whose}; left alone"
             return Change(ChangeKind.UNMANAGED, holder.key, (subject.key,), reason, holder.id)
-        reason = (
-            f"{subject.principal} is to be in customer {want.key!r} but is attributed to {_name(holder)}."
-            " Moving it would also move usage that is not invoiced yet, so it is left there: move it by hand"
-            " when that is wanted"
-        )
+        reason = held_reason(want, subject, holder)
         return _blocked(want, [subject], reason, holder)
 
     def _entity_changes(
         self, want: DesiredCustomer, subjects: list[DesiredSubject], have: ObservedCustomer | None
     ) -> Iterator[Change]:
-        if self._entities is None:
-            return
-        for subject in subjects:
-            entity = self._entities.get(subject.key)
-            after = State(subject.display_name, None, dict(subject.metadata))
-            if entity is None:
-                reason = f"no subject entity yet: {subject.principal}"
-                before = None
-            else:
-                differs = (
-                    subject.display_name is not None and subject.display_name != entity.display_name
-                ) or any(entity.metadata.get(name) != value for name, value in subject.metadata.items())
-                if (
-                    not differs
-                    or not may_write_subject(entity, self._owner_id)
-                    or self._policy == "create-only"
-                ):
-                    continue
-                reason = f"the subject entity differs: {subject.principal}"
-                before = State(entity.display_name, None, dict(entity.metadata))
-            yield Change(
-                ChangeKind.UPSERT_SUBJECT,
-                want.key,
-                (subject.key,),
-                reason,
-                have.id if have else None,
-                before,
-                after,
-            )
+        if self._entities is not None:
+            yield from entity_changes(want, subjects, have, self._entities, self._owner_id)
+
+
+def _unnamed(want: DesiredCustomer) -> DesiredCustomer:
+    """Leave the name of an adopted customer to the people who gave it.
+
+    The display names of its subject entities too: servers with the subject hook copy them onto the customer.
+    """
+    subjects = tuple(replace(subject, display_name=None) for subject in want.subjects)
+    return replace(want, name_follows_source=False, subjects=subjects)
 
 
 def subscription_reason(have: ObservedCustomer) -> str:
     """Say why the subject keys of a paying customer cannot change, and what to do."""
     return (
-        f"customer {_name(have)} has an active subscription ({have.active_subscription}); the metering API"
-        " refuses to change its subject keys, not even their order. Attach the subject by hand between two"
-        " subscriptions, or send this usage under a subject that the customer carries already"
+        f"customer {customer_name(have)} has an active subscription ({have.active_subscription}); the"
+        " metering API refuses to change its subject keys, not even their order. Attach the subject by hand"
+        " between two subscriptions, or send this usage under a subject that the customer carries already"
     )
 
 
@@ -217,11 +285,3 @@ def _blocked(
 ) -> Change:
     keys = tuple(subject.key for subject in subjects)
     return Change(ChangeKind.BLOCKED, want.key, keys, reason, customer.id if customer else None)
-
-
-def _name(customer: ObservedCustomer) -> str:
-    return f"{customer.key or customer.id!r} ({customer.name})"
-
-
-def _principals(subjects: list[DesiredSubject]) -> str:
-    return ", ".join(subject.principal for subject in subjects)

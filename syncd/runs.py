@@ -5,7 +5,7 @@ from __future__ import annotations
 import threading
 import uuid
 from collections import OrderedDict, deque
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from enum import StrEnum
@@ -13,10 +13,20 @@ from typing import Protocol
 
 import structlog
 
+from syncd.apply import Report
 from syncd.changes import Plan
-from syncd.errors import ApplyStoppedError, SyncdError
+from syncd.errors import (
+    ApiError,
+    ApplyStoppedError,
+    HistoryError,
+    LockedError,
+    QueueFullError,
+    SourceError,
+    SyncdError,
+    UnsafePlanError,
+)
 from syncd.outcome import Outcome, count
-from syncd.runner import Result
+from syncd.runner import Result, RunOptions
 
 _log = structlog.get_logger("syncd.runs")
 
@@ -35,11 +45,48 @@ class State(StrEnum):
 FINISHED = frozenset({State.SUCCEEDED, State.BLOCKED, State.FAILED})
 
 
+_MOST_WAITING = 100
+_FAILURES: tuple[tuple[type[SyncdError], str], ...] = (
+    (UnsafePlanError, "guard"),
+    (SourceError, "source"),
+    (ApiError, "metering"),
+    (LockedError, "lock"),
+    (HistoryError, "history"),
+)
+
+
+def _kind(error: SyncdError) -> str:
+    if isinstance(error, ApplyStoppedError):
+        return "metering" if isinstance(error.__cause__, ApiError) else "stopped"
+    return next((kind for type_, kind in _FAILURES if isinstance(error, type_)), "other")
+
+
+class Observer(Protocol):
+    """Who is told what runs do, in the worker's thread: the history and the metrics."""
+
+    def started(self, run: Run) -> None:
+        """Hear that a run begins; a SyncdError here ends it."""
+
+    def planned(self, run: Run) -> None:
+        """Hear of its plan; a SyncdError here ends it before its first change."""
+
+    def changed(self, run: Run, outcome: Outcome) -> None:
+        """Hear what became of one change; a SyncdError here ends the run."""
+
+    def finished(self, run: Run) -> None:
+        """Hear of its end."""
+
+
 class Perform(Protocol):
-    """What a run does: `syncd.runner.run` with a configuration."""
+    """What a run does: `syncd.runner.run` with a configuration, under the write lock."""
 
     def __call__(
-        self, *, dry_run: bool, should_stop: Callable[[], bool], on_plan: Callable[[Plan], None]
+        self,
+        options: RunOptions,
+        *,
+        should_stop: Callable[[], bool],
+        on_plan: Callable[[Plan], None],
+        report: Report,
     ) -> Result:
         """Do one run; raises SyncdError."""
 
@@ -50,7 +97,7 @@ class Run:
 
     id: str
     trigger: str
-    dry_run: bool
+    options: RunOptions
     requested_at: datetime
     state: State = State.QUEUED
     started_at: datetime | None = None
@@ -58,6 +105,13 @@ class Run:
     error: str | None = None
     plan: Plan | None = None
     outcomes: tuple[Outcome, ...] = ()
+    failure: str | None = None
+    """What kind of thing went wrong, for metrics: guard, source, metering, lock, history, stopped, other."""
+
+    @property
+    def dry_run(self) -> bool:
+        """Tell whether it only plans."""
+        return self.options.dry_run
 
     def summary(self) -> dict[str, object]:
         """Return the run without the single changes, as in GET /v1/status."""
@@ -65,6 +119,7 @@ class Run:
             "id": self.id,
             "trigger": self.trigger,
             "dry_run": self.dry_run,
+            "options": self.options.to_json(),
             "state": str(self.state),
             "requested_at": self.requested_at.isoformat(),
             "started_at": self.started_at.isoformat() if self.started_at else None,
@@ -73,7 +128,15 @@ class Run:
             "in_sync": self.plan.in_sync if self.plan else None,
             "planned": self.plan.summary() if self.plan else None,
             "outcomes": count(self.outcomes),
+            "unbilled": self._unbilled(),
         }
+
+    def _unbilled(self) -> dict[str, object] | None:
+        if self.plan is None or self.plan.exposure is None:
+            return None
+        figures = self.plan.exposure.to_json()
+        del figures["details"]
+        return figures
 
     def to_json(self) -> dict[str, object]:
         """Return the run with its plan and all outcomes, as in GET /v1/syncs/{id}."""
@@ -84,11 +147,25 @@ class Run:
         }
 
 
+def begun(trigger: str, options: RunOptions) -> Run:
+    """Return a run that starts right now, without a queue."""
+    now = datetime.now(UTC)
+    return Run(uuid.uuid4().hex, trigger, options, now, State.RUNNING, now)
+
+
 class Runs:
     """Queue, worker and memory of runs. `request`, `get` and `status` may be called from any thread."""
 
-    def __init__(self, perform: Perform, stopping: threading.Event, *, remember: int = 50) -> None:
+    def __init__(
+        self,
+        perform: Perform,
+        stopping: threading.Event,
+        *,
+        remember: int = 50,
+        observers: Sequence[Observer] = (),
+    ) -> None:
         self._perform = perform
+        self._observers = observers
         self._stopping = stopping
         self._remember = remember
         self._changed = threading.Condition()
@@ -97,13 +174,16 @@ class Runs:
         self._current: str | None = None
         self._last_success: datetime | None = None
 
-    def request(self, trigger: str, *, dry_run: bool) -> Run:
-        """Queue a run and return it; one that waits already serves this request too."""
+    def request(self, trigger: str, options: RunOptions | None = None) -> Run:
+        """Queue a run and return it; one that waits already for the same serves this request too."""
+        options = options or RunOptions()
         with self._changed:
             for waiting in self._queue:
-                if self._runs[waiting].dry_run == dry_run:
+                if self._runs[waiting].options == options:
                     return self._runs[waiting]
-            run = Run(uuid.uuid4().hex, trigger, dry_run, datetime.now(UTC))
+            if len(self._queue) >= _MOST_WAITING:
+                raise QueueFullError(f"{_MOST_WAITING} different runs wait already; ask again later")
+            run = Run(uuid.uuid4().hex, trigger, options, datetime.now(UTC))
             self._runs[run.id] = run
             self._queue.append(run.id)
             self._changed.notify_all()
@@ -113,6 +193,17 @@ class Runs:
         """Return a run that is still remembered."""
         with self._changed:
             return self._runs.get(run_id)
+
+    def last_planned(self) -> Run | None:
+        """Return the latest run that got as far as a plan."""
+        with self._changed:
+            return next((run for run in reversed(self._runs.values()) if run.plan), None)
+
+    def last_real(self) -> Run | None:
+        """Return the latest run that ended and was no dry run."""
+        with self._changed:
+            real = (run for run in reversed(self._runs.values()) if not run.dry_run)
+            return next((run for run in real if run.state in FINISHED), None)
 
     def status(self) -> dict[str, object]:
         """Return what is going on: the shape of GET /v1/status without the schedule."""
@@ -149,31 +240,41 @@ class Runs:
     def _do(self, run: Run) -> None:
         def keep_plan(plan: Plan) -> None:
             with self._changed:
-                self._runs[run.id] = replace(self._runs[run.id], plan=plan)
+                planned = self._update(run.id, plan=plan)
+            for observer in self._observers:
+                observer.planned(planned)
+
+        def tell(outcome: Outcome) -> None:
+            for observer in self._observers:
+                observer.changed(run, outcome)
 
         _log.info("sync_started", dry_run=run.dry_run)
         try:
-            result = self._perform(dry_run=run.dry_run, should_stop=self._stopping.is_set, on_plan=keep_plan)
+            for observer in self._observers:
+                observer.started(run)
+            result = self._perform(
+                run.options, should_stop=self._stopping.is_set, on_plan=keep_plan, report=tell
+            )
         except ApplyStoppedError as error:
-            self._finish(run.id, state=State.FAILED, error=str(error), outcomes=error.outcomes)
+            self._finish(
+                run.id, state=State.FAILED, error=str(error), outcomes=error.outcomes, failure=_kind(error)
+            )
         except SyncdError as error:
-            self._finish(run.id, state=State.FAILED, error=str(error))
+            self._finish(run.id, state=State.FAILED, error=str(error), failure=_kind(error))
         except Exception:
             # One run that meets a mistake of ours must not end the daemon.
             _log.exception("sync_crashed")
-            self._finish(run.id, state=State.FAILED, error="internal error; the daemon's log has the details")
+            said = "internal error; the daemon's log has the details"
+            self._finish(run.id, state=State.FAILED, error=said, failure="other")
         else:
             state = State.BLOCKED if result.blocked else State.SUCCEEDED
             self._finish(run.id, state=state, outcomes=result.outcomes)
 
-    def _finish(
-        self, run_id: str, *, state: State, error: str | None = None, outcomes: tuple[Outcome, ...] = ()
-    ) -> None:
+    def _finish(self, run_id: str, *, state: State, **fields: object) -> None:
+        self._tell_end(replace(self._runs[run_id], state=state, finished_at=datetime.now(UTC), **fields))  # type: ignore[arg-type]
         with self._changed:
             self._current = None
-            run = self._update(
-                run_id, state=state, error=error, outcomes=outcomes, finished_at=datetime.now(UTC)
-            )
+            run = self._update(run_id, state=state, finished_at=datetime.now(UTC), **fields)
             if state is not State.FAILED and not run.dry_run:
                 self._last_success = run.finished_at
             while len(self._runs) > self._remember:
@@ -183,6 +284,14 @@ class Runs:
                 del self._runs[oldest]
         level = _log.error if state is State.FAILED else _log.info
         level("sync_finished", **{k: v for k, v in run.summary().items() if k not in {"id", "trigger"}})
+
+    def _tell_end(self, run: Run) -> None:
+        """Tell before anyone can see that it has ended, so that its history is there when they look."""
+        for observer in self._observers:
+            try:
+                observer.finished(run)
+            except SyncdError as error:
+                _log.error("run_not_recorded", error=str(error))
 
     def _update(self, run_id: str, **fields: object) -> Run:
         run = replace(self._runs[run_id], **fields)  # type: ignore[arg-type]

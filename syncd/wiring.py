@@ -5,75 +5,100 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 
-from syncd.config import (
-    ApplicationsFileSource,
-    Config,
-    DeclarativeFileSource,
-    KongAdminSource,
-    SourceConfig,
-    StaticSource,
-)
+from syncd.config import Config
 from syncd.http import Endpoint
 from syncd.mapping import MappingRules
+from syncd.mapping.mapping_file import read_mapping_file
 from syncd.retry import Retry
+from syncd.source_config import (
+    ApplicationsFileSource,
+    DeclarativeFileSource,
+    KongAdminSource,
+    KonnectApplicationsSource,
+    KonnectConsumersSource,
+    SourceConfig,
+    StaticSource,
+    source_names,
+)
 from syncd.sources import Source
 from syncd.sources.applications_file import ApplicationsFile
 from syncd.sources.declarative_file import DeclarativeFile
 from syncd.sources.kong_admin import KongAdmin
+from syncd.sources.konnect_applications import KonnectApplications
+from syncd.sources.konnect_consumers import KonnectConsumers
 from syncd.sources.static import Static, StaticSubject
 from syncd.targets import MeteringTarget
 from syncd.targets.openmeter_v1 import OpenMeterV1
+from syncd.targets.openmeter_v3 import OpenMeterV3
 
 
 def sources_of(config: Config, sleep: Callable[[float], object] = time.sleep) -> tuple[Source, ...]:
-    """Return the sources in the order of the configuration."""
+    """Return the sources in the order of the configuration; equal settings give equal sources."""
     retry = Retry(attempts=config.metering.attempts, sleep=sleep)
-    return tuple(_source(source, index, retry) for index, source in enumerate(config.sources))
+    named = zip(config.sources, source_names(config.sources), strict=True)
+    return tuple(_source(source, index, name, retry) for index, (source, name) in enumerate(named))
 
 
-def target_of(config: Config, sleep: Callable[[float], object] = time.sleep) -> MeteringTarget:
-    """Return the metering API; close it after use."""
+def metering_endpoint(config: Config) -> Endpoint:
+    """Return where the metering API of the configured dialect is, and the token for it."""
     metering = config.metering
-    endpoint = Endpoint(
+    return Endpoint(
         name="metering API",
-        url=metering.url,
+        url=metering.base_url,
         token_setting="metering.token",  # noqa: S106 - the name of a setting
         rights="read and write customers and subjects, and to read meters",
         token=metering.token.get_secret_value() if metering.token else None,
         timeout=metering.timeout.total_seconds(),
     )
-    return OpenMeterV1(endpoint, Retry(attempts=metering.attempts, sleep=sleep))
+
+
+def target_of(config: Config, sleep: Callable[[float], object] = time.sleep) -> MeteringTarget:
+    """Return the metering API; close it after use."""
+    kind = OpenMeterV3 if config.metering.dialect == "openmeter-v3" else OpenMeterV1
+    return kind(metering_endpoint(config), Retry(attempts=config.metering.attempts, sleep=sleep))
 
 
 def rules_of(config: Config) -> MappingRules:
-    """Return the rules of the mapping."""
+    """Return the rules of the mapping, the mapping file as it is now; raises ConfigError."""
     return MappingRules(
         owner_id=config.owner_id,
         group_by=config.mapping.group_by,
         subject_field=config.mapping.subject_field,
         include_anonymous=config.mapping.include_anonymous,
         anonymous_consumers=frozenset(config.mapping.anonymous_consumers),
+        templates=config.mapping.templates,
+        assignments=read_mapping_file(config.mapping.file) if config.mapping.file else (),
+        max_subjects_per_customer=config.mapping.max_subjects_per_customer,
+        overflow=config.mapping.overflow,
+        labels_only=config.metering.dialect == "openmeter-v3",
     )
 
 
-def _source(source: SourceConfig, index: int, retry: Retry) -> Source:
+def _source(source: SourceConfig, index: int, name: str, retry: Retry) -> Source:
     match source:
         case KongAdminSource():
-            return _kong_admin(source, index, retry)
+            return KongAdmin(kong_endpoint(source, index), retry, source.workspace, source.tags, name)
+        case KonnectConsumersSource():
+            endpoint = _konnect_endpoint(source, index, "read consumers and plugins of the control plane")
+            return KonnectConsumers(endpoint, retry, source.control_plane_id, source.tags, name)
+        case KonnectApplicationsSource():
+            endpoint = _konnect_endpoint(source, index, "read applications and registrations of the portal")
+            return KonnectApplications(endpoint, retry, source.portal_id, source.mapped_consumers, name)
         case DeclarativeFileSource():
-            return DeclarativeFile(source.path)
+            return DeclarativeFile(source.path, name)
         case ApplicationsFileSource():
-            return ApplicationsFile(source.path)
+            return ApplicationsFile(source.path, name)
         case StaticSource():
             subjects = tuple(
                 StaticSubject(subject.key, subject.name, subject.metadata, subject.customer)
                 for subject in source.subjects
             )
-            return Static(subjects, index)
+            return Static(subjects, name)
 
 
-def _kong_admin(source: KongAdminSource, index: int, retry: Retry) -> KongAdmin:
-    endpoint = Endpoint(
+def kong_endpoint(source: KongAdminSource, index: int) -> Endpoint:
+    """Return where the Admin API of this source is, and the token for it."""
+    return Endpoint(
         name="Kong's Admin API",
         url=source.url,
         token_setting=f"sources[{index}].token",
@@ -82,4 +107,16 @@ def _kong_admin(source: KongAdminSource, index: int, retry: Retry) -> KongAdmin:
         token=source.token.get_secret_value() if source.token else None,
         timeout=source.timeout.total_seconds(),
     )
-    return KongAdmin(endpoint, retry, source.workspace, source.tags)
+
+
+def _konnect_endpoint(
+    source: KonnectConsumersSource | KonnectApplicationsSource, index: int, rights: str
+) -> Endpoint:
+    return Endpoint(
+        name="Konnect",
+        url=source.base_url,
+        token_setting=f"sources[{index}].token",
+        rights=rights,
+        token=source.token.get_secret_value() if source.token else None,
+        timeout=source.timeout.total_seconds(),
+    )

@@ -104,6 +104,7 @@ def test_every_command_of_the_readme_ends_as_the_readme_says(fresh_copy: Path) -
     example.write_text(text)
     environment = {k: v for k, v in os.environ.items() if not k.startswith(("SYNCD_", "OPENMETER_", "MAKE"))}
     environment |= {"PYTHONPATH": f"{fresh_copy / 'plugin'}:{fresh_copy}", "COLUMNS": "100", "NO_COLOR": "1"}
+    environment["STATE_DIRECTORY"] = str(fresh_copy / "state")
     log = fresh_copy.parent / "log"
     with log.open("wb") as stderr:
         process = subprocess.Popen(

@@ -1,4 +1,4 @@
-"""An embedded metering API on SQLite that speaks OpenMeter v1: for development, demos and tests only.
+"""An embedded metering API on SQLite that speaks OpenMeter v1 and v3: for development, demos and tests only.
 
 It is not OpenMeter: nothing is priced, invoiced or replicated. It answers the paths that the plugin and syncd
 use, in the same shapes and with the same refusals, so that the same client works on the real server. Where a

@@ -14,7 +14,7 @@ from pathlib import Path
 
 from syncd.errors import SourceError
 from syncd.model import Principal
-from syncd.sources.base import text
+from syncd.sources.konnect_applications import application, total
 
 
 @dataclass(frozen=True, slots=True)
@@ -22,11 +22,10 @@ class ApplicationsFile:
     """A JSON file with the applications of a portal."""
 
     path: Path
+    name: str = "applications-file"
 
-    @property
-    def name(self) -> str:
-        """What messages call this source."""
-        return f"applications-file {self.path.name}"
+    def fingerprint(self) -> None:
+        """Return None: a file is read each time."""
 
     def read(self) -> Sequence[Principal]:
         """Return the applications."""
@@ -35,7 +34,7 @@ class ApplicationsFile:
         if not isinstance(listed, list):
             raise SourceError(self.name, f"{self.path} has no list `data`, as Konnect's answer has")
         principals = [self._principal(item, index) for index, item in enumerate(listed)]
-        self._require_complete(document.get("meta"), len({principal.id for principal in principals}))
+        self._require_complete(document, len({principal.id for principal in principals}))
         return principals
 
     def _document(self) -> dict[str, object]:
@@ -49,26 +48,16 @@ class ApplicationsFile:
             raise SourceError(self.name, f"{self.path} is not a JSON object")
         return document
 
-    def _require_complete(self, meta: object, found: int) -> None:
-        page = meta.get("page") if isinstance(meta, dict) else None
-        total = page.get("total") if isinstance(page, dict) else None
-        if isinstance(total, int | float) and total > found:
+    def _require_complete(self, document: dict[str, object], found: int) -> None:
+        wanted = total(document)
+        if wanted is not None and wanted > found:
             raise SourceError(
                 self.name,
-                f"{self.path} has {found} of {int(total)} applications (meta.page.total);"
+                f"{self.path} has {found} of {wanted} applications (meta.page.total);"
                 " put all pages into `data`",
             )
 
     def _principal(self, item: object, index: int) -> Principal:
-        what = f"data[{index}]"
         if not isinstance(item, dict):
-            raise SourceError(self.name, f"{what} is not an object")
-        identity = text(item, "id", self.name, what)
-        if identity is None:
-            raise SourceError(self.name, f"{what} has no id")
-        return Principal(
-            kind="application",
-            id=identity,
-            source=self.name,
-            username=text(item, "name", self.name, f"application {identity}"),
-        )
+            raise SourceError(self.name, f"data[{index}] is not an object")
+        return application(item, self.name, f"data[{index}]")

@@ -14,7 +14,13 @@ class Source(Protocol):
 
     @property
     def name(self) -> str:
-        """What messages call this source, for example ``kong-admin http://127.0.0.1:8001``."""
+        """What messages and ``resync --source`` call this source, for example ``kong-admin-0``."""
+
+    def fingerprint(self) -> str | None:
+        """Return what changes whenever the principals do and is cheap to ask for, None where nothing is.
+
+        Raises SourceError.
+        """
 
     def read(self) -> Sequence[Principal]:
         """Return all principals of this source; raises SourceError where that is not certain."""

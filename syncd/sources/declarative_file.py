@@ -33,11 +33,10 @@ class DeclarativeFile:
     """A kong.yml."""
 
     path: Path
+    name: str = "declarative-file"
 
-    @property
-    def name(self) -> str:
-        """What messages call this source."""
-        return f"declarative-file {self.path.name}"
+    def fingerprint(self) -> None:
+        """Return None: a file is read each time."""
 
     def read(self) -> Sequence[Principal]:
         """Return the consumers, those marked that a plugin anywhere in the file uses as `anonymous`."""

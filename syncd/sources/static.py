@@ -20,15 +20,13 @@ class StaticSubject:
 
 @dataclass(frozen=True, slots=True)
 class Static:
-    """The subjects of one ``type: static`` entry; `position` tells several such entries apart."""
+    """The subjects of one ``type: static`` entry."""
 
     subjects: tuple[StaticSubject, ...]
-    position: int = 0
+    name: str = "static"
 
-    @property
-    def name(self) -> str:
-        """What messages call this source."""
-        return f"static sources[{self.position}]"
+    def fingerprint(self) -> None:
+        """Return None: there is nothing to save."""
 
     def read(self) -> Sequence[Principal]:
         """Return the subjects as principals."""

@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
-from syncd.model import ObservedCustomer, ObservedSubject, ObservedWorld
+from syncd.model import NO_DETAILS, CustomerDetails, ObservedCustomer, ObservedSubject, ObservedWorld
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,7 +39,12 @@ class MeteringTarget(Protocol):
         """Return all customers and subject entities, or raise: never a part of them."""
 
     def create_customer(
-        self, key: str, name: str, subject_keys: Sequence[str], metadata: Mapping[str, str]
+        self,
+        key: str,
+        name: str,
+        subject_keys: Sequence[str],
+        metadata: Mapping[str, str],
+        details: CustomerDetails = NO_DETAILS,
     ) -> None:
         """Create a customer. Raises RefusedError with status 409 where key or a subject is in use."""
 

@@ -12,13 +12,13 @@ from urllib.parse import quote
 
 from syncd.errors import BlockedError, MalformedError, MeterMissingError, RefusedError
 from syncd.http import ApiClient, Endpoint, expect_list, expect_object
-from syncd.model import ObservedCustomer, ObservedSubject, ObservedWorld
+from syncd.model import NO_DETAILS, CustomerDetails, ObservedCustomer, ObservedSubject, ObservedWorld
+from syncd.numbered_pages import Page, read_all
 from syncd.retry import Retry
 from syncd.targets.base import CustomerEdit, Decide, SubjectWrite
 
 _API = "metering API"
-_PAGE_SIZE = 1000
-_READS = 3
+_CUSTOMERS = "/api/v1/customers"
 _REPLACEABLE = (
     "key",
     "name",
@@ -31,6 +31,7 @@ _REPLACEABLE = (
 )
 """CustomerReplaceUpdate: what PUT accepts, hence what has to be sent back."""
 
+_GONE = frozenset({404, 410, 412})
 # "canceled" still runs until the end of its period (Subscription.activeTo).
 _RUNNING = frozenset({"active", "canceled"})
 
@@ -51,16 +52,28 @@ class OpenMeterV1:
         return ObservedWorld(self._customers(), self.subjects())
 
     def create_customer(
-        self, key: str, name: str, subject_keys: Sequence[str], metadata: Mapping[str, str]
+        self,
+        key: str,
+        name: str,
+        subject_keys: Sequence[str],
+        metadata: Mapping[str, str],
+        details: CustomerDetails = NO_DETAILS,
     ) -> None:
         """Create a customer; repeated after a lost answer, which may then answer 409."""
-        body = {
+        address = {_camel(part): value for part, value in details.billing_address.items()}
+        body: dict[str, object] = {
             "key": key,
             "name": name,
-            "metadata": dict(metadata),
+            "metadata": {**details.metadata, **metadata},
             "usageAttribution": {"subjectKeys": list(subject_keys)},
+            "description": details.description,
+            "primaryEmail": details.email,
+            "currency": details.currency,
+            "billingAddress": address or None,
         }
-        self._client.request("POST", "/api/v1/customers", body=body)
+        self._client.request(
+            "POST", _CUSTOMERS, body={field: value for field, value in body.items() if value is not None}
+        )
 
     def customer_by_key(self, key: str) -> ObservedCustomer | None:
         """Return the customer that has exactly this key (the path takes ids as well)."""
@@ -83,9 +96,13 @@ class OpenMeterV1:
         body = _merged(document, edit)
         if body == _replaceable(document):
             return False
-        self._client.request(
-            "PUT", f"/api/v1/customers/{quote(observed.id, safe='')}", body=body, repeat=False
-        )
+        try:
+            path = f"{_CUSTOMERS}/{quote(observed.id, safe='')}"
+            self._client.request("PUT", path, body=body, repeat=False)
+        except RefusedError as error:
+            if error.status not in _GONE:
+                raise
+            raise BlockedError("the customer was deleted meanwhile; plan again") from None
         return True
 
     def subjects(self) -> tuple[ObservedSubject, ...] | None:
@@ -120,7 +137,7 @@ class OpenMeterV1:
             if error.status != 404:
                 raise
             raise MeterMissingError(
-                f"the metering API has no meter {meter!r}; create it there, then ask again"
+                f"the metering API has no meter {meter!r}; `syncd meters apply` creates it"
             ) from None
         values: dict[str, float] = {}
         for entry in expect_list(answer.get("data"), _API, f"data of {path}"):
@@ -133,58 +150,35 @@ class OpenMeterV1:
 
     def _read(self, id_or_key: str, *, repeat: bool = True) -> dict[str, object] | None:
         """Return a customer, None if there is none; a deleted one is answered by its id, with `deletedAt`."""
-        path = f"/api/v1/customers/{quote(id_or_key, safe='')}"
+        path = f"{_CUSTOMERS}/{quote(id_or_key, safe='')}"
         try:
             answer = self._client.request("GET", path, params={"expand": ["subscriptions"]}, repeat=repeat)
         except RefusedError as error:
-            if error.status in {404, 410, 412}:
+            if error.status in _GONE:
                 return None
             raise
         document = expect_object(answer, _API, path)
         return None if document.get("deletedAt") else document
 
     def _customers(self) -> tuple[ObservedCustomer, ...]:
-        """Read all pages; pages shift when customers come or go meanwhile, which the total betrays."""
-        for _ in range(_READS):
-            customers = self._customers_once()
-            if customers is not None:
-                return customers
-        raise MalformedError(
-            f"the customers of the {_API} changed during each of {_READS} readings;"
-            " try again when it is quieter"
-        )
+        documents = read_all(self._page, f"{_CUSTOMERS} of the {_API}", created="createdAt")
+        return tuple(_observed_customer(document) for document in documents)
 
-    def _customers_once(self) -> tuple[ObservedCustomer, ...] | None:
-        found: dict[str, ObservedCustomer] = {}
-        total: int | None = None
-        number = 1
-        while True:
-            page = self._page(number)
-            items = expect_list(page.get("items"), _API, "items of /api/v1/customers")
-            count = page.get("totalCount")
-            if not isinstance(count, int) or (total is not None and count != total):
-                return None
-            total = count
-            for item in items:
-                customer = _observed_customer(expect_object(item, _API, "a customer"))
-                if customer.id in found:
-                    return None
-                found[customer.id] = customer
-            if len(found) >= total:
-                return tuple(found.values())
-            if not items:
-                return None
-            number += 1
-
-    def _page(self, number: int) -> dict[str, object]:
+    def _page(self, number: int, size: int) -> Page:
         params: dict[str, str | int | list[str]] = {
             "page": number,
-            "pageSize": _PAGE_SIZE,
+            "pageSize": size,
             "orderBy": "createdAt",
             "order": "ASC",
             "expand": ["subscriptions"],
         }
-        return expect_object(self._client.get("/api/v1/customers", params), _API, "/api/v1/customers")
+        page = expect_object(self._client.get(_CUSTOMERS, params), _API, _CUSTOMERS)
+        items = expect_list(page.get("items"), _API, f"items of {_CUSTOMERS}")
+        total = page.get("totalCount")
+        return Page(
+            [expect_object(item, _API, "a customer") for item in items],
+            total if isinstance(total, int) else None,
+        )
 
 
 def _replaceable(document: dict[str, object]) -> dict[str, object]:
@@ -201,6 +195,11 @@ def _merged(document: dict[str, object], edit: CustomerEdit) -> dict[str, object
         attribution = _mapping(document.get("usageAttribution"))
         body["usageAttribution"] = {**attribution, "subjectKeys": list(edit.subject_keys)}
     return body
+
+
+def _camel(name: str) -> str:
+    first, *rest = name.split("_")
+    return first + "".join(part.capitalize() for part in rest)
 
 
 def _mapping(value: object) -> dict[str, object]:

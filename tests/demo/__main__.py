@@ -162,7 +162,7 @@ def syncd(directory: Path, *arguments: str, status: int, quiet: bool = False) ->
         cwd=directory,
         text=True,
         capture_output=quiet,
-        env=os.environ | {"SYNCD_CONFIG": "syncd.yaml"},
+        env=os.environ | {"SYNCD_CONFIG": "syncd.yaml", "STATE_DIRECTORY": str(directory / "state")},
     )
     if result.returncode != status:
         output = f"\n{result.stdout}{result.stderr}" if quiet else ""

@@ -137,6 +137,8 @@ def test_the_plugin_container_stops_in_time_when_docker_asks_it_to(tmp_path: Pat
 def etc_syncd(tmp_path: Path) -> Path:
     """What /etc/syncd is in the container."""
     for target, source in mounts("syncd").items():
+        if not target.startswith("/etc/syncd"):
+            continue
         here = tmp_path / Path(target).relative_to("/etc/syncd")
         here.parent.mkdir(parents=True, exist_ok=True)
         if (ROOT / source).is_dir():
@@ -154,6 +156,7 @@ def test_the_syncd_container_syncs_what_is_mounted_into_the_sandbox_and_takes_a_
         environment: dict[str, Any] = dict(service("syncd")["environment"])
         environment["SYNCD_CONFIG"] = environment["SYNCD_CONFIG"].replace("/etc/syncd", str(etc_syncd))
         environment["SYNCD_METERING__URL"] = sandbox
+        environment["STATE_DIRECTORY"] = str(etc_syncd / "state")
         config = Path(environment["SYNCD_CONFIG"])
         config.write_text(config.read_text().replace("127.0.0.1:8890", f"127.0.0.1:{port}"))
         with running("syncd", *service("syncd")["command"], **environment):

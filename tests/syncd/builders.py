@@ -8,7 +8,8 @@ from syncd.changes import Plan
 from syncd.mapping import MappingRules, desired_world
 from syncd.model import ObservedCustomer, ObservedSubject, ObservedWorld, Principal
 from syncd.ownership import marks
-from syncd.plan import Policy, make_plan
+from syncd.plan import PlanOptions, make_plan
+from syncd.policy import Policy
 
 OWNER = "default"
 RULES = MappingRules(owner_id=OWNER)
@@ -54,8 +55,10 @@ def plan_for(
     *,
     rules: MappingRules = RULES,
     policy: Policy = "upsert-only",
+    options: PlanOptions | None = None,
 ) -> Plan:
-    return make_plan(desired_world(principals, rules), world, owner_id=rules.owner_id, policy=policy)
+    desired = desired_world(principals, rules)
+    return make_plan(desired, world, owner_id=rules.owner_id, policy=policy, options=options)
 
 
 def lines(plan: Plan) -> list[str]:

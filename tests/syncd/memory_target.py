@@ -7,7 +7,7 @@ from dataclasses import replace
 
 from syncd.errors import BlockedError, RefusedError
 from syncd.model import ObservedCustomer, ObservedSubject, ObservedWorld
-from syncd.targets import SubjectWrite
+from syncd.targets import NO_DETAILS, CustomerDetails, SubjectWrite
 from syncd.targets.base import Decide
 
 
@@ -21,9 +21,14 @@ class MemoryTarget:
         return ObservedWorld(tuple(self.customers.values()), self.subjects())
 
     def create_customer(
-        self, key: str, name: str, subject_keys: Sequence[str], metadata: Mapping[str, str]
+        self,
+        key: str,
+        name: str,
+        subject_keys: Sequence[str],
+        metadata: Mapping[str, str],
+        details: CustomerDetails = NO_DETAILS,
     ) -> None:
-        new = ObservedCustomer(f"new-{len(self.customers)}", key, name, tuple(subject_keys), dict(metadata))
+        new = ObservedCustomer(f"new-{self.writes}", key, name, tuple(subject_keys), dict(metadata))
         self._require_free(new)
         self.customers[new.id] = new
         self.writes += 1
@@ -63,6 +68,18 @@ class MemoryTarget:
                 name = there.display_name
             self._subjects[write.key] = ObservedSubject(write.key, name, dict(write.metadata))
             self.writes += 1
+
+    def delete_customer(self, customer_id: str) -> bool:
+        there = self.customers.get(customer_id)
+        if there and there.active_subscription:
+            raise RefusedError("refused", status=409, detail="has an active subscription")
+        self.writes += 1
+        return self.customers.pop(customer_id, None) is not None
+
+    def delete_subject(self, key: str) -> bool:
+        assert self._subjects is not None
+        self.writes += 1
+        return self._subjects.pop(key, None) is not None
 
     def usage(self, meter: str, since: str | None, until: str | None) -> Mapping[str, float]:
         raise NotImplementedError

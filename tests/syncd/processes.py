@@ -70,6 +70,9 @@ class Project:
     def config(self) -> Path:
         return self.folder / "syncd.yaml"
 
+    def environment(self, **extra: str) -> dict[str, str]:
+        return environment(STATE_DIRECTORY=str(self.folder / "state"), **extra)
+
     def configure(self, extra: str = "") -> None:
         self.config.write_text(f"{self.settings}metering: {{url: '{self.metering}', attempts: 1}}\n{extra}")
 
@@ -80,7 +83,7 @@ class Project:
             stack.enter_context(redirect_stdout(stdout))
             stack.enter_context(redirect_stderr(stderr))
             stack.enter_context(chdir(self.folder))
-            stack.enter_context(patch.dict(os.environ, environment(), clear=True))
+            stack.enter_context(patch.dict(os.environ, self.environment(), clear=True))
             stack.enter_context(patch.object(sys, "argv", ["syncd", *args]))
             stack.callback(structlog.reset_defaults)
             stack.callback(logging.basicConfig, handlers=[], force=True)
@@ -90,7 +93,7 @@ class Project:
         return subprocess.run(
             command(*args),
             cwd=self.folder,
-            env=environment(**variables),
+            env=self.environment(**variables),
             capture_output=True,
             text=True,
             timeout=30,

@@ -16,7 +16,7 @@ from syncd.sandbox.testing import running_sandbox
 from syncd.targets import SubjectWrite
 from syncd.targets.openmeter_v1 import OpenMeterV1
 from tests.syncd.builders import BY_TAG, OWNER, consumer
-from tests.syncd.test_target_openmeter_v1 import MARKS, by_hand, fault, target_at
+from tests.syncd.targets import MARKS, by_hand, fault, target_at
 
 ALICE, BOB, CAROL = consumer("1", "alice"), consumer("2", "bob"), consumer("3", "carol")
 ACME = [consumer("1", "alice", "customer:acme"), consumer("2", "bob", "customer:acme")]

@@ -97,7 +97,7 @@ def test_a_source_that_cannot_be_read_ends_with_1_and_changes_nothing(
     project.config.write_text(text)
     for result in (project.call("plan"), project.run("apply")):
         assert (result.returncode, result.stdout) == (1, "")
-        assert "applications-file gone.json" in result.stderr
+        assert "cannot read gone.json" in result.stderr
         assert "Traceback" not in result.stderr
     assert sandbox.get("/api/v1/customers").json()["totalCount"] == 0
 
@@ -145,7 +145,7 @@ def test_a_process_ends_with_64_after_wrong_usage(project: Project) -> None:
 
 
 def test_a_bad_configuration_ends_with_1_and_names_field_and_file(project: Project) -> None:
-    project.configure("policy: sync\n")
+    project.configure("policy: mirror\n")
     result = project.call("plan")
     assert (result.returncode, result.stdout) == (1, "")
     assert "syncd.yaml" in result.stderr

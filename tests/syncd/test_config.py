@@ -5,8 +5,9 @@ from pathlib import Path
 
 import pytest
 
-from syncd.config import ApplicationsFileSource, Config, DeclarativeFileSource, KongAdminSource, load
+from syncd.config import Config, load
 from syncd.errors import ConfigError
+from syncd.source_config import ApplicationsFileSource, DeclarativeFileSource, KongAdminSource
 
 MINIMAL = """
 sources: [{type: declarative-file, path: kong.yml}]
@@ -102,7 +103,11 @@ def test_an_environment_variable_of_no_setting_of_a_section_is_refused(
         ("sources: []\nmetering: {url: 'http://x'}", "sources"),
         ("sources: [{type: static, subjects: []}]", "metering"),
         (MINIMAL + "polciy: upsert-only", "polciy"),
-        (MINIMAL + "policy: sync", "policy: policy sync"),
+        (MINIMAL + "policy: mirror", "policy"),
+        (MINIMAL + "policy_options: {detach_after: 40d, delete_after: 39d}", "policy_options"),
+        (MINIMAL + "guards: {max_update_percent: 101}", "guards.max_update_percent"),
+        (MINIMAL + "guards: {min_changes: 0}", "guards.min_changes"),
+        (MINIMAL + "schedule: {cron: '61 * * * *'}", "schedule.cron"),
         (MINIMAL + "schedule: {interval: 5}", "schedule.interval"),
         (MINIMAL + "schedule: {interval: 0s}", "schedule.interval"),
         (MINIMAL + "owner_id: 'a--b'", "owner_id"),
@@ -133,8 +138,26 @@ def test_a_bad_setting_is_refused_with_its_name_and_the_file(tmp_path: Path, tex
     assert str(tmp_path / "syncd.yaml") in message
 
 
-def test_policy_sync_is_refused_as_not_available_yet(tmp_path: Path) -> None:
-    assert "not available yet" in refusal(tmp_path, MINIMAL + "policy: sync")
+def test_the_guards_and_grace_periods_have_careful_defaults(tmp_path: Path) -> None:
+    config = loaded(tmp_path, MINIMAL)
+    assert config.policy_options.detach_after == timedelta(days=40)
+    assert config.policy_options.delete_after is None
+    guards = config.guards
+    assert (guards.max_update_percent, guards.max_removal_percent, guards.min_changes) == (30, 30, 10)
+    assert guards.max_changes is None
+
+
+def test_the_state_is_kept_where_the_system_wants_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("STATE_DIRECTORY", "/srv/state:/other")
+    assert loaded(tmp_path, MINIMAL).daemon.state_dir == Path("/srv/state")
+    here = loaded(tmp_path, MINIMAL + "daemon: {state_dir: here}").daemon.state_dir
+    assert here == tmp_path / "here"
+    monkeypatch.delenv("STATE_DIRECTORY")
+    monkeypatch.setattr("os.geteuid", lambda: 0)
+    assert loaded(tmp_path, MINIMAL).daemon.state_dir == Path("/var/lib/syncd")
+    monkeypatch.setattr("os.geteuid", lambda: 1000)
+    monkeypatch.setenv("XDG_STATE_HOME", "/home/jane/state")
+    assert loaded(tmp_path, MINIMAL).daemon.state_dir == Path("/home/jane/state/syncd")
 
 
 @pytest.mark.parametrize(

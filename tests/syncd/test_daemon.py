@@ -17,8 +17,9 @@ from apscheduler.schedulers.background import BackgroundScheduler
 from syncd import config as settings
 from syncd.daemon import running, schedule
 from syncd.errors import DaemonError
+from syncd.run_config import ScheduleConfig
 from syncd.sandbox.testing import running_sandbox
-from tests.syncd.processes import Project, command, environment, when_logged
+from tests.syncd.processes import Project, command, when_logged
 from tests.syncd.servers import Answer, Asked, serving
 from tests.syncd.waiting import eventually
 
@@ -45,11 +46,11 @@ def project(tmp_path: Path, sandbox: httpx.Client) -> Project:
 
 @contextmanager
 def daemon(project: Project, extra: str = "", **headers: str) -> Iterator[httpx.Client]:
-    listen = "listen: '127.0.0.1:0'"
+    listen = "listen: '127.0.0.1:0', state_dir: state"
     project.configure(f"daemon: {{{listen}{', ' + extra if extra else ''}}}\n")
     with (
-        running(settings.load(project.config)) as address,
-        httpx.Client(base_url=address.url, headers=headers) as client,
+        running(settings.load(project.config)) as running_daemon,
+        httpx.Client(base_url=running_daemon.address.url, headers=headers) as client,
     ):
         yield client
 
@@ -98,7 +99,10 @@ def test_what_the_daemon_missed_while_the_machine_slept_is_made_up_for_once() ->
     calls = threading.Semaphore(0)
     scheduler = BackgroundScheduler(timezone=UTC)
     schedule(
-        scheduler, calls.release, timedelta(hours=1), datetime.now(UTC) - timedelta(hours=10, minutes=30)
+        scheduler,
+        calls.release,
+        ScheduleConfig(interval=timedelta(hours=1)),
+        datetime.now(UTC) - timedelta(hours=10, minutes=30),
     )
     scheduler.start()
     try:
@@ -162,7 +166,8 @@ def test_requests_during_a_run_are_queued_once_and_never_overlap(project: Projec
                 finished(client, dry["id"])
         finally:
             gate.set()
-    assert most == [True, True, True]
+    assert len(most) >= 3
+    assert all(most)
 
 
 def test_a_failed_run_is_told_and_the_next_one_works(project: Project) -> None:
@@ -206,12 +211,14 @@ def test_an_unknown_run_is_not_found_and_a_wrong_body_is_refused(project: Projec
 def test_the_api_describes_itself(project: Project) -> None:
     with daemon(project) as client:
         paths = client.get("/openapi.json").json()["paths"]
-    assert set(paths) == {"/healthz", "/v1/status", "/v1/syncs", "/v1/syncs/{run_id}"}
+    v1 = {"/v1/status", "/v1/plan", "/v1/syncs", "/v1/syncs/{run_id}"}
+    assert set(paths) == {"/healthz", "/readyz", "/metrics"} | v1
 
 
 def test_an_address_in_use_is_an_error_that_names_the_setting(project: Project) -> None:
     with socket.create_server(("127.0.0.1", 0)) as taken:
-        project.configure(f"daemon: {{listen: '127.0.0.1:{taken.getsockname()[1]}'}}\n")
+        port = taken.getsockname()[1]
+        project.configure(f"daemon: {{listen: '127.0.0.1:{port}', state_dir: state}}\n")
         with pytest.raises(DaemonError, match=r"daemon\.listen"), running(settings.load(project.config)):
             pass
 
@@ -226,7 +233,7 @@ def daemon_process(project: Project) -> Iterator[tuple[subprocess.Popen[str], Pa
     with (
         log.open("w") as stderr,
         subprocess.Popen(
-            command("run"), cwd=project.folder, env=environment(), stderr=stderr, text=True
+            command("run"), cwd=project.folder, env=project.environment(), stderr=stderr, text=True
         ) as process,
     ):
         try:

@@ -4,9 +4,9 @@ from dataclasses import replace
 
 import pytest
 
+from syncd.labels import is_label_value
 from syncd.mapping import MappingRules, desired_world
 from syncd.model import DesiredWorld, Principal
-from syncd.ownership import is_label_value
 from tests.syncd.builders import BY_TAG, RULES, consumer, static
 
 UUID = "b32379d9-3d28-5683-a79c-72139be6e34f"

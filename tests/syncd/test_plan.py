@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 
 from syncd.changes import ChangeKind
@@ -95,7 +97,7 @@ def test_a_subject_on_another_customer_of_ours_is_not_moved() -> None:
     world = observed(customer("consumer:1", "consumer:1", name="alice", owner=OWNER))
     plan = plan_for(ACME, world, rules=BY_TAG)
     assert lines(plan) == ["create-customer acme consumer:2", "blocked acme consumer:1"]
-    assert "not invoiced yet" in plan.of(ChangeKind.BLOCKED)[0].reason
+    assert "own key" in plan.of(ChangeKind.BLOCKED)[0].reason
 
 
 def test_no_empty_customer_is_created_when_all_its_subjects_are_elsewhere() -> None:
@@ -191,16 +193,8 @@ def test_a_server_without_subject_entities_gets_none() -> None:
 
 def test_the_plan_as_json_has_each_change_with_reason_before_and_after() -> None:
     world = observed(customer("consumer:1", "consumer:1", name="alice", owner=OWNER))
-    document = plan_for([consumer("1", "alicia")], world).to_json()
-    assert document["summary"] == {
-        "create-customer": 0,
-        "attach-subjects": 0,
-        "rename-customer": 1,
-        "upsert-subject": 0,
-        "blocked": 0,
-        "unmanaged": 0,
-        "orphaned": 0,
-    }
+    document: dict[str, Any] = plan_for([consumer("1", "alicia")], world).to_json()
+    assert {kind: count for kind, count in document["summary"].items() if count} == {"rename-customer": 1}
     assert document["changes"] == [
         {
             "kind": "rename-customer",

@@ -3,17 +3,26 @@
 from __future__ import annotations
 
 import random
+from collections.abc import Sequence
+from contextlib import suppress
+from datetime import UTC, datetime, timedelta
+from typing import Any
 
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from syncd.apply import apply_plan
 from syncd.changes import ChangeKind
+from syncd.errors import ApplyStoppedError, UnreachableError
 from syncd.mapping import MappingRules, desired_world
 from syncd.model import ObservedCustomer, ObservedSubject, ObservedWorld, Principal
+from syncd.orphans import Grace
 from syncd.outcome import Status
-from syncd.ownership import is_ours, marks
-from syncd.plan import make_plan
+from syncd.ownership import is_adoptable, is_ours, marks
+from syncd.plan import PlanOptions, make_plan
+from syncd.policy import Policy
+from syncd.targets import SubjectWrite
+from syncd.targets.base import Decide
 from tests.syncd.builders import OWNER
 from tests.syncd.memory_target import MemoryTarget
 
@@ -180,3 +189,108 @@ def test_every_principal_is_accounted_for(
         for subject in customer.subjects:
             assert subject.key in spoken_of | settled
     assert len(plan.of(ChangeKind.BLOCKED)) >= len(desired.problems)
+
+
+FREEING = {ChangeKind.DETACH_SUBJECTS, ChangeKind.DELETE_CUSTOMER}
+DAY_ZERO = datetime(2026, 1, 1, tzinfo=UTC)
+all_policies = st.sampled_from(["create-only", "upsert-only", "sync"])
+graces = st.sampled_from([None, timedelta(days=40), timedelta(days=100)])
+
+
+def at(day: int, delete_after: timedelta | None = None, *, flags: bool = True) -> PlanOptions:
+    grace = Grace(DAY_ZERO + timedelta(days=day), timedelta(days=40), delete_after)
+    return PlanOptions(adopt=flags, allow_move=flags, grace=grace)
+
+
+@settings(max_examples=150, deadline=None)
+@given(
+    st.lists(principals, min_size=1, max_size=3),
+    observed_worlds(),
+    rules,
+    st.lists(st.tuples(all_policies, st.integers(0, 60)), min_size=3, max_size=6),
+    graces,
+    st.booleans(),
+)
+def test_with_time_passing_and_principals_coming_and_going_each_run_leaves_nothing_to_apply(
+    casts: list[list[Principal]],
+    world: ObservedWorld,
+    how: MappingRules,
+    runs: list[tuple[Policy, int]],
+    delete_after: timedelta | None,
+    flags: bool,
+) -> None:
+    target, day = MemoryTarget(world), 0
+    for number, (policy, passed) in enumerate(runs):
+        day += passed
+        desired = desired_world(casts[number % len(casts)], how)
+        options = at(day, delete_after, flags=flags)
+        plan = make_plan(desired, target.observe(), owner_id=OWNER, policy=policy, options=options)
+        outcomes = apply_plan(plan, target, remover=target)
+        assert {outcome.status for outcome in outcomes if outcome.change.actionable} <= {Status.DONE}
+        again = make_plan(desired, target.observe(), owner_id=OWNER, policy=policy, options=options)
+        if any(change.kind in FREEING for change in plan.changes):
+            # A key that this run freed may be what a creation was blocked by.
+            apply_plan(again, target, remover=target)
+            again = make_plan(desired, target.observe(), owner_id=OWNER, policy=policy, options=options)
+        assert again.actionable == ()
+        for before in world.customers:
+            adopted = flags and is_adoptable(before.metadata)
+            if not is_ours(before.metadata, OWNER) and not adopted:
+                assert target.customers[before.id] == before
+
+
+@settings(max_examples=150, deadline=None)
+@given(principals, principals, observed_worlds(), rules, st.integers(0, 8))
+def test_a_sync_run_that_was_interrupted_after_any_write_is_completed_by_the_next(
+    first: list[Principal], then: list[Principal], world: ObservedWorld, how: MappingRules, writes: int
+) -> None:
+    def run(target: MemoryTarget, cast: list[Principal], day: int) -> None:
+        options = at(day, timedelta(days=40))
+        desired = desired_world(cast, how)
+        plan = make_plan(desired, target.observe(), owner_id=OWNER, policy="sync", options=options)
+        apply_plan(plan, target, remover=target)
+
+    class Broken(MemoryTarget):
+        budget = 10**6
+
+        def _spend(self) -> None:
+            self.budget -= 1
+            if self.budget < 0:
+                raise UnreachableError("cut")
+
+        def create_customer(self, *args: Any, **kwargs: Any) -> None:
+            self._spend()
+            super().create_customer(*args, **kwargs)
+
+        def edit_customer(self, customer_id: str, decide: Decide) -> bool:
+            self._spend()
+            return super().edit_customer(customer_id, decide)
+
+        def write_subjects(self, writes: Sequence[SubjectWrite]) -> None:
+            self._spend()
+            super().write_subjects(writes)
+
+        def delete_customer(self, customer_id: str) -> bool:
+            self._spend()
+            return super().delete_customer(customer_id)
+
+    cut, straight = Broken(world), MemoryTarget(world)
+    for target in (cut, straight):
+        run(target, first, 0)
+        run(target, then, 0)
+    cut.budget = writes
+    with suppress(ApplyStoppedError):
+        run(cut, then, 40)
+    cut.budget = 10**6
+    # Twice: what was moved off before the cut is attached by the first, and its old customer marked.
+    for target in (cut, cut, straight, straight):
+        run(target, then, 40)
+
+    def content(target: MemoryTarget) -> object:
+        customers = (
+            (c.key or c.id, c.name, tuple(sorted(c.subject_keys)), sorted(c.metadata.items()))
+            for c in target.customers.values()
+        )
+        return sorted(customers), sorted((s.key, s.display_name or "") for s in target.subjects() or ())
+
+    assert content(cut) == content(straight)

@@ -6,10 +6,11 @@ import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
+from syncd.apply import Report
 from syncd.changes import Plan
 from syncd.errors import ApplyStoppedError, SourceError
 from syncd.outcome import Outcome
-from syncd.runner import Result
+from syncd.runner import Result, RunOptions
 from syncd.runs import FINISHED, Run, Runs, State
 from tests.syncd.waiting import eventually
 
@@ -20,9 +21,15 @@ Behave = Callable[[bool], Result]
 
 @contextmanager
 def working(behave: Behave, *, remember: int = 50) -> Iterator[Runs]:
-    def perform(*, dry_run: bool, should_stop: Callable[[], bool], on_plan: Callable[[Plan], None]) -> Result:
+    def perform(
+        options: RunOptions,
+        *,
+        should_stop: Callable[[], bool],
+        on_plan: Callable[[Plan], None],
+        report: Report,
+    ) -> Result:
         on_plan(EMPTY)
-        return behave(dry_run)
+        return behave(options.dry_run)
 
     runs = Runs(perform, threading.Event(), remember=remember)
     worker = threading.Thread(target=runs.work)
@@ -35,7 +42,7 @@ def working(behave: Behave, *, remember: int = 50) -> Iterator[Runs]:
 
 
 def run(runs: Runs, *, dry_run: bool = False) -> Run:
-    asked = runs.request("manual", dry_run=dry_run)
+    asked = runs.request("manual", RunOptions(dry_run=dry_run))
 
     def ended() -> Run | None:
         found = runs.get(asked.id)
@@ -104,7 +111,7 @@ def test_a_request_after_the_start_of_a_run_gets_a_run_of_its_own() -> None:
         return Result(EMPTY)
 
     with working(behave) as runs:
-        going = runs.request("manual", dry_run=False)
+        going = runs.request("manual")
         assert inside.wait(10)
-        assert runs.request("manual", dry_run=False).id != going.id
+        assert runs.request("manual").id != going.id
         gate.set()

@@ -14,6 +14,7 @@ from syncd.http import Endpoint
 from syncd.model import Principal
 from syncd.retry import Retry
 from syncd.sources.kong_admin import KongAdmin
+from syncd.sources.readings import Readings
 from tests.syncd.servers import Answer, Asked, Server, serving
 
 WIRE = Path(__file__).parents[1] / "data" / "kong-wire"
@@ -217,8 +218,101 @@ def test_a_list_that_never_ends_is_an_error() -> None:
 def test_a_kong_that_is_not_there_is_an_error_that_names_it() -> None:
     with serving(Kong()) as server:
         gone = source(server)
-    with pytest.raises(SourceError, match=r"kong-admin http://127\.0\.0\.1:"):
+    with pytest.raises(SourceError, match=r"source kong-admin: .* at http://127\.0\.0\.1:"):
         gone.read()
+
+
+def test_a_configuration_that_changes_during_the_reading_makes_it_be_read_again() -> None:
+    # Without a database an offset counts places in a list that a new configuration replaces.
+    hashes = iter(["a", "b", "b", "b"])
+
+    def reloading(asked: Asked) -> Answer | None:
+        return Answer({"configuration_hash": next(hashes)}) if asked.path == "/status" else None
+
+    principals, server = read(Kong(override=reloading))
+    assert len(principals) == 3
+    assert sum("offset" not in asked.query for asked in server.asked if asked.path == "/consumers") == 2
+
+
+def test_an_offset_that_a_new_configuration_made_invalid_makes_it_be_read_again() -> None:
+    hashes, failures = iter("abbb"), [Answer(recorded("admin-consumers-bad-offset-error"), 400)]
+
+    def reloading(asked: Asked) -> Answer | None:
+        if asked.path == "/status":
+            return Answer({"configuration_hash": next(hashes)})
+        return failures.pop() if failures and "offset" in asked.query else None
+
+    assert len(read(Kong(override=reloading))[0]) == 3
+
+
+def test_a_configuration_that_never_rests_is_an_error() -> None:
+    hashes = itertools.count()
+
+    def reloading(asked: Asked) -> Answer | None:
+        return Answer({"configuration_hash": str(next(hashes))}) if asked.path == "/status" else None
+
+    with serving(Kong(override=reloading)) as server, pytest.raises(SourceError, match="changed during each"):
+        source(server).read()
+
+
+def test_a_configuration_that_is_gone_after_the_reading_is_an_error() -> None:
+    hashes = iter(["a", "0" * 32])
+
+    def resetting(asked: Asked) -> Answer | None:
+        return Answer({"configuration_hash": next(hashes)}) if asked.path == "/status" else None
+
+    with (
+        serving(Kong(override=resetting)) as server,
+        pytest.raises(SourceError, match="not loaded its config"),
+    ):
+        source(server).read()
+
+
+def test_an_unchanged_configuration_is_read_once() -> None:
+    with serving(Kong()) as server:
+        readings = Readings()
+        first = readings.read(source(server))
+        assert readings.read(source(server)) == first
+    assert server.paths().count("GET /plugins") == 1
+
+
+def test_another_configuration_is_read_again_and_so_is_another_source() -> None:
+    hashes = ["a"]
+
+    def answer(asked: Asked) -> Answer | None:
+        return Answer({"configuration_hash": hashes[0]}) if asked.path == "/status" else None
+
+    with serving(Kong(override=answer)) as server:
+        readings = Readings()
+        readings.read(source(server))
+        hashes[0] = "b"
+        readings.read(source(server))
+        assert server.paths().count("GET /plugins") == 2
+        assert [found.username for found in readings.read(source(server, tags=("gold",)))] == ["alice"]
+        assert server.paths().count("GET /plugins") == 3
+
+
+def test_a_kong_with_a_database_has_no_fingerprint_and_is_read_each_time() -> None:
+    with serving(Kong(status="admin-pg-status")) as server:
+        readings = Readings()
+        assert source(server).fingerprint() is None
+        readings.read(source(server))
+        readings.read(source(server))
+    assert server.paths().count("GET /plugins") == 2
+
+
+def test_a_reading_that_fails_is_not_remembered() -> None:
+    failing = [True]
+
+    def answer(asked: Asked) -> Answer | None:
+        return Answer({"message": "no"}, 403) if failing[0] and asked.path == "/consumers" else None
+
+    with serving(Kong(override=answer)) as server:
+        readings = Readings()
+        with pytest.raises(SourceError):
+            readings.read(source(server))
+        failing[0] = False
+        assert len(readings.read(source(server))) == 3
 
 
 def test_the_token_is_in_no_error_even_if_the_server_repeats_it() -> None:

@@ -11,7 +11,7 @@ from starlette.exceptions import HTTPException
 from starlette.responses import Response
 
 from syncd import __version__
-from syncd.sandbox.api import control, customers, events, meters, subjects
+from syncd.sandbox.api import control, customers, events, meters, subjects, v3
 from syncd.sandbox.faults import Faults
 from syncd.sandbox.gate import Gate
 from syncd.sandbox.problems import ProblemError, bad_schema
@@ -43,7 +43,7 @@ def create_app(settings: Settings) -> Gate:
     app.state.faults = Faults()
     app.state.requests = Counter[str]()
     app.state.rejected = Counter[str]()
-    for module in (events, customers, meters, control, *([subjects] if settings.subjects else [])):
+    for module in (events, customers, meters, v3, control, *([subjects] if settings.subjects else [])):
         app.include_router(module.router)
     app.add_exception_handler(ProblemError, _answer_problem)
     app.add_exception_handler(RequestValidationError, _answer_invalid_request)

@@ -20,7 +20,7 @@ Expand = Annotated[list[Literal["subscriptions"]] | None, Query()]
 @router.post("/api/v1/customers")
 def create_customer(body: CustomerBody, db: Db, options: Options) -> Response:
     """Create a customer; 201."""
-    _refuse_too_many_subjects(body, options)
+    refuse_too_many_subjects(body, options)
     with db.writing() as connection:
         return answer(store.create(connection, body), 201)
 
@@ -70,7 +70,7 @@ def get_customer(
 @router.put("/api/v1/customers/{id_or_key:path}")
 def replace_customer(id_or_key: str, body: CustomerBody, db: Db, options: Options) -> Response:
     """Replace a customer by id or key; what the body leaves out is cleared."""
-    _refuse_too_many_subjects(body, options)
+    refuse_too_many_subjects(body, options)
     with db.writing() as connection:
         return answer(store.replace(connection, id_or_key, body))
 
@@ -83,7 +83,8 @@ def delete_customer(id_or_key: str, db: Db) -> Response:
     return no_content()
 
 
-def _refuse_too_many_subjects(body: CustomerBody, options: Settings) -> None:
+def refuse_too_many_subjects(body: CustomerBody, options: Settings) -> None:
+    """Refuse more subject keys than the sandbox was started to allow. Raises the 400."""
     limit = options.max_subjects_per_customer
     subjects = body.usage_attribution.subject_keys if body.usage_attribution else []
     if limit is not None and len(subjects) > limit:

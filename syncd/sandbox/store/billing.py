@@ -34,6 +34,18 @@ def active_subscriptions(connection: sqlite3.Connection, customer_id: str) -> li
     return [_subscription(row) for row in rows]
 
 
+def all_active_subscriptions(
+    connection: sqlite3.Connection, customer_id: str | None = None
+) -> list[dict[str, Any]]:
+    """List the active subscriptions of all customers or of one, by id, in the shape of Subscription."""
+    rows = connection.execute(
+        "SELECT * FROM subscriptions"
+        " WHERE active_to IS NULL AND (:one IS NULL OR customer_id = :one) ORDER BY id",
+        {"one": customer_id},
+    )
+    return [_subscription(row) for row in rows]
+
+
 def entitle(connection: sqlite3.Connection, customer_id: str, feature_key: str) -> dict[str, Any]:
     """Give a customer an entitlement, as {id, feature_key}."""
     entitlement_id = ulid()

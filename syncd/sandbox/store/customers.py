@@ -19,7 +19,10 @@ from syncd.sandbox.values import now_rfc3339, ulid
 
 @dataclass(frozen=True, slots=True)
 class CustomerFilter:
-    """Which customers to list, and how. Texts match in part, in any case of letters; `plan_key` exactly."""
+    """Which customers to list, and how.
+
+    Texts match in part, in any case of letters; `plan_key`, `key_is` and `subject_is` exactly.
+    """
 
     page: int = 1
     page_size: int = 100
@@ -31,6 +34,8 @@ class CustomerFilter:
     primary_email: str | None = None
     subject: str | None = None
     plan_key: str | None = None
+    key_is: str | None = None
+    subject_is: str | None = None
 
 
 _WHERE = """
@@ -41,6 +46,9 @@ WHERE (:include_deleted OR deleted_at IS NULL)
   AND (:subject IS NULL OR EXISTS (
         SELECT 1 FROM json_each(document, '$.usageAttribution.subjectKeys')
         WHERE instr(lower(value), lower(:subject))))
+  AND (:key_is IS NULL OR key = :key_is)
+  AND (:subject_is IS NULL OR EXISTS (
+        SELECT 1 FROM json_each(document, '$.usageAttribution.subjectKeys') WHERE value = :subject_is))
   AND (:plan_key IS NULL OR EXISTS (
         SELECT 1 FROM subscriptions
         WHERE customer_id = customers.id AND active_to IS NULL AND plan_key = :plan_key))

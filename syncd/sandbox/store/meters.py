@@ -78,7 +78,9 @@ STANDARD_METERS = (
         "aggregation": "SUM",
         "eventType": "kong.llm_request",
         "valueProperty": "$.tokens",
-        "groupBy": _fields("type", "model", "provider", "route_name", "service_name"),
+        "groupBy": _fields(
+            "type", "model", "provider", "route_name", "service_name", "consumer_id", "application_id"
+        ),
     },
 )
 """What a new database starts with: meters for the two types of event of Kong's own metering plugin."""

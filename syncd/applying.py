@@ -1,0 +1,93 @@
+"""``syncd apply``: a run of the command line that shows its plan first, under the lock that writers share."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from contextlib import closing
+from dataclasses import replace
+from datetime import UTC, datetime
+from pathlib import Path
+
+from rich.console import Console
+
+from syncd import plan_file, render, runner
+from syncd.changes import Plan
+from syncd.config import Config
+from syncd.errors import ApplyStoppedError, SyncdError
+from syncd.history import History
+from syncd.lock import write_lock
+from syncd.outcome import Outcome, count
+from syncd.recorder import Recorder
+from syncd.runs import State, begun
+
+
+def apply(
+    config: Config,
+    options: runner.RunOptions,
+    console: Console | None,
+    print_json: Callable[[object], None],
+    *,
+    plan_path: Path | None = None,
+) -> runner.Result:
+    """Plan, show, apply, show what became of it; JSON at the end where there is no console."""
+    reviewed = None
+    if plan_path is not None:
+        reviewed, made_with = plan_file.read(plan_path)
+        options = options.as_reviewed(made_with)
+    plans: list[Plan] = []
+
+    def on_plan(plan: Plan) -> None:
+        plans.append(plan)
+        if console:
+            render.show_plan(console, plan)
+
+    def show(outcomes: tuple[Outcome, ...], error: str | None) -> None:
+        if console:
+            render.show_outcomes(console, outcomes)
+            return
+        results = [outcome.to_json() for outcome in outcomes]
+        print_json(
+            {"plan": plans[0].to_json(), "summary": count(outcomes), "outcomes": results, "error": error}
+        )
+
+    try:
+        with write_lock(config.daemon.state_dir, "syncd apply"):
+            result = _recorded(config, options, reviewed, on_plan)
+    except ApplyStoppedError as error:
+        show(error.outcomes, str(error))
+        raise
+    show(result.outcomes, None)
+    return result
+
+
+def _recorded(
+    config: Config, options: runner.RunOptions, reviewed: Plan | None, show: Callable[[Plan], None]
+) -> runner.Result:
+    """Do the run and write it into the history, as the daemon does with its own."""
+    run = begun("apply", options)
+    with closing(History(config.daemon.state_dir)) as history:
+        history.close_interrupted()
+        recorder = Recorder(history, config.daemon.keep_runs)
+        plans: list[Plan] = []
+
+        def on_plan(plan: Plan) -> None:
+            plans.append(plan)
+            recorder.planned(replace(run, plan=plan))
+            show(plan)
+
+        def end(state: State, error: str | None, outcomes: tuple[Outcome, ...]) -> None:
+            plan = plans[0] if plans else None
+            now = datetime.now(UTC)
+            recorder.finished(
+                replace(run, state=state, error=error, outcomes=outcomes, plan=plan, finished_at=now)
+            )
+
+        try:
+            result = runner.run(
+                config, options, reviewed=reviewed, on_plan=on_plan, report=lambda o: recorder.changed(run, o)
+            )
+        except SyncdError as error:
+            end(State.FAILED, str(error), error.outcomes if isinstance(error, ApplyStoppedError) else ())
+            raise
+        end(State.BLOCKED if result.blocked else State.SUCCEEDED, None, result.outcomes)
+    return result

@@ -1,0 +1,146 @@
+"""The commands around the daemon: run, resync, status, history, doctor."""
+
+from __future__ import annotations
+
+import logging
+from contextlib import closing
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from syncd import logs
+from syncd.cli_options import (
+    APPLIED,
+    BLOCKED,
+    DRIFT,
+    ERROR,
+    ConfigOption,
+    EmptyOption,
+    ForceOption,
+    JsonOption,
+    PrincipalOption,
+    SourceOption,
+    config_path,
+    console,
+    finish,
+    print_json,
+)
+from syncd.errors import SyncdError
+
+if TYPE_CHECKING:
+    from syncd.daemon_client import DaemonClient
+
+RunArgument = Annotated[str | None, typer.Argument(metavar="[RUN]", help="A run's id, or its beginning.")]
+
+
+def run(context: typer.Context, config: ConfigOption = None) -> None:
+    """Run the daemon: a sync at the start, then by schedule, more on request (resync)."""
+    from syncd import config as settings
+    from syncd import daemon
+
+    path = config_path(context, config)
+    loaded = settings.load(path)
+    logs.configure(logging.INFO)
+    daemon.run_until_signalled(loaded, lambda: settings.load(path))
+
+
+def resync(
+    context: typer.Context,
+    config: ConfigOption = None,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Plan only.")] = False,
+    wait: Annotated[bool, typer.Option("--wait", help="Wait for its end; the exit status tells it.")] = False,
+    source: SourceOption = None,
+    principal: PrincipalOption = None,
+    allow_empty: EmptyOption = False,
+    force: ForceOption = False,
+) -> None:
+    """Ask the running daemon for a sync now. Prints the run as JSON."""
+    from syncd.runs import State
+
+    client = daemon_client(context, config)
+    asked = {"dry_run": dry_run, "source": source, "principal": principal}
+    result = client.request(**asked, allow_empty=allow_empty, force=force)
+    if not wait:
+        print_json(result)
+        return
+    result = client.wait(result)
+    print_json(result)
+    match State(str(result["state"])):
+        case State.FAILED:
+            raise SyncdError(f"the run failed: {result['error']}")
+        case State.BLOCKED:
+            finish(BLOCKED)
+        case _:
+            finish(DRIFT if dry_run and not result["in_sync"] else APPLIED)
+
+
+def status(context: typer.Context, config: ConfigOption = None) -> None:
+    """Show how the running daemon is, as JSON. Exit status: 0, 1 where its last run failed or none runs."""
+    result = daemon_client(context, config).status()
+    print_json(result)
+    last = result["last"]
+    finish(ERROR if isinstance(last, dict) and last["state"] == "failed" else APPLIED)
+
+
+def history(
+    context: typer.Context,
+    run_id: Annotated[
+        str | None, typer.Argument(metavar="[RUN]", help="A run's id, or its beginning.")
+    ] = None,
+    config: ConfigOption = None,
+    as_json: JsonOption = False,
+    limit: Annotated[int, typer.Option(min=1, help="How many runs.")] = 20,
+) -> None:
+    """Show the latest runs, or one with its plan and each change. Reads daemon.state_dir, not the daemon."""
+    from syncd import config as settings
+    from syncd import render_history
+    from syncd.history import History
+
+    with closing(History(settings.load(config_path(context, config)).daemon.state_dir)) as log:
+        found = log.runs(limit) if run_id is None else log.run(run_id)
+    if found is None:
+        raise SyncdError(f"no run {run_id!r} in the history")
+    if as_json:
+        print_json(found)
+    elif isinstance(found, list):
+        render_history.show_runs(console(), found)
+    else:
+        render_history.show_run(console(), found)
+
+
+def doctor(
+    context: typer.Context,
+    config: ConfigOption = None,
+    as_json: JsonOption = False,
+    probe: Annotated[
+        bool,
+        typer.Option("--probe", help="Send one event (of a type of its own) twice."),
+    ] = False,
+) -> None:
+    """Check reach, rights and agreement of all that syncd meets. Exit status: 0, 1 with a problem."""
+    from syncd import config as settings
+    from syncd.doctor import examine
+    from syncd.doctor_checks import Level
+    from syncd.render import line
+
+    findings = []
+    for finding in examine(settings.load(config_path(context, config)), probe=probe):
+        findings.append(finding)
+        if not as_json:
+            line(console(), f"{finding.level:<8} {finding.check}: {finding.text}")
+    if as_json:
+        print_json([finding.to_json() for finding in findings])
+    finish(ERROR if any(finding.level is Level.PROBLEM for finding in findings) else APPLIED)
+
+
+def daemon_client(context: typer.Context, config: Path | None) -> DaemonClient:
+    """Return the client of the daemon that this configuration is for."""
+    from syncd import config as settings
+    from syncd.daemon_client import DaemonClient
+
+    daemon = settings.load(config_path(context, config)).daemon
+    return DaemonClient(daemon.listen.url, daemon.token.get_secret_value() if daemon.token else None)
+
+
+COMMANDS = (run, resync, status, history, doctor)

@@ -1,0 +1,146 @@
+"""What `syncd doctor` looks for: pure functions from what was read to findings."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from datetime import datetime, timedelta
+from enum import StrEnum
+from urllib.parse import urlsplit
+
+from syncd.usage import REQUESTS_METER, TOKENS_METER
+
+OUR_PLUGIN = "openmeter"
+OTHER_METERING = frozenset(
+    {"metering-and-billing", "konnect-application-metering", "moesif", "amberflo", "stripe-metering"}
+)
+"""Plugins that bill the same requests; names that begin with one of these count too."""
+MAX_SKEW = timedelta(seconds=30)
+
+_METERS = {
+    REQUESTS_METER: ("kong.api_request", "COUNT"),
+    TOKENS_METER: ("kong.llm_request", "SUM"),
+}
+
+
+class Level(StrEnum):
+    """How bad it is; only a problem makes `syncd doctor` end with 1."""
+
+    OK = "ok"
+    WARNING = "warning"
+    PROBLEM = "problem"
+
+
+@dataclass(frozen=True, slots=True)
+class Finding:
+    """What one check found; where it is not ok, the text says what to do."""
+
+    check: str
+    level: Level
+    text: str
+
+    def to_json(self) -> dict[str, str]:
+        """Return it as in ``syncd doctor --json``."""
+        return {"check": self.check, "level": str(self.level), "text": self.text}
+
+
+@dataclass(frozen=True, slots=True)
+class Plugin:
+    """A plugin as Kong has it; `where` says in which Kong."""
+
+    name: str
+    enabled: bool
+    config: Mapping[str, object]
+    where: str
+
+
+def check_plugins(plugins: Iterable[Plugin], subject_field: str, metering_url: str) -> Iterator[Finding]:
+    """Yield whether plugin and syncd agree, and whether something else meters the same requests."""
+    enabled = [plugin for plugin in plugins if plugin.enabled]
+    ours = [plugin for plugin in enabled if plugin.name == OUR_PLUGIN]
+    if not ours:
+        text = f"no plugin {OUR_PLUGIN} is enabled in any Kong that syncd reads: nothing is metered there"
+        yield Finding("plugin", Level.WARNING, text)
+    for plugin in ours:
+        yield from _agreement(plugin, subject_field, metering_url)
+    for plugin in enabled:
+        if any(plugin.name.startswith(other) for other in OTHER_METERING):
+            text = (
+                f"{plugin.where}: {plugin.name} is enabled beside {OUR_PLUGIN}: the same requests are billed"
+                " twice. Disable one of them"
+            )
+            level = Level.PROBLEM if ours else Level.WARNING
+            yield Finding("double billing", level, text)
+
+
+def _agreement(plugin: Plugin, subject_field: str, metering_url: str) -> Iterator[Finding]:
+    subject = plugin.config.get("subject")
+    fields = subject if isinstance(subject, dict) else {}
+    field = fields.get("field") or "id"
+    if fields.get("look_up_value_in", "consumer") != "consumer":
+        text = (
+            f"{plugin.where}: the plugin looks its subjects up in {fields['look_up_value_in']}, which syncd"
+            " does not map; name them as static subjects"
+        )
+        yield Finding("subject", Level.WARNING, text)
+    elif field == "tag":
+        text = f"{plugin.where}: the plugin sends the customer's key as subject, which needs no attachment"
+        yield Finding("subject", Level.OK, text)
+    elif field != subject_field:
+        text = (
+            f"{plugin.where}: the plugin sends subject.field {field!r}, but mapping.subject_field is"
+            f" {subject_field!r}: no usage meets its customer. Make them the same"
+        )
+        yield Finding("subject", Level.PROBLEM, text)
+    else:
+        yield Finding("subject", Level.OK, f"{plugin.where}: plugin and syncd name subjects by {field}")
+    endpoint = str(plugin.config.get("ingest_endpoint") or "")
+    host, ours = urlsplit(endpoint).hostname, urlsplit(metering_url).hostname
+    if host == ours:
+        yield Finding("endpoint", Level.OK, f"{plugin.where}: events go to {host}, where customers are kept")
+    else:
+        text = (
+            f"{plugin.where}: events go to {host}, but customers are kept at {ours} (metering.url)."
+            " Right where both names lead to one server; else nothing is ever attributed"
+        )
+        yield Finding("endpoint", Level.WARNING, text)
+
+
+def check_meters(meters: Mapping[str, tuple[str, str]]) -> Iterator[Finding]:
+    """Yield whether the standard meters are there; `meters` is key -> event type and aggregation."""
+    for key, (event_type, aggregation) in _METERS.items():
+        found = meters.get(key)
+        if found is None:
+            text = f"meter {key} is missing, so its usage is invisible. `syncd meters apply` creates it"
+            yield Finding("meter", Level.PROBLEM, text)
+        elif (found[0], found[1].upper()) != (event_type, aggregation):
+            text = (
+                f"meter {key} is {found[1]} of {found[0]}, and must be {aggregation} of {event_type}:"
+                " what it shows is wrong. Delete it and create it anew"
+            )
+            yield Finding("meter", Level.PROBLEM, text)
+        else:
+            yield Finding("meter", Level.OK, f"meter {key}: {aggregation} of {event_type}")
+
+
+def check_clock(server: datetime | None, ours: datetime) -> Finding:
+    """Tell whether this machine's clock goes with the metering API's."""
+    if server is None:
+        return Finding("clock", Level.WARNING, "the metering API sends no Date header to compare with")
+    skew = ours - server
+    seconds = f"{abs(skew).total_seconds():.0f} s {'ahead of' if skew > timedelta(0) else 'behind'}"
+    if abs(skew) > MAX_SKEW:
+        text = (
+            f"this machine's clock is {seconds} the metering API's: events get the wrong hour, grace periods"
+            " the wrong end. Set it by NTP"
+        )
+        return Finding("clock", Level.PROBLEM, text)
+    return Finding("clock", Level.OK, f"this machine's clock is {seconds} the metering API's")
+
+
+def check_empty(source: str, principals: int) -> Finding:
+    """Tell whether a source names anybody."""
+    if principals:
+        return Finding("source", Level.OK, f"{source}: {principals} principals")
+    text = f"{source} names nobody; while it is empty, nothing is removed (--allow-empty)"
+    return Finding("source", Level.WARNING, text)

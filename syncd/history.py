@@ -1,0 +1,152 @@
+"""Run history and audit log in SQLite: who asked for what when, the plan, each change and its answer.
+
+Each change is written down as it happens, so that the log is true even where the process was killed.
+Plans that say the same are stored once. A run that was killed is closed as failed by the next writer.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import sqlite3
+import threading
+import zlib
+from collections.abc import Iterator
+from contextlib import contextmanager
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import Any
+
+from syncd.changes import Plan
+from syncd.errors import HistoryError
+from syncd.outcome import Outcome
+
+_FILE = "history.sqlite3"
+_SCHEMA = """
+CREATE TABLE IF NOT EXISTS plans (hash TEXT PRIMARY KEY, document BLOB NOT NULL);
+CREATE TABLE IF NOT EXISTS runs (
+  id TEXT PRIMARY KEY, requested_at TEXT NOT NULL, finished_at TEXT, dry_run INTEGER NOT NULL,
+  state TEXT NOT NULL, plan TEXT REFERENCES plans (hash), document TEXT NOT NULL
+);
+CREATE INDEX IF NOT EXISTS runs_by_time ON runs (requested_at);
+CREATE TABLE IF NOT EXISTS changes (
+  run TEXT NOT NULL REFERENCES runs (id) ON DELETE CASCADE, number INTEGER NOT NULL, at TEXT NOT NULL,
+  kind TEXT NOT NULL, customer_key TEXT, status TEXT NOT NULL, document TEXT NOT NULL,
+  PRIMARY KEY (run, number)
+) WITHOUT ROWID;
+"""
+
+Document = dict[str, Any]
+
+
+class History:
+    """The log of one state directory; safe to use from any thread. All methods raise HistoryError."""
+
+    def __init__(self, state_dir: Path) -> None:
+        self._path = state_dir / _FILE
+        self._lock = threading.Lock()
+        with self._told():
+            state_dir.mkdir(parents=True, exist_ok=True, mode=0o700)
+            self._db = sqlite3.connect(self._path, timeout=30, isolation_level=None, check_same_thread=False)
+            self._db.execute("PRAGMA journal_mode = WAL")
+            self._db.execute("PRAGMA synchronous = NORMAL")
+            self._db.execute("PRAGMA foreign_keys = ON")
+            self._db.executescript(_SCHEMA)
+
+    def close(self) -> None:
+        """Close the file."""
+        with self._lock:
+            self._db.close()
+
+    def save(self, run: Document, plan: Plan | None = None) -> None:
+        """Write a run as it is now (`Run.summary`), and its plan once there is one."""
+        digest, packed = _packed(plan) if plan else (None, None)
+        row = (run["id"], run["requested_at"], run["finished_at"], run["dry_run"], run["state"])
+        with self._told(), self._db:
+            if packed:
+                self._db.execute("INSERT OR IGNORE INTO plans VALUES (?, ?)", (digest, packed))
+            self._db.execute(
+                "INSERT INTO runs VALUES (?, ?, ?, ?, ?, ?, ?) ON CONFLICT (id) DO UPDATE SET"
+                " finished_at = excluded.finished_at, state = excluded.state, document = excluded.document,"
+                " plan = coalesce(excluded.plan, plan)",
+                (*row, digest, json.dumps(run)),
+            )
+
+    def record(self, run_id: str, number: int, outcome: Outcome) -> None:
+        """Write one change and what became of it."""
+        change = outcome.change
+        row = (run_id, number, datetime.now(UTC).isoformat(), str(change.kind), change.customer_key)
+        with self._told(), self._db:
+            self._db.execute(
+                "INSERT INTO changes VALUES (?, ?, ?, ?, ?, ?, ?)",
+                (*row, str(outcome.status), json.dumps(outcome.to_json())),
+            )
+
+    def close_interrupted(self) -> list[str]:
+        """Mark runs as failed whose process is gone; for the holder of the write lock, before it plans."""
+        ended = datetime.now(UTC).isoformat()
+        closed: list[str] = []
+        with self._told(), self._db:
+            rows = self._db.execute("SELECT id, document FROM runs WHERE state = 'running' AND NOT dry_run")
+            for run_id, text in rows.fetchall():
+                error = "interrupted: its process ended before it did; what it had done until then is below"
+                document = {**json.loads(text), "state": "failed", "finished_at": ended, "error": error}
+                self._db.execute(
+                    "UPDATE runs SET state = 'failed', finished_at = ?, document = ? WHERE id = ?",
+                    (ended, json.dumps(document), run_id),
+                )
+                closed.append(run_id)
+        return closed
+
+    def prune(self, keep: timedelta) -> None:
+        """Forget runs older than that."""
+        before = (datetime.now(UTC) - keep).isoformat()
+        with self._told(), self._db:
+            self._db.execute("DELETE FROM runs WHERE requested_at < ? AND state <> 'running'", (before,))
+            self._db.execute(
+                "DELETE FROM plans WHERE hash NOT IN (SELECT plan FROM runs WHERE plan IS NOT NULL)"
+            )
+
+    def runs(self, limit: int) -> list[Document]:
+        """Return the latest runs, the latest first."""
+        with self._told():
+            rows = self._db.execute("SELECT document FROM runs ORDER BY requested_at DESC LIMIT ?", (limit,))
+            return [json.loads(text) for (text,) in rows.fetchall()]
+
+    def run(self, run_id: str) -> Document | None:
+        """Return a run by its id, or by the beginning of one, with its plan and changes."""
+        with self._told():
+            row = self._db.execute(
+                "SELECT r.id, r.document, p.document FROM runs r LEFT JOIN plans p ON p.hash = r.plan"
+                " WHERE substr(r.id, 1, length(?)) = ? ORDER BY r.requested_at DESC LIMIT 1",
+                (run_id, run_id),
+            ).fetchone()
+            if row is None or not run_id:
+                return None
+            changes = self._db.execute(
+                "SELECT at, document FROM changes WHERE run = ? ORDER BY number", (row[0],)
+            ).fetchall()
+        plan = json.loads(zlib.decompress(row[2])) if row[2] else None
+        results = [{"at": at, **json.loads(text)} for at, text in changes]
+        return {**json.loads(row[1]), "plan": plan, "results": results}
+
+    @contextmanager
+    def _told(self) -> Iterator[None]:
+        try:
+            with self._lock:
+                yield
+        except (sqlite3.Error, OSError) as error:
+            raise HistoryError(
+                f"the history {self._path} (daemon.state_dir) cannot be used: {error}"
+            ) from None
+
+
+def _packed(plan: Plan) -> tuple[str, bytes]:
+    """Return the plan and the name of its content; what changes with every look at usage is left out."""
+    document = plan.to_json()
+    del document["unbilled"]
+    changes = [change.to_json() for change in plan.changes]
+    for change in changes:
+        change.pop("usage", None)
+    text = json.dumps({**document, "changes": changes}, sort_keys=True).encode("utf-8", "surrogatepass")
+    return hashlib.sha256(text).hexdigest(), zlib.compress(text)

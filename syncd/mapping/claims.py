@@ -1,0 +1,232 @@
+"""What one principal asks for: a subject, in a customer. What cannot be said without doubt is a Problem."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, replace
+
+from openmeter_plugin.subject import CUSTOMER_TAG, default_subject, tagged_customers
+from syncd.mapping.rules import MAX_KEY, Assignment, MappingRules, assignment_of
+from syncd.mapping.templates import fields_of, fill, missing
+from syncd.model import Principal, Problem
+
+Index = Mapping[tuple[str, str, str], Assignment]
+
+
+@dataclass(frozen=True, slots=True)
+class Claim:
+    """A principal, its subject, the customer it shall be in; `group` is what groups it there, if anything.
+
+    `row` is its row of the mapping file. `joined`: it is there because of the application that it is
+    on a gateway.
+    """
+
+    principal: Principal
+    subject_key: str
+    customer_key: str
+    group: str | None = None
+    row: Assignment | None = None
+    joined: bool = False
+
+    @property
+    def values(self) -> Mapping[str, str]:
+        """Return the values of the template fields; not kept, for there may be 100,000 claims."""
+        return fields_of(self.principal, self.subject_key, self.group)
+
+    @property
+    def is_single(self) -> bool:
+        """Tell whether it asks for a customer of its own, of which it is the namesake."""
+        own = self.principal.kind != "static" or self.customer_key == self.subject_key
+        return own and self.group is None and not self.joined
+
+
+def claims_of(principals: Iterable[Principal], rules: MappingRules) -> tuple[list[Claim], list[Problem]]:
+    """Return the claims of all principals that are not left out, and what cannot be claimed."""
+    index = rules.index()
+    found = [
+        _claim(principal, rules, index)
+        for principal in distinct(principals)
+        if not _is_left_out(principal, rules)
+    ]
+    claims = [claim for claim in found if isinstance(claim, Claim)]
+    problems = [problem for problem in found if isinstance(problem, Problem)]
+    return _with_applications(claims, problems), problems
+
+
+def distinct(principals: Iterable[Principal]) -> list[Principal]:
+    """Drop a consumer or application that two sources describe alike: it is the same one, read twice.
+
+    A consumer that a portal names only as an application's takes what Kong itself says of it.
+    """
+    seen: dict[tuple[str, str], list[Principal]] = {}
+    result: list[Principal] = []
+    for principal in sorted(principals, key=_order):
+        if principal.kind == "static" or not principal.id:
+            result.append(principal)
+            continue
+        variants = seen.setdefault((principal.kind, principal.id), [])
+        same = next((i for i, other in enumerate(variants) if _same(principal, other)), None)
+        if same is None:
+            variants.append(principal)
+        else:
+            variants[same] = _merged(variants[same], principal)
+    return result + [principal for variants in seen.values() for principal in variants]
+
+
+def _order(principal: Principal) -> tuple[str, ...]:
+    """Return what sorts principals alike in whatever order the sources name them."""
+    names = (principal.username or "", principal.custom_id or "", principal.customer or "")
+    last = (principal.application or "", principal.owner or "")
+    return (principal.kind, principal.id, principal.source, *names, *last, *sorted(principal.tags))
+
+
+def _same(one: Principal, other: Principal) -> bool:
+    if one.application and other.application:
+        return one.application == other.application
+    if one.application or other.application:
+        return True
+    return (
+        one.username == other.username
+        and one.custom_id == other.custom_id
+        and sorted(one.tags) == sorted(other.tags)
+        and one.owner == other.owner
+    )
+
+
+def _merged(one: Principal, other: Principal) -> Principal:
+    if one.application and not other.application:
+        one, other = other, one
+    merged = replace(one, anonymous=one.anonymous or other.anonymous)
+    return replace(merged, application=one.application or other.application)
+
+
+def _is_left_out(principal: Principal, rules: MappingRules) -> bool:
+    if principal.kind != "consumer" or rules.include_anonymous:
+        return False
+    names = {principal.id, principal.username} - {None, ""}
+    return principal.anonymous or bool(names & rules.anonymous_consumers)
+
+
+def _claim(principal: Principal, rules: MappingRules, index: Index) -> Claim | Problem:
+    subject_key = _subject_key(principal, rules)
+    if isinstance(subject_key, Problem):
+        return subject_key
+    row = assignment_of(principal, index)
+    group = _group(principal, rules, row)
+    if isinstance(group, Problem):
+        return replace(group, subject_keys=(subject_key,))
+    values = fields_of(principal, subject_key, group)
+    if principal.kind == "static":
+        customer_key: str | None = principal.customer or subject_key
+    else:
+        template = rules.templates.key if group is None else rules.templates.group_key
+        customer_key = fill(template, values)
+        if customer_key is None:
+            lacks = " and ".join(missing(template, values))
+            reason = (
+                f"{principal.describe()} has no {lacks}, and the template {template!r} of its customer's key"
+            )
+            return Problem(None, (subject_key,), f"{reason} needs it")
+    assert customer_key is not None  # noqa: S101 - for the type checker
+    for what, key in (("subject", subject_key), ("customer key", customer_key)):
+        if fault := _fault_of_key(key):
+            reason = f"{principal.describe()}: its {what} {fault}; change it at the source"
+            return Problem(customer_key[:MAX_KEY], (subject_key[:MAX_KEY],), reason)
+    return Claim(principal, subject_key, customer_key, group, row)
+
+
+def _subject_key(principal: Principal, rules: MappingRules) -> str | Problem:
+    if principal.kind == "static":
+        return principal.id
+    if principal.kind == "consumer" and rules.subject_field != "id":
+        value = principal.username if rules.subject_field == "username" else principal.custom_id
+        if value:
+            return value
+        reason = (
+            f"{principal.describe()} has no {rules.subject_field}, and mapping.subject_field is"
+            f" {rules.subject_field}: its usage has no subject. Give it one in Kong"
+        )
+        return Problem(None, (), reason)
+    if not principal.id:
+        reason = (
+            f"{principal.describe()} has neither an id nor a username, so Kong gives it another id at each"
+            " load of the file. Give it an id"
+        )
+        return Problem(None, (), reason)
+    return default_subject(principal.kind, principal.id)
+
+
+def _group(principal: Principal, rules: MappingRules, row: Assignment | None) -> str | Problem | None:
+    """Return what groups the principal, None where it has a customer of its own."""
+    if principal.kind == "static":
+        return None
+    match rules.group_by:
+        case "custom_id":
+            return principal.custom_id
+        case "owner":
+            return principal.owner
+        case "file":
+            return row.customer if row else None
+        case "tag":
+            return _tagged(principal)
+        case _:
+            return None
+
+
+def _tagged(principal: Principal) -> str | Problem | None:
+    tagged = tagged_customers(principal.tags)
+    if not tagged:
+        return None
+    if len(tagged) > 1 or "" in tagged:
+        said = ", ".join(f"'{CUSTOMER_TAG}{key}'" for key in sorted(tagged))
+        return Problem(
+            None, (), f"{principal.describe()} must carry one tag {CUSTOMER_TAG}<key>, but carries {said}"
+        )
+    return tagged.pop()
+
+
+def _fault_of_key(key: str) -> str | None:
+    if not key.strip():
+        return "is empty"
+    if len(key) > MAX_KEY:
+        return f"has {len(key)} characters, and {MAX_KEY} is the limit of the metering API"
+    try:
+        key.encode()
+    except UnicodeEncodeError:
+        return "is not valid Unicode"
+    return None
+
+
+def _with_applications(claims: list[Claim], problems: list[Problem]) -> list[Claim]:
+    """Put a consumer that an application is on a gateway into that application's customer.
+
+    Usage may come under either subject. Where both are grouped, they have to agree.
+    """
+    applications = {claim.principal.id: claim for claim in claims if claim.principal.kind == "application"}
+    kept: list[Claim] = []
+    moved: dict[str, Claim] = {}
+    for claim in claims:
+        home = applications.get(claim.principal.application or "")
+        if home is None or claim.principal.kind != "consumer":
+            kept.append(claim)
+        elif claim.group is None:
+            kept.append(replace(claim, customer_key=home.customer_key, group=home.group, joined=True))
+        elif home.group is None:
+            moved.setdefault(home.principal.id, claim)
+            kept.append(claim)
+        elif claim.customer_key == home.customer_key:
+            kept.append(claim)
+        else:
+            reason = (
+                f"{claim.principal.describe()} belongs to customer {claim.customer_key!r}, but the"
+                f" application it is mapped to, {home.principal.describe()}, to {home.customer_key!r}."
+                " Make them agree"
+            )
+            problems.append(Problem(claim.customer_key, (claim.subject_key,), reason))
+    return [_moved(claim, moved.get(claim.principal.id)) for claim in kept]
+
+
+def _moved(claim: Claim, to: Claim | None) -> Claim:
+    if to is None or claim.principal.kind != "application":
+        return claim
+    return replace(claim, customer_key=to.customer_key, group=to.group, joined=True)

@@ -1,0 +1,90 @@
+"""Claims that cannot all be met are taken out, each pair as a Problem that names both sides."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Iterable
+
+from syncd.mapping.claims import Claim
+from syncd.model import Problem
+
+
+def without_collisions(claims: list[Claim]) -> tuple[list[Claim], list[Problem]]:
+    """Return the claims that can be met together, and what is in the way of the others."""
+    claims, contested = _without_shared_subjects(claims)
+    claims, same_key = _without_chance_meetings(claims)
+    claims, crossed = _without_crossed_keys(claims)
+    return claims, contested + same_key + crossed
+
+
+def _without_shared_subjects(claims: list[Claim]) -> tuple[list[Claim], list[Problem]]:
+    """Take out the principals that share one subject: whose usage it is cannot be told."""
+    by_subject: dict[str, list[Claim]] = defaultdict(list)
+    for claim in claims:
+        by_subject[claim.subject_key].append(claim)
+    problems = [
+        Problem(
+            sharing[0].customer_key if len({claim.customer_key for claim in sharing}) == 1 else None,
+            (subject_key,),
+            f"{_names(sharing)} have the same subject {subject_key!r}: their usage cannot be told apart."
+            " Give one of them another subject, or leave one source out",
+        )
+        for subject_key, sharing in by_subject.items()
+        if len(sharing) > 1
+    ]
+    return [sharing[0] for sharing in by_subject.values() if len(sharing) == 1], problems
+
+
+def _without_chance_meetings(claims: list[Claim]) -> tuple[list[Claim], list[Problem]]:
+    """Take out principals that nothing groups and that share a customer key by a template only.
+
+    A group named like somebody's own customer is meant where the key is that one's subject
+    (``customer:consumer:<id>``), and chance where a template made the key.
+    """
+    problems: list[Problem] = []
+    taken: set[str] = set()
+    for key, inside in _by_customer(claims).items():
+        single = [claim for claim in inside if claim.is_single]
+        others = [claim for claim in inside if not claim.is_single and not claim.joined]
+        by_template = [claim for claim in single if claim.subject_key != key]
+        if len(single) > 1 or (by_template and others):
+            who = single + (others if by_template else [])
+            reason = (
+                f"{_names(who)} would share the customer {key!r}, though nothing groups them."
+                " Use a key template that tells them apart, or group them on purpose"
+            )
+            problems.append(Problem(key, tuple(sorted(claim.subject_key for claim in inside)), reason))
+            taken.add(key)
+    return [claim for claim in claims if claim.customer_key not in taken], problems
+
+
+def _without_crossed_keys(claims: list[Claim]) -> tuple[list[Claim], list[Problem]]:
+    """Take out customers whose key is the subject of another customer: the API refuses such a pair."""
+    home = {claim.subject_key: claim for claim in claims}
+    members = _by_customer(claims)
+    problems: list[Problem] = []
+    crossed: set[str] = set()
+    for key, inside in members.items():
+        other = home.get(key)
+        if other is None or other.customer_key == key:
+            continue
+        crossed |= {key, other.customer_key}
+        reason = (
+            f"the customer key {key!r} of {_names(inside)} is also the subject of"
+            f" {other.principal.describe()}, who belongs to customer {other.customer_key!r}."
+            " Rename one of the two"
+        )
+        keys = [claim.subject_key for claim in inside + members[other.customer_key]]
+        problems.append(Problem(key, tuple(sorted(keys)), reason))
+    return [claim for claim in claims if claim.customer_key not in crossed], problems
+
+
+def _by_customer(claims: list[Claim]) -> dict[str, list[Claim]]:
+    members: dict[str, list[Claim]] = defaultdict(list)
+    for claim in claims:
+        members[claim.customer_key].append(claim)
+    return members
+
+
+def _names(claims: Iterable[Claim]) -> str:
+    return " and ".join(sorted(claim.principal.describe() for claim in claims))

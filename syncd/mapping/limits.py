@@ -1,0 +1,94 @@
+"""How many subjects a customer may have: what does not fit is reported, or gets a customer of its own.
+
+Needs to know what the metering API has, so that those who are on the customer already stay there
+whoever else comes. Pure.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from syncd.mapping.rules import MAX_KEY, MAX_NAME, MappingRules
+from syncd.model import (
+    DesiredCustomer,
+    DesiredSubject,
+    DesiredWorld,
+    ObservedCustomer,
+    ObservedWorld,
+    Problem,
+)
+from syncd.ownership import CUSTOMER_GROUP, is_ours, label_value, marks
+
+
+def within_limits(world: DesiredWorld, observed: ObservedWorld, rules: MappingRules) -> DesiredWorld:
+    """Return the world with no customer over the limit."""
+    limit = rules.max_subjects_per_customer
+    if limit is None:
+        return world
+    there = {customer.key: customer for customer in observed.customers if customer.key}
+    kept: list[DesiredCustomer] = []
+    split: list[DesiredCustomer] = []
+    problems = list(world.problems)
+    for customer in world.customers:
+        stays, over = _divided(customer, there, limit, rules.owner_id)
+        kept.append(customer if not over else replace(customer, subjects=stays))
+        for subject in over:
+            own = _own(customer, subject, rules.owner_id)
+            if rules.overflow == "split" and len(own.key) <= MAX_KEY:
+                split.append(own)
+            else:
+                problems.append(_blocked(customer, subject, limit))
+    return DesiredWorld(
+        tuple(sorted((customer for customer in kept + split if customer.subjects), key=lambda c: c.key)),
+        tuple(sorted(problems, key=lambda problem: problem.reason)),
+        world.warnings,
+    )
+
+
+def _divided(
+    customer: DesiredCustomer, there: dict[str, ObservedCustomer], limit: int, owner_id: str
+) -> tuple[tuple[DesiredSubject, ...], tuple[DesiredSubject, ...]]:
+    """Return those that stay and those that do not fit.
+
+    First come those that are there, then the namesake, then the new by key, and last those who have
+    a customer of their own already, since moving them moves usage that is not invoiced yet.
+    """
+    have = there.get(customer.key)
+    carried = set(have.subject_keys) if have else set()
+    wanted = {subject.key for subject in customer.subjects}
+    room = max(limit - len(carried - wanted), 0)
+
+    def rank(subject: DesiredSubject) -> tuple[int, str]:
+        own = there.get(subject.key)
+        split_off = own is not None and own.key != customer.key and is_ours(own.metadata, owner_id)
+        place = 0 if subject.key in carried else 1 if subject.key == customer.key else 3 if split_off else 2
+        return place, subject.key
+
+    ordered = sorted(customer.subjects, key=rank)
+    room = max(room, len(carried & wanted))
+    stays = sorted(ordered[:room], key=lambda subject: subject.key)
+    return tuple(stays), tuple(ordered[room:])
+
+
+def _own(group: DesiredCustomer, subject: DesiredSubject, owner_id: str) -> DesiredCustomer:
+    """Return a customer for one member of a group, which names the group."""
+    ours = {**marks(owner_id, subject.key), CUSTOMER_GROUP: label_value(group.key)}
+    who = subject.principal.partition(" ")[2]
+    return DesiredCustomer(
+        key=subject.key,
+        name=f"{group.name}: {who}"[:MAX_NAME].strip(),
+        name_follows_source=False,
+        subjects=(replace(subject, display_name=None, metadata={**subject.metadata, **ours}),),
+        marks=ours,
+        details=group.details,
+    )
+
+
+def _blocked(customer: DesiredCustomer, subject: DesiredSubject, limit: int) -> Problem:
+    reason = (
+        f"{subject.principal} does not fit into customer {customer.key!r}:"
+        f" mapping.max_subjects_per_customer is {limit}. Let the plugin send the customer's key as the"
+        " subject, set mapping.overflow to split (a customer of its own that names the group), or raise"
+        " the limit"
+    )
+    return Problem(customer.key, (subject.key,), reason)

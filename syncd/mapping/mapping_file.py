@@ -1,0 +1,128 @@
+"""The mapping file: which principal belongs to which customer, and what that customer is created with.
+
+CSV with a header, or YAML with a list of mappings. The columns (all but `kind` may be left empty):
+
+kind            consumer or application; empty is consumer
+id, username    the principal, by id or else by username
+customer        the customer's key (mapping.group_by: file)
+name, email, currency, description
+billing_<part>  of the billing address: country, postal_code, state, city, line1, line2, phone_number
+metadata.<key>  for example metadata.externalId
+"""
+
+from __future__ import annotations
+
+import csv
+import io
+from collections.abc import Iterable, Iterator, Mapping
+from pathlib import Path
+
+import yaml
+
+from syncd.errors import ConfigError
+from syncd.mapping.rules import Assignment
+from syncd.model import CustomerDetails
+from syncd.ownership import RESERVED_KEYS
+
+ADDRESS_PARTS = ("country", "postal_code", "state", "city", "line1", "line2", "phone_number")
+_PLAIN = ("kind", "id", "username", "customer", "name", "email", "currency", "description")
+_BILLING, _METADATA = "billing_", "metadata."
+_LOADER = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
+
+
+def read_mapping_file(path: Path) -> tuple[Assignment, ...]:
+    """Return the rows; raises ConfigError naming the file and the place."""
+    try:
+        text = path.read_bytes().decode("utf-8-sig")
+    except OSError as error:
+        raise ConfigError(f"cannot read the mapping file {path}: {error.strerror}") from None
+    except UnicodeDecodeError:
+        raise ConfigError(f"the mapping file {path} is not UTF-8") from None
+    rows = _csv_rows(text, path) if path.suffix.lower() == ".csv" else _yaml_rows(text, path)
+    found = [_assignment(row, place) for place, row in rows]
+    _refuse_twice(found)
+    return tuple(found)
+
+
+def _csv_rows(text: str, path: Path) -> Iterator[tuple[str, dict[str, str]]]:
+    reader = csv.DictReader(io.StringIO(text, newline=""), strict=True)
+    try:
+        for row in reader:
+            place = f"{path.name} line {reader.line_num}"
+            if None in row or None in row.values():
+                raise ConfigError(f"{place}: has not as many fields as the header has names")
+            yield place, {name.strip(): value.strip() for name, value in row.items() if value.strip()}
+    except csv.Error as error:
+        raise ConfigError(f"{path.name} line {reader.line_num}: {error}") from None
+
+
+def _yaml_rows(text: str, path: Path) -> Iterator[tuple[str, dict[str, str]]]:
+    try:
+        document = yaml.load(text, Loader=_LOADER)  # noqa: S506 - plain values only, as SafeLoader
+    except yaml.YAMLError as error:
+        raise ConfigError(f"the mapping file {path} is not YAML: {error}") from None
+    if not isinstance(document, list):
+        raise ConfigError(f"the mapping file {path} must be a list of mappings")
+    for number, entry in enumerate(document, 1):
+        place = f"{path.name} entry {number}"
+        if not isinstance(entry, dict):
+            raise ConfigError(f"{place}: is not a mapping")
+        yield place, dict(_flat(entry, place))
+
+
+def _flat(entry: Mapping[object, object], place: str) -> Iterator[tuple[str, str]]:
+    """Yield the fields under the names of the columns, nested ones too."""
+    for name, value in entry.items():
+        prefix = {"metadata": _METADATA, "billing_address": _BILLING}.get(str(name))
+        if prefix and isinstance(value, dict):
+            yield from _flat({f"{prefix}{inner}": text for inner, text in value.items()}, place)
+        elif isinstance(value, str | int) and not isinstance(value, bool):
+            yield str(name), str(value)
+        elif value is not None:
+            raise ConfigError(f"{place}: {name} must be text; put it in quotes")
+
+
+def _assignment(row: Mapping[str, str], place: str) -> Assignment:
+    for name in row:
+        part = name.removeprefix(_BILLING)
+        known = name in _PLAIN or (name != part and part in ADDRESS_PARTS) or name.startswith(_METADATA)
+        if not known:
+            raise ConfigError(f"{place}: unknown column {name!r}")
+        if name.removeprefix(_METADATA) in RESERVED_KEYS:
+            raise ConfigError(f"{place}: must not set {name}: syncd's own mark")
+    kind = row.get("kind", "consumer")
+    if kind not in ("consumer", "application"):
+        raise ConfigError(f"{place}: kind is {kind!r}, not consumer or application")
+    if not (row.get("id") or row.get("username")):
+        raise ConfigError(f"{place}: names nobody: give id or username")
+    return Assignment(
+        kind="application" if kind == "application" else "consumer",
+        place=place,
+        id=row.get("id"),
+        username=row.get("username"),
+        customer=row.get("customer"),
+        name=row.get("name"),
+        details=CustomerDetails(
+            email=row.get("email"),
+            currency=row.get("currency"),
+            description=row.get("description"),
+            billing_address=_prefixed(row, _BILLING),
+            metadata=_prefixed(row, _METADATA),
+        ),
+    )
+
+
+def _prefixed(row: Mapping[str, str], prefix: str) -> dict[str, str]:
+    return {name.removeprefix(prefix): value for name, value in row.items() if name.startswith(prefix)}
+
+
+def _refuse_twice(rows: Iterable[Assignment]) -> None:
+    seen: dict[tuple[str, str, str], Assignment] = {}
+    for row in rows:
+        identity = (row.kind, "id", row.id) if row.id else (row.kind, "username", row.username or "")
+        other = seen.setdefault(identity, row)
+        if other is not row:
+            raise ConfigError(
+                f"{other.place} and {row.place} are both about {row.kind} {row.id or row.username};"
+                " leave one of them"
+            )

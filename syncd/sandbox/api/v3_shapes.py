@@ -1,0 +1,221 @@
+"""The bodies and answers of the v3 API, and what they are in the words of the store (which are v1's)."""
+
+import re
+from typing import Annotated, Any, ClassVar, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic.alias_generators import to_camel, to_snake
+
+from syncd.sandbox.problems import invalid
+from syncd.sandbox.store.customer_body import CustomerBody
+from syncd.sandbox.store.meters import MeterBody
+from syncd.sandbox.values import parse_time
+
+# api/v3/labels/validate.go.
+_LABEL = re.compile(r"(?:[a-zA-Z0-9](?:[a-zA-Z0-9._-]?[a-zA-Z0-9])?){1,63}")
+_RESERVED = re.compile(r"_|kong|konnect|insomnia|mesh|kic|kuma|openmeter")
+
+Labels = Annotated[dict[str, Annotated[str, Field(min_length=1, max_length=63)]], Field(max_length=50)]
+
+
+class V3Body(BaseModel):
+    """A body of the v3 API: in snake_case, strictly typed, unknown properties refused, nothing nullable."""
+
+    model_config = ConfigDict(strict=True, extra="forbid")
+
+    needed: ClassVar[frozenset[str]] = frozenset()
+
+    @model_validator(mode="before")
+    @classmethod
+    def _refuse_nulls(cls, data: Any) -> Any:
+        nulls = [name for name, value in data.items() if value is None] if isinstance(data, dict) else []
+        if nulls:
+            raise ValueError(f"Value is not nullable: {', '.join(sorted(nulls))}")
+        return data
+
+
+class UsageAttribution(V3Body):
+    """BillingCustomerUsageAttribution."""
+
+    subject_keys: list[Annotated[str, Field(min_length=1)]]
+
+
+class Address(V3Body):
+    """Address; all parts are optional."""
+
+    country: str | None = Field(default=None, pattern="^[A-Z]{2}$")
+    postal_code: str | None = None
+    state: str | None = None
+    city: str | None = None
+    line1: str | None = None
+    line2: str | None = None
+    phone_number: str | None = None
+
+
+class UpsertCustomer(V3Body):
+    """UpsertCustomerRequest: no key, which never changes."""
+
+    name: str = Field(min_length=1, max_length=256)
+    description: str | None = Field(default=None, max_length=1024)
+    labels: Labels | None = None
+    usage_attribution: UsageAttribution | None = None
+    primary_email: str | None = None
+    currency: str | None = Field(default=None, pattern="^[A-Z]{3}$")
+    billing_address: Address | None = None
+
+    def stored(self, key: str) -> CustomerBody:
+        """Give the body that the store knows. Raises the 400 for labels that break the rules."""
+        given = self.model_dump(exclude_none=True) | {"key": key}
+        labels = given.pop("labels", None)
+        if labels:
+            _check_labels(labels)
+            given["metadata"] = labels
+        return CustomerBody.model_validate(_camelled(given))
+
+
+class CreateCustomer(UpsertCustomer):
+    """CreateCustomerRequest."""
+
+    key: str = Field(min_length=1, max_length=256)
+
+
+class CreateMeter(V3Body):
+    """CreateMeterRequest, but for the aggregation latest, which the sandbox lacks."""
+
+    name: str = Field(min_length=1, max_length=256)
+    key: str = Field(pattern=r"^[a-z0-9]+(_[a-z0-9]+)*$", max_length=64)
+    aggregation: Literal["sum", "count", "unique_count", "avg", "min", "max"]
+    event_type: str = Field(min_length=1)
+    description: str | None = Field(default=None, max_length=1024)
+    labels: Labels | None = None
+    events_from: str | None = None
+    value_property: str | None = None
+    dimensions: dict[str, str] | None = None
+
+    def stored(self) -> MeterBody:
+        """Give the body that the store knows. Raises the 400s of labels and of what does not fit together."""
+        if self.labels:
+            _check_labels(self.labels)
+        fields = {
+            "slug": self.key,
+            "name": self.name,
+            "description": self.description,
+            "aggregation": self.aggregation.upper(),
+            "eventType": self.event_type,
+            "eventFrom": self.events_from,
+            "valueProperty": self.value_property,
+            "groupBy": self.dimensions,
+            "metadata": self.labels,
+        }
+        try:
+            return MeterBody.model_validate(
+                {name: value for name, value in fields.items() if value is not None}
+            )
+        except ValueError as error:
+            raise invalid(str(error).splitlines()[2].strip()) from None
+
+
+class DimensionFilter(V3Body):
+    """QueryFilterStringMapItem, of which the sandbox knows eq and in."""
+
+    model_config = ConfigDict(strict=True, extra="forbid", populate_by_name=True)
+
+    eq: str | None = None
+    within: Annotated[list[str] | None, Field(alias="in", min_length=1, max_length=100)] = None
+
+    def values(self) -> list[str]:
+        """Give what is accepted."""
+        return ([self.eq] if self.eq is not None else []) + (self.within or [])
+
+
+class QueryFilters(V3Body):
+    """MeterQueryFilters."""
+
+    dimensions: dict[str, DimensionFilter] = Field(default_factory=dict, max_length=10)
+
+
+class QueryMeter(V3Body):
+    """MeterQueryRequest."""
+
+    time_from: str | None = Field(default=None, alias="from")
+    time_to: str | None = Field(default=None, alias="to")
+    granularity: Literal["PT1M", "PT1H", "P1D", "P1M"] | None = None
+    time_zone: str = "UTC"
+    group_by_dimensions: list[str] = Field(default_factory=list, max_length=100)
+    filters: QueryFilters = Field(default_factory=QueryFilters)
+
+    @model_validator(mode="after")
+    def _has_times(self) -> "QueryMeter":
+        for moment in (self.time_from, self.time_to):
+            if moment is not None:
+                parse_time(moment)
+        return self
+
+
+def customer(document: dict[str, Any]) -> dict[str, Any]:
+    """Show a customer; metadata that are no valid labels are not shown."""
+    shown = _snaked(document)
+    for name in ("current_subscription_id", "subscriptions"):
+        shown.pop(name, None)
+    shown["labels"] = _visible(shown.pop("metadata", None) or {})
+    return shown
+
+
+def meter(document: dict[str, Any]) -> dict[str, Any]:
+    """Show a meter."""
+    names = {"slug": "key", "groupBy": "dimensions", "eventFrom": "events_from", "metadata": "labels"}
+    shown = {names.get(name, to_snake(name)): value for name, value in document.items()}
+    shown["aggregation"] = document["aggregation"].lower()
+    shown["labels"] = _visible(shown.get("labels") or {})
+    return shown
+
+
+def subscription(document: dict[str, Any]) -> dict[str, Any]:
+    """Show a subscription; the sandbox's have no phases."""
+    shown = {to_snake(name): value for name, value in document.items() if name != "currency"}
+    return shown | {"invoice_currency": document["currency"], "phases": []}
+
+
+def usage_row(row: dict[str, Any]) -> dict[str, Any]:
+    """Show a row of usage: its value as text, all that it is grouped by in one map."""
+    dimensions = {"subject": row["subject"], "customer_id": row.get("customerId"), **row["groupBy"]}
+    return {
+        "value": format(row["value"], "f") if isinstance(row["value"], float) else str(row["value"]),
+        "from": row["windowStart"],
+        "to": row["windowEnd"],
+        "dimensions": {name: value for name, value in dimensions.items() if value is not None},
+    }
+
+
+def _visible(metadata: dict[str, str]) -> dict[str, str]:
+    return {name: value for name, value in metadata.items() if _fault(name, value) is None}
+
+
+def _check_labels(labels: dict[str, str]) -> None:
+    for name, value in labels.items():
+        if fault := _fault(name, value):
+            raise invalid(fault)
+
+
+def _fault(name: str, value: str) -> str | None:
+    if not _LABEL.fullmatch(name):
+        return "label key must be in valid format"
+    if not _LABEL.fullmatch(value):
+        return "label value must be in valid format"
+    return "label key must not have reserved prefix" if _RESERVED.match(name) else None
+
+
+def _camelled(document: dict[str, Any]) -> dict[str, Any]:
+    return _renamed(document, to_camel)
+
+
+def _snaked(document: dict[str, Any]) -> dict[str, Any]:
+    return _renamed(document, to_snake)
+
+
+def _renamed(document: dict[str, Any], rename: Any) -> dict[str, Any]:
+    nested = {"usageAttribution", "usage_attribution", "billingAddress", "billing_address"}
+    return {
+        rename(name): {rename(part): inner for part, inner in value.items()} if name in nested else value
+        for name, value in document.items()
+    }

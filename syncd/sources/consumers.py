@@ -1,0 +1,86 @@
+"""Consumers as Kong lists them: the Admin API's shape and paging, which Konnect's control planes share.
+
+An `offset` says where the next page begins; it is opaque, and absent, null or empty at the end.
+A list in a database is paged by primary key: nothing shifts while it is read.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping
+from urllib.parse import parse_qs, urlsplit
+
+from syncd.errors import SourceError
+from syncd.http import ApiClient, expect_list, expect_object
+from syncd.model import Principal
+from syncd.sources.base import anonymous_reference, tags, text
+
+PAGE_SIZE = 1000
+
+
+def read_consumers(
+    client: ApiClient, prefix: str, wanted: Iterable[str], *, source: str, send_tags: bool
+) -> list[Principal]:
+    """Read plugins and consumers under `prefix`; return the consumers that carry all `wanted` tags.
+
+    Those that a plugin uses as `anonymous` are marked. Raises ApiError or SourceError.
+    """
+    wanted = tuple(wanted)
+    plugins = list(offset_pages(client, f"{prefix}/plugins", {}, source))
+    params = {"tags": ",".join(wanted)} if wanted and send_tags else {}
+    anonymous = {name for plugin in plugins if (name := anonymous_reference(plugin))}
+    principals: dict[str, Principal] = {}
+    for item in offset_pages(client, f"{prefix}/consumers", params, source):
+        principal = _principal(item, anonymous, source)
+        principals[principal.id] = principal
+    return [principal for principal in principals.values() if set(wanted) <= set(principal.tags)]
+
+
+def offset_pages(
+    client: ApiClient, path: str, params: Mapping[str, str], source: str
+) -> Iterator[dict[str, object]]:
+    """Yield the entries of all pages."""
+    offset: str | None = None
+    seen: set[str] = set()
+    while True:
+        query: dict[str, str | int | list[str]] = {**params, "size": PAGE_SIZE}
+        if offset is not None:
+            query["offset"] = offset
+        page = expect_object(client.get(path, query), source, path)
+        # Lua cannot tell an empty list from an empty object.
+        entries = [] if page.get("data") == {} else page.get("data")
+        for item in expect_list(entries, source, f"data of {path}"):
+            yield expect_object(item, source, f"an entry of {path}")
+        offset = _next_offset(page, path, source)
+        if offset is None:
+            return
+        if offset in seen:
+            raise SourceError(source, f"{path}: the same page comes again, the list has no end")
+        seen.add(offset)
+
+
+def _next_offset(page: dict[str, object], path: str, source: str) -> str | None:
+    offset, following = page.get("offset"), page.get("next")
+    if offset is None and isinstance(following, str) and following:
+        offset = next(iter(parse_qs(urlsplit(following).query).get("offset", [])), None)
+        if offset is None:
+            raise SourceError(source, f"{path}: there is a next page, but no offset to ask for it with")
+    if offset is not None and not isinstance(offset, str):
+        raise SourceError(source, f"{path}: offset is not a string")
+    return offset or None
+
+
+def _principal(item: dict[str, object], anonymous: set[str], source: str) -> Principal:
+    identity = text(item, "id", source, "a consumer")
+    if identity is None:
+        raise SourceError(source, "a consumer has no id")
+    what = f"consumer {identity}"
+    username = text(item, "username", source, what)
+    return Principal(
+        kind="consumer",
+        id=identity,
+        source=source,
+        username=username,
+        custom_id=text(item, "custom_id", source, what),
+        tags=tags(item, source, what),
+        anonymous=bool({identity, username} & anonymous),
+    )

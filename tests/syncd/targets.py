@@ -1,0 +1,55 @@
+"""Targets of each dialect, and what people do by hand on the server behind them."""
+
+from __future__ import annotations
+
+import httpx
+
+from syncd.http import Endpoint
+from syncd.retry import Retry
+from syncd.targets.openmeter_v1 import OpenMeterV1
+from syncd.targets.openmeter_v3 import OpenMeterV3
+
+MARKS = {"managed-by": "kong-openmeter", "sync-owner": "default", "source-id": "1"}
+
+Target = OpenMeterV1 | OpenMeterV3
+
+
+def _endpoint(url: str, token: str | None = None, timeout: float = 5) -> Endpoint:
+    return Endpoint("metering API", url, "metering.token", "read and write", token=token, timeout=timeout)
+
+
+def _retry() -> Retry:
+    return Retry(attempts=3, first_wait=0.001, longest_wait=0.002)
+
+
+def target_at(url: str, *, timeout: float = 5) -> OpenMeterV1:
+    return OpenMeterV1(_endpoint(url, timeout=timeout), _retry())
+
+
+def v3_target_at(url: str) -> OpenMeterV3:
+    """`url` is where /openmeter/... begins."""
+    return OpenMeterV3(_endpoint(url), _retry())
+
+
+def open_target(dialect: str, url: str, *, token: str | None = None) -> Target:
+    """Open a target on a sandbox."""
+    url = url.rstrip("/")
+    if dialect == "openmeter-v3":
+        return OpenMeterV3(_endpoint(f"{url}/api/v3", token), _retry())
+    return OpenMeterV1(_endpoint(url, token), _retry())
+
+
+def fault(sandbox: httpx.Client, **fault: object) -> None:
+    sandbox.post("/sandbox/v1/faults", json=fault).raise_for_status()
+
+
+def by_hand(sandbox: httpx.Client, **body: object) -> dict[str, object]:
+    """Make a customer as someone in finance does."""
+    answer = sandbox.post("/api/v1/customers", json=body)
+    answer.raise_for_status()
+    document: dict[str, object] = answer.json()
+    return document
+
+
+def subscribe(sandbox: httpx.Client, key: str) -> None:
+    sandbox.post(f"/sandbox/v1/customers/{key}/subscriptions").raise_for_status()

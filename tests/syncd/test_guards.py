@@ -1,0 +1,126 @@
+"""What stops a run before its first change."""
+
+from __future__ import annotations
+
+import pytest
+
+from syncd.changes import Plan
+from syncd.errors import ScopeError, UnsafePlanError
+from syncd.guards import Limits, danger, require_safe, withhold_removals
+from syncd.mapping import MappingRules
+from syncd.model import ObservedWorld, Principal
+from syncd.policy import Policy
+from syncd.scope import Scope, restricted
+from tests.syncd.builders import BY_TAG, OWNER, consumer, customer, lines, observed, plan_for
+
+EVERYBODY = [consumer(str(number), f"user-{number}") for number in range(40)]
+RULES = MappingRules(owner_id=OWNER, group_by="none")
+
+
+def world(*, renamed: int = 0) -> ObservedWorld:
+    """All of EVERYBODY, some under an old name."""
+    return observed(
+        *(
+            customer(
+                f"consumer:{n}", f"consumer:{n}", name="old" if n < renamed else f"user-{n}", owner=OWNER
+            )
+            for n in range(40)
+        )
+    )
+
+
+def plan(principals: list[Principal], there: ObservedWorld, policy: Policy = "sync") -> Plan:
+    return plan_for(principals, there, rules=RULES, policy=policy)
+
+
+def test_updates_beyond_the_share_stop_the_run_with_numbers_limit_and_flag() -> None:
+    there = world(renamed=13)
+    why = danger(plan(EVERYBODY, there), there, Limits())
+    assert why is not None
+    for part in ("too many updates", "13 of 40 customers (32.5 %)", "30 %", "max_update_percent", "--force"):
+        assert part in why
+    with pytest.raises(UnsafePlanError, match="too many updates"):
+        require_safe(plan(EVERYBODY, there), there, Limits())
+
+
+@pytest.mark.parametrize("renamed", [0, 12])
+def test_updates_up_to_the_share_pass(renamed: int) -> None:
+    there = world(renamed=renamed)
+    assert danger(plan(EVERYBODY, there), there, Limits()) is None
+
+
+def test_fewer_than_ten_pass_whatever_their_share() -> None:
+    there = observed(*(customer(f"consumer:{n}", name="old", owner=OWNER) for n in range(9)))
+    assert danger(plan(EVERYBODY[:9], there), there, Limits()) is None
+    assert danger(plan(EVERYBODY[:9], there), there, Limits(min_changes=9)) is not None
+
+
+def test_marks_count_as_removals_so_that_a_broken_source_shows_at_once() -> None:
+    why = danger(plan(EVERYBODY[:20], world()), world(), Limits())
+    assert why is not None
+    assert "too many removals: 20 of 40 subjects (50.0 %)" in why
+    assert danger(plan(EVERYBODY[:20], world(), "upsert-only"), world(), Limits()) is None
+
+
+def test_creations_are_no_updates() -> None:
+    assert danger(plan(EVERYBODY, observed()), observed(), Limits()) is None
+
+
+def test_force_lifts_the_shares_but_not_the_cap() -> None:
+    there = world(renamed=40)
+    assert danger(plan(EVERYBODY, there), there, Limits(), force=True) is None
+    why = danger(plan(EVERYBODY, there), there, Limits(max_changes=39), force=True)
+    assert why == (
+        "the plan has 40 changes, and guards.max_changes allows 39 in one run."
+        " Raise that setting if this is right"
+    )
+    assert danger(plan(EVERYBODY, there), there, Limits(max_changes=40), force=True) is None
+
+
+def test_while_a_source_is_empty_what_is_gone_is_only_reported() -> None:
+    gone = plan(EVERYBODY[:39], world())
+    assert lines(gone) == ["mark-orphaned consumer:39 consumer:39"]
+    withheld = withhold_removals(gone, ["kong"])
+    assert lines(withheld) == ["orphaned consumer:39 consumer:39"]
+    assert withheld.in_sync
+    assert "kong named nobody" in withheld.notes[0]
+    assert "--allow-empty" in withheld.notes[0]
+    assert withhold_removals(gone, []) is gone
+
+
+def test_an_empty_source_still_lets_the_others_create() -> None:
+    fresh = plan([consumer("new", "new")], world())
+    assert [change.kind for change in withhold_removals(fresh, ["kong"]).actionable] == ["create-customer"]
+
+
+ACME = [consumer("1", "alice", "customer:acme"), consumer("2", "bob", "customer:acme", source="portal")]
+
+
+def scoped(scope: Scope) -> list[str]:
+    there = observed(
+        customer("acme", "consumer:1", owner=OWNER),
+        customer("consumer:3", "consumer:3", name="old", owner=OWNER),
+        customer("consumer:9", "consumer:9", owner=OWNER),
+    )
+    principals = [*ACME, consumer("3", "carol"), consumer("4", "dave", source="portal")]
+    full = plan_for(principals, there, rules=BY_TAG, policy="sync")
+    return lines(restricted(full, scope, principals, BY_TAG))
+
+
+def test_a_run_for_one_principal_changes_its_own_and_removes_nothing() -> None:
+    assert scoped(Scope(principal="bob")) == ["attach-subjects acme consumer:2"]
+    assert scoped(Scope(principal="3")) == ["rename-customer consumer:3"]
+    assert scoped(Scope(source="portal")) == [
+        "create-customer consumer:4 consumer:4",
+        "attach-subjects acme consumer:2",
+    ]
+    assert scoped(Scope(source="portal", principal="dave")) == ["create-customer consumer:4 consumer:4"]
+
+
+def test_without_a_selection_everything_stays() -> None:
+    assert "mark-orphaned consumer:9 consumer:9" in scoped(Scope())
+
+
+def test_a_selection_that_fits_nobody_is_an_error() -> None:
+    with pytest.raises(ScopeError, match="source nowhere and principal bob"):
+        scoped(Scope("nowhere", "bob"))

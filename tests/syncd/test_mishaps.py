@@ -1,0 +1,118 @@
+"""Each request of a run spoiled in turn, in each way: the run ends or stops, and the next ones converge."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from datetime import UTC, datetime, timedelta
+
+import httpx
+import pytest
+
+from syncd.apply import apply_plan
+from syncd.errors import ApiError, ApplyStoppedError
+from syncd.http import ApiClient, Endpoint
+from syncd.mapping import desired_world
+from syncd.model import Principal
+from syncd.orphans import Grace
+from syncd.plan import PlanOptions, make_plan
+from syncd.removal import ApiRemover
+from syncd.retry import Retry
+from syncd.sandbox.testing import running_sandbox
+from syncd.targets.openmeter_v1 import OpenMeterV1
+from tests.syncd.builders import BY_TAG, OWNER, consumer
+from tests.syncd.proxy import MISHAPS, Mishap, Proxy, proxying
+
+START = datetime(2026, 1, 1, tzinfo=UTC)
+BEFORE = [
+    consumer("1", "alice", "customer:acme"),
+    consumer("2", "bob", "customer:acme"),
+    consumer("3", "old name", "customer:globex"),
+    consumer("5", "gone"),
+]
+AFTER = [
+    consumer("1", "alice", "customer:acme"),
+    consumer("2", "bob", "customer:globex"),
+    consumer("3", "carol", "customer:globex"),
+    consumer("4", "dave"),
+]
+
+
+@pytest.fixture(scope="module")
+def sandbox() -> Iterator[httpx.Client]:
+    with running_sandbox() as url, httpx.Client(base_url=url) as client:
+        yield client
+
+
+@pytest.fixture(scope="module")
+def proxy(sandbox: httpx.Client) -> Iterator[Proxy]:
+    with proxying(str(sandbox.base_url)) as proxy:
+        yield proxy
+
+
+def sync(url: str, principals: list[Principal], day: int, *, attempts: int = 1, timeout: float = 5) -> int:
+    """One run of policy sync with moves allowed; returns how many changes were planned."""
+    endpoint = Endpoint("metering API", url, "metering.token", "read and write", timeout=timeout)
+    retry = Retry(attempts=attempts, sleep=lambda _: None)
+    target = OpenMeterV1(endpoint, retry)
+    grace = Grace(START + timedelta(days=day), timedelta(days=40), timedelta(days=40))
+    options = PlanOptions(allow_move=True, grace=grace)
+    try:
+        with ApiClient(endpoint, retry) as client:
+            desired = desired_world(principals, BY_TAG)
+            plan = make_plan(desired, target.observe(), owner_id=OWNER, policy="sync", options=options)
+            apply_plan(plan, target, remover=ApiRemover(client, "openmeter-v1"))
+            return len(plan.actionable)
+    finally:
+        target.close()
+
+
+def before(sandbox: httpx.Client) -> None:
+    """A world in which the run of day 40 creates, moves, attaches, renames, unmarks nothing and deletes."""
+    sandbox.post("/sandbox/v1/reset").raise_for_status()
+    url = str(sandbox.base_url)
+    sync(url, BEFORE, 0)
+    sync(url, BEFORE[:3], 0)
+
+
+def world(sandbox: httpx.Client) -> list[tuple[str, str, tuple[str, ...]]]:
+    items = sandbox.get("/api/v1/customers", params={"pageSize": 1000}).json()["items"]
+    found = [(c["key"], c["name"], tuple(sorted(c["usageAttribution"]["subjectKeys"]))) for c in items]
+    assert len({key for key, _, _ in found}) == len(found)
+    return sorted(found)
+
+
+WANTED = [
+    ("acme", "acme", ("consumer:1",)),
+    ("consumer:4", "dave", ("consumer:4",)),
+    ("globex", "globex", ("consumer:2", "consumer:3")),
+]
+
+
+def test_without_a_mishap_one_run_makes_the_world_as_wanted(sandbox: httpx.Client, proxy: Proxy) -> None:
+    before(sandbox)
+    assert sync(proxy.url, AFTER, 40) >= 5
+    assert world(sandbox) == WANTED
+    assert sync(proxy.url, AFTER, 40) == 0
+
+
+@pytest.mark.parametrize("mishap", MISHAPS)
+@pytest.mark.parametrize("attempts", [1, 3])
+def test_a_mishap_with_any_request_is_made_good(
+    sandbox: httpx.Client, proxy: Proxy, mishap: Mishap, attempts: int
+) -> None:
+    before(sandbox)
+    proxy.spoil(mishap, -1)
+    sync(proxy.url, AFTER, 40)
+    requests = proxy.seen
+    # A delay costs the time of a timeout, so it is tried at each second request.
+    for number in range(0, requests, 3 if mishap == "delay" else 1):
+        before(sandbox)
+        proxy.spoil(mishap, number)
+        try:
+            sync(proxy.url, AFTER, 40, attempts=attempts, timeout=0.15 if mishap == "delay" else 5)
+        except (ApiError, ApplyStoppedError):
+            assert attempts == 1 or mishap == "repeat", f"request {number} was not tried again"
+        for _ in range(3):
+            if sync(str(sandbox.base_url), AFTER, 40) == 0:
+                break
+        assert world(sandbox) == WANTED, f"after {mishap} of request {number}"
