@@ -49,7 +49,6 @@ class MeteringConfig(Section):
     token: SecretStr | None = None
     timeout: Duration = timedelta(seconds=10)
     attempts: int = Field(5, ge=1, le=20)
-    concurrency: int = Field(8, ge=1, le=64)
 
     @property
     def base_url(self) -> str:

@@ -147,6 +147,26 @@ def test_no_event_is_billed_under_another_instances_configuration_when_the_worke
         }
 
 
+def test_an_id_from_before_the_kill_never_stands_for_an_instance_started_after_it(tmp_path: Path) -> None:
+    """One nginx worker was idle while the other had already started its instance again."""
+    db = tmp_path / "sandbox.db"
+    with running_sandbox(db) as sandbox, plugin_server(tmp_path) as server:
+        busy, idle = configuration(sandbox, "first"), configuration(sandbox, "second", field="username")
+        for plugin, prefix in ((busy, "f"), (idle, "s")):
+            asyncio.run(_drive(server, requests(plugin, prefix, 1)))
+        killed = eventually(lambda: server.child("worker") or 0, what="a worker")
+        os.kill(killed, signal.SIGKILL)
+        busy.instance_id = None  # its connections broke
+        asyncio.run(_drive(server, requests(busy, "F", 20)))
+        worker = asyncio.run(_drive(server, requests(idle, "S", 20)))
+        assert worker.tally.resent > 0, "the id was stale"
+        eventually(
+            lambda: len(spooled_ids(db, "first") | spooled_ids(db, "second")) == 42, what="the arrival"
+        )
+        assert {event_id[0] for event_id in spooled_ids(db, "first")} == {"f", "F"}
+        assert {event_id[0] for event_id in spooled_ids(db, "second")} == {"s", "S"}
+
+
 def test_killing_the_delivery_loses_nothing_and_bills_nothing_twice(tmp_path: Path) -> None:
     db = tmp_path / "sandbox.db"
     with running_sandbox(db) as sandbox, plugin_server(tmp_path) as server:

@@ -257,16 +257,18 @@ def test_no_secret_reaches_the_events_the_spool_or_the_log(server: PluginServer,
 def test_an_event_for_an_unknown_instance_closes_its_connection_and_no_other(
     server: PluginServer, sandbox: str
 ) -> None:
-    plugin = configuration(sandbox)
+    known = configuration(sandbox, source="another")
     with _connect(server) as other:
-        stale = configuration(sandbox)
+        other.sendall(_start(known))
+        assert other.recv(4096)
+        stale = configuration(sandbox, source="ours")
         stale.instance_id = 4711
         worker = hand_over(server, stale, serialized("authenticated"))
         assert worker.tally.resent == 1
         assert stale.instance_id != 4711
-        other.sendall(_start(plugin))
+        other.sendall(_start(known))
         assert other.recv(4096)
-    assert len(arrived(sandbox, 1)) == 1
+    assert [event["source"] for event in arrived(sandbox, 1)] == ["ours"]
 
 
 def test_instance_ids_are_not_given_out_again_by_the_next_process(tmp_path: Path, sandbox: str) -> None:
