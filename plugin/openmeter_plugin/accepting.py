@@ -13,10 +13,13 @@ import socket
 import struct
 from typing import Final
 
+from openmeter_plugin.connections import Connections
+from openmeter_plugin.log import RateLimit, get_logger
 from openmeter_plugin.server import Server
 
 _COUNT: Final = struct.Struct("<I")
 _LEAVE_SECONDS: Final = 0.002
+_REFUSED_SECONDS: Final = 1.0
 _MOST_LEAVES: Final = 5
 """In a row; then whoever should have taken the connection is not there to do so."""
 
@@ -46,18 +49,20 @@ class Acceptor:
         self,
         listener: socket.socket,
         server: Server,
+        connections: Connections,
         shares: Shares,
         worker: int,
         loop: asyncio.AbstractEventLoop,
     ) -> None:
         self._listener = listener
         self._server = server
+        self._connections = connections
         self._shares = shares
         self._worker = worker
         self._loop = loop
         self._left = 0
         self._closed = False
-        self._making: set[asyncio.Task[object]] = set()
+        self._refused_limit = RateLimit()
         listener.setblocking(False)
         shares.tell(worker, 0)
         loop.add_reader(listener, self._ready)
@@ -68,25 +73,28 @@ class Acceptor:
         self._loop.remove_reader(self._listener)
 
     def _ready(self) -> None:
-        mine = len(self._server.connections) + len(self._making)
+        mine = len(self._connections)
         self._shares.tell(self._worker, mine)
         if mine > self._shares.fewest() and self._left < _MOST_LEAVES:
             self._left += 1
-            self._loop.remove_reader(self._listener)
-            self._loop.call_later(_LEAVE_SECONDS, self._look_again)
+            self._look_later(_LEAVE_SECONDS)
             return
         self._left = 0
         try:
             connection, _ = self._listener.accept()
         except (BlockingIOError, ConnectionError):
             return
-        connection.setblocking(False)
-        making = self._loop.create_task(
-            self._loop.connect_accepted_socket(self._server.connection, connection)
-        )
-        self._making.add(making)
-        making.add_done_callback(self._making.discard)
+        except OSError as error:  # no descriptor or no memory left: the connection waits, Kong too
+            if self._refused_limit.passes():
+                get_logger().error("connection_not_accepted", reason=error.strerror)
+            self._look_later(_REFUSED_SECONDS)
+            return
+        self._connections.add(connection, self._server.connection)
         self._shares.tell(self._worker, mine + 1)
+
+    def _look_later(self, seconds: float) -> None:
+        self._loop.remove_reader(self._listener)
+        self._loop.call_later(seconds, self._look_again)
 
     def _look_again(self) -> None:
         if not self._closed:

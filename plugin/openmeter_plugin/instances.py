@@ -22,10 +22,13 @@ from openmeter_plugin.config import (
 from openmeter_plugin.log import get_logger
 from openmeter_plugin.rules import Rules
 from openmeter_plugin.spool.destination import QUARANTINE, Destination, destination_id
-from openmeter_plugin.spool.writer import SpoolQueue, SpoolWriter
+from openmeter_plugin.spool.queue import SpoolQueue
+from openmeter_plugin.spool.writer import SpoolWriter
+from openmeter_plugin.usual import UsualRequests, usual_requests
 
 _LARGEST_ID: Final = 2**31 - 1  # the protocol's int32
 _BLOCK: Final = 4096  # ids reserved at once
+_MOST_POSTS: Final = 4  # at once to one destination: what "unlimited" comes to
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,7 +36,7 @@ class Instance:
     """A plugin instance: the rules of its configuration and the queue that its outcomes go to.
 
     `rules` is None where the configuration cannot be used; `fault` then says why, and `queue` is the
-    quarantine. `quarantine` is None where nothing can get there.
+    quarantine. `quarantine` is None where nothing can get there, `usual` where the rules have no short way.
     """
 
     id: int
@@ -41,6 +44,7 @@ class Instance:
     rules: Rules | None
     fault: str | None = None
     quarantine: SpoolQueue | None = None
+    usual: UsualRequests | None = None
 
 
 class InstanceIds:
@@ -182,7 +186,9 @@ def start_instance(instance_id: int, config: bytes, writer: SpoolWriter) -> Inst
             consequence="the last token is used, where there was one",
         )
     quarantine = writer.queue(QUARANTINE) if rules.missing == "quarantine" else None
-    return Instance(instance_id, writer.describe(destination), rules, quarantine=quarantine)
+    return Instance(
+        instance_id, writer.describe(destination), rules, quarantine=quarantine, usual=usual_requests(rules)
+    )
 
 
 def destination_of(raw: dict[str, Any], config: PluginConfig) -> Destination:
@@ -198,6 +204,7 @@ def destination_of(raw: dict[str, Any], config: PluginConfig) -> Destination:
         ssl_verify=config.ssl_verify,
         max_batch_size=config.queue.max_batch_size,
         max_coalescing_delay=config.queue.max_coalescing_delay,
+        concurrency=1 if config.queue.concurrency_limit == 1 else _MOST_POSTS,
         initial_retry_delay=config.queue.initial_retry_delay,
         max_retry_delay=config.queue.max_retry_delay,
         token=config.api_token.get_secret_value() if config.api_token else None,

@@ -58,11 +58,12 @@ def _of_consumer(log: Mapping[str, Any], field: str, rules: Rules) -> str | Skip
     if field == "id":
         return default_subject("consumer", consumer_id)
     if field == "tag":
-        return _tagged_customer(consumer.get("tags"))
+        return tagged_customer(consumer.get("tags"))
     return identifier(consumer.get(field)) or SkipReason.CONSUMER_WITHOUT_FIELD
 
 
-def _tagged_customer(tags: object) -> str | SkipReason:
+def tagged_customer(tags: object) -> str | SkipReason:
+    """Return the customer that a consumer's tags name, or why there is none."""
     keys = tagged_customers(tags) if type(tags) is list else set()
     if not keys:
         return SkipReason.CONSUMER_WITHOUT_FIELD

@@ -14,6 +14,7 @@ from openmeter_plugin.quarantine import set_aside
 from openmeter_plugin.questions import NOTHING_ASKED, UNASKED, Answers, Needs
 from openmeter_plugin.rules import SkipReason
 from openmeter_plugin.serialized_log import encode_json
+from openmeter_plugin.spool.queue import SpoolQueue
 from openmeter_plugin.spool.segment import (
     MAX_EVENTS,
     QUARANTINED,
@@ -22,7 +23,6 @@ from openmeter_plugin.spool.segment import (
     encode_record,
     encode_summary,
 )
-from openmeter_plugin.spool.writer import SpoolQueue
 
 _SKIP_RECORDS: Final = {reason: encode_record(SKIPPED + reason.encode()) for reason in SkipReason}
 _unexpected_limit = RateLimit()
@@ -65,13 +65,13 @@ def _record(instance: Instance, log: object, answers: Answers) -> Spooled | Need
         return instance.queue, _SKIP_RECORDS[result]
     if isinstance(result, Quarantined):
         return _set_aside(instance, result.reason, log, answers, now_ms, result.attributes)
-    return instance.queue, _usage_record(result)
+    return instance.queue, usage_record(result)
 
 
-def _usage_record(events: list[dict[str, Any]]) -> bytes:
+def usage_record(events: list[dict[str, Any]]) -> bytes:
     """Return the record of a request's events; several, in the case of more events than one can hold."""
     if len(events) > MAX_EVENTS:
-        return _usage_record(events[:MAX_EVENTS]) + _usage_record(events[MAX_EVENTS:])
+        return usage_record(events[:MAX_EVENTS]) + usage_record(events[MAX_EVENTS:])
     first = events[0]
     summary = encode_summary([e["type"] for e in events], first["time"], first["id"], first["subject"])
     return encode_events([encode_json(event) for event in events], summary)

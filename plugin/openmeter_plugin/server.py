@@ -10,17 +10,19 @@ from __future__ import annotations
 
 import asyncio
 import struct
-from collections.abc import Callable, Mapping
-from typing import Any, Final, cast
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any, Final
 
 from openmeter_plugin import wire
+from openmeter_plugin.connections import Link
 from openmeter_plugin.instances import Instance, Instances, started_at
 from openmeter_plugin.log import RateLimit, get_logger
 from openmeter_plugin.outcome import spool_record
 from openmeter_plugin.peers import Peers
 from openmeter_plugin.questions import NOTHING_ASKED, Needs
 from openmeter_plugin.serialized_log import parse_log
-from openmeter_plugin.spool.writer import Item, SpoolQueue, SpoolWriter
+from openmeter_plugin.spool.queue import Item, SpoolQueue
+from openmeter_plugin.spool.writer import STALLED_AFTER, SpoolWriter
 
 _LENGTH: Final = struct.Struct("<I")
 _MOST_EVENT_CALLS: Final = 10_000
@@ -32,18 +34,30 @@ _QUESTIONS: Final[Mapping[Needs, tuple[bytes, Callable[[bytes], object]]]] = {
 """How Kong is asked, and how its answer is read."""
 
 
-class _Event:
-    """The event that a connection is in: Kong answers our questions before it sends anything else."""
+class Event:
+    """The event that a connection is in: Kong answers our questions before it sends anything else.
 
-    __slots__ = ("answers", "asked", "handed_over", "instance", "log", "sequence")
+    It is the token of its record too: an answer that comes late, because the disk hung, must not be taken
+    for that of the connection's next event.
+    """
 
-    def __init__(self, sequence: bytes, instance: Instance) -> None:
+    __slots__ = ("answers", "asked", "connection", "handed_over", "instance", "log", "sequence")
+
+    def __init__(self, connection: Connection, sequence: bytes, instance: Instance) -> None:
+        self.connection = connection
         self.sequence = sequence
         self.instance = instance
         self.asked: Needs | None = None  # what Kong is asked beside the log, while it is
         self.answers = NOTHING_ASKED
         self.handed_over = False
         self.log: Any = None
+
+    def answer(self) -> None:
+        """Tell Kong that the event is done, once."""
+        connection = self.connection
+        if connection.event is self:
+            connection.event = None
+            connection.write(wire.encode_event_end(self.sequence))
 
 
 class Server:
@@ -62,6 +76,7 @@ class Server:
         self._peers = peers
         self._starting: set[asyncio.Task[None]] = set()
         self._handed_over: list[Item] = []
+        self._stalled = False
         self.event_calls: dict[bytes, int] = {}
         self.connections: set[Connection] = set()
         self.log = get_logger()
@@ -74,9 +89,9 @@ class Server:
             self.event_calls.clear()
         self.event_calls[body] = instance_id
 
-    def connection(self) -> Connection:
-        """Return the protocol object for a new connection."""
-        return Connection(self)
+    def connection(self, link: Link) -> Connection:
+        """Return what handles a new connection."""
+        return Connection(self, link)
 
     def start_instance(self, call: wire.StartInstance, connection: Connection) -> None:
         """Start an instance and answer, once the other workers know it too."""
@@ -101,21 +116,46 @@ class Server:
         if self._peers is not None:
             self._peers.announce_close(instance_id)
 
-    def hand_over(self, queue: SpoolQueue, record: bytes, connection: Connection) -> None:
-        """Bring a record to the spool; those of one turn of the event loop go together."""
-        if not self._handed_over:
-            self._loop.call_soon(self._flush)
-        self._handed_over.append((queue, record, connection, None))
+    def hand_over(self, queue: SpoolQueue, record: bytes, event: Event) -> None:
+        """Bring a record to the spool at the end of this round."""
+        self._handed_over.append((queue, record, event, None))
 
-    def _flush(self) -> None:
-        items, self._handed_over = self._handed_over, []
-        self._writer.append_all(items)
+    def flush(self) -> None:
+        """Bring what was handed over in this round to the spool, and answer for what is there already."""
+        items = self._handed_over
+        if not items:
+            return
+        self._handed_over = []
+        if self._stalled:
+            self._writer.keep_for_later(items)
+            self.committed([item[2] for item in items])
+            return
+        written, left = self._writer.append_now(items)
+        if left:
+            self._writer.append_all(left)
+        self.committed(written)
+
+    def look_at_disk(self) -> None:
+        """While the disk hangs, answer Kong all the same, which drops what exceeds 4096 unanswered events."""
+        if self._stalled and not self._writer.stalled:
+            self._writer.moves_again()
+            self.log.warning("spool_moves_again")
+        elif not self._stalled and self._writer.stalled:
+            self.log.critical(
+                "spool_stalled",
+                seconds=STALLED_AFTER,
+                consequence="usage waits in memory, where a kill or a crash loses it",
+            )
+        self._stalled = self._writer.stalled
+        if self._stalled:
+            events = [c.event for c in self.connections if c.event is not None and c.event.handed_over]
+            self.committed(events)
 
     @staticmethod
-    def committed(tokens: list[Any]) -> None:
-        """Give Kong its answers for records that are on disk now; the tokens are connections."""
-        for connection in tokens:
-            connection.answer()
+    def committed(tokens: Iterable[Any]) -> None:
+        """Give Kong its answers for records that are on disk now; the tokens are events."""
+        for token in tokens:
+            token.answer()
 
     @property
     def busy(self) -> bool:
@@ -123,26 +163,22 @@ class Server:
         return any(connection.event is not None for connection in self.connections)
 
 
-class Connection(asyncio.Protocol):
+class Connection:
     """One connection of Kong: frames in, calls answered, events brought to the spool."""
 
-    __slots__ = ("_chunks", "_missing", "_server", "_transport", "event")
+    __slots__ = ("_chunks", "_link", "_missing", "_server", "event", "write")
 
-    def __init__(self, server: Server) -> None:
+    def __init__(self, server: Server, link: Link) -> None:
         self._server = server
+        self._link = link
+        self.write = link.write
         self._chunks: list[bytes] = []  # of a frame that is not complete, joined once when it is
         self._missing = 0
-        self._transport: asyncio.WriteTransport | None = None
-        self.event: _Event | None = None
+        self.event: Event | None = None
+        server.connections.add(self)
 
-    def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        """Keep the transport."""
-        self._transport = cast("asyncio.WriteTransport", transport)
-        self._server.connections.add(self)
-
-    def connection_lost(self, exc: Exception | None) -> None:  # noqa: ARG002 - asyncio's signature
+    def lost(self) -> None:
         """Forget the connection; a record that is on its way to the disk still goes there."""
-        self._transport = None
         self._server.connections.discard(self)
         event = self.event
         if event is not None and event.asked is not None and not event.handed_over:
@@ -152,13 +188,12 @@ class Connection(asyncio.Protocol):
             self._take(event)
 
     def close(self) -> None:
-        """Close the connection once what was written to it is sent."""
+        """Close the connection."""
         if self.event is not None and not self.event.handed_over:
             self.event = None  # Kong will send it again
-        if self._transport is not None:
-            self._transport.close()
+        self._link.close()
 
-    def data_received(self, data: bytes) -> None:
+    def received(self, data: bytes) -> None:
         """Take bytes of the stream and handle each frame that is complete."""
         if self._chunks:
             self._chunks.append(data)
@@ -238,19 +273,26 @@ class Connection(asyncio.Protocol):
         if instance is None:
             self._end(f"instance {instance_id} is unknown here, Kong will start it again")
             return
-        self.event = _Event(sequence, instance)
+        self.event = Event(self, sequence, instance)
         self.write(wire.ASK_FOR_LOG)
 
-    def _pdk_answer(self, event: _Event, frame: bytes) -> None:
+    def _pdk_answer(self, event: Event, frame: bytes) -> None:
         if event.handed_over:
             raise wire.WireError("a frame came before the answer to the one before it")
         if event.asked is None:
-            event.log = _lenient_log(frame)
+            usual = event.instance.usual
+            raw = _lenient_text(frame)
+            record = usual.record(raw) if usual is not None and raw is not None else None
+            if record is not None:
+                event.handed_over = True
+                self._server.hand_over(event.instance.queue, record, event)
+                return
+            event.log = None if raw is None else parse_log(raw)
         else:
             event.answers = event.answers.with_answer(event.asked, _lenient_answer(event.asked, frame))
         self._take(event)
 
-    def _take(self, event: _Event) -> None:
+    def _take(self, event: Event) -> None:
         """Bring the event's record to the spool, or ask Kong for what is missing to make it."""
         spooled = spool_record(event.instance, event.log, event.answers)
         if isinstance(spooled, Needs):
@@ -260,24 +302,13 @@ class Connection(asyncio.Protocol):
         event.handed_over = True
         event.log = None
         queue, record = spooled
-        self._server.hand_over(queue, record, self)
-
-    def answer(self) -> None:
-        """Tell Kong that the event of this connection is done."""
-        event, self.event = self.event, None
-        if event is not None:
-            self.write(wire.encode_event_end(event.sequence))
-
-    def write(self, data: bytes) -> None:
-        """Send bytes, unless the connection is gone."""
-        if self._transport is not None:
-            self._transport.write(data)
+        self._server.hand_over(queue, record, event)
 
 
-def _lenient_log(frame: bytes) -> Any:
+def _lenient_text(frame: bytes) -> bytes | None:
     """Return the serialized log in Kong's answer, or None: a bad record is counted, never a close."""
     try:
-        return parse_log(wire.decode_string(frame))
+        return wire.decode_string(frame)
     except wire.WireError:
         return None
 

@@ -7,7 +7,8 @@ from typing import Final
 
 from openmeter_plugin.values import count
 
-_LATEST: Final = 253_402_300_799_999  # ms: the end of the year 9999, the last that RFC 3339 can write
+LATEST: Final = 253_402_300_799_999
+"""Milliseconds: the end of the year 9999, the last that RFC 3339 can write."""
 
 
 class _Clock:
@@ -33,7 +34,7 @@ _clock: Final = _Clock()
 def usable_time(value: object) -> int | None:
     """Return a time in milliseconds since 1970, or None where the value is none that RFC 3339 can write."""
     milliseconds = count(value)
-    return milliseconds if milliseconds and milliseconds <= _LATEST else None
+    return milliseconds if milliseconds and milliseconds <= LATEST else None
 
 
 def rfc3339(milliseconds: int) -> str:

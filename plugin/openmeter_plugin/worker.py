@@ -14,9 +14,9 @@ from typing import TYPE_CHECKING, Any, Final
 import uvloop
 
 from openmeter_plugin.accepting import Acceptor, Shares
+from openmeter_plugin.connections import Connections
 from openmeter_plugin.heartbeat import Heartbeats
 from openmeter_plugin.instances import InstanceIds, Instances
-from openmeter_plugin.listening import BACKLOG
 from openmeter_plugin.log import get_logger
 from openmeter_plugin.peers import Mailboxes, Peers
 from openmeter_plugin.server import Server
@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from openmeter_plugin.http_log_config import HttpLogConfig
 
 _SWEEP_SECONDS: Final = 3600.0  # an instance without an event for one to two of these is forgotten
+_DISK_LOOK_SECONDS: Final = 0.25
 _STOP_SECONDS: Final = 5.0
 """A stop takes at most this long for the events under way, and as long again for the disk."""
 
@@ -95,8 +96,14 @@ async def _serve(
     chores = [
         loop.create_task(place.heartbeats.keep_beating(place.number)),
         loop.create_task(_keep_house(ids, instances)),
+        loop.create_task(_watch_disk(server)),
     ]
-    accepting = await _accept(listener, server, place, loop) if listener is not None else None
+    connections = Connections(loop, server.flush)
+    accepting = (
+        Acceptor(listener, server, connections, place.shares, place.number, loop)
+        if listener is not None
+        else None
+    )
     http_log = None
     if http_log_listener is not None and http_log_config is not None:
         from openmeter_plugin.http_log import HttpLog  # a web server's memory, for whoever wants one
@@ -111,18 +118,12 @@ async def _serve(
         await asyncio.gather(_finish_events(server), http_log.stop())
     else:
         await _finish_events(server)
+    connections.close()
+    server.flush()
     finished = await asyncio.to_thread(writer.close, _STOP_SECONDS)
     for chore in chores:
         chore.cancel()
     get_logger().info("stopped", spool_written=finished)
-
-
-async def _accept(
-    listener: socket.socket, server: Server, place: Place, loop: asyncio.AbstractEventLoop
-) -> Acceptor | asyncio.Server:
-    if place.shares.workers > 1:
-        return Acceptor(listener, server, place.shares, place.number, loop)
-    return await loop.create_unix_server(server.connection, sock=listener, backlog=BACKLOG)
 
 
 async def _keep_house(ids: InstanceIds, instances: Instances) -> None:
@@ -136,6 +137,12 @@ async def _keep_house(ids: InstanceIds, instances: Instances) -> None:
             next_sweep += _SWEEP_SECONDS
 
 
+async def _watch_disk(server: Server) -> None:
+    while True:
+        await asyncio.sleep(_DISK_LOOK_SECONDS)
+        server.look_at_disk()
+
+
 async def _finish_events(server: Server) -> None:
     """Let events that are under way end, and close each connection when it is idle.
 
@@ -147,5 +154,3 @@ async def _finish_events(server: Server) -> None:
             if connection.event is None:
                 connection.close()
         await asyncio.sleep(0.01)
-    for connection in list(server.connections):
-        connection.close()

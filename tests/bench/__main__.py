@@ -66,19 +66,22 @@ def gateways(rounds: int, seconds: int) -> int:
     """Compare what metering costs a real Kong."""
     try:
         with console.status("starting") as status:
-            measured, missing = gateway.run(rounds, seconds, 8, status.update)
+            measured, missing = gateway.run(rounds, seconds, plugin.CONCURRENCY, status.update)
     except KongMissing as error:
         console.print(f"[red]{error}")
         return 1
     table = Table(
-        title=f"Medians of {rounds} interleaved runs, concurrency 8, 1 worker", title_justify="left"
+        title=f"Medians of {rounds} interleaved runs, concurrency {plugin.CONCURRENCY}, 1 worker",
+        title_justify="left",
     )
-    for name in ("gateway", "requests/s", "Kong us/request", "server us/request", "p99 ms at 300/s"):
+    columns = ("requests/s", "of http-log", "Kong us/request", "server us/request", "p99 ms at 300/s")
+    for name in ("gateway", *columns):
         table.add_column(name, justify="left" if name == "gateway" else "right")
     for name, one in measured.items():
         table.add_row(
             name,
             f"{statistics.median(one.rates):,.0f}",
+            f"{statistics.median(ratios(measured, name)):.2f}",
             f"{statistics.median(one.cpu_us):.0f}",
             f"{statistics.median(one.server_us):.0f}",
             f"{one.p99_ms[0]:.1f}",
@@ -92,12 +95,17 @@ def gateways(rounds: int, seconds: int) -> int:
     return verdict(goals)
 
 
+def ratios(measured: dict[str, gateway.Gateway], name: str) -> list[float]:
+    """Return a gateway's throughput divided by that of http-log in the same round, the smallest first."""
+    pairs = zip(measured[name].rates, measured[gateway.HTTP_LOG].rates, strict=True)
+    return sorted(one / other for one, other in pairs)
+
+
 def throughput(measured: dict[str, gateway.Gateway], name: str, floor: float) -> Goal:
     """Return the goal for a gateway's throughput against that of http-log, round by round."""
-    pairs = zip(measured[name].rates, measured[gateway.HTTP_LOG].rates, strict=True)
-    ratios = sorted(one / other for one, other in pairs)
-    median = statistics.median(ratios)
-    low, high = ratios[len(ratios) // 4], ratios[-len(ratios) // 4]
+    found = ratios(measured, name)
+    median = statistics.median(found)
+    low, high = found[len(found) // 4], found[-len(found) // 4]
     detail = f"{median:.2f} (middle half {low:.2f} to {high:.2f})"
     return Goal(f"requests/s, {name} / http-log", f"{floor} or more", detail, median >= floor)
 

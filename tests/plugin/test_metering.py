@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from queue import SimpleQueue
 from typing import Any
 
 import pytest
@@ -17,8 +18,8 @@ from openmeter_plugin.outcome import spool_record
 from openmeter_plugin.questions import NOTHING_ASKED, Answers, Needs
 from openmeter_plugin.rules import Rules, SkipReason
 from openmeter_plugin.schema import FIELDS
+from openmeter_plugin.spool.queue import Rotation, SpoolQueue
 from openmeter_plugin.spool.segment import EVENTS, QUARANTINED, SKIPPED, Record, scan
-from openmeter_plugin.spool.writer import SpoolQueue
 from tests.harness.recordings import llm_request, serialized
 from tests.plugin.test_event import CONTEXT, NOW, assert_valid, damaged_logs, ids, json_values
 
@@ -139,7 +140,8 @@ def test_the_spool_gets_one_kind_of_record_in_the_queue_that_it_belongs_to(
     data: st.DataObject,
 ) -> None:
     spool = tmp_path_factory.getbasetemp()
-    queue, quarantine = SpoolQueue(spool, "q"), SpoolQueue(spool, "quarantine")
+    rotation = Rotation(1, 1, SimpleQueue())
+    queue, quarantine = SpoolQueue(spool, "q", rotation), SpoolQueue(spool, "quarantine", rotation)
     instance = Instance(1, queue, rules, "no configuration", quarantine)
     answers = NOTHING_ASKED
     while isinstance(spooled := spool_record(instance, log, answers), Needs):

@@ -304,7 +304,7 @@ def test_fsync_interval_puts_a_record_on_the_disk_soon_after_and_then_rests(
         hand_over(writer, range(1))
         eventually(lambda: calls, what="the sync")
         (segment,) = segments(tmp_path)
-        writer._stopped.wait(0.1)  # ten intervals in which nothing is written
+        writer._syncer._stopped.wait(0.1)  # ten intervals in which nothing is written
         assert calls == [str(segment)]
 
 

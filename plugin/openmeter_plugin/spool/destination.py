@@ -30,6 +30,8 @@ class Destination:
     ssl_verify: bool = True
     max_batch_size: int = 500
     max_coalescing_delay: float = 1.0
+    concurrency: int = 1
+    """POSTs that may be under way at once."""
     initial_retry_delay: float = 0.01
     max_retry_delay: float = 60.0
     token: str | None = field(default=None, repr=False)

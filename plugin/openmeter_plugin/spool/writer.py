@@ -1,23 +1,25 @@
-"""Writing the spool: a thread of its own, so that the thread that serves Kong never waits for the disk.
+"""Writing the spool: what is handed over is in a file before Kong has its answer.
 
-Records that arrive while one write(2) is under way form the next one (group commit). Power loss costs
-what `fsync` leaves open: `always` nothing, `interval` at most what came in one interval, `never` what the
-kernel had not written back by itself. kill -9 costs nothing in any of them.
+A thread of its own writes, so that the thread that serves Kong never waits for a disk in trouble: what
+arrives while one write(2) is under way forms the next one (group commit). While all is well, that is
+the open segment has room and writes have been quick (`pace`), the serving thread calls write(2) itself:
+handing a record to another thread and back costs several times as much. So of a disk that turns slow it
+meets one slow write, and then leaves it to the other thread.
+
+Power loss costs what `fsync` leaves open: `always` nothing, `interval` at most what came in one interval,
+`never` what the kernel had not written back by itself. kill -9 costs nothing in any of them.
 
 When the disk fails, Kong is answered all the same: records wait in bounded memory and are written as
 soon as the disk takes them; past the bound they are counted as lost, and the count goes into the spool.
+The same holds for a disk that neither takes nor refuses a write for longer than `STALLED_AFTER`.
 """
 
 from __future__ import annotations
 
-import contextlib
-import errno
-import fcntl
 import os
 import threading
 import time
-from collections.abc import Callable, Sequence
-from itertools import count
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from queue import Empty, SimpleQueue
 from typing import Any, Final, Literal
@@ -25,91 +27,24 @@ from typing import Any, Final, Literal
 import orjson
 
 from openmeter_plugin.log import RateLimit, get_logger
-from openmeter_plugin.spool.destination import Destination, queues_directory, write_destination
-from openmeter_plugin.spool.segment import LOST, MAGIC, SUFFIX, encode_record
+from openmeter_plugin.spool.destination import Destination, write_destination
+from openmeter_plugin.spool.pace import Pace
+from openmeter_plugin.spool.queue import Item, Rotation, SpoolQueue
+from openmeter_plugin.spool.segment import LOST, encode_record
+from openmeter_plugin.spool.segment_file import Segment
+from openmeter_plugin.spool.syncer import Syncer
 
 Fsync = Literal["always", "interval", "never"]
 
+STALLED_AFTER: Final = 2.0
+"""Seconds of one commit after which the disk counts as stalled."""
 _RETRY_AFTER: Final = 0.5  # seconds between two tries on a disk that failed
-_LEFT_FREE: Final = 4 * 1024 * 1024  # bytes, or an eighth of a smaller file system
-_segment_number = count()
-
-
-class Segment:
-    """A segment file that this process appends to, locked for as long as it is open."""
-
-    def __init__(self, directory: Path) -> None:
-        path = directory / f"{time.time_ns():020d}-{os.getpid()}-{next(_segment_number)}{SUFFIX}"
-        unready = path.with_suffix(".tmp")
-        flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_APPEND | os.O_CLOEXEC
-        self.descriptor = os.open(unready, flags, 0o600)
-        try:
-            # Named as a segment only once it is locked: a reader takes an unlocked one for finished,
-            # and would remove it under us.
-            fcntl.flock(self.descriptor, fcntl.LOCK_EX)
-            _write_all(self.descriptor, MAGIC)
-            unready.rename(path)
-        except OSError:
-            self.close()
-            unready.unlink(missing_ok=True)
-            raise
-        self._directory = directory
-        self._entered = False
-        self.size = len(MAGIC)
-        self.opened = time.monotonic()
-        self.unsynced = True
-
-    def append(self, data: bytes) -> int:
-        """Write the bytes and return how many went in: all of them, unless the disk refused the rest."""
-        view = memoryview(data)
-        written = 0
-        with contextlib.suppress(OSError):
-            while written < len(data):
-                written += os.write(self.descriptor, view[written:])
-        self.size += written
-        self.unsynced = True
-        return written
-
-    def sync(self) -> None:
-        """Have the kernel put the content on the disk; raises OSError."""
-        self.unsynced = False
-        os.fdatasync(self.descriptor)
-        if not self._entered:
-            # A file that no directory on the disk names is lost with all its content.
-            for directory in (self._directory, *list(self._directory.parents)[:2]):
-                _sync_directory(directory)
-            self._entered = True
-
-    def close(self) -> None:
-        """Close the file, which also unlocks it: from now on it is never appended to."""
-        os.close(self.descriptor)
-
-
-class SpoolQueue:
-    """The records for one destination. Only the writer's thread touches anything but `id`."""
-
-    def __init__(self, spool: Path, queue_id: str) -> None:
-        self.id = queue_id
-        self.directory = queues_directory(spool) / queue_id
-        self.description: Destination | None = None
-        self.segment: Segment | None = None
-        self.waiting: list[bytes] = []
-        self.waiting_bytes = 0
-        self.lost = 0
-
-    @property
-    def failing(self) -> bool:
-        """Whether something waits for a disk that refused it."""
-        return bool(self.waiting or self.lost or self.description)
-
 
 Notify = Callable[[list[Any]], None]
-Item = tuple[SpoolQueue, bytes | None, Any, Destination | None]
-"""What is handed over: a queue, and a record with its token or a new description."""
 
 
 class SpoolWriter:
-    """Takes records from the serving thread and gives their tokens back when they are on disk.
+    """Takes records from the serving thread and gives their tokens back when they are in a file.
 
     `notify` is called on the writer's thread with the tokens of a committed group, in order.
     """
@@ -129,20 +64,22 @@ class SpoolWriter:
         self._spool = spool
         self._notify = notify
         self._fsync = fsync
-        self._fsync_interval = fsync_interval
-        self._segment_bytes = segment_bytes
-        self._segment_seconds = segment_seconds
         self._max_waiting_bytes = max_waiting_bytes
         self._keep_tokens = keep_tokens
         self._items: SimpleQueue[Sequence[Item] | None] = SimpleQueue()
         self._queues: dict[str, SpoolQueue] = {}
-        self._retired: SimpleQueue[Segment] = SimpleQueue()
-        self._stopped = threading.Event()
+        retired: SimpleQueue[Segment] = SimpleQueue()
+        self._rotation = Rotation(segment_bytes, segment_seconds, retired)
+        self._disk = threading.Lock()  # whoever holds it writes
+        self._pace = Pace()
+        self._commit_began: float | None = None
+        self._unanswered_bytes = 0
+        self._overflow: SimpleQueue[SpoolQueue] = SimpleQueue()
         self._all_written = False
         self._log = get_logger()
         self._failure_limit, self._loss_limit = RateLimit(), RateLimit()
         self._thread = threading.Thread(target=self._run, name="spool-writer", daemon=True)
-        self._syncer = threading.Thread(target=self._run_syncer, name="spool-sync", daemon=True)
+        self._syncer = Syncer(self._open_segments, retired, sync=fsync != "never", interval=fsync_interval)
 
     def start(self) -> None:
         """Start the threads; in the process that writes, after any fork."""
@@ -153,7 +90,7 @@ class SpoolWriter:
         """Return the queue with this id. Touches no disk."""
         queue = self._queues.get(queue_id)
         if queue is None:
-            queue = self._queues[queue_id] = SpoolQueue(self._spool, queue_id)
+            queue = self._queues[queue_id] = SpoolQueue(self._spool, queue_id, self._rotation)
         return queue
 
     def describe(self, destination: Destination) -> SpoolQueue:
@@ -170,12 +107,61 @@ class SpoolWriter:
         """Hand over several at once: waking the writer's thread costs more than writing a record."""
         self._items.put(items)
 
+    def append_now(self, items: Sequence[Item]) -> tuple[list[Any], Sequence[Item]]:
+        """Write records on the calling thread, as far as that is sure to be quick.
+
+        Returns the tokens of those that are in a file now, and what is left to hand over.
+        """
+        if self._fsync == "always" or not self._pace.trusted or not self._disk.acquire(blocking=False):
+            return [], items
+        groups: dict[SpoolQueue, list[Item]] = {}
+        for item in items:
+            groups.setdefault(item[0], []).append(item)
+        tokens: list[Any] = []
+        left: list[Item] = []
+        try:
+            for queue, group in groups.items():
+                began = time.perf_counter()
+                written = queue.append_quickly([item[1] or b"" for item in group])
+                self._pace.took(time.perf_counter() - began)
+                tokens += [item[2] for item in group[:written]]
+                left += group[written:]
+        finally:
+            self._disk.release()
+        return tokens, left
+
+    @property
+    def stalled(self) -> bool:
+        """Whether the disk has neither taken nor refused a write for so long that Kong must not wait."""
+        began = self._commit_began
+        return began is not None and time.monotonic() - began > STALLED_AFTER
+
+    def keep_for_later(self, items: Sequence[Item]) -> None:
+        """Hand over records that Kong has its answer for, while the disk is `stalled`; the serving thread's.
+
+        What has no room in memory is counted as lost.
+        """
+        kept: list[Item] = []
+        for item in items:
+            size = len(item[1] or b"")
+            if self._unanswered_bytes + size > self._max_waiting_bytes:
+                self._overflow.put(item[0])
+                if self._loss_limit.passes():
+                    self._log.critical("usage_lost", queue=item[0].id, reason="the disk hangs")
+            else:
+                self._unanswered_bytes += size
+                kept.append(item)
+        self._items.put(kept)
+
+    def moves_again(self) -> None:
+        """Forget how much memory the last stall took: the disk has had it; the serving thread's."""
+        self._unanswered_bytes = 0
+
     def close(self, timeout: float) -> bool:
         """Write what was handed over and stop; returns whether all was written within `timeout` seconds."""
         self._items.put(None)
         self._thread.join(timeout)
-        self._stopped.set()
-        self._syncer.join(timeout)
+        self._syncer.close(timeout)
         return self._all_written
 
     def _run(self) -> None:
@@ -191,12 +177,15 @@ class SpoolWriter:
         while True:
             failing = any(queue.failing for queue in list(self._queues.values()))
             items, stop = self._take(_RETRY_AFTER if failing else None)
-            self._commit(items)
+            self._commit_began = time.monotonic()
+            with self._disk:
+                self._commit(items)
+            self._commit_began = None
             if stop:
                 break
         unwritten = 0
         for queue in self._queues.values():
-            self._retire(queue)
+            queue.retire()
             unwritten += len(queue.waiting) + queue.lost
         if unwritten:
             self._log.critical("usage_lost", records=unwritten, reason="the disk took nothing up to the stop")
@@ -215,6 +204,8 @@ class SpoolWriter:
         return items, True
 
     def _commit(self, items: Sequence[Item]) -> None:
+        while not self._overflow.empty():
+            self._overflow.get_nowait().lost += 1
         groups: dict[SpoolQueue, list[bytes]] = {q: [] for q in list(self._queues.values()) if q.failing}
         tokens: list[Any] = []
         for queue, record, token, description in items:
@@ -238,11 +229,15 @@ class SpoolWriter:
         if not pending:
             return
         error: OSError | None = None
+        began = time.perf_counter()
         try:
-            written = self._append(queue, pending)
+            written = queue.append(pending)
+            if self._fsync == "always" and queue.segment is not None:
+                queue.segment.sync()
         except OSError as caught:
             written, error = 0, caught
-            self._retire(queue)  # to be delivered and removed, which may be what makes room
+            queue.retire()  # to be delivered and removed, which may be what makes room
+        self._pace.took(time.perf_counter() - began)
         rest = pending[written:]
         if queue.lost:  # its record goes first: it is in the file, or it is made anew for the next try
             if written:
@@ -267,31 +262,6 @@ class SpoolWriter:
             if self._failure_limit.passes():
                 self._log.error("destination_cannot_be_written", queue=queue.id, reason=error.strerror)
 
-    def _append(self, queue: SpoolQueue, records: list[bytes]) -> int:
-        """Write the records and return how many are completely in the file; raises OSError."""
-        segment = queue.segment
-        if segment is not None and (
-            segment.size >= self._segment_bytes or time.monotonic() - segment.opened >= self._segment_seconds
-        ):
-            self._retire(queue)
-            segment = None
-        if segment is None:
-            queue.directory.mkdir(mode=0o700, parents=True, exist_ok=True)
-        fitting = records[: _whole_records(records, _room(queue.directory))]
-        if not fitting:
-            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-        if segment is None:
-            segment = queue.segment = Segment(queue.directory)
-        data = b"".join(fitting)
-        written = segment.append(data)
-        if written < len(data):
-            # What follows half a record in this file would be damage; the rest starts a new one.
-            self._retire(queue)
-            return _whole_records(fitting, written)
-        if self._fsync == "always":
-            segment.sync()
-        return len(fitting)
-
     def _keep(self, queue: SpoolQueue, records: list[bytes], error: OSError | None) -> None:
         """Hold records in memory until the disk takes them, the oldest first, and count what has no room."""
         others = sum(other.waiting_bytes for other in list(self._queues.values()) if other is not queue)
@@ -310,68 +280,7 @@ class SpoolWriter:
         if queue.lost and self._loss_limit.passes():
             self._log.critical("usage_lost", queue=queue.id, records=queue.lost, reason=reason)
 
-    def _retire(self, queue: SpoolQueue) -> None:
-        """Leave the queue's segment to the sync thread, which puts it on disk and unlocks it."""
-        if queue.segment is not None:
-            self._retired.put(queue.segment)
-            queue.segment = None
-
-    def _run_syncer(self) -> None:
-        while not self._stopped.wait(self._fsync_interval):
-            self._sync_open_segments()
-            self._close_retired_segments()
-        self._close_retired_segments()
-
-    def _sync_open_segments(self) -> None:
+    def _open_segments(self) -> Iterator[Segment]:
         for queue in list(self._queues.values()):
-            segment = queue.segment
-            if segment is not None and segment.unsynced:
-                self._sync(segment)
-
-    def _close_retired_segments(self) -> None:
-        while not self._retired.empty():
-            segment = self._retired.get_nowait()
-            self._sync(segment)
-            segment.close()
-
-    def _sync(self, segment: Segment) -> None:
-        if self._fsync == "never":
-            return
-        try:
-            segment.sync()
-        except OSError as error:
-            if self._failure_limit.passes():
-                self._log.error("spool_cannot_sync", reason=error.strerror)
-
-
-def _write_all(descriptor: int, data: bytes) -> None:
-    """Write the few bytes at once; raises OSError, also where the disk took only some of them."""
-    if os.write(descriptor, data) < len(data):
-        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-
-
-def _sync_directory(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
-
-
-def _room(directory: Path) -> int:
-    """Return how many bytes may be written there.
-
-    Some are left for delivery's memory: if it could not be written, nothing would be removed any more,
-    and a spool that has filled its file system would stay full for ever.
-    """
-    system = os.statvfs(directory)
-    return system.f_bavail * system.f_frsize - min(_LEFT_FREE, system.f_blocks * system.f_frsize // 8)
-
-
-def _whole_records(records: list[bytes], written: int) -> int:
-    """Return how many records lie completely within the first `written` bytes."""
-    for index, record in enumerate(records):
-        written -= len(record)
-        if written < 0:
-            return index
-    return len(records)
+            if (segment := queue.segment) is not None:
+                yield segment

@@ -1,0 +1,149 @@
+"""The sockets of a worker's connections, in an epoll set of their own.
+
+The event loop watches the set as one descriptor, and whatever it has is worked off in rounds. An event is
+two short messages each way, so what a transport object costs for each is most of what an event costs; and
+Kong sends a frame's length and its content one after the other, so a second look at the socket, for next
+to nothing, mostly saves a turn of the event loop.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import select
+import socket
+import time
+from collections.abc import Callable
+from typing import Final, Protocol
+
+_MOST_AT_ONCE: Final = 65536
+_ROUND: Final = 256  # sockets looked at before records are written and answers given
+_PATIENCE: Final = 0.001
+"""Seconds to wait for the next round while there was one just now: less work than the event loop's turn."""
+_BUDGET: Final = 0.003
+"""Seconds of rounds before the event loop has its turn: whoever else is on it must not starve."""
+
+
+class Handler(Protocol):
+    """What a connection's bytes are for. Neither method raises."""
+
+    def received(self, data: bytes) -> None:
+        """Take bytes of the stream."""
+
+    def lost(self) -> None:
+        """Forget the connection, which is gone; called once."""
+
+
+class Link:
+    """One connection's socket: what is written goes out at once, or as soon as the peer takes it."""
+
+    __slots__ = ("_connections", "_unsent", "handler", "socket")
+
+    def __init__(
+        self, connections: Connections, connected: socket.socket, handler: Callable[[Link], Handler]
+    ) -> None:
+        self._connections = connections
+        self.socket = connected
+        self._unsent = b""
+        self.handler = handler(self)
+
+    def write(self, data: bytes) -> None:
+        """Send bytes, unless the connection is gone. Never waits."""
+        if self._unsent:
+            self._unsent += data
+            return
+        try:
+            sent = self.socket.send(data)
+        except BlockingIOError:
+            sent = 0
+        except OSError:
+            return  # the next look at the socket tells, and that is what ends the connection
+        if sent < len(data):
+            self._unsent = data[sent:]
+            self._connections.watch(self, select.EPOLLIN | select.EPOLLOUT)
+
+    def write_rest(self) -> None:
+        """Send what could not be sent before."""
+        data, self._unsent = self._unsent, b""
+        self._connections.watch(self, select.EPOLLIN)
+        self.write(data)
+
+    def close(self) -> None:
+        """Close the connection; what the kernel has taken is still sent."""
+        self._connections.drop(self)
+
+
+class Connections:
+    """All connections of a worker. `round_ended` is called when what was there has been handled."""
+
+    def __init__(self, loop: asyncio.AbstractEventLoop, round_ended: Callable[[], None]) -> None:
+        self._loop = loop
+        self._round_ended = round_ended
+        self._links: dict[int, Link] = {}
+        self._epoll = select.epoll()
+        loop.add_reader(self._epoll.fileno(), self._work)
+
+    def __len__(self) -> int:
+        return len(self._links)
+
+    def add(self, connected: socket.socket, handler: Callable[[Link], Handler]) -> None:
+        """Take over a connected socket, whose bytes go to what `handler` returns."""
+        connected.setblocking(False)
+        self._links[connected.fileno()] = Link(self, connected, handler)
+        self._epoll.register(connected.fileno(), select.EPOLLIN)
+
+    def watch(self, link: Link, events: int) -> None:
+        """Look for these events on a connection's socket."""
+        descriptor = link.socket.fileno()
+        if descriptor in self._links:
+            self._epoll.modify(descriptor, events)
+
+    def drop(self, link: Link) -> None:
+        """Close a connection and tell its handler, unless that has been done."""
+        descriptor = link.socket.fileno()
+        if self._links.pop(descriptor, None) is None:
+            return
+        self._epoll.unregister(descriptor)
+        link.socket.close()
+        link.handler.lost()
+
+    def close(self) -> None:
+        """Close all connections, and the set."""
+        for link in list(self._links.values()):
+            self.drop(link)
+        self._loop.remove_reader(self._epoll.fileno())
+        self._epoll.close()
+
+    def _work(self) -> None:
+        end = time.monotonic() + _BUDGET
+        links, poll = self._links, self._epoll.poll
+        wait = 0.0
+        while ready := poll(wait, _ROUND):
+            wait = _PATIENCE
+            for descriptor, events in ready:
+                link = links.get(descriptor)
+                if link is None:
+                    continue  # closed by what was handled before it in this round
+                if events & select.EPOLLOUT:
+                    link.write_rest()
+                if events & ~select.EPOLLOUT:
+                    self._read(link)
+            self._round_ended()
+            if time.monotonic() >= end:
+                return
+
+    def _read(self, link: Link) -> None:
+        try:
+            data = link.socket.recv(_MOST_AT_ONCE)
+            if 0 < len(data) <= 4:
+                with contextlib.suppress(BlockingIOError):
+                    # The length of a frame: its content follows at Kong's heels.
+                    data += link.socket.recv(_MOST_AT_ONCE)
+        except BlockingIOError:
+            return
+        except OSError:
+            data = b""
+        if data:
+            link.handler.received(data)
+        else:
+            self.drop(link)

@@ -1,0 +1,100 @@
+"""A segment file as its writer has it: locked, appended to, put on the disk. Its layout is in `segment`."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import fcntl
+import os
+import time
+from itertools import count
+from pathlib import Path
+from typing import Final
+
+from openmeter_plugin.spool.segment import MAGIC, SUFFIX
+
+_LEFT_FREE: Final = 4 * 1024 * 1024  # bytes, or an eighth of a smaller file system
+_segment_number = count()
+
+
+class Segment:
+    """A segment file that this process appends to, locked for as long as it is open."""
+
+    def __init__(self, directory: Path) -> None:
+        path = directory / f"{time.time_ns():020d}-{os.getpid()}-{next(_segment_number)}{SUFFIX}"
+        unready = path.with_suffix(".tmp")
+        flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_APPEND | os.O_CLOEXEC
+        self.descriptor = os.open(unready, flags, 0o600)
+        try:
+            # Named as a segment only once it is locked: a reader takes an unlocked one for finished,
+            # and would remove it under us.
+            fcntl.flock(self.descriptor, fcntl.LOCK_EX)
+            _write_all(self.descriptor, MAGIC)
+            unready.rename(path)
+        except OSError:
+            self.close()
+            unready.unlink(missing_ok=True)
+            raise
+        self._directory = directory
+        self._entered = False
+        self.size = len(MAGIC)
+        self.opened = time.monotonic()
+        self.unsynced = True
+
+    def append(self, data: bytes) -> int:
+        """Write the bytes and return how many went in: all of them, unless the disk refused the rest."""
+        view = memoryview(data)
+        written = 0
+        with contextlib.suppress(OSError):
+            while written < len(data):
+                written += os.write(self.descriptor, view[written:])
+        self.size += written
+        self.unsynced = True
+        return written
+
+    def sync(self) -> None:
+        """Have the kernel put the content on the disk; raises OSError."""
+        self.unsynced = False
+        os.fdatasync(self.descriptor)
+        if not self._entered:
+            # A file that no directory on the disk names is lost with all its content.
+            for directory in (self._directory, *list(self._directory.parents)[:2]):
+                _sync_directory(directory)
+            self._entered = True
+
+    def close(self) -> None:
+        """Close the file, which also unlocks it: from now on it is never appended to."""
+        os.close(self.descriptor)
+
+
+def room(directory: Path) -> int:
+    """Return how many bytes may be written there; raises OSError.
+
+    Some are left for delivery's memory: if it could not be written, nothing would be removed any more,
+    and a spool that has filled its file system would stay full for ever.
+    """
+    system = os.statvfs(directory)
+    return system.f_bavail * system.f_frsize - min(_LEFT_FREE, system.f_blocks * system.f_frsize // 8)
+
+
+def whole_records(records: list[bytes], written: int) -> int:
+    """Return how many records lie completely within the first `written` bytes."""
+    for index, record in enumerate(records):
+        written -= len(record)
+        if written < 0:
+            return index
+    return len(records)
+
+
+def _write_all(descriptor: int, data: bytes) -> None:
+    """Write the few bytes at once; raises OSError, also where the disk took only some of them."""
+    if os.write(descriptor, data) < len(data):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+
+def _sync_directory(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

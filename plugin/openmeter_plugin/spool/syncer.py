@@ -1,0 +1,65 @@
+"""Putting segments on the disk, and closing those that are followed by another, in a thread that may wait."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Iterable
+from queue import SimpleQueue
+
+from openmeter_plugin.log import RateLimit, get_logger
+from openmeter_plugin.spool.segment_file import Segment
+
+
+class Syncer:
+    """Syncs what `open_segments` returns each `interval` seconds, and what is in `retired` before closing it.
+
+    With `sync` false nothing is synced, only closed.
+    """
+
+    def __init__(
+        self,
+        open_segments: Callable[[], Iterable[Segment]],
+        retired: SimpleQueue[Segment],
+        *,
+        sync: bool,
+        interval: float,
+    ) -> None:
+        self._open_segments = open_segments
+        self._retired = retired
+        self._syncs = sync
+        self._interval = interval
+        self._stopped = threading.Event()
+        self._failure_limit = RateLimit()
+        self._thread = threading.Thread(target=self._run, name="spool-sync", daemon=True)
+
+    def start(self) -> None:
+        """Start the thread."""
+        self._thread.start()
+
+    def close(self, timeout: float) -> None:
+        """Close what is retired by now, and stop."""
+        self._stopped.set()
+        self._thread.join(timeout)
+
+    def _run(self) -> None:
+        while not self._stopped.wait(self._interval):
+            for segment in self._open_segments():
+                if segment.unsynced:
+                    self._sync(segment)
+            self._close_retired()
+        self._close_retired()
+
+    def _close_retired(self) -> None:
+        while not self._retired.empty():
+            segment = self._retired.get_nowait()
+            self._sync(segment)
+            segment.close()
+
+    def _sync(self, segment: Segment) -> None:
+        if not self._syncs:
+            return
+        try:
+            segment.sync()
+        except OSError as error:
+            if self._failure_limit.passes():
+                get_logger().error("spool_cannot_sync", reason=error.strerror)
