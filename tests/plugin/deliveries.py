@@ -15,8 +15,8 @@ import orjson
 
 from openmeter_plugin.delivery.options import DeliveryOptions, Retention
 from openmeter_plugin.delivery.process import deliver
-from openmeter_plugin.delivery.statement import read_counts, read_ledger
 from openmeter_plugin.spool.segment import SKIPPED, encode_events, encode_record, encode_summary
+from tests.harness.books import read_counts, read_ledger
 from tests.harness.process import eventually
 from tests.plugin.events_server import Answer, Post, Script
 from tests.plugin.spools import QUEUE, running_writer

@@ -23,7 +23,6 @@ from openmeter_plugin.delivery.client import (
     UnauthorizedError,
     UndeliveredError,
 )
-from openmeter_plugin.delivery.statement import read_dead_letters
 from openmeter_plugin.spool.destination import (
     write_destination,
 )
@@ -32,6 +31,7 @@ from openmeter_plugin.spool.segment import (
 )
 from openmeter_plugin.spool.writer import SpoolWriter
 from syncd.sandbox.testing import running_sandbox
+from tests.harness.books import read_dead_letters
 from tests.harness.process import eventually
 from tests.plugin.deliveries import (
     count,
@@ -139,7 +139,7 @@ def test_events_that_come_within_the_coalescing_delay_share_a_batch_up_to_its_li
         queue = writer.queue(QUEUE)
         for n in range(0, 20, 2):
             writer.append(queue, record(n, n + 1), None)
-            writer._stopped.wait(0.01)  # they come one by one
+            writer._syncer._stopped.wait(0.01)  # they come one by one
         eventually(lambda: len(server.taken) == 20)
     assert [post.ids for post in server.posts] == [ids(range(20))]
 
@@ -159,7 +159,7 @@ def test_a_coalesced_batch_keeps_to_its_limit_when_a_request_has_several_events(
         queue = writer.queue(QUEUE)
         for n in range(0, 12, 3):
             writer.append(queue, record(n, n + 1, n + 2), None)
-            writer._stopped.wait(0.06)
+            writer._syncer._stopped.wait(0.06)
         eventually(lambda: len(server.taken) == 12)
     assert {len(post.ids) for post in server.posts} == {3}
 

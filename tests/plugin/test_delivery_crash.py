@@ -10,6 +10,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -20,8 +21,8 @@ import structlog
 from openmeter_plugin.delivery.books import FILE, Books
 from openmeter_plugin.delivery.options import DeliveryOptions
 from openmeter_plugin.delivery.process import deliver
-from openmeter_plugin.delivery.statement import read_counts, read_dead_letters
 from openmeter_plugin.spool.destination import write_destination
+from tests.harness.books import read_counts, read_dead_letters
 from tests.harness.kong import KongWorker, PluginInstance, drive
 from tests.harness.process import eventually, plugin_server
 from tests.harness.recordings import Recorded, serialized
@@ -67,7 +68,9 @@ def test_the_books_hold_after_kill_9_at_any_moment_and_everything_arrives(tmp_pa
         serving(EventsServer(moody(rng))) as server,
         running_writer(tmp_path, segment_bytes=20_000, fsync_interval=0.02) as writer,
     ):
-        write_destination(tmp_path, destination(server.url, max_batch_size=25, max_coalescing_delay=0.01))
+        described = destination(server.url, max_batch_size=25, max_coalescing_delay=0.01)
+        # One POST at a time, and several.
+        write_destination(tmp_path, replace(described, concurrency=1 + 3 * (seed % 2)))
         queue = writer.queue(QUEUE)
         for _ in range(4):
             posts = len(server.posts) + rng.randrange(1, 12)
@@ -85,7 +88,7 @@ def test_the_books_hold_after_kill_9_at_any_moment_and_everything_arrives(tmp_pa
                 process.wait(20)
             assert_balanced(tmp_path)
     with serving(server, port=int(server.url.rpartition(":")[2].partition("/")[0])):
-        run_until_empty(tmp_path)
+        run_until_empty(tmp_path, seconds=60)
     assert_balanced(tmp_path)
     assert waiting(tmp_path) == 0
     refused = {event_id for event_id in ids(range(number)) if event_id in BAD}

@@ -17,13 +17,13 @@ from typing import Any
 import pytest
 import structlog
 
-from openmeter_plugin.delivery import sender as sender_module
+from openmeter_plugin.delivery import pipeline as pipeline_module
 from openmeter_plugin.delivery.books import Books
 from openmeter_plugin.delivery.breaker import Breaker
 from openmeter_plugin.delivery.client import EventsClient, UndeliveredError
 from openmeter_plugin.delivery.endpoint import Breakers, Endpoint
-from openmeter_plugin.delivery.statement import read_dead_letters
 from openmeter_plugin.spool.destination import token_file, write_destination
+from tests.harness.books import read_dead_letters
 from tests.harness.process import eventually
 from tests.plugin.deliveries import (
     assert_balanced,
@@ -376,7 +376,7 @@ def test_a_post_under_way_at_a_stop_is_waited_for_and_its_batch_not_sent_again(t
 def test_a_stop_does_not_wait_for_a_pause_nor_for_ever(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, way: str
 ) -> None:
-    monkeypatch.setattr(sender_module, "_GRACE", 0.2)
+    monkeypatch.setattr(pipeline_module, "_GRACE", 0.2)
     hang = threading.Event()
 
     def script(post: Post) -> Answer:
@@ -397,7 +397,7 @@ def test_a_stop_does_not_wait_for_a_pause_nor_for_ever(
 def test_a_stop_while_the_books_fail_ends_within_the_grace(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(sender_module, "_GRACE", 0.2)
+    monkeypatch.setattr(pipeline_module, "_GRACE", 0.2)
     with serving(EventsServer()) as server:
         write_destination(tmp_path, destination(server.url))
         spooled(tmp_path, [record(1)])

@@ -15,7 +15,6 @@ import structlog
 
 from openmeter_plugin.delivery.books import Books
 from openmeter_plugin.delivery.segments import QueueReader
-from openmeter_plugin.delivery.statement import read_counts
 from openmeter_plugin.spool import writer as writer_module
 from openmeter_plugin.spool.destination import (
     queues_directory,
@@ -25,10 +24,10 @@ from openmeter_plugin.spool.segment import (
     HEAD_SIZE,
     LOST,
     MAGIC,
-    Record,
     encode_events,
     encode_record,
 )
+from tests.harness.books import read_counts
 from tests.harness.process import eventually
 from tests.plugin.deliveries import (
     KEEP_NOTHING,
@@ -179,15 +178,15 @@ def test_the_half_of_a_record_that_a_living_writer_has_written_is_waited_for(tmp
         reader = QueueReader(queue.directory, {})
         try:
             (segment,) = reader.segments()
-            assert segment.peek() is not None
+            assert segment.chunk() is not None
             segment.take()
             for byte in record(1)[:-1]:
                 os.write(queue.segment.descriptor, bytes((byte,)))
-                assert segment.peek() is None
+                assert segment.chunk() is None
             os.write(queue.segment.descriptor, record(1)[-1:])
-            found = segment.peek()
-            assert isinstance(found, Record)
-            assert found.events == event(1)
+            found = segment.chunk()
+            assert found is not None
+            assert found.events == [event(1)]
         finally:
             reader.close()
 

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 import structlog
 
-from openmeter_plugin.delivery import sender as sender_module
+from openmeter_plugin.delivery import pipeline as pipeline_module
 from openmeter_plugin.delivery.books import FILE, Books
 from openmeter_plugin.spool.destination import (
     QUARANTINE,
@@ -201,7 +201,7 @@ def test_nothing_is_sent_twice_after_a_clean_stop(tmp_path: Path, server: Events
 def test_what_was_under_way_at_a_stop_is_sent_by_the_next(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(sender_module, "_GRACE", 0.1)
+    monkeypatch.setattr(pipeline_module, "_GRACE", 0.1)
     hang = threading.Event()
 
     def script(post: Post) -> Answer:
@@ -246,7 +246,7 @@ def test_with_its_books_damaged_it_sends_and_counts_everything_that_is_there_aga
 def test_a_batch_is_not_sent_again_when_only_the_books_cannot_be_written(
     tmp_path: Path, server: EventsServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(sender_module, "_BOOKS_RETRY", 0.01)
+    monkeypatch.setattr(pipeline_module, "_BOOKS_RETRY", 0.01)
     deliver_entry, failures = Books.deliver, [1, 2, 3]
 
     def failing(self: Books, *arguments: Any) -> None:

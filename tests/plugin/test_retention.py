@@ -19,13 +19,13 @@ from openmeter_plugin.delivery import retention as retention_module
 from openmeter_plugin.delivery import segments as segments_module
 from openmeter_plugin.delivery.books import Books
 from openmeter_plugin.delivery.options import Retention
+from openmeter_plugin.delivery.pipeline import Pipeline
 from openmeter_plugin.delivery.retention import Delivered, expired, remove_leftovers
 from openmeter_plugin.delivery.segments import UNREADABLE
-from openmeter_plugin.delivery.sender import Sender
 from openmeter_plugin.operations.sending_again import request_redelivery
 from openmeter_plugin.spool.destination import queues_directory, write_destination
 from openmeter_plugin.spool.segment import MAGIC
-from openmeter_plugin.spool.writer import Segment
+from openmeter_plugin.spool.segment_file import Segment
 from tests.harness.process import eventually
 from tests.plugin.deliveries import (
     KEEP_NOTHING,
@@ -108,14 +108,14 @@ def test_what_is_delivered_stays_over_a_restart_and_is_not_sent_again(
 def test_a_sender_that_is_never_idle_has_its_delivered_segments_removed_too(
     tmp_path: Path, server: EventsServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    work = Sender.work
+    work = Pipeline.work
 
-    async def never_idle(self: Sender, *, patient: bool) -> bool:
+    async def never_idle(self: Pipeline, *, patient: bool) -> bool:
         await work(self, patient=patient)
         await asyncio.sleep(0.01)
         return True
 
-    monkeypatch.setattr(Sender, "work", never_idle)
+    monkeypatch.setattr(Pipeline, "work", never_idle)
     write_destination(tmp_path, destination(server.url))
     with delivering(tmp_path, retention=KEEP_NOTHING):
         spooled(tmp_path, [record(n) for n in range(5)], each_alone=True)

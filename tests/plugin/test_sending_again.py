@@ -20,7 +20,6 @@ import pytest
 
 from openmeter_plugin.config import ConfigError
 from openmeter_plugin.delivery.books import FILE
-from openmeter_plugin.delivery.statement import read_counts, read_dead_letters
 from openmeter_plugin.instances import start_instance
 from openmeter_plugin.operations import quarantine_replay as quarantine_replay_module
 from openmeter_plugin.operations import sending_again as sending_again_module
@@ -29,6 +28,7 @@ from openmeter_plugin.operations.sending_again import replay_dead_letters, reque
 from openmeter_plugin.outcome import spool_record
 from openmeter_plugin.questions import Answers
 from openmeter_plugin.spool.destination import QUARANTINE, write_destination
+from tests.harness.books import read_counts, read_dead_letters
 from tests.harness.process import eventually
 from tests.harness.recordings import serialized
 from tests.plugin.deliveries import (

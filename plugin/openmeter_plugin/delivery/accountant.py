@@ -10,14 +10,15 @@ from __future__ import annotations
 import contextlib
 from collections import Counter
 from collections.abc import Iterable
-from itertools import islice
 from pathlib import Path
 from typing import Final
 
 import orjson
 
 from openmeter_plugin.delivery.books import Accounting, Books
-from openmeter_plugin.delivery.segments import UNREADABLE, Item, QueueReader, SegmentReader, segment_names
+from openmeter_plugin.delivery.chunk import Chunk, Other, read_chunk
+from openmeter_plugin.delivery.recent import RecentIds
+from openmeter_plugin.delivery.segments import UNREADABLE, QueueReader, SegmentReader, segment_names
 from openmeter_plugin.delivery.usage import add_alike, add_lines, summary_of
 from openmeter_plugin.log import get_logger
 from openmeter_plugin.spool.destination import queues_directory, write_atomically
@@ -31,7 +32,6 @@ from openmeter_plugin.spool.segment import (
     SUFFIX,
     Damage,
     Record,
-    scan,
 )
 from openmeter_plugin.values import table
 
@@ -67,9 +67,9 @@ class Accountant:
         self.resent: dict[str, set[int]] = {}
         """By segment, the offset behind each record that must not be sent."""
         self._add_resent(books.resent(queue))
-        self.read: dict[str, tuple[int, list[Item]]] = {}
-        """What the last `work` has read, with where it began: who delivers need not read it again."""
-        self._recent: dict[bytes, None] = {}
+        self.read: dict[str, list[Chunk]] = {}
+        """What the last `work` has read of each segment: who delivers need not read it again."""
+        self._recent = RecentIds(_REMEMBERED)
         self._remember()
         self.reader = QueueReader(self._directory, dict(self.accounted))
 
@@ -82,23 +82,21 @@ class Accountant:
 
         Raises sqlite3.Error; what was read then is read again.
         """
-        read: dict[str, tuple[int, list[Item]]] = {}
+        read: dict[str, list[Chunk]] = {}
         touched: list[SegmentReader] = []
         number = 0
         for segment in self.reader.segments():
             touched.append(segment)
-            start, items = segment.position, []
-            while number < MOST_RECORDS and self.reader.items(segment):
-                items += segment.take_all()
-                number += len(items)
-            if items:
-                read[segment.name] = (start, items)
+            while number < MOST_RECORDS and self.reader.chunk(segment) is not None:
+                chunk = segment.take()
+                read.setdefault(segment.name, []).append(chunk)
+                number += chunk.records
             if number >= MOST_RECORDS:
                 break
         if read:
             self._account(read)
         for segment in touched:
-            if segment.exhausted and not segment.items():
+            if segment.exhausted and segment.chunk() is None:
                 self.accounted.setdefault(segment.name, 0)
                 self.finished.add(segment.name)
                 self.reader.done(segment.name)
@@ -111,50 +109,62 @@ class Accountant:
         self.resent.pop(segment, None)
         self.reader.forget(segment)
 
-    def _account(self, read: dict[str, tuple[int, list[Item]]]) -> None:
-        accounting = Accounting(positions={name: items[-1].end for name, (_, items) in read.items()})
+    def _account(self, read: dict[str, list[Chunk]]) -> None:
+        accounting = Accounting(positions={name: chunks[-1].end for name, chunks in read.items()})
         fresh: dict[bytes, None] = {}
-        for name, (_, items) in read.items():
-            self._enter(name, items, accounting, fresh)
+        alike: Counter[bytes] = Counter()
+        for name, chunks in read.items():
+            for chunk in chunks:
+                self._enter_usage(name, chunk, accounting, fresh, alike)
+                for other in chunk.others:
+                    self._enter_other(name, other, accounting, fresh)
+        accounting.counts["metered", ""] += alike.total()
+        accounting.counts["events", ""] += add_alike(accounting.accepted, alike)
         accounting.count_requests()
         try:
             self._books.account(self._queue, accounting)
         except BaseException:
-            for name, (start, _) in read.items():
-                self.reader.start_over(name, start)
+            for name, chunks in read.items():
+                self.reader.start_over(name, chunks[0].start)
             raise
         self.accounted |= accounting.positions
         self._add_resent(accounting.resent)
         self._add_resent(accounting.unsendable)
-        self._recent |= fresh
-        self._forget_oldest()
+        self._recent.remember(fresh)
         self.read = read
 
-    def _enter(
-        self, segment: str, items: list[Item], accounting: Accounting, fresh: dict[bytes, None]
+    def _enter_usage(
+        self,
+        segment: str,
+        chunk: Chunk,
+        accounting: Accounting,
+        fresh: dict[bytes, None],
+        alike: Counter[bytes],
     ) -> None:
-        """Enter a segment's items; `fresh` takes the ids that are in no committed entry."""
-        recent = self._recent
-        alike: list[bytes] = []
-        for item in items:
-            if isinstance(item, Damage):
-                self._enter_damage(segment, item, accounting)
-            elif item.kind == EVENTS and (identity := item.identity) is not None:
-                first_id, rest = identity
-                if first_id in recent or first_id in fresh:
-                    accounting.resent.append((segment, item.end))
-                else:
-                    fresh[first_id] = None
-                    alike.append(rest)
+        """Enter a chunk's usage: `fresh` takes the ids that are in no committed entry, `alike` the rests."""
+        ids = dict.fromkeys(chunk.ids)
+        unique = len(ids) == len(chunk.ids) and b"" not in ids
+        if unique and self._recent.has_none_of(ids.keys()) and ids.keys().isdisjoint(fresh.keys()):
+            # What nearly all of them are: none without a summary, none that came before.
+            fresh.update(ids)
+            alike.update(chunk.rests)
+            return
+        for row, (event_id, rest) in enumerate(zip(chunk.ids, chunk.rests, strict=True)):
+            if not rest:
+                self._enter_other(segment, chunk.record(row), accounting, fresh)
+            elif event_id in self._recent or event_id in fresh:
+                accounting.resent.append((segment, chunk.ends[row]))
             else:
-                self._enter_other(segment, item, accounting, fresh)
-        accounting.counts["metered", ""] += len(alike)
-        accounting.counts["events", ""] += add_alike(accounting.accepted, Counter(alike))
+                fresh[event_id] = None
+                alike[rest] += 1
 
     def _enter_other(
-        self, segment: str, record: Record, accounting: Accounting, fresh: dict[bytes, None]
+        self, segment: str, record: Other, accounting: Accounting, fresh: dict[bytes, None]
     ) -> None:
-        """Enter a record that is no usage, or whose usage has no summary."""
+        """Enter what is no usage, or usage without a summary."""
+        if isinstance(record, Damage):
+            self._enter_damage(segment, record, accounting)
+            return
         counts = accounting.counts
         kind, body = record.kind, record.body
         event_id = _id_of(record)
@@ -168,10 +178,11 @@ class Accountant:
                 segment, Damage(record.end - len(body) - 1 - HEAD_SIZE, record.end), accounting
             )
             accounting.unsendable.append((segment, record.end))
-        elif event_id in self._recent or event_id in fresh:
+        elif event_id and (event_id in self._recent or event_id in fresh):
             accounting.resent.append((segment, record.end))
         else:
-            fresh[event_id] = None
+            if event_id:
+                fresh[event_id] = None
             if kind == QUARANTINED:
                 accounting.quarantined.append((str(orjson.loads(body).get("reason")), body))
             elif (summary := summary_of(record)) is not None:
@@ -200,19 +211,17 @@ class Accountant:
         for name in self.accounted:
             with contextlib.suppress(OSError):
                 found.append(((self._directory / name).stat().st_mtime, name))
-        for _, name in sorted(found, reverse=True)[:_SEGMENTS_REMEMBERED]:
+        for _, name in sorted(found)[-_SEGMENTS_REMEMBERED:]:
             end = self.accounted[name]
             start = max(len(MAGIC), end - _BYTES_REMEMBERED)
             with contextlib.suppress(OSError), (self._directory / name).open("rb") as file:
                 file.seek(start)
-                for item in scan(file.read(end - start), start, final=True):
-                    if isinstance(item, Record) and (event_id := _id_of(item)) is not None:
-                        self._recent[event_id] = None
-        self._forget_oldest()
+                self._remember_chunk(read_chunk(file.read(end - start), start, final=True))
 
-    def _forget_oldest(self) -> None:
-        for event_id in list(islice(self._recent, max(0, len(self._recent) - _REMEMBERED))):
-            del self._recent[event_id]
+    def _remember_chunk(self, chunk: Chunk) -> None:
+        without_summary = [chunk.record(row) for row, rest in enumerate(chunk.rests) if not rest]
+        others = [item for item in [*without_summary, *chunk.others] if isinstance(item, Record)]
+        self._recent.remember(filter(None, [*chunk.ids, *map(_id_of, others)]))
 
     def _add_resent(self, records: Iterable[tuple[str, int]]) -> None:
         for segment, end in records:
@@ -220,11 +229,11 @@ class Accountant:
 
 
 def _id_of(record: Record) -> bytes | None:
-    """Return what a request is known by, or None where the record is none or nothing can be read in it."""
+    """Return what a request is known by, None where the record is none or nothing can be read in it.
+
+    Empty where it has no id: then it cannot be known again, so it is one of its own.
+    """
     if record.kind == EVENTS:
-        identity = record.identity
-        if identity is not None:
-            return identity[0]
         summary = summary_of(record)
         return None if summary is None else summary.first_id.encode()
     if record.kind != QUARANTINED:
@@ -233,9 +242,8 @@ def _id_of(record: Record) -> bytes | None:
         kept = table(orjson.loads(record.body))
     except orjson.JSONDecodeError:
         return None
-    # Without an id it cannot be known again, so it is one of its own.
     event_id = table(table(kept.get("log")).get("request")).get("id")
-    return str(event_id).encode() if event_id else b"%d" % id(record)
+    return str(event_id).encode() if event_id else b""
 
 
 def _loss(body: bytes) -> tuple[str, int] | None:

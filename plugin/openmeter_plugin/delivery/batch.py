@@ -2,20 +2,24 @@
 
 from __future__ import annotations
 
+from bisect import bisect_right
 from collections import Counter
+from collections.abc import Collection
 from dataclasses import dataclass, field
+from itertools import accumulate
 from typing import Final
 
 from openmeter_plugin.delivery.accountant import Accountant
 from openmeter_plugin.delivery.books import Lines
+from openmeter_plugin.delivery.chunk import Chunk
 from openmeter_plugin.delivery.segments import QueueReader, SegmentReader
 from openmeter_plugin.delivery.usage import add_alike, add_lines, summary_of
-from openmeter_plugin.spool.segment import EVENTS, MAGIC, Record
+from openmeter_plugin.spool.segment import MAGIC
 
 MAX_BATCH_BYTES: Final = 4 * 1024 * 1024
 """Of one POST, far below what gateways before a metering API let through."""
 
-_MOST_RECORDS: Final = 20_000  # of a batch, so that a long stretch of skips is passed in pieces
+_MOST_PASSED: Final = 4 * 1024 * 1024  # bytes of segments in a batch: a long stretch of skips goes in pieces
 
 
 @dataclass(slots=True)
@@ -25,30 +29,49 @@ class Batch:
     events: list[bytes] = field(default_factory=list)
     event_count: int = 0
     size: int = 0
-    records: int = 0
+    passed: int = 0
+    """Bytes of segments that it covers."""
     positions: dict[str, int] = field(default_factory=dict)
-    _alike: list[bytes] = field(default_factory=list)
+    _alike: Counter[bytes] = field(default_factory=Counter)
     _other: Lines = field(default_factory=Counter)
 
-    def add(self, record: Record, max_events: int) -> bool:
-        """Add a record's events and return True, unless they have no room; the first ones always do."""
-        event_count, rest, events = record.usage
-        count, size = self.event_count + event_count, self.size + len(events) + 1
-        if (count > max_events or size > MAX_BATCH_BYTES) and self.events:
-            return False
-        self.event_count, self.size = count, size
-        self.events.append(events)
-        if rest:
-            self._alike.append(rest)
-        elif (summary := summary_of(record)) is not None:  # else it was not accounted for, and is not here
-            add_lines(self._other, summary)
-        return True
+    def add(self, chunk: Chunk, first: int, last: int, max_events: int) -> int:
+        """Add the events of a chunk's rows as far as there is room; the first ones always have it.
+
+        Returns the row behind the last that was added.
+        """
+        last = first + self._fitting(chunk, first, last, max_events)
+        events, rests = chunk.events[first:last], chunk.rests[first:last]
+        self.events += events
+        self.event_count += sum(chunk.counts[first:last])
+        self.size += sum(map(len, events)) + len(events)
+        self._alike.update(rests)
+        if b"" in rests:
+            self._alike.pop(b"")
+            for row in range(first, last):
+                if not chunk.rests[row] and (summary := summary_of(chunk.record(row))) is not None:
+                    add_lines(self._other, summary)
+        return last
+
+    def full(self, max_events: int) -> bool:
+        """Tell whether there is room for nothing more."""
+        return self.event_count >= max_events or self.size >= MAX_BATCH_BYTES
 
     def lines(self) -> Lines:
         """Return how many events of each line of the ledger are in it."""
         lines = self._other.copy()
-        add_alike(lines, Counter(self._alike))
+        add_alike(lines, self._alike)
         return lines
+
+    def _fitting(self, chunk: Chunk, first: int, last: int, max_events: int) -> int:
+        """Return how many of the rows have room."""
+        counts = chunk.counts[first:last]
+        if sum(counts) > max_events - self.event_count:
+            del counts[bisect_right(list(accumulate(counts)), max_events - self.event_count) :]
+        sizes = [len(events) + 1 for events in chunk.events[first : first + len(counts)]]
+        if sum(sizes) > MAX_BATCH_BYTES - self.size:
+            del sizes[bisect_right(list(accumulate(sizes)), MAX_BATCH_BYTES - self.size) :]
+        return len(sizes) if sizes or self.events else min(1, last - first)
 
 
 class BatchReader:
@@ -62,28 +85,35 @@ class BatchReader:
         """Close the files."""
         self.reader.close()
 
-    def extend(self, batch: Batch, max_events: int) -> None:
-        """Add to the batch what is there and has room."""
+    def extend(self, batch: Batch, max_events: int) -> bool:
+        """Add to the batch what is there and has room; returns whether that is all there is."""
+        return self._extend(batch, list(self.reader.known), max_events) and self._extend(
+            batch, self.reader.find(), max_events
+        )
+
+    def _extend(self, batch: Batch, segments: list[SegmentReader], max_events: int) -> bool:
         accounted = self._accountant.accounted
-        for segment in self.reader.segments():
+        for segment in segments:
             limit = accounted.get(segment.name, 0)
             before = segment.position
             room = before >= limit or self._add(batch, segment, limit, max_events)
             if segment.position > before:
                 batch.positions[segment.name] = segment.position
             if not room:
-                return
+                return False
+        return True
 
-    def delivered(self) -> list[str]:
-        """Return the segments that are read to their end and will not grow; none is read again.
+    def delivered(self, unsettled: Collection[str] = ()) -> list[str]:
+        """Return the segments that are delivered to their end and will not grow; none is read again.
 
-        To be called when the last batch is committed.
+        `unsettled` are those of which something is read, and not yet entered in the books as delivered.
         """
         finished = self._accountant.finished
         names = [
             segment.name
-            for segment in self.reader.segments()
+            for segment in self.reader.known
             if segment.name in finished
+            and segment.name not in unsettled
             and segment.position >= self._accountant.accounted.get(segment.name, len(MAGIC))
         ]
         for name in names:
@@ -96,21 +126,39 @@ class BatchReader:
 
     def _add(self, batch: Batch, segment: SegmentReader, limit: int, max_events: int) -> bool:
         """Add a segment's events up to its limit; returns whether there is room for more."""
-        unsent = self._accountant.resent.get(segment.name, ())
         read = self._accountant.read.pop(segment.name, None)
         if read is not None:
-            segment.adopt(*read)
+            segment.adopt(read)
         while segment.position < limit:
-            items = self.reader.items(segment)
-            if not items:
+            chunk = self.reader.chunk(segment)
+            if chunk is None:
                 return True
-            while items and segment.position < limit:
-                item = items[0]
-                if type(item) is Record and item.kind == EVENTS and item.end not in unsent:
-                    if not batch.add(item, max_events):
-                        return False
-                elif batch.records >= _MOST_RECORDS:
-                    return False
-                segment.position = items.popleft().end
-                batch.records += 1
+            if batch.passed >= _MOST_PASSED:
+                return False
+            before = segment.position
+            room = self._add_chunk(batch, segment, chunk, limit, max_events)
+            batch.passed += segment.position - before
+            if not room:
+                return False
+        return True
+
+    def _add_chunk(
+        self, batch: Batch, segment: SegmentReader, chunk: Chunk, limit: int, max_events: int
+    ) -> bool:
+        """Add a chunk's events up to the limit and take them; returns whether there is more room."""
+        last = bisect_right(chunk.ends, limit)
+        unsent = self._accountant.resent.get(segment.name)
+        gaps = [row for row in range(segment.row, last) if chunk.ends[row] in unsent] if unsent else []
+        row = segment.row
+        for stop in [*gaps, last]:
+            row = batch.add(chunk, row, stop, max_events)
+            if row < stop:
+                if row > segment.row:
+                    segment.take_rows(row)
+                return False
+            row = stop + 1
+        if chunk.end <= limit:
+            segment.take()
+        else:
+            segment.take_rows(last, limit)
         return True

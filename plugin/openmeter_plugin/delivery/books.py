@@ -5,6 +5,7 @@ is committed together with the position up to which it was counted, so that the 
 
     requests = metered + skipped (by reason) + quarantined + resent
     events   = delivered + dead_lettered + what waits in the spool
+    events   = accepted in the ledger + in lines that were pruned
 
 `books_file` says what becomes of a file that is damaged.
 """
@@ -17,9 +18,11 @@ from collections import Counter
 from collections.abc import Mapping
 from contextlib import AbstractContextManager, closing
 from dataclasses import dataclass, field
+from datetime import datetime
 from pathlib import Path
 from typing import NamedTuple
 
+from openmeter_plugin.delivery import pruning
 from openmeter_plugin.delivery.books_file import FILE, SCHEMA, open_file, transaction
 
 __all__ = [
@@ -171,6 +174,10 @@ class Books:
         """Count something that has no reason and no position."""
         with self._transaction() as db:
             add_counts(db, queue, Counter({(name, ""): value}))
+
+    def prune(self, days: int, now: datetime) -> int:
+        """Prune some lines of the ledger that are older than so many days; returns how many."""
+        return pruning.prune(self._db, days, now)
 
     def to_replay(self, queue: str, limit: int, most_bytes: int) -> list[tuple[int, bytes]]:
         """Return (id, event) of dead letters that somebody wants sent again."""

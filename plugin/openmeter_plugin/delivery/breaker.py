@@ -42,13 +42,17 @@ class Breaker:
         self._failures = 0
         self._open_until = 0.0
 
-    def failed(self, initial: float, longest: float, at_least: float) -> float:
+    def failed(self, initial: float, longest: float, at_least: float, known: int | None = None) -> float:
         """Open it for a pause and return that, in seconds: from `initial` doubled up to `longest`.
 
-        `at_least` is what the server asked for (Retry-After).
+        `at_least` is what the server asked for (Retry-After). `known` is how many failures there were when
+        the try began: of several that fail side by side, only the first says anything new.
         """
-        pause = min(initial * 2.0 ** min(self._failures, 64), longest) * random.uniform(0.5, 1.0)  # noqa: S311
-        self._failures += 1
-        pause = max(pause, at_least)
+        if known is not None and known < self._failures:
+            pause = max(at_least, self._open_until - time.monotonic(), 0.0)
+        else:
+            doubled = min(initial * 2.0 ** min(self._failures, 64), longest)
+            pause = max(doubled * random.uniform(0.5, 1.0), at_least)  # noqa: S311
+            self._failures += 1
         self._open_until = max(self._open_until, time.monotonic() + pause)
         return pause

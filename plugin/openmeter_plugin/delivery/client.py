@@ -13,7 +13,7 @@ from __future__ import annotations
 import asyncio
 import email.utils
 import time
-from collections.abc import Sequence
+from collections.abc import AsyncIterator, Callable, Sequence
 from typing import Final
 
 import httpx
@@ -73,25 +73,52 @@ class EventsClient:
             limits=httpx.Limits(keepalive_expiry=destination.keepalive),
             verify=destination.ssl_verify,
         )
+        try:
+            self._request = self._http.build_request("POST", destination.endpoint)
+        except httpx.InvalidURL as error:
+            raise ValueError(str(error)) from None
+        self._headers = [header for header in self._request.headers.raw if header[0] != b"Content-Length"]
 
-    async def send(self, events: Sequence[bytes]) -> None:
-        """Post the events, each a JSON object or several separated by commas; raises DeliveryError."""
+    async def send(self, events: Sequence[bytes], on_its_way: Callable[[], None] | None = None) -> None:
+        """Post the events, each a JSON object or several separated by commas; raises DeliveryError.
+
+        `on_its_way` is called when the body is written and there is nothing left but to wait for the answer.
+        """
         try:
             # The HTTP library's time-out is for each read: a server that trickles would hold us for ever.
             async with asyncio.timeout(self.destination.timeout * _TIMEOUTS_IN_ALL):
-                response, answer = await self._post(b"[" + b",".join(events) + b"]")
+                response, answer = await self._post(b"[" + b",".join(events) + b"]", on_its_way)
         except (httpx.HTTPError, httpx.InvalidURL, OSError) as error:  # TimeoutError is an OSError
             raise UndeliveredError(f"{type(error).__name__}: {error}") from None
         if not response.is_success:
             raise _failure(response, answer.decode("utf-8", "replace")[:_LONGEST_ANSWER])
 
-    async def _post(self, content: bytes) -> tuple[httpx.Response, bytes]:
+    async def _post(
+        self, content: bytes, on_its_way: Callable[[], None] | None
+    ) -> tuple[httpx.Response, bytes]:
+        async def body() -> AsyncIterator[bytes]:
+            yield content
+            if on_its_way is not None:
+                on_its_way()
+
+        # What is the same each time is made once. With its length given, the body is not sent in chunks.
+        request = httpx.Request(
+            "POST",
+            self._request.url,
+            headers=[*self._headers, (b"content-length", b"%d" % len(content))],
+            content=body(),
+            extensions=self._request.extensions,
+        )
         answer = b""
-        async with self._http.stream("POST", self.destination.endpoint, content=content) as response:
-            async for chunk in response.aiter_bytes():
+        response = await self._http.send(request, stream=True)
+        try:
+            # Of one that says it is taken nothing is told, so what it says need not be unpacked either.
+            async for chunk in response.aiter_raw() if response.is_success else response.aiter_bytes():
                 answer += chunk
                 if len(answer) > _MOST_READ:
                     break
+        finally:
+            await response.aclose()
         return response, answer
 
     async def close(self) -> None:

@@ -10,7 +10,7 @@ from __future__ import annotations
 import asyncio
 import os
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Final
@@ -23,6 +23,7 @@ from openmeter_plugin.log import RateLimit, get_logger
 from openmeter_plugin.spool.destination import Destination, read_destination
 
 _TIMEOUT: Final = 408
+_LOOK_AFTER: Final = 1.0  # seconds
 
 
 @dataclass(slots=True)
@@ -55,13 +56,14 @@ class Endpoint:
         self._own = Breaker()
         self._client: EventsClient | None = None
         self._last: Destination | None = None
+        self._look_at = 0.0
         self._log = get_logger().bind(queue=queue)
         self._failure_limit = RateLimit()
         self.retries = 0
         self.latency = Latency()
         """Of the POSTs that were taken."""
-        self.waiting = False
-        """Whether it waits until another attempt makes sense."""
+        self.waiting: set[asyncio.Task[Any] | None] = set()
+        """Those that wait until another attempt makes sense."""
         self.stopping = False
         """Whether no other attempt is to be made."""
 
@@ -78,6 +80,12 @@ class Endpoint:
         return destination.max_coalescing_delay if destination else 0.0
 
     @property
+    def concurrency(self) -> int:
+        """POSTs that may be under way at once."""
+        destination = self._last or self._destination()
+        return destination.concurrency if destination else 1
+
+    @property
     def failing(self) -> int:
         """Failures in a row, of this queue or of its endpoint."""
         shared = self._breakers.of(self._last.endpoint).failures if self._last else 0
@@ -89,33 +97,50 @@ class Endpoint:
             await self._client.close()
             self._client = None
 
-    async def attempt(self, events: Sequence[bytes]) -> bool:
+    async def attempt(self, events: Sequence[bytes], on_its_way: Callable[[], None] | None = None) -> bool:
         """Send once it makes sense; returns whether they are taken, else it is for another attempt.
 
-        Raises RejectedError.
+        `on_its_way` is called when the POST's body is written. Raises RejectedError.
         """
         if self.stopping:
             raise asyncio.CancelledError
-        self.waiting = True
         destination = self._last or self._destination()
         shared = self._breakers.of(destination.endpoint if destination else "")
-        async with self._own.permission(), shared.permission():
-            self.waiting = False
-            # Looked at only now: a new token must reach a backlog that has waited.
-            destination = self._destination()
-            shared = self._breakers.of(destination.endpoint if destination else "")
-            try:
-                await self._post(events, destination)
-            except UndeliveredError as error:
-                self._failed(error, destination, shared)
-                return False
-            except RejectedError:
-                self._succeeded(shared)  # an answer about the events: the way there is fine
-                raise
-            self._succeeded(shared)
-            return True
+        task = asyncio.current_task()
+        self.waiting.add(task)
+        try:
+            async with self._own.permission(), shared.permission():
+                self.waiting.discard(task)
+                # Looked at only now: a new token must reach a backlog that has waited.
+                return await self._attempt(events, self._destination(), on_its_way)
+        finally:
+            self.waiting.discard(task)
 
-    async def _post(self, events: Sequence[bytes], destination: Destination | None) -> None:
+    async def _attempt(
+        self,
+        events: Sequence[bytes],
+        destination: Destination | None,
+        on_its_way: Callable[[], None] | None,
+    ) -> bool:
+        shared = self._breakers.of(destination.endpoint if destination else "")
+        known = {breaker: breaker.failures for breaker in (shared, self._own)}
+        try:
+            await self._post(events, destination, on_its_way)
+        except UndeliveredError as error:
+            self._failed(error, destination, shared, known)
+            return False
+        except RejectedError:
+            self._succeeded(shared)  # an answer about the events: the way there is fine
+            raise
+        self._succeeded(shared)
+        return True
+
+    async def _post(
+        self,
+        events: Sequence[bytes],
+        destination: Destination | None,
+        on_its_way: Callable[[], None] | None,
+    ) -> None:
         if destination is None:
             raise UndeliveredError("nobody has said where this queue goes: destination.json is missing", 0)
         if self._client is None or self._client.destination != destination:
@@ -125,7 +150,7 @@ class Endpoint:
             except (ValueError, OSError) as error:  # the token, the certificates
                 raise UndeliveredError(f"{type(error).__name__}: {error}", 0) from None
         started = time.monotonic()
-        await self._client.send(events)
+        await self._client.send(events, on_its_way)
         self.latency.observe(time.monotonic() - started)
 
     def _succeeded(self, shared: Breaker) -> None:
@@ -134,7 +159,13 @@ class Endpoint:
         self._own.succeeded()
         shared.succeeded()
 
-    def _failed(self, error: UndeliveredError, destination: Destination | None, shared: Breaker) -> None:
+    def _failed(
+        self,
+        error: UndeliveredError,
+        destination: Destination | None,
+        shared: Breaker,
+        known: Mapping[Breaker, int],
+    ) -> None:
         self.retries += 1
         endpoint_fails = error.status is None or error.status >= 500 or error.status == _TIMEOUT
         breaker = shared if endpoint_fails else self._own
@@ -142,7 +173,7 @@ class Endpoint:
             shared.succeeded()  # it answers: what it has against us is no other queue's business
         initial = destination.initial_retry_delay if destination else 1.0
         longest = destination.max_retry_delay if destination else 60.0
-        pause = breaker.failed(initial, longest, error.retry_after)
+        pause = breaker.failed(initial, longest, error.retry_after, known[breaker])
         if not self._failure_limit.passes():
             return
         facts: dict[str, Any] = {
@@ -157,7 +188,14 @@ class Endpoint:
             self._log.error("delivery_fails", **facts)
 
     def _destination(self) -> Destination | None:
-        """Return the destination as it is described now: a new token must reach a waiting backlog."""
+        """Return the destination as it is described now: a new token must reach a waiting backlog.
+
+        While all goes well it is looked at once a second.
+        """
+        now = time.monotonic()
+        if self._last is not None and now < self._look_at and not self.failing:
+            return self._last
+        self._look_at = now + _LOOK_AFTER
         try:
             described = read_destination(self._spool, self._queue)
             token = self._configured_token()

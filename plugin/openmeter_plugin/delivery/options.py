@@ -12,6 +12,8 @@ TOKEN_VARIABLE: Final = "OPENMETER_PLUGIN_TOKEN"  # noqa: S105 - the name of one
 
 DEFAULT_RETENTION: Final = timedelta(days=1)
 DEFAULT_RETENTION_BYTES: Final = 1024**3
+DEFAULT_LEDGER_DAYS: Final = 400
+"""More than a year: a yearly invoice can be disputed with the ledger at hand."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,7 +29,8 @@ class DeliveryOptions:
     """How to deliver a spool.
 
     A `token_file` takes the place of every destination's token. `max_age` makes dead letters of events
-    that are older and still not delivered. All goes to `endpoint` where there is one.
+    that are older and still not delivered. All goes to `endpoint` where there is one. Settled lines of the
+    ledger are pruned when they are older than `ledger_days`, with 0 never.
     """
 
     spool: Path
@@ -35,3 +38,4 @@ class DeliveryOptions:
     token_file: Path | None = None
     max_age: timedelta | None = None
     endpoint: str | None = None
+    ledger_days: int = DEFAULT_LEDGER_DAYS

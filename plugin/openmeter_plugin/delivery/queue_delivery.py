@@ -14,9 +14,10 @@ from openmeter_plugin.delivery.batch import BatchReader
 from openmeter_plugin.delivery.books import Books
 from openmeter_plugin.delivery.books_file import is_damage
 from openmeter_plugin.delivery.endpoint import Endpoint
+from openmeter_plugin.delivery.pipeline import POLL, Pipeline
 from openmeter_plugin.delivery.retention import Delivered, delivered_now
 from openmeter_plugin.delivery.segments import UNREADABLE, QueueReader, segment_paths
-from openmeter_plugin.delivery.sender import POLL, Sender
+from openmeter_plugin.delivery.sender import Sender
 from openmeter_plugin.log import RateLimit, get_logger
 from openmeter_plugin.spool.destination import QUARANTINE, queues_directory
 
@@ -34,7 +35,8 @@ class QueueDelivery:
         delivered = {name: position.delivered for name, position in books.positions(queue).items()}
         self._batches = BatchReader(self._accountant, QueueReader(self._directory, delivered))
         self.endpoint = endpoint
-        self.sender = Sender(queue, books, self._batches, endpoint, max_age)
+        self.sender = Sender(queue, endpoint, max_age)
+        self.pipeline = Pipeline(queue, books, self._batches, endpoint, self.sender)
         self.delivered: dict[str, Delivered] = {}
         """The segments that are delivered to their end: retained until their time has come."""
         self._log = get_logger().bind(queue=queue)
@@ -50,19 +52,21 @@ class QueueDelivery:
             await self.close()
 
     async def run_until_empty(self) -> None:
-        """Deliver what is there, piece by piece: what was accounted for need not be read again."""
+        """Deliver what is there; only when it is read is more accounted for, which then need not be read."""
+        records: int | None = 1
         while True:
-            records = self._account()
-            while self._sends() and await self.sender.work(patient=False):
-                pass
+            if self.pipeline.hungry:
+                records = self._account()
+            busy = self._sends() and await self.pipeline.work(patient=False)
             self._note_delivered()
-            if not records:
+            if not records and not busy:
                 if records is not None and not self._trouble():
                     return
                 await asyncio.sleep(POLL)
 
     async def close(self) -> None:
         """Close files and connections."""
+        await self.pipeline.close()
         self._accountant.close()
         self._batches.close()
         await self.endpoint.close()
@@ -106,15 +110,15 @@ class QueueDelivery:
 
     async def _keep_sending(self) -> None:
         while True:
-            busy = self._sends() and await self.sender.work(patient=True)
+            busy = self._sends() and await self.pipeline.work(patient=True)
             self._note_delivered()
             if not busy:
                 await asyncio.sleep(POLL)
 
     def _note_delivered(self) -> None:
         # The books have what was set aside: it waits there, not in the files.
-        names = self._batches.delivered() if self._sends() else self._accountant.finished
-        for name in names:
+        finished = self._accountant.finished
+        for name in self._batches.delivered(self.pipeline.unsettled) if self._sends() else finished:
             if name not in self.delivered:
                 with contextlib.suppress(FileNotFoundError):
                     self.delivered[name] = delivered_now(self._directory / name)

@@ -6,23 +6,22 @@ import fcntl
 import os
 import time
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from pathlib import Path
 from typing import Final
 
+from openmeter_plugin.delivery.chunk import Chunk, read_chunk
 from openmeter_plugin.log import get_logger
-from openmeter_plugin.spool.segment import MAGIC, MAX_PAYLOAD, SUFFIX, Damage, Record, scan
+from openmeter_plugin.spool.segment import MAGIC, MAX_PAYLOAD, SUFFIX
 
 UNREADABLE: Final = ".unreadable"
 """Follows the name of a segment that was set aside. Whoever takes it away again has it delivered after
 the next start, from where delivery stood."""
 
-_CHUNK: Final = 1024 * 1024  # bytes read at once
-_MOST_ADOPTED: Final = 8 * _CHUNK
+_CHUNK: Final = 256 * 1024  # bytes read at once: so many that the processor still has them when they are sent
+_MOST_ADOPTED: Final = 2 * 1024 * 1024
 _TRIES: Final = 8  # to read a segment, before it is set aside
 _TRY_AFTER: Final = 1.0  # seconds between two of them
-
-Item = Record | Damage
 
 
 class SegmentReader:
@@ -37,8 +36,10 @@ class SegmentReader:
         """Whether everything is read, if not taken, and nothing will ever follow."""
         self.failures = 0
         self.retry_at = 0.0
+        self.row = 0
+        """The first row of the next chunk that is not taken."""
         self._read_to = self.position
-        self._items: deque[Item] = deque()
+        self._chunks: deque[Chunk] = deque()
         self._descriptor: int | None = None
 
     def close(self) -> None:
@@ -47,34 +48,27 @@ class SegmentReader:
             os.close(self._descriptor)
             self._descriptor = None
 
-    def items(self) -> deque[Item]:
-        """Return what is read and not taken; empty where there is nothing yet. Raises OSError."""
-        if not self._items:
+    def chunk(self) -> Chunk | None:
+        """Return the chunk that is not wholly taken yet, None where there is none; raises OSError."""
+        if not self._chunks:
             self._read()
-        return self._items
+        return self._chunks[0] if self._chunks else None
 
-    def peek(self) -> Item | None:
-        """Return the next item without taking it, or None where there is none yet; raises OSError."""
-        items = self.items()
-        return items[0] if items else None
+    def take(self) -> Chunk:
+        """Take that chunk, or what is left of it."""
+        chunk = self._chunks.popleft()
+        self.position, self.row = chunk.end, 0
+        return chunk
 
-    def take(self) -> None:
-        """Take the item that `peek` returned."""
-        self.position = self._items.popleft().end
+    def take_rows(self, row: int, position: int | None = None) -> None:
+        """Take its usage up to, not including, a row, and what else there is up to the position."""
+        self.position, self.row = position or self._chunks[0].ends[row - 1], row
 
-    def take_all(self) -> list[Item]:
-        """Take what is read."""
-        items = list(self._items)
-        self._items.clear()
-        if items:
-            self.position = items[-1].end
-        return items
-
-    def adopt(self, start: int, items: list[Item]) -> None:
-        """Take what somebody else has read from `start` on as read, where it comes next and has room."""
-        if self._read_to == start and self._read_to - self.position < _MOST_ADOPTED:
-            self._items.extend(items)
-            self._read_to = items[-1].end
+    def adopt(self, chunks: list[Chunk]) -> None:
+        """Take what somebody else has read as read, where it comes next and has room."""
+        if self._read_to == chunks[0].start and self._read_to - self.position < _MOST_ADOPTED:
+            self._chunks.extend(chunks)
+            self._read_to = chunks[-1].end
 
     def _read(self) -> None:
         """Read on; the file is open only while there may be more in it, since a backlog has many files."""
@@ -88,13 +82,14 @@ class SegmentReader:
             writer_gone = _writer_gone(self._descriptor)
             data = os.pread(self._descriptor, size, self._read_to)
             at_end = len(data) < size
-            self._items.extend(scan(data, self._read_to, final=writer_gone and at_end))
-            if self._items:
-                self._read_to = self._items[-1].end
+            chunk = read_chunk(data, self._read_to, final=writer_gone and at_end)
+            if chunk.end > chunk.start:
+                self._chunks.append(chunk)
+                self._read_to = chunk.end
             if at_end and writer_gone:
                 self.exhausted = True
                 self.close()
-            if self._items or at_end:
+            if self._chunks or at_end:
                 return
             size = min(size * 4, MAX_PAYLOAD * 2)
 
@@ -115,7 +110,7 @@ class QueueReader:
     def __init__(self, directory: Path, positions: dict[str, int]) -> None:
         self.directory = directory
         self._positions = positions
-        self._segments: dict[str, SegmentReader] = {}
+        self._segments: dict[str, SegmentReader] = {}  # oldest first
         self._done: set[str] = set()
         self.unreadable: set[str] = set()
         """The segments that could not be read however often it was tried: to be set aside."""
@@ -131,29 +126,42 @@ class QueueReader:
             segment.close()
         self._segments = {}
 
-    def segments(self) -> list[SegmentReader]:
-        """Return the readers of the segments that are there and not done with, oldest first."""
-        for name in segment_names(self.directory):
-            if name not in self._segments and name not in self._done:
-                path = self.directory / name
-                self._segments[name] = SegmentReader(path, self._positions.pop(name, 0))
-        return [self._segments[name] for name in sorted(self._segments)]
+    @property
+    def known(self) -> Collection[SegmentReader]:
+        """The readers of the segments that were found and are not done with, oldest first."""
+        return self._segments.values()
 
-    def items(self, segment: SegmentReader) -> deque[Item]:
-        """Return what is there of a segment; of one that cannot be read nothing, so the others go on."""
+    def segments(self) -> list[SegmentReader]:
+        """Look for new segments and return the readers of all that are not done with, oldest first."""
+        self.find()
+        return list(self.known)
+
+    def find(self) -> list[SegmentReader]:
+        """Look for new segments and return their readers, oldest first."""
+        names = segment_names(self.directory)
+        new = sorted(name for name in names if name not in self._segments and name not in self._done)
+        for name in new:
+            path = self.directory / name
+            self._segments[name] = SegmentReader(path, self._positions.pop(name, 0))
+        if new and next(reversed(self._segments)) != max(self._segments):
+            self._segments = dict(sorted(self._segments.items()))
+        return [self._segments[name] for name in new]
+
+    def chunk(self, segment: SegmentReader) -> Chunk | None:
+        """Return a segment's next chunk; of one that cannot be read none, so that the others go on."""
         if segment.retry_at and time.monotonic() < segment.retry_at:
-            return deque()
+            return None
         try:
-            items = segment.items()
+            chunk = segment.chunk()
         except OSError as error:
             segment.failures += 1
             segment.retry_at = time.monotonic() + _TRY_AFTER
             get_logger().error("segment_unreadable", segment=segment.name, reason=error.strerror)
             if segment.failures >= _TRIES:
                 self.unreadable.add(segment.name)
-            return deque()
+            return None
         segment.failures, segment.retry_at = 0, 0.0
-        return items
+        return chunk
 
     def start_over(self, name: str, position: int) -> None:
         """Read a segment again from an offset on."""

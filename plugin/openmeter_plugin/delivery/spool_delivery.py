@@ -13,6 +13,7 @@ from openmeter_plugin.delivery.books import Books
 from openmeter_plugin.delivery.books_file import is_damage
 from openmeter_plugin.delivery.endpoint import Breakers, Endpoint
 from openmeter_plugin.delivery.options import DeliveryOptions
+from openmeter_plugin.delivery.pruning import Clock
 from openmeter_plugin.delivery.queue_delivery import QueueDelivery
 from openmeter_plugin.delivery.redelivery import Redeliverer
 from openmeter_plugin.delivery.retention import expired, remove_leftovers, shortage
@@ -22,6 +23,8 @@ from openmeter_plugin.spool.destination import queues_directory
 _POLL: Final = 0.2  # seconds between two looks for new queues
 _SWEEP: Final = 1.0  # seconds between two looks for what need not be retained any longer
 _TIDY: Final = 3600.0  # seconds between two looks for leftovers
+_PRUNE: Final = 10.0  # seconds between two steps of pruning the ledger
+_LOOK_TO_PRUNE: Final = 600.0  # seconds until there may be something to prune again
 
 
 class SpoolDelivery:
@@ -39,7 +42,8 @@ class SpoolDelivery:
 
     async def run(self) -> None:
         """Work until cancelled, or until the books are found damaged: a new start sets them aside."""
-        chores = [asyncio.create_task(self._keep_retention()), asyncio.create_task(self._redeliverer.run())]
+        work = (self._keep_retention(), self._keep_ledger_pruned(), self._redeliverer.run())
+        chores = [asyncio.create_task(chore) for chore in work]
         try:
             while True:
                 for name in _queue_names(self._options.spool):
@@ -116,6 +120,23 @@ class SpoolDelivery:
                 raise
             if self._failure_limit.passes():
                 self._log.error("delivered_segment_stays", reason=str(error))
+
+    async def _keep_ledger_pruned(self) -> None:
+        clock, total = Clock(), 0
+        while True:
+            pruned = 0
+            try:
+                pruned = self._books.prune(self._options.ledger_days, clock.now())
+            except sqlite3.Error as error:
+                if is_damage(error):
+                    raise
+                if self._failure_limit.passes():
+                    self._log.error("ledger_cannot_be_pruned", reason=str(error))
+            total += pruned
+            if total and not pruned:
+                self._log.info("ledger_pruned", lines=total, older_than_days=self._options.ledger_days)
+                total = 0
+            await asyncio.sleep(_PRUNE if pruned else _LOOK_TO_PRUNE)
 
     def _remove_leftovers(self) -> None:
         try:

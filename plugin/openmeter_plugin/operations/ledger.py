@@ -21,6 +21,7 @@ from openmeter_plugin.operations.models import (
 from openmeter_plugin.operations.reading import (
     all_counts,
     all_positions,
+    all_pruned,
     queue_names,
     reading,
     timestamp,
@@ -49,7 +50,9 @@ def read_ledger(
     with reading(spool) as db:
         rows = db.execute(
             "SELECT queue, hour, type, subject, accepted, delivered, dead_lettered FROM ledger"
-            " WHERE hour >= ? AND hour < ? AND (? IS NULL OR subject = ?)"
+            # The queues by name, since the key begins with them: else all of the ledger is read.
+            " WHERE queue IN (SELECT queue FROM counts) AND hour >= ? AND hour < ?"
+            " AND (? IS NULL OR subject = ?)"
             " AND (hour, subject, type, queue) > (?, ?, ?, ?)"
             " ORDER BY hour, subject, type, queue LIMIT ?",
             (since, until, subject, subject, *behind, limit + 1),
@@ -57,12 +60,14 @@ def read_ledger(
         waiting = {
             hour
             for (hour,) in db.execute(
-                "SELECT DISTINCT hour FROM ledger WHERE hour >= ? AND hour < ?"
+                "SELECT DISTINCT hour FROM ledger"
+                " WHERE queue IN (SELECT queue FROM counts) AND hour >= ? AND hour < ?"
                 " AND accepted > delivered + dead_lettered",
                 (since, until),
             )
         }
         queues, positions = queue_names(spool, all_counts(db)), all_positions(db)
+        pruned = [queue.up_to for queue in all_pruned(db).values()]
     for queue in queues:
         if queue != QUARANTINE:
             found = unaccounted(QueueFiles.of(spool, queue, positions.get(queue, {})))
@@ -71,6 +76,7 @@ def read_ledger(
     return Ledger(
         lines=lines,
         hours_with_waiting_events=sorted(waiting),
+        pruned_up_to=max(pruned, default=None),
         next=_cursor_of(lines[-1]) if len(rows) > limit else None,
     )
 

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any, Final
 
 from prometheus_client import CollectorRegistry
@@ -77,6 +79,7 @@ class Metrics(Collector):
         else:
             yield _gauge("books_readable", _BOOKS_READABLE, {(): 1}, [])
             yield from _books(status)
+        yield from _disk(self._watch.spool)
         yield from self._delivery()
         yield _counter(
             "process_restarts",
@@ -129,6 +132,16 @@ def _books(status: SpoolStatus) -> Iterator[Metric]:
     yield _counter("requests_lost", "Requests that could not be written", lost, ["destination", "reason"])
     known: Values = {(d.id, d.endpoint): 1.0 for d in destinations if d.endpoint is not None}
     yield _gauge("destination_info", "Where a destination's events go", known, ["destination", "endpoint"])
+
+
+def _disk(spool: Path) -> Iterator[Metric]:
+    try:
+        disk = os.statvfs(spool)
+    except OSError:
+        return
+    free, size = disk.f_bavail * disk.f_frsize, disk.f_blocks * disk.f_frsize
+    yield _gauge("disk_free_bytes", "What the spool may still take of its disk", {(): free}, [])
+    yield _gauge("disk_size_bytes", "Size of the spool's disk", {(): size}, [])
 
 
 def _counter(

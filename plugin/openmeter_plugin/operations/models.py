@@ -52,6 +52,14 @@ class OldestWaiting(Model):
     age_seconds: float
 
 
+class PrunedLedger(Model):
+    """What is no longer in the ledger, since its lines were settled and old; the counts still have it."""
+
+    up_to: Annotated[str, Field(description="no line of a later hour was pruned; UTC, as 2026-11-22T07")]
+    lines: int
+    events: Annotated[int, Field(description="accepted and delivered")]
+
+
 class DestinationStatus(Model):
     """One queue of the spool: the events for one endpoint and credential, or the quarantine."""
 
@@ -63,6 +71,7 @@ class DestinationStatus(Model):
     oldest_waiting: OldestWaiting | None
     segments: int
     bytes: Annotated[int, Field(description="of its segment files, delivered ones that are retained too")]
+    pruned: Annotated[PrunedLedger | None, Field(description="from the ledger; None where nothing was")]
 
 
 class SpoolTotal(Model):
@@ -74,6 +83,7 @@ class SpoolTotal(Model):
     oldest_waiting: OldestWaiting | None
     segments: int
     bytes: int
+    pruned: PrunedLedger | None
 
 
 class SpoolStatus(Model):
@@ -106,6 +116,10 @@ class Ledger(Model):
     hours_with_waiting_events: Annotated[
         list[str],
         Field(description="hours of the span that the metering API does not have completely, all subjects"),
+    ]
+    pruned_up_to: Annotated[
+        str | None,
+        Field(description="of this hour and those before, settled lines may be gone; None: all are there"),
     ]
     next: Annotated[str | None, Field(description="`after` of the next page; None on the last")]
 
@@ -157,3 +171,4 @@ class Verification(Model):
     bytes: int
     damaged_bytes: Annotated[int, Field(description="in the segments that are still there")]
     ledger_lines: int
+    pruned_events: Annotated[int, Field(description="in lines that were pruned from the ledger")]

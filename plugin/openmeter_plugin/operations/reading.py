@@ -17,6 +17,7 @@ from typing import Final
 from openmeter_plugin.delivery.books import Counts, Position
 from openmeter_plugin.delivery.books_file import FILE, SCHEMA
 from openmeter_plugin.delivery.process import LOCK
+from openmeter_plugin.delivery.pruning import Pruned
 from openmeter_plugin.spool.destination import queues_directory
 
 _BUSY_SECONDS: Final = 5.0
@@ -113,6 +114,12 @@ def all_resent(db: sqlite3.Connection) -> dict[str, set[tuple[str, int]]]:
     for queue, segment, position in db.execute("SELECT queue, segment, position FROM resent"):
         resent.setdefault(queue, set()).add((segment, position))
     return resent
+
+
+def all_pruned(db: sqlite3.Connection) -> dict[str, Pruned]:
+    """Return what was pruned of each queue's ledger."""
+    rows = db.execute("SELECT queue, up_to, lines, events FROM ledger_pruned")
+    return {queue: Pruned(up_to, lines, events) for queue, up_to, lines, events in rows}
 
 
 def queue_names(spool: Path, counts: dict[str, Counts]) -> list[str]:

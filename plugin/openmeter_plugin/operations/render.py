@@ -29,6 +29,13 @@ def _not_accounted(part: Part) -> str:
     return f"{behind.requests} requests" if behind.requests else "-"
 
 
+def _pruned(part: Part) -> str:
+    pruned = part.pruned
+    if pruned is None:
+        return "-"
+    return f"{pruned.lines} lines with {pruned.events} events, up to {pruned.up_to}"
+
+
 _ROWS: Final[list[tuple[str, Callable[[Part], str]]]] = [
     ("requests", lambda part: str(part.books.requests)),
     ("  metered", lambda part: str(part.books.metered)),
@@ -45,6 +52,7 @@ _ROWS: Final[list[tuple[str, Callable[[Part], str]]]] = [
     ("damaged", lambda part: _damaged(part.books)),
     ("redelivered", lambda part: str(part.books.redelivered)),
     ("on disk", lambda part: f"{human_size(part.bytes)} in {part.segments}"),
+    ("pruned from the ledger", _pruned),
 ]
 
 
@@ -93,6 +101,8 @@ def _show_part(console: Console, title: str, part: Part) -> None:
         f"  lost {_with_reasons(books.lost)}, damaged {_damaged(books)}, redelivered {books.redelivered}",
     )
     line(console, f"  on disk {human_size(part.bytes)} in {part.segments} segments")
+    if part.pruned is not None:
+        line(console, f"  pruned from the ledger: {_pruned(part)}")
 
 
 def _requests_line(books: BooksNumbers) -> str:
@@ -118,7 +128,8 @@ def show_verification(console: Console, found: Verification) -> None:
     )
     if found.not_accounted.requests:
         line(console, f"{found.not_accounted.requests} requests are not accounted for yet")
-    line(console, f"{found.ledger_lines} ledger lines")
+    pruned = f", and {found.pruned_events} events in lines that were pruned" if found.pruned_events else ""
+    line(console, f"{found.ledger_lines} ledger lines{pruned}")
     line(console, "the books agree" if found.ok else f"{len(found.differences)} differences")
 
 

@@ -3,21 +3,25 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Collection
 from pathlib import Path
 from urllib.parse import urlsplit
 
 from openmeter_plugin.delivery.books import Counts
+from openmeter_plugin.delivery.pruning import Pruned
 from openmeter_plugin.operations.backlog import QueueFiles, oldest_waiting, unaccounted
 from openmeter_plugin.operations.models import (
     BooksNumbers,
     DestinationStatus,
     NotAccounted,
+    PrunedLedger,
     SpoolStatus,
     SpoolTotal,
 )
 from openmeter_plugin.operations.reading import (
     all_counts,
     all_positions,
+    all_pruned,
     all_resent,
     delivery_runs,
     queue_names,
@@ -30,6 +34,7 @@ def read_status(spool: Path) -> SpoolStatus:
     """Read the status; raises SpoolError."""
     with reading(spool) as db:
         counts, positions, resent = all_counts(db), all_positions(db), all_resent(db)
+        pruned = all_pruned(db)
         (dead,) = db.execute("SELECT count(*) FROM dead_letters").fetchone()
         (set_aside,) = db.execute("SELECT count(*) FROM quarantine").fetchone()
     destinations = [
@@ -38,19 +43,22 @@ def read_status(spool: Path) -> SpoolStatus:
             queue,
             counts.get(queue, Counter()),
             QueueFiles.of(spool, queue, positions.get(queue, {}), resent.get(queue, ())),
+            pruned.get(queue),
         )
         for queue in queue_names(spool, counts)
     ]
     return SpoolStatus(
         delivery_running=delivery_runs(spool),
-        total=_total(counts, destinations),
+        total=_total(counts, destinations, pruned.values()),
         destinations=destinations,
         dead_letters=dead,
         quarantined=set_aside,
     )
 
 
-def _destination(spool: Path, queue: str, counts: Counts, files: QueueFiles) -> DestinationStatus:
+def _destination(
+    spool: Path, queue: str, counts: Counts, files: QueueFiles, pruned: Pruned | None
+) -> DestinationStatus:
     books, behind = numbers(counts), unaccounted(files)
     return DestinationStatus(
         id=queue,
@@ -61,10 +69,23 @@ def _destination(spool: Path, queue: str, counts: Counts, files: QueueFiles) -> 
         oldest_waiting=oldest_waiting(files),
         segments=len(files.sizes),
         bytes=sum(files.sizes.values()),
+        pruned=_pruned([pruned] if pruned else []),
     )
 
 
-def _total(counts: dict[str, Counts], destinations: list[DestinationStatus]) -> SpoolTotal:
+def _pruned(queues: Collection[Pruned]) -> PrunedLedger | None:
+    if not queues:
+        return None
+    return PrunedLedger(
+        up_to=max(queue.up_to for queue in queues),
+        lines=sum(queue.lines for queue in queues),
+        events=sum(queue.events for queue in queues),
+    )
+
+
+def _total(
+    counts: dict[str, Counts], destinations: list[DestinationStatus], pruned: Collection[Pruned]
+) -> SpoolTotal:
     together: Counts = Counter()
     for one in counts.values():
         together.update(one)
@@ -80,6 +101,7 @@ def _total(counts: dict[str, Counts], destinations: list[DestinationStatus]) -> 
         oldest_waiting=max(waits, key=lambda wait: wait.age_seconds, default=None),
         segments=sum(d.segments for d in destinations),
         bytes=sum(d.bytes for d in destinations),
+        pruned=_pruned(pruned),
     )
 
 

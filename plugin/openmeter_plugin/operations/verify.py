@@ -6,11 +6,12 @@ import sqlite3
 from collections import Counter
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Final
+from typing import Final, NamedTuple
 
 import orjson
 
 from openmeter_plugin.delivery.books import Counts, LedgerKey, Lines, Position
+from openmeter_plugin.delivery.pruning import Pruned
 from openmeter_plugin.delivery.usage import add_lines, ledger_key, summary_of
 from openmeter_plugin.operations.backlog import QueueFiles, Unaccounted, read
 from openmeter_plugin.operations.models import NotAccounted, Verification
@@ -18,6 +19,7 @@ from openmeter_plugin.operations.reading import (
     SpoolError,
     all_counts,
     all_positions,
+    all_pruned,
     all_resent,
     queue_names,
     reading,
@@ -30,13 +32,21 @@ _TRIES: Final = 5
 _MOST_DIFFERENCES: Final = 1_000  # told; the rest is counted
 
 
-@dataclass(frozen=True, slots=True)
-class LedgerEntry:
-    """The numbers of a line of the ledger."""
+class LedgerEntry(NamedTuple):
+    """The numbers of a line of the ledger, or of several together."""
 
     accepted: int = 0
     delivered: int = 0
     dead_lettered: int = 0
+
+
+@dataclass(slots=True)
+class _Ledger:
+    """A queue's ledger: how many lines, what they come to, and those in which something is open."""
+
+    lines: int = 0
+    total: LedgerEntry = field(default_factory=LedgerEntry)
+    open: dict[LedgerKey, LedgerEntry] = field(default_factory=dict)
 
 
 @dataclass(slots=True)
@@ -46,7 +56,8 @@ class _Books:
     counts: dict[str, Counts]
     positions: dict[str, dict[str, Position]]
     resent: dict[str, set[tuple[str, int]]]
-    ledger: dict[str, dict[LedgerKey, LedgerEntry]]
+    ledger: dict[str, _Ledger]
+    pruned: dict[str, Pruned]
     dead: dict[str, Lines]
     damaged: str | None
     quarantined: int
@@ -115,7 +126,8 @@ def _verify(spool: Path) -> Verification:
         ),
         bytes=size,
         damaged_bytes=sum(r.damaged_bytes for r in recounts),
-        ledger_lines=sum(map(len, books.ledger.values())),
+        ledger_lines=sum(ledger.lines for ledger in books.ledger.values()),
+        pruned_events=sum(pruned.events for pruned in books.pruned.values()),
     )
 
 
@@ -127,16 +139,35 @@ def _read_books(spool: Path) -> _Books:
             damaged = None if health == "ok" else str(health)
         except sqlite3.DatabaseError as error:
             damaged = str(error)
-        ledger: dict[str, dict[LedgerKey, LedgerEntry]] = {}
-        for queue, hour, kind, subject, *values in db.execute(
-            "SELECT queue, hour, type, subject, accepted, delivered, dead_lettered FROM ledger"
-        ):
-            ledger.setdefault(queue, {})[LedgerKey(hour, kind, subject)] = LedgerEntry(*values)
         dead: dict[str, Lines] = {}
         for queue, event in db.execute("SELECT queue, event FROM dead_letters"):
             dead.setdefault(queue, Counter())[ledger_key(orjson.loads(event))] += 1
         (kept,) = db.execute("SELECT count(*) FROM quarantine").fetchone()
-        return _Books(all_counts(db), all_positions(db), all_resent(db), ledger, dead, damaged, kept)
+        return _Books(
+            counts=all_counts(db),
+            positions=all_positions(db),
+            resent=all_resent(db),
+            ledger=_read_ledger(db),
+            pruned=all_pruned(db),
+            dead=dead,
+            damaged=damaged,
+            quarantined=kept,
+        )
+
+
+def _read_ledger(db: sqlite3.Connection) -> dict[str, _Ledger]:
+    """Add the ledger up where it is: it may have millions of lines, nearly all of them settled."""
+    ledger: dict[str, _Ledger] = {}
+    for queue, lines, *total in db.execute(
+        "SELECT queue, count(*), sum(accepted), sum(delivered), sum(dead_lettered) FROM ledger GROUP BY queue"
+    ):
+        ledger[queue] = _Ledger(lines, LedgerEntry(*total))
+    for queue, hour, kind, subject, *values in db.execute(
+        "SELECT queue, hour, type, subject, accepted, delivered, dead_lettered FROM ledger"
+        " WHERE accepted <> delivered OR dead_lettered <> 0"
+    ):
+        ledger[queue].open[LedgerKey(hour, kind, subject)] = LedgerEntry(*values)
+    return ledger
 
 
 def _recount(files: QueueFiles) -> _Recount:
@@ -191,7 +222,8 @@ def _add(recount: _Recount, files: QueueFiles, name: str, item: Record | Damage)
 def _differences(queue: str, books: _Books, recount: _Recount) -> list[str]:
     """Return what does not add up in a queue."""
     counts = books.counts.get(queue, Counter())
-    lines = books.ledger.get(queue, {})
+    ledger = books.ledger.get(queue, _Ledger())
+    pruned = books.pruned.get(queue, Pruned("", 0, 0)).events
     book = numbers(counts)
     found = []
     skipped = sum(book.skipped.values())
@@ -207,26 +239,33 @@ def _differences(queue: str, books: _Books, recount: _Recount) -> list[str]:
             f"events are {book.events}, but delivered {book.delivered} + dead-lettered {book.dead_lettered}"
             f" + waiting in the segments {waiting} = {book.delivered + book.dead_lettered + waiting}"
         )
-    for name, value in (
-        ("accepted", book.events),
-        ("delivered", book.delivered),
-        ("dead_lettered", book.dead_lettered),
+    for name, value, total, gone in (
+        ("accepted", book.events, ledger.total.accepted, pruned),
+        ("delivered", book.delivered, ledger.total.delivered, pruned),
+        ("dead-lettered", book.dead_lettered, ledger.total.dead_lettered, 0),
     ):
-        total = sum(getattr(line, name) for line in lines.values())
-        if total != value:
-            found.append(f"{name} events are {value} in the counts and {total} in the ledger")
+        if total + gone != value:
+            found.append(
+                f"{name} events are {value} in the counts and {total} in the ledger, with {gone} pruned"
+            )
     if recount.damaged_accounted > counts["damaged_bytes", ""]:
         found.append(
             f"{recount.damaged_accounted} bytes of the segments are damaged, of which"
             f" {counts['damaged_bytes', '']} were when they were accounted for"
         )
-    return found + _ledger_differences(lines, recount.waiting, books.dead.get(queue, Counter()))
+    return found + _ledger_differences(ledger.open, recount.waiting, books.dead.get(queue, Counter()))
 
 
 def _ledger_differences(lines: dict[LedgerKey, LedgerEntry], waiting: Lines, dead: Lines) -> list[str]:
     found = []
     for key in sorted(lines.keys() | waiting.keys() | dead.keys()):
-        line = lines.get(key, LedgerEntry())
+        line = lines.get(key)
+        if line is None:
+            found.append(
+                f"ledger {key.hour} {key.type} {key.subject}: nothing is open in it,"
+                f" but {waiting[key]} wait and {dead[key]} dead letters are kept"
+            )
+            continue
         if line.accepted != line.delivered + line.dead_lettered + waiting[key]:
             found.append(
                 f"ledger {key.hour} {key.type} {key.subject}: accepted {line.accepted}, but delivered"
