@@ -6,6 +6,7 @@ and requests that come before the other listens lose their events.
 
 from __future__ import annotations
 
+import contextlib
 import sys
 
 
@@ -20,9 +21,13 @@ def main() -> None:
         return
     early = None
     if sys.argv[1:2] == ["serve"]:
-        from openmeter_plugin.listening import listen_early
+        from openmeter_plugin.activation import ActivationError, take_passed
+        from openmeter_plugin.listening import Listeners, listen_early
 
-        early = listen_early(sys.argv[2:])
+        early = Listeners()
+        with contextlib.suppress(ActivationError):  # found again by the command line, which has the words
+            take_passed(early)
+            listen_early(sys.argv[2:], early)
     from openmeter_plugin.cli import run
 
     run(early)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import sys
 from enum import StrEnum
@@ -14,18 +15,19 @@ import typer
 from openmeter_plugin import __version__, spool_cli
 from openmeter_plugin.command_line import DEFAULT_SPOOL, SPOOL_VARIABLE
 from openmeter_plugin.command_line import fail as _fail
-from openmeter_plugin.delivery.options import TOKEN_VARIABLE, DeliveryOptions, Retention
-from openmeter_plugin.heartbeat import Heartbeats
-from openmeter_plugin.listening import (
-    DEFAULT_MODE,
-    Listeners,
-    ListeningSocket,
+from openmeter_plugin.delivery.options import (
+    DEFAULT_LEDGER_DAYS,
+    TOKEN_VARIABLE,
+    DeliveryOptions,
+    Retention,
 )
+from openmeter_plugin.heartbeat import Heartbeats
+from openmeter_plugin.listening import DEFAULT_MODE, Listeners
 from openmeter_plugin.log import configure_logging
 from openmeter_plugin.peers import Mailboxes
 from openmeter_plugin.quantities import duration, size
 from openmeter_plugin.supervisor import Child, supervise
-from openmeter_plugin.ways_in import http_log_settings, http_log_socket, listen_for_api, octal, own_socket
+from openmeter_plugin.ways_in import http_log_settings, listen_for_api, octal, open_ways_in, own_socket
 
 _CLICK_USAGE_ERROR: Final = 2
 _UMASK: Final = 0o077
@@ -61,6 +63,15 @@ RetentionOption = Annotated[str, typer.Option(help="How long delivered events st
 RetentionSizeOption = Annotated[str, typer.Option(help="How much of them stays at most.")]
 MaxAgeOption = Annotated[
     str | None, typer.Option(help="Undelivered events older than this become dead letters (default: never).")
+]
+LedgerDaysOption = Annotated[
+    int,
+    typer.Option(
+        min=0,
+        max=36_500,
+        help="Days after which settled lines of the ledger are pruned: longer than any invoice can be"
+        " disputed. 0: never.",
+    ),
 ]
 TokenFileOption = Annotated[
     Path | None,
@@ -126,6 +137,7 @@ def serve(
     retention: RetentionOption = "1d",
     retention_size: RetentionSizeOption = "1GiB",
     max_age: MaxAgeOption = None,
+    ledger_days: LedgerDaysOption = DEFAULT_LEDGER_DAYS,
     token_file: TokenFileOption = None,
     api: ApiOption = None,
     api_token_file: ApiTokenFileOption = None,
@@ -134,18 +146,10 @@ def serve(
     configure_logging("supervisor")
     os.umask(_UMASK)
     mode = octal(socket_mode, "--socket-mode")
-    if socket_path is None and http_log is None:
-        _fail("serve needs --socket, --http-log or both: where Kong's requests come in", os.EX_USAGE)
-    delivery_options = _delivery_options(spool, retention, retention_size, max_age, token_file)
+    delivery_options = _delivery_options(spool, retention, retention_size, max_age, token_file, ledger_days)
+    listeners: Listeners = context.obj
+    open_ways_in(listeners, socket_path, http_log, mode)
     _make_spool(spool)
-    listeners: Listeners = context.obj or Listeners()
-    if socket_path is not None and listeners.plugin is None:
-        try:
-            listeners.plugin = ListeningSocket(socket_path, mode)
-        except OSError as error:
-            _fail(f"--socket: cannot listen on {socket_path}: {error.strerror or error}")
-    if http_log is not None and listeners.http_log is None:
-        listeners.http_log = http_log_socket(http_log, mode)
     settings = http_log_settings(listeners.http_log, http_log_config)
     access = listen_for_api(listeners, api, api_token_file)
 
@@ -164,6 +168,10 @@ def serve(
     def worker(number: int) -> None:
         if listeners.api is not None:
             listeners.api.socket.close()
+        if settings is not None:
+            from openmeter_plugin.http_log import prepare_process
+
+            prepare_process()
         place = Place(number, heartbeats, mailboxes, shares)
         run_worker(own_socket(listeners.plugin), options, place, own_socket(listeners.http_log), settings)
 
@@ -176,6 +184,7 @@ def serve(
         family = Family(heartbeats, workers, names, hang_timeout)
         run(delivery_options, Offer(offered, access) if offered and access else None, family)
 
+    gc.freeze()  # searching all of this for garbage would hold Kong up for 15 ms now and then
     children = [Child("worker", partial(worker, number), number) for number in range(workers)]
     supervise([*children, Child("delivery", delivery, workers)], listeners, heartbeats, hang_timeout)
 
@@ -189,6 +198,7 @@ def deliver(
     retention: RetentionOption = "1d",
     retention_size: RetentionSizeOption = "1GiB",
     max_age: MaxAgeOption = None,
+    ledger_days: LedgerDaysOption = DEFAULT_LEDGER_DAYS,
     token_file: TokenFileOption = None,
     with_parent: Annotated[
         bool, typer.Option("--with-parent", hidden=True, help="End when standard input does.")
@@ -201,7 +211,7 @@ def deliver(
     os.umask(_UMASK)
     if not spool.is_dir():
         _fail(f"--spool: {spool} is not a directory")
-    options = _delivery_options(spool, retention, retention_size, max_age, token_file)
+    options = _delivery_options(spool, retention, retention_size, max_age, token_file, ledger_days)
     from openmeter_plugin.operations.running import Offer, run
 
     listeners = Listeners()
@@ -241,23 +251,29 @@ def run(early: Listeners | None = None) -> None:
 
     `early` holds the sockets of `serve` that listen already.
     """
+    listeners = early or Listeners()
     try:
-        app(obj=early)
+        app(obj=listeners)
     except SystemExit as end:
         if end.code == _CLICK_USAGE_ERROR:
             sys.exit(os.EX_USAGE)
         raise
     finally:
-        if early is not None:
-            early.remove()
+        listeners.remove()
 
 
 def _delivery_options(
-    spool: Path, retention: str, retention_size: str, max_age: str | None, token_file: Path | None
+    spool: Path,
+    retention: str,
+    retention_size: str,
+    max_age: str | None,
+    token_file: Path | None,
+    ledger_days: int,
 ) -> DeliveryOptions:
     try:
         kept = Retention(duration(retention), size(retention_size))
-        return DeliveryOptions(spool, kept, token_file, duration(max_age) if max_age else None)
+        age = duration(max_age) if max_age else None
+        return DeliveryOptions(spool, kept, token_file, age, ledger_days=ledger_days)
     except ValueError as error:
         _fail(f"--retention, --retention-size, --max-age: {error}", os.EX_USAGE)
 

@@ -32,6 +32,7 @@ class Queue(Record):
     max_coalescing_delay: Annotated[float, Field(ge=0, le=3600)] = 1.0
     initial_retry_delay: Annotated[float, Field(gt=0)] = 0.01
     max_retry_delay: Annotated[float, Field(gt=0)] = 60.0
+    concurrency_limit: Literal[-1, 1] = 1
 
 
 class PluginConfig(Record):

@@ -3,8 +3,8 @@
 A body of thousands of logs must neither hold up the event loop nor fail for one bad log in it, so it is
 never parsed as a whole. Kong joins the logs with a bare comma: an entry that begins at its true start and
 parses up to the next `},{"` is that entry, since no beginning of a JSON object is itself one. Where that
-does not parse (the same bytes at the end of a text, bytes that are no UTF-8, white space between entries)
-its end is found by counting brackets.
+does not parse (the same bytes at the end of a text, bytes that are no UTF-8, white space between entries),
+and where an entry is too large to be parsed in one go, `json_scan` finds its end.
 """
 
 from __future__ import annotations
@@ -16,17 +16,15 @@ from typing import Any, Final
 
 import orjson
 
+from openmeter_plugin.json_scan import Limits, Scan, Stop
 from openmeter_plugin.serialized_log import parse_log
 
 _BOUNDARY: Final = b'},{"'
 _WHITE_SPACE: Final = re.compile(rb"[ \t\r\n]*+")
 _TAIL: Final = re.compile(rb"[ \t\r\n]*+(\])[ \t\r\n]*+\Z")
-_BETWEEN: Final = re.compile(rb'[][{}",]')
-_NESTED: Final = re.compile(rb'[][{}"]')
-_STRING: Final = re.compile(rb'(?:[^"\\]{1,4096}+|\\.){0,16}+("?)', re.DOTALL)
-_TOKENS_AT_ONCE: Final = 1000
 _MOST_GUESSES: Final = 8  # boundaries tried before brackets are counted: parsing is that much faster
 _LONGEST_TAIL: Final = 64  # bytes behind the last entry, in the one place where they are looked at twice
+_LIMITS: Final = Limits()
 
 
 class NotJsonError(ValueError):
@@ -42,7 +40,7 @@ class _Expect(Enum):
 
 
 Entry = tuple[Any, bytes]
-"""An entry's value, None where it is no JSON, and its bytes."""
+"""An entry's value, None where it is no JSON or too large, and the bytes that were parsed."""
 
 
 class EntrySplitter:
@@ -51,13 +49,14 @@ class EntrySplitter:
     Between them it yields None where a long search may be interrupted. Raises NotJsonError.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, limits: Limits = _LIMITS) -> None:
+        self._limits = limits
         self._buffer = bytearray()
         self._expect = _Expect.BODY
         self._at = 0  # where what is expected begins
         self._searched = 0  # no boundary before this
         self._guesses = 0
-        self._scan: _Scan | None = None
+        self._scan: Scan | None = None
 
     def feed(self, data: bytes) -> Iterator[Entry | None]:
         """Take more of the body and yield what that completes."""
@@ -78,24 +77,16 @@ class EntrySplitter:
         del self._buffer[:taken]
         self._searched = max(0, self._searched - taken)
         if self._scan is not None:
-            self._scan.at -= taken
+            self._scan.begin = 0
 
     def _take(self, *, final: bool) -> Iterator[Entry | None]:
         while self._next_begins():
             if self._expect is _Expect.END:
                 raise NotJsonError("something follows the end of the JSON")
-            entry = self._probable_entry(final=final) if self._scan is None else None
-            if entry is None:
-                if self._scan is None:
-                    return
-                end = self._scan.go_on(self._buffer)
-                if end == _PAUSE:
-                    yield None
-                    continue
-                if end == _MORE:
-                    return
-                entry = self._scanned_entry(end)
-            yield entry
+            found = self._probable_entry(final=final) if self._scan is None else self._scanned(self._scan)
+            if found is Stop.MORE:
+                return
+            yield None if isinstance(found, Stop) else found
 
     def _next_begins(self) -> bool:
         """Go to what is expected; tell whether it is there."""
@@ -107,7 +98,7 @@ class EntrySplitter:
         first = self._buffer[self._at]
         if self._expect is _Expect.BODY:
             if first == ord("{"):
-                self._expect, self._scan = _Expect.OBJECT, _Scan(self._at, alone=True)
+                self._expect, self._scan = _Expect.OBJECT, Scan(self._at, self._limits, alone=True)
                 return True
             if first != ord("["):
                 raise NotJsonError("the body is neither a JSON array nor a JSON object")
@@ -127,39 +118,52 @@ class EntrySplitter:
         if match:
             self._at = match.end()
 
-    def _probable_entry(self, *, final: bool) -> Entry | None:
-        """Return the entry up to the first boundary where it parses.
+    def _probable_entry(self, *, final: bool) -> Entry | Stop:
+        """Return the entry up to the next boundary if it parses; else its end is to be guessed again.
 
-        None with a scan begun: it is for that to find the end; without: more of the body is needed.
+        After some guesses, and where it gets too large, a scan is begun that finds the end.
         """
-        buffer, at = self._buffer, self._at
-        while self._guesses < _MOST_GUESSES:
-            end = delimiter = buffer.find(_BOUNDARY, max(at, self._searched)) + 1
-            if not end:
-                self._searched = max(at, len(buffer) - len(_BOUNDARY) + 1)
-                if not final:
-                    return None
-                self._guesses = _MOST_GUESSES
-                tail = _TAIL.search(buffer, max(at, len(buffer) - _LONGEST_TAIL))
-                if tail is None:
-                    break
-                end, delimiter = tail.start(), tail.start(1)
-            self._guesses += 1
+        at, end, delimiter = self._at, *self._guessed_end(final=final)
+        if not end and not final and len(self._buffer) - at <= self._limits.parsed + len(_BOUNDARY):
+            return Stop.MORE
+        if not end or end - at > self._limits.parsed:
+            return self._begin_scan()
+        raw = bytes(memoryview(self._buffer)[at:end])
+        try:
+            value = orjson.loads(raw)
+        except orjson.JSONDecodeError as error:
             self._searched = end
-            raw = bytes(memoryview(buffer)[at:end])
-            try:
-                value = orjson.loads(raw)
-            except orjson.JSONDecodeError as error:
-                if error.pos == len(raw):  # cut short: these bytes stand within the entry, too
-                    continue
-                break
-            self._pass(delimiter)
-            return value, raw
-        self._scan = _Scan(at, alone=False)
-        return None
+            self._guesses += 1
+            # Cut short: these bytes stand within the entry, too.
+            if error.pos < len(raw) or self._guesses >= _MOST_GUESSES:
+                return self._begin_scan()
+            return Stop.PAUSE
+        self._pass(delimiter)
+        return value, raw
 
-    def _scanned_entry(self, end: int) -> Entry:
-        raw = bytes(memoryview(self._buffer)[self._at : end]).rstrip(b" \t\r\n")
+    def _guessed_end(self, *, final: bool) -> tuple[int, int]:
+        """Return where the entry may end, and the comma or bracket behind it; (0, 0) where unknown."""
+        at, buffer = self._at, self._buffer
+        end = buffer.find(_BOUNDARY, max(at, self._searched)) + 1
+        if end:
+            return end, end
+        self._searched = max(at, len(buffer) - len(_BOUNDARY) + 1)
+        tail = _TAIL.search(buffer, max(at, len(buffer) - _LONGEST_TAIL)) if final else None
+        if tail is None:
+            return 0, 0
+        self._guesses = _MOST_GUESSES  # there is no other
+        return tail.start(), tail.start(1)
+
+    def _begin_scan(self) -> Stop:
+        self._scan = Scan(self._at, self._limits, alone=False)
+        return Stop.PAUSE
+
+    def _scanned(self, scan: Scan) -> Entry | Stop:
+        size = scan.go_on(self._buffer)
+        if isinstance(size, Stop):
+            return size
+        raw = (scan.value(self._buffer, size) or b"").rstrip(b" \t\r\n")
+        end = self._at + size
         self._scan = None
         if self._expect is _Expect.OBJECT:
             self._at, self._expect = end, _Expect.END
@@ -172,50 +176,3 @@ class EntrySplitter:
         self._expect = _Expect.END if self._buffer[delimiter] == ord("]") else _Expect.ENTRY
         self._at = delimiter + 1
         self._guesses = 0
-
-
-_MORE: Final = -1
-_PAUSE: Final = -2
-
-
-class _Scan:
-    """Looks for the end of one entry by its brackets, in any number of steps."""
-
-    __slots__ = ("_alone", "_depth", "_in_string", "at")
-
-    def __init__(self, at: int, *, alone: bool) -> None:
-        self.at = at
-        self._alone = alone
-        self._depth = 0
-        self._in_string = False
-
-    def go_on(self, buffer: bytearray) -> int:
-        """Return where the entry ends, _MORE where that needs more of the body, _PAUSE after many steps."""
-        for _ in range(_TOKENS_AT_ONCE):
-            if self._in_string:
-                text = _STRING.match(buffer, self.at)
-                if text is None or text.end() == self.at:
-                    return _MORE
-                self.at = text.end()
-                self._in_string = not text[1]
-                continue
-            token = (_NESTED if self._depth else _BETWEEN).search(buffer, self.at)
-            if token is None:
-                self.at = len(buffer)
-                return _MORE
-            self.at = token.end()
-            if self._ends_with(token[0]):
-                return token.end() if self._alone else token.start()
-        return _PAUSE
-
-    def _ends_with(self, token: bytes) -> bool:
-        if token == b'"':
-            self._in_string = True
-        elif token in (b"{", b"["):
-            self._depth += 1
-        elif self._depth:
-            self._depth -= 1
-            return self._alone and not self._depth
-        else:
-            return token in (b",", b"]")
-        return False

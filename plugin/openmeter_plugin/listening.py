@@ -7,7 +7,7 @@ import os
 import signal
 import socket
 from pathlib import Path
-from typing import Final
+from typing import Final, Self
 
 BACKLOG: Final = 4096
 DEFAULT_MODE: Final = "0660"
@@ -38,6 +38,14 @@ class ListeningSocket:
             temporary.unlink(missing_ok=True)
             raise
         self._identity = (status.st_dev, status.st_ino)
+        self.is_ours = True
+
+    @classmethod
+    def passed(cls, listener: socket.socket, path: Path) -> Self:
+        """Return a socket that somebody else made, holds, and removes."""
+        self = cls.__new__(cls)
+        self.path, self.socket, self.is_ours = path, listener, False
+        return self
 
     @property
     def name(self) -> str:
@@ -45,7 +53,9 @@ class ListeningSocket:
         return str(self.path)
 
     def remove(self) -> None:
-        """Remove the socket from its path if it is still this one."""
+        """Remove the socket from its path if we made it and it is still this one."""
+        if not self.is_ours:
+            return
         with contextlib.suppress(FileNotFoundError):
             status = self.path.stat()
             if (status.st_dev, status.st_ino) == self._identity:
@@ -57,9 +67,21 @@ class TcpListeningSocket:
 
     def __init__(self, host: str, port: int) -> None:
         family = socket.AF_INET6 if ":" in host else socket.AF_INET
-        self.socket = socket.create_server((host, port), family=family, backlog=BACKLOG, reuse_port=True)
-        self.address: str = self.socket.getsockname()[0]
-        self.port: int = self.socket.getsockname()[1]
+        self._use(socket.create_server((host, port), family=family, backlog=BACKLOG, reuse_port=True))
+        self.is_ours = True
+
+    @classmethod
+    def passed(cls, listener: socket.socket) -> Self:
+        """Return a socket that somebody else made and holds."""
+        self = cls.__new__(cls)
+        self._use(listener)
+        self.is_ours = False
+        return self
+
+    def _use(self, listener: socket.socket) -> None:
+        self.socket = listener
+        self.address: str = listener.getsockname()[0]
+        self.port: int = listener.getsockname()[1]
 
     @property
     def name(self) -> str:
@@ -67,8 +89,9 @@ class TcpListeningSocket:
         return f"[{self.address}]:{self.port}" if ":" in self.address else f"{self.address}:{self.port}"
 
     def remove(self) -> None:
-        """Listen no more: connections that wait here would wait for nobody."""
-        self.socket.close()
+        """Listen no more where we made the socket: connections that wait here would wait for nobody."""
+        if self.is_ours:
+            self.socket.close()
 
 
 HttpLogSocket = ListeningSocket | TcpListeningSocket
@@ -93,6 +116,8 @@ class Listeners:
         self.plugin: ListeningSocket | None = None
         self.http_log: HttpLogSocket | None = None
         self.api: HttpLogSocket | None = None
+        self.unreachable: list[ListeningSocket] = []
+        """What was passed to us and has no place any more where anybody could connect to it."""
 
     @property
     def there(self) -> list[HttpLogSocket]:
@@ -103,6 +128,11 @@ class Listeners:
     def names(self) -> list[str]:
         """Where they listen."""
         return [listener.name for listener in self.there]
+
+    @property
+    def passed(self) -> list[str]:
+        """Where those listen that a service manager passed to us."""
+        return [listener.name for listener in self.there if not listener.is_ours]
 
     def close(self) -> None:
         """Close them in this process, which does not serve."""
@@ -115,8 +145,8 @@ class Listeners:
             listener.remove()
 
 
-def listen_early(arguments: list[str]) -> Listeners:
-    """Return the sockets that a `serve` command line asks for, before that is parsed properly.
+def listen_early(arguments: list[str], listeners: Listeners) -> None:
+    """Open the sockets that a `serve` command line asks for, before that is parsed properly.
 
     Parsing it takes four times as long as everything up to here, and Kong's requests do not wait. Whatever
     is unclear or fails is left out: the command line finds it again, and has the words for it.
@@ -129,10 +159,9 @@ def listen_early(arguments: list[str]) -> Listeners:
             options[name] = value if equals else next(words, "")
     # From here on a stop has something to clean up; it waits until somebody is there to do so.
     signal.pthread_sigmask(signal.SIG_BLOCK, STOP_SIGNALS)
-    listeners = Listeners()
     with contextlib.suppress(KeyError, ValueError, OSError):
         mode = int(options.get("--socket-mode", DEFAULT_MODE), 8)
-        if "--socket" in options:
+        if "--socket" in options and listeners.plugin is None:
             listeners.plugin = ListeningSocket(Path(options["--socket"]), mode)
-        listeners.http_log = listen_for_http_log(options["--http-log"], mode)
-    return listeners
+        if listeners.http_log is None:
+            listeners.http_log = listen_for_http_log(options["--http-log"], mode)

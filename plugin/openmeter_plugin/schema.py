@@ -194,7 +194,9 @@ _QUEUE: Final[list[Field]] = [
     _field(
         "concurrency_limit",
         "integer",
-        "One POST at a time for each destination. -1, unlimited in Kong's queue, is taken as 1.",
+        "POSTs that are under way at once for each destination: one, or with -1, unlimited in Kong's queue,"
+        " up to four. For a metering API that is far away and a gateway that serves thousands of requests a"
+        " second.",
         default=1,
         one_of=[-1, 1],
     ),

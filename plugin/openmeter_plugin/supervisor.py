@@ -94,7 +94,7 @@ def supervise(
     """
     signal.pthread_sigmask(signal.SIG_BLOCK, _SIGNALS)
     log = get_logger()
-    log.info("listening", on=listeners.names)
+    log.info("listening", on=listeners.names, passed=listeners.passed)
     try:
         while True:
             now = time.monotonic()

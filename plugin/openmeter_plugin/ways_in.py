@@ -7,8 +7,16 @@ import socket
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
+from openmeter_plugin.activation import ActivationError, forget, take_passed
 from openmeter_plugin.command_line import fail
-from openmeter_plugin.listening import HttpLogSocket, Listeners, TcpListeningSocket, listen_for_http_log
+from openmeter_plugin.listening import (
+    HttpLogSocket,
+    Listeners,
+    ListeningSocket,
+    TcpListeningSocket,
+    listen_for_http_log,
+)
+from openmeter_plugin.log import get_logger
 
 if TYPE_CHECKING:
     from openmeter_plugin.http_log_config import HttpLogConfig
@@ -22,14 +30,66 @@ def own_socket(listener: HttpLogSocket | None) -> socket.socket | None:
     return None if listener is None else socket.socket(fileno=os.dup(listener.socket.fileno()))
 
 
-def http_log_socket(address: str, mode: int) -> HttpLogSocket:
-    """Listen for http-log's posts."""
+def open_ways_in(listeners: Listeners, socket_path: Path | None, http_log: str | None, mode: int) -> None:
+    """Listen for Kong, with the sockets that were passed to us in the place of those of our own."""
+    _take_passed(listeners)
+    if listeners.plugin is None:
+        if socket_path is not None:
+            listeners.plugin = _plugin_socket(socket_path, mode)
+    elif socket_path is not None and socket_path.resolve() != listeners.plugin.path.resolve():
+        fail(f"--socket: is {socket_path}, but the socket that was passed is at {listeners.plugin.path}")
+    if listeners.http_log is None:
+        if http_log is not None:
+            listeners.http_log = _http_log_socket(http_log, mode)
+    elif http_log is not None and not _is_at(listeners.http_log, http_log):
+        fail(f"--http-log: is {http_log}, but the socket that was passed is at {listeners.http_log.name}")
+    if listeners.plugin is None and listeners.http_log is None:
+        fail("serve needs --socket, --http-log or both: where Kong's requests come in", os.EX_USAGE)
+
+
+def _take_passed(listeners: Listeners) -> None:
+    try:
+        take_passed(listeners)
+    except ActivationError as error:
+        fail(f"socket activation: {error}")
+    for listener in listeners.unreachable:
+        get_logger().error(
+            "passed_socket_unreachable",
+            socket=listener.name,
+            reason="its file is gone, so nobody can connect to it; a restart will lose events",
+            remedy="restart its socket unit, and keep its folder while the service is stopped",
+        )
+    if "LISTEN_FDS" in os.environ:
+        get_logger().warning(
+            "sockets_passed_to_another_process",
+            consequence="they are not served",
+            remedy="start openmeter-plugin with no shell or other process in between",
+        )
+        forget()
+
+
+def _plugin_socket(path: Path, mode: int) -> ListeningSocket:
+    try:
+        return ListeningSocket(path, mode)
+    except OSError as error:
+        fail(f"--socket: cannot listen on {path}: {error.strerror or error}")
+
+
+def _http_log_socket(address: str, mode: int) -> HttpLogSocket:
     try:
         return listen_for_http_log(address, mode)
     except ValueError as error:
         fail(f"--http-log: {error}", os.EX_USAGE)
     except OSError as error:
         fail(f"--http-log: cannot listen on {address}: {error.strerror or error}")
+
+
+def _is_at(listener: HttpLogSocket, address: str) -> bool:
+    """Tell whether a socket may be what an option asks for; a host can be named in many ways."""
+    scheme, _, path = address.partition(":")
+    if scheme == "unix" or isinstance(listener, ListeningSocket):
+        return isinstance(listener, ListeningSocket) and listener.path.resolve() == Path(path).resolve()
+    return address.endswith((f":{listener.port}", ":0"))
 
 
 def http_log_settings(listener: HttpLogSocket | None, path: Path) -> HttpLogConfig | None:

@@ -56,12 +56,14 @@ class Connection:
     writer: asyncio.StreamWriter
 
     async def read(self) -> bytes:
-        """Return one frame; raises Closed."""
+        """Return one frame; raises Closed, or NotWritten where the connection broke under what we wrote."""
         try:
             (length,) = _LENGTH.unpack(await self.reader.readexactly(4))
             return await self.reader.readexactly(length) if length else b""
-        except (asyncio.IncompleteReadError, ConnectionError) as error:
+        except asyncio.IncompleteReadError as error:
             raise Closed from error
+        except ConnectionError as error:
+            raise NotWritten from error
 
     def write(self, *messages: bytes) -> None:
         """Write frames; raises NotWritten."""

@@ -50,6 +50,8 @@ METRICS = {
     "openmeter_plugin_damaged_bytes": "counter",
     "openmeter_plugin_segments_unreadable": "counter",
     "openmeter_plugin_spool_bytes": "gauge",
+    "openmeter_plugin_disk_free_bytes": "gauge",
+    "openmeter_plugin_disk_size_bytes": "gauge",
     "openmeter_plugin_destination_info": "gauge",
     "openmeter_plugin_delivery_retries": "counter",
     "openmeter_plugin_delivery_failures_in_a_row": "gauge",
@@ -263,6 +265,7 @@ def test_the_ledger_is_told_by_hour_and_subject(there: Api) -> None:
             ledger_line("2026-11-22T07", "consumer:bob", 2, 2, 0),
         ],
         "hours_with_waiting_events": [],
+        "pruned_up_to": None,
         "next": None,
     }
 
@@ -388,6 +391,9 @@ def test_the_metrics_say_what_the_books_say(there: Api) -> None:
     assert metrics[f"openmeter_plugin_delivery_failures_in_a_row{label}"] == 0
     assert metrics['openmeter_plugin_process_restarts_total{child="worker-0"}'] == 0
     assert metrics["openmeter_plugin_books_readable"] == 1
+    disk = os.statvfs(there.server.spool)
+    assert metrics["openmeter_plugin_disk_size_bytes"] == disk.f_blocks * disk.f_frsize
+    assert 0 < metrics["openmeter_plugin_disk_free_bytes"] < metrics["openmeter_plugin_disk_size_bytes"]
 
 
 def test_openmetrics_is_spoken_to_whoever_asks_for_it(there: Api) -> None:

@@ -382,7 +382,7 @@ def record_of(info: FieldInfo) -> type[BaseModel]:
     raise AssertionError(f"{info!r} holds no record")
 
 
-WITHOUT_EFFECT = {f"queue.{key}" for key in (*DROPPING_QUEUE_KEYS, "concurrency_limit")}
+WITHOUT_EFFECT = {f"queue.{key}" for key in DROPPING_QUEUE_KEYS}
 DEFAULTS_IN_THE_MODEL = {"subject.missing": "skip", "subject.require_consumer": False}
 """Kong is told of none: a control plane would fill it in, and an older data plane refuse it."""
 PAIRS = {at: (description, info) for at, description, info in pairs(FIELDS, PluginConfig)}
@@ -560,6 +560,7 @@ def test_a_configuration_of_kongs_own_plugin_with_every_setting_is_accepted() ->
         )
     )
     assert (made.timeout, made.ssl_verify, made.queue.max_batch_size) == (3000, False, 10)
+    assert made.queue.concurrency_limit == -1
     assert rules.meter_ai_token_usage is False
     assert rules.lookups[0] == Lookup("header", "x-customer-id")
     assert rules.attributes == (Attribute("header", "x-department-id", "department"),)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import json
 import os
 import signal
@@ -11,7 +12,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from contextlib import asynccontextmanager, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,16 +24,21 @@ import pytest
 import uvloop
 import yaml
 
+from openmeter_plugin import http_log
 from openmeter_plugin.config import ConfigError
-from openmeter_plugin.delivery.statement import read_counts
-from openmeter_plugin.http_log import MEMBERS, HttpLog
+from openmeter_plugin.http_log import HttpLog
 from openmeter_plugin.http_log_config import CREDENTIAL, SECRET_VARIABLE, TOKEN_VARIABLE, load
+from openmeter_plugin.http_log_records import MEMBERS
+from openmeter_plugin.http_log_spooling import Post, _Piece
 from openmeter_plugin.listening import listen_for_http_log
+from openmeter_plugin.outcome import Spooled
 from openmeter_plugin.server import Server
 from openmeter_plugin.spool.destination import destination_id
+from openmeter_plugin.spool.queue import Item
 from openmeter_plugin.spool.segment import Record
 from openmeter_plugin.spool.writer import SpoolWriter
 from syncd.sandbox.testing import running_sandbox
+from tests.harness.books import read_counts
 from tests.harness.kong import KongWorker, PluginInstance
 from tests.harness.process import PluginServer, eventually, plugin_server
 from tests.harness.recordings import SECRETS, WIRE, Recorded, serialized
@@ -608,7 +614,9 @@ def test_a_post_that_the_worker_dies_in_has_no_answer_and_comes_again(tmp_path: 
         assert len(arrived(sandbox, 6)) == 6
 
 
-def test_requests_over_the_socket_are_not_held_up_by_a_huge_post(tmp_path: Path, sandbox: str) -> None:
+def test_requests_over_the_socket_are_answered_while_a_huge_post_is_received(
+    tmp_path: Path, sandbox: str
+) -> None:
     body = batch(*(f"huge {n}" for n in range(6000)))
     plugin = PluginInstance({"ingest_endpoint": ENDPOINT, "__plugin_id": "beside"})
     waits: list[float] = []
@@ -631,6 +639,125 @@ def test_requests_over_the_socket_are_not_held_up_by_a_huge_post(tmp_path: Path,
         assert statuses == [200]
     print(f"{len(waits)} requests beside the post, the longest took {max(waits) * 1000:.1f} ms")
     assert len(waits) >= 8  # two or three, if they had to wait for it
+
+
+HUGE: dict[str, Callable[[], bytes]] = {
+    "many logs": lambda: batch(*(f"huge {n}" for n in range(6000))),
+    "a plain text": lambda: huge_log("x" * 14_000_000),
+    "JSON in a text": lambda: huge_log('{"role": "user"}, ' * 600_000),
+    "small values": lambda: huge_log([{"n": n} for n in range(1_000_000)]),
+}
+
+
+def huge_log(payload: object) -> bytes:
+    """Return a post of one log with an enormous field."""
+    return orjson.dumps([orjson.loads(log_of("huge")) | {"payload": payload}])
+
+
+@pytest.mark.parametrize("kind", HUGE)
+def test_no_turn_of_the_event_loop_computes_for_20_ms_while_14_mb_are_received(
+    tmp_path: Path, kind: str
+) -> None:
+    """Measured in CPU time of the loop's own thread, so that a busy machine does not decide."""
+    request = HUGE[kind]()
+    head = f"POST / HTTP/1.1\r\nHost: x\r\nContent-Length: {len(request)}\r\nx-metering-key: {SECRET}\r\n"
+    answers: list[bytes] = []
+
+    def client(port: int) -> None:
+        with socket.create_connection(("127.0.0.1", port), 60) as connection:
+            connection.sendall(head.encode() + b"Content-Type: application/json\r\n\r\n" + request)
+            answers.append(connection.recv(4096))
+
+    async def test() -> None:
+        async with receiving(tmp_path) as receiver:
+            sending = threading.Thread(target=client, args=(receiver.port,))
+            sending.start()
+            longest = 0.0
+            while sending.is_alive():
+                began = time.thread_time()
+                await asyncio.sleep(0)
+                longest = max(longest, time.thread_time() - began)
+            assert answers[0].startswith(b"HTTP/1.1 200 ")
+            assert longest < 0.020
+            assert len(receiver.ids()) == (6000 if kind == "many logs" else 1)
+
+    gc.freeze()  # as prepare_process does: what the tests have imported is not what is measured
+    try:
+        run(test())
+    finally:
+        gc.unfreeze()
+
+
+def test_others_have_their_turn_when_a_slice_is_over(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    taken: list[object] = []
+    add = Post.add
+
+    def counted(post: Post, spooled: Spooled, *, bad: bool) -> None:
+        taken.append(spooled)
+        add(post, spooled, bad=bad)
+
+    monkeypatch.setattr(Post, "add", counted)
+    monkeypatch.setattr(http_log, "_SLICE", 0.0)  # over after each log
+
+    async def test() -> None:
+        async with receiving(tmp_path) as receiver:
+            posting = asyncio.create_task(receiver.post(batch(*map(str, range(200)))))
+            between: set[int] = set()  # how many logs were taken at the turns that others had
+            while not posting.done():
+                between.add(len(taken))
+                await asyncio.sleep(0)
+            assert (await posting).status_code == 200
+            assert between >= set(range(1, 200))
+
+    run(test())
+
+
+def test_a_huge_post_goes_to_the_disk_in_pieces_each_after_the_one_before_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pieces: list[tuple[int, int]] = []
+    under_way: list[int] = []
+    append_all = SpoolWriter.append_all
+
+    def watched(writer: SpoolWriter, given: Sequence[Item]) -> None:
+        pieces.append((len(given), sum(len(item[1] or b"") for item in given)))
+        under_way.append(len(pieces) - 1 - len(committed))
+        append_all(writer, given)
+
+    committed: list[object] = []
+    answer = _Piece.answer
+
+    def answered(piece: _Piece) -> None:
+        committed.append(piece)
+        answer(piece)
+
+    monkeypatch.setattr(SpoolWriter, "append_all", watched)
+    monkeypatch.setattr(_Piece, "answer", answered)
+
+    async def test() -> None:
+        async with receiving(tmp_path) as receiver:
+            assert (await receiver.post(batch(*(f"n {n}" for n in range(4000))))).status_code == 200
+            assert receiver.ids() == [f"n {n}" for n in range(4000)]
+            of_nobody = await receiver.post(b"[" + b",".join([b"{}"] * 4000) + b"]")
+            assert of_nobody.json() == {"requests": 4000, "bad_records": 0}
+
+    run(test())
+    assert sum(count for count, _ in pieces) == 8000
+    assert max(count for count, _ in pieces) <= 1000
+    assert max(size for _, size in pieces) <= 600_000
+    assert max(under_way) == 0
+
+
+def test_a_log_that_is_larger_than_is_parsed_in_one_go_is_metered_all_the_same(tmp_path: Path) -> None:
+    async def test() -> None:
+        async with receiving(tmp_path) as receiver:
+            huge = huge_log("x" * 1_000_000)[1:-1]
+            body = b"[" + b",".join([log_of("before"), huge, log_of("after")]) + b"]"
+            answer = await receiver.post(body)
+            assert (answer.status_code, answer.json()) == (200, {"requests": 3, "bad_records": 0})
+            assert receiver.ids() == ["before", "huge", "after"]
+
+    run(test())
 
 
 def test_two_workers_take_posts_at_one_address(tmp_path: Path, sandbox: str) -> None:

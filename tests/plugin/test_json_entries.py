@@ -10,12 +10,19 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from openmeter_plugin.json_entries import EntrySplitter, NotJsonError
+from openmeter_plugin.json_scan import Limits
 
 _ODD_TEXT = st.text(st.sampled_from('},{"[]\\ aé'), max_size=12)
 _VALUES = st.recursive(
     st.none() | st.booleans() | st.integers(-(10**6), 10**6) | _ODD_TEXT | st.text(),
     lambda inner: st.lists(inner, max_size=4) | st.dictionaries(_ODD_TEXT, inner, max_size=4),
     max_leaves=12,
+)
+_LARGE = st.recursive(
+    st.integers(-(10**6), 10**6)
+    | st.builds(str.__mul__, st.text(min_size=1, max_size=20), st.sampled_from([1, 30, 300])),
+    lambda inner: st.lists(inner, max_size=8) | st.dictionaries(_ODD_TEXT, inner, max_size=8),
+    max_leaves=40,
 )
 _CUTS = st.lists(st.integers(0, 400), max_size=6)
 _SEPARATORS = st.sampled_from([(",", ":"), (", ", ": "), ("\n,\t", " :")])
@@ -24,9 +31,12 @@ _PIECES = st.sampled_from(
 )
 
 
-def split(body: bytes, cuts: list[int] | None = None) -> list[Any]:
+_SMALL: Limits = Limits(parsed=300, text=256, container=40)
+
+
+def split(body: bytes, cuts: list[int] | None = None, limits: Limits = Limits()) -> list[Any]:  # noqa: B008
     """Return the values of the entries of a body that arrives in pieces."""
-    splitter = EntrySplitter()
+    splitter = EntrySplitter(limits)
     found = []
     at = 0
     for cut in [*sorted(cuts or []), len(body)]:
@@ -51,18 +61,32 @@ def test_an_object_alone_is_the_one_entry(
     assert split(json.dumps(entry, separators=separators).encode(), cuts) == [entry]
 
 
-@settings(max_examples=500)
-@given(st.lists(_PIECES, max_size=30).map(b"".join), _CUTS)
-def test_whatever_comes_the_result_depends_on_the_bytes_and_not_on_the_cuts(
-    body: bytes, cuts: list[int]
-) -> None:
-    def result(cuts: list[int]) -> object:
-        try:
-            return split(body, cuts)
-        except NotJsonError as error:
-            return str(error)
+def result(body: bytes, cuts: list[int], limits: Limits) -> object:
+    """Return the entries, or why there are none."""
+    try:
+        return split(body, cuts, limits)
+    except NotJsonError as error:
+        return str(error)
 
-    assert result(cuts) == result([])
+
+@settings(max_examples=500)
+@given(
+    st.lists(_PIECES, max_size=30).map(b"".join),
+    _CUTS,
+    st.sampled_from([Limits(), Limits(parsed=3, text=256, container=5)]),
+)
+def test_whatever_comes_the_result_depends_on_the_bytes_and_not_on_the_cuts(
+    body: bytes, cuts: list[int], limits: Limits
+) -> None:
+    assert result(body, cuts, limits) == result(body, [], limits)
+
+
+@given(st.lists(_LARGE, max_size=5), _CUTS, _SEPARATORS, st.booleans())
+def test_of_entries_that_are_too_large_the_rest_depends_on_the_bytes_and_not_on_the_cuts(
+    entries: list[Any], cuts: list[int], separators: tuple[str, str], escaped: bool
+) -> None:
+    body = json.dumps(entries, separators=separators, ensure_ascii=escaped).encode()
+    assert result(body, cuts, _SMALL) == result(body, [], _SMALL)
 
 
 @pytest.mark.parametrize(
@@ -94,11 +118,3 @@ def test_a_bad_entry_leaves_its_neighbours_alone(bad: bytes, value: object) -> N
 def test_a_body_without_an_array_or_object_is_no_json(body: bytes) -> None:
     with pytest.raises(NotJsonError):
         split(body)
-
-
-def test_a_hostile_body_is_searched_in_steps_that_can_be_interrupted() -> None:
-    splitter = EntrySplitter()
-    steps: list[object] = list(splitter.feed(b"[" * 100_000))
-    with pytest.raises(NotJsonError):
-        steps.extend(splitter.finish())
-    assert steps == [None] * 99

@@ -92,7 +92,7 @@ def arrived(sandbox: str, count: int) -> list[dict[str, Any]]:
 
 def skipped(server: PluginServer) -> dict[str, int]:
     """Return the counts of skipped requests by reason, from delivery's books."""
-    from openmeter_plugin.delivery.statement import read_counts
+    from tests.harness.books import read_counts
 
     counts: dict[str, int] = {}
     for queue in read_counts(server.spool).values():

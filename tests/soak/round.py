@@ -19,8 +19,8 @@ from random import Random
 
 import httpx
 
-from openmeter_plugin.delivery.statement import read_counts, read_dead_letters
 from syncd.sandbox.testing import running_sandbox
+from tests.harness.books import read_counts, read_dead_letters
 from tests.harness.kong import KongWorker, PluginInstance, drive
 from tests.harness.process import PluginServer, eventually, plugin_server
 from tests.harness.recordings import Recorded, serialized

@@ -1,0 +1,46 @@
+"""What the books of a spool say, for tests: through the plugin's own way of reading them."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import NamedTuple
+
+from openmeter_plugin.delivery.books import Counts, DeadLetter
+from openmeter_plugin.operations.reading import all_counts, reading
+
+
+class LedgerLine(NamedTuple):
+    """A line of the ledger, as it is in the books."""
+
+    queue: str
+    hour: str
+    type: str
+    subject: str
+    accepted: int
+    delivered: int
+    dead_lettered: int
+
+
+def read_counts(spool: Path) -> dict[str, Counts]:
+    """Return each queue's counts."""
+    with reading(spool) as db:
+        return all_counts(db)
+
+
+def read_ledger(spool: Path) -> list[LedgerLine]:
+    """Return all lines, hour by hour."""
+    with reading(spool) as db:
+        rows = db.execute(
+            "SELECT queue, hour, type, subject, accepted, delivered, dead_lettered FROM ledger"
+            " ORDER BY hour, subject, type, queue"
+        ).fetchall()
+    return [LedgerLine(*row) for row in rows]
+
+
+def read_dead_letters(spool: Path) -> list[tuple[int, str, DeadLetter]]:
+    """Return (id, queue, dead letter) in the order in which they died."""
+    with reading(spool) as db:
+        rows = db.execute("SELECT id, queue, event, status, answer FROM dead_letters ORDER BY id").fetchall()
+    return [
+        (number, queue, DeadLetter(event, status, answer)) for number, queue, event, status, answer in rows
+    ]
