@@ -8,10 +8,13 @@ from dataclasses import dataclass
 from typing import Annotated
 
 from fastapi import APIRouter, Depends, FastAPI, Header, HTTPException, Response, status
-from fastapi.responses import JSONResponse
+from fastapi.responses import JSONResponse, RedirectResponse
 from pydantic import BaseModel, ConfigDict, Field
 
 from syncd import __version__
+from syncd.access import Gate
+from syncd.config import Config
+from syncd.dashboard import create_dashboard
 from syncd.errors import QueueFullError
 from syncd.history import History
 from syncd.metrics import CONTENT_TYPE, Metrics
@@ -30,6 +33,7 @@ class SyncRequest(BaseModel):
     principal: Annotated[str, Field(min_length=1)] | None = None
     allow_empty: bool = False
     allow_move: bool = False
+    allow_retire: bool = False
     adopt: bool = False
     force: bool = False
 
@@ -40,6 +44,7 @@ class SyncRequest(BaseModel):
             force=self.force,
             allow_empty=self.allow_empty,
             allow_move=self.allow_move,
+            allow_retire=self.allow_retire,
             adopt=self.adopt,
             scope=Scope(self.source, self.principal),
         )
@@ -47,18 +52,25 @@ class SyncRequest(BaseModel):
 
 @dataclass(frozen=True, slots=True)
 class Daemon:
-    """What the API shows; `token` and `schedule` are asked for anew each time."""
+    """What API and dashboard show; `config`, `token` and `schedule` are asked for anew each time."""
 
     runs: Runs
     history: History
     metrics: Metrics
+    config: Callable[[], Config]
     token: Callable[[], str | None]
     schedule: Callable[[], dict[str, object]]
 
 
 def create_app(daemon: Daemon) -> FastAPI:
-    """Return the API; with a token, all but /healthz and /readyz needs it as a bearer token."""
-    app = FastAPI(title="kong-openmeter syncd", version=__version__)
+    """Return API and dashboard; with a token, the API (not /healthz, /readyz) needs it as a bearer token."""
+    # Without FastAPI's own pages: they load scripts from elsewhere, which would run beside the dashboard.
+    app = FastAPI(title="kong-openmeter syncd", version=__version__, docs_url=None, redoc_url=None)
+    app.add_middleware(
+        Gate,
+        has_token=lambda: daemon.token() is not None,
+        public_url=lambda: daemon.config().daemon.public_url,
+    )
 
     def authorized(authorization: Annotated[str, Header()] = "") -> None:
         token = daemon.token()
@@ -76,7 +88,21 @@ def create_app(daemon: Daemon) -> FastAPI:
 
     app.include_router(_health(daemon))
     app.include_router(_v1(daemon), dependencies=[Depends(authorized)])
+    if daemon.config().daemon.dashboard:
+        _offer_dashboard(app, daemon)
     return app
+
+
+def _offer_dashboard(app: FastAPI, daemon: Daemon) -> None:
+    def to_dashboard() -> RedirectResponse:
+        return RedirectResponse("/dashboard/")
+
+    for path in ("/", "/dashboard"):
+        app.get(path, include_in_schema=False)(to_dashboard)
+    app.mount(
+        "/dashboard",
+        create_dashboard(daemon.runs, daemon.history, daemon.config, daemon.token, daemon.schedule),
+    )
 
 
 def _health(daemon: Daemon) -> APIRouter:

@@ -1,4 +1,7 @@
-"""Carry out a plan, one change at a time; each looks again at what it is about to write.
+"""Carry out a plan; each change looks again at what it is about to write.
+
+The kinds of changes follow one another. Within a kind several changes are under way at once, but for
+those that share a customer or a subject: they keep the order of the plan.
 
 A change that the API refuses, or that the world has overtaken, is recorded as blocked and the rest
 goes on. What concerns the whole run (network, token) ends it with `ApplyStoppedError`, which carries
@@ -7,22 +10,24 @@ what was done until then.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 
 from syncd.changes import Change, ChangeKind, Plan, State
-from syncd.entities import EntityWriter, refusal
+from syncd.entities import EntityWriter, Placed, Results, names_of, refusal
 from syncd.errors import ApiError, ApplyStoppedError, BlockedError, RefusedError
 from syncd.model import ObservedCustomer
 from syncd.outcome import Outcome, Status
 from syncd.ownership import is_adoptable, is_ours, owner_of
 from syncd.plan import subscription_reason
+from syncd.pool import Job, Pool
 from syncd.removal import NoRemover, Remover
+from syncd.retirement import restore
 from syncd.targets import CustomerEdit, MeteringTarget
 
 _NEEDS_PLACE = (ChangeKind.CREATE_CUSTOMER, ChangeKind.ATTACH_SUBJECTS)
 
-Report = Callable[[Outcome], None]
+Report = Callable[[Sequence[Outcome]], None]
 
 
 def apply_plan(
@@ -30,54 +35,90 @@ def apply_plan(
     target: MeteringTarget,
     *,
     remover: Remover | None = None,
+    concurrency: int = 1,
     should_stop: Callable[[], bool] = lambda: False,
-    report: Report = lambda _outcome: None,
+    report: Report = lambda _outcomes: None,
 ) -> tuple[Outcome, ...]:
-    """Carry out the plan and return what became of each change, blocked ones of the plan included.
+    """Carry out the plan and return what became of each change in its order, blocked ones included.
 
-    `should_stop` is asked between two changes, `report` is told each outcome as it happens.
+    At most `concurrency` requests are under way at once. `report` is told the outcomes as they happen,
+    a few at a time, never by two threads at once; `should_stop` is asked after each change.
     """
-    outcomes: list[Outcome] = []
+    done: dict[int, Outcome] = {}
+
+    def note(results: list[Results]) -> None:
+        found = [result for several in results for result in several]
+        done.update(found)
+        report([outcome for _, outcome in found])
+
+    applier = _Applier(plan.owner_id, target, remover or NoRemover())
+    pool: Pool[Results] = Pool(concurrency, note, should_stop)
     try:
-        for outcome in _Applier(plan.owner_id, target, remover or NoRemover()).outcomes(plan):
-            outcomes.append(outcome)
-            report(outcome)
-            if should_stop():
-                raise ApplyStoppedError("stopped by request between two changes", tuple(outcomes))
+        for kind, changes in _by_kind(plan):
+            if pool.stopped or not all(map(pool.run, applier.jobs(kind, changes, note))):
+                raise ApplyStoppedError("stopped by request between two changes", _in_order(done))
     except ApiError as error:
-        raise ApplyStoppedError(str(error), tuple(outcomes)) from error
-    return tuple(outcomes)
+        raise ApplyStoppedError(str(error), _in_order(done)) from error
+    note([[(i, Outcome(c, Status.BLOCKED, c.reason)) for i, c in enumerate(plan.changes) if _is_blocked(c)]])
+    return _in_order(done)
+
+
+def _by_kind(plan: Plan) -> list[tuple[ChangeKind, list[Placed]]]:
+    """Return the changes to carry out with their places in the plan, kind after kind."""
+    kinds: dict[ChangeKind, list[Placed]] = {kind: [] for kind in ChangeKind}
+    for place, change in enumerate(plan.changes):
+        if change.actionable:
+            kinds[change.kind].append((place, change))
+    return [(kind, changes) for kind, changes in kinds.items() if changes]
+
+
+def _is_blocked(change: Change) -> bool:
+    return change.kind is ChangeKind.BLOCKED
+
+
+def _in_order(done: dict[int, Outcome]) -> tuple[Outcome, ...]:
+    return tuple(done[place] for place in sorted(done))
 
 
 class _Applier:
+    """Knows how each kind of change is made; called by several threads, each with a change of its own."""
+
     def __init__(self, owner_id: str, target: MeteringTarget, remover: Remover) -> None:
         self._owner_id = owner_id
         self._target = target
         self._remover = remover
         # Where a subject that is being moved came from: it goes back when its new place refuses it.
         self._origin: dict[str, str] = {}
+        # The same for a subject whose customer had to go: that one is made again.
+        self._retired: dict[str, Change] = {}
         # Subjects that found no place on their customer: their entities would make a server with
         # the subject hook create a customer for them.
         self._unplaced: set[str] = set()
 
-    def outcomes(self, plan: Plan) -> Iterator[Outcome]:
-        late = (ChangeKind.MARK_ORPHANED, ChangeKind.DELETE_CUSTOMER, ChangeKind.DELETE_SUBJECT)
-        for change in plan.actionable:
-            if change.kind not in (ChangeKind.UPSERT_SUBJECT, *late):
-                yield self._single(change)
-        entities = EntityWriter(self._owner_id, self._target, self._unplaced)
-        yield from entities.outcomes(plan.of(ChangeKind.UPSERT_SUBJECT))
-        for kind in late:
-            for change in plan.of(kind):
-                yield self._single(change)
-        for change in plan.of(ChangeKind.BLOCKED):
-            yield Outcome(change, Status.BLOCKED, change.reason)
+    def jobs(
+        self, kind: ChangeKind, changes: list[Placed], note: Callable[[list[Results]], None]
+    ) -> Iterator[list[Job[Results]]]:
+        """Yield the jobs of one kind, one list after the other; `note` is told at once what needs none."""
+        if kind is ChangeKind.UPSERT_SUBJECT:
+            yield from EntityWriter(self._owner_id, self._target, self._unplaced).jobs(changes, note)
+        else:
+            yield [self._job(place, change) for place, change in changes]
+
+    def _job(self, place: int, change: Change) -> Job[Results]:
+        return Job(lambda: [(place, self._single(change))], self._names(change))
+
+    def _names(self, change: Change) -> frozenset[str]:
+        """Return the customers and subjects that carrying out this change may touch."""
+        origins = frozenset(self._origin[key] for key in change.subject_keys if key in self._origin)
+        retired = (names_of(self._retired[key]) for key in change.subject_keys if key in self._retired)
+        return names_of(change).union(origins, *retired)
 
     def _single(self, change: Change) -> Outcome:
         carry_out: dict[ChangeKind, Callable[[Change], bool]] = {
             ChangeKind.ADOPT_CUSTOMER: self._adopt,
             ChangeKind.UNMARK_ORPHANED: self._mark,
             ChangeKind.MOVE_SUBJECTS: self._move_off,
+            ChangeKind.RETIRE_CUSTOMER: self._retire,
             ChangeKind.DETACH_SUBJECTS: self._detach,
             ChangeKind.CREATE_CUSTOMER: self._create,
             ChangeKind.ATTACH_SUBJECTS: self._attach,
@@ -99,7 +140,7 @@ class _Applier:
             reason = str(error)
         except RefusedError as error:
             reason = refusal(error)
-        self._unplaced |= set(change.subject_keys)
+        self._unplaced.update(change.subject_keys)
         return Outcome(change, Status.BLOCKED, reason + self._put_back(change))
 
     def _put_back(self, change: Change) -> str:
@@ -110,12 +151,15 @@ class _Applier:
         for key in change.subject_keys:
             if key in self._origin:
                 origins.setdefault(self._origin[key], []).append(key)
+        retired = [self._retired[key] for key in change.subject_keys if key in self._retired]
         try:
             for origin, keys in origins.items():
                 self._target.edit_customer(origin, self._adding(tuple(keys)))
+            for gone in retired:
+                restore(self._target, gone)
         except (BlockedError, RefusedError) as error:
             return f". The moved subjects could not be put back either ({error}) and are on no customer now"
-        return ". The moved subjects were put back where they were" if origins else ""
+        return ". The moved subjects were put back where they were" if origins or retired else ""
 
     def _adopt(self, change: Change) -> bool:
         def decide(there: ObservedCustomer) -> CustomerEdit | None:
@@ -142,12 +186,22 @@ class _Applier:
 
         return self._target.edit_customer(change.customer_id or "", decide)
 
-    def _move_off(self, change: Change) -> bool:
-        place = self._target.customer_by_key(change.to_customer_key or "")
+    def _require_open(self, customer_key: str) -> None:
+        """Raise BlockedError where a subject must not be taken off, since this customer could not take it."""
+        place = self._target.customer_by_key(customer_key)
         if place is not None:
             self._require_ours(place)
             if place.active_subscription:
                 raise BlockedError(subscription_reason(place))
+
+    def _retire(self, change: Change) -> bool:
+        self._require_open(change.to_customer_key or "")
+        deleted = self._delete_customer(change)
+        self._retired.update(dict.fromkeys(change.subject_keys, change))
+        return deleted
+
+    def _move_off(self, change: Change) -> bool:
+        self._require_open(change.to_customer_key or "")
         moved = self._detach(change)
         self._origin.update(dict.fromkeys(change.subject_keys, change.customer_id or ""))
         return moved

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import closing
 from dataclasses import replace
 from datetime import UTC, datetime
@@ -17,6 +17,7 @@ from syncd.errors import ApplyStoppedError, SyncdError
 from syncd.history import History
 from syncd.lock import write_lock
 from syncd.outcome import Outcome, count
+from syncd.progress import Steps, steps
 from syncd.recorder import Recorder
 from syncd.runs import State, begun
 
@@ -30,10 +31,9 @@ def apply(
     plan_path: Path | None = None,
 ) -> runner.Result:
     """Plan, show, apply, show what became of it; JSON at the end where there is no console."""
-    reviewed = None
     if plan_path is not None:
         reviewed, made_with = plan_file.read(plan_path)
-        options = options.as_reviewed(made_with)
+        options = replace(options.as_reviewed(made_with), reviewed=reviewed)
     plans: list[Plan] = []
 
     def on_plan(plan: Plan) -> None:
@@ -51,8 +51,8 @@ def apply(
         )
 
     try:
-        with write_lock(config.daemon.state_dir, "syncd apply"):
-            result = _recorded(config, options, reviewed, on_plan)
+        with steps() as progress, write_lock(config.daemon.state_dir, "syncd apply"):
+            result = _recorded(config, options, on_plan, progress)
     except ApplyStoppedError as error:
         show(error.outcomes, str(error))
         raise
@@ -61,7 +61,7 @@ def apply(
 
 
 def _recorded(
-    config: Config, options: runner.RunOptions, reviewed: Plan | None, show: Callable[[Plan], None]
+    config: Config, options: runner.RunOptions, show: Callable[[Plan], None], progress: Steps
 ) -> runner.Result:
     """Do the run and write it into the history, as the daemon does with its own."""
     run = begun("apply", options)
@@ -73,7 +73,13 @@ def _recorded(
         def on_plan(plan: Plan) -> None:
             plans.append(plan)
             recorder.planned(replace(run, plan=plan))
+            progress.hide()
             show(plan)
+            progress.begin("applying", sum(change.actionable for change in plan.changes))
+
+        def report(outcomes: Sequence[Outcome]) -> None:
+            recorder.changed(run, outcomes)
+            progress.advance(len(outcomes))
 
         def end(state: State, error: str | None, outcomes: tuple[Outcome, ...]) -> None:
             plan = plans[0] if plans else None
@@ -82,10 +88,9 @@ def _recorded(
                 replace(run, state=state, error=error, outcomes=outcomes, plan=plan, finished_at=now)
             )
 
+        progress.begin("reading sources and customers")
         try:
-            result = runner.run(
-                config, options, reviewed=reviewed, on_plan=on_plan, report=lambda o: recorder.changed(run, o)
-            )
+            result = runner.run(config, options, on_plan=on_plan, report=report)
         except SyncdError as error:
             end(State.FAILED, str(error), error.outcomes if isinstance(error, ApplyStoppedError) else ())
             raise

@@ -24,6 +24,8 @@ class ChangeKind(StrEnum):
     UNMARK_ORPHANED = "unmark-orphaned"
     MOVE_SUBJECTS = "move-subjects"
     """Off one customer of ours; a later creation or attachment puts them on the other."""
+    RETIRE_CUSTOMER = "retire-customer"
+    """Deletes a customer of ours whose own key is a subject that moves (`syncd.moves`)."""
     DETACH_SUBJECTS = "detach-subjects"
     CREATE_CUSTOMER = "create-customer"
     ATTACH_SUBJECTS = "attach-subjects"
@@ -51,6 +53,9 @@ REMOVALS = frozenset(
     }
 )
 """What follows from a principal being gone; a source that is empty or only partly read causes none."""
+
+DELETIONS = frozenset({ChangeKind.RETIRE_CUSTOMER, ChangeKind.DELETE_CUSTOMER})
+"""What deletes a customer."""
 
 _RANK = {kind: rank for rank, kind in enumerate(ChangeKind)}
 
@@ -95,7 +100,8 @@ class Change:
     """One step of a plan.
 
     `subject_keys` are the subjects it is about, not all of the customer's. `customer_id` is the id
-    in the metering API, None for a customer that does not exist yet. `to_customer_key` is set for moves.
+    in the metering API, None for a customer that does not exist yet. `to_customer_key` is set for moves
+    and retirements.
     """
 
     kind: ChangeKind

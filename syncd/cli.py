@@ -1,7 +1,7 @@
 """The command line. Data goes to stdout, errors to stderr.
 
 Exit status: `plan` 0 in sync, 2 drift; `apply` 0 applied, 3 something is blocked; 1 error; 64 wrong usage.
-`resync --wait` ends as the run did: 0, 2 (dry run with drift), 3 or 1.
+`resync --wait` ends as the run did: 0, 2 (dry run with drift), 3 or 1. `audit` 0 equal, 2 different, 1 error.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from typing import Annotated
 
 import typer
 
-from syncd import __version__, cli_daemon, cli_meters, logs
+from syncd import __version__, cli_audit, cli_daemon, cli_meters, logs
 from syncd.cli_options import (
     APPLIED,
     BLOCKED,
@@ -30,6 +30,7 @@ from syncd.cli_options import (
     JsonOption,
     MoveOption,
     PrincipalOption,
+    RetireOption,
     SourceOption,
     config_path,
     console,
@@ -42,7 +43,6 @@ app = typer.Typer(
     name="syncd",
     help="Kong consumers and Dev Portal applications become customers and subjects of a metering API.",
     no_args_is_help=True,
-    add_completion=False,
     pretty_exceptions_enable=False,
 )
 app.add_typer(cli_meters.app, name="meters")
@@ -89,6 +89,7 @@ def plan(
         Path | None, typer.Option("--out", metavar="FILE", help="Write the plan for apply --plan FILE.")
     ] = None,
     allow_move: MoveOption = False,
+    allow_retire: RetireOption = False,
     adopt: AdoptOption = False,
     allow_empty: EmptyOption = False,
     source: SourceOption = None,
@@ -97,14 +98,22 @@ def plan(
     """Show what apply would do. Changes nothing. Exit status: 0 in sync, 2 drift, 1 error."""
     from syncd import config as settings
     from syncd import plan_file, render, runner
+    from syncd.progress import steps
     from syncd.scope import Scope
 
     loaded = settings.load(config_path(context, config))
     scope = Scope(source, principal)
     options = runner.RunOptions(
-        dry_run=True, allow_move=allow_move, adopt=adopt, allow_empty=allow_empty, scope=scope
+        dry_run=True,
+        allow_move=allow_move,
+        allow_retire=allow_retire,
+        adopt=adopt,
+        allow_empty=allow_empty,
+        scope=scope,
     )
-    result = runner.run(loaded, options)
+    with steps() as progress:
+        progress.begin("reading sources and customers")
+        result = runner.run(loaded, options)
     if out is not None:
         plan_file.write(result.plan, out, options.reviewable())
     if as_json:
@@ -123,6 +132,7 @@ def apply(
         Path | None, typer.Option("--plan", metavar="FILE", help="Apply this reviewed plan, or refuse.")
     ] = None,
     allow_move: MoveOption = False,
+    allow_retire: RetireOption = False,
     adopt: AdoptOption = False,
     allow_empty: EmptyOption = False,
     force: ForceOption = False,
@@ -136,7 +146,12 @@ def apply(
 
     scope = Scope(source, principal)
     options = runner.RunOptions(
-        force=force, allow_move=allow_move, adopt=adopt, allow_empty=allow_empty, scope=scope
+        force=force,
+        allow_move=allow_move,
+        allow_retire=allow_retire,
+        adopt=adopt,
+        allow_empty=allow_empty,
+        scope=scope,
     )
     loaded = settings.load(config_path(context, config))
     printer = None if as_json else console()
@@ -155,9 +170,12 @@ def usage(
     """Show what each customer and subject used, and what no customer is charged for."""
     from syncd import config as settings
     from syncd import render, wiring
+    from syncd.progress import steps
     from syncd.usage import read_usage
 
-    with closing(wiring.target_of(settings.load(config_path(context, config)))) as target:
+    loaded = settings.load(config_path(context, config))
+    with closing(wiring.target_of(loaded)) as target, steps() as progress:
+        progress.begin("reading the meters")
         found = read_usage(target, since, until)
     if as_json:
         print_json(found.to_json())
@@ -190,5 +208,5 @@ def sandbox(
         raise SyncdError(f"the sandbox cannot start on {host}:{port} with {db}: {error}") from None
 
 
-for _command in cli_daemon.COMMANDS:
+for _command in (*cli_daemon.COMMANDS, cli_audit.audit):
     app.command()(_command)

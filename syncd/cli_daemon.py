@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Mapping
 from contextlib import closing
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -54,18 +55,29 @@ def resync(
     principal: PrincipalOption = None,
     allow_empty: EmptyOption = False,
     force: ForceOption = False,
+    as_json: JsonOption = False,
 ) -> None:
-    """Ask the running daemon for a sync now. Prints the run as JSON."""
+    """Ask the running daemon for a sync now."""
+    from syncd import render_status
+    from syncd.progress import steps
     from syncd.runs import State
+
+    def show(run: Mapping[str, Any]) -> None:
+        if as_json:
+            print_json(run)
+        else:
+            render_status.show_run(console(), run)
 
     client = daemon_client(context, config)
     asked = {"dry_run": dry_run, "source": source, "principal": principal}
     result = client.request(**asked, allow_empty=allow_empty, force=force)
     if not wait:
-        print_json(result)
+        show(result)
         return
-    result = client.wait(result)
-    print_json(result)
+    with steps() as progress:
+        progress.begin(f"waiting for run {result['id']}")
+        result = client.wait(result)
+    show(result)
     match State(str(result["state"])):
         case State.FAILED:
             raise SyncdError(f"the run failed: {result['error']}")
@@ -75,10 +87,15 @@ def resync(
             finish(DRIFT if dry_run and not result["in_sync"] else APPLIED)
 
 
-def status(context: typer.Context, config: ConfigOption = None) -> None:
-    """Show how the running daemon is, as JSON. Exit status: 0, 1 where its last run failed or none runs."""
+def status(context: typer.Context, config: ConfigOption = None, as_json: JsonOption = False) -> None:
+    """Show how the running daemon is. Exit status: 0, 1 where its last run failed or none runs."""
+    from syncd import render_status
+
     result = daemon_client(context, config).status()
-    print_json(result)
+    if as_json:
+        print_json(result)
+    else:
+        render_status.show_status(console(), result)
     last = result["last"]
     finish(ERROR if isinstance(last, dict) and last["state"] == "failed" else APPLIED)
 

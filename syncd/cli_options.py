@@ -29,6 +29,12 @@ JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON instead of 
 MoveOption = Annotated[
     bool, typer.Option("--allow-move", help="Move subjects between customers of ours, with their open usage.")
 ]
+RetireOption = Annotated[
+    bool,
+    typer.Option(
+        "--allow-retire", help="Delete a customer of ours whose own key is a subject that joins a group."
+    ),
+]
 AdoptOption = Annotated[
     bool, typer.Option("--adopt", help="Take over customers that people made with exactly our key.")
 ]

@@ -1,6 +1,7 @@
 """The configuration: syncd.yaml, overridden by the environment.
 
-``SYNCD_METERING__TOKEN`` sets metering.token, ``SYNCD_SOURCES__0__TOKEN`` the token of the first source.
+``SYNCD_METERING__TOKEN`` sets metering.token, ``SYNCD_SOURCES__0__TOKEN`` the token of the first source,
+``SYNCD_GATEWAYS__0__TOKEN`` that of the first gateway.
 `load` raises ConfigError naming the field and the file. Relative paths are relative to the file.
 """
 
@@ -29,8 +30,10 @@ from pydantic_settings import (
 
 from syncd.config_types import Duration, HttpUrl, Label, Section
 from syncd.errors import ConfigError
+from syncd.gateway_config import GatewayConfig, named_apart
 from syncd.mapping_config import MappingConfig
 from syncd.policy import Policy
+from syncd.pool import MAX_CONCURRENCY
 from syncd.run_config import DaemonConfig, GuardsConfig, PolicyOptionsConfig, ScheduleConfig
 from syncd.source_config import (
     SOURCE_TYPES,
@@ -40,23 +43,37 @@ from syncd.source_config import (
     source_names,
 )
 
+_LISTS = ("sources", "gateways")
+"""Lists of which the environment sets single fields."""
+
 
 class MeteringConfig(Section):
     """The metering API that customers and subjects are kept in."""
 
     dialect: Literal["openmeter-v1", "openmeter-v3"] = "openmeter-v1"
+    """`openmeter-v1`: a self-hosted OpenMeter. `openmeter-v3`: Konnect, and newer self-hosted servers."""
     url: HttpUrl
+    """Where it is: `http://openmeter:8888`, `https://eu.api.konghq.com`."""
     token: SecretStr | None = None
+    """Bearer token; must be allowed to read and write customers and subjects."""
     timeout: Duration = timedelta(seconds=10)
+    """For each request."""
     attempts: int = Field(5, ge=1, le=20)
+    """How often a request that may be repeated is tried."""
+    concurrency: int = Field(8, ge=1, le=MAX_CONCURRENCY)
+    """Requests under way at a time."""
 
     @property
     def base_url(self) -> str:
         """Return where the paths of the dialect begin, whether or not `url` says /v3 or /api/v3."""
         if self.dialect == "openmeter-v1" or self.url.endswith("/v3"):
             return self.url
-        konnect = (urlsplit(self.url).hostname or "").endswith(".konghq.com")
-        return f"{self.url}/v3" if konnect else f"{self.url}/api/v3"
+        return f"{self.url}/v3" if self.is_konnect else f"{self.url}/api/v3"
+
+    @property
+    def is_konnect(self) -> bool:
+        """Tell whether it is Kong's own."""
+        return (urlsplit(self.url).hostname or "").endswith(".konghq.com")
 
 
 class Config(BaseSettings):
@@ -67,23 +84,43 @@ class Config(BaseSettings):
         env_nested_delimiter="__",
         extra="forbid",
         frozen=True,
+        use_attribute_docstrings=True,
     )
 
     owner_id: Label = "default"
+    """Written on all that syncd creates (`sync-owner`). What carries another one is never changed. Choose it
+    once."""
     sources: tuple[SourceConfig, ...] = Field(min_length=1)
+    """Where consumers, applications and other subjects come from. All are read in each run."""
     metering: MeteringConfig
+    """The metering API that customers and subjects are kept in."""
     mapping: MappingConfig = MappingConfig()
+    """How consumers and applications become customers."""
     policy: Policy = "upsert-only"
+    """`create-only` never changes what exists, `upsert-only` never detaches or deletes, `sync` does, after a
+    grace period."""
     policy_options: PolicyOptionsConfig = PolicyOptionsConfig()
+    """The grace periods of `sync`."""
     guards: GuardsConfig = GuardsConfig()
+    """What stops a run before its first change."""
     schedule: ScheduleConfig = ScheduleConfig()
+    """When `syncd run` syncs by itself, besides once at its start."""
     daemon: DaemonConfig = Field(default_factory=DaemonConfig)
+    """Its HTTP API, dashboard and state."""
+    gateways: tuple[GatewayConfig, ...] = ()
+    """The gateways whose plugins `syncd audit` and the dashboard ask for their books: all that send to this
+    metering API."""
 
     @field_validator("sources")
     @classmethod
     def _named_apart(cls, sources: tuple[SourceConfig, ...]) -> tuple[SourceConfig, ...]:
         source_names(sources)
         return sources
+
+    @field_validator("gateways")
+    @classmethod
+    def _gateways_apart(cls, gateways: tuple[GatewayConfig, ...]) -> tuple[GatewayConfig, ...]:
+        return named_apart(gateways)
 
     @classmethod
     def settings_customise_sources(
@@ -107,21 +144,24 @@ class _Environment(EnvSettingsSource):
 
     def __call__(self) -> dict[str, Any]:
         values = super().__call__()
-        fields = values.get("sources")
-        if not isinstance(fields, dict):
-            return values
-        listed = self._from_file.get("sources")
-        sources = list(listed) if isinstance(listed, list) else []
-        for index, overrides in sorted(fields.items()):
-            if not index.isdigit() or int(index) >= len(sources):
-                raise ConfigError(
-                    f"environment variable SYNCD_SOURCES__{index.upper()}__...:"
-                    f" the file has {len(sources)} sources, counted from 0"
-                )
-            if isinstance(sources[int(index)], dict) and isinstance(overrides, dict):
-                sources[int(index)] = {**sources[int(index)], **overrides}
-        values["sources"] = sources
+        for name in _LISTS:
+            if isinstance(fields := values.get(name), dict):
+                values[name] = self._overridden(name, fields)
         return values
+
+    def _overridden(self, name: str, fields: Mapping[str, Any]) -> list[Any]:
+        """Return the file's list with the fields of its entries that the environment sets."""
+        listed = self._from_file.get(name)
+        entries = list(listed) if isinstance(listed, list) else []
+        for index, overrides in sorted(fields.items()):
+            if not index.isdigit() or int(index) >= len(entries):
+                raise ConfigError(
+                    f"environment variable SYNCD_{name.upper()}__{index.upper()}__...:"
+                    f" the file has {len(entries)} {name}, counted from 0"
+                )
+            if isinstance(entries[int(index)], dict) and isinstance(overrides, dict):
+                entries[int(index)] = {**entries[int(index)], **overrides}
+        return entries
 
 
 def load(path: Path) -> Config:

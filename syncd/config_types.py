@@ -57,6 +57,9 @@ Metadata = Annotated[dict[str, str], AfterValidator(_not_reserved)]
 
 
 class Section(BaseModel):
-    """A part of the configuration: unknown settings are errors, nothing changes once it is read."""
+    """A part of the configuration: unknown settings are errors, nothing changes once it is read.
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    The text below a field is what docs/syncd-settings.md says of it (`tests.settings_reference`).
+    """
+
+    model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True)

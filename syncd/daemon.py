@@ -8,7 +8,7 @@ import threading
 from collections.abc import Callable, Iterator
 from contextlib import closing, contextmanager
 from dataclasses import dataclass
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 
 import structlog
 import uvicorn
@@ -20,6 +20,7 @@ from syncd import runner
 from syncd.api import Daemon, create_app
 from syncd.apply import Report
 from syncd.changes import Plan
+from syncd.clock import JumpWatch, Now, utc_now
 from syncd.config import Config
 from syncd.errors import ConfigError, DaemonError, QueueFullError
 from syncd.history import History
@@ -30,11 +31,13 @@ from syncd.recorder import Recorder
 from syncd.run_config import ScheduleConfig
 from syncd.runner import Result, RunOptions
 from syncd.runs import Runs
+from syncd.sources.readings import Readings
 
 _log = structlog.get_logger("syncd.daemon")
 
 _JOB = "sync"
 _LOCK_PATIENCE = 300.0
+_CLOCK_SECONDS = 5.0
 
 
 def run_until_signalled(config: Config, load: Callable[[], Config]) -> None:
@@ -73,6 +76,7 @@ class Running:
         self.address = address
         self.stopping = stopping
         self.config = config
+        self.readings = Readings()
         self.metrics = metrics
         self._scheduler = BackgroundScheduler(timezone=UTC)
         self._refused: str | None = None
@@ -81,6 +85,24 @@ class Running:
         """Begin with the schedule."""
         schedule(self._scheduler, request, self.config.schedule, datetime.now(UTC))
         self._scheduler.start()
+
+    def on_clock_jump(self, jump: timedelta) -> None:
+        """Have runs follow the clock: what is due by now is due, and none waits for a time long past.
+
+        APScheduler would sleep on until the time that it chose before, which after a jump back is far off.
+        """
+        _log.warning("clock_jumped", seconds=round(jump.total_seconds()))
+        if jump < timedelta(0):
+            self._scheduler.reschedule_job(_JOB, trigger=trigger_of(self.config.schedule))
+        else:
+            self._scheduler.wakeup()
+
+    def watch_clock(self, now: Now) -> None:
+        """Look out for jumps of the clock until the daemon stops."""
+        watch = JumpWatch(now)
+        while not self.stopping.wait(_CLOCK_SECONDS):
+            if jump := watch.jumped():
+                self.on_clock_jump(jump)
 
     def stop(self) -> None:
         """End the schedule."""
@@ -102,6 +124,7 @@ class Running:
         if config.schedule != self.config.schedule:
             self._scheduler.reschedule_job(_JOB, trigger=trigger_of(config.schedule))
         self.config = config.model_copy(update={"daemon": config.daemon.model_copy(update=fixed)})
+        self.readings = Readings()
         self._refused = None
         self.metrics.config_current.set(1)
         _log.info("configuration_reloaded")
@@ -119,8 +142,11 @@ class Running:
 
 
 @contextmanager
-def running(config: Config) -> Iterator[Running]:
-    """Run the daemon in threads of this process; its `address` is the one that it really listens on."""
+def running(config: Config, now: Now = utc_now) -> Iterator[Running]:
+    """Run the daemon in threads of this process; its `address` is the one that it really listens on.
+
+    `now` is this machine's clock.
+    """
     stopping = threading.Event()
     with (
         _listening(config.daemon.listen) as listener,
@@ -130,13 +156,14 @@ def running(config: Config) -> Iterator[Running]:
         daemon = Running(
             config, Listen(config.daemon.listen.host, listener.getsockname()[1]), metrics, stopping
         )
-        perform = Performer(lambda: daemon.config, history, stopping.wait)
+        perform = Performer(lambda: daemon.config, lambda: daemon.readings, history, stopping.wait, now)
         observers = (Recorder(history, config.daemon.keep_runs), metrics)
         runs = Runs(perform, stopping, observers=observers)
-        server = _server(Daemon(runs, history, metrics, daemon.token, daemon.describe))
+        server = _server(Daemon(runs, history, metrics, lambda: daemon.config, daemon.token, daemon.describe))
         threads = [
             threading.Thread(target=server.run, args=([listener],), name="syncd-api"),
             threading.Thread(target=runs.work, name="syncd-worker"),
+            threading.Thread(target=daemon.watch_clock, args=(now,), name="syncd-clock"),
         ]
         for thread in threads:
             thread.start()
@@ -171,17 +198,25 @@ def _server(daemon: Daemon) -> uvicorn.Server:
             ws="none",
             lifespan="off",
             server_header=False,
+            # What a proxy says of its clients is not believed: anyone on this machine could say it.
+            proxy_headers=False,
         )
     )
 
 
 @dataclass(frozen=True, slots=True)
 class Performer:
-    """Does one run with the configuration of this moment; a real one under the lock that writers share."""
+    """Does one run with the configuration of this moment; a real one under the lock that writers share.
+
+    `readings` are shared by all runs until the configuration is read again: a source that has not
+    changed is not read again.
+    """
 
     config: Callable[[], Config]
+    readings: Callable[[], Readings]
     history: History
     pause: Callable[[float], object]
+    now: Now = utc_now
 
     def __call__(
         self,
@@ -192,11 +227,18 @@ class Performer:
         report: Report,
     ) -> Result:
         """Do the run; raises SyncdError."""
-        config = self.config()
+        config, readings = self.config(), self.readings()
 
         def go() -> Result:
             return runner.run(
-                config, options, should_stop=should_stop, on_plan=on_plan, report=report, sleep=self.pause
+                config,
+                options,
+                readings=readings,
+                should_stop=should_stop,
+                on_plan=on_plan,
+                report=report,
+                sleep=self.pause,
+                now=self.now,
             )
 
         if options.dry_run:

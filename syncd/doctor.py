@@ -1,4 +1,4 @@
-"""``syncd doctor``: is everything reachable, allowed, and of one mind? Reads only, but for `--probe`."""
+"""``syncd doctor``: is everything reachable, allowed, and of one mind? Changes nothing, but for `--probe`."""
 
 from __future__ import annotations
 
@@ -6,46 +6,42 @@ import time
 import uuid
 from collections.abc import Callable, Iterator
 from contextlib import closing
-from datetime import UTC, datetime, timedelta
-from email.utils import parsedate_to_datetime
-from urllib.parse import quote
+from datetime import UTC, datetime
 
 import httpx
-import yaml
 
+from syncd.audit_books import leads_to
+from syncd.clock import Now, told_by, utc_now
 from syncd.config import Config
 from syncd.doctor_checks import (
     Finding,
     Level,
-    Plugin,
     check_clock,
     check_empty,
+    check_gateway,
     check_meters,
-    check_plugins,
 )
-from syncd.errors import ApiError, SourceError, SyncdError
+from syncd.doctor_plugins import plugins
+from syncd.doctor_writes import check_writes
+from syncd.errors import ApiError, GatewayError, SourceError, SyncdError
 from syncd.history import History
-from syncd.http import ApiClient, expect_list, expect_object
+from syncd.http import ApiClient
+from syncd.meters import MeterApi
 from syncd.retry import Retry
-from syncd.source_config import DeclarativeFileSource, KongAdminSource
-from syncd.wiring import kong_endpoint, metering_endpoint, sources_of, target_of
+from syncd.wiring import gateways_of, metering_endpoint, sources_of, target_of
 
 PROBE_TYPE = "kong-openmeter.doctor"
 """The type of the events that `--probe` sends; no meter of ours counts it."""
 PROBE_SECONDS = 60.0
 
-_PAGE = 1000
 
-
-def examine(
-    config: Config, *, probe: bool = False, now: Callable[[], datetime] | None = None
-) -> Iterator[Finding]:
+def examine(config: Config, *, probe: bool = False, now: Now = utc_now) -> Iterator[Finding]:
     """Yield what is found, as it is found."""
-    moment = now or (lambda: datetime.now(UTC))
     yield from _sources(config)
     yield from _metering(config)
-    yield from _plugins(config)
-    yield _clock(config, moment)
+    yield from plugins(config)
+    yield from _gateways(config)
+    yield _clock(config, now)
     yield _state(config)
     if probe:
         yield _probe(config)
@@ -66,107 +62,41 @@ def _metering(config: Config) -> Iterator[Finding]:
         except ApiError as error:
             yield Finding("metering", Level.PROBLEM, str(error))
             return
-    text = f"{config.metering.url}: {customers} customers can be read; writing is not tried"
-    yield Finding("metering", Level.OK, text)
-    try:
-        with ApiClient(metering_endpoint(config), Retry(attempts=config.metering.attempts)) as client:
-            yield from check_meters(_meters(client, config.metering.dialect))
-    except ApiError as error:
-        yield Finding("meter", Level.PROBLEM, str(error))
-
-
-def _meters(client: ApiClient, dialect: str) -> dict[str, tuple[str, str]]:
-    """Return the meters: key -> event type and aggregation."""
-    if dialect == "openmeter-v1":
-        listed = expect_list(client.get("/api/v1/meters"), "metering API", "/api/v1/meters")
-        names = ("slug", "eventType", "aggregation")
-    else:
-        answer = client.get("/openmeter/meters", {"page[size]": _PAGE})
-        page = expect_object(answer, "metering API", "/openmeter/meters")
-        listed = expect_list(page.get("data"), "metering API", "data of /openmeter/meters")
-        names = ("key", "event_type", "aggregation")
-    meters = [expect_object(item, "metering API", "a meter") for item in listed]
-    return {str(m.get(names[0])): (str(m.get(names[1])), str(m.get(names[2]))) for m in meters}
-
-
-def _plugins(config: Config) -> Iterator[Finding]:
-    plugins: list[Plugin] = []
-    readable = False
-    for index, source in enumerate(config.sources):
+    yield Finding("metering", Level.OK, f"{config.metering.url}: {customers} customers can be read")
+    with ApiClient(metering_endpoint(config), Retry(attempts=config.metering.attempts)) as client:
+        yield from check_writes(client, config)
         try:
-            match source:
-                case KongAdminSource():
-                    readable = True
-                    plugins += _of_admin(source, index, config.metering.attempts)
-                case DeclarativeFileSource():
-                    readable = True
-                    plugins += _of_file(source)
-        except (ApiError, OSError, yaml.YAMLError) as error:
-            yield Finding("plugin", Level.PROBLEM, f"sources[{index}]: its plugins cannot be read: {error}")
-    if readable:
-        yield from check_plugins(plugins, config.mapping.subject_field, config.metering.url)
-    else:
-        text = "no source tells which plugins Kong has; compare subject.field and ingest_endpoint by hand"
-        yield Finding("plugin", Level.WARNING, text)
+            there = MeterApi(client, config.metering.dialect).meters()
+        except ApiError as error:
+            yield Finding("meter", Level.PROBLEM, str(error))
+            return
+    yield from check_meters({key: (meter.event_type, meter.aggregation) for key, meter in there.items()})
 
 
-def _of_admin(source: KongAdminSource, index: int, attempts: int) -> Iterator[Plugin]:
-    prefix = f"/{quote(source.workspace, safe='')}" if source.workspace else ""
-    where = f"Kong at {source.url}"
-    with ApiClient(kong_endpoint(source, index), Retry(attempts=attempts)) as client:
-        offset: str | None = None
-        while True:
-            query: dict[str, str | int | list[str]] = {"size": _PAGE}
-            if offset:
-                query["offset"] = offset
-            page = expect_object(client.get(f"{prefix}/plugins", query), where, "/plugins")
-            data = page.get("data")
-            for item in expect_list([] if data == {} else data, where, "data of /plugins"):
-                yield _plugin(expect_object(item, where, "a plugin"), where)
-            following = page.get("offset")
-            if not isinstance(following, str) or following == offset:
-                return
-            offset = following
+def _gateways(config: Config) -> Iterator[Finding]:
+    for gateway in gateways_of(config):
+        with gateway:
+            try:
+                readiness, spool = gateway.readiness(), gateway.spool()
+            except GatewayError as error:
+                yield Finding("gateway", Level.PROBLEM, str(error))
+                continue
+        hosts = gateway.config.metering_hosts
+        here = any(leads_to(part.endpoint, config.metering.url, hosts) for part in spool.destinations)
+        problems = () if readiness.ready else readiness.problems or ("it does not say why",)
+        yield check_gateway(gateway.name, problems, here, spool.dead_letters)
 
 
-def _of_file(source: DeclarativeFileSource) -> Iterator[Plugin]:
-    def walk(node: object) -> Iterator[Plugin]:
-        if isinstance(node, dict):
-            listed = node.get("plugins")
-            for item in listed if isinstance(listed, list) else ():
-                if isinstance(item, dict):
-                    yield _plugin(item, str(source.path.name))
-            for value in node.values():
-                yield from walk(value)
-        elif isinstance(node, list):
-            for value in node:
-                yield from walk(value)
-
-    yield from walk(yaml.safe_load(source.path.read_bytes()))
-
-
-def _plugin(item: dict[str, object], where: str) -> Plugin:
-    config = item.get("config")
-    enabled = item.get("enabled") is not False
-    return Plugin(str(item.get("name")), enabled, config if isinstance(config, dict) else {}, where)
-
-
-def _clock(config: Config, now: Callable[[], datetime]) -> Finding:
-    endpoint = metering_endpoint(config)
+def _clock(config: Config, now: Now) -> Finding:
     try:
         before = now()
-        answer = httpx.get(endpoint.url, headers=endpoint.headers(), timeout=endpoint.timeout)
+        told = told_by(metering_endpoint(config))
         middle = before + (now() - before) / 2
     except httpx.HTTPError as error:
         return Finding(
             "clock", Level.WARNING, f"the metering API's clock cannot be read: {type(error).__name__}"
         )
-    try:
-        server = parsedate_to_datetime(answer.headers.get("date", ""))
-    except ValueError:
-        return check_clock(None, middle)
-    # The header has whole seconds: on average it is half a second behind.
-    return check_clock(server + timedelta(milliseconds=500), middle)
+    return check_clock(told, middle)
 
 
 def _state(config: Config) -> Finding:

@@ -123,6 +123,25 @@ def check_meters(meters: Mapping[str, tuple[str, str]]) -> Iterator[Finding]:
             yield Finding("meter", Level.OK, f"meter {key}: {aggregation} of {event_type}")
 
 
+def check_gateway(name: str, problems: Iterable[str], leads_here: bool, dead_letters: int) -> Finding:
+    """Tell whether a gateway's plugin can do its work, and sends its events to this metering API."""
+    if said := "; ".join(problems):
+        return Finding("gateway", Level.PROBLEM, f"{name}: its plugin is not ready: {said}")
+    if not leads_here:
+        text = (
+            f"{name}: none of its events go to metering.url, so `syncd audit` leaves it out. Right where"
+            " nothing was metered yet; if that server has another name there, list it in metering_hosts"
+        )
+        return Finding("gateway", Level.WARNING, text)
+    if dead_letters:
+        text = (
+            f"{name}: {dead_letters} events were refused by the metering API and are billed to nobody:"
+            " `openmeter-plugin spool dead-letters` there tells why"
+        )
+        return Finding("gateway", Level.WARNING, text)
+    return Finding("gateway", Level.OK, f"{name}: ready, and its token is right")
+
+
 def check_clock(server: datetime | None, ours: datetime) -> Finding:
     """Tell whether this machine's clock goes with the metering API's."""
     if server is None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from itertools import islice
 
 from syncd.changes import Change, ChangeKind, State
@@ -10,9 +10,16 @@ from syncd.errors import RefusedError
 from syncd.model import DesiredCustomer, DesiredSubject, ObservedCustomer, ObservedSubject
 from syncd.outcome import Outcome, Status
 from syncd.ownership import may_write_subject
+from syncd.pool import Job
 from syncd.targets import MeteringTarget, SubjectWrite
 
 _SUBJECTS_AT_ONCE = 100
+
+Placed = tuple[int, Change]
+"""A change and its place in the plan."""
+Results = list[tuple[int, Outcome]]
+"""What became of changes, each with its place in the plan."""
+_Ready = tuple[Placed, SubjectWrite]
 
 
 def entity_changes(
@@ -27,7 +34,7 @@ def entity_changes(
         entity = entities.get(subject.key)
         if entity is None:
             reason, before = f"no subject entity yet: {subject.principal}", None
-        elif _differs(subject, entity) and may_write_subject(entity, owner_id):
+        elif differs(subject, entity) and may_write_subject(entity, owner_id):
             reason = f"the subject entity differs: {subject.principal}"
             before = State(entity.display_name, None, dict(entity.metadata))
         else:
@@ -37,7 +44,8 @@ def entity_changes(
         yield Change(ChangeKind.UPSERT_SUBJECT, want.key, (subject.key,), reason, identity, before, after)
 
 
-def _differs(subject: DesiredSubject, entity: ObservedSubject) -> bool:
+def differs(subject: DesiredSubject, entity: ObservedSubject) -> bool:
+    """Tell whether an entity lacks what this subject shall carry."""
     if subject.display_name is not None and subject.display_name != entity.display_name:
         return True
     return any(entity.metadata.get(name) != value for name, value in subject.metadata.items())
@@ -50,29 +58,44 @@ class EntityWriter:
         self._owner_id = owner_id
         self._target = target
         self._unplaced = unplaced
+        self._refused: list[_Ready] = []
 
-    def outcomes(self, changes: Sequence[Change]) -> Iterator[Outcome]:
-        """Write these entities, a hundred at once."""
-        if not changes:
-            return
+    def jobs(
+        self, changes: Sequence[Placed], note: Callable[[list[Results]], None]
+    ) -> Iterator[list[Job[Results]]]:
+        """Look at the entities that are there, and yield jobs that write a hundred at once.
+
+        What is not to be written is told to `note` at once. Of a hundred that are refused together the
+        single ones follow, when those jobs are done: one by one tells which of them it was.
+        """
+        ready, rest = self._looked_at(changes)
+        note([rest])
+        batches = iter(ready)
+        yield [self._job(batch) for batch in iter(lambda: list(islice(batches, _SUBJECTS_AT_ONCE)), [])]
+        yield [self._job([single]) for single in sorted(self._refused, key=lambda entry: entry[0][0])]
+
+    def _looked_at(self, changes: Sequence[Placed]) -> tuple[list[_Ready], Results]:
+        """Return what is to be written, and what became of the rest."""
         entities = self._target.subjects()
         there = {entity.key: entity for entity in entities or ()}
-        ready: list[tuple[Change, SubjectWrite]] = []
-        for change in changes:
+        ready: list[_Ready] = []
+        rest: Results = []
+        for place, change in changes:
             key = change.subject_keys[0]
             if key in self._unplaced:
-                yield Outcome(change, Status.SKIPPED, "its customer could not be given this subject")
+                rest.append((place, _skipped(change, "its customer could not be given this subject")))
             elif entities is None:
-                yield Outcome(change, Status.SKIPPED, "the metering API has no subject entities any more")
+                rest.append((place, _skipped(change, "the metering API has no subject entities any more")))
+            elif (write := self._write(change, there.get(key))) is None:
+                rest.append((place, Outcome(change, Status.UNCHANGED)))
             else:
-                write = self._write(change, there.get(key))
-                if write is None:
-                    yield Outcome(change, Status.UNCHANGED)
-                else:
-                    ready.append((change, write))
-        remaining = iter(ready)
-        while batch := list(islice(remaining, _SUBJECTS_AT_ONCE)):
-            yield from self._write_batch(batch)
+                ready.append(((place, change), write))
+        return ready, rest
+
+    def _job(self, batch: list[_Ready]) -> Job[Results]:
+        # The customers are among the names: a server with the subject hook copies an entity onto its own.
+        names = [names_of(change) for (_, change), _ in batch]
+        return Job(lambda: self._write_batch(batch), frozenset[str]().union(*names))
 
     def _write(self, change: Change, there: ObservedSubject | None) -> SubjectWrite | None:
         """Merge our fields into the entity as it is now; None where nothing differs or it is not ours."""
@@ -87,19 +110,26 @@ class EntityWriter:
             return None
         return SubjectWrite(there.key, after.name, metadata)
 
-    def _write_batch(self, batch: list[tuple[Change, SubjectWrite]]) -> Iterator[Outcome]:
+    def _write_batch(self, batch: list[_Ready]) -> Results:
         try:
             self._target.write_subjects([write for _, write in batch])
         except RefusedError as error:
-            if len(batch) == 1:
-                yield Outcome(batch[0][0], Status.BLOCKED, refusal(error))
-                return
-            # One of them is refused; one by one tells which.
-            for single in batch:
-                yield from self._write_batch([single])
-            return
-        for change, _ in batch:
-            yield Outcome(change, Status.DONE)
+            if len(batch) > 1:
+                self._refused += batch
+                return []
+            ((place, change), _) = batch[0]
+            return [(place, Outcome(change, Status.BLOCKED, refusal(error)))]
+        return [(place, Outcome(change, Status.DONE)) for (place, change), _ in batch]
+
+
+def _skipped(change: Change, why: str) -> Outcome:
+    return Outcome(change, Status.SKIPPED, why)
+
+
+def names_of(change: Change) -> frozenset[str]:
+    """Return the customers and subjects that a change is about: ids, keys, subject keys."""
+    customers = (change.customer_id, change.customer_key, change.to_customer_key)
+    return frozenset(name for name in (*customers, *change.subject_keys) if name)
 
 
 def refusal(error: RefusedError) -> str:

@@ -12,6 +12,7 @@
      |    +-- RefusedError        any other 4xx: this request, not the API, is the problem
      +-- MeterMissingError           `syncd usage` needs a meter that the server does not have
      +-- QueueFullError         the daemon has too many different runs waiting
+     +-- GatewayError           a gateway's plugin could not be asked; names the gateway
      +-- DaemonError            the daemon cannot start, or cannot be reached by `resync`
      +-- UnsafePlanError        a guard stopped the run before its first change
      +-- PlanFileError          a plan file cannot be used, or the world is another by now
@@ -77,6 +78,14 @@ class RefusedError(ApiError):
 
 class MeterMissingError(SyncdError):
     """A meter that `syncd usage` reads does not exist on the server."""
+
+
+class GatewayError(SyncdError):
+    """The plugin of a gateway could not be asked, or answered what it must not; `gateway` is its name."""
+
+    def __init__(self, gateway: str, problem: str) -> None:
+        super().__init__(f"gateway {gateway}: {problem}")
+        self.gateway = gateway
 
 
 class DaemonError(SyncdError):

@@ -8,14 +8,17 @@ is more often a broken source than a decision. The message names the numbers, th
   on customers of ours. A mark harms nobody, but it is where a broken source shows 40 days early.
 - Fewer than `min_changes` of a kind pass whatever their share.
 - `max_changes` is a cap on all changes of one run that no flag lifts, only the setting.
+- Removals go by the clock (grace periods count from marks), so a clock that the metering API's Date
+  contradicts by more than `max_clock_skew` turns them into reports.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
+from datetime import timedelta
 
-from syncd.changes import Change, ChangeKind, Plan, ordered
+from syncd.changes import REMOVALS, Change, ChangeKind, Plan, ordered
 from syncd.errors import UnsafePlanError
 from syncd.model import ObservedWorld
 from syncd.ownership import is_ours
@@ -34,6 +37,7 @@ _REMOVALS = frozenset(
         ChangeKind.MARK_ORPHANED,
         ChangeKind.DETACH_SUBJECTS,
         ChangeKind.MOVE_SUBJECTS,
+        ChangeKind.RETIRE_CUSTOMER,
         ChangeKind.DELETE_CUSTOMER,
     }
 )
@@ -47,6 +51,41 @@ class Limits:
     max_removal_percent: int = 30
     min_changes: int = 10
     max_changes: int | None = None
+    max_clock_skew: timedelta | None = timedelta(minutes=5)
+
+
+def removes(plan: Plan) -> bool:
+    """Tell whether the plan marks, detaches or deletes what is gone."""
+    return any(change.kind in REMOVALS for change in plan.changes)
+
+
+def clock_in_doubt(skew: timedelta | None, bound: timedelta) -> str | None:
+    """Return why this machine's clock must not decide about removals, None where it may.
+
+    `skew` is how far it is ahead of the metering API's, None where that one does not tell the time.
+    """
+    if skew is None:
+        return (
+            "the metering API does not tell the time (no Date header), so this machine's clock is in doubt."
+            " Have the proxy in between pass it on, or set guards.max_clock_skew to null"
+        )
+    if abs(skew) <= bound:
+        return None
+    return (
+        f"this machine's clock is {_whole(abs(skew))} {'ahead of' if skew > timedelta(0) else 'behind'} the"
+        f" metering API's, and the limit is {bound} (guards.max_clock_skew). Set it by NTP"
+    )
+
+
+def _whole(period: timedelta) -> timedelta:
+    return timedelta(seconds=round(period.total_seconds()))
+
+
+def withhold_for_clock(plan: Plan, why: str) -> Plan:
+    """Turn removals into reports while the clock is in doubt: a wrong one ends grace periods too soon."""
+    changes = ordered(without_removals(plan.changes, "left alone while the clock is in doubt"))
+    note = f"nothing is marked, detached or deleted: {why}"
+    return replace(plan, changes=changes, notes=(*plan.notes, note))
 
 
 def withhold_removals(plan: Plan, empty_sources: Sequence[str]) -> Plan:

@@ -11,8 +11,9 @@ import json
 import sqlite3
 import threading
 import zlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
@@ -72,15 +73,24 @@ class History:
                 (*row, digest, json.dumps(run)),
             )
 
-    def record(self, run_id: str, number: int, outcome: Outcome) -> None:
-        """Write one change and what became of it."""
-        change = outcome.change
-        row = (run_id, number, datetime.now(UTC).isoformat(), str(change.kind), change.customer_key)
-        with self._told(), self._db:
-            self._db.execute(
-                "INSERT INTO changes VALUES (?, ?, ?, ?, ?, ?, ?)",
-                (*row, str(outcome.status), json.dumps(outcome.to_json())),
+    def record(self, run_id: str, first: int, outcomes: Sequence[Outcome]) -> None:
+        """Write changes, numbered from `first`, and what became of them: all or none."""
+        now = datetime.now(UTC).isoformat()
+        rows = [
+            (
+                run_id,
+                number,
+                now,
+                str(outcome.change.kind),
+                outcome.change.customer_key,
+                str(outcome.status),
+                json.dumps(outcome.to_json()),
             )
+            for number, outcome in enumerate(outcomes, first)
+        ]
+        with self._told(), self._db:
+            self._db.execute("BEGIN")
+            self._db.executemany("INSERT INTO changes VALUES (?, ?, ?, ?, ?, ?, ?)", rows)
 
     def close_interrupted(self) -> list[str]:
         """Mark runs as failed whose process is gone; for the holder of the write lock, before it plans."""
@@ -107,11 +117,17 @@ class History:
                 "DELETE FROM plans WHERE hash NOT IN (SELECT plan FROM runs WHERE plan IS NOT NULL)"
             )
 
-    def runs(self, limit: int) -> list[Document]:
-        """Return the latest runs, the latest first."""
+    def runs(self, limit: int, offset: int = 0) -> list[Document]:
+        """Return the latest runs, the latest first, without the first `offset`."""
+        select = "SELECT document FROM runs ORDER BY requested_at DESC LIMIT ? OFFSET ?"
         with self._told():
-            rows = self._db.execute("SELECT document FROM runs ORDER BY requested_at DESC LIMIT ?", (limit,))
-            return [json.loads(text) for (text,) in rows.fetchall()]
+            return [json.loads(text) for (text,) in self._db.execute(select, (limit, offset)).fetchall()]
+
+    def progress(self, run_id: str) -> int:
+        """Return how many changes of a run are written down so far."""
+        with self._told():
+            row = self._db.execute("SELECT count(*) FROM changes WHERE run = ?", (run_id,)).fetchone()
+            return int(row[0])
 
     def run(self, run_id: str) -> Document | None:
         """Return a run by its id, or by the beginning of one, with its plan and changes."""
@@ -143,10 +159,8 @@ class History:
 
 def _packed(plan: Plan) -> tuple[str, bytes]:
     """Return the plan and the name of its content; what changes with every look at usage is left out."""
-    document = plan.to_json()
+    usual = tuple([replace(change, usage=None) if change.usage else change for change in plan.changes])
+    document = replace(plan, changes=usual).to_json()
     del document["unbilled"]
-    changes = [change.to_json() for change in plan.changes]
-    for change in changes:
-        change.pop("usage", None)
-    text = json.dumps({**document, "changes": changes}, sort_keys=True).encode("utf-8", "surrogatepass")
-    return hashlib.sha256(text).hexdigest(), zlib.compress(text)
+    text = json.dumps(document, sort_keys=True).encode("utf-8", "surrogatepass")
+    return hashlib.sha256(text).hexdigest(), zlib.compress(text, level=1)

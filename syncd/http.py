@@ -5,25 +5,30 @@ Tried again (see `syncd.retry`): network errors, 429, 500, 502, 503 and 504.
 
 from __future__ import annotations
 
+import json
 import ssl
 from collections.abc import Mapping
+from contextlib import closing
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
-from functools import cache
+from functools import cache, lru_cache
 from types import TracebackType
-from typing import Self
+from typing import Self, cast
 
 import httpx
+import orjson
 
 from syncd import __version__, calls
 from syncd.errors import MalformedError, RefusedError, UnauthorizedError, UnreachableError
+from syncd.pool import MAX_CONCURRENCY
 from syncd.retry import Retry
 
 Params = Mapping[str, str | int | list[str]]
 
 _TRANSIENT_STATUS = frozenset({429, 500, 502, 503, 504})
 _MAX_DETAIL = 300
+_LIMITS = httpx.Limits(max_connections=MAX_CONCURRENCY, max_keepalive_connections=MAX_CONCURRENCY)
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,7 +36,7 @@ class Endpoint:
     """An API: what messages call it, where it is, and the header with its token.
 
     `token_setting` is the name of the setting that holds the token, for the message of a 401 or 403;
-    `rights` says what the token must allow.
+    `rights` says what the token must allow. With `unix_socket`, a path, the requests go there.
     """
 
     name: str
@@ -41,6 +46,12 @@ class Endpoint:
     token_header: str = "Authorization"  # noqa: S105 - a header's name
     token: str | None = None
     timeout: float = 10.0
+    unix_socket: str | None = None
+
+    @property
+    def address(self) -> str:
+        """Return where it is, for messages."""
+        return f"unix:{self.unix_socket}" if self.unix_socket else self.url
 
     def headers(self) -> dict[str, str]:
         """Return the headers of every request."""
@@ -51,15 +62,33 @@ class Endpoint:
         return headers
 
 
+@dataclass(frozen=True, slots=True)
+class _Answer:
+    status: int
+    headers: httpx.Headers
+    content: bytes
+
+
 class ApiClient:
     """Requests to one API; answers are decoded JSON. Safe to share between threads, as httpx.Client is."""
 
     def __init__(self, endpoint: Endpoint, retry: Retry) -> None:
         self._endpoint = endpoint
         self._retry = retry
+        socket = endpoint.unix_socket
         self._client = httpx.Client(
-            base_url=endpoint.url, headers=endpoint.headers(), timeout=endpoint.timeout, verify=_tls()
+            base_url=endpoint.url,
+            headers=endpoint.headers(),
+            timeout=endpoint.timeout,
+            verify=_tls(),
+            limits=_LIMITS,
+            transport=httpx.HTTPTransport(uds=socket) if socket else None,
         )
+        # Requests are made of these: to let httpx merge them anew costs a third of a request.
+        self._base = endpoint.url.rstrip("/")
+        self._headers = self._client.headers.raw
+        self._json_headers = [*self._headers, (b"Content-Type", b"application/json")]
+        self._extensions = {"timeout": self._client.timeout.as_dict()}
 
     def __enter__(self) -> Self:
         return self
@@ -85,48 +114,70 @@ class ApiClient:
         params: Params | None = None,
         body: object = None,
         repeat: bool = True,
+        expected: frozenset[int] = frozenset(),
     ) -> object:
         """Send one request and return the decoded answer, None for an empty one.
 
         `repeat=False` sends it once: for writes whose repetition could undo what someone did meanwhile.
+        `expected` are statuses whose body is the answer too, besides 2xx.
         """
 
-        def attempt() -> httpx.Response:
-            return self._once(method, path, params, body)
+        def attempt() -> _Answer:
+            return self._once(method, path, params, body, expected)
 
-        response = self._retry.run(attempt) if repeat else attempt()
-        return self._decoded(response, method, path)
+        answer = self._retry.run(attempt) if repeat else attempt()
+        return self._decoded(answer, method, path, expected)
 
-    def _once(self, method: str, path: str, params: Params | None, body: object) -> httpx.Response:
-        unanswered = f"{self._endpoint.name} at {self._endpoint.url} did not answer {method} {path}"
+    def _once(
+        self, method: str, path: str, params: Params | None, body: object, expected: frozenset[int]
+    ) -> _Answer:
+        unanswered = f"{self._endpoint.name} at {self._endpoint.address} did not answer {method} {path}"
         try:
-            response = self._client.request(method, path, params=params, json=body)
-        except httpx.TransportError as error:
+            answer = self._send(method, path, params, body)
+        except httpx.RequestError as error:
             calls.count(self._endpoint.name, method, "none")
             raise UnreachableError(f"{unanswered}: {_describe(error)}") from None
-        calls.count(self._endpoint.name, method, str(response.status_code))
-        if response.status_code in _TRANSIENT_STATUS:
-            problem = f"HTTP {response.status_code} {self._detail(response)}".strip()
-            wait = _retry_after(response.headers.get("retry-after"))
+        calls.count(self._endpoint.name, method, str(answer.status))
+        if answer.status in _TRANSIENT_STATUS and answer.status not in expected:
+            problem = f"HTTP {answer.status} {self._detail(answer)}".strip()
+            wait = _retry_after(answer.headers.get("retry-after"))
             raise UnreachableError(f"{unanswered}: {problem}", retry_after=wait)
-        return response
+        return answer
 
-    def _decoded(self, response: httpx.Response, method: str, path: str) -> object:
-        status = response.status_code
-        where = f"{self._endpoint.name} at {self._endpoint.url}"
+    def _send(self, method: str, path: str, params: Params | None, body: object) -> _Answer:
+        request = httpx.Request(
+            method,
+            _url(self._base + path),
+            params=params,
+            headers=self._headers if body is None else self._json_headers,
+            content=None if body is None else _encoded(body),
+            extensions=self._extensions,
+        )
+        # httpx's own reading keeps the content in a cycle of objects, so that pages pile up in memory.
+        with closing(self._client.send(request, stream=True)) as response:
+            content = b"".join(response.iter_bytes())
+        return _Answer(response.status_code, response.headers, content)
+
+    def _decoded(self, answer: _Answer, method: str, path: str, expected: frozenset[int]) -> object:
+        status = answer.status
+        if status in expected:
+            return self._json(answer, method, path)
+        if 200 <= status < 300:
+            return self._json(answer, method, path) if answer.content else None
         if status in {401, 403}:
             raise UnauthorizedError(self._unauthorized(status, method, path))
+        where = f"{self._endpoint.name} at {self._endpoint.address}"
         if 400 <= status < 500:
-            detail = self._detail(response)
+            detail = self._detail(answer)
             message = f"{where} refused {method} {path}: HTTP {status} {detail}".rstrip()
             raise RefusedError(message, status=status, detail=detail)
-        if not 200 <= status < 300:
-            raise MalformedError(f"{where} answered {method} {path} with HTTP {status}: is its URL right?")
-        if not response.content:
-            return None
+        raise MalformedError(f"{where} answered {method} {path} with HTTP {status}: is its URL right?")
+
+    def _json(self, answer: _Answer, method: str, path: str) -> object:
         try:
-            return response.json()
-        except ValueError:
+            return _parsed(answer.content)
+        except (ValueError, RecursionError):
+            where = f"{self._endpoint.name} at {self._endpoint.address}"
             raise MalformedError(
                 f"{where} answered {method} {path} with something that is not JSON: is its URL right?"
             ) from None
@@ -136,15 +187,15 @@ class ApiClient:
         given = "the token of" if endpoint.token else "no token is set in"
         fault = "is missing, wrong or expired" if status == 401 else "lacks the rights"
         return (
-            f"{endpoint.name} at {endpoint.url} answered {method} {path} with HTTP {status}: {given}"
+            f"{endpoint.name} at {endpoint.address} answered {method} {path} with HTTP {status}: {given}"
             f" {endpoint.token_setting}; a token {fault}. It must allow to {endpoint.rights}"
         )
 
-    def _detail(self, response: httpx.Response) -> str:
+    def _detail(self, answer: _Answer) -> str:
         """Return what the server said (problem+json or Kong's message), never with our token in it."""
         try:
-            body = response.json()
-        except ValueError:
+            body = _parsed(answer.content)
+        except (ValueError, RecursionError):
             body = None
         detail = ""
         if isinstance(body, dict):
@@ -161,6 +212,27 @@ def _tls() -> ssl.SSLContext:
     return httpx.create_ssl_context()
 
 
+@lru_cache(maxsize=256)
+def _url(text: str) -> httpx.URL:
+    return httpx.URL(text)
+
+
+def _encoded(body: object) -> bytes:
+    try:
+        return orjson.dumps(body)
+    except TypeError:  # a number beyond 64 bits, or half a surrogate pair, that somebody else wrote
+        return json.dumps(body).encode()
+
+
+def _parsed(content: bytes) -> object:
+    """Return the JSON; raises ValueError or RecursionError."""
+    try:
+        return orjson.loads(content)
+    except orjson.JSONDecodeError:
+        # A name with half a surrogate pair is one consumer's problem, not that of the whole page.
+        return json.loads(content)
+
+
 def expect_object(value: object, api: str, what: str) -> dict[str, object]:
     """Return `value` if it is a JSON object; raises MalformedError."""
     if not isinstance(value, dict):
@@ -175,7 +247,15 @@ def expect_list(value: object, api: str, what: str) -> list[object]:
     return value
 
 
-def _describe(error: httpx.TransportError) -> str:
+def expect_objects(values: object, api: str, what: str, entry: str) -> list[dict[str, object]]:
+    """Return `values` if it is a JSON array of objects, each called `entry`; raises MalformedError."""
+    for value in (listed := expect_list(values, api, what)):
+        if not isinstance(value, dict):
+            raise MalformedError(f"{api}: {entry} is not a JSON object")
+    return cast("list[dict[str, object]]", listed)
+
+
+def _describe(error: httpx.RequestError) -> str:
     kind = type(error).__name__
     return f"{kind}: {error}" if str(error) else kind
 

@@ -34,6 +34,10 @@ class Meter:
     event_type: str
     value_property: str | None = None
     dimensions: Mapping[str, str] = field(default_factory=dict)
+    id: str | None = field(default=None, compare=False)
+    """The server's own; None for one that is not made yet."""
+    events_from: str | None = field(default=None, compare=False)
+    """RFC 3339: older events are not counted. None: all are."""
 
     def differences(self, there: Meter) -> list[str]:
         """Say how the meter that is there differs from this one."""
@@ -140,11 +144,11 @@ class MeterApi:
         )
 
     def _meter(self, document: Mapping[str, object]) -> Meter:
-        names = ("key", "event_type", "value_property", "dimensions")
+        names = ("key", "event_type", "value_property", "events_from", "dimensions")
         if not self._is_v3:
-            names = ("slug", "eventType", "valueProperty", "groupBy")
-        key, event_type, value_property = (document.get(name) for name in names[:3])
-        dimensions = document.get(names[3])
+            names = ("slug", "eventType", "valueProperty", "eventFrom", "groupBy")
+        key, event_type, value_property, events_from = (document.get(name) for name in names[:4])
+        dimensions = document.get(names[4])
         if not isinstance(dimensions, dict):
             dimensions = {}
         return Meter(
@@ -155,6 +159,8 @@ class MeterApi:
             event_type=str(event_type),
             value_property=value_property if isinstance(value_property, str) else None,
             dimensions={str(name): str(path) for name, path in dimensions.items()},
+            id=str(document["id"]) if document.get("id") else None,
+            events_from=events_from if isinstance(events_from, str) else None,
         )
 
 

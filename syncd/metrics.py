@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, generate_latest
 from prometheus_client.core import CounterMetricFamily
@@ -88,9 +88,9 @@ class Metrics:
             self._subjects.labels(fate).set(exposure.count(fate) if exposure else 0)
             self._events.labels(fate).set(exposure.events(fate) if exposure else 0)
 
-    def changed(self, run: Run, outcome: Outcome) -> None:  # noqa: ARG002 - as all observers are told
-        """Count the change; what the plan itself blocks is in `syncd_blocked` already."""
-        if outcome.change.actionable:
+    def changed(self, run: Run, outcomes: Sequence[Outcome]) -> None:  # noqa: ARG002 - as all observers are told
+        """Count the changes; what the plan itself blocks is in `syncd_blocked` already."""
+        for outcome in filter(lambda outcome: outcome.change.actionable, outcomes):
             self._changes.labels(str(outcome.change.kind), str(outcome.status)).inc()
 
     def finished(self, run: Run) -> None:

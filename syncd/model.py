@@ -12,12 +12,14 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
+from syncd.values import value
+
 PrincipalKind = Literal["consumer", "application", "static"]
 
 NO_METADATA: Mapping[str, str] = {}
 
 
-@dataclass(frozen=True, slots=True)
+@value
 class Principal:
     """Someone whose usage is metered, as one source describes them.
 
@@ -35,7 +37,7 @@ class Principal:
     custom_id: str | None = None
     tags: tuple[str, ...] = ()
     anonymous: bool = False
-    metadata: Mapping[str, str] = field(default_factory=dict)
+    metadata: Mapping[str, str] = field(default_factory=lambda: NO_METADATA)
     customer: str | None = None
     owner: str | None = None
     application: str | None = None
@@ -89,20 +91,22 @@ class CustomerDetails:
 NO_DETAILS = CustomerDetails()
 
 
-@dataclass(frozen=True, slots=True)
+@value
 class DesiredSubject:
     """A subject that a customer shall carry; `principal` is the label of the one whose usage it is.
 
-    `display_name` None leaves that of the subject entity alone.
+    `display_name` None leaves that of the subject entity alone. `own_key` is the key that a customer
+    of its principal alone would have; set only where a limit of subjects may split one off its group.
     """
 
     key: str
     display_name: str | None
     metadata: Mapping[str, str]
     principal: str
+    own_key: str | None = None
 
 
-@dataclass(frozen=True, slots=True)
+@value
 class DesiredCustomer:
     """A customer that shall exist.
 
@@ -140,7 +144,7 @@ class DesiredWorld:
     warnings: tuple[str, ...] = ()
 
 
-@dataclass(frozen=True, slots=True)
+@value
 class ObservedCustomer:
     """A customer as the metering API has it; `active_subscription` is the id of one, if any."""
 
@@ -156,7 +160,7 @@ class ObservedCustomer:
         return subject_key in self.subject_keys or subject_key == self.key
 
 
-@dataclass(frozen=True, slots=True)
+@value
 class ObservedSubject:
     """A subject entity as the metering API has it; its metadata may hold any JSON."""
 

@@ -1,6 +1,17 @@
-"""Moving a subject from one customer of ours to another: when it can be done, and why not."""
+"""Moving a subject from one customer of ours to another: when it can be done, and why not.
+
+A subject that is its customer's own *key* cannot leave that customer by taking it off: the metering API
+attributes usage by keys too. OpenMeter even accepts such a subject on another customer
+(openmeter/customer/adapter/customer.go, CreateCustomer and UpdateCustomer check the key only), and then
+counts its usage for both (streaming/clickhouse/queryhelper.go, customersWhere) and refuses every change
+of the first. So that customer has to go first: it is *retired*, which means deleted, where it is ours,
+has no other subject, and `syncd.keeping` finds nothing that speaks against it. The v1 API could give it
+another key instead; v3 cannot (a key is fixed), so that one way serves both dialects.
+"""
 
 from __future__ import annotations
+
+from collections.abc import Mapping
 
 from syncd.changes import Change, ChangeKind, State
 from syncd.model import DesiredCustomer, DesiredSubject, ObservedCustomer
@@ -14,12 +25,26 @@ def moves_to(want: DesiredCustomer, held: list[Held]) -> list[Change]:
     """Return the moves that take these subjects off customers of ours, for `want` to take them."""
     by_holder: dict[str, tuple[ObservedCustomer, list[DesiredSubject]]] = {}
     for subject, holder in held:
-        if _can_leave(subject, holder):
+        if _is_free(holder) and subject.key != holder.key:
             by_holder.setdefault(holder.id, (holder, []))[1].append(subject)
     return [_move(want, holder, leaving) for holder, leaving in by_holder.values()]
 
 
-def held_reason(want: DesiredCustomer, subject: DesiredSubject, holder: ObservedCustomer) -> str:
+def retirements_for(want: DesiredCustomer, held: list[Held], kept: Mapping[str, str]) -> list[Change]:
+    """Return the deletions of customers of ours whose key and only subject `want` is to take over.
+
+    `kept` names customers that must not be deleted: id -> why.
+    """
+    return [
+        _retirement(want, subject, holder)
+        for subject, holder in held
+        if _is_retirable(subject, holder) and holder.id not in kept
+    ]
+
+
+def held_reason(
+    want: DesiredCustomer, subject: DesiredSubject, holder: ObservedCustomer, kept: Mapping[str, str]
+) -> str:
     """Say why a subject stays on another customer of ours, and what to do."""
     reason = (
         f"{subject.principal} is to be in customer {want.key!r} but is attributed to {customer_name(holder)}."
@@ -32,10 +57,7 @@ def held_reason(want: DesiredCustomer, subject: DesiredSubject, holder: Observed
     elif ADOPTED in holder.metadata:
         reason += " That one was adopted from people, whose subjects stay: move it by hand"
     elif holder.key == subject.key:
-        reason += (
-            " That is that customer's own key, which no other customer may carry as a subject: delete"
-            f" customer {holder.key!r} by hand when its usage is invoiced, then the next run goes on"
-        )
+        reason += _own_key_reason(subject, holder, kept)
     else:
         reason += (
             " Moving it would also move usage that is not invoiced yet, so it is left there: allow it with"
@@ -44,9 +66,27 @@ def held_reason(want: DesiredCustomer, subject: DesiredSubject, holder: Observed
     return reason
 
 
-def _can_leave(subject: DesiredSubject, holder: ObservedCustomer) -> bool:
-    """Tell whether it can be taken off: not where it is the key, nor from a paying or adopted customer."""
-    return not holder.active_subscription and subject.key != holder.key and ADOPTED not in holder.metadata
+def _own_key_reason(subject: DesiredSubject, holder: ObservedCustomer, kept: Mapping[str, str]) -> str:
+    reason = " That is that customer's own key, so nobody else can carry it while that customer exists"
+    by_hand = f"delete customer {holder.key!r} by hand when its usage is invoiced; the next run goes on"
+    if not _is_retirable(subject, holder):
+        others = ", ".join(key for key in holder.subject_keys if key != subject.key)
+        return f"{reason}, and it carries other subjects too ({others}). Move those first, or {by_hand}"
+    if holder.id in kept:
+        return f"{reason}. syncd does not delete it: {kept[holder.id]}. If that is of no use, {by_hand}"
+    return (
+        f"{reason}. It has no other subject: allow with --allow-retire that syncd deletes it and moves the"
+        f" subject, with usage that is not invoiced yet; or {by_hand}"
+    )
+
+
+def _is_free(holder: ObservedCustomer) -> bool:
+    """Tell whether anything can be taken off: nothing from a paying or adopted customer."""
+    return not holder.active_subscription and ADOPTED not in holder.metadata
+
+
+def _is_retirable(subject: DesiredSubject, holder: ObservedCustomer) -> bool:
+    return _is_free(holder) and subject.key == holder.key and set(holder.subject_keys) <= {subject.key}
 
 
 def _move(want: DesiredCustomer, holder: ObservedCustomer, leaving: list[DesiredSubject]) -> Change:
@@ -60,6 +100,20 @@ def _move(want: DesiredCustomer, holder: ObservedCustomer, leaving: list[Desired
         holder.id,
         State(subject_keys=holder.subject_keys),
         State(subject_keys=tuple(key for key in holder.subject_keys if key not in keys)),
+        want.key,
+    )
+
+
+def _retirement(want: DesiredCustomer, subject: DesiredSubject, holder: ObservedCustomer) -> Change:
+    return Change(
+        ChangeKind.RETIRE_CUSTOMER,
+        holder.key,
+        (subject.key,),
+        f"{subject.principal} now belongs to customer {want.key!r}, and its own customer, whose key is that"
+        " subject, is in the way: it is deleted; usage that is not invoiced yet moves too",
+        holder.id,
+        State(holder.name, holder.subject_keys, dict(holder.metadata)),
+        None,
         want.key,
     )
 

@@ -12,6 +12,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from datetime import datetime
+from typing import TypeVar
 
 from syncd.errors import MalformedError, RefusedError
 
@@ -20,6 +21,7 @@ PAGE_SIZES = (1000, 100)
 """What is asked for, and what instead where a server refuses so large a page."""
 
 Entry = dict[str, object]
+_T = TypeVar("_T")
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,30 +41,35 @@ def read_all(fetch: Fetch, what: str, *, created: str) -> list[Entry]:
 
     Raises MalformedError when the list is never whole, and what `fetch` raises.
     """
+    return read_as(lambda entry: entry, fetch, what, created=created)
+
+
+def read_as(make: Callable[[Entry], _T], fetch: Fetch, what: str, *, created: str) -> list[_T]:
+    """Return what `make` makes of each entry, page by page: a long list is never held as it came."""
     for _ in range(READS):
-        entries = _read_once(fetch, what, created)
+        entries = _read_once(make, fetch, what, created)
         if entries is not None:
             return entries
     raise MalformedError(f"{what} changed during each of {READS} readings; try again when it is quieter")
 
 
-def _read_once(fetch: Fetch, what: str, created: str) -> list[Entry] | None:
+def _read_once(make: Callable[[Entry], _T], fetch: Fetch, what: str, created: str) -> list[_T] | None:
     page, size = _first(fetch)
     total = page.total
     if total is None:
         raise MalformedError(f"{what}: the answer does not say how many there are")
     if len(page.entries) >= total:
-        found = _by_id(page.entries, what)
+        found = _by_id(page.entries, what, make)
         return list(found.values()) if len(found) == total else None
     # The youngest has to be known before the first page is read, so that page is read once more.
     last = fetch(total, 1)
     youngest = _time(last.entries[0], created) if last.entries else None
-    found, number = {}, 0
+    found, number = dict[str, _T](), 0
     while len(found) < total:
         number += 1
         page = fetch(number, size)
         before = len(found)
-        found |= _by_id(page.entries, what)
+        found |= _by_id(page.entries, what, make)
         if page.total != total or not page.entries or len(found) < before + len(page.entries):
             return None
     if youngest and any((_time(entry, created) or youngest) > youngest for entry in page.entries):
@@ -80,13 +87,13 @@ def _first(fetch: Fetch) -> tuple[Page, int]:
         return fetch(1, small), small
 
 
-def _by_id(entries: Sequence[Entry], what: str) -> dict[str, Entry]:
-    found: dict[str, Entry] = {}
+def _by_id(entries: Sequence[Entry], what: str, make: Callable[[Entry], _T]) -> dict[str, _T]:
+    found: dict[str, _T] = {}
     for entry in entries:
         identity = entry.get("id")
         if not isinstance(identity, str) or not identity:
             raise MalformedError(f"{what}: an entry has no id")
-        found[identity] = entry
+        found[identity] = make(entry)
     return found
 
 

@@ -17,7 +17,7 @@ blocked. An adopted customer loses nothing, and one that carries subjects of oth
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 
@@ -26,6 +26,7 @@ from syncd.changes import Change, ChangeKind, State
 from syncd.model import DesiredWorld, ObservedCustomer, ObservedWorld
 from syncd.ownership import ADOPTED, is_ours
 
+NOTHING_KEPT: Mapping[str, str] = {}
 _OUR_PREFIXES = ("consumer:", "application:")
 
 
@@ -39,19 +40,35 @@ class Grace:
 
 
 def orphan_changes(
-    desired: DesiredWorld, observed: ObservedWorld, owner_id: str, grace: Grace
+    desired: DesiredWorld,
+    observed: ObservedWorld,
+    owner_id: str,
+    grace: Grace,
+    kept: Mapping[str, str] = NOTHING_KEPT,
 ) -> Iterator[Change]:
-    """Yield what becomes of each customer and subject of ours that no source names."""
-    lifecycle = _Lifecycle(desired, observed, owner_id, grace)
-    for customer in sorted(observed.customers, key=lambda c: (c.key or "", c.id)):
-        if is_ours(customer.metadata, owner_id):
-            yield from lifecycle.customer(customer)
+    """Yield what becomes of each customer and subject of ours that no source names.
+
+    `kept` names customers that must not be deleted: id -> why.
+    """
+    lifecycle = _Lifecycle(desired, observed, owner_id, grace, kept)
+    ours = (customer for customer in observed.customers if is_ours(customer.metadata, owner_id))
+    moving = [customer for customer in ours if not lifecycle.at_rest(customer)]
+    for customer in sorted(moving, key=lambda c: (c.key or "", c.id)):
+        yield from lifecycle.customer(customer)
     yield from lifecycle.entities()
 
 
 class _Lifecycle:
-    def __init__(self, desired: DesiredWorld, observed: ObservedWorld, owner_id: str, grace: Grace) -> None:
+    def __init__(
+        self,
+        desired: DesiredWorld,
+        observed: ObservedWorld,
+        owner_id: str,
+        grace: Grace,
+        kept: Mapping[str, str],
+    ) -> None:
         self._grace = grace
+        self._kept = kept
         self._observed = observed
         self._wanted_customers = {customer.key for customer in desired.customers}
         self._wanted = {subject.key for customer in desired.customers for subject in customer.subjects}
@@ -61,6 +78,14 @@ class _Lifecycle:
         entities = observed.subjects or ()
         self._entities = {entity.key for entity in entities if is_ours(entity.metadata, owner_id)}
         self._freed: set[str] = set()
+
+    def at_rest(self, customer: ObservedCustomer) -> bool:
+        """Tell whether a source names it, all that is ours on it too, and no mark says otherwise."""
+        if customer.key not in self._wanted_customers and self._wanted.isdisjoint(customer.subject_keys):
+            return False
+        if not orphan_marks.KEYS.isdisjoint(customer.metadata):
+            return False
+        return self._wanted.issuperset(customer.subject_keys) or not self._ours_of(customer)
 
     def customer(self, customer: ObservedCustomer) -> Iterator[Change]:
         named = customer.key in self._wanted_customers
@@ -73,6 +98,8 @@ class _Lifecycle:
 
     def entities(self) -> Iterator[Change]:
         """Yield the subject entities of ours that are gone and that no customer carries (after this plan)."""
+        if not self._entities - self._wanted:
+            return
         held = {
             key for customer in self._observed.customers for key in (*customer.subject_keys, customer.key)
         }
@@ -148,9 +175,10 @@ class _Lifecycle:
         self, customer: ObservedCustomer, keys: tuple[str, ...], since: datetime, marks: dict[str, str]
     ) -> Change:
         if customer.active_subscription:
-            return self._refused(customer, keys, "its subject keys cannot change")
+            return self._refused(customer, keys, f"{_paying(customer)}, so its subject keys cannot change")
         self._freed |= set(keys) - {customer.key}
-        rest = tuple(key for key in customer.subject_keys if key not in keys)
+        leaving = set(keys)
+        rest = tuple(key for key in customer.subject_keys if key not in leaving)
         days = self._grace.detach_after.days
         by_key = f" Usage under the customer's own key {customer.key!r} stays attributed." * (
             customer.key in keys
@@ -167,7 +195,11 @@ class _Lifecycle:
 
     def _delete(self, customer: ObservedCustomer, since: datetime) -> Change:
         if customer.active_subscription:
-            return self._refused(customer, customer.subject_keys, "it cannot be deleted")
+            return self._refused(
+                customer, customer.subject_keys, f"{_paying(customer)}, so it cannot be deleted"
+            )
+        if why := self._kept.get(customer.id):
+            return self._refused(customer, customer.subject_keys, f"it is not deleted, since {why}")
         self._freed |= {*customer.subject_keys, customer.key or ""}
         return Change(
             ChangeKind.DELETE_CUSTOMER,
@@ -178,11 +210,8 @@ class _Lifecycle:
             State(customer.name, customer.subject_keys, _marks_of(customer, (orphan_marks.CUSTOMER_MARK,))),
         )
 
-    def _refused(self, customer: ObservedCustomer, keys: tuple[str, ...], what: str) -> Change:
-        reason = (
-            "no source names it any more, but it has an active subscription"
-            f" ({customer.active_subscription}), so {what}. End the subscription, or name the principal again"
-        )
+    def _refused(self, customer: ObservedCustomer, keys: tuple[str, ...], why: str) -> Change:
+        reason = f"no source names it any more, but {why}. End that, or name the principal again"
         return Change(ChangeKind.BLOCKED, customer.key, keys, reason, customer.id)
 
     def _waiting(self, customer: ObservedCustomer, keys: tuple[str, ...], since: datetime | None) -> Change:
@@ -209,6 +238,10 @@ class _Lifecycle:
             if keys
             else ("no source names it any more")
         )
+
+
+def _paying(customer: ObservedCustomer) -> str:
+    return f"it has an active subscription ({customer.active_subscription})"
 
 
 def _marking(

@@ -16,21 +16,23 @@ one of another owner            as one without marks; never adopted
 
 A subject that another customer carries already is *unmanaged* where that customer is not ours. Where
 it is ours, it is blocked, or with `allow_move` moved: that changes usage that has not been invoiced
-yet, because attribution is evaluated when usage is queried.
+yet, because attribution is evaluated when usage is queried. Where the subject is that customer's own
+key, `allow_retire` has the customer make room for it (`syncd.moves`).
 
 What is gone from the sources is the business of `syncd.orphans`, what a policy allows of `syncd.policy`.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from datetime import timedelta
 
+from syncd.at_rest import at_rest
 from syncd.changes import Change, ChangeKind, Plan, State, ordered
 from syncd.entities import entity_changes
 from syncd.model import DesiredCustomer, DesiredSubject, DesiredWorld, ObservedCustomer, ObservedWorld
-from syncd.moves import Held, customer_name, held_reason, moves_to, principals_of
+from syncd.moves import Held, customer_name, held_reason, moves_to, principals_of, retirements_for
 from syncd.orphans import Grace, orphan_changes
 from syncd.ownership import ADOPTED, is_adoptable, is_ours, owner_of
 from syncd.policy import POLICIES, Policy
@@ -40,11 +42,13 @@ _NEVER = timedelta(days=36500)
 
 @dataclass(frozen=True, slots=True)
 class PlanOptions:
-    """What the planner may plan beyond the policy's own."""
+    """What the planner may plan beyond the policy's own; `kept` must not be deleted: id -> why."""
 
     adopt: bool = False
     allow_move: bool = False
     grace: Grace = field(default_factory=Grace)
+    allow_retire: bool = False
+    kept: Mapping[str, str] = field(default_factory=dict)
 
 
 def make_plan(
@@ -59,16 +63,21 @@ def make_plan(
     options = options or PlanOptions()
     grace = options.grace
     if policy == "create-only":
-        options = replace(options, adopt=False, allow_move=False)
+        options = replace(options, adopt=False, allow_move=False, allow_retire=False)
     if policy != "sync":
         grace = Grace(grace.now, _NEVER)
     planner = _Planner(observed, owner_id, options)
-    changes = [change for customer in desired.customers for change in planner.customer(customer)]
+    changes = [
+        change
+        for customer in desired.customers
+        if not at_rest(customer, planner.by_key.get(customer.key), planner.entities, owner_id)
+        for change in planner.customer(customer)
+    ]
     changes += [
         Change(ChangeKind.BLOCKED, problem.customer_key, problem.subject_keys, problem.reason)
         for problem in desired.problems
     ]
-    changes += orphan_changes(desired, planner.after_moves(), owner_id, grace)
+    changes += orphan_changes(desired, planner.after_moves(), owner_id, grace, options.kept)
     return Plan(owner_id, policy, ordered(POLICIES[policy](changes)))
 
 
@@ -80,13 +89,14 @@ class _Planner:
         self._owner_id = owner_id
         self._options = options
         self._leaving: dict[str, set[str]] = {}
-        self._by_key = {customer.key: customer for customer in observed.customers if customer.key}
+        self._retired: set[str] = set()
+        self.by_key = {customer.key: customer for customer in observed.customers if customer.key}
         self._by_subject = {key: customer for customer in observed.customers for key in customer.subject_keys}
         entities = observed.subjects
-        self._entities = None if entities is None else {subject.key: subject for subject in entities}
+        self.entities = None if entities is None else {subject.key: subject for subject in entities}
 
     def customer(self, want: DesiredCustomer) -> Iterator[Change]:
-        have = self._by_key.get(want.key)
+        have = self.by_key.get(want.key)
         if have is None:
             yield from self._create(want)
         elif is_ours(have.metadata, self._owner_id):
@@ -97,11 +107,13 @@ class _Planner:
             yield from self._foreign(want, have)
 
     def after_moves(self) -> ObservedWorld:
-        """Return the observed world without the subjects that leave their customer by a move."""
+        """Return the observed world without the subjects and customers that leave it by a move."""
         if not self._leaving:
             return self._observed
         customers = tuple(
-            replace(customer, subject_keys=self._staying(customer)) for customer in self._observed.customers
+            replace(customer, subject_keys=self._staying(customer))
+            for customer in self._observed.customers
+            if customer.id not in self._retired
         )
         return replace(self._observed, customers=customers)
 
@@ -111,7 +123,7 @@ class _Planner:
 
     def _holder(self, subject_key: str) -> ObservedCustomer | None:
         """Return the customer that usage of this subject goes to today: by subject key, else by key."""
-        return self._by_subject.get(subject_key) or self._by_key.get(subject_key)
+        return self._by_subject.get(subject_key) or self.by_key.get(subject_key)
 
     def _create(self, want: DesiredCustomer) -> Iterator[Change]:
         free: list[DesiredSubject] = []
@@ -130,7 +142,8 @@ class _Planner:
         else:
             yield from self._leave(moves)
         yield from self._all_held(want, held, moved)
-        free = [subject for subject in want.subjects if subject in free or subject.key in moved]
+        moved |= {subject.key for subject in free}
+        free = [subject for subject in want.subjects if subject.key in moved]
         if not free:
             return
         if in_the_way is not None:
@@ -155,11 +168,11 @@ class _Planner:
         if ADOPTED in have.metadata:
             want = _unnamed(want)
         attached, missing, held = [], [], []
+        carried = {*have.subject_keys, have.key}
         for subject in want.subjects:
-            holder = self._holder(subject.key)
-            if have.carries(subject.key):
+            if subject.key in carried:
                 attached.append(subject)
-            elif holder is None:
+            elif (holder := self._holder(subject.key)) is None:
                 missing.append(subject)
             else:
                 held.append((subject, holder))
@@ -167,7 +180,8 @@ class _Planner:
         yield from self._leave(moves)
         moved = {key for move in moves for key in move.subject_keys}
         yield from self._all_held(want, held, moved)
-        missing = [subject for subject in want.subjects if subject in missing or subject.key in moved]
+        moved |= {subject.key for subject in missing}
+        missing = [subject for subject in want.subjects if subject.key in moved]
         if missing:
             change = self._attach(want, have, missing)
             yield change
@@ -214,13 +228,18 @@ class _Planner:
         yield from self._update(want, replace(have, metadata={**have.metadata, **marks}))
 
     def _moves(self, want: DesiredCustomer, held: list[Held], have: ObservedCustomer | None) -> list[Change]:
-        if not self._options.allow_move or (have and have.active_subscription):
+        if not held or (have and have.active_subscription):
             return []
-        return moves_to(want, [pair for pair in held if is_ours(pair[1].metadata, self._owner_id)])
+        ours = [pair for pair in held if is_ours(pair[1].metadata, self._owner_id)]
+        moves = moves_to(want, ours) if self._options.allow_move else []
+        retired = retirements_for(want, ours, self._options.kept) if self._options.allow_retire else []
+        return moves + retired
 
     def _leave(self, moves: list[Change]) -> list[Change]:
         for move in moves:
             self._leaving.setdefault(move.customer_id or "", set()).update(move.subject_keys)
+            if move.kind is ChangeKind.RETIRE_CUSTOMER:
+                self._retired.add(move.customer_id or "")
         return moves
 
     def _all_held(
@@ -252,14 +271,14 @@ class _Planner:
             whose = f"{customer_name(holder)}, which belongs to {owner_of(holder)}"
             reason = f"already attributed to {whose}; left alone"
             return Change(ChangeKind.UNMANAGED, holder.key, (subject.key,), reason, holder.id)
-        reason = held_reason(want, subject, holder)
+        reason = held_reason(want, subject, holder, self._options.kept)
         return _blocked(want, [subject], reason, holder)
 
     def _entity_changes(
         self, want: DesiredCustomer, subjects: list[DesiredSubject], have: ObservedCustomer | None
     ) -> Iterator[Change]:
-        if self._entities is not None:
-            yield from entity_changes(want, subjects, have, self._entities, self._owner_id)
+        if self.entities is not None:
+            yield from entity_changes(want, subjects, have, self.entities, self._owner_id)
 
 
 def _unnamed(want: DesiredCustomer) -> DesiredCustomer:

@@ -9,12 +9,14 @@ rename           no           yes                   yes
 upsert subject   new ones     yes                   yes
 adopt            no           with --adopt          with --adopt
 move             blocked      with --allow-move     with --allow-move
+retire           blocked      with --allow-retire   with --allow-retire
 unmark           no           yes                   yes
 mark, detach,    reported     reported              after their grace
 delete           (orphaned)   (orphaned)            periods
 ===============  ===========  ====================  ==================
 
-Whether moves and adoptions are planned at all is asked of the planner (`syncd.plan.PlanOptions`).
+Whether moves, retirements and adoptions are planned at all is asked of the planner
+(`syncd.plan.PlanOptions`).
 """
 
 from __future__ import annotations

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from datetime import timedelta
 
 from syncd.history import History
@@ -25,13 +26,14 @@ class Recorder:
         """Write its plan down, before anything is done about it."""
         self._history.save(run.summary(), run.plan)
 
-    def changed(self, run: Run, outcome: Outcome) -> None:
-        """Write one change down; what the plan itself blocks stands in the plan."""
-        if outcome.change.actionable:
-            self._number += 1
-            self._history.record(run.id, self._number, outcome)
+    def changed(self, run: Run, outcomes: Sequence[Outcome]) -> None:
+        """Write changes down; what the plan itself blocks stands in the plan."""
+        done = [outcome for outcome in outcomes if outcome.change.actionable]
+        if done:
+            self._history.record(run.id, self._number + 1, done)
+            self._number += len(done)
 
     def finished(self, run: Run) -> None:
         """Write its end down, and forget what is too old."""
-        self._history.save(run.summary(), run.plan)
+        self._history.save(run.summary())
         self._history.prune(self._keep)

@@ -18,6 +18,7 @@ _STYLES = {
     ChangeKind.ADOPT_CUSTOMER: "yellow",
     ChangeKind.UNMARK_ORPHANED: "green",
     ChangeKind.MOVE_SUBJECTS: "bold yellow",
+    ChangeKind.RETIRE_CUSTOMER: "bold red",
     ChangeKind.DETACH_SUBJECTS: "bold yellow",
     ChangeKind.MARK_ORPHANED: "yellow",
     ChangeKind.DELETE_CUSTOMER: "bold red",
@@ -113,8 +114,8 @@ def _why(change: Change) -> str:
     match change.kind:
         case ChangeKind.BLOCKED:
             return f"{change.reason} ({events})"
-        case ChangeKind.MOVE_SUBJECTS:
-            return f"{change.reason} ({events}, the last 31 days: the period's start is not known)"
+        case ChangeKind.MOVE_SUBJECTS | ChangeKind.RETIRE_CUSTOMER:
+            return f"{change.reason} ({events}, the last 31 days: without a subscription no period is open)"
         case _:
             return f"{change.reason} ({events} change hands)"
 
@@ -140,8 +141,9 @@ def show(console: Console, header: Sequence[str], rows: Sequence[Row]) -> None:
     if not rows:
         return
     if not console.is_terminal:
-        for row in rows:
-            line(console, "  ".join(_printable(text) for text, _ in row if text))
+        # Past Rich, which would take seconds for 20,000 lines.
+        lines = ("  ".join([_printable(text) for text, _ in row if text]) + "\n" for row in rows)
+        console.file.writelines(lines)
         return
     table = Table(*header)
     for row in rows[:_ROWS_ON_TERMINAL]:
@@ -163,4 +165,4 @@ def line(console: Console, text: str) -> None:
 
 def _printable(text: str) -> str:
     """Take out what could steer a terminal: names come from outside."""
-    return "".join(char if char.isprintable() else "?" for char in text)
+    return text if text.isprintable() else "".join(char if char.isprintable() else "?" for char in text)

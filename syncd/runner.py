@@ -9,17 +9,28 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass, field, replace
-from datetime import UTC, datetime
 
 import structlog
 
+from syncd import collector
 from syncd.apply import Report, apply_plan
-from syncd.changes import Plan
+from syncd.changes import DELETIONS, Plan
+from syncd.clock import Now, Stopwatch, skew, utc_now
 from syncd.config import Config
-from syncd.guards import Limits, danger, require_safe, withhold_removals
+from syncd.guards import (
+    Limits,
+    clock_in_doubt,
+    danger,
+    removes,
+    require_safe,
+    withhold_for_clock,
+    withhold_removals,
+)
 from syncd.http import ApiClient
+from syncd.inspection import ApiInspector, Inspector
+from syncd.keeping import look
 from syncd.mapping import MappingRules, desired_world, within_limits
-from syncd.model import ObservedWorld, Principal
+from syncd.model import DesiredWorld, ObservedWorld, Principal
 from syncd.orphans import Grace
 from syncd.outcome import Outcome, Status, count
 from syncd.plan import PlanOptions, make_plan
@@ -41,18 +52,24 @@ _WARNINGS_SHOWN = 20
 
 @dataclass(frozen=True, slots=True)
 class RunOptions:
-    """What is asked of one run: its extent, and which guards a person has lifted."""
+    """What is asked of one run: its extent, and which guards a person has lifted.
+
+    With `reviewed`, the run applies exactly that plan, or refuses.
+    """
 
     dry_run: bool = False
     force: bool = False
     allow_empty: bool = False
     allow_move: bool = False
+    allow_retire: bool = False
     adopt: bool = False
     scope: Scope = field(default_factory=Scope)
+    reviewed: Plan | None = None
 
     def reviewable(self) -> dict[str, object]:
         """Return what decides a plan, for its file."""
-        return {name: value for name, value in self.to_json().items() if name not in ("dry_run", "force")}
+        options = self.to_json().items()
+        return {name: value for name, value in options if name not in ("dry_run", "force", "reviewed")}
 
     def as_reviewed(self, options: Mapping[str, object]) -> RunOptions:
         """Return these options with those that a plan file was made with."""
@@ -61,6 +78,7 @@ class RunOptions:
             self,
             allow_empty=options.get("allow_empty") is True,
             allow_move=options.get("allow_move") is True,
+            allow_retire=options.get("allow_retire") is True,
             adopt=options.get("adopt") is True,
             scope=Scope(str(source) if source else None, str(principal) if principal else None),
         )
@@ -72,9 +90,11 @@ class RunOptions:
             "force": self.force,
             "allow_empty": self.allow_empty,
             "allow_move": self.allow_move,
+            "allow_retire": self.allow_retire,
             "adopt": self.adopt,
             "source": self.scope.source,
             "principal": self.scope.principal,
+            "reviewed": self.reviewed is not None,
         }
 
 
@@ -112,21 +132,22 @@ def run(
     config: Config,
     options: RunOptions,
     *,
-    reviewed: Plan | None = None,
     readings: Readings | None = None,
     should_stop: Callable[[], bool] = lambda: False,
     sleep: Callable[[float], object] = time.sleep,
+    now: Now = utc_now,
     on_plan: Callable[[Plan], None] = lambda _plan: None,
-    report: Report = lambda _outcome: None,
+    report: Report = lambda _outcomes: None,
 ) -> Result:
     """Do one run with what the configuration names; raises SyncdError.
 
-    `on_plan` sees the plan before it is checked and applied. With `reviewed`, only that plan is applied.
+    `on_plan` sees the plan before it is checked and applied. `now` is this machine's clock.
     A daemon passes the same `readings` to all its runs: what has not changed is then not read again.
     """
-    now = datetime.now(UTC)
+    watch = Stopwatch(now)
     waits = config.policy_options
-    rules = Rules(rules_of(config), config.policy, Grace(now, waits.detach_after, waits.delete_after))
+    grace = Grace(watch.start, waits.detach_after, waits.delete_after)
+    rules = Rules(rules_of(config), config.policy, grace)
     limits = Limits(**config.guards.model_dump())
     sources = sources_of(config, sleep)
     retry = Retry(attempts=config.metering.attempts, sleep=sleep)
@@ -134,18 +155,32 @@ def run(
         closing(target_of(config, sleep)) as target,
         ApiClient(metering_endpoint(config), retry) as client,
     ):
-        plan, observed = plan_run(sources, target, rules, options, readings or Readings())
-        plan = with_usage(plan, target, observed, now)
+        inspector = ApiInspector(client, config.metering.dialect)
+        with collector.held_off():
+            plan, observed = plan_run(sources, target, rules, options, readings or Readings(), inspector)
+        if limits.max_clock_skew is not None and removes(plan):
+            ahead = skew(metering_endpoint(config), watch)
+            if why := clock_in_doubt(ahead, limits.max_clock_skew):
+                plan = withhold_for_clock(plan, why)
+        plan = with_usage(plan, target, observed, watch.start)
         if options.dry_run and (why := danger(plan, observed, limits, force=options.force)):
             plan = plan.noting(f"apply would stop: {why}")
         on_plan(plan)
         if options.dry_run:
             return Result(plan)
-        if reviewed is not None:
-            require_same(reviewed, plan)
+        if options.reviewed is not None:
+            require_same(options.reviewed, plan)
         require_safe(plan, observed, limits, force=options.force)
         remover = ApiRemover(client, config.metering.dialect)
-        return Result(plan, apply_plan(plan, target, remover=remover, should_stop=should_stop, report=report))
+        outcomes = apply_plan(
+            plan,
+            target,
+            remover=remover,
+            concurrency=config.metering.concurrency,
+            should_stop=should_stop,
+            report=report,
+        )
+        return Result(plan, outcomes)
 
 
 def plan_run(
@@ -154,6 +189,7 @@ def plan_run(
     rules: Rules,
     options: RunOptions,
     readings: Readings,
+    inspector: Inspector,
 ) -> tuple[Plan, ObservedWorld]:
     """Read both sides and compare them; raises SourceError or ApiError."""
     principals: list[Principal] = []
@@ -168,18 +204,34 @@ def plan_run(
     observed = target.observe()
     desired = within_limits(desired, observed, rules.mapping)
     _log.debug("metering_read", customers=len(observed.customers))
-    plan = make_plan(
-        desired,
-        observed,
-        owner_id=rules.mapping.owner_id,
-        policy=rules.policy,
-        options=PlanOptions(options.adopt, options.allow_move, rules.grace),
-    )
+    plan = _planned(desired, observed, principals, rules, options, inspector)
     for note in _notes(desired.warnings):
         plan = plan.noting(note)
     if not options.allow_empty and rules.policy == "sync":
         plan = withhold_removals(plan, empty)
     return restricted(plan, options.scope, principals, rules.mapping), observed
+
+
+def _planned(
+    desired: DesiredWorld,
+    observed: ObservedWorld,
+    principals: Sequence[Principal],
+    rules: Rules,
+    options: RunOptions,
+    inspector: Inspector,
+) -> Plan:
+    """Return the plan, in which nothing is deleted that something hangs on."""
+
+    def make(allowed: PlanOptions) -> Plan:
+        owner_id = rules.mapping.owner_id
+        return make_plan(desired, observed, owner_id=owner_id, policy=rules.policy, options=allowed)
+
+    allowed = PlanOptions(options.adopt, options.allow_move, rules.grace, options.allow_retire)
+    plan = make(allowed)
+    if not any(change.kind in DELETIONS for change in plan.changes):
+        return plan
+    looked = look(plan, inspector, principals, rules.mapping)
+    return looked.with_details(make(replace(allowed, kept=looked.kept)) if looked.kept else plan)
 
 
 def _notes(warnings: Sequence[str]) -> list[str]:

@@ -20,6 +20,7 @@ from syncd.errors import (
     ApplyStoppedError,
     HistoryError,
     LockedError,
+    PlanFileError,
     QueueFullError,
     SourceError,
     SyncdError,
@@ -52,6 +53,7 @@ _FAILURES: tuple[tuple[type[SyncdError], str], ...] = (
     (ApiError, "metering"),
     (LockedError, "lock"),
     (HistoryError, "history"),
+    (PlanFileError, "review"),
 )
 
 
@@ -62,7 +64,7 @@ def _kind(error: SyncdError) -> str:
 
 
 class Observer(Protocol):
-    """Who is told what runs do, in the worker's thread: the history and the metrics."""
+    """Who is told what runs do, by one thread at a time: the history and the metrics."""
 
     def started(self, run: Run) -> None:
         """Hear that a run begins; a SyncdError here ends it."""
@@ -70,8 +72,8 @@ class Observer(Protocol):
     def planned(self, run: Run) -> None:
         """Hear of its plan; a SyncdError here ends it before its first change."""
 
-    def changed(self, run: Run, outcome: Outcome) -> None:
-        """Hear what became of one change; a SyncdError here ends the run."""
+    def changed(self, run: Run, outcomes: Sequence[Outcome]) -> None:
+        """Hear, in any thread, what became of a few changes; a SyncdError here ends the run."""
 
     def finished(self, run: Run) -> None:
         """Hear of its end."""
@@ -106,7 +108,7 @@ class Run:
     plan: Plan | None = None
     outcomes: tuple[Outcome, ...] = ()
     failure: str | None = None
-    """What kind of thing went wrong, for metrics: guard, source, metering, lock, history, stopped, other."""
+    """What went wrong, for metrics: guard, source, metering, lock, history, review, stopped, other."""
 
     @property
     def dry_run(self) -> bool:
@@ -200,10 +202,18 @@ class Runs:
             return next((run for run in reversed(self._runs.values()) if run.plan), None)
 
     def last_real(self) -> Run | None:
-        """Return the latest run that ended and was no dry run."""
+        """Return the latest run that ended and was no dry run.
+
+        One that refused an outdated reviewed plan does not count: it found nothing wrong with the daemon.
+        """
         with self._changed:
             real = (run for run in reversed(self._runs.values()) if not run.dry_run)
-            return next((run for run in real if run.state in FINISHED), None)
+            return next((run for run in real if run.state in FINISHED and run.failure != "review"), None)
+
+    def recent(self) -> tuple[Run, ...]:
+        """Return the runs that are remembered, the latest first."""
+        with self._changed:
+            return tuple(reversed(self._runs.values()))
 
     def status(self) -> dict[str, object]:
         """Return what is going on: the shape of GET /v1/status without the schedule."""
@@ -244,9 +254,9 @@ class Runs:
             for observer in self._observers:
                 observer.planned(planned)
 
-        def tell(outcome: Outcome) -> None:
+        def tell(outcomes: Sequence[Outcome]) -> None:
             for observer in self._observers:
-                observer.changed(run, outcome)
+                observer.changed(run, outcomes)
 
         _log.info("sync_started", dry_run=run.dry_run)
         try:

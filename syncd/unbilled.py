@@ -17,7 +17,7 @@ from syncd.model import ObservedWorld
 from syncd.targets import MeteringTarget
 from syncd.usage import REQUESTS_METER, TOKENS_METER, whole
 
-_COUNTED = REMOVALS | {ChangeKind.MOVE_SUBJECTS, ChangeKind.BLOCKED}
+_COUNTED = REMOVALS | {ChangeKind.MOVE_SUBJECTS, ChangeKind.RETIRE_CUSTOMER, ChangeKind.BLOCKED}
 
 
 def with_usage(plan: Plan, target: MeteringTarget, observed: ObservedWorld, now: datetime) -> Plan:

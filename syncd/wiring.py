@@ -6,6 +6,7 @@ import time
 from collections.abc import Callable
 
 from syncd.config import Config
+from syncd.gateways import Gateway
 from syncd.http import Endpoint
 from syncd.mapping import MappingRules
 from syncd.mapping.mapping_file import read_mapping_file
@@ -31,6 +32,9 @@ from syncd.targets import MeteringTarget
 from syncd.targets.openmeter_v1 import OpenMeterV1
 from syncd.targets.openmeter_v3 import OpenMeterV3
 
+CONSUMERS = "read consumers and plugins of the control plane (role Viewer of Control Planes)"
+"""The rights that a source of consumers needs in Konnect."""
+
 
 def sources_of(config: Config, sleep: Callable[[float], object] = time.sleep) -> tuple[Source, ...]:
     """Return the sources in the order of the configuration; equal settings give equal sources."""
@@ -42,11 +46,12 @@ def sources_of(config: Config, sleep: Callable[[float], object] = time.sleep) ->
 def metering_endpoint(config: Config) -> Endpoint:
     """Return where the metering API of the configured dialect is, and the token for it."""
     metering = config.metering
+    roles = " (roles Billing Admin and Metering Viewer)" if metering.is_konnect else ""
     return Endpoint(
         name="metering API",
         url=metering.base_url,
         token_setting="metering.token",  # noqa: S106 - the name of a setting
-        rights="read and write customers and subjects, and to read meters",
+        rights=f"read and write customers and subjects, and to read meters{roles}",
         token=metering.token.get_secret_value() if metering.token else None,
         timeout=metering.timeout.total_seconds(),
     )
@@ -56,6 +61,15 @@ def target_of(config: Config, sleep: Callable[[float], object] = time.sleep) -> 
     """Return the metering API; close it after use."""
     kind = OpenMeterV3 if config.metering.dialect == "openmeter-v3" else OpenMeterV1
     return kind(metering_endpoint(config), Retry(attempts=config.metering.attempts, sleep=sleep))
+
+
+def gateways_of(config: Config, sleep: Callable[[float], object] = time.sleep) -> tuple[Gateway, ...]:
+    """Return the gateways in the order of the configuration; close each after use."""
+    attempts = config.metering.attempts
+    return tuple(
+        Gateway(gateway, index, attempts=attempts, sleep=sleep)
+        for index, gateway in enumerate(config.gateways)
+    )
 
 
 def rules_of(config: Config) -> MappingRules:
@@ -79,10 +93,10 @@ def _source(source: SourceConfig, index: int, name: str, retry: Retry) -> Source
         case KongAdminSource():
             return KongAdmin(kong_endpoint(source, index), retry, source.workspace, source.tags, name)
         case KonnectConsumersSource():
-            endpoint = _konnect_endpoint(source, index, "read consumers and plugins of the control plane")
+            endpoint = konnect_endpoint(source, index, CONSUMERS)
             return KonnectConsumers(endpoint, retry, source.control_plane_id, source.tags, name)
         case KonnectApplicationsSource():
-            endpoint = _konnect_endpoint(source, index, "read applications and registrations of the portal")
+            endpoint = konnect_endpoint(source, index, "read applications and registrations of the portal")
             return KonnectApplications(endpoint, retry, source.portal_id, source.mapped_consumers, name)
         case DeclarativeFileSource():
             return DeclarativeFile(source.path, name)
@@ -109,9 +123,10 @@ def kong_endpoint(source: KongAdminSource, index: int) -> Endpoint:
     )
 
 
-def _konnect_endpoint(
+def konnect_endpoint(
     source: KonnectConsumersSource | KonnectApplicationsSource, index: int, rights: str
 ) -> Endpoint:
+    """Return where Konnect is for this source, and the token for it, which must allow `rights`."""
     return Endpoint(
         name="Konnect",
         url=source.base_url,

@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
 from openmeter_plugin.subject import CUSTOMER_TAG, default_subject, tagged_customers
 from syncd.mapping.rules import MAX_KEY, Assignment, MappingRules, assignment_of
-from syncd.mapping.templates import fields_of, fill, missing
+from syncd.mapping.templates import fields_of, filled, missing
 from syncd.model import Principal, Problem
+from syncd.values import value
 
 Index = Mapping[tuple[str, str, str], Assignment]
 
 
-@dataclass(frozen=True, slots=True)
+@value
 class Claim:
     """A principal, its subject, the customer it shall be in; `group` is what groups it there, if anything.
 
@@ -36,20 +37,29 @@ class Claim:
     @property
     def is_single(self) -> bool:
         """Tell whether it asks for a customer of its own, of which it is the namesake."""
-        own = self.principal.kind != "static" or self.customer_key == self.subject_key
+        own = self.principal.customer in (None, self.subject_key)
         return own and self.group is None and not self.joined
+
+    @property
+    def is_keyed_by_identity(self) -> bool:
+        """Tell whether the key of its customer can be nobody else's: its subject, or by `DEFAULT_KEY`."""
+        ours = (self.subject_key, f"{self.principal.kind}-{self.principal.id}")
+        return self.customer_key in ours
 
 
 def claims_of(principals: Iterable[Principal], rules: MappingRules) -> tuple[list[Claim], list[Problem]]:
     """Return the claims of all principals that are not left out, and what cannot be claimed."""
     index = rules.index()
-    found = [
-        _claim(principal, rules, index)
-        for principal in distinct(principals)
-        if not _is_left_out(principal, rules)
-    ]
-    claims = [claim for claim in found if isinstance(claim, Claim)]
-    problems = [problem for problem in found if isinstance(problem, Problem)]
+    claims: list[Claim] = []
+    problems: list[Problem] = []
+    for principal in distinct(principals):
+        if _is_left_out(principal, rules):
+            continue
+        found = _claim(principal, rules, index)
+        if isinstance(found, Claim):
+            claims.append(found)
+        else:
+            problems.append(found)
     return _with_applications(claims, problems), problems
 
 
@@ -58,19 +68,31 @@ def distinct(principals: Iterable[Principal]) -> list[Principal]:
 
     A consumer that a portal names only as an application's takes what Kong itself says of it.
     """
-    seen: dict[tuple[str, str], list[Principal]] = {}
-    result: list[Principal] = []
-    for principal in sorted(principals, key=_order):
+    principals = list(principals)
+    if len({(principal.kind, principal.id) for principal in principals}) == len(principals):
+        return principals
+    apart: list[Principal] = []
+    found: dict[tuple[str, str], list[Principal]] = {}
+    for principal in principals:
         if principal.kind == "static" or not principal.id:
-            result.append(principal)
-            continue
-        variants = seen.setdefault((principal.kind, principal.id), [])
+            apart.append(principal)
+        else:
+            found.setdefault((principal.kind, principal.id), []).append(principal)
+    return apart + [principal for named in found.values() for principal in _variants(named)]
+
+
+def _variants(named: list[Principal]) -> list[Principal]:
+    """Merge what sources say of one id, as far as they agree."""
+    if len(named) == 1:
+        return named
+    variants: list[Principal] = []
+    for principal in sorted(named, key=_order):
         same = next((i for i, other in enumerate(variants) if _same(principal, other)), None)
         if same is None:
             variants.append(principal)
         else:
             variants[same] = _merged(variants[same], principal)
-    return result + [principal for variants in seen.values() for principal in variants]
+    return variants
 
 
 def _order(principal: Principal) -> tuple[str, ...]:
@@ -103,35 +125,31 @@ def _merged(one: Principal, other: Principal) -> Principal:
 def _is_left_out(principal: Principal, rules: MappingRules) -> bool:
     if principal.kind != "consumer" or rules.include_anonymous:
         return False
+    if principal.anonymous or not rules.anonymous_consumers:
+        return principal.anonymous
     names = {principal.id, principal.username} - {None, ""}
-    return principal.anonymous or bool(names & rules.anonymous_consumers)
+    return not rules.anonymous_consumers.isdisjoint(names)
 
 
 def _claim(principal: Principal, rules: MappingRules, index: Index) -> Claim | Problem:
     subject_key = _subject_key(principal, rules)
     if isinstance(subject_key, Problem):
         return subject_key
-    row = assignment_of(principal, index)
+    row = assignment_of(principal, index) if index else None
     group = _group(principal, rules, row)
     if isinstance(group, Problem):
         return replace(group, subject_keys=(subject_key,))
-    values = fields_of(principal, subject_key, group)
-    if principal.kind == "static":
-        customer_key: str | None = principal.customer or subject_key
-    else:
-        template = rules.templates.key if group is None else rules.templates.group_key
-        customer_key = fill(template, values)
-        if customer_key is None:
-            lacks = " and ".join(missing(template, values))
-            reason = (
-                f"{principal.describe()} has no {lacks}, and the template {template!r} of its customer's key"
-            )
-            return Problem(None, (subject_key,), f"{reason} needs it")
-    assert customer_key is not None  # noqa: S101 - for the type checker
-    for what, key in (("subject", subject_key), ("customer key", customer_key)):
-        if fault := _fault_of_key(key):
-            reason = f"{principal.describe()}: its {what} {fault}; change it at the source"
-            return Problem(customer_key[:MAX_KEY], (subject_key[:MAX_KEY],), reason)
+    template = rules.templates.key if group is None else rules.templates.group_key
+    customer_key = principal.customer or filled(template, principal, subject_key, group)
+    if customer_key is None:
+        lacks = " and ".join(missing(template, fields_of(principal, subject_key, group)))
+        reason = f"{principal.describe()} has no {lacks}, and the template {template!r} of its customer's key"
+        return Problem(None, (subject_key,), f"{reason} needs it")
+    if not (_is_plain(subject_key) and _is_plain(customer_key)):
+        for what, key in (("subject", subject_key), ("customer key", customer_key)):
+            if fault := _fault_of_key(key):
+                reason = f"{principal.describe()}: its {what} {fault}; change it at the source"
+                return Problem(customer_key[:MAX_KEY], (subject_key[:MAX_KEY],), reason)
     return Claim(principal, subject_key, customer_key, group, row)
 
 
@@ -174,6 +192,8 @@ def _group(principal: Principal, rules: MappingRules, row: Assignment | None) ->
 
 
 def _tagged(principal: Principal) -> str | Problem | None:
+    if CUSTOMER_TAG not in "".join(principal.tags):
+        return None
     tagged = tagged_customers(principal.tags)
     if not tagged:
         return None
@@ -183,6 +203,11 @@ def _tagged(principal: Principal) -> str | Problem | None:
             None, (), f"{principal.describe()} must carry one tag {CUSTOMER_TAG}<key>, but carries {said}"
         )
     return tagged.pop()
+
+
+def _is_plain(key: str) -> bool:
+    """Tell whether there is surely nothing wrong with a key."""
+    return key.isascii() and 0 < len(key) <= MAX_KEY and not key.isspace()
 
 
 def _fault_of_key(key: str) -> str | None:
@@ -202,6 +227,10 @@ def _with_applications(claims: list[Claim], problems: list[Problem]) -> list[Cla
 
     Usage may come under either subject. Where both are grouped, they have to agree.
     """
+    applications = {claim.principal.id: claim for claim in claims if claim.principal.kind == "application"}
+    if not applications:
+        return claims
+    claims = sorted(claims, key=lambda claim: _order(claim.principal))
     applications = {claim.principal.id: claim for claim in claims if claim.principal.kind == "application"}
     kept: list[Claim] = []
     moved: dict[str, Claim] = {}

@@ -19,6 +19,8 @@ def without_collisions(claims: list[Claim]) -> tuple[list[Claim], list[Problem]]
 
 def _without_shared_subjects(claims: list[Claim]) -> tuple[list[Claim], list[Problem]]:
     """Take out the principals that share one subject: whose usage it is cannot be told."""
+    if len({claim.subject_key for claim in claims}) == len(claims):
+        return claims, []
     by_subject: dict[str, list[Claim]] = defaultdict(list)
     for claim in claims:
         by_subject[claim.subject_key].append(claim)
@@ -38,15 +40,15 @@ def _without_shared_subjects(claims: list[Claim]) -> tuple[list[Claim], list[Pro
 def _without_chance_meetings(claims: list[Claim]) -> tuple[list[Claim], list[Problem]]:
     """Take out principals that nothing groups and that share a customer key by a template only.
 
-    A group named like somebody's own customer is meant where the key is that one's subject
-    (``customer:consumer:<id>``), and chance where a template made the key.
+    A group named like somebody's own customer is meant where the key is that one's subject or holds
+    its id (``customer:consumer-<id>``), and chance where a template made the key of a name.
     """
     problems: list[Problem] = []
     taken: set[str] = set()
-    for key, inside in _by_customer(claims).items():
+    for key, inside in _shared(claims).items():
         single = [claim for claim in inside if claim.is_single]
         others = [claim for claim in inside if not claim.is_single and not claim.joined]
-        by_template = [claim for claim in single if claim.subject_key != key]
+        by_template = [claim for claim in single if not claim.is_keyed_by_identity]
         if len(single) > 1 or (by_template and others):
             who = single + (others if by_template else [])
             reason = (
@@ -61,6 +63,9 @@ def _without_chance_meetings(claims: list[Claim]) -> tuple[list[Claim], list[Pro
 def _without_crossed_keys(claims: list[Claim]) -> tuple[list[Claim], list[Problem]]:
     """Take out customers whose key is the subject of another customer: the API refuses such a pair."""
     home = {claim.subject_key: claim for claim in claims}
+    # Most customers are nobody else's subject, and need not be looked at any further.
+    if not any(home[c.customer_key].customer_key != c.customer_key for c in claims if c.customer_key in home):
+        return claims, []
     members = _by_customer(claims)
     problems: list[Problem] = []
     crossed: set[str] = set()
@@ -77,6 +82,13 @@ def _without_crossed_keys(claims: list[Claim]) -> tuple[list[Claim], list[Proble
         keys = [claim.subject_key for claim in inside + members[other.customer_key]]
         problems.append(Problem(key, tuple(sorted(keys)), reason))
     return [claim for claim in claims if claim.customer_key not in crossed], problems
+
+
+def _shared(claims: list[Claim]) -> dict[str, list[Claim]]:
+    """Return the customers that several claims ask for."""
+    if len({claim.customer_key for claim in claims}) == len(claims):
+        return {}
+    return {key: inside for key, inside in _by_customer(claims).items() if len(inside) > 1}
 
 
 def _by_customer(claims: list[Claim]) -> dict[str, list[Claim]]:

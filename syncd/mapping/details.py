@@ -25,7 +25,7 @@ Warn = Callable[[str], None]
 def details_of(key: str, claims: Sequence[Claim], rules: MappingRules, warn: Warn) -> CustomerDetails:
     """Return the details of the customer of these claims; `warn` is told what is left out."""
     templates = rules.templates
-    if not any(claim.row for claim in claims) and not templates.creates:
+    if not rules.assignments and not templates.creates:
         return NO_DETAILS
     rows = [claim.row.details for claim in claims if claim.row]
     tell: Warn = lambda text: warn(f"customer {key!r}: {text}")  # noqa: E731

@@ -26,15 +26,18 @@ def within_limits(world: DesiredWorld, observed: ObservedWorld, rules: MappingRu
     if limit is None:
         return world
     there = {customer.key: customer for customer in observed.customers if customer.key}
+    carriers = there | {key: customer for customer in observed.customers for key in customer.subject_keys}
     kept: list[DesiredCustomer] = []
     split: list[DesiredCustomer] = []
     problems = list(world.problems)
+    taken = {customer.key for customer in world.customers}
     for customer in world.customers:
-        stays, over = _divided(customer, there, limit, rules.owner_id)
+        stays, over = _divided(customer, there.get(customer.key), carriers, limit, rules.owner_id)
         kept.append(customer if not over else replace(customer, subjects=stays))
         for subject in over:
             own = _own(customer, subject, rules.owner_id)
-            if rules.overflow == "split" and len(own.key) <= MAX_KEY:
+            if rules.overflow == "split" and len(own.key) <= MAX_KEY and own.key not in taken:
+                taken.add(own.key)
                 split.append(own)
             else:
                 problems.append(_blocked(customer, subject, limit))
@@ -46,20 +49,23 @@ def within_limits(world: DesiredWorld, observed: ObservedWorld, rules: MappingRu
 
 
 def _divided(
-    customer: DesiredCustomer, there: dict[str, ObservedCustomer], limit: int, owner_id: str
+    customer: DesiredCustomer,
+    have: ObservedCustomer | None,
+    carriers: dict[str, ObservedCustomer],
+    limit: int,
+    owner_id: str,
 ) -> tuple[tuple[DesiredSubject, ...], tuple[DesiredSubject, ...]]:
     """Return those that stay and those that do not fit.
 
     First come those that are there, then the namesake, then the new by key, and last those who have
     a customer of their own already, since moving them moves usage that is not invoiced yet.
     """
-    have = there.get(customer.key)
     carried = set(have.subject_keys) if have else set()
     wanted = {subject.key for subject in customer.subjects}
     room = max(limit - len(carried - wanted), 0)
 
     def rank(subject: DesiredSubject) -> tuple[int, str]:
-        own = there.get(subject.key)
+        own = carriers.get(subject.key)
         split_off = own is not None and own.key != customer.key and is_ours(own.metadata, owner_id)
         place = 0 if subject.key in carried else 1 if subject.key == customer.key else 3 if split_off else 2
         return place, subject.key
@@ -75,7 +81,7 @@ def _own(group: DesiredCustomer, subject: DesiredSubject, owner_id: str) -> Desi
     ours = {**marks(owner_id, subject.key), CUSTOMER_GROUP: label_value(group.key)}
     who = subject.principal.partition(" ")[2]
     return DesiredCustomer(
-        key=subject.key,
+        key=subject.own_key or subject.key,
         name=f"{group.name}: {who}"[:MAX_NAME].strip(),
         name_follows_source=False,
         subjects=(replace(subject, display_name=None, metadata={**subject.metadata, **ours}),),

@@ -12,6 +12,12 @@ GroupBy = Literal["none", "tag", "custom_id", "owner", "file"]
 SubjectField = Literal["id", "username", "custom_id"]
 Overflow = Literal["block", "split"]
 
+DEFAULT_KEY = "{kind}-{id}"
+"""Made of what never changes at the source, and another text than the subject.
+
+A metering API attributes usage by a customer's key too, so a subject that is the key of its customer
+could neither move to another customer nor be detached.
+"""
 MAX_KEY = 256
 MAX_NAME = 256
 """Both from openmeter-v1.yaml, CustomerCreate."""
@@ -25,7 +31,7 @@ class Templates:
     group shares. The rest is given at creation only.
     """
 
-    key: str = "{subject}"
+    key: str = DEFAULT_KEY
     name: str | None = None
     group_key: str = "{group}"
     group_name: str = "{group}"

@@ -6,7 +6,8 @@ A field that the principal does not have makes the whole text absent: half a nam
 from __future__ import annotations
 
 import string
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from functools import lru_cache
 
 from syncd.model import Principal
 
@@ -33,20 +34,40 @@ def check(template: str, fields: frozenset[str] = FIELDS) -> str:
 
 def fields_of(principal: Principal, subject: str, group: str | None) -> dict[str, str]:
     """Return the values that the principal has for the fields."""
-    owner_type, _, owner_id = (principal.owner or "").partition(":")
-    values = {
-        "subject": subject,
-        "kind": principal.kind,
-        "id": principal.id,
-        "username": principal.username,
-        "custom_id": principal.custom_id,
-        "owner": principal.owner,
-        "owner_type": owner_type,
-        "owner_id": owner_id,
-        "source": principal.source,
-        "group": group,
-    }
+    values = {name: value(principal, subject, group) for name, value in _VALUES.items()}
     return {name: value for name, value in values.items() if value}
+
+
+_VALUES: Mapping[str, Callable[[Principal, str, str | None], str | None]] = {
+    "subject": lambda _principal, subject, _group: subject,
+    "kind": lambda principal, _subject, _group: principal.kind,
+    "id": lambda principal, _subject, _group: principal.id,
+    "username": lambda principal, _subject, _group: principal.username,
+    "custom_id": lambda principal, _subject, _group: principal.custom_id,
+    "owner": lambda principal, _subject, _group: principal.owner,
+    "owner_type": lambda principal, _subject, _group: (principal.owner or "").partition(":")[0],
+    "owner_id": lambda principal, _subject, _group: (principal.owner or "").partition(":")[2],
+    "source": lambda principal, _subject, _group: principal.source,
+    "group": lambda _principal, _subject, group: group,
+}
+
+
+def filled(template: str, principal: Principal, subject: str, group: str | None) -> str | None:
+    """Return what `fill` does with `fields_of`, without making a value that the template does not name."""
+    text = ""
+    for literal, name in _parts(template):
+        text += literal
+        if name is not None:
+            value = _VALUES[name](principal, subject, group)
+            if not value:
+                return None
+            text += value
+    return text
+
+
+@lru_cache(maxsize=64)
+def _parts(template: str) -> tuple[tuple[str, str | None], ...]:
+    return tuple((literal, name) for literal, name, _, _ in string.Formatter().parse(template))
 
 
 def fill(template: str, values: Mapping[str, str]) -> str | None:

@@ -5,8 +5,9 @@ What cannot be mapped without doubt becomes a `Problem` that names both sides; i
 
 from __future__ import annotations
 
-from collections import defaultdict
 from collections.abc import Iterable, Mapping
+from itertools import groupby
+from operator import attrgetter
 
 from syncd.mapping.claims import Claim, claims_of
 from syncd.mapping.collisions import without_collisions
@@ -16,16 +17,18 @@ from syncd.mapping.templates import fill
 from syncd.model import DesiredCustomer, DesiredSubject, DesiredWorld, Principal
 from syncd.ownership import marks
 
+_CUSTOMER_KEY = attrgetter("customer_key")
+
 
 def desired_world(principals: Iterable[Principal], rules: MappingRules) -> DesiredWorld:
     """Return the customers that these principals ask for."""
     claims, problems = claims_of(principals, rules)
     claims, collisions = without_collisions(claims)
-    buckets: dict[str, list[Claim]] = defaultdict(list)
-    for claim in claims:
-        buckets[claim.customer_key].append(claim)
+    claims.sort(key=_CUSTOMER_KEY)
     warnings: list[str] = []
-    customers = tuple(_customer(key, buckets[key], rules, warnings) for key in sorted(buckets))
+    customers = tuple(
+        [_customer(key, list(inside), rules, warnings) for key, inside in groupby(claims, key=_CUSTOMER_KEY)]
+    )
     ordered = sorted(problems + collisions, key=lambda problem: problem.reason)
     return DesiredWorld(customers, tuple(ordered), tuple(warnings))
 
@@ -39,14 +42,20 @@ def display_name(principal: Principal) -> str:
 def _name(text: str) -> str:
     # A name with control characters or stray blanks would come back different from some servers
     # and be "renamed" at every run.
-    clean = "".join(char if char.isprintable() else " " for char in text).strip()
-    return clean[:MAX_NAME].strip()
+    if not text.isprintable():
+        text = "".join(char if char.isprintable() else " " for char in text)
+    return text.strip()[:MAX_NAME].strip()
 
 
 def _customer(key: str, claims: list[Claim], rules: MappingRules, warnings: list[str]) -> DesiredCustomer:
-    claims = sorted(claims, key=lambda claim: claim.subject_key)
+    if len(claims) > 1:
+        claims.sort(key=lambda claim: claim.subject_key)
     # The principal that gives the customer its key also gives it its name and source-id.
-    own = next((claim for claim in claims if claim.is_single or claim.subject_key == key), None)
+    own = None
+    for claim in claims:
+        if claim.is_single or claim.subject_key == key:
+            own = claim
+            break
     namesake = own.principal if own else None
     ours = marks(rules.owner_id, namesake.id if namesake else key)
     name = _customer_name(key, own, claims, rules, warnings)
@@ -54,7 +63,7 @@ def _customer(key: str, claims: list[Claim], rules: MappingRules, warnings: list
         key=key,
         name=name,
         name_follows_source=namesake is not None and not (own and own.row and own.row.name),
-        subjects=tuple(_subject(claim, ours, name if claim is own else None) for claim in claims),
+        subjects=tuple([_subject(claim, ours, name if claim is own else None, rules) for claim in claims]),
         marks=ours,
         details=details_of(key, claims, rules, warnings.append),
     )
@@ -63,7 +72,11 @@ def _customer(key: str, claims: list[Claim], rules: MappingRules, warnings: list
 def _customer_name(
     key: str, own: Claim | None, claims: list[Claim], rules: MappingRules, warnings: list[str]
 ) -> str:
-    given = sorted({claim.row.name for claim in claims if claim.row and claim.row.name})
+    given = (
+        sorted({claim.row.name for claim in claims if claim.row and claim.row.name})
+        if rules.assignments
+        else ()
+    )
     if len(given) > 1:
         warnings.append(f"customer {key!r}: its rows of the mapping file name it {' and '.join(given)}")
     elif given:
@@ -71,11 +84,14 @@ def _customer_name(
     if own is None:
         group = next((claim.group for claim in claims if claim.group), key)
         return _name(fill(rules.templates.group_name, {"group": group}) or key) or key
-    text = fill(rules.templates.name, own.values) if rules.templates.name else None
-    return _name(text or "") or display_name(own.principal)
+    if rules.templates.name and (text := _name(fill(rules.templates.name, own.values) or "")):
+        return text
+    return display_name(own.principal)
 
 
-def _subject(claim: Claim, customer_marks: Mapping[str, str], customer_name: str | None) -> DesiredSubject:
+def _subject(
+    claim: Claim, customer_marks: Mapping[str, str], customer_name: str | None, rules: MappingRules
+) -> DesiredSubject:
     """Describe the subject entity so that a server which copies it onto its customer changes nothing there.
 
     Servers with the subject hook (openmeter/customer/service/hooks/subjectcustomer.go) copy a
@@ -88,6 +104,7 @@ def _subject(claim: Claim, customer_marks: Mapping[str, str], customer_name: str
     return DesiredSubject(
         key=claim.subject_key,
         display_name=customer_name or static,
-        metadata={**principal.metadata, **customer_marks},
+        metadata={**principal.metadata, **customer_marks} if principal.metadata else customer_marks,
         principal=principal.label(),
+        own_key=fill(rules.templates.key, claim.values) if rules.max_subjects_per_customer else None,
     )

@@ -41,7 +41,7 @@ def tags(item: dict[str, object], source: str, what: str) -> tuple[str, ...]:
     value = item.get("tags")
     if value is None:
         return ()
-    if not isinstance(value, list) or not all(isinstance(tag, str) for tag in value):
+    if not isinstance(value, list) or [tag for tag in value if not isinstance(tag, str)]:
         raise SourceError(source, f"{what}: tags is not a list of strings")
     return tuple(value)
 

@@ -10,7 +10,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from urllib.parse import parse_qs, urlsplit
 
 from syncd.errors import SourceError
-from syncd.http import ApiClient, expect_list, expect_object
+from syncd.http import ApiClient, expect_object, expect_objects
 from syncd.model import Principal
 from syncd.sources.base import anonymous_reference, tags, text
 
@@ -32,7 +32,9 @@ def read_consumers(
     for item in offset_pages(client, f"{prefix}/consumers", params, source):
         principal = _principal(item, anonymous, source)
         principals[principal.id] = principal
-    return [principal for principal in principals.values() if set(wanted) <= set(principal.tags)]
+    return [
+        principal for principal in principals.values() if not wanted or set(wanted) <= set(principal.tags)
+    ]
 
 
 def offset_pages(
@@ -48,8 +50,7 @@ def offset_pages(
         page = expect_object(client.get(path, query), source, path)
         # Lua cannot tell an empty list from an empty object.
         entries = [] if page.get("data") == {} else page.get("data")
-        for item in expect_list(entries, source, f"data of {path}"):
-            yield expect_object(item, source, f"an entry of {path}")
+        yield from expect_objects(entries, source, f"data of {path}", f"an entry of {path}")
         offset = _next_offset(page, path, source)
         if offset is None:
             return
@@ -70,17 +71,16 @@ def _next_offset(page: dict[str, object], path: str, source: str) -> str | None:
 
 
 def _principal(item: dict[str, object], anonymous: set[str], source: str) -> Principal:
-    identity = text(item, "id", source, "a consumer")
-    if identity is None:
-        raise SourceError(source, "a consumer has no id")
-    what = f"consumer {identity}"
-    username = text(item, "username", source, what)
-    return Principal(
-        kind="consumer",
-        id=identity,
-        source=source,
-        username=username,
-        custom_id=text(item, "custom_id", source, what),
-        tags=tags(item, source, what),
-        anonymous=bool({identity, username} & anonymous),
-    )
+    identity, username, custom_id = item.get("id"), item.get("username"), item.get("custom_id")
+    # Looked at closely only where something is wrong: there may be 100,000 of them.
+    if type(identity) is not str or not identity:
+        identity = text(item, "id", source, "a consumer")
+        if identity is None:
+            raise SourceError(source, "a consumer has no id")
+    if type(username) is not str:
+        username = text(item, "username", source, f"consumer {identity}")
+    if type(custom_id) is not str:
+        custom_id = text(item, "custom_id", source, f"consumer {identity}")
+    tagged = tags(item, source, f"consumer {identity}") if item.get("tags") else ()
+    is_anonymous = identity in anonymous or username in anonymous
+    return Principal("consumer", identity, source, username or None, custom_id or None, tagged, is_anonymous)

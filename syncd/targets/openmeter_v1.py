@@ -11,9 +11,9 @@ from collections.abc import Mapping, Sequence
 from urllib.parse import quote
 
 from syncd.errors import BlockedError, MalformedError, MeterMissingError, RefusedError
-from syncd.http import ApiClient, Endpoint, expect_list, expect_object
+from syncd.http import ApiClient, Endpoint, expect_list, expect_object, expect_objects
 from syncd.model import NO_DETAILS, CustomerDetails, ObservedCustomer, ObservedSubject, ObservedWorld
-from syncd.numbered_pages import Page, read_all
+from syncd.numbered_pages import Page, read_as
 from syncd.retry import Retry
 from syncd.targets.base import CustomerEdit, Decide, SubjectWrite
 
@@ -161,8 +161,8 @@ class OpenMeterV1:
         return None if document.get("deletedAt") else document
 
     def _customers(self) -> tuple[ObservedCustomer, ...]:
-        documents = read_all(self._page, f"{_CUSTOMERS} of the {_API}", created="createdAt")
-        return tuple(_observed_customer(document) for document in documents)
+        what = f"{_CUSTOMERS} of the {_API}"
+        return tuple(read_as(_observed_customer, self._page, what, created="createdAt"))
 
     def _page(self, number: int, size: int) -> Page:
         params: dict[str, str | int | list[str]] = {
@@ -173,12 +173,9 @@ class OpenMeterV1:
             "expand": ["subscriptions"],
         }
         page = expect_object(self._client.get(_CUSTOMERS, params), _API, _CUSTOMERS)
-        items = expect_list(page.get("items"), _API, f"items of {_CUSTOMERS}")
+        items = expect_objects(page.get("items"), _API, f"items of {_CUSTOMERS}", "a customer")
         total = page.get("totalCount")
-        return Page(
-            [expect_object(item, _API, "a customer") for item in items],
-            total if isinstance(total, int) else None,
-        )
+        return Page(items, total if isinstance(total, int) else None)
 
 
 def _replaceable(document: dict[str, object]) -> dict[str, object]:
@@ -208,17 +205,17 @@ def _mapping(value: object) -> dict[str, object]:
 
 def _observed_customer(document: dict[str, object]) -> ObservedCustomer:
     identity, name, key = document.get("id"), document.get("name"), document.get("key")
-    keys = _mapping(document.get("usageAttribution")).get("subjectKeys") or []
-    metadata = _mapping(document.get("metadata"))
+    attribution, metadata = document.get("usageAttribution"), document.get("metadata")
+    keys = attribution.get("subjectKeys") or [] if isinstance(attribution, dict) else []
     if not isinstance(identity, str) or not isinstance(name, str) or not isinstance(keys, list):
         raise MalformedError(f"{_API}: a customer without id, name or a list of subject keys")
     return ObservedCustomer(
-        id=identity,
-        key=key if isinstance(key, str) and key else None,
-        name=name,
-        subject_keys=tuple(str(subject) for subject in keys),
-        metadata={name: value for name, value in metadata.items() if isinstance(value, str)},
-        active_subscription=_active_subscription(document),
+        identity,
+        key if isinstance(key, str) and key else None,
+        name,
+        tuple(map(str, keys)),
+        {name: value for name, value in _mapping(metadata).items() if isinstance(value, str)},
+        _active_subscription(document),
     )
 
 

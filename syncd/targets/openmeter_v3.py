@@ -20,7 +20,7 @@ from syncd.errors import BlockedError, MalformedError, MeterMissingError, Refuse
 from syncd.http import ApiClient, Endpoint, Params, expect_list, expect_object
 from syncd.labels import has_reserved_prefix, without_unlabelled
 from syncd.model import NO_DETAILS, CustomerDetails, ObservedCustomer, ObservedSubject, ObservedWorld
-from syncd.numbered_pages import Page, read_all
+from syncd.numbered_pages import Fetch, Page, read_all, read_as
 from syncd.retry import Retry
 from syncd.targets.base import CustomerEdit, Decide, SubjectWrite
 
@@ -58,8 +58,10 @@ class OpenMeterV3:
     def observe(self) -> ObservedWorld:
         """Return all customers; there are no subject entities."""
         running = self._running(_RUNNING)
-        documents = self._list(_CUSTOMERS, {"sort": "created_at"}, created="created_at")
-        return ObservedWorld(tuple(_observed(document, running) for document in documents), None)
+        fetch = self._fetch(_CUSTOMERS, {"sort": "created_at"})
+        what = f"{_CUSTOMERS} of the {_API}"
+        found = read_as(lambda document: _observed(document, running), fetch, what, created="created_at")
+        return ObservedWorld(tuple(found), None)
 
     def create_customer(
         self,
@@ -168,6 +170,9 @@ class OpenMeterV3:
     def _list(
         self, path: str, params: Params, *, created: str, repeat: bool = True
     ) -> list[dict[str, object]]:
+        return read_all(self._fetch(path, params, repeat=repeat), f"{path} of the {_API}", created=created)
+
+    def _fetch(self, path: str, params: Params, *, repeat: bool = True) -> Fetch:
         def fetch(number: int, size: int) -> Page:
             asked = {**params, "page[size]": size, "page[number]": number}
             page = expect_object(self._client.request("GET", path, params=asked, repeat=repeat), _API, path)
@@ -178,7 +183,7 @@ class OpenMeterV3:
                 int(total) if isinstance(total, int | float) else None,
             )
 
-        return read_all(fetch, f"{path} of the {_API}", created=created)
+        return fetch
 
 
 def _replaceable(document: dict[str, object]) -> dict[str, object]:

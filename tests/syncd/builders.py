@@ -5,15 +5,17 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from syncd.changes import Plan
-from syncd.mapping import MappingRules, desired_world
+from syncd.mapping import MappingRules, Templates, desired_world
 from syncd.model import ObservedCustomer, ObservedSubject, ObservedWorld, Principal
 from syncd.ownership import marks
 from syncd.plan import PlanOptions, make_plan
 from syncd.policy import Policy
 
 OWNER = "default"
-RULES = MappingRules(owner_id=OWNER)
-BY_TAG = MappingRules(owner_id=OWNER, group_by="tag")
+KEYED_BY_SUBJECT = Templates(key="{subject}")
+"""What is hardest: the customer's key attributes usage as its subject keys do."""
+RULES = MappingRules(owner_id=OWNER, templates=KEYED_BY_SUBJECT)
+BY_TAG = MappingRules(owner_id=OWNER, group_by="tag", templates=KEYED_BY_SUBJECT)
 
 
 def consumer(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
@@ -9,6 +10,8 @@ from syncd.errors import BlockedError, RefusedError
 from syncd.model import ObservedCustomer, ObservedSubject, ObservedWorld
 from syncd.targets import NO_DETAILS, CustomerDetails, SubjectWrite
 from syncd.targets.base import Decide
+
+_NUMBERS = itertools.count()
 
 
 class MemoryTarget:
@@ -28,7 +31,7 @@ class MemoryTarget:
         metadata: Mapping[str, str],
         details: CustomerDetails = NO_DETAILS,
     ) -> None:
-        new = ObservedCustomer(f"new-{self.writes}", key, name, tuple(subject_keys), dict(metadata))
+        new = ObservedCustomer(f"new-{next(_NUMBERS)}", key, name, tuple(subject_keys), dict(metadata))
         self._require_free(new)
         self.customers[new.id] = new
         self.writes += 1

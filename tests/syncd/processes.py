@@ -6,9 +6,11 @@ import io
 import json
 import logging
 import os
+import socket
 import subprocess
 import sys
-from contextlib import ExitStack, chdir, redirect_stderr, redirect_stdout
+from collections.abc import Iterator
+from contextlib import ExitStack, chdir, contextmanager, redirect_stderr, redirect_stdout
 from dataclasses import dataclass
 from pathlib import Path
 from unittest.mock import patch
@@ -61,6 +63,7 @@ class Project:
     folder: Path
     metering: str
     settings: str = SYNCD_YAML
+    concurrency: int = 8
 
     def __post_init__(self) -> None:
         (self.folder / "kong.yml").write_text(KONG_YML)
@@ -74,7 +77,8 @@ class Project:
         return environment(STATE_DIRECTORY=str(self.folder / "state"), **extra)
 
     def configure(self, extra: str = "") -> None:
-        self.config.write_text(f"{self.settings}metering: {{url: '{self.metering}', attempts: 1}}\n{extra}")
+        metering = f"url: '{self.metering}', attempts: 1, concurrency: {self.concurrency}"
+        self.config.write_text(f"{self.settings}metering: {{{metering}}}\n{extra}")
 
     def call(self, *args: str) -> Result:
         """Run the command line inside this process, which takes a tenth of the time."""
@@ -113,3 +117,22 @@ def when_logged(log: Path, event: str, process: subprocess.Popen[str]) -> dict[s
         return logged(log, event)
 
     return eventually(probe, what=f"the log line {event}")
+
+
+@contextmanager
+def daemon_process(project: Project) -> Iterator[tuple[subprocess.Popen[str], Path]]:
+    """The daemon as a process; its port is free at this moment, which is all a test can ask for."""
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        port = free.getsockname()[1]
+    project.configure(f"daemon: {{listen: '127.0.0.1:{port}'}}\n")
+    log = project.folder / "log"
+    with (
+        log.open("w") as stderr,
+        subprocess.Popen(
+            command("run"), cwd=project.folder, env=project.environment(), stderr=stderr, text=True
+        ) as process,
+    ):
+        try:
+            yield process, log
+        finally:
+            process.kill()

@@ -31,12 +31,12 @@ def v3_target_at(url: str) -> OpenMeterV3:
     return OpenMeterV3(_endpoint(url), _retry())
 
 
-def open_target(dialect: str, url: str, *, token: str | None = None) -> Target:
+def open_target(dialect: str, url: str, *, token: str | None = None, timeout: float = 5) -> Target:
     """Open a target on a sandbox."""
     url = url.rstrip("/")
     if dialect == "openmeter-v3":
-        return OpenMeterV3(_endpoint(f"{url}/api/v3", token), _retry())
-    return OpenMeterV1(_endpoint(url, token), _retry())
+        return OpenMeterV3(_endpoint(f"{url}/api/v3", token, timeout), _retry())
+    return OpenMeterV1(_endpoint(url, token, timeout), _retry())
 
 
 def fault(sandbox: httpx.Client, **fault: object) -> None:

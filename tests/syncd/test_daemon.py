@@ -3,7 +3,6 @@ from __future__ import annotations
 import json
 import signal
 import socket
-import subprocess
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -19,7 +18,7 @@ from syncd.daemon import running, schedule
 from syncd.errors import DaemonError
 from syncd.run_config import ScheduleConfig
 from syncd.sandbox.testing import running_sandbox
-from tests.syncd.processes import Project, command, when_logged
+from tests.syncd.processes import Project, daemon_process, when_logged
 from tests.syncd.servers import Answer, Asked, serving
 from tests.syncd.waiting import eventually
 
@@ -223,35 +222,16 @@ def test_an_address_in_use_is_an_error_that_names_the_setting(project: Project) 
             pass
 
 
-@contextmanager
-def daemon_process(project: Project) -> Iterator[tuple[subprocess.Popen[str], Path]]:
-    """The daemon as a process; its port is free at this moment, which is all a test can ask for."""
-    with socket.create_server(("127.0.0.1", 0)) as free:
-        port = free.getsockname()[1]
-    project.configure(f"daemon: {{listen: '127.0.0.1:{port}'}}\n")
-    log = project.folder / "log"
-    with (
-        log.open("w") as stderr,
-        subprocess.Popen(
-            command("run"), cwd=project.folder, env=project.environment(), stderr=stderr, text=True
-        ) as process,
-    ):
-        try:
-            yield process, log
-        finally:
-            process.kill()
-
-
 def test_resync_makes_the_daemon_sync_and_ends_as_the_run_did(
     project: Project, sandbox: httpx.Client
 ) -> None:
     with daemon_process(project) as (process, log):
         when_logged(log, "sync_finished", process)
         sandbox.post("/sandbox/v1/reset").raise_for_status()
-        dry = project.call("resync", "--dry-run", "--wait")
+        dry = project.call("resync", "--dry-run", "--wait", "--json")
         assert dry.returncode == 2
         assert json.loads(dry.stdout)["planned"]["create-customer"] == 2
-        assert json.loads(project.call("resync").stdout)["state"] in {"queued", "running"}
+        assert json.loads(project.call("resync", "--json").stdout)["state"] in {"queued", "running"}
         assert project.call("resync", "--wait").returncode == 0
         sandbox.post("/sandbox/v1/reset").raise_for_status()
         sandbox.post("/api/v1/customers", json={"key": "acme", "name": "by hand"}).raise_for_status()
@@ -262,32 +242,41 @@ def test_resync_makes_the_daemon_sync_and_ends_as_the_run_did(
         assert "kong.yml" in failed.stderr
 
 
-def test_sigterm_stops_the_daemon_between_two_changes_with_status_0(project: Project) -> None:
-    gate, first, changes = threading.Event(), threading.Event(), []
+@pytest.mark.parametrize("concurrency", [1, 3])
+def test_sigterm_ends_the_changes_under_way_and_begins_no_other_with_status_0(
+    project: Project, concurrency: int
+) -> None:
+    gate, under_way, changes = threading.Event(), threading.Semaphore(0), []
 
     def metering(asked: Asked) -> Answer:
         if asked.method == "POST":
             changes.append(asked.path)
-            first.set()
+            under_way.release()
             gate.wait(10)
             return Answer({}, 201)
         if asked.path == "/api/v1/customers":
             return Answer({"items": [], "totalCount": 0, "page": 1, "pageSize": 1000})
         return Answer(status=404)
 
+    names = "".join(f"- {{username: user-{number}}}\n" for number in range(10))
+    (project.folder / "kong.yml").write_text(f'_format_version: "3.0"\nconsumers:\n{names}')
+    project.concurrency = concurrency
     with serving(metering) as server:
         project.metering = server.url
         try:
             with daemon_process(project) as (process, log):
-                assert first.wait(10)
+                for _ in range(concurrency):
+                    assert under_way.acquire(timeout=10)
                 process.send_signal(signal.SIGTERM)
                 when_logged(log, "stopping", process)
                 gate.set()
                 assert process.wait(timeout=10) == 0
         finally:
             gate.set()
-    assert changes == ["/api/v1/customers"]
+    assert changes == ["/api/v1/customers"] * concurrency
     assert "stopped by request" in log.read_text()
+    run = json.loads(project.call("history", "--json").stdout)[0]
+    assert run["outcomes"]["done"] == concurrency
 
 
 def test_a_daemon_that_cannot_start_ends_with_1(project: Project) -> None:

@@ -205,6 +205,7 @@ def test_a_daemon_killed_in_the_middle_of_a_run_leaves_a_true_log_and_the_next_o
     project: Project, sandbox: httpx.Client
 ) -> None:
     slow = Slow(sandbox)
+    project.concurrency = 1
     with serving(slow) as server:
         project.metering = server.url
         project.configure("daemon: {listen: '127.0.0.1:0'}\n")
@@ -288,7 +289,7 @@ def test_status_asks_the_daemon_and_ends_with_1_after_a_failed_run(project: Proj
         idle(client)
         port = client.base_url.port
         project.configure(f"daemon: {{listen: '127.0.0.1:{port}'}}\n")
-        result = project.call("status")
+        result = project.call("status", "--json")
         assert result.returncode == 1
         assert json.loads(result.stdout)["last"]["state"] == "failed"
         (project.folder / "kong.yml").write_text(KONG_YML)

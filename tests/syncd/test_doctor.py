@@ -19,6 +19,7 @@ from syncd.doctor_checks import (
     check_plugins,
 )
 from syncd.sandbox.testing import running_sandbox
+from tests.syncd.konnect import PLANE, Konnect, uid
 from tests.syncd.processes import KONG_YML, Project
 from tests.syncd.servers import Answer, Asked, serving
 
@@ -153,5 +154,173 @@ def test_the_plugins_of_a_running_kong_are_read_to_the_last_page(project: Projec
 
     with serving(kong) as server:
         project.settings = f"sources: [{{type: kong-admin, url: '{server.url}'}}]\n"
+        project.configure()
+        assert levels(project)["subject"] == "problem"
+
+
+def dialect(project: Project, name: str, url: str = "", extra: str = "") -> None:
+    """Have the project speak this dialect."""
+    url = url or project.metering
+    project.config.write_text(
+        f"{project.settings}{extra}metering: {{dialect: {name}, url: '{url}', attempts: 1}}\n"
+    )
+
+
+BOTH = pytest.mark.parametrize("name", ["openmeter-v1", "openmeter-v3"])
+
+
+def test_over_v3_all_is_well_too_and_nothing_is_written(project: Project, server: str) -> None:
+    dialect(project, "openmeter-v3")
+    result = project.call("doctor", "--json")
+    assert result.returncode == 0
+    assert {finding["level"] for finding in json.loads(result.stdout)} == {"ok"}
+    assert httpx.get(f"{server}/api/v1/customers").json()["totalCount"] == 0
+
+
+def test_over_v3_the_probe_tells_that_the_server_deduplicates(project: Project, server: str) -> None:
+    arrived: list[object] = []
+
+    def konnect(asked: Asked) -> Answer:
+        if asked.path == "/api/v3/openmeter/events":
+            if asked.method == "POST":
+                arrived.append(asked.body)
+                return Answer({}, 202)
+            assert asked.query["filter[id][eq]"] == arrived[0]["id"]  # type: ignore[index]
+            return Answer({"data": arrived[:1]})
+        return Answer({"data": [], "meta": {"page": {"number": 1, "size": 1000, "total": 0}}})
+
+    with serving(konnect) as fake:
+        dialect(project, "openmeter-v3", fake.url)
+        assert levels(project, "--probe")["deduplication"] == "ok"
+    assert len(arrived) == 2
+    assert arrived[0] == arrived[1]
+
+
+def test_a_meter_on_a_later_page_is_found_over_v3(project: Project) -> None:
+    names = [f"other_{number}" for number in range(5)] + ["kong_api_requests", "kong_llm_tokens"]
+    types = {
+        "kong_api_requests": ("kong.api_request", "count"),
+        "kong_llm_tokens": ("kong.llm_request", "sum"),
+    }
+    meters = [
+        {
+            "id": name,
+            "key": name,
+            "created_at": f"2026-01-0{number + 1}T00:00:00Z",
+            "event_type": types.get(name, ("x", "count"))[0],
+            "aggregation": types.get(name, ("x", "count"))[1],
+        }
+        for number, name in enumerate(names)
+    ]
+
+    def konnect(asked: Asked) -> Answer:
+        listed = meters if asked.path.endswith("/meters") else []
+        size, number = (
+            min(int(asked.query.get("page[size]", "1")), 2),
+            int(asked.query.get("page[number]", "1")),
+        )
+        shown = listed[(number - 1) * size : number * size]
+        return Answer({"data": shown, "meta": {"page": {"total": len(listed)}}})
+
+    with serving(konnect) as fake:
+        dialect(project, "openmeter-v3", fake.url)
+        assert levels(project)["meter"] == "ok"
+
+
+class ReadOnly:
+    """A metering API whose token may do so much: what is not in `allowed` is a 403."""
+
+    def __init__(self, server: str, *allowed: str) -> None:
+        self.server = server
+        self.allowed = {"GET", *allowed}
+        self.refused: list[str] = []
+
+    def __call__(self, asked: Asked) -> Answer:
+        if asked.method not in self.allowed:
+            self.refused.append(f"{asked.method} {asked.path}")
+            return Answer({"detail": "no permission"}, 403)
+        answer = httpx.request(asked.method, self.server + asked.path, params=asked.query, json=asked.body)
+        return Answer(answer.content, answer.status_code, {"Content-Type": answer.headers["content-type"]})
+
+
+@BOTH
+def test_a_token_that_may_only_read_is_found_before_the_first_run(
+    project: Project, server: str, name: str
+) -> None:
+    with serving(ReadOnly(server)) as fake:
+        dialect(project, name, fake.url)
+        result = project.call("doctor")
+    assert result.returncode == 1
+    assert "problem  rights: the token may not create customers" in result.stdout
+    assert "problem  rights: the token may not change customers" in result.stdout
+    assert "lacks the rights" in result.stdout
+    assert httpx.get(f"{server}/api/v1/customers").json()["totalCount"] == 0
+
+
+@BOTH
+def test_the_right_to_delete_is_asked_for_only_where_syncd_may_delete(
+    project: Project, server: str, name: str
+) -> None:
+    proxy = ReadOnly(server, "POST", "PUT")
+    deleting = "policy: sync\npolicy_options: {delete_after: 400d}\n"
+    with serving(proxy) as fake:
+        dialect(project, name, fake.url)
+        assert project.call("doctor").returncode == 0
+        assert not proxy.refused
+        dialect(project, name, fake.url, deleting)
+        assert "the token may not delete customers" in project.call("doctor").stdout
+    assert len(proxy.refused) == 1
+    dialect(project, name, extra=deleting)
+    assert (
+        "the token may create customers, change customers, delete customers" in project.call("doctor").stdout
+    )
+
+
+def rights(project: Project, answer: Answer) -> list[tuple[str, str]]:
+    """What doctor says of a server that gives this answer to every write."""
+
+    def metering(asked: Asked) -> Answer:
+        if asked.method != "GET":
+            return answer
+        empty = {"items": [], "totalCount": 0, "data": [], "meta": {"page": {"total": 0}}}
+        return Answer([] if asked.path.endswith(("/meters", "/subjects")) else empty)
+
+    with serving(metering) as fake:
+        dialect(project, "openmeter-v1", fake.url)
+        found = json.loads(project.call("doctor", "--json").stdout)
+    return [(finding["level"], finding["text"]) for finding in found if finding["check"] == "rights"]
+
+
+def test_a_server_that_has_no_such_path_or_takes_anything_is_not_the_right_one(project: Project) -> None:
+    [(level, text), _] = rights(project, Answer({}, 404))
+    assert level == "problem"
+    assert "metering.dialect" in text
+    taken = rights(project, Answer({}, 201))
+    assert [level for level, _ in taken] == ["problem", "problem", "ok"]
+    assert all("without a name" in text for _, text in taken[:2])
+
+
+def test_a_server_that_cannot_answer_now_is_a_warning(project: Project) -> None:
+    assert {level for level, _ in rights(project, Answer({}, 503))} == {"warning"}
+
+
+def test_a_server_without_subject_entities_needs_no_right_to_write_them(project: Project) -> None:
+    with running_sandbox(subjects=False) as url:
+        dialect(project, "openmeter-v1", url)
+        result = project.call("doctor")
+    assert result.returncode == 0
+    assert "the token may create customers, change customers\n" in result.stdout
+
+
+def test_the_plugins_of_a_control_plane_in_konnect_are_read(project: Project) -> None:
+    config = {"ingest_endpoint": f"{project.metering}/x", "subject": {"field": "username"}}
+    plugins: list[dict[str, object]] = [
+        {"id": uid(name), "name": name, "enabled": True, "config": config}
+        for name in ("cors", "key-auth", "openmeter")
+    ]
+    with serving(Konnect(plugins=plugins)) as konnect:
+        project.settings = (
+            f"sources: [{{type: konnect-consumers, url: '{konnect.url}', control_plane_id: '{PLANE}'}}]\n"
+        )
         project.configure()
         assert levels(project)["subject"] == "problem"

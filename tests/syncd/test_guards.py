@@ -9,12 +9,22 @@ from syncd.errors import ScopeError, UnsafePlanError
 from syncd.guards import Limits, danger, require_safe, withhold_removals
 from syncd.mapping import MappingRules
 from syncd.model import ObservedWorld, Principal
+from syncd.plan import PlanOptions
 from syncd.policy import Policy
 from syncd.scope import Scope, restricted
-from tests.syncd.builders import BY_TAG, OWNER, consumer, customer, lines, observed, plan_for
+from tests.syncd.builders import (
+    BY_TAG,
+    KEYED_BY_SUBJECT,
+    OWNER,
+    consumer,
+    customer,
+    lines,
+    observed,
+    plan_for,
+)
 
 EVERYBODY = [consumer(str(number), f"user-{number}") for number in range(40)]
-RULES = MappingRules(owner_id=OWNER, group_by="none")
+RULES = MappingRules(owner_id=OWNER, group_by="none", templates=KEYED_BY_SUBJECT)
 
 
 def world(*, renamed: int = 0) -> ObservedWorld:
@@ -60,6 +70,20 @@ def test_marks_count_as_removals_so_that_a_broken_source_shows_at_once() -> None
     assert why is not None
     assert "too many removals: 20 of 40 subjects (50.0 %)" in why
     assert danger(plan(EVERYBODY[:20], world(), "upsert-only"), world(), Limits()) is None
+
+
+@pytest.mark.parametrize("tagged", [12, 13])
+def test_moves_and_retirements_count_as_removals(tagged: int) -> None:
+    people = [
+        consumer(one.id, one.username, *(("customer:acme",) if int(one.id) < tagged else ()))
+        for one in EVERYBODY
+    ]
+    apart = observed(*(customer(f"c{n}", f"consumer:{n}", owner=OWNER) for n in range(40)))
+    for there, options in ((world(), PlanOptions(allow_retire=True)), (apart, PlanOptions(allow_move=True))):
+        wanted = people if there is not apart else people[:tagged]
+        found = plan_for(wanted, there, rules=BY_TAG, options=options)
+        why = danger(found, there, Limits(max_update_percent=100))
+        assert why is None if tagged == 12 else "13 of 40 subjects (32.5 %)" in (why or "")
 
 
 def test_creations_are_no_updates() -> None:

@@ -41,7 +41,7 @@ def history(tmp_path: Path) -> Iterator[History]:
 def test_a_run_is_kept_with_its_plan_and_each_change(history: History) -> None:
     one = run()
     history.save(one.summary(), one.plan)
-    history.record(one.id, 1, Outcome(PLAN.changes[0], Status.BLOCKED, "in conflict"))
+    history.record(one.id, 1, [Outcome(PLAN.changes[0], Status.BLOCKED, "in conflict")])
     found = history.run(one.id[:8])
     assert found is not None
     assert (found["id"], found["trigger"], found["state"]) == (one.id, "manual", "succeeded")

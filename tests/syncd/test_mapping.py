@@ -7,7 +7,7 @@ import pytest
 from syncd.labels import is_label_value
 from syncd.mapping import MappingRules, desired_world
 from syncd.model import DesiredWorld, Principal
-from tests.syncd.builders import BY_TAG, RULES, consumer, static
+from tests.syncd.builders import BY_TAG, OWNER, RULES, consumer, static
 
 UUID = "b32379d9-3d28-5683-a79c-72139be6e34f"
 
@@ -21,9 +21,27 @@ def only_problem(world: DesiredWorld) -> str:
     return world.problems[0].reason
 
 
-def test_a_consumer_gets_a_customer_whose_key_is_its_subject() -> None:
-    world = desired_world([consumer(UUID, "alice")], RULES)
-    assert shape(world) == {f"consumer:{UUID}": [f"consumer:{UUID}"]}
+def test_a_consumer_gets_a_customer_whose_key_is_another_text_than_its_subject() -> None:
+    world = desired_world([consumer(UUID, "alice")], MappingRules(OWNER))
+    assert shape(world) == {f"consumer-{UUID}": [f"consumer:{UUID}"]}
+
+
+@pytest.mark.parametrize("customer", ["acme", "batch"])
+def test_a_static_subject_has_the_key_that_is_given_else_one_like_everybody(customer: str) -> None:
+    world = desired_world([static("batch", customer=customer), static("other")], MappingRules(OWNER))
+    assert shape(world) == {customer: ["batch"], "static-other": ["other"]}
+
+
+@pytest.mark.parametrize("key", ["consumer-1", "application-1"])
+def test_a_group_may_be_named_after_somebodys_own_customer(key: str) -> None:
+    people = [
+        consumer("1", "alice"),
+        Principal("application", "1", "portal", "Widget"),
+        consumer("2", "bob", f"customer:{key}"),
+    ]
+    world = desired_world(people, MappingRules(OWNER, "tag"))
+    assert not world.problems
+    assert shape(world)[key] == [f"{key.replace('-', ':')}", "consumer:2"]
 
 
 def test_an_application_gets_a_customer_under_its_own_prefix() -> None:
@@ -46,13 +64,14 @@ def test_the_name_is_the_username_else_the_custom_id_else_the_id(
 @pytest.mark.parametrize(("field", "subject"), [("username", "alice"), ("custom_id", "crm-1")])
 def test_the_subject_is_the_bare_field_where_one_is_configured(field: str, subject: str) -> None:
     rules = MappingRules("default", subject_field=field)  # type: ignore[arg-type]
-    assert shape(desired_world([consumer("7", "alice", custom_id="crm-1")], rules)) == {subject: [subject]}
+    world = desired_world([consumer("7", "alice", custom_id="crm-1")], rules)
+    assert shape(world) == {"consumer-7": [subject]}
 
 
 def test_an_application_keeps_its_default_subject_whatever_the_field() -> None:
     rules = MappingRules("default", subject_field="username")
     world = desired_world([Principal("application", "9", "portal", "Widget")], rules)
-    assert shape(world) == {"application:9": ["application:9"]}
+    assert shape(world) == {"application-9": ["application:9"]}
 
 
 def test_a_consumer_without_the_configured_field_is_reported_and_not_mapped() -> None:
@@ -106,7 +125,7 @@ def test_an_anonymous_consumer_gets_no_customer() -> None:
 def test_a_consumer_configured_as_anonymous_gets_no_customer(name: str) -> None:
     rules = MappingRules("default", anonymous_consumers=frozenset({name}))
     world = desired_world([consumer("1", "guest"), consumer("2", "alice")], rules)
-    assert shape(world) == {"consumer:2": ["consumer:2"]}
+    assert shape(world) == {"consumer-2": ["consumer:2"]}
 
 
 def test_a_consumer_read_from_two_sources_is_one_consumer() -> None:

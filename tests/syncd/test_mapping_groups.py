@@ -38,7 +38,7 @@ def test_consumers_with_the_same_custom_id_share_a_customer() -> None:
     people = [consumer("1", "a", custom_id="crm"), consumer("2", "b", custom_id="crm"), consumer("3", "c")]
     assert grouped("custom_id", *people) == {
         "crm": ["consumer:1", "consumer:2"],
-        "consumer:3": ["consumer:3"],
+        "consumer-3": ["consumer:3"],
     }
 
 
@@ -46,7 +46,7 @@ def test_applications_of_the_same_owner_share_a_customer() -> None:
     apps = [application("1"), application("2"), application("3", owner=None)]
     assert grouped("owner", *apps) == {
         TEAM: ["application:1", "application:2"],
-        "application:3": ["application:3"],
+        "application-3": ["application:3"],
     }
 
 
@@ -59,7 +59,7 @@ def test_the_mapping_file_says_who_belongs_where_by_id_or_by_username() -> None:
     people = [consumer("1", "alice"), consumer("2", "bob"), consumer("3", "carol"), application("1")]
     assert shape(desired_world(people, MappingRules(OWNER, "file", assignments=rows))) == {
         "acme": ["consumer:1", "consumer:2"],
-        "consumer:3": ["consumer:3"],
+        "consumer-3": ["consumer:3"],
         "globex": ["application:1"],
     }
 
@@ -243,7 +243,7 @@ def test_keys_that_people_attached_take_up_room_too() -> None:
 def test_with_overflow_split_the_rest_get_customers_that_name_their_group() -> None:
     split = replace(LIMITED, overflow="split")
     world = limited("a", "b", rules=split)
-    assert shape(world) == {"acme": ["consumer:a"], "consumer:b": ["consumer:b"]}
+    assert shape(world) == {"acme": ["consumer:a"], "consumer-b": ["consumer:b"]}
     own = world.customers[1]
     assert (own.name, own.marks["customer-group"]) == ("acme: b", "acme")
     assert not world.problems
@@ -251,11 +251,21 @@ def test_with_overflow_split_the_rest_get_customers_that_name_their_group() -> N
 
 def test_one_that_was_split_off_stays_so_when_the_group_has_room_again() -> None:
     split = replace(LIMITED, overflow="split")
-    there = (customer("acme", owner=OWNER), customer("consumer:a", "consumer:a", owner=OWNER))
+    there = (customer("acme", owner=OWNER), customer("consumer-a", "consumer:a", owner=OWNER))
     assert shape(limited("a", "b", rules=split, there=there)) == {
         "acme": ["consumer:b"],
-        "consumer:a": ["consumer:a"],
+        "consumer-a": ["consumer:a"],
     }
+
+
+def test_a_customer_that_would_be_split_off_under_the_key_of_another_is_reported_instead() -> None:
+    rules = replace(LIMITED, overflow="split", templates=Templates(key="{username}"))
+    people = [consumer("1", "zoe", "customer:acme"), consumer("2", "b", "customer:acme")]
+    there = customer("acme", "consumer:1", owner=OWNER)
+    world = desired_world([*people, consumer("3", "x", "customer:b")], rules)
+    world = within_limits(world, observed(there), rules)
+    assert shape(world) == {"acme": ["consumer:1"], "b": ["consumer:3"]}
+    assert "does not fit" in reasons(world)
 
 
 def test_without_a_limit_nothing_changes() -> None:

@@ -12,6 +12,7 @@ from syncd.apply import apply_plan
 from syncd.errors import ApiError, ApplyStoppedError
 from syncd.http import ApiClient, Endpoint
 from syncd.mapping import desired_world
+from syncd.meters import Dialect
 from syncd.model import Principal
 from syncd.orphans import Grace
 from syncd.plan import PlanOptions, make_plan
@@ -19,6 +20,7 @@ from syncd.removal import ApiRemover
 from syncd.retry import Retry
 from syncd.sandbox.testing import running_sandbox
 from syncd.targets.openmeter_v1 import OpenMeterV1
+from syncd.targets.openmeter_v3 import OpenMeterV3
 from tests.syncd.builders import BY_TAG, OWNER, consumer
 from tests.syncd.proxy import MISHAPS, Mishap, Proxy, proxying
 
@@ -28,12 +30,14 @@ BEFORE = [
     consumer("2", "bob", "customer:acme"),
     consumer("3", "old name", "customer:globex"),
     consumer("5", "gone"),
+    consumer("6", "frank"),
 ]
 AFTER = [
     consumer("1", "alice", "customer:acme"),
     consumer("2", "bob", "customer:globex"),
     consumer("3", "carol", "customer:globex"),
     consumer("4", "dave"),
+    consumer("6", "frank", "customer:acme"),
 ]
 
 
@@ -49,29 +53,39 @@ def proxy(sandbox: httpx.Client) -> Iterator[Proxy]:
         yield proxy
 
 
-def sync(url: str, principals: list[Principal], day: int, *, attempts: int = 1, timeout: float = 5) -> int:
-    """One run of policy sync with moves allowed; returns how many changes were planned."""
-    endpoint = Endpoint("metering API", url, "metering.token", "read and write", timeout=timeout)
+def sync(
+    url: str,
+    principals: list[Principal],
+    day: int,
+    dialect: Dialect = "openmeter-v1",
+    *,
+    attempts: int = 1,
+    timeout: float = 5,
+) -> int:
+    """One run of policy sync with moves and retirements allowed; returns how many changes were planned."""
+    is_v3 = dialect == "openmeter-v3"
+    base = f"{url.rstrip('/')}/api/v3" if is_v3 else url
+    endpoint = Endpoint("metering API", base, "metering.token", "read and write", timeout=timeout)
     retry = Retry(attempts=attempts, sleep=lambda _: None)
-    target = OpenMeterV1(endpoint, retry)
+    target = OpenMeterV3(endpoint, retry) if is_v3 else OpenMeterV1(endpoint, retry)
     grace = Grace(START + timedelta(days=day), timedelta(days=40), timedelta(days=40))
-    options = PlanOptions(allow_move=True, grace=grace)
+    options = PlanOptions(allow_move=True, allow_retire=True, grace=grace)
     try:
         with ApiClient(endpoint, retry) as client:
             desired = desired_world(principals, BY_TAG)
             plan = make_plan(desired, target.observe(), owner_id=OWNER, policy="sync", options=options)
-            apply_plan(plan, target, remover=ApiRemover(client, "openmeter-v1"))
+            apply_plan(plan, target, remover=ApiRemover(client, dialect))
             return len(plan.actionable)
     finally:
         target.close()
 
 
 def before(sandbox: httpx.Client) -> None:
-    """A world in which the run of day 40 creates, moves, attaches, renames, unmarks nothing and deletes."""
+    """A world in which the run of day 40 creates, moves, retires, attaches, renames and deletes."""
     sandbox.post("/sandbox/v1/reset").raise_for_status()
     url = str(sandbox.base_url)
     sync(url, BEFORE, 0)
-    sync(url, BEFORE[:3], 0)
+    sync(url, [one for one in BEFORE if one.username != "gone"], 0)
 
 
 def world(sandbox: httpx.Client) -> list[tuple[str, str, tuple[str, ...]]]:
@@ -82,37 +96,43 @@ def world(sandbox: httpx.Client) -> list[tuple[str, str, tuple[str, ...]]]:
 
 
 WANTED = [
-    ("acme", "acme", ("consumer:1",)),
+    ("acme", "acme", ("consumer:1", "consumer:6")),
     ("consumer:4", "dave", ("consumer:4",)),
     ("globex", "globex", ("consumer:2", "consumer:3")),
 ]
 
 
-def test_without_a_mishap_one_run_makes_the_world_as_wanted(sandbox: httpx.Client, proxy: Proxy) -> None:
+@pytest.mark.parametrize("dialect", ["openmeter-v1", "openmeter-v3"])
+def test_without_a_mishap_one_run_makes_the_world_as_wanted(
+    sandbox: httpx.Client, proxy: Proxy, dialect: Dialect
+) -> None:
     before(sandbox)
-    assert sync(proxy.url, AFTER, 40) >= 5
+    assert sync(proxy.url, AFTER, 40, dialect) >= 6
     assert world(sandbox) == WANTED
-    assert sync(proxy.url, AFTER, 40) == 0
+    assert sync(proxy.url, AFTER, 40, dialect) == 0
 
 
 @pytest.mark.parametrize("mishap", MISHAPS)
-@pytest.mark.parametrize("attempts", [1, 3])
+@pytest.mark.parametrize(
+    ("dialect", "attempts"), [("openmeter-v1", 1), ("openmeter-v1", 3), ("openmeter-v3", 1)]
+)
 def test_a_mishap_with_any_request_is_made_good(
-    sandbox: httpx.Client, proxy: Proxy, mishap: Mishap, attempts: int
+    sandbox: httpx.Client, proxy: Proxy, mishap: Mishap, dialect: Dialect, attempts: int
 ) -> None:
     before(sandbox)
     proxy.spoil(mishap, -1)
-    sync(proxy.url, AFTER, 40)
+    sync(proxy.url, AFTER, 40, dialect)
     requests = proxy.seen
     # A delay costs the time of a timeout, so it is tried at each second request.
     for number in range(0, requests, 3 if mishap == "delay" else 1):
         before(sandbox)
         proxy.spoil(mishap, number)
         try:
-            sync(proxy.url, AFTER, 40, attempts=attempts, timeout=0.15 if mishap == "delay" else 5)
+            timeout = 0.15 if mishap == "delay" else 5
+            sync(proxy.url, AFTER, 40, dialect, attempts=attempts, timeout=timeout)
         except (ApiError, ApplyStoppedError):
             assert attempts == 1 or mishap == "repeat", f"request {number} was not tried again"
         for _ in range(3):
-            if sync(str(sandbox.base_url), AFTER, 40) == 0:
+            if sync(str(sandbox.base_url), AFTER, 40, dialect) == 0:
                 break
         assert world(sandbox) == WANTED, f"after {mishap} of request {number}"

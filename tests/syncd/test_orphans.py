@@ -117,6 +117,18 @@ def test_a_customer_with_subjects_of_others_is_never_deleted(subjects: tuple[str
     assert "not ours" in world.plan(4000).changes[0].reason
 
 
+@pytest.mark.parametrize("why", ["it has entitlements (f)", None])
+def test_a_customer_that_something_hangs_on_is_not_deleted(why: str | None) -> None:
+    kept = {"id-acme": why} if why else {}
+    world = World(customer("acme", "consumer:1", owner=OWNER), delete_after=40)
+    world.sync(0)
+    grace = Grace(START + timedelta(days=40), timedelta(days=40), timedelta(days=40))
+    options = PlanOptions(grace=grace, kept=kept)
+    plan = plan_for([], world.target.observe(), rules=BY_TAG, policy="sync", options=options)
+    assert lines(plan) == [f"{'blocked' if why else 'delete-customer'} acme consumer:1"]
+    assert (why or "delete_after") in plan.changes[0].reason
+
+
 def test_an_adopted_customer_loses_nothing() -> None:
     adopted = customer("acme", "consumer:1", owner=OWNER, metadata={"adopted": "true"})
     world = World(adopted, delete_after=50)
@@ -234,6 +246,6 @@ def test_a_policy_lets_through_only_its_kinds(policy: Policy, allowed: set[str])
     every = [
         Change(kind, "acme", ("x",), "because")
         for kind in ChangeKind
-        if policy != "create-only" or kind not in {"adopt-customer", "move-subjects"}
+        if policy != "create-only" or kind not in {"adopt-customer", "move-subjects", "retire-customer"}
     ]
     assert {change.kind for change in POLICIES[policy](every)} <= allowed

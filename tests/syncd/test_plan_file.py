@@ -51,8 +51,8 @@ def test_a_world_that_is_another_by_now_is_refused_and_told(project: Project, se
     refused = project.call("apply", "--plan", "plan.json")
     assert refused.returncode == 1
     assert "the world is not as it was" in refused.stderr
-    assert "no longer: create-customer consumer:" in refused.stderr
-    assert "new: create-customer consumer:" in refused.stderr
+    assert "no longer: create-customer consumer-" in refused.stderr
+    assert "new: create-customer consumer-" in refused.stderr
     assert httpx.get(f"{server}/api/v1/customers").json()["totalCount"] == 0
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import random
 from collections.abc import Sequence
 from contextlib import suppress
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
@@ -12,9 +13,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from syncd.apply import apply_plan
-from syncd.changes import ChangeKind
+from syncd.changes import ChangeKind, Plan
 from syncd.errors import ApplyStoppedError, UnreachableError
-from syncd.mapping import MappingRules, desired_world
+from syncd.mapping import MappingRules, Templates, desired_world
 from syncd.model import ObservedCustomer, ObservedSubject, ObservedWorld, Principal
 from syncd.orphans import Grace
 from syncd.outcome import Status
@@ -23,7 +24,7 @@ from syncd.plan import PlanOptions, make_plan
 from syncd.policy import Policy
 from syncd.targets import SubjectWrite
 from syncd.targets.base import Decide
-from tests.syncd.builders import OWNER
+from tests.syncd.builders import KEYED_BY_SUBJECT, OWNER
 from tests.syncd.memory_target import MemoryTarget
 
 IDS = st.sampled_from(["1", "2", "3"])
@@ -63,6 +64,7 @@ rules = st.builds(
     group_by=st.sampled_from(["none", "tag"]),
     subject_field=st.sampled_from(["id", "username", "custom_id"]),
     include_anonymous=st.booleans(),
+    templates=st.sampled_from([KEYED_BY_SUBJECT, Templates()]),
 )
 policies = st.sampled_from(["upsert-only", "create-only"])
 
@@ -70,7 +72,7 @@ policies = st.sampled_from(["upsert-only", "create-only"])
 @st.composite
 def observed_worlds(draw: st.DrawFn) -> ObservedWorld:
     """A world that the server would allow: no key or subject on two customers."""
-    keys = ["acme", "globex", "s", "consumer:1", "consumer:2", "application:1", "by-hand"]
+    keys = ["acme", "globex", "s", "consumer:1", "consumer:2", "consumer-2", "application:1", "by-hand"]
     free = draw(st.permutations(keys))
     customers: list[ObservedCustomer] = []
     for _ in range(draw(st.integers(0, 4))):
@@ -199,7 +201,7 @@ graces = st.sampled_from([None, timedelta(days=40), timedelta(days=100)])
 
 def at(day: int, delete_after: timedelta | None = None, *, flags: bool = True) -> PlanOptions:
     grace = Grace(DAY_ZERO + timedelta(days=day), timedelta(days=40), delete_after)
-    return PlanOptions(adopt=flags, allow_move=flags, grace=grace)
+    return PlanOptions(adopt=flags, allow_move=flags, allow_retire=flags, grace=grace)
 
 
 @settings(max_examples=150, deadline=None)
@@ -239,6 +241,33 @@ def test_with_time_passing_and_principals_coming_and_going_each_run_leaves_nothi
                 assert target.customers[before.id] == before
 
 
+class Broken(MemoryTarget):
+    """Fails for good after as many writes as its budget allows."""
+
+    budget = 10**6
+
+    def _spend(self) -> None:
+        self.budget -= 1
+        if self.budget < 0:
+            raise UnreachableError("cut")
+
+    def create_customer(self, *args: Any, **kwargs: Any) -> None:
+        self._spend()
+        super().create_customer(*args, **kwargs)
+
+    def edit_customer(self, customer_id: str, decide: Decide) -> bool:
+        self._spend()
+        return super().edit_customer(customer_id, decide)
+
+    def write_subjects(self, writes: Sequence[SubjectWrite]) -> None:
+        self._spend()
+        super().write_subjects(writes)
+
+    def delete_customer(self, customer_id: str) -> bool:
+        self._spend()
+        return super().delete_customer(customer_id)
+
+
 @settings(max_examples=150, deadline=None)
 @given(principals, principals, observed_worlds(), rules, st.integers(0, 8))
 def test_a_sync_run_that_was_interrupted_after_any_write_is_completed_by_the_next(
@@ -249,30 +278,6 @@ def test_a_sync_run_that_was_interrupted_after_any_write_is_completed_by_the_nex
         desired = desired_world(cast, how)
         plan = make_plan(desired, target.observe(), owner_id=OWNER, policy="sync", options=options)
         apply_plan(plan, target, remover=target)
-
-    class Broken(MemoryTarget):
-        budget = 10**6
-
-        def _spend(self) -> None:
-            self.budget -= 1
-            if self.budget < 0:
-                raise UnreachableError("cut")
-
-        def create_customer(self, *args: Any, **kwargs: Any) -> None:
-            self._spend()
-            super().create_customer(*args, **kwargs)
-
-        def edit_customer(self, customer_id: str, decide: Decide) -> bool:
-            self._spend()
-            return super().edit_customer(customer_id, decide)
-
-        def write_subjects(self, writes: Sequence[SubjectWrite]) -> None:
-            self._spend()
-            super().write_subjects(writes)
-
-        def delete_customer(self, customer_id: str) -> bool:
-            self._spend()
-            return super().delete_customer(customer_id)
 
     cut, straight = Broken(world), MemoryTarget(world)
     for target in (cut, straight):
@@ -292,5 +297,59 @@ def test_a_sync_run_that_was_interrupted_after_any_write_is_completed_by_the_nex
             for c in target.customers.values()
         )
         return sorted(customers), sorted((s.key, s.display_name or "") for s in target.subjects() or ())
+
+    assert content(cut) == content(straight)
+
+
+@st.composite
+def worlds_grouped_later(draw: st.DrawFn) -> tuple[ObservedWorld, list[Principal], MappingRules]:
+    """Everybody began with a customer, some of which pay by now; now they are grouped."""
+    people = draw(st.lists(st.one_of(consumers, applications), min_size=2, max_size=5))
+    alone = replace(draw(rules), group_by="none", subject_field="id")
+    target = MemoryTarget(draw(observed_worlds()))
+    begin = make_plan(desired_world(people, alone), target.observe(), owner_id=OWNER, policy="upsert-only")
+    apply_plan(begin, target)
+    for identity, customer in target.customers.items():
+        paying = draw(st.sampled_from([None, None, None, "SUB"]))
+        target.customers[identity] = replace(customer, active_subscription=paying)
+    tags = st.sampled_from([(), ("customer:acme",), ("customer:globex",)])
+    return target.observe(), [replace(one, tags=draw(tags)) for one in people], replace(alone, group_by="tag")
+
+
+def billed(target: MemoryTarget) -> set[str]:
+    """The subjects whose usage somebody is charged for."""
+    return {key for c in target.customers.values() for key in (c.key, *c.subject_keys) if key}
+
+
+@settings(max_examples=300, deadline=None)
+@given(worlds_grouped_later(), st.integers(0, 8), st.booleans(), st.booleans())
+def test_moves_and_retirements_lose_no_usage_however_often_they_are_interrupted(
+    began: tuple[ObservedWorld, list[Principal], MappingRules], writes: int, move: bool, retire: bool
+) -> None:
+    world, wanted, how = began
+
+    def plan(target: MemoryTarget) -> Plan:
+        options = PlanOptions(allow_move=move, allow_retire=retire)
+        desired = desired_world(wanted, how)
+        return make_plan(desired, target.observe(), owner_id=OWNER, policy="upsert-only", options=options)
+
+    cut, straight = Broken(world), MemoryTarget(world)
+    cut.budget = writes
+    with suppress(ApplyStoppedError):
+        apply_plan(plan(cut), cut, remover=cut)
+    cut.budget = 10**6
+    for target in (cut, straight):
+        outcomes = apply_plan(plan(target), target, remover=target)
+        assert {outcome.status for outcome in outcomes if outcome.change.actionable} <= {Status.DONE}
+        assert plan(target).actionable == ()
+        assert billed(MemoryTarget(world)) <= billed(target)
+        for gone in (c for c in world.customers if c.id not in target.customers):
+            assert retire
+            assert is_ours(gone.metadata, OWNER)
+            assert not gone.active_subscription
+            assert set(gone.subject_keys) <= {gone.key}
+
+    def content(target: MemoryTarget) -> object:
+        return sorted((c.key or c.id, c.name, sorted(c.subject_keys)) for c in target.customers.values())
 
     assert content(cut) == content(straight)

@@ -136,7 +136,7 @@ def test_a_failure_that_passes_is_waited_for_as_long_as_the_server_asks() -> Non
     waits: list[float] = []
     found = applications(fail_on("7", Answer({"title": "Too many"}, 429, {"Retry-After": "7"}), 2), waits)
     assert len(found) == 20
-    assert [int(wait) for wait in waits] == [7, 7]
+    assert [round(wait) for wait in waits] == [7, 7]
 
 
 def test_a_mapped_consumer_without_id_is_an_error() -> None:

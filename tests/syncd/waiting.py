@@ -9,7 +9,7 @@ from typing import TypeVar
 _T = TypeVar("_T")
 
 
-def eventually(probe: Callable[[], _T | None], *, seconds: float = 10, what: str = "it") -> _T:
+def eventually(probe: Callable[[], _T | None], *, seconds: float = 30, what: str = "it") -> _T:
     """Return the first truthy answer of `probe`; fails the test at the deadline."""
     deadline = time.monotonic() + seconds
     while time.monotonic() < deadline:

@@ -8,11 +8,14 @@ from starlette.responses import Response
 from syncd.sandbox.api.common import Db, Options, answer, no_content
 from syncd.sandbox.problems import invalid
 from syncd.sandbox.settings import Settings
+from syncd.sandbox.store import billing
 from syncd.sandbox.store import customers as store
 from syncd.sandbox.store.customer_body import CustomerBody
 
 router = APIRouter(tags=["Customers"])
 
+PageNumber = Annotated[int, Query(ge=1)]
+PageSize = Annotated[int, Query(alias="pageSize", ge=1, le=1000)]
 # Its only value is what OpenMeter shows without it, too: openmeter/customer/httpdriver/customer.go.
 Expand = Annotated[list[Literal["subscriptions"]] | None, Query()]
 
@@ -28,8 +31,8 @@ def create_customer(body: CustomerBody, db: Db, options: Options) -> Response:
 @router.get("/api/v1/customers")
 def list_customers(
     db: Db,
-    page: Annotated[int, Query(ge=1)] = 1,
-    page_size: Annotated[int, Query(alias="pageSize", ge=1, le=1000)] = 100,
+    page: PageNumber = 1,
+    page_size: PageSize = 100,
     order_by: Annotated[Literal["id", "name", "createdAt"], Query(alias="orderBy")] = "name",
     order: Literal["ASC", "DESC"] = "ASC",
     include_deleted: Annotated[bool, Query(alias="includeDeleted")] = False,
@@ -56,6 +59,31 @@ def list_customers(
     with db.reading() as connection:
         total, items = store.list_customers(connection, wanted, expand=True)
     return answer({"totalCount": total, "page": page, "pageSize": page_size, "items": items})
+
+
+@router.get("/api/v1/customers/{id_or_key:path}/access")
+def get_access(id_or_key: str, db: Db) -> Response:
+    """Get the features that a customer has access to: {entitlements}."""
+    with db.reading() as connection:
+        found = billing.entitlements(connection, store.get_live(connection, id_or_key)["id"])
+    return answer({"entitlements": {item["feature_key"]: {"hasAccess": True} for item in found}})
+
+
+@router.get("/api/v1/customers/{id_or_key:path}/subscriptions")
+def list_subscriptions(id_or_key: str, db: Db, page: PageNumber = 1, page_size: PageSize = 100) -> Response:
+    """List the subscriptions of a customer, ended ones too, a page at a time."""
+    with db.reading() as connection:
+        found = billing.all_subscriptions(connection, store.get_live(connection, id_or_key)["id"])
+    shown = found[(page - 1) * page_size : page * page_size]
+    return answer({"totalCount": len(found), "page": page, "pageSize": page_size, "items": shown})
+
+
+@router.get("/api/v1/customers/{id_or_key:path}/apps")
+def list_apps(id_or_key: str, db: Db, page: PageNumber = 1, page_size: PageSize = 100) -> Response:
+    """List the customer's accounts with apps such as Stripe: none, for the sandbox has no apps."""
+    with db.reading() as connection:
+        store.get_live(connection, id_or_key)
+    return answer({"totalCount": 0, "page": page, "pageSize": page_size, "items": []})
 
 
 @router.get("/api/v1/customers/{id_or_key:path}")

@@ -1,6 +1,7 @@
-"""The v3 API under /api/v3/openmeter, over the same store as v1: customers, subscriptions, meters, events."""
+"""The v3 API under /api/v3/openmeter, over the same store as v1: customers and what is theirs, meters."""
 
 import re
+import sqlite3
 from typing import Annotated, Any
 
 from fastapi import APIRouter, Query, Request
@@ -70,9 +71,7 @@ def get_customer(customer_id: str, db: Db) -> Response:
 def replace_customer(customer_id: str, body: UpsertCustomer, db: Db, options: Options) -> Response:
     """Replace a customer but for its key; what the body leaves out is cleared."""
     with db.writing() as connection:
-        there = _by_id(customers.get(connection, customer_id), customer_id)
-        if "deletedAt" in there:
-            raise ProblemError(410, "customer is deleted")
+        there = _live(connection, customer_id)
         stored = body.stored(there.get("key", ""))
         refuse_too_many_subjects(stored, options)
         return answer(shapes.customer(customers.replace(connection, customer_id, stored)))
@@ -80,20 +79,52 @@ def replace_customer(customer_id: str, body: UpsertCustomer, db: Db, options: Op
 
 @router.delete("/customers/{customer_id}")
 def delete_customer(customer_id: str, db: Db) -> Response:
-    """Delete a customer by its id; 204."""
+    """Delete a customer by its id; 204, also where there is none (openmeter/customer/service/customer.go)."""
     with db.writing() as connection:
-        customers.delete(connection, _by_id(customers.get(connection, customer_id), customer_id)["id"])
+        try:
+            there = _live(connection, customer_id)
+        except ProblemError as problem:
+            if problem.status not in (404, 410, 412):
+                raise
+        else:
+            customers.delete(connection, there["id"])
     return no_content()
+
+
+@router.get("/customers/{customer_id}/entitlement-access")
+def list_entitlement_access(customer_id: str, db: Db) -> Response:
+    """List the features that a customer has access to: {data}."""
+    with db.reading() as connection:
+        _live(connection, customer_id)
+        found = billing.entitlements(connection, customer_id)
+    shown = [{"type": "boolean", "feature_key": e["feature_key"], "has_access": True} for e in found]
+    return answer({"data": shown})
+
+
+@router.get("/customers/{customer_id}/billing")
+def get_billing(customer_id: str, db: Db) -> Response:
+    """Show the billing data of a customer: none, as with OpenMeter's own sandbox app."""
+    with db.reading() as connection:
+        _live(connection, customer_id)
+    return answer({"app_data": {}})
+
+
+@router.get("/customers/{customer_id}/credits/grants")
+def list_credit_grants(customer_id: str, db: Db, size: Size = 20, number: Number = 1) -> Response:
+    """List the credits of a customer: none, for the sandbox prices nothing."""
+    with db.reading() as connection:
+        _live(connection, customer_id)
+    return _page([], size, number, 0)
 
 
 @router.get("/subscriptions")
 def list_subscriptions(request: Request, db: Db, size: Size = 20, number: Number = 1) -> Response:
-    """List subscriptions, active ones only: the sandbox keeps no others."""
+    """List subscriptions, a page at a time: active ones, and inactive ones that have ended."""
     filters = _filters(request, {"customer_id", "status"})
-    statuses = filters.get(("status", "eq")) or filters.get(("status", "oeq")) or "active"
+    statuses = filters.get(("status", "eq")) or filters.get(("status", "oeq")) or "active,inactive"
     with db.reading() as connection:
-        found = billing.all_active_subscriptions(connection, filters.get(("customer_id", "eq")))
-    shown = [shapes.subscription(document) for document in found if "active" in statuses.split(",")]
+        found = billing.all_subscriptions(connection, filters.get(("customer_id", "eq")))
+    shown = [shapes.subscription(item) for item in found if item["status"] in statuses.split(",")]
     return _page(shown[(number - 1) * size : number * size], size, number, len(shown))
 
 
@@ -141,6 +172,14 @@ def query_meter(meter_id: str, body: QueryMeter, db: Db) -> Response:
     period = {"from": body.time_from, "to": body.time_to}
     shown = {name: value for name, value in period.items() if value is not None}
     return answer(shown | {"data": [shapes.usage_row(row) for row in rows]})
+
+
+def _live(connection: sqlite3.Connection, customer_id: str) -> dict[str, Any]:
+    """Give a customer that is not deleted. Raises the 404, and the 410 of one that is."""
+    there = _by_id(customers.get(connection, customer_id), customer_id)
+    if "deletedAt" in there:
+        raise ProblemError(410, "customer is deleted")
+    return there
 
 
 def _by_id(document: dict[str, Any], wanted: str) -> dict[str, Any]:

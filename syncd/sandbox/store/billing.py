@@ -34,13 +34,10 @@ def active_subscriptions(connection: sqlite3.Connection, customer_id: str) -> li
     return [_subscription(row) for row in rows]
 
 
-def all_active_subscriptions(
-    connection: sqlite3.Connection, customer_id: str | None = None
-) -> list[dict[str, Any]]:
-    """List the active subscriptions of all customers or of one, by id, in the shape of Subscription."""
+def all_subscriptions(connection: sqlite3.Connection, customer_id: str | None = None) -> list[dict[str, Any]]:
+    """List the subscriptions of all customers or of one, ended ones too, by id, as Subscription."""
     rows = connection.execute(
-        "SELECT * FROM subscriptions"
-        " WHERE active_to IS NULL AND (:one IS NULL OR customer_id = :one) ORDER BY id",
+        "SELECT * FROM subscriptions WHERE :one IS NULL OR customer_id = :one ORDER BY id",
         {"one": customer_id},
     )
     return [_subscription(row) for row in rows]
@@ -74,6 +71,8 @@ def _subscription(row: sqlite3.Row) -> dict[str, Any]:
     subscription |= {"name": row["plan_key"] or "sandbox", "createdAt": since, "updatedAt": since}
     subscription |= {"activeFrom": since, "billingAnchor": since, "billingCadence": "P1M", "currency": "USD"}
     subscription |= {"costBasisMode": "dynamic", "costBasisPins": [], "settlementMode": "credit_then_invoice"}
+    if row["active_to"] is not None:
+        subscription |= {"status": "inactive", "activeTo": row["active_to"]}
     if row["plan_key"]:
         subscription["plan"] = {"id": row["id"], "key": row["plan_key"], "version": 1}
     return subscription

@@ -1,0 +1,174 @@
+"""The plugin's HTTP API on one gateway (docs/plugin-operations.md, "The HTTP API").
+
+Every method raises GatewayError, which names the gateway, what happened and what to do.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from datetime import UTC, datetime
+from types import TracebackType
+from typing import Self, TypeVar
+
+from pydantic import BaseModel, ValidationError
+
+from syncd.errors import ApiError, GatewayError, RefusedError, UnreachableError
+from syncd.gateway_config import GatewayConfig
+from syncd.gateways.models import (
+    DeadLetters,
+    Ledger,
+    LedgerLine,
+    LedgerPage,
+    Readiness,
+    Redelivery,
+    Spool,
+)
+from syncd.http import ApiClient, Endpoint, Params
+from syncd.retry import Retry
+
+LINES_PER_PAGE = 10_000
+_UNIX = "unix:"
+_Answer = TypeVar("_Answer", bound=BaseModel)
+
+
+class Gateway:
+    """One gateway; close it after use, or use it as a context manager. Safe to share between threads."""
+
+    def __init__(
+        self,
+        config: GatewayConfig,
+        index: int = 0,
+        *,
+        attempts: int = 3,
+        sleep: Callable[[float], object] = time.sleep,
+    ) -> None:
+        """Connect lazily; `index` is its place in `gateways`, for the message about its token."""
+        self.name = config.name
+        self.config = config
+        socket = config.url.removeprefix(_UNIX) if config.url.startswith(_UNIX) else None
+        endpoint = Endpoint(
+            name="the plugin's API",
+            url=config.url if socket is None else "http://localhost",
+            token_setting=f"gateways[{index}].token",
+            rights=(
+                "use this API: it is that of --api-token-file or OPENMETER_PLUGIN_ADMIN_TOKEN on the gateway"
+            ),
+            token=config.token.get_secret_value() if config.token else None,
+            timeout=config.timeout.total_seconds(),
+            unix_socket=socket,
+        )
+        self._client = ApiClient(endpoint, Retry(attempts=attempts, sleep=sleep))
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Close the connections."""
+        self._client.close()
+
+    def readiness(self) -> Readiness:
+        """Tell whether its delivery can do its work; not being ready is an answer, not an error.
+
+        Needs no token, so it does not tell whether the token is right.
+        """
+        return self._ask(Readiness, "GET", "/readyz", expected=frozenset({503}))
+
+    def spool(self) -> Spool:
+        """Return the books of its spool, by destination and in total."""
+        return self._ask(Spool, "GET", "/v1/spool")
+
+    def ledger(
+        self,
+        since: datetime,
+        until: datetime,
+        subject: str | None = None,
+        *,
+        page_size: int = LINES_PER_PAGE,
+    ) -> Ledger:
+        """Return the ledger of the hours from `since` up to, not including, `until`, all of its pages.
+
+        The hours with waiting events are those of all subjects. The pages are not one moment: what is
+        delivered between two of them may be in none.
+        """
+        lines: list[LedgerLine] = []
+        waiting: set[datetime] = set()
+        params: dict[str, str | int | list[str]] = {"from": _text(since), "to": _text(until)}
+        params |= {"limit": page_size} | ({"subject": subject} if subject else {})
+        seen: set[str] = set()
+        while True:
+            page = self._ask(LedgerPage, "GET", "/v1/ledger", params=params)
+            lines += page.lines
+            waiting |= set(page.hours_with_waiting_events)
+            if page.next is None:
+                return Ledger(lines=tuple(lines), hours_with_waiting_events=frozenset(waiting))
+            if page.next in seen:
+                raise self._error("GET /v1/ledger gave the same page twice. Is it the plugin's API?")
+            seen.add(page.next)
+            params["after"] = page.next
+
+    def dead_letters(self, after: int = 0, limit: int = 100) -> DeadLetters:
+        """Return a page of dead letters, those behind an id, oldest first."""
+        return self._ask(DeadLetters, "GET", "/v1/dead-letters", params={"after": after, "limit": limit})
+
+    def redeliver(self, since: datetime, until: datetime, subject: str | None = None) -> Redelivery:
+        """Have it send again what it retains of a span of event time, of one subject or of all.
+
+        Asked once: where no answer comes, it may have been accepted nevertheless.
+        """
+        body = {"from": _text(since), "to": _text(until)} | ({"subject": subject} if subject else {})
+        return self._ask(Redelivery, "POST", "/v1/redeliver", body=body, repeat=False)
+
+    def redelivery(self, number: int) -> Redelivery:
+        """Tell how far a redelivery is."""
+        return self._ask(Redelivery, "GET", f"/v1/redeliver/{number}")
+
+    def _ask(
+        self,
+        kind: type[_Answer],
+        method: str,
+        path: str,
+        *,
+        params: Params | None = None,
+        body: object = None,
+        repeat: bool = True,
+        expected: frozenset[int] = frozenset(),
+    ) -> _Answer:
+        try:
+            answer = self._client.request(
+                method, path, params=params, body=body, repeat=repeat, expected=expected
+            )
+            return kind.model_validate(answer)
+        except ValidationError as error:
+            fault = error.errors(include_url=False, include_input=False, include_context=False)[0]
+            place = ".".join(str(part) for part in fault["loc"]) or "the answer"
+            raise self._error(
+                f"{method} {path} answered something else than the plugin does ({place}: {fault['msg']})."
+                " Is its URL right, and its plugin not older than this syncd?"
+            ) from None
+        except ApiError as error:
+            raise self._error(f"{error}{_advice(error)}") from None
+
+    def _error(self, problem: str) -> GatewayError:
+        return GatewayError(self.name, problem)
+
+
+def _advice(error: ApiError) -> str:
+    match error:
+        case UnreachableError():
+            return ". Does the plugin run there, with `serve --api` and on this address?"
+        case RefusedError(status=421):
+            return ". Write its URL with the very address that it listens on"
+        case RefusedError(status=404, detail="" | "Not Found"):
+            return ". Is its URL that of the plugin's API?"
+        case _:
+            return ""
+
+
+def _text(moment: datetime) -> str:
+    return moment.astimezone(UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")

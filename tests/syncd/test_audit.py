@@ -1,0 +1,312 @@
+"""`syncd audit` from end to end: real plugin servers, a real metering API, each test in hours of its own."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import replace
+from datetime import datetime
+from functools import partial
+from itertools import count
+from pathlib import Path
+
+import httpx
+import pytest
+
+from tests.harness.process import eventually
+from tests.syncd.audits import HOUR, TOKEN, Audited, audited, found, hours_ago, site, span, subject_of
+from tests.syncd.servers import Answer, Asked, serving
+
+_hours = count(3, 2)
+_ALICE, _BOB = subject_of("alice"), subject_of("bob")
+
+
+@pytest.fixture(scope="module")
+def world(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Audited]:
+    with audited(tmp_path_factory.mktemp("audit"), "east", "west") as running:
+        yield running
+
+
+@pytest.fixture
+def hour(world: Audited) -> Iterator[datetime]:
+    """An hour that no other test uses, nor the one before it."""
+    yield hours_ago(next(_hours))
+    world.metering.mend()
+
+
+@pytest.mark.parametrize("dialect", ["openmeter-v1", "openmeter-v3"])
+def test_what_was_lost_is_found_sent_again_and_then_equal(
+    world: Audited, hour: datetime, dialect: str
+) -> None:
+    world = replace(world, dialect=dialect)
+    east, west = world.sites
+    east.serve("alice", hour, 6)
+    west.serve("alice", hour, 4)
+    west.serve("bob", hour, 5)
+    status, document, _ = world.audit(hour)
+    assert (status, document["equal"], document["differences"]) == (0, True, [])
+    assert [(one["delivered"], one["counted"]) for one in document["types"]] == [(15, 15)]
+
+    world.metering.lose("alice", hour, 3)
+    world.metering.lose("bob", hour, 5)
+    status, document, _ = world.audit(hour)
+    assert (status, found(document)) == (2, [(hour, _ALICE, 3, 0, 0), (hour, _BOB, 5, 0, 0)])
+
+    arguments = ("audit", *span(hour), "--settle", "0", "--redeliver", "--wait")
+    again = world.project().run(*arguments)
+    assert again.returncode == 0, again.stdout + again.stderr
+    assert f"{_ALICE}  10 delivered  7 counted  3 missing  east, west" in again.stdout
+    assert f"{_BOB}  5 delivered  0 counted  5 missing  west" in again.stdout
+    assert "Sent again: 15 events in 3 spans." in again.stdout
+    assert "1 of 1 hours compared: 8 missing." in again.stdout
+    assert again.stdout.endswith("1 of 1 hours compared: equal.\n")
+
+    assert world.audit(hour)[0] == 0
+
+
+def test_a_dry_run_shows_what_it_would_ask_for_and_asks_for_nothing(world: Audited, hour: datetime) -> None:
+    east, _ = world.sites
+    east.serve("alice", hour, 3)
+    world.metering.lose("alice", hour, 2)
+    status, document, _ = world.audit(hour, arguments=("--redeliver", "--dry-run"))
+    assert status == 2
+    (planned,) = document["redeliveries"]
+    assert (planned["gateway"], planned["subject"]) == ("east", _ALICE)
+    assert (planned["state"], planned["missing"], planned["id"]) == ("planned", 2, None)
+    status, document, _ = world.audit(hour)
+    assert (status, found(document)) == (2, [(hour, _ALICE, 2, 0, 0)])
+
+
+def test_a_redelivery_that_is_not_waited_for_leaves_the_difference_to_the_next_audit(
+    world: Audited, hour: datetime
+) -> None:
+    east, _ = world.sites
+    east.serve("alice", hour, 3)
+    world.metering.lose("alice", hour, 2)
+    status, document, _ = world.audit(hour, arguments=("--redeliver",))
+    assert status == 2
+    (asked,) = document["redeliveries"]
+    assert asked["id"] is not None
+    result = world.project().call("audit", *span(hour), "--settle", "20")
+    assert result.returncode == 0, result.stdout + result.stderr
+
+
+def test_what_is_counted_twice_is_a_difference_and_nothing_is_sent_again_on_top_of_it(
+    world: Audited, hour: datetime
+) -> None:
+    east, _ = world.sites
+    east.serve("alice", hour, 4)
+    east.serve("bob", hour, 2)
+    world.metering.count_twice("alice", hour, 3)
+    world.metering.lose("bob", hour, 1)
+    status, document, errors = world.audit(hour, arguments=("--redeliver", "--wait"))
+    assert (status, found(document)) == (1, [(hour, _ALICE, 0, 0, 3), (hour, _BOB, 1, 0, 0)])
+    assert "nothing was sent again" in errors
+    assert "syncd doctor --probe" in errors
+    assert {one["state"] for one in document["redeliveries"]} == {"planned"}
+    status, document, _ = world.audit(hour, arguments=("--redeliver", "--wait", "--force"))
+    assert (status, found(document)) == (2, [(hour, _ALICE, 0, 0, 3)])
+
+
+def test_what_no_listed_gateway_has_sent_is_told_apart(world: Audited, hour: datetime) -> None:
+    east, west = world.sites
+    east.serve("alice", hour, 2)
+    west.serve("bob", hour, 3)
+    project = replace(world, gateways=[east.settings]).project()
+    result = project.call("audit", *span(hour))
+    assert result.returncode == 2
+    assert f"{_BOB}  0 delivered  3 counted  3 never sent\n" in result.stdout
+    assert "by a gateway that is not listed" in result.stdout
+
+
+def test_refused_events_are_told_apart_and_not_asked_for_again(world: Audited, hour: datetime) -> None:
+    east, _ = world.sites
+    east.serve("alice", hour, 2)
+    refused = "refused-by-the-server"
+    world.metering.fault(event_id=refused, status=400)
+    east.serve("alice", hour, 1, request_id=refused)
+    status, document, _ = world.audit(hour, arguments=("--redeliver", "--wait"))
+    assert (status, found(document)) == (2, [(hour, _ALICE, 0, 1, 0)])
+    assert document["redeliveries"] == []
+    (difference,) = document["differences"]
+    assert difference["gateways"] == [{"name": "east", "delivered": 2, "dead_lettered": 1}]
+    result = world.project().call("audit", *span(hour))
+    assert "openmeter-plugin spool dead-letters" in result.stdout
+
+
+def test_hours_whose_events_wait_are_left_out_and_the_others_compared(world: Audited, hour: datetime) -> None:
+    east, west = world.sites
+    east.serve("alice", hour - HOUR, 3)
+    world.metering.fault(path="/api/v1/events", method="POST", status=503)
+    west.serve("bob", hour, 2, settled=False)
+    project = world.project()
+    result = project.call("audit", *span(hour - HOUR, hour))
+    assert result.returncode == 0, result.stdout + result.stderr
+    assert f"Left out: {hour:%Y-%m-%d %H:00}: events of west wait." in result.stdout
+    assert "1 of 2 hours compared: equal." in result.stdout
+    only = project.call("audit", *span(hour))
+    assert only.returncode == 1
+    assert "no hour of the span could be compared" in only.stderr
+    world.metering.mend()
+    west.settle()
+    assert world.audit(hour - HOUR, hour)[0] == 0
+
+
+def test_without_a_meter_that_counts_them_only_hours_without_any_tokens_are_noticed(
+    world: Audited, hour: datetime
+) -> None:
+    east, _ = world.sites
+    tokens = "kong.llm_request"
+    east.serve("alice", hour, 2, llm=True)
+    east.serve("bob", hour, 1, llm=True)
+    world.metering.lose("alice", hour, 3, tokens)
+    world.metering.lose("bob", hour, 2, tokens)
+    status, document, _ = world.audit(hour)
+    assert (status, found(document)) == (2, [(hour, _BOB, 2, 0, 0)])
+    assert [(one["type"], one["exact"]) for one in document["types"]] == [
+        ("kong.api_request", True),
+        (tokens, False),
+    ]
+    assert "does not count events" in world.project().call("audit", *span(hour), "--settle", "0").stdout
+    meter = {"slug": "llm_events", "aggregation": "COUNT", "eventType": tokens}
+    httpx.post(f"{world.metering.url}/api/v1/meters", json=meter).raise_for_status()
+    try:
+        status, document, _ = world.audit(hour)
+        assert (status, found(document)) == (2, [(hour, _ALICE, 3, 0, 0), (hour, _BOB, 2, 0, 0)])
+        assert world.audit(hour, arguments=("--redeliver", "--wait"))[0] == 0
+    finally:
+        httpx.delete(f"{world.metering.url}/api/v1/meters/llm_events").raise_for_status()
+
+
+def test_without_the_requests_meter_there_is_no_audit(world: Audited, hour: datetime) -> None:
+    def without_meters(_: object) -> Answer:
+        return Answer([])
+
+    with serving(without_meters) as empty:
+        project = world.project(url=empty.url)
+        result = project.call("audit", *span(hour))
+    assert result.returncode == 1
+    assert "`syncd meters apply`" in result.stderr
+
+
+def test_events_for_another_metering_api_are_left_out_and_said_so(
+    world: Audited, hour: datetime, tmp_path: Path
+) -> None:
+    with audited(tmp_path / "other") as other, site(tmp_path, "north", world.metering.url) as north:
+        north.serve("alice", hour, 2)
+        north.serve("alice", hour, 7, ingest_endpoint=f"{other.metering.url}/api/v1/events")
+        audit = replace(world, gateways=[north.settings])
+        status, document, _ = audit.audit(hour)
+        assert (status, document["equal"]) == (0, True)
+        (elsewhere,) = document["destinations_left_out"]
+        assert (elsewhere["endpoint"], elsewhere["events"]) == (f"{other.metering.url}/api/v1/events", 7)
+        _ends_with_an_error_where_nothing_leads_here(audit, other, hour)
+
+
+def _ends_with_an_error_where_nothing_leads_here(audit: Audited, other: Audited, hour: datetime) -> None:
+    renamed = audit.metering.url.replace("127.0.0.1", "localhost")
+    only = replace(audit, metering=replace(audit.metering, url=renamed))
+    status, document, errors = only.audit(hour)
+    assert (status, document["equal"]) == (1, False)
+    assert "metering_hosts" in errors
+    assert other.metering.url in errors
+    named = [
+        {**gateway, "metering_hosts": ["127.0.0.1:1", audit.metering.url[7:]]} for gateway in only.gateways
+    ]
+    status, document, _ = replace(only, gateways=named).audit(hour)
+    assert (status, document["equal"], len(document["destinations_left_out"])) == (0, True, 1)
+
+
+def test_what_the_retention_has_removed_cannot_be_sent_again_and_it_says_so(
+    world: Audited, hour: datetime, tmp_path: Path
+) -> None:
+    with site(tmp_path, "south", world.metering.url) as south:
+        south.serve("alice", hour, 4)
+        world.metering.lose("alice", hour, 3)
+    with site(tmp_path, "south", world.metering.url, "--retention", "0s") as south, south.client() as client:
+        eventually(lambda: client.spool().total.bytes == 0, what="the end of the retention")
+        project = replace(world, gateways=[south.settings]).project()
+        arguments = ("audit", *span(hour), "--settle", "0", "--redeliver", "--wait")
+        result = project.call(*arguments)
+        assert result.returncode == 2
+        assert "0 sent, 4 no longer retained" in result.stdout
+        assert "cannot be sent again" in result.stdout
+
+
+@pytest.mark.parametrize(
+    ("change", "says"),
+    [
+        ({"url": "http://127.0.0.1:9"}, "`serve --api`"),
+        ({"token": "not-the-right-token"}, "gateways[1].token"),
+        ({"token": None}, "no token is set in gateways[1].token"),
+    ],
+)
+def test_a_gateway_that_cannot_be_read_is_an_error_and_never_a_clean_audit(
+    world: Audited, hour: datetime, change: dict[str, object], says: str
+) -> None:
+    east, west = world.sites
+    east.serve("alice", hour, 1)
+    gateways = [east.settings, {k: v for k, v in (west.settings | change).items() if v is not None}]
+    status, document, errors = replace(world, gateways=gateways).audit(hour)
+    assert (status, document) == (1, {})
+    assert "gateway west" in errors
+    assert says in errors
+    assert TOKEN not in errors
+    assert "not-the-right-token" not in errors
+
+
+def _passed_on(gateway: str, asked: Asked) -> Answer:
+    """What the gateway answers to a GET."""
+    headers = {"authorization": asked.headers["authorization"]}
+    found = httpx.get(f"{gateway}{asked.path}", params=asked.query, headers=headers)
+    return Answer(found.content, status=found.status_code)
+
+
+def test_an_hour_in_which_events_came_while_it_was_read_is_left_out(world: Audited, hour: datetime) -> None:
+    east, _ = world.sites
+    east.serve("alice", hour, 2)
+    readings: list[Asked] = []
+
+    def one_comes_after_the_first_reading(asked: Asked) -> Answer:
+        answer = _passed_on(east.url, asked)
+        if asked.path == "/v1/ledger" and not readings:
+            readings.append(asked)
+            east.serve("alice", hour, 1)
+        return answer
+
+    with serving(one_comes_after_the_first_reading) as proxy:
+        audit = replace(world, gateways=[east.settings | {"url": proxy.url}])
+        status, document, errors = audit.audit(hour)
+        assert (status, document["differences"]) == (1, [])
+        (left_out,) = document["hours_left_out"]
+        assert left_out["reasons"] == ["the ledger of east changed while it was read"]
+        assert "Try again" in errors
+        assert audit.audit(hour)[0] == 0
+
+
+def _refuses_to_redeliver(gateway: str, asked: Asked) -> Answer:
+    return Answer({"detail": "no"}, status=503) if asked.method == "POST" else _passed_on(gateway, asked)
+
+
+def test_a_gateway_that_goes_away_before_it_is_asked_is_an_error_that_holds_up_no_other(
+    world: Audited, hour: datetime, tmp_path: Path
+) -> None:
+    east, _ = world.sites
+    east.serve("alice", hour, 2)
+    with (
+        site(tmp_path, "north", world.metering.url) as north,
+        serving(partial(_refuses_to_redeliver, north.url)) as proxy,
+    ):
+        north.serve("bob", hour, 2)
+        world.metering.lose("alice", hour, 1)
+        world.metering.lose("bob", hour, 1)
+        gateways = [north.settings | {"url": proxy.url}, east.settings]
+        status, document, errors = replace(world, gateways=gateways).audit(
+            hour, arguments=("--redeliver", "--wait")
+        )
+    assert status == 1
+    assert "gateway north" in errors
+    assert [(one["gateway"], one["state"]) for one in document["redeliveries"]] == [
+        ("east", "done"),
+        ("north", "failed"),
+    ]
+    assert found(document) == [(hour, _BOB, 1, 0, 0)]

@@ -1,0 +1,166 @@
+"""People begin with a customer for each consumer and tag later: by the command line, in both dialects."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+
+from syncd.sandbox.testing import running_sandbox
+from tests.syncd.processes import Project
+from tests.syncd.targets import subscribe
+
+SETTINGS = """
+sources: [{{type: declarative-file, path: kong.yml}}]
+metering: {{dialect: {dialect}, url: "{url}", attempts: 1}}
+mapping: {{group_by: tag, key: "{key}", create: {{email: "{{username}}@x.example"}}}}
+policy: {policy}
+"""
+ALONE = "_format_version: '3.0'\nconsumers: [{id: a, username: alice}, {id: b, username: bob}]\n"
+TAGGED = """
+_format_version: "3.0"
+consumers:
+- {id: a, username: alice, tags: ["customer:acme"]}
+- {id: b, username: bob, tags: ["customer:acme"]}
+"""
+
+
+@pytest.fixture(scope="module")
+def server() -> Iterator[str]:
+    with running_sandbox() as url:
+        yield url
+
+
+@pytest.fixture
+def sandbox(server: str) -> Iterator[httpx.Client]:
+    with httpx.Client(base_url=server) as client:
+        client.post("/sandbox/v1/reset").raise_for_status()
+        yield client
+
+
+@pytest.fixture(params=["openmeter-v1", "openmeter-v3"])
+def dialect(request: pytest.FixtureRequest) -> str:
+    return str(request.param)
+
+
+def project(
+    folder: Path, sandbox: httpx.Client, dialect: str, key: str, policy: str = "upsert-only"
+) -> Project:
+    """A folder in which alice and bob have a customer each, with usage, and are tagged since."""
+    made = Project(folder, str(sandbox.base_url))
+    url = str(sandbox.base_url)
+    made.config.write_text(SETTINGS.format(dialect=dialect, url=url, key=key, policy=policy))
+    (folder / "kong.yml").write_text(ALONE)
+    assert made.call("apply").returncode == 0
+    for number, subject in enumerate(["consumer:a", "consumer:a", "consumer:b"]):
+        event = {"specversion": "1.0", "id": str(number), "source": "kong", "type": "kong.api_request"}
+        headers = {"Content-Type": "application/cloudevents+json"}
+        sent = sandbox.post("/api/v1/events", json={**event, "subject": subject, "data": {}}, headers=headers)
+        sent.raise_for_status()
+    (folder / "kong.yml").write_text(TAGGED)
+    return made
+
+
+def usage(project: Project) -> dict[str, Any]:
+    """The requests of each customer by its key, and of nobody as ''."""
+    found = json.loads(project.call("usage", "--json").stdout)
+    assert found["totals"]["requests"] == 3
+    lost = sum(subject["requests"] for subject in found["unattributed"])
+    return {customer["key"]: customer["requests"] for customer in found["customers"]} | {"": lost}
+
+
+def plan(project: Project, *flags: str) -> list[dict[str, Any]]:
+    changes: list[dict[str, Any]] = json.loads(project.call("plan", "--json", *flags).stdout)["changes"]
+    return changes
+
+
+def test_with_keys_as_they_come_a_move_is_enough_and_it_can_be_taken_back(
+    tmp_path: Path, sandbox: httpx.Client, dialect: str
+) -> None:
+    there = project(tmp_path, sandbox, dialect, "{kind}-{id}")
+    assert usage(there) == {"consumer-a": 2, "consumer-b": 1, "": 0}
+    assert {change["kind"] for change in plan(there)} == {"blocked"}
+    assert "--allow-move" in plan(there)[0]["reason"]
+    moves = [change for change in plan(there, "--allow-move") if change["kind"] == "move-subjects"]
+    assert [move["usage"]["events"] for move in moves] == [2, 1]
+    assert there.call("apply", "--allow-move").returncode == 0
+    assert there.call("plan").returncode == 0
+    assert usage(there) == {"acme": 3, "consumer-a": 0, "consumer-b": 0, "": 0}
+    (tmp_path / "kong.yml").write_text(ALONE)
+    assert there.call("apply", "--allow-move").returncode == 0
+    assert usage(there) == {"acme": 0, "consumer-a": 2, "consumer-b": 1, "": 0}
+
+
+def test_where_the_key_is_the_subject_its_customer_has_to_go_and_no_usage_is_lost(
+    tmp_path: Path, sandbox: httpx.Client, dialect: str
+) -> None:
+    there = project(tmp_path, sandbox, dialect, "{subject}")
+    moved = plan(there, "--allow-move")
+    assert {change["kind"] for change in moved} == {"blocked"}
+    assert "--allow-retire" in moved[0]["reason"]
+    retired = [c for c in plan(there, "--allow-retire") if c["kind"] == "retire-customer"]
+    assert [change["usage"]["events"] for change in retired] == [2, 1]
+    assert retired[0]["before"]["details"] == {"email": "alice@x.example"}
+    assert there.call("apply", "--allow-retire").returncode == 0
+    assert there.call("plan").returncode == 0
+    assert usage(there) == {"acme": 3, "": 0}
+
+
+def test_a_reviewed_plan_may_retire_and_nothing_else_does(
+    tmp_path: Path, sandbox: httpx.Client, dialect: str
+) -> None:
+    there = project(tmp_path, sandbox, dialect, "{subject}")
+    assert there.call("plan", "--allow-retire", "--out", "plan.json").returncode == 2
+    assert there.call("apply", "--plan", "plan.json").returncode == 0
+    assert usage(there) == {"acme": 3, "": 0}
+
+
+@pytest.mark.parametrize("touched", ["email", "entitlement", "subscription", "ended subscription"])
+def test_a_customer_that_anything_hangs_on_stays_and_the_other_one_goes(
+    tmp_path: Path, sandbox: httpx.Client, dialect: str, touched: str
+) -> None:
+    there = project(tmp_path, sandbox, dialect, "{subject}")
+    if touched == "email":
+        alice = sandbox.get("/api/v1/customers/consumer:a").json()
+        body = {name: alice[name] for name in ("key", "name", "metadata", "usageAttribution")}
+        edited = sandbox.put(
+            f"/api/v1/customers/{alice['id']}", json={**body, "primaryEmail": "pay@a.example"}
+        )
+        edited.raise_for_status()
+    elif touched == "entitlement":
+        sandbox.post("/sandbox/v1/customers/consumer:a/entitlements").raise_for_status()
+    else:
+        subscribe(sandbox, "consumer:a")
+        if touched == "ended subscription":
+            sandbox.delete("/sandbox/v1/customers/consumer:a/subscriptions").raise_for_status()
+    assert there.call("apply", "--allow-retire").returncode == 3
+    assert usage(there) == {"consumer:a": 2, "acme": 1, "": 0}
+    (blocked,) = plan(there, "--allow-retire")
+    assert touched.rpartition(" ")[2] in blocked["reason"]
+
+
+def test_a_customer_that_is_due_for_deletion_but_has_an_entitlement_is_known_beforehand(
+    tmp_path: Path, sandbox: httpx.Client, dialect: str
+) -> None:
+    there = project(tmp_path, sandbox, dialect, "{kind}-{id}", "sync")
+    there.config.write_text(
+        there.config.read_text() + "policy_options: {detach_after: 1d, delete_after: 1d}\n"
+    )
+    (tmp_path / "kong.yml").write_text(
+        ALONE.replace("id: a, username: alice", "id: c, username: carol").replace("id: b", "id: d")
+    )
+    for name in ("a", "b"):
+        made = sandbox.get(f"/api/v1/customers/consumer-{name}").json()
+        body = {name: made[name] for name in ("key", "name", "usageAttribution")}
+        body["metadata"] = {**made["metadata"], "orphaned-at": "20260101T000000Z"}
+        sandbox.put(f"/api/v1/customers/{made['id']}", json=body).raise_for_status()
+    sandbox.post("/sandbox/v1/customers/consumer-a/entitlements").raise_for_status()
+    kinds = {change["customer_key"]: change["kind"] for change in plan(there)}
+    assert kinds["consumer-a"] == "blocked"
+    assert kinds["consumer-b"] == "delete-customer"
+    assert there.call("apply").returncode == 3
+    assert sandbox.get("/api/v1/customers/consumer-b").status_code == 404

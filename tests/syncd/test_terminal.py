@@ -1,0 +1,104 @@
+"""What people see: tables and progress on a terminal, plain lines elsewhere, no colours unless wanted."""
+
+from __future__ import annotations
+
+import json
+import os
+import pty
+import subprocess
+from collections.abc import Iterator
+from contextlib import closing
+from pathlib import Path
+
+import pytest
+
+from syncd.sandbox.testing import running_sandbox
+from tests.syncd.processes import Project, command, daemon_process
+from tests.syncd.waiting import eventually
+
+
+@pytest.fixture(scope="module")
+def sandbox(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    with running_sandbox(tmp_path_factory.mktemp("sandbox") / "db") as url:
+        yield url
+
+
+@pytest.fixture
+def project(tmp_path: Path, sandbox: str) -> Project:
+    return Project(tmp_path, sandbox)
+
+
+def on_a_terminal(project: Project, *arguments: str, **variables: str) -> tuple[int, str]:
+    """Run a command on a terminal; returns its exit status and what stands on the terminal."""
+    master, slave = pty.openpty()
+    environment = project.environment(COLUMNS="160", TERM="xterm", **variables)
+    with closing(os.fdopen(master, "rb", buffering=0)) as screen:
+        process = subprocess.Popen(
+            command(*arguments), cwd=project.folder, stdout=slave, stderr=slave, env=environment
+        )
+        os.close(slave)
+        seen = b""
+        try:
+            while more := screen.read(65536):
+                seen += more
+        except OSError:  # how a terminal ends
+            pass
+        return process.wait(20), seen.decode()
+
+
+def test_a_plan_is_a_table_with_colours_on_a_terminal_and_progress_is_shown(project: Project) -> None:
+    status, screen = on_a_terminal(project, "plan")
+    assert status == 2
+    assert "┏" in screen
+    assert "\x1b[32m" in screen, "green"
+    assert "reading sources and customers" in screen
+
+
+def test_no_color_takes_the_colours_off_and_leaves_the_table(project: Project) -> None:
+    _, screen = on_a_terminal(project, "plan", NO_COLOR="1")
+    assert "┏" in screen
+    assert "\x1b[32m" not in screen
+
+
+def test_elsewhere_a_plan_is_plain_lines_and_nothing_else_is_said(project: Project) -> None:
+    result = project.run("plan")
+    assert result.returncode == 2
+    assert result.stderr == ""
+    assert not set(result.stdout) & set("\x1b┃│┏")
+    assert [line.split()[0] for line in result.stdout.splitlines()].count("create-customer") == 2
+
+
+def test_on_a_terminal_json_is_json_on_stdout_whatever_progress_says_on_stderr(project: Project) -> None:
+    result = project.run("plan", "--json")
+    assert json.loads(result.stdout)["summary"]
+    assert result.stderr == ""
+
+
+@pytest.mark.parametrize("arguments", [("plan",), ("resync",), ("status",), ("usage",), ("doctor",)])
+def test_errors_go_to_stderr_only(project: Project, arguments: tuple[str, ...]) -> None:
+    (project.folder / "syncd.yaml").write_text("sources: [")
+    result = project.run(*arguments)
+    assert result.returncode == 1
+    assert result.stdout == ""
+    assert result.stderr.startswith("syncd: ")
+
+
+def test_the_shell_can_complete_commands() -> None:
+    environment = os.environ | {
+        "_SYNCD_COMPLETE": "complete_bash",
+        "COMP_WORDS": "syncd re",
+        "COMP_CWORD": "1",
+    }
+    ended = subprocess.run(command(), env=environment, capture_output=True, text=True, timeout=30)
+    assert ended.stdout.split() == ["resync"]
+
+
+def test_status_and_resync_tell_people_what_the_daemon_did(project: Project) -> None:
+    with daemon_process(project):
+        result = eventually(lambda: told if "last" in (told := project.call("status").stdout) else None)
+        assert "succeeded" in result
+        assert "Next run: 20" in result
+        ended = project.call("resync", "--wait")
+        assert ended.returncode == 0
+        assert "in sync" in ended.stdout
+        assert json.loads(project.call("resync", "--wait", "--json").stdout)["in_sync"] is True
