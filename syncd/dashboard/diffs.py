@@ -1,0 +1,226 @@
+"""A plan as a readable diff: what each change takes away and adds. Pure."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Final, Literal
+
+from syncd.changes import DELETIONS, REMOVALS, Change, ChangeKind, Plan, State
+from syncd.dashboard.text import number
+from syncd.outcome import Outcome
+
+Sign = Literal["+", "-", " "]
+Tone = Literal["add", "change", "remove", "blocked", "report"]
+
+MOST_LINES: Final = 60
+"""Lines of one change; the rest is counted."""
+_CONTEXT: Final = 5
+
+_OPTION_OF: Final = {
+    "--allow-move": "Move subjects",
+    "--allow-retire": "Retire customers",
+    "belongs to someone else": "Adopt customers",
+}
+"""Words of a reason -> how the form of a resync calls the option that lifts it."""
+_ADDS: Final = frozenset(
+    {
+        ChangeKind.CREATE_CUSTOMER,
+        ChangeKind.ATTACH_SUBJECTS,
+        ChangeKind.UPSERT_SUBJECT,
+        ChangeKind.UNMARK_ORPHANED,
+    }
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Line:
+    """One line of a diff: a field, and a value that goes, comes or stays."""
+
+    sign: Sign
+    field: str
+    text: str
+
+
+@dataclass(frozen=True, slots=True)
+class ChangeView:
+    """A change with its diff and, once it was tried, what became of it."""
+
+    change: Change
+    tone: Tone
+    lines: tuple[Line, ...]
+    more_lines: int
+    usage: str | None
+    advice: str | None
+    status: str | None
+    detail: str
+
+
+@dataclass(frozen=True, slots=True)
+class Result:
+    """What became of a change: a word of `syncd.outcome.Status`, and why."""
+
+    status: str
+    detail: str
+
+
+Key = tuple[object, ...]
+
+
+class Results:
+    """What became of the changes of a run, found again by what the change is about."""
+
+    def __init__(self, found: Iterable[tuple[Key, Result]]) -> None:
+        self._exact: dict[Key, Result] = {}
+        self._by_customer: dict[Key, Result] = {}
+        for key, result in found:
+            self._exact.setdefault(key, result)
+            self._by_customer.setdefault(key[:-1], result)
+
+    @classmethod
+    def of_outcomes(cls, outcomes: Iterable[Outcome]) -> Results:
+        """Return the results of a run that is still remembered."""
+        return cls((key_of(o.change), Result(str(o.status), o.detail)) for o in outcomes)
+
+    @classmethod
+    def of_history(cls, results: Iterable[Mapping[str, Any]]) -> Results:
+        """Return the results as the history has them."""
+        return cls(_recorded(item) for item in results)
+
+    def of(self, change: Change) -> Result | None:
+        """Return what became of this change, None where it was not tried.
+
+        A change that only part of its subjects were left of when it was tried is found by its customer.
+        """
+        key = key_of(change)
+        found = self._exact.get(key)
+        if found is None and change.customer_key and change.kind is not ChangeKind.UPSERT_SUBJECT:
+            found = self._by_customer.get(key[:-1])
+        return found
+
+
+def key_of(change: Change) -> Key:
+    """Return what a change is about; the subjects come last."""
+    who = (str(change.kind), change.customer_key, change.customer_id, change.to_customer_key)
+    return (*who, tuple(change.subject_keys))
+
+
+def _recorded(item: Mapping[str, Any]) -> tuple[Key, Result]:
+    change = item["change"]
+    who = (change["kind"], change["customer_key"], change["customer_id"], change.get("to_customer_key"))
+    return (*who, tuple(change["subject_keys"])), Result(item["status"], item["detail"])
+
+
+def change_views(changes: Sequence[Change], results: Results) -> list[ChangeView]:
+    """Return the changes as they are shown."""
+    return [_view(change, results.of(change)) for change in changes]
+
+
+def kinds(plan: Plan) -> list[tuple[ChangeKind, int, Tone]]:
+    """Return how many changes of which kind there are, without those that are none."""
+    summary = plan.summary()
+    return [(kind, summary[kind], tone(kind)) for kind in ChangeKind if summary[kind]]
+
+
+def tone(kind: ChangeKind) -> Tone:
+    """Return how a kind of change is to be read."""
+    if kind is ChangeKind.BLOCKED:
+        return "blocked"
+    if kind in (ChangeKind.UNMANAGED, ChangeKind.ORPHANED):
+        return "report"
+    if kind in REMOVALS | DELETIONS:
+        return "remove"
+    return "add" if kind in _ADDS else "change"
+
+
+def _view(change: Change, result: Result | None) -> ChangeView:
+    lines = tuple(_lines(change))
+    if change.kind is ChangeKind.BLOCKED:
+        result = None  # it says the same again
+    return ChangeView(
+        change,
+        tone(change.kind),
+        lines[:MOST_LINES],
+        max(0, len(lines) - MOST_LINES),
+        _usage(change),
+        _advice(change),
+        result.status if result else None,
+        result.detail if result else "",
+    )
+
+
+def _lines(change: Change) -> Iterator[Line]:
+    before, after = change.before, change.after
+    if before is None and after is None:
+        yield from (Line(" ", "subject", key) for key in change.subject_keys)
+        return
+    gone = after is None
+    before, after = before or State(), after or State()
+    yield from _scalar("name", before.name, after.name, gone=gone)
+    yield from _subjects(before.subject_keys, after.subject_keys, gone=gone)
+    details_before, details_after = _flat(before.details.to_json()), _flat(after.details.to_json())
+    for name in dict.fromkeys([*details_before, *details_after]):
+        yield from _scalar(name, details_before.get(name), details_after.get(name), gone=gone)
+    yield from _metadata(before.metadata or {}, after.metadata or {}, gone=gone)
+
+
+def _scalar(field: str, before: str | None, after: str | None, *, gone: bool) -> Iterator[Line]:
+    """Yield a value before and after; None after means that it is not changed, unless all is `gone`."""
+    if before is not None and (gone or (after is not None and after != before)):
+        yield Line("-", field, before)
+    if after is not None and after != before:
+        yield Line("+", field, after)
+
+
+def _subjects(before: tuple[str, ...] | None, after: tuple[str, ...] | None, *, gone: bool) -> Iterator[Line]:
+    if after is None:
+        yield from (Line("-" if gone else " ", "subject", key) for key in before or ())
+        return
+    old, new = set(before or ()), set(after)
+    staying = [key for key in before or () if key in new]
+    yield from (Line(" ", "subject", key) for key in staying[:_CONTEXT])
+    if (rest := len(staying) - _CONTEXT) > 0:
+        yield Line(" ", "subject", f"... and {number(rest)} more that stay")
+    yield from (Line("-", "subject", key) for key in before or () if key not in new)
+    yield from (Line("+", "subject", key) for key in after if key not in old)
+
+
+def _metadata(before: Mapping[str, object], after: Mapping[str, object], *, gone: bool) -> Iterator[Line]:
+    """Yield metadata that are written; they are merged, so what `after` does not name stays."""
+    for name, value in before.items():
+        if gone:
+            yield Line("-", "metadata", f"{name} = {value}")
+        elif name not in after or after[name] == value:
+            yield Line(" ", "metadata", f"{name} = {value}")
+        else:
+            yield Line("-", "metadata", f"{name} = {value}")
+            yield Line("+", "metadata", f"{name} = {after[name]}")
+    yield from (Line("+", "metadata", f"{name} = {after[name]}") for name in after if name not in before)
+
+
+def _flat(details: Mapping[str, object]) -> dict[str, str]:
+    flat: dict[str, str] = {}
+    for name, value in details.items():
+        if isinstance(value, dict):
+            flat.update({f"{name}.{part}": str(inner) for part, inner in value.items()})
+        else:
+            flat[name] = str(value)
+    return flat
+
+
+def _usage(change: Change) -> str | None:
+    """Say what usage is at stake."""
+    if change.usage is None or not change.usage.events:
+        return None
+    events = f"{number(change.usage.events)} events since {change.usage.since[:10]}"
+    if change.kind is ChangeKind.BLOCKED:
+        return f"{events} stay unbilled until then"
+    return f"{events} change hands"
+
+
+def _advice(change: Change) -> str | None:
+    """Say how to do here what the reason says in the words of the command line."""
+    for words, option in _OPTION_OF.items():
+        if change.kind is ChangeKind.BLOCKED and words in change.reason:
+            return f"To allow it, preview again with “{option}” under Options."
+    return None

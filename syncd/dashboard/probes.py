@@ -1,0 +1,128 @@
+"""Whether each source and the metering API can be read right now: one small request each, no more.
+
+A probe returns what it saw in a few words and raises SyncdError where it cannot be read. Runs read
+everything; a page view must not.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Final
+from urllib.parse import quote
+
+from syncd.config import Config
+from syncd.dashboard.text import ago, plural, size
+from syncd.errors import SourceError
+from syncd.http import ApiClient, Endpoint, Params, expect_list, expect_object
+from syncd.retry import Retry
+from syncd.sources import Source
+from syncd.sources.applications_file import ApplicationsFile
+from syncd.sources.declarative_file import DeclarativeFile
+from syncd.sources.kong_admin import KongAdmin
+from syncd.sources.konnect_applications import KonnectApplications
+from syncd.sources.konnect_consumers import KonnectConsumers
+from syncd.sources.static import Static
+from syncd.wiring import metering_endpoint, sources_of
+
+TIMEOUT: Final = 5.0
+"""Seconds that a request of the dashboard may take, whatever the configuration gives to those of runs."""
+
+
+@dataclass(frozen=True, slots=True)
+class Probe:
+    """What to look at, and how. `address` holds no secrets."""
+
+    name: str
+    address: str
+    look: Callable[[], str]
+
+
+def impatient(endpoint: Endpoint) -> ApiClient:
+    """Return a client that asks once and does not wait long."""
+    return ApiClient(replace(endpoint, timeout=min(endpoint.timeout, TIMEOUT)), Retry(attempts=1))
+
+
+def source_probes(config: Config) -> list[Probe]:
+    """Return a probe for each source, in the order of the configuration."""
+    return [_source_probe(source) for source in sources_of(config)]
+
+
+def metering_probe(config: Config) -> Probe:
+    """Return the probe of the metering API: its first customer is asked for."""
+    endpoint = metering_endpoint(config)
+    if config.metering.dialect == "openmeter-v3":
+        path, params = "/openmeter/customers", {"page[size]": 1, "page[number]": 1}
+    else:
+        path, params = "/api/v1/customers", {"page": 1, "pageSize": 1}
+
+    def look() -> str:
+        total = _total(_asked(endpoint, path, params, "metering API"))
+        return f"{plural(total, 'customer')}" if total is not None else "customers can be read"
+
+    return Probe(config.metering.dialect, endpoint.url, look)
+
+
+def _source_probe(source: Source) -> Probe:
+    match source:
+        case KongAdmin(endpoint=endpoint, workspace=workspace):
+            prefix = f"/{quote(workspace, safe='')}" if workspace else ""
+            return _consumers(source.name, endpoint, prefix)
+        case KonnectConsumers(endpoint=endpoint, control_plane_id=identity):
+            return _consumers(
+                source.name, endpoint, f"/v2/control-planes/{quote(identity, safe='')}/core-entities"
+            )
+        case KonnectApplications(endpoint=endpoint, portal_id=identity):
+            return _applications(source.name, endpoint, identity)
+        case DeclarativeFile(path=path) | ApplicationsFile(path=path):
+            return Probe(source.name, str(path), lambda: _file(source.name, path))
+        case Static(subjects=subjects):
+            return Probe(source.name, "the configuration", lambda: plural(len(subjects), "subject"))
+        case _:
+            return Probe(source.name, "", lambda: "not looked at; runs read it")
+
+
+def _consumers(name: str, endpoint: Endpoint, prefix: str) -> Probe:
+    def look() -> str:
+        page = _asked(endpoint, f"{prefix}/consumers", {"size": 1}, name)
+        # Lua cannot tell an empty list from an empty object.
+        entries = [] if page.get("data") == {} else page.get("data")
+        found = expect_list(entries, name, "data of /consumers")
+        return "consumers can be read" if found else "answers, and names nobody"
+
+    return Probe(name, endpoint.url, look)
+
+
+def _applications(name: str, endpoint: Endpoint, portal: str) -> Probe:
+    path = f"/v3/portals/{quote(portal, safe='')}/applications"
+
+    def look() -> str:
+        total = _total(_asked(endpoint, path, {"page[size]": 1, "page[number]": 1}, name))
+        return plural(total, "application") if total is not None else "applications can be read"
+
+    return Probe(name, endpoint.url, look)
+
+
+def _file(name: str, path: Path) -> str:
+    try:
+        with path.open("rb"):
+            found = path.stat()
+    except OSError as error:
+        raise SourceError(name, f"cannot read {path}: {error.strerror}") from None
+    changed = datetime.fromtimestamp(found.st_mtime, UTC)
+    return f"{size(found.st_size)}, changed {ago(changed, datetime.now(UTC))}"
+
+
+def _asked(endpoint: Endpoint, path: str, params: Params, name: str) -> Mapping[str, object]:
+    with impatient(endpoint) as client:
+        return expect_object(client.get(path, params), name, path)
+
+
+def _total(document: Mapping[str, object]) -> int | None:
+    """Return how many there are, as v1 (totalCount) and v3 and Konnect (meta.page.total) tell it."""
+    meta = document.get("meta")
+    page = meta.get("page") if isinstance(meta, dict) else None
+    value = document.get("totalCount") if not isinstance(page, dict) else page.get("total")
+    return int(value) if isinstance(value, int | float) and not isinstance(value, bool) else None

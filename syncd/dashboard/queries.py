@@ -1,0 +1,216 @@
+"""What the pages ask: of the daemon's runs, its history, and (through a Reader) of other systems."""
+
+from __future__ import annotations
+
+import threading
+from collections import OrderedDict
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from datetime import UTC, datetime
+from typing import Any, Final
+
+from syncd.changes import Plan
+from syncd.config import Config
+from syncd.dashboard import customers
+from syncd.dashboard.diffs import Results
+from syncd.dashboard.gateways import GatewayState, gateway_named, read_dead_letters, read_state
+from syncd.dashboard.probes import Probe, metering_probe, source_probes
+from syncd.dashboard.reading import Answer, Reader
+from syncd.dashboard.views import Drift, Level, RunLine, Unbilled, drift, latest, run_line, unbilled
+from syncd.gateways import DeadLetters
+from syncd.history import History
+from syncd.plan_file import from_json
+from syncd.runner import RunOptions
+from syncd.runs import FINISHED, Run, Runs, State
+
+_USAGE_PATIENCE: Final = 5.0
+"""Seconds for which the page of customers waits: meter queries take longer than a probe."""
+_MOST_DETAILS: Final = 4
+"""Finished runs whose plan is kept at hand for the next page of it."""
+
+
+@dataclass(frozen=True, slots=True)
+class Health:
+    """One system, and how it is. `kind`: source, metering API or gateway."""
+
+    kind: str
+    name: str
+    address: str
+    level: Level
+    text: str
+    answer: Answer[Any]
+
+
+@dataclass(frozen=True, slots=True)
+class RunDetail:
+    """A run with its plan, if it got that far, and what became of its changes."""
+
+    line: RunLine
+    options: RunOptions
+    plan: Plan | None
+    results: Results
+    done_so_far: int | None = None
+
+
+class Queries:
+    """All that pages may know; safe to use from any thread."""
+
+    def __init__(self, runs: Runs, history: History, config: Callable[[], Config]) -> None:
+        self.runs = runs
+        self._history = history
+        self._config = config
+        self._lock = threading.Lock()
+        self._read_for: Config | None = None
+        self._reader = Reader()
+        self._standing: tuple[Run | None, Drift | None, Unbilled | None] = (None, None, None)
+        self._finished: OrderedDict[str, RunDetail] = OrderedDict()
+
+    def config(self) -> Config:
+        """Return the configuration of this moment."""
+        return self._config()
+
+    def health(self) -> list[Health]:
+        """Return how each source, the metering API and each gateway is; takes `PATIENCE` seconds at most."""
+        config, reader = self._current()
+        sources, target = source_probes(config), metering_probe(config)
+        looks: dict[str, Callable[[], object]] = {f"source {probe.name}": probe.look for probe in sources}
+        looks["metering API"] = target.look
+        for index, gateway in enumerate(config.gateways):
+            looks[f"gateway {gateway.name}"] = _state_reader(config, index)
+        answers = reader.ask(looks)
+        last = next((run for run in self.runs.recent() if run.state in FINISHED), None)
+        found = [
+            _with_last_run(_probed("source", probe, answers[f"source {probe.name}"]), last)
+            for probe in sources
+        ]
+        found.append(_with_last_run(_probed("metering API", target, answers["metering API"]), last))
+        for gateway in config.gateways:
+            answer = answers[f"gateway {gateway.name}"]
+            state = answer.value if isinstance(answer.value, GatewayState) else None
+            level: Level = state.level if state else "problem"
+            text = state.summary if state else f"cannot be read: {answer.problem}"
+            found.append(Health("gateway", gateway.name, gateway.url, level, text, answer))
+        return found
+
+    def gateways(self) -> list[tuple[str, str, Answer[GatewayState]]]:
+        """Return name, address and state of each gateway."""
+        config, reader = self._current()
+        looks = {f"gateway {g.name}": _state_reader(config, i) for i, g in enumerate(config.gateways)}
+        answers = reader.ask(looks)
+        return [(g.name, g.url, answers[f"gateway {g.name}"]) for g in config.gateways]
+
+    def dead_letters(self, name: str, after: int) -> Answer[DeadLetters] | None:
+        """Return a page of dead letters, None where no gateway has this name."""
+        config, reader = self._current()
+        found = gateway_named(config, name)
+        if found is None:
+            return None
+        index, gateway = found
+        return reader.ask_one(
+            f"dead letters {name} {after}", lambda: read_dead_letters(gateway, index, after)
+        )
+
+    def customers(
+        self, field: customers.Field, text: str, number: int, span: customers.Span
+    ) -> Answer[customers.Page]:
+        """Return a page of customers with their usage."""
+        config, reader = self._current()
+        key = f"customers {field} {text} {number} {span.since} {span.until}"
+        return reader.ask_one(
+            key,
+            lambda: customers.read_page(config, field, text, number, span),
+            patience=_USAGE_PATIENCE,
+        )
+
+    def standing(self) -> tuple[Drift | None, Unbilled | None]:
+        """Return drift and unbilled usage by the latest plan of all principals.
+
+        Worked out once for each: with a hundred thousand changes it takes seconds.
+        """
+        run = latest(self.runs.recent())
+        with self._lock:
+            if run is not self._standing[0]:
+                self._standing = (run, drift(run), unbilled(run))
+            return self._standing[1:]
+
+    def run_lines(self, limit: int, now: datetime, offset: int = 0) -> list[RunLine]:
+        """Return runs, the latest first: those that wait or run only on the first page."""
+        going = [run for run in self.runs.recent() if run.state not in FINISHED]
+        ids = {run.id for run in going}
+        lines = [run_line(run.summary(), now) for run in going] if offset == 0 else []
+        recorded = self._history.runs(limit, offset)
+        return lines + [run_line(document, now) for document in recorded if document["id"] not in ids]
+
+    def run(self, run_id: str, now: datetime) -> RunDetail | None:
+        """Return one run, by its whole id, from memory or from the history."""
+        with self._lock:
+            if run_id in self._finished:
+                return self._finished[run_id]
+        detail = self._remembered(run_id, now) or self._recorded(run_id, now)
+        if detail is not None and detail.line.is_finished:
+            with self._lock:
+                self._finished[run_id] = detail
+                while len(self._finished) > _MOST_DETAILS:
+                    self._finished.popitem(last=False)
+        return detail
+
+    def _remembered(self, run_id: str, now: datetime) -> RunDetail | None:
+        run = self.runs.get(run_id)
+        if run is None:
+            return None
+        going = run.state not in FINISHED and not run.dry_run and run.plan is not None
+        done = self._history.progress(run_id) if going else None
+        return RunDetail(
+            run_line(run.summary(), now), run.options, run.plan, Results.of_outcomes(run.outcomes), done
+        )
+
+    def _recorded(self, run_id: str, now: datetime) -> RunDetail | None:
+        document = self._history.run(run_id)
+        if document is None or document["id"] != run_id:
+            return None
+        plan = from_json(document["plan"]) if document["plan"] else None
+        options = RunOptions(dry_run=bool(document["dry_run"])).as_reviewed(document.get("options") or {})
+        results = Results.of_history(document["results"])
+        return RunDetail(run_line(document, now), options, plan, results)
+
+    def reviewable(self, run_id: str) -> RunOptions | None:
+        """Return the options of a dry run, with its plan as the reviewed one; None where it has none."""
+        detail = self.run(run_id, datetime.now(UTC))
+        if detail is None or detail.plan is None:
+            return None
+        if not detail.line.dry_run or State(detail.line.state) is not State.SUCCEEDED:
+            return None
+        return replace(detail.options, reviewed=detail.plan)
+
+    def source_names(self) -> Sequence[str]:
+        """Return what the sources are called."""
+        return [probe.name for probe in source_probes(self._config())]
+
+    def _current(self) -> tuple[Config, Reader]:
+        """Return the configuration and a reader for it: what another configuration read is forgotten."""
+        config = self._config()
+        with self._lock:
+            if config is not self._read_for:
+                self._read_for, self._reader = config, Reader()
+            return config, self._reader
+
+
+def _probed(kind: str, probe: Probe, answer: Answer[object]) -> Health:
+    text = str(answer.value) if answer.problem is None else f"cannot be read: {answer.problem}"
+    level: Level = "ok" if answer.problem is None else "problem"
+    return Health(kind, probe.name, probe.address, level, text, answer)
+
+
+def _with_last_run(health: Health, run: Run | None) -> Health:
+    """Return what a probe found, or the problem of the last run, which reads more than a probe."""
+    if run is None or run.error is None or health.level != "ok":
+        return health
+    of_source = run.failure == "source" and run.error.startswith(f"source {health.name}: ")
+    of_metering = run.failure == "metering" and health.kind == "metering API"
+    if (health.kind == "source" and of_source) or of_metering:
+        return replace(health, level="problem", text=f"the last run could not use it: {run.error}")
+    return health
+
+
+def _state_reader(config: Config, index: int) -> Callable[[], GatewayState]:
+    return lambda: read_state(config.gateways[index], index)

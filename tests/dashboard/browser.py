@@ -1,0 +1,126 @@
+"""A real Chromium without a window, and what it has to say about a page.
+
+Chromium and its driver come from the system (.ci/chromium installs Debian's). `BROWSER=no` leaves the
+browser tests out, for machines where neither is and nobody may install them.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+from selenium import webdriver
+from selenium.common.exceptions import WebDriverException
+from selenium.webdriver.chrome.service import Service
+from selenium.webdriver.common.by import By
+from selenium.webdriver.remote.webelement import WebElement
+
+from tests.syncd.waiting import eventually
+
+_BROWSERS = ("chromium", "chromium-browser", "google-chrome")
+_MISSING = (
+    "no Chromium: install it and its driver (on Debian: apt-get install chromium chromium-driver, which"
+    " `make test` does as root), or leave the browser tests out with `make test BROWSER=no`"
+)
+
+
+@dataclass
+class Browser:
+    """One window."""
+
+    driver: webdriver.Chrome
+
+    def open(self, url: str) -> None:
+        self.driver.get(url)
+
+    @property
+    def path(self) -> str:
+        return str(self.driver.execute_script("return location.pathname"))
+
+    @property
+    def text(self) -> str:
+        return self.driver.find_element(By.TAG_NAME, "body").text
+
+    @property
+    def source(self) -> str:
+        return self.driver.page_source
+
+    def find(self, css: str) -> WebElement:
+        return self.driver.find_element(By.CSS_SELECTOR, css)
+
+    def count(self, css: str) -> int:
+        return len(self.driver.find_elements(By.CSS_SELECTOR, css))
+
+    def labelled(self, label: str) -> WebElement:
+        """The field with this label, as somebody finds it who hears the page."""
+        found = self.driver.find_element(By.XPATH, f"//label[normalize-space()={label!r}]")
+        return self.find(f"#{found.get_attribute('for')}")
+
+    def press(self, button: str) -> None:
+        self._leave(By.XPATH, f"//button[starts-with(normalize-space(), {button!r})]")
+
+    def follow(self, link: str) -> None:
+        self._leave(By.LINK_TEXT, link)
+
+    def _leave(self, by: str, what: str) -> None:
+        """Click, and wait for the page that comes."""
+        self.evaluate("window.leaving = true")
+        self.driver.find_element(by, what).click()
+        arrived = "return !window.leaving && document.readyState === 'complete'"
+        eventually(
+            lambda: self._now(lambda: str(self.evaluate(arrived))) == "True",
+            seconds=20,
+            what=f"a page after {what}",
+        )
+
+    @staticmethod
+    def _now(look: Callable[[], str]) -> str:
+        """Look at a page that may be leaving at this very moment: then there is nothing to see."""
+        try:
+            return look()
+        except WebDriverException:
+            return ""
+
+    def until(self, text: str) -> None:
+        """Wait until the page, which reads itself again, says this."""
+        eventually(lambda: text in self._now(lambda: self.text), seconds=20, what=f"{text!r} on {self.path}")
+
+    def evaluate(self, script: str) -> Any:
+        return self.driver.execute_script(script)
+
+    def complaints(self) -> list[str]:
+        """What the console has said since the last time: violations of the policy, errors of scripts."""
+        entries = self.driver.get_log("browser")  # type: ignore[no-untyped-call]
+        return [str(entry["message"]) for entry in entries if entry["source"] != "recommendation"]
+
+
+@contextmanager
+def browser(profile: Path) -> Iterator[Browser]:
+    """Run a browser with an empty profile; skips with BROWSER=no, fails where there is none."""
+    if os.environ.get("BROWSER") == "no":
+        pytest.skip("BROWSER=no")
+    program = next((found for name in _BROWSERS if (found := shutil.which(name))), None)
+    driver = shutil.which("chromedriver")
+    if program is None or driver is None:
+        pytest.fail(_MISSING)
+    options = webdriver.ChromeOptions()
+    options.binary_location = program
+    arguments = ["headless=new", "disable-dev-shm-usage", "window-size=1280,1000", f"user-data-dir={profile}"]
+    arguments += ["no-first-run", "disable-background-networking", "disable-component-update", "disable-gpu"]
+    # Chromium's own sandbox refuses to run as root, as which tests run in a container.
+    arguments += ["no-sandbox"] * (os.geteuid() == 0)
+    for argument in arguments:
+        options.add_argument(f"--{argument}")
+    options.set_capability("goog:loggingPrefs", {"browser": "ALL"})
+    window = webdriver.Chrome(options=options, service=Service(driver))
+    try:
+        window.set_page_load_timeout(20)
+        yield Browser(window)
+    finally:
+        window.quit()
