@@ -3,18 +3,28 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: setup demo test bench soak lint format typecheck unit clean
+.PHONY: setup browser demo newcomer test bench soak lint format typecheck unit clean
 
 setup: $(VENV)/.ready
 
 $(VENV)/.ready: pyproject.toml .ci/constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit("Python 3.11 or newer is needed, this is " + sys.version) if sys.version_info < (3, 11) else None'
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/pip install --quiet --disable-pip-version-check --constraint .ci/constraints.txt --editable '.[dev]'
+	PIP_CONSTRAINT='$(CURDIR)/.ci/constraints.txt' PIP_BUILD_CONSTRAINT='$(CURDIR)/.ci/constraints.txt' \
+		$(BIN)/pip install --quiet --disable-pip-version-check --constraint .ci/constraints.txt --editable '.[dev]'
 	@touch $@
+
+# BROWSER=no leaves out the tests that need Chromium.
+export BROWSER
+browser:
+	@.ci/chromium
 
 demo: setup
 	@$(BIN)/python -m tests.demo $(if $(KONG),--kong)
+
+# From a clone to the first usage table, timed.
+newcomer:
+	@$(PYTHON) -m tests.newcomer $(ARGS)
 
 bench: setup
 	@$(BIN)/python -m tests.bench $(if $(KONG),--kong) $(ARGS)
@@ -22,7 +32,7 @@ bench: setup
 soak: setup
 	@$(BIN)/python -m tests.soak $(ARGS)
 
-test: lint typecheck unit
+test: browser lint typecheck unit
 
 lint: setup
 	$(BIN)/ruff check .
@@ -35,7 +45,7 @@ format: setup
 typecheck: setup
 	$(BIN)/mypy
 
-unit: setup
+unit: setup browser
 	$(BIN)/pytest -n 4 $(ARGS)
 
 clean:

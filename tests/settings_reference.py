@@ -1,6 +1,7 @@
-"""The tables of docs/plugin-settings.md, made of what Kong is told of each setting.
+"""The tables of docs/plugin-settings.md and docs/syncd-settings.md.
 
-`python -m tests.settings_reference` writes them into the page; a test holds that they are up to date.
+The plugin's are made of what Kong is told of each setting, syncd's of the models that check them.
+`python -m tests.settings_reference` writes them into the pages; tests hold that they are up to date.
 """
 
 from __future__ import annotations
@@ -11,8 +12,10 @@ from pathlib import Path
 from typing import Any, Final
 
 from openmeter_plugin.schema import FIELDS
+from tests import syncd_settings
 
 PAGE: Final = Path(__file__).parents[1] / "docs" / "plugin-settings.md"
+SYNCD_PAGE: Final = PAGE.with_name("syncd-settings.md")
 
 _BLOCK: Final = re.compile(r"(<!-- settings: (\S+) -->\n)(.*?)(<!-- end of settings -->\n)", re.DOTALL)
 
@@ -50,6 +53,15 @@ def written(page: str) -> str:
     """Return the page with its tables made anew."""
     described = records()
     return _BLOCK.sub(lambda match: f"{match[1]}{table(described[match[2]])}{match[4]}", page)
+
+
+def written_syncd(page: str) -> str:
+    """Return the page of syncd's settings with its tables made anew."""
+    found = syncd_settings.sections()
+    return _BLOCK.sub(
+        lambda match: f"{match[1]}{syncd_settings.table(found[match[2]])}{match[4]}",
+        page,
+    )
 
 
 def blocks(page: str) -> list[str]:
@@ -90,3 +102,4 @@ def _meaning(described: dict[str, Any]) -> str:
 
 if __name__ == "__main__":
     PAGE.write_text(written(PAGE.read_text()))
+    SYNCD_PAGE.write_text(written_syncd(SYNCD_PAGE.read_text()))

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import json
 import re
+from importlib import resources
 from urllib.parse import urlsplit
 
 import pytest
 import yaml
+from jsonschema import Draft7Validator
 
 from tests.deploy.files import COMPOSE, ROOT, compose, mounts, service
 
@@ -23,6 +26,22 @@ KONG_SETTINGS = {
 def kong_settings() -> dict[str, str]:
     environment: dict[str, str] = service("kong")["environment"]
     return {k.removeprefix("KONG_"): v for k, v in environment.items() if k.startswith("KONG_")}
+
+
+def test_the_file_is_what_the_compose_specification_allows() -> None:
+    schema = json.loads(
+        resources.files("check_jsonschema").joinpath("builtin_schemas/vendor/compose-spec.json").read_text()
+    )
+    merged = {key: value for key, value in compose().items() if not key.startswith("x-")}
+    Draft7Validator.check_schema(schema)
+    assert [error.message for error in Draft7Validator(schema).iter_errors(merged)] == []
+
+
+@pytest.mark.parametrize("name", SERVICES)
+def test_images_that_are_not_ours_have_a_full_version(name: str) -> None:
+    parts = 2 if name == "postgres" else 3  # as its versions are made
+    if name not in OWN:
+        assert re.search(rf":v?\d+(\.\d+){{{parts - 1}}}(-[\w.]+)?$", service(name)["image"])
 
 
 def test_every_path_of_the_host_that_is_mounted_or_built_from_exists() -> None:

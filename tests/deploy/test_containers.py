@@ -14,8 +14,8 @@ import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import reduce
 from pathlib import Path
-from typing import Any
 
 import httpx
 import pytest
@@ -69,7 +69,7 @@ def plugin_container(folder: Path) -> Iterator[subprocess.Popen[bytes]]:
     """Run the plugin image's entrypoint with the compose file's command."""
     spool = str(folder / "spool")
     script = str(ROOT / "plugin" / "docker-entrypoint.sh")
-    command: list[str] = service("plugin")["command"]
+    command = [word.replace("/run/openmeter", str(folder)) for word in service("plugin")["command"]]
     with running(script, *command, OPENMETER_PLUGIN_RUN=str(folder), OPENMETER_PLUGIN_SPOOL=spool) as process:
         yield process
 
@@ -148,17 +148,46 @@ def etc_syncd(tmp_path: Path) -> Path:
     return tmp_path
 
 
+def syncd_environment(etc_syncd: Path, sandbox: str, port: int) -> dict[str, str]:
+    """The compose file's variables, with the places that they have here."""
+    given: dict[str, str] = service("syncd")["environment"]
+    places = {
+        "/etc/syncd": str(etc_syncd),
+        "/run/openmeter": str(etc_syncd),
+        "http://sandbox:8888": sandbox,
+        "0.0.0.0:8890": f"127.0.0.1:{port}",
+    }
+    found = {"STATE_DIRECTORY": str(etc_syncd / "state")}
+    for name, value in given.items():
+        found[name] = reduce(lambda text, place: text.replace(*place), places.items(), value)
+    assert found["SYNCD_DAEMON__LISTEN"] != given["SYNCD_DAEMON__LISTEN"]
+    return found
+
+
+def test_syncd_reads_the_books_of_the_plugin_over_the_socket_that_nobody_else_may_use(
+    etc_syncd: Path,
+) -> None:
+    with sandbox_container(etc_syncd) as sandbox, plugin_container(etc_syncd):
+        eventually((etc_syncd / "api").exists, what="the API")
+        assert stat.S_IMODE((etc_syncd / "api").stat().st_mode) == 0o600
+        doctor = subprocess.run(
+            ["syncd", "doctor", "--json"],
+            env=os.environ | {"PATH": COMMANDS} | syncd_environment(etc_syncd, sandbox, free_port()),
+            capture_output=True,
+            text=True,
+        )
+        (found,) = (finding for finding in json.loads(doctor.stdout) if finding["check"] == "gateway")
+        # A warning: it was read, and has sent nothing to this metering API yet.
+        assert found["level"] == "warning", found
+        assert found["text"].startswith("kong: "), found
+
+
 def test_the_syncd_container_syncs_what_is_mounted_into_the_sandbox_and_takes_a_resync(
     etc_syncd: Path,
 ) -> None:
     port = free_port()
     with sandbox_container(etc_syncd) as sandbox:
-        environment: dict[str, Any] = dict(service("syncd")["environment"])
-        environment["SYNCD_CONFIG"] = environment["SYNCD_CONFIG"].replace("/etc/syncd", str(etc_syncd))
-        environment["SYNCD_METERING__URL"] = sandbox
-        environment["STATE_DIRECTORY"] = str(etc_syncd / "state")
-        config = Path(environment["SYNCD_CONFIG"])
-        config.write_text(config.read_text().replace("127.0.0.1:8890", f"127.0.0.1:{port}"))
+        environment = syncd_environment(etc_syncd, sandbox, port)
         with running("syncd", *service("syncd")["command"], **environment):
             health = {"127.0.0.1:8890": f"127.0.0.1:{port}"}
             eventually(lambda: is_healthy("syncd", health), what="syncd health")

@@ -1,0 +1,48 @@
+"""Waits until Kong has gone and the spool is delivered. Its argument: the port of Kong's status listener.
+
+Kubernetes runs this beside Kong's own preStop hook, while both still serve. Whatever happens here, the pod
+ends when its grace period does.
+"""
+
+from __future__ import annotations
+
+import json
+import socket
+import subprocess
+import sys
+import time
+
+CALM = 2.0
+"""Seconds: what Kong logs at its very end is handed over from a timer."""
+
+
+def kong_listens(port: int) -> bool:
+    """Tell whether Kong is still there."""
+    try:
+        socket.create_connection(("127.0.0.1", port), timeout=1).close()
+    except OSError:
+        return False
+    return True
+
+
+def left() -> int:
+    """Return how many events are not delivered; -1 where that cannot be told at the moment."""
+    command = ["openmeter-plugin", "spool", "status", "--json"]
+    asked = subprocess.run(command, capture_output=True, text=True, check=False)  # noqa: S603 - no input
+    try:
+        return int(json.loads(asked.stdout)["total"]["depth"])
+    except (ValueError, KeyError, TypeError):
+        return -1
+
+
+def main(port: int) -> None:
+    """Wait, for as long as Kubernetes lets us."""
+    while kong_listens(port):
+        time.sleep(0.2)
+    time.sleep(CALM)
+    while left() != 0:
+        time.sleep(1)
+
+
+if __name__ == "__main__":
+    main(int(sys.argv[1]))

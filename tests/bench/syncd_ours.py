@@ -1,0 +1,73 @@
+"""The parts of syncd that are measured without a command around them; prints JSON.
+
+python -m tests.bench.syncd_ours read CONFIG      seconds to read both sides and plan
+python -m tests.bench.syncd_ours plan COUNT       seconds to map and plan so many principals in memory
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import sys
+import time
+from contextlib import closing
+from pathlib import Path
+
+from syncd import collector, config, logs, runner
+from syncd.changes import Plan
+from syncd.http import ApiClient
+from syncd.inspection import ApiInspector
+from syncd.mapping import MappingRules, desired_world
+from syncd.model import ObservedCustomer, ObservedWorld, Principal
+from syncd.plan import make_plan
+from syncd.retry import Retry
+from syncd.sources.readings import Readings
+from syncd.wiring import metering_endpoint, rules_of, sources_of, target_of
+from tests.bench.syncd_apis import consumer_id
+
+
+def read(path: Path) -> float:
+    """Do what a run does until it has its plan, which must find nothing to do."""
+    loaded = config.load(path)
+    client = ApiClient(metering_endpoint(loaded), Retry())
+    with closing(target_of(loaded)) as target, client:
+        rules = runner.Rules(rules_of(loaded), loaded.policy)
+        inspector = ApiInspector(client, loaded.metering.dialect)
+        options = runner.RunOptions(dry_run=True)
+        started = time.perf_counter()
+        with collector.held_off():
+            sources = sources_of(loaded)
+            plan, observed = runner.plan_run(sources, target, rules, options, Readings(), inspector)
+        seconds = time.perf_counter() - started
+    assert observed.customers
+    assert plan.changes == ()
+    return seconds
+
+
+def plan(count: int) -> float:
+    """Return the best of several times to map and plan: half are in sync, the other half new."""
+    rules = MappingRules(owner_id="default", group_by="tag")
+    identities = sorted(map(consumer_id, range(count)))
+    principals = [Principal("consumer", identity, "kong", f"user-{identity}") for identity in identities]
+    customers = tuple(
+        ObservedCustomer(f"id-{want.key}", want.key, want.name, (want.subjects[0].key,), want.marks)
+        for want in desired_world(principals[::2], rules).customers
+    )
+    there = ObservedWorld(customers, None)
+
+    def once() -> float:
+        started = time.perf_counter()
+        with collector.held_off():
+            desired = desired_world(principals, rules)
+            made: Plan = make_plan(desired, there, owner_id="default", policy="upsert-only")
+        seconds = time.perf_counter() - started
+        assert len(made.changes) == count // 2
+        return seconds
+
+    return min(once() for _ in range(5))
+
+
+if __name__ == "__main__":
+    logs.configure(logging.WARNING)
+    what, argument = sys.argv[1:]
+    print(json.dumps(read(Path(argument)) if what == "read" else plan(int(argument))))

@@ -1,0 +1,202 @@
+"""Every command of the documentation is run, in order, from a fresh copy; the others are checked."""
+
+from __future__ import annotations
+
+import csv
+import json
+import re
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import promql_parser
+import pytest
+import yaml
+
+from openmeter_plugin.schema import FIELDS
+from syncd.config import Config
+from tests.documents import PAGES, ROOT, Block, Copy, anchors, blocks, commands, links
+
+DOCS = [page for page in PAGES if page != "README.md"]
+RUN = [page for page in DOCS if commands(page)]
+ALL = [block for page in PAGES for block in blocks(page)]
+SHELL = [block for block in ALL if block.kind in {"sh", "console"}]
+
+WHY_NOT = {
+    "needs Kong",
+    "needs Docker",
+    "needs Kubernetes",
+    "needs Konnect",
+    "needs root and systemd",
+    "needs both metering APIs",
+    "takes minutes",
+    "needs such a volume",
+    "it is the README's",
+    "this block is run by one of these tests",
+    "installs into a folder of the host",
+    "runs until it is stopped, in folders of the host",
+}
+
+
+@pytest.fixture(scope="module")
+def copy(tmp_path_factory: pytest.TempPathFactory) -> Copy:
+    return Copy.make(tmp_path_factory.mktemp("docs") / "kong-openmeter")
+
+
+@pytest.mark.timeout(180)
+@pytest.mark.parametrize("page", RUN)
+def test_every_command_of_a_page_ends_as_the_page_says(page: str, copy: Copy) -> None:
+    output = copy.run(commands(page))
+    assert [block.text for block in blocks(page) if block.printed and block.text not in output] == [], output
+
+
+def test_the_pages_for_a_beginning_are_among_those_that_are_run() -> None:
+    assert {"docs/quickstart.md", "docs/migration.md"} <= set(RUN)
+
+
+def test_a_block_that_is_not_run_says_why() -> None:
+    assert {block.reason for block in ALL if block.reason} <= WHY_NOT
+
+
+def test_a_block_that_is_said_to_be_run_by_the_readme_is_there() -> None:
+    of_the_readme = commands("README.md")
+    for block in ALL:
+        if block.reason == "it is the README's":
+            assert set(block.text.splitlines()) <= set(of_the_readme)
+
+
+def scripts() -> list[str]:
+    """Return what stands in the shell blocks, of consoles the lines that are typed."""
+    return [
+        block.text if block.kind == "sh" else "".join(re.findall(r"^\$ (.*\n)", block.text, re.MULTILINE))
+        for block in SHELL
+    ]
+
+
+@pytest.mark.parametrize("script", scripts())
+def test_what_is_typed_is_shell(script: str) -> None:
+    checked = subprocess.run(["bash", "-n"], input=script, capture_output=True, text=True, check=False)
+    assert checked.returncode == 0, checked.stderr
+
+
+@pytest.fixture(scope="module")
+def helped(tmp_path_factory: pytest.TempPathFactory) -> dict[tuple[str, ...], set[str]]:
+    """The options of each command of ours, by program and command."""
+    import typer
+
+    from openmeter_plugin import cli as plugin_cli
+    from syncd import cli as syncd_cli
+
+    found: dict[tuple[str, ...], set[str]] = {}
+
+    def walk(path: tuple[str, ...], command: Any) -> None:
+        found[path] = {option for parameter in command.params for option in parameter.opts} | {"--help"}
+        for name, inner in getattr(command, "commands", {}).items():
+            walk((*path, name), inner)
+
+    walk(("openmeter-plugin",), typer.main.get_command(plugin_cli.app))
+    walk(("syncd",), typer.main.get_command(syncd_cli.app))
+    return found
+
+
+def our_commands() -> list[tuple[str, ...]]:
+    """Return the words of each command of ours in the shell blocks, run or not, also inside containers."""
+    found = set()
+    for script in scripts():
+        for line in script.replace("\\\n", " ").splitlines():
+            typed = re.split(r" -- | exec syncd (?=syncd)", line)[-1]
+            for program, rest in re.findall(r"(?:^|bin/|\$\()(syncd|openmeter-plugin) ([^#&>|)]+)", typed):
+                found.add((program, *rest.split()))
+    return sorted(found)
+
+
+def test_every_command_and_option_of_ours_exists(helped: dict[tuple[str, ...], set[str]]) -> None:
+    assert len(our_commands()) > 20
+    for words in our_commands():
+        path = words[:1]
+        for word in words[1:]:
+            if (*path, word) in helped:
+                path = (*path, word)
+        options = {word.split("=")[0] for word in words if word.startswith("--")}
+        assert options <= helped[path] | helped[words[:1]], words
+        assert len(path) > 1, words
+
+
+def test_every_path_of_the_repository_in_a_command_exists() -> None:
+    named = {
+        path for script in scripts() for path in re.findall(r"(?:^|[ =@])((?:docs|\.ci)/[\w./-]+)", script)
+    }
+    assert named
+    assert [path for path in sorted(named) if not (ROOT / path).exists()] == []
+
+
+def named(block: Block) -> str:
+    return f"{block.page}:{block.text[:30]!r}"
+
+
+@pytest.mark.parametrize("block", [block for block in ALL if block.kind == "yaml"], ids=named)
+def test_a_yaml_block_has_only_settings_that_exist(block: Block) -> None:
+    document = yaml.safe_load(block.text)
+    ours = {name for field in FIELDS for name in field}
+    if "plugins" in document:
+        configs = [plugin["config"] for plugin in document["plugins"] if plugin["name"] == "openmeter"]
+        assert all(set(config) <= ours for config in configs)
+    elif "metering" in document or "sources" in document:
+        Config(
+            **({"sources": [{"type": "static", "subjects": []}], "metering": {"url": "http://m"}} | document)
+        )
+    else:
+        assert set(document) <= ours | {"http_log"}
+
+
+@pytest.mark.parametrize(
+    "block", [block for block in ALL if block.kind in {"json", "csv", "promql"}], ids=named
+)
+def test_a_block_of_data_can_be_read(block: Block) -> None:
+    match block.kind:
+        case "json":
+            json.loads(block.text)
+        case "csv":
+            head, *rows = csv.reader(block.text.splitlines())
+            assert rows
+            assert all(len(row) == len(head) for row in rows)
+        case "promql":
+            promql_parser.parse(block.text)
+
+
+def test_no_block_is_of_a_kind_that_nobody_checks() -> None:
+    assert {block.kind for block in ALL} <= {"sh", "console", "text", "yaml", "json", "csv", "promql", "ini"}
+
+
+def test_every_block_has_a_kind() -> None:
+    for page in PAGES:
+        fences = re.findall(r"^```(\w*)$", (ROOT / page).read_text(), re.MULTILINE)
+        assert all(fences[::2]), page
+        assert not any(fences[1::2]), page
+
+
+@pytest.mark.parametrize("page", PAGES)
+def test_links_lead_to_files_and_headings_that_exist(page: str) -> None:
+    path = ROOT / page
+    for file, anchor in links(path):
+        target = path.parent / file if file else path
+        assert target.exists(), file
+        if anchor:
+            assert anchor in anchors(target), f"{file}#{anchor}"
+
+
+def test_every_page_of_the_documentation_can_be_reached_from_the_readme() -> None:
+    reached, open_pages = set(), [ROOT / "README.md"]
+    while open_pages:
+        page = open_pages.pop().resolve()
+        if page in reached or page.suffix != ".md":
+            continue
+        reached.add(page)
+        open_pages += [page.parent / file for file, _ in links(page) if file]
+    assert [page for page in PAGES if (ROOT / page).resolve() not in reached] == []
+
+
+def test_the_copy_is_not_the_checkout(copy: Copy) -> None:
+    assert not copy.folder.is_relative_to(ROOT)
+    assert Path(sys.prefix).resolve() != (copy.folder / ".venv").resolve()
