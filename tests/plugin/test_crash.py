@@ -67,6 +67,17 @@ def spooled_ids(spool: Path, source: str) -> set[str]:
         return {row[0] for row in db.execute("SELECT id FROM events WHERE source = ?", (source,))}
 
 
+def _killed(pid: int | None) -> bool:
+    """Kill a process, unless it has gone just now."""
+    if pid is None:
+        return False
+    try:
+        os.kill(pid, signal.SIGKILL)
+    except ProcessLookupError:
+        return False
+    return True
+
+
 async def killing(
     server: PluginServer, done: asyncio.Event, name: str, *, times: int, worker: KongWorker
 ) -> list[float]:
@@ -76,8 +87,7 @@ async def killing(
         before = len(worker.tally.acknowledged)
         while len(worker.tally.acknowledged) < before + 300 and not done.is_set():
             await asyncio.sleep(0.005)
-        pid = await asyncio.to_thread(eventually, lambda: server.child(name) or 0)
-        os.kill(pid, signal.SIGKILL)
+        await asyncio.to_thread(eventually, lambda: _killed(server.child(name)))
         killed, acknowledged = time.monotonic(), len(worker.tally.acknowledged)
         while len(worker.tally.acknowledged) < acknowledged + 40 and not done.is_set():
             await asyncio.sleep(0.001)
