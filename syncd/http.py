@@ -7,8 +7,9 @@ from __future__ import annotations
 
 import json
 import ssl
-from collections.abc import Mapping
-from contextlib import closing
+from collections import deque
+from collections.abc import Iterator, Mapping
+from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
@@ -21,14 +22,12 @@ import orjson
 
 from syncd import __version__, calls
 from syncd.errors import MalformedError, RefusedError, UnauthorizedError, UnreachableError
-from syncd.pool import MAX_CONCURRENCY
 from syncd.retry import Retry
 
 Params = Mapping[str, str | int | list[str]]
 
 _TRANSIENT_STATUS = frozenset({429, 500, 502, 503, 504})
 _MAX_DETAIL = 300
-_LIMITS = httpx.Limits(max_connections=MAX_CONCURRENCY, max_keepalive_connections=MAX_CONCURRENCY)
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,20 +69,15 @@ class _Answer:
 
 
 class ApiClient:
-    """Requests to one API; answers are decoded JSON. Safe to share between threads, as httpx.Client is."""
+    """Requests to one API; answers are decoded JSON. Safe to share between threads."""
 
     def __init__(self, endpoint: Endpoint, retry: Retry) -> None:
         self._endpoint = endpoint
         self._retry = retry
-        socket = endpoint.unix_socket
-        self._client = httpx.Client(
-            base_url=endpoint.url,
-            headers=endpoint.headers(),
-            timeout=endpoint.timeout,
-            verify=_tls(),
-            limits=_LIMITS,
-            transport=httpx.HTTPTransport(uds=socket) if socket else None,
-        )
+        self._client = self._opened()
+        # Each request takes a client for itself: a pool of httpcore (1.0.9) that threads share may close
+        # a connection on which one of them waits for its answer (encode/httpcore#1110).
+        self._idle = deque([self._client])
         # Requests are made of these: to let httpx merge them anew costs a third of a request.
         self._base = endpoint.url.rstrip("/")
         self._headers = self._client.headers.raw
@@ -100,7 +94,30 @@ class ApiClient:
 
     def close(self) -> None:
         """Close the connections."""
-        self._client.close()
+        while self._idle:
+            self._idle.pop().close()
+
+    def _opened(self) -> httpx.Client:
+        socket = self._endpoint.unix_socket
+        return httpx.Client(
+            base_url=self._endpoint.url,
+            headers=self._endpoint.headers(),
+            timeout=self._endpoint.timeout,
+            verify=_tls(),
+            transport=httpx.HTTPTransport(uds=socket) if socket else None,
+        )
+
+    @contextmanager
+    def _taken(self) -> Iterator[httpx.Client]:
+        """Have a client that no other thread uses meanwhile; as many are opened as requests are under way."""
+        try:
+            client = self._idle.pop()
+        except IndexError:
+            client = self._opened()
+        try:
+            yield client
+        finally:
+            self._idle.append(client)
 
     def get(self, path: str, params: Params | None = None) -> object:
         """Return what GET answers, decoded; raises the ApiError that fits."""
@@ -154,7 +171,7 @@ class ApiClient:
             extensions=self._extensions,
         )
         # httpx's own reading keeps the content in a cycle of objects, so that pages pile up in memory.
-        with closing(self._client.send(request, stream=True)) as response:
+        with self._taken() as client, closing(client.send(request, stream=True)) as response:
             content = b"".join(response.iter_bytes())
         return _Answer(response.status_code, response.headers, content)
 

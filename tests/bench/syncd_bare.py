@@ -41,12 +41,15 @@ def read(url: str) -> int:
 def create(url: str, count: int, concurrency: int) -> None:
     """Create so many customers, that many at once."""
     bodies = [body(number) for number in range(count)]
-    with httpx.Client(base_url=url, trust_env=False) as client, ThreadPoolExecutor(concurrency) as pool:
 
-        def one(made: dict[str, object]) -> None:
-            client.post("/api/v1/customers", json=made).raise_for_status()
+    def several(first: int) -> None:
+        # A client for each thread: what threads share may be closed under them (encode/httpcore#1110).
+        with httpx.Client(base_url=url, trust_env=False) as client:
+            for made in bodies[first::concurrency]:
+                client.post("/api/v1/customers", json=made).raise_for_status()
 
-        for _ in pool.map(one, bodies):
+    with ThreadPoolExecutor(concurrency) as pool:
+        for _ in pool.map(several, range(concurrency)):
             pass
 
 

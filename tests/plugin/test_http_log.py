@@ -24,7 +24,7 @@ import pytest
 import uvloop
 import yaml
 
-from openmeter_plugin import http_log
+from openmeter_plugin import http_log, http_log_spooling
 from openmeter_plugin.config import ConfigError
 from openmeter_plugin.http_log import HttpLog
 from openmeter_plugin.http_log_config import CREDENTIAL, SECRET_VARIABLE, TOKEN_VARIABLE, load
@@ -746,6 +746,22 @@ def test_a_huge_post_goes_to_the_disk_in_pieces_each_after_the_one_before_it(
     assert max(count for count, _ in pieces) <= 1000
     assert max(size for _, size in pieces) <= 600_000
     assert max(under_way) == 0
+
+
+def test_the_room_that_posts_take_in_memory_is_bounded_and_given_back(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(http_log_spooling, "_MOST_BYTES_HELD", 20_000)  # some 20 records
+
+    async def test() -> None:
+        async with receiving(tmp_path) as receiver:
+            for number in range(20):
+                assert (await receiver.post(batch(*(f"{number}-{n}" for n in range(10))))).status_code == 200
+                answer = await receiver.post(batch(*(f"too many {n}" for n in range(100))))
+                assert (answer.status_code, "retry-after" in answer.headers) == (503, True)
+            assert len(receiver.ids()) == 200
+
+    run(test())
 
 
 def test_a_log_that_is_larger_than_is_parsed_in_one_go_is_metered_all_the_same(tmp_path: Path) -> None:
