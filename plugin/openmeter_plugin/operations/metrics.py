@@ -32,6 +32,11 @@ _COUNTERS: Final[list[tuple[str, str, Callable[[DestinationStatus], int]]]] = [
     ("events_accepted", "Events that were accepted for delivery", lambda d: d.books.events),
     ("events_delivered", "Events that the metering API has taken", lambda d: d.books.delivered),
     ("events_redelivered", "Events sent again on request", lambda d: d.books.redelivered),
+    (
+        "ledger_events_pruned",
+        "Events in lines of the ledger that were pruned, all of them delivered",
+        lambda d: d.pruned.events if d.pruned else 0,
+    ),
     ("damaged_bytes", "Bytes of the spool that could not be read", lambda d: d.books.damaged_bytes),
     ("segments_unreadable", "Files that could not be read at all", lambda d: d.books.unreadable_segments),
 ]
