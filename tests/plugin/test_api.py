@@ -44,6 +44,7 @@ METRICS = {
     "openmeter_plugin_events_accepted": "counter",
     "openmeter_plugin_events_delivered": "counter",
     "openmeter_plugin_events_redelivered": "counter",
+    "openmeter_plugin_ledger_events_pruned": "counter",
     "openmeter_plugin_events_waiting": "gauge",
     "openmeter_plugin_oldest_waiting_event_age_seconds": "gauge",
     "openmeter_plugin_dead_letters": "gauge",
