@@ -1,8 +1,9 @@
 """Jobs carried out by a few threads at once, in order where they touch the same thing.
 
 What became of them is noted a few at a time, since each note may cost a commit: when there are as many
-as there are threads, or the last note is a moment ago. So however the process ends, at most twice as
-many jobs as there are threads are done without a note of it: those, and the ones under way.
+as there are threads, or the last note is a moment ago. So however the process ends, at most three times
+as many jobs as there are threads are done without a note of it: those that are just being noted, those
+that wait for that, and the ones under way.
 """
 
 from __future__ import annotations
@@ -49,6 +50,7 @@ class Pool(Generic[_T]):
         self._waiting: deque[Job[_T]] = deque()
         self._busy: set[str] = set()
         self._ended: list[tuple[Job[_T], _T]] = []
+        self._noting = False
         self._noted_at = 0.0
         self._error: BaseException | None = None
         self.stopped = False
@@ -67,6 +69,7 @@ class Pool(Generic[_T]):
                 self._work()
         finally:
             with self._turn:
+                self._turn.wait_for(lambda: not self._noting)
                 self._note_ended()
         left = bool(self._waiting)
         self._waiting.clear()
@@ -101,7 +104,7 @@ class Pool(Generic[_T]):
                     job = self._waiting.popleft()
                     self._busy |= job.names
                     return job
-                if self._ended:
+                if self._ended and not self._noting:
                     self._note_ended()
                 else:
                     self._turn.wait()
@@ -109,22 +112,31 @@ class Pool(Generic[_T]):
 
     def _done(self, job: Job[_T], result: _T) -> None:
         with self._turn:
+            self._turn.wait_for(lambda: not self._noting or len(self._ended) < self._concurrency)
             self._ended.append((job, result))
-            if len(self._ended) >= self._concurrency or time.monotonic() - self._noted_at >= _MOMENT:
-                self._note_ended()
             try:
                 self.stopped = self.stopped or self._should_stop()
             except BaseException as error:
-                self._failed(error)
+                self._error = self._error or error
+            full = len(self._ended) >= self._concurrency
+            if not self._noting and (full or time.monotonic() - self._noted_at >= _MOMENT):
+                self._note_ended()
 
     def _note_ended(self) -> None:
+        """Note what has ended. The caller has the turn, and gives it away while it waits for a commit."""
         ended, self._ended = self._ended, []
         if not ended:
             return
+        self._noting, error = True, None
+        self._turn.release()
         try:
             self._note([result for _, result in ended])
-        except BaseException as error:
-            self._failed(error)
+        except BaseException as failed:
+            error = failed
+        finally:
+            self._turn.acquire()
+        self._noting = False
+        self._error = self._error or error
         self._busy.difference_update(*(job.names for job, _ in ended))
         self._noted_at = time.monotonic()
         self._turn.notify_all()

@@ -85,9 +85,28 @@ class Retry:
                     raise
 
             try:
-                return paced() if self.attempts == 1 else self._retrying()(paced)
+                return self._tried(paced)
             except UnreachableError as error:
                 raise UnreachableError(f"{error} (tried {self.attempts} times)") from None
+
+    def _tried(self, attempt: Callable[[], _T]) -> _T:
+        first: UnreachableError | None = None
+        try:
+            return attempt()
+        except UnreachableError as error:
+            if self.attempts == 1:
+                raise
+            first = error
+
+        def again() -> _T:
+            # The first attempt was made above: nearly all need no other, and none of what follows.
+            nonlocal first
+            if first is not None:
+                failed, first = first, None
+                raise failed
+            return attempt()
+
+        return self._retrying()(again)
 
     def _retrying(self) -> tenacity.Retrying:
         return tenacity.Retrying(

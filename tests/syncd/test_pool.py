@@ -84,7 +84,7 @@ def test_a_job_begins_only_when_what_it_shares_a_name_with_is_noted() -> None:
     assert "first" in seen[0]
 
 
-def test_never_more_than_twice_the_threads_are_done_without_a_note() -> None:
+def test_never_more_than_three_times_the_threads_are_done_without_a_note() -> None:
     lock, done, noted, most = threading.Lock(), 0, 0, 0
 
     def work() -> str:
@@ -101,7 +101,7 @@ def test_never_more_than_twice_the_threads_are_done_without_a_note() -> None:
 
     pool(3, note).run([Job(work, frozenset({str(n)})) for n in range(500)])
     assert noted == 500
-    assert most <= 6
+    assert most <= 9
 
 
 def test_after_a_failure_what_is_under_way_is_still_noted_and_nothing_else_begins() -> None:
