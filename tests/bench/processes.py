@@ -13,7 +13,7 @@ from pathlib import Path
 
 import httpx
 
-from tests.harness.process import eventually, plugin_server
+from tests.harness.process import eventually, plugin_server, takes_connections
 
 BASELINE = Path(__file__).parent / "pdk_baseline"
 _TICKS = os.sysconf("SC_CLK_TCK")
@@ -105,7 +105,8 @@ def kong_pdk(directory: Path, *mode: str) -> Iterator[Server]:
         process = subprocess.Popen(command, stdout=log, stderr=log)
     socket = directory / "s"
     try:
-        eventually(socket.exists, what="listening")
+        # Stock kong-pdk has its socket in place before it listens.
+        eventually(lambda: takes_connections(socket), what="listening")
         yield Server(process.pid, socket, directory)
     finally:
         process.kill()

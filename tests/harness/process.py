@@ -63,6 +63,12 @@ class PluginServer:
         return self.process.wait(20)
 
 
+def takes_connections(path: Path) -> bool:
+    """Return whether somebody listens on a Unix socket."""
+    with socketlib.socket(socketlib.AF_UNIX) as probe:
+        return path.exists() and probe.connect_ex(str(path)) == 0
+
+
 def free_port() -> int:
     """Return a TCP port that nobody listens on now."""
     with socketlib.socket() as probe:

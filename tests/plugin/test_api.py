@@ -406,6 +406,7 @@ def test_openmetrics_is_spoken_to_whoever_asks_for_it(there: Api) -> None:
 
 def test_a_server_that_delivers_is_ready(there: Api) -> None:
     assert there.get("/healthz") == {"status": "ok"}
+    eventually(lambda: there.client.get("/readyz").status_code == 200, what="readiness")
     assert there.get("/readyz") == {"ready": True, "problems": []}
 
 

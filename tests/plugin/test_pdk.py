@@ -15,7 +15,7 @@ import pytest
 
 from syncd.sandbox.testing import running_sandbox
 from tests.harness.kong_msgpack import MsgPackKong
-from tests.harness.process import eventually
+from tests.harness.process import eventually, takes_connections
 from tests.harness.recordings import (
     URI_CAPTURES,
     Recorded,
@@ -44,7 +44,8 @@ def kong(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[MsgPackKong
             env=os.environ | {"OPENMETER_PLUGIN_SPOOL": str(tmp_path / "spool")},
         )
     try:
-        eventually((tmp_path / "s").exists, what="listening")
+        # Stock kong-pdk has its socket in place before it listens.
+        eventually(lambda: takes_connections(tmp_path / "s"), what="listening")
         connection = MsgPackKong(tmp_path / "s")
         yield connection
         connection.close()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import threading
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -11,12 +12,21 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from openmeter_plugin.spool import pace
 from openmeter_plugin.spool import writer as writer_module
 from openmeter_plugin.spool.queue import Item
 from openmeter_plugin.spool.segment import SKIPPED, encode_record
 from openmeter_plugin.spool.writer import SpoolWriter
 from tests.harness.process import eventually
 from tests.plugin.spools import QUEUE, Acknowledged, Disk, payloads, running_writer
+
+
+@pytest.fixture(autouse=True, scope="module")
+def quick_disk() -> Iterator[None]:
+    """However busy the machine is, only the test of a slow write has one."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(pace, "SLOW", 60.0)
+        yield
 
 
 @pytest.fixture
@@ -91,10 +101,13 @@ def test_while_the_thread_writes_nobody_waits_for_it(tmp_path: Path, disk: Disk)
         disk.open_gate.set()
 
 
-def test_after_a_slow_write_the_next_is_left_to_the_thread(tmp_path: Path, disk: Disk) -> None:
+def test_after_a_slow_write_the_next_is_left_to_the_thread(
+    tmp_path: Path, disk: Disk, monkeypatch: pytest.MonkeyPatch
+) -> None:
     acknowledged = Acknowledged()
     with running_writer(tmp_path, acknowledged) as writer:
         opened(writer, acknowledged)
+        monkeypatch.setattr(pace, "SLOW", 0.005)
         disk.open_gate.clear()
         threading.Timer(0.05, disk.open_gate.set).start()
         assert writer.append_now(items(writer, range(1, 2)))[0] == [1]

@@ -119,7 +119,7 @@ def test_events_are_sent_again_of_one_subject_or_of_all(gateway: Gateway) -> Non
 
 def test_a_gateway_that_is_ready_says_so_and_one_that_is_not_says_why(there: Site) -> None:
     with gateway_at(there.url) as gateway:
-        assert gateway.readiness().ready
+        eventually(lambda: gateway.readiness().ready, what="readiness")
     not_ready = Answer({"ready": False, "problems": ["the spool's file system is full"]}, status=503)
     with serving(lambda _: not_ready) as fake, gateway_at(fake.url) as gateway:
         assert gateway.readiness().problems == ("the spool's file system is full",)
@@ -128,7 +128,7 @@ def test_a_gateway_that_is_ready_says_so_and_one_that_is_not_says_why(there: Sit
 def test_an_api_on_a_unix_socket_is_read_too(tmp_path: Path) -> None:
     options = ("--api", f"unix:{tmp_path}/api")
     with site(tmp_path, "east", "http://127.0.0.1:9", *options) as local, local.client() as gateway:
-        assert gateway.readiness().ready
+        eventually(lambda: gateway.readiness().ready, what="readiness")
         assert gateway.spool().destinations == ()
 
 

@@ -48,7 +48,10 @@ class Watch:
         """Return what keeps this process from doing its work, in sentences; blocks for the disk."""
         found = []
         if self.delivery is None:
-            found.append("another process delivers this spool; this one waits for the lock")
+            found.append(
+                "nothing is delivered yet: this process is starting, or another one delivers this spool"
+                " and this one waits for the lock"
+            )
         if self.heartbeats is not None:
             for child, slot in self.children.items():
                 silence = self.heartbeats.silence(slot)
