@@ -20,6 +20,7 @@ from typing import Any
 
 from syncd.changes import Plan
 from syncd.errors import HistoryError
+from syncd.json_text import encoded
 from syncd.outcome import Outcome
 
 _FILE = "history.sqlite3"
@@ -84,7 +85,7 @@ class History:
                 str(outcome.change.kind),
                 outcome.change.customer_key,
                 str(outcome.status),
-                json.dumps(outcome.to_json()),
+                encoded(outcome.to_json()).decode(),
             )
             for number, outcome in enumerate(outcomes, first)
         ]

@@ -5,7 +5,6 @@ Tried again (see `syncd.retry`): network errors, 429, 500, 502, 503 and 504.
 
 from __future__ import annotations
 
-import json
 import ssl
 from collections import deque
 from collections.abc import Iterator, Mapping
@@ -18,10 +17,10 @@ from types import TracebackType
 from typing import Self, cast
 
 import httpx
-import orjson
 
 from syncd import __version__, calls
 from syncd.errors import MalformedError, RefusedError, UnauthorizedError, UnreachableError
+from syncd.json_text import encoded, parsed
 from syncd.retry import Retry
 
 Params = Mapping[str, str | int | list[str]]
@@ -103,7 +102,7 @@ class ApiClient:
             base_url=self._endpoint.url,
             headers=self._endpoint.headers(),
             timeout=self._endpoint.timeout,
-            verify=_tls(),
+            verify=_tls() if httpx.URL(self._endpoint.url).scheme == "https" else _no_tls(),
             transport=httpx.HTTPTransport(uds=socket) if socket else None,
         )
 
@@ -167,7 +166,7 @@ class ApiClient:
             _url(self._base + path),
             params=params,
             headers=self._headers if body is None else self._json_headers,
-            content=None if body is None else _encoded(body),
+            content=None if body is None else encoded(body),
             extensions=self._extensions,
         )
         # httpx's own reading keeps the content in a cycle of objects, so that pages pile up in memory.
@@ -192,7 +191,7 @@ class ApiClient:
 
     def _json(self, answer: _Answer, method: str, path: str) -> object:
         try:
-            return _parsed(answer.content)
+            return parsed(answer.content)
         except (ValueError, RecursionError):
             where = f"{self._endpoint.name} at {self._endpoint.address}"
             raise MalformedError(
@@ -211,7 +210,7 @@ class ApiClient:
     def _detail(self, answer: _Answer) -> str:
         """Return what the server said (problem+json or Kong's message), never with our token in it."""
         try:
-            body = _parsed(answer.content)
+            body = parsed(answer.content)
         except (ValueError, RecursionError):
             body = None
         detail = ""
@@ -229,25 +228,15 @@ def _tls() -> ssl.SSLContext:
     return httpx.create_ssl_context()
 
 
+@cache
+def _no_tls() -> ssl.SSLContext:
+    """Return settings for where there is no TLS; they trust nobody, should it come to that."""
+    return ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+
+
 @lru_cache(maxsize=256)
 def _url(text: str) -> httpx.URL:
     return httpx.URL(text)
-
-
-def _encoded(body: object) -> bytes:
-    try:
-        return orjson.dumps(body)
-    except TypeError:  # a number beyond 64 bits, or half a surrogate pair, that somebody else wrote
-        return json.dumps(body).encode()
-
-
-def _parsed(content: bytes) -> object:
-    """Return the JSON; raises ValueError or RecursionError."""
-    try:
-        return orjson.loads(content)
-    except orjson.JSONDecodeError:
-        # A name with half a surrogate pair is one consumer's problem, not that of the whole page.
-        return json.loads(content)
 
 
 def expect_object(value: object, api: str, what: str) -> dict[str, object]:
