@@ -5,8 +5,10 @@ A source that cannot be read ends the run before anything was looked at, let alo
 
 from __future__ import annotations
 
+import contextvars
 import time
 from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
 from dataclasses import dataclass, field, replace
 
@@ -192,16 +194,12 @@ def plan_run(
     inspector: Inspector,
 ) -> tuple[Plan, ObservedWorld]:
     """Read both sides and compare them; raises SourceError or ApiError."""
-    principals: list[Principal] = []
-    empty: list[str] = []
-    for source in sources:
-        found = readings.read(source)
-        _log.debug("source_read", source=source.name, principals=len(found))
-        principals.extend(found)
-        if not found:
-            empty.append(source.name)
-    desired = desired_world(principals, rules.mapping)
-    observed = target.observe()
+    with ThreadPoolExecutor(1, thread_name_prefix="syncd-observe") as executor:
+        # The other side meanwhile, in the same context, so that log lines carry the id of the run.
+        observing = executor.submit(contextvars.copy_context().run, target.observe)
+        principals, empty = _read(sources, readings)
+        desired = desired_world(principals, rules.mapping)
+        observed = observing.result()
     desired = within_limits(desired, observed, rules.mapping)
     _log.debug("metering_read", customers=len(observed.customers))
     plan = _planned(desired, observed, principals, rules, options, inspector)
@@ -210,6 +208,19 @@ def plan_run(
     if not options.allow_empty and rules.policy == "sync":
         plan = withhold_removals(plan, empty)
     return restricted(plan, options.scope, principals, rules.mapping), observed
+
+
+def _read(sources: Sequence[Source], readings: Readings) -> tuple[list[Principal], list[str]]:
+    """Return the principals of all sources, and the names of the sources that have none."""
+    principals: list[Principal] = []
+    empty: list[str] = []
+    for source in sources:
+        found = readings.read(source)
+        _log.debug("source_read", source=source.name, principals=len(found))
+        principals.extend(found)
+        if not found:
+            empty.append(source.name)
+    return principals, empty
 
 
 def _planned(
