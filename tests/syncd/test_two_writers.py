@@ -16,7 +16,7 @@ SETTINGS = """
 sources: [{{type: declarative-file, path: kong.yml}}]
 metering: {{dialect: {dialect}, url: "{url}", attempts: 2}}
 mapping: {{group_by: tag}}
-guards: {{max_update_percent: 100}}  # the one that is late may find half of the work done, and much to add to it
+guards: {{max_update_percent: 100}}  # the later one may find half done, and much to add
 """
 KONG = "_format_version: '3.0'\nconsumers:\n" + "".join(
     f"- {{id: c{number}, username: user-{number}, tags: ['customer:group-{number % 3}']}}\n"
