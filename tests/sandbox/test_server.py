@@ -49,6 +49,19 @@ def test_a_signal_ends_the_command_quietly_and_with_success(tmp_path: Path, numb
         assert process.stderr.read() == ""
 
 
+def test_a_sender_that_dies_in_the_middle_of_a_batch_is_no_error_of_the_sandbox(tmp_path: Path) -> None:
+    with sandbox_process(tmp_path / "db") as (process, line):
+        url = httpx.URL(line.split()[1])
+        with socket.create_connection((url.host, url.port)) as sender:
+            sender.sendall(b"POST /api/v1/events HTTP/1.1\r\nHost: any\r\nContent-Length: 1000\r\n\r\n[")
+        with httpx.Client(base_url=url) as api:
+            assert stored_ids(api) == set()
+        process.send_signal(signal.SIGTERM)
+        assert process.wait(10) == 0
+        assert process.stderr is not None
+        assert process.stderr.read() == ""
+
+
 def test_what_was_answered_survives_the_death_of_the_process(tmp_path: Path) -> None:
     with sandbox_process(tmp_path / "db") as (process, line):
         with httpx.Client(base_url=line.split()[1]) as api:

@@ -5,6 +5,7 @@ from typing import Annotated
 
 from fastapi import APIRouter, Query, Request
 from starlette.concurrency import run_in_threadpool
+from starlette.requests import ClientDisconnect
 from starlette.responses import Response
 
 from syncd.sandbox.api.common import Db, FaultsInForce, Moment, RejectedCounts, answer, no_content, seconds
@@ -30,7 +31,11 @@ async def ingest_events(
     A batch is not atomic: when one event is bad, those before it are in and the answer is 400.
     """
     content_type = request.headers.get("content-type", "")
-    refused = await run_in_threadpool(_ingest, db, faults, content_type, await request.body())
+    try:
+        body = await request.body()
+    except ClientDisconnect:  # a sender that was killed; nobody hears the answer
+        return Response(status_code=400)
+    refused = await run_in_threadpool(_ingest, db, faults, content_type, body)
     if refused is not None:
         problem, count = refused
         rejected["events"] += count
