@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import hmac
 from collections.abc import Callable
-from dataclasses import dataclass
-from typing import Annotated
+from dataclasses import dataclass, replace
+from typing import Annotated, Self
 
 from fastapi import APIRouter, Depends, FastAPI, Header, HTTPException, Response, status
 from fastapi.responses import JSONResponse, RedirectResponse
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from syncd import __version__
 from syncd.access import Gate
@@ -24,7 +24,11 @@ from syncd.scope import Scope
 
 
 class SyncRequest(BaseModel):
-    """The body of POST /v1/syncs; `source` and `principal` restrict the run, which then removes nothing."""
+    """The body of POST /v1/syncs; `source` and `principal` restrict the run, which then removes nothing.
+
+    `reviewed` is the id of a dry run: what that one has planned is applied, or the run refuses. All but
+    `force` then comes from there.
+    """
 
     model_config = ConfigDict(extra="forbid")
 
@@ -36,6 +40,13 @@ class SyncRequest(BaseModel):
     allow_retire: bool = False
     adopt: bool = False
     force: bool = False
+    reviewed: Annotated[str, Field(min_length=1)] | None = None
+
+    @model_validator(mode="after")
+    def _agree(self) -> Self:
+        if self.reviewed is not None and self.model_fields_set - {"reviewed", "force"}:
+            raise ValueError("with reviewed only force may be given: the dry run has the rest")
+        return self
 
     def options(self) -> RunOptions:
         """Return the request in syncd's words."""
@@ -126,6 +137,17 @@ def _health(daemon: Daemon) -> APIRouter:
     return router
 
 
+def _asked_for(request: SyncRequest, runs: Runs) -> RunOptions:
+    """Return what is asked for; raises HTTPException where the dry run that it names cannot be applied."""
+    if request.reviewed is None:
+        return request.options()
+    shown = runs.get(request.reviewed)
+    if shown is None or shown.plan is None or not shown.dry_run or shown.state is not State.SUCCEEDED:
+        said = "reviewed is no dry run that went to its end, or it is forgotten. Ask for a new one"
+        raise HTTPException(status.HTTP_409_CONFLICT, said)
+    return replace(shown.options, dry_run=False, force=request.force, reviewed=shown.plan)
+
+
 def _v1(daemon: Daemon) -> APIRouter:
     router = APIRouter()
     runs = daemon.runs
@@ -151,8 +173,9 @@ def _v1(daemon: Daemon) -> APIRouter:
     @router.post("/v1/syncs", status_code=status.HTTP_202_ACCEPTED)
     def request_sync(request: SyncRequest | None = None) -> JSONResponse:
         """Ask for a run; while one is going, one more waits, and serves all who ask for the same."""
+        options = _asked_for(request or SyncRequest(), runs)
         try:
-            run = runs.request("manual", (request or SyncRequest()).options())
+            run = runs.request("manual", options)
         except QueueFullError as error:
             raise HTTPException(status.HTTP_429_TOO_MANY_REQUESTS, str(error)) from None
         return JSONResponse(run.summary(), 202, {"Location": f"/v1/syncs/{run.id}"})

@@ -67,7 +67,7 @@ def _recorded(
     run = begun("apply", options)
     with closing(History(config.daemon.state_dir)) as history:
         history.close_interrupted()
-        recorder = Recorder(history, config.daemon.keep_runs)
+        recorder = Recorder(history, lambda: config.daemon.keep_runs)
         plans: list[Plan] = []
 
         def on_plan(plan: Plan) -> None:

@@ -16,10 +16,10 @@ from syncd.errors import MalformedError
 from syncd.http import ApiClient, expect_list, expect_object
 from syncd.meters import Dialect, Meter, MeterApi
 from syncd.unbilled import rfc3339
-from syncd.usage import REQUESTS_METER, TOKENS_METER
+from syncd.usage import EVENTS_METER, REQUESTS_METER, TOKENS_METER
 
 _API = "metering API"
-_STANDARD = (REQUESTS_METER, TOKENS_METER)
+_STANDARD = (REQUESTS_METER, TOKENS_METER, EVENTS_METER)
 
 
 def yardstick(event_type: str, meters: Mapping[str, Meter]) -> Yardstick | None:

@@ -189,9 +189,9 @@ def _kinds(differences: Iterable[Difference]) -> list[str]:
 def _sum(used: Yardstick, totals: Totals) -> str:
     if not used.exact:
         return (
-            f"{used.type}: {totals.delivered:,} delivered. Meter {used.meter} does not count events, so only"
-            " hours without any usage of a subject are noticed; with a meter that counts them"
-            " (aggregation COUNT) all are compared."
+            f"{used.type}: {totals.delivered:,} delivered, compared only roughly: meter {used.meter} does not"
+            " count events, so a missing one is noticed only where a subject has no usage at all in an hour."
+            " `syncd meters apply` creates the meter that has all compared."
         )
     return f"{used.type}: {totals.delivered:,} delivered, {totals.counted:,} counted by meter {used.meter}."
 

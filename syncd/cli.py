@@ -144,6 +144,9 @@ def apply(
     from syncd import config as settings
     from syncd.scope import Scope
 
+    if plan is not None and any((allow_move, allow_retire, adopt, allow_empty, source, principal)):
+        said = "only --force goes with it; the plan has the flags that it was made with"
+        raise typer.BadParameter(said, param_hint="--plan")
     scope = Scope(source, principal)
     options = runner.RunOptions(
         force=force,

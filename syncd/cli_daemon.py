@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from contextlib import closing
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -16,11 +16,14 @@ from syncd.cli_options import (
     BLOCKED,
     DRIFT,
     ERROR,
+    AdoptOption,
     ConfigOption,
     EmptyOption,
     ForceOption,
     JsonOption,
+    MoveOption,
     PrincipalOption,
+    RetireOption,
     SourceOption,
     config_path,
     console,
@@ -51,40 +54,82 @@ def resync(
     config: ConfigOption = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Plan only.")] = False,
     wait: Annotated[bool, typer.Option("--wait", help="Wait for its end; the exit status tells it.")] = False,
+    allow_move: MoveOption = False,
+    allow_retire: RetireOption = False,
+    adopt: AdoptOption = False,
     source: SourceOption = None,
     principal: PrincipalOption = None,
     allow_empty: EmptyOption = False,
     force: ForceOption = False,
     as_json: JsonOption = False,
 ) -> None:
-    """Ask the running daemon for a sync now."""
-    from syncd import render_status
+    """Ask the running daemon for a sync now.
+
+    With --allow-move, --allow-retire or --adopt it shows the plan first, and has exactly that one applied.
+    """
+    client = daemon_client(context, config)
+    asked: dict[str, bool | str | None] = {
+        "source": source,
+        "principal": principal,
+        "allow_empty": allow_empty,
+    }
+    asked |= {"allow_move": allow_move, "allow_retire": allow_retire, "adopt": adopt}
+    if (allow_move or allow_retire or adopt) and not dry_run:
+        shown = _ended(client, client.request(**asked, dry_run=True))
+        _show_plan(shown, as_json=as_json)
+        asked = {"reviewed": str(shown["id"])}
+    elif dry_run:
+        asked["dry_run"] = True
+    run: Mapping[str, Any] = client.request(**asked, force=force)
+    if wait:
+        run = _ended(client, run, show=lambda failed: _show_run(failed, as_json=as_json))
+        if dry_run:
+            _show_plan(run, as_json=as_json)
+    _show_run(run, as_json=as_json)
+    if wait:
+        finish(_status_of(run))
+
+
+def _ended(
+    client: DaemonClient,
+    run: Mapping[str, Any],
+    show: Callable[[Mapping[str, Any]], object] = lambda _run: None,
+) -> Mapping[str, Any]:
+    """Wait for the end of a run; raises SyncdError, after `show`, where it failed."""
     from syncd.progress import steps
     from syncd.runs import State
 
-    def show(run: Mapping[str, Any]) -> None:
-        if as_json:
-            print_json(run)
-        else:
-            render_status.show_run(console(), run)
-
-    client = daemon_client(context, config)
-    asked = {"dry_run": dry_run, "source": source, "principal": principal}
-    result = client.request(**asked, allow_empty=allow_empty, force=force)
-    if not wait:
-        show(result)
-        return
     with steps() as progress:
-        progress.begin(f"waiting for run {result['id']}")
-        result = client.wait(result)
-    show(result)
-    match State(str(result["state"])):
-        case State.FAILED:
-            raise SyncdError(f"the run failed: {result['error']}")
-        case State.BLOCKED:
-            finish(BLOCKED)
-        case _:
-            finish(DRIFT if dry_run and not result["in_sync"] else APPLIED)
+        progress.begin(f"waiting for run {run['id']}")
+        ended = client.wait(dict(run))
+    if ended["state"] == State.FAILED:
+        show(ended)
+        raise SyncdError(f"the run failed: {ended['error']}")
+    return ended
+
+
+def _show_run(run: Mapping[str, Any], *, as_json: bool) -> None:
+    from syncd import render_status
+
+    if as_json:
+        print_json(run)
+    else:
+        render_status.show_run(console(), run)
+
+
+def _show_plan(run: Mapping[str, Any], *, as_json: bool) -> None:
+    from syncd import plan_file, render
+
+    if not as_json:
+        render.show_plan(console(), plan_file.from_json(run["plan"]))
+
+
+def _status_of(run: Mapping[str, Any]) -> int:
+    from syncd.runs import State
+
+    if run["state"] == State.BLOCKED:
+        return BLOCKED
+    return DRIFT if run["dry_run"] and not run["in_sync"] else APPLIED
 
 
 def status(context: typer.Context, config: ConfigOption = None, as_json: JsonOption = False) -> None:

@@ -217,6 +217,8 @@ def _explain(error: ValidationError, path: Path) -> str:
         parts = [part for part in fault["loc"] if part not in SOURCE_TYPES]
         field = "".join(f"[{part}]" if isinstance(part, int) else f".{part}" for part in parts).lstrip(".")
         message = fault["msg"].removeprefix("Value error, ")
-        variable = "SYNCD_" + "__".join(str(part).upper() for part in parts)
-        lines.append(f"  {field or 'settings'}: {message} (environment: {variable})")
+        variable = f" (environment: SYNCD_{'__'.join(str(part).upper() for part in parts)})"
+        if "SYNCD_" in message:  # a fault of a section, whose message names the field itself
+            variable = ""
+        lines.append(f"  {field or 'settings'}: {message}{variable}")
     return f"{path}: the configuration cannot be used\n" + "\n".join(lines)

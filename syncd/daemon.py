@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import signal
-import socket
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import closing, contextmanager
@@ -22,9 +21,9 @@ from syncd.apply import Report
 from syncd.changes import Plan
 from syncd.clock import JumpWatch, Now, utc_now
 from syncd.config import Config
-from syncd.errors import ConfigError, DaemonError, QueueFullError
+from syncd.errors import ConfigError, QueueFullError
 from syncd.history import History
-from syncd.listen import Listen
+from syncd.listen import Listen, listening
 from syncd.lock import write_lock
 from syncd.metrics import Metrics
 from syncd.recorder import Recorder
@@ -113,6 +112,7 @@ class Running:
         """Take the configuration that `load` gives; a bad one is refused, and the old one stays."""
         try:
             config = load()
+            self._require_token(config)
         except ConfigError as error:
             self._refused = str(error)
             self.metrics.config_current.set(0)
@@ -128,6 +128,14 @@ class Running:
         self._refused = None
         self.metrics.config_current.set(1)
         _log.info("configuration_reloaded")
+
+    def _require_token(self, config: Config) -> None:
+        """Raise ConfigError where the address of before, which stays, would be open to everybody."""
+        if config.daemon.token is None and not self.config.daemon.listen.is_loopback:
+            raise ConfigError(
+                "daemon.token must stay set (SYNCD_DAEMON__TOKEN) until a restart: the daemon still listens"
+                f" on {self.config.daemon.listen}, which is not a loopback address"
+            )
 
     def token(self) -> str | None:
         """Return the token that the API asks for."""
@@ -149,7 +157,7 @@ def running(config: Config, now: Now = utc_now) -> Iterator[Running]:
     """
     stopping = threading.Event()
     with (
-        _listening(config.daemon.listen) as listener,
+        listening(config.daemon.listen) as listener,
         closing(History(config.daemon.state_dir)) as history,
     ):
         metrics = Metrics()
@@ -157,7 +165,7 @@ def running(config: Config, now: Now = utc_now) -> Iterator[Running]:
             config, Listen(config.daemon.listen.host, listener.getsockname()[1]), metrics, stopping
         )
         perform = Performer(lambda: daemon.config, lambda: daemon.readings, history, stopping.wait, now)
-        observers = (Recorder(history, config.daemon.keep_runs), metrics)
+        observers = (Recorder(history, lambda: daemon.config.daemon.keep_runs, now=now), metrics)
         runs = Runs(perform, stopping, observers=observers)
         server = _server(Daemon(runs, history, metrics, lambda: daemon.config, daemon.token, daemon.describe))
         threads = [
@@ -281,16 +289,3 @@ def schedule(
         coalesce=True,
         misfire_grace_time=None,
     )
-
-
-@contextmanager
-def _listening(address: Listen) -> Iterator[socket.socket]:
-    family = socket.AF_INET6 if ":" in address.host else socket.AF_INET
-    try:
-        listener = socket.create_server((address.host, address.port), family=family)
-    except OSError as error:
-        raise DaemonError(
-            f"cannot listen on {address.host}:{address.port} (daemon.listen): {error.strerror or error}"
-        ) from None
-    with listener:
-        yield listener

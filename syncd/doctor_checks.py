@@ -8,7 +8,7 @@ from datetime import datetime, timedelta
 from enum import StrEnum
 from urllib.parse import urlsplit
 
-from syncd.usage import REQUESTS_METER, TOKENS_METER
+from syncd.usage import EVENTS_METER, REQUESTS_METER, TOKENS_METER
 
 OUR_PLUGIN = "openmeter"
 OTHER_METERING = frozenset(
@@ -21,6 +21,9 @@ _METERS = {
     REQUESTS_METER: ("kong.api_request", "COUNT"),
     TOKENS_METER: ("kong.llm_request", "SUM"),
 }
+
+
+_COUNTED = ("kong.llm_request", "COUNT")
 
 
 class Level(StrEnum):
@@ -83,9 +86,16 @@ def _agreement(plugin: Plugin, subject_field: str, metering_url: str) -> Iterato
             " does not map; name them as static subjects"
         )
         yield Finding("subject", Level.WARNING, text)
-    elif field == "tag":
+    elif field == subject_field == "tag":
         text = f"{plugin.where}: the plugin sends the customer's key as subject, which needs no attachment"
         yield Finding("subject", Level.OK, text)
+    elif field == "tag":
+        text = (
+            f"{plugin.where}: the plugin sends the key of a consumer's tag as subject, but"
+            f" mapping.subject_field is {subject_field!r}: syncd attaches subjects that nobody sends, and"
+            " calls blocked what is not. Set it to tag"
+        )
+        yield Finding("subject", Level.WARNING, text)
     elif field != subject_field:
         text = (
             f"{plugin.where}: the plugin sends subject.field {field!r}, but mapping.subject_field is"
@@ -121,6 +131,16 @@ def check_meters(meters: Mapping[str, tuple[str, str]]) -> Iterator[Finding]:
             yield Finding("meter", Level.PROBLEM, text)
         else:
             yield Finding("meter", Level.OK, f"meter {key}: {aggregation} of {event_type}")
+    counting = [key for key, (kind, how) in meters.items() if (kind, how.upper()) == _COUNTED]
+    if counting:
+        key = min(counting, key=lambda one: (one != EVENTS_METER, one))
+        yield Finding("meter", Level.OK, f"meter {key}: COUNT of {_COUNTED[0]}")
+    else:
+        text = (
+            f"no meter counts {_COUNTED[0]} events ({EVENTS_METER}), so `syncd audit` compares them only"
+            " roughly. `syncd meters apply` creates it"
+        )
+        yield Finding("meter", Level.WARNING, text)
 
 
 def check_gateway(name: str, problems: Iterable[str], leads_here: bool, dead_letters: int) -> Finding:

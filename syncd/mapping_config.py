@@ -60,9 +60,9 @@ class MappingConfig(Section):
     group_by: Literal["none", "tag", "custom_id", "owner", "file"] = "tag"
     """Who shares a customer: consumers with one tag `customer:<key>`, with one `custom_id`, applications of
     one `owner`, as the `file` says, or nobody."""
-    subject_field: Literal["id", "username", "custom_id"] = "id"
+    subject_field: Literal["id", "username", "custom_id", "tag"] = "id"
     """How the plugin names a consumer: the same choice as its `subject.field`. `id` is sent as
-    `consumer:<id>`."""
+    `consumer:<id>`; `tag` is the key of `customer:<key>`, and `consumer:<id>` of those without."""
     include_anonymous: bool = False
     """Whether consumers that a plugin uses as `anonymous` get a customer."""
     anonymous_consumers: tuple[str, ...] = ()
@@ -88,6 +88,8 @@ class MappingConfig(Section):
     def _fits_together(self) -> Self:
         if self.group_by == "file" and self.file is None:
             raise ValueError("group_by is file, so file must name one")
+        if self.subject_field == "tag" and self.group_by != "tag":
+            raise ValueError("subject_field is tag, so group_by must be tag")
         if "{group}" not in self.group_key:
             raise ValueError("group_key must hold {group}, or all groups would be one customer")
         if not any(f"{{{name}}}" in self.key for name in ("subject", "id", "username", "custom_id")):

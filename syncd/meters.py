@@ -1,4 +1,6 @@
-"""The standard meters: what `syncd usage` reads and prices can be put on. Made where missing, never changed.
+"""The standard meters: what prices can be put on, `syncd usage` reads, and `syncd audit` compares with.
+
+Made where missing, never changed.
 
 A meter cannot be changed without changing what was billed by it, so one that differs is reported.
 Dimensions that are there besides ours are fine.
@@ -13,7 +15,7 @@ from typing import Literal
 from syncd.errors import RefusedError
 from syncd.http import ApiClient, expect_list, expect_object
 from syncd.numbered_pages import Page, read_all
-from syncd.usage import REQUESTS_METER, TOKENS_METER
+from syncd.usage import EVENTS_METER, REQUESTS_METER, TOKENS_METER
 
 _API = "metering API"
 Dialect = Literal["openmeter-v1", "openmeter-v3"]
@@ -76,6 +78,14 @@ STANDARD_METERS = (
         "kong.llm_request",
         "$.tokens",
         _dimensions("type", "model", "provider", *_COMMON),
+    ),
+    Meter(
+        EVENTS_METER,
+        "LLM usage events",
+        "Events that report tokens, counted for syncd audit",
+        "count",
+        "kong.llm_request",
+        dimensions=_dimensions("type", "model", "provider", *_COMMON),
     ),
 )
 

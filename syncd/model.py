@@ -136,12 +136,14 @@ class Problem:
 class DesiredWorld:
     """All that the sources ask for. `customers` is sorted by key; `problems` are left out of it.
 
-    `warnings` tell of details that customers are created without.
+    `warnings` tell of details that customers are created without. `known` are subjects that nobody needs
+    attached, but that are not gone: those of consumers whose group sends a subject of its own.
     """
 
     customers: tuple[DesiredCustomer, ...]
     problems: tuple[Problem, ...] = ()
     warnings: tuple[str, ...] = ()
+    known: frozenset[str] = frozenset()
 
 
 @value
@@ -156,8 +158,8 @@ class ObservedCustomer:
     active_subscription: str | None = None
 
     def carries(self, subject_key: str) -> bool:
-        """Tell whether usage of this subject is attributed here: by subject key or by our own key."""
-        return subject_key in self.subject_keys or subject_key == self.key
+        """Tell whether usage of this subject is attributed here: by subject key, or by its own key or id."""
+        return subject_key in self.subject_keys or subject_key in (self.key, self.id)
 
 
 @value

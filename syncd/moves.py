@@ -43,13 +43,22 @@ def retirements_for(want: DesiredCustomer, held: list[Held], kept: Mapping[str, 
 
 
 def held_reason(
-    want: DesiredCustomer, subject: DesiredSubject, holder: ObservedCustomer, kept: Mapping[str, str]
+    want: DesiredCustomer,
+    subject: DesiredSubject,
+    holder: ObservedCustomer,
+    kept: Mapping[str, str],
+    refused: str | None = None,
 ) -> str:
-    """Say why a subject stays on another customer of ours, and what to do."""
+    """Say why a subject stays on another customer of ours, and what to do.
+
+    `refused`: why the metering API refuses any change of that customer, if it does.
+    """
     reason = (
         f"{subject.principal} is to be in customer {want.key!r} but is attributed to {customer_name(holder)}."
     )
-    if holder.active_subscription:
+    if refused:
+        reason += f" {refused[0].upper()}{refused[1:]}"
+    elif holder.active_subscription:
         reason += (
             f" That one has an active subscription ({holder.active_subscription}), so its subject keys"
             " cannot change: move it by hand between two subscriptions"

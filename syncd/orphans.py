@@ -17,7 +17,7 @@ blocked. An adopted customer loses nothing, and one that carries subjects of oth
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 
@@ -45,14 +45,16 @@ def orphan_changes(
     owner_id: str,
     grace: Grace,
     kept: Mapping[str, str] = NOTHING_KEPT,
+    frozen: Collection[str] = frozenset(),
 ) -> Iterator[Change]:
     """Yield what becomes of each customer and subject of ours that no source names.
 
-    `kept` names customers that must not be deleted: id -> why.
+    `kept` names customers that must not be deleted: id -> why. Of those whose id is `frozen` nothing is said:
+    the metering API refuses any change of them, which the plan reports already.
     """
     lifecycle = _Lifecycle(desired, observed, owner_id, grace, kept)
     ours = (customer for customer in observed.customers if is_ours(customer.metadata, owner_id))
-    moving = [customer for customer in ours if not lifecycle.at_rest(customer)]
+    moving = [customer for customer in ours if customer.id not in frozen and not lifecycle.at_rest(customer)]
     for customer in sorted(moving, key=lambda c: (c.key or "", c.id)):
         yield from lifecycle.customer(customer)
     yield from lifecycle.entities()
@@ -72,6 +74,7 @@ class _Lifecycle:
         self._observed = observed
         self._wanted_customers = {customer.key for customer in desired.customers}
         self._wanted = {subject.key for customer in desired.customers for subject in customer.subjects}
+        self._wanted |= desired.known
         for problem in desired.problems:
             self._wanted |= set(problem.subject_keys)
             self._wanted_customers |= {problem.customer_key} if problem.customer_key else set()

@@ -19,6 +19,8 @@ it is ours, it is blocked, or with `allow_move` moved: that changes usage that h
 yet, because attribution is evaluated when usage is queried. Where the subject is that customer's own
 key, `allow_retire` has the customer make room for it (`syncd.moves`).
 
+A subject that is counted for two customers already is blocked, and stays where it is (`syncd.twice`).
+
 What is gone from the sources is the business of `syncd.orphans`, what a policy allows of `syncd.policy`.
 """
 
@@ -31,13 +33,21 @@ from datetime import timedelta
 from syncd.at_rest import at_rest
 from syncd.changes import Change, ChangeKind, Plan, State, ordered
 from syncd.entities import entity_changes
+from syncd.holders import Holders, subscription_reason
 from syncd.model import DesiredCustomer, DesiredSubject, DesiredWorld, ObservedCustomer, ObservedWorld
 from syncd.moves import Held, customer_name, held_reason, moves_to, principals_of, retirements_for
 from syncd.orphans import Grace, orphan_changes
 from syncd.ownership import ADOPTED, is_adoptable, is_ours, owner_of
 from syncd.policy import POLICIES, Policy
+from syncd.twice import apart, pair_changes
+
+__all__ = ["PlanOptions", "make_plan", "subscription_reason"]
 
 _NEVER = timedelta(days=36500)
+_IGNORED = (
+    "policy create-only never changes a customer that exists, so --adopt, --allow-move and --allow-retire do"
+    " nothing"
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,97 +72,74 @@ def make_plan(
     """Return what has to be done so that the metering API has what the sources ask for."""
     options = options or PlanOptions()
     grace = options.grace
+    notes: tuple[str, ...] = ()
     if policy == "create-only":
+        if options.adopt or options.allow_move or options.allow_retire:
+            notes = (_IGNORED,)
         options = replace(options, adopt=False, allow_move=False, allow_retire=False)
     if policy != "sync":
         grace = Grace(grace.now, _NEVER)
-    planner = _Planner(observed, owner_id, options)
+    holders = Holders(observed)
+    planner = _Planner(holders, owner_id, options)
     changes = [
         change
         for customer in desired.customers
-        if not at_rest(customer, planner.by_key.get(customer.key), planner.entities, owner_id)
-        for change in planner.customer(customer)
+        if not at_rest(customer, holders.by_key.get(customer.key), holders.entities, owner_id)
+        for change in planner.customer(apart(customer, holders.pairs))
     ]
     changes += [
         Change(ChangeKind.BLOCKED, problem.customer_key, problem.subject_keys, problem.reason)
         for problem in desired.problems
     ]
-    changes += orphan_changes(desired, planner.after_moves(), owner_id, grace, options.kept)
-    return Plan(owner_id, policy, ordered(POLICIES[policy](changes)))
+    changes += pair_changes(holders.pairs, desired.customers, owner_id)
+    frozen = {pair.named.id for pair in holders.pairs.values()}
+    changes += orphan_changes(desired, holders.after_moves(), owner_id, grace, options.kept, frozen)
+    return Plan(owner_id, policy, ordered(POLICIES[policy](changes)), notes)
 
 
 class _Planner:
-    """The observed world, indexed, and the rules for one customer at a time."""
+    """The rules for one customer at a time."""
 
-    def __init__(self, observed: ObservedWorld, owner_id: str, options: PlanOptions) -> None:
-        self._observed = observed
+    def __init__(self, holders: Holders, owner_id: str, options: PlanOptions) -> None:
+        self._holders = holders
         self._owner_id = owner_id
         self._options = options
-        self._leaving: dict[str, set[str]] = {}
-        self._retired: set[str] = set()
-        self.by_key = {customer.key: customer for customer in observed.customers if customer.key}
-        self._by_subject = {key: customer for customer in observed.customers for key in customer.subject_keys}
-        entities = observed.subjects
-        self.entities = None if entities is None else {subject.key: subject for subject in entities}
 
     def customer(self, want: DesiredCustomer) -> Iterator[Change]:
-        have = self.by_key.get(want.key)
+        have = self._holders.by_key.get(want.key)
         if have is None:
             yield from self._create(want)
         elif is_ours(have.metadata, self._owner_id):
             yield from self._update(want, have)
-        elif self._options.adopt and is_adoptable(have.metadata):
+        elif self._options.adopt and is_adoptable(have.metadata) and not self._holders.frozen(have):
             yield from self._adopt(want, have)
         else:
             yield from self._foreign(want, have)
-
-    def after_moves(self) -> ObservedWorld:
-        """Return the observed world without the subjects and customers that leave it by a move."""
-        if not self._leaving:
-            return self._observed
-        customers = tuple(
-            replace(customer, subject_keys=self._staying(customer))
-            for customer in self._observed.customers
-            if customer.id not in self._retired
-        )
-        return replace(self._observed, customers=customers)
-
-    def _staying(self, customer: ObservedCustomer) -> tuple[str, ...]:
-        leaving = self._leaving.get(customer.id, ())
-        return tuple(key for key in customer.subject_keys if key not in leaving)
-
-    def _holder(self, subject_key: str) -> ObservedCustomer | None:
-        """Return the customer that usage of this subject goes to today: by subject key, else by key."""
-        return self._by_subject.get(subject_key) or self.by_key.get(subject_key)
 
     def _create(self, want: DesiredCustomer) -> Iterator[Change]:
         free: list[DesiredSubject] = []
         held: list[Held] = []
         for subject in want.subjects:
-            holder = self._holder(subject.key)
+            holder = self._holders.of(subject.key)
             if holder is None:
                 free.append(subject)
             else:
                 held.append((subject, holder))
         moves = self._moves(want, held, None)
         moved = {key for move in moves for key in move.subject_keys}
-        in_the_way = None if want.key in moved else self._holder(want.key)
+        in_the_way = None if want.key in moved else self._holders.of(want.key)
         if in_the_way is not None:
             moved = set()
         else:
-            yield from self._leave(moves)
+            self._holders.leave(moves)
+            yield from moves
         yield from self._all_held(want, held, moved)
         moved |= {subject.key for subject in free}
         free = [subject for subject in want.subjects if subject.key in moved]
         if not free:
             return
         if in_the_way is not None:
-            reason = (
-                f"its key {want.key!r} is a subject of customer {customer_name(in_the_way)}, and the metering"
-                " API refuses a key that is another customer's subject. Take the subject off that customer,"
-                " or use another key"
-            )
-            yield _blocked(want, free, reason, in_the_way)
+            yield _blocked(want, free, _key_reason(want, in_the_way), in_the_way)
             return
         keys = tuple(subject.key for subject in free)
         yield Change(
@@ -168,16 +155,17 @@ class _Planner:
         if ADOPTED in have.metadata:
             want = _unnamed(want)
         attached, missing, held = [], [], []
-        carried = {*have.subject_keys, have.key}
+        carried = {*have.subject_keys, have.key, have.id}
         for subject in want.subjects:
             if subject.key in carried:
                 attached.append(subject)
-            elif (holder := self._holder(subject.key)) is None:
+            elif (holder := self._holders.of(subject.key)) is None:
                 missing.append(subject)
             else:
                 held.append((subject, holder))
         moves = self._moves(want, held, have)
-        yield from self._leave(moves)
+        self._holders.leave(moves)
+        yield from moves
         moved = {key for move in moves for key in move.subject_keys}
         yield from self._all_held(want, held, moved)
         moved |= {subject.key for subject in missing}
@@ -187,7 +175,7 @@ class _Planner:
             yield change
             if change.actionable:
                 attached += missing
-        if want.name_follows_source and want.name != have.name:
+        if want.name_follows_source and want.name != have.name and not self._holders.frozen(have):
             yield Change(
                 ChangeKind.RENAME_CUSTOMER,
                 want.key,
@@ -200,8 +188,8 @@ class _Planner:
         yield from self._entity_changes(want, attached, have)
 
     def _attach(self, want: DesiredCustomer, have: ObservedCustomer, missing: list[DesiredSubject]) -> Change:
-        if have.active_subscription:
-            return _blocked(want, missing, subscription_reason(have), have)
+        if refusal := self._holders.refusal(have):
+            return _blocked(want, missing, refusal, have)
         keys = tuple(subject.key for subject in missing)
         return Change(
             ChangeKind.ATTACH_SUBJECTS,
@@ -228,19 +216,16 @@ class _Planner:
         yield from self._update(want, replace(have, metadata={**have.metadata, **marks}))
 
     def _moves(self, want: DesiredCustomer, held: list[Held], have: ObservedCustomer | None) -> list[Change]:
-        if not held or (have and have.active_subscription):
+        if not held or (have and self._holders.refusal(have)):
             return []
-        ours = [pair for pair in held if is_ours(pair[1].metadata, self._owner_id)]
+        ours = [
+            (subject, holder)
+            for subject, holder in held
+            if is_ours(holder.metadata, self._owner_id) and not self._holders.frozen(holder)
+        ]
         moves = moves_to(want, ours) if self._options.allow_move else []
         retired = retirements_for(want, ours, self._options.kept) if self._options.allow_retire else []
         return moves + retired
-
-    def _leave(self, moves: list[Change]) -> list[Change]:
-        for move in moves:
-            self._leaving.setdefault(move.customer_id or "", set()).update(move.subject_keys)
-            if move.kind is ChangeKind.RETIRE_CUSTOMER:
-                self._retired.add(move.customer_id or "")
-        return moves
 
     def _all_held(
         self,
@@ -254,16 +239,21 @@ class _Planner:
 
     def _foreign(self, want: DesiredCustomer, have: ObservedCustomer) -> Iterator[Change]:
         for subject in want.subjects:
-            holder = have if have.carries(subject.key) else self._holder(subject.key)
+            holder = have if have.carries(subject.key) else self._holders.of(subject.key)
             if holder is not None:
                 yield self._held(want, subject, holder)
                 continue
             reason = (
                 f"customer {customer_name(have)} belongs to {owner_of(have)}, so nothing is changed there and"
                 f" the usage of {subject.principal} stays unattributed. Attach the subject by hand, or use"
-                " another customer key"
+                f" another customer key{self._adoption_hint(have)}"
             )
             yield _blocked(want, [subject], reason, have)
+
+    def _adoption_hint(self, have: ObservedCustomer) -> str:
+        if self._options.adopt or not is_adoptable(have.metadata):
+            return ""
+        return "; or allow with --adopt that syncd takes it over, with our marks (its name stays)"
 
     def _held(self, want: DesiredCustomer, subject: DesiredSubject, holder: ObservedCustomer) -> Change:
         """Report a subject that is on another customer than the one we want, or on one that is not ours."""
@@ -271,14 +261,15 @@ class _Planner:
             whose = f"{customer_name(holder)}, which belongs to {owner_of(holder)}"
             reason = f"already attributed to {whose}; left alone"
             return Change(ChangeKind.UNMANAGED, holder.key, (subject.key,), reason, holder.id)
-        reason = held_reason(want, subject, holder, self._options.kept)
+        frozen = self._holders.frozen(holder)
+        reason = held_reason(want, subject, holder, self._options.kept, frozen)
         return _blocked(want, [subject], reason, holder)
 
     def _entity_changes(
         self, want: DesiredCustomer, subjects: list[DesiredSubject], have: ObservedCustomer | None
     ) -> Iterator[Change]:
-        if self.entities is not None:
-            yield from entity_changes(want, subjects, have, self.entities, self._owner_id)
+        if self._holders.entities is not None:
+            yield from entity_changes(want, subjects, have, self._holders.entities, self._owner_id)
 
 
 def _unnamed(want: DesiredCustomer) -> DesiredCustomer:
@@ -290,12 +281,13 @@ def _unnamed(want: DesiredCustomer) -> DesiredCustomer:
     return replace(want, name_follows_source=False, subjects=subjects)
 
 
-def subscription_reason(have: ObservedCustomer) -> str:
-    """Say why the subject keys of a paying customer cannot change, and what to do."""
+def _key_reason(want: DesiredCustomer, in_the_way: ObservedCustomer) -> str:
+    if in_the_way.id == want.key:
+        return f"its key {want.key!r} is the id of customer {customer_name(in_the_way)}. Use another key"
     return (
-        f"customer {customer_name(have)} has an active subscription ({have.active_subscription}); the"
-        " metering API refuses to change its subject keys, not even their order. Attach the subject by hand"
-        " between two subscriptions, or send this usage under a subject that the customer carries already"
+        f"its key {want.key!r} is a subject of customer {customer_name(in_the_way)}, and the metering"
+        " API refuses a key that is another customer's subject. Take the subject off that customer,"
+        " or use another key"
     )
 
 

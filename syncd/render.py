@@ -116,8 +116,10 @@ def _why(change: Change) -> str:
             return f"{change.reason} ({events})"
         case ChangeKind.MOVE_SUBJECTS | ChangeKind.RETIRE_CUSTOMER:
             return f"{change.reason} ({events}, the last 31 days: without a subscription no period is open)"
+        case ChangeKind.DELETE_SUBJECT:
+            return f"{change.reason} ({events})"
         case _:
-            return f"{change.reason} ({events} change hands)"
+            return f"{change.reason} ({events}, unbilled after that unless they are invoiced)"
 
 
 def _exposure(exposure: Exposure) -> str:

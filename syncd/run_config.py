@@ -67,6 +67,13 @@ class ScheduleConfig(Section):
     """Each run is late by a random time up to this."""
 
 
+def _not_blank(token: SecretStr) -> SecretStr:
+    # An environment variable that is set to nothing must not open the daemon to everybody.
+    if not token.get_secret_value().strip():
+        raise ValueError("must not be empty; leave it out where no token is wanted")
+    return token
+
+
 def default_state_dir() -> Path:
     """Return where the history is kept: as systemd says, else the system's place for root, or the user's."""
     if given := os.environ.get("STATE_DIRECTORY"):
@@ -86,7 +93,7 @@ class DaemonConfig(Section):
     # NoDecode: from the environment it is this text, not JSON.
     listen: Annotated[Listen, NoDecode, BeforeValidator(Listen.parse)] = Listen("127.0.0.1", 8890)
     """Host and port of the HTTP API and the dashboard. Any address but loopback needs `token`."""
-    token: SecretStr | None = None
+    token: Annotated[SecretStr, AfterValidator(_not_blank)] | None = None
     """Bearer token of the HTTP API, and what people log in to the dashboard with."""
     dashboard: bool = True
     """Whether the dashboard is served."""
@@ -97,12 +104,13 @@ class DaemonConfig(Section):
     """Run history and lock. Unset: `$STATE_DIRECTORY`; else `/var/lib/syncd` for root, `~/.local/state/syncd`
     for others."""
     keep_runs: Duration = timedelta(days=90)
-    """How long runs stay in the history."""
+    """How long runs stay in the history. The latest 100 stay in any case."""
 
     @model_validator(mode="after")
     def _guard(self) -> Self:
         if not self.listen.is_loopback and self.token is None:
-            raise ValueError("listen is not a loopback address, so token must be set")
+            raise ValueError("listen is not a loopback address, so token must be set (SYNCD_DAEMON__TOKEN)")
         if self.public_url is not None and self.token is None:
-            raise ValueError("public_url lets others than this machine in, so token must be set")
+            said = "public_url lets others than this machine in, so token must be set (SYNCD_DAEMON__TOKEN)"
+            raise ValueError(said)
         return self

@@ -55,6 +55,8 @@ def restricted(plan: Plan, scope: Scope, principals: Sequence[Principal], rules:
     wanted = desired_world(scope.select(principals), rules)
     subjects = {subject.key for customer in wanted.customers for subject in customer.subjects}
     subjects |= {key for problem in wanted.problems for key in problem.subject_keys}
+    # A principal that gets no subject at all is known by what is said of it.
+    reasons = {problem.reason for problem in wanted.problems}
     customers = {customer.key for customer in wanted.customers}
 
     def concerns(change: Change) -> bool:
@@ -62,7 +64,7 @@ def restricted(plan: Plan, scope: Scope, principals: Sequence[Principal], rules:
             return False
         if change.subject_keys:
             return not subjects.isdisjoint(change.subject_keys)
-        return change.customer_key in customers
+        return change.customer_key in customers or change.reason in reasons
 
     note = "only what concerns the selected principals; nothing is marked, detached or deleted"
     return replace(plan, changes=tuple(filter(concerns, plan.changes)), notes=(*plan.notes, note))

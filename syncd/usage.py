@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Mapping
 from dataclasses import dataclass
 
@@ -12,6 +13,9 @@ REQUESTS_METER = "kong_api_requests"
 """COUNT of events of type kong.api_request."""
 TOKENS_METER = "kong_llm_tokens"
 """SUM of $.tokens of events of type kong.llm_request."""
+EVENTS_METER = "kong_llm_events"
+"""COUNT of events of type kong.llm_request: one for the input, one for the output of a model call. It is
+there for `syncd audit`; no price belongs on it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,8 +71,9 @@ class Usage:
 
     def to_json(self) -> dict[str, object]:
         """Return it as ``syncd usage --json`` prints it."""
-        subjects = [subject for customer in self.customers for subject in customer.subjects]
-        subjects += self.unattributed
+        # By key: what is counted for two customers happened once.
+        charged = {subject.key: subject for customer in self.customers for subject in customer.subjects}
+        subjects = [*charged.values(), *self.unattributed]
         return {
             "customers": [customer.to_json() for customer in self.customers],
             "unattributed": [subject.to_json() for subject in self.unattributed],
@@ -90,20 +95,21 @@ def read_usage(target: MeteringTarget, since: str | None = None, until: str | No
 def attribute(
     customers: tuple[ObservedCustomer, ...], requests: Mapping[str, float], tokens: Mapping[str, float]
 ) -> Usage:
-    """Give each subject's usage to the customer whose id, key or subject key it is."""
-    home: dict[str, ObservedCustomer] = {}
+    """Give each subject's usage to the customer whose id, key or subject key it is.
+
+    To both where it is the key of one and a subject of another (`syncd.twice`): so does the metering API.
+    """
+    homes: defaultdict[str, set[str]] = defaultdict(set)
     for customer in customers:
-        home[customer.id] = customer
-        if customer.key:
-            home.setdefault(customer.key, customer)
-    for customer in customers:
-        home.update(dict.fromkeys(customer.subject_keys, customer))
+        for name in (customer.id, customer.key, *customer.subject_keys):
+            if name:
+                homes[name].add(customer.id)
     used: dict[str, set[str]] = {customer.id: set(customer.subject_keys) for customer in customers}
     unattributed: set[str] = set()
     for subject in requests.keys() | tokens.keys():
-        if owner := home.get(subject):
-            used[owner.id].add(subject)
-        else:
+        for owner in homes.get(subject, ()):
+            used[owner].add(subject)
+        if subject not in homes:
             unattributed.add(subject)
 
     def lines(keys: set[str]) -> tuple[SubjectUsage, ...]:

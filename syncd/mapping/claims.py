@@ -19,7 +19,7 @@ class Claim:
     """A principal, its subject, the customer it shall be in; `group` is what groups it there, if anything.
 
     `row` is its row of the mapping file. `joined`: it is there because of the application that it is
-    on a gateway.
+    on a gateway. `shared`: its subject is that of its whole group (`mapping.subject_field: tag`).
     """
 
     principal: Principal
@@ -28,6 +28,7 @@ class Claim:
     group: str | None = None
     row: Assignment | None = None
     joined: bool = False
+    shared: bool = False
 
     @property
     def values(self) -> Mapping[str, str]:
@@ -132,11 +133,12 @@ def _is_left_out(principal: Principal, rules: MappingRules) -> bool:
 
 
 def _claim(principal: Principal, rules: MappingRules, index: Index) -> Claim | Problem:
-    subject_key = _subject_key(principal, rules)
-    if isinstance(subject_key, Problem):
-        return subject_key
     row = assignment_of(principal, index) if index else None
     group = _group(principal, rules, row)
+    shared = rules.subject_field == "tag" and principal.kind == "consumer" and isinstance(group, str)
+    subject_key = group if shared and isinstance(group, str) else _subject_key(principal, rules)
+    if isinstance(subject_key, Problem):
+        return subject_key
     if isinstance(group, Problem):
         return replace(group, subject_keys=(subject_key,))
     template = rules.templates.key if group is None else rules.templates.group_key
@@ -150,13 +152,13 @@ def _claim(principal: Principal, rules: MappingRules, index: Index) -> Claim | P
             if fault := _fault_of_key(key):
                 reason = f"{principal.describe()}: its {what} {fault}; change it at the source"
                 return Problem(customer_key[:MAX_KEY], (subject_key[:MAX_KEY],), reason)
-    return Claim(principal, subject_key, customer_key, group, row)
+    return Claim(principal, subject_key, customer_key, group, row, shared=shared)
 
 
 def _subject_key(principal: Principal, rules: MappingRules) -> str | Problem:
     if principal.kind == "static":
         return principal.id
-    if principal.kind == "consumer" and rules.subject_field != "id":
+    if principal.kind == "consumer" and rules.subject_field in ("username", "custom_id"):
         value = principal.username if rules.subject_field == "username" else principal.custom_id
         if value:
             return value

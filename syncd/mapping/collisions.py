@@ -24,6 +24,7 @@ def _without_shared_subjects(claims: list[Claim]) -> tuple[list[Claim], list[Pro
     by_subject: dict[str, list[Claim]] = defaultdict(list)
     for claim in claims:
         by_subject[claim.subject_key].append(claim)
+    contested = {key: sharing for key, sharing in by_subject.items() if _is_contested(sharing)}
     problems = [
         Problem(
             sharing[0].customer_key if len({claim.customer_key for claim in sharing}) == 1 else None,
@@ -31,10 +32,14 @@ def _without_shared_subjects(claims: list[Claim]) -> tuple[list[Claim], list[Pro
             f"{_names(sharing)} have the same subject {subject_key!r}: their usage cannot be told apart."
             " Give one of them another subject, or leave one source out",
         )
-        for subject_key, sharing in by_subject.items()
-        if len(sharing) > 1
+        for subject_key, sharing in contested.items()
     ]
-    return [sharing[0] for sharing in by_subject.values() if len(sharing) == 1], problems
+    return [claim for claim in claims if claim.subject_key not in contested], problems
+
+
+def _is_contested(sharing: list[Claim]) -> bool:
+    """Tell whether several claim one subject, and not as the members of one group that sends it."""
+    return len(sharing) > 1 and not all(claim.shared for claim in sharing)
 
 
 def _without_chance_meetings(claims: list[Claim]) -> tuple[list[Claim], list[Problem]]:

@@ -30,21 +30,24 @@ def within_limits(world: DesiredWorld, observed: ObservedWorld, rules: MappingRu
     kept: list[DesiredCustomer] = []
     split: list[DesiredCustomer] = []
     problems = list(world.problems)
-    taken = {customer.key for customer in world.customers}
+    taken = _taken(world)
     for customer in world.customers:
         stays, over = _divided(customer, there.get(customer.key), carriers, limit, rules.owner_id)
         kept.append(customer if not over else replace(customer, subjects=stays))
         for subject in over:
-            own = _own(customer, subject, rules.owner_id)
-            if rules.overflow == "split" and len(own.key) <= MAX_KEY and own.key not in taken:
-                taken.add(own.key)
-                split.append(own)
-            else:
+            own, itself = _own(customer, subject, rules.owner_id), _subject_of(subject)
+            if rules.overflow != "split":
                 problems.append(_blocked(customer, subject, limit))
+            elif len(own.key) > MAX_KEY or taken.get(own.key, itself) != itself:
+                problems.append(_unsplit(customer, subject, own.key, taken.get(own.key)))
+            else:
+                taken[own.key] = f"that of {subject.principal}"
+                split.append(own)
     return DesiredWorld(
         tuple(sorted((customer for customer in kept + split if customer.subjects), key=lambda c: c.key)),
         tuple(sorted(problems, key=lambda problem: problem.reason)),
         world.warnings,
+        world.known,
     )
 
 
@@ -88,6 +91,34 @@ def _own(group: DesiredCustomer, subject: DesiredSubject, owner_id: str) -> Desi
         marks=ours,
         details=group.details,
     )
+
+
+def _taken(world: DesiredWorld) -> dict[str, str]:
+    """Return what cannot be the key of a customer that is split off, and whose it is.
+
+    Neither another customer's key, nor another principal's subject: its usage would be counted twice.
+    """
+    taken = {subject.key: _subject_of(subject) for one in world.customers for subject in one.subjects}
+    return taken | {one.key: f"that of {_shown(one)}" for one in world.customers}
+
+
+def _subject_of(subject: DesiredSubject) -> str:
+    return f"the subject {subject.key!r} of {subject.principal}"
+
+
+def _shown(customer: DesiredCustomer) -> str:
+    people = ", ".join(subject.principal for subject in customer.subjects[:3])
+    return f"customer {customer.key!r} ({people}{', ...' if len(customer.subjects) > 3 else ''})"
+
+
+def _unsplit(group: DesiredCustomer, subject: DesiredSubject, key: str, whose: str | None) -> Problem:
+    why = f"which is longer than {MAX_KEY} characters" if whose is None else f"and that is {whose}"
+    reason = (
+        f"{subject.principal} does not fit into customer {group.key!r} (mapping.max_subjects_per_customer),"
+        f" and a customer of its own would have the key {key!r}, {why}. Use a template mapping.key that tells"
+        " them apart"
+    )
+    return Problem(group.key, (subject.key,), reason)
 
 
 def _blocked(customer: DesiredCustomer, subject: DesiredSubject, limit: int) -> Problem:

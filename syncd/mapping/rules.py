@@ -9,7 +9,8 @@ from typing import Literal
 from syncd.model import CustomerDetails, Principal
 
 GroupBy = Literal["none", "tag", "custom_id", "owner", "file"]
-SubjectField = Literal["id", "username", "custom_id"]
+SubjectField = Literal["id", "username", "custom_id", "tag"]
+"""`tag`: consumers tagged ``customer:<key>`` send that key, the others their id."""
 Overflow = Literal["block", "split"]
 
 DEFAULT_KEY = "{kind}-{id}"

@@ -9,6 +9,7 @@ from collections.abc import Iterable, Mapping
 from itertools import groupby
 from operator import attrgetter
 
+from openmeter_plugin.subject import default_subject
 from syncd.mapping.claims import Claim, claims_of
 from syncd.mapping.collisions import without_collisions
 from syncd.mapping.details import details_of
@@ -23,6 +24,7 @@ _CUSTOMER_KEY = attrgetter("customer_key")
 def desired_world(principals: Iterable[Principal], rules: MappingRules) -> DesiredWorld:
     """Return the customers that these principals ask for."""
     claims, problems = claims_of(principals, rules)
+    known = _known(claims)
     claims, collisions = without_collisions(claims)
     claims.sort(key=_CUSTOMER_KEY)
     warnings: list[str] = []
@@ -30,7 +32,16 @@ def desired_world(principals: Iterable[Principal], rules: MappingRules) -> Desir
         [_customer(key, list(inside), rules, warnings) for key, inside in groupby(claims, key=_CUSTOMER_KEY)]
     )
     ordered = sorted(problems + collisions, key=lambda problem: problem.reason)
-    return DesiredWorld(customers, tuple(ordered), tuple(warnings))
+    return DesiredWorld(customers, tuple(ordered), tuple(warnings), known)
+
+
+def _known(claims: Iterable[Claim]) -> frozenset[str]:
+    """Return the subjects of the members of groups from before the group had one of its own."""
+    return frozenset(
+        default_subject("consumer", claim.principal.id)
+        for claim in claims
+        if claim.shared and claim.principal.id
+    )
 
 
 def display_name(principal: Principal) -> str:
@@ -53,7 +64,7 @@ def _customer(key: str, claims: list[Claim], rules: MappingRules, warnings: list
     # The principal that gives the customer its key also gives it its name and source-id.
     own = None
     for claim in claims:
-        if claim.is_single or claim.subject_key == key:
+        if claim.is_single or (claim.subject_key == key and not claim.shared):
             own = claim
             break
     namesake = own.principal if own else None
@@ -63,10 +74,19 @@ def _customer(key: str, claims: list[Claim], rules: MappingRules, warnings: list
         key=key,
         name=name,
         name_follows_source=namesake is not None and not (own and own.row and own.row.name),
-        subjects=tuple([_subject(claim, ours, name if claim is own else None, rules) for claim in claims]),
+        subjects=tuple(
+            [_subject(claim, ours, name if claim is own else None, rules) for claim in _apart(claims)]
+        ),
         marks=ours,
         details=details_of(key, claims, rules, warnings.append),
     )
+
+
+def _apart(claims: list[Claim]) -> list[Claim]:
+    """Return one claim for each subject: the members of a group may share one."""
+    if not any(claim.shared for claim in claims):
+        return claims
+    return list({claim.subject_key: claim for claim in claims}.values())
 
 
 def _customer_name(
@@ -100,6 +120,8 @@ def _subject(
     `customer_name` is given), or where the configuration names a static subject.
     """
     principal = claim.principal
+    if claim.shared:
+        return DesiredSubject(claim.subject_key, None, customer_marks, f"consumers tagged {claim.group!r}")
     static = display_name(principal) if principal.kind == "static" and principal.username else None
     return DesiredSubject(
         key=claim.subject_key,

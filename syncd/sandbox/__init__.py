@@ -21,7 +21,7 @@ def serve(
 ) -> None:
     """Serve the sandbox until SIGTERM or SIGINT, then finish the requests in hand and return.
 
-    `port` 0 takes a free one; the line on stderr tells which. `db` is created, with two standard meters, when
+    `port` 0 takes a free one; the line on stderr tells which. `db` is created, with the standard meters, when
     it does not exist. With a `token` every request but /healthz needs `Authorization: Bearer <token>`.
     `subjects=False` answers 404 on /api/v1/subjects, as newer servers do.
 

@@ -15,8 +15,8 @@ METER = {
 }
 
 
-def test_a_new_database_has_the_two_standard_meters(api: httpx.Client) -> None:
-    requests, llm_tokens = ok(api.get("/api/v1/meters"))
+def test_a_new_database_has_the_standard_meters(api: httpx.Client) -> None:
+    requests, llm_events, llm_tokens = ok(api.get("/api/v1/meters"))
     assert (requests["slug"], requests["aggregation"], requests["eventType"]) == (
         "kong_api_requests",
         "COUNT",
@@ -26,6 +26,11 @@ def test_a_new_database_has_the_two_standard_meters(api: httpx.Client) -> None:
     assert (llm_tokens["slug"], llm_tokens["aggregation"], llm_tokens["eventType"]) == (
         "kong_llm_tokens",
         "SUM",
+        "kong.llm_request",
+    )
+    assert (llm_events["slug"], llm_events["aggregation"], llm_events["eventType"]) == (
+        "kong_llm_events",
+        "COUNT",
         "kong.llm_request",
     )
     assert llm_tokens["valueProperty"] == "$.tokens"

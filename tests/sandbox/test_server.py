@@ -72,7 +72,7 @@ def test_what_was_answered_survives_the_death_of_the_process(tmp_path: Path) -> 
     with running_sandbox(tmp_path / "db") as url, httpx.Client(base_url=url) as api:
         assert stored_ids(api) == {"a"}
         assert ok(api.get(f"/api/v1/customers/{customer['id']}")) == customer
-        assert len(ok(api.get("/api/v1/meters"))) == 2
+        assert len(ok(api.get("/api/v1/meters"))) == 3
 
 
 def test_a_restart_on_the_same_port_looks_like_the_same_server(tmp_path: Path) -> None:
@@ -153,6 +153,6 @@ def test_a_reset_leaves_only_the_standard_meters(api: httpx.Client) -> None:
     api.delete("/api/v1/meters/kong_api_requests")
     api.post("/sandbox/v1/faults", json={"path": "/api/v1/meters"})
     assert api.post("/sandbox/v1/reset").status_code == 204
-    assert len(ok(api.get("/api/v1/meters"))) == 2
+    assert len(ok(api.get("/api/v1/meters"))) == 3
     assert stored_ids(api) == set()
     create_customer(api, key="alice")

@@ -94,6 +94,7 @@ class MemoryTarget:
         for other in self.customers.values():
             if other.id == new.id:
                 continue
-            ours, theirs = {new.key, *new.subject_keys}, {other.key, *other.subject_keys}
-            if (ours & theirs) - {None}:
+            # As the real one: a subject may be another customer's key, and is then counted for both.
+            taken = {other.key, *other.subject_keys} & {new.key} - {None}
+            if taken or not set(new.subject_keys).isdisjoint(other.subject_keys):
                 raise RefusedError("conflict", status=409, detail=f"in conflict with {other.key}")

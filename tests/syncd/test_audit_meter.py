@@ -75,12 +75,14 @@ def test_the_events_of_each_hour_and_subject_are_counted_at_their_hour(server: s
         meters = HourlyMeters(client, dialect)
         requests, tokens = meters.yardstick(REQUEST), meters.yardstick(TOKENS)
         assert requests is not None
-        assert tokens is not None
+        assert tokens == Yardstick(TOKENS, "kong_llm_events")
         assert meters.values(requests, HOUR_7, HOUR_7 + HOUR) == {Line(HOUR_7, REQUEST, "alice"): 3}
         assert meters.values(tokens, HOUR_7 - HOUR, HOUR_7 + HOUR) == {
             Line(HOUR_7 - HOUR, TOKENS, "bob"): 1,
-            Line(HOUR_7, TOKENS, "bob"): 1,
+            Line(HOUR_7, TOKENS, "bob"): 3,
         }
+        summing = Yardstick(TOKENS, "kong_llm_tokens", exact=False)
+        assert meters.values(summing, HOUR_7, HOUR_7 + HOUR) == {Line(HOUR_7, TOKENS, "bob"): 1}
 
 
 def answered(row: object, aggregation: str = "COUNT") -> dict[Line, int]:

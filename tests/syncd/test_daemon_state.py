@@ -7,7 +7,9 @@ import signal
 import subprocess
 import threading
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
+from dataclasses import replace
+from datetime import timedelta
 from pathlib import Path
 
 import httpx
@@ -15,6 +17,9 @@ import pytest
 
 from syncd import config as settings
 from syncd.daemon import running
+from syncd.history import History
+from syncd.runner import RunOptions
+from syncd.runs import State, begun
 from syncd.sandbox.testing import running_sandbox
 from tests.syncd.processes import KONG_YML, Project, command, logged, when_logged
 from tests.syncd.servers import Answer, Asked, serving
@@ -144,6 +149,55 @@ def test_a_reload_takes_the_new_configuration_and_refuses_a_bad_one(
         assert figures(client)["syncd_config_current"] == 1
         finished(client, client.post("/v1/syncs").json()["id"])
         assert len(customers(sandbox)) == 3
+
+
+def test_a_reload_cannot_take_the_token_off_an_address_that_everybody_reaches(project: Project) -> None:
+    """The socket stays until a restart, whatever the new configuration says about the address."""
+    project.configure("daemon: {listen: '0.0.0.0:0', state_dir: state, token: sesame}\n")
+    with running(settings.load(project.config)) as there:
+        url = f"http://127.0.0.1:{there.address.port}"
+        project.configure("daemon: {listen: '127.0.0.1:0', state_dir: state}\n")
+        there.reload(lambda: settings.load(project.config))
+        assert httpx.get(f"{url}/v1/status").status_code == 401
+        authorized = {"Authorization": "Bearer sesame"}
+        status = httpx.get(f"{url}/v1/status", headers=authorized).json()
+        assert "daemon.token must stay set" in status["configuration_refused"]
+        project.configure("daemon: {listen: '127.0.0.1:0', state_dir: state, token: other}\n")
+        there.reload(lambda: settings.load(project.config))
+        assert httpx.get(f"{url}/v1/status", headers=authorized).status_code == 401
+        assert httpx.get(f"{url}/v1/status", headers={"Authorization": "Bearer other"}).status_code == 200
+
+
+def test_an_address_beyond_loopback_without_a_token_is_refused_before_anything_is_read(
+    project: Project,
+) -> None:
+    project.configure("daemon: {listen: '0.0.0.0:0'}\n")
+    for variables in ({}, {"SYNCD_DAEMON__TOKEN": ""}):
+        ended = project.run("run", **variables)
+        assert ended.returncode == 1
+        assert "token" in ended.stderr
+        assert "SYNCD_DAEMON__TOKEN" in ended.stderr
+
+
+def test_a_reload_changes_how_long_runs_are_kept(project: Project, tmp_path: Path) -> None:
+    project.configure("daemon: {listen: '127.0.0.1:0', state_dir: state}\n")
+    with (
+        running(settings.load(project.config)) as there,
+        httpx.Client(base_url=there.address.url) as client,
+        closing(History(tmp_path / "state")) as history,
+    ):
+        idle(client)
+        old = begun("manual", RunOptions())
+        old = replace(old, state=State.SUCCEEDED, requested_at=old.requested_at - timedelta(days=10))
+        history.save(old.summary())
+        for _ in range(100):
+            history.save(begun("manual", RunOptions()).summary())
+        finished(client, client.post("/v1/syncs").json()["id"])
+        assert history.run(old.id)
+        project.configure("daemon: {listen: '127.0.0.1:0', state_dir: state, keep_runs: 5d}\n")
+        there.reload(lambda: settings.load(project.config))
+        finished(client, client.post("/v1/syncs").json()["id"])
+        assert history.run(old.id) is None
 
 
 def test_a_cron_schedule_with_jitter_is_what_the_status_tells(project: Project) -> None:

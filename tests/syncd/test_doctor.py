@@ -42,7 +42,9 @@ def test_a_plugin_that_names_subjects_otherwise_is_a_problem() -> None:
     assert found(ours()) == [("subject", "ok"), ("endpoint", "ok")]
     assert found(ours("username"))[0] == ("subject", "problem")
     assert found(ours("username"), field="username")[0] == ("subject", "ok")
-    assert found(ours("tag"))[0] == ("subject", "ok")
+    assert found(ours("tag"), field="tag")[0] == ("subject", "ok")
+    assert found(ours("tag"))[0] == ("subject", "warning")
+    assert found(ours("id"), field="tag")[0] == ("subject", "problem")
     assert found(ours(look_up="header"))[0] == ("subject", "warning")
 
 
@@ -66,12 +68,24 @@ def test_a_meter_that_is_missing_or_counts_otherwise_is_a_problem() -> None:
     right = {
         "kong_api_requests": ("kong.api_request", "COUNT"),
         "kong_llm_tokens": ("kong.llm_request", "SUM"),
+        "kong_llm_events": ("kong.llm_request", "COUNT"),
     }
-    assert [finding.level for finding in check_meters(right)] == [Level.OK, Level.OK]
+    assert [finding.level for finding in check_meters(right)] == [Level.OK] * 3
     lower = right | {"kong_llm_tokens": ("kong.llm_request", "sum")}
-    assert [finding.level for finding in check_meters(lower)] == [Level.OK, Level.OK]
+    assert [finding.level for finding in check_meters(lower)] == [Level.OK] * 3
     wrong = {"kong_llm_tokens": ("kong.llm_request", "COUNT")}
-    assert [finding.level for finding in check_meters(wrong)] == [Level.PROBLEM, Level.PROBLEM]
+    assert [finding.level for finding in check_meters(wrong)][:2] == [Level.PROBLEM, Level.PROBLEM]
+
+
+def test_without_a_meter_that_counts_them_the_audit_of_model_calls_is_rough_and_doctor_says_so() -> None:
+    meters = {
+        "kong_api_requests": ("kong.api_request", "COUNT"),
+        "kong_llm_tokens": ("kong.llm_request", "SUM"),
+    }
+    last = list(check_meters(meters))[-1]
+    assert (last.level, "`syncd audit` compares them only roughly" in last.text) == (Level.WARNING, True)
+    # Under another key it serves as well.
+    assert list(check_meters(meters | {"mine": ("kong.llm_request", "count")}))[-1].level is Level.OK
 
 
 @pytest.mark.parametrize(("seconds", "level"), [(0, "ok"), (29, "ok"), (-31, "problem"), (3600, "problem")])
@@ -197,8 +211,10 @@ def test_over_v3_the_probe_tells_that_the_server_deduplicates(project: Project, 
 
 
 def test_a_meter_on_a_later_page_is_found_over_v3(project: Project) -> None:
-    names = [f"other_{number}" for number in range(5)] + ["kong_api_requests", "kong_llm_tokens"]
+    names = [f"other_{number}" for number in range(5)]
+    names += ["kong_api_requests", "kong_llm_tokens", "kong_llm_events"]
     types = {
+        "kong_llm_events": ("kong.llm_request", "count"),
         "kong_api_requests": ("kong.api_request", "count"),
         "kong_llm_tokens": ("kong.llm_request", "sum"),
     }

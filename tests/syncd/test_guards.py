@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 
 from syncd.changes import Plan
@@ -139,6 +141,14 @@ def test_a_run_for_one_principal_changes_its_own_and_removes_nothing() -> None:
         "attach-subjects acme consumer:2",
     ]
     assert scoped(Scope(source="portal", principal="dave")) == ["create-customer consumer:4 consumer:4"]
+
+
+def test_a_selected_principal_that_gets_no_subject_is_not_said_to_be_in_order() -> None:
+    rules = replace(BY_TAG, subject_field="username")
+    nameless = consumer("5", None, custom_id="crm-5")
+    full = plan_for([consumer("1", "alice"), nameless], observed(), rules=rules)
+    (blocked,) = restricted(full, Scope(principal="5"), [consumer("1", "alice"), nameless], rules).changes
+    assert "has no username" in blocked.reason
 
 
 def test_without_a_selection_everything_stays() -> None:

@@ -7,8 +7,9 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from dataclasses import replace
-from datetime import UTC, datetime, timedelta
+from datetime import UTC, datetime, timedelta, tzinfo
 from pathlib import Path
+from typing import Self
 
 import httpx
 import pytest
@@ -17,6 +18,7 @@ from syncd.errors import HistoryError, LockedError
 from syncd.history import History
 from syncd.lock import write_lock
 from syncd.outcome import Outcome, Status
+from syncd.recorder import Recorder
 from syncd.runner import RunOptions
 from syncd.runs import Run, State, begun
 from syncd.sandbox.testing import running_sandbox
@@ -61,6 +63,81 @@ def test_the_latest_runs_come_first_and_old_ones_are_forgotten(history: History)
     assert len(found) == 2
     assert found[0]["requested_at"] > found[1]["requested_at"]
     assert len(history.runs(1)) == 1
+
+
+class Clock(datetime):
+    """This machine's clock as somebody has set it."""
+
+    ahead = timedelta(0)
+
+    @classmethod
+    def now(cls, tz: tzinfo | None = None) -> Self:
+        return super().now(tz) + cls.ahead
+
+
+@pytest.fixture
+def clock(monkeypatch: pytest.MonkeyPatch) -> type[Clock]:
+    monkeypatch.setattr(Clock, "ahead", -timedelta(days=400))
+    monkeypatch.setattr("syncd.history.datetime", Clock)
+    return Clock
+
+
+def shown_by(clock: type[Clock]) -> datetime:
+    return clock.now(UTC)
+
+
+def recorded(recorder: Recorder, days_ago: int) -> str:
+    one = run(days_ago=days_ago)
+    recorder.planned(one)
+    recorder.finished(one)
+    return one.id
+
+
+def kept(history: History) -> set[str]:
+    return {str(one["id"]) for one in history.runs(1000)}
+
+
+def test_the_latest_runs_stay_whatever_their_age(history: History) -> None:
+    """As a clock that is set a year ahead before syncd starts makes all of them look."""
+    before = [run(days_ago=400 - number) for number in range(5)]
+    for old in before:
+        history.save(old.summary(), old.plan)
+    recorder = Recorder(history, lambda: timedelta(days=90), at_least=3)
+    latest = recorded(recorder, 0)
+    assert kept(history) == {before[3].id, before[4].id, latest}
+
+
+def test_a_clock_that_jumps_ahead_forgets_no_run_that_was_made_before_it_did(
+    history: History, clock: type[Clock]
+) -> None:
+    recorder = Recorder(history, lambda: timedelta(days=90), at_least=1, now=lambda: shown_by(clock))
+    made = [recorded(recorder, days_ago) for days_ago in (450, 400)]
+    clock.ahead = timedelta(0)
+    made.append(recorded(recorder, 0))
+    assert kept(history) == set(made)
+
+
+def test_runs_made_while_the_clock_was_behind_stay_when_it_is_right_again(
+    history: History, clock: type[Clock]
+) -> None:
+    for _ in range(3):
+        one = run()
+        history.save(one.summary(), one.plan)
+    clock.ahead = timedelta(0)
+    recorder = Recorder(history, lambda: timedelta(days=90), at_least=3, now=lambda: shown_by(clock))
+    clock.ahead = -timedelta(days=400)
+    behind = recorded(recorder, 400)
+    clock.ahead = timedelta(0)
+    recorded(recorder, 0)
+    assert behind in kept(history)
+
+
+def test_what_is_too_old_by_a_clock_that_goes_evenly_is_forgotten(history: History) -> None:
+    recorder = Recorder(history, lambda: timedelta(days=90), at_least=2)
+    old = [recorded(recorder, days_ago) for days_ago in (95, 94)]
+    recent = [recorded(recorder, days_ago) for days_ago in (2, 1, 0)]
+    assert kept(history) == set(recent)
+    assert not kept(history) & set(old)
 
 
 def test_plans_that_say_the_same_are_stored_once(history: History, tmp_path: Path) -> None:

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from syncd.mapping import Assignment, MappingRules, Templates, desired_world, within_limits
 from syncd.model import CustomerDetails, DesiredWorld, ObservedCustomer, Principal
-from tests.syncd.builders import BY_TAG, OWNER, RULES, consumer, customer, observed
+from tests.syncd.builders import BY_TAG, OWNER, RULES, consumer, customer, observed, static
 
 TEAM = "team:7"
 
@@ -256,6 +256,21 @@ def test_one_that_was_split_off_stays_so_when_the_group_has_room_again() -> None
         "acme": ["consumer:b"],
         "consumer-a": ["consumer:a"],
     }
+
+
+def test_one_that_cannot_be_split_off_is_told_with_whose_key_it_would_have() -> None:
+    by_name = Templates(key="{username}")
+    split = replace(LIMITED, overflow="split", templates=by_name)
+    people = [consumer("1", "zoe", "customer:acme"), consumer("2", "dan", "customer:acme", source="east")]
+    people.append(consumer("3", "dan", "customer:acme", source="west"))
+    two_of_a_name = within_limits(desired_world(people, split), observed(), split)
+    assert sorted(shape(two_of_a_name)) == ["acme", "dan"]
+    assert "would have the key 'dan', and that is that of consumer dan" in reasons(two_of_a_name)
+    # A key that is somebody else's subject would have that one's usage counted twice.
+    crossed = [*people[:2], static("dan", name="batch")]
+    world = within_limits(desired_world(crossed, split), observed(), split)
+    assert "dan" not in shape(world)
+    assert "and that is the subject 'dan' of static subject batch" in reasons(world)
 
 
 def test_a_customer_that_would_be_split_off_under_the_key_of_another_is_reported_instead() -> None:

@@ -8,6 +8,7 @@ from syncd.changes import ChangeKind
 from syncd.mapping import MappingRules
 from syncd.model import ObservedSubject
 from syncd.ownership import marks
+from syncd.plan import PlanOptions
 from tests.syncd.builders import BY_TAG, OWNER, consumer, customer, lines, observed, plan_for, static
 
 ACME = [consumer("1", "alice", "customer:acme"), consumer("2", "bob", "customer:acme")]
@@ -213,3 +214,10 @@ def test_two_owners_share_a_metering_api_in_peace() -> None:
     rules = MappingRules(owner_id="south")
     plan = plan_for([consumer("1", "alicia")], world, rules=rules)
     assert lines(plan) == ["unmanaged consumer:1 consumer:1"]
+
+
+def test_flags_that_policy_create_only_does_not_heed_are_said_to_do_nothing() -> None:
+    plan = plan_for([], observed(), policy="create-only", options=PlanOptions(adopt=True))
+    assert "--adopt" in plan.notes[0]
+    assert plan_for([], observed(), policy="create-only").notes == ()
+    assert plan_for([], observed(), options=PlanOptions(adopt=True)).notes == ()

@@ -64,6 +64,15 @@ def test_the_flags_of_the_review_are_those_of_the_application(project: Project, 
     assert (acme["name"], acme["metadata"]["adopted"]) == ("ACME Inc.", "true")
 
 
+@pytest.mark.parametrize("flag", ["--allow-move", "--adopt", "--allow-empty", "--principal=alice"])
+def test_a_flag_beside_a_reviewed_plan_is_wrong_usage_and_not_ignored(project: Project, flag: str) -> None:
+    project.call("plan", "--out", "plan.json")
+    ended = project.call("apply", "--plan", "plan.json", flag)
+    assert ended.returncode == 64
+    assert "only --force" in ended.stderr
+    assert project.call("plan").returncode == 2
+
+
 @pytest.mark.parametrize("damage", ["not json", "[]", '{"version": 1}', None])
 def test_a_file_that_is_no_plan_or_was_edited_is_refused(project: Project, damage: str | None) -> None:
     path = project.folder / "plan.json"

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Iterable, Sequence
 from contextlib import suppress
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
@@ -62,16 +63,41 @@ rules = st.builds(
     MappingRules,
     owner_id=st.just(OWNER),
     group_by=st.sampled_from(["none", "tag"]),
-    subject_field=st.sampled_from(["id", "username", "custom_id"]),
+    subject_field=st.sampled_from(["id", "username", "custom_id", "tag"]),
     include_anonymous=st.booleans(),
     templates=st.sampled_from([KEYED_BY_SUBJECT, Templates()]),
 )
 policies = st.sampled_from(["upsert-only", "create-only"])
+all_policies = st.sampled_from(["create-only", "upsert-only", "sync"])
+DAY_ZERO = datetime(2026, 1, 1, tzinfo=UTC)
+
+
+def at(day: int, delete_after: timedelta | None = None, *, flags: bool = True) -> PlanOptions:
+    grace = Grace(DAY_ZERO + timedelta(days=day), timedelta(days=40), delete_after)
+    return PlanOptions(adopt=flags, allow_move=flags, allow_retire=flags, grace=grace)
+
+
+@st.composite
+def crossed(draw: st.DrawFn, customers: list[ObservedCustomer]) -> list[ObservedCustomer]:
+    """Somebody has made one customer's key a subject of another one: both are charged."""
+    named = [one for one in customers if one.key and one.key not in one.subject_keys]
+    if not named or len(customers) < 2:
+        return customers
+    key = draw(st.sampled_from(named)).key
+    carrier = draw(st.sampled_from([one for one in customers if one.key != key]))
+    both = replace(carrier, subject_keys=(*carrier.subject_keys, key or ""))
+    return [both if one is carrier else one for one in customers]
+
+
+def twice(customers: Iterable[ObservedCustomer]) -> set[str]:
+    """The subjects that two customers are charged for."""
+    names = Counter(name for one in customers for name in {one.id, one.key, *one.subject_keys} if name)
+    return {name for name, times in names.items() if times > 1}
 
 
 @st.composite
 def observed_worlds(draw: st.DrawFn) -> ObservedWorld:
-    """A world that the server would allow: no key or subject on two customers."""
+    """A world that the server would allow: no key and no subject twice, but perhaps one as the other."""
     keys = ["acme", "globex", "s", "consumer:1", "consumer:2", "consumer-2", "application:1", "by-hand"]
     free = draw(st.permutations(keys))
     customers: list[ObservedCustomer] = []
@@ -92,6 +118,8 @@ def observed_worlds(draw: st.DrawFn) -> ObservedWorld:
                 active_subscription=draw(st.sampled_from([None, None, "SUB"])),
             )
         )
+    if draw(st.integers(0, 3)) == 0:
+        customers = draw(crossed(customers))
     if not draw(st.booleans()):
         return ObservedWorld(tuple(customers), None)
     entities = draw(st.dictionaries(KEYS, st.tuples(st.one_of(st.none(), NAMES), OWNERS), max_size=4))
@@ -117,6 +145,28 @@ def test_after_applying_there_is_nothing_left_to_apply_and_a_second_run_writes_n
     assert second.actionable == ()
     apply_plan(second, target)
     assert target.writes == writes
+
+
+@settings(max_examples=300, deadline=None)
+@given(principals, observed_worlds(), rules, all_policies, st.integers(0, 60), st.booleans())
+def test_no_run_has_a_subject_counted_twice_and_one_that_is_already_is_told_with_both_its_customers(
+    wanted: list[Principal], world: ObservedWorld, how: MappingRules, policy: Policy, day: int, flags: bool
+) -> None:
+    target = MemoryTarget(world)
+    desired = desired_world(wanted, how)
+    options = at(day, timedelta(days=40), flags=flags)
+    plan = make_plan(desired, world, owner_id=OWNER, policy=policy, options=options)
+    apply_plan(plan, target, remover=target)
+    assert twice(target.customers.values()) <= twice(world.customers)
+    named = {subject.key for customer in desired.customers for subject in customer.subjects}
+    blocked = [(change.subject_keys, change.reason) for change in plan.of(ChangeKind.BLOCKED)]
+    for key in twice(world.customers):
+        both = [one for one in world.customers if key in (one.key, *one.subject_keys)]
+        if key in named or any(is_ours(one.metadata, OWNER) for one in both):
+            assert any(
+                key in keys and all(repr(one.key or one.id) in reason for one in both)
+                for keys, reason in blocked
+            )
 
 
 @settings(max_examples=300, deadline=None)
@@ -193,15 +243,8 @@ def test_every_principal_is_accounted_for(
     assert len(plan.of(ChangeKind.BLOCKED)) >= len(desired.problems)
 
 
-FREEING = {ChangeKind.DETACH_SUBJECTS, ChangeKind.DELETE_CUSTOMER}
-DAY_ZERO = datetime(2026, 1, 1, tzinfo=UTC)
-all_policies = st.sampled_from(["create-only", "upsert-only", "sync"])
+FREEING = {ChangeKind.DETACH_SUBJECTS, ChangeKind.DELETE_CUSTOMER, ChangeKind.MOVE_SUBJECTS}
 graces = st.sampled_from([None, timedelta(days=40), timedelta(days=100)])
-
-
-def at(day: int, delete_after: timedelta | None = None, *, flags: bool = True) -> PlanOptions:
-    grace = Grace(DAY_ZERO + timedelta(days=day), timedelta(days=40), delete_after)
-    return PlanOptions(adopt=flags, allow_move=flags, allow_retire=flags, grace=grace)
 
 
 @settings(max_examples=150, deadline=None)
@@ -231,7 +274,8 @@ def test_with_time_passing_and_principals_coming_and_going_each_run_leaves_nothi
         assert {outcome.status for outcome in outcomes if outcome.change.actionable} <= {Status.DONE}
         again = make_plan(desired, target.observe(), owner_id=OWNER, policy=policy, options=options)
         if any(change.kind in FREEING for change in plan.changes):
-            # A key that this run freed may be what a creation was blocked by.
+            # A key that this run freed may be what a creation was blocked by, and a subject that moved
+            # what kept a customer from being retired.
             apply_plan(again, target, remover=target)
             again = make_plan(desired, target.observe(), owner_id=OWNER, policy=policy, options=options)
         assert again.actionable == ()

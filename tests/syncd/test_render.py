@@ -1,9 +1,11 @@
 from __future__ import annotations
 
 import io
+from dataclasses import replace
 
 from rich.console import Console
 
+from syncd.changes import Change, ChangeKind, MovedUsage, Plan
 from syncd.outcome import Outcome, Status
 from syncd.render import show_outcomes, show_plan, show_usage
 from syncd.usage import attribute
@@ -42,6 +44,24 @@ def test_a_name_from_outside_can_neither_style_nor_steer_the_terminal() -> None:
     text = shown(terminal=True)
     assert "[red]eve" in text
     assert "\x1b[2J" not in text
+
+
+def test_usage_that_loses_its_customer_is_said_to_be_unbilled_and_not_to_change_hands() -> None:
+    marked = Change(
+        ChangeKind.MARK_ORPHANED,
+        "acme",
+        ("consumer:1",),
+        "gone",
+        usage=MovedUsage(1234, "2026-01-02T00:00:00Z"),
+    )
+    entity = replace(marked, kind=ChangeKind.DELETE_SUBJECT)
+    text = io.StringIO()
+    show_plan(Console(file=text, width=200), Plan(OWNER, "sync", (marked, entity)))
+    first, second = text.getvalue().splitlines()[:2]
+    assert first.endswith(
+        "gone (1,234 events since 2026-01-02, unbilled after that unless they are invoiced)"
+    )
+    assert second.endswith("gone (1,234 events since 2026-01-02)")
 
 
 def test_an_empty_plan_says_so() -> None:

@@ -34,3 +34,11 @@ def test_a_customer_without_usage_is_listed_with_zeros() -> None:
 def test_usage_without_any_subject_is_unattributed() -> None:
     usage = attribute((customer("acme", "a"),), {"": 3}, {})
     assert [(subject.key, subject.requests) for subject in usage.unattributed] == [("", 3)]
+
+
+def test_usage_that_is_counted_for_two_customers_shows_for_both_and_happened_once() -> None:
+    named, carrier = customer("x"), customer("acme", "x")
+    usage = attribute((named, carrier), {"x": 3}, {"x": 10})
+    assert {one.key: (one.requests, one.tokens) for one in usage.customers} == {"x": (3, 10), "acme": (3, 10)}
+    assert usage.unattributed == ()
+    assert usage.to_json()["totals"] == {"requests": 3, "tokens": 10}

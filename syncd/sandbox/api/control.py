@@ -42,7 +42,7 @@ def stats(db: Db, rejected: RejectedCounts, requests: RequestCounts) -> Response
 
 @router.post("/sandbox/v1/reset")
 def reset(db: Db, faults: FaultsInForce, rejected: RejectedCounts, requests: RequestCounts) -> Response:
-    """Start over, as with a new database: two standard meters, nothing else, no faults; 204."""
+    """Start over, as with a new database: the standard meters, nothing else, no faults; 204."""
     db.empty()
     with db.writing() as connection:
         meters.create_standard_meters(connection)

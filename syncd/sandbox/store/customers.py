@@ -1,8 +1,8 @@
 """The customers, with the refusals of the real server.
 
 Sources: openmeter/customer/adapter/customer.go and openmeter/subscription/validators/customer/validator.go.
-One rule is stricter here. OpenMeter refuses a key that is a subject of another customer, but lets a subject
-be the key of another (who then gets its events): the sandbox refuses both, since either is a wrong bill.
+A key that is a subject of another customer is refused, but a subject may be the key of another: then both get
+its events, and every later change of the one whose key it is meets the first rule. So does the real server.
 """
 
 import sqlite3
@@ -168,26 +168,26 @@ def _attribute(connection: sqlite3.Connection, customer_id: str, document: dict[
     if key is not None:
         _refuse_taken_key(connection, key)
     for subject in subjects:
-        if connection.execute("SELECT 1 FROM attribution WHERE subject = ?", (subject,)).fetchone():
+        taken = "SELECT 1 FROM attribution WHERE subject = ? AND role = 'subject'"
+        if connection.execute(taken, (subject,)).fetchone():
             raise conflict(
                 f"one or multiple subject keys of [{', '.join(subjects)}] are already associated with "
                 f"an different customer in the namespace {NAMESPACE}"
             )
-    roles = dict.fromkeys(subjects, "subject") | ({key: "key"} if key else {}) | {customer_id: "id"}
+    reached = [(customer_id, "id"), *((subject, "subject") for subject in dict.fromkeys(subjects))]
+    reached += [(key, "key")] if key else []
     connection.executemany(
-        "INSERT INTO attribution VALUES (?, ?, ?)",
-        [(subject, customer_id, role) for subject, role in roles.items()],
+        "INSERT INTO attribution VALUES (?, ?, ?)", [(name, customer_id, role) for name, role in reached]
     )
 
 
 def _refuse_taken_key(connection: sqlite3.Connection, key: str) -> None:
     if connection.execute("SELECT 1 FROM customers WHERE id = ?", (key,)).fetchone():
         raise conflict(f"key {key} overlaps with id of another customer")
-    taken = connection.execute(
-        "SELECT customer_id, role FROM attribution WHERE subject = ?", (key,)
-    ).fetchone()
-    if taken and taken["role"] == "subject":
-        raise conflict(f"key {key} overlaps with subject of another customer: {taken['customer_id']}")
+    rows = connection.execute("SELECT role, customer_id FROM attribution WHERE subject = ?", (key,))
+    taken: dict[str, str] = dict(map(tuple, rows))
+    if "subject" in taken:
+        raise conflict(f"key {key} overlaps with subject of another customer: {taken['subject']}")
     if taken:
         raise conflict(f'key "{key}" is already used by an another customer in the namespace {NAMESPACE}')
 

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from syncd.sandbox.store.aggregates import register_functions
 
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
 
 _SCHEMA = """
 -- Deduplicated by (source, id); `received` counts how often each came.
@@ -31,9 +31,10 @@ CREATE TABLE customers (
 );
 CREATE INDEX customers_by_name ON customers (name, id);
 
--- Which customer an event's subject reaches, as of now. `role` is id, key or subject; live customers only.
+-- Which customers an event's subject reaches, as of now. `role` is id, key or subject; live customers only.
+-- It is two customers where a subject of one is the key of another: both are charged.
 CREATE TABLE attribution (
-    subject TEXT PRIMARY KEY, customer_id TEXT NOT NULL, role TEXT NOT NULL
+    subject TEXT NOT NULL, customer_id TEXT NOT NULL, role TEXT NOT NULL, PRIMARY KEY (subject, role)
 ) WITHOUT ROWID;
 CREATE INDEX attribution_by_customer ON attribution (customer_id, subject);
 

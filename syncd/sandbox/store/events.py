@@ -45,12 +45,18 @@ def list_events(connection: sqlite3.Connection, wanted: EventFilter) -> list[dic
     rows = connection.execute(
         # The id matches in part, the subject only as a whole: openmeter/streaming/clickhouse/event_query.go.
         """
-        SELECT events.*, customer_id FROM events LEFT JOIN attribution USING (subject)
+        SELECT events.*, (
+            SELECT customer_id FROM attribution WHERE attribution.subject = events.subject
+            ORDER BY role LIMIT 1
+        ) AS customer_id
+        FROM events
         WHERE time >= :time_from AND (:time_to IS NULL OR time < :time_to)
           AND (:ingested_from IS NULL OR ingested_at >= :ingested_from)
           AND (:ingested_to IS NULL OR ingested_at < :ingested_to)
           AND (:id IS NULL OR instr(id, :id)) AND (:subject IS NULL OR subject = :subject)
-          AND (:customer_ids = '[]' OR customer_id IN (SELECT value FROM json_each(:customer_ids)))
+          AND (:customer_ids = '[]' OR EXISTS (
+                SELECT 1 FROM attribution WHERE attribution.subject = events.subject
+                  AND customer_id IN (SELECT value FROM json_each(:customer_ids))))
         ORDER BY time DESC, events.rowid DESC LIMIT :limit
         """,
         {

@@ -82,6 +82,16 @@ STANDARD_METERS = (
             "type", "model", "provider", "route_name", "service_name", "consumer_id", "application_id"
         ),
     },
+    {
+        "slug": "kong_llm_events",
+        "name": "LLM usage events",
+        "description": "Events that report tokens, counted for syncd audit",
+        "aggregation": "COUNT",
+        "eventType": "kong.llm_request",
+        "groupBy": _fields(
+            "type", "model", "provider", "route_name", "service_name", "consumer_id", "application_id"
+        ),
+    },
 )
 """What a new database starts with: meters for the two types of event of Kong's own metering plugin."""
 

@@ -31,7 +31,7 @@ _AGGREGATIONS = {
 # The customers asked for, by what reaches them now.
 _OF_CUSTOMERS = """
 JOIN (
-    SELECT subject, customer_id FROM attribution
+    SELECT DISTINCT subject, customer_id FROM attribution
     WHERE customer_id IN (SELECT value FROM json_each(:customers))
 ) USING (subject)
 """
