@@ -16,10 +16,10 @@ from dataclasses import replace
 from syncd.changes import Change, ChangeKind, Plan, State
 from syncd.entities import EntityWriter, Placed, Results, names_of, refusal
 from syncd.errors import ApiError, ApplyStoppedError, BlockedError, RefusedError
+from syncd.holders import subscription_reason
 from syncd.model import ObservedCustomer
 from syncd.outcome import Outcome, Status
 from syncd.ownership import is_adoptable, is_ours, owner_of
-from syncd.plan import subscription_reason
 from syncd.pool import Job, Pool
 from syncd.removal import NoRemover, Remover
 from syncd.retirement import restore

@@ -31,6 +31,7 @@ from syncd.run_config import ScheduleConfig
 from syncd.runner import Result, RunOptions
 from syncd.runs import Runs
 from syncd.sources.readings import Readings
+from syncd.wiring import rules_of
 
 _log = structlog.get_logger("syncd.daemon")
 
@@ -113,6 +114,7 @@ class Running:
         try:
             config = load()
             self._require_token(config)
+            rules_of(config)
         except ConfigError as error:
             self._refused = str(error)
             self.metrics.config_current.set(0)
@@ -155,6 +157,7 @@ def running(config: Config, now: Now = utc_now) -> Iterator[Running]:
 
     `now` is this machine's clock.
     """
+    rules_of(config)  # a mapping file that cannot be read is an error now, not at the first run
     stopping = threading.Event()
     with (
         listening(config.daemon.listen) as listener,

@@ -33,15 +33,13 @@ from datetime import timedelta
 from syncd.at_rest import at_rest
 from syncd.changes import Change, ChangeKind, Plan, State, ordered
 from syncd.entities import entity_changes
-from syncd.holders import Holders, subscription_reason
+from syncd.holders import Holders
 from syncd.model import DesiredCustomer, DesiredSubject, DesiredWorld, ObservedCustomer, ObservedWorld
 from syncd.moves import Held, customer_name, held_reason, moves_to, principals_of, retirements_for
 from syncd.orphans import Grace, orphan_changes
 from syncd.ownership import ADOPTED, is_adoptable, is_ours, owner_of
 from syncd.policy import POLICIES, Policy
 from syncd.twice import apart, pair_changes
-
-__all__ = ["PlanOptions", "make_plan", "subscription_reason"]
 
 _NEVER = timedelta(days=36500)
 _IGNORED = (

@@ -215,7 +215,9 @@ def _usage(change: Change) -> str | None:
     events = f"{number(change.usage.events)} events since {change.usage.since[:10]}"
     if change.kind is ChangeKind.BLOCKED:
         return f"{events} stay unbilled until then"
-    return f"{events} change hands"
+    if change.kind in {ChangeKind.MOVE_SUBJECTS, ChangeKind.RETIRE_CUSTOMER}:
+        return f"{events} change hands"
+    return events if change.kind is ChangeKind.DELETE_SUBJECT else f"{events} become unbilled"
 
 
 def _advice(change: Change) -> str | None:

@@ -35,9 +35,9 @@ def read_mapping_file(path: Path) -> tuple[Assignment, ...]:
     try:
         text = path.read_bytes().decode("utf-8-sig")
     except OSError as error:
-        raise ConfigError(f"cannot read the mapping file {path}: {error.strerror}") from None
+        raise ConfigError(f"mapping.file: cannot read {path}: {error.strerror}") from None
     except UnicodeDecodeError:
-        raise ConfigError(f"the mapping file {path} is not UTF-8") from None
+        raise ConfigError(f"mapping.file: {path} is not UTF-8") from None
     rows = _csv_rows(text, path) if path.suffix.lower() == ".csv" else _yaml_rows(text, path)
     found = [_assignment(row, place) for place, row in rows]
     _refuse_twice(found)

@@ -75,6 +75,13 @@ def test_a_move_takes_away_and_counts_the_events() -> None:
     assert view(change).usage == "1,234 events since 2026-10-22 change hands"
 
 
+def test_what_is_detached_counts_the_events_that_nobody_pays_then() -> None:
+    before, after = State(subject_keys=("s1", "s2")), State(subject_keys=("s2",))
+    usage = MovedUsage(7, "2026-10-22T00:00:00Z")
+    change = Change(ChangeKind.DETACH_SUBJECTS, "a", ("s1",), "gone", "1", before, after, usage=usage)
+    assert view(change).usage == "7 events since 2026-10-22 become unbilled"
+
+
 def test_a_new_name_takes_the_place_of_the_old_one() -> None:
     change = Change(ChangeKind.RENAME_CUSTOMER, "a", (), "renamed", "1", State("Old"), State("New"))
     assert lines(change) == ["-name Old", "+name New"]

@@ -151,6 +151,21 @@ def test_a_reload_takes_the_new_configuration_and_refuses_a_bad_one(
         assert len(customers(sandbox)) == 3
 
 
+def test_a_mapping_file_that_cannot_be_read_is_refused_at_the_start_and_at_a_reload(project: Project) -> None:
+    project.configure("daemon: {listen: '127.0.0.1:0', state_dir: state}\n")
+    good = project.config.read_text()
+    bad = good.replace("group_by: tag", "group_by: file, file: groups.csv")
+    assert bad != good
+    with running(settings.load(project.config)) as there:
+        project.config.write_text(bad)
+        there.reload(lambda: settings.load(project.config))
+        assert "mapping.file" in str(there.describe()["configuration_refused"])
+    ended = project.run("run")
+    assert ended.returncode == 1
+    assert "mapping.file: cannot read" in ended.stderr
+    assert "groups.csv" in ended.stderr
+
+
 def test_a_reload_cannot_take_the_token_off_an_address_that_everybody_reaches(project: Project) -> None:
     """The socket stays until a restart, whatever the new configuration says about the address."""
     project.configure("daemon: {listen: '0.0.0.0:0', state_dir: state, token: sesame}\n")
