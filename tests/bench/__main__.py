@@ -10,7 +10,7 @@ from collections.abc import Callable
 from rich.console import Console
 from rich.table import Table
 
-from tests.bench import gateway, plugin, syncd
+from tests.bench import beside, gateway, plugin, syncd
 from tests.bench.goals import Goal
 from tests.demo.real_kong import KongMissing
 
@@ -24,10 +24,12 @@ def main() -> int:
     options.add_argument("--events", type=int, default=1_000_000, help="for the memory over a long run")
     options.add_argument("--drain", type=int, default=200_000, help="events in the backlog that is drained")
     options.add_argument("--kong", action="store_true", help="measure a real kong from the PATH instead")
-    options.add_argument("--seconds", type=int, default=4, help="of each run with Kong")
-    parts = ("servers", "drain", "memory", "syncd")
     options.add_argument(
-        "--only", choices=("plugin", *parts), help="measure this alone; plugin: the first three"
+        "--seconds", type=int, default=4, help="of each run with Kong, and beside http-log posts"
+    )
+    parts = ("servers", "drain", "memory", "beside", "syncd")
+    options.add_argument(
+        "--only", choices=("plugin", *parts), help="measure this alone; plugin: all but syncd"
     )
     arguments = options.parse_args()
     if arguments.kong:
@@ -41,13 +43,15 @@ def main() -> int:
                 console.print(what)
 
         goals: list[Goal] = []
-        wanted = {None: parts, "plugin": parts[:3]}.get(arguments.only, (arguments.only,))
+        wanted = {None: parts, "plugin": parts[:-1]}.get(arguments.only, (arguments.only,))
         if "servers" in wanted:
             goals += servers(arguments.rounds, tell)
         if "drain" in wanted:
             goals += draining(arguments.drain, arguments.rounds, tell)
         if "memory" in wanted:
             goals += remembering(arguments.events, tell)
+        if "beside" in wanted:
+            goals.append(beside.run(arguments.seconds, console, tell))
         if "syncd" in wanted:
             goals += syncd.run(arguments.rounds, console, tell)
     return verdict(goals)
@@ -89,6 +93,8 @@ def gateways(rounds: int, seconds: int) -> int:
             f"{one.p99_ms[0]:.1f}",
         )
     console.print(table)
+    bound = statistics.median(ratios(measured, gateway.PLUGIN, gateway.EMPTY))
+    console.print(f"requests/s, {gateway.PLUGIN} / {gateway.EMPTY}: {bound:.2f}, medians of the same rounds")
     goals = [
         throughput(measured, gateway.PLUGIN, 0.9),
         throughput(measured, gateway.WAY_IN, 1.0),
@@ -97,9 +103,9 @@ def gateways(rounds: int, seconds: int) -> int:
     return verdict(goals)
 
 
-def ratios(measured: dict[str, gateway.Gateway], name: str) -> list[float]:
-    """Return a gateway's throughput divided by that of http-log in the same round, the smallest first."""
-    pairs = zip(measured[name].rates, measured[gateway.HTTP_LOG].rates, strict=True)
+def ratios(measured: dict[str, gateway.Gateway], name: str, peer: str = gateway.HTTP_LOG) -> list[float]:
+    """Return a gateway's throughput divided by that of its peer in the same round, the smallest first."""
+    pairs = zip(measured[name].rates, measured[peer].rates, strict=True)
     return sorted(one / other for one, other in pairs)
 
 
