@@ -1,35 +1,33 @@
 """A newcomer's path, timed: `python -m tests.newcomer` goes from a clone to the first usage table.
 
 What is committed is cloned, into an empty folder; packages are downloaded afresh. Needs the network.
-With `--as-it-is` the files of the checkout are copied instead, changes that are not committed with them.
+With `--as-it-is` changes that are not committed are laid over the clone.
 """
 
 from __future__ import annotations
 
 import os
-import shutil
 import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
-ROOT = Path(__file__).parents[1]
+from tests.checkout import clone, lay_changes_over
 
 
-def clone(folder: Path, *, as_it_is: bool) -> None:
+def get(folder: Path, *, as_it_is: bool) -> None:
     """Put the repository into a folder that is not there yet."""
-    if not as_it_is:
-        subprocess.run(["git", "clone", "--quiet", str(ROOT), str(folder)], check=True)
-        return
-    listed = ["git", "ls-files", "-z", "--cached", "--others", "--exclude-standard"]
-    for name in subprocess.run(listed, cwd=ROOT, capture_output=True, check=True, text=True).stdout.split(
-        "\0"
-    ):
-        if name and (ROOT / name).is_file():
-            (folder / name).parent.mkdir(parents=True, exist_ok=True)
-            shutil.copy2(ROOT / name, folder / name)
+    clone(folder)
+    if as_it_is:
+        lay_changes_over(folder)
+
+
+def report(taken: Sequence[tuple[str, float]]) -> str:
+    """Return the steps with their seconds, and the sum, one in each line."""
+    lines = [*taken, ("in all", sum(seconds for _, seconds in taken))]
+    return "".join(f"{name:<12}{seconds:6.1f} s\n" for name, seconds in lines)
 
 
 def main(arguments: list[str]) -> None:
@@ -39,7 +37,7 @@ def main(arguments: list[str]) -> None:
     with tempfile.TemporaryDirectory() as folder:
         copy = Path(folder) / "kong-openmeter"
         steps: tuple[tuple[str, Callable[[], object]], ...] = (
-            ("clone", lambda: clone(copy, as_it_is="--as-it-is" in arguments)),
+            ("clone", lambda: get(copy, as_it_is="--as-it-is" in arguments)),
             ("make setup", lambda: subprocess.run(["make", "setup"], cwd=copy, env=environment, check=True)),
             ("make demo", lambda: subprocess.run(["make", "demo"], cwd=copy, env=environment, check=True)),
         )
@@ -48,9 +46,7 @@ def main(arguments: list[str]) -> None:
             start = time.monotonic()
             step()
             taken.append((name, time.monotonic() - start))
-    for name, seconds in taken:
-        print(f"{name:<12}{seconds:6.1f} s")
-    print(f"{'in all':<12}{sum(seconds for _, seconds in taken):6.1f} s")
+    print(report(taken), end="")
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""Every command of the README is run, in order, from a fresh copy of the project."""
+"""Every command of the README is run, in order, in a clone (what is shared with it: tests.clones)."""
 
 from __future__ import annotations
 
@@ -15,15 +15,16 @@ from openmeter_plugin.event import outcome
 from openmeter_plugin.questions import Answers
 from openmeter_plugin.rules import Rules
 from tests import documents
-from tests.documents import ROOT, Block, Copy
+from tests.clones import Clone
+from tests.documents import ROOT, Block
 from tests.harness.recordings import llm_request, serialized
 
 README = (ROOT / "README.md").read_text()
 
 
 @pytest.fixture(scope="module")
-def copy(tmp_path_factory: pytest.TempPathFactory) -> Copy:
-    return Copy.make(tmp_path_factory.mktemp("readme") / "kong-openmeter")
+def clone(tmp_path_factory: pytest.TempPathFactory) -> Clone:
+    return Clone.make(tmp_path_factory.mktemp("readme") / "kong-openmeter")
 
 
 def blocks(kind: str) -> list[Block]:
@@ -35,23 +36,10 @@ def commands() -> list[str]:
 
 
 @pytest.mark.timeout(180)
-def test_every_command_of_the_readme_ends_as_the_readme_says(copy: Copy) -> None:
-    output = copy.run(commands())
+def test_every_command_of_the_readme_ends_as_the_readme_says(clone: Clone) -> None:
+    output = clone.run(commands())
     ending = next(block.text for block in blocks("text") if "counted exactly once" in block.text)
     assert ending in output
-
-
-def test_the_copy_is_what_is_run(copy: Copy) -> None:
-    program = "import openmeter_plugin, syncd; print(openmeter_plugin.__file__, syncd.__file__)"
-    found = subprocess.run(
-        [copy.folder / ".venv" / "bin" / "python", "-c", program],
-        cwd=copy.folder,
-        env=copy.environment,
-        capture_output=True,
-        text=True,
-        check=True,
-    )
-    assert all(path.startswith(str(copy.folder)) for path in found.stdout.split())
 
 
 def test_the_commands_that_matter_most_are_among_those_that_are_run() -> None:
@@ -64,9 +52,7 @@ def test_only_what_cannot_run_here_is_left_out() -> None:
     reasons = [block.reason for block in blocks("sh") if block.reason]
     assert reasons == [
         "needs Kong",
-        "this block is run by one of these tests",
-        "installs into a folder of the host",
-        "runs until it is stopped, in folders of the host",
+        "runs these tests",
         "needs Docker",
     ]
 
@@ -95,13 +81,15 @@ def test_the_plugin_configuration_in_the_readme_uses_settings_that_kong_knows() 
     assert set(plugin["config"]) <= {name for field in FIELDS for name in field}
 
 
-def test_the_options_of_the_server_that_is_not_run_here_exist() -> None:
-    lines = README.replace("\\\n", " ").splitlines()
-    found = [line for line in lines if "openmeter-plugin serve" in line]
-    assert len(found) == 2, found
+def test_the_settings_of_kong_conf_name_the_plugin_and_commands_that_exist() -> None:
     program = Path(sys.executable).with_name("openmeter-plugin")
-    helped = subprocess.run([program, "serve", "--help"], capture_output=True, text=True, check=True)
-    for line in found:
-        options = [word for word in line.split() if word.startswith("--")]
-        assert {"--socket", "--spool"} <= set(options)
-        assert [option for option in options if option not in helped.stdout] == []
+    helped = subprocess.run([program, "serve", "--help"], capture_output=True, text=True, check=True).stdout
+    settings = [line.partition(" = ") for block in blocks("ini") for line in block.text.splitlines()]
+    assert {name for name, _, _ in settings} == {
+        "plugins",
+        "pluginserver_names",
+        *(f"pluginserver_openmeter_{what}" for what in ("socket", "query_cmd", "start_cmd")),
+    }
+    for _, _, value in settings:
+        if "openmeter-plugin serve" in value:
+            assert [word for word in value.split() if word.startswith("--") and word not in helped] == []

@@ -48,7 +48,9 @@ class Visitor:
         return self.client.post(path, data={"form_token": self.form_token(page), **fields})
 
     def preview(self, **fields: str) -> str:
-        """Ask for a dry run and return its page when it has ended."""
+        """Ask for a dry run by fields that are on the form, and return its page when it has ended."""
+        offered = {field.attributes.get("name") for field in elements(self.see()).of("input", "select")}
+        assert set(fields) <= offered, f"not on the form: {set(fields) - offered}"
         return self.finished(self.send("/dashboard/resync", **fields))
 
     def apply(self, dry_run_page: str, **fields: str) -> str:

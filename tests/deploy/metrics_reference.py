@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from tests.deploy.files import ROOT
-from tests.deploy.monitoring import rules
+from tests.deploy.monitoring import rules, runbook_of
 from tests.deploy.scraped import Family, scrape
 
 PAGE: Final = ROOT / "docs" / "observability.md"
@@ -42,7 +42,7 @@ def _metrics_table(families: Mapping[str, Family], prefix: str) -> str:
 def _alerts_table() -> str:
     lines = ["| alert | severity | when | for |", "|---|---|---|---|"]
     for rule in rules():
-        anchor = rule["annotations"]["runbook_url"].partition("#")[2]
+        _, anchor = runbook_of(rule)
         when = " ".join(rule["expr"].split()).replace("|", "\\|")
         lines.append(
             f"| [{rule['alert']}](runbook.md#{anchor}) | {rule['labels']['severity']} | `{when}` "

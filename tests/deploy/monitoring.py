@@ -56,8 +56,18 @@ def query(expression: str) -> Query:
 
 def rules() -> list[dict[str, Any]]:
     """Return the alerts."""
-    groups = yaml.safe_load((PROMETHEUS / "alerts.yaml").read_text())["groups"]
-    return [rule for group in groups for rule in group["rules"]]
+    return [rule for rule in _all_rules() if "alert" in rule]
+
+
+def recorded() -> list[dict[str, Any]]:
+    """Return the rules that make series, in their order."""
+    return [rule for rule in _all_rules() if "record" in rule]
+
+
+def runbook_of(rule: dict[str, Any]) -> tuple[str, str]:
+    """Return where an alert leads to: what says the address of the page, and the anchor in it."""
+    address, _, anchor = rule["annotations"]["runbook_url"].partition("#")
+    return address, anchor
 
 
 def dashboard() -> dict[str, Any]:
@@ -84,6 +94,11 @@ def anchors(page: str) -> set[str]:
     """Return the anchors of a page's headings, as GitHub makes them."""
     headings = re.findall(r"^#+ (.+)$", page, re.MULTILINE)
     return {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings}
+
+
+def _all_rules() -> list[dict[str, Any]]:
+    groups = yaml.safe_load((PROMETHEUS / "alerts.yaml").read_text())["groups"]
+    return [rule for group in groups for rule in group["rules"]]
 
 
 def _filled(expression: str) -> str:

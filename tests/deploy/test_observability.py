@@ -8,6 +8,7 @@ import subprocess
 from itertools import combinations
 from typing import Any
 
+import jsonpatch
 import pytest
 import yaml
 
@@ -22,9 +23,12 @@ from tests.deploy.monitoring import (
     dashboard,
     dashboard_expressions,
     query,
+    recorded,
     rules,
+    runbook_of,
 )
 from tests.deploy.scraped import Family, scrape
+from tests.documents import blocks
 
 OF_THE_SCRAPE = {"instance", "job"}
 """Labels that Prometheus adds; `up` is its own metric."""
@@ -122,9 +126,36 @@ def test_an_alert_tells_what_it_means_and_leads_to_what_to_do(rule: dict[str, An
     annotations = rule["annotations"]
     assert set(annotations) == {"summary", "description", "runbook_url"}
     assert rule["labels"]["severity"] in {"critical", "warning", "info"}
-    page, _, anchor = annotations["runbook_url"].partition("#")
-    assert page == "https://example.com/runbook.md"
+    address, anchor = runbook_of(rule)
+    assert address == '{{ with query "kong_openmeter_runbook" }}{{ . | first | label "url" }}{{ end }}'
     assert anchor in anchors(RUNBOOK.read_text()), anchor
+
+
+def test_where_the_runbook_is_read_is_set_in_one_place_and_leads_to_the_page_until_then() -> None:
+    (rule,) = recorded()
+    assert rule == {
+        "record": "kong_openmeter_runbook",
+        "expr": "vector(1)",
+        "labels": {"url": "docs/runbook.md"},
+    }
+    assert ROOT / rule["labels"]["url"] == RUNBOOK
+    for file in (
+        PROMETHEUS / "alerts.yaml",
+        KUBERNETES / "components" / "prometheus-operator" / "alerts.yaml",
+    ):
+        assert file.read_text().count("docs/runbook.md}") == 1
+        assert not re.search(r"https?://(?!git\.example\.com)", file.read_text())
+
+
+def test_the_patch_that_the_page_shows_sets_the_address_of_the_runbook() -> None:
+    (block,) = (block for block in blocks("docs/observability.md", "yaml") if "patches" in block.text)
+    (patch,) = yaml.safe_load(block.text)["patches"]
+    manifests = render(KUBERNETES / "components" / "prometheus-operator")
+    (rule,) = (manifest for manifest in manifests if manifest["kind"] == "PrometheusRule")
+    patched = jsonpatch.apply_patch(rule, yaml.safe_load(patch["patch"]))
+    labels = patched["spec"]["groups"][0]["rules"][0]["labels"]
+    assert patch["target"] == {"kind": "PrometheusRule", "name": rule["metadata"]["name"]}
+    assert labels == {"url": "https://git.example.com/kong-openmeter/blob/main/docs/runbook.md"}
 
 
 @each_rule
@@ -139,7 +170,7 @@ def test_what_an_alert_names_by_label_is_on_its_result(
 
 
 def test_the_runbook_begins_with_a_list_of_what_alerts_lead_to() -> None:
-    reached = {rule["annotations"]["runbook_url"].partition("#")[2] for rule in rules()}
+    reached = {runbook_of(rule)[1] for rule in rules()}
     index = RUNBOOK.read_text().partition("\n## ")[0]
     listed = set(re.findall(r"^\| \[[^]]+\]\(#([\w-]+)\)", index, re.MULTILINE))
     assert listed == reached

@@ -61,6 +61,35 @@ def test_info_with_verbose_python_flags_in_the_environment_still_prints_only_jso
     assert json.loads(run("info", PYTHONDEVMODE="1").stdout)["Protocol"] == "ProtoBuf:1"
 
 
+@pytest.mark.parametrize(
+    ("typed", "completed"),
+    [
+        ("sp", ["spool"]),
+        ("spool d", ["dead-letters", "drain"]),
+        ("serve --so", ["--socket", "--socket-mode"]),
+        ("serve --fsync ", ["always", "interval", "never"]),
+        ("spool drain --t", ["--timeout", "--token-file"]),
+    ],
+)
+def test_the_shell_can_complete_commands_options_and_values(typed: str, completed: list[str]) -> None:
+    words = f"openmeter-plugin {typed}"
+    result = run(
+        _OPENMETER_PLUGIN_COMPLETE="complete_bash", COMP_WORDS=words, COMP_CWORD=str(words.count(" "))
+    )
+    assert (sorted(result.stdout.split()), result.stderr) == (completed, "")
+
+
+@pytest.mark.parametrize("shell", ["bash", "zsh", "fish"])
+def test_each_shell_gets_a_script_that_asks_this_program(shell: str) -> None:
+    script = run("--show-completion", shell)
+    assert "_OPENMETER_PLUGIN_COMPLETE=complete" in script.stdout
+    assert "openmeter-plugin" in script.stdout
+
+
+def test_the_help_calls_the_program_by_its_name_however_it_was_started() -> None:
+    assert "Usage: openmeter-plugin serve " in run("serve", "--help").stdout
+
+
 def test_the_version_is_the_packages() -> None:
     assert run("--version").stdout == f"openmeter-plugin {__version__}\n"
 

@@ -1,0 +1,164 @@
+"""What the documentation has an operator type on hosts: run with the host's folders elsewhere.
+
+Nothing is installed from the network: `pip install` builds the project from the clone, and finds what that
+asks for among the packages of the environment that runs the tests, in the versions of .ci/constraints.txt.
+"""
+
+from __future__ import annotations
+
+import shutil
+import subprocess
+import tempfile
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, ExitStack, closing, contextmanager
+from pathlib import Path
+from typing import Final
+
+import httpx
+import pytest
+import yaml
+
+from openmeter_plugin.spool.destination import write_destination
+from syncd.sandbox.testing import running_sandbox
+from tests.clones import Clone, shared_packages
+from tests.documents import PAGES, blocks, commands
+from tests.plugin.deliveries import record, spooled
+from tests.plugin.events_server import EventsServer, serving, take_all
+from tests.plugin.spools import destination
+from tests.sandbox.support import create_customer, event, send
+
+Prepared = Iterator[None]
+WITHOUT_NETWORK: Final = {
+    "PIP_NO_INDEX": "1",
+    "PIP_NO_BUILD_ISOLATION": "false",
+    "PIP_NO_CACHE_DIR": "1",
+    "PYTHONPATH": ":".join(shared_packages()),
+}
+"""With these `pip install` takes what is there for what it would download."""
+STAND_IN: Final = "#!/bin/bash\n{script}\n"
+SYSTEMCTL: Final = """
+echo "systemctl $*"
+units={host}/etc/systemd/system
+case $1 in
+  daemon-reload) exit ;;
+  enable) [ "$2" = --now ] && shift || exit 4 ;;
+  restart | reload) ;;
+  *) exit 3 ;;
+esac
+for unit in "${{@:2}}"; do
+  case $unit in *.*) ;; *) unit=$unit.service ;; esac
+  [ $unit = kong.service ] || [ -f "$units/$unit" ] || exit 5
+done
+"""
+PYTHON3: Final = """
+[ "$1 $2" = "-m venv" ] && mkdir --parents "$3/bin" || exit 3
+echo '#!/bin/bash
+[ "$1 $2" = "install --constraint" ] && [ -f "$3" ] && [ -f "$4/pyproject.toml" ]' >"$3/bin/pip"
+chmod +x "$3/bin/pip"
+"""
+
+
+@pytest.fixture
+def clone(tmp_path: Path) -> Iterator[Clone]:
+    with tempfile.TemporaryDirectory(prefix="h") as host:
+        for folder in ("opt", "run", "etc", "var/lib", "mnt"):
+            (Path(host) / folder).mkdir(parents=True)
+        yield Clone.make(tmp_path / "kong-openmeter", Path(host))
+
+
+@contextmanager
+def readme(clone: Clone) -> Prepared:
+    """The folder for the socket; what is installed there afterwards is the clone's, of the same versions."""
+    (clone.host / "run" / "openmeter").mkdir()
+    yield
+    (installed,) = (clone.host / "opt").glob("*/lib/python*/site-packages")
+    assert (installed / "openmeter_plugin" / "cli.py").is_file()
+    assert [path.name for path in installed.glob("*.pth") if "kong" in path.name] == []
+    assert (clone.host / "var/lib/openmeter-plugin/spool").is_dir()
+    assert list((clone.host / "run" / "openmeter").iterdir()) == [], "it was stopped and has tidied up"
+
+
+@contextmanager
+def http_log(clone: Clone) -> Prepared:
+    """The configuration that the page shows before."""
+    config = next(block.text for block in blocks("docs/http-log.md", "yaml") if "http_log:" in block.text)
+    (clone.folder / "openmeter-plugin.yaml").touch(0o600)
+    (clone.folder / "openmeter-plugin.yaml").write_text(config)
+    yield
+    assert (clone.host / "var/lib/openmeter-plugin/spool").is_dir()
+
+
+@contextmanager
+def deployment(clone: Clone) -> Prepared:
+    """A disk of a gateway that is gone, with an event that was not delivered."""
+    spool = clone.host / "mnt/old/spool"
+    (clone.folder / "metering-token").write_text("token-of-the-drain\n")
+    with serving(EventsServer(take_all)) as server:
+        write_destination(spool, destination(server.url))
+        spooled(spool, [record(1)])
+        yield
+        assert set(server.taken) == {"event-000001"}
+        assert server.posts[-1].headers["authorization"] == "Bearer token-of-the-drain"
+
+
+@contextmanager
+def migration(clone: Clone) -> Prepared:
+    """Two metering APIs in which the same was used by customers of other ids, in another order."""
+    with ExitStack() as stack:
+        customers = ("acme", "bolt")
+        for name, order in (("syncd.yaml", customers), ("shadow.yaml", reversed(customers))):
+            url = stack.enter_context(running_sandbox())
+            api = stack.enter_context(closing(httpx.Client(base_url=url)))
+            for key in order:
+                create_customer(api, key.title(), key=key, subjects=[f"user-of-{key}"])
+                used = {"time": "2026-11-22T05:49:03.779Z", "subject": f"user-of-{key}"}
+                assert send(api, event(f"{name}-{key}", **used)).is_success
+            settings = {"sources": [{"type": "static", "subjects": []}], "metering": {"url": url}}
+            (clone.folder / name).write_text(yaml.safe_dump(settings))
+        yield
+    assert "Acme (acme)  user-of-acme  1  0" in (clone.folder / "real.txt").read_text()
+
+
+PREPARED: Final[dict[str, Callable[[Clone], AbstractContextManager[None]]]] = {
+    "README.md": readme,
+    "docs/deployment.md": deployment,
+    "docs/http-log.md": http_log,
+    "docs/migration.md": migration,
+}
+
+
+@pytest.mark.timeout(200)
+@pytest.mark.parametrize("page", [page for page in PAGES if commands(page, on_host=True)])
+def test_what_is_typed_on_a_host_does_what_the_page_says(page: str, clone: Clone) -> None:
+    with PREPARED[page](clone):
+        clone.run(commands(page, on_host=True), on_host=True, **WITHOUT_NETWORK)
+
+
+@pytest.mark.timeout(200)
+def test_around_systemd_every_file_comes_to_where_systemd_is_told_of_it(clone: Clone) -> None:
+    """Stand-ins: a systemctl that looks whether the units are there; a pip that installs nothing again."""
+    for folder in ("systemd/system", "sysusers.d"):
+        (clone.host / "etc" / folder).mkdir(parents=True)
+    shutil.copy(clone.folder / "docs/examples/syncd.yaml", clone.folder / "syncd.yaml")
+    programs = clone.host / "bin"
+    programs.mkdir()
+    scripts = {"systemctl": SYSTEMCTL.format(host=clone.host), "systemd-sysusers": "true", "python3": PYTHON3}
+    if shutil.which("openssl") is None:
+        scripts["openssl"] = "echo 0123456789abcdef"
+    for name, script in scripts.items():
+        (programs / name).write_text(STAND_IN.format(script=script))
+        (programs / name).chmod(0o755)
+    of_systemd = [b for b in blocks("docs/deployment.md", "sh") if b.reason == "needs root and systemd"]
+    group = subprocess.run(["id", "-gn"], capture_output=True, text=True, check=True).stdout.strip()
+    lines = [line.replace("--group syncd", f"--group {group}") for b in of_systemd for line in b.lines]
+    path = f"{programs}:{clone.environment['PATH']}"
+    told = clone.run(lines, on_host=True, PATH=path, METERING_TOKEN="t0ken")
+    assert told.splitlines().count("systemctl daemon-reload") == 3
+    etc = clone.host / "etc"
+    assert (etc / "syncd" / "environment").read_text() == "SYNCD_METERING__TOKEN=t0ken\n"
+    modes = {
+        path: (etc / path).stat().st_mode & 0o777
+        for path in ("syncd/environment", "kong-openmeter/plugin-api-token")
+    }
+    assert set(modes.values()) == {0o600}
+    assert (clone.host / "opt/kong-openmeter").resolve().name == "kong-openmeter-0.2.0"
