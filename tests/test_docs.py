@@ -10,6 +10,7 @@ from __future__ import annotations
 import csv
 import json
 import re
+import shlex
 import subprocess
 from collections import Counter
 from typing import Any
@@ -136,7 +137,7 @@ def test_every_target_and_variable_of_make_exists() -> None:
     typed += [code for page in PAGES for code in re.findall(r"`(make [^`]+)`", prose(ROOT / page))]
     assert len(typed) > 10
     for line in typed:
-        for word in line.partition("#")[0].split()[1:]:
+        for word in shlex.split(line, comments=True)[1:]:
             name, given, _ = word.partition("=")
             assert name in makefile if given else name in targets, line
 

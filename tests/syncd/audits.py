@@ -119,7 +119,10 @@ def site(folder: Path, name: str, metering: str, *arguments: str) -> Iterator[Si
             "ingest_endpoint": f"{metering}/api/v1/events",
             "queue": {"max_coalescing_delay": 0.05, "initial_retry_delay": 0.02, "max_retry_delay": 0.1},
         }
-        yield Site(name, server, f"http://{found}" if api else f"unix:{found}", config)
+        running = Site(name, server, f"http://{found}" if api else f"unix:{found}", config)
+        with running.client() as gateway:
+            eventually(lambda: gateway.readiness().ready, what="readiness")
+        yield running
 
 
 @dataclass
