@@ -20,6 +20,8 @@ from openmeter_plugin.server import Server
 _COUNT: Final = struct.Struct("<I")
 _LEAVE_SECONDS: Final = 0.002
 _REFUSED_SECONDS: Final = 1.0
+_MOST_AT_ONCE: Final = 64
+"""Connections taken in one turn of the event loop: after a restart thousands may wait."""
 _MOST_LEAVES: Final = 5
 """In a row; then whoever should have taken the connection is not there to do so."""
 
@@ -72,25 +74,36 @@ class Acceptor:
         self._closed = True
         self._loop.remove_reader(self._listener)
 
+    def look(self) -> None:
+        """Take the connections that wait now."""
+        self._ready()
+
     def _ready(self) -> None:
+        for _ in range(_MOST_AT_ONCE):
+            if not self._take():
+                return
+
+    def _take(self) -> bool:
+        """Take a connection, if there is one for us; returns whether another look may be worth it."""
         mine = len(self._connections)
         self._shares.tell(self._worker, mine)
         if mine > self._shares.fewest() and self._left < _MOST_LEAVES:
             self._left += 1
             self._look_later(_LEAVE_SECONDS)
-            return
+            return False
         self._left = 0
         try:
             connection, _ = self._listener.accept()
         except (BlockingIOError, ConnectionError):
-            return
+            return False
         except OSError as error:  # no descriptor or no memory left: the connection waits, Kong too
             if self._refused_limit.passes():
                 get_logger().error("connection_not_accepted", reason=error.strerror)
             self._look_later(_REFUSED_SECONDS)
-            return
+            return False
         self._connections.add(connection, self._server.connection)
         self._shares.tell(self._worker, mine + 1)
+        return True
 
     def _look_later(self, seconds: float) -> None:
         self._loop.remove_reader(self._listener)

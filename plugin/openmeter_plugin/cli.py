@@ -162,6 +162,7 @@ def serve(
         fsync.value,
         fsync_interval,
         keep_tokens=token_file is None and TOKEN_VARIABLE not in os.environ,
+        socket_stays=listeners.plugin is not None and not listeners.plugin.is_ours,
     )
     heartbeats, mailboxes, shares = Heartbeats(workers + 1), Mailboxes(workers), Shares(workers)
 
@@ -253,7 +254,7 @@ def run(early: Listeners | None = None) -> None:
     """
     listeners = early or Listeners()
     try:
-        app(obj=listeners)
+        app(obj=listeners, prog_name=app.info.name)
     except SystemExit as end:
         if end.code == _CLICK_USAGE_ERROR:
             sys.exit(os.EX_USAGE)

@@ -110,6 +110,13 @@ def parse_object(raw: bytes) -> dict[str, Any]:
     return config
 
 
+def token_reference(config: dict[str, Any]) -> str | None:
+    """Return the vault reference of the API token, which Kong passes beside what it came to."""
+    references = config.get("$refs")
+    reference = references.get("api_token") if isinstance(references, dict) else None
+    return str(reference) if reference else None
+
+
 def parse_config(config: dict[str, Any]) -> tuple[PluginConfig, Rules]:
     """Return the configuration and its rules; raises ConfigError that names each field that is wrong."""
     try:

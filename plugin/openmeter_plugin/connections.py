@@ -12,10 +12,12 @@ import asyncio
 import contextlib
 import select
 import socket
+import struct
 import time
 from collections.abc import Callable
 from typing import Final, Protocol
 
+_CREDENTIALS: Final = struct.Struct("3i")  # ucred: pid, uid, gid
 _MOST_AT_ONCE: Final = 65536
 _ROUND: Final = 256  # sockets looked at before records are written and answers given
 _PATIENCE: Final = 0.001
@@ -71,6 +73,35 @@ class Link:
     def close(self) -> None:
         """Close the connection; what the kernel has taken is still sent."""
         self._connections.drop(self)
+
+    def shut_down(self) -> None:
+        """End our side of the stream: the peer finds its end there, and what it still writes can be read."""
+        with contextlib.suppress(OSError):  # it is gone already
+            self.socket.shutdown(socket.SHUT_WR)
+
+    def peer(self) -> int:
+        """Return the pid of the process that connected; 0 where that is not ours to see."""
+        try:
+            raw = self.socket.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _CREDENTIALS.size)
+        except (OSError, AttributeError):  # not a Unix socket, not Linux
+            return 0
+        return int(_CREDENTIALS.unpack(raw)[0])
+
+    @property
+    def has_unread(self) -> bool:
+        """Whether the peer has written something that was not read yet, or has closed its side."""
+        try:
+            self.socket.recv(1, socket.MSG_PEEK | socket.MSG_DONTWAIT)
+        except BlockingIOError:
+            return False
+        except OSError:
+            return True
+        return True
+
+    @property
+    def has_unsent(self) -> bool:
+        """Whether the peer has not taken yet what was written."""
+        return bool(self._unsent)
 
 
 class Connections:

@@ -8,7 +8,7 @@ import secrets
 import threading
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Final
 
@@ -18,6 +18,7 @@ from openmeter_plugin.config import (
     ineffective_queue_keys,
     parse_config,
     parse_object,
+    token_reference,
 )
 from openmeter_plugin.log import get_logger
 from openmeter_plugin.rules import Rules
@@ -127,7 +128,18 @@ class Instances:
 
     def adopt(self, instance_id: int, config: bytes) -> Instance:
         """Take an instance over that another worker has started under this id."""
-        instance = start_instance(instance_id, config, self._writer)
+        return self._add(start_instance(instance_id, config, self._writer))
+
+    def restore(self, instance_id: int, config: bytes, *, had_token: bool) -> Instance:
+        """Take an instance over that an earlier server has started; its token stays where that left it."""
+        return self._add(start_instance(instance_id, config, self._writer, keeps_token=had_token))
+
+    @property
+    def used(self) -> frozenset[int]:
+        """The ids that Kong spoke of since `forget_unused`."""
+        return frozenset(self._used)
+
+    def _add(self, instance: Instance) -> Instance:
         self._instances[instance.id] = instance
         self._used.add(instance.id)
         return instance
@@ -154,8 +166,13 @@ class Instances:
         self._used.clear()
 
 
-def start_instance(instance_id: int, config: bytes, writer: SpoolWriter) -> Instance:
-    """Return an instance of Kong's configuration JSON, usable or not; the log says which. Never raises."""
+def start_instance(
+    instance_id: int, config: bytes, writer: SpoolWriter, *, keeps_token: bool = False
+) -> Instance:
+    """Return an instance of Kong's configuration JSON, usable or not; the log says which. Never raises.
+
+    Where it `keeps_token`, the configuration has none, and the last token goes on being used.
+    """
     log = get_logger().bind(instance=instance_id)
     raw: dict[str, Any] = {}
     try:
@@ -179,7 +196,9 @@ def start_instance(instance_id: int, config: bytes, writer: SpoolWriter) -> Inst
         )
     destination = destination_of(raw, parsed)
     log.info("instance_started", plugin=raw.get("__plugin_id"), destination=destination.id)
-    if destination.token_unresolved:
+    if keeps_token:
+        destination = replace(destination, token_unresolved=True)
+    elif destination.token_unresolved:
         log.error(
             "token_not_resolved",
             destination=destination.id,
@@ -193,8 +212,7 @@ def start_instance(instance_id: int, config: bytes, writer: SpoolWriter) -> Inst
 
 def destination_of(raw: dict[str, Any], config: PluginConfig) -> Destination:
     """Return where the events of a configuration go; `raw` is as Kong passes it."""
-    references = raw.get("$refs")
-    reference = references.get("api_token") if isinstance(references, dict) else None
+    reference = token_reference(raw)
     credential = reference or raw.get("__plugin_id") or ""
     return Destination(
         id=destination_id(config.ingest_endpoint, str(credential)),

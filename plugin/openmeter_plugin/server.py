@@ -2,62 +2,34 @@
 
 When a connection is closed decides whether events are lost (facts measured on Kong 3.9.1): Kong sends an
 event again when the connection closed under it, and never otherwise. So an event for an instance that we
-do not know closes the connection, the only signal that the protocol has: Kong starts the instance and
-sends the event again. A bad record never does, or Kong would send it for ever.
+do not know, and that no server before us has left on disk, closes the connection, the only signal that the
+protocol has: Kong starts the instance and sends the event again. A bad record never does, or Kong would send
+it for ever. What a stop does with connections is in `draining`.
 """
 
 from __future__ import annotations
 
 import asyncio
+import itertools
 import struct
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable
 from typing import Any, Final
 
 from openmeter_plugin import wire
 from openmeter_plugin.connections import Link
+from openmeter_plugin.event_call import QUESTIONS, Event, lenient_answer, lenient_text
+from openmeter_plugin.instance_files import InstanceFiles, InstanceFinder
 from openmeter_plugin.instances import Instance, Instances, started_at
 from openmeter_plugin.log import RateLimit, get_logger
 from openmeter_plugin.outcome import spool_record
 from openmeter_plugin.peers import Peers
-from openmeter_plugin.questions import NOTHING_ASKED, Needs
+from openmeter_plugin.questions import Needs
 from openmeter_plugin.serialized_log import parse_log
 from openmeter_plugin.spool.queue import Item, SpoolQueue
 from openmeter_plugin.spool.writer import STALLED_AFTER, SpoolWriter
 
 _LENGTH: Final = struct.Struct("<I")
 _MOST_EVENT_CALLS: Final = 10_000
-
-_QUESTIONS: Final[Mapping[Needs, tuple[bytes, Callable[[bytes], object]]]] = {
-    Needs.APPLICATION: (wire.ASK_FOR_APPLICATION, wire.decode_value),
-    Needs.CAPTURES: (wire.ASK_FOR_CAPTURES, wire.decode_captures),
-}
-"""How Kong is asked, and how its answer is read."""
-
-
-class Event:
-    """The event that a connection is in: Kong answers our questions before it sends anything else.
-
-    It is the token of its record too: an answer that comes late, because the disk hung, must not be taken
-    for that of the connection's next event.
-    """
-
-    __slots__ = ("answers", "asked", "connection", "handed_over", "instance", "log", "sequence")
-
-    def __init__(self, connection: Connection, sequence: bytes, instance: Instance) -> None:
-        self.connection = connection
-        self.sequence = sequence
-        self.instance = instance
-        self.asked: Needs | None = None  # what Kong is asked beside the log, while it is
-        self.answers = NOTHING_ASKED
-        self.handed_over = False
-        self.log: Any = None
-
-    def answer(self) -> None:
-        """Tell Kong that the event is done, once."""
-        connection = self.connection
-        if connection.event is self:
-            connection.event = None
-            connection.write(wire.encode_event_end(self.sequence))
 
 
 class Server:
@@ -69,11 +41,15 @@ class Server:
         writer: SpoolWriter,
         loop: asyncio.AbstractEventLoop,
         peers: Peers | None = None,
+        files: InstanceFiles | None = None,
     ) -> None:
         self.instances = instances
         self._writer = writer
         self._loop = loop
         self._peers = peers
+        self._files = files
+        self._finder = InstanceFinder(files, instances, loop) if files is not None else None
+        self.clock = itertools.count(1)
         self._starting: set[asyncio.Task[None]] = set()
         self._handed_over: list[Item] = []
         self._stalled = False
@@ -96,23 +72,47 @@ class Server:
     def start_instance(self, call: wire.StartInstance, connection: Connection) -> None:
         """Start an instance and answer, once the other workers know it too."""
         instance = self.instances.start(call.config)
+        if self._files is not None:
+            self._files.keep(instance.id, call.config)
         status = wire.encode_instance_status(call.sequence, call.name, instance.id, started_at())
         if self._peers is None:
             connection.write(status)
             return
         peers = self._peers
+        connection.under_way = True
 
         async def announce() -> None:
             await peers.announce(instance.id, call.config)
+            connection.under_way = False
             connection.write(status)
 
         task = self._loop.create_task(announce())
         self._starting.add(task)
         task.add_done_callback(self._starting.discard)
 
+    def look_for(self, instance_id: int, connection: Connection, sequence: bytes) -> None:
+        """Have an event of an instance that is not known here wait until we know what others left of it."""
+
+        def found(instance: Instance | None) -> None:
+            connection.under_way = False
+            if not connection.is_open:
+                return
+            if instance is None:
+                connection.refuse(instance_id)
+            else:
+                connection.begin(sequence, instance)
+
+        connection.under_way = True
+        if self._finder is None:
+            found(None)
+        else:
+            self._finder.find(instance_id, found)
+
     def close_instance(self, instance_id: int) -> None:
         """Close an instance, here and with the other workers."""
         self.instances.close(instance_id)
+        if self._files is not None:
+            self._files.forget(instance_id)
         if self._peers is not None:
             self._peers.announce_close(instance_id)
 
@@ -157,25 +157,65 @@ class Server:
         for token in tokens:
             token.answer()
 
-    @property
-    def busy(self) -> bool:
-        """Whether an event is being handled on any connection."""
-        return any(connection.event is not None for connection in self.connections)
-
 
 class Connection:
     """One connection of Kong: frames in, calls answered, events brought to the spool."""
 
-    __slots__ = ("_chunks", "_link", "_missing", "_server", "event", "write")
+    __slots__ = (
+        "_chunks",
+        "_is_shut_down",
+        "_link",
+        "_missing",
+        "_server",
+        "event",
+        "under_way",
+        "used",
+        "was_called_late",
+        "write",
+    )
 
     def __init__(self, server: Server, link: Link) -> None:
         self._server = server
         self._link = link
-        self.write = link.write
+        self.write: Callable[[bytes], None] = link.write
         self._chunks: list[bytes] = []  # of a frame that is not complete, joined once when it is
         self._missing = 0
         self.event: Event | None = None
+        self.under_way = False
+        """Whether Kong waits for an instance: one that it starts, or that we look for."""
+        self.used = 0
+        """Higher where the last event came later."""
+        self._is_shut_down = False
+        self.was_called_late = False
+        """Whether Kong called on it after it was shut down."""
         server.connections.add(self)
+
+    @property
+    def peer(self) -> int:
+        """The pid of the nginx worker at the other end, 0 where that is not ours to see."""
+        return self._link.peer()
+
+    @property
+    def is_open(self) -> bool:
+        """Whether neither side has closed it."""
+        return self in self._server.connections
+
+    @property
+    def is_idle(self) -> bool:
+        """Whether nothing is under way on it."""
+        busy = self.event is not None or self.under_way or bool(self._chunks) or self._link.has_unsent
+        return not busy and not self._is_shut_down
+
+    @property
+    def has_unread(self) -> bool:
+        """Whether Kong has called already, or closed it."""
+        return self._link.has_unread
+
+    def shut_down(self) -> None:
+        """End our side of it, and close it when Kong has: what Kong calls now, it sends again elsewhere."""
+        if not self._is_shut_down:
+            self._is_shut_down = True
+            self._link.shut_down()
 
     def lost(self) -> None:
         """Forget the connection; a record that is on its way to the disk still goes there."""
@@ -244,7 +284,13 @@ class Connection:
         self.close()
 
     def _frame(self, frame: bytes) -> None:
-        if self.event is None:
+        if self._is_shut_down:
+            # Whole, so Kong reads next, and finds the end of the stream: it is closed without a reset.
+            self.was_called_late = True
+            self.close()
+        elif self.under_way:
+            raise wire.WireError("a frame came before the answer to the one before it")
+        elif self.event is None:
             self._call(frame)
         else:
             self._pdk_answer(self.event, frame)
@@ -271,17 +317,26 @@ class Connection:
     def _begin(self, sequence: bytes, instance_id: int) -> None:
         instance = self._server.instances.get(instance_id)
         if instance is None:
-            self._end(f"instance {instance_id} is unknown here, Kong will start it again")
-            return
+            self._server.look_for(instance_id, self, sequence)
+        else:
+            self.begin(sequence, instance)
+
+    def begin(self, sequence: bytes, instance: Instance) -> None:
+        """Begin an event: ask for the log."""
+        self.used = next(self._server.clock)
         self.event = Event(self, sequence, instance)
         self.write(wire.ASK_FOR_LOG)
+
+    def refuse(self, instance_id: int) -> None:
+        """Close the connection over an event of an instance that is not known."""
+        self._end(f"instance {instance_id} is unknown here, Kong will start it again")
 
     def _pdk_answer(self, event: Event, frame: bytes) -> None:
         if event.handed_over:
             raise wire.WireError("a frame came before the answer to the one before it")
         if event.asked is None:
             usual = event.instance.usual
-            raw = _lenient_text(frame)
+            raw = lenient_text(frame)
             record = usual.record(raw) if usual is not None and raw is not None else None
             if record is not None:
                 event.handed_over = True
@@ -289,7 +344,7 @@ class Connection:
                 return
             event.log = None if raw is None else parse_log(raw)
         else:
-            event.answers = event.answers.with_answer(event.asked, _lenient_answer(event.asked, frame))
+            event.answers = event.answers.with_answer(event.asked, lenient_answer(event.asked, frame))
         self._take(event)
 
     def _take(self, event: Event) -> None:
@@ -297,25 +352,9 @@ class Connection:
         spooled = spool_record(event.instance, event.log, event.answers)
         if isinstance(spooled, Needs):
             event.asked = spooled
-            self.write(_QUESTIONS[spooled][0])
+            self.write(QUESTIONS[spooled][0])
             return
         event.handed_over = True
         event.log = None
         queue, record = spooled
         self._server.hand_over(queue, record, event)
-
-
-def _lenient_text(frame: bytes) -> bytes | None:
-    """Return the serialized log in Kong's answer, or None: a bad record is counted, never a close."""
-    try:
-        return wire.decode_string(frame)
-    except wire.WireError:
-        return None
-
-
-def _lenient_answer(need: Needs, frame: bytes) -> object:
-    """Return what Kong answered to a question beside the log, or None where that is no answer."""
-    try:
-        return _QUESTIONS[need][1](frame)
-    except wire.WireError:
-        return None

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import resource
 import signal
 import socket
 import time
@@ -15,7 +16,9 @@ import uvloop
 
 from openmeter_plugin.accepting import Acceptor, Shares
 from openmeter_plugin.connections import Connections
+from openmeter_plugin.draining import drain
 from openmeter_plugin.heartbeat import Heartbeats
+from openmeter_plugin.instance_files import InstanceFiles
 from openmeter_plugin.instances import InstanceIds, Instances
 from openmeter_plugin.log import get_logger
 from openmeter_plugin.peers import Mailboxes, Peers
@@ -29,6 +32,11 @@ _SWEEP_SECONDS: Final = 3600.0  # an instance without an event for one to two of
 _DISK_LOOK_SECONDS: Final = 0.25
 _STOP_SECONDS: Final = 5.0
 """A stop takes at most this long for the events under way, and as long again for the disk."""
+_UNHURRIED_SECONDS: Final = 4.0
+_HURRIED_SECONDS: Final = 1.0
+"""For idle connections, while new ones wait for the server after us: each holds one of Kong's 4096 timers."""
+_FILES_SECONDS: Final = 1.0
+_MOST_DESCRIPTORS: Final = 65_536
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,6 +47,8 @@ class WorkerOptions:
     fsync: Fsync = "interval"
     fsync_interval: float = 1.0
     keep_tokens: bool = True
+    socket_stays: bool = False
+    """Whether the listening socket outlives us: then what waits in it is for the server after us."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,8 +69,18 @@ def run_worker(
     http_log_config: HttpLogConfig | None = None,
 ) -> None:
     """Serve until SIGTERM or SIGINT; then answer what is under way, write it out and return."""
+    _allow_many_connections()
     with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
         runner.run(_serve(listener, options, place, http_log_listener, http_log_config))
+
+
+def _allow_many_connections() -> None:
+    """Raise the usual limit of 1024: after a restart each of Kong's timers may have a connection."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    most = _MOST_DESCRIPTORS if hard == resource.RLIM_INFINITY else min(hard, _MOST_DESCRIPTORS)
+    if soft != resource.RLIM_INFINITY and soft < most:
+        with contextlib.suppress(OSError, ValueError):
+            resource.setrlimit(resource.RLIMIT_NOFILE, (most, hard))
 
 
 async def _serve(
@@ -87,15 +107,17 @@ async def _serve(
     ids = InstanceIds(options.spool)
     instances = Instances(ids, writer)
     peers = Peers(place.mailboxes, place.number, started=instances.adopt, closed=instances.close)
-    server = Server(instances, writer, loop, peers if len(place.mailboxes.pairs) > 1 else None)
+    files = InstanceFiles(options.spool, loop)
+    server = Server(instances, writer, loop, peers if len(place.mailboxes.pairs) > 1 else None, files)
     stop = asyncio.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, stop.set)
     writer.start()
+    files.start()
     peers.listen(loop)
     chores = [
         loop.create_task(place.heartbeats.keep_beating(place.number)),
-        loop.create_task(_keep_house(ids, instances)),
+        loop.create_task(_keep_house(ids, instances, files)),
         loop.create_task(_watch_disk(server)),
     ]
     connections = Connections(loop, server.flush)
@@ -112,27 +134,44 @@ async def _serve(
     get_logger().info("serving")
     await stop.wait()
 
+    if accepting is not None and options.socket_stays:
+        accepting.close()
+    drained = _drain(server, None if options.socket_stays else accepting)
+    if http_log is not None:
+        await asyncio.gather(drained, http_log.stop())
+    else:
+        await drained
     if accepting is not None:
         accepting.close()
-    if http_log is not None:
-        await asyncio.gather(_finish_events(server), http_log.stop())
-    else:
-        await _finish_events(server)
     connections.close()
     server.flush()
+    await asyncio.to_thread(files.close, _FILES_SECONDS)
     finished = await asyncio.to_thread(writer.close, _STOP_SECONDS)
     for chore in chores:
         chore.cancel()
     get_logger().info("stopped", spool_written=finished)
 
 
-async def _keep_house(ids: InstanceIds, instances: Instances) -> None:
+async def _drain(server: Server, accepting: Acceptor | None) -> None:
+    """End all connections, and those that wait in a listening socket that ends with us (`accepting`)."""
+    if accepting is None:
+        await drain(server, _STOP_SECONDS, _HURRIED_SECONDS)
+        return
+    loop = asyncio.get_running_loop()
+    deadline = loop.time() + _STOP_SECONDS
+    await drain(server, _STOP_SECONDS, _UNHURRIED_SECONDS)
+    accepting.look()
+    await drain(server, max(0.0, deadline - loop.time()), 0.0)
+
+
+async def _keep_house(ids: InstanceIds, instances: Instances, files: InstanceFiles) -> None:
     """Do what serving must not wait for, now and then."""
     next_sweep = time.monotonic() + _SWEEP_SECONDS
     while True:
         await asyncio.sleep(1.0)
         await asyncio.to_thread(ids.reserve)
         if time.monotonic() >= next_sweep:
+            files.sweep(instances.used)
             instances.forget_unused()
             next_sweep += _SWEEP_SECONDS
 
@@ -141,16 +180,3 @@ async def _watch_disk(server: Server) -> None:
     while True:
         await asyncio.sleep(_DISK_LOOK_SECONDS)
         server.look_at_disk()
-
-
-async def _finish_events(server: Server) -> None:
-    """Let events that are under way end, and close each connection when it is idle.
-
-    Kong sends an event whose connection was closed again, to whoever listens then.
-    """
-    deadline = asyncio.get_running_loop().time() + _STOP_SECONDS
-    while server.connections and asyncio.get_running_loop().time() < deadline:
-        for connection in list(server.connections):
-            if connection.event is None:
-                connection.close()
-        await asyncio.sleep(0.01)

@@ -80,7 +80,7 @@ def run(
 
 
 def _start(stack: ExitStack, folder: Path) -> dict[str, Gateway]:
-    upstream = stack.enter_context(_process("tests.bench.upstream"))
+    upstream = stack.enter_context(process("tests.bench.upstream"))
     logs, events = stack.enter_context(sink()), stack.enter_context(sink())
     way_in_events = stack.enter_context(sink())
     port = free_port()
@@ -111,13 +111,13 @@ def _start(stack: ExitStack, folder: Path) -> dict[str, Gateway]:
         EMPTY: (None, None),
     }
     empty = folder / "empty.socket"
-    stack.enter_context(_process("tests.bench.empty_server", str(empty)))
+    stack.enter_context(process("tests.bench.empty_server", str(empty)))
     gateways = {}
     for name, listed in plugins.items():
         counter, taking = received[name]
         directory = folder / name.replace(" ", "-")
         socket = empty if name == EMPTY else server.socket
-        start = partial(_kong, directory, upstream, listed, socket)
+        start = partial(kong, directory, upstream, listed, socket)
         gateways[name] = Gateway(name, start, counter.received if counter else None, taking)
     return gateways
 
@@ -129,9 +129,16 @@ def _http_log(url: str, headers: dict[str, str] | None = None) -> dict[str, Any]
 
 
 @contextmanager
-def _kong(
-    directory: Path, upstream: str, plugins: list[dict[str, Any]], socket: Path
+def kong(
+    directory: Path,
+    upstream: str,
+    plugins: list[dict[str, Any]],
+    socket: Path,
+    *,
+    workers: int = 1,
+    log_level: str = "error",
 ) -> Iterator[tuple[str, int]]:
+    """Run a Kong with a service behind key-auth; yields its address and its pid."""
     shutil.rmtree(directory, ignore_errors=True)
     directory.mkdir()
     port = free_port()
@@ -154,9 +161,9 @@ admin_listen = off
 status_listen = off
 admin_gui_listen = off
 anonymous_reports = off
-nginx_worker_processes = 1
+nginx_worker_processes = {workers}
 {"nginx_user = root root" if os.geteuid() == 0 else ""}
-log_level = error
+log_level = {log_level}
 pluginserver_names = openmeter
 pluginserver_openmeter_socket = {socket}
 pluginserver_openmeter_query_cmd = {info} info
@@ -253,12 +260,13 @@ def _missing(gateway: Gateway) -> str | None:
 
 
 @contextmanager
-def _process(module: str, *arguments: str) -> Iterator[str]:
-    process = subprocess.Popen([sys.executable, "-m", module, *arguments], stdout=subprocess.PIPE, text=True)
-    assert process.stdout
+def process(module: str, *arguments: str) -> Iterator[str]:
+    """Run one of our modules beside; yields the first line that it prints."""
+    started = subprocess.Popen([sys.executable, "-m", module, *arguments], stdout=subprocess.PIPE, text=True)
+    assert started.stdout
     try:
-        yield process.stdout.readline().strip()
+        yield started.stdout.readline().strip()
     finally:
-        process.kill()
-        process.wait()
-        process.stdout.close()
+        started.kill()
+        started.wait()
+        started.stdout.close()

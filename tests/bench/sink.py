@@ -1,22 +1,26 @@
 """An events endpoint that costs next to nothing: it reads, counts and answers 204.
 
-Run as a process of its own; prints its URL. `GET /count` tells how many events came.
+Run as a process of its own; prints its URL. `GET /count` tells how many events came; with `--ids` as its
+argument, `GET /ids` lists the ids of the requests that they are of, each as often as it came.
 """
 
 from __future__ import annotations
 
+import re
 import socket
 import sys
 import threading
 
+_ID = re.compile(rb'"id":"([0-9a-f]{32})"')
 _MARKS = (b'"specversion"', b'"started_at"')  # of a CloudEvent, of a serialized log
 
 
 class Count:
     """Events received, over all connections."""
 
-    def __init__(self) -> None:
+    def __init__(self, *, with_ids: bool = False) -> None:
         self.events = 0
+        self.ids: list[bytes] | None = [] if with_ids else None
         self.lock = threading.Lock()
 
 
@@ -45,10 +49,12 @@ def serve(connection: socket.socket, count: Count) -> None:
 
 def _answer(head: bytes, body: bytes, count: Count) -> bytes:
     if head.startswith(b"GET"):
-        text = b"%d" % count.events
+        text = b"%d" % count.events if not head.startswith(b"GET /ids") else b"\n".join(count.ids or ())
         return b"HTTP/1.1 200 OK\r\ncontent-length: %d\r\n\r\n%s" % (len(text), text)
     with count.lock:
         count.events += max(body.count(mark) for mark in _MARKS)
+        if count.ids is not None:
+            count.ids += _ID.findall(body)
     return b"HTTP/1.1 204 No Content\r\n\r\n"
 
 
@@ -63,7 +69,7 @@ def _content_length(head: bytes) -> int:
 def main() -> None:
     """Serve until killed."""
     listener = socket.create_server(("127.0.0.1", 0), backlog=100)
-    count = Count()
+    count = Count(with_ids="--ids" in sys.argv[1:])
     sys.stdout.write(f"http://127.0.0.1:{listener.getsockname()[1]}\n")
     sys.stdout.flush()
     while True:

@@ -1,16 +1,25 @@
 """Kong's side of the ProtoBuf:1 protocol, as a real Kong 3.9.1 behaves (tests/data/kong-wire).
 
-What matters of it: connections are kept and each event uses one; an instance is started at its first
-event; an event whose connection was closed resets the instance and is sent again on another connection;
-one that could not be written ("broken pipe", "connection reset") is not.
+What becomes of an event follows runloop/plugin_servers/rpc/pb_rpc.lua, plugin.lua and the sockets of
+ngx_http_lua_socket_tcp.c, rule by rule:
+
+- Connections are kept in a pool, last in, first out; nobody looks at one before it is used. One that ends
+  while it is idle is closed when the event loop gets to it.
+- A frame is written in two sends. One that fails ("broken pipe") loses the event: it raises.
+- The stream ends where an answer is due ("closed"): all instances of the plugin are forgotten, and the event
+  is sent again. Any other error, "connection reset by peer" among them, loses it.
+- An instance is started by the first event that needs it; the others look every 0.1 s whether it is there,
+  100 times at most. If its start ends with an error, that event is lost and another one starts it. If its
+  start cannot be written, nobody does until one of those that wait has given up.
 """
 
 from __future__ import annotations
 
 import asyncio
+import socket as sockets
 import struct
-from collections.abc import AsyncIterator, Iterable
-from contextlib import asynccontextmanager
+from collections import Counter
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -20,12 +29,14 @@ from openmeter_plugin import wire
 from tests.harness.recordings import Recorded
 
 _LENGTH = struct.Struct("<I")
+_POOL_SIZE = 256  # lua_socket_pool_size
+_CLAIM_STEP, _CLAIM_STEPS = 0.1, 100
 CONNECT_SECONDS = 5.0
 ANSWER_SECONDS = 60.0  # Kong's own
 
 
 class Closed(ConnectionError):
-    """The server closed the connection where an answer was due: Kong sends the event again."""
+    """The server ended the stream where an answer was due: Kong sends the event again."""
 
 
 class BrokenOff(ConnectionError):
@@ -33,7 +44,11 @@ class BrokenOff(ConnectionError):
 
 
 class NotWritten(ConnectionError):
-    """The event could not be written: Kong gives it up."""
+    """The event could not be written, or its answer was cut off: Kong gives it up."""
+
+
+class NotClaimed(ConnectionError):
+    """Nobody has started the instance: Kong gives the event up."""
 
 
 @dataclass
@@ -42,34 +57,57 @@ class PluginInstance:
 
     config: dict[str, object]
     instance_id: int | None = None
+    claimed: bool = False
+    """Whether an event is starting it."""
 
     def encoded(self) -> bytes:
         """The configuration as Kong encodes it."""
         return orjson.dumps(self.config)
 
 
-@dataclass
 class Connection:
-    """A kept connection to the plugin server."""
+    """A connection to the plugin server."""
 
-    reader: asyncio.StreamReader
-    writer: asyncio.StreamWriter
+    def __init__(self, connected: sockets.socket) -> None:
+        self.socket = connected
+        self._received = b""
 
     async def read(self) -> bytes:
-        """Return one frame; raises Closed, or NotWritten where the connection broke under what we wrote."""
-        try:
-            (length,) = _LENGTH.unpack(await self.reader.readexactly(4))
-            return await self.reader.readexactly(length) if length else b""
-        except asyncio.IncompleteReadError as error:
-            raise Closed from error
-        except ConnectionError as error:
-            raise NotWritten from error
+        """Return one frame; raises Closed, or NotWritten where the connection was reset."""
+        (length,) = _LENGTH.unpack(await self._exactly(4))
+        return await self._exactly(length)
 
-    def write(self, *messages: bytes) -> None:
-        """Write frames; raises NotWritten."""
-        if self.writer.is_closing():
-            raise NotWritten
-        self.writer.write(b"".join(wire.frame(m) for m in messages))
+    async def _exactly(self, size: int) -> bytes:
+        while len(self._received) < size:
+            try:
+                data = self.socket.recv(65536)
+            except BlockingIOError:
+                try:
+                    data = await asyncio.get_running_loop().sock_recv(self.socket, 65536)
+                except OSError as error:
+                    raise NotWritten(error.strerror) from error
+            except OSError as error:
+                raise NotWritten(error.strerror) from error
+            if not data:
+                raise Closed
+            self._received += data
+        taken, self._received = self._received[:size], self._received[size:]
+        return taken
+
+    async def write(self, message: bytes) -> None:
+        """Write a frame as Kong does, its length first; raises NotWritten."""
+        for part in (_LENGTH.pack(len(message)), message):
+            try:
+                sent = self.socket.send(part)
+            except BlockingIOError:
+                sent = 0
+            except OSError as error:
+                raise NotWritten(error.strerror) from error
+            if sent < len(part):
+                try:
+                    await asyncio.get_running_loop().sock_sendall(self.socket, part[sent:])
+                except OSError as error:
+                    raise NotWritten(error.strerror) from error
 
 
 @dataclass
@@ -80,6 +118,8 @@ class Tally:
     resent: int = 0
     lost: list[str] = field(default_factory=list)
     refused_connections: int = 0
+    reasons: Counter[str] = field(default_factory=Counter)
+    """Why those were lost."""
 
 
 class KongWorker:
@@ -90,89 +130,154 @@ class KongWorker:
         self.tally = Tally()
         self.sequence = 0
         self._idle: list[Connection] = []
-        self._open: set[Connection] = set()
+        self._plugins: list[PluginInstance] = []
 
     async def close(self) -> None:
         """Close all connections."""
-        for connection in self._idle:
-            connection.writer.close()
-        self._idle = []
+        for connection in list(self._idle):
+            self._drop_idle(connection)
 
-    @asynccontextmanager
-    async def _connection(self) -> AsyncIterator[Connection]:
-        connection = self._idle.pop() if self._idle else await self._connect()
-        try:
-            yield connection
-        except BaseException:
-            connection.writer.close()
-            raise
+    @property
+    def idle(self) -> int:
+        """How many connections are in the pool."""
+        return len(self._idle)
+
+    def _drop_idle(self, connection: Connection) -> None:
+        asyncio.get_running_loop().remove_reader(connection.socket)
+        self._idle.remove(connection)
+        connection.socket.close()
+
+    def _keep(self, connection: Connection) -> None:
+        def readable() -> None:
+            try:
+                connection.socket.recv(1)
+            except BlockingIOError:
+                return
+            except OSError:
+                pass
+            self._drop_idle(connection)  # its end, or bytes that nobody asked for
+
+        if len(self._idle) >= _POOL_SIZE:
+            self._drop_idle(self._idle[0])
         self._idle.append(connection)
+        asyncio.get_running_loop().add_reader(connection.socket, readable)
 
-    async def _connect(self) -> Connection:
+    async def _take(self) -> Connection:
+        if self._idle:
+            connection = self._idle.pop()
+            asyncio.get_running_loop().remove_reader(connection.socket)
+            return connection
+        connected = sockets.socket(sockets.AF_UNIX)
+        connected.setblocking(False)
         try:
-            opened = asyncio.open_unix_connection(str(self.socket), limit=2**26)
-            reader, writer = await asyncio.wait_for(opened, CONNECT_SECONDS)
-        except (ConnectionError, FileNotFoundError):
+            connecting = asyncio.get_running_loop().sock_connect(connected, str(self.socket))
+            await asyncio.wait_for(connecting, CONNECT_SECONDS)
+        except (ConnectionError, FileNotFoundError) as error:
+            connected.close()
             self.tally.refused_connections += 1
-            raise
-        return Connection(reader, writer)
+            raise NotWritten(error.strerror) from error
+        return Connection(connected)
 
     def _next(self) -> int:
         self.sequence += 1
         return self.sequence
 
     async def start(self, plugin: PluginInstance, name: str = "openmeter") -> int:
-        """Start an instance and return its id."""
+        """Start an instance and return its id; raises ConnectionError."""
         body = wire.encode_bytes(1, name.encode()) + wire.encode_bytes(2, plugin.encoded())
-        async with self._connection() as connection:
-            connection.write(_call(self._next(), 33, body))
-            answer = await connection.read()
+        plugin.claimed = True
+        try:
+            connection = await self._take()
+        except BaseException:
+            plugin.claimed = False
+            raise
+        # From here on an error that is raised leaves the claim, as Kong's `assert` does.
+        try:
+            await connection.write(_call(self._next(), 33, body))
+            try:
+                answer = await connection.read()
+            except ConnectionError:
+                plugin.claimed = False
+                raise
+        except BaseException:
+            connection.socket.close()
+            raise
+        self._keep(connection)
         status = dict(wire._fields(dict(wire._fields(answer))[33]))  # type: ignore[arg-type]
-        plugin.instance_id = int(status[2])
+        plugin.instance_id, plugin.claimed = int(status[2]), False
         return plugin.instance_id
 
     async def close_instance(self, instance_id: int) -> None:
         """Close an instance."""
-        async with self._connection() as connection:
-            connection.write(_call(self._next(), 35, b"\x08" + wire.encode_varint(instance_id)))
+        connection = await self._take()
+        try:
+            await connection.write(_call(self._next(), 35, b"\x08" + wire.encode_varint(instance_id)))
             await connection.read()
+        except BaseException:
+            connection.socket.close()
+            raise
+        self._keep(connection)
 
     async def log(self, plugin: PluginInstance, request: Recorded, tag: str = "") -> bool:
         """Hand a request over; returns whether the plugin server acknowledged it."""
-        while True:
-            try:
-                if plugin.instance_id is None:
-                    await self.start(plugin)
-                async with asyncio.timeout(ANSWER_SECONDS):
-                    await self._log_once(plugin, request)
-            except Closed:
-                # Kong resets the instance and sends the event again.
-                plugin.instance_id = None
-                self.tally.resent += 1
-            except (NotWritten, ConnectionError):
-                self.tally.lost.append(tag)
-                return False
-            else:
-                self.tally.acknowledged.append(tag)
-                return True
-
-    async def _log_once(self, plugin: PluginInstance, request: Recorded) -> None:
-        assert plugin.instance_id is not None
-        async with self._connection() as connection:
-            event = wire.encode_bytes(2, b"log") + b"\x08" + wire.encode_varint(plugin.instance_id)
-            connection.write(_call(self._next(), 36, event))
-            while method := await connection.read():
-                await connection.read()
-                if method == b"kong.log.serialize":
-                    connection.write(wire.encode_bytes(1, request.log))
-                elif method == b"kong.request.get_uri_captures":
-                    if request.captures is None:
-                        raise BrokenOff
-                    connection.write(request.captures)
+        if plugin not in self._plugins:
+            self._plugins.append(plugin)
+        used: list[Connection] = []  # Kong closes those that failed when the event is done with
+        try:
+            while True:
+                instance_id = await self._instance_id(plugin)
+                try:
+                    async with asyncio.timeout(ANSWER_SECONDS):
+                        await self._log_once(instance_id, request, used)
+                except Closed:
+                    for known in self._plugins:
+                        known.instance_id = None
+                    self.tally.resent += 1
                 else:
-                    assert method == b"kong.ctx.shared.get"
-                    connection.write(request.application)
+                    self.tally.acknowledged.append(tag)
+                    return True
+        except ConnectionError as error:
+            self.tally.lost.append(tag)
+            self.tally.reasons[f"{type(error).__name__} {error}"] += 1
+            return False
+        finally:
+            for connection in used:
+                connection.socket.close()
+
+    async def _instance_id(self, plugin: PluginInstance) -> int:
+        waited = 0
+        while plugin.claimed:
+            await asyncio.sleep(_CLAIM_STEP)
+            waited += 1
+            if waited > _CLAIM_STEPS:
+                plugin.claimed = False
+                raise NotClaimed
+        if plugin.instance_id is not None:
+            return plugin.instance_id
+        try:
+            return await self.start(plugin)
+        except Closed as error:
+            raise NotWritten("closed over StartInstance") from error
+
+    async def _log_once(self, instance_id: int, request: Recorded, used: list[Connection]) -> None:
+        connection = await self._take()
+        used.append(connection)
+        event = wire.encode_bytes(2, b"log") + b"\x08" + wire.encode_varint(instance_id)
+        await connection.write(_call(self._next(), 36, event))
+        while method := await connection.read():
             await connection.read()
+            if method == b"kong.log.serialize":
+                await connection.write(wire.encode_bytes(1, request.log))
+            elif method == b"kong.request.get_uri_captures":
+                if request.captures is None:
+                    raise BrokenOff
+                await connection.write(request.captures)
+            else:
+                assert method == b"kong.ctx.shared.get"
+                await connection.write(request.application)
+        await connection.read()
+        used.remove(connection)
+        self._keep(connection)
 
 
 def _call(sequence: int, number: int, body: bytes) -> bytes:

@@ -123,7 +123,7 @@ def test_every_event_acknowledged_before_the_worker_was_killed_arrives_and_is_bi
         assert len(outages) == 4
         assert max(outages) < 1.0, "a new worker serves in under a second"
         assert tally.refused_connections == 0
-        assert tally.resent > 0
+        assert tally.resent + len(tally.lost) > 0, "it was killed under load"
         eventually(
             lambda: set(tally.acknowledged) <= spooled_ids(db, "kong"),
             what="the arrival of what was acknowledged",
@@ -169,7 +169,7 @@ def test_an_id_from_before_the_kill_never_stands_for_an_instance_started_after_i
         busy.instance_id = None  # its connections broke
         asyncio.run(_drive(server, requests(busy, "F", 20)))
         worker = asyncio.run(_drive(server, requests(idle, "S", 20)))
-        assert worker.tally.resent > 0, "the id was stale"
+        assert worker.tally.resent == 0, "the id is known from the file of its instance"
         eventually(
             lambda: len(spooled_ids(db, "first") | spooled_ids(db, "second")) == 42, what="the arrival"
         )
