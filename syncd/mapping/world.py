@@ -84,7 +84,7 @@ def _customer(key: str, claims: list[Claim], rules: MappingRules, warnings: list
 
 def _apart(claims: list[Claim]) -> list[Claim]:
     """Return one claim for each subject: the members of a group may share one."""
-    if not any(claim.shared for claim in claims):
+    if len(claims) == 1 or not any(claim.shared for claim in claims):
         return claims
     return list({claim.subject_key: claim for claim in claims}.values())
 
