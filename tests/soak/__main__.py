@@ -48,7 +48,7 @@ def summary(reports: list[Report]) -> str:
     return (
         f"{len(reports)} rounds held: {total('driven'):,} requests, {kills} kills;"
         f" {total('acknowledged'):,} acknowledged and all of them billed once,"
-        f" {total('given_up_by_kong')} given up by Kong while they were written,"
+        f" {total('given_up_by_kong')} given up by Kong,"
         f" {total('sent_again_by_kong')} sent again by Kong,"
         f" {total('duplicates_received')} duplicates that the metering API left out."
     )
