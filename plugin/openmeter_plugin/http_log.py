@@ -31,7 +31,7 @@ from openmeter_plugin.http_log_config import HttpLogConfig, HttpLogSettings
 from openmeter_plugin.http_log_records import record_of
 from openmeter_plugin.http_log_spooling import Post, Spooling
 from openmeter_plugin.instances import Instance, start_instance
-from openmeter_plugin.json_entries import Entry, EntrySplitter, NotJsonError
+from openmeter_plugin.json_entries import Entry, EntrySplitter, NotJsonError, Ready
 from openmeter_plugin.listening import BACKLOG
 from openmeter_plugin.log import RateLimit, get_logger
 from openmeter_plugin.spool.writer import SpoolWriter
@@ -79,7 +79,8 @@ class Receiver:
 
     async def _read(self, request: Request, post: Post) -> None:
         """Collect the records of the body's entries; raises RefusalError."""
-        splitter = EntrySplitter()
+        usual = self._instance.usual
+        splitter = EntrySplitter(short_way=usual.record if usual is not None else None)
         size = 0
         try:
             async with asyncio.timeout(self._read_timeout):
@@ -102,7 +103,7 @@ class Receiver:
             pause_at = time.perf_counter() + _SLICE
             for entry in entries:
                 if entry is not None:
-                    bad = type(entry[0]) is not dict
+                    bad = type(entry[0]) not in (dict, Ready)
                     post.add(record_of(entry, post.requests, self._instance), bad=bad)
                 if time.perf_counter() >= pause_at:
                     await asyncio.sleep(0)

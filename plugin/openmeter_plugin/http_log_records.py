@@ -7,7 +7,7 @@ from hashlib import blake2b
 from typing import Any, Final
 
 from openmeter_plugin.instances import Instance
-from openmeter_plugin.json_entries import Entry
+from openmeter_plugin.json_entries import Entry, Ready
 from openmeter_plugin.outcome import Spooled, spool_record
 from openmeter_plugin.questions import NOTHING_ASKED, Needs
 from openmeter_plugin.values import identifier, table
@@ -22,6 +22,8 @@ MEMBERS: Final[Mapping[Needs, str]] = {
 def record_of(entry: Entry, position: int, instance: Instance) -> Spooled:
     """Return the record of the entry at this position of its post."""
     log, raw = entry
+    if type(log) is Ready:
+        return instance.queue, log.record
     members: Mapping[str, Any] = table(log)
     if type(log) is dict:
         _identify(log, raw, position)

@@ -9,8 +9,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from openmeter_plugin.json_entries import EntrySplitter, NotJsonError
+from openmeter_plugin.json_entries import EntrySplitter, NotJsonError, Ready, ShortWay
 from openmeter_plugin.json_scan import Limits
+from openmeter_plugin.usual import usual_requests
+from tests.plugin.test_usual import LOG, long_way, rules
 
 _ODD_TEXT = st.text(st.sampled_from('},{"[]\\ aé'), max_size=12)
 _VALUES = st.recursive(
@@ -34,9 +36,14 @@ _PIECES = st.sampled_from(
 _SMALL: Limits = Limits(parsed=300, text=256, container=40)
 
 
-def split(body: bytes, cuts: list[int] | None = None, limits: Limits = Limits()) -> list[Any]:  # noqa: B008
+def split(
+    body: bytes,
+    cuts: list[int] | None = None,
+    limits: Limits = Limits(),  # noqa: B008
+    short_way: ShortWay | None = None,
+) -> list[Any]:
     """Return the values of the entries of a body that arrives in pieces."""
-    splitter = EntrySplitter(limits)
+    splitter = EntrySplitter(limits, short_way)
     found = []
     at = 0
     for cut in [*sorted(cuts or []), len(body)]:
@@ -52,6 +59,34 @@ def test_the_entries_are_those_of_the_array_wherever_it_is_cut(
 ) -> None:
     body = json.dumps(entries, separators=separators, ensure_ascii=escaped).encode()
     assert split(body, cuts) == entries
+
+
+@given(
+    st.lists(st.just(LOG) | _VALUES.map(lambda value: LOG | {"route": value, "new": value}) | _VALUES), _CUTS
+)
+def test_with_a_short_way_each_entry_is_its_record_or_what_it_would_be_without(
+    entries: list[Any], cuts: list[int]
+) -> None:
+    usual = usual_requests(rules())
+    assert usual is not None
+    body = json.dumps(entries, separators=(",", ":")).encode()
+    found = split(body, cuts, short_way=usual.record)
+    assert len(found) == len(entries)
+    for value, entry in zip(found, entries, strict=True):
+        if isinstance(value, Ready):
+            assert value.record == long_way(json.dumps(entry).encode(), rules())
+        else:
+            assert value == entry
+
+
+@given(st.integers(1, 5), _CUTS)
+def test_usual_requests_all_go_the_short_way(count: int, cuts: list[int]) -> None:
+    usual = usual_requests(rules())
+    assert usual is not None
+    body = json.dumps([LOG] * count, separators=(",", ":")).encode()
+    record = long_way(json.dumps(LOG).encode(), rules())
+    assert record is not None
+    assert split(body, cuts, short_way=usual.record) == [Ready(record)] * count
 
 
 @given(st.dictionaries(_ODD_TEXT, _VALUES), _CUTS, _SEPARATORS)
