@@ -5,7 +5,8 @@ http-log, with the plugin, with http-log posting to the plugin's way in, and wit
 nothing, to show what of the plugin's price is Kong's own. The machine's speed drifts by
 more than the differences, so each round gives a ratio, and the median of the ratios counts. Each run has a
 Kong of its own: what LuaJIT happens to compile makes one Kong twice as fast as another with the same
-configuration, for as long as it lives. Needs `kong` and `wrk` in the PATH.
+configuration, for as long as it lives. Kong has a core of its own where there are two: what else runs would
+slow one gateway down more than another. Needs `kong` and `wrk` in the PATH.
 """
 
 from __future__ import annotations
@@ -62,10 +63,12 @@ def run(
     for program in ("kong", "wrk"):
         if shutil.which(program) is None:
             raise KongMissing(f"there is no `{program}` in the PATH; make bench without KONG=1 needs none")
+    kongs, *others = sorted(os.sched_getaffinity(0))
     with ExitStack() as stack:
+        stack.enter_context(_on({*others} or {kongs}))
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory()))
         folder.chmod(0o755)
-        gateways = _start(stack, folder)
+        gateways = _start(stack, folder, {kongs})
         for number in range(rounds):
             for gateway in gateways.values():
                 tell(f"round {number + 1} of {rounds}: {gateway.name}")
@@ -79,7 +82,18 @@ def run(
         return gateways, [text for g in gateways.values() if (text := _missing(g))]
 
 
-def _start(stack: ExitStack, folder: Path) -> dict[str, Gateway]:
+@contextmanager
+def _on(cores: set[int]) -> Iterator[None]:
+    """Run on these cores, and start what is started meanwhile there."""
+    before = os.sched_getaffinity(0)
+    os.sched_setaffinity(0, cores)
+    try:
+        yield
+    finally:
+        os.sched_setaffinity(0, before)
+
+
+def _start(stack: ExitStack, folder: Path, cores: set[int]) -> dict[str, Gateway]:
     upstream = stack.enter_context(process("tests.bench.upstream"))
     logs, events = stack.enter_context(sink()), stack.enter_context(sink())
     way_in_events = stack.enter_context(sink())
@@ -117,7 +131,7 @@ def _start(stack: ExitStack, folder: Path) -> dict[str, Gateway]:
         counter, taking = received[name]
         directory = folder / name.replace(" ", "-")
         socket = empty if name == EMPTY else server.socket
-        start = partial(kong, directory, upstream, listed, socket)
+        start = partial(kong, directory, upstream, listed, socket, cores=cores)
         gateways[name] = Gateway(name, start, counter.received if counter else None, taking)
     return gateways
 
@@ -137,8 +151,9 @@ def kong(
     *,
     workers: int = 1,
     log_level: str = "error",
+    cores: set[int] | None = None,
 ) -> Iterator[tuple[str, int]]:
-    """Run a Kong with a service behind key-auth; yields its address and its pid."""
+    """Run a Kong with a service behind key-auth, on these cores; yields its address and its pid."""
     shutil.rmtree(directory, ignore_errors=True)
     directory.mkdir()
     port = free_port()
@@ -170,11 +185,12 @@ pluginserver_openmeter_query_cmd = {info} info
 """
     )
     prefix = directory / "prefix"
-    started = subprocess.run(
-        ["kong", "start", "-p", str(prefix), "-c", str(directory / "kong.conf")],
-        capture_output=True,
-        text=True,
-    )
+    with _on(cores or os.sched_getaffinity(0)):
+        started = subprocess.run(
+            ["kong", "start", "-p", str(prefix), "-c", str(directory / "kong.conf")],
+            capture_output=True,
+            text=True,
+        )
     if started.returncode:
         raise KongMissing(f"kong does not start: {started.stderr.strip()}")
     url = f"http://127.0.0.1:{port}"
