@@ -13,8 +13,13 @@ from typing import Any, Final
 from openmeter_plugin.spool.destination import Destination, queues_directory
 from openmeter_plugin.spool.segment_file import Segment, room, whole_records
 
-_ROOM_AHEAD: Final = 4 * 1024 * 1024
-"""Bytes that are written before the file system is asked again how much room it has."""
+_ROOM_AHEAD: Final = 512 * 1024
+"""Bytes that are written before the file system is asked again what room it has, less where that is little.
+
+Others write too: delivery its memory, and other workers. What they take meanwhile must not come out of what
+is left free for that memory, or a full file system would stay full for ever.
+"""
+_PART_AHEAD: Final = 4
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,7 +62,7 @@ class SpoolQueue:
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
         if self.segment is None:
             self.segment = Segment(self.directory)
-        self._room_ahead = min(_ROOM_AHEAD, available - sum(map(len, fitting)))
+        self._room_ahead = min(_ROOM_AHEAD, (available - sum(map(len, fitting))) // _PART_AHEAD)
         return self._write(self.segment, fitting)
 
     def append_quickly(self, records: list[bytes]) -> int:
