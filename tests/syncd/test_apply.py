@@ -22,24 +22,6 @@ ALICE, BOB, CAROL = consumer("1", "alice"), consumer("2", "bob"), consumer("3", 
 ACME = [consumer("1", "alice", "customer:acme"), consumer("2", "bob", "customer:acme")]
 
 
-@pytest.fixture(scope="module")
-def server() -> Iterator[str]:
-    with running_sandbox() as url:
-        yield url
-
-
-@pytest.fixture
-def sandbox(server: str) -> Iterator[httpx.Client]:
-    with httpx.Client(base_url=server) as client:
-        client.post("/sandbox/v1/reset").raise_for_status()
-        yield client
-
-
-@pytest.fixture(params=["openmeter-v1", "openmeter-v3"])
-def dialect(request: pytest.FixtureRequest) -> str:
-    return str(request.param)
-
-
 @pytest.fixture
 def customers_path(dialect: str) -> str:
     return "/api/v1/customers" if dialect == "openmeter-v1" else "/api/v3/openmeter/customers"

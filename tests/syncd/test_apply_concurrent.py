@@ -24,7 +24,6 @@ from syncd.outcome import Outcome, Status
 from syncd.plan import PlanOptions, make_plan
 from syncd.removal import ApiRemover
 from syncd.retry import Retry
-from syncd.sandbox.testing import running_sandbox
 from syncd.targets import SubjectWrite
 from syncd.targets.base import Decide
 from syncd.targets.openmeter_v1 import OpenMeterV1
@@ -165,14 +164,8 @@ def test_two_refused_changes_put_their_subjects_back_on_the_same_customer_one_af
 
 
 @pytest.fixture(scope="module")
-def sandbox() -> Iterator[httpx.Client]:
-    with running_sandbox() as url, httpx.Client(base_url=url) as client:
-        yield client
-
-
-@pytest.fixture(scope="module")
-def proxy(sandbox: httpx.Client) -> Iterator[Proxy]:
-    with proxying(str(sandbox.base_url)) as proxy:
+def proxy(server: str) -> Iterator[Proxy]:
+    with proxying(server) as proxy:
         yield proxy
 
 

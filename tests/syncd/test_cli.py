@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import signal
 import subprocess
-from collections.abc import Iterator
 from pathlib import Path
 
 import httpx
@@ -15,24 +14,6 @@ from syncd import __version__
 from syncd.sandbox.testing import running_sandbox
 from tests.syncd.processes import Project, command, environment
 from tests.syncd.waiting import eventually
-
-
-@pytest.fixture(scope="module")
-def server() -> Iterator[str]:
-    with running_sandbox() as url:
-        yield url
-
-
-@pytest.fixture
-def sandbox(server: str) -> Iterator[httpx.Client]:
-    with httpx.Client(base_url=server) as client:
-        client.post("/sandbox/v1/reset").raise_for_status()
-        yield client
-
-
-@pytest.fixture
-def project(tmp_path: Path, sandbox: httpx.Client) -> Project:
-    return Project(tmp_path, str(sandbox.base_url))
 
 
 def test_plan_apply_plan_goes_from_drift_to_in_sync(project: Project, sandbox: httpx.Client) -> None:

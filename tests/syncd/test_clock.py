@@ -22,7 +22,6 @@ from syncd.daemon import running
 from syncd.guards import clock_in_doubt
 from syncd.http import Endpoint
 from syncd.runner import RunOptions
-from syncd.sandbox.testing import running_sandbox
 from tests.syncd.clocks import SettableClock, scheduling_by
 from tests.syncd.processes import Project
 from tests.syncd.servers import Answer, serving
@@ -128,19 +127,6 @@ def test_a_server_that_tells_no_time_or_does_not_answer_leaves_the_clock_in_doub
         assert ahead_of(url, SettableClock()) is None
     assert ahead_of("http://127.0.0.1:9", SettableClock()) is None
     assert "Date" in (clock_in_doubt(None, BOUND) or "")
-
-
-@pytest.fixture(scope="module")
-def server() -> Iterator[str]:
-    with running_sandbox() as url:
-        yield url
-
-
-@pytest.fixture
-def sandbox(server: str) -> Iterator[httpx.Client]:
-    with httpx.Client(base_url=server) as client:
-        client.post("/sandbox/v1/reset").raise_for_status()
-        yield client
 
 
 SETTINGS = """

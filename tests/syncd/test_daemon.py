@@ -7,7 +7,6 @@ import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import UTC, datetime, timedelta
-from pathlib import Path
 
 import httpx
 import pytest
@@ -17,30 +16,11 @@ from syncd import config as settings
 from syncd.daemon import running, schedule
 from syncd.errors import DaemonError
 from syncd.run_config import ScheduleConfig
-from syncd.sandbox.testing import running_sandbox
 from tests.syncd.processes import Project, daemon_process, when_logged
 from tests.syncd.servers import Answer, Asked, serving
 from tests.syncd.waiting import eventually
 
 FINISHED = {"succeeded", "blocked", "failed"}
-
-
-@pytest.fixture(scope="module")
-def server() -> Iterator[str]:
-    with running_sandbox() as url:
-        yield url
-
-
-@pytest.fixture
-def sandbox(server: str) -> Iterator[httpx.Client]:
-    with httpx.Client(base_url=server) as client:
-        client.post("/sandbox/v1/reset").raise_for_status()
-        yield client
-
-
-@pytest.fixture
-def project(tmp_path: Path, sandbox: httpx.Client) -> Project:
-    return Project(tmp_path, str(sandbox.base_url))
 
 
 @contextmanager

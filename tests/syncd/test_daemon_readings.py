@@ -10,7 +10,6 @@ import pytest
 
 from syncd import config as settings
 from syncd.daemon import running
-from syncd.sandbox.testing import running_sandbox
 from tests.syncd.processes import Project
 from tests.syncd.servers import Answer, Asked, Server, serving
 from tests.syncd.test_daemon import daemon, finished, idle
@@ -30,12 +29,6 @@ class Kong:
             return Answer({"data": [], "next": None})
         listed = [{"id": f"id-{name}", "username": name, "tags": None} for name in self.names]
         return Answer({"data": listed, "next": None})
-
-
-@pytest.fixture
-def sandbox() -> Iterator[httpx.Client]:
-    with running_sandbox() as url, httpx.Client(base_url=url) as client:
-        yield client
 
 
 @pytest.fixture

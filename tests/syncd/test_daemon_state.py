@@ -20,29 +20,10 @@ from syncd.daemon import running
 from syncd.history import History
 from syncd.runner import RunOptions
 from syncd.runs import State, begun
-from syncd.sandbox.testing import running_sandbox
 from tests.syncd.processes import KONG_YML, Project, command, logged, when_logged
 from tests.syncd.servers import Answer, Asked, serving
 from tests.syncd.test_daemon import daemon, finished, idle
 from tests.syncd.waiting import eventually
-
-
-@pytest.fixture(scope="module")
-def server() -> Iterator[str]:
-    with running_sandbox() as url:
-        yield url
-
-
-@pytest.fixture
-def sandbox(server: str) -> Iterator[httpx.Client]:
-    with httpx.Client(base_url=server) as client:
-        client.post("/sandbox/v1/reset").raise_for_status()
-        yield client
-
-
-@pytest.fixture
-def project(tmp_path: Path, sandbox: httpx.Client) -> Project:
-    return Project(tmp_path, str(sandbox.base_url))
 
 
 def figures(client: httpx.Client) -> dict[str, float]:

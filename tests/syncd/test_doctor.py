@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
@@ -96,12 +95,6 @@ def test_a_clock_that_is_off_is_a_problem(seconds: int, level: str) -> None:
 
 def test_an_empty_source_is_a_warning() -> None:
     assert check_empty("kong", 0).level is Level.WARNING
-
-
-@pytest.fixture(scope="module")
-def server() -> Iterator[str]:
-    with running_sandbox() as url:
-        yield url
 
 
 @pytest.fixture

@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import httpx
 import pytest
 
-from syncd.sandbox.testing import running_sandbox
 from tests.syncd.processes import Project
 from tests.syncd.targets import subscribe
 
@@ -27,24 +25,6 @@ consumers:
 - {id: a, username: alice, tags: ["customer:acme"]}
 - {id: b, username: bob, tags: ["customer:acme"]}
 """
-
-
-@pytest.fixture(scope="module")
-def server() -> Iterator[str]:
-    with running_sandbox() as url:
-        yield url
-
-
-@pytest.fixture
-def sandbox(server: str) -> Iterator[httpx.Client]:
-    with httpx.Client(base_url=server) as client:
-        client.post("/sandbox/v1/reset").raise_for_status()
-        yield client
-
-
-@pytest.fixture(params=["openmeter-v1", "openmeter-v3"])
-def dialect(request: pytest.FixtureRequest) -> str:
-    return str(request.param)
 
 
 def project(

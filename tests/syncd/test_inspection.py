@@ -13,28 +13,9 @@ from syncd.inspection import ApiInspector, Inspection
 from syncd.meters import Dialect
 from syncd.model import CustomerDetails
 from syncd.retry import Retry
-from syncd.sandbox.testing import running_sandbox
 from tests.syncd.servers import Answer, Asked, serving
 from tests.syncd.targets import MARKS, by_hand, subscribe
 from tests.syncd.test_target_contract import specs_of
-
-
-@pytest.fixture(scope="module")
-def server() -> Iterator[str]:
-    with running_sandbox() as url:
-        yield url
-
-
-@pytest.fixture
-def sandbox(server: str) -> Iterator[httpx.Client]:
-    with httpx.Client(base_url=server) as client:
-        client.post("/sandbox/v1/reset").raise_for_status()
-        yield client
-
-
-@pytest.fixture(params=["openmeter-v1", "openmeter-v3"])
-def dialect(request: pytest.FixtureRequest) -> Dialect:
-    return "openmeter-v3" if request.param == "openmeter-v3" else "openmeter-v1"
 
 
 def inspector(client: ApiClient, dialect: Dialect) -> ApiInspector:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
@@ -13,7 +12,6 @@ from syncd import config as settings
 from syncd import runner
 from syncd.changes import ChangeKind
 from syncd.runner import RunOptions
-from syncd.sandbox.testing import running_sandbox
 from tests.syncd.builders import lines
 from tests.syncd.processes import Project
 from tests.syncd.targets import subscribe
@@ -31,19 +29,6 @@ ALICE = '{id: a, username: alice, tags: ["customer:acme"]}'
 BOB = '{id: b, username: bob, tags: ["customer:acme"]}'
 CAROL = "{id: c, username: carol}"
 SUBJECT_ENTITIES = {ChangeKind.UPSERT_SUBJECT, ChangeKind.DELETE_SUBJECT}
-
-
-@pytest.fixture(scope="module")
-def server() -> Iterator[str]:
-    with running_sandbox() as url:
-        yield url
-
-
-@pytest.fixture
-def sandbox(server: str) -> Iterator[httpx.Client]:
-    with httpx.Client(base_url=server) as client:
-        client.post("/sandbox/v1/reset").raise_for_status()
-        yield client
 
 
 class World:

@@ -12,30 +12,11 @@ import pytest
 from syncd.http import ApiClient, Endpoint
 from syncd.meters import STANDARD_METERS, Dialect, MeterApi, apply_meters
 from syncd.retry import Retry
-from syncd.sandbox.testing import running_sandbox
 from tests.syncd.processes import Project
 from tests.syncd.targets import fault
 from tests.syncd.test_target_contract import specs_of
 
 KEYS = [meter.key for meter in STANDARD_METERS]
-
-
-@pytest.fixture(scope="module")
-def server() -> Iterator[str]:
-    with running_sandbox() as url:
-        yield url
-
-
-@pytest.fixture
-def sandbox(server: str) -> Iterator[httpx.Client]:
-    with httpx.Client(base_url=server) as client:
-        client.post("/sandbox/v1/reset").raise_for_status()
-        yield client
-
-
-@pytest.fixture(params=["openmeter-v1", "openmeter-v3"])
-def dialect(request: pytest.FixtureRequest) -> Dialect:
-    return "openmeter-v3" if request.param == "openmeter-v3" else "openmeter-v1"
 
 
 @pytest.fixture

@@ -18,7 +18,6 @@ from syncd.orphans import Grace
 from syncd.plan import PlanOptions, make_plan
 from syncd.removal import ApiRemover
 from syncd.retry import Retry
-from syncd.sandbox.testing import running_sandbox
 from syncd.targets.openmeter_v1 import OpenMeterV1
 from syncd.targets.openmeter_v3 import OpenMeterV3
 from tests.syncd.builders import BY_TAG, OWNER, consumer
@@ -42,14 +41,8 @@ AFTER = [
 
 
 @pytest.fixture(scope="module")
-def sandbox() -> Iterator[httpx.Client]:
-    with running_sandbox() as url, httpx.Client(base_url=url) as client:
-        yield client
-
-
-@pytest.fixture(scope="module")
-def proxy(sandbox: httpx.Client) -> Iterator[Proxy]:
-    with proxying(str(sandbox.base_url)) as proxy:
+def proxy(server: str) -> Iterator[Proxy]:
+    with proxying(server) as proxy:
         yield proxy
 
 

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
-from pathlib import Path
 
 import httpx
 import pytest
@@ -16,22 +14,9 @@ from syncd.errors import PlanFileError
 from syncd.mapping import desired_world
 from syncd.model import ObservedWorld, Principal
 from syncd.plan import make_plan
-from syncd.sandbox.testing import running_sandbox
 from tests.syncd.builders import OWNER, RULES, consumer, customer, observed, plan_for
 from tests.syncd.processes import KONG_YML, Project
 from tests.syncd.test_properties import observed_worlds, principals
-
-
-@pytest.fixture(scope="module")
-def server() -> Iterator[str]:
-    with running_sandbox() as url:
-        yield url
-
-
-@pytest.fixture
-def project(tmp_path: Path, server: str) -> Project:
-    httpx.post(f"{server}/sandbox/v1/reset").raise_for_status()
-    return Project(tmp_path, server)
 
 
 def test_what_was_reviewed_is_applied(project: Project) -> None:

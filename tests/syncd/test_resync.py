@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
 from pathlib import Path
 
 import httpx
 import pytest
 
-from syncd.sandbox.testing import running_sandbox
 from tests.syncd.processes import Project, daemon_process, when_logged
 from tests.syncd.test_daemon import daemon, finished, idle
 
@@ -20,19 +18,6 @@ consumers:
 - {username: bob, id: 00000000-0000-4000-8000-000000000002, tags: ["customer:acme"]}
 """
 ALICE = "consumer:00000000-0000-4000-8000-000000000001"
-
-
-@pytest.fixture(scope="module")
-def server() -> Iterator[str]:
-    with running_sandbox() as url:
-        yield url
-
-
-@pytest.fixture
-def sandbox(server: str) -> Iterator[httpx.Client]:
-    with httpx.Client(base_url=server) as client:
-        client.post("/sandbox/v1/reset").raise_for_status()
-        yield client
 
 
 @pytest.fixture

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import httpx
 import pytest
 
-from syncd.sandbox.testing import running_sandbox
 from tests.syncd.processes import Project
 from tests.syncd.servers import Answer, Asked, serving
 from tests.syncd.test_daemon import daemon, finished, idle
@@ -53,19 +52,6 @@ def on_page(number: int, answer: Answer) -> Callable[[Asked], Answer | None]:
 
 def at(path: str, answer: Answer) -> Callable[[Asked], Answer | None]:
     return lambda asked: answer if asked.path == path else None
-
-
-@pytest.fixture(scope="module")
-def server() -> Iterator[str]:
-    with running_sandbox() as url:
-        yield url
-
-
-@pytest.fixture
-def sandbox(server: str) -> Iterator[httpx.Client]:
-    with httpx.Client(base_url=server) as client:
-        client.post("/sandbox/v1/reset").raise_for_status()
-        yield client
 
 
 def customers(sandbox: httpx.Client) -> list[dict[str, Any]]:

@@ -34,24 +34,6 @@ def specs_of(dialect: str) -> list[Spec]:
     return [document for document in found if document]
 
 
-@pytest.fixture(scope="module")
-def server() -> Iterator[str]:
-    with running_sandbox() as url:
-        yield url
-
-
-@pytest.fixture
-def sandbox(server: str) -> Iterator[httpx.Client]:
-    with httpx.Client(base_url=server) as client:
-        client.post("/sandbox/v1/reset").raise_for_status()
-        yield client
-
-
-@pytest.fixture(params=["openmeter-v1", "openmeter-v3"])
-def dialect(request: pytest.FixtureRequest) -> str:
-    return str(request.param)
-
-
 @pytest.fixture
 def target(sandbox: httpx.Client, dialect: str) -> Iterator[Target]:
     target = open_target(dialect, str(sandbox.base_url))

@@ -16,19 +16,6 @@ from tests.syncd.servers import Answer, Asked, serving
 from tests.syncd.targets import MARKS, target_at
 
 
-@pytest.fixture(scope="module")
-def server() -> Iterator[str]:
-    with running_sandbox() as url:
-        yield url
-
-
-@pytest.fixture
-def sandbox(server: str) -> Iterator[httpx.Client]:
-    with httpx.Client(base_url=server) as client:
-        client.post("/sandbox/v1/reset").raise_for_status()
-        yield client
-
-
 @pytest.fixture
 def target(sandbox: httpx.Client) -> Iterator[OpenMeterV1]:
     target = target_at(str(sandbox.base_url))

@@ -2,26 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 
 import httpx
 import pytest
 
 from syncd.errors import MalformedError
 from syncd.model import ObservedCustomer, ObservedWorld
-from syncd.sandbox.testing import running_sandbox
 from syncd.targets import CustomerEdit, SubjectWrite
 from syncd.targets.openmeter_v3 import OpenMeterV3
 from tests.syncd.servers import Answer, Asked, Server, serving
 from tests.syncd.targets import v3_target_at as target_at
 
 EMPTY = {"data": [], "meta": {"page": {"number": 1, "size": 1000, "total": 0}}}
-
-
-@pytest.fixture(scope="module")
-def sandbox() -> Iterator[httpx.Client]:
-    with running_sandbox() as url, httpx.Client(base_url=url) as client:
-        yield client
 
 
 def page(*items: object, total: int | None = None) -> Answer:

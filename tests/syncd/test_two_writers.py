@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 import subprocess
-from collections.abc import Iterator
 from pathlib import Path
 
 import httpx
 import pytest
 
-from syncd.sandbox.testing import running_sandbox
 from tests.syncd.processes import Project, command
 
 SETTINGS = """
@@ -24,12 +22,6 @@ KONG = "_format_version: '3.0'\nconsumers:\n" + "".join(
     else f"- {{id: c{number}, username: user-{number}}}\n"
     for number in range(40)
 )
-
-
-@pytest.fixture
-def sandbox() -> Iterator[httpx.Client]:
-    with running_sandbox() as url, httpx.Client(base_url=url) as client:
-        yield client
 
 
 @pytest.mark.parametrize("dialect", ["openmeter-v1", "openmeter-v3"])

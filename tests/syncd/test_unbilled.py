@@ -3,19 +3,17 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import httpx
-import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from syncd.errors import MeterMissingError
 from syncd.exposure import first_day
 from syncd.model import ObservedWorld
-from syncd.sandbox.testing import running_sandbox
 from syncd.unbilled import with_usage
 from tests.syncd.builders import BY_TAG, OWNER, consumer, customer, observed, plan_for
 from tests.syncd.memory_target import MemoryTarget
@@ -102,12 +100,6 @@ def test_the_first_day_is_found_in_five_questions(day: int) -> None:
 
     assert first_day(NOW, 31, used_until) == NOW + timedelta(days=day)
     assert len(asked) <= 5
-
-
-@pytest.fixture(scope="module")
-def server() -> Iterator[str]:
-    with running_sandbox() as url:
-        yield url
 
 
 def test_plan_shows_the_figure_in_table_and_json(tmp_path: Path, server: str) -> None:
