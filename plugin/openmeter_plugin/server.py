@@ -18,8 +18,9 @@ from typing import Any, Final
 from openmeter_plugin import wire
 from openmeter_plugin.connections import Link
 from openmeter_plugin.event_call import QUESTIONS, Event, lenient_answer, lenient_text
-from openmeter_plugin.instance_files import InstanceFiles, InstanceFinder
-from openmeter_plugin.instances import Instance, Instances, started_at
+from openmeter_plugin.instance_calls import InstanceCalls
+from openmeter_plugin.instance_files import InstanceFiles
+from openmeter_plugin.instances import Instance, Instances
 from openmeter_plugin.log import RateLimit, get_logger
 from openmeter_plugin.outcome import spool_record
 from openmeter_plugin.peers import Peers
@@ -45,12 +46,8 @@ class Server:
     ) -> None:
         self.instances = instances
         self._writer = writer
-        self._loop = loop
-        self._peers = peers
-        self._files = files
-        self._finder = InstanceFinder(files, instances, loop) if files is not None else None
+        self.instance_calls = InstanceCalls(instances, loop, peers, files)
         self.clock = itertools.count(1)
-        self._starting: set[asyncio.Task[None]] = set()
         self._handed_over: list[Item] = []
         self._stalled = False
         self.event_calls: dict[bytes, int] = {}
@@ -68,53 +65,6 @@ class Server:
     def connection(self, link: Link) -> Connection:
         """Return what handles a new connection."""
         return Connection(self, link)
-
-    def start_instance(self, call: wire.StartInstance, connection: Connection) -> None:
-        """Start an instance and answer, once the other workers know it too."""
-        instance = self.instances.start(call.config)
-        if self._files is not None:
-            self._files.keep(instance.id, call.config)
-        status = wire.encode_instance_status(call.sequence, call.name, instance.id, started_at())
-        if self._peers is None:
-            connection.write(status)
-            return
-        peers = self._peers
-        connection.under_way = True
-
-        async def announce() -> None:
-            await peers.announce(instance.id, call.config)
-            connection.under_way = False
-            connection.write(status)
-
-        task = self._loop.create_task(announce())
-        self._starting.add(task)
-        task.add_done_callback(self._starting.discard)
-
-    def look_for(self, instance_id: int, connection: Connection, sequence: bytes) -> None:
-        """Have an event of an instance that is not known here wait until we know what others left of it."""
-
-        def found(instance: Instance | None) -> None:
-            connection.under_way = False
-            if not connection.is_open:
-                return
-            if instance is None:
-                connection.refuse(instance_id)
-            else:
-                connection.begin(sequence, instance)
-
-        connection.under_way = True
-        if self._finder is None:
-            found(None)
-        else:
-            self._finder.find(instance_id, found)
-
-    def close_instance(self, instance_id: int) -> None:
-        """Close an instance, here and with the other workers."""
-        self.instances.close(instance_id)
-        if self._files is not None:
-            self._files.forget(instance_id)
-        if self._peers is not None:
-            self._peers.announce_close(instance_id)
 
     def hand_over(self, queue: SpoolQueue, record: bytes, event: Event) -> None:
         """Bring a record to the spool at the end of this round."""
@@ -309,15 +259,15 @@ class Connection:
                 self._server.remember_event_call(split[1], call.instance_id)
             self._begin(wire.encode_varint(call.sequence), call.instance_id)
         elif isinstance(call, wire.StartInstance):
-            self._server.start_instance(call, self)
+            self._server.instance_calls.start(call, self)
         else:
-            self._server.close_instance(call.instance_id)
+            self._server.instance_calls.close(call.instance_id)
             self.write(wire.encode_return(call.sequence))
 
     def _begin(self, sequence: bytes, instance_id: int) -> None:
         instance = self._server.instances.get(instance_id)
         if instance is None:
-            self._server.look_for(instance_id, self, sequence)
+            self._server.instance_calls.find(instance_id, self, sequence)
         else:
             self.begin(sequence, instance)
 

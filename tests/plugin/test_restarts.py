@@ -322,7 +322,7 @@ def test_a_connection_on_which_an_instance_is_started_is_not_idle(tmp_path: Path
             async def announce(self, *_: object) -> None:
                 await known.wait()
 
-        serving.server._peers = Others()  # type: ignore[assignment]
+        serving.server.instance_calls._peers = Others()  # type: ignore[assignment]
         peer = serving.connect()
         body = wire.encode_bytes(1, b"openmeter") + wire.encode_bytes(2, b"{}")
         peer.send(wire.frame(b"\x08\x09" + wire.encode_bytes(33, body)))
