@@ -12,6 +12,7 @@ from rich.table import Table
 
 from tests.bench import beside, gateway, plugin, syncd
 from tests.bench.goals import Goal
+from tests.bench.processes import end_cleanly
 from tests.demo.real_kong import KongMissing
 
 console = Console()
@@ -32,6 +33,7 @@ def main() -> int:
         "--only", choices=("plugin", *parts), help="measure this alone; plugin: all but syncd"
     )
     arguments = options.parse_args()
+    end_cleanly()
     if arguments.kong:
         return gateways(max(arguments.rounds, 15), arguments.seconds)
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import signal
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -17,6 +18,11 @@ from tests.harness.process import eventually, plugin_server, takes_connections
 
 BASELINE = Path(__file__).parent / "pdk_baseline"
 _TICKS = os.sysconf("SC_CLK_TCK")
+
+
+def end_cleanly() -> None:
+    """Have SIGTERM end this process as Ctrl-C does: what it has started, a Kong too, is ended with it."""
+    signal.signal(signal.SIGTERM, lambda number, _: sys.exit(128 + number))
 
 
 def tree(pid: int) -> list[int]:

@@ -40,6 +40,7 @@ from rich.console import Console
 from rich.table import Table
 
 from tests.bench.gateway import KEY, kong, process
+from tests.bench.processes import end_cleanly
 from tests.demo.real_kong import KongMissing
 from tests.harness.process import eventually
 from tests.harness.service_manager import ServiceManager, unix_listener
@@ -274,6 +275,7 @@ def main() -> int:
     options.add_argument("--pause", type=float, default=2.0, help="seconds between two restarts")
     options.add_argument("--json", action="store_true", help="print the figures as JSON lines")
     given = options.parse_args()
+    end_cleanly()
     console = Console()
     results = []
     for how in given.how or tuple(WAYS):
