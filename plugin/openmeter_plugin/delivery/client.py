@@ -26,6 +26,8 @@ CONTENT_TYPE: Final = "application/cloudevents-batch+json"
 
 _REJECTED: Final = frozenset({400, 413, 422})
 _LONGEST_ANSWER: Final = 2000  # characters of the server's answer that are kept
+_HIDDEN: Final = "[the token]"
+_LONGEST_PLACE: Final = 200  # characters of an address that it redirects to
 _MOST_READ: Final = 1024 * 1024  # bytes of an answer
 _TIMEOUTS_IN_ALL: Final = 3
 """A POST may take so many times the configured time-out, which is for connecting, sending, each read."""
@@ -91,7 +93,7 @@ class EventsClient:
         except (httpx.HTTPError, httpx.InvalidURL, OSError) as error:  # TimeoutError is an OSError
             raise UndeliveredError(f"{type(error).__name__}: {error}") from None
         if not response.is_success:
-            raise _failure(response, answer.decode("utf-8", "replace")[:_LONGEST_ANSWER])
+            raise _failure(response, self._told(answer))
 
     async def _post(
         self, content: bytes, on_its_way: Callable[[], None] | None
@@ -117,9 +119,17 @@ class EventsClient:
                 answer += chunk
                 if len(answer) > _MOST_READ:
                     break
+        except httpx.DecodingError:
+            pass  # the status says what is to be done
         finally:
             await response.aclose()
         return response, answer
+
+    def _told(self, answer: bytes) -> str:
+        """Return what the server said as it may be kept: some repeat the request's headers."""
+        text = answer.decode("utf-8", "replace")
+        token = self.destination.token
+        return (text.replace(token, _HIDDEN) if token else text)[:_LONGEST_ANSWER]
 
     async def close(self) -> None:
         """Close the connections."""
@@ -132,6 +142,10 @@ def _failure(response: httpx.Response, answer: str) -> DeliveryError:
         return RejectedError(answer, status)
     if status in (401, 403):
         return UnauthorizedError(f"HTTP {status}: {answer}", status)
+    if response.has_redirect_location:
+        # Not followed: where events and the token go is for the configuration to say.
+        place = response.headers["location"].partition("?")[0][:_LONGEST_PLACE]
+        answer = f"it redirects to {place}; ingest_endpoint must be the address that takes the events"
     return UndeliveredError(f"HTTP {status}: {answer}", status, _retry_after(response))
 
 
@@ -142,6 +156,6 @@ def _retry_after(response: httpx.Response) -> float:
         return min(float(value[:9]), _LONGEST_RETRY_AFTER)
     try:
         moment = email.utils.parsedate_to_datetime(value)
-    except ValueError:
+    except (ValueError, OverflowError):  # the latter for a year that no date can have
         return 0.0
     return min(max(0.0, moment.timestamp() - time.time()), _LONGEST_RETRY_AFTER)
