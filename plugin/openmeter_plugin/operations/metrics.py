@@ -18,6 +18,7 @@ from openmeter_plugin.operations.reading import SpoolError
 from openmeter_plugin.operations.status import read_status
 from openmeter_plugin.operations.watch import Watch
 from openmeter_plugin.spool.destination import QUARANTINE
+from openmeter_plugin.spool.segment_file import room
 
 PREFIX: Final = "openmeter_plugin_"
 
@@ -141,10 +142,10 @@ def _books(status: SpoolStatus) -> Iterator[Metric]:
 
 def _disk(spool: Path) -> Iterator[Metric]:
     try:
-        disk = os.statvfs(spool)
+        disk, free = os.statvfs(spool), max(0, room(spool))
     except OSError:
         return
-    free, size = disk.f_bavail * disk.f_frsize, disk.f_blocks * disk.f_frsize
+    size = disk.f_blocks * disk.f_frsize
     yield _gauge("disk_free_bytes", "What the spool may still take of its disk", {(): free}, [])
     yield _gauge("disk_size_bytes", "Size of the spool's disk", {(): size}, [])
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import shutil
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -11,12 +10,13 @@ from typing import TYPE_CHECKING, Final
 
 from openmeter_plugin.heartbeat import Heartbeats
 from openmeter_plugin.operations.reading import SpoolError, reading
+from openmeter_plugin.spool.segment_file import room
 
 if TYPE_CHECKING:
     from openmeter_plugin.delivery.queue_delivery import QueueDelivery
     from openmeter_plugin.delivery.spool_delivery import SpoolDelivery
 
-_LEAST_FREE: Final = 64 * 1024  # bytes
+_LEAST_ROOM: Final = 64 * 1024  # bytes of what the workers may write
 
 
 @dataclass(slots=True)
@@ -71,7 +71,7 @@ def _disk_problems(spool: Path) -> list[str]:
     try:
         if os.statvfs(spool).f_flag & os.ST_RDONLY:
             return ["the spool's file system is read-only"]
-        if shutil.disk_usage(spool).free < _LEAST_FREE:
+        if room(spool) < _LEAST_ROOM:
             return ["the spool's file system is full"]
     except OSError as error:
         return [f"the spool's file system: {error.strerror}"]
