@@ -24,6 +24,7 @@ from openmeter_plugin.outcome import spool_record
 from openmeter_plugin.questions import NOTHING_ASKED, Needs
 from openmeter_plugin.schema import FIELDS, PRIORITY, VERSION
 from openmeter_plugin.serialized_log import encode_json, parse_log
+from openmeter_plugin.spool.destination import make_private
 from openmeter_plugin.spool.writer import SpoolWriter
 
 _LONGEST_WAIT: Final = 2.0  # seconds for the disk; then Kong is answered all the same
@@ -44,7 +45,7 @@ class _Spooling:
     def __init__(self) -> None:
         configure_logging("kong-pdk")
         self.spool = Path(os.environ.get("OPENMETER_PLUGIN_SPOOL", DEFAULT_SPOOL))
-        self.spool.mkdir(mode=0o700, parents=True, exist_ok=True)
+        make_private(self.spool)
         self.writer = SpoolWriter(self.spool, _set_all)
         self.writer.start()
         self.ids = InstanceIds(self.spool)

@@ -70,13 +70,25 @@ def token_file(spool: Path, destination: str) -> Path:
     return spool / "tokens" / destination
 
 
+def make_private(directory: Path) -> None:
+    """Make a directory, and those above it that are missing, for the owner only; raises OSError.
+
+    Path.mkdir gives its mode to the last of them alone, and Kong starts its plugin servers with no umask.
+    """
+    try:
+        directory.mkdir(mode=0o700, exist_ok=True)
+    except FileNotFoundError:
+        make_private(directory.parent)
+        directory.mkdir(mode=0o700, exist_ok=True)
+
+
 def write_destination(spool: Path, destination: Destination, *, keep_token: bool = True) -> None:
     """Make the queue's directory, its description and its token file; raises OSError.
 
     Without `keep_token` no token is kept: delivery has one from elsewhere.
     """
     directory = queues_directory(spool) / destination.id
-    directory.mkdir(mode=0o700, parents=True, exist_ok=True)
+    make_private(directory)
     description = {k: v for k, v in asdict(destination).items() if k in _DESCRIBED}
     write_atomically(directory / "destination.json", orjson.dumps(description, option=orjson.OPT_INDENT_2))
     file = token_file(spool, destination.id)
@@ -106,6 +118,9 @@ def read_destination(spool: Path, queue: str) -> Destination | None:
         token: str | None = token_file(spool, queue).read_text().strip()
     except FileNotFoundError:
         token = None
+    for name, value in known.items():
+        if not _fits(value, getattr(_EXAMPLE, name)):
+            raise ValueError(f"the description of queue {queue}: {name} cannot be used")
     try:
         return Destination(**known, token=token)
     except TypeError:
@@ -113,6 +128,14 @@ def read_destination(spool: Path, queue: str) -> Destination | None:
 
 
 _DESCRIBED: Final = frozenset(Destination.__dataclass_fields__) - {"token", "token_unresolved"}
+
+
+_EXAMPLE: Final = Destination("", "")
+
+
+def _fits(value: object, example: object) -> bool:
+    """Tell whether a value is of an example's type; where that is a fraction, a whole number will do."""
+    return type(value) is type(example) or (type(example) is float and type(value) is int)
 
 
 def write_atomically(path: Path, content: bytes) -> None:

@@ -10,7 +10,7 @@ from pathlib import Path
 from queue import SimpleQueue
 from typing import Any, Final
 
-from openmeter_plugin.spool.destination import Destination, queues_directory
+from openmeter_plugin.spool.destination import Destination, make_private, queues_directory
 from openmeter_plugin.spool.segment_file import Segment, room, whole_records
 
 _ROOM_AHEAD: Final = 512 * 1024
@@ -55,7 +55,7 @@ class SpoolQueue:
         if self.segment is not None and self._segment_is_full(self.segment):
             self.retire()
         if self.segment is None:
-            self.directory.mkdir(mode=0o700, parents=True, exist_ok=True)
+            make_private(self.directory)
         available = room(self.directory)
         fitting = records[: whole_records(records, available)]
         if not fitting:
