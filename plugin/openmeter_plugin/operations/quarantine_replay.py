@@ -11,7 +11,7 @@ import sqlite3
 import time
 from collections import Counter
 from collections.abc import Collection
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Final
 
@@ -51,8 +51,11 @@ def replay_quarantine(
 
     `config` is the plugin's, as Kong passes it; where it names no plugin, events of requests whose own
     destination is not known go to a queue of their own. Raises ConfigError, sqlite3.Error, OSError.
+    A request that still nobody is found for stays, unless `subject.missing` says outright what is to be done.
     """
     parsed, rules = parse_config(config)
+    if table(config.get("subject")).get("missing") is None:
+        rules = replace(rules, missing="quarantine")  # by default it would be skipped, for good
     result = QuarantineReplay()
     if not (spool / FILE).exists():
         return result
