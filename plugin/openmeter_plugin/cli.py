@@ -15,17 +15,12 @@ import typer
 from openmeter_plugin import __version__, spool_cli
 from openmeter_plugin.command_line import DEFAULT_SPOOL, SPOOL_VARIABLE
 from openmeter_plugin.command_line import fail as _fail
-from openmeter_plugin.delivery.options import (
-    DEFAULT_LEDGER_DAYS,
-    TOKEN_VARIABLE,
-    DeliveryOptions,
-    Retention,
-)
+from openmeter_plugin.command_options import delivery_options
+from openmeter_plugin.delivery.options import DEFAULT_LEDGER_DAYS, TOKEN_VARIABLE
 from openmeter_plugin.heartbeat import Heartbeats
 from openmeter_plugin.listening import DEFAULT_MODE, Listeners
 from openmeter_plugin.log import configure_logging
 from openmeter_plugin.peers import Mailboxes
-from openmeter_plugin.quantities import duration, size
 from openmeter_plugin.supervisor import Child, supervise
 from openmeter_plugin.ways_in import http_log_settings, listen_for_api, octal, open_ways_in, own_socket
 
@@ -146,7 +141,7 @@ def serve(
     configure_logging("supervisor")
     os.umask(_UMASK)
     mode = octal(socket_mode, "--socket-mode")
-    delivery_options = _delivery_options(spool, retention, retention_size, max_age, token_file, ledger_days)
+    delivering = delivery_options(spool, retention, retention_size, max_age, token_file, ledger_days)
     listeners: Listeners = context.obj
     open_ways_in(listeners, socket_path, http_log, mode)
     _make_spool(spool)
@@ -183,7 +178,7 @@ def serve(
 
         names = {f"worker-{number}": number for number in range(workers)} | {"delivery": workers}
         family = Family(heartbeats, workers, names, hang_timeout)
-        run(delivery_options, Offer(offered, access) if offered and access else None, family)
+        run(delivering, Offer(offered, access) if offered and access else None, family)
 
     gc.freeze()  # searching all of this for garbage would hold Kong up for 15 ms now and then
     children = [Child("worker", partial(worker, number), number) for number in range(workers)]
@@ -212,7 +207,7 @@ def deliver(
     os.umask(_UMASK)
     if not spool.is_dir():
         _fail(f"--spool: {spool} is not a directory")
-    options = _delivery_options(spool, retention, retention_size, max_age, token_file, ledger_days)
+    options = delivery_options(spool, retention, retention_size, max_age, token_file, ledger_days)
     from openmeter_plugin.operations.running import Offer, run
 
     listeners = Listeners()
@@ -261,22 +256,6 @@ def run(early: Listeners | None = None) -> None:
         raise
     finally:
         listeners.remove()
-
-
-def _delivery_options(
-    spool: Path,
-    retention: str,
-    retention_size: str,
-    max_age: str | None,
-    token_file: Path | None,
-    ledger_days: int,
-) -> DeliveryOptions:
-    try:
-        kept = Retention(duration(retention), size(retention_size))
-        age = duration(max_age) if max_age else None
-        return DeliveryOptions(spool, kept, token_file, age, ledger_days=ledger_days)
-    except ValueError as error:
-        _fail(f"--retention, --retention-size, --max-age: {error}", os.EX_USAGE)
 
 
 def _make_spool(spool: Path) -> None:

@@ -7,6 +7,9 @@ from pathlib import Path
 from typing import Final, NoReturn
 
 DEFAULT_SPOOL: Final = Path("/var/lib/openmeter-plugin/spool")
+LARGEST_ID: Final = 2**63 - 1
+"""Of a row in the books (SQLite's)."""
+
 SPOOL_VARIABLE: Final = "OPENMETER_PLUGIN_SPOOL"
 
 

@@ -7,6 +7,7 @@ named rather than guessed at.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Annotated, Any, Final, Literal
 from urllib.parse import SplitResult, urlsplit
 
@@ -56,17 +57,11 @@ class PluginConfig(Record):
     @field_validator("ingest_endpoint")
     @classmethod
     def _is_an_http_url(cls, value: str) -> str:
-        url = _split(value)
-        if url is None or url.scheme not in ("http", "https") or not url.hostname:
-            raise ValueError("must be an http or https URL with a host")
-        if url.username or url.password or url.query:
-            raise ValueError("must not carry credentials or a query; the token goes into api_token")
-        return value
+        return usable_endpoint(value)
 
     @field_validator("api_token")
     @classmethod
     def _fits_in_a_header(cls, value: SecretStr | None) -> SecretStr | None:
-        # Secret stores like to put a line break behind it.
         token = value.get_secret_value().strip() if value else ""
         if not is_header_value(token):
             raise ValueError("must be printable ASCII, to be sent in a header")
@@ -87,6 +82,19 @@ class PluginConfig(Record):
             filters=self.filters.compiled(),
             application_context=self.application_context,
         )
+
+
+def usable_endpoint(value: str) -> str:
+    """Return the URL as it can be posted to; raises ValueError that says what is wrong with it."""
+    value = value.strip()  # secret stores like to put a line break behind it
+    if not value.isprintable() or " " in value:
+        raise ValueError("must be a URL without spaces and line breaks")
+    url = _split(value)
+    if url is None or url.scheme not in ("http", "https") or not url.hostname:
+        raise ValueError("must be an http or https URL with a host")
+    if url.username or url.password or url.query:
+        raise ValueError("must not carry credentials or a query; the token goes into api_token")
+    return value
 
 
 def _split(url: str) -> SplitResult | None:
@@ -122,13 +130,29 @@ def parse_config(config: dict[str, Any]) -> tuple[PluginConfig, Rules]:
     try:
         parsed = PluginConfig.model_validate(_without_nulls(config))
     except ValidationError as error:
-        # Only places and reasons: the values may be secrets.
-        problems = "; ".join(
-            f"{'.'.join(map(str, e['loc'])) or 'configuration'}: {e['msg']}"
-            for e in error.errors(include_input=False, include_url=False, include_context=False)
-        )
-        raise ConfigError(problems) from None
+        raise ConfigError(problems(error)) from None
     return parsed, parsed.rules()
+
+
+def problems(error: ValidationError, within: str = "") -> str:
+    """Return places and reasons, in the words of a configuration; never values, which may be secrets."""
+    prefix = (within,) if within else ()
+    return "; ".join(
+        f"{'.'.join(map(str, (*prefix, *found['loc']))) or 'configuration'}: {_reason(found)}"
+        for found in error.errors(include_input=False, include_url=False, include_context=False)
+    )
+
+
+def _reason(found: Mapping[str, Any]) -> str:
+    return _REASONS.get(found["type"]) or str(found["msg"]).removeprefix("Value error, ")
+
+
+_REASONS: Final = {
+    "tuple_type": "must be a list",
+    "model_type": "must be a mapping",
+    "extra_forbidden": "there is no such setting",
+}
+"""For what the library says in Python's words."""
 
 
 def _without_nulls(value: Any) -> Any:

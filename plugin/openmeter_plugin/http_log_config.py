@@ -10,7 +10,7 @@ from __future__ import annotations
 import os
 import re
 import stat
-from collections.abc import Iterator, Mapping
+from collections.abc import Hashable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Any, Final
@@ -19,7 +19,7 @@ import orjson
 import yaml
 from pydantic import BaseModel, ByteSize, ConfigDict, Field, SecretStr, ValidationError, field_validator
 
-from openmeter_plugin.config import ConfigError, parse_config
+from openmeter_plugin.config import ConfigError, parse_config, problems
 from openmeter_plugin.log import get_logger
 from openmeter_plugin.schema import FIELDS
 
@@ -55,6 +55,8 @@ class HttpLogSettings(BaseModel):
     @field_validator("secret")
     @classmethod
     def _can_be_sent_and_not_be_guessed(cls, value: tuple[SecretStr, ...]) -> tuple[SecretStr, ...]:
+        if not value:
+            raise ValueError("must have at least one; leave the setting out where none is wanted")
         for secret in value:
             text = secret.get_secret_value()
             if text.startswith(_VAULT):
@@ -106,11 +108,15 @@ def _checked(raw: dict[str, Any], environment: Mapping[str, str]) -> HttpLogConf
         raise ConfigError("; ".join(f"{name}: there is no such setting" for name in unknown))
     if str(raw.get("api_token", "")).startswith(_VAULT):
         raise ConfigError(f"api_token: a vault reference is resolved by Kong only; use {TOKEN_VARIABLE}")
+    try:
+        orjson.dumps(raw)
+    except TypeError:  # bytes, sets, a list within itself
+        raise ConfigError("may hold texts, numbers, lists and mappings only") from None
     parse_config(raw)
     try:
         settings = HttpLogSettings.model_validate(http_log)
     except ValidationError as error:
-        raise ConfigError(_problems(error)) from None
+        raise ConfigError(problems(error, "http_log")) from None
     return HttpLogConfig(settings, orjson.dumps(raw | {"__plugin_id": CREDENTIAL}))
 
 
@@ -118,9 +124,11 @@ def _parsed(path: Path) -> dict[str, Any]:
     try:
         with path.open("rb") as file:
             mode = os.fstat(file.fileno()).st_mode
-            raw = yaml.safe_load(file)
+            raw = yaml.load(file, Loader=_Loader)  # noqa: S506 - plain values only, as SafeLoader
     except OSError as error:
         raise ConfigError(f"cannot be read: {error.strerror}") from None
+    except RecursionError:
+        raise ConfigError("is nested too deeply") from None
     except yaml.YAMLError as error:
         # Not the error's own text: it shows the line, which may be the token's.
         mark = getattr(error, "problem_mark", None)
@@ -131,6 +139,21 @@ def _parsed(path: Path) -> dict[str, Any]:
     if mode & (stat.S_IRWXG | stat.S_IRWXO) and ("api_token" in raw or "http_log" in raw):
         get_logger().warning("configuration_open_to_others", file=path.name, remedy="chmod 600")
     return raw
+
+
+class _Loader(yaml.SafeLoader):
+    """Refuses a setting that is there twice: one of the two values would be passed over in silence."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Hashable, Any]:
+        """Return the mapping; raises ConfigError."""
+        seen: set[str] = set()
+        for key, _ in node.value:
+            if not isinstance(key, yaml.ScalarNode):
+                continue
+            if key.value in seen:
+                raise ConfigError(f"{key.value}: is there twice, again in line {key.start_mark.line + 1}")
+            seen.add(key.value)
+        return super().construct_mapping(node, deep)
 
 
 def _unknown(config: Mapping[Any, Any], fields: list[dict[str, Any]], within: str = "") -> Iterator[str]:
@@ -148,11 +171,3 @@ def _unknown(config: Mapping[Any, Any], fields: list[dict[str, Any]], within: st
             for number, element in enumerate(value):
                 if isinstance(element, dict):
                     yield from _unknown(element, elements["fields"], f"{within}{key}.{number}.")
-
-
-def _problems(error: ValidationError) -> str:
-    """Return places and reasons: the values may be secrets."""
-    return "; ".join(
-        f"{'.'.join(map(str, ('http_log', *problem['loc'])))}: {problem['msg']}"
-        for problem in error.errors(include_input=False, include_url=False, include_context=False)
-    )

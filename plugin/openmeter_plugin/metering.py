@@ -51,7 +51,7 @@ class Record(BaseModel):
     """A record of the configuration."""
 
     # Kong adds __seq__, __plugin_id and more of its own, and newer schemas may add fields.
-    model_config = ConfigDict(extra="ignore", frozen=True)
+    model_config = ConfigDict(extra="ignore", frozen=True, allow_inf_nan=False)
 
 
 class SubjectLookup(Record):

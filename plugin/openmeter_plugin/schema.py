@@ -49,6 +49,24 @@ def _required_where(field: str, value: list[str], needed: str) -> Field:
     return {"conditional": condition | {"then_field": needed, "then_match": {"required": True}}}
 
 
+def _one_of_where(field: str, value: str, narrowed: str, allowed: list[str]) -> Field:
+    """Return a check of Kong's: where `field` has the value, `narrowed` has one of these, if any."""
+    condition = {"if_field": field, "if_match": {"eq": value, "required": True}}
+    return {"conditional": condition | {"then_field": narrowed, "then_match": {"one_of": allowed}}}
+
+
+_LOOKUP_CHECKS: Final[list[Field]] = [
+    _required_where("look_up_value_in", ["header", "query"], "field"),
+    _one_of_where("look_up_value_in", "consumer", "field", ["id", "username", "custom_id", "tag"]),
+    _one_of_where(
+        "look_up_value_in",
+        "application",
+        "field",
+        ["id", "application_id", "developer_id", "portal_id", "organization_id"],
+    ),
+]
+
+
 def _lookup_fields(default: str | None) -> list[Field]:
     attributes: Field = {"default": default} if default else {"required": True}
     return [
@@ -77,7 +95,7 @@ _SUBJECT: Final[list[Field]] = [
     _array(
         "fallbacks",
         "Where to look next, in this order, if the first place names nobody. An empty list for nowhere.",
-        {"type": "record", "fields": _lookup_fields(None)},
+        {"type": "record", "fields": _lookup_fields(None), "entity_checks": _LOOKUP_CHECKS},
         default=[{"look_up_value_in": "application"}],
     ),
     _field(
@@ -208,6 +226,10 @@ FIELDS: Final[list[Field]] = [
         "string",
         "The URL that events are posted to. OpenMeter: `http://HOST/api/v1/events`."
         " Konnect: `https://REGION.api.konghq.com/v3/openmeter/events`.",
+        match_any={
+            "patterns": ["^%s*https?://[^%s%?@]+%s*$"],
+            "err": "must be an http or https URL, without credentials and query",
+        },
         required=True,
         referenceable=True,
     ),
@@ -230,7 +252,7 @@ FIELDS: Final[list[Field]] = [
         "subject",
         "Whom a request is billed to: the first place that names somebody.",
         _SUBJECT,
-        entity_checks=[_required_where("missing", ["fallback"], "fallback_subject")],
+        entity_checks=[*_LOOKUP_CHECKS, _required_where("missing", ["fallback"], "fallback_subject")],
     ),
     _array("attributes", "What else of a request goes into the data of its events.", _ATTRIBUTE),
     _field("ssl_verify", "boolean", "Whether the endpoint's certificate is verified.", default=True),

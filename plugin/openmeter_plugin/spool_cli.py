@@ -14,7 +14,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from openmeter_plugin.command_line import DEFAULT_SPOOL, SPOOL_VARIABLE, fail
+from openmeter_plugin.command_line import DEFAULT_SPOOL, LARGEST_ID, SPOOL_VARIABLE, fail
+from openmeter_plugin.command_options import quantity
 from openmeter_plugin.quantities import duration
 
 if TYPE_CHECKING:
@@ -98,7 +99,8 @@ def dead_letters(
 def replay(
     directory: Directory = DEFAULT_SPOOL,
     ids: Annotated[
-        list[int] | None, typer.Option("--id", help="One of them, by its id; may be given several times.")
+        list[int] | None,
+        typer.Option("--id", max=LARGEST_ID, help="One of them, by its id; may be given several times."),
     ] = None,
     every: Annotated[bool, typer.Option("--all", help="All of them.")] = False,
     quarantine: Annotated[
@@ -140,8 +142,16 @@ def _replay_quarantine(directory: Path, config: Path, ids: list[int] | None) -> 
     skipped = sum(done.skipped.values())
     return (
         f"{done.metered} requests became {done.events} events, which will be sent;"
-        f" {skipped} were skipped, {done.left} stay in quarantine"
+        f" {skipped} were skipped, {_quarantined(directory)} stay in quarantine"
     )
+
+
+def _quarantined(directory: Path) -> int:
+    from openmeter_plugin.operations.reading import reading
+
+    with reading(directory) as db:
+        (number,) = db.execute("SELECT count(*) FROM quarantine").fetchone()
+    return int(number)
 
 
 @app.command()
@@ -188,7 +198,13 @@ def drain(
     ] = None,
 ) -> None:
     """Deliver a spool whose gateway is gone; ends with 0 only if nothing is left waiting."""
-    seconds = _duration(timeout, "--timeout")
+    seconds = None if timeout is None else quantity(duration, timeout, "--timeout").total_seconds()
+    if endpoint is not None:
+        from openmeter_plugin.config import usable_endpoint
+
+        endpoint = quantity(usable_endpoint, endpoint, "--endpoint")
+    if token_file is not None:
+        _check_token(token_file)
     with _sentences(directory):
         from openmeter_plugin.delivery.options import DeliveryOptions
         from openmeter_plugin.operations.drain import drain as drained
@@ -228,11 +244,16 @@ def _sentences(directory: Path) -> Iterator[None]:
         fail(f"the books of {directory}: {error}")
 
 
-def _duration(text: str | None, option: str) -> float | None:
+def _check_token(file: Path) -> None:
+    """End where the file holds no token: who drains a spool stands beside it, and need not wait for that."""
+    from openmeter_plugin.spool.destination import is_header_value
+
     try:
-        return None if text is None else duration(text).total_seconds()
-    except ValueError as error:
-        fail(f"{option}: {error}", os.EX_USAGE)
+        token = file.read_text().strip()
+    except (OSError, UnicodeDecodeError) as error:
+        fail(f"--token-file: {file}: {getattr(error, 'strerror', None) or 'is no text'}")
+    if not token or not is_header_value(token):
+        fail(f"--token-file: {file} holds no token that can be sent in a header")
 
 
 def _console(*, stderr: bool = False) -> Console:

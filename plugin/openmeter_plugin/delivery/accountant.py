@@ -184,7 +184,7 @@ class Accountant:
             if event_id:
                 fresh[event_id] = None
             if kind == QUARANTINED:
-                accounting.quarantined.append((str(orjson.loads(body).get("reason")), body))
+                accounting.quarantined.append((str(table(orjson.loads(body)).get("reason")), body))
             elif (summary := summary_of(record)) is not None:
                 counts["metered", ""] += 1
                 counts["events", ""] += len(summary.types)

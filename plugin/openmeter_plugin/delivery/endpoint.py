@@ -197,9 +197,9 @@ class Endpoint:
             return self._last
         self._look_at = now + _LOOK_AFTER
         try:
-            described = read_destination(self._spool, self._queue)
+            described = self._described()
             token = self._configured_token()
-        except (OSError, ValueError, TypeError) as error:
+        except (OSError, ValueError) as error:
             if self._failure_limit.passes():
                 self._log.error("destination_unreadable", reason=f"{type(error).__name__}: {error}")
             return self._last
@@ -209,6 +209,14 @@ class Endpoint:
             described = replace(described, token=token)
         self._last = described
         return described
+
+    def _described(self) -> Destination | None:
+        try:
+            return read_destination(self._spool, self._queue)
+        except ValueError:
+            if self._address is None:
+                raise
+            return None  # where it goes is said by somebody else
 
     def _configured_token(self) -> str | None:
         if self._token_file is not None:

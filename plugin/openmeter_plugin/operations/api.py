@@ -10,10 +10,12 @@ from datetime import datetime
 from typing import Annotated, Any, Literal, Self
 
 from fastapi import APIRouter, Depends, FastAPI, HTTPException, Query, Request, Response
+from fastapi import Path as PathParameter
 from fastapi.security import HTTPBearer
 from pydantic import AwareDatetime, BaseModel, ConfigDict, Field, model_validator
 
 from openmeter_plugin import __version__
+from openmeter_plugin.command_line import LARGEST_ID
 from openmeter_plugin.operations import ledger, status
 from openmeter_plugin.operations.metrics import Metrics
 from openmeter_plugin.operations.models import DeadLetters, Ledger, RedeliveryStatus, SpoolStatus
@@ -48,7 +50,7 @@ class ReplayRequest(BaseModel):
 
     model_config = ConfigDict(extra="forbid")
 
-    ids: Annotated[list[int], Field(max_length=50_000)] = []
+    ids: Annotated[list[Annotated[int, Field(le=LARGEST_ID)]], Field(max_length=50_000)] = []
     all: Literal[True] | None = None
 
     @model_validator(mode="after")
@@ -116,6 +118,8 @@ def _offer_books(router: APIRouter, watch: Watch) -> None:
         for name, moment in (("from", since), ("to", until)):
             if moment is not None and moment.tzinfo is None:
                 raise HTTPException(422, f"{name}: needs a time zone, as in 2026-11-22T07:00:00Z")
+        if since is not None and until is not None and since > until:
+            raise HTTPException(422, "from must not be after to")
         try:
             return ledger.read_ledger(
                 watch.spool,
@@ -130,7 +134,7 @@ def _offer_books(router: APIRouter, watch: Watch) -> None:
 
     @router.get("/v1/dead-letters")
     def read_dead_letters(
-        after: Annotated[int, Query(ge=0, description="`next` of the page before")] = 0,
+        after: Annotated[int, Query(ge=0, le=LARGEST_ID, description="`next` of the page before")] = 0,
         limit: Annotated[int, Query(ge=1, le=1_000)] = 100,
     ) -> DeadLetters:
         """Return the events that the metering API will not take, oldest first."""
@@ -155,7 +159,7 @@ def _offer_sending_again(router: APIRouter, watch: Watch) -> None:
         return _redelivery(watch, number)
 
     @router.get("/v1/redeliver/{number}")
-    def redelivery(number: int) -> RedeliveryStatus:
+    def redelivery(number: Annotated[int, PathParameter(le=LARGEST_ID)]) -> RedeliveryStatus:
         """Tell how far a redelivery is."""
         return _redelivery(watch, number)
 

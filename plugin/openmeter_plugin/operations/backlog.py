@@ -92,12 +92,13 @@ def _writer_gone(descriptor: int) -> bool:
 
 @dataclass(slots=True)
 class Unaccounted:
-    """What lies behind the accounted positions."""
+    """What lies behind the accounted positions; `unreadable` are the segments of which that is not known."""
 
     requests: int = 0
     events: int = 0
     lost: int = 0
     lines: Lines = field(default_factory=Counter)
+    unreadable: list[str] = field(default_factory=list)
 
     def model(self) -> NotAccounted:
         """Return it as it is told."""
@@ -121,9 +122,12 @@ def unaccounted(files: QueueFiles) -> Unaccounted:
     for name, size in files.sizes.items():
         accounted = files.position(name).accounted
         if size > max(accounted, len(MAGIC)):
-            for item in read(files.directory / name, accounted):
-                if isinstance(item, Record):
-                    found.add(item)
+            try:
+                for item in read(files.directory / name, accounted):
+                    if isinstance(item, Record):
+                        found.add(item)
+            except OSError:
+                found.unreadable.append(name)
     return found
 
 
@@ -149,11 +153,16 @@ def oldest_waiting(files: QueueFiles, now: datetime | None = None) -> OldestWait
 def _next_event_time(files: QueueFiles, name: str) -> str | None:
     path, start = files.directory / name, max(files.position(name).delivered, len(MAGIC))
     try:
-        with path.open("rb") as file:
-            file.seek(start)
-            head = file.read(_FIRST_LOOK)
-    except FileNotFoundError:
+        return _time_behind(files, path, start)
+    except OSError:
         return None
+
+
+def _time_behind(files: QueueFiles, path: Path, start: int) -> str | None:
+    name = path.name
+    with path.open("rb") as file:
+        file.seek(start)
+        head = file.read(_FIRST_LOOK)
     for item in scan(head, start, final=False):
         if files.is_sent(name, item):
             return _event_time(item)

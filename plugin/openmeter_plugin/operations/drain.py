@@ -6,11 +6,13 @@ import asyncio
 import os
 import signal
 from contextlib import suppress
+from pathlib import Path
 
 import structlog
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
+from openmeter_plugin.delivery.books import Books
 from openmeter_plugin.delivery.options import DeliveryOptions
 from openmeter_plugin.delivery.process import deliver
 from openmeter_plugin.log import configure_logging
@@ -44,7 +46,7 @@ def drain(options: DeliveryOptions, console: Console, seconds: float | None = No
     if not os.access(options.spool, os.W_OK):
         raise SpoolError(f"{options.spool} cannot be written: what is delivered must be noted there")
     configure_logging("drain")
-    at_first = read_status(options.spool)
+    at_first = _status_at_first(options.spool)
     waiting = [destination.id for destination in at_first.destinations if destination.depth]
     if options.endpoint is not None and len(waiting) > 1:
         raise SpoolError(f"--endpoint would send all of these to one address: {', '.join(waiting)}")
@@ -62,6 +64,14 @@ def drain(options: DeliveryOptions, console: Console, seconds: float | None = No
         with suppress(TimeoutError, asyncio.CancelledError):
             asyncio.run(_drain(options, progress, at_first.total.depth, seconds))
     return read_status(options.spool)
+
+
+def _status_at_first(spool: Path) -> SpoolStatus:
+    try:
+        return read_status(spool)
+    except SpoolError:
+        Books(spool).close()  # sets books aside that are damaged, as the delivery would
+        return read_status(spool)
 
 
 async def _drain(options: DeliveryOptions, progress: Progress, at_first: int, seconds: float | None) -> None:

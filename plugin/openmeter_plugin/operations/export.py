@@ -9,11 +9,38 @@ from typing import Any, Final
 import orjson
 
 from openmeter_plugin.operations.backlog import QueueFiles, events_of, read
-from openmeter_plugin.operations.reading import all_counts, all_positions, all_resent, queue_names, reading
+from openmeter_plugin.operations.reading import (
+    SpoolError,
+    all_counts,
+    all_positions,
+    all_resent,
+    queue_names,
+    reading,
+)
 from openmeter_plugin.spool.destination import QUARANTINE
-from openmeter_plugin.spool.segment import QUARANTINED, Record
+from openmeter_plugin.spool.segment import QUARANTINED, Damage, Record
 
 _PAGE: Final = 500
+
+
+class _Trouble:
+    """Reads segments, and keeps what goes wrong with one for the end: the others are wanted all the same."""
+
+    def __init__(self) -> None:
+        self._unreadable: list[str] = []
+
+    def items(self, path: Path, start: int) -> Iterator[Record | Damage]:
+        """Yield what can be read of a segment."""
+        try:
+            yield from read(path, start)
+        except OSError as error:
+            self._unreadable.append(f"{path.name} ({error.strerror})")
+
+    def tell(self) -> None:
+        """Raise SpoolError where something could not be read."""
+        if self._unreadable:
+            names = ", ".join(self._unreadable)
+            raise SpoolError(f"all but what is in segments that cannot be read: {names}")
 
 
 def dead_letters(spool: Path) -> Iterator[bytes]:
@@ -32,12 +59,14 @@ def quarantine(spool: Path) -> Iterator[bytes]:
         queues = queue_names(spool, all_counts(db))
     for number, record in _rows(spool, "SELECT id, record FROM quarantine WHERE id > ? ORDER BY id LIMIT ?"):
         yield orjson.dumps({"id": number} | orjson.loads(record))
+    trouble = _Trouble()
     for queue in queues:
         files = QueueFiles.of(spool, queue, positions.get(queue, {}))
         for name in files.sizes:
-            for item in read(files.directory / name, files.position(name).accounted):
+            for item in trouble.items(files.directory / name, files.position(name).accounted):
                 if isinstance(item, Record) and item.kind == QUARANTINED:
                     yield item.body
+    trouble.tell()
 
 
 def waiting(spool: Path) -> Iterator[bytes]:
@@ -74,12 +103,14 @@ def _events(spool: Path, *, retained: bool) -> Iterator[dict[str, Any]]:
     with reading(spool) as db:
         positions, resent = all_positions(db), all_resent(db)
         queues = queue_names(spool, all_counts(db))
+    trouble = _Trouble()
     for queue in queues:
         if queue == QUARANTINE:
             continue
         files = QueueFiles.of(spool, queue, positions.get(queue, {}), resent.get(queue, ()))
         for name in files.sizes:
             start = 0 if retained else files.position(name).delivered
-            for item in read(files.directory / name, start):
+            for item in trouble.items(files.directory / name, start):
                 if files.is_sent(name, item):
                     yield from events_of(item)
+    trouble.tell()

@@ -19,6 +19,7 @@ from openmeter_plugin.operations.models import (
     RedeliveryStatus,
 )
 from openmeter_plugin.operations.reading import (
+    SpoolError,
     all_counts,
     all_positions,
     all_pruned,
@@ -71,6 +72,9 @@ def read_ledger(
     for queue in queues:
         if queue != QUARANTINE:
             found = unaccounted(QueueFiles.of(spool, queue, positions.get(queue, {})))
+            if found.unreadable:
+                # Else an hour could seem to be complete whose events are in there.
+                raise SpoolError(f"segments that cannot be read: {', '.join(found.unreadable)}")
             waiting |= {key.hour for key in found.lines if since <= key.hour < until}
     lines = [_line(*row) for row in rows[:limit]]
     return Ledger(
@@ -113,10 +117,13 @@ def _cursor(text: str) -> tuple[str, ...]:
 
 def hour_of(moment: datetime, *, up: bool = False) -> str:
     """Return the hour that a moment lies in, with `up` the next unless it begins there."""
-    utc = moment.astimezone(UTC)
-    begin = utc.replace(minute=0, second=0, microsecond=0)
-    if up and begin != utc:
-        begin += timedelta(hours=1)
+    try:
+        utc = moment.astimezone(UTC)
+        begin = utc.replace(minute=0, second=0, microsecond=0)
+        if up and begin != utc:
+            begin += timedelta(hours=1)
+    except OverflowError:  # before the first year, or after the last
+        return LAST_HOUR if moment.year > 1 else FIRST_HOUR
     return begin.isoformat()[: len("2026-11-22T07")]
 
 

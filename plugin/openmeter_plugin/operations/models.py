@@ -70,6 +70,7 @@ class DestinationStatus(Model):
     depth: Annotated[int, Field(description="events that wait: accounted for or not")]
     oldest_waiting: OldestWaiting | None
     segments: int
+    unreadable: Annotated[int, Field(description="segments that cannot be read now: not told of")]
     bytes: Annotated[int, Field(description="of its segment files, delivered ones that are retained too")]
     pruned: Annotated[PrunedLedger | None, Field(description="from the ledger; None where nothing was")]
 
@@ -82,6 +83,7 @@ class SpoolTotal(Model):
     depth: int
     oldest_waiting: OldestWaiting | None
     segments: int
+    unreadable: int
     bytes: int
     pruned: PrunedLedger | None
 

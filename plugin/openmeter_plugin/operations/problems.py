@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sqlite3
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from http import HTTPStatus
 
 import orjson
@@ -59,4 +59,9 @@ def tell_problems(app: FastAPI) -> None:
 
 def _sentence(error: RequestValidationError) -> str:
     """Return places and reasons, without what was sent."""
-    return "; ".join(f"{'.'.join(map(str, found['loc'][1:]))}: {found['msg']}" for found in error.errors())
+    return "; ".join(_one(found["loc"][1:], found["msg"]) for found in error.errors())
+
+
+def _one(location: Sequence[str | int], message: str) -> str:
+    place, reason = ".".join(map(str, location)), message.removeprefix("Value error, ")
+    return f"{place}: {reason}" if place else reason

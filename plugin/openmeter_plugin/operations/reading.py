@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Final
 
 from openmeter_plugin.delivery.books import Counts, Position
-from openmeter_plugin.delivery.books_file import FILE, SCHEMA
+from openmeter_plugin.delivery.books_file import FILE, SCHEMA, is_damage
 from openmeter_plugin.delivery.process import LOCK
 from openmeter_plugin.delivery.pruning import Pruned
 from openmeter_plugin.spool.destination import queues_directory
@@ -46,7 +46,9 @@ def reading(spool: Path) -> Iterator[sqlite3.Connection]:
             db.execute("BEGIN")
             yield db
         except sqlite3.Error as error:
-            raise SpoolError(f"the books ({FILE}) cannot be read: {error}") from error
+            remedy = "; serve, deliver or drain sets them aside and begins new ones"
+            told = f"{error}{remedy}" if is_damage(error) else str(error)
+            raise SpoolError(f"the books ({FILE}) cannot be read: {told}") from error
 
 
 def _open(path: Path, stack: ExitStack) -> sqlite3.Connection:
@@ -126,7 +128,7 @@ def queue_names(spool: Path, counts: dict[str, Counts]) -> list[str]:
     """Return the queues that the books or the disk know."""
     present: list[str] = []
     with suppress(FileNotFoundError):
-        present = [path.name for path in queues_directory(spool).iterdir()]
+        present = [path.name for path in queues_directory(spool).iterdir() if path.is_dir()]
     return sorted({*present, *counts})
 
 

@@ -29,6 +29,11 @@ def _not_accounted(part: Part) -> str:
     return f"{behind.requests} requests" if behind.requests else "-"
 
 
+def _segments(part: Part) -> str:
+    unreadable = f" ({part.unreadable} unreadable)" if part.unreadable else ""
+    return f"{part.segments}{unreadable}"
+
+
 def _pruned(part: Part) -> str:
     pruned = part.pruned
     if pruned is None:
@@ -51,7 +56,7 @@ _ROWS: Final[list[tuple[str, Callable[[Part], str]]]] = [
     ("lost", lambda part: _with_reasons(part.books.lost)),
     ("damaged", lambda part: _damaged(part.books)),
     ("redelivered", lambda part: str(part.books.redelivered)),
-    ("on disk", lambda part: f"{human_size(part.bytes)} in {part.segments}"),
+    ("on disk", lambda part: f"{human_size(part.bytes)} in {_segments(part)}"),
     ("pruned from the ledger", _pruned),
 ]
 
@@ -100,7 +105,7 @@ def _show_part(console: Console, title: str, part: Part) -> None:
         console,
         f"  lost {_with_reasons(books.lost)}, damaged {_damaged(books)}, redelivered {books.redelivered}",
     )
-    line(console, f"  on disk {human_size(part.bytes)} in {part.segments} segments")
+    line(console, f"  on disk {human_size(part.bytes)} in {_segments(part)} segments")
     if part.pruned is not None:
         line(console, f"  pruned from the ledger: {_pruned(part)}")
 

@@ -68,6 +68,7 @@ def _destination(
         depth=books.waiting + behind.events,
         oldest_waiting=oldest_waiting(files),
         segments=len(files.sizes),
+        unreadable=len(behind.unreadable),
         bytes=sum(files.sizes.values()),
         pruned=_pruned([pruned] if pruned else []),
     )
@@ -100,6 +101,7 @@ def _total(
         depth=sum(d.depth for d in destinations),
         oldest_waiting=max(waits, key=lambda wait: wait.age_seconds, default=None),
         segments=sum(d.segments for d in destinations),
+        unreadable=sum(d.unreadable for d in destinations),
         bytes=sum(d.bytes for d in destinations),
         pruned=_pruned(pruned),
     )

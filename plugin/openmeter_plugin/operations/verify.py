@@ -186,14 +186,20 @@ def _recount(files: QueueFiles) -> _Recount:
             if position.delivered < size and files.directory.name != QUARANTINE:
                 raise _GoneError from None
             continue
-        if head != MAGIC:
+        except OSError as error:
+            recount.differences.append(f"{name} cannot be read: {error.strerror}")
+            continue
+        if head != MAGIC[: len(head)]:  # shorter: its writer was cut off at once, as by a power loss
             recount.differences.append(f"{name} does not begin as a segment does")
         if position.accounted > size:
             recount.differences.append(
                 f"{name} is accounted for up to {position.accounted} and has {size} bytes"
             )
-        for item in read(path):
-            _add(recount, files, name, item)
+        try:
+            for item in read(path):
+                _add(recount, files, name, item)
+        except OSError as error:
+            recount.differences.append(f"{name} cannot be read to its end: {error.strerror}")
     return recount
 
 

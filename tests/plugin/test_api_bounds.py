@@ -1,0 +1,49 @@
+"""Numbers and times at the HTTP API that are too large, or the wrong way round."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from tests.plugin.operations_api import Api
+
+BEYOND = 2**63  # one more than a row's number in SQLite can be
+
+
+@pytest.mark.parametrize(
+    ("method", "path", "body", "says"),
+    [
+        ("GET", f"/v1/redeliver/{BEYOND}", None, "number: "),
+        ("GET", f"/v1/dead-letters?after={BEYOND}", None, "after: "),
+        ("POST", "/v1/dead-letters/replay", f'{{"ids": [{BEYOND}]}}', "ids.0: "),
+        ("GET", "/v1/ledger?from=2026-11-22T07:00:00Z&to=2026-11-22T05:00:00Z", None, "from must not be"),
+        (
+            "POST",
+            "/v1/redeliver",
+            '{"from": "2026-11-22T07:00:00Z", "to": "2026-11-22T07:00:00Z"}',
+            "from must be before to",
+        ),
+        ("POST", "/v1/dead-letters/replay", "{}", "give either ids or all: true"),
+    ],
+)
+def test_what_cannot_be_is_refused_in_a_sentence(
+    there: Api, method: str, path: str, body: str | None, says: str
+) -> None:
+    answer = there.client.request(
+        method, path, content=body, headers={"content-type": "application/json"} if body else None
+    )
+    assert answer.status_code == 422
+    assert answer.json()["detail"].startswith(says)
+
+
+@pytest.mark.parametrize(
+    "parameters",
+    [
+        {"to": "9999-12-31T23:59:59Z"},
+        {"from": "0001-01-01T00:00:00+14:00"},
+        {"from": "0001-01-01T00:00:00Z", "to": "9999-12-31T23:59:59-14:00"},
+    ],
+)
+def test_a_span_may_reach_from_the_first_year_to_the_last(there: Api, parameters: dict[str, Any]) -> None:
+    assert there.get("/v1/ledger", **parameters) == there.get("/v1/ledger")
