@@ -23,8 +23,8 @@ from tests.harness.process import eventually, plugin_server
 from tests.newcomer import report
 from tests.plugin.deliveries import record, run_until_empty, spooled
 from tests.plugin.events_server import Answer, EventsServer, serving
+from tests.plugin.operations_api import ADMIN_TOKEN, address_of
 from tests.plugin.spools import destination
-from tests.plugin.test_api import ADMIN_TOKEN, address_of
 from tests.syncd import audits
 from tests.syncd.audits import HOUR, Audited, hours_ago
 

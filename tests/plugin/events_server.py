@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import socket
+import ssl
 import struct
 import threading
 import time
@@ -129,12 +130,16 @@ def free_port() -> int:
 
 
 @contextmanager
-def serving(server: EventsServer | None = None, port: int = 0) -> Iterator[EventsServer]:
+def serving(
+    server: EventsServer | None = None, port: int = 0, tls: ssl.SSLContext | None = None
+) -> Iterator[EventsServer]:
     """Serve on 127.0.0.1."""
     server = server or EventsServer()
     handler = type("Handler", (_Handler,), {"events_server": server})
     http = _HttpServer(("127.0.0.1", port), handler)
-    server.url = f"http://127.0.0.1:{http.server_address[1]}/api/v1/events"
+    if tls is not None:
+        http.socket = tls.wrap_socket(http.socket, server_side=True, do_handshake_on_connect=False)
+    server.url = f"{'https' if tls else 'http'}://127.0.0.1:{http.server_address[1]}/api/v1/events"
     thread = threading.Thread(target=http.serve_forever, kwargs={"poll_interval": 0.01}, daemon=True)
     thread.start()
     try:

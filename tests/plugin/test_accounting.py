@@ -41,7 +41,7 @@ from tests.plugin.deliveries import (
     spooled,
     waiting,
 )
-from tests.plugin.events_server import Answer, EventsServer, serving
+from tests.plugin.events_server import Answer, EventsServer, serving, take_all
 from tests.plugin.spools import QUEUE, destination, running_writer
 
 
@@ -217,6 +217,31 @@ def test_a_whole_record_that_means_nothing_is_put_aside_and_stops_nothing(
     (aside,) = (tmp_path / "damaged").iterdir()
     assert aside.read_bytes() == encode_record(payload)
     assert [line for line in lines if line["event"] == "spool_damaged"]
+    assert_balanced(tmp_path)
+
+
+def test_a_record_that_means_nothing_is_not_sent_after_a_restart_either(tmp_path: Path) -> None:
+    with serving(EventsServer(lambda _: Answer(503))) as server:
+        write_destination(tmp_path, destination(server.url))
+        spooled(tmp_path, [encode_events([b"no JSON"]), record(1)])
+        with delivering(tmp_path):
+            eventually(lambda: waiting(tmp_path) == 1 and server.posts, what="a try")
+        server.script = take_all
+        run_until_empty(tmp_path)
+    assert server.taken == ids(range(1, 2))
+    assert [post for post in server.posts if b"no JSON" in post.body] == []
+    assert_balanced(tmp_path)
+
+
+def test_a_request_without_a_summary_is_known_when_it_comes_again_after_a_restart(tmp_path: Path) -> None:
+    with serving() as server:
+        write_destination(tmp_path, destination(server.url))
+        spooled(tmp_path, [encode_events([event(0)]), record(1)])
+        run_until_empty(tmp_path)
+        spooled(tmp_path, [encode_events([event(0)]), encode_events([event(2)])])
+        run_until_empty(tmp_path)
+    assert server.came == {"event-000000": 1, "event-000001": 1, "event-000002": 1}
+    assert (count(tmp_path, "resent"), count(tmp_path, "metered")) == (1, 3)
     assert_balanced(tmp_path)
 
 

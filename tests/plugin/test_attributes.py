@@ -10,7 +10,7 @@ from openmeter_plugin.questions import UNASKED, Needs
 from openmeter_plugin.rules import Attribute, AttributePlace, Lookup, Rules, SkipReason
 from openmeter_plugin.values import MAX_TEXT
 from tests.harness.recordings import llm_request, serialized
-from tests.plugin.test_event import authenticated, events, only, result
+from tests.plugin.outcomes import authenticated, events, only, result
 
 
 def data(log: dict[str, Any], place: AttributePlace, name: str, captures: object = None) -> dict[str, Any]:

@@ -172,3 +172,13 @@ def test_batches_hold_every_event_once_in_order_but_for_the_unsent_and_no_more_t
                     assert all_there_is or position < limit
                 assert sent == events_of(counts[: bisect_right(ends, limit)], unsent)
     assert sent == events_of(counts, unsent)
+
+
+def test_usage_whose_id_is_longer_than_its_summary_is_none() -> None:
+    summary = struct.pack("<H", 500) + b"id"
+    whole = encode_record(EVENTS + struct.pack("<BH", 1, len(summary)) + summary + event(1))
+    chunk = read_chunk(record(0) + whole + record(2), 0, final=True)
+    assert chunk.ids == [b"event-000000", b"event-000002"]
+    (other,) = chunk.others
+    assert isinstance(other, Record)
+    assert other.kind == EVENTS

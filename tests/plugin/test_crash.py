@@ -12,18 +12,11 @@ from pathlib import Path
 from typing import Any
 
 import httpx
-import pytest
 
 from syncd.sandbox.testing import running_sandbox
 from tests.harness.kong import KongWorker, PluginInstance, drive
 from tests.harness.process import PluginServer, eventually, plugin_server
 from tests.harness.recordings import Recorded, serialized
-
-
-@pytest.fixture
-def sandbox() -> Iterator[str]:
-    with running_sandbox() as url:
-        yield url
 
 
 def configuration(sandbox: str, source: str, field: str = "id") -> PluginInstance:

@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 import os
+import stat
 import threading
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from contextlib import closing
 from pathlib import Path
 from typing import Any
 
 import pytest
-import structlog
 
 from openmeter_plugin.delivery.books import Books
 from openmeter_plugin.delivery.segments import QueueReader
@@ -53,18 +53,6 @@ from tests.plugin.spools import (
 )
 
 TOKEN = "token-of-the-delivery-tests"
-
-
-@pytest.fixture
-def server() -> Iterator[EventsServer]:
-    with serving() as running:
-        yield running
-
-
-@pytest.fixture
-def lines() -> Iterator[list[Any]]:
-    with structlog.testing.capture_logs() as captured:
-        yield captured
 
 
 # The files
@@ -297,3 +285,22 @@ def test_draining_ends_although_a_writer_still_has_its_segment_open(
         eventually(lambda: len(written) == 10)
         run_until_empty(tmp_path)
     assert server.taken == ids(range(10))
+
+
+def test_whatever_the_umask_is_what_tells_of_usage_is_its_owners_alone(
+    tmp_path: Path, server: EventsServer
+) -> None:
+    spool = tmp_path / "spool"
+    spool.mkdir(mode=0o700)
+    before = os.umask(0)
+    try:
+        write_destination(spool, destination(server.url, token="stored"))
+        spooled(spool, [record(1), encode_record(b"Zfuture"), record(2)])
+        run_until_empty(spool)
+    finally:
+        os.umask(before)
+    below = {str(path.relative_to(spool)): stat.S_IMODE(path.stat().st_mode) for path in spool.rglob("*")}
+    assert {"books.db", "damaged", "tokens", "queues", "delivery.lock"} < set(below)
+    open_to_others = [name for name, mode in below.items() if mode & 0o077]
+    # What is in a folder that only its owner may enter is out of reach, whatever its own mode is.
+    assert [name for name in open_to_others if name != "queues"] == []

@@ -4,15 +4,14 @@ from __future__ import annotations
 
 import sqlite3
 import threading
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
-import structlog
 
 from openmeter_plugin.delivery import pipeline as pipeline_module
 from openmeter_plugin.delivery.books import FILE, Books
+from openmeter_plugin.delivery.pipeline import Pipeline
 from openmeter_plugin.spool.destination import (
     QUARANTINE,
     queues_directory,
@@ -42,18 +41,6 @@ from tests.plugin.spools import (
 )
 
 TOKEN = "token-of-the-delivery-tests"
-
-
-@pytest.fixture
-def server() -> Iterator[EventsServer]:
-    with serving() as running:
-        yield running
-
-
-@pytest.fixture
-def lines() -> Iterator[list[Any]]:
-    with structlog.testing.capture_logs() as captured:
-        yield captured
 
 
 # Several destinations
@@ -98,6 +85,29 @@ def test_a_queue_that_comes_later_is_delivered_too(tmp_path: Path, server: Event
         write_destination(tmp_path, destination(server.url))
         spooled(tmp_path, [record(n) for n in range(5)])
         eventually(lambda: delivered(tmp_path) == 5)
+
+
+def test_a_queue_that_a_fault_of_ours_has_ended_is_delivered_anew_and_the_others_go_on(
+    tmp_path: Path, server: EventsServer, lines: list[Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    work, faults = Pipeline.work, [RuntimeError("a fault of ours")] * 2
+
+    async def failing(pipeline: Pipeline, *, patient: bool) -> bool:
+        if pipeline._queue == "0-faulty" and faults:
+            raise faults.pop()
+        return await work(pipeline, patient=patient)
+
+    monkeypatch.setattr(Pipeline, "work", failing)
+    for queue in ("0-faulty", "1-good"):
+        write_destination(tmp_path, destination(server.url, id=queue))
+    spooled(tmp_path, [record(n) for n in range(5)], "0-faulty")
+    spooled(tmp_path, [record(n) for n in range(5, 10)], "1-good")
+    with delivering(tmp_path):
+        eventually(lambda: delivered(tmp_path, "1-good") == 5)
+        eventually(lambda: delivered(tmp_path, "0-faulty") == 5, what="a new start")
+    assert faults == []
+    assert set(server.came.values()) == {1}
+    assert [line for line in lines if line["event"] == "queue_delivery_failed"]
 
 
 def test_what_was_set_aside_is_never_sent(tmp_path: Path, server: EventsServer) -> None:

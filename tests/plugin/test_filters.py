@@ -10,7 +10,7 @@ from openmeter_plugin.config import parse_config
 from openmeter_plugin.questions import UNASKED
 from openmeter_plugin.rules import SkipReason
 from tests.harness.recordings import llm_request, serialized
-from tests.plugin.test_event import ECHO_ROUTE, authenticated, events, result
+from tests.plugin.outcomes import ECHO_ROUTE, authenticated, events, result
 
 
 def filtered(log: object, **filters: Any) -> Any:

@@ -111,6 +111,12 @@ def test_a_list_that_is_too_large_even_without_the_one_in_it_is_left_out_with_it
     assert only_entry(log) == expected | {"payload": [None, "beside"]}
 
 
+def test_a_log_with_much_else_beside_a_list_that_is_too_large_keeps_all_of_the_rest() -> None:
+    rest = {f"text {number}": "x" * LIMITS.text for number in range(2 * LIMITS.container // LIMITS.text - 8)}
+    log = {"request": {"id": "r"}, "payload": list(range(40_000))} | rest
+    assert only_entry(log) == log | {"payload": None}
+
+
 def test_a_log_at_the_limit_is_parsed_as_it_is_and_one_beyond_it_is_shortened() -> None:
     log = {"payload": ""}
     log["payload"] = "x" * (LIMITS.parsed - len(orjson.dumps(log)))

@@ -11,7 +11,7 @@ from openmeter_plugin.questions import UNASKED, Needs
 from openmeter_plugin.rules import Attribute, Filters, Lookup, Rules, SkipReason
 from openmeter_plugin.values import MAX_TEXT
 from tests.harness.recordings import application_request, serialized
-from tests.plugin.test_event import APPLICATION, CONTEXT, authenticated, looking, only, result
+from tests.plugin.outcomes import APPLICATION, CONTEXT, authenticated, looking, only, result
 
 TAG = Lookup("consumer", "tag")
 HEADER = Lookup("header", "x-customer")

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import json
+from pathlib import Path
 from queue import SimpleQueue
 from typing import Any
 
+import orjson
 import pytest
 from hypothesis import HealthCheck, assume, given, settings
 from hypothesis import strategies as st
@@ -14,14 +16,16 @@ from openmeter_plugin import outcome as outcomes
 from openmeter_plugin.config import ConfigError, parse_config
 from openmeter_plugin.event import Quarantined, outcome
 from openmeter_plugin.instances import Instance
-from openmeter_plugin.outcome import spool_record
+from openmeter_plugin.log import RateLimit
+from openmeter_plugin.outcome import spool_record, usage_record
 from openmeter_plugin.questions import NOTHING_ASKED, Answers, Needs
-from openmeter_plugin.rules import Rules, SkipReason
+from openmeter_plugin.rules import Attribute, Rules, SkipReason
 from openmeter_plugin.schema import FIELDS
 from openmeter_plugin.spool.queue import Rotation, SpoolQueue
-from openmeter_plugin.spool.segment import EVENTS, QUARANTINED, SKIPPED, Record, scan
+from openmeter_plugin.spool.segment import EVENTS, QUARANTINED, SKIPPED, Record, encode_record, scan
 from tests.harness.recordings import llm_request, serialized
-from tests.plugin.test_event import CONTEXT, NOW, assert_valid, damaged_logs, ids, json_values
+from tests.plugin.any_logs import assert_valid, damaged_logs, json_values
+from tests.plugin.outcomes import CONTEXT, NOW, ids
 
 # What can be found in the recordings, and what can not.
 WORDS = (
@@ -159,3 +163,48 @@ def test_the_spool_gets_one_kind_of_record_in_the_queue_that_it_belongs_to(
 def test_the_default_configuration_asks_kong_for_nothing_but_the_log(log: object) -> None:
     _, rules = parse_config(ENDPOINT)
     assert isinstance(outcome(log, Answers(), rules, now_ms=NOW, new_id=ids()), list)
+
+
+def test_a_fault_of_ours_costs_one_request_which_is_counted_as_unreadable(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, lines: list[Any]
+) -> None:
+    def fail(*_: object, **__: object) -> None:
+        raise RuntimeError("a fault of ours")
+
+    monkeypatch.setattr(outcomes, "outcome", fail)
+    monkeypatch.setattr(outcomes, "_unexpected_limit", RateLimit())
+    queue = SpoolQueue(tmp_path, "q", Rotation(1, 1, SimpleQueue()))
+    spooled = spool_record(Instance(1, queue, Rules(source="kong")), serialized("authenticated").parsed)
+    assert spooled == (queue, encode_record(SKIPPED + b"bad_record"))
+    assert [line["event"] for line in lines] == ["record_unreadable"]
+
+
+@pytest.mark.parametrize(("blocks", "records"), [(127, [255]), (128, [255, 2]), (400, [255, 255, 255, 36])])
+def test_a_request_with_more_events_than_a_record_holds_has_several_records_and_loses_none(
+    blocks: int, records: list[int]
+) -> None:
+    usage = {"usage": {"prompt_tokens": 1, "completion_tokens": 2}}
+    log = llm_request().parsed | {"ai": {f"block-{n}": usage for n in range(blocks)}}
+    found = outcome(log, Answers(None), Rules(source="kong"), now_ms=NOW, new_id=ids())
+    assert isinstance(found, list)
+    written = [item for item in scan(usage_record(found), 0, final=True) if isinstance(item, Record)]
+    assert [record.event_count for record in written] == records
+    assert [event for record in written for event in orjson.loads(b"[" + record.events + b"]")] == found
+
+
+def test_a_request_that_is_set_aside_keeps_the_name_of_the_queue_that_it_was_for(tmp_path: Path) -> None:
+    rotation = Rotation(1, 1, SimpleQueue())
+    queue, quarantine = SpoolQueue(tmp_path, "its-own", rotation), SpoolQueue(tmp_path, "q", rotation)
+    attributes = (Attribute("constant", "eu", "region"),)
+    rules = Rules(source="kong", lookups=(), missing="quarantine", attributes=attributes)
+    kept = []
+    for instance in (Instance(1, queue, rules, None, quarantine), Instance(2, quarantine, None, "a fault")):
+        spooled = spool_record(instance, serialized("authenticated").parsed, Answers(None))
+        assert not isinstance(spooled, Needs)
+        (record,) = scan(spooled[1], 0, final=True)
+        assert isinstance(record, Record)
+        kept.append(orjson.loads(record.body))
+    assert (kept[0]["reason"], kept[0]["destination"]) == ("no_consumer", "its-own")
+    assert kept[0]["attributes"] == {"region": "eu"}
+    assert kept[1]["reason"] == "a fault"
+    assert "destination" not in kept[1]

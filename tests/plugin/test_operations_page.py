@@ -13,12 +13,8 @@ import pytest
 import yaml
 
 from tests.documents import blocks
-from tests.plugin import test_spool_cli
 from tests.plugin.events_server import EventsServer
-from tests.plugin.test_spool_cli import run
-
-history = test_spool_cli.history
-server = test_spool_cli.server
+from tests.plugin.spool_commands import run
 
 _VARIES = re.compile(
     r"[0-9a-f]{16}|127\.0\.0\.1:\d+|\d+ (?:d|h|min|s)(?: \d+ (?:h|min|s))?"

@@ -6,6 +6,7 @@ import os
 import subprocess
 import sys
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -13,7 +14,6 @@ from typing import Any
 import httpx
 import pytest
 
-from syncd.sandbox.testing import running_sandbox
 from tests.harness.kong_msgpack import MsgPackKong
 from tests.harness.process import eventually, takes_connections
 from tests.harness.recordings import (
@@ -27,21 +27,21 @@ from tests.harness.recordings import (
 PLUGINS = Path(__file__).parents[2] / "plugin"
 
 
-@pytest.fixture
-def sandbox() -> Iterator[str]:
-    with running_sandbox() as url:
-        yield url
-
-
 @pytest.fixture(params=[["-g"], []], ids=["gevent", "threads"])
 def kong(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[MsgPackKong]:
-    command = [str(Path(sys.executable).with_name("kong-python-pluginserver")), *request.param]
+    with pluginserver(tmp_path, *request.param, spool=tmp_path / "spool") as connection:
+        yield connection
+
+
+@contextmanager
+def pluginserver(tmp_path: Path, *mode: str, spool: Path) -> Iterator[MsgPackKong]:
+    command = [str(Path(sys.executable).with_name("kong-python-pluginserver")), *mode]
     with (tmp_path / "log").open("wb") as log:
         process = subprocess.Popen(
             [*command, "-d", str(PLUGINS), "-p", str(tmp_path), "--socket-name", "s"],
             stdout=log,
             stderr=log,
-            env=os.environ | {"OPENMETER_PLUGIN_SPOOL": str(tmp_path / "spool")},
+            env=os.environ | {"OPENMETER_PLUGIN_SPOOL": str(spool)},
         )
     try:
         # Stock kong-pdk has its socket in place before it listens.
@@ -52,6 +52,20 @@ def kong(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[MsgPackKong
     finally:
         process.kill()
         process.wait()
+
+
+def test_nothing_of_the_spool_is_for_others_to_see_whatever_the_umask(tmp_path: Path, sandbox: str) -> None:
+    # Kong starts its plugin servers with none.
+    before = os.umask(0)
+    try:
+        with pluginserver(tmp_path, "-g", spool=tmp_path / "not" / "there" / "spool") as kong:
+            kong.log(kong.start(config(sandbox) | {"api_token": "t"}), serialized("authenticated"))
+            arrived(sandbox, 1)
+    finally:
+        os.umask(before)
+    found = [tmp_path / "not", *(tmp_path / "not").rglob("*")]
+    assert {"queues", "books.db", "destination.json"} <= {path.name for path in found}
+    assert [str(path) for path in found if path.stat().st_mode & 0o077] == []
 
 
 def config(sandbox: str) -> dict[str, Any]:

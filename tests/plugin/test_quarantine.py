@@ -16,7 +16,8 @@ from openmeter_plugin.quarantine import replayed, set_aside
 from openmeter_plugin.questions import Answers, Needs
 from openmeter_plugin.rules import Attribute, Lookup, Rules, SkipReason
 from tests.harness.recordings import SECRETS, all_serialized, llm_request, protobuf_requests, serialized
-from tests.plugin.test_event import CONTEXT, NOW, NOW_TEXT, any_rules, damaged_logs, ids
+from tests.plugin.any_logs import any_rules, damaged_logs
+from tests.plugin.outcomes import CONTEXT, NOW, NOW_TEXT, ids
 
 ATTRIBUTES = (
     Attribute("header", "user-agent", "agent"),

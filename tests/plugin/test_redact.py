@@ -25,7 +25,7 @@ from tests.harness.recordings import (
     protobuf_requests,
     serialized,
 )
-from tests.plugin.test_event import damaged_logs
+from tests.plugin.any_logs import damaged_logs
 
 RECORDINGS: list[Any] = [*all_serialized(), *protobuf_requests()]
 RECORDINGS += [
@@ -161,3 +161,8 @@ def test_what_is_redacted_can_always_be_encoded(log: dict[str, Any]) -> None:
         *("started_at", "source", "workspace_name", "ai"),
     }
     json.dumps(kept)
+
+
+def test_of_a_consumers_tags_only_texts_are_kept() -> None:
+    log = {"consumer": {"id": "c", "tags": ["tier:gold", {"secret": "s"}, ["nested"], 5, None, "team:a"]}}
+    assert redacted(log)["consumer"] == {"id": "c", "tags": ["tier:gold", "team:a"]}

@@ -6,7 +6,6 @@ import asyncio
 import errno
 import os
 import time
-from collections.abc import Iterator
 from contextlib import closing
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -17,10 +16,11 @@ import structlog
 
 from openmeter_plugin.delivery import retention as retention_module
 from openmeter_plugin.delivery import segments as segments_module
+from openmeter_plugin.delivery import spool_delivery as spool_delivery_module
 from openmeter_plugin.delivery.books import Books
 from openmeter_plugin.delivery.options import Retention
 from openmeter_plugin.delivery.pipeline import Pipeline
-from openmeter_plugin.delivery.retention import Delivered, expired, remove_leftovers
+from openmeter_plugin.delivery.retention import Delivered, delivered_now, expired, remove_leftovers
 from openmeter_plugin.delivery.segments import UNREADABLE
 from openmeter_plugin.operations.sending_again import request_redelivery
 from openmeter_plugin.spool.destination import queues_directory, write_destination
@@ -43,12 +43,6 @@ from tests.plugin.events_server import Answer, EventsServer, serving
 from tests.plugin.spools import QUEUE, destination, file_of, segments
 
 HOUR = 3600.0
-
-
-@pytest.fixture
-def server() -> Iterator[EventsServer]:
-    with serving() as running:
-        yield running
 
 
 def segment(age: float, size: int = 100) -> Delivered:
@@ -90,6 +84,17 @@ def test_a_clock_that_jumps_removes_nothing_early_and_keeps_nothing_for_ever(
         offset[0] = jump
         eventually(lambda: segments(tmp_path) == [], what="the removal")
         assert time.monotonic() - written >= 1.2
+
+
+def test_a_file_that_a_wrong_clock_dated_into_the_future_counts_as_written_now(tmp_path: Path) -> None:
+    path = tmp_path / "a.seg"
+    path.write_bytes(b"content")
+    os.utime(path, (time.time() + 1e6, time.time() + 1e6))
+    found = delivered_now(path)
+    assert (found.path, found.size) == (path, 7)
+    assert found.since <= time.monotonic()
+    os.utime(path, (time.time() - 7200, time.time() - 7200))
+    assert 7200 <= time.monotonic() - delivered_now(path).since < 7300
 
 
 def test_what_is_delivered_stays_over_a_restart_and_is_not_sent_again(
@@ -166,6 +171,21 @@ def test_what_is_only_retained_makes_room_where_the_disk_is_full(
     assert [path.stat().st_size > 2 * len(record(0)) for path in segments(tmp_path)] == [False, False, True]
 
 
+def test_what_a_redelivery_wants_makes_room_too_where_the_disk_is_full(
+    tmp_path: Path, server: EventsServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write_destination(tmp_path, destination(server.url))
+    spooled(tmp_path, [record(n) for n in range(5)])
+    run_until_empty(tmp_path)
+    server.script = lambda _: Answer(500)
+    request_redelivery(tmp_path, datetime(2026, 1, 1, tzinfo=UTC), datetime(2027, 1, 1, tzinfo=UTC))
+    with delivering(tmp_path):
+        eventually(lambda: len(server.posts) > 3, what="a few tries")
+        assert len(segments(tmp_path)) == 1
+        monkeypatch.setattr(spool_delivery_module, "shortage", lambda _: 1)
+        eventually(lambda: segments(tmp_path) == [], what="the removal")
+
+
 # What cannot be read
 
 
@@ -216,8 +236,9 @@ def test_a_segment_that_stays_unreadable_is_set_aside_counted_and_kept_and_the_r
     assert_balanced(tmp_path)
 
 
+@pytest.mark.parametrize("restarts", [0, 2])
 def test_a_segment_that_fails_after_it_was_accounted_for_goes_on_waiting_in_the_books(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, restarts: int
 ) -> None:
     with serving(EventsServer(lambda _: Answer(500))) as server:
         write_destination(tmp_path, destination(server.url, max_batch_size=2))
@@ -228,6 +249,8 @@ def test_a_segment_that_fails_after_it_was_accounted_for_goes_on_waiting_in_the_
         server.script = lambda _: Answer()
         with monkeypatch.context() as patch:
             breaking(patch, path.name)
+            run_until_empty(tmp_path)
+        for _ in range(restarts):
             run_until_empty(tmp_path)
         assert (waiting(tmp_path), server.taken) == (6, [])
         path.with_name(f"{path.name}{UNREADABLE}").rename(path)

@@ -99,7 +99,7 @@ def test_every_condition_is_off_where_its_field_is_not_set() -> None:
     # Seen on a real Kong: without `required`, a field that is not set matches whatever is asked of it.
     records = [d.get("elements", d) for d in ALL.values()]
     conditions = [check["conditional"] for r in records for check in r.get("entity_checks", [])]
-    assert len(conditions) == 3
+    assert len(conditions) == 9
     assert all(condition["if_match"]["required"] is True for condition in conditions)
 
 

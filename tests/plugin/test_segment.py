@@ -22,6 +22,7 @@ from openmeter_plugin.spool.segment import (
     Record,
     encode_events,
     encode_record,
+    encode_summary,
     scan,
 )
 
@@ -221,3 +222,23 @@ def test_a_record_is_laid_out_as_the_module_says() -> None:
     assert int.from_bytes(record[4:8], "little") == 12
     assert record[8:12].hex() == "b9caecaa"
     assert record[12:] == b"Sno_consumer"
+
+
+@pytest.mark.parametrize(
+    ("types", "first_id", "subject"),
+    [
+        (["another"], "id", "s"),
+        (["kong.api_request"], "i" * 70_000, "s"),
+        (["kong.api_request"], "id", "s" * 70_000),
+        (["kong.api_request"], "\ud800", "s"),
+    ],
+    ids=["type", "id", "subject", "half a character"],
+)
+def test_a_summary_that_has_no_place_for_what_the_events_are_is_left_out(
+    types: list[str], first_id: str, subject: str
+) -> None:
+    summary = encode_summary(types, "2026-11-22T07:00:00Z", first_id, subject)
+    assert summary == b""
+    (record,) = scan(encode_events([b"{}"], summary), 0, final=True)
+    assert isinstance(record, Record)
+    assert (record.summary, record.events) == (None, b"{}")

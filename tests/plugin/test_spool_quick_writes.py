@@ -18,6 +18,7 @@ from openmeter_plugin.spool.queue import Item
 from openmeter_plugin.spool.segment import SKIPPED, encode_record
 from openmeter_plugin.spool.writer import SpoolWriter
 from tests.harness.process import eventually
+from tests.plugin.spool_records import SIZE, payload
 from tests.plugin.spools import QUEUE, Acknowledged, Disk, payloads, running_writer
 
 
@@ -27,22 +28,6 @@ def quick_disk() -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(pace, "SLOW", 60.0)
         yield
-
-
-@pytest.fixture
-def disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Disk:
-    """The disk below the spool, retried often."""
-    disk = Disk(tmp_path)
-    monkeypatch.setattr(os, "write", disk.write)
-    monkeypatch.setattr(writer_module, "_RETRY_AFTER", 0.01)
-    return disk
-
-
-def payload(number: int) -> bytes:
-    return SKIPPED + b"record %06d" % number
-
-
-SIZE = len(encode_record(payload(0)))
 
 
 def items(writer: SpoolWriter, numbers: range, queue: str = QUEUE) -> list[Item]:
@@ -179,3 +164,22 @@ def test_what_comes_while_the_disk_hangs_is_kept_within_a_bound_and_counted_past
     written = payloads(tmp_path)
     assert [p for p in written if p[:1] == SKIPPED] == [payload(n) for n in range(5)]
     assert [p for p in written if p[:1] != SKIPPED] == [b'L{"count":2,"reason":"disk"}']
+
+
+def test_the_bound_of_one_hang_is_whole_again_for_the_next(
+    tmp_path: Path, disk: Disk, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(writer_module, "STALLED_AFTER", 0.01)
+    acknowledged: Any = Acknowledged()
+    with running_writer(tmp_path, acknowledged, max_waiting_bytes=3 * SIZE) as writer:
+        opened(writer, acknowledged)
+        for first in (1, 5, 9):
+            disk.open_gate.clear()
+            writer.append_all(items(writer, range(first, first + 1)))
+            eventually(lambda: writer.stalled, what="the stall")
+            writer.keep_for_later(items(writer, range(first + 1, first + 4)))
+            disk.open_gate.set()
+            eventually(lambda: not writer.stalled, what="the end of the stall")
+            eventually(lambda n=first: len(payloads(tmp_path)) == n + 4, what="what was kept")  # type: ignore[misc]
+            writer.moves_again()
+    assert payloads(tmp_path) == [payload(n) for n in range(13)]

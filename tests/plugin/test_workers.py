@@ -11,16 +11,9 @@ from pathlib import Path
 import httpx
 import pytest
 
-from syncd.sandbox.testing import running_sandbox
 from tests.harness.kong import KongWorker, PluginInstance, drive
 from tests.harness.process import PluginServer, eventually, plugin_server
 from tests.harness.recordings import Recorded, serialized
-
-
-@pytest.fixture
-def sandbox() -> Iterator[str]:
-    with running_sandbox() as url:
-        yield url
 
 
 def configuration(sandbox: str, source: str) -> PluginInstance:
@@ -34,22 +27,22 @@ def configuration(sandbox: str, source: str) -> PluginInstance:
     )
 
 
-def requests(plugins: list[PluginInstance], count: int) -> Iterator[tuple[PluginInstance, Recorded, str]]:
+def requests(plugins: list[PluginInstance], numbers: range) -> Iterator[tuple[PluginInstance, Recorded, str]]:
     template = serialized("authenticated")
     original = template.parsed["request"]["id"].encode()
-    for number in range(count):
+    for number in numbers:
         plugin = plugins[number % len(plugins)]
         request_id = f"{plugin.config['source']}-{number:06d}"
         yield plugin, Recorded(request_id, template.log.replace(original, request_id.encode())), request_id
 
 
-def hand_over(server: PluginServer, plugins: list[PluginInstance], count: int) -> KongWorker:
+def hand_over(server: PluginServer, plugins: list[PluginInstance], count: int, first: int = 0) -> KongWorker:
     async def run() -> KongWorker:
         worker = KongWorker(server.socket)
         for plugin in plugins:
             if plugin.instance_id is None:
                 await worker.start(plugin)
-        await drive(worker, requests(plugins, count), concurrency=32)
+        await drive(worker, requests(plugins, range(first, first + count)), concurrency=32)
         await worker.close()
         return worker
 
@@ -97,14 +90,15 @@ def test_killing_one_of_several_workers_loses_nothing_that_was_acknowledged(
 ) -> None:
     with plugin_server(tmp_path, "--workers", "2") as server:
         plugins = [configuration(sandbox, "a"), configuration(sandbox, "b")]
-        hand_over(server, plugins, 200)
+        before = hand_over(server, plugins, 200)
+        assert len(before.tally.acknowledged) == 200
         victim = server.child("worker")
         assert victim
         os.kill(victim, signal.SIGKILL)
-        worker = hand_over(server, plugins, 1000)
+        worker = hand_over(server, plugins, 1000, first=200)
         acknowledged = set(worker.tally.acknowledged)
         assert len(acknowledged) == 1000 - len(worker.tally.lost)
-        eventually(lambda: stored(sandbox) >= len(acknowledged), what="the arrival")
+        eventually(lambda: stored(sandbox) >= 200 + len(acknowledged), what="the arrival")
 
 
 @pytest.mark.parametrize("name", ["worker", "delivery"])

@@ -1,0 +1,152 @@
+"""Logs and rules of all kinds, for properties that hold whatever Kong sends."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterable, Iterator
+from typing import Any
+
+from hypothesis import strategies as st
+
+from openmeter_plugin.event import Outcome, Quarantined
+from openmeter_plugin.questions import UNASKED, Needs
+from openmeter_plugin.rules import Attribute, Filters, Lookup, Rules, SkipReason
+from openmeter_plugin.values import MAX_TEXT
+from tests.harness.recordings import Recorded, all_serialized, protobuf_requests
+from tests.plugin.outcomes import CONTEXT, Log
+
+PLACES = (
+    *(Lookup("consumer", "id"), Lookup("consumer", "username"), Lookup("consumer", "custom_id")),
+    Lookup("consumer", "tag"),
+    *(Lookup("application", "id"), Lookup("application", "portal_id")),
+    *(Lookup("header", "host"), Lookup("query", "a")),
+)
+
+ATTRIBUTES = (
+    *(Attribute("header", "host", "host"), Attribute("query", "b", "b")),
+    *(Attribute("response_header", "content-type", "media"), Attribute("path_capture", "id", "captured")),
+    *(Attribute("consumer_tag", "tier", "tier"), Attribute("constant", "eu", "region")),
+)
+
+
+def some(values: Iterable[Any]) -> st.SearchStrategy[frozenset[Any] | None]:
+    """No filter, or one over some of the values."""
+    return st.none() | st.frozensets(st.sampled_from(list(values)), min_size=1)
+
+
+any_filters = st.none() | st.builds(
+    Filters,
+    statuses=some((200, 404, 502)),
+    methods=some(("GET", "POST")),
+    routes=some(("echo", "llm", "bf3c18fd-347d-5497-8230-0441f2ad7a65")),
+    services=some(("echo", "broken")),
+    response_sources=some(("kong", "upstream")),
+)
+
+any_rules = st.builds(
+    Rules,
+    source=st.just("kong-test"),
+    meter_api_requests=st.booleans(),
+    meter_ai_token_usage=st.booleans(),
+    meter_anonymous_consumer=st.booleans(),
+    lookups=st.lists(st.sampled_from(PLACES), max_size=4, unique=True).map(tuple),
+    require_consumer=st.booleans(),
+    missing=st.sampled_from(("skip", "fallback", "quarantine")),
+    fallback_subject=st.just("unassigned"),
+    attributes=st.lists(st.sampled_from(ATTRIBUTES), max_size=4).map(tuple),
+    filters=any_filters,
+    application_context=st.sampled_from(("when_needed", "always", "never")),
+)
+
+json_values = st.recursive(
+    st.none()
+    | st.booleans()
+    | st.integers(-(2**70), 2**70)
+    | st.floats()
+    | st.text(max_size=8)
+    | st.text(st.characters(categories=["Cs"]), max_size=2)
+    | st.sampled_from(["true", "1" * 5000, "x" * 3000, 12, 1795326543779, -1, 2**53 + 1]),
+    lambda inner: (
+        st.lists(inner, max_size=3)
+        | st.dictionaries(
+            st.sampled_from(["id", "usage", "meta", "prompt_tokens", "completion_tokens", "ai", "proxy", ""])
+            | st.text(max_size=3),
+            inner,
+            max_size=4,
+        )
+    ),
+    max_leaves=8,
+)
+
+RECORDINGS = [*all_serialized(), *protobuf_requests()]
+
+
+def paths(value: object, at: tuple[Any, ...] = ()) -> Iterator[tuple[Any, ...]]:
+    if at:
+        yield at
+    members: Any = ()
+    if isinstance(value, dict):
+        members = value.items()
+    elif isinstance(value, list):
+        members = enumerate(value)
+    for key, inner in members:
+        yield from paths(inner, (*at, key))
+
+
+PATHS = {recording.name: list(paths(recording.parsed)) for recording in RECORDINGS}
+
+
+@st.composite
+def damaged_logs(draw: st.DrawFn) -> Log:
+    """A recording with up to three of its fields gone or something else."""
+    recording: Recorded = draw(st.sampled_from(RECORDINGS))
+    log = recording.parsed
+    if draw(st.booleans()):
+        log["ai"] = draw(json_values)
+    for path in draw(st.lists(st.sampled_from(PATHS[recording.name]), min_size=1, max_size=3)):
+        parent: Any = log
+        for key in path[:-1]:
+            if not isinstance(parent, (dict, list)) or (isinstance(parent, dict) and key not in parent):
+                break
+            if isinstance(parent, list) and not (isinstance(key, int) and key < len(parent)):
+                break
+            parent = parent[key]
+        else:
+            if isinstance(parent, dict):
+                if draw(st.booleans()):
+                    parent.pop(path[-1], None)
+                else:
+                    parent[path[-1]] = draw(json_values)
+    return log
+
+
+applications = st.one_of(st.just(UNASKED), st.just(CONTEXT), json_values)
+captures = st.one_of(st.just(UNASKED), st.just({"named": {"id": "7"}}), json_values)
+
+REQUIRED = ("specversion", "id", "source", "type", "subject", "time", "data")
+
+
+def assert_valid(found: Outcome) -> None:
+    if isinstance(found, (SkipReason, Needs)):
+        return
+    if isinstance(found, Quarantined):
+        assert type(found.reason) is SkipReason
+        assert all(type(value) is str and 0 < len(value) <= MAX_TEXT for value in found.attributes.values())
+        return
+    assert type(found) is list
+    assert found
+    assert len({event["id"] for event in found}) == len(found)
+    for event in found:
+        assert tuple(event) == REQUIRED
+        assert all(type(event[name]) is str and event[name] for name in REQUIRED[:-1])
+        assert event["type"] in ("kong.api_request", "kong.llm_request")
+        assert re.fullmatch(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\.\d{3}Z", event["time"])
+        for value in event["data"].values():
+            assert type(value) in (str, int)
+            assert value != ""
+            assert len(value) <= MAX_TEXT if isinstance(value, str) else 0 <= value <= 2**53
+        if event["type"] == "kong.llm_request":
+            assert event["data"]["tokens"] > 0
+            assert event["data"]["type"] in ("input", "output")
+        json.loads(json.dumps(event, allow_nan=False))

@@ -1,0 +1,83 @@
+"""What the tests of events share: the outcome of a log under some rules."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from itertools import count
+from typing import Any
+
+from openmeter_plugin import wire
+from openmeter_plugin.event import Outcome, outcome
+from openmeter_plugin.questions import Answers
+from openmeter_plugin.rules import Lookup, Rules
+from tests.harness.recordings import application_context, serialized
+
+NOW = 1_800_000_000_123
+NOW_TEXT = "2027-01-15T08:00:00.123Z"
+RULES = Rules(source="kong-test")
+
+ALICE = "b32379d9-3d28-5683-a79c-72139be6e34f"
+BOB = "def4f7d3-9863-5ad2-8fa9-c949bf26f55e"
+APPLICATION = "b15e2460-ba40-431d-9df0-4957fcffacda"
+CONTEXT = wire.decode_value(application_context())
+
+Log = dict[str, Any]
+
+
+def ids() -> Callable[[], str]:
+    numbers = count(1)
+    return lambda: f"random-{next(numbers)}"
+
+
+def result(log: object, application: object = None, rules: Rules = RULES, captures: object = None) -> Outcome:
+    return outcome(log, Answers(application, captures), rules, now_ms=NOW, new_id=ids())
+
+
+def events(
+    log: object, application: object = None, rules: Rules = RULES, captures: object = None
+) -> list[dict[str, Any]]:
+    found = result(log, application, rules, captures)
+    assert isinstance(found, list), found
+    return found
+
+
+def only(
+    log: object, application: object = None, rules: Rules = RULES, captures: object = None
+) -> dict[str, Any]:
+    (event,) = events(log, application, rules, captures)
+    return event
+
+
+def authenticated(**changes: object) -> Log:
+    return serialized("authenticated").parsed | changes
+
+
+def looking(*lookups: Lookup, **settings: Any) -> Rules:
+    return Rules(source="kong-test", lookups=lookups, **settings)
+
+
+ECHO_ROUTE = "bf3c18fd-347d-5497-8230-0441f2ad7a65"
+
+USAGE = {"prompt_tokens": 7, "completion_tokens": 11, "total_tokens": 18}
+META = {"provider_name": "openai", "request_model": "gpt-4o", "response_model": "gpt-4o-2024"}
+
+SHAPES = {
+    "3.6 flat": ({"usage": USAGE, "meta": META}, ["ai"]),
+    "3.7 singular": (
+        {
+            "ai-proxy": {
+                "usage": {"prompt_token": 7, "completion_token": 11, "total_tokens": 18},
+                "meta": META,
+            }
+        },
+        ["ai-proxy"],
+    ),
+    "3.8 per plugin": (
+        {
+            "ai-proxy": {"usage": USAGE | {"time_per_token": 3.5, "cost": 0.01}, "meta": META, "cache": {}},
+            "ai-request-transformer": {"usage": USAGE, "meta": META},
+        },
+        ["ai-proxy", "ai-request-transformer"],
+    ),
+    "3.9 proxy": ({"proxy": {"usage": USAGE | {"cost": 0}, "meta": META | {"plugin_id": "p"}}}, ["proxy"]),
+}

@@ -1,0 +1,65 @@
+"""An endpoint behind TLS: whose certificate nobody vouches for gets neither an event nor the token."""
+
+from __future__ import annotations
+
+import asyncio
+import shutil
+import ssl
+import subprocess
+from pathlib import Path
+
+import pytest
+
+from openmeter_plugin.delivery.client import EventsClient, UndeliveredError
+from tests.plugin.deliveries import event, ids
+from tests.plugin.events_server import serving
+from tests.plugin.spools import destination
+
+
+@pytest.fixture(scope="module")
+def certificate(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A certificate of 127.0.0.1 that only itself vouches for, with its key."""
+    if shutil.which("openssl") is None:
+        pytest.skip("openssl is not there to make a certificate")
+    file = tmp_path_factory.mktemp("tls") / "certificate.pem"
+    command = "openssl req -x509 -newkey ec -pkeyopt ec_paramgen_curve:prime256v1 -nodes -days 30 -subj /CN=x"
+    names = ["-addext", "subjectAltName=IP:127.0.0.1", "-keyout", str(file), "-out", f"{file}.crt"]
+    subprocess.run([*command.split(), *names], check=True, capture_output=True)
+    with file.open("a") as both:
+        both.write(Path(f"{file}.crt").read_text())
+    return file
+
+
+def post(certificate: Path, *, ssl_verify: bool) -> list[str]:
+    """Post an event; return what came."""
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.load_cert_chain(certificate)
+
+    async def send(url: str) -> None:
+        client = EventsClient(destination(url, token="a-token", ssl_verify=ssl_verify))
+        try:
+            await client.send([event(1)])
+        finally:
+            await client.close()
+
+    with serving(tls=context) as server:
+        try:
+            asyncio.run(send(server.url))
+        except UndeliveredError:
+            assert server.posts == []
+        return server.taken
+
+
+def test_a_server_whose_certificate_nobody_vouches_for_gets_nothing(certificate: Path) -> None:
+    assert post(certificate, ssl_verify=True) == []
+
+
+def test_where_the_certificate_is_not_looked_at_the_event_arrives(certificate: Path) -> None:
+    assert post(certificate, ssl_verify=False) == ids(range(1, 2))
+
+
+def test_a_certificate_that_the_machine_is_told_to_trust_is_good(
+    certificate: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("SSL_CERT_FILE", f"{certificate}.crt")
+    assert post(certificate, ssl_verify=True) == ids(range(1, 2))
