@@ -18,6 +18,7 @@ from openmeter_plugin.command_line import fail as _fail
 from openmeter_plugin.command_options import delivery_options
 from openmeter_plugin.delivery.options import DEFAULT_LEDGER_DAYS, TOKEN_VARIABLE
 from openmeter_plugin.heartbeat import Heartbeats
+from openmeter_plugin.kept import Kept
 from openmeter_plugin.listening import DEFAULT_MODE, Listeners
 from openmeter_plugin.log import configure_logging
 from openmeter_plugin.peers import Mailboxes
@@ -160,6 +161,7 @@ def serve(
         socket_stays=listeners.plugin is not None and not listeners.plugin.is_ours,
     )
     heartbeats, mailboxes, shares = Heartbeats(workers + 1), Mailboxes(workers), Shares(workers)
+    kept = [Kept() for _ in range(workers)]
 
     def worker(number: int) -> None:
         if listeners.api is not None:
@@ -168,12 +170,16 @@ def serve(
             from openmeter_plugin.http_log import prepare_process
 
             prepare_process()
-        place = Place(number, heartbeats, mailboxes, shares)
+        for other in (*kept[:number], *kept[number + 1 :]):
+            other.close()
+        place = Place(number, heartbeats, mailboxes, shares, kept[number])
         run_worker(own_socket(listeners.plugin), options, place, own_socket(listeners.http_log), settings)
 
     def delivery() -> None:
         offered = own_socket(listeners.api)
         listeners.close()
+        for connections in kept:
+            connections.close()
         from openmeter_plugin.operations.running import Family, Offer, run
 
         names = {f"worker-{number}": number for number in range(workers)} | {"delivery": workers}
@@ -181,7 +187,7 @@ def serve(
         run(delivering, Offer(offered, access) if offered and access else None, family)
 
     gc.freeze()  # searching all of this for garbage would hold Kong up for 15 ms now and then
-    children = [Child("worker", partial(worker, number), number) for number in range(workers)]
+    children = [Child("worker", partial(worker, number), number, kept[number]) for number in range(workers)]
     supervise([*children, Child("delivery", delivery, workers)], listeners, heartbeats, hang_timeout)
 
 

@@ -10,12 +10,16 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import mmap
 import select
 import socket
 import struct
 import time
+from collections import Counter
 from collections.abc import Callable
 from typing import Final, Protocol
+
+from openmeter_plugin.kept import IDLE, NOT_KEPT, UNDER_WAY, Kept
 
 _CREDENTIALS: Final = struct.Struct("3i")  # ucred: pid, uid, gid
 _MOST_AT_ONCE: Final = 65536
@@ -24,6 +28,8 @@ _PATIENCE: Final = 0.001
 """Seconds to wait for the next round while there was one just now: less work than the event loop's turn."""
 _BUDGET: Final = 0.003
 """Seconds of rounds before the event loop has its turn: whoever else is on it must not starve."""
+_TELL_AGAIN: Final = 0.02
+"""Seconds until the supervisor is told what it had no room for."""
 
 
 class Handler(Protocol):
@@ -39,13 +45,18 @@ class Handler(Protocol):
 class Link:
     """One connection's socket: what is written goes out at once, or as soon as the peer takes it."""
 
-    __slots__ = ("_connections", "_unsent", "handler", "socket")
+    __slots__ = ("_connections", "_unsent", "handler", "slot", "socket")
 
     def __init__(
-        self, connections: Connections, connected: socket.socket, handler: Callable[[Link], Handler]
+        self,
+        connections: Connections,
+        connected: socket.socket,
+        slot: int,
+        handler: Callable[[Link], Handler],
     ) -> None:
         self._connections = connections
         self.socket = connected
+        self.slot = slot
         self._unsent = b""
         self.handler = handler(self)
 
@@ -63,6 +74,12 @@ class Link:
         if sent < len(data):
             self._unsent = data[sent:]
             self._connections.watch(self, select.EPOLLIN | select.EPOLLOUT)
+
+    def finish(self, data: bytes) -> None:
+        """Send the last bytes of the answer to a call: from now on none is under way."""
+        self.write(data)
+        if not self._unsent:
+            self._connections.states[self.slot] = IDLE
 
     def write_rest(self) -> None:
         """Send what could not be sent before."""
@@ -104,12 +121,34 @@ class Link:
         return bool(self._unsent)
 
 
-class Connections:
-    """All connections of a worker. `round_ended` is called when what was there has been handled."""
+class Ended:
+    """A connection whose stream is ended; what still comes is for nobody."""
 
-    def __init__(self, loop: asyncio.AbstractEventLoop, round_ended: Callable[[], None]) -> None:
+    def __init__(self, link: Link) -> None:
+        link.shut_down()
+
+    def received(self, data: bytes) -> None:
+        """Drop it."""
+
+    def lost(self) -> None:
+        """Do nothing."""
+
+
+class Connections:
+    """All connections of a worker. `round_ended` is called when what was there has been handled.
+
+    They stay open in the supervisor's hands where that has `kept` them.
+    """
+
+    def __init__(
+        self, loop: asyncio.AbstractEventLoop, round_ended: Callable[[], None], kept: Kept | None = None
+    ) -> None:
         self._loop = loop
         self._round_ended = round_ended
+        self._kept = kept
+        self._telling = False
+        self.states: bytearray | mmap.mmap = bytearray(1) if kept is None else kept.states
+        """For each slot whether a call is under way on its connection."""
         self._links: dict[int, Link] = {}
         self._epoll = select.epoll()
         loop.add_reader(self._epoll.fileno(), self._work)
@@ -119,8 +158,26 @@ class Connections:
 
     def add(self, connected: socket.socket, handler: Callable[[Link], Handler]) -> None:
         """Take over a connected socket, whose bytes go to what `handler` returns."""
+        slot = NOT_KEPT
+        if self._kept is not None:
+            slot = self._kept.keep(connected)
+            self._tell_soon()
+        self._add(connected, slot, handler)
+
+    def take_over(self, handler: Callable[[Link], Handler]) -> Counter[str]:
+        """Serve on what the worker before us had; returns how many were `idle`, and how many `ended`.
+
+        Where a call was under way the stream is ended instead, which has Kong send its event again.
+        """
+        found: Counter[str] = Counter()
+        for slot, connected, under_way in self._kept.take_over() if self._kept is not None else ():
+            self._add(connected, slot, Ended if under_way else handler)
+            found["ended" if under_way else "idle"] += 1
+        return found
+
+    def _add(self, connected: socket.socket, slot: int, handler: Callable[[Link], Handler]) -> None:
         connected.setblocking(False)
-        self._links[connected.fileno()] = Link(self, connected, handler)
+        self._links[connected.fileno()] = Link(self, connected, slot, handler)
         self._epoll.register(connected.fileno(), select.EPOLLIN)
 
     def watch(self, link: Link, events: int) -> None:
@@ -135,6 +192,11 @@ class Connections:
         if self._links.pop(descriptor, None) is None:
             return
         self._epoll.unregister(descriptor)
+        if self._kept is not None:
+            with contextlib.suppress(OSError):  # the peer has closed it already
+                link.socket.shutdown(socket.SHUT_RDWR)  # the supervisor has it open for a moment yet
+            self._kept.gone(link.slot)
+            self._tell_soon()
         link.socket.close()
         link.handler.lost()
 
@@ -144,6 +206,18 @@ class Connections:
             self.drop(link)
         self._loop.remove_reader(self._epoll.fileno())
         self._epoll.close()
+
+    def _tell_soon(self) -> None:
+        """Have the supervisor told what is new and what is gone, all of a turn of the event loop at once."""
+        if not self._telling:
+            self._telling = True
+            self._loop.call_soon(self._tell)
+
+    def _tell(self) -> None:
+        if self._kept is None or self._kept.send():
+            self._telling = False
+        else:
+            self._loop.call_later(_TELL_AGAIN, self._tell)
 
     def _work(self) -> None:
         end = time.monotonic() + _BUDGET
@@ -164,6 +238,7 @@ class Connections:
                 return
 
     def _read(self, link: Link) -> None:
+        self.states[link.slot] = UNDER_WAY
         try:
             data = link.socket.recv(_MOST_AT_ONCE)
             if 0 < len(data) <= 4:

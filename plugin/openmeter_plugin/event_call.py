@@ -20,7 +20,7 @@ class Caller(Protocol):
     """The connection that an event is on."""
 
     event: Event | None
-    write: Callable[[bytes], None]
+    finish: Callable[[bytes], None]
 
 
 class Event:
@@ -46,7 +46,7 @@ class Event:
         connection = self.connection
         if connection.event is self:
             connection.event = None
-            connection.write(wire.encode_event_end(self.sequence))
+            connection.finish(wire.encode_event_end(self.sequence))
 
 
 def lenient_text(frame: bytes) -> bytes | None:

@@ -16,7 +16,7 @@ class Caller(Protocol):
     """The connection that Kong asks on."""
 
     under_way: bool
-    write: Callable[[bytes], None]
+    finish: Callable[[bytes], None]
 
     @property
     def is_open(self) -> bool:
@@ -53,7 +53,7 @@ class InstanceCalls:
             self._files.keep(instance.id, call.config)
         status = wire.encode_instance_status(call.sequence, call.name, instance.id, started_at())
         if self._peers is None:
-            caller.write(status)
+            caller.finish(status)
             return
         peers = self._peers
         caller.under_way = True
@@ -61,7 +61,7 @@ class InstanceCalls:
         async def announce() -> None:
             await peers.announce(instance.id, call.config)
             caller.under_way = False
-            caller.write(status)
+            caller.finish(status)
 
         task = self._loop.create_task(announce())
         self._starting.add(task)

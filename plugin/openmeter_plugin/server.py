@@ -118,6 +118,7 @@ class Connection:
         "_missing",
         "_server",
         "event",
+        "finish",
         "under_way",
         "used",
         "was_called_late",
@@ -128,6 +129,7 @@ class Connection:
         self._server = server
         self._link = link
         self.write: Callable[[bytes], None] = link.write
+        self.finish: Callable[[bytes], None] = link.finish
         self._chunks: list[bytes] = []  # of a frame that is not complete, joined once when it is
         self._missing = 0
         self.event: Event | None = None
@@ -262,7 +264,7 @@ class Connection:
             self._server.instance_calls.start(call, self)
         else:
             self._server.instance_calls.close(call.instance_id)
-            self.write(wire.encode_return(call.sequence))
+            self.finish(wire.encode_return(call.sequence))
 
     def _begin(self, sequence: bytes, instance_id: int) -> None:
         instance = self._server.instances.get(instance_id)

@@ -1,8 +1,8 @@
 """The supervisor: holds the listening socket and keeps the processes behind it alive.
 
 The socket outlives every worker: while one is replaced, Kong's connections wait in the backlog instead of
-being refused, and events whose connection broke are sent again by Kong. It does nothing else, so there is
-nothing in it that could fail. One thread, so that forking is safe.
+being refused, and those that were open stay so (`kept`). It does nothing else, so there is nothing in it that
+could fail. One thread, so that forking is safe.
 """
 
 from __future__ import annotations
@@ -10,33 +10,40 @@ from __future__ import annotations
 import contextlib
 import ctypes
 import os
+import resource
+import select
 import signal
 import sys
+import threading
 import time
 from collections.abc import Callable
 from typing import Final, NoReturn
 
 from openmeter_plugin.heartbeat import INTERVAL, Heartbeats
+from openmeter_plugin.kept import Kept
 from openmeter_plugin.listening import STOP_SIGNALS, Listeners
 from openmeter_plugin.log import configure_logging, get_logger
 
 _STOP_SECONDS: Final = 12.0  # for the children together, then they are killed
 _SHORT_LIFE: Final = 1.0  # seconds; a child that dies sooner is started again with a delay
 _LONGEST_DELAY: Final = 1.0
+_MOST_DESCRIPTORS: Final = 65_536
 _PR_SET_PDEATHSIG: Final = 1  # prctl(2)
+_SOON: Final = 0.05  # seconds until the next look, while connections come and go
 _SIGNALS: Final = STOP_SIGNALS | {signal.SIGCHLD}
 
 
 class Child:
     """A process to keep alive: what it runs, and when it may be started again.
 
-    `slot` is where it gives its signs of life.
+    `slot` is where it gives its signs of life; its connections are `kept` for the one that takes its place.
     """
 
-    def __init__(self, name: str, run: Callable[[], None], slot: int) -> None:
+    def __init__(self, name: str, run: Callable[[], None], slot: int, kept: Kept | None = None) -> None:
         self.name = name
         self.run = run
         self.slot = slot
+        self.kept = kept
         self.pid: int | None = None
         self.start_at = 0.0
         self.started_before = False
@@ -66,7 +73,7 @@ class Child:
     def _run_child(self, parent: int) -> NoReturn:
         status = os.EX_SOFTWARE
         try:
-            die_with_parent(parent)
+            end_with_parent(parent)
             signal.pthread_sigmask(signal.SIG_UNBLOCK, _SIGNALS)
             configure_logging(self.name)
             self.run()
@@ -77,12 +84,34 @@ class Child:
             os._exit(status)
 
 
-def die_with_parent(parent: int) -> None:
-    """Have the kernel kill this process when its parent is gone, even by kill -9."""
+def end_with_parent(parent: int) -> None:
+    """Have this process stop when its parent is gone, even by kill -9, and end soon after in any case.
+
+    It answers Kong for what is under way first, which a kill would lose.
+    """
     if sys.platform == "linux":
-        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+        watched = _watch(parent)
+        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGTERM if watched else signal.SIGKILL)
     if os.getppid() != parent:  # it died before the kernel was asked
         os._exit(os.EX_OK)
+
+
+def _watch(parent: int) -> bool:
+    """Have a thread end this process some time after its parent; returns whether that is possible here."""
+    try:
+        descriptor = os.pidfd_open(parent)
+    except OSError:  # an old kernel, or a sandbox that does not permit it
+        return False
+
+    def outlive() -> None:
+        ended = select.poll()
+        ended.register(descriptor, select.POLLIN)
+        ended.poll()
+        time.sleep(_STOP_SECONDS)
+        os._exit(os.EX_SOFTWARE)
+
+    threading.Thread(target=outlive, name="orphan", daemon=True).start()
+    return True
 
 
 def supervise(
@@ -93,11 +122,17 @@ def supervise(
     One without a sign of life for `hang_seconds` is killed, and so replaced.
     """
     signal.pthread_sigmask(signal.SIG_BLOCK, _SIGNALS)
+    _allow_many_connections()
     log = get_logger()
     log.info("listening", on=listeners.names, passed=listeners.passed)
+    wait, looked = INTERVAL, time.monotonic()
     try:
         while True:
             now = time.monotonic()
+            if now - looked > hang_seconds / 2:  # stopped, with all of a container perhaps: they hang no more
+                for child in children:
+                    heartbeats.beat(child.slot)
+            looked = now
             for child in children:
                 if child.pid is None and child.start_at <= now:
                     heartbeats.beat(child.slot)
@@ -109,14 +144,30 @@ def supervise(
                     heartbeats.beat(child.slot)
                     os.kill(child.pid, signal.SIGKILL)
             delayed = [c.start_at - now for c in children if c.pid is None]
-            received = signal.sigtimedwait(_SIGNALS, max(0.0, min(delayed, default=INTERVAL)))
-            if received is not None and received.si_signo != signal.SIGCHLD:
+            received = signal.sigtimedwait(_SIGNALS, max(0.0, min(delayed, default=wait)))
+            # Not merely "not None": a process that was stopped for a while is given noise (Python 3.11).
+            if received is not None and received.si_signo in STOP_SIGNALS:
                 log.info("stopping", signal=signal.Signals(received.si_signo).name)
                 return
             _reap(children)
+            wait = _SOON if _take_in(children) else INTERVAL
     finally:
         listeners.remove()
         _stop(children)
+
+
+def _take_in(children: list[Child]) -> bool:
+    """Hold the connections that are new; returns whether some came or went."""
+    return sum(child.kept.take_in() for child in children if child.kept is not None) > 0
+
+
+def _allow_many_connections() -> None:
+    """Raise the usual limit of 1024: after a restart each of Kong's timers may have a connection."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    most = _MOST_DESCRIPTORS if hard == resource.RLIM_INFINITY else min(hard, _MOST_DESCRIPTORS)
+    if soft != resource.RLIM_INFINITY and soft < most:
+        with contextlib.suppress(OSError, ValueError):
+            resource.setrlimit(resource.RLIMIT_NOFILE, (most, hard))
 
 
 def _reap(children: list[Child]) -> None:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import resource
 import signal
 import socket
 import time
@@ -20,6 +19,7 @@ from openmeter_plugin.draining import drain
 from openmeter_plugin.heartbeat import Heartbeats
 from openmeter_plugin.instance_files import InstanceFiles
 from openmeter_plugin.instances import InstanceIds, Instances
+from openmeter_plugin.kept import Kept
 from openmeter_plugin.log import get_logger
 from openmeter_plugin.peers import Mailboxes, Peers
 from openmeter_plugin.server import Server
@@ -36,7 +36,6 @@ _UNHURRIED_SECONDS: Final = 4.0
 _HURRIED_SECONDS: Final = 1.0
 """For idle connections, while new ones wait for the server after us: each holds one of Kong's 4096 timers."""
 _FILES_SECONDS: Final = 1.0
-_MOST_DESCRIPTORS: Final = 65_536
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,6 +58,7 @@ class Place:
     heartbeats: Heartbeats
     mailboxes: Mailboxes
     shares: Shares
+    kept: Kept
 
 
 def run_worker(
@@ -69,18 +69,8 @@ def run_worker(
     http_log_config: HttpLogConfig | None = None,
 ) -> None:
     """Serve until SIGTERM or SIGINT; then answer what is under way, write it out and return."""
-    _allow_many_connections()
     with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
         runner.run(_serve(listener, options, place, http_log_listener, http_log_config))
-
-
-def _allow_many_connections() -> None:
-    """Raise the usual limit of 1024: after a restart each of Kong's timers may have a connection."""
-    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    most = _MOST_DESCRIPTORS if hard == resource.RLIM_INFINITY else min(hard, _MOST_DESCRIPTORS)
-    if soft != resource.RLIM_INFINITY and soft < most:
-        with contextlib.suppress(OSError, ValueError):
-            resource.setrlimit(resource.RLIMIT_NOFILE, (most, hard))
 
 
 async def _serve(
@@ -120,7 +110,9 @@ async def _serve(
         loop.create_task(_keep_house(ids, instances, files)),
         loop.create_task(_watch_disk(server)),
     ]
-    connections = Connections(loop, server.flush)
+    connections = Connections(loop, server.flush, place.kept)
+    if taken_over := connections.take_over(server.connection):
+        get_logger().info("connections_taken_over", **taken_over)
     accepting = (
         Acceptor(listener, server, connections, place.shares, place.number, loop)
         if listener is not None

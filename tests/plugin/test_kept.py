@@ -1,0 +1,465 @@
+"""Connections that outlive the worker that served them."""
+
+from __future__ import annotations
+
+import asyncio
+import copy
+import errno
+import os
+import signal
+import socket
+from collections.abc import Awaitable, Callable, Iterator
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import pytest
+import uvloop
+
+from openmeter_plugin import wire
+from openmeter_plugin.connections import Connections
+from openmeter_plugin.instances import InstanceIds, Instances
+from openmeter_plugin.kept import Kept
+from openmeter_plugin.server import Server
+from openmeter_plugin.spool.writer import SpoolWriter
+from syncd.sandbox.testing import running_sandbox
+from tests.bench.driver import ProtoBuf
+from tests.harness.kong import KongWorker, PluginInstance
+from tests.harness.process import PluginServer, eventually, plugin_server
+from tests.harness.recordings import Recorded
+from tests.plugin.spools import running_writer
+from tests.plugin.traffic import TOKEN, plugin, request, stored
+
+CONFIG = b'{"ingest_endpoint": "http://127.0.0.1:9/events"}'
+INSTANCE = 7
+
+
+def forked(kept: Kept) -> Kept:
+    """Return what a child process has of it."""
+    child = copy.copy(kept)
+    child._supervisors, child._workers = kept._supervisors.dup(), kept._workers.dup()
+    child._held = {slot: os.dup(descriptor) for slot, descriptor in kept._held.items()}
+    return child
+
+
+class Worker:
+    """A worker's serving, in this process; it `dies` as one that is killed does."""
+
+    def __init__(self, spool: Path, writer: SpoolWriter, kept: Kept) -> None:
+        loop = asyncio.get_running_loop()
+        instances = Instances(InstanceIds(spool), writer)
+        instances.adopt(INSTANCE, CONFIG)
+        self.server = Server(instances, writer, loop)
+        self.kept = kept
+        self.connections = Connections(loop, self.server.flush, kept)
+        self.taken_over = self.connections.take_over(self.server.connection)
+
+    def accept(self) -> socket.socket:
+        """Return Kong's end of a new connection."""
+        ours, theirs = socket.socketpair()
+        theirs.setblocking(False)
+        self.connections.add(ours, self.server.connection)
+        return theirs
+
+    def die(self) -> None:
+        """Have the kernel close what the process had open."""
+        loop = asyncio.get_running_loop()
+        loop.remove_reader(self.connections._epoll.fileno())
+        self.connections._epoll.close()
+        for link in self.connections._links.values():
+            link.socket.close()
+        self.connections._links.clear()
+        self.kept.close()
+
+
+class Kong:
+    """What Kong says, and what it hears."""
+
+    def __init__(self) -> None:
+        self.protocol = ProtoBuf()
+        call = wire.encode_bytes(2, b"log") + b"\x08" + wire.encode_varint(INSTANCE)
+        self.event = wire.frame(b"\x08\x07" + wire.encode_bytes(36, call))
+        self.log = wire.frame(wire.encode_bytes(1, self.protocol.log(1)))
+        self.end = wire.END_OF_EVENT + wire.encode_return(7)
+
+    async def hears(self, peer: socket.socket, expected: bytes) -> None:
+        """Wait for exactly these bytes."""
+        data = b""
+        while len(data) < len(expected):
+            part = await asyncio.get_running_loop().sock_recv(peer, len(expected) - len(data))
+            assert part, "the stream ended"
+            data += part
+        assert data == expected
+
+    async def event_on(self, peer: socket.socket) -> None:
+        """Hand an event over."""
+        peer.send(self.event)
+        await self.hears(peer, wire.ASK_FOR_LOG)
+        peer.send(self.log)
+        await self.hears(peer, self.end)
+
+
+def serve(tmp_path: Path, test: Callable[[Callable[[], Worker], Kept, Kong], Awaitable[None]]) -> None:
+    """Run a test with what makes workers one after the other, and with what the supervisor has."""
+
+    async def body(writer: SpoolWriter) -> None:
+        kept = Kept()
+        workers: list[Worker] = []
+
+        def worker() -> Worker:
+            kept.take_in()
+            workers.append(Worker(tmp_path, writer, forked(kept)))
+            return workers[-1]
+
+        try:
+            await asyncio.wait_for(test(worker, kept, Kong()), 20)
+        finally:
+            workers[-1].connections.close()
+            workers[-1].kept.close()
+            kept.close()
+
+    def tell(tokens: list[Any]) -> None:
+        loop.call_soon_threadsafe(Server.committed, tokens)
+
+    with running_writer(tmp_path, tell) as writer:
+        loop = uvloop.new_event_loop()
+        loop.run_until_complete(body(writer))
+        loop.close()
+
+
+def test_an_idle_connection_is_served_on_by_the_next_worker(tmp_path: Path) -> None:
+    async def test(worker: Callable[[], Worker], _: Kept, kong: Kong) -> None:
+        first = worker()
+        peer = first.accept()
+        await kong.event_on(peer)
+        for _turn in range(2):
+            first.die()
+            first = worker()
+            assert first.taken_over == {"idle": 1}
+            await kong.event_on(peer)
+        peer.close()
+
+    serve(tmp_path, test)
+
+
+def test_what_kong_wrote_while_nobody_served_is_answered_by_the_next_worker(tmp_path: Path) -> None:
+    async def test(worker: Callable[[], Worker], _: Kept, kong: Kong) -> None:
+        first = worker()
+        peer = first.accept()
+        await kong.event_on(peer)
+        first.die()
+        peer.send(kong.event)
+        assert worker().taken_over == {"idle": 1}
+        await kong.hears(peer, wire.ASK_FOR_LOG)
+        peer.send(kong.log)
+        await kong.hears(peer, kong.end)
+        peer.close()
+
+    serve(tmp_path, test)
+
+
+@pytest.mark.parametrize("read", [3, 11, None], ids=["a part of its length", "a part of it", "all of it"])
+def test_a_connection_with_a_call_under_way_just_ends_and_is_not_reset(
+    tmp_path: Path, read: int | None
+) -> None:
+    async def test(worker: Callable[[], Worker], _: Kept, kong: Kong) -> None:
+        first = worker()
+        peer = first.accept()
+        await kong.event_on(peer)
+        peer.send(kong.event[:read])
+        if read is None:
+            await kong.hears(peer, wire.ASK_FOR_LOG)
+        else:
+            while not first.connections._links or not all(
+                connection._chunks for connection in first.server.connections
+            ):
+                await asyncio.sleep(0)
+        first.die()
+        assert worker().taken_over == {"ended": 1}
+        if read is not None:
+            peer.send(kong.event[read:])  # Kong's sends fail only where nobody has the connection
+        peer.send(kong.log)
+        assert await asyncio.get_running_loop().sock_recv(peer, 1) == b""
+        await asyncio.sleep(0)
+        peer.send(kong.log)
+        peer.close()
+
+    serve(tmp_path, test)
+
+
+def test_a_connection_on_which_an_instance_was_started_is_idle_once_that_is_answered(tmp_path: Path) -> None:
+    async def test(worker: Callable[[], Worker], kept: Kept, kong: Kong) -> None:
+        first = worker()
+        peer = first.accept()
+        body = wire.encode_bytes(1, b"openmeter") + wire.encode_bytes(2, CONFIG)
+        peer.send(wire.frame(b"\x08\x09" + wire.encode_bytes(33, body)))
+        assert await asyncio.get_running_loop().sock_recv(peer, 1000)
+        peer.send(wire.frame(b"\x08\x0a" + wire.encode_bytes(35, b"\x08" + wire.encode_varint(999))))
+        assert await asyncio.get_running_loop().sock_recv(peer, 1000)
+        first.die()
+        assert worker().taken_over == {"idle": 1}
+        await kong.event_on(peer)
+        peer.close()
+
+    serve(tmp_path, test)
+
+
+def test_an_answer_that_kong_has_not_taken_yet_is_under_way(tmp_path: Path) -> None:
+    async def test(worker: Callable[[], Worker], kept: Kept, kong: Kong) -> None:
+        first = worker()
+        peer = first.accept()
+        await kong.event_on(peer)
+        (link,) = first.connections._links.values()
+        kept.states[link.slot] = 1
+        link.write(bytes(8_000_000))
+        assert link.has_unsent
+        link.finish(b"end")
+        first.die()
+        assert worker().taken_over == {"ended": 1}
+        peer.close()
+
+    serve(tmp_path, test)
+
+
+def test_kong_sees_at_once_that_we_close_a_connection_that_the_supervisor_holds(
+    tmp_path: Path,
+) -> None:
+    async def test(worker: Callable[[], Worker], kept: Kept, kong: Kong) -> None:
+        first = worker()
+        peer = first.accept()
+        await kong.event_on(peer)
+        await until_held(kept, 1)
+        (connection,) = first.server.connections
+        connection.close()
+        assert await asyncio.get_running_loop().sock_recv(peer, 1) == b""
+        await until_held(kept, 0)
+        peer.close()
+
+    serve(tmp_path, test)
+
+
+async def until_held(kept: Kept, connections: int) -> None:
+    """Have the supervisor take in what comes until it holds so many."""
+    while len(kept) != connections:
+        kept.take_in()
+        await asyncio.sleep(0.001)
+
+
+@pytest.mark.parametrize("in_a_message", [1, 7, 250])
+def test_what_the_supervisor_has_no_room_for_is_sent_later(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, in_a_message: int
+) -> None:
+    monkeypatch.setattr("openmeter_plugin.kept._IN_A_MESSAGE", in_a_message)
+
+    async def test(worker: Callable[[], Worker], kept: Kept, kong: Kong) -> None:
+        kept._workers.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 4608)
+        first = worker()
+        peers = []
+        for _ in range(60):
+            peers.append(first.accept())
+            await asyncio.sleep(0.001)  # a turn of the loop for each
+        assert not first.kept.send()
+        await until_held(kept, 60)
+        for peer in peers[::2]:
+            peer.close()
+        await until_held(kept, 30)
+        first.die()
+        assert worker().taken_over == {"idle": 30}
+        for peer in peers[1::2]:
+            await kong.event_on(peer)
+            peer.close()
+
+    serve(tmp_path, test)
+
+
+def test_of_a_connection_that_was_gone_before_it_was_sent_the_supervisor_never_hears(tmp_path: Path) -> None:
+    async def test(worker: Callable[[], Worker], kept: Kept, kong: Kong) -> None:
+        first = worker()
+        peer = first.accept()
+        (connection,) = first.server.connections
+        connection.close()
+        assert first.kept.send()
+        assert not kept.take_in()
+        peer.close()
+
+    serve(tmp_path, test)
+
+
+def test_where_the_kernel_passes_no_descriptors_connections_are_served_all_the_same(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    send = socket.send_fds
+
+    def refusing(to: socket.socket, data: list[bytes], descriptors: list[int]) -> int:
+        if descriptors:
+            raise OSError(errno.ETOOMANYREFS, os.strerror(errno.ETOOMANYREFS))
+        return send(to, data, descriptors)
+
+    async def test(worker: Callable[[], Worker], kept: Kept, kong: Kong) -> None:
+        first = worker()
+        before = first.accept()
+        await kong.event_on(before)
+        await until_held(kept, 1)
+        monkeypatch.setattr(socket, "send_fds", refusing)
+        peer = first.accept()
+        await kong.event_on(peer)
+        before.close()
+        await until_held(kept, 0)
+        peer.close()
+
+    serve(tmp_path, test)
+
+
+def test_many_connections_at_once_take_little_room_on_their_way_to_the_supervisor(tmp_path: Path) -> None:
+    async def test(worker: Callable[[], Worker], kept: Kept, kong: Kong) -> None:
+        kept._workers.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 4608)
+        first = worker()
+        peers = [first.accept() for _ in range(200)]
+        await asyncio.sleep(0.001)
+        assert first.kept.send()
+        kept.take_in()
+        assert len(kept) == 200
+        for peer in peers:
+            peer.close()
+        await until_held(kept, 0)
+
+    serve(tmp_path, test)
+
+
+def test_a_slot_is_given_again_once_the_supervisor_knows_that_its_connection_is_gone(tmp_path: Path) -> None:
+    async def test(worker: Callable[[], Worker], kept: Kept, kong: Kong) -> None:
+        first = worker()
+        free = len(first.kept._free)
+        for _ in range(3):
+            peer = first.accept()
+            await kong.event_on(peer)
+            assert len(first.kept._free) == free - 1
+            peer.close()
+            while len(first.kept._free) != free:
+                await asyncio.sleep(0)
+        peer = first.accept()
+        unused = len(first.kept._free)
+        first.kept._free = []  # as with 65,535 connections
+        other = first.accept()
+        await kong.event_on(other)
+        assert unused == free - 1
+        first.die()
+        assert worker().taken_over == {"idle": 1}
+        await kong.event_on(peer)
+        peer.close()
+        other.close()
+
+    serve(tmp_path, test)
+
+
+# With real processes, and Kong's own rules for what it sends again
+
+
+def drive_and_strike(
+    server: PluginServer, sandbox: str, strike: Callable[[int], None], times: int
+) -> KongWorker:
+    """Drive the server while one of its workers is struck so many times."""
+    done = asyncio.Event()
+
+    async def striking(worker: KongWorker) -> None:
+        for _ in range(times):
+            before = len(worker.tally.acknowledged)
+            while len(worker.tally.acknowledged) < before + 200:
+                await asyncio.sleep(0.002)
+            victim = server.child("worker")
+            assert victim is not None
+            serving = server.log_text().count('"serving"')
+            strike(victim)
+            while server.log_text().count('"serving"') == serving:
+                await asyncio.sleep(0.01)
+        before = len(worker.tally.acknowledged)
+        while len(worker.tally.acknowledged) < before + 200:
+            await asyncio.sleep(0.002)
+        done.set()
+
+    def requests() -> Iterator[tuple[PluginInstance, Recorded, str]]:
+        instance, number = plugin(sandbox), 0
+        while not done.is_set():
+            yield instance, *request(number)
+            number += 1
+
+    async def run() -> KongWorker:
+        worker = KongWorker(server.socket)
+        work = requests()
+
+        async def lane() -> None:
+            for instance, recorded, tag in work:
+                await worker.log(instance, recorded, tag)
+
+        async with asyncio.TaskGroup() as group:
+            group.create_task(striking(worker))
+            for _ in range(16):
+                group.create_task(lane())
+        await worker.close()
+        return worker
+
+    return asyncio.run(run())
+
+
+@pytest.mark.parametrize(
+    ("how", "arguments"),
+    [
+        (signal.SIGKILL, ()),
+        (signal.SIGKILL, ("--workers", "2")),
+        (signal.SIGSTOP, ("--hang-timeout", "2")),
+    ],
+    ids=["killed", "one of two killed", "hung"],
+)
+def test_nothing_is_lost_when_a_worker_is_replaced_under_load(
+    tmp_path: Path, how: signal.Signals, arguments: tuple[str, ...]
+) -> None:
+    with running_sandbox(token=TOKEN) as sandbox, plugin_server(tmp_path, *arguments) as server:
+        times = 5 if how == signal.SIGKILL else 1
+        worker = drive_and_strike(server, sandbox, lambda pid: os.kill(pid, how), times)
+        tally = worker.tally
+        assert (dict(tally.reasons), tally.refused_connections) == ({}, 0)
+        assert tally.resent > 0, "it was struck under load"
+        eventually(lambda: stored(sandbox) >= len(tally.acknowledged), what="the arrival")
+        assert stored(sandbox) == len(tally.acknowledged)
+
+
+def logged(server: PluginServer, what: str, times: int) -> bool:
+    """Whether it has logged an event so many times."""
+    return server.log_text().count(f'"{what}"') == times
+
+
+def open_sockets(pid: int) -> int:
+    """How many sockets a process has open."""
+    count = 0
+    for descriptor in Path(f"/proc/{pid}/fd").iterdir():
+        try:
+            count += str(descriptor.readlink()).startswith("socket:")
+        except FileNotFoundError:
+            continue
+    return count
+
+
+def test_no_process_holds_a_connection_for_longer_than_kong_does(tmp_path: Path) -> None:
+    with plugin_server(tmp_path, "--workers", "2") as server:
+        eventually(partial(logged, server, "serving", 2), what="serving")
+        eventually(partial(logged, server, "delivery_started", 1), what="the delivery")
+
+        def all_sockets() -> list[int]:
+            return [open_sockets(server.process.pid), *map(open_sockets, server.children())]
+
+        supervisor = open_sockets(server.process.pid)
+        peers = []
+        for _ in range(40):
+            peers.append(socket.socket(socket.AF_UNIX))
+            peers[-1].connect(str(server.socket))
+        eventually(lambda: open_sockets(server.process.pid) == supervisor + 40, what="holding all")
+        for name, sign, count in (("worker", "serving", 3), ("delivery", "delivery_started", 2)):
+            victim = server.child(name)
+            assert victim is not None
+            os.kill(victim, signal.SIGKILL)
+            eventually(partial(logged, server, sign, count), what=f"the next {name}")
+        assert open_sockets(server.process.pid) == supervisor + 40
+        for peer in peers:
+            peer.close()
+        eventually(lambda: open_sockets(server.process.pid) == supervisor, what="letting go")
+        eventually(lambda: max(all_sockets()) < 30, what="that nobody holds any")
