@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import os
 import shutil
-import signal
 import socket
 import subprocess
 import sys
@@ -22,10 +21,10 @@ from openmeter_plugin import activation
 from openmeter_plugin.activation import ActivationError, take_passed
 from openmeter_plugin.listening import Listeners, ListeningSocket, TcpListeningSocket
 from syncd.sandbox.testing import running_sandbox
-from tests.harness.kong import KongWorker, PluginInstance, drive
+from tests.harness.kong import KongWorker, PluginInstance
 from tests.harness.process import eventually
 from tests.harness.recordings import Recorded, serialized
-from tests.harness.service_manager import ServiceManager, managed, unix_listener
+from tests.harness.service_manager import managed, unix_listener
 
 
 def plugin(sandbox: str) -> PluginInstance:
@@ -46,59 +45,6 @@ def request(request_id: str) -> Recorded:
 
 def stored(sandbox: str) -> int:
     return int(httpx.get(f"{sandbox}/sandbox/v1/stats", trust_env=False).json()["events_stored"])
-
-
-def drive_through(
-    manager: ServiceManager, sandbox: str, path: Path, *, restarts: int, number: int
-) -> KongWorker:
-    """Drive the server as Kong does while it is ended and started again so many times."""
-    done = asyncio.Event()
-
-    async def restart(worker: KongWorker) -> None:
-        for _ in range(restarts):
-            before = len(worker.tally.acknowledged)
-            while len(worker.tally.acknowledged) < before + 300:
-                await asyncio.sleep(0.005)
-            await asyncio.to_thread(manager.end, number)
-            manager.start()
-        done.set()
-
-    def requests() -> Iterator[tuple[PluginInstance, Recorded, str]]:
-        instance, count = plugin(sandbox), 0
-        while not done.is_set() or count % 100:
-            request_id = f"{count:032x}"
-            yield instance, request(request_id), request_id
-            count += 1
-
-    async def run() -> KongWorker:
-        worker = KongWorker(path)
-        async with asyncio.TaskGroup() as group:
-            group.create_task(restart(worker))
-            group.create_task(drive(worker, requests(), concurrency=16))
-        await worker.close()
-        return worker
-
-    return asyncio.run(run())
-
-
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGKILL])
-def test_through_restarts_under_load_no_connection_is_refused_and_what_was_acknowledged_arrives(
-    tmp_path: Path, number: int
-) -> None:
-    path = tmp_path / "s"
-    with (
-        running_sandbox() as sandbox,
-        managed(tmp_path, "--socket", str(path), plugin=unix_listener(path)) as manager,
-    ):
-        worker = drive_through(manager, sandbox, path, restarts=2, number=number)
-        tally = worker.tally
-        print(
-            f"{len(tally.acknowledged)} acknowledged, {tally.resent} sent again, {len(tally.lost)} given up"
-        )
-        assert tally.refused_connections == 0
-        assert len(manager.events("serving")) == 3
-        eventually(lambda: stored(sandbox) >= len(tally.acknowledged), what="the arrival")
-        assert len(tally.acknowledged) <= stored(sandbox) <= len(tally.acknowledged) + len(tally.lost)
 
 
 def test_what_is_handed_over_while_no_server_is_there_is_answered_by_the_next_one(tmp_path: Path) -> None:

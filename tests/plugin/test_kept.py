@@ -8,7 +8,7 @@ import errno
 import os
 import signal
 import socket
-from collections.abc import Awaitable, Callable, Iterator
+from collections.abc import Awaitable, Callable
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -24,11 +24,9 @@ from openmeter_plugin.server import Server
 from openmeter_plugin.spool.writer import SpoolWriter
 from syncd.sandbox.testing import running_sandbox
 from tests.bench.driver import ProtoBuf
-from tests.harness.kong import KongWorker, PluginInstance
 from tests.harness.process import PluginServer, eventually, plugin_server
-from tests.harness.recordings import Recorded
 from tests.plugin.spools import running_writer
-from tests.plugin.traffic import TOKEN, plugin, request, stored
+from tests.plugin.traffic import TOKEN, assert_nothing_lost, drive_through
 
 CONFIG = b'{"ingest_endpoint": "http://127.0.0.1:9/events"}'
 INSTANCE = 7
@@ -355,52 +353,6 @@ def test_a_slot_is_given_again_once_the_supervisor_knows_that_its_connection_is_
 # With real processes, and Kong's own rules for what it sends again
 
 
-def drive_and_strike(
-    server: PluginServer, sandbox: str, strike: Callable[[int], None], times: int
-) -> KongWorker:
-    """Drive the server while one of its workers is struck so many times."""
-    done = asyncio.Event()
-
-    async def striking(worker: KongWorker) -> None:
-        for _ in range(times):
-            before = len(worker.tally.acknowledged)
-            while len(worker.tally.acknowledged) < before + 200:
-                await asyncio.sleep(0.002)
-            victim = server.child("worker")
-            assert victim is not None
-            serving = server.log_text().count('"serving"')
-            strike(victim)
-            while server.log_text().count('"serving"') == serving:
-                await asyncio.sleep(0.01)
-        before = len(worker.tally.acknowledged)
-        while len(worker.tally.acknowledged) < before + 200:
-            await asyncio.sleep(0.002)
-        done.set()
-
-    def requests() -> Iterator[tuple[PluginInstance, Recorded, str]]:
-        instance, number = plugin(sandbox), 0
-        while not done.is_set():
-            yield instance, *request(number)
-            number += 1
-
-    async def run() -> KongWorker:
-        worker = KongWorker(server.socket)
-        work = requests()
-
-        async def lane() -> None:
-            for instance, recorded, tag in work:
-                await worker.log(instance, recorded, tag)
-
-        async with asyncio.TaskGroup() as group:
-            group.create_task(striking(worker))
-            for _ in range(16):
-                group.create_task(lane())
-        await worker.close()
-        return worker
-
-    return asyncio.run(run())
-
-
 @pytest.mark.parametrize(
     ("how", "arguments"),
     [
@@ -414,13 +366,18 @@ def test_nothing_is_lost_when_a_worker_is_replaced_under_load(
     tmp_path: Path, how: signal.Signals, arguments: tuple[str, ...]
 ) -> None:
     with running_sandbox(token=TOKEN) as sandbox, plugin_server(tmp_path, *arguments) as server:
+
+        def strike() -> None:
+            victim = server.child("worker")
+            assert victim is not None
+            serving = server.log_text().count('"serving"')
+            os.kill(victim, how)
+            eventually(partial(logged, server, "serving", serving + 1), what="the next worker")
+
         times = 5 if how == signal.SIGKILL else 1
-        worker = drive_and_strike(server, sandbox, lambda pid: os.kill(pid, how), times)
-        tally = worker.tally
-        assert (dict(tally.reasons), tally.refused_connections) == ({}, 0)
-        assert tally.resent > 0, "it was struck under load"
-        eventually(lambda: stored(sandbox) >= len(tally.acknowledged), what="the arrival")
-        assert stored(sandbox) == len(tally.acknowledged)
+        worker = drive_through(server.socket, sandbox, strike, times=times, pause=0.0)
+        assert worker.tally.resent > 0, "it was struck under load"
+        assert_nothing_lost(worker, sandbox)
 
 
 def logged(server: PluginServer, what: str, times: int) -> bool:

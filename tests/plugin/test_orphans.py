@@ -11,8 +11,7 @@ from pathlib import Path
 from syncd.sandbox.testing import running_sandbox
 from tests.harness.process import eventually
 from tests.harness.service_manager import managed, unix_listener
-from tests.plugin.test_restarts import assert_nothing_lost, drive_through
-from tests.plugin.traffic import TOKEN
+from tests.plugin.traffic import TOKEN, assert_nothing_lost, drive_through
 
 # A supervisor's child that does not care for what it is told.
 _STUBBORN = """

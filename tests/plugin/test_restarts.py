@@ -5,64 +5,14 @@ from __future__ import annotations
 import asyncio
 import os
 import signal
-from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from pathlib import Path
 
 from syncd.sandbox.testing import running_sandbox
-from tests.harness.kong import KongWorker, PluginInstance
+from tests.harness.kong import KongWorker
 from tests.harness.process import eventually, plugin_server
-from tests.harness.recordings import Recorded
 from tests.harness.service_manager import managed, unix_listener
-from tests.plugin.traffic import TOKEN, plugin, request, stored
-
-
-def drive_through(
-    path: Path, sandbox: str, restart: Callable[[], object], *, restarts: int = 3
-) -> KongWorker:
-    """Drive a server as Kong does while it is restarted so many times."""
-    done = asyncio.Event()
-
-    async def restarting(worker: KongWorker) -> None:
-        for _ in range(restarts + 1):
-            before = len(worker.tally.acknowledged)
-            while len(worker.tally.acknowledged) < before + 200:
-                await asyncio.sleep(0.005)
-            if _ < restarts:
-                await asyncio.to_thread(restart)
-        done.set()
-
-    def requests() -> Iterator[tuple[PluginInstance, Recorded, str]]:
-        instance, number = plugin(sandbox), 0
-        while not done.is_set():
-            recorded, tag = request(number)
-            yield instance, recorded, tag
-            number += 1
-
-    async def paced(worker: KongWorker, work: Iterator[tuple[PluginInstance, Recorded, str]]) -> None:
-        """Hand over with pauses, so that connections are idle and taken again all the time."""
-        for instance, recorded, tag in work:
-            await worker.log(instance, recorded, tag)
-            await asyncio.sleep(0.002)
-
-    async def run() -> KongWorker:
-        worker = KongWorker(path)
-        work = requests()
-        async with asyncio.TaskGroup() as group:
-            group.create_task(restarting(worker))
-            for _ in range(16):
-                group.create_task(paced(worker, work))
-        await worker.close()
-        return worker
-
-    return asyncio.run(run())
-
-
-def assert_nothing_lost(worker: KongWorker, sandbox: str) -> None:
-    tally = worker.tally
-    assert (dict(tally.reasons), tally.refused_connections) == ({}, 0)
-    eventually(lambda: stored(sandbox) >= len(tally.acknowledged), what="the arrival")
-    assert stored(sandbox) == len(tally.acknowledged)
+from tests.plugin.traffic import TOKEN, assert_nothing_lost, drive_through, plugin, request
 
 
 def test_a_restart_behind_a_held_socket_loses_nothing(tmp_path: Path) -> None:

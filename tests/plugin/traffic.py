@@ -1,10 +1,15 @@
-"""What the tests of restarts share: requests of a plugin instance, and how many have arrived."""
+"""What the tests of restarts and kills share: a server that is driven as Kong does, and disturbed."""
 
 from __future__ import annotations
 
+import asyncio
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
 import httpx
 
-from tests.harness.kong import PluginInstance
+from tests.harness.kong import KongWorker, PluginInstance
+from tests.harness.process import eventually
 from tests.harness.recordings import Recorded, serialized
 
 TOKEN = "token-of-this-test"
@@ -32,3 +37,54 @@ def stored(sandbox: str) -> int:
     headers = {"authorization": f"Bearer {TOKEN}"}
     stats = httpx.get(f"{sandbox}/sandbox/v1/stats", headers=headers, trust_env=False).json()
     return int(stats["events_stored"])
+
+
+def drive_through(
+    path: Path, sandbox: str, disturb: Callable[[], object], *, times: int = 3, pause: float = 0.002
+) -> KongWorker:
+    """Drive a server as Kong does while it is disturbed so many times.
+
+    With pauses, so that connections are idle and taken again all the time; without, all are under way.
+    """
+    done = asyncio.Event()
+
+    async def disturbing(worker: KongWorker) -> None:
+        for number in range(times + 1):
+            before = len(worker.tally.acknowledged)
+            while len(worker.tally.acknowledged) < before + 200:
+                await asyncio.sleep(0.005)
+            if number < times:
+                await asyncio.to_thread(disturb)
+        done.set()
+
+    def requests() -> Iterator[tuple[PluginInstance, Recorded, str]]:
+        instance, number = plugin(sandbox), 0
+        while not done.is_set():
+            recorded, tag = request(number)
+            yield instance, recorded, tag
+            number += 1
+
+    async def handing_over(worker: KongWorker, work: Iterator[tuple[PluginInstance, Recorded, str]]) -> None:
+        for instance, recorded, tag in work:
+            await worker.log(instance, recorded, tag)
+            await asyncio.sleep(pause)
+
+    async def run() -> KongWorker:
+        worker = KongWorker(path)
+        work = requests()
+        async with asyncio.TaskGroup() as group:
+            group.create_task(disturbing(worker))
+            for _ in range(16):
+                group.create_task(handing_over(worker, work))
+        await worker.close()
+        return worker
+
+    return asyncio.run(run())
+
+
+def assert_nothing_lost(worker: KongWorker, sandbox: str) -> None:
+    """Kong gave nothing up, and everything that was acknowledged arrives."""
+    tally = worker.tally
+    assert (dict(tally.reasons), tally.refused_connections) == ({}, 0)
+    eventually(lambda: stored(sandbox) >= len(tally.acknowledged), what="the arrival")
+    assert stored(sandbox) == len(tally.acknowledged)
