@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 import uuid
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing
 from datetime import UTC, datetime
 
@@ -21,12 +21,13 @@ from syncd.doctor_checks import (
     check_gateway,
     check_meters,
 )
-from syncd.doctor_plugins import plugins
+from syncd.doctor_plugins import check_agreement
 from syncd.doctor_writes import check_writes
 from syncd.errors import ApiError, GatewayError, SourceError, SyncdError
 from syncd.history import History
 from syncd.http import ApiClient
 from syncd.meters import MeterApi
+from syncd.model import Principal
 from syncd.retry import Retry
 from syncd.wiring import gateways_of, metering_endpoint, sources_of, target_of
 
@@ -37,9 +38,10 @@ PROBE_SECONDS = 60.0
 
 def examine(config: Config, *, probe: bool = False, now: Now = utc_now) -> Iterator[Finding]:
     """Yield what is found, as it is found."""
-    yield from _sources(config)
+    read: dict[str, Sequence[Principal]] = {}
+    yield from _sources(config, read)
     yield from _metering(config)
-    yield from plugins(config)
+    yield from check_agreement(config, read)
     yield from _gateways(config)
     yield _clock(config, now)
     yield _state(config)
@@ -47,12 +49,15 @@ def examine(config: Config, *, probe: bool = False, now: Now = utc_now) -> Itera
         yield _probe(config)
 
 
-def _sources(config: Config) -> Iterator[Finding]:
+def _sources(config: Config, read: dict[str, Sequence[Principal]]) -> Iterator[Finding]:
+    """Read the sources; `read` gets what those say that can be read, by name."""
     for source in sources_of(config):
         try:
-            yield check_empty(source.name, len(source.read()))
+            read[source.name] = source.read()
         except SourceError as error:
             yield Finding("source", Level.PROBLEM, str(error))
+        else:
+            yield check_empty(source.name, len(read[source.name]))
 
 
 def _metering(config: Config) -> Iterator[Finding]:

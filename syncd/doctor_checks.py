@@ -49,12 +49,19 @@ class Finding:
 
 @dataclass(frozen=True, slots=True)
 class Plugin:
-    """A plugin as Kong has it; `where` says in which Kong."""
+    """A plugin as Kong has it; `where` says in which Kong.
+
+    `consumer`: it is for this one only, by id, username or custom_id. `is_of_a_group`: only for consumers of
+    some group. `is_partial`: only for one service or route.
+    """
 
     name: str
     enabled: bool
     config: Mapping[str, object]
     where: str
+    consumer: str | None = None
+    is_of_a_group: bool = False
+    is_partial: bool = False
 
 
 def check_plugins(plugins: Iterable[Plugin], subject_field: str, metering_url: str) -> Iterator[Finding]:
@@ -62,7 +69,10 @@ def check_plugins(plugins: Iterable[Plugin], subject_field: str, metering_url: s
     enabled = [plugin for plugin in plugins if plugin.enabled]
     ours = [plugin for plugin in enabled if plugin.name == OUR_PLUGIN]
     if not ours:
-        text = f"no plugin {OUR_PLUGIN} is enabled in any Kong that syncd reads: nothing is metered there"
+        text = (
+            f"no plugin {OUR_PLUGIN} is enabled in any Kong that syncd reads: nothing is metered there,"
+            " unless its http-log posts to `openmeter-plugin serve --http-log`: compare its file by hand"
+        )
         yield Finding("plugin", Level.WARNING, text)
     for plugin in ours:
         yield from _agreement(plugin, subject_field, metering_url)
@@ -80,10 +90,14 @@ def _agreement(plugin: Plugin, subject_field: str, metering_url: str) -> Iterato
     subject = plugin.config.get("subject")
     fields = subject if isinstance(subject, dict) else {}
     field = fields.get("field") or "id"
-    if fields.get("look_up_value_in", "consumer") != "consumer":
+    place = fields.get("look_up_value_in") or "consumer"
+    if place == "application":
+        text = f"{plugin.where}: the plugin looks for a Dev Portal application first"
+        yield Finding("subject", Level.OK, text)
+    elif place != "consumer":
         text = (
-            f"{plugin.where}: the plugin looks its subjects up in {fields['look_up_value_in']}, which syncd"
-            " does not map; name them as static subjects"
+            f"{plugin.where}: the plugin looks its subjects up in {place}, which syncd does not map; name"
+            " them as static subjects"
         )
         yield Finding("subject", Level.WARNING, text)
     elif field == subject_field == "tag":

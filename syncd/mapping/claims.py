@@ -54,7 +54,7 @@ def claims_of(principals: Iterable[Principal], rules: MappingRules) -> tuple[lis
     claims: list[Claim] = []
     problems: list[Problem] = []
     for principal in distinct(principals):
-        if _is_left_out(principal, rules):
+        if is_left_out(principal, rules):
             continue
         found = _claim(principal, rules, index)
         if isinstance(found, Claim):
@@ -123,7 +123,8 @@ def _merged(one: Principal, other: Principal) -> Principal:
     return replace(merged, application=one.application or other.application)
 
 
-def _is_left_out(principal: Principal, rules: MappingRules) -> bool:
+def is_left_out(principal: Principal, rules: MappingRules) -> bool:
+    """Tell whether it is an anonymous consumer, which gets no customer."""
     if principal.kind != "consumer" or rules.include_anonymous:
         return False
     if principal.anonymous or not rules.anonymous_consumers:
