@@ -13,17 +13,17 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 
-from syncd.changes import Change, ChangeKind, Plan, State
+from syncd import edits
+from syncd.changes import Change, ChangeKind, Plan
 from syncd.entities import EntityWriter, Placed, Results, names_of, refusal
 from syncd.errors import ApiError, ApplyStoppedError, BlockedError, RefusedError
-from syncd.holders import subscription_reason
-from syncd.model import ObservedCustomer
 from syncd.outcome import Outcome, Status
-from syncd.ownership import is_adoptable, is_ours, owner_of
+from syncd.ownership import is_ours, owner_of
 from syncd.pool import Job, Pool
 from syncd.removal import NoRemover, Remover
 from syncd.retirement import restore
-from syncd.targets import CustomerEdit, MeteringTarget
+from syncd.targets import MeteringTarget
+from syncd.targets.base import Decide
 
 _NEEDS_PLACE = (ChangeKind.CREATE_CUSTOMER, ChangeKind.ATTACH_SUBJECTS)
 
@@ -42,7 +42,8 @@ def apply_plan(
     """Carry out the plan and return what became of each change in its order, blocked ones included.
 
     At most `concurrency` requests are under way at once. `report` is told the outcomes as they happen,
-    a few at a time, never by two threads at once; `should_stop` is asked after each change.
+    a few at a time, never by two threads at once; `should_stop` is asked before the first change, which
+    may be long after the run began, and after each.
     """
     done: dict[int, Outcome] = {}
 
@@ -55,8 +56,10 @@ def apply_plan(
     pool: Pool[Results] = Pool(concurrency, note, should_stop)
     try:
         for kind, changes in _by_kind(plan):
-            if pool.stopped or not all(map(pool.run, applier.jobs(kind, changes, note))):
-                raise ApplyStoppedError("stopped by request between two changes", _in_order(done))
+            stopped = pool.stopped or should_stop()
+            if stopped or not all(map(pool.run, applier.jobs(kind, changes, note))):
+                when = "between two changes" if done else "before its first change"
+                raise ApplyStoppedError(f"stopped by request {when}", _in_order(done))
     except ApiError as error:
         raise ApplyStoppedError(str(error), _in_order(done)) from error
     note([[(i, Outcome(c, Status.BLOCKED, c.reason)) for i, c in enumerate(plan.changes) if _is_blocked(c)]])
@@ -114,19 +117,6 @@ class _Applier:
         return names_of(change).union(origins, *retired)
 
     def _single(self, change: Change) -> Outcome:
-        carry_out: dict[ChangeKind, Callable[[Change], bool]] = {
-            ChangeKind.ADOPT_CUSTOMER: self._adopt,
-            ChangeKind.UNMARK_ORPHANED: self._mark,
-            ChangeKind.MOVE_SUBJECTS: self._move_off,
-            ChangeKind.RETIRE_CUSTOMER: self._retire,
-            ChangeKind.DETACH_SUBJECTS: self._detach,
-            ChangeKind.CREATE_CUSTOMER: self._create,
-            ChangeKind.ATTACH_SUBJECTS: self._attach,
-            ChangeKind.RENAME_CUSTOMER: self._rename,
-            ChangeKind.MARK_ORPHANED: self._mark,
-            ChangeKind.DELETE_CUSTOMER: self._delete_customer,
-            ChangeKind.DELETE_SUBJECT: self._delete_subject,
-        }
         if change.kind in _NEEDS_PLACE:
             keys = tuple(key for key in change.subject_keys if key not in self._unplaced)
             if not keys:
@@ -135,13 +125,40 @@ class _Applier:
                 )
             change = replace(change, subject_keys=keys)
         try:
-            return Outcome(change, Status.DONE if carry_out[change.kind](change) else Status.UNCHANGED)
+            return Outcome(change, Status.DONE if self._carry_out(change) else Status.UNCHANGED)
         except BlockedError as error:
             reason = str(error)
         except RefusedError as error:
             reason = refusal(error)
         self._unplaced.update(change.subject_keys)
         return Outcome(change, Status.BLOCKED, reason + self._put_back(change))
+
+    def _carry_out(self, change: Change) -> bool:
+        """Make one change and tell whether it had to be; raises BlockedError, or the ApiError that fits."""
+        ours = self._owner_id
+        match change.kind:
+            case ChangeKind.ADOPT_CUSTOMER:
+                return self._edit(change, edits.adopting(change))
+            case ChangeKind.MARK_ORPHANED | ChangeKind.UNMARK_ORPHANED:
+                return self._edit(change, edits.marking(change, ours))
+            case ChangeKind.MOVE_SUBJECTS:
+                return self._move_off(change)
+            case ChangeKind.RETIRE_CUSTOMER:
+                return self._retire(change)
+            case ChangeKind.DETACH_SUBJECTS:
+                return self._edit(change, edits.detaching(change, ours))
+            case ChangeKind.CREATE_CUSTOMER:
+                return self._create(change)
+            case ChangeKind.ATTACH_SUBJECTS:
+                return self._edit(change, edits.adding(change.subject_keys, ours))
+            case ChangeKind.RENAME_CUSTOMER:
+                return self._edit(change, edits.renaming(change, ours))
+            case ChangeKind.DELETE_CUSTOMER:
+                return self._delete_customer(change)
+            case ChangeKind.DELETE_SUBJECT:
+                return self._delete_subject(change)
+            case _:
+                raise ValueError(f"{change.kind} is not carried out here")
 
     def _put_back(self, change: Change) -> str:
         """Return moved subjects to where they were, so that a refusal leaves no usage without a customer."""
@@ -154,45 +171,21 @@ class _Applier:
         retired = [self._retired[key] for key in change.subject_keys if key in self._retired]
         try:
             for origin, keys in origins.items():
-                self._target.edit_customer(origin, self._adding(tuple(keys)))
+                self._target.edit_customer(origin, edits.adding(tuple(keys), self._owner_id))
             for gone in retired:
                 restore(self._target, gone)
         except (BlockedError, RefusedError) as error:
             return f". The moved subjects could not be put back either ({error}) and are on no customer now"
         return ". The moved subjects were put back where they were" if origins or retired else ""
 
-    def _adopt(self, change: Change) -> bool:
-        def decide(there: ObservedCustomer) -> CustomerEdit | None:
-            marks = _metadata(change.after)
-            if all(there.metadata.get(name) == value for name, value in marks.items()):
-                return None
-            if not is_adoptable(there.metadata):
-                raise BlockedError(
-                    f"customer {there.key or there.id} was taken by {owner_of(there)} meanwhile"
-                )
-            return CustomerEdit(metadata=marks)
-
-        return self._target.edit_customer(change.customer_id or "", decide)
-
-    def _mark(self, change: Change) -> bool:
-        def decide(there: ObservedCustomer) -> CustomerEdit | None:
-            self._require_ours(there)
-            after, before = _metadata(change.after), _metadata(change.before)
-            if all(there.metadata.get(name) == value for name, value in after.items()):
-                return None
-            if any(there.metadata.get(name) != before.get(name) for name in after):
-                raise BlockedError("its marks changed meanwhile; plan again")
-            return CustomerEdit(metadata=after)
-
+    def _edit(self, change: Change, decide: Decide) -> bool:
         return self._target.edit_customer(change.customer_id or "", decide)
 
     def _require_open(self, customer_key: str) -> None:
         """Raise BlockedError where a subject must not be taken off, since this customer could not take it."""
         place = self._target.customer_by_key(customer_key)
         if place is not None:
-            self._require_ours(place)
-            if place.active_subscription:
-                raise BlockedError(subscription_reason(place))
+            edits.require_open(place, self._owner_id)
 
     def _retire(self, change: Change) -> bool:
         self._require_open(change.to_customer_key or "")
@@ -202,41 +195,12 @@ class _Applier:
 
     def _move_off(self, change: Change) -> bool:
         self._require_open(change.to_customer_key or "")
-        moved = self._detach(change)
+        moved = self._edit(change, edits.detaching(change, self._owner_id))
         self._origin.update(dict.fromkeys(change.subject_keys, change.customer_id or ""))
         return moved
 
-    def _detach(self, change: Change) -> bool:
-        def decide(there: ObservedCustomer) -> CustomerEdit | None:
-            self._require_ours(there)
-            rest = tuple(key for key in there.subject_keys if key not in change.subject_keys)
-            marks = {} if change.to_customer_key else _metadata(change.after)
-            if rest == there.subject_keys and all(there.metadata.get(k) == v for k, v in marks.items()):
-                return None
-            if there.active_subscription:
-                raise BlockedError(subscription_reason(there))
-            if not change.to_customer_key:
-                self._require_same_marks(change, there)
-            return CustomerEdit(subject_keys=rest, metadata=marks or None)
-
-        return self._target.edit_customer(change.customer_id or "", decide)
-
-    def _require_same_marks(self, change: Change, there: ObservedCustomer) -> None:
-        """Another syncd may have seen the principal again since the plan, and taken its mark back."""
-        before = _metadata(change.before)
-        if any(there.metadata.get(name) != value for name, value in before.items()):
-            raise BlockedError("its marks changed meanwhile; plan again")
-
     def _delete_customer(self, change: Change) -> bool:
-        def look(there: ObservedCustomer) -> None:
-            self._require_ours(there)
-            if there.active_subscription:
-                raise BlockedError(subscription_reason(there))
-            if set(there.subject_keys) - set(change.subject_keys):
-                raise BlockedError(f"customer {there.key} got further subjects meanwhile; plan again")
-            self._require_same_marks(change, there)
-
-        self._target.edit_customer(change.customer_id or "", look)
+        self._edit(change, edits.deleting(change, self._owner_id))
         return self._remover.delete_customer(change.customer_id or "")
 
     def _delete_subject(self, change: Change) -> bool:
@@ -271,37 +235,3 @@ class _Applier:
         if missing or any(there.metadata.get(name) != value for name, value in marks.items()):
             raise BlockedError(f"customer {there.key} was created meanwhile and differs; plan again")
         return True
-
-    def _attach(self, change: Change) -> bool:
-        return self._target.edit_customer(change.customer_id or "", self._adding(change.subject_keys))
-
-    def _adding(self, keys: tuple[str, ...]) -> Callable[[ObservedCustomer], CustomerEdit | None]:
-        def decide(there: ObservedCustomer) -> CustomerEdit | None:
-            self._require_ours(there)
-            missing = tuple(key for key in keys if not there.carries(key))
-            if not missing:
-                return None
-            if there.active_subscription:
-                raise BlockedError(subscription_reason(there))
-            return CustomerEdit(subject_keys=there.subject_keys + missing)
-
-        return decide
-
-    def _rename(self, change: Change) -> bool:
-        def decide(there: ObservedCustomer) -> CustomerEdit | None:
-            self._require_ours(there)
-            name = change.after.name if change.after else None
-            return None if name == there.name else CustomerEdit(name=name)
-
-        return self._target.edit_customer(change.customer_id or "", decide)
-
-    def _require_ours(self, there: ObservedCustomer) -> None:
-        if not is_ours(there.metadata, self._owner_id):
-            raise BlockedError(
-                f"customer {there.key or there.id} now belongs to {owner_of(there)}; left alone"
-            )
-
-
-def _metadata(state: State | None) -> dict[str, str]:
-    metadata = (state.metadata if state else None) or {}
-    return {name: str(value) for name, value in metadata.items()}

@@ -225,10 +225,24 @@ def test_a_token_that_is_revoked_while_applying_stops_the_run(target: Target, sa
 
 
 def test_a_request_to_stop_is_obeyed_between_two_changes(target: Target, sandbox: httpx.Client) -> None:
-    with pytest.raises(ApplyStoppedError, match="stopped by request") as caught:
-        apply_plan(plan(target, ALICE, BOB), target, should_stop=lambda: True)
+    def is_begun() -> bool:
+        return bool(customers(sandbox))
+
+    with pytest.raises(ApplyStoppedError, match="stopped by request between two changes") as caught:
+        apply_plan(plan(target, ALICE, BOB), target, should_stop=is_begun)
     assert len(caught.value.outcomes) == 1
     assert list(customers(sandbox)) == ["consumer:1"]
+
+
+def test_a_request_to_stop_that_came_while_it_planned_leaves_all_as_it_is(
+    target: Target, sandbox: httpx.Client
+) -> None:
+    with pytest.raises(ApplyStoppedError, match="stopped by request before its first change") as caught:
+        apply_plan(plan(target, ALICE, BOB), target, concurrency=4, should_stop=lambda: True)
+    assert caught.value.outcomes == ()
+    assert not customers(sandbox)
+    apply_plan(plan(target, ALICE, BOB), target)
+    assert not apply_plan(plan(target, ALICE, BOB), target, should_stop=lambda: True)
 
 
 def test_what_the_plan_calls_blocked_is_an_outcome_too(target: Target, sandbox: httpx.Client) -> None:
