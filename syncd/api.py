@@ -18,8 +18,9 @@ from syncd.dashboard import create_dashboard
 from syncd.errors import QueueFullError
 from syncd.history import History
 from syncd.metrics import CONTENT_TYPE, Metrics
+from syncd.run import State
 from syncd.runner import RunOptions
-from syncd.runs import Runs, State
+from syncd.runs import Runs
 from syncd.scope import Scope
 
 

@@ -19,7 +19,7 @@ from syncd.lock import write_lock
 from syncd.outcome import Outcome, count
 from syncd.progress import Steps, steps
 from syncd.recorder import Recorder
-from syncd.runs import State, begun
+from syncd.run import State, begun
 
 
 def apply(

@@ -97,7 +97,7 @@ def _ended(
 ) -> Mapping[str, Any]:
     """Wait for the end of a run; raises SyncdError, after `show`, where it failed."""
     from syncd.progress import steps
-    from syncd.runs import State
+    from syncd.run import State
 
     with steps() as progress:
         progress.begin(f"waiting for run {run['id']}")
@@ -125,7 +125,7 @@ def _show_plan(run: Mapping[str, Any], *, as_json: bool) -> None:
 
 
 def _status_of(run: Mapping[str, Any]) -> int:
-    from syncd.runs import State
+    from syncd.run import State
 
     if run["state"] == State.BLOCKED:
         return BLOCKED

@@ -168,7 +168,7 @@ def running(config: Config, now: Now = utc_now) -> Iterator[Running]:
             config, Listen(config.daemon.listen.host, listener.getsockname()[1]), metrics, stopping
         )
         perform = Performer(lambda: daemon.config, lambda: daemon.readings, history, stopping.wait, now)
-        observers = (Recorder(history, lambda: daemon.config.daemon.keep_runs, now=now), metrics)
+        observers = (Recorder(history, lambda: daemon.config.daemon.keep_runs), metrics)
         runs = Runs(perform, stopping, observers=observers)
         server = _server(Daemon(runs, history, metrics, lambda: daemon.config, daemon.token, daemon.describe))
         threads = [

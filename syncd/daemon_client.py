@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from syncd.errors import DaemonError, RefusedError, UnreachableError
 from syncd.http import ApiClient, Endpoint, expect_object
 from syncd.retry import Retry
-from syncd.runs import FINISHED, State
+from syncd.run import FINISHED, State
 
 _API = "the daemon"
 _POLL_SECONDS = 0.25

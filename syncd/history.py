@@ -2,6 +2,10 @@
 
 Each change is written down as it happens, so that the log is true even where the process was killed.
 Plans that say the same are stored once. A run that was killed is closed as failed by the next writer.
+
+Runs are in the order in which they were written down, whatever time they tell: a clock may be set. They are
+forgotten by the time that passed from run to run, so that a clock that is wrong by more than `LONGEST_PAUSE`
+forgets nothing, already when syncd starts, and one that is wrong by less ages runs by so much at most.
 """
 
 from __future__ import annotations
@@ -39,6 +43,11 @@ CREATE TABLE IF NOT EXISTS changes (
 """
 
 Document = dict[str, Any]
+
+ALWAYS_KEPT = 100
+"""So many of the latest runs stay, however old they are."""
+LONGEST_PAUSE = timedelta(days=8)
+"""Longer than a weekly schedule waits. A longer time from one run to the next may be a clock that was set."""
 
 
 class History:
@@ -109,18 +118,25 @@ class History:
                 closed.append(run_id)
         return closed
 
-    def prune(self, keep: timedelta) -> None:
-        """Forget runs older than that."""
-        before = (datetime.now(UTC) - keep).isoformat()
+    def prune(self, keep: timedelta, *, at_least: int = ALWAYS_KEPT) -> None:
+        """Forget runs that are older than that (`outlived`), but for the latest `at_least`."""
         with self._told(), self._db:
-            self._db.execute("DELETE FROM runs WHERE requested_at < ? AND state <> 'running'", (before,))
+            self._db.execute("BEGIN IMMEDIATE")
+            # The index has all that is asked for, the table has the documents too.
+            select = "SELECT rowid, requested_at FROM runs INDEXED BY runs_by_time"
+            rows = sorted(self._db.execute(select).fetchall())
+            asked = [datetime.fromisoformat(text) for _, text in rows]
+            gone = min(outlived(asked, keep), len(rows) - at_least)
+            if gone > 0:
+                last = rows[gone - 1][0]
+                self._db.execute("DELETE FROM runs WHERE rowid <= ? AND state <> 'running'", (last,))
             self._db.execute(
                 "DELETE FROM plans WHERE hash NOT IN (SELECT plan FROM runs WHERE plan IS NOT NULL)"
             )
 
     def runs(self, limit: int, offset: int = 0) -> list[Document]:
         """Return the latest runs, the latest first, without the first `offset`."""
-        select = "SELECT document FROM runs ORDER BY requested_at DESC LIMIT ? OFFSET ?"
+        select = "SELECT document FROM runs ORDER BY rowid DESC LIMIT ? OFFSET ?"
         with self._told():
             return [json.loads(text) for (text,) in self._db.execute(select, (limit, offset)).fetchall()]
 
@@ -135,7 +151,7 @@ class History:
         with self._told():
             row = self._db.execute(
                 "SELECT r.id, r.document, p.document FROM runs r LEFT JOIN plans p ON p.hash = r.plan"
-                " WHERE substr(r.id, 1, length(?)) = ? ORDER BY r.requested_at DESC LIMIT 1",
+                " WHERE substr(r.id, 1, length(?)) = ? ORDER BY r.rowid DESC LIMIT 1",
                 (run_id, run_id),
             ).fetchone()
             if row is None or not run_id:
@@ -156,6 +172,24 @@ class History:
             raise HistoryError(
                 f"the history {self._path} (daemon.state_dir) cannot be used: {error}"
             ) from None
+
+
+def outlived(asked: Sequence[datetime], keep: timedelta) -> int:
+    """Return how many of the first runs are older than `keep`, by the times at which runs were asked for.
+
+    `asked` is in the order of the runs. The age of a run is the time from it to the last one, without
+    steps of more than `LONGEST_PAUSE` from one run to the next, forth or back.
+    """
+    age, gone = timedelta(0), 0
+    for place in range(len(asked) - 2, -1, -1):
+        step = asked[place + 1] - asked[place]
+        if abs(step) <= LONGEST_PAUSE:
+            age += step
+        if age <= keep:
+            gone = 0
+        elif not gone:
+            gone = place + 1
+    return gone
 
 
 def _packed(plan: Plan) -> tuple[str, bytes]:

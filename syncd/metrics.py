@@ -12,7 +12,7 @@ from prometheus_client.registry import Collector
 from syncd import __version__, calls
 from syncd.changes import ChangeKind
 from syncd.outcome import Outcome
-from syncd.runs import Run, State
+from syncd.run import Run, State
 
 CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
 

@@ -14,8 +14,8 @@ from syncd.dashboard.queries import Queries
 from syncd.dashboard.security import set_visitor_id
 from syncd.dashboard.text import plural
 from syncd.dashboard.web import Visitor, Web, is_own_page, url
+from syncd.run import Run, State
 from syncd.runner import RunOptions
-from syncd.runs import Run, State
 from syncd.scope import Scope
 
 _log = structlog.get_logger("syncd.dashboard")

@@ -20,8 +20,9 @@ from syncd.dashboard.views import Drift, Level, RunLine, Unbilled, drift, latest
 from syncd.gateways import DeadLetters
 from syncd.history import History
 from syncd.plan_file import from_json
+from syncd.run import FINISHED, Run, State
 from syncd.runner import RunOptions
-from syncd.runs import FINISHED, Run, Runs, State
+from syncd.runs import Runs
 
 _USAGE_PATIENCE: Final = 5.0
 """Seconds for which the page of customers waits: meter queries take longer than a probe."""

@@ -12,7 +12,7 @@ from syncd.dashboard.diffs import Results
 from syncd.dashboard.text import moment
 from syncd.exposure import ExposedSubject, Fate
 from syncd.outcome import Status
-from syncd.runs import FINISHED, Run, State
+from syncd.run import FINISHED, Run, State
 
 Level = Literal["ok", "warning", "problem", "busy", "none"]
 

@@ -11,9 +11,9 @@ from syncd.changes import Change, ChangeKind, Plan, State
 from syncd.dashboard.views import drift, latest, offer, page_of, run_line, unbilled
 from syncd.exposure import ExposedSubject, Exposure
 from syncd.outcome import Outcome, Status
+from syncd.run import Run
+from syncd.run import State as RunState
 from syncd.runner import RunOptions
-from syncd.runs import Run
-from syncd.runs import State as RunState
 from syncd.scope import Scope
 
 NOW = datetime(2026, 11, 22, 7, 0, tzinfo=UTC)

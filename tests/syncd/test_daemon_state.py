@@ -6,8 +6,7 @@ import json
 import signal
 import subprocess
 import threading
-from collections.abc import Iterator
-from contextlib import closing, contextmanager
+from contextlib import closing
 from dataclasses import replace
 from datetime import timedelta
 from pathlib import Path
@@ -18,9 +17,9 @@ import pytest
 from syncd import config as settings
 from syncd.daemon import running
 from syncd.history import History
+from syncd.run import State, begun
 from syncd.runner import RunOptions
-from syncd.runs import State, begun
-from tests.syncd.processes import KONG_YML, Project, command, logged, when_logged
+from tests.syncd.processes import KONG_YML, Project, command, logged, started_daemon, when_logged
 from tests.syncd.servers import Answer, Asked, serving
 from tests.syncd.test_daemon import daemon, finished, idle
 from tests.syncd.waiting import eventually
@@ -177,23 +176,22 @@ def test_an_address_beyond_loopback_without_a_token_is_refused_before_anything_i
 
 def test_a_reload_changes_how_long_runs_are_kept(project: Project, tmp_path: Path) -> None:
     project.configure("daemon: {listen: '127.0.0.1:0', state_dir: state}\n")
-    with (
-        running(settings.load(project.config)) as there,
-        httpx.Client(base_url=there.address.url) as client,
-        closing(History(tmp_path / "state")) as history,
-    ):
-        idle(client)
+    with closing(History(tmp_path / "state")) as history:
         old = begun("manual", RunOptions())
-        old = replace(old, state=State.SUCCEEDED, requested_at=old.requested_at - timedelta(days=10))
+        old = replace(old, state=State.SUCCEEDED, requested_at=old.requested_at - timedelta(days=7))
         history.save(old.summary())
         for _ in range(100):
-            history.save(begun("manual", RunOptions()).summary())
-        finished(client, client.post("/v1/syncs").json()["id"])
-        assert history.run(old.id)
-        project.configure("daemon: {listen: '127.0.0.1:0', state_dir: state, keep_runs: 5d}\n")
-        there.reload(lambda: settings.load(project.config))
-        finished(client, client.post("/v1/syncs").json()["id"])
-        assert history.run(old.id) is None
+            history.save(replace(begun("manual", RunOptions()), state=State.SUCCEEDED).summary())
+        with (
+            running(settings.load(project.config)) as there,
+            httpx.Client(base_url=there.address.url) as client,
+        ):
+            idle(client)
+            assert history.run(old.id)
+            project.configure("daemon: {listen: '127.0.0.1:0', state_dir: state, keep_runs: 5d}\n")
+            there.reload(lambda: settings.load(project.config))
+            finished(client, client.post("/v1/syncs").json()["id"])
+            assert history.run(old.id) is None
 
 
 def test_a_cron_schedule_with_jitter_is_what_the_status_tells(project: Project) -> None:
@@ -203,24 +201,9 @@ def test_a_cron_schedule_with_jitter_is_what_the_status_tells(project: Project) 
     assert "T03:0" in str(status["next_run"]) or "T02:59" in str(status["next_run"])
 
 
-@contextmanager
-def process(project: Project, name: str = "") -> Iterator[tuple[subprocess.Popen[str], Path]]:
-    log = project.folder / f"log{name}"
-    with (
-        log.open("w") as stderr,
-        subprocess.Popen(
-            command("run"), cwd=project.folder, env=project.environment(), stderr=stderr, text=True
-        ) as started,
-    ):
-        try:
-            yield started, log
-        finally:
-            started.kill()
-
-
 def test_sighup_reloads_and_a_bad_configuration_is_refused_loudly(project: Project) -> None:
     project.configure("daemon: {listen: '127.0.0.1:0'}\n")
-    with process(project) as (started, log):
+    with started_daemon(project) as (started, log):
         when_logged(log, "sync_finished", started)
         good = project.config.read_text()
         project.config.write_text("polciy: sync\n")
@@ -260,7 +243,7 @@ def test_a_daemon_killed_in_the_middle_of_a_run_leaves_a_true_log_and_the_next_o
         project.metering = server.url
         project.configure("daemon: {listen: '127.0.0.1:0'}\n")
         try:
-            with process(project) as (started, _):
+            with started_daemon(project) as (started, _):
                 assert slow.reached.wait(20)
                 started.kill()
                 started.wait()
@@ -279,7 +262,7 @@ def test_a_daemon_killed_in_the_middle_of_a_run_leaves_a_true_log_and_the_next_o
 
 def test_two_daemons_take_turns_and_make_nobody_twice(project: Project, sandbox: httpx.Client) -> None:
     project.configure("daemon: {listen: '127.0.0.1:0'}\n")
-    with process(project, "1") as (one, log1), process(project, "2") as (other, log2):
+    with started_daemon(project, "1") as (one, log1), started_daemon(project, "2") as (other, log2):
         for started, log in ((one, log1), (other, log2)):
             assert when_logged(log, "sync_finished", started)["state"] == "succeeded"
     assert len(customers(sandbox)) == 2
@@ -293,7 +276,7 @@ def test_apply_beside_a_daemon_that_writes_waits_for_it(project: Project, sandbo
         project.metering = server.url
         project.configure("daemon: {listen: '127.0.0.1:0'}\n")
         try:
-            with process(project) as (started, log):
+            with started_daemon(project) as (started, log):
                 assert slow.reached.wait(20)
                 beside = subprocess.Popen(
                     command("apply"),

@@ -2,25 +2,27 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import subprocess
 import sys
 from collections.abc import Iterator
 from dataclasses import replace
-from datetime import UTC, datetime, timedelta, tzinfo
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
-from typing import Self
 
 import httpx
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from syncd.errors import HistoryError, LockedError
-from syncd.history import History
+from syncd.history import History, outlived
 from syncd.lock import write_lock
 from syncd.outcome import Outcome, Status
 from syncd.recorder import Recorder
+from syncd.run import Run, State, begun
 from syncd.runner import RunOptions
-from syncd.runs import Run, State, begun
 from syncd.sandbox.testing import running_sandbox
 from tests.syncd.builders import consumer, observed, plan_for
 from tests.syncd.processes import Project
@@ -28,7 +30,7 @@ from tests.syncd.processes import Project
 PLAN = plan_for([consumer("1", "alice")], observed())
 
 
-def run(*, state: State = State.SUCCEEDED, days_ago: int = 0) -> Run:
+def run(*, state: State = State.SUCCEEDED, days_ago: float = 0) -> Run:
     asked = datetime.now(UTC) - timedelta(days=days_ago)
     return replace(begun("manual", RunOptions()), state=state, requested_at=asked, plan=PLAN)
 
@@ -54,90 +56,153 @@ def test_a_run_is_kept_with_its_plan_and_each_change(history: History) -> None:
     assert history.run("") is None
 
 
+def saved(history: History, *days_ago: float) -> list[str]:
+    """Write runs down in this order; their ids."""
+    runs = [run(days_ago=days) for days in days_ago]
+    for one in runs:
+        history.save(one.summary(), one.plan)
+    return [one.id for one in runs]
+
+
+def kept(history: History) -> list[str]:
+    """The ids of the runs that are there, the latest last."""
+    return [str(one["id"]) for one in reversed(history.runs(1000))]
+
+
 def test_the_latest_runs_come_first_and_old_ones_are_forgotten(history: History) -> None:
-    for days_ago in (100, 2, 1):
-        old = run(days_ago=days_ago)
-        history.save(old.summary(), old.plan)
-    history.prune(timedelta(days=90))
-    found = history.runs(10)
-    assert len(found) == 2
-    assert found[0]["requested_at"] > found[1]["requested_at"]
-    assert len(history.runs(1)) == 1
-
-
-class Clock(datetime):
-    """This machine's clock as somebody has set it."""
-
-    ahead = timedelta(0)
-
-    @classmethod
-    def now(cls, tz: tzinfo | None = None) -> Self:
-        return super().now(tz) + cls.ahead
-
-
-@pytest.fixture
-def clock(monkeypatch: pytest.MonkeyPatch) -> type[Clock]:
-    monkeypatch.setattr(Clock, "ahead", -timedelta(days=400))
-    monkeypatch.setattr("syncd.history.datetime", Clock)
-    return Clock
-
-
-def shown_by(clock: type[Clock]) -> datetime:
-    return clock.now(UTC)
-
-
-def recorded(recorder: Recorder, days_ago: int) -> str:
-    one = run(days_ago=days_ago)
-    recorder.planned(one)
-    recorder.finished(one)
-    return one.id
-
-
-def kept(history: History) -> set[str]:
-    return {str(one["id"]) for one in history.runs(1000)}
+    made = saved(history, 42, 35, 28, 21, 14, 7, 3, 2)
+    history.prune(timedelta(days=30), at_least=1)
+    # Ages are counted from the last run: what was 28 days ago was 26 days before it.
+    assert kept(history) == made[2:]
+    assert [one["id"] for one in history.runs(2)] == [made[-1], made[-2]]
+    history.prune(timedelta(days=4), at_least=1)
+    assert kept(history) == made[-2:]
 
 
 def test_the_latest_runs_stay_whatever_their_age(history: History) -> None:
-    """As a clock that is set a year ahead before syncd starts makes all of them look."""
-    before = [run(days_ago=400 - number) for number in range(5)]
-    for old in before:
-        history.save(old.summary(), old.plan)
-    recorder = Recorder(history, lambda: timedelta(days=90), at_least=3)
-    latest = recorded(recorder, 0)
-    assert kept(history) == {before[3].id, before[4].id, latest}
+    made = saved(history, *range(110, -1, -1))
+    history.prune(timedelta(days=3))
+    assert kept(history) == made[-100:]
+    history.prune(timedelta(days=3), at_least=7)
+    assert kept(history) == made[-7:]
 
 
-def test_a_clock_that_jumps_ahead_forgets_no_run_that_was_made_before_it_did(
-    history: History, clock: type[Clock]
+def test_the_order_of_runs_is_that_in_which_they_were_written_whatever_time_they_tell(
+    history: History,
 ) -> None:
-    recorder = Recorder(history, lambda: timedelta(days=90), at_least=1, now=lambda: shown_by(clock))
-    made = [recorded(recorder, days_ago) for days_ago in (450, 400)]
-    clock.ahead = timedelta(0)
-    made.append(recorded(recorder, 0))
-    assert kept(history) == set(made)
+    ahead, right = saved(history, -400, 0)
+    assert kept(history) == [ahead, right]
+    # Changed afterwards, a run keeps its place.
+    first = history.run(ahead)
+    assert first is not None
+    history.save({name: value for name, value in first.items() if name not in ("plan", "results")})
+    assert kept(history) == [ahead, right]
 
 
-def test_runs_made_while_the_clock_was_behind_stay_when_it_is_right_again(
-    history: History, clock: type[Clock]
+@pytest.mark.parametrize("wrong_by", [-20_000, -400, -20, 20, 400, 20_000], ids="{} days".format)
+def test_a_clock_that_is_wrong_when_syncd_starts_forgets_nothing_nor_when_it_is_right_again(
+    history: History, wrong_by: int
 ) -> None:
+    made = saved(history, 30, 25, 20, 15, 10, 5)
     for _ in range(3):
-        one = run()
-        history.save(one.summary(), one.plan)
-    clock.ahead = timedelta(0)
-    recorder = Recorder(history, lambda: timedelta(days=90), at_least=3, now=lambda: shown_by(clock))
-    clock.ahead = -timedelta(days=400)
-    behind = recorded(recorder, 400)
-    clock.ahead = timedelta(0)
-    recorded(recorder, 0)
-    assert behind in kept(history)
+        made += saved(history, 2 + wrong_by, 1 + wrong_by)
+        history.prune(timedelta(days=90), at_least=1)
+        made += saved(history, 1, 0)
+        history.prune(timedelta(days=90), at_least=1)
+    assert kept(history) == made
 
 
-def test_what_is_too_old_by_a_clock_that_goes_evenly_is_forgotten(history: History) -> None:
-    recorder = Recorder(history, lambda: timedelta(days=90), at_least=2)
-    old = [recorded(recorder, days_ago) for days_ago in (95, 94)]
-    recent = [recorded(recorder, days_ago) for days_ago in (2, 1, 0)]
-    assert kept(history) == set(recent)
-    assert not kept(history) & set(old)
+def test_runs_made_under_a_wrong_clock_age_as_all_others_do(history: History) -> None:
+    made = saved(history, 1000, 999, 998, 20, 15, 10, 5, 0)
+    history.prune(timedelta(days=14), at_least=1)
+    assert kept(history) == made[-3:]
+
+
+def test_a_clock_that_was_far_ahead_for_a_while_keeps_nothing_for_ever(history: History) -> None:
+    made = saved(history, 30, 25, -400, 20, 15, 10, 5, 0)
+    history.prune(timedelta(days=12), at_least=1)
+    assert kept(history) == made[-3:]
+
+
+def test_a_run_that_is_young_enough_is_not_forgotten_for_one_behind_it_that_is_not(history: History) -> None:
+    """The clock was six days behind for one run."""
+    made = saved(history, 20, 14, 8, 3, 8.5, 1, 0)
+    history.prune(timedelta(days=5), at_least=1)
+    assert kept(history) == made[3:]
+
+
+def test_a_run_that_is_still_running_is_not_forgotten_and_keeps_no_other(history: History) -> None:
+    hanging = run(state=State.RUNNING, days_ago=9)
+    first = saved(history, 10)
+    history.save(hanging.summary())
+    made = saved(history, 8, 2, 0)
+    history.prune(timedelta(days=5), at_least=1)
+    assert kept(history) == [hanging.id, *made[1:]]
+    assert first[0] not in kept(history)
+
+
+def test_the_plans_of_forgotten_runs_go_with_them(history: History) -> None:
+    other = plan_for([consumer("2", "bob")], observed())
+    old, new = run(days_ago=7), run()
+    history.save(old.summary(), other)
+    history.save(new.summary(), new.plan)
+    history.prune(timedelta(days=5), at_least=1)
+    assert history._db.execute("SELECT count(*) FROM plans").fetchone() == (1,)
+    found = history.run(new.id)
+    assert found is not None
+    assert found["plan"]["summary"]["create-customer"] == 1
+
+
+def test_a_recorder_forgets_by_the_setting_of_that_moment(history: History) -> None:
+    keep = [timedelta(days=90)]
+    recorder = Recorder(history, lambda: keep[0])
+    made = saved(history, *(7 - number / 20 for number in range(120)))
+    recorder.finished(run())
+    assert len(kept(history)) == 121
+    keep[0] = timedelta(days=3)
+    recorder.finished(run())
+    assert len(kept(history)) == 100
+    assert not set(made[:20]) & set(kept(history))
+
+
+START = datetime(2026, 1, 1, tzinfo=UTC)
+DAYS = st.floats(0, 8).map(lambda days: timedelta(days=days))
+
+
+def times(steps: list[timedelta]) -> list[datetime]:
+    """The time of each run, with these steps between them."""
+    return list(itertools.accumulate(steps, lambda time, step: time + step, initial=START))
+
+
+@given(st.lists(DAYS), DAYS.map(lambda days: 4 * days))
+def test_by_a_right_clock_those_go_that_are_too_old(steps: list[timedelta], keep: timedelta) -> None:
+    asked = times(steps)
+    assert outlived(asked, keep) == sum(asked[-1] - time > keep for time in asked)
+
+
+OFF = st.integers(-40_000, 40_000).map(lambda number: timedelta(days=17 * number))
+"""By how much a clock is wrong; each time that it is set, it jumps by more than two of the longest pauses."""
+
+
+@given(st.lists(st.tuples(DAYS, st.none() | OFF)), DAYS.map(lambda days: 4 * days))
+def test_a_clock_that_is_far_off_at_times_forgets_no_more_than_a_right_one(
+    steps: list[tuple[timedelta, timedelta | None]], keep: timedelta
+) -> None:
+    true = times([step for step, _ in steps])
+    wrong, off = true[:1], timedelta(0)
+    for time, (_, reset) in zip(true[1:], steps, strict=True):
+        off = off if reset is None else reset
+        wrong.append(time + off)
+    assert outlived(wrong, keep) <= outlived(true, keep)
+
+
+@given(st.lists(st.tuples(st.floats(0, 1), st.floats(-3.5, 3.5))), DAYS.map(lambda days: 4 * days))
+def test_a_clock_that_is_a_little_off_ages_runs_by_so_much_at_most(
+    steps: list[tuple[float, float]], keep: timedelta
+) -> None:
+    true = times([timedelta(days=step) for step, _ in steps])
+    wrong = [true[0], *(time + timedelta(days=off) for time, (_, off) in zip(true[1:], steps, strict=True))]
+    assert outlived(wrong, keep + timedelta(days=7)) <= outlived(true, keep)
 
 
 def test_plans_that_say_the_same_are_stored_once(history: History, tmp_path: Path) -> None:
@@ -156,6 +221,15 @@ def test_a_run_whose_process_was_killed_is_closed_by_the_next_writer(history: Hi
     assert found["state"] == "failed"
     assert "interrupted" in found["error"]
     assert history.close_interrupted() == []
+
+
+def test_a_dry_run_of_another_process_is_not_closed_for_it_holds_no_lock(history: History) -> None:
+    dry = replace(run(state=State.RUNNING), options=RunOptions(dry_run=True))
+    history.save(dry.summary(), dry.plan)
+    assert history.close_interrupted() == []
+    found = history.run(dry.id)
+    assert found is not None
+    assert found["state"] == "running"
 
 
 def test_a_state_directory_that_cannot_be_used_is_named(tmp_path: Path) -> None:

@@ -10,8 +10,9 @@ from syncd.apply import Report
 from syncd.changes import Plan
 from syncd.errors import ApplyStoppedError, SourceError
 from syncd.outcome import Outcome
+from syncd.run import FINISHED, Run, State
 from syncd.runner import Result, RunOptions
-from syncd.runs import FINISHED, Run, Runs, State
+from syncd.runs import Runs
 from tests.syncd.waiting import eventually
 
 EMPTY = Plan("default", "upsert-only", ())
