@@ -13,12 +13,12 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
 from functools import cache, lru_cache
-from types import TracebackType
-from typing import Self, cast
+from typing import cast
 
 import httpx
 
 from syncd import __version__, calls
+from syncd.closable import Closable
 from syncd.errors import MalformedError, RefusedError, UnauthorizedError, UnreachableError
 from syncd.json_text import encoded, parsed
 from syncd.retry import Retry
@@ -67,7 +67,7 @@ class _Answer:
     content: bytes
 
 
-class ApiClient:
+class ApiClient(Closable):
     """Requests to one API; answers are decoded JSON. Safe to share between threads."""
 
     def __init__(self, endpoint: Endpoint, retry: Retry) -> None:
@@ -82,14 +82,6 @@ class ApiClient:
         self._headers = self._client.headers.raw
         self._json_headers = [*self._headers, (b"Content-Type", b"application/json")]
         self._extensions = {"timeout": self._client.timeout.as_dict()}
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.close()
 
     def close(self) -> None:
         """Close the connections."""

@@ -20,6 +20,7 @@ from syncd.model import NO_DETAILS, CustomerDetails
 _API = "metering API"
 _GONE = frozenset({404, 410, 412})
 _ENDED = "inactive"
+_PAGE = 100
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,21 +67,24 @@ class ApiInspector:
         look = self._v3 if self._is_v3 else self._v1
         entitlements, subscriptions, others = look(path, customer_id)
         listed = {str(entry.get("id")): str(entry.get("status")) for entry in subscriptions}
+        if len(subscriptions) >= _PAGE:
+            # Only the first page is looked at, so one that runs may be behind it: in doubt it does.
+            listed["and perhaps more than were listed"] = "unknown"
         return Inspection(
             str(document.get("name")), _details(document), tuple(sorted(entitlements)), listed, others
         )
 
     def _v1(self, path: str, _id: str) -> tuple[list[str], list[dict[str, object]], tuple[str, ...]]:
         access = self._asked(f"{path}/access") or {}
-        subscriptions = self._listed(f"{path}/subscriptions", "items", {"page": 1, "pageSize": 100})
-        apps = self._listed(f"{path}/apps", "items", {"page": 1, "pageSize": 100})
+        subscriptions = self._listed(f"{path}/subscriptions", "items", {"page": 1, "pageSize": _PAGE})
+        apps = self._listed(f"{path}/apps", "items", {"page": 1, "pageSize": _PAGE})
         accounts = sorted({str(app.get("type")) for app in apps} - {"sandbox"})
         others = tuple(f"an account with {name}" for name in accounts)
         return list(_mapping(access.get("entitlements"))), subscriptions, others
 
     def _v3(self, path: str, customer_id: str) -> tuple[list[str], list[dict[str, object]], tuple[str, ...]]:
         access = self._listed(f"{path}/entitlement-access", "data", None)
-        page: Params = {"page[size]": 100, "page[number]": 1}
+        page: Params = {"page[size]": _PAGE, "page[number]": 1}
         subscriptions = self._listed(
             "/openmeter/subscriptions", "data", {**page, "filter[customer_id][eq]": customer_id}
         )

@@ -8,11 +8,11 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 from datetime import UTC, datetime
-from types import TracebackType
-from typing import Self, TypeVar
+from typing import TypeVar
 
 from pydantic import BaseModel, ValidationError
 
+from syncd.closable import Closable
 from syncd.errors import ApiError, GatewayError, RefusedError, UnreachableError
 from syncd.gateway_config import GatewayConfig
 from syncd.gateways.models import (
@@ -32,7 +32,7 @@ _UNIX = "unix:"
 _Answer = TypeVar("_Answer", bound=BaseModel)
 
 
-class Gateway:
+class Gateway(Closable):
     """One gateway; close it after use, or use it as a context manager. Safe to share between threads."""
 
     def __init__(
@@ -59,14 +59,6 @@ class Gateway:
             unix_socket=socket,
         )
         self._client = ApiClient(endpoint, Retry(attempts=attempts, sleep=sleep))
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.close()
 
     def close(self) -> None:
         """Close the connections."""

@@ -18,6 +18,8 @@ class MemoryTarget:
     def __init__(self, world: ObservedWorld) -> None:
         self.customers = {customer.id: customer for customer in world.customers}
         self._subjects = None if world.subjects is None else {s.key: s for s in world.subjects}
+        self.details: dict[str, CustomerDetails] = {}
+        """What customers were created with, by id."""
         self.writes = 0
 
     def observe(self) -> ObservedWorld:
@@ -32,8 +34,12 @@ class MemoryTarget:
         details: CustomerDetails = NO_DETAILS,
     ) -> None:
         new = ObservedCustomer(f"new-{next(_NUMBERS)}", key, name, tuple(subject_keys), dict(metadata))
+        self._add(new, details)
+
+    def _add(self, new: ObservedCustomer, details: CustomerDetails) -> None:
         self._require_free(new)
         self.customers[new.id] = new
+        self.details[new.id] = details
         self.writes += 1
 
     def customer_by_key(self, key: str) -> ObservedCustomer | None:

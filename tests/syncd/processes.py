@@ -120,12 +120,9 @@ def when_logged(log: Path, event: str, process: subprocess.Popen[str]) -> dict[s
 
 
 @contextmanager
-def daemon_process(project: Project) -> Iterator[tuple[subprocess.Popen[str], Path]]:
-    """The daemon as a process; its port is free at this moment, which is all a test can ask for."""
-    with socket.create_server(("127.0.0.1", 0)) as free:
-        port = free.getsockname()[1]
-    project.configure(f"daemon: {{listen: '127.0.0.1:{port}'}}\n")
-    log = project.folder / "log"
+def started_daemon(project: Project, name: str = "") -> Iterator[tuple[subprocess.Popen[str], Path]]:
+    """The daemon as a process with the configuration as it is, and its log."""
+    log = project.folder / f"log{name}"
     with (
         log.open("w") as stderr,
         subprocess.Popen(
@@ -136,3 +133,13 @@ def daemon_process(project: Project) -> Iterator[tuple[subprocess.Popen[str], Pa
             yield process, log
         finally:
             process.kill()
+
+
+@contextmanager
+def daemon_process(project: Project) -> Iterator[tuple[subprocess.Popen[str], Path]]:
+    """The daemon as a process; its port is free at this moment, which is all a test can ask for."""
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        port = free.getsockname()[1]
+    project.configure(f"daemon: {{listen: '127.0.0.1:{port}'}}\n")
+    with started_daemon(project) as (process, log):
+        yield process, log

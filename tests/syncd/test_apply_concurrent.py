@@ -4,34 +4,29 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import closing, contextmanager, suppress
 from datetime import timedelta
 
-import httpx
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from syncd.apply import apply_plan
 from syncd.changes import Change, ChangeKind, Plan, State
-from syncd.errors import ApiError, ApplyStoppedError, RefusedError, UnreachableError
-from syncd.http import ApiClient, Endpoint
+from syncd.errors import ApplyStoppedError, RefusedError, UnreachableError
+from syncd.http import Endpoint
 from syncd.mapping import MappingRules, desired_world
-from syncd.model import NO_DETAILS, CustomerDetails, ObservedWorld, Principal
-from syncd.orphans import Grace
+from syncd.model import CustomerDetails, ObservedCustomer, ObservedWorld, Principal
 from syncd.outcome import Outcome, Status
 from syncd.plan import PlanOptions, make_plan
-from syncd.removal import ApiRemover
 from syncd.retry import Retry
 from syncd.targets import SubjectWrite
 from syncd.targets.base import Decide
 from syncd.targets.openmeter_v1 import OpenMeterV1
-from tests.syncd.builders import BY_TAG, OWNER, customer, observed
+from tests.syncd.builders import OWNER, customer, observed
 from tests.syncd.memory_target import MemoryTarget
-from tests.syncd.proxy import MISHAPS, Mishap, Proxy, proxying
 from tests.syncd.servers import Answer, Asked, serving
-from tests.syncd.test_mishaps import AFTER, START, WANTED, before, world
 from tests.syncd.test_properties import at, observed_worlds, principals, rules, worlds_grouped_later
 
 AT_ONCE = 4
@@ -67,18 +62,11 @@ class Racing(MemoryTarget):
             with self._data:
                 self._touched.remove(name)
 
-    def create_customer(
-        self,
-        key: str,
-        name: str,
-        subject_keys: Sequence[str],
-        metadata: Mapping[str, str],
-        details: CustomerDetails = NO_DETAILS,
-    ) -> None:
-        with self._touching(key):
-            if key in self._refused:
+    def _add(self, new: ObservedCustomer, details: CustomerDetails) -> None:
+        with self._touching(new.key or ""):
+            if new.key in self._refused:
                 raise RefusedError("no", status=400, detail="no")
-            super().create_customer(key, name, subject_keys, metadata, details)
+            super()._add(new, details)
 
     def edit_customer(self, customer_id: str, decide: Decide) -> bool:
         with self._touching(customer_id):
@@ -161,48 +149,6 @@ def test_two_refused_changes_put_their_subjects_back_on_the_same_customer_one_af
     outcomes = apply_plan(Plan(OWNER, "upsert-only", (*moves, *creates)), target, concurrency=8)
     assert [outcome.status for outcome in outcomes] == [Status.DONE] * 8 + [Status.BLOCKED] * 8
     assert sorted(target.customers[old.id].subject_keys) == names
-
-
-@pytest.fixture(scope="module")
-def proxy(server: str) -> Iterator[Proxy]:
-    with proxying(server) as proxy:
-        yield proxy
-
-
-def sync(url: str) -> int:
-    """The run of `test_mishaps` of day 40; returns how many changes were planned."""
-    endpoint = Endpoint("metering API", url, "metering.token", "read and write")
-    retry = Retry(attempts=1)
-    grace = Grace(START + timedelta(days=40), timedelta(days=40), timedelta(days=40))
-    options = PlanOptions(allow_move=True, allow_retire=True, grace=grace)
-    target = OpenMeterV1(endpoint, retry)
-    try:
-        with ApiClient(endpoint, retry) as client:
-            desired = desired_world(AFTER, BY_TAG)
-            plan = make_plan(desired, target.observe(), owner_id=OWNER, policy="sync", options=options)
-            remover = ApiRemover(client, "openmeter-v1")
-            apply_plan(plan, target, remover=remover, concurrency=AT_ONCE)
-            return len(plan.actionable)
-    finally:
-        target.close()
-
-
-@pytest.mark.parametrize("mishap", [mishap for mishap in MISHAPS if mishap != "delay"])
-def test_a_mishap_with_any_request_of_a_concurrent_run_is_made_good(
-    sandbox: httpx.Client, proxy: Proxy, mishap: Mishap
-) -> None:
-    before(sandbox)
-    proxy.spoil(mishap, -1)
-    sync(proxy.url)
-    for number in range(proxy.seen):
-        before(sandbox)
-        proxy.spoil(mishap, number)
-        with suppress(ApiError, ApplyStoppedError):
-            sync(proxy.url)
-        for _ in range(3):
-            if sync(str(sandbox.base_url)) == 0:
-                break
-        assert world(sandbox) == WANTED, f"after {mishap} of request {number}"
 
 
 def creations(count: int) -> Plan:

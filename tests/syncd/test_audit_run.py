@@ -11,7 +11,7 @@ import pytest
 from syncd.audit import HOUR, GatewayBooks, Line, Sent, Yardstick, compare
 from syncd.audit_books import Elsewhere
 from syncd.audit_reading import Reader, Reading
-from syncd.audit_run import MANY_LINES, AuditRun
+from syncd.audit_run import MANY_LINES, Audit, AuditRun
 
 START = datetime(2026, 11, 20, 5, tzinfo=UTC)
 DAY = timedelta(days=1)
@@ -89,3 +89,13 @@ def test_again_reads_at_least_once_however_short_the_bound_is() -> None:
     assert not run.audit().is_equal
     assert run.again().is_equal
     assert len(world.read_spans) == 3
+
+
+def test_a_span_of_which_no_hour_could_be_compared_is_not_called_equal() -> None:
+    until = START + 2 * HOUR
+    hours = [START, START + HOUR]
+    for waiting in (hours, hours[:1]):
+        books = [GatewayBooks("east", {}, dict.fromkeys(waiting, "events wait"))]
+        audit = Audit(compare(START, until, books, {}, {KIND: USED}), (), (USED,))
+        assert audit.is_equal
+        assert ("no hour of the span" in (audit.why_nothing or "")) is (waiting == hours)

@@ -204,6 +204,19 @@ def test_what_a_newer_plugin_answers_besides_is_left_alone(gateway: Gateway, the
         assert other.spool().total.books == gateway.spool().total.books
 
 
+def test_a_waiting_hour_that_only_one_page_tells_of_is_kept() -> None:
+    """What waits changes from page to page; an hour that waited at any of them is not complete."""
+    pages = {"": (FIRST, "more"), "more": (SECOND, None)}
+
+    def answer(asked: Asked) -> Answer:
+        hour, following = pages[asked.query.get("after", "")]
+        told = [hour.strftime("%Y-%m-%dT%H")]
+        return Answer({"lines": [], "hours_with_waiting_events": told, "next": following})
+
+    with serving(answer) as fake, gateway_at(fake.url) as gateway:
+        assert gateway.ledger(BEGINNING, END).hours_with_waiting_events == {FIRST, SECOND}
+
+
 def test_a_ledger_that_never_ends_is_an_error() -> None:
     page = Answer({"lines": [], "hours_with_waiting_events": [], "next": "again"})
     with serving(lambda _: page) as fake, gateway_at(fake.url) as gateway:

@@ -6,7 +6,7 @@ from dataclasses import replace
 
 import pytest
 
-from syncd.changes import Plan
+from syncd.changes import REMOVALS, Change, ChangeKind, Plan
 from syncd.errors import ScopeError, UnsafePlanError
 from syncd.guards import Limits, danger, require_safe, withhold_removals
 from syncd.mapping import MappingRules
@@ -103,6 +103,15 @@ def test_force_lifts_the_shares_but_not_the_cap() -> None:
     assert danger(plan(EVERYBODY, there), there, Limits(max_changes=40), force=True) is None
 
 
+def test_customers_without_subjects_count_as_one_removal_each() -> None:
+    bare = [customer(f"consumer-{number}", owner=OWNER) for number in range(10)]
+    there = observed(*bare)
+    why = danger(plan([], there), there, Limits())
+    assert why is not None
+    assert "too many removals: 10 of 0 subjects (all)" in why
+    assert danger(plan([], observed(*bare[1:])), there, Limits()) is None
+
+
 def test_while_a_source_is_empty_what_is_gone_is_only_reported() -> None:
     gone = plan(EVERYBODY[:39], world())
     assert lines(gone) == ["mark-orphaned consumer:39 consumer:39"]
@@ -141,6 +150,20 @@ def test_a_run_for_one_principal_changes_its_own_and_removes_nothing() -> None:
         "attach-subjects acme consumer:2",
     ]
     assert scoped(Scope(source="portal", principal="dave")) == ["create-customer consumer:4 consumer:4"]
+
+
+@pytest.mark.parametrize("kind", sorted(REMOVALS | {ChangeKind.ORPHANED}))
+def test_a_run_for_one_principal_removes_nothing_of_its_own_either(kind: ChangeKind) -> None:
+    alice = [consumer("1", "alice")]
+    changes = tuple(Change(kind, "consumer:1", keys, "") for keys in (("consumer:1",), ()))
+    full = Plan(OWNER, "sync", changes)
+    assert restricted(full, Scope(principal="alice"), alice, BY_TAG).changes == ()
+
+
+def test_what_is_blocked_for_another_member_of_a_group_does_not_concern_the_selected_one() -> None:
+    blocked = tuple(Change(ChangeKind.BLOCKED, "acme", (key,), "") for key in ("consumer:1", "consumer:2"))
+    cut = restricted(Plan(OWNER, "sync", blocked), Scope(principal="bob"), ACME, BY_TAG)
+    assert lines(cut) == ["blocked acme consumer:2"]
 
 
 def test_a_selected_principal_that_gets_no_subject_is_not_said_to_be_in_order() -> None:

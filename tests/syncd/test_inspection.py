@@ -117,6 +117,14 @@ def test_a_payment_app_that_does_not_know_the_customer_is_no_account() -> None:
     assert found.others == ()
 
 
+def test_more_subscriptions_than_are_listed_count_as_one_that_runs(dialect: Dialect) -> None:
+    ended = [{"id": f"S{number}", "status": "inactive"} for number in range(100)]
+    for listed, runs in ((ended[:99], False), (ended, True)):
+        found = scripted(dialect, subscriptions=Answer({"items": listed, "data": listed}))
+        assert found is not None
+        assert bool(found.open_subscriptions) is runs
+
+
 def test_credits_are_seen() -> None:
     found = scripted("openmeter-v3", grants=Answer({"data": [{"id": "G"}], "meta": {}}))
     assert found is not None

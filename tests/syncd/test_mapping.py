@@ -148,6 +148,21 @@ def test_two_sources_that_disagree_about_a_consumer_block_it_and_name_both() -> 
     assert "consumer bob (id 1, from y)" in reason
 
 
+@pytest.mark.parametrize(
+    "other",
+    [
+        consumer("1", "alice", "customer:globex", source="y"),
+        consumer("1", "alice", source="y"),
+        consumer("1", "alice", "customer:acme", custom_id="crm", source="y"),
+    ],
+    ids=["tag", "no tag", "custom_id"],
+)
+def test_two_sources_that_name_a_consumer_alike_but_group_it_otherwise_block_it(other: Principal) -> None:
+    world = desired_world([consumer("1", "alice", "customer:acme", source="x"), other], BY_TAG)
+    assert not world.customers
+    assert "have the same subject 'consumer:1'" in only_problem(world)
+
+
 def test_two_static_subjects_of_one_key_block_each_other_and_nothing_else() -> None:
     world = desired_world([static("s", name="one"), static("s", name="two"), static("t")], RULES)
     assert shape(world) == {"t": ["t"]}

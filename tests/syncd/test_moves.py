@@ -159,3 +159,22 @@ def test_a_customer_that_someone_took_since_the_plan_is_not_adopted() -> None:
     target = MemoryTarget(observed(replace(by_hand, metadata={"managed-by": "hubspot"})))
     assert apply_plan(plan, target)[0].status is Status.BLOCKED
     assert target.writes == 0
+
+
+def test_nothing_moves_to_a_customer_that_cannot_be_made() -> None:
+    """Its key is a subject of somebody's customer: a subject that left its own would be on none."""
+    own = customer("consumer-1", "consumer:1", owner=OWNER)
+    by_hand = customer("legacy", "globex")
+    plan = plan_for([ALICE], observed(own, by_hand), rules=BY_TAG, options=MOVE)
+    assert lines(plan) == ["blocked globex consumer:1"]
+    assert not plan.actionable
+
+
+def test_a_customer_that_loses_its_last_subject_by_a_move_is_marked_in_the_same_plan() -> None:
+    own = customer("consumer-1", "consumer:1", owner=OWNER)
+    plan = plan_for([ALICE, CAROL], observed(own, GLOBEX), rules=BY_TAG, policy="sync", options=MOVE)
+    assert lines(plan) == [
+        "move-subjects consumer-1 consumer:1",
+        "attach-subjects globex consumer:1",
+        "mark-orphaned consumer-1",
+    ]

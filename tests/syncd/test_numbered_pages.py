@@ -143,3 +143,35 @@ def test_whatever_comes_and_goes_all_that_stayed_is_there(
         return
     stayed = before & {str(found["id"]) for found in server.entries}
     assert stayed <= found
+
+
+@pytest.mark.parametrize("total", [1, 2], ids=["more than it says", "one entry twice"])
+def test_a_single_page_that_is_not_what_its_total_says_is_not_taken_for_the_list(total: int) -> None:
+    twice = [entry(0), entry(0)] if total == 2 else [entry(0), entry(1)]
+    with pytest.raises(MalformedError, match="the list changed during each of 3 readings"):
+        read_all(lambda _number, _size: Page(twice, total), "the list", created="created_at")
+
+
+def test_a_list_that_shrank_while_its_youngest_was_asked_for_is_read_again() -> None:
+    """Then nobody knows the youngest, and one that goes as another comes would hide a third."""
+
+    def change(server: Server, request: int) -> None:
+        if request in (2, 4):
+            del server.entries[0]
+        if request in (3, 4):
+            server.add()
+
+    assert Server(6, change).read() == ["2", "3", "4", "5", "6", "7"]
+
+
+def test_where_entries_tell_no_time_a_total_that_changes_is_enough() -> None:
+    def change(server: Server, request: int) -> None:
+        for one in server.entries:
+            one.pop("created_at", None)
+        if request == 4:
+            del server.entries[0]
+        if request == 5:
+            server.add()
+            server.add()
+
+    assert Server(4, change).read() == ["1", "2", "3", "4", "5"]

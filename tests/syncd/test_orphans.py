@@ -17,7 +17,7 @@ from syncd.outcome import Status
 from syncd.ownership import marks
 from syncd.plan import PlanOptions
 from syncd.policy import POLICIES, Policy
-from tests.syncd.builders import BY_TAG, OWNER, consumer, customer, lines, plan_for
+from tests.syncd.builders import BY_TAG, OWNER, consumer, customer, lines, plan_for, static
 from tests.syncd.memory_target import MemoryTarget
 
 START = datetime(2026, 1, 1, tzinfo=UTC)
@@ -249,3 +249,25 @@ def test_a_policy_lets_through_only_its_kinds(policy: Policy, allowed: set[str])
         if policy != "create-only" or kind not in {"adopt-customer", "move-subjects", "retire-customer"}
     ]
     assert {change.kind for change in POLICIES[policy](every)} <= allowed
+
+
+def test_a_customer_whose_key_is_in_doubt_is_not_gone() -> None:
+    doubt = [static("x", customer="acme", name="a"), static("x", customer="acme", name="b")]
+    world = World(customer("acme", "by-hand", owner=OWNER))
+    assert lines(world.plan(0, *doubt)) == ["blocked acme x"]
+    assert lines(world.plan(0)) == ["mark-orphaned acme by-hand"]
+
+
+def test_the_entity_of_a_subject_that_is_the_key_of_its_customer_stays_while_that_one_does() -> None:
+    """Usage under the key stays attributed, whatever is detached."""
+    entity = ObservedSubject("consumer:1", "alice", marks(OWNER, "1"))
+    world = World(customer("consumer:1", "consumer:1", owner=OWNER), subjects=(entity,))
+    assert world.sync(0) == ["mark-orphaned consumer:1 consumer:1"]
+    assert world.sync(40) == ["detach-subjects consumer:1 consumer:1"]
+    assert world.target.subjects() == (entity,)
+
+
+def test_of_several_marks_of_one_subject_the_oldest_counts() -> None:
+    name = orphan_marks.digest("consumer:1")
+    slots = {f"orphaned-at-{slot}": f"2026010{day}T000000Z-{name}" for slot, day in ((1, 3), (2, 1), (3, 2))}
+    assert orphan_marks.subject_marks(slots) == {name: ("orphaned-at-2", START)}

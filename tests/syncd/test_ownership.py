@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from syncd.ownership import is_ours, label_value, marks
+from syncd.ownership import is_adoptable, is_ours, label_value, marks
 
 SPECIFIED = re.compile(r"[a-z0-9A-Z]([a-z0-9A-Z._-]*[a-z0-9A-Z])?")
 """openmeter-v3.yaml, Labels."""
@@ -51,3 +51,10 @@ def test_the_keys_of_the_marks_begin_with_no_reserved_prefix() -> None:
 def test_only_both_marks_together_make_it_ours(metadata: dict[str, str]) -> None:
     assert not is_ours(metadata, "default")
     assert is_ours(marks("default", "1"), "default")
+
+
+@pytest.mark.parametrize("mark", marks("someone", "1").items())
+def test_a_customer_with_any_mark_of_an_owner_is_not_for_adoption(mark: tuple[str, str]) -> None:
+    name, value = mark
+    assert is_adoptable({"crm": "7"})
+    assert is_adoptable({name: value}) is (name == "source-id")

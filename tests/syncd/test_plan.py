@@ -221,3 +221,9 @@ def test_flags_that_policy_create_only_does_not_heed_are_said_to_do_nothing() ->
     assert "--adopt" in plan.notes[0]
     assert plan_for([], observed(), policy="create-only").notes == ()
     assert plan_for([], observed(), options=PlanOptions(adopt=True)).notes == ()
+
+
+def test_a_subject_that_is_the_id_of_its_customer_needs_no_attachment() -> None:
+    """A metering API attributes usage by id too."""
+    world = observed(customer("acme", owner=OWNER, identity="01J"))
+    assert lines(plan_for([static("01J", customer="acme")], world)) == []

@@ -49,6 +49,19 @@ def test_the_flags_of_the_review_are_those_of_the_application(project: Project, 
     assert (acme["name"], acme["metadata"]["adopted"]) == ("ACME Inc.", "true")
 
 
+def test_a_state_that_is_another_by_now_is_not_the_one_that_was_reviewed() -> None:
+    """The change would be the same, but what it overwrites is not what people have seen."""
+
+    def renaming(name: str) -> Plan:
+        return plan_for(
+            [consumer("1", "bob")], observed(customer("consumer:1", "consumer:1", name=name, owner=OWNER))
+        )
+
+    plan_file.require_same(renaming("alice"), renaming("alice"))
+    with pytest.raises(PlanFileError, match="the world is not as it was"):
+        plan_file.require_same(renaming("alice"), renaming("Alice GmbH"))
+
+
 @pytest.mark.parametrize("flag", ["--allow-move", "--adopt", "--allow-empty", "--principal=alice"])
 def test_a_flag_beside_a_reviewed_plan_is_wrong_usage_and_not_ignored(project: Project, flag: str) -> None:
     project.call("plan", "--out", "plan.json")

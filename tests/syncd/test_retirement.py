@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
 import pytest
@@ -10,7 +9,7 @@ import pytest
 from syncd.apply import apply_plan
 from syncd.changes import ChangeKind, Plan
 from syncd.errors import RefusedError
-from syncd.model import NO_DETAILS, CustomerDetails, ObservedCustomer, Principal
+from syncd.model import CustomerDetails, ObservedCustomer, Principal
 from syncd.outcome import Outcome, Status
 from syncd.ownership import ADOPTED
 from syncd.plan import PlanOptions
@@ -69,6 +68,15 @@ def test_without_its_own_flag_nothing_is_deleted_and_the_plan_says_what_to_do(
     assert lines(plan) == ["blocked acme consumer:1"]
     assert "--allow-retire" in plan.changes[0].reason
     assert "delete customer 'consumer:1' by hand" in plan.changes[0].reason
+
+
+def test_a_customer_that_its_subject_can_leave_is_not_deleted_for_it() -> None:
+    own = customer("consumer-1", "consumer:1", name="alice", owner=OWNER)
+    plan = planned(own, ACME)
+    assert lines(plan) == ["blocked acme consumer:1"]
+    assert "--allow-move" in plan.changes[0].reason
+    both = planned(own, ACME, options=PlanOptions(allow_retire=True, allow_move=True))
+    assert [str(change.kind) for change in both.actionable] == ["move-subjects", "attach-subjects"]
 
 
 def test_policy_create_only_retires_nobody() -> None:
@@ -149,24 +157,7 @@ def test_one_that_somebody_deleted_since_the_plan_is_planned_anew() -> None:
 
 
 class OneSubjectEach(MemoryTarget):
-    """Refuses a second subject on a customer, as servers of the billing beta do, and keeps details."""
-
-    def __init__(self, *customers: ObservedCustomer) -> None:
-        super().__init__(observed(*customers))
-        self.details: dict[str, CustomerDetails] = {}
-
-    def create_customer(
-        self,
-        key: str,
-        name: str,
-        subject_keys: Sequence[str],
-        metadata: Mapping[str, str],
-        details: CustomerDetails = NO_DETAILS,
-    ) -> None:
-        if len(subject_keys) > 1:
-            raise RefusedError("no", status=400, detail="one subject only")
-        super().create_customer(key, name, subject_keys, metadata, details)
-        self.details[key] = details
+    """Refuses a second subject on a customer, as servers of the billing beta do."""
 
     def _require_free(self, new: ObservedCustomer) -> None:
         if len(new.subject_keys) > 1:
@@ -178,7 +169,7 @@ class OneSubjectEach(MemoryTarget):
 def test_a_customer_whose_subject_the_group_refuses_is_made_again(
     there: tuple[ObservedCustomer, ...],
 ) -> None:
-    target = OneSubjectEach(*there)
+    target = OneSubjectEach(observed(*there))
     details = CustomerDetails("a@x.example")
     plan = planned(*there)
     retired = replace(plan.changes[0], before=replace(plan.changes[0].before, details=details))  # type: ignore[type-var]
@@ -187,7 +178,7 @@ def test_a_customer_whose_subject_the_group_refuses_is_made_again(
     assert "put back" in outcome.detail
     (again,) = (c for c in target.customers.values() if c.key == "consumer:1")
     assert replace(again, id=OWN.id) == OWN
-    assert target.details["consumer:1"] == details
+    assert target.details[again.id] == details
 
 
 def test_a_plan_with_a_retirement_survives_its_file() -> None:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -59,6 +60,17 @@ def customers(sandbox: httpx.Client) -> list[dict[str, Any]]:
     return items
 
 
+@contextmanager
+def healthy_daemon(folder: Path, sandbox: httpx.Client, kong: Kong) -> Iterator[httpx.Client]:
+    """A daemon of policy sync that has synced everybody of this Kong."""
+    with serving(kong) as admin:
+        settings = f"sources: [{{type: kong-admin, url: '{admin.url}'}}]\npolicy: sync\n"
+        project = Project(folder, str(sandbox.base_url), settings + "schedule: {interval: 1h}\n")
+        with daemon(project) as client:
+            idle(client)
+            yield client
+
+
 ILLNESSES = {
     "500 on page 7": (on_page(7, Answer({"message": "boom"}, 500)), "boom"),
     "cut on page 7": (on_page(7, Answer(cut=True)), "did not answer"),
@@ -76,23 +88,19 @@ def test_a_run_that_cannot_read_its_source_fails_and_removes_nothing(
 ) -> None:
     kong = Kong(database=database)
     illness, says = ILLNESSES[name]
-    with serving(kong) as admin:
-        settings = f"sources: [{{type: kong-admin, url: '{admin.url}'}}]\npolicy: sync\n"
-        project = Project(tmp_path, str(sandbox.base_url), settings + "schedule: {interval: 1h}\n")
-        with daemon(project) as client:
-            idle(client)
-            before = customers(sandbox)
-            assert len(before) == 2 * PAGES
-            kong.illness = illness
-            kong.change()
-            failed = finished(client, client.post("/v1/syncs").json()["id"])
-            assert failed["state"] == "failed"
-            assert says in str(failed["error"])
-            assert customers(sandbox) == before
-            kong.illness = lambda _: None
-            well = finished(client, client.post("/v1/syncs").json()["id"])
-            assert (well["state"], well["in_sync"]) == ("succeeded", True)
-            assert customers(sandbox) == before
+    with healthy_daemon(tmp_path, sandbox, kong) as client:
+        before = customers(sandbox)
+        assert len(before) == 2 * PAGES
+        kong.illness = illness
+        kong.change()
+        failed = finished(client, client.post("/v1/syncs").json()["id"])
+        assert failed["state"] == "failed"
+        assert says in str(failed["error"])
+        assert customers(sandbox) == before
+        kong.illness = lambda _: None
+        well = finished(client, client.post("/v1/syncs").json()["id"])
+        assert (well["state"], well["in_sync"]) == ("succeeded", True)
+        assert customers(sandbox) == before
 
 
 @pytest.mark.parametrize("database", [True, False])
@@ -100,19 +108,15 @@ def test_a_kong_that_names_nobody_any_more_is_told_and_removes_nothing(
     tmp_path: Path, sandbox: httpx.Client, database: bool
 ) -> None:
     kong = Kong(database=database)
-    with serving(kong) as admin:
-        settings = f"sources: [{{type: kong-admin, url: '{admin.url}'}}]\npolicy: sync\n"
-        project = Project(tmp_path, str(sandbox.base_url), settings + "schedule: {interval: 1h}\n")
-        with daemon(project) as client:
-            idle(client)
-            before = customers(sandbox)
-            kong.illness = at("/consumers", Answer({"data": [], "next": None}))
-            kong.change()
-            run = finished(client, client.post("/v1/syncs").json()["id"])
-            assert run["state"] == "succeeded"
-            assert "named nobody at all" in str(run["plan"])
-            assert customers(sandbox) == before
-            allowed = client.post("/v1/syncs", json={"allow_empty": True}).json()
-            stopped = finished(client, allowed["id"])
-            assert "16 of 16 subjects (100.0 %)" in str(stopped["error"])
-            assert customers(sandbox) == before
+    with healthy_daemon(tmp_path, sandbox, kong) as client:
+        before = customers(sandbox)
+        kong.illness = at("/consumers", Answer({"data": [], "next": None}))
+        kong.change()
+        run = finished(client, client.post("/v1/syncs").json()["id"])
+        assert run["state"] == "succeeded"
+        assert "named nobody at all" in str(run["plan"])
+        assert customers(sandbox) == before
+        allowed = client.post("/v1/syncs", json={"allow_empty": True}).json()
+        stopped = finished(client, allowed["id"])
+        assert "16 of 16 subjects (100.0 %)" in str(stopped["error"])
+        assert customers(sandbox) == before

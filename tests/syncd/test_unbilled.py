@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 from syncd.errors import MeterMissingError
 from syncd.exposure import first_day
 from syncd.model import ObservedWorld
+from syncd.plan import PlanOptions
 from syncd.unbilled import with_usage
 from tests.syncd.builders import BY_TAG, OWNER, consumer, customer, observed, plan_for
 from tests.syncd.memory_target import MemoryTarget
@@ -111,3 +112,16 @@ def test_plan_shows_the_figure_in_table_and_json(tmp_path: Path, server: str) ->
     assert "Unbilled: 3 events of 1 subjects on no customer, since" in project.call("plan").stdout
     figure = json.loads(project.call("plan", "--json").stdout)["unbilled"]
     assert (figure["subjects"], figure["events"], figure["blocked_events"]) == (1, 3, 0)
+
+
+def test_the_usage_that_a_retirement_moves_is_told_as_that_of_a_move() -> None:
+    alice = consumer("1", "alice", "customer:acme")
+    for key, options in (
+        ("consumer:1", PlanOptions(allow_retire=True)),
+        ("consumer-1", PlanOptions(allow_move=True)),
+    ):
+        world = observed(customer(key, "consumer:1", owner=OWNER))
+        target = Metered(world, {"consumer:1": days(3, 2)})
+        plan = with_usage(plan_for([alice], world, rules=BY_TAG, options=options), target, world, NOW)
+        assert plan.changes[0].usage is not None
+        assert plan.changes[0].usage.events == 2
