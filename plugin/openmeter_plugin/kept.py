@@ -43,6 +43,7 @@ class Kept:
         self.states = mmap.mmap(-1, _MOST)
         self._held: dict[int, int] = {}
         self._free: list[int] = []
+        self._unused = NOT_KEPT + 1  # from this slot on all are free
         self._new: dict[int, socket.socket] = {}
         self._gone: list[int] = []
 
@@ -87,16 +88,21 @@ class Kept:
     def take_over(self) -> Iterator[tuple[int, socket.socket, bool]]:
         """Yield what the worker before had: slot, connection, whether a call is under way. Call it first."""
         self._supervisors.close()
-        self._free = [slot for slot in range(_MOST - 1, NOT_KEPT, -1) if slot not in self._held]
+        self._unused = max(self._held, default=NOT_KEPT) + 1
+        self._free = [slot for slot in range(NOT_KEPT + 1, self._unused) if slot not in self._held]
         for slot, descriptor in self._held.items():
             yield slot, socket.socket(fileno=descriptor), self.states[slot] == UNDER_WAY
         self._held.clear()
 
     def keep(self, connected: socket.socket) -> int:
         """Have the supervisor hold a connection too, from the next `send` on; returns its slot."""
-        if not self._free:
+        if self._free:
+            slot = self._free.pop()
+        elif self._unused < _MOST:
+            slot = self._unused
+            self._unused += 1
+        else:
             return NOT_KEPT
-        slot = self._free.pop()
         self.states[slot] = IDLE
         self._new[slot] = connected
         return slot

@@ -324,28 +324,63 @@ def test_many_connections_at_once_take_little_room_on_their_way_to_the_superviso
     serve(tmp_path, test)
 
 
+def slots(worker: Worker) -> list[int]:
+    """The slots of its connections."""
+    return sorted(link.slot for link in worker.connections._links.values())
+
+
 def test_a_slot_is_given_again_once_the_supervisor_knows_that_its_connection_is_gone(tmp_path: Path) -> None:
     async def test(worker: Callable[[], Worker], kept: Kept, kong: Kong) -> None:
         first = worker()
-        free = len(first.kept._free)
         for _ in range(3):
             peer = first.accept()
             await kong.event_on(peer)
-            assert len(first.kept._free) == free - 1
+            assert slots(first) == [1]
             peer.close()
-            while len(first.kept._free) != free:
+            while not first.kept._free:
                 await asyncio.sleep(0)
         peer = first.accept()
-        unused = len(first.kept._free)
-        first.kept._free = []  # as with 65,535 connections
-        other = first.accept()
-        await kong.event_on(other)
-        assert unused == free - 1
+        await until_held(kept, 1)
         first.die()
         assert worker().taken_over == {"idle": 1}
         await kong.event_on(peer)
         peer.close()
-        other.close()
+
+    serve(tmp_path, test)
+
+
+def test_the_next_worker_gives_no_slot_that_is_taken(tmp_path: Path) -> None:
+    async def test(worker: Callable[[], Worker], kept: Kept, kong: Kong) -> None:
+        first = worker()
+        peers = [first.accept() for _ in range(4)]
+        await until_held(kept, 4)
+        peers[1].close()
+        await until_held(kept, 3)
+        first.die()
+        second = worker()
+        assert slots(second) == [1, 3, 4]
+        peers += [second.accept(), second.accept()]
+        assert slots(second) == [1, 2, 3, 4, 5]
+        for peer in peers:
+            peer.close()
+
+    serve(tmp_path, test)
+
+
+def test_a_connection_too_many_is_served_and_not_kept(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("openmeter_plugin.kept._MOST", 2)
+
+    async def test(worker: Callable[[], Worker], kept: Kept, kong: Kong) -> None:
+        first = worker()
+        peers = [first.accept(), first.accept()]
+        for peer in peers:
+            await kong.event_on(peer)
+        assert slots(first) == [0, 1]
+        await until_held(kept, 1)
+        for peer in peers:
+            peer.close()
 
     serve(tmp_path, test)
 
