@@ -29,6 +29,11 @@ def eventually(probe: Callable[[], T], *, seconds: float = 15.0, what: str = "it
         time.sleep(0.01)
 
 
+def children_of(pid: int) -> list[int]:
+    """Return the pids of a process's living children."""
+    return [int(child) for child in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
+
+
 @dataclass
 class PluginServer:
     """A running `openmeter-plugin serve`."""
@@ -44,8 +49,7 @@ class PluginServer:
 
     def children(self) -> list[int]:
         """The pids of its living child processes."""
-        path = Path(f"/proc/{self.process.pid}/task/{self.process.pid}/children")
-        return [int(pid) for pid in path.read_text().split()]
+        return children_of(self.process.pid)
 
     def child(self, name: str) -> int | None:
         """The pid of its living child of a kind (worker, delivery), as it named itself in the log."""

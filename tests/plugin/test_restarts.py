@@ -8,14 +8,17 @@ import signal
 from contextlib import ExitStack
 from pathlib import Path
 
+import pytest
+
 from syncd.sandbox.testing import running_sandbox
 from tests.harness.kong import KongWorker
-from tests.harness.process import eventually, plugin_server
+from tests.harness.process import children_of, eventually, plugin_server
 from tests.harness.service_manager import managed, unix_listener
 from tests.plugin.traffic import TOKEN, assert_nothing_lost, drive_through, plugin, request
 
 
-def test_a_restart_behind_a_held_socket_loses_nothing(tmp_path: Path) -> None:
+@pytest.mark.parametrize("told", ["the supervisor", "all processes"])
+def test_a_restart_behind_a_held_socket_loses_nothing(tmp_path: Path, told: str) -> None:
     path = tmp_path / "s"
     with (
         running_sandbox(token=TOKEN) as sandbox,
@@ -23,6 +26,11 @@ def test_a_restart_behind_a_held_socket_loses_nothing(tmp_path: Path) -> None:
     ):
 
         def restart() -> None:
+            assert manager.process
+            children = children_of(manager.process.pid) if told == "all processes" else []
+            manager.process.terminate()
+            for pid in children:  # as systemd does with a control group, the main process first
+                os.kill(pid, signal.SIGTERM)
             assert manager.end() == 0
             manager.start()
 
