@@ -18,7 +18,7 @@ from openmeter_plugin.command_line import fail as _fail
 from openmeter_plugin.command_options import delivery_options
 from openmeter_plugin.delivery.options import DEFAULT_LEDGER_DAYS, TOKEN_VARIABLE
 from openmeter_plugin.heartbeat import Heartbeats
-from openmeter_plugin.kept import Kept
+from openmeter_plugin.kept import Kept, room_for_connections
 from openmeter_plugin.listening import DEFAULT_MODE, Listeners
 from openmeter_plugin.log import configure_logging
 from openmeter_plugin.peers import Mailboxes
@@ -161,7 +161,7 @@ def serve(
         socket_stays=listeners.plugin is not None and not listeners.plugin.is_ours,
     )
     heartbeats, mailboxes, shares = Heartbeats(workers + 1), Mailboxes(workers), Shares(workers)
-    kept = [Kept() for _ in range(workers)]
+    kept = [Kept(room_for_connections() // workers) for _ in range(workers)]
 
     def worker(number: int) -> None:
         if listeners.api is not None:

@@ -12,8 +12,10 @@ so a connection that has one under way is not served on: its stream is ended, an
 
 from __future__ import annotations
 
+import contextlib
 import mmap
 import os
+import resource
 import socket
 import struct
 from collections.abc import Iterator
@@ -21,6 +23,7 @@ from itertools import islice
 from typing import Final
 
 _MOST: Final = 65_536
+_LEFT_FREE: Final = 256  # descriptors, for what else a process opens
 _IN_A_MESSAGE: Final = 250  # the kernel passes no more than 253 descriptors at once
 _MESSAGES_AT_ONCE: Final = 1_000
 NOT_KEPT: Final = 0
@@ -29,18 +32,34 @@ IDLE: Final = 0
 UNDER_WAY: Final = 1
 
 
+def room_for_connections() -> int:
+    """Raise the limit of open files, usually 1024, and return how many connections it has room for.
+
+    After a restart each of Kong's timers may have a connection. Children inherit the limit.
+    """
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    most = _MOST if hard == resource.RLIM_INFINITY else min(hard, _MOST)
+    if soft != resource.RLIM_INFINITY and soft < most:
+        with contextlib.suppress(OSError, ValueError):
+            resource.setrlimit(resource.RLIMIT_NOFILE, (most, hard))
+    soft, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
+    return max(1, (_MOST if soft == resource.RLIM_INFINITY else min(soft, _MOST)) - _LEFT_FREE)
+
+
 class Kept:
     """The connections of one worker and of those that take its place; made before it is forked.
 
-    The supervisor takes in what the worker sends, many connections at a time where many come: how many are
-    new, their slots, the slots of those that are gone (each a little-endian uint32), and the new ones.
+    At most `most` are kept at a time. The supervisor takes in what the worker sends, of many connections at
+    once where many come: how many are new, their slots, the slots of those that are gone (each a
+    little-endian uint32), and the new ones.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, most: int = _MOST) -> None:
+        self._most = most
         self._supervisors, self._workers = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         self._supervisors.setblocking(False)
         self._workers.setblocking(False)
-        self.states = mmap.mmap(-1, _MOST)
+        self.states = mmap.mmap(-1, most + 1)
         self._held: dict[int, int] = {}
         self._free: list[int] = []
         self._unused = NOT_KEPT + 1  # from this slot on all are free
@@ -98,7 +117,7 @@ class Kept:
         """Have the supervisor hold a connection too, from the next `send` on; returns its slot."""
         if self._free:
             slot = self._free.pop()
-        elif self._unused < _MOST:
+        elif self._unused <= self._most:
             slot = self._unused
             self._unused += 1
         else:

@@ -10,7 +10,6 @@ from __future__ import annotations
 import contextlib
 import ctypes
 import os
-import resource
 import select
 import signal
 import sys
@@ -27,7 +26,6 @@ from openmeter_plugin.log import configure_logging, get_logger
 _STOP_SECONDS: Final = 12.0  # for the children together, then they are killed
 _SHORT_LIFE: Final = 1.0  # seconds; a child that dies sooner is started again with a delay
 _LONGEST_DELAY: Final = 1.0
-_MOST_DESCRIPTORS: Final = 65_536
 _PR_SET_PDEATHSIG: Final = 1  # prctl(2)
 _SOON: Final = 0.05  # seconds until the next look, while connections come and go
 _SIGNALS: Final = STOP_SIGNALS | {signal.SIGCHLD}
@@ -122,7 +120,6 @@ def supervise(
     One without a sign of life for `hang_seconds` is killed, and so replaced.
     """
     signal.pthread_sigmask(signal.SIG_BLOCK, _SIGNALS)
-    _allow_many_connections()
     log = get_logger()
     log.info("listening", on=listeners.names, passed=listeners.passed)
     wait, looked = INTERVAL, time.monotonic()
@@ -159,15 +156,6 @@ def supervise(
 def _take_in(children: list[Child]) -> bool:
     """Hold the connections that are new; returns whether some came or went."""
     return sum(child.kept.take_in() for child in children if child.kept is not None) > 0
-
-
-def _allow_many_connections() -> None:
-    """Raise the usual limit of 1024: after a restart each of Kong's timers may have a connection."""
-    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    most = _MOST_DESCRIPTORS if hard == resource.RLIM_INFINITY else min(hard, _MOST_DESCRIPTORS)
-    if soft != resource.RLIM_INFINITY and soft < most:
-        with contextlib.suppress(OSError, ValueError):
-            resource.setrlimit(resource.RLIMIT_NOFILE, (most, hard))
 
 
 def _reap(children: list[Child]) -> None:

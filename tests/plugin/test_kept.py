@@ -8,6 +8,8 @@ import errno
 import os
 import signal
 import socket
+import subprocess
+import sys
 from collections.abc import Awaitable, Callable
 from functools import partial
 from pathlib import Path
@@ -97,11 +99,13 @@ class Kong:
         await self.hears(peer, self.end)
 
 
-def serve(tmp_path: Path, test: Callable[[Callable[[], Worker], Kept, Kong], Awaitable[None]]) -> None:
+def serve(
+    tmp_path: Path, test: Callable[[Callable[[], Worker], Kept, Kong], Awaitable[None]], most: int = 1000
+) -> None:
     """Run a test with what makes workers one after the other, and with what the supervisor has."""
 
     async def body(writer: SpoolWriter) -> None:
-        kept = Kept()
+        kept = Kept(most)
         workers: list[Worker] = []
 
         def worker() -> Worker:
@@ -367,11 +371,7 @@ def test_the_next_worker_gives_no_slot_that_is_taken(tmp_path: Path) -> None:
     serve(tmp_path, test)
 
 
-def test_a_connection_too_many_is_served_and_not_kept(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr("openmeter_plugin.kept._MOST", 2)
-
+def test_a_connection_too_many_is_served_and_not_kept(tmp_path: Path) -> None:
     async def test(worker: Callable[[], Worker], kept: Kept, kong: Kong) -> None:
         first = worker()
         peers = [first.accept(), first.accept()]
@@ -382,7 +382,20 @@ def test_a_connection_too_many_is_served_and_not_kept(
         for peer in peers:
             peer.close()
 
-    serve(tmp_path, test)
+    serve(tmp_path, test, most=1)
+
+
+def test_the_limit_of_open_files_is_raised_and_leaves_room_for_other_files(tmp_path: Path) -> None:
+    code = """
+import resource
+from openmeter_plugin.kept import room_for_connections
+resource.setrlimit(resource.RLIMIT_NOFILE, (300, 2000))
+print(room_for_connections(), *resource.getrlimit(resource.RLIMIT_NOFILE))
+resource.setrlimit(resource.RLIMIT_NOFILE, (100, 100))
+print(room_for_connections())
+"""
+    printed = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
+    assert printed.splitlines() == ["1744 2000 2000", "1"]
 
 
 # With real processes, and Kong's own rules for what it sends again
