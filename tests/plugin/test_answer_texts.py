@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import socket
 from pathlib import Path
 from typing import Any
 
@@ -48,6 +49,21 @@ def test_an_answer_that_cannot_be_unpacked_is_what_its_status_says(encoding: str
     with pytest.raises(RejectedError) as caught:
         send_to(EventsServer(lambda _: Answer(400, "this is not packed at all", headers=headers)))
     assert caught.value.status == 400
+
+
+def test_an_answer_that_does_not_come_in_time_is_told_in_words() -> None:
+    async def send(address: str) -> None:
+        client = EventsClient(destination(f"http://{address}/events", timeout=0.05))
+        try:
+            await client.send([event(1)])
+        finally:
+            await client.close()
+
+    with (
+        socket.create_server(("127.0.0.1", 0)) as silent,
+        pytest.raises(UndeliveredError, match=r"^ReadTimeout: the metering API did not answer in time$"),
+    ):
+        asyncio.run(send(f"127.0.0.1:{silent.getsockname()[1]}"))
 
 
 @pytest.mark.parametrize("status", [301, 302, 307, 308])

@@ -91,7 +91,7 @@ class EventsClient:
             async with asyncio.timeout(self.destination.timeout * _TIMEOUTS_IN_ALL):
                 response, answer = await self._post(b"[" + b",".join(events) + b"]", on_its_way)
         except (httpx.HTTPError, httpx.InvalidURL, OSError) as error:  # TimeoutError is an OSError
-            raise UndeliveredError(f"{type(error).__name__}: {error}") from None
+            raise UndeliveredError(f"{type(error).__name__}: {str(error) or _unsaid(error)}") from None
         if not response.is_success:
             raise _failure(response, self._told(answer))
 
@@ -134,6 +134,12 @@ class EventsClient:
     async def close(self) -> None:
         """Close the connections."""
         await self._http.aclose()
+
+
+def _unsaid(error: Exception) -> str:
+    """Return words for an error that has none of its own."""
+    is_late = isinstance(error, TimeoutError | httpx.TimeoutException)
+    return "the metering API did not answer in time" if is_late else "the connection ended"
 
 
 def _failure(response: httpx.Response, answer: str) -> DeliveryError:
