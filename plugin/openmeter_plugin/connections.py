@@ -196,6 +196,7 @@ class Connections:
             with contextlib.suppress(OSError):  # the peer has closed it already
                 link.socket.shutdown(socket.SHUT_RDWR)  # the supervisor has it open for a moment yet
             self._kept.gone(link.slot)
+            link.slot = NOT_KEPT  # an answer may yet come, when the slot is another connection's
             self._tell_soon()
         link.socket.close()
         link.handler.lost()

@@ -6,12 +6,10 @@ import asyncio
 import copy
 import errno
 import os
-import signal
 import socket
 import subprocess
 import sys
 from collections.abc import Awaitable, Callable
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -24,11 +22,8 @@ from openmeter_plugin.instances import InstanceIds, Instances
 from openmeter_plugin.kept import Kept
 from openmeter_plugin.server import Server
 from openmeter_plugin.spool.writer import SpoolWriter
-from syncd.sandbox.testing import running_sandbox
 from tests.bench.driver import ProtoBuf
-from tests.harness.process import PluginServer, eventually, plugin_server
 from tests.plugin.spools import running_writer
-from tests.plugin.traffic import TOKEN, assert_nothing_lost, drive_through
 
 CONFIG = b'{"ingest_endpoint": "http://127.0.0.1:9/events"}'
 INSTANCE = 7
@@ -353,6 +348,29 @@ def test_a_slot_is_given_again_once_the_supervisor_knows_that_its_connection_is_
     serve(tmp_path, test)
 
 
+def test_an_answer_that_comes_after_its_connection_says_nothing_of_the_one_that_has_its_slot(
+    tmp_path: Path,
+) -> None:
+    async def test(worker: Callable[[], Worker], kept: Kept, kong: Kong) -> None:
+        first = worker()
+        gone = first.accept()
+        (connection,) = first.server.connections
+        gone.close()
+        while not first.kept._free:
+            await asyncio.sleep(0)
+        peer = first.accept()
+        assert slots(first) == [1]
+        await until_held(kept, 1)
+        peer.send(kong.event)
+        await kong.hears(peer, wire.ASK_FOR_LOG)
+        connection.finish(kong.end)  # its record was on its way to the disk
+        first.die()
+        assert worker().taken_over == {"ended": 1}
+        peer.close()
+
+    serve(tmp_path, test)
+
+
 def test_the_next_worker_gives_no_slot_that_is_taken(tmp_path: Path) -> None:
     async def test(worker: Callable[[], Worker], kept: Kept, kong: Kong) -> None:
         first = worker()
@@ -396,75 +414,3 @@ print(room_for_connections())
 """
     printed = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
     assert printed.splitlines() == ["1744 2000 2000", "1"]
-
-
-# With real processes, and Kong's own rules for what it sends again
-
-
-@pytest.mark.parametrize(
-    ("how", "arguments"),
-    [
-        (signal.SIGKILL, ()),
-        (signal.SIGKILL, ("--workers", "2")),
-        (signal.SIGSTOP, ("--hang-timeout", "2")),
-    ],
-    ids=["killed", "one of two killed", "hung"],
-)
-def test_nothing_is_lost_when_a_worker_is_replaced_under_load(
-    tmp_path: Path, how: signal.Signals, arguments: tuple[str, ...]
-) -> None:
-    with running_sandbox(token=TOKEN) as sandbox, plugin_server(tmp_path, *arguments) as server:
-
-        def strike() -> None:
-            victim = server.child("worker")
-            assert victim is not None
-            serving = server.log_text().count('"serving"')
-            os.kill(victim, how)
-            eventually(partial(logged, server, "serving", serving + 1), what="the next worker")
-
-        times = 5 if how == signal.SIGKILL else 1
-        worker = drive_through(server.socket, sandbox, strike, times=times, pause=0.0)
-        assert server.log_text().count('"connections_taken_over"') == times, "it was struck under load"
-        assert_nothing_lost(worker, sandbox)
-
-
-def logged(server: PluginServer, what: str, times: int) -> bool:
-    """Whether it has logged an event so many times."""
-    return server.log_text().count(f'"{what}"') == times
-
-
-def open_sockets(pid: int) -> int:
-    """How many sockets a process has open."""
-    count = 0
-    for descriptor in Path(f"/proc/{pid}/fd").iterdir():
-        try:
-            count += str(descriptor.readlink()).startswith("socket:")
-        except FileNotFoundError:
-            continue
-    return count
-
-
-def test_no_process_holds_a_connection_for_longer_than_kong_does(tmp_path: Path) -> None:
-    with plugin_server(tmp_path, "--workers", "2") as server:
-        eventually(partial(logged, server, "serving", 2), what="serving")
-        eventually(partial(logged, server, "delivery_started", 1), what="the delivery")
-
-        def all_sockets() -> list[int]:
-            return [open_sockets(server.process.pid), *map(open_sockets, server.children())]
-
-        supervisor = open_sockets(server.process.pid)
-        peers = []
-        for _ in range(40):
-            peers.append(socket.socket(socket.AF_UNIX))
-            peers[-1].connect(str(server.socket))
-        eventually(lambda: open_sockets(server.process.pid) == supervisor + 40, what="holding all")
-        for name, sign, count in (("worker", "serving", 3), ("delivery", "delivery_started", 2)):
-            victim = server.child(name)
-            assert victim is not None
-            os.kill(victim, signal.SIGKILL)
-            eventually(partial(logged, server, sign, count), what=f"the next {name}")
-        assert open_sockets(server.process.pid) == supervisor + 40
-        for peer in peers:
-            peer.close()
-        eventually(lambda: open_sockets(server.process.pid) == supervisor, what="letting go")
-        eventually(lambda: max(all_sockets()) < 30, what="that nobody holds any")
