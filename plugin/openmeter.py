@@ -3,6 +3,6 @@
 It takes every .py file in its directory for a plugin, so this one is alone here.
 """
 
-from openmeter_plugin.pdk import Plugin, Schema, priority, version
+from openmeter_plugin.kong.kong_pdk import Plugin, Schema, priority, version
 
 __all__ = ["Plugin", "Schema", "priority", "version"]

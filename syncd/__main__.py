@@ -1,7 +1,10 @@
-"""``python -m syncd``."""
+"""The console script `syncd`, also ``python -m syncd``."""
 
 import sys
 
-from syncd.cli import main
+from syncd.cli.main import main
 
-sys.exit(main())
+__all__ = ["main"]
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -11,7 +11,7 @@ import re
 from pathlib import Path
 from typing import Any, Final
 
-from openmeter_plugin.schema import FIELDS
+from openmeter_plugin.config.schema import FIELDS
 from tests import syncd_settings
 
 PAGE: Final = Path(__file__).parents[1] / "docs" / "plugin-settings.md"

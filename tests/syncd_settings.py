@@ -14,13 +14,12 @@ from annotated_types import Ge, Le
 from pydantic import BaseModel, SecretStr
 from pydantic.fields import FieldInfo
 
-from syncd.config import Config
-from syncd.config_types import Duration, HttpUrl, Label, Metadata
-from syncd.gateway_config import GatewayUrl, Host
-from syncd.listen import Listen
-from syncd.mapping_config import GroupTemplate, Template
-from syncd.run_config import default_state_dir
-from syncd.source_config import StaticSubjectConfig, _AnySource
+from syncd.config.gateways import GatewayUrl, Host
+from syncd.config.mapping import GroupTemplate, Template
+from syncd.config.run import default_state_dir
+from syncd.config.settings import Config
+from syncd.config.sources import StaticSubjectConfig, _AnySource
+from syncd.config.types import Duration, HttpUrl, Label, Listen, Metadata
 
 HEAD: Final = ("Setting", "Type", "Default", "Environment", "Meaning")
 

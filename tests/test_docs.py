@@ -19,8 +19,8 @@ import promql_parser
 import pytest
 import yaml
 
-from openmeter_plugin.schema import FIELDS
-from syncd.config import Config
+from openmeter_plugin.config.schema import FIELDS
+from syncd.config.settings import Config
 from tests.clones import Clone
 from tests.documents import PAGES, ROOT, Block, anchors, blocks, commands, links, prose
 
@@ -88,8 +88,8 @@ def helped() -> dict[tuple[str, ...], set[str]]:
     """The options of each command of ours, by program and command; a group of commands has "..." besides."""
     import typer
 
-    from openmeter_plugin import cli as plugin_cli
-    from syncd import cli as syncd_cli
+    from openmeter_plugin.cli import main as plugin_cli
+    from syncd.cli import main as syncd_cli
 
     found: dict[tuple[str, ...], set[str]] = {}
 

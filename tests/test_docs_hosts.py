@@ -25,7 +25,7 @@ from tests.documents import PAGES, blocks, commands
 from tests.plugin.deliveries import record, spooled
 from tests.plugin.events_server import EventsServer, serving, take_all
 from tests.plugin.spools import destination
-from tests.sandbox.support import create_customer, event, send
+from tests.syncd.sandbox.support import create_customer, event, send
 
 Prepared = Iterator[None]
 WITHOUT_NETWORK: Final = {
@@ -72,7 +72,7 @@ def readme(clone: Clone) -> Prepared:
     (clone.host / "run" / "openmeter").mkdir()
     yield
     (installed,) = (clone.host / "opt").glob("*/lib/python*/site-packages")
-    assert (installed / "openmeter_plugin" / "cli.py").is_file()
+    assert (installed / "openmeter_plugin" / "cli" / "main.py").is_file()
     assert [path.name for path in installed.glob("*.pth") if "kong" in path.name] == []
     assert (clone.host / "var/lib/openmeter-plugin/spool").is_dir()
     assert list((clone.host / "run" / "openmeter").iterdir()) == [], "it was stopped and has tidied up"

@@ -1,6 +1,7 @@
 """Output that the documentation shows is what the commands print, figures and all, but for the time of day.
 
-Those of `openmeter-plugin spool` are compared by tests/plugin/test_operations_page.py, the demo's table by
+Those of `openmeter-plugin spool` are compared by tests/plugin/api/test_operations_page.py, the demo's
+table by
 test_readme.py, what is marked as printed by test_docs.py.
 """
 
@@ -16,7 +17,7 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any
 
-from openmeter_plugin.operations.access import TOKEN_VARIABLE
+from openmeter_plugin.api.access import TOKEN_VARIABLE
 from openmeter_plugin.spool.destination import write_destination
 from tests.documents import PAGES, ROOT, blocks
 from tests.harness.process import eventually, plugin_server

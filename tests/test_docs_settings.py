@@ -8,8 +8,8 @@ from typing import Any
 
 import pytest
 
-from openmeter_plugin.http_log_config import HttpLogSettings
-from openmeter_plugin.schema import FIELDS
+from openmeter_plugin.config.schema import FIELDS
+from openmeter_plugin.http_log.config import HttpLogSettings
 from tests.documents import PAGES, ROOT, prose
 from tests.syncd_settings import sections
 

@@ -11,9 +11,9 @@ from typing import Any
 import pytest
 import yaml
 
-from openmeter_plugin.event import outcome
-from openmeter_plugin.questions import Answers
-from openmeter_plugin.rules import Rules
+from openmeter_plugin.metering.event import outcome
+from openmeter_plugin.metering.pdk_queries import Answers
+from openmeter_plugin.metering.rules import Rules
 from tests import documents
 from tests.clones import Clone
 from tests.documents import ROOT, Block
@@ -73,7 +73,7 @@ def test_the_events_in_the_readme_are_what_the_plugin_makes_of_recorded_requests
 
 
 def test_the_plugin_configuration_in_the_readme_uses_settings_that_kong_knows() -> None:
-    from openmeter_plugin.schema import FIELDS, NAME
+    from openmeter_plugin.config.schema import FIELDS, NAME
 
     (block,) = blocks("yaml")
     (plugin,) = yaml.safe_load(block.text)["plugins"]

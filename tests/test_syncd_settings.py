@@ -10,8 +10,8 @@ from typing import Any
 import pytest
 import yaml
 
-from syncd.config import Config, load
-from syncd.source_config import SOURCE_TYPES
+from syncd.config.settings import Config, load
+from syncd.config.sources import SOURCE_TYPES
 from tests import settings_reference
 from tests.syncd_settings import Setting, sections
 

@@ -15,20 +15,20 @@ def main() -> None:
     if sys.argv[1:] == ["info"]:
         import json
 
-        from openmeter_plugin.schema import plugin_info
+        from openmeter_plugin.config.schema import plugin_info
 
         sys.stdout.write(json.dumps(plugin_info()))
         return
     early = None
     if sys.argv[1:2] == ["serve"]:
-        from openmeter_plugin.activation import ActivationError, take_passed
-        from openmeter_plugin.listening import Listeners, listen_early
+        from openmeter_plugin.process.sockets import Listeners, listen_early
+        from openmeter_plugin.process.systemd import ActivationError, take_passed
 
         early = Listeners()
         with contextlib.suppress(ActivationError):  # found again by the command line, which has the words
             take_passed(early)
             listen_early(sys.argv[2:], early)
-    from openmeter_plugin.cli import run
+    from openmeter_plugin.cli.main import run
 
     run(early)
 

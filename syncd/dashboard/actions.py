@@ -11,12 +11,12 @@ from starlette.requests import Request
 from starlette.responses import RedirectResponse, Response
 
 from syncd.dashboard.queries import Queries
-from syncd.dashboard.security import set_visitor_id
+from syncd.dashboard.session import set_visitor_id
 from syncd.dashboard.text import plural
 from syncd.dashboard.web import Visitor, Web, is_own_page, url
-from syncd.run import Run, State
-from syncd.runner import RunOptions
-from syncd.scope import Scope
+from syncd.planning.scope import Scope
+from syncd.runs.reconciler import RunOptions
+from syncd.runs.run import Run, State
 
 _log = structlog.get_logger("syncd.dashboard")
 

@@ -12,14 +12,14 @@ from starlette.responses import Response
 from starlette.routing import Route
 from starlette.types import ExceptionHandler
 
-from syncd.config import Config
+from syncd.config.settings import Config
 from syncd.dashboard.actions import Actions
 from syncd.dashboard.pages import Pages
 from syncd.dashboard.queries import Queries
-from syncd.dashboard.security import SecureHeaders
+from syncd.dashboard.session import SecureHeaders
 from syncd.dashboard.web import Web
-from syncd.history import History
-from syncd.runs import Runs
+from syncd.runs.history import History
+from syncd.runs.queue import Runs
 
 
 def create_dashboard(

@@ -12,13 +12,13 @@ from datetime import UTC, datetime, timedelta
 from typing import Final, Literal
 from urllib.parse import quote
 
-from syncd.config import Config
+from syncd.config.settings import Config
+from syncd.core.errors import ApiError, MalformedError, MeterMissingError, RefusedError
 from syncd.dashboard.probes import impatient
-from syncd.errors import ApiError, MalformedError, MeterMissingError, RefusedError
-from syncd.http import ApiClient, Params, expect_list, expect_object
-from syncd.unbilled import rfc3339
-from syncd.usage import REQUESTS_METER, TOKENS_METER
-from syncd.wiring import metering_endpoint
+from syncd.http.client import ApiClient, Params, expect_list, expect_object
+from syncd.metering.usage import REQUESTS_METER, TOKENS_METER
+from syncd.runs.factory import metering_endpoint
+from syncd.runs.unbilled import rfc3339
 
 PAGE_SIZE: Final = 25
 MOST_SUBJECTS: Final = 100

@@ -6,9 +6,8 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Final, Literal
 
-from syncd.changes import DELETIONS, REMOVALS, Change, ChangeKind, Plan, State
+from syncd.core.changes import DELETIONS, REMOVALS, Change, ChangeKind, Outcome, Plan, State
 from syncd.dashboard.text import number
-from syncd.outcome import Outcome
 
 Sign = Literal["+", "-", " "]
 Tone = Literal["add", "change", "remove", "blocked", "report"]
@@ -58,7 +57,7 @@ class ChangeView:
 
 @dataclass(frozen=True, slots=True)
 class Result:
-    """What became of a change: a word of `syncd.outcome.Status`, and why."""
+    """What became of a change: a word of `syncd.core.changes.Status`, and why."""
 
     status: str
     detail: str

@@ -6,12 +6,13 @@ from dataclasses import dataclass
 from datetime import timedelta
 from typing import Final
 
-from syncd.config import Config
+from syncd.config.gateways import GatewayConfig
+from syncd.config.settings import Config
 from syncd.dashboard.probes import TIMEOUT
 from syncd.dashboard.text import duration, plural
 from syncd.dashboard.views import Level
-from syncd.gateway_config import GatewayConfig
-from syncd.gateways import DeadLetters, Gateway, Readiness, Spool
+from syncd.gateways.client import Gateway
+from syncd.gateways.models import DeadLetters, Readiness, Spool
 
 PAGE_SIZE: Final = 50
 OLD: Final = 900.0

@@ -8,13 +8,13 @@ from typing import Final
 from starlette.requests import Request
 from starlette.responses import Response
 
-from syncd.changes import ChangeKind
+from syncd.core.changes import ChangeKind
+from syncd.core.model import ObservedCustomer
+from syncd.core.ownership import is_ours, owner_of
 from syncd.dashboard import customers, diffs, views
 from syncd.dashboard.queries import Queries, RunDetail
 from syncd.dashboard.text import moment
 from syncd.dashboard.web import Visitor, Web
-from syncd.model import ObservedCustomer
-from syncd.ownership import is_ours, owner_of
 
 _RUNS: Final = 50
 _LAST_RUNS: Final = 6

@@ -13,19 +13,18 @@ from pathlib import Path
 from typing import Final
 from urllib.parse import quote
 
-from syncd.config import Config
+from syncd.config.settings import Config
+from syncd.core.errors import SourceError
 from syncd.dashboard.text import ago, plural, size
-from syncd.errors import SourceError
-from syncd.http import ApiClient, Endpoint, Params, expect_list, expect_object
-from syncd.retry import Retry
-from syncd.sources import Source
+from syncd.http.client import ApiClient, Endpoint, Params, expect_list, expect_object
+from syncd.http.retry import Retry
+from syncd.runs.factory import metering_endpoint, sources_of
 from syncd.sources.applications_file import ApplicationsFile
+from syncd.sources.base import Source
 from syncd.sources.declarative_file import DeclarativeFile
 from syncd.sources.kong_admin import KongAdmin
-from syncd.sources.konnect_applications import KonnectApplications
-from syncd.sources.konnect_consumers import KonnectConsumers
+from syncd.sources.konnect import KonnectApplications, KonnectConsumers
 from syncd.sources.static import Static
-from syncd.wiring import metering_endpoint, sources_of
 
 TIMEOUT: Final = 5.0
 """Seconds that a request of the dashboard may take, whatever the configuration gives to those of runs."""

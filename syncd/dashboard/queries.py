@@ -9,20 +9,20 @@ from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from typing import Any, Final
 
-from syncd.changes import Plan
-from syncd.config import Config
+from syncd.config.settings import Config
+from syncd.core.changes import Plan
 from syncd.dashboard import customers
 from syncd.dashboard.diffs import Results
 from syncd.dashboard.gateways import GatewayState, gateway_named, read_dead_letters, read_state
 from syncd.dashboard.probes import Probe, metering_probe, source_probes
 from syncd.dashboard.reading import Answer, Reader
 from syncd.dashboard.views import Drift, Level, RunLine, Unbilled, drift, latest, run_line, unbilled
-from syncd.gateways import DeadLetters
-from syncd.history import History
-from syncd.plan_file import from_json
-from syncd.run import FINISHED, Run, State
-from syncd.runner import RunOptions
-from syncd.runs import Runs
+from syncd.gateways.models import DeadLetters
+from syncd.planning.plan_file import from_json
+from syncd.runs.history import History
+from syncd.runs.queue import Runs
+from syncd.runs.reconciler import RunOptions
+from syncd.runs.run import FINISHED, Run, State
 
 _USAGE_PATIENCE: Final = 5.0
 """Seconds for which the page of customers waits: meter queries take longer than a probe."""

@@ -17,7 +17,7 @@ from typing import Final, Generic, TypeVar, cast
 
 import structlog
 
-from syncd.errors import SyncdError
+from syncd.core.errors import SyncdError
 
 _log = structlog.get_logger("syncd.dashboard")
 _T = TypeVar("_T")

@@ -7,12 +7,11 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import Any, Final, Literal
 
-from syncd.changes import Change, ChangeKind, Plan
+from syncd.core.changes import Change, ChangeKind, Plan, Status
+from syncd.core.exposure import ExposedSubject, Fate
 from syncd.dashboard.diffs import Results
 from syncd.dashboard.text import moment
-from syncd.exposure import ExposedSubject, Fate
-from syncd.outcome import Status
-from syncd.run import FINISHED, Run, State
+from syncd.runs.run import FINISHED, Run, State
 
 Level = Literal["ok", "warning", "problem", "busy", "none"]
 

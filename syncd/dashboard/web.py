@@ -17,11 +17,18 @@ from starlette.requests import Request
 from starlette.responses import HTMLResponse, RedirectResponse, Response
 
 from syncd import __version__
-from syncd.config import Config
+from syncd.config.settings import Config
+from syncd.core.errors import QueueFullError, SyncdError
 from syncd.dashboard import text
-from syncd.dashboard.security import FormError, read_form, set_visitor_id, visitor_id
-from syncd.dashboard.session import LoginLimit, Sessions, new_id
-from syncd.errors import QueueFullError, SyncdError
+from syncd.dashboard.session import (
+    FormError,
+    LoginLimit,
+    Sessions,
+    new_id,
+    read_form,
+    set_visitor_id,
+    visitor_id,
+)
 
 _log = structlog.get_logger("syncd.dashboard")
 

@@ -1,25 +1,5 @@
-"""Gateways, through the HTTP API of the plugin on each of them: their books, their ledger, sending again."""
+"""Client of the plugin's operations API on each gateway.
 
-from syncd.gateways.client import Gateway
-from syncd.gateways.models import (
-    DeadLetter,
-    DeadLetters,
-    Destination,
-    Ledger,
-    LedgerLine,
-    Readiness,
-    Redelivery,
-    Spool,
-)
-
-__all__ = [
-    "DeadLetter",
-    "DeadLetters",
-    "Destination",
-    "Gateway",
-    "Ledger",
-    "LedgerLine",
-    "Readiness",
-    "Redelivery",
-    "Spool",
-]
+Start with `client`.
+May import: `config`, `http`, `core`.
+"""

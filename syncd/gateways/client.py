@@ -12,20 +12,11 @@ from typing import TypeVar
 
 from pydantic import BaseModel, ValidationError
 
-from syncd.closable import Closable
-from syncd.errors import ApiError, GatewayError, RefusedError, UnreachableError
-from syncd.gateway_config import GatewayConfig
-from syncd.gateways.models import (
-    DeadLetters,
-    Ledger,
-    LedgerLine,
-    LedgerPage,
-    Readiness,
-    Redelivery,
-    Spool,
-)
-from syncd.http import ApiClient, Endpoint, Params
-from syncd.retry import Retry
+from syncd.config.gateways import GatewayConfig
+from syncd.core.errors import ApiError, GatewayError, RefusedError, UnreachableError
+from syncd.gateways.models import DeadLetters, Ledger, LedgerLine, LedgerPage, Readiness, Redelivery, Spool
+from syncd.http.client import ApiClient, Closable, Endpoint, Params
+from syncd.http.retry import Retry
 
 LINES_PER_PAGE = 10_000
 _UNIX = "unix:"

@@ -5,11 +5,10 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from dataclasses import replace
 
-from openmeter_plugin.subject import CUSTOMER_TAG, default_subject, tagged_customers
+from openmeter_plugin.metering.subject import CUSTOMER_TAG, default_subject, tagged_customers
+from syncd.core.model import Principal, Problem, value
 from syncd.mapping.rules import MAX_KEY, Assignment, MappingRules, assignment_of
 from syncd.mapping.templates import fields_of, filled, missing
-from syncd.model import Principal, Problem
-from syncd.values import value
 
 Index = Mapping[tuple[str, str, str], Assignment]
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Iterable
 
+from syncd.core.model import Problem
 from syncd.mapping.claims import Claim
-from syncd.model import Problem
 
 
 def without_collisions(claims: list[Claim]) -> tuple[list[Claim], list[Problem]]:

@@ -8,11 +8,11 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Mapping, Sequence
 
-from syncd.labels import is_label
+from syncd.core.model import NO_DETAILS, CustomerDetails
+from syncd.core.ownership import is_label
 from syncd.mapping.claims import Claim
 from syncd.mapping.rules import MappingRules
 from syncd.mapping.templates import fill
-from syncd.model import NO_DETAILS, CustomerDetails
 
 _MAX_DESCRIPTION = 1024
 _CURRENCY = re.compile(r"[A-Z]{3}")

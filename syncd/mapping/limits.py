@@ -8,8 +8,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from syncd.mapping.rules import MAX_KEY, MAX_NAME, MappingRules
-from syncd.model import (
+from syncd.core.model import (
     DesiredCustomer,
     DesiredSubject,
     DesiredWorld,
@@ -17,7 +16,8 @@ from syncd.model import (
     ObservedWorld,
     Problem,
 )
-from syncd.ownership import CUSTOMER_GROUP, is_ours, label_value, marks
+from syncd.core.ownership import CUSTOMER_GROUP, is_ours, label_value, marks
+from syncd.mapping.rules import MAX_KEY, MAX_NAME, MappingRules
 
 
 def within_limits(world: DesiredWorld, observed: ObservedWorld, rules: MappingRules) -> DesiredWorld:

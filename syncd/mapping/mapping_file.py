@@ -19,10 +19,10 @@ from pathlib import Path
 
 import yaml
 
-from syncd.errors import ConfigError
+from syncd.core.errors import ConfigError
+from syncd.core.model import CustomerDetails
+from syncd.core.ownership import RESERVED_KEYS
 from syncd.mapping.rules import Assignment
-from syncd.model import CustomerDetails
-from syncd.ownership import RESERVED_KEYS
 
 ADDRESS_PARTS = ("country", "postal_code", "state", "city", "line1", "line2", "phone_number")
 _PLAIN = ("kind", "id", "username", "customer", "name", "email", "currency", "description")

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Literal
 
-from syncd.model import CustomerDetails, Principal
+from syncd.core.model import CustomerDetails, Principal
 
 GroupBy = Literal["none", "tag", "custom_id", "owner", "file"]
 SubjectField = Literal["id", "username", "custom_id", "tag"]

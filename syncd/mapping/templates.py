@@ -9,7 +9,7 @@ import string
 from collections.abc import Callable, Mapping
 from functools import lru_cache
 
-from syncd.model import Principal
+from syncd.core.model import Principal
 
 PRINCIPAL_FIELDS = frozenset(
     {"subject", "kind", "id", "username", "custom_id", "owner", "owner_type", "owner_id", "source"}

@@ -1,5 +1,5 @@
-"""Sources: where principals come from. Each reads everything or raises SourceError, never a smaller world."""
+"""Where principals come from: Kong's Admin API, Konnect, files. Each reads everything or raises.
 
-from syncd.sources.base import Source
-
-__all__ = ["Source"]
+Start with `base`; each source is one file.
+May import: `http`, `core`.
+"""

@@ -12,9 +12,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from syncd.errors import SourceError
-from syncd.model import Principal
-from syncd.sources.konnect_applications import application, total
+from syncd.core.errors import SourceError
+from syncd.core.model import Principal
+from syncd.sources.konnect import application, total
 
 
 @dataclass(frozen=True, slots=True)

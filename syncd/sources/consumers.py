@@ -9,9 +9,9 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Mapping
 from urllib.parse import parse_qs, urlsplit
 
-from syncd.errors import SourceError
-from syncd.http import ApiClient, expect_object, expect_objects
-from syncd.model import Principal
+from syncd.core.errors import SourceError
+from syncd.core.model import Principal
+from syncd.http.client import ApiClient, expect_object, expect_objects
 from syncd.sources.base import anonymous_reference, tags, text
 
 PAGE_SIZE = 1000

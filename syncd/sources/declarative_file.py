@@ -15,8 +15,8 @@ from pathlib import Path
 
 import yaml
 
-from syncd.errors import SourceError
-from syncd.model import Principal
+from syncd.core.errors import SourceError
+from syncd.core.model import Principal
 from syncd.sources.base import anonymous_reference, tags, text
 
 _NAMESPACE = uuid.uuid5(uuid.UUID("fd02801f-0957-4a15-a55a-c8d9606f30b5"), "consumers")

@@ -17,10 +17,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from urllib.parse import quote
 
-from syncd.errors import ApiError, RefusedError, SourceError
-from syncd.http import ApiClient, Endpoint, expect_object
-from syncd.model import Principal
-from syncd.retry import Retry
+from syncd.core.errors import ApiError, RefusedError, SourceError
+from syncd.core.model import Principal
+from syncd.http.client import ApiClient, Endpoint, expect_object
+from syncd.http.retry import Retry
 from syncd.sources.consumers import read_consumers
 
 _NOT_CONFIGURED = "0" * 32

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
-from syncd.model import Principal
+from syncd.core.model import Principal
 
 
 @dataclass(frozen=True, slots=True)

@@ -18,7 +18,7 @@ from typing import Any
 import msgpack
 import orjson
 
-from openmeter_plugin import wire
+from openmeter_plugin.kong import codec
 from tests.harness.recordings import serialized
 
 
@@ -70,15 +70,15 @@ class ProtoBuf(Protocol):
 
     def start(self, connection: socket.socket, config: dict[str, Any]) -> None:
         """Start the instance."""
-        body = wire.encode_bytes(1, b"openmeter") + wire.encode_bytes(2, orjson.dumps(config))
-        connection.sendall(wire.frame(b"\x08\x01" + wire.encode_bytes(33, body)))
+        body = codec.encode_bytes(1, b"openmeter") + codec.encode_bytes(2, orjson.dumps(config))
+        connection.sendall(codec.frame(b"\x08\x01" + codec.encode_bytes(33, body)))
         answer = connection.recv(65536)
-        status = dict(wire._fields(dict(wire._fields(answer[4:]))[33]))  # type: ignore[arg-type]
-        instance = wire.encode_varint(int(status[2]))
-        self._event = wire.frame(
-            b"\x08\x07" + wire.encode_bytes(36, wire.encode_bytes(2, b"log") + b"\x08" + instance)
+        status = dict(codec._fields(dict(codec._fields(answer[4:]))[33]))  # type: ignore[arg-type]
+        instance = codec.encode_varint(int(status[2]))
+        self._event = codec.frame(
+            b"\x08\x07" + codec.encode_bytes(36, codec.encode_bytes(2, b"log") + b"\x08" + instance)
         )
-        self._end = wire.END_OF_EVENT + wire.encode_return(7)
+        self._end = codec.END_OF_EVENT + codec.encode_return(7)
 
     def event(self, number: int) -> bytes:
         """Return the HandleEvent frame."""
@@ -86,11 +86,11 @@ class ProtoBuf(Protocol):
 
     def answer(self, data: bytes, number: int) -> bytes | None:
         """Answer kong.log.serialize, the only question for a consumer's request."""
-        if data == wire.ASK_FOR_LOG:
-            return wire.frame(wire.encode_bytes(1, self.log(number)))
+        if data == codec.ASK_FOR_LOG:
+            return codec.frame(codec.encode_bytes(1, self.log(number)))
         if data == self._end:
             return b""
-        assert wire.ASK_FOR_LOG.startswith(data) or self._end.startswith(data), data
+        assert codec.ASK_FOR_LOG.startswith(data) or self._end.startswith(data), data
         return None
 
 

@@ -12,7 +12,7 @@ from typing import cast
 
 import uvloop
 
-from openmeter_plugin import wire
+from openmeter_plugin.kong import codec
 
 
 class Empty(asyncio.Protocol):
@@ -39,14 +39,14 @@ class Empty(asyncio.Protocol):
     def _answer(self, frame: bytes) -> bytes:
         if self._sequence is not None:
             sequence, self._sequence = self._sequence, None
-            return wire.END_OF_EVENT + wire.encode_return(sequence)
-        call = wire.decode_call(frame)
-        if isinstance(call, wire.HandleEvent):
+            return codec.END_OF_EVENT + codec.encode_return(sequence)
+        call = codec.decode_call(frame)
+        if isinstance(call, codec.HandleEvent):
             self._sequence = call.sequence
-            return wire.ASK_FOR_LOG
-        if isinstance(call, wire.StartInstance):
-            return wire.encode_instance_status(call.sequence, call.name, 1, 1)
-        return wire.encode_return(call.sequence)
+            return codec.ASK_FOR_LOG
+        if isinstance(call, codec.StartInstance):
+            return codec.encode_instance_status(call.sequence, call.name, 1, 1)
+        return codec.encode_return(call.sequence)
 
 
 async def main() -> None:

@@ -13,31 +13,34 @@ import time
 from contextlib import closing
 from pathlib import Path
 
-from syncd import collector, config, logs, runner
-from syncd.changes import Plan
-from syncd.http import ApiClient
-from syncd.inspection import ApiInspector
-from syncd.mapping import MappingRules, desired_world
-from syncd.model import ObservedCustomer, ObservedWorld, Principal
-from syncd.plan import make_plan
-from syncd.retry import Retry
-from syncd.sources.readings import Readings
-from syncd.wiring import metering_endpoint, rules_of, sources_of, target_of
+from syncd import log
+from syncd.config import settings
+from syncd.core.changes import Plan
+from syncd.core.model import ObservedCustomer, ObservedWorld, Principal
+from syncd.http.client import ApiClient
+from syncd.http.retry import Retry
+from syncd.mapping.desired_state import desired_world
+from syncd.mapping.rules import MappingRules
+from syncd.metering.deletion import ApiInspector
+from syncd.planning.plan import make_plan
+from syncd.runs import reconciler
+from syncd.runs.factory import metering_endpoint, rules_of, sources_of, target_of
+from syncd.sources.base import Readings
 from tests.bench.syncd_apis import consumer_id
 
 
 def read(path: Path) -> float:
     """Do what a run does until it has its plan, which must find nothing to do."""
-    loaded = config.load(path)
+    loaded = settings.load(path)
     client = ApiClient(metering_endpoint(loaded), Retry())
     with closing(target_of(loaded)) as target, client:
-        rules = runner.Rules(rules_of(loaded), loaded.policy)
+        rules = reconciler.Rules(rules_of(loaded), loaded.policy)
         inspector = ApiInspector(client, loaded.metering.dialect)
-        options = runner.RunOptions(dry_run=True)
+        options = reconciler.RunOptions(dry_run=True)
         started = time.perf_counter()
-        with collector.held_off():
+        with reconciler.held_off():
             sources = sources_of(loaded)
-            plan, observed = runner.plan_run(sources, target, rules, options, Readings(), inspector)
+            plan, observed = reconciler.plan_run(sources, target, rules, options, Readings(), inspector)
         seconds = time.perf_counter() - started
     assert observed.customers
     assert plan.changes == ()
@@ -57,7 +60,7 @@ def plan(count: int) -> float:
 
     def once() -> float:
         started = time.perf_counter()
-        with collector.held_off():
+        with reconciler.held_off():
             desired = desired_world(principals, rules)
             made: Plan = make_plan(desired, there, owner_id="default", policy="upsert-only")
         seconds = time.perf_counter() - started
@@ -68,6 +71,6 @@ def plan(count: int) -> float:
 
 
 if __name__ == "__main__":
-    logs.configure(logging.WARNING)
+    log.configure(logging.WARNING)
     what, argument = sys.argv[1:]
     print(json.dumps(read(Path(argument)) if what == "read" else plan(int(argument))))

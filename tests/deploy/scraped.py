@@ -13,7 +13,7 @@ from pathlib import Path
 import httpx
 from prometheus_client.parser import text_string_to_metric_families
 
-from openmeter_plugin.operations.access import TOKEN_VARIABLE
+from openmeter_plugin.api.access import TOKEN_VARIABLE
 from syncd.sandbox.testing import running_sandbox
 from tests.harness.kong import KongWorker, PluginInstance
 from tests.harness.process import eventually, free_port, plugin_server

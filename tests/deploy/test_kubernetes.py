@@ -322,7 +322,7 @@ def test_the_pod_has_time_for_kong_and_then_for_the_plugin_server() -> None:
     kongs = sum(int(word.partition("=")[2]) for word in command[2:])
     ours = re.search(
         r"_STOP_SECONDS: Final = (\d+)",
-        (ROOT / "plugin" / "openmeter_plugin" / "supervisor.py").read_text(),
+        (ROOT / "plugin" / "openmeter_plugin" / "process" / "supervisor.py").read_text(),
     )
     assert ours is not None
     assert spec["terminationGracePeriodSeconds"] > kongs + int(ours[1])

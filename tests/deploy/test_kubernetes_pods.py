@@ -15,9 +15,9 @@ import httpx
 import pytest
 import yaml
 
-from openmeter_plugin.config import parse_config
+from openmeter_plugin.config.instance_config import parse_config
 from openmeter_plugin.spool.destination import write_destination
-from syncd.config import load
+from syncd.config.settings import load
 from tests.deploy.files import ROOT
 from tests.deploy.kustomize import KUBERNETES, Manifest, pod_spec, render, rendered, the
 from tests.deploy.test_containers import TOKEN, free_port, running, sandbox_container

@@ -9,9 +9,9 @@ import httpx
 import pytest
 import yaml
 
-from syncd.http import ApiClient, Endpoint
-from syncd.meters import MeterApi, apply_meters
-from syncd.retry import Retry
+from syncd.http.client import ApiClient, Endpoint
+from syncd.http.retry import Retry
+from syncd.metering.meters import MeterApi, apply_meters
 from syncd.sandbox.testing import running_sandbox
 from tests.deploy.files import ROOT, compose, mounts, service
 

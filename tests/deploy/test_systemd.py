@@ -18,10 +18,10 @@ from pathlib import Path
 
 import pytest
 
-from openmeter_plugin import activation
-from openmeter_plugin.listening import BACKLOG
-from openmeter_plugin.operations.access import SHORTEST_TOKEN
-from syncd.config import load
+from openmeter_plugin.api.access import SHORTEST_TOKEN
+from openmeter_plugin.process import systemd
+from openmeter_plugin.process.sockets import BACKLOG
+from syncd.config.settings import load
 from tests.deploy.files import ROOT
 from tests.deploy.units import BIN, SYSTEMD, Unit, one, unit, with_other_places
 from tests.harness.kong import KongWorker, PluginInstance
@@ -109,7 +109,7 @@ def test_the_socket_is_the_services_and_systemd_holds_it() -> None:
     assert "RuntimeDirectory" not in service["Service"]
     held = unit("openmeter-plugin.socket")
     assert one(held, "ListenStream", "Socket") in (ROOT / "README.md").read_text()
-    assert one(held, "FileDescriptorName", "Socket") == activation.PLUGIN
+    assert one(held, "FileDescriptorName", "Socket") == systemd.PLUGIN
     assert int(one(held, "Backlog", "Socket")) == BACKLOG
 
 
@@ -137,7 +137,7 @@ def test_the_plugin_server_starts_with_the_machine_and_not_with_the_first_reques
 def test_processes_are_asked_to_stop_and_have_the_time_for_it(name: str) -> None:
     found = unit(name)
     assert one(found, "KillMode") == ("mixed" if name.startswith("syncd") else "control-group")
-    supervisor = (ROOT / "plugin" / "openmeter_plugin" / "supervisor.py").read_text()
+    supervisor = (ROOT / "plugin" / "openmeter_plugin" / "process" / "supervisor.py").read_text()
     needed = re.search(r"_STOP_SECONDS: Final = (\d+)", supervisor)
     assert needed is not None
     assert seconds(one(found, "TimeoutStopSec")) > int(needed[1])

@@ -5,8 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 from typing import NamedTuple
 
-from openmeter_plugin.delivery.books import Counts, DeadLetter
-from openmeter_plugin.operations.reading import all_counts, reading
+from openmeter_plugin.books.read_models import all_counts, reading
+from openmeter_plugin.books.store import Counts, DeadLetter
 
 
 class LedgerLine(NamedTuple):

@@ -25,7 +25,7 @@ from pathlib import Path
 
 import orjson
 
-from openmeter_plugin import wire
+from openmeter_plugin.kong import codec
 from tests.harness.recordings import Recorded
 
 _LENGTH = struct.Struct("<I")
@@ -184,7 +184,7 @@ class KongWorker:
 
     async def start(self, plugin: PluginInstance, name: str = "openmeter") -> int:
         """Start an instance and return its id; raises ConnectionError."""
-        body = wire.encode_bytes(1, name.encode()) + wire.encode_bytes(2, plugin.encoded())
+        body = codec.encode_bytes(1, name.encode()) + codec.encode_bytes(2, plugin.encoded())
         plugin.claimed = True
         try:
             connection = await self._take()
@@ -203,7 +203,7 @@ class KongWorker:
             connection.socket.close()
             raise
         self._keep(connection)
-        status = dict(wire._fields(dict(wire._fields(answer))[33]))  # type: ignore[arg-type]
+        status = dict(codec._fields(dict(codec._fields(answer))[33]))  # type: ignore[arg-type]
         plugin.instance_id, plugin.claimed = int(status[2]), False
         return plugin.instance_id
 
@@ -211,7 +211,7 @@ class KongWorker:
         """Close an instance."""
         connection = await self._take()
         try:
-            await connection.write(_call(self._next(), 35, b"\x08" + wire.encode_varint(instance_id)))
+            await connection.write(_call(self._next(), 35, b"\x08" + codec.encode_varint(instance_id)))
             await connection.read()
         except BaseException:
             connection.socket.close()
@@ -262,12 +262,12 @@ class KongWorker:
     async def _log_once(self, instance_id: int, request: Recorded, used: list[Connection]) -> None:
         connection = await self._take()
         used.append(connection)
-        event = wire.encode_bytes(2, b"log") + b"\x08" + wire.encode_varint(instance_id)
+        event = codec.encode_bytes(2, b"log") + b"\x08" + codec.encode_varint(instance_id)
         await connection.write(_call(self._next(), 36, event))
         while method := await connection.read():
             await connection.read()
             if method == b"kong.log.serialize":
-                await connection.write(wire.encode_bytes(1, request.log))
+                await connection.write(codec.encode_bytes(1, request.log))
             elif method == b"kong.request.get_uri_captures":
                 if request.captures is None:
                     raise BrokenOff
@@ -281,7 +281,7 @@ class KongWorker:
 
 
 def _call(sequence: int, number: int, body: bytes) -> bytes:
-    return b"\x08" + wire.encode_varint(sequence) + wire.encode_bytes(number, body)
+    return b"\x08" + codec.encode_varint(sequence) + codec.encode_bytes(number, body)
 
 
 async def drive(

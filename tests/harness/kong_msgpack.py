@@ -9,7 +9,7 @@ from typing import Any
 
 import msgpack
 
-from openmeter_plugin import wire
+from openmeter_plugin.kong import codec
 from tests.harness.recordings import Recorded
 
 
@@ -62,5 +62,5 @@ def _answer(method: str, request: Recorded) -> Any:
     if method == "kong.log.serialize":
         return request.log.decode()
     if method == "kong.request.get_uri_captures":
-        return wire.decode_captures(request.captures or b"")
-    return wire.decode_value(request.application)
+        return codec.decode_captures(request.captures or b"")
+    return codec.decode_value(request.application)

@@ -18,7 +18,7 @@ import httpx
 import pytest
 import yaml
 
-from openmeter_plugin.schema import plugin_info
+from openmeter_plugin.config.schema import plugin_info
 from tests.harness.kong import KongWorker, PluginInstance
 from tests.harness.process import eventually, free_port
 from tests.harness.recordings import serialized

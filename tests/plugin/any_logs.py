@@ -9,10 +9,10 @@ from typing import Any
 
 from hypothesis import strategies as st
 
-from openmeter_plugin.event import Outcome, Quarantined
-from openmeter_plugin.questions import UNASKED, Needs
-from openmeter_plugin.rules import Attribute, Filters, Lookup, Rules, SkipReason
-from openmeter_plugin.values import MAX_TEXT
+from openmeter_plugin.metering.event import Outcome, Quarantined
+from openmeter_plugin.metering.lenient_json import MAX_TEXT
+from openmeter_plugin.metering.pdk_queries import UNASKED, Needs
+from openmeter_plugin.metering.rules import Attribute, Filters, Lookup, Rules, SkipReason
 from tests.harness.recordings import Recorded, all_serialized, protobuf_requests
 from tests.plugin.outcomes import CONTEXT, Log
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from openmeter_plugin.config import PluginConfig, parse_config
+from openmeter_plugin.config.instance_config import PluginConfig, parse_config
 
 ENDPOINT = "https://eu.api.konghq.com/v3/openmeter/events"
 SECRET = "s3cr3t-value-of-this-test"

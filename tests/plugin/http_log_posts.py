@@ -16,9 +16,9 @@ import httpx
 import orjson
 import uvloop
 
-from openmeter_plugin.http_log import HttpLog
-from openmeter_plugin.http_log_config import CREDENTIAL, load
-from openmeter_plugin.server import Server
+from openmeter_plugin.http_log.config import CREDENTIAL, load
+from openmeter_plugin.http_log.receiver import HttpLog
+from openmeter_plugin.kong.server import Server
 from openmeter_plugin.spool.destination import destination_id
 from openmeter_plugin.spool.segment import Record
 from openmeter_plugin.spool.writer import SpoolWriter

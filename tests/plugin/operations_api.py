@@ -11,7 +11,7 @@ from typing import Any
 
 import httpx
 
-from openmeter_plugin.operations.access import TOKEN_VARIABLE
+from openmeter_plugin.api.access import TOKEN_VARIABLE
 from openmeter_plugin.spool.destination import write_destination
 from tests.harness.process import PluginServer, eventually, plugin_server
 from tests.plugin.deliveries import record, rejects, skip, spooled

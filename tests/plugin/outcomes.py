@@ -6,10 +6,10 @@ from collections.abc import Callable
 from itertools import count
 from typing import Any
 
-from openmeter_plugin import wire
-from openmeter_plugin.event import Outcome, outcome
-from openmeter_plugin.questions import Answers
-from openmeter_plugin.rules import Lookup, Rules
+from openmeter_plugin.kong import codec
+from openmeter_plugin.metering.event import Outcome, outcome
+from openmeter_plugin.metering.pdk_queries import Answers
+from openmeter_plugin.metering.rules import Lookup, Rules
 from tests.harness.recordings import application_context, serialized
 
 NOW = 1_800_000_000_123
@@ -19,7 +19,7 @@ RULES = Rules(source="kong-test")
 ALICE = "b32379d9-3d28-5683-a79c-72139be6e34f"
 BOB = "def4f7d3-9863-5ad2-8fa9-c949bf26f55e"
 APPLICATION = "b15e2460-ba40-431d-9df0-4957fcffacda"
-CONTEXT = wire.decode_value(application_context())
+CONTEXT = codec.decode_value(application_context())
 
 Log = dict[str, Any]
 

@@ -15,7 +15,7 @@ from typing import Any
 import orjson
 import pytest
 
-from openmeter_plugin import cli
+from openmeter_plugin.cli import main
 from openmeter_plugin.spool.segment import QUARANTINED, encode_record
 
 TOKEN = "token-of-the-spool-commands"
@@ -33,7 +33,7 @@ def run(*arguments: str) -> subprocess.CompletedProcess[str]:
     ):
         patch.setattr(sys, "argv", ["openmeter-plugin", "spool", *arguments])
         try:
-            cli.run()
+            main.run()
         except SystemExit as end:
             status = end.code
     assert isinstance(status, int)

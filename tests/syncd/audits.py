@@ -17,8 +17,8 @@ from typing import Any
 import httpx
 import orjson
 
-from syncd.gateway_config import GatewayConfig
-from syncd.gateways import Gateway
+from syncd.config.gateways import GatewayConfig
+from syncd.gateways.client import Gateway
 from syncd.sandbox.testing import running_sandbox
 from tests.harness.kong import KongWorker, PluginInstance, drive
 from tests.harness.process import PluginServer, eventually, plugin_server

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from syncd.changes import Plan
-from syncd.mapping import MappingRules, Templates, desired_world
-from syncd.model import ObservedCustomer, ObservedSubject, ObservedWorld, Principal
-from syncd.ownership import marks
-from syncd.plan import PlanOptions, make_plan
-from syncd.policy import Policy
+from syncd.core.changes import Plan
+from syncd.core.model import ObservedCustomer, ObservedSubject, ObservedWorld, Principal
+from syncd.core.ownership import marks
+from syncd.core.policy import Policy
+from syncd.mapping.desired_state import desired_world
+from syncd.mapping.rules import MappingRules, Templates
+from syncd.planning.plan import PlanOptions, make_plan
 
 OWNER = "default"
 KEYED_BY_SUBJECT = Templates(key="{subject}")

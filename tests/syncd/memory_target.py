@@ -6,10 +6,9 @@ import itertools
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
-from syncd.errors import BlockedError, RefusedError
-from syncd.model import ObservedCustomer, ObservedSubject, ObservedWorld
-from syncd.targets import NO_DETAILS, CustomerDetails, SubjectWrite
-from syncd.targets.base import Decide
+from syncd.core.errors import BlockedError, RefusedError
+from syncd.core.model import NO_DETAILS, CustomerDetails, ObservedCustomer, ObservedSubject, ObservedWorld
+from syncd.metering.base import Decide, SubjectWrite
 
 _NUMBERS = itertools.count()
 

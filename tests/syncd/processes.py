@@ -17,7 +17,7 @@ from unittest.mock import patch
 
 import structlog
 
-from syncd import cli
+from syncd.cli import main
 from tests.syncd.waiting import eventually
 
 KONG_YML = """
@@ -91,7 +91,7 @@ class Project:
             stack.enter_context(patch.object(sys, "argv", ["syncd", *args]))
             stack.callback(structlog.reset_defaults)
             stack.callback(logging.basicConfig, handlers=[], force=True)
-            return Result(cli.main(), stdout.getvalue(), stderr.getvalue())
+            return Result(main.main(), stdout.getvalue(), stderr.getvalue())
 
     def run(self, *args: str, **variables: str) -> subprocess.CompletedProcess[str]:
         return subprocess.run(

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import httpx
 
-from syncd.http import Endpoint
-from syncd.retry import Retry
-from syncd.targets.openmeter_v1 import OpenMeterV1
-from syncd.targets.openmeter_v3 import OpenMeterV3
+from syncd.http.client import Endpoint
+from syncd.http.retry import Retry
+from syncd.metering.v1 import OpenMeterV1
+from syncd.metering.v3 import OpenMeterV3
 
 MARKS = {"managed-by": "kong-openmeter", "sync-owner": "default", "source-id": "1"}
 

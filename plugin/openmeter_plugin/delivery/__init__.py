@@ -1,1 +1,5 @@
-"""Delivery: from the spool to the metering API, in a process of its own, each event until it is taken."""
+"""Delivery: from the spool to the metering API, each event exactly once in effect.
+
+Start with `pipeline`, then `endpoint`.
+May import: `books`, `metering`, `spool`.
+"""

@@ -9,11 +9,10 @@ from dataclasses import dataclass, field
 from itertools import accumulate
 from typing import Final
 
-from openmeter_plugin.delivery.accountant import Accountant
-from openmeter_plugin.delivery.books import Lines
-from openmeter_plugin.delivery.chunk import Chunk
-from openmeter_plugin.delivery.segments import QueueReader, SegmentReader
-from openmeter_plugin.delivery.usage import add_alike, add_lines, summary_of
+from openmeter_plugin.books.accountant import Accountant
+from openmeter_plugin.books.ledger_lines import add_alike, add_lines, summary_of
+from openmeter_plugin.books.store import Lines
+from openmeter_plugin.spool.reader import Chunk, QueueReader, SegmentReader
 from openmeter_plugin.spool.segment import MAGIC
 
 MAX_BATCH_BYTES: Final = 4 * 1024 * 1024

@@ -10,17 +10,45 @@ from __future__ import annotations
 import asyncio
 import os
 import time
+from bisect import bisect_left
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from datetime import UTC, datetime, timedelta
+from itertools import accumulate
 from pathlib import Path
 from typing import Any, Final
 
+import orjson
+
+from openmeter_plugin.books.store import DeadLetter
 from openmeter_plugin.delivery.breaker import Breaker
 from openmeter_plugin.delivery.client import EventsClient, RejectedError, UnauthorizedError, UndeliveredError
-from openmeter_plugin.delivery.latency import Latency
 from openmeter_plugin.delivery.options import TOKEN_VARIABLE
 from openmeter_plugin.log import RateLimit, get_logger
 from openmeter_plugin.spool.destination import Destination, read_destination
+
+# MERGED: How long POSTs take, in buckets: cheap to count, and the buckets of many gateways can be added up.
+
+BOUNDS: Final = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0)  # seconds
+
+
+class Latency:
+    """Durations of POSTs."""
+
+    def __init__(self) -> None:
+        self._counts = [0] * (len(BOUNDS) + 1)
+        self.total_seconds = 0.0
+
+    def observe(self, seconds: float) -> None:
+        """Count one."""
+        self._counts[bisect_left(BOUNDS, seconds)] += 1
+        self.total_seconds += seconds
+
+    def buckets(self) -> list[tuple[str, float]]:
+        """Return (upper bound, how many took at most so long), as Prometheus wants them."""
+        names = [*map(str, BOUNDS), "+Inf"]
+        return list(zip(names, map(float, accumulate(self._counts)), strict=True))
+
 
 _TIMEOUT: Final = 408
 _LOOK_AFTER: Final = 1.0  # seconds
@@ -222,3 +250,66 @@ class Endpoint:
         if self._token_file is not None:
             return self._token_file.read_text().strip()
         return os.environ.get(TOKEN_VARIABLE) or None
+
+
+# MERGED: Having events taken: sent until the metering API has them, but for those that it will never take.
+
+
+class Sender:
+    """Sends one queue's events through its endpoint."""
+
+    def __init__(self, queue: str, endpoint: Endpoint, max_age: timedelta | None = None) -> None:
+        self._endpoint = endpoint
+        self._max_age = max_age
+        self._log = get_logger().bind(queue=queue)
+
+    async def send(
+        self, events: Sequence[bytes], *, expiring: bool = False, on_its_way: Callable[[], None] | None = None
+    ) -> list[DeadLetter]:
+        """Have the events taken, all but those that never will be: they are returned as dead letters.
+
+        A batch is not atomic: what comes before a bad event is taken although the answer is an error.
+        Sending it again does no harm, since the metering API knows the ids. With `expiring`, events that
+        have become too old are dead letters too. `on_its_way` is called when a POST's body is written.
+        """
+        dead: list[DeadLetter] = []
+        while True:
+            if expiring:
+                events, expired = self._split_expired(events)
+                dead += expired
+            if not events:
+                return dead
+            try:
+                if await self._endpoint.attempt(events, on_its_way):
+                    return dead
+            except RejectedError as rejection:
+                single = _one_by_one(events)
+                if len(single) == 1:
+                    self._log.error("dead_letter", status=rejection.status, answer=str(rejection)[:300])
+                    return [*dead, DeadLetter(single[0], rejection.status, str(rejection))]
+                middle = len(single) // 2
+                dead += await self.send(single[:middle], expiring=expiring)
+                events = single[middle:]
+
+    def _split_expired(self, events: Sequence[bytes]) -> tuple[Sequence[bytes], list[DeadLetter]]:
+        """Part the events from those that are too old to be sent, where there is an age limit."""
+        if self._max_age is None or not events:
+            return events, []
+        oldest = (datetime.now(UTC) - self._max_age).strftime("%Y-%m-%dT%H:%M:%S")
+        parsed = _parsed(events)
+        if all(str(event.get("time")) >= oldest for event in parsed):
+            return events, []
+        answer = f"not delivered within {self._max_age}, the configured age limit"
+        young = [orjson.dumps(event) for event in parsed if str(event.get("time")) >= oldest]
+        old = [orjson.dumps(event) for event in parsed if str(event.get("time")) < oldest]
+        return young, [DeadLetter(event, None, answer) for event in old]
+
+
+def _parsed(events: Sequence[bytes]) -> list[dict[str, Any]]:
+    parsed: list[dict[str, Any]] = orjson.loads(b"[" + b",".join(events) + b"]")
+    return parsed
+
+
+def _one_by_one(events: Sequence[bytes]) -> list[bytes]:
+    """Return the events one by one; a request's events come joined out of the spool."""
+    return [orjson.dumps(event) for event in _parsed(events)]

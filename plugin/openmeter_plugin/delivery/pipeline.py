@@ -21,13 +21,12 @@ from typing import Final
 
 import orjson
 
+from openmeter_plugin.books.database import is_damage
+from openmeter_plugin.books.ledger_lines import ledger_key
+from openmeter_plugin.books.store import Books, DeadLetter, Delivery
 from openmeter_plugin.delivery import batch as batches_module
 from openmeter_plugin.delivery.batch import Batch, BatchReader
-from openmeter_plugin.delivery.books import Books, DeadLetter, Delivery
-from openmeter_plugin.delivery.books_file import is_damage
-from openmeter_plugin.delivery.endpoint import Endpoint
-from openmeter_plugin.delivery.sender import Sender
-from openmeter_plugin.delivery.usage import ledger_key
+from openmeter_plugin.delivery.endpoint import Endpoint, Sender
 from openmeter_plugin.log import RateLimit, get_logger
 
 POLL: Final = 0.05  # seconds between two looks for new records

@@ -17,12 +17,12 @@ from collections.abc import Callable, Coroutine
 from pathlib import Path
 from typing import Final
 
-from openmeter_plugin.delivery.books import Books
+from openmeter_plugin.books.store import Books
 from openmeter_plugin.delivery.options import DeliveryOptions
 from openmeter_plugin.delivery.spool_delivery import SpoolDelivery
 from openmeter_plugin.log import RateLimit, get_logger
+from openmeter_plugin.spool.destination import DELIVERY_LOCK
 
-LOCK: Final = "delivery.lock"
 _POLL: Final = 0.2  # seconds between two tries for the lock
 
 
@@ -101,7 +101,7 @@ async def _lock(spool: Path) -> int:
     limit = RateLimit()
     while True:
         try:
-            descriptor = os.open(spool / LOCK, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+            descriptor = os.open(spool / DELIVERY_LOCK, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
         except FileNotFoundError:
             raise
         except OSError as error:

@@ -9,17 +9,16 @@ from collections.abc import Collection
 from datetime import timedelta
 from pathlib import Path
 
-from openmeter_plugin.delivery.accountant import MOST_RECORDS, Accountant
+from openmeter_plugin.books.accountant import MOST_RECORDS, Accountant
+from openmeter_plugin.books.database import is_damage
+from openmeter_plugin.books.store import Books
 from openmeter_plugin.delivery.batch import BatchReader
-from openmeter_plugin.delivery.books import Books
-from openmeter_plugin.delivery.books_file import is_damage
-from openmeter_plugin.delivery.endpoint import Endpoint
+from openmeter_plugin.delivery.endpoint import Endpoint, Sender
 from openmeter_plugin.delivery.pipeline import POLL, Pipeline
 from openmeter_plugin.delivery.retention import Delivered, delivered_now
-from openmeter_plugin.delivery.segments import UNREADABLE, QueueReader, segment_paths
-from openmeter_plugin.delivery.sender import Sender
 from openmeter_plugin.log import RateLimit, get_logger
 from openmeter_plugin.spool.destination import QUARANTINE, queues_directory
+from openmeter_plugin.spool.reader import UNREADABLE, QueueReader, segment_paths
 
 
 class QueueDelivery:

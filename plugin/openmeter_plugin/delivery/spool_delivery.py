@@ -9,11 +9,11 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, Final
 
-from openmeter_plugin.delivery.books import Books
-from openmeter_plugin.delivery.books_file import is_damage
+from openmeter_plugin.books.database import is_damage
+from openmeter_plugin.books.pruning import Clock
+from openmeter_plugin.books.store import Books
 from openmeter_plugin.delivery.endpoint import Breakers, Endpoint
 from openmeter_plugin.delivery.options import DeliveryOptions
-from openmeter_plugin.delivery.pruning import Clock
 from openmeter_plugin.delivery.queue_delivery import QueueDelivery
 from openmeter_plugin.delivery.redelivery import Redeliverer
 from openmeter_plugin.delivery.retention import expired, remove_leftovers, shortage

@@ -15,6 +15,8 @@ from typing import Final
 
 import orjson
 
+DELIVERY_LOCK: Final = "delivery.lock"
+"""The file in a spool that the one process that delivers it holds locked."""
 QUARANTINE: Final = "quarantine"
 """The queue of records whose configuration could not be used; nothing is sent from it."""
 

@@ -1,0 +1,170 @@
+"""The books and the delivery for Prometheus. Counters of the books outlive restarts; the rest begins anew."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any, Final
+
+from prometheus_client import CollectorRegistry
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily
+from prometheus_client.exposition import choose_encoder
+from prometheus_client.registry import Collector
+
+from openmeter_plugin import __version__
+from openmeter_plugin.api.health import Watch
+from openmeter_plugin.books.models import DestinationStatus, SpoolStatus
+from openmeter_plugin.books.read_models import SpoolError
+from openmeter_plugin.books.status import read_status
+from openmeter_plugin.spool.destination import QUARANTINE
+from openmeter_plugin.spool.segment_file import room
+
+PREFIX: Final = "openmeter_plugin_"
+
+Values = dict[tuple[str, ...], float]
+"""By the values of the labels."""
+Metric = CounterMetricFamily | GaugeMetricFamily | HistogramMetricFamily
+
+_COUNTERS: Final[list[tuple[str, str, Callable[[DestinationStatus], int]]]] = [
+    ("requests", "Requests that Kong handed over", lambda d: d.books.requests),
+    ("requests_metered", "Requests that became events", lambda d: d.books.metered),
+    ("requests_resent", "Requests that Kong handed over a second time", lambda d: d.books.resent),
+    ("events_accepted", "Events that were accepted for delivery", lambda d: d.books.events),
+    ("events_delivered", "Events that the metering API has taken", lambda d: d.books.delivered),
+    ("events_redelivered", "Events sent again on request", lambda d: d.books.redelivered),
+    (
+        "ledger_events_pruned",
+        "Events in lines of the ledger that were pruned, all of them delivered",
+        lambda d: d.pruned.events if d.pruned else 0,
+    ),
+    ("damaged_bytes", "Bytes of the spool that could not be read", lambda d: d.books.damaged_bytes),
+    ("segments_unreadable", "Files that could not be read at all", lambda d: d.books.unreadable_segments),
+]
+_GAUGES: Final[list[tuple[str, str, Callable[[DestinationStatus], float]]]] = [
+    (
+        "requests_quarantined",
+        "Requests that were set aside, less those replayed",
+        lambda d: d.books.quarantined,
+    ),
+    ("dead_letters", "Events that the metering API will not take", lambda d: d.books.dead_lettered),
+    ("events_waiting", "Events in the spool that are not delivered yet", lambda d: d.depth),
+    (
+        "oldest_waiting_event_age_seconds",
+        "Age of the event that waits longest, by its time; 0 where none waits",
+        lambda d: d.oldest_waiting.age_seconds if d.oldest_waiting else 0.0,
+    ),
+    ("spool_bytes", "Size of the segment files, retained ones too", lambda d: d.bytes),
+]
+
+
+class Metrics(Collector):
+    """Reads everything at each scrape."""
+
+    def __init__(self, watch: Watch) -> None:
+        self._watch = watch
+        self._registry = CollectorRegistry()
+        self._registry.register(self)
+
+    def describe(self) -> Iterator[Any]:
+        """Say nothing beforehand: that would read the books."""
+        return iter(())
+
+    def scrape(self, accept: str) -> tuple[bytes, str]:
+        """Return the metrics in the format that is asked for, with its content type; blocks for the disk."""
+        encoder, content_type = choose_encoder(accept)
+        return encoder(self._registry), content_type
+
+    def collect(self) -> Iterator[Metric]:
+        """Yield all metrics; those of the books only where they can be read."""
+        yield _gauge("build_info", "The version that runs", {(__version__,): 1}, ["version"])
+        try:
+            status = read_status(self._watch.spool)
+        except (SpoolError, OSError):
+            yield _gauge("books_readable", _BOOKS_READABLE, {(): 0}, [])
+        else:
+            yield _gauge("books_readable", _BOOKS_READABLE, {(): 1}, [])
+            yield from _books(status)
+        yield from _disk(self._watch.spool)
+        yield from self._delivery()
+        yield _counter(
+            "process_restarts",
+            "How often the supervisor started a process again",
+            {(child,): count for child, count in self._watch.restarts().items()},
+            ["child"],
+        )
+
+    def _delivery(self) -> Iterator[Metric]:
+        endpoints = {
+            queue: delivery.endpoint
+            for queue, delivery in self._watch.queues().items()
+            if queue != QUARANTINE
+        }
+        yield _counter(
+            "delivery_retries",
+            "POSTs that were not taken and are sent again",
+            {(queue,): endpoint.retries for queue, endpoint in endpoints.items()},
+        )
+        yield _gauge(
+            "delivery_failures_in_a_row",
+            "Failures since the last POST that was taken",
+            {(queue,): endpoint.failing for queue, endpoint in endpoints.items()},
+        )
+        latency = HistogramMetricFamily(
+            f"{PREFIX}delivery_post_duration_seconds",
+            "How long the metering API took for a POST that it has taken",
+            labels=["destination"],
+        )
+        for queue, endpoint in endpoints.items():
+            latency.add_metric([queue], endpoint.latency.buckets(), endpoint.latency.total_seconds)
+        yield latency
+
+
+_BOOKS_READABLE: Final = "Whether the books can be read; where not, all that they say is missing here"
+
+
+def _books(status: SpoolStatus) -> Iterator[Metric]:
+    destinations = status.destinations
+    for name, help_text, value in _COUNTERS:
+        yield _counter(name, help_text, {(d.id,): value(d) for d in destinations})
+    for name, help_text, number in _GAUGES:
+        yield _gauge(name, help_text, {(d.id,): number(d) for d in destinations})
+    skipped: Values = {
+        (d.id, reason): count for d in destinations for reason, count in d.books.skipped.items()
+    }
+    yield _counter("requests_skipped", "Requests without an event", skipped, ["destination", "reason"])
+    lost: Values = {(d.id, "disk"): 0 for d in destinations}  # there before the first, for alerts
+    lost |= {(d.id, reason): count for d in destinations for reason, count in d.books.lost.items()}
+    yield _counter("requests_lost", "Requests that could not be written", lost, ["destination", "reason"])
+    known: Values = {(d.id, d.endpoint): 1.0 for d in destinations if d.endpoint is not None}
+    yield _gauge("destination_info", "Where a destination's events go", known, ["destination", "endpoint"])
+
+
+def _disk(spool: Path) -> Iterator[Metric]:
+    try:
+        disk, free = os.statvfs(spool), max(0, room(spool))
+    except OSError:
+        return
+    size = disk.f_blocks * disk.f_frsize
+    yield _gauge("disk_free_bytes", "What the spool may still take of its disk", {(): free}, [])
+    yield _gauge("disk_size_bytes", "Size of the spool's disk", {(): size}, [])
+
+
+def _counter(
+    name: str, help_text: str, values: Values, labels: list[str] | None = None
+) -> CounterMetricFamily:
+    family = CounterMetricFamily(PREFIX + name, help_text, labels=_labels(labels))
+    for label_values, value in values.items():
+        family.add_metric(label_values, value)
+    return family
+
+
+def _gauge(name: str, help_text: str, values: Values, labels: list[str] | None = None) -> GaugeMetricFamily:
+    family = GaugeMetricFamily(PREFIX + name, help_text, labels=_labels(labels))
+    for label_values, value in values.items():
+        family.add_metric(label_values, value)
+    return family
+
+
+def _labels(labels: list[str] | None) -> list[str]:
+    return ["destination"] if labels is None else labels

@@ -1,0 +1,171 @@
+"""Reading the ledger, the dead letters and the redeliveries, page by page."""
+
+from __future__ import annotations
+
+import base64
+import binascii
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import Any, Final
+
+import orjson
+
+from openmeter_plugin.books.backlog import QueueFiles, unaccounted
+from openmeter_plugin.books.models import DeadLetterEntry, DeadLetters, Ledger, LedgerLine, RedeliveryStatus
+from openmeter_plugin.books.read_models import (
+    SpoolError,
+    all_counts,
+    all_positions,
+    all_pruned,
+    queue_names,
+    reading,
+    timestamp,
+)
+from openmeter_plugin.spool.destination import QUARANTINE
+
+FIRST_HOUR: Final = ""
+LAST_HOUR: Final = "~"  # behind every hour
+_CURSOR_PARTS: Final = 4
+
+
+def read_ledger(
+    spool: Path,
+    since: str = FIRST_HOUR,
+    until: str = LAST_HOUR,
+    subject: str | None = None,
+    *,
+    after: str | None = None,
+    limit: int = 10_000,
+) -> Ledger:
+    """Return the lines of the hours from `since` up to, not including, `until`, all as 2026-11-22T07.
+
+    Raises SpoolError, and ValueError where `after` is not the `next` of a page.
+    """
+    behind = _cursor(after) if after else ("", "", "", "")
+    with reading(spool) as db:
+        rows = db.execute(
+            "SELECT queue, hour, type, subject, accepted, delivered, dead_lettered FROM ledger"
+            # The queues by name, since the key begins with them: else all of the ledger is read.
+            " WHERE queue IN (SELECT queue FROM counts) AND hour >= ? AND hour < ?"
+            " AND (? IS NULL OR subject = ?)"
+            " AND (hour, subject, type, queue) > (?, ?, ?, ?)"
+            " ORDER BY hour, subject, type, queue LIMIT ?",
+            (since, until, subject, subject, *behind, limit + 1),
+        ).fetchall()
+        waiting = {
+            hour
+            for (hour,) in db.execute(
+                "SELECT DISTINCT hour FROM ledger"
+                " WHERE queue IN (SELECT queue FROM counts) AND hour >= ? AND hour < ?"
+                " AND accepted > delivered + dead_lettered",
+                (since, until),
+            )
+        }
+        queues, positions = queue_names(spool, all_counts(db)), all_positions(db)
+        pruned = [queue.up_to for queue in all_pruned(db).values()]
+    for queue in queues:
+        if queue != QUARANTINE:
+            found = unaccounted(QueueFiles.of(spool, queue, positions.get(queue, {})))
+            if found.unreadable:
+                # Else an hour could seem to be complete whose events are in there.
+                raise SpoolError(f"segments that cannot be read: {', '.join(found.unreadable)}")
+            waiting |= {key.hour for key in found.lines if since <= key.hour < until}
+    lines = [_line(*row) for row in rows[:limit]]
+    return Ledger(
+        lines=lines,
+        hours_with_waiting_events=sorted(waiting),
+        pruned_up_to=max(pruned, default=None),
+        next=_cursor_of(lines[-1]) if len(rows) > limit else None,
+    )
+
+
+def _line(
+    queue: str, hour: str, kind: str, subject: str, accepted: int, delivered: int, dead: int
+) -> LedgerLine:
+    return LedgerLine(
+        destination=queue,
+        hour=hour,
+        type=kind,
+        subject=subject,
+        accepted=accepted,
+        delivered=delivered,
+        dead_lettered=dead,
+        waiting=accepted - delivered - dead,
+    )
+
+
+def _cursor_of(line: LedgerLine) -> str:
+    parts = [line.hour, line.subject, line.type, line.destination]
+    return base64.urlsafe_b64encode(orjson.dumps(parts)).decode()
+
+
+def _cursor(text: str) -> tuple[str, ...]:
+    try:
+        parts = orjson.loads(base64.urlsafe_b64decode(text))
+    except (binascii.Error, ValueError):
+        parts = None
+    if not isinstance(parts, list) or len(parts) != _CURSOR_PARTS or not all(type(p) is str for p in parts):
+        raise ValueError("after must be the `next` of the page before")
+    return tuple(parts)
+
+
+def hour_of(moment: datetime, *, up: bool = False) -> str:
+    """Return the hour that a moment lies in, with `up` the next unless it begins there."""
+    try:
+        utc = moment.astimezone(UTC)
+        begin = utc.replace(minute=0, second=0, microsecond=0)
+        if up and begin != utc:
+            begin += timedelta(hours=1)
+    except OverflowError:  # before the first year, or after the last
+        return LAST_HOUR if moment.year > 1 else FIRST_HOUR
+    return begin.isoformat()[: len("2026-11-22T07")]
+
+
+def read_dead_letters(spool: Path, *, after: int = 0, limit: int = 100) -> DeadLetters:
+    """Return a page of dead letters, those behind an id; raises SpoolError."""
+    with reading(spool) as db:
+        rows = db.execute(
+            "SELECT id, queue, event, status, answer, at, replay FROM dead_letters"
+            " WHERE id > ? ORDER BY id LIMIT ?",
+            (after, limit + 1),
+        ).fetchall()
+    entries = [_dead_letter(*row) for row in rows[:limit]]
+    return DeadLetters(dead_letters=entries, next=entries[-1].id if len(rows) > limit else None)
+
+
+def _dead_letter(
+    number: int, queue: str, raw: bytes, status: int | None, answer: str, at: float, replay: int
+) -> DeadLetterEntry:
+    event: dict[str, Any] = orjson.loads(raw)
+    return DeadLetterEntry(
+        id=number,
+        destination=queue,
+        event_id=str(event.get("id", "")),
+        type=str(event.get("type", "")),
+        subject=str(event.get("subject", "")),
+        time=str(event.get("time", "")),
+        status=status,
+        answer=answer,
+        died_at=timestamp(at),
+        to_be_replayed=bool(replay),
+    )
+
+
+def read_redelivery(spool: Path, number: int) -> RedeliveryStatus | None:
+    """Return a redelivery, or None where there is none with this id; raises SpoolError."""
+    with reading(spool) as db:
+        row = db.execute(
+            "SELECT id, since, until, subject, state, sent, asked FROM redeliveries WHERE id = ?", (number,)
+        ).fetchone()
+    if row is None:
+        return None
+    found, since, until, subject, state, sent, asked = row
+    return RedeliveryStatus(
+        id=found,
+        since=since,
+        until=until,
+        subject=subject,
+        state=state,
+        sent=sent,
+        asked_at=timestamp(asked),
+    )

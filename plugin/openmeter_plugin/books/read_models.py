@@ -1,0 +1,151 @@
+"""One consistent view of the books, beside a delivery that may be writing them, or of a read-only copy."""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import shutil
+import sqlite3
+import tempfile
+from collections import Counter
+from collections.abc import Iterator
+from contextlib import ExitStack, closing, contextmanager, suppress
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Final
+
+from openmeter_plugin.books.database import FILE, SCHEMA, is_damage
+from openmeter_plugin.books.pruning import Pruned
+from openmeter_plugin.books.store import Counts, Position
+from openmeter_plugin.spool.destination import DELIVERY_LOCK, queues_directory
+
+_BUSY_SECONDS: Final = 5.0
+
+
+class SpoolError(Exception):
+    """What is wrong with the spool, in a sentence."""
+
+
+def check_spool(spool: Path) -> None:
+    """Raise SpoolError where there is no spool: an empty answer about a mistyped path would reassure."""
+    if not spool.is_dir():
+        raise SpoolError(f"{spool} is not a directory")
+    if not os.access(spool, os.R_OK | os.X_OK):
+        raise SpoolError(f"{spool} cannot be read by this user")
+    if not (spool / FILE).exists() and not queues_directory(spool).is_dir():
+        raise SpoolError(f"{spool} is not a spool: there is neither {FILE} nor queues in it")
+
+
+@contextmanager
+def reading(spool: Path) -> Iterator[sqlite3.Connection]:
+    """Read the books in one transaction; raises SpoolError where they cannot be read."""
+    with ExitStack() as stack:
+        try:
+            db = stack.enter_context(closing(_open(spool / FILE, stack)))
+            db.execute("BEGIN")
+            yield db
+        except sqlite3.Error as error:
+            remedy = "; serve, deliver or drain sets them aside and begins new ones"
+            told = f"{error}{remedy}" if is_damage(error) else str(error)
+            raise SpoolError(f"the books ({FILE}) cannot be read: {told}") from error
+
+
+def _open(path: Path, stack: ExitStack) -> sqlite3.Connection:
+    if not path.exists():
+        return _empty()
+    try:
+        return _connected(path)
+    except sqlite3.OperationalError:
+        if os.access(path.parent, os.W_OK):
+            raise
+    # SQLite reads a write-ahead log only where it can put its index beside it.
+    directory = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="openmeter-plugin-")))
+    for name in (f"{FILE}-wal", FILE):
+        with suppress(FileNotFoundError):
+            shutil.copyfile(path.with_name(name), directory / name)
+    return _connected(directory / FILE)
+
+
+def _connected(path: Path) -> sqlite3.Connection:
+    db = sqlite3.connect(
+        f"{path.absolute().as_uri()}?mode=ro",
+        uri=True,
+        timeout=_BUSY_SECONDS,
+        isolation_level=None,
+        check_same_thread=False,
+    )
+    try:
+        (tables,) = db.execute("SELECT count(*) FROM sqlite_schema WHERE type = 'table'").fetchone()
+    except BaseException:
+        db.close()
+        raise
+    if not tables:  # it is being made
+        db.close()
+        return _empty()
+    return db
+
+
+def _empty() -> sqlite3.Connection:
+    db = sqlite3.connect(":memory:", isolation_level=None, check_same_thread=False)
+    db.executescript(SCHEMA)
+    return db
+
+
+def all_counts(db: sqlite3.Connection) -> dict[str, Counts]:
+    """Return each queue's counts."""
+    counts: dict[str, Counts] = {}
+    for queue, name, reason, value in db.execute("SELECT queue, name, reason, value FROM counts"):
+        counts.setdefault(queue, Counter())[name, reason] = value
+    return counts
+
+
+def all_positions(db: sqlite3.Connection) -> dict[str, dict[str, Position]]:
+    """Return how far each queue's segments are accounted for and delivered."""
+    positions: dict[str, dict[str, Position]] = {}
+    for queue, segment, accounted, delivered in db.execute(
+        "SELECT queue, segment, accounted, delivered FROM positions"
+    ):
+        positions.setdefault(queue, {})[segment] = Position(accounted, delivered)
+    return positions
+
+
+def all_resent(db: sqlite3.Connection) -> dict[str, set[tuple[str, int]]]:
+    """Return (segment, offset behind it) of the records that are not sent, by queue."""
+    resent: dict[str, set[tuple[str, int]]] = {}
+    for queue, segment, position in db.execute("SELECT queue, segment, position FROM resent"):
+        resent.setdefault(queue, set()).add((segment, position))
+    return resent
+
+
+def all_pruned(db: sqlite3.Connection) -> dict[str, Pruned]:
+    """Return what was pruned of each queue's ledger."""
+    rows = db.execute("SELECT queue, up_to, lines, events FROM ledger_pruned")
+    return {queue: Pruned(up_to, lines, events) for queue, up_to, lines, events in rows}
+
+
+def queue_names(spool: Path, counts: dict[str, Counts]) -> list[str]:
+    """Return the queues that the books or the disk know."""
+    present: list[str] = []
+    with suppress(FileNotFoundError):
+        present = [path.name for path in queues_directory(spool).iterdir() if path.is_dir()]
+    return sorted({*present, *counts})
+
+
+def delivery_runs(spool: Path) -> bool:
+    """Tell whether a process holds the spool's lock."""
+    try:
+        descriptor = os.open(spool / DELIVERY_LOCK, os.O_RDONLY | os.O_CLOEXEC)
+    except OSError:
+        return False
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return True
+    finally:
+        os.close(descriptor)
+    return False
+
+
+def timestamp(seconds: float) -> str:
+    """Return a moment as RFC 3339 in UTC."""
+    return datetime.fromtimestamp(seconds, UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")

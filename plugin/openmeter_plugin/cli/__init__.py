@@ -1,0 +1,5 @@
+"""The command line `openmeter-plugin`.
+
+Start with `main`.
+May import: every room.
+"""

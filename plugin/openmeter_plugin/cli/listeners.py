@@ -1,0 +1,140 @@
+"""Opening the ways in that a command line asks for, or ending with a sentence that names the option."""
+
+from __future__ import annotations
+
+import os
+import socket
+from pathlib import Path
+from typing import TYPE_CHECKING, Final
+
+from openmeter_plugin.cli.options import fail
+from openmeter_plugin.log import get_logger
+from openmeter_plugin.process.sockets import (
+    HttpLogSocket,
+    Listeners,
+    ListeningSocket,
+    TcpListeningSocket,
+    listen_for_http_log,
+)
+from openmeter_plugin.process.systemd import ActivationError, forget, take_passed
+
+if TYPE_CHECKING:
+    from openmeter_plugin.api.access import Access
+    from openmeter_plugin.http_log.config import HttpLogConfig
+
+API_MODE: Final = 0o600  # of a Unix socket: without a token, its owner may use the API
+
+
+def own_socket(listener: HttpLogSocket | None) -> socket.socket | None:
+    """Return a socket object of this process for the listening socket that it inherited."""
+    return None if listener is None else socket.socket(fileno=os.dup(listener.socket.fileno()))
+
+
+def open_ways_in(listeners: Listeners, socket_path: Path | None, http_log: str | None, mode: int) -> None:
+    """Listen for Kong, with the sockets that were passed to us in the place of those of our own."""
+    _take_passed(listeners)
+    if listeners.plugin is None:
+        if socket_path is not None:
+            listeners.plugin = _plugin_socket(socket_path, mode)
+    elif socket_path is not None and socket_path.resolve() != listeners.plugin.path.resolve():
+        fail(f"--socket: is {socket_path}, but the socket that was passed is at {listeners.plugin.path}")
+    if listeners.http_log is None:
+        if http_log is not None:
+            listeners.http_log = _http_log_socket(http_log, mode)
+    elif http_log is not None and not _is_at(listeners.http_log, http_log):
+        fail(f"--http-log: is {http_log}, but the socket that was passed is at {listeners.http_log.name}")
+    if listeners.plugin is None and listeners.http_log is None:
+        fail("serve needs --socket, --http-log or both: where Kong's requests come in", os.EX_USAGE)
+
+
+def _take_passed(listeners: Listeners) -> None:
+    try:
+        take_passed(listeners)
+    except ActivationError as error:
+        fail(f"socket activation: {error}")
+    for listener in listeners.unreachable:
+        get_logger().error(
+            "passed_socket_unreachable",
+            socket=listener.name,
+            reason="its file is gone, so nobody can connect to it; a restart will lose events",
+            remedy="restart its socket unit, and keep its folder while the service is stopped",
+        )
+    if "LISTEN_FDS" in os.environ:
+        get_logger().warning(
+            "sockets_passed_to_another_process",
+            consequence="they are not served",
+            remedy="start openmeter-plugin with no shell or other process in between",
+        )
+        forget()
+
+
+def _plugin_socket(path: Path, mode: int) -> ListeningSocket:
+    try:
+        return ListeningSocket(path, mode)
+    except OSError as error:
+        fail(f"--socket: cannot listen on {path}: {error.strerror or error}")
+
+
+def _http_log_socket(address: str, mode: int) -> HttpLogSocket:
+    try:
+        return listen_for_http_log(address, mode)
+    except ValueError as error:
+        fail(f"--http-log: {error}", os.EX_USAGE)
+    except OSError as error:
+        fail(f"--http-log: cannot listen on {address}: {error.strerror or error}")
+
+
+def _is_at(listener: HttpLogSocket, address: str) -> bool:
+    """Tell whether a socket may be what an option asks for; a host can be named in many ways."""
+    scheme, _, path = address.partition(":")
+    if scheme == "unix" or isinstance(listener, ListeningSocket):
+        return isinstance(listener, ListeningSocket) and listener.path.resolve() == Path(path).resolve()
+    return address.endswith((f":{listener.port}", ":0"))
+
+
+def http_log_settings(listener: HttpLogSocket | None, path: Path) -> HttpLogConfig | None:
+    """Return the settings for what listens, checked, before anything is received."""
+    if listener is None:
+        return None
+    import ipaddress
+
+    from openmeter_plugin.config.instance_config import ConfigError
+    from openmeter_plugin.http_log import config as http_log_config
+
+    try:
+        config = http_log_config.load(path)
+    except ConfigError as error:
+        fail(f"--http-log-config: {error}")
+    if (
+        not config.settings.secret
+        and isinstance(listener, TcpListeningSocket)
+        and not ipaddress.ip_address(listener.address).is_loopback
+    ):
+        fail(f"http_log.secret: is required in {path} to listen on {listener.name}, which is not loopback")
+    return config
+
+
+def listen_for_api(listeners: Listeners, address: str | None, token_file: Path | None) -> Access | None:
+    """Listen for the HTTP API where one is wanted, and return who may use it."""
+    if address is None:
+        return None
+    from openmeter_plugin.api import access
+
+    try:
+        listeners.api = listen_for_http_log(address, API_MODE)
+        return access.access(listeners.api, token_file)
+    except ValueError as error:  # AccessError among them
+        fail(f"--api: {error}", os.EX_USAGE)
+    except OSError as error:
+        fail(f"--api: {error.filename or address}: {error.strerror or error}")
+
+
+def octal(text: str, option: str) -> int:
+    """Return the mode that an option names."""
+    try:
+        mode = int(text, 8)
+    except ValueError:
+        mode = -1
+    if not 0 <= mode <= 0o777:
+        fail(f"{option}: {text} is not an octal mode such as 0660", os.EX_USAGE)
+    return mode

@@ -1,0 +1,188 @@
+"""A spool's status for people: a table on a terminal, plain lines elsewhere."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Final
+
+from rich.console import Console
+from rich.table import Table
+
+from openmeter_plugin.books.models import (
+    BooksNumbers,
+    DeadLetterEntry,
+    DestinationStatus,
+    OldestWaiting,
+    SpoolStatus,
+    SpoolTotal,
+    Verification,
+)
+
+_MOST_COLUMNS: Final = 5
+_UNITS: Final = ("B", "KiB", "MiB", "GiB", "TiB")
+
+Part = DestinationStatus | SpoolTotal
+
+
+def _not_accounted(part: Part) -> str:
+    behind = part.not_accounted
+    return f"{behind.requests} requests" if behind.requests else "-"
+
+
+def _segments(part: Part) -> str:
+    unreadable = f" ({part.unreadable} unreadable)" if part.unreadable else ""
+    return f"{part.segments}{unreadable}"
+
+
+def _pruned(part: Part) -> str:
+    pruned = part.pruned
+    if pruned is None:
+        return "-"
+    return f"{pruned.lines} lines with {pruned.events} events, up to {pruned.up_to}"
+
+
+_ROWS: Final[list[tuple[str, Callable[[Part], str]]]] = [
+    ("requests", lambda part: str(part.books.requests)),
+    ("  metered", lambda part: str(part.books.metered)),
+    ("  skipped", lambda part: _with_reasons(part.books.skipped)),
+    ("  quarantined", lambda part: str(part.books.quarantined)),
+    ("  resent by Kong", lambda part: str(part.books.resent)),
+    ("events", lambda part: str(part.books.events)),
+    ("  delivered", lambda part: str(part.books.delivered)),
+    ("  dead-lettered", lambda part: str(part.books.dead_lettered)),
+    ("  waiting", lambda part: str(part.books.waiting)),
+    ("not accounted for yet", _not_accounted),
+    ("oldest waiting", lambda part: _oldest(part.oldest_waiting)),
+    ("lost", lambda part: _with_reasons(part.books.lost)),
+    ("damaged", lambda part: _damaged(part.books)),
+    ("redelivered", lambda part: str(part.books.redelivered)),
+    ("on disk", lambda part: f"{human_size(part.bytes)} in {_segments(part)}"),
+    ("pruned from the ledger", _pruned),
+]
+
+
+def show_status(console: Console, status: SpoolStatus) -> None:
+    """Print the books, destination by destination and in total."""
+    if console.is_terminal and len(status.destinations) <= _MOST_COLUMNS:
+        console.print(_table(status))
+        for destination in status.destinations:
+            line(console, f"{destination.id}: {destination.endpoint or 'no endpoint'}")
+    else:
+        for destination in status.destinations:
+            _show_part(console, f"destination {destination.id} {destination.endpoint or '-'}", destination)
+        _show_part(console, "total", status.total)
+    line(
+        console,
+        f"delivery {'running' if status.delivery_running else 'not running'};"
+        f" {status.dead_letters} dead letters and {status.quarantined} requests in quarantine to replay",
+    )
+
+
+def _table(status: SpoolStatus) -> Table:
+    table = Table()
+    table.add_column("")
+    parts: list[Part] = [*status.destinations, status.total]
+    for name in [*(destination.id for destination in status.destinations), "total"]:
+        table.add_column(name, justify="right", overflow="fold")
+    for label, value in _ROWS:
+        table.add_row(label, *(value(part) for part in parts), end_section=label == "  waiting")
+    return table
+
+
+def _show_part(console: Console, title: str, part: Part) -> None:
+    books = part.books
+    for text in (title, _requests_line(books), _events_line(books)):
+        line(console, text if text is title else f"  {text}")
+    behind = part.not_accounted
+    if behind.requests or behind.lost:
+        line(
+            console,
+            f"  not accounted for yet: {behind.requests} requests with {behind.events} events,"
+            f" {behind.lost} lost",
+        )
+    line(console, f"  oldest waiting {_oldest(part.oldest_waiting)}")
+    line(
+        console,
+        f"  lost {_with_reasons(books.lost)}, damaged {_damaged(books)}, redelivered {books.redelivered}",
+    )
+    line(console, f"  on disk {human_size(part.bytes)} in {_segments(part)} segments")
+    if part.pruned is not None:
+        line(console, f"  pruned from the ledger: {_pruned(part)}")
+
+
+def _requests_line(books: BooksNumbers) -> str:
+    return (
+        f"requests {books.requests} = metered {books.metered} + skipped {_with_reasons(books.skipped)}"
+        f" + quarantined {books.quarantined} + resent {books.resent}"
+    )
+
+
+def _events_line(books: BooksNumbers) -> str:
+    return (
+        f"events {books.events} = delivered {books.delivered} + dead-lettered {books.dead_lettered}"
+        f" + waiting {books.waiting}"
+    )
+
+
+def show_verification(console: Console, found: Verification) -> None:
+    """Print what was checked; differences are for standard error."""
+    line(
+        console,
+        f"{found.segments} segments, {human_size(found.bytes)}: {found.records} records with"
+        f" {found.events} events, of which {found.waiting} wait; {human_size(found.damaged_bytes)} damaged",
+    )
+    if found.not_accounted.requests:
+        line(console, f"{found.not_accounted.requests} requests are not accounted for yet")
+    pruned = f", and {found.pruned_events} events in lines that were pruned" if found.pruned_events else ""
+    line(console, f"{found.ledger_lines} ledger lines{pruned}")
+    line(console, "the books agree" if found.ok else f"{len(found.differences)} differences")
+
+
+def show_dead_letter(console: Console, letter: DeadLetterEntry) -> None:
+    """Print one dead letter as a line."""
+    status = "-" if letter.status is None else str(letter.status)
+    again = " (to be replayed)" if letter.to_be_replayed else ""
+    answer = " ".join(letter.answer.split())
+    line(
+        console,
+        f"{letter.id} {letter.destination} {letter.type} {letter.subject} {letter.time}"
+        f" {status}{again} {answer}",
+    )
+
+
+def line(console: Console, text: str) -> None:
+    """Print a line as it is: nothing in it is markup, and none is broken."""
+    console.print(text, markup=False, highlight=False, soft_wrap=True)
+
+
+def human_size(size: int) -> str:
+    """Return a size as people read it."""
+    value, unit = float(size), 0
+    while value >= 1024 and unit < len(_UNITS) - 1:
+        value, unit = value / 1024, unit + 1
+    return f"{size} B" if unit == 0 else f"{value:.1f} {_UNITS[unit]}"
+
+
+def human_age(seconds: float) -> str:
+    """Return a time span as people read it, two units of it."""
+    whole = int(seconds)
+    for unit, name, below, lower in ((86400, "d", 3600, "h"), (3600, "h", 60, "min"), (60, "min", 1, "s")):
+        if whole >= unit:
+            return f"{whole // unit} {name} {whole % unit // below} {lower}"
+    return f"{whole} s"
+
+
+def _oldest(oldest: OldestWaiting | None) -> str:
+    return "-" if oldest is None else f"{oldest.time} ({human_age(oldest.age_seconds)})"
+
+
+def _damaged(books: BooksNumbers) -> str:
+    size = human_size(books.damaged_bytes)
+    return f"{size} and {books.unreadable_segments} files" if books.unreadable_segments else size
+
+
+def _with_reasons(values: Mapping[str, int]) -> str:
+    total = sum(values.values())
+    if not total:
+        return "0"
+    return f"{total} ({', '.join(f'{reason} {count}' for reason, count in values.items())})"

@@ -1,0 +1,172 @@
+"""The plugin's configuration, as Kong hands it over in StartInstance.
+
+Kong has validated it with our schema and filled in the defaults; it is validated again here because a
+configuration may also come from a newer or older schema in the control plane, and a wrong one must be
+named rather than guessed at.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Annotated, Any, Final, Literal
+from urllib.parse import SplitResult, urlsplit
+
+import orjson
+from pydantic import Field, SecretStr, ValidationError, field_validator
+
+from openmeter_plugin.config.metering_settings import AttributeConfig, FiltersConfig, LuaList, Record, Subject
+from openmeter_plugin.metering.rules import Rules
+from openmeter_plugin.spool.destination import is_header_value
+
+DROPPING_QUEUE_KEYS: Final = ("max_retry_time", "max_entries", "max_bytes")
+"""Keys of Kong's queue that make it drop what it cannot deliver. We keep it, so they have no effect."""
+
+
+class ConfigError(ValueError):
+    """A configuration that cannot be used; the message names the field and holds no value of it."""
+
+
+class Queue(Record):
+    """How events are batched and retried. Times in seconds."""
+
+    max_batch_size: Annotated[int, Field(ge=1, le=1_000_000)] = 500
+    max_coalescing_delay: Annotated[float, Field(ge=0, le=3600)] = 1.0
+    initial_retry_delay: Annotated[float, Field(gt=0)] = 0.01
+    max_retry_delay: Annotated[float, Field(gt=0)] = 60.0
+    concurrency_limit: Literal[-1, 1] = 1
+
+
+class PluginConfig(Record):
+    """One instance's configuration. Kong's own names; `timeout` and `keepalive` in milliseconds."""
+
+    ingest_endpoint: str
+    api_token: SecretStr | None = None
+    meter_api_requests: bool = True
+    meter_ai_token_usage: bool = True
+    subject: Subject = Subject()
+    attributes: Annotated[tuple[AttributeConfig, ...], LuaList] = ()
+    ssl_verify: bool = True
+    timeout: Annotated[float, Field(gt=0)] = 10_000
+    keepalive: Annotated[float, Field(ge=0)] = 60_000
+    queue: Queue = Queue()
+    source: Annotated[str, Field(min_length=1, max_length=256)] = "kong"
+    meter_anonymous_consumer: bool = False
+    application_context: Literal["when_needed", "always", "never"] = "when_needed"
+    filters: FiltersConfig = FiltersConfig()
+
+    @field_validator("ingest_endpoint")
+    @classmethod
+    def _is_an_http_url(cls, value: str) -> str:
+        return usable_endpoint(value)
+
+    @field_validator("api_token")
+    @classmethod
+    def _fits_in_a_header(cls, value: SecretStr | None) -> SecretStr | None:
+        token = value.get_secret_value().strip() if value else ""
+        if not is_header_value(token):
+            raise ValueError("must be printable ASCII, to be sent in a header")
+        return SecretStr(token) if token else None
+
+    def rules(self) -> Rules:
+        """Return what of the configuration decides the events."""
+        return Rules(
+            source=self.source,
+            meter_api_requests=self.meter_api_requests,
+            meter_ai_token_usage=self.meter_ai_token_usage,
+            meter_anonymous_consumer=self.meter_anonymous_consumer,
+            lookups=self.subject.lookups,
+            require_consumer=self.subject.require_consumer,
+            missing=self.subject.missing,
+            fallback_subject=self.subject.fallback_subject or "",
+            attributes=tuple(a.compiled() for a in self.attributes),
+            filters=self.filters.compiled(),
+            application_context=self.application_context,
+        )
+
+
+def usable_endpoint(value: str) -> str:
+    """Return the URL as it can be posted to; raises ValueError that says what is wrong with it."""
+    value = value.strip()  # secret stores like to put a line break behind it
+    if not value.isprintable() or " " in value:
+        raise ValueError("must be a URL without spaces and line breaks")
+    url = _split(value)
+    if url is None or url.scheme not in ("http", "https") or not url.hostname:
+        raise ValueError("must be an http or https URL with a host")
+    if url.username or url.password or url.query:
+        raise ValueError("must not carry credentials or a query; the token goes into api_token")
+    return value
+
+
+def _split(url: str) -> SplitResult | None:
+    """Return the parts of the URL, None where it has none: urlsplit's own errors show what is in it."""
+    try:
+        parts = urlsplit(url)
+        parts.port  # noqa: B018 - is looked at only now
+    except ValueError:
+        return None
+    return parts
+
+
+def parse_object(raw: bytes) -> dict[str, Any]:
+    """Return Kong's configuration JSON as a dict; raises ConfigError where it is not an object."""
+    try:
+        config = orjson.loads(raw)
+    except orjson.JSONDecodeError as error:
+        raise ConfigError("the configuration is not JSON") from error
+    if not isinstance(config, dict):
+        raise ConfigError("the configuration is not an object")
+    return config
+
+
+def token_reference(config: dict[str, Any]) -> str | None:
+    """Return the vault reference of the API token, which Kong passes beside what it came to."""
+    references = config.get("$refs")
+    reference = references.get("api_token") if isinstance(references, dict) else None
+    return str(reference) if reference else None
+
+
+def parse_config(config: dict[str, Any]) -> tuple[PluginConfig, Rules]:
+    """Return the configuration and its rules; raises ConfigError that names each field that is wrong."""
+    try:
+        parsed = PluginConfig.model_validate(_without_nulls(config))
+    except ValidationError as error:
+        raise ConfigError(problems(error)) from None
+    return parsed, parsed.rules()
+
+
+def problems(error: ValidationError, within: str = "") -> str:
+    """Return places and reasons, in the words of a configuration; never values, which may be secrets."""
+    prefix = (within,) if within else ()
+    return "; ".join(
+        f"{'.'.join(map(str, (*prefix, *found['loc']))) or 'configuration'}: {_reason(found)}"
+        for found in error.errors(include_input=False, include_url=False, include_context=False)
+    )
+
+
+def _reason(found: Mapping[str, Any]) -> str:
+    return _REASONS.get(found["type"]) or str(found["msg"]).removeprefix("Value error, ")
+
+
+_REASONS: Final = {
+    "tuple_type": "must be a list",
+    "model_type": "must be a mapping",
+    "extra_forbidden": "there is no such setting",
+}
+"""For what the library says in Python's words."""
+
+
+def _without_nulls(value: Any) -> Any:
+    """Return the value without members that are null: Kong may write an unset field so, at any depth."""
+    if isinstance(value, dict):
+        return {key: _without_nulls(member) for key, member in value.items() if member is not None}
+    if isinstance(value, list):
+        return [_without_nulls(item) for item in value]
+    return value
+
+
+def ineffective_queue_keys(config: dict[str, Any]) -> list[str]:
+    """Return the keys of Kong's queue that are set and would drop events there, but do not limit here."""
+    queue = config.get("queue")
+    return (
+        [key for key in DROPPING_QUEUE_KEYS if queue.get(key) is not None] if isinstance(queue, dict) else []
+    )

@@ -1,0 +1,285 @@
+"""Whether the books agree with each other and with the segments: every record is read for it."""
+
+from __future__ import annotations
+
+import sqlite3
+from collections import Counter
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Final, NamedTuple
+
+import orjson
+
+from openmeter_plugin.books.backlog import QueueFiles, Unaccounted, read
+from openmeter_plugin.books.ledger_lines import add_lines, ledger_key, summary_of
+from openmeter_plugin.books.models import NotAccounted, Verification
+from openmeter_plugin.books.pruning import Pruned
+from openmeter_plugin.books.read_models import (
+    SpoolError,
+    all_counts,
+    all_positions,
+    all_pruned,
+    all_resent,
+    queue_names,
+    reading,
+)
+from openmeter_plugin.books.status import numbers
+from openmeter_plugin.books.store import Counts, LedgerKey, Lines, Position
+from openmeter_plugin.spool.destination import QUARANTINE
+from openmeter_plugin.spool.segment import EVENTS, MAGIC, Damage, Record
+
+_TRIES: Final = 5
+_MOST_DIFFERENCES: Final = 1_000  # told; the rest is counted
+
+
+class LedgerEntry(NamedTuple):
+    """The numbers of a line of the ledger, or of several together."""
+
+    accepted: int = 0
+    delivered: int = 0
+    dead_lettered: int = 0
+
+
+@dataclass(slots=True)
+class _Ledger:
+    """A queue's ledger: how many lines, what they come to, and those in which something is open."""
+
+    lines: int = 0
+    total: LedgerEntry = field(default_factory=LedgerEntry)
+    open: dict[LedgerKey, LedgerEntry] = field(default_factory=dict)
+
+
+@dataclass(slots=True)
+class _Books:
+    """Everything in the books that is checked, read as one."""
+
+    counts: dict[str, Counts]
+    positions: dict[str, dict[str, Position]]
+    resent: dict[str, set[tuple[str, int]]]
+    ledger: dict[str, _Ledger]
+    pruned: dict[str, Pruned]
+    dead: dict[str, Lines]
+    damaged: str | None
+    quarantined: int
+
+
+@dataclass(slots=True)
+class _Recount:
+    """What the segments of a queue hold."""
+
+    records: int = 0
+    events: int = 0
+    accounted_events: int = 0
+    damaged_bytes: int = 0
+    damaged_accounted: int = 0
+    waiting: Lines = field(default_factory=Counter)
+    behind: Unaccounted = field(default_factory=Unaccounted)
+    differences: list[str] = field(default_factory=list)
+
+
+class _GoneError(Exception):
+    """A segment that had something waiting was delivered and removed while we read."""
+
+
+def verify(spool: Path) -> Verification:
+    """Check everything; raises SpoolError where the books cannot be read at all."""
+    for _ in range(_TRIES):
+        try:
+            return _verify(spool)
+        except _GoneError:
+            continue
+    raise SpoolError("segments are removed faster than they can be read; verify again when less is going on")
+
+
+def _verify(spool: Path) -> Verification:
+    books = _read_books(spool)
+    differences = [f"books: {books.damaged}"] if books.damaged else []
+    recounts: list[_Recount] = []
+    segments = size = 0
+    for queue in queue_names(spool, books.counts):
+        files = QueueFiles.of(spool, queue, books.positions.get(queue, {}), books.resent.get(queue, ()))
+        recount = _recount(files)
+        recounts.append(recount)
+        segments += len(files.sizes)
+        size += sum(files.sizes.values())
+        found = [*recount.differences, *_differences(queue, books, recount)]
+        differences += [f"{queue}: {difference}" for difference in found]
+    counted = sum(counts["quarantined", ""] for counts in books.counts.values())
+    if counted != books.quarantined:
+        differences.append(
+            f"{counted} requests are in quarantine by the counts, {books.quarantined} are kept"
+        )
+    told = differences[:_MOST_DIFFERENCES]
+    if len(differences) > len(told):
+        told.append(f"and {len(differences) - len(told)} more")
+    return Verification(
+        ok=not differences,
+        differences=told,
+        segments=segments,
+        records=sum(r.records for r in recounts),
+        events=sum(r.events for r in recounts),
+        waiting=sum(r.waiting.total() for r in recounts),
+        not_accounted=NotAccounted(
+            requests=sum(r.behind.requests for r in recounts),
+            events=sum(r.behind.events for r in recounts),
+            lost=sum(r.behind.lost for r in recounts),
+        ),
+        bytes=size,
+        damaged_bytes=sum(r.damaged_bytes for r in recounts),
+        ledger_lines=sum(ledger.lines for ledger in books.ledger.values()),
+        pruned_events=sum(pruned.events for pruned in books.pruned.values()),
+    )
+
+
+def _read_books(spool: Path) -> _Books:
+    with reading(spool) as db:
+        damaged = None
+        try:
+            (health,) = db.execute("PRAGMA quick_check(1)").fetchone()
+            damaged = None if health == "ok" else str(health)
+        except sqlite3.DatabaseError as error:
+            damaged = str(error)
+        dead: dict[str, Lines] = {}
+        for queue, event in db.execute("SELECT queue, event FROM dead_letters"):
+            dead.setdefault(queue, Counter())[ledger_key(orjson.loads(event))] += 1
+        (kept,) = db.execute("SELECT count(*) FROM quarantine").fetchone()
+        return _Books(
+            counts=all_counts(db),
+            positions=all_positions(db),
+            resent=all_resent(db),
+            ledger=_read_ledger(db),
+            pruned=all_pruned(db),
+            dead=dead,
+            damaged=damaged,
+            quarantined=kept,
+        )
+
+
+def _read_ledger(db: sqlite3.Connection) -> dict[str, _Ledger]:
+    """Add the ledger up where it is: it may have millions of lines, nearly all of them settled."""
+    ledger: dict[str, _Ledger] = {}
+    for queue, lines, *total in db.execute(
+        "SELECT queue, count(*), sum(accepted), sum(delivered), sum(dead_lettered) FROM ledger GROUP BY queue"
+    ):
+        ledger[queue] = _Ledger(lines, LedgerEntry(*total))
+    for queue, hour, kind, subject, *values in db.execute(
+        "SELECT queue, hour, type, subject, accepted, delivered, dead_lettered FROM ledger"
+        " WHERE accepted <> delivered OR dead_lettered <> 0"
+    ):
+        ledger[queue].open[LedgerKey(hour, kind, subject)] = LedgerEntry(*values)
+    return ledger
+
+
+def _recount(files: QueueFiles) -> _Recount:
+    recount = _Recount()
+    for name, size in files.sizes.items():
+        position = files.position(name)
+        if position.delivered > max(position.accounted, len(MAGIC)):
+            recount.differences.append(
+                f"{name} is delivered up to {position.delivered} and accounted for up to {position.accounted}"
+            )
+        path = files.directory / name
+        try:
+            with path.open("rb") as file:
+                head = file.read(len(MAGIC))
+        except FileNotFoundError:
+            if position.delivered < size and files.directory.name != QUARANTINE:
+                raise _GoneError from None
+            continue
+        except OSError as error:
+            recount.differences.append(f"{name} cannot be read: {error.strerror}")
+            continue
+        if head != MAGIC[: len(head)]:  # shorter: its writer was cut off at once, as by a power loss
+            recount.differences.append(f"{name} does not begin as a segment does")
+        if position.accounted > size:
+            recount.differences.append(
+                f"{name} is accounted for up to {position.accounted} and has {size} bytes"
+            )
+        try:
+            for item in read(path):
+                _add(recount, files, name, item)
+        except OSError as error:
+            recount.differences.append(f"{name} cannot be read to its end: {error.strerror}")
+    return recount
+
+
+def _add(recount: _Recount, files: QueueFiles, name: str, item: Record | Damage) -> None:
+    position = files.position(name)
+    if isinstance(item, Damage):
+        size = item.end - item.start
+        recount.damaged_bytes += size
+        if item.end <= position.accounted:
+            recount.damaged_accounted += size
+        return
+    recount.records += 1
+    count = item.event_count if item.kind == EVENTS else 0
+    recount.events += count
+    if item.end > position.accounted:
+        recount.behind.add(item)
+        return
+    if not files.is_sent(name, item):
+        return
+    recount.accounted_events += count
+    summary = summary_of(item) if item.end > position.delivered else None
+    if summary is not None:
+        add_lines(recount.waiting, summary)
+
+
+def _differences(queue: str, books: _Books, recount: _Recount) -> list[str]:
+    """Return what does not add up in a queue."""
+    counts = books.counts.get(queue, Counter())
+    ledger = books.ledger.get(queue, _Ledger())
+    pruned = books.pruned.get(queue, Pruned("", 0, 0)).events
+    book = numbers(counts)
+    found = []
+    skipped = sum(book.skipped.values())
+    parts = book.metered + skipped + book.quarantined + book.resent
+    if book.requests != parts:
+        found.append(
+            f"requests are {book.requests}, but metered {book.metered} + skipped {skipped}"
+            f" + quarantined {book.quarantined} + resent {book.resent} = {parts}"
+        )
+    waiting = recount.waiting.total()
+    if book.events != book.delivered + book.dead_lettered + waiting:
+        found.append(
+            f"events are {book.events}, but delivered {book.delivered} + dead-lettered {book.dead_lettered}"
+            f" + waiting in the segments {waiting} = {book.delivered + book.dead_lettered + waiting}"
+        )
+    for name, value, total, gone in (
+        ("accepted", book.events, ledger.total.accepted, pruned),
+        ("delivered", book.delivered, ledger.total.delivered, pruned),
+        ("dead-lettered", book.dead_lettered, ledger.total.dead_lettered, 0),
+    ):
+        if total + gone != value:
+            found.append(
+                f"{name} events are {value} in the counts and {total} in the ledger, with {gone} pruned"
+            )
+    if recount.damaged_accounted > counts["damaged_bytes", ""]:
+        found.append(
+            f"{recount.damaged_accounted} bytes of the segments are damaged, of which"
+            f" {counts['damaged_bytes', '']} were when they were accounted for"
+        )
+    return found + _ledger_differences(ledger.open, recount.waiting, books.dead.get(queue, Counter()))
+
+
+def _ledger_differences(lines: dict[LedgerKey, LedgerEntry], waiting: Lines, dead: Lines) -> list[str]:
+    found = []
+    for key in sorted(lines.keys() | waiting.keys() | dead.keys()):
+        line = lines.get(key)
+        if line is None:
+            found.append(
+                f"ledger {key.hour} {key.type} {key.subject}: nothing is open in it,"
+                f" but {waiting[key]} wait and {dead[key]} dead letters are kept"
+            )
+            continue
+        if line.accepted != line.delivered + line.dead_lettered + waiting[key]:
+            found.append(
+                f"ledger {key.hour} {key.type} {key.subject}: accepted {line.accepted}, but delivered"
+                f" {line.delivered} + dead-lettered {line.dead_lettered} + waiting {waiting[key]}"
+            )
+        if line.dead_lettered != dead[key]:
+            found.append(
+                f"ledger {key.hour} {key.type} {key.subject}: dead-lettered {line.dead_lettered},"
+                f" but {dead[key]} dead letters are kept"
+            )
+    return found

@@ -1,0 +1,201 @@
+"""From one serialized request log to its CloudEvents: a pure function.
+
+The log is what `kong.log.serialize` returns (recordings in tests/data/kong-wire). Any field of it may
+be missing or of another type, so every access here tolerates that, and nothing here raises. Only named
+fields are taken: the record also holds API keys, cookies and query strings.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any, Final
+
+from openmeter_plugin.metering.ai_usage import token_counts
+from openmeter_plugin.metering.attributes import attribute_values
+from openmeter_plugin.metering.lenient_json import (
+    LARGEST_COUNT,
+    MAX_TEXT,
+    count,
+    identifier,
+    put,
+    rfc3339,
+    table,
+    text,
+    usable_time,
+)
+from openmeter_plugin.metering.pdk_queries import UNASKED, Answers, Needs
+from openmeter_plugin.metering.rules import Filters, Rules, SkipReason
+from openmeter_plugin.metering.subject import find_subject
+
+# MERGED: Which requests are metered at all: an excluded one costs Kong no question and has no event of
+# any kind.
+
+
+def exclusion(log: Mapping[str, Any], filters: Filters) -> SkipReason | None:
+    """Return why the request is not metered, the first reason where there are several, or None.
+
+    What a filter asks for and the log does not tell is excluded: the filters name what is metered.
+    """
+    if filters.statuses is not None and _status(log) not in filters.statuses:
+        return SkipReason.STATUS_EXCLUDED
+    if filters.methods is not None and not _is_in(table(log.get("request")), ("method",), filters.methods):
+        return SkipReason.METHOD_EXCLUDED
+    if filters.routes is not None and not _is_in(table(log.get("route")), ("name", "id"), filters.routes):
+        return SkipReason.ROUTE_EXCLUDED
+    if filters.services is not None and not _is_in(
+        table(log.get("service")), ("name", "id"), filters.services
+    ):
+        return SkipReason.SERVICE_EXCLUDED
+    if filters.response_sources is not None and not _is_in(log, ("source",), filters.response_sources):
+        return SkipReason.RESPONSE_SOURCE_EXCLUDED
+    return None
+
+
+def _status(log: Mapping[str, Any]) -> int | None:
+    return count(table(log.get("response")).get("status"))
+
+
+def _is_in(members: Mapping[str, Any], names: tuple[str, ...], wanted: frozenset[str]) -> bool:
+    return any(type(value := members.get(name)) is str and value in wanted for name in names)
+
+
+API_REQUEST: Final = "kong.api_request"
+LLM_REQUEST: Final = "kong.llm_request"
+
+Event = dict[str, Any]
+
+
+@dataclass(frozen=True, slots=True)
+class Quarantined:
+    """A request to be kept until it is known whom to bill. What its attributes are made of is not kept."""
+
+    reason: SkipReason
+    attributes: Event
+
+
+Outcome = list[Event] | SkipReason | Quarantined | Needs
+
+_Members = tuple[tuple[str, str], ...]
+"""Members of a record in the log, each with the property of the event's data that it becomes."""
+
+_COMMON_TEXTS: Final[tuple[tuple[str, _Members], ...]] = (
+    ("route", (("name", "route_name"), ("id", "route_id"))),
+    ("service", (("name", "service_name"), ("id", "service_id"))),
+    ("consumer", (("id", "consumer_id"), ("username", "consumer_username"))),
+)
+_REQUEST_COUNTS: Final[tuple[tuple[str, _Members], ...]] = (
+    ("response", (("status", "status"), ("size", "response_bytes"))),
+    ("request", (("size", "request_bytes"),)),
+    # proxy is -1 where Kong itself answered: no upstream, no latency.
+    ("latencies", (("request", "latency_ms"), ("proxy", "upstream_latency_ms"))),
+)
+
+
+def outcome(
+    log: object, answers: Answers, rules: Rules, *, now_ms: int, new_id: Callable[[], str]
+) -> Outcome:
+    """Return a request's events, or why there are none, or what must still be asked of Kong.
+
+    `now_ms` and `new_id` stand in where the log has no time or no request id. Never raises on any JSON
+    value.
+    """
+    if type(log) is not dict:
+        return SkipReason.BAD_RECORD
+    if rules.filters is not None and (excluded := exclusion(log, rules.filters)):
+        return excluded
+    if rules.application_context == "always" and answers.application is UNASKED:
+        return Needs.APPLICATION
+    subject = find_subject(log, answers.application, rules)
+    if isinstance(subject, Needs):
+        return subject
+    if isinstance(subject, SkipReason) and (rules.missing == "skip" or not _has_usage(log, rules)):
+        return subject
+    if rules.asks_captures and answers.captures is UNASKED and log.get("route"):
+        return Needs.CAPTURES
+    attributes = attribute_values(log, answers.captures, rules.attributes) if rules.attributes else {}
+    if isinstance(subject, SkipReason):
+        if rules.missing == "quarantine":
+            return Quarantined(subject, attributes)
+        subject = rules.fallback_subject
+    common = _common_data(log, answers.application)
+    common.update(attributes)
+    request_id = identifier(table(log.get("request")).get("id")) or new_id()
+    stamp = rfc3339(usable_time(log.get("started_at")) or now_ms)
+    return [
+        {
+            "specversion": "1.0",
+            "id": event_id,
+            "source": rules.source,
+            "type": kind,
+            "subject": subject,
+            "time": stamp,
+            "data": data,
+        }
+        for event_id, kind, data in _usage(log, rules, request_id, common)
+    ] or SkipReason.NOTHING_TO_METER
+
+
+def _has_usage(log: Mapping[str, Any], rules: Rules) -> bool:
+    return bool(_usage(log, rules, "", {}))
+
+
+def _usage(
+    log: Mapping[str, Any], rules: Rules, request_id: str, common: Event
+) -> list[tuple[str, str, Event]]:
+    """Return the id, type and data of each of the request's events."""
+    usage: list[tuple[str, str, Event]] = []
+    if rules.meter_api_requests:
+        usage.append((request_id, API_REQUEST, _request_data(log) | common))
+    if rules.meter_ai_token_usage and "ai" in log:
+        for key, direction, tokens, meta in token_counts(log["ai"]):
+            data: Event = {"tokens": tokens, "type": direction}
+            put(data, "model", text(meta.get("request_model")) or text(meta.get("response_model")))
+            put(data, "provider", text(meta.get("provider_name")))
+            usage.append((f"{request_id}:{key}:{direction}", LLM_REQUEST, data | common))
+    return usage
+
+
+def _common_data(log: Mapping[str, Any], application: object) -> Event:
+    """Return what requests and token counts share: who, over which route and service."""
+    data: Event = {}
+    for record, members in _COMMON_TEXTS:
+        source = log.get(record)
+        if type(source) is dict:
+            for member, name in members:
+                value = source.get(member)
+                if type(value) is str and value:
+                    data[name] = value if len(value) <= MAX_TEXT else value[:MAX_TEXT]
+    if type(application) is dict:
+        put(data, "application_id", text(application.get("application_id")))
+    put(data, "workspace", text(log.get("workspace_name")))
+    return data
+
+
+def _request_data(log: Mapping[str, Any]) -> Event:
+    data: Event = {}
+    put(data, "request_method", text(table(log.get("request")).get("method")))
+    put(data, "response_source", text(log.get("source")))
+    for record, members in _REQUEST_COUNTS:
+        source = log.get(record)
+        if type(source) is dict:
+            for member, name in members:
+                value = source.get(member)
+                if type(value) is int and 0 <= value <= LARGEST_COUNT:  # what nearly all of them are
+                    data[name] = value
+                else:
+                    put(data, name, count(value))
+    return data
+
+
+def _properties(records: Iterable[tuple[str, _Members]]) -> set[str]:
+    return {name for _, members in records for _, name in members}
+
+
+RESERVED_DATA_KEYS: Final = frozenset(
+    _properties(_COMMON_TEXTS)
+    | _properties(_REQUEST_COUNTS)
+    | {"request_method", "response_source", "application_id", "workspace"}
+    | {"tokens", "type", "model", "provider"}
+)
+"""The properties of an event's data that we fill; a configured attribute must not take their place."""

@@ -1,0 +1,113 @@
+"""What a gateway's ledger, read before and after the meters, says for certain.
+
+Pure. The meters are read in between, so an hour can be compared when, in the later reading, none of its
+events waits, and its lines are those of the earlier one: all that the meters could have was delivered before
+they were read, and nothing came while they were.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from datetime import datetime
+from urllib.parse import SplitResult, urlsplit
+
+from syncd.audit.compare import GatewayBooks, Line, Sent
+from syncd.gateways.models import Ledger, LedgerLine, Spool
+
+_PORTS = {"http": 80, "https": 443}
+
+
+@dataclass(frozen=True, slots=True)
+class Elsewhere:
+    """A destination whose events do not go to the metering API of this configuration, so far as is known."""
+
+    gateway: str
+    destination: str
+    endpoint: str | None
+    events: int
+
+    def to_json(self) -> dict[str, object]:
+        """Return it as in ``syncd audit --json``."""
+        return {
+            "gateway": self.gateway,
+            "destination": self.destination,
+            "endpoint": self.endpoint,
+            "events": self.events,
+        }
+
+
+def leads_to(endpoint: str | None, metering_url: str, other_hosts: Iterable[str] = ()) -> bool:
+    """Tell whether an endpoint is on the metering API's host and port, or on one of the other hosts.
+
+    Another host without a port stands for all of its ports.
+    """
+    if endpoint is None:
+        return False
+    there = urlsplit(endpoint)
+    if _address(there) == _address(urlsplit(metering_url)):
+        return True
+    hosts = (urlsplit(f"//{host}") for host in other_hosts)
+    return any(there.hostname == host.hostname and host.port in (None, _address(there)[1]) for host in hosts)
+
+
+def _address(parts: SplitResult) -> tuple[str | None, int | None]:
+    return parts.hostname, parts.port or _PORTS.get(parts.scheme)
+
+
+def settled(gateway: str, before: Ledger, spool: Spool, after: Ledger, ours: frozenset[str]) -> GatewayBooks:
+    """Return what was sent to the destinations in `ours`, and the hours that cannot be compared.
+
+    `spool` was read after the meters and before `after`.
+    """
+    earlier, lines = _sent(before.lines, ours), _sent(after.lines, ours)
+    open_hours = dict.fromkeys(_waiting_hours(spool, after, ours), f"events of {gateway} wait")
+    for line in earlier.keys() | lines.keys():
+        if earlier.get(line) != lines.get(line):
+            open_hours.setdefault(line.hour, f"the ledger of {gateway} changed while it was read")
+    return GatewayBooks(gateway, lines, open_hours)
+
+
+def _waiting_hours(spool: Spool, after: Ledger, ours: frozenset[str]) -> set[datetime]:
+    """Return the hours with waiting events of our destinations, all hours with any where that is not known.
+
+    The ledger names the hours of events that are written and not accounted for, but not their destination.
+    Where none of ours had such events after the meters were read, its lines alone tell.
+    """
+    if all(part.not_accounted.events == 0 for part in spool.destinations if part.id in ours):
+        return {line.hour for line in after.lines if line.waiting and line.destination in ours}
+    return set(after.hours_with_waiting_events)
+
+
+def _sent(lines: Iterable[LedgerLine], ours: frozenset[str]) -> dict[Line, Sent]:
+    found: dict[Line, Sent] = {}
+    for entry in lines:
+        if entry.destination in ours:
+            line = Line(entry.hour, entry.type, entry.subject)
+            number = Sent(entry.delivered, entry.dead_lettered)
+            found[line] = found[line].plus(number) if line in found else number
+    return found
+
+
+def elsewhere(gateway: str, spool: Spool, ledger: Ledger, ours: frozenset[str]) -> tuple[Elsewhere, ...]:
+    """Return the other destinations that have events in the ledger."""
+    endpoints = {part.id: part.endpoint for part in spool.destinations}
+    events: dict[str, int] = {}
+    for line in ledger.lines:
+        if line.destination not in ours:
+            events[line.destination] = events.get(line.destination, 0) + line.accepted
+    return tuple(
+        Elsewhere(gateway, destination, endpoints.get(destination), number)
+        for destination, number in sorted(events.items())
+    )
+
+
+def together(found: Iterable[Elsewhere]) -> tuple[Elsewhere, ...]:
+    """Return each destination once, with the events of all spans."""
+    sums: dict[tuple[str, str, str | None], int] = {}
+    for one in found:
+        key = (one.gateway, one.destination, one.endpoint)
+        sums[key] = sums.get(key, 0) + one.events
+    return tuple(
+        Elsewhere(*key, events) for key, events in sorted(sums.items(), key=lambda item: item[0][:2])
+    )

@@ -1,0 +1,199 @@
+"""An audit: the span part by part, and once more where events are missing that may only be late.
+
+A metering API answers 2xx when an event is queued, not when it is counted, so what was delivered moments ago
+may not be in the meters yet. Parts with missing events are therefore read again for a while.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from datetime import datetime
+from typing import TypeVar
+
+from syncd.audit.books import Elsewhere, elsewhere, leads_to, settled, together
+from syncd.audit.compare import HOUR, Comparison, GatewayBooks, Line, Yardstick, compare, joined
+from syncd.audit.meter_queries import HourlyMeters
+from syncd.core.errors import MeterMissingError
+from syncd.gateways.client import Gateway
+from syncd.gateways.models import Ledger, Spool
+
+# MERGED: Reading both sides of an audit: each gateway's ledger, the meters, and each ledger once more.
+
+REQUESTS = "kong.api_request"
+TOKENS = "kong.llm_request"
+_AT_ONCE = 8
+_T = TypeVar("_T")
+
+
+@dataclass(frozen=True, slots=True)
+class Reading:
+    """What was read of a span; `yardsticks` are those of the types that occur.
+
+    `lines` is how many ledger lines the gateway with the most has.
+    """
+
+    comparison: Comparison
+    elsewhere: tuple[Elsewhere, ...]
+    yardsticks: tuple[Yardstick, ...]
+    lines: int
+
+
+@dataclass(frozen=True, slots=True)
+class Reader:
+    """Both sides; `metering_url` tells which destinations of a gateway lead here."""
+
+    gateways: Sequence[Gateway]
+    meters: HourlyMeters
+    metering_url: str
+
+    def read(self, since: datetime, until: datetime) -> Reading:
+        """Read and compare a span of whole hours.
+
+        Raises GatewayError or the ApiError that fits where either side cannot be read to its end,
+        MeterMissingError where no meter counts requests.
+        """
+        before = self._each(lambda gateway: gateway.ledger(since, until))
+        types = {REQUESTS, TOKENS} | {line.type for ledger in before for line in ledger.lines}
+        yardsticks = {kind: found for kind in sorted(types) if (found := self.meters.yardstick(kind))}
+        if REQUESTS not in yardsticks or not yardsticks[REQUESTS].exact:
+            raise MeterMissingError(
+                f"no meter of the metering API counts {REQUESTS} events; `syncd meters apply` creates one"
+            )
+        values: dict[Line, int] = {}
+        for used in yardsticks.values():
+            values |= self.meters.values(used, since, until)
+        spools = self._each(Gateway.spool)
+        after = self._each(lambda gateway: gateway.ledger(since, until))
+        return self._compared(since, until, before, spools, after, values, yardsticks)
+
+    def _compared(
+        self,
+        since: datetime,
+        until: datetime,
+        before: Sequence[Ledger],
+        spools: Sequence[Spool],
+        after: Sequence[Ledger],
+        values: dict[Line, int],
+        yardsticks: dict[str, Yardstick],
+    ) -> Reading:
+        books: list[GatewayBooks] = []
+        others: list[Elsewhere] = []
+        for gateway, first, spool, last in zip(self.gateways, before, spools, after, strict=True):
+            ours = frozenset(
+                part.id
+                for part in spool.destinations
+                if leads_to(part.endpoint, self.metering_url, gateway.config.metering_hosts)
+            )
+            books.append(settled(gateway.name, first, spool, last, ours))
+            others += elsewhere(gateway.name, spool, last, ours)
+        comparison = compare(since, until, books, values, yardsticks)
+        occurring = {line.type for one in books for line in one.lines} | {line.type for line in values}
+        used = tuple(found for kind, found in yardsticks.items() if kind in occurring or kind == REQUESTS)
+        return Reading(comparison, tuple(others), used, max(len(ledger.lines) for ledger in after))
+
+    def _each(self, ask: Callable[[Gateway], _T]) -> list[_T]:
+        """Ask all gateways, several at once; raises the first error."""
+        with ThreadPoolExecutor(max_workers=max(1, min(_AT_ONCE, len(self.gateways)))) as pool:
+            return list(pool.map(ask, self.gateways))
+
+
+MANY_LINES = 50_000
+"""Of one gateway, in one part: both sides of a part are held in memory."""
+_LONGEST = 24
+_PAUSE = 2.0
+
+
+@dataclass(frozen=True, slots=True)
+class Audit:
+    """What came of it; exit status and output are made of this."""
+
+    comparison: Comparison
+    elsewhere: tuple[Elsewhere, ...]
+    yardsticks: tuple[Yardstick, ...]
+
+    @property
+    def is_equal(self) -> bool:
+        """Tell whether all that was compared is the same on both sides."""
+        return not self.comparison.differences
+
+    @property
+    def why_nothing(self) -> str | None:
+        """Say why nothing at all could be compared; None where something was."""
+        comparison = self.comparison
+        if comparison.hours_compared == 0:
+            return "no hour of the span could be compared: events wait, or came while it was read. Try again"
+        sent = sum(totals.delivered + totals.dead_lettered for totals in comparison.totals.values())
+        if self.elsewhere and not sent:
+            places = ", ".join(
+                f"{one.endpoint or 'an unknown endpoint'} at {one.gateway}" for one in self.elsewhere
+            )
+            return (
+                f"no events of the gateways go to metering.url, but to {places}. If that is the same server"
+                " by another name, list it in metering_hosts of the gateway"
+            )
+        return None
+
+
+@dataclass
+class AuditRun:
+    """Audits a span, and can do so again; `settle` is in seconds, for the whole of each time."""
+
+    reader: Reader
+    since: datetime
+    until: datetime
+    settle: float = 30.0
+    on_part: Callable[[int], object] = lambda _hours: None
+    on_wait: Callable[[int], object] = lambda _missing: None
+    sleep: Callable[[float], object] = time.sleep
+    clock: Callable[[], float] = time.monotonic
+
+    def __post_init__(self) -> None:
+        self._readings: dict[tuple[datetime, datetime], Reading] = {}
+
+    def audit(self) -> Audit:
+        """Read and compare all of it, parts with missing events again until `settle` is over."""
+        start, hours = self.since, 1
+        while start < self.until:
+            end = min(start + hours * HOUR, self.until)
+            reading = self._readings[start, end] = self.reader.read(start, end)
+            self.on_part((end - start) // HOUR)
+            if reading.lines > MANY_LINES:
+                hours = max(1, hours // 2)
+            elif reading.lines < MANY_LINES // 4:
+                hours = min(_LONGEST, 2 * hours)
+            start = end
+        return self._settled()
+
+    def again(self) -> Audit:
+        """Read the parts with missing events once more."""
+        for span in self._with_missing():
+            self._readings[span] = self.reader.read(*span)
+        return self._settled()
+
+    def _settled(self) -> Audit:
+        """Read the parts with missing events until none is missing, or `settle` is over."""
+        deadline = self.clock() + self.settle
+        while missing := self._with_missing():
+            left = deadline - self.clock()
+            if left <= 0:
+                break
+            self.on_wait(sum(reading.comparison.missing for reading in missing.values()))
+            self.sleep(min(_PAUSE, left))
+            for span in missing:
+                self._readings[span] = self.reader.read(*span)
+        return self._audit()
+
+    def _with_missing(self) -> dict[tuple[datetime, datetime], Reading]:
+        return {span: one for span, one in self._readings.items() if one.comparison.missing}
+
+    def _audit(self) -> Audit:
+        readings = list(self._readings.values())
+        yardsticks = {used.type: used for one in readings for used in one.yardsticks}
+        return Audit(
+            joined(one.comparison for one in readings),
+            together(other for one in readings for other in one.elsewhere),
+            tuple(yardsticks[kind] for kind in sorted(yardsticks)),
+        )

@@ -1,0 +1,5 @@
+"""The command line `syncd`.
+
+Start with `main`.
+May import: every room.
+"""

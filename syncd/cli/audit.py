@@ -1,0 +1,185 @@
+"""`syncd audit`: what the gateways have delivered against what the meters count."""
+
+from __future__ import annotations
+
+import sys
+from contextlib import ExitStack
+from dataclasses import dataclass
+from datetime import UTC, date, datetime, timedelta
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from syncd.cli.options import (
+    APPLIED,
+    DRIFT,
+    ERROR,
+    ConfigOption,
+    JsonOption,
+    config_path,
+    console,
+    finish,
+    print_json,
+)
+from syncd.core.errors import ConfigError, SyncdError
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+
+    from syncd.audit.redelivery import Redelivery
+    from syncd.audit.run import Audit, AuditRun
+    from syncd.config.settings import Config
+
+_USUAL = timedelta(days=1)
+
+
+def _moment(value: str) -> datetime:
+    try:
+        if len(value) == len("2026-11-22"):
+            return datetime.combine(date.fromisoformat(value), datetime.min.time(), UTC)
+        moment = datetime.fromisoformat(value)
+    except ValueError:
+        raise typer.BadParameter("must be a time such as 2026-11-22T07:00:00Z, or a day (UTC)") from None
+    if moment.tzinfo is None:
+        raise typer.BadParameter("needs a time zone, as in 2026-11-22T07:00:00Z")
+    return moment
+
+
+def audit(
+    context: typer.Context,
+    config: ConfigOption = None,
+    since: Annotated[
+        datetime | None,
+        typer.Option(
+            "--from", parser=_moment, metavar="TIME", help="RFC 3339 or a day. Default: a day before the end."
+        ),
+    ] = None,
+    until: Annotated[
+        datetime | None,
+        typer.Option("--to", parser=_moment, metavar="TIME", help="Not included. Default: this hour."),
+    ] = None,
+    redeliver: Annotated[
+        bool, typer.Option("--redeliver", help="Have the gateways send what is missing again.")
+    ] = False,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="With --redeliver: only show what would be asked for.")
+    ] = False,
+    wait: Annotated[
+        bool, typer.Option("--wait", help="With --redeliver: wait until it is done, and compare again.")
+    ] = False,
+    timeout: Annotated[float, typer.Option(min=0, help="How long to --wait, in seconds.")] = 300,
+    force: Annotated[
+        bool, typer.Option("--force", help="Redeliver although something may be counted twice.")
+    ] = False,
+    settle: Annotated[
+        float, typer.Option(min=0, help="How long to look again while events are missing, in seconds.")
+    ] = 30,
+    as_json: JsonOption = False,
+) -> None:
+    """Compare the gateways' ledgers with the meters, hour by hour. Exit status: 0 equal, 2 not, 1 error."""
+    from syncd.cli.audit_report import show_audit, to_json
+    from syncd.config import settings
+
+    if (dry_run or wait or force) and not redeliver:
+        raise typer.BadParameter("--dry-run, --wait and --force go with --redeliver")
+    loaded = settings.load(config_path(context, config))
+    with ExitStack() as stack:
+        run = _run(stack, loaded, since, until, settle)
+        found = run.audit()
+        if not as_json:
+            show_audit(console(), found)
+        asked: Sequence[Redelivery] = ()
+        problems: list[str] = []
+        if redeliver:
+            options = _Options(force, dry_run, timeout if wait else None, quiet=as_json)
+            found, asked = _redeliver(run, found, options, problems)
+    if as_json:
+        print_json(to_json(found, asked))
+    problems += [found.why_nothing] if found.why_nothing is not None else []
+    for problem in problems:
+        print(f"syncd: {problem}", file=sys.stderr)
+    finish(ERROR if problems else APPLIED if found.is_equal else DRIFT)
+
+
+def _run(
+    stack: ExitStack, config: Config, since: datetime | None, until: datetime | None, settle: float
+) -> AuditRun:
+    from syncd.audit.compare import HOUR, whole_hours
+    from syncd.audit.meter_queries import HourlyMeters
+    from syncd.audit.run import AuditRun, Reader
+    from syncd.http.client import ApiClient
+    from syncd.http.retry import Retry
+    from syncd.runs import factory
+
+    if not config.gateways:
+        raise ConfigError(
+            "gateways: none is listed, and syncd audit compares their ledgers with the meters. List each"
+            ' gateway with name, url and token of its plugin\'s API (docs/syncd.md, "Audit")'
+        )
+    begin, end = whole_hours(since, until, datetime.now(UTC), _USUAL)
+    if begin >= end:
+        raise SyncdError(
+            f"there is no whole hour from {begin:%Y-%m-%d %H:%M} to {end:%Y-%m-%d %H:%M} (UTC) to compare:"
+            " --from must be before --to, and the current hour is not over"
+        )
+    gateways = [stack.enter_context(gateway) for gateway in factory.gateways_of(config)]
+    retry = Retry(attempts=config.metering.attempts)
+    client = stack.enter_context(ApiClient(factory.metering_endpoint(config), retry))
+    meters = HourlyMeters(client, config.metering.dialect)
+    reader = Reader(gateways, meters, config.metering.url)
+    on_part = _progress(stack, (end - begin) // HOUR)
+    return AuditRun(reader, begin, end, settle, on_part=on_part, on_wait=_tell)
+
+
+def _progress(stack: ExitStack, total: int) -> Callable[[int], object]:
+    """Return what to call with the hours that are done; a bar on a terminal."""
+    from rich.console import Console
+    from rich.progress import Progress
+
+    bar = stack.enter_context(
+        Progress(console=Console(stderr=True), transient=True, disable=not sys.stderr.isatty())
+    )
+    task = bar.add_task("hours", total=total)
+    return lambda hours: bar.advance(task, hours)
+
+
+def _tell(missing: int) -> None:
+    text = f"syncd: {missing:,} events are missing or on their way: looking again (--settle)"
+    print(text, file=sys.stderr, flush=True)
+
+
+@dataclass(frozen=True, slots=True)
+class _Options:
+    """How to redeliver; `wait` is in seconds, None not to wait."""
+
+    force: bool
+    dry: bool
+    wait: float | None
+    quiet: bool
+
+
+def _redeliver(
+    run: AuditRun, found: Audit, options: _Options, problems: list[str]
+) -> tuple[Audit, Sequence[Redelivery]]:
+    """Show what will be asked for and ask; where waited for, compare again; what fails joins the problems."""
+    from syncd.audit import redelivery
+    from syncd.cli.audit_report import show_audit, show_planned, show_redeliveries
+
+    planned = redelivery.plan_redeliveries(found.comparison.differences)
+    if planned and not options.quiet:
+        show_planned(console(), planned)
+    if options.dry or not planned:
+        return found, planned
+    if not options.force and (why_not := redelivery.why_not(found.comparison)):
+        problems.append(f"nothing was sent again: {why_not}")
+        return found, planned
+    asked = redelivery.ask(planned, run.reader.gateways)
+    if options.wait is not None:
+        asked = redelivery.wait(asked, run.reader.gateways, options.wait)
+        found = run.again()
+    if not options.quiet:
+        show_redeliveries(console(), asked)
+        if options.wait is not None:
+            show_audit(console(), found)
+    problems += [one.error for one in asked if one.error is not None]
+    return found, asked

@@ -1,0 +1,243 @@
+"""An audit for people and for programs."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Iterable, Sequence
+from datetime import datetime, timedelta
+
+from rich.console import Console
+
+from syncd.audit.compare import Comparison, Difference, Totals, Yardstick, spans
+from syncd.audit.redelivery import Redelivery, State
+from syncd.audit.run import Audit
+from syncd.cli.render import counts, line, show
+from syncd.runs.unbilled import rfc3339
+
+_MEANING = {
+    "missing": (
+        "Missing: the metering API has taken these events and does not count them."
+        " `syncd audit --redeliver` has the gateways send them again."
+    ),
+    "refused": (
+        "Refused: dead letters. `openmeter-plugin spool dead-letters` on the gateway has the metering API's"
+        " answer; once the cause is mended, `spool replay` sends them again."
+    ),
+    "surplus": (
+        "Counted beyond what was sent: counted twice (`syncd doctor --probe` tells whether the metering API"
+        " deduplicates), or sent by a gateway that is not listed, or by somebody else."
+    ),
+    "unlisted": (
+        "Counted and never sent: by a gateway that is not listed, or whose spool was replaced, or by other"
+        " senders of such events."
+    ),
+}
+
+
+def to_json(audit: Audit, redeliveries: Sequence[Redelivery] = ()) -> dict[str, object]:
+    """Return it as ``syncd audit --json`` prints it."""
+    comparison = audit.comparison
+    return {
+        "from": rfc3339(comparison.since),
+        "to": rfc3339(comparison.until),
+        "equal": audit.is_equal and audit.why_nothing is None,
+        "hours": comparison.hours,
+        "hours_compared": comparison.hours_compared,
+        "hours_left_out": [
+            {"hour": rfc3339(hour), "reasons": list(why)} for hour, why in comparison.left_out.items()
+        ],
+        "destinations_left_out": [one.to_json() for one in audit.elsewhere],
+        "types": [_type_json(used, comparison) for used in audit.yardsticks],
+        "not_compared": dict(comparison.not_compared),
+        "differences": [_difference_json(one) for one in comparison.differences],
+        "redeliveries": [one.to_json() for one in redeliveries],
+    }
+
+
+def _type_json(used: Yardstick, comparison: Comparison) -> dict[str, object]:
+    totals = comparison.totals.get(used.type, Totals())
+    numbers = {
+        "delivered": totals.delivered,
+        "dead_lettered": totals.dead_lettered,
+        "counted": totals.counted if used.exact else None,
+        "missing": totals.missing,
+        "refused": totals.refused,
+        "surplus": totals.surplus,
+    }
+    return {"type": used.type, "meter": used.meter, "exact": used.exact, **numbers}
+
+
+def _difference_json(one: Difference) -> dict[str, object]:
+    return {
+        "hour": rfc3339(one.line.hour),
+        "type": one.line.type,
+        "subject": one.line.subject,
+        "delivered": one.delivered,
+        "dead_lettered": one.dead_lettered,
+        "counted": one.counted,
+        "missing": one.missing,
+        "refused": one.refused,
+        "surplus": one.surplus,
+        "gateways": [
+            {"name": name, "delivered": sent.delivered, "dead_lettered": sent.dead_lettered}
+            for name, sent in one.gateways
+        ],
+    }
+
+
+def show_audit(console: Console, audit: Audit) -> None:
+    """Print the differences, what was not compared, and the sums."""
+    comparison = audit.comparison
+    rows = [
+        (
+            (_hour(one.line.hour), ""),
+            (one.line.type, ""),
+            (one.line.subject or "(no subject)", ""),
+            (f"{one.delivered:,} delivered", ""),
+            (f"{one.counted:,} counted", ""),
+            (_what(one), "bold red"),
+            (", ".join(name for name, _ in one.gateways), ""),
+        )
+        for one in comparison.differences
+    ]
+    header = ("hour (UTC)", "type", "subject", "sent", "metering API", "difference", "gateways")
+    show(console, header, rows)
+    for text in (*_left_out(comparison), *_elsewhere(audit), *_not_compared(comparison)):
+        line(console, text)
+    for kind in _kinds(comparison.differences):
+        line(console, _MEANING[kind])
+    for used in audit.yardsticks:
+        line(console, _sum(used, comparison.totals.get(used.type, Totals())))
+    span = f"{_hour(comparison.since)} to {_hour(comparison.until)} (UTC)"
+    hours = f"{comparison.hours_compared} of {comparison.hours} hours compared"
+    result = "equal" if audit.is_equal else _differences(comparison)
+    line(console, f"Audit {span}, {hours}: {audit.why_nothing or result}.")
+
+
+def show_planned(console: Console, planned: Sequence[Redelivery]) -> None:
+    """Print what will be asked for."""
+    rows = [
+        (
+            (one.gateway, ""),
+            (one.subject if one.subject is not None else "all subjects", ""),
+            (_span(one), ""),
+            (f"{one.missing:,} missing", ""),
+        )
+        for one in planned
+    ]
+    show(console, ("gateway", "subject", "hours (UTC)", "of them"), rows)
+    line(console, f"To be sent again: {len(planned)} spans, with all that is retained of them.")
+
+
+def show_redeliveries(console: Console, asked: Sequence[Redelivery]) -> None:
+    """Print what came of it."""
+    styles = {State.DONE: "green", State.FAILED: "bold red"}
+    rows = [
+        (
+            (one.gateway, ""),
+            (one.subject if one.subject is not None else "all subjects", ""),
+            (_span(one), ""),
+            (str(one.state), styles.get(one.state, "yellow")),
+            (_came_of(one), ""),
+        )
+        for one in asked
+    ]
+    show(console, ("gateway", "subject", "hours (UTC)", "state", ""), rows)
+    waiting = sum(one.state is State.WAITING for one in asked)
+    gone = sum(one.gone for one in asked)
+    line(console, f"Sent again: {sum(one.sent for one in asked):,} events in {len(asked)} spans.")
+    if waiting:
+        line(console, f"{waiting} are not done yet. Audit again later: what they send is counted then.")
+    if gone:
+        line(
+            console,
+            f"{gone:,} events of these spans are no longer retained on their gateways (--retention of the"
+            " plugin): those of them that are missing cannot be sent again.",
+        )
+
+
+def _came_of(one: Redelivery) -> str:
+    if one.error is not None and one.state is State.FAILED:
+        return one.error
+    text = f"{one.sent:,} sent"
+    return f"{text}, {one.gone:,} no longer retained" if one.gone else text
+
+
+def _what(one: Difference) -> str:
+    surplus = one.surplus if not one.is_unlisted else 0
+    unlisted = one.surplus if one.is_unlisted else 0
+    return counts(
+        {
+            "missing": one.missing,
+            "refused": one.refused,
+            "more than were sent": surplus,
+            "never sent": unlisted,
+        }
+    )
+
+
+def _kinds(differences: Iterable[Difference]) -> list[str]:
+    found = set()
+    for one in differences:
+        found |= {"missing"} if one.missing else set()
+        found |= {"refused"} if one.refused else set()
+        if one.surplus:
+            found.add("unlisted" if one.is_unlisted else "surplus")
+    return [kind for kind in _MEANING if kind in found]
+
+
+def _sum(used: Yardstick, totals: Totals) -> str:
+    if not used.exact:
+        return (
+            f"{used.type}: {totals.delivered:,} delivered, compared only roughly: meter {used.meter} does not"
+            " count events, so a missing one is noticed only where a subject has no usage at all in an hour."
+            " `syncd meters apply` creates the meter that has all compared."
+        )
+    return f"{used.type}: {totals.delivered:,} delivered, {totals.counted:,} counted by meter {used.meter}."
+
+
+def _differences(comparison: Comparison) -> str:
+    sums = {
+        "missing": sum(one.missing for one in comparison.differences),
+        "refused": sum(one.refused for one in comparison.differences),
+        "too many": sum(one.surplus for one in comparison.differences),
+    }
+    return counts(sums)
+
+
+def _left_out(comparison: Comparison) -> list[str]:
+    by_reason: defaultdict[str, list[datetime]] = defaultdict(list)
+    for hour, reasons in comparison.left_out.items():
+        for why in reasons:
+            by_reason[why].append(hour)
+    return [
+        f"Left out: {', '.join(_hours(since, until) for since, until in spans(hours))}: {why}."
+        for why, hours in sorted(by_reason.items())
+    ]
+
+
+def _elsewhere(audit: Audit) -> list[str]:
+    return [
+        f"Left out: {one.events:,} events of {one.gateway} for {one.endpoint or 'an unknown endpoint'}"
+        f" (destination {one.destination}), which is not where metering.url is."
+        for one in audit.elsewhere
+    ]
+
+
+def _not_compared(comparison: Comparison) -> list[str]:
+    return [
+        f"Not compared: {number:,} {kind} events: no meter counts them, or it counts only later ones."
+        for kind, number in sorted(comparison.not_compared.items())
+    ]
+
+
+def _hour(hour: datetime) -> str:
+    return hour.strftime("%Y-%m-%d %H:00")
+
+
+def _hours(since: datetime, until: datetime) -> str:
+    return _hour(since) if until - since == timedelta(hours=1) else f"{_hour(since)} to {_hour(until)}"
+
+
+def _span(one: Redelivery) -> str:
+    return f"{_hour(one.since)} to {_hour(one.until)}"

@@ -1,0 +1,209 @@
+"""The commands around the daemon: run, resync, status, history, doctor."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Mapping
+from contextlib import closing
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from syncd import log as logs
+from syncd.cli.options import (
+    APPLIED,
+    BLOCKED,
+    DRIFT,
+    ERROR,
+    AdoptOption,
+    ConfigOption,
+    EmptyOption,
+    ForceOption,
+    JsonOption,
+    MoveOption,
+    PrincipalOption,
+    RetireOption,
+    SourceOption,
+    config_path,
+    console,
+    finish,
+    print_json,
+)
+from syncd.core.errors import SyncdError
+
+if TYPE_CHECKING:
+    from syncd.daemon.client import DaemonClient
+
+RunArgument = Annotated[str | None, typer.Argument(metavar="[RUN]", help="A run's id, or its beginning.")]
+
+
+def run(context: typer.Context, config: ConfigOption = None) -> None:
+    """Run the daemon: a sync at the start, then by schedule, more on request (resync)."""
+    from syncd.config import settings
+    from syncd.daemon import service
+
+    path = config_path(context, config)
+    loaded = settings.load(path)
+    logs.configure(logging.INFO)
+    service.run_until_signalled(loaded, lambda: settings.load(path))
+
+
+def resync(
+    context: typer.Context,
+    config: ConfigOption = None,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Plan only.")] = False,
+    wait: Annotated[bool, typer.Option("--wait", help="Wait for its end; the exit status tells it.")] = False,
+    allow_move: MoveOption = False,
+    allow_retire: RetireOption = False,
+    adopt: AdoptOption = False,
+    source: SourceOption = None,
+    principal: PrincipalOption = None,
+    allow_empty: EmptyOption = False,
+    force: ForceOption = False,
+    as_json: JsonOption = False,
+) -> None:
+    """Ask the running daemon for a sync now.
+
+    With --allow-move, --allow-retire or --adopt it shows the plan first, and has exactly that one applied.
+    """
+    client = daemon_client(context, config)
+    asked: dict[str, bool | str | None] = {
+        "source": source,
+        "principal": principal,
+        "allow_empty": allow_empty,
+    }
+    asked |= {"allow_move": allow_move, "allow_retire": allow_retire, "adopt": adopt}
+    if (allow_move or allow_retire or adopt) and not dry_run:
+        shown = _ended(client, client.request(**asked, dry_run=True))
+        _show_plan(shown, as_json=as_json)
+        asked = {"reviewed": str(shown["id"])}
+    elif dry_run:
+        asked["dry_run"] = True
+    run: Mapping[str, Any] = client.request(**asked, force=force)
+    if wait:
+        run = _ended(client, run, show=lambda failed: _show_run(failed, as_json=as_json))
+        if dry_run:
+            _show_plan(run, as_json=as_json)
+    _show_run(run, as_json=as_json)
+    if wait:
+        finish(_status_of(run))
+
+
+def _ended(
+    client: DaemonClient,
+    run: Mapping[str, Any],
+    show: Callable[[Mapping[str, Any]], object] = lambda _run: None,
+) -> Mapping[str, Any]:
+    """Wait for the end of a run; raises SyncdError, after `show`, where it failed."""
+    from syncd.cli.render import steps
+    from syncd.runs.run import State
+
+    with steps() as progress:
+        progress.begin(f"waiting for run {run['id']}")
+        ended = client.wait(dict(run))
+    if ended["state"] == State.FAILED:
+        show(ended)
+        raise SyncdError(f"the run failed: {ended['error']}")
+    return ended
+
+
+def _show_run(run: Mapping[str, Any], *, as_json: bool) -> None:
+    from syncd.cli import render
+
+    if as_json:
+        print_json(run)
+    else:
+        render.show_run(console(), run)
+
+
+def _show_plan(run: Mapping[str, Any], *, as_json: bool) -> None:
+    from syncd.cli import render
+    from syncd.planning import plan_file
+
+    if not as_json:
+        render.show_plan(console(), plan_file.from_json(run["plan"]))
+
+
+def _status_of(run: Mapping[str, Any]) -> int:
+    from syncd.runs.run import State
+
+    if run["state"] == State.BLOCKED:
+        return BLOCKED
+    return DRIFT if run["dry_run"] and not run["in_sync"] else APPLIED
+
+
+def status(context: typer.Context, config: ConfigOption = None, as_json: JsonOption = False) -> None:
+    """Show how the running daemon is. Exit status: 0, 1 where its last run failed or none runs."""
+    from syncd.cli import render
+
+    result = daemon_client(context, config).status()
+    if as_json:
+        print_json(result)
+    else:
+        render.show_status(console(), result)
+    last = result["last"]
+    finish(ERROR if isinstance(last, dict) and last["state"] == "failed" else APPLIED)
+
+
+def history(
+    context: typer.Context,
+    run_id: Annotated[
+        str | None, typer.Argument(metavar="[RUN]", help="A run's id, or its beginning.")
+    ] = None,
+    config: ConfigOption = None,
+    as_json: JsonOption = False,
+    limit: Annotated[int, typer.Option(min=1, help="How many runs.")] = 20,
+) -> None:
+    """Show the latest runs, or one with its plan and each change. Reads daemon.state_dir, not the daemon."""
+    from syncd.cli import render
+    from syncd.config import settings
+    from syncd.runs.history import History
+
+    with closing(History(settings.load(config_path(context, config)).daemon.state_dir)) as log:
+        found = log.runs(limit) if run_id is None else log.run(run_id)
+    if found is None:
+        raise SyncdError(f"no run {run_id!r} in the history")
+    if as_json:
+        print_json(found)
+    elif isinstance(found, list):
+        render.show_runs(console(), found)
+    else:
+        render.show_recorded_run(console(), found)
+
+
+def doctor(
+    context: typer.Context,
+    config: ConfigOption = None,
+    as_json: JsonOption = False,
+    probe: Annotated[
+        bool,
+        typer.Option("--probe", help="Send one event (of a type of its own) twice."),
+    ] = False,
+) -> None:
+    """Check reach, rights and agreement of all that syncd meets. Exit status: 0, 1 with a problem."""
+    from syncd.cli.render import line
+    from syncd.config import settings
+    from syncd.doctor.checks import Level
+    from syncd.doctor.checkup import examine
+
+    findings = []
+    for finding in examine(settings.load(config_path(context, config)), probe=probe):
+        findings.append(finding)
+        if not as_json:
+            line(console(), f"{finding.level:<8} {finding.check}: {finding.text}")
+    if as_json:
+        print_json([finding.to_json() for finding in findings])
+    finish(ERROR if any(finding.level is Level.PROBLEM for finding in findings) else APPLIED)
+
+
+def daemon_client(context: typer.Context, config: Path | None) -> DaemonClient:
+    """Return the client of the daemon that this configuration is for."""
+    from syncd.config import settings
+    from syncd.daemon.client import DaemonClient
+
+    service = settings.load(config_path(context, config)).daemon
+    return DaemonClient(service.listen.url, service.token.get_secret_value() if service.token else None)
+
+
+COMMANDS = (run, resync, status, history, doctor)

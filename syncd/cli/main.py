@@ -1,0 +1,220 @@
+"""The command line. Data goes to stdout, errors to stderr.
+
+Exit status: `plan` 0 in sync, 2 drift; `apply` 0 applied, 3 something is blocked; 1 error; 64 wrong usage.
+`resync --wait` ends as the run did: 0, 2 (dry run with drift), 3 or 1. `audit` 0 equal, 2 different, 1 error.
+"""
+
+from __future__ import annotations
+
+import logging
+import sys
+from contextlib import closing
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from syncd import __version__, log
+from syncd.cli import audit, daemon, meters
+from syncd.cli.options import (
+    APPLIED,
+    BLOCKED,
+    DRIFT,
+    ERROR,
+    IN_SYNC,
+    USAGE,
+    AdoptOption,
+    ConfigOption,
+    EmptyOption,
+    Finished,
+    ForceOption,
+    JsonOption,
+    MoveOption,
+    PrincipalOption,
+    RetireOption,
+    SourceOption,
+    config_path,
+    console,
+    finish,
+    print_json,
+)
+from syncd.core.errors import SyncdError
+
+app = typer.Typer(
+    name="syncd",
+    help="Kong consumers and Dev Portal applications become customers and subjects of a metering API.",
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+)
+app.add_typer(meters.app, name="meters")
+
+
+def main() -> int:
+    """Run the command line and return the exit status."""
+    log.configure(logging.WARNING)
+    try:
+        app(prog_name="syncd")
+    except Finished as finished:
+        return int(finished.code or 0)
+    except SystemExit as end:
+        return USAGE if end.code == 2 else int(end.code or 0)
+    except SyncdError as error:
+        print(f"syncd: {error}", file=sys.stderr)
+        return ERROR
+    return 0
+
+
+def _version(wanted: bool) -> None:
+    if wanted:
+        print(f"syncd {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def _options(
+    context: typer.Context,
+    config: ConfigOption = None,
+    version: Annotated[  # noqa: ARG001 - handled by its callback
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version.")
+    ] = False,
+) -> None:
+    context.obj = config
+
+
+@app.command()
+def plan(
+    context: typer.Context,
+    config: ConfigOption = None,
+    as_json: JsonOption = False,
+    out: Annotated[
+        Path | None, typer.Option("--out", metavar="FILE", help="Write the plan for apply --plan FILE.")
+    ] = None,
+    allow_move: MoveOption = False,
+    allow_retire: RetireOption = False,
+    adopt: AdoptOption = False,
+    allow_empty: EmptyOption = False,
+    source: SourceOption = None,
+    principal: PrincipalOption = None,
+) -> None:
+    """Show what apply would do. Changes nothing. Exit status: 0 in sync, 2 drift, 1 error."""
+    from syncd.cli import render
+    from syncd.cli.render import steps
+    from syncd.config import settings
+    from syncd.planning import plan_file
+    from syncd.planning.scope import Scope
+    from syncd.runs import reconciler
+
+    loaded = settings.load(config_path(context, config))
+    scope = Scope(source, principal)
+    options = reconciler.RunOptions(
+        dry_run=True,
+        allow_move=allow_move,
+        allow_retire=allow_retire,
+        adopt=adopt,
+        allow_empty=allow_empty,
+        scope=scope,
+    )
+    with steps() as progress:
+        progress.begin("reading sources and customers")
+        result = reconciler.run(loaded, options)
+    if out is not None:
+        plan_file.write(result.plan, out, options.reviewable())
+    if as_json:
+        print_json(result.plan.to_json())
+    else:
+        render.show_plan(console(), result.plan)
+    finish(IN_SYNC if result.plan.in_sync else DRIFT)
+
+
+@app.command()
+def apply(
+    context: typer.Context,
+    config: ConfigOption = None,
+    as_json: JsonOption = False,
+    plan: Annotated[
+        Path | None, typer.Option("--plan", metavar="FILE", help="Apply this reviewed plan, or refuse.")
+    ] = None,
+    allow_move: MoveOption = False,
+    allow_retire: RetireOption = False,
+    adopt: AdoptOption = False,
+    allow_empty: EmptyOption = False,
+    force: ForceOption = False,
+    source: SourceOption = None,
+    principal: PrincipalOption = None,
+) -> None:
+    """Show the plan and carry it out. Exit status: 0 applied, 3 something is blocked, 1 error."""
+    from syncd.cli import apply as applying
+    from syncd.config import settings
+    from syncd.planning.scope import Scope
+    from syncd.runs import reconciler
+
+    if plan is not None and any((allow_move, allow_retire, adopt, allow_empty, source, principal)):
+        said = "only --force goes with it; the plan has the flags that it was made with"
+        raise typer.BadParameter(said, param_hint="--plan")
+    scope = Scope(source, principal)
+    options = reconciler.RunOptions(
+        force=force,
+        allow_move=allow_move,
+        allow_retire=allow_retire,
+        adopt=adopt,
+        allow_empty=allow_empty,
+        scope=scope,
+    )
+    loaded = settings.load(config_path(context, config))
+    printer = None if as_json else console()
+    result = applying.apply(loaded, options, printer, print_json, plan_path=plan)
+    finish(BLOCKED if result.blocked else APPLIED)
+
+
+@app.command()
+def usage(
+    context: typer.Context,
+    config: ConfigOption = None,
+    since: Annotated[str | None, typer.Option("--from", help="RFC 3339, inclusive.")] = None,
+    until: Annotated[str | None, typer.Option("--to", help="RFC 3339.")] = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Show what each customer and subject used, and what no customer is charged for."""
+    from syncd.cli import render
+    from syncd.cli.render import steps
+    from syncd.config import settings
+    from syncd.metering.usage import read_usage
+    from syncd.runs import factory
+
+    loaded = settings.load(config_path(context, config))
+    with closing(factory.target_of(loaded)) as target, steps() as progress:
+        progress.begin("reading the meters")
+        found = read_usage(target, since, until)
+    if as_json:
+        print_json(found.to_json())
+    else:
+        render.show_usage(console(), found)
+
+
+@app.command()
+def sandbox(
+    db: Annotated[Path, typer.Option(metavar="FILE", help="The SQLite file; made if it is not there.")],
+    host: Annotated[str, typer.Option(help="Address to listen on.")] = "127.0.0.1",
+    port: Annotated[int, typer.Option(min=0, max=65535, help="Port to listen on; 0 takes any.")] = 8888,
+    token: Annotated[
+        str | None, typer.Option(envvar="SYNCD_SANDBOX_TOKEN", help="Ask for this bearer token.")
+    ] = None,
+    no_subjects: Annotated[bool, typer.Option("--no-subjects", help="Have no /api/v1/subjects.")] = False,
+    max_subjects_per_customer: Annotated[
+        int | None, typer.Option(min=1, help="Refuse more subjects on one customer.")
+    ] = None,
+) -> None:
+    """Serve an embedded metering API for development, demo and tests. Not for production."""
+    import sqlite3
+
+    from syncd.sandbox import serve
+
+    limit = max_subjects_per_customer
+    try:
+        serve(host, port, db, token=token, subjects=not no_subjects, max_subjects_per_customer=limit)
+    except (OSError, sqlite3.Error) as error:
+        raise SyncdError(f"the sandbox cannot start on {host}:{port} with {db}: {error}") from None
+
+
+for _command in (*daemon.COMMANDS, audit.audit):
+    app.command()(_command)

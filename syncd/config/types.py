@@ -1,0 +1,130 @@
+"""What all sections of the configuration are made of."""
+
+from __future__ import annotations
+
+import ipaddress
+import re
+import socket
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from datetime import timedelta
+from typing import Annotated
+from urllib.parse import urlsplit
+
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field
+
+from syncd.core.errors import DaemonError
+from syncd.core.ownership import RESERVED_KEYS, is_label_value
+
+_UNITS = {"s": 1, "m": 60, "h": 3600, "d": 86400}
+_DURATION = re.compile(r"(\d+)\s*([smhd])")
+
+
+def _duration(value: object) -> object:
+    if isinstance(value, timedelta):
+        return value
+    match = _DURATION.fullmatch(value.strip()) if isinstance(value, str) else None
+    if match is None or int(match[1]) == 0:
+        raise ValueError("a duration is a number and a unit, such as 30s, 5m or 1h")
+    return timedelta(seconds=int(match[1]) * _UNITS[match[2]])
+
+
+def _http_url(value: str) -> str:
+    parts = urlsplit(value)
+    if parts.scheme not in {"http", "https"} or not parts.hostname:
+        raise ValueError("must be an http:// or https:// URL")
+    if parts.username or parts.password:
+        raise ValueError("must not hold a user or a password; use token")
+    if parts.query or parts.fragment:
+        raise ValueError("must end with the path, without ? or #")
+    return value.rstrip("/")
+
+
+def _label(value: str) -> str:
+    if not is_label_value(value):
+        raise ValueError("must be 1 to 63 letters and digits, with single dashes between them")
+    return value
+
+
+def _not_reserved(value: dict[str, str]) -> dict[str, str]:
+    if taken := sorted(RESERVED_KEYS & value.keys()):
+        raise ValueError(f"must not set {', '.join(taken)}: syncd's own marks")
+    return value
+
+
+Duration = Annotated[timedelta, BeforeValidator(_duration)]
+HttpUrl = Annotated[str, AfterValidator(_http_url)]
+Key = Annotated[str, Field(min_length=1, max_length=256)]
+Tag = Annotated[str, Field(min_length=1, pattern=r"^[^,/]+$")]
+Label = Annotated[str, AfterValidator(_label)]
+Metadata = Annotated[dict[str, str], AfterValidator(_not_reserved)]
+
+
+class Section(BaseModel):
+    """A part of the configuration: unknown settings are errors, nothing changes once it is read.
+
+    The text below a field is what docs/syncd-settings.md says of it (`tests.settings_reference`).
+    """
+
+    model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True)
+
+
+# MERGED: The address that the daemon listens on.
+
+# "Every address of this machine" is one to listen on, not one to connect to.
+_UNSPECIFIED = {"0.0.0.0": "127.0.0.1", "::": "::1"}  # noqa: S104
+
+
+@dataclass(frozen=True, slots=True)
+class Listen:
+    """Host and port; port 0 takes any free one."""
+
+    host: str
+    port: int
+
+    @classmethod
+    def parse(cls, value: object) -> object:
+        """Return the address written as ``host:port`` or ``[v6]:port``; raises ValueError."""
+        if isinstance(value, cls) or not isinstance(value, str):
+            return value
+        host, _, port = value.rpartition(":")
+        host = host.removeprefix("[").removesuffix("]")
+        if not host or not port.isdigit() or int(port) > 65535:
+            raise ValueError("must be host:port, such as 127.0.0.1:8890")
+        return cls(host, int(port))
+
+    def __str__(self) -> str:
+        """Return it as it is written in the configuration."""
+        return f"[{self.host}]:{self.port}" if ":" in self.host else f"{self.host}:{self.port}"
+
+    @property
+    def is_loopback(self) -> bool:
+        """Tell whether only this machine can reach it."""
+        if self.host == "localhost":
+            return True
+        try:
+            return ipaddress.ip_address(self.host).is_loopback
+        except ValueError:
+            return False
+
+    @property
+    def url(self) -> str:
+        """Return the base URL for a client on this machine."""
+        host = _UNSPECIFIED.get(self.host, self.host)
+        host = f"[{host}]" if ":" in host else host
+        return f"http://{host}:{self.port}"
+
+
+@contextmanager
+def listening(address: Listen) -> Iterator[socket.socket]:
+    """Listen on an address; raises DaemonError."""
+    family = socket.AF_INET6 if ":" in address.host else socket.AF_INET
+    try:
+        listener = socket.create_server((address.host, address.port), family=family)
+    except OSError as error:
+        raise DaemonError(
+            f"cannot listen on {address.host}:{address.port} (daemon.listen): {error.strerror or error}"
+        ) from None
+    with listener:
+        yield listener

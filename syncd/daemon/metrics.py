@@ -1,0 +1,120 @@
+"""The daemon's Prometheus metrics; what each alarm means is in docs/runbook.md."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+
+from prometheus_client import CollectorRegistry, Counter, Gauge, generate_latest
+from prometheus_client.core import CounterMetricFamily
+from prometheus_client.metrics_core import Metric
+from prometheus_client.registry import Collector
+
+from syncd import __version__
+from syncd.core.changes import ChangeKind, Outcome
+from syncd.http import request_counter
+from syncd.runs.run import Run, State
+
+CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
+
+
+class Metrics:
+    """An observer of runs (`syncd.runs.queue.Observer`) that counts; one for each daemon."""
+
+    def __init__(self) -> None:
+        self.registry = registry = CollectorRegistry()
+        registry.register(_Calls())
+        info = Gauge("syncd_info", "Always 1; the version is a label.", ["version"], registry=registry)
+        info.labels(__version__).set(1)
+        self._attempt = _gauge(registry, "last_attempt_timestamp_seconds", "Start of the last real run.")
+        self._success = _gauge(
+            registry, "last_success_timestamp_seconds", "End of the last real run that went to its end."
+        )
+        self._in_sync = _gauge(registry, "in_sync", "1 where the last plan had nothing to do or blocked.")
+        self._blocked = _gauge(registry, "blocked", "Blocked changes of the last plan.")
+        self._subjects = Gauge(
+            "syncd_unbilled_subjects",
+            "Subjects with usage but no customer, by what becomes of them.",
+            ["fate"],
+            registry=registry,
+        )
+        self._events = Gauge(
+            "syncd_unbilled_events",
+            "Events of the last 31 days of subjects without a customer.",
+            ["fate"],
+            registry=registry,
+        )
+        self._known = _gauge(registry, "unbilled_known", "1 where unbilled usage could be looked up.")
+        self._runs = Counter(
+            "syncd_runs",
+            "Runs by trigger, extent and result.",
+            ["trigger", "dry_run", "result"],
+            registry=registry,
+        )
+        self._failures = Counter(
+            "syncd_run_failures", "Failed runs by reason.", ["reason"], registry=registry
+        )
+        self._changes = Counter(
+            "syncd_changes", "Changes by kind and outcome.", ["kind", "outcome"], registry=registry
+        )
+        self._planned = Gauge(
+            "syncd_planned_changes", "Changes of the last plan by kind.", ["kind"], registry=registry
+        )
+        self.config_current = _gauge(
+            registry, "config_current", "0 where a reloaded configuration was refused and the old one stays."
+        )
+        self.config_current.set(1)
+
+    def exposition(self) -> bytes:
+        """Return the metrics in Prometheus' text format."""
+        return generate_latest(self.registry)
+
+    def started(self, run: Run) -> None:
+        """Note the attempt."""
+        if not run.dry_run:
+            self._attempt.set_to_current_time()
+
+    def planned(self, run: Run) -> None:
+        """Note what the plan says; that of a part of the principals says nothing of the whole."""
+        plan = run.plan
+        if plan is None or not run.options.scope.whole:
+            return
+        for kind, number in plan.summary().items():
+            self._planned.labels(kind).set(number)
+        self._blocked.set(len(plan.of(ChangeKind.BLOCKED)))
+        self._in_sync.set(plan.in_sync)
+        self._known.set(plan.exposure is not None)
+        for fate in ("planned", "blocked", "unknown"):
+            exposure = plan.exposure
+            self._subjects.labels(fate).set(exposure.count(fate) if exposure else 0)
+            self._events.labels(fate).set(exposure.events(fate) if exposure else 0)
+
+    def changed(self, run: Run, outcomes: Sequence[Outcome]) -> None:  # noqa: ARG002 - as all observers are told
+        """Count the changes; what the plan itself blocks is in `syncd_blocked` already."""
+        for outcome in filter(lambda outcome: outcome.change.actionable, outcomes):
+            self._changes.labels(str(outcome.change.kind), str(outcome.status)).inc()
+
+    def finished(self, run: Run) -> None:
+        """Count the run."""
+        extent = "true" if run.dry_run else "false"
+        self._runs.labels(run.trigger, extent, str(run.state)).inc()
+        if run.failure:
+            self._failures.labels(run.failure).inc()
+        if run.state is not State.FAILED and not run.dry_run:
+            self._success.set_to_current_time()
+
+
+def _gauge(registry: CollectorRegistry, name: str, text: str) -> Gauge:
+    return Gauge(f"syncd_{name}", text, registry=registry)
+
+
+class _Calls(Collector):
+    """Requests that this process sent, as `syncd.http.request_counter` counts them."""
+
+    def collect(self) -> Iterator[Metric]:
+        """Yield the counter."""
+        family = CounterMetricFamily(
+            "syncd_api_calls", "Requests by API, method and status.", labels=["api", "method", "status"]
+        )
+        for labels, number in request_counter.totals().items():
+            family.add_metric(list(labels), number)
+        yield family

@@ -1,0 +1,140 @@
+"""Which plugins the Kongs of the sources have: read from Admin APIs, Konnect control planes and files."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from urllib.parse import quote
+
+import yaml
+
+from syncd.config.settings import Config
+from syncd.config.sources import (
+    DeclarativeFileSource,
+    KongAdminSource,
+    KonnectConsumersSource,
+    SourceConfig,
+    source_names,
+)
+from syncd.core.errors import ApiError, ConfigError
+from syncd.core.model import Principal
+from syncd.doctor.checks import Finding, Level, Plugin, check_plugins
+from syncd.doctor.subjects import CHECK, Kong, check_subjects, mapped
+from syncd.http.client import ApiClient, Endpoint, expect_list, expect_object
+from syncd.http.retry import Retry
+from syncd.runs.factory import CONSUMERS, kong_endpoint, konnect_endpoint, rules_of
+
+_PAGE = 1000
+
+
+def check_agreement(config: Config, read: Mapping[str, Sequence[Principal]]) -> Iterator[Finding]:
+    """Yield whether plugin and syncd agree, in all Kongs that syncd reads.
+
+    `read` are the principals of each source that could be read, by its name.
+    """
+    kongs: list[Kong] = []
+    others: dict[str, Sequence[Principal]] = {}
+    unreadable = False
+    named = zip(config.sources, source_names(config.sources), strict=True)
+    for index, (source, name) in enumerate(named):
+        try:
+            found = _plugins(source, index, config.metering.attempts)
+        except (ApiError, OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+            unreadable = True
+            yield Finding("plugin", Level.PROBLEM, f"sources[{index}]: its plugins cannot be read: {error}")
+            continue
+        if found is None:
+            others[name] = read.get(name, ())
+        else:
+            kongs.append(Kong(name, found, read.get(name)))
+    if not kongs and not unreadable:
+        text = "no source tells which plugins Kong has; compare subject.field and ingest_endpoint by hand"
+        yield Finding("plugin", Level.WARNING, text)
+        return
+    there = [plugin for kong in kongs for plugin in kong.plugins]
+    yield from check_plugins(there, config.mapping.subject_field, config.metering.url)
+    try:
+        rules = rules_of(config)
+    except ConfigError as error:
+        yield Finding(CHECK, Level.PROBLEM, f"consumers cannot be compared: {error}")
+        return
+    principals = [principal for found in read.values() for principal in found]
+    yield from check_subjects(kongs, others, mapped(principals, rules))
+
+
+def _plugins(source: SourceConfig, index: int, attempts: int) -> tuple[Plugin, ...] | None:
+    """Return the plugins of a source's Kong, None where it tells none; raises what reading raises."""
+    match source:
+        case KongAdminSource():
+            prefix = f"/{quote(source.workspace, safe='')}" if source.workspace else ""
+            return tuple(_listed(kong_endpoint(source, index), prefix, f"Kong at {source.url}", attempts))
+        case KonnectConsumersSource():
+            prefix = f"/v2/control-planes/{quote(source.control_plane_id, safe='')}/core-entities"
+            endpoint = konnect_endpoint(source, index, CONSUMERS)
+            return tuple(_listed(endpoint, prefix, f"control plane {source.control_plane_id}", attempts))
+        case DeclarativeFileSource():
+            return tuple(_of_file(source))
+        case _:
+            return None
+
+
+def _listed(endpoint: Endpoint, prefix: str, where: str, attempts: int) -> Iterator[Plugin]:
+    """Yield the plugins of a list that Kong pages, to its end."""
+    with ApiClient(endpoint, Retry(attempts=attempts)) as client:
+        offset: str | None = None
+        while True:
+            query: dict[str, str | int | list[str]] = {"size": _PAGE}
+            if offset:
+                query["offset"] = offset
+            page = expect_object(client.get(f"{prefix}/plugins", query), where, "/plugins")
+            data = page.get("data")
+            for item in expect_list([] if data == {} else data, where, "data of /plugins"):
+                yield _plugin(expect_object(item, where, "a plugin"), where)
+            following = page.get("offset")
+            if not isinstance(following, str) or following == offset:
+                return
+            offset = following
+
+
+def _of_file(source: DeclarativeFileSource) -> Iterator[Plugin]:
+    """Yield the plugins of a file, which stand at its top or within what they are for."""
+
+    def walk(node: object, parents: Mapping[str, object]) -> Iterator[Plugin]:
+        if isinstance(node, dict):
+            listed = node.get("plugins")
+            for item in listed if isinstance(listed, list) else ():
+                if isinstance(item, dict):
+                    yield _plugin({**parents, **item}, str(source.path.name))
+            for name, value in node.items():
+                for member in value if isinstance(value, list) else [value]:
+                    within = {_PARENTS[name]: member} if name in _PARENTS else {}
+                    yield from walk(member, {**parents, **within})
+
+    yield from walk(yaml.safe_load(source.path.read_bytes()), {})
+
+
+_PARENTS = {
+    "consumers": "consumer",
+    "consumer_groups": "consumer_group",
+    "services": "service",
+    "routes": "route",
+}
+
+
+def _plugin(item: Mapping[str, object], where: str) -> Plugin:
+    config = item.get("config")
+    return Plugin(
+        name=str(item.get("name")),
+        enabled=item.get("enabled") is not False,
+        config=config if isinstance(config, dict) else {},
+        where=where,
+        consumer=_reference(item.get("consumer")),
+        is_of_a_group=bool(item.get("consumer_group")),
+        is_partial=bool(item.get("service") or item.get("route")),
+    )
+
+
+def _reference(consumer: object) -> str | None:
+    """Return what names a consumer: Kong's API has ``{"id": ...}``, a file that, a name, or the consumer."""
+    if isinstance(consumer, dict):
+        consumer = consumer.get("id") or consumer.get("username") or consumer.get("custom_id")
+    return str(consumer) if consumer else None

@@ -1,0 +1,230 @@
+"""Whether the plugin sends each consumer under the subject that syncd maps it to.
+
+Asked of the plugin's own code, consumer by consumer, for a request that names nobody else: one without a
+Dev Portal application, and without the headers and arguments that the configuration looks into.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+
+from pydantic import ValidationError
+
+from openmeter_plugin.config.metering_settings import Subject
+from openmeter_plugin.metering.rules import Rules
+from openmeter_plugin.metering.subject import find_subject
+from syncd.core.model import Principal
+from syncd.doctor.checks import OUR_PLUGIN, Finding, Level, Plugin
+from syncd.mapping.claims import claims_of, distinct, is_left_out
+from syncd.mapping.rules import MappingRules
+
+CHECK = "consumers"
+_SHOWN = 3
+
+Mapped = Mapping[tuple[str, str], str | None]
+"""Kind and id of each principal to its subject, None where syncd can say none (`syncd plan` tells why)."""
+
+
+@dataclass(frozen=True, slots=True)
+class Kong:
+    """What one source tells of a Kong; `consumers` is None where they could not be read."""
+
+    source: str
+    plugins: tuple[Plugin, ...]
+    consumers: Sequence[Principal] | None
+
+
+@dataclass(frozen=True, slots=True)
+class _Compared:
+    """The subject that the plugin sends for a consumer, and the one that syncd maps; None for none."""
+
+    consumer: Principal
+    sent: str | None
+    mapped: str | None
+
+
+def mapped(principals: Iterable[Principal], rules: MappingRules) -> Mapped:
+    """Return the subjects that syncd maps; who is left out on purpose, or has no id, is not in it."""
+    principals = distinct(principals)
+    claims, _ = claims_of(principals, rules)
+    subjects = {(claim.principal.kind, claim.principal.id): claim.subject_key for claim in claims}
+    keys = ((one.kind, one.id) for one in principals if one.id and not is_left_out(one, rules))
+    return {key: subjects.get(key) for key in keys}
+
+
+def check_subjects(
+    kongs: Sequence[Kong], others: Mapping[str, Sequence[Principal]], subjects: Mapped
+) -> Iterator[Finding]:
+    """Yield where plugin and syncd disagree; `others` are sources that tell no plugins, by name."""
+    ours = {kong.source: _ours(kong) for kong in kongs}
+    if not any(ours.values()):
+        return  # `check_plugins` says so
+    for kong in kongs:
+        yield from _of_kong(kong, ours[kong.source], subjects)
+    plugins = [plugin for found in ours.values() for plugin in found]
+    seen = {one.id for kong in kongs for one in kong.consumers or ()}
+    for source, principals in others.items():
+        applications = [one for one in principals if one.kind == "application"]
+        yield from _applications(source, applications, plugins, subjects)
+        unseen = {one.id for one in principals if one.kind == "consumer"} - seen
+        if unseen:
+            text = (
+                f"{source} names {len(unseen)} consumers of gateways whose plugins syncd cannot read: compare"
+                " subject.field and subject.fallbacks there with mapping.subject_field by hand"
+            )
+            yield Finding(CHECK, Level.WARNING, text)
+
+
+def _ours(kong: Kong) -> list[Plugin]:
+    return [plugin for plugin in kong.plugins if plugin.enabled and plugin.name == OUR_PLUGIN]
+
+
+def _of_kong(kong: Kong, ours: Sequence[Plugin], subjects: Mapped) -> Iterator[Finding]:
+    if kong.consumers is None:
+        text = f"{kong.source}: its consumers could not be read, so they are not compared with its plugins"
+        yield Finding(CHECK, Level.WARNING, text)
+        return
+    there = [one for one in kong.consumers if (one.kind, one.id) in subjects]
+    if there and not ours:
+        text = (
+            f"{kong.source} shows no plugin {OUR_PLUGIN}: under which subjects its {len(there)} consumers are"
+            " sent cannot be told. Compare by hand"
+        )
+        yield Finding(CHECK, Level.WARNING, text)
+    own = [plugin for plugin in ours if plugin.consumer and not plugin.is_partial]
+    for plugin in ours:
+        if plugin.is_of_a_group:
+            text = (
+                f"{plugin.where}: a plugin is for one consumer group, and who is in it is not read: compare"
+                " its subject.field and subject.fallbacks with mapping.subject_field by hand"
+            )
+            yield Finding(CHECK, Level.WARNING, text)
+        elif plugin.consumer:
+            yield from _compared(plugin, [one for one in there if _is_for(plugin, one)], subjects)
+        else:
+            # Kong prefers a consumer's own plugin.
+            rest = [one for one in there if not any(_is_for(other, one) for other in own)]
+            yield from _compared(plugin, rest, subjects)
+
+
+def _is_for(plugin: Plugin, consumer: Principal) -> bool:
+    return plugin.consumer in (consumer.id, consumer.username, consumer.custom_id)
+
+
+def _compared(plugin: Plugin, consumers: Sequence[Principal], subjects: Mapped) -> Iterator[Finding]:
+    if not consumers:
+        return
+    try:
+        rules = rules_of(plugin)
+    except ValidationError as error:
+        said = "; ".join(fault["msg"] for fault in error.errors(include_input=False, include_url=False))
+        yield Finding(CHECK, Level.PROBLEM, f"{plugin.where}: the plugin's subject cannot be used: {said}")
+        return
+    if not any(lookup.place == "consumer" for lookup in rules.lookups):
+        text = f"{plugin.where}: the plugin looks for no consumer: {len(consumers)} of them are not compared"
+        yield Finding(CHECK, Level.WARNING, text)
+        return
+    found = [_Compared(one, _sent(one, rules), subjects[one.kind, one.id]) for one in consumers]
+    yield from _told(plugin, found, rules)
+
+
+def _told(plugin: Plugin, found: Sequence[_Compared], rules: Rules) -> Iterator[Finding]:
+    apart = sorted((one for one in found if one.sent != one.mapped), key=lambda one: one.consumer.label())
+    if not apart:
+        text = f"{plugin.where}: {len(found)} consumers are sent under the subjects that syncd maps"
+        yield Finding(CHECK, Level.OK, text)
+    if nobody := [one for one in apart if one.sent is None]:
+        yield Finding(CHECK, Level.PROBLEM, _nobody(plugin, _named(nobody, found), rules))
+    if otherwise := [one for one in apart if one.sent and one.mapped]:
+        first = otherwise[0]
+        text = (
+            f"{plugin.where}: {_named(otherwise, found)} are sent under another subject than syncd maps,"
+            f" {first.consumer.label()} as {first.sent!r} and not as {first.mapped!r}: that usage is none of"
+            " their customers'. Make subject.field, subject.fallbacks and mapping.subject_field agree"
+        )
+        yield Finding(CHECK, Level.PROBLEM, text)
+    if unmapped := [one for one in apart if one.mapped is None]:
+        first = unmapped[0]
+        text = (
+            f"{plugin.where}: {_named(unmapped, found)} are sent, {first.consumer.label()} as {first.sent!r},"
+            " but syncd maps them to no subject: `syncd plan` tells why, and what to do"
+        )
+        yield Finding(CHECK, Level.WARNING, text)
+
+
+def _nobody(plugin: Plugin, who: str, rules: Rules) -> str:
+    fates = {
+        "skip": "are not billed",
+        "fallback": f"are billed to {rules.fallback_subject!r}",
+        "quarantine": "wait in quarantine",
+    }
+    elsewhere = " or ".join(sorted({one.place for one in rules.lookups} - {"consumer"}))
+    unless = f", unless the {elsewhere} names somebody" if elsewhere else ""
+    return (
+        f"{plugin.where}: the plugin's lookups do not name {who}, so their requests"
+        f" {fates[rules.missing]}{unless}; syncd maps them. Add `look_up_value_in: consumer` to"
+        " subject.fallbacks, which sends them by their id, or give each what subject.field looks for"
+    )
+
+
+def _named(some: Sequence[_Compared], of: Sequence[_Compared]) -> str:
+    names = [one.consumer.username or one.consumer.custom_id or one.consumer.id for one in some]
+    rest = len(names) - _SHOWN
+    more = f" and {rest} more" if rest > 0 else ""
+    return f"{len(names)} of {len(of)} consumers ({', '.join(names[:_SHOWN])}{more})"
+
+
+def _applications(
+    source: str, applications: Collection[Principal], plugins: Sequence[Plugin], subjects: Mapped
+) -> Iterator[Finding]:
+    wanted = [(one, key) for one in applications if (key := subjects.get((one.kind, one.id)))]
+    if not wanted:
+        return
+    for plugin in plugins:
+        try:
+            rules = rules_of(plugin)
+        except ValidationError:
+            continue  # told where its consumers are compared
+        if all(_sent(one, rules) == key for one, key in wanted):
+            text = f"{plugin.where}: {len(wanted)} applications of {source} are sent as syncd maps them"
+            yield Finding("applications", Level.OK, text)
+            return
+    text = (
+        f"no plugin that syncd can read sends the {len(wanted)} applications of {source} by their id,"
+        " as syncd maps them. Add `look_up_value_in: application` to subject.fallbacks where they call; right"
+        " where that gateway is not among the sources"
+    )
+    yield Finding("applications", Level.WARNING, text)
+
+
+def rules_of(plugin: Plugin) -> Rules:
+    """Return how the plugin finds subjects; raises ValidationError.
+
+    The Admin API shows what is not set as null.
+    """
+    given = plugin.config.get("subject")
+    fields = (
+        {name: value for name, value in given.items() if value is not None} if isinstance(given, dict) else {}
+    )
+    subject = Subject.model_validate(fields)
+    never = plugin.config.get("application_context") == "never"
+    return Rules(
+        source="",
+        lookups=subject.lookups,
+        require_consumer=subject.require_consumer,
+        missing=subject.missing,
+        fallback_subject=subject.fallback_subject or "",
+        application_context="never" if never else "when_needed",
+    )
+
+
+def _sent(principal: Principal, rules: Rules) -> str | None:
+    """Return the subject of a request of this principal, None where the plugin finds nobody."""
+    if principal.kind == "application":
+        asked = rules.application_context != "never"
+        found = find_subject({}, {"application_id": principal.id} if asked else None, rules)
+    else:
+        consumer = {"id": principal.id, "username": principal.username, "custom_id": principal.custom_id}
+        found = find_subject({"consumer": {**consumer, "tags": list(principal.tags)}}, None, rules)
+    return found if type(found) is str else None

@@ -1,0 +1,130 @@
+"""Usage read back from the metering API: per customer, per subject, and what no customer is charged for."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from syncd.core.model import ObservedCustomer
+from syncd.metering.base import MeteringTarget
+
+REQUESTS_METER = "kong_api_requests"
+"""COUNT of events of type kong.api_request."""
+TOKENS_METER = "kong_llm_tokens"
+"""SUM of $.tokens of events of type kong.llm_request."""
+EVENTS_METER = "kong_llm_events"
+"""COUNT of events of type kong.llm_request: one for the input, one for the output of a model call. It is
+there for `syncd audit`; no price belongs on it."""
+
+
+@dataclass(frozen=True, slots=True)
+class SubjectUsage:
+    """What one subject used."""
+
+    key: str
+    requests: float
+    tokens: float
+
+    def to_json(self) -> dict[str, object]:
+        """Return it as in ``syncd usage --json``."""
+        return {"key": self.key, "requests": whole(self.requests), "tokens": whole(self.tokens)}
+
+
+@dataclass(frozen=True, slots=True)
+class CustomerUsage:
+    """What a customer used; `subjects` are those it carries and any other key that its usage came under."""
+
+    id: str
+    key: str | None
+    name: str
+    subjects: tuple[SubjectUsage, ...]
+
+    @property
+    def requests(self) -> float:
+        """Return the requests of all subjects."""
+        return sum(subject.requests for subject in self.subjects)
+
+    @property
+    def tokens(self) -> float:
+        """Return the tokens of all subjects."""
+        return sum(subject.tokens for subject in self.subjects)
+
+    def to_json(self) -> dict[str, object]:
+        """Return it as in ``syncd usage --json``."""
+        return {
+            "key": self.key,
+            "id": self.id,
+            "name": self.name,
+            "requests": whole(self.requests),
+            "tokens": whole(self.tokens),
+            "subjects": [subject.to_json() for subject in self.subjects],
+        }
+
+
+@dataclass(frozen=True, slots=True)
+class Usage:
+    """All usage of a period; `unattributed` subjects belong to no customer, so nobody pays for them."""
+
+    customers: tuple[CustomerUsage, ...]
+    unattributed: tuple[SubjectUsage, ...]
+
+    def to_json(self) -> dict[str, object]:
+        """Return it as ``syncd usage --json`` prints it."""
+        # By key: what is counted for two customers happened once.
+        charged = {subject.key: subject for customer in self.customers for subject in customer.subjects}
+        subjects = [*charged.values(), *self.unattributed]
+        return {
+            "customers": [customer.to_json() for customer in self.customers],
+            "unattributed": [subject.to_json() for subject in self.unattributed],
+            "totals": {
+                "requests": whole(sum(subject.requests for subject in subjects)),
+                "tokens": whole(sum(subject.tokens for subject in subjects)),
+            },
+        }
+
+
+def read_usage(target: MeteringTarget, since: str | None = None, until: str | None = None) -> Usage:
+    """Query both meters by subject, attribute as the metering API does; raises MeterMissingError."""
+    customers = target.observe().customers
+    requests = target.usage(REQUESTS_METER, since, until)
+    tokens = target.usage(TOKENS_METER, since, until)
+    return attribute(customers, requests, tokens)
+
+
+def attribute(
+    customers: tuple[ObservedCustomer, ...], requests: Mapping[str, float], tokens: Mapping[str, float]
+) -> Usage:
+    """Give each subject's usage to the customer whose id, key or subject key it is.
+
+    To both where it is the key of one and a subject of another (`syncd.planning.customer_index`): so
+    does the metering API.
+    """
+    homes: defaultdict[str, set[str]] = defaultdict(set)
+    for customer in customers:
+        for name in (customer.id, customer.key, *customer.subject_keys):
+            if name:
+                homes[name].add(customer.id)
+    used: dict[str, set[str]] = {customer.id: set(customer.subject_keys) for customer in customers}
+    unattributed: set[str] = set()
+    for subject in requests.keys() | tokens.keys():
+        for owner in homes.get(subject, ()):
+            used[owner].add(subject)
+        if subject not in homes:
+            unattributed.add(subject)
+
+    def lines(keys: set[str]) -> tuple[SubjectUsage, ...]:
+        return tuple(SubjectUsage(key, requests.get(key, 0), tokens.get(key, 0)) for key in sorted(keys))
+
+    return Usage(
+        tuple(
+            CustomerUsage(customer.id, customer.key, customer.name, lines(used[customer.id]))
+            for customer in sorted(customers, key=lambda c: (c.key or "", c.id))
+        ),
+        lines(unattributed),
+    )
+
+
+def whole(value: float) -> int | float:
+    """Return a whole number as int, so that it prints without a fraction."""
+    return int(value) if float(value).is_integer() else value

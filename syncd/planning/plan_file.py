@@ -1,0 +1,111 @@
+"""A reviewed plan: written by ``plan --out FILE``, applied by ``apply --plan FILE`` or refused.
+
+What is applied is always a plan made afresh; the file decides whether it may be. They must be the
+same change by change (`Change.identity`), so that nothing happens that nobody has read.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from syncd.core.changes import PLAN_VERSION, Change, ChangeKind, MovedUsage, Plan, State
+from syncd.core.errors import PlanFileError
+from syncd.core.model import CustomerDetails
+
+_SHOWN = 5
+
+
+def write(plan: Plan, path: Path, options: Mapping[str, object]) -> None:
+    """Write a plan with the options that it was made with; raises PlanFileError."""
+    document = {**plan.to_json(), "options": dict(options)}
+    try:
+        path.write_text(json.dumps(document, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+    except OSError as error:
+        raise PlanFileError(f"cannot write the plan {path}: {error.strerror}") from None
+
+
+def read(path: Path) -> tuple[Plan, dict[str, object]]:
+    """Return a written plan and its options; raises PlanFileError where it is not one, or was edited."""
+    try:
+        document = json.loads(path.read_bytes())
+    except OSError as error:
+        raise PlanFileError(f"cannot read the plan {path}: {error.strerror}") from None
+    except ValueError as error:
+        raise PlanFileError(f"the plan {path} is not JSON: {error}") from None
+    if not isinstance(document, dict) or document.get("version") != PLAN_VERSION:
+        version = document.get("version") if isinstance(document, dict) else None
+        raise PlanFileError(
+            f"{path} is not a plan of version {PLAN_VERSION} (it says {version!r}); make it with `plan --out`"
+        )
+    try:
+        plan = from_json(document)
+    except (KeyError, TypeError, ValueError) as error:
+        raise PlanFileError(f"the plan {path} cannot be read: {type(error).__name__} {error}") from None
+    if plan.checksum() != document.get("checksum"):
+        raise PlanFileError(f"the plan {path} was changed after it was written; make a new one")
+    options = document.get("options")
+    return plan, options if isinstance(options, dict) else {}
+
+
+def from_json(document: Mapping[str, Any]) -> Plan:
+    """Return the plan that `Plan.to_json` gave, without its exposure; raises KeyError or ValueError."""
+    changes = tuple(_change(item) for item in document["changes"])
+    notes = tuple(str(note) for note in document.get("notes", ()))
+    return Plan(str(document["owner_id"]), str(document["policy"]), changes, notes)
+
+
+def _change(item: Mapping[str, Any]) -> Change:
+    usage = item.get("usage")
+    return Change(
+        ChangeKind(item["kind"]),
+        item["customer_key"],
+        tuple(item["subject_keys"]),
+        item["reason"],
+        item["customer_id"],
+        _state(item["before"]),
+        _state(item["after"]),
+        item.get("to_customer_key"),
+        MovedUsage(usage["events"], usage["since"]) if usage else None,
+    )
+
+
+def _state(item: Mapping[str, Any] | None) -> State | None:
+    if item is None:
+        return None
+    keys = item.get("subject_keys")
+    details = CustomerDetails.from_json(item.get("details") or {})
+    return State(item.get("name"), None if keys is None else tuple(keys), item.get("metadata"), details)
+
+
+def require_same(reviewed: Plan, fresh: Plan) -> None:
+    """Raise PlanFileError with the first differences unless both plans change the same."""
+    if reviewed.checksum() == fresh.checksum():
+        return
+    said = []
+    if (reviewed.owner_id, reviewed.policy) != (fresh.owner_id, fresh.policy):
+        said.append(
+            f"it was made for owner_id {reviewed.owner_id!r} and policy {reviewed.policy!r}, the"
+            f" configuration has {fresh.owner_id!r} and {fresh.policy!r}"
+        )
+    before, now = _identities(reviewed), _identities(fresh)
+    said += [f"no longer: {before[key]}" for key in before.keys() - now.keys()]
+    said += [f"new: {now[key]}" for key in now.keys() - before.keys()]
+    rest = len(said) - _SHOWN
+    more = [f"and {rest} more"] if rest > 0 else []
+    listed = "\n  ".join([*sorted(said)[:_SHOWN], *more]) or "the order of the changes is another"
+    raise PlanFileError(
+        "the world is not as it was when this plan was made, so nothing was changed. Plan and review"
+        f" again:\n  {listed}"
+    )
+
+
+def _identities(plan: Plan) -> dict[str, str]:
+    return {
+        json.dumps(change.identity(), sort_keys=True): " ".join(
+            [str(change.kind), change.customer_key or "-", *change.subject_keys[:3]]
+        )
+        for change in plan.actionable
+    }

@@ -1,0 +1,71 @@
+"""A run for some principals only: their changes, and never a removal.
+
+All sources are read nevertheless: with a part of them a shared subject, a key in use or the members
+of a group would not be known, and the partial run would build another world than the full one.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, replace
+
+from syncd.core.changes import REMOVALS, Change, ChangeKind, Plan
+from syncd.core.errors import ScopeError
+from syncd.core.model import Principal
+from syncd.mapping.desired_state import desired_world
+from syncd.mapping.rules import MappingRules
+
+
+@dataclass(frozen=True, slots=True)
+class Scope:
+    """The principals of one source (by its name in messages), or of an id, username or custom_id, or both."""
+
+    source: str | None = None
+    principal: str | None = None
+
+    @property
+    def whole(self) -> bool:
+        """Tell whether nothing is left out."""
+        return self.source is None and self.principal is None
+
+    def select(self, principals: Iterable[Principal]) -> list[Principal]:
+        """Return the selected principals; raises ScopeError where there is none."""
+        found = [
+            principal
+            for principal in principals
+            if (self.source is None or self._named(principal.source))
+            and (
+                self.principal is None
+                or self.principal in (principal.id, principal.username, principal.custom_id)
+            )
+        ]
+        if not found:
+            what = [f"source {self.source}"] * (self.source is not None)
+            what += [f"principal {self.principal}"] * (self.principal is not None)
+            raise ScopeError(f"no source names anyone that fits {' and '.join(what)}")
+        return found
+
+    def _named(self, source: str) -> bool:
+        return self.source is not None and (source == self.source or source.startswith(f"{self.source} "))
+
+
+def restricted(plan: Plan, scope: Scope, principals: Sequence[Principal], rules: MappingRules) -> Plan:
+    """Return the plan with only what concerns the selected principals."""
+    if scope.whole:
+        return plan
+    wanted = desired_world(scope.select(principals), rules)
+    subjects = {subject.key for customer in wanted.customers for subject in customer.subjects}
+    subjects |= {key for problem in wanted.problems for key in problem.subject_keys}
+    # A principal that gets no subject at all is known by what is said of it.
+    reasons = {problem.reason for problem in wanted.problems}
+    customers = {customer.key for customer in wanted.customers}
+
+    def concerns(change: Change) -> bool:
+        if change.kind in REMOVALS or change.kind is ChangeKind.ORPHANED:
+            return False
+        if change.subject_keys:
+            return not subjects.isdisjoint(change.subject_keys)
+        return change.customer_key in customers or change.reason in reasons
+
+    note = "only what concerns the selected principals; nothing is marked, detached or deleted"
+    return replace(plan, changes=tuple(filter(concerns, plan.changes)), notes=(*plan.notes, note))

@@ -1,0 +1,136 @@
+"""From configuration to sources, target and rules; the only place that knows all of them."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+
+from syncd.config.settings import Config
+from syncd.config.sources import (
+    ApplicationsFileSource,
+    DeclarativeFileSource,
+    KongAdminSource,
+    KonnectApplicationsSource,
+    KonnectConsumersSource,
+    SourceConfig,
+    StaticSource,
+    source_names,
+)
+from syncd.gateways.client import Gateway
+from syncd.http.client import Endpoint
+from syncd.http.retry import Retry
+from syncd.mapping.mapping_file import read_mapping_file
+from syncd.mapping.rules import MappingRules
+from syncd.metering.base import MeteringTarget
+from syncd.metering.v1 import OpenMeterV1
+from syncd.metering.v3 import OpenMeterV3
+from syncd.sources.applications_file import ApplicationsFile
+from syncd.sources.base import Source
+from syncd.sources.declarative_file import DeclarativeFile
+from syncd.sources.kong_admin import KongAdmin
+from syncd.sources.konnect import KonnectApplications, KonnectConsumers
+from syncd.sources.static import Static, StaticSubject
+
+CONSUMERS = "read consumers and plugins of the control plane (role Viewer of Control Planes)"
+"""The rights that a source of consumers needs in Konnect."""
+
+
+def sources_of(config: Config, sleep: Callable[[float], object] = time.sleep) -> tuple[Source, ...]:
+    """Return the sources in the order of the configuration; equal settings give equal sources."""
+    retry = Retry(attempts=config.metering.attempts, sleep=sleep)
+    named = zip(config.sources, source_names(config.sources), strict=True)
+    return tuple(_source(source, index, name, retry) for index, (source, name) in enumerate(named))
+
+
+def metering_endpoint(config: Config) -> Endpoint:
+    """Return where the metering API of the configured dialect is, and the token for it."""
+    metering = config.metering
+    roles = " (roles Billing Admin and Metering Viewer)" if metering.is_konnect else ""
+    return Endpoint(
+        name="metering API",
+        url=metering.base_url,
+        token_setting="metering.token",  # noqa: S106 - the name of a setting
+        rights=f"read and write customers and subjects, and to read meters{roles}",
+        token=metering.token.get_secret_value() if metering.token else None,
+        timeout=metering.timeout.total_seconds(),
+    )
+
+
+def target_of(config: Config, sleep: Callable[[float], object] = time.sleep) -> MeteringTarget:
+    """Return the metering API; close it after use."""
+    kind = OpenMeterV3 if config.metering.dialect == "openmeter-v3" else OpenMeterV1
+    return kind(metering_endpoint(config), Retry(attempts=config.metering.attempts, sleep=sleep))
+
+
+def gateways_of(config: Config, sleep: Callable[[float], object] = time.sleep) -> tuple[Gateway, ...]:
+    """Return the gateways in the order of the configuration; close each after use."""
+    attempts = config.metering.attempts
+    return tuple(
+        Gateway(gateway, index, attempts=attempts, sleep=sleep)
+        for index, gateway in enumerate(config.gateways)
+    )
+
+
+def rules_of(config: Config) -> MappingRules:
+    """Return the rules of the mapping, the mapping file as it is now; raises ConfigError."""
+    return MappingRules(
+        owner_id=config.owner_id,
+        group_by=config.mapping.group_by,
+        subject_field=config.mapping.subject_field,
+        include_anonymous=config.mapping.include_anonymous,
+        anonymous_consumers=frozenset(config.mapping.anonymous_consumers),
+        templates=config.mapping.templates,
+        assignments=read_mapping_file(config.mapping.file) if config.mapping.file else (),
+        max_subjects_per_customer=config.mapping.max_subjects_per_customer,
+        overflow=config.mapping.overflow,
+        labels_only=config.metering.dialect == "openmeter-v3",
+    )
+
+
+def _source(source: SourceConfig, index: int, name: str, retry: Retry) -> Source:
+    match source:
+        case KongAdminSource():
+            return KongAdmin(kong_endpoint(source, index), retry, source.workspace, source.tags, name)
+        case KonnectConsumersSource():
+            endpoint = konnect_endpoint(source, index, CONSUMERS)
+            return KonnectConsumers(endpoint, retry, source.control_plane_id, source.tags, name)
+        case KonnectApplicationsSource():
+            endpoint = konnect_endpoint(source, index, "read applications and registrations of the portal")
+            return KonnectApplications(endpoint, retry, source.portal_id, source.mapped_consumers, name)
+        case DeclarativeFileSource():
+            return DeclarativeFile(source.path, name)
+        case ApplicationsFileSource():
+            return ApplicationsFile(source.path, name)
+        case StaticSource():
+            subjects = tuple(
+                StaticSubject(subject.key, subject.name, subject.metadata, subject.customer)
+                for subject in source.subjects
+            )
+            return Static(subjects, name)
+
+
+def kong_endpoint(source: KongAdminSource, index: int) -> Endpoint:
+    """Return where the Admin API of this source is, and the token for it."""
+    return Endpoint(
+        name="Kong's Admin API",
+        url=source.url,
+        token_setting=f"sources[{index}].token",
+        rights="read consumers, plugins and the status",
+        token_header="Kong-Admin-Token",  # noqa: S106 - a header's name
+        token=source.token.get_secret_value() if source.token else None,
+        timeout=source.timeout.total_seconds(),
+    )
+
+
+def konnect_endpoint(
+    source: KonnectConsumersSource | KonnectApplicationsSource, index: int, rights: str
+) -> Endpoint:
+    """Return where Konnect is for this source, and the token for it, which must allow `rights`."""
+    return Endpoint(
+        name="Konnect",
+        url=source.base_url,
+        token_setting=f"sources[{index}].token",
+        rights=rights,
+        token=source.token.get_secret_value() if source.token else None,
+        timeout=source.timeout.total_seconds(),
+    )

@@ -1,0 +1,232 @@
+"""The daemon's runs: one at a time, at most one dry and one real waiting, the last ones remembered."""
+
+from __future__ import annotations
+
+import threading
+import uuid
+from collections import OrderedDict, deque
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from datetime import UTC, datetime
+from typing import Protocol
+
+import structlog
+
+from syncd.apply.executor import Report
+from syncd.core.changes import Outcome, Plan
+from syncd.core.errors import (
+    ApiError,
+    ApplyStoppedError,
+    HistoryError,
+    LockedError,
+    PlanFileError,
+    QueueFullError,
+    SourceError,
+    SyncdError,
+    UnsafePlanError,
+)
+from syncd.runs.reconciler import Result, RunOptions
+from syncd.runs.run import FINISHED, Run, State
+
+_log = structlog.get_logger("syncd.runs.queue")
+
+
+_MOST_WAITING = 100
+_FAILURES: tuple[tuple[type[SyncdError], str], ...] = (
+    (UnsafePlanError, "guard"),
+    (SourceError, "source"),
+    (ApiError, "metering"),
+    (LockedError, "lock"),
+    (HistoryError, "history"),
+    (PlanFileError, "review"),
+)
+
+
+def _kind(error: SyncdError) -> str:
+    if isinstance(error, ApplyStoppedError):
+        return "metering" if isinstance(error.__cause__, ApiError) else "stopped"
+    return next((kind for type_, kind in _FAILURES if isinstance(error, type_)), "other")
+
+
+class Observer(Protocol):
+    """Who is told what runs do, by one thread at a time: the history and the metrics."""
+
+    def started(self, run: Run) -> None:
+        """Hear that a run begins; a SyncdError here ends it."""
+
+    def planned(self, run: Run) -> None:
+        """Hear of its plan; a SyncdError here ends it before its first change."""
+
+    def changed(self, run: Run, outcomes: Sequence[Outcome]) -> None:
+        """Hear, in any thread, what became of a few changes; a SyncdError here ends the run."""
+
+    def finished(self, run: Run) -> None:
+        """Hear of its end."""
+
+
+class Perform(Protocol):
+    """What a run does: `syncd.runs.reconciler.run` with a configuration, under the write lock."""
+
+    def __call__(
+        self,
+        options: RunOptions,
+        *,
+        should_stop: Callable[[], bool],
+        on_plan: Callable[[Plan], None],
+        report: Report,
+    ) -> Result:
+        """Do one run; raises SyncdError."""
+
+
+class Runs:
+    """Queue, worker and memory of runs. `request`, `get` and `status` may be called from any thread."""
+
+    def __init__(
+        self,
+        perform: Perform,
+        stopping: threading.Event,
+        *,
+        remember: int = 50,
+        observers: Sequence[Observer] = (),
+    ) -> None:
+        self._perform = perform
+        self._observers = observers
+        self._stopping = stopping
+        self._remember = remember
+        self._changed = threading.Condition()
+        self._runs: OrderedDict[str, Run] = OrderedDict()
+        self._queue: deque[str] = deque()
+        self._current: str | None = None
+        self._last_success: datetime | None = None
+
+    def request(self, trigger: str, options: RunOptions | None = None) -> Run:
+        """Queue a run and return it; one that waits already for the same serves this request too."""
+        options = options or RunOptions()
+        with self._changed:
+            for waiting in self._queue:
+                if self._runs[waiting].options == options:
+                    return self._runs[waiting]
+            if len(self._queue) >= _MOST_WAITING:
+                raise QueueFullError(f"{_MOST_WAITING} different runs wait already; ask again later")
+            run = Run(uuid.uuid4().hex, trigger, options, datetime.now(UTC))
+            self._runs[run.id] = run
+            self._queue.append(run.id)
+            self._changed.notify_all()
+            return run
+
+    def get(self, run_id: str) -> Run | None:
+        """Return a run that is still remembered."""
+        with self._changed:
+            return self._runs.get(run_id)
+
+    def last_planned(self) -> Run | None:
+        """Return the latest run that got as far as a plan."""
+        with self._changed:
+            return next((run for run in reversed(self._runs.values()) if run.plan), None)
+
+    def last_real(self) -> Run | None:
+        """Return the latest run that ended and was no dry run.
+
+        One that refused an outdated reviewed plan does not count: it found nothing wrong with the daemon.
+        """
+        with self._changed:
+            real = (run for run in reversed(self._runs.values()) if not run.dry_run)
+            return next((run for run in real if run.state in FINISHED and run.failure != "review"), None)
+
+    def recent(self) -> tuple[Run, ...]:
+        """Return the runs that are remembered, the latest first."""
+        with self._changed:
+            return tuple(reversed(self._runs.values()))
+
+    def status(self) -> dict[str, object]:
+        """Return what is going on: the shape of GET /v1/status without the schedule."""
+        with self._changed:
+            finished = [run for run in self._runs.values() if run.state in FINISHED]
+            return {
+                "state": "running" if self._current else "idle",
+                "queued": len(self._queue),
+                "current": self._runs[self._current].summary() if self._current else None,
+                "last": finished[-1].summary() if finished else None,
+                "last_success": self._last_success.isoformat() if self._last_success else None,
+            }
+
+    def stop(self) -> None:
+        """Set `stopping`: the run in hand ends at its next change, no other starts, and `work` returns."""
+        self._stopping.set()
+        with self._changed:
+            self._changed.notify_all()
+
+    def work(self) -> None:
+        """Do the runs of the queue, one after the other, until `stop`."""
+        while run := self._next():
+            with structlog.contextvars.bound_contextvars(run=run.id, trigger=run.trigger):
+                self._do(run)
+
+    def _next(self) -> Run | None:
+        with self._changed:
+            self._changed.wait_for(lambda: self._stopping.is_set() or bool(self._queue))
+            if self._stopping.is_set():
+                return None
+            self._current = self._queue.popleft()
+            return self._update(self._current, state=State.RUNNING, started_at=datetime.now(UTC))
+
+    def _do(self, run: Run) -> None:
+        def keep_plan(plan: Plan) -> None:
+            with self._changed:
+                planned = self._update(run.id, plan=plan)
+            for observer in self._observers:
+                observer.planned(planned)
+
+        def tell(outcomes: Sequence[Outcome]) -> None:
+            for observer in self._observers:
+                observer.changed(run, outcomes)
+
+        _log.info("sync_started", dry_run=run.dry_run)
+        try:
+            for observer in self._observers:
+                observer.started(run)
+            result = self._perform(
+                run.options, should_stop=self._stopping.is_set, on_plan=keep_plan, report=tell
+            )
+        except ApplyStoppedError as error:
+            self._finish(
+                run.id, state=State.FAILED, error=str(error), outcomes=error.outcomes, failure=_kind(error)
+            )
+        except SyncdError as error:
+            self._finish(run.id, state=State.FAILED, error=str(error), failure=_kind(error))
+        except Exception:
+            # One run that meets a mistake of ours must not end the daemon.
+            _log.exception("sync_crashed")
+            said = "internal error; the daemon's log has the details"
+            self._finish(run.id, state=State.FAILED, error=said, failure="other")
+        else:
+            state = State.BLOCKED if result.blocked else State.SUCCEEDED
+            self._finish(run.id, state=state, outcomes=result.outcomes)
+
+    def _finish(self, run_id: str, *, state: State, **fields: object) -> None:
+        self._tell_end(replace(self._runs[run_id], state=state, finished_at=datetime.now(UTC), **fields))  # type: ignore[arg-type]
+        with self._changed:
+            self._current = None
+            run = self._update(run_id, state=state, finished_at=datetime.now(UTC), **fields)
+            if state is not State.FAILED and not run.dry_run:
+                self._last_success = run.finished_at
+            while len(self._runs) > self._remember:
+                oldest = next(iter(self._runs))
+                if self._runs[oldest].state not in FINISHED:
+                    break
+                del self._runs[oldest]
+        level = _log.error if state is State.FAILED else _log.info
+        level("sync_finished", **{k: v for k, v in run.summary().items() if k not in {"id", "trigger"}})
+
+    def _tell_end(self, run: Run) -> None:
+        """Tell before anyone can see that it has ended, so that its history is there when they look."""
+        for observer in self._observers:
+            try:
+                observer.finished(run)
+            except SyncdError as error:
+                _log.error("run_not_recorded", error=str(error))
+
+    def _update(self, run_id: str, **fields: object) -> Run:
+        run = replace(self._runs[run_id], **fields)  # type: ignore[arg-type]
+        self._runs[run_id] = run
+        return run

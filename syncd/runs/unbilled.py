@@ -1,0 +1,77 @@
+"""Looks up what usage a plan concerns: unbilled exposure, and the events that its changes move.
+
+A metering API without these meters, or a token without the right to read them, spoils no run: the
+figures are then missing, and a note says why.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import replace
+from datetime import UTC, datetime, timedelta
+
+from syncd.core.changes import REMOVALS, Change, ChangeKind, MovedUsage, Plan
+from syncd.core.errors import ApiError, MeterMissingError
+from syncd.core.exposure import WINDOW, ExposedSubject, Exposure, exposed, first_day
+from syncd.core.model import ObservedWorld
+from syncd.metering.base import MeteringTarget
+from syncd.metering.usage import REQUESTS_METER, TOKENS_METER, whole
+
+_COUNTED = REMOVALS | {ChangeKind.MOVE_SUBJECTS, ChangeKind.RETIRE_CUSTOMER, ChangeKind.BLOCKED}
+
+
+def with_usage(plan: Plan, target: MeteringTarget, observed: ObservedWorld, now: datetime) -> Plan:
+    """Return the plan with its exposure, and with the usage that its changes move or leave unbilled."""
+    start = (now - WINDOW).astimezone(UTC).replace(hour=0, minute=0, second=0, microsecond=0)
+    try:
+        requests = target.usage(REQUESTS_METER, rfc3339(start), None)
+        tokens = target.usage(TOKENS_METER, rfc3339(start), None)
+        exposure = _exposure(plan, target, observed, requests, tokens, start)
+    except (ApiError, MeterMissingError) as error:
+        note = f"unbilled usage is not known: {error}"
+        return replace(plan, notes=(*plan.notes, note))
+    changes = tuple(_counted(change, requests, rfc3339(start)) for change in plan.changes)
+    return replace(plan, changes=changes, exposure=exposure)
+
+
+def _exposure(
+    plan: Plan,
+    target: MeteringTarget,
+    observed: ObservedWorld,
+    requests: Mapping[str, float],
+    tokens: Mapping[str, float],
+    start: datetime,
+) -> Exposure:
+    keys = (key for c in observed.customers for key in (c.id, c.key, *c.subject_keys) if key)
+    planned = (
+        key
+        for change in (*plan.of(ChangeKind.CREATE_CUSTOMER), *plan.of(ChangeKind.ATTACH_SUBJECTS))
+        for key in change.subject_keys
+    )
+    blocked = (key for change in plan.of(ChangeKind.BLOCKED) for key in change.subject_keys)
+    subjects = exposed(requests, tokens, frozenset(keys), planned, blocked)
+    since = rfc3339(_since(target, subjects, start)) if subjects else None
+    return Exposure(subjects, rfc3339(start), since)
+
+
+def _since(target: MeteringTarget, subjects: tuple[ExposedSubject, ...], start: datetime) -> datetime:
+    counted = {subject.key for subject in subjects if subject.events}
+    meter = REQUESTS_METER if counted else TOKENS_METER
+    counted = counted or {subject.key for subject in subjects}
+
+    def used_until(end: datetime) -> bool:
+        return not counted.isdisjoint(target.usage(meter, rfc3339(start), rfc3339(end)))
+
+    return first_day(start, WINDOW // timedelta(days=1) + 1, used_until)
+
+
+def _counted(change: Change, requests: Mapping[str, float], since: str) -> Change:
+    if change.kind not in _COUNTED or not change.subject_keys:
+        return change
+    events = whole(sum(requests.get(key, 0) for key in change.subject_keys))
+    return replace(change, usage=MovedUsage(events, since))
+
+
+def rfc3339(when: datetime) -> str:
+    """Return a time as metering APIs take it."""
+    return when.astimezone(UTC).strftime("%Y-%m-%dT%H:%M:%SZ")

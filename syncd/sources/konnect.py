@@ -1,0 +1,139 @@
+"""Dev Portal applications of Konnect, with their owners, and the consumers they are mapped to.
+
+Both lists are paged by number and shift while they are read (`syncd.http.pagination`). A registration
+names the consumer that its application is on a gateway (Gateway 3.15 and newer): usage may come under
+either, so both are reported, and the mapping puts them into one customer.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from urllib.parse import quote
+
+from syncd.core.errors import ApiError, SourceError
+from syncd.core.model import Principal
+from syncd.http.client import ApiClient, Endpoint, expect_list, expect_object
+from syncd.http.pagination import Entry, Page, read_all
+from syncd.http.retry import Retry
+from syncd.sources.base import text
+from syncd.sources.consumers import read_consumers
+
+# MERGED: Consumers of a Konnect control plane (konnect-control-planes-config-v2.yaml): paged as Kong
+# pages them.
+
+
+@dataclass(frozen=True, slots=True)
+class KonnectConsumers:
+    """One control plane; only consumers that carry all of `tags`."""
+
+    endpoint: Endpoint
+    retry: Retry = field(compare=False)
+    control_plane_id: str = ""
+    tags: tuple[str, ...] = ()
+    name: str = "konnect-consumers"
+
+    def fingerprint(self) -> None:
+        """Return None: Konnect tells of no change, so the list is read each time."""
+
+    def read(self) -> Sequence[Principal]:
+        """Return the consumers, those marked that a plugin uses as `anonymous`."""
+        prefix = f"/v2/control-planes/{quote(self.control_plane_id, safe='')}/core-entities"
+        try:
+            with ApiClient(self.endpoint, self.retry) as client:
+                return read_consumers(client, prefix, self.tags, source=self.name, send_tags=True)
+        except ApiError as error:
+            raise SourceError(self.name, str(error)) from None
+
+
+@dataclass(frozen=True, slots=True)
+class KonnectApplications:
+    """One Dev Portal; `mapped_consumers=False` does not ask for registrations."""
+
+    endpoint: Endpoint
+    retry: Retry = field(compare=False)
+    portal_id: str = ""
+    mapped_consumers: bool = True
+    name: str = "konnect-applications"
+
+    def fingerprint(self) -> None:
+        """Return None: Konnect tells of no change, so the lists are read each time."""
+
+    def read(self) -> Sequence[Principal]:
+        """Return the applications, then the consumers that they are mapped to."""
+        portal = f"/v3/portals/{quote(self.portal_id, safe='')}"
+        try:
+            with ApiClient(self.endpoint, self.retry) as client:
+                listed = self._list(client, f"{portal}/applications")
+                registrations = (
+                    self._list(client, f"{portal}/application-registrations") if self.mapped_consumers else []
+                )
+        except ApiError as error:
+            raise SourceError(self.name, str(error)) from None
+        applications = [application(item, self.name, "an application") for item in listed]
+        known = {found.id for found in applications}
+        mapped = [found for item in registrations if (found := self._consumer(item, known))]
+        # An application has a registration for each API, all of them with the same consumer.
+        consumers = {(found.id, found.application): found for found in mapped}
+        return [*applications, *consumers.values()]
+
+    def _list(self, client: ApiClient, path: str) -> list[Entry]:
+        def fetch(number: int, size: int) -> Page:
+            params: dict[str, str | int | list[str]] = {
+                "page[size]": size,
+                "page[number]": number,
+                "sort": "created_at",
+            }
+            page = expect_object(client.get(path, params), self.name, path)
+            entries = expect_list(page.get("data"), self.name, f"data of {path}")
+            return Page(
+                [expect_object(entry, self.name, f"an entry of {path}") for entry in entries], total(page)
+            )
+
+        return read_all(fetch, path, created="created_at")
+
+    def _consumer(self, registration: Entry, known: set[str]) -> Principal | None:
+        consumer, of = registration.get("consumer"), registration.get("application")
+        if not isinstance(consumer, dict) or not isinstance(of, dict):
+            return None
+        what = f"the consumer of registration {registration.get('id')}"
+        identity, of_id = text(consumer, "id", self.name, what), text(of, "id", self.name, what)
+        if identity is None or of_id is None:
+            raise SourceError(self.name, f"{what} has no id, or its application none")
+        if of_id not in known:
+            return None  # registered after the applications were read; the next run sees it
+        return Principal(
+            kind="consumer",
+            id=identity,
+            source=self.name,
+            username=text(consumer, "username", self.name, what),
+            custom_id=text(consumer, "custom_id", self.name, what),
+            application=of_id,
+        )
+
+
+def application(item: dict[str, object], source: str, what: str) -> Principal:
+    """Return an application as Konnect describes it; its owner is a developer or a team."""
+    identity = text(item, "id", source, what)
+    if identity is None:
+        raise SourceError(source, f"{what} has no id")
+    what = f"application {identity}"
+    owner = item.get("owner")
+    if owner is not None and not isinstance(owner, dict):
+        raise SourceError(source, f"{what}: owner is not an object")
+    kind, owner_id = (text(owner, part, source, what) for part in ("type", "id")) if owner else (None, None)
+    return Principal(
+        kind="application",
+        id=identity,
+        source=source,
+        username=text(item, "name", source, what),
+        owner=f"{kind}:{owner_id}" if kind and owner_id else None,
+    )
+
+
+def total(document: dict[str, object]) -> int | None:
+    """Return meta.page.total, None where it is not there."""
+    meta = document.get("meta")
+    page = meta.get("page") if isinstance(meta, dict) else None
+    value = page.get("total") if isinstance(page, dict) else None
+    return int(value) if isinstance(value, int | float) and not isinstance(value, bool) else None

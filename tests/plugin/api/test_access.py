@@ -1,0 +1,163 @@
+"""Who may use the HTTP API: nobody by default, and then whoever has the token."""
+
+from __future__ import annotations
+
+import os
+import socket
+import subprocess
+import sys
+from pathlib import Path
+
+import httpx
+import pytest
+
+from openmeter_plugin.api.access import TOKEN_VARIABLE
+from tests.harness.process import eventually, plugin_server
+from tests.plugin.operations_api import ADMIN_TOKEN, EVENTS_TOKEN, Api, address_of
+
+# Off by default, and who may use it
+
+
+def test_without_the_option_nothing_of_the_api_is_even_loaded(tmp_path: Path) -> None:
+    code = f"""
+import sys
+from pathlib import Path
+from openmeter_plugin.delivery.options import DeliveryOptions
+from openmeter_plugin.api.runtime import run
+run(DeliveryOptions(Path({str(tmp_path)!r})), None, until_empty=True)
+print(sorted({{"fastapi", "starlette", "uvicorn", "prometheus_client", "pydantic"}} & set(sys.modules)))
+"""
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=30)
+    assert result.stdout.splitlines()[-1] == "[]", result.stderr
+
+
+@pytest.mark.parametrize(
+    ("command", "arguments", "token", "says"),
+    [
+        ("serve", ["--api", "127.0.0.1:0"], None, "over TCP a token is required"),
+        ("deliver", ["--api", "127.0.0.1:0"], None, "over TCP a token is required"),
+        ("serve", ["--api", "0.0.0.0:0"], None, "over TCP a token is required"),
+        ("serve", ["--api", "127.0.0.1:0"], "", f"{TOKEN_VARIABLE} is empty"),
+        ("serve", ["--api", "unix:{dir}/api"], "", f"{TOKEN_VARIABLE} is empty"),
+        ("serve", ["--api", "127.0.0.1:0"], "short", "must have at least 16"),
+        ("serve", ["--api", "8096"], ADMIN_TOKEN, "neither host:port"),
+        ("serve", ["--api", "127.0.0.1:0", "--api-token-file", "{dir}/nothing"], None, "No such file"),
+    ],
+)
+def test_what_would_be_open_to_others_is_refused_at_the_start(
+    tmp_path: Path, command: str, arguments: list[str], token: str | None, says: str
+) -> None:
+    (tmp_path / "spool").mkdir()
+    words = [word.format(dir=tmp_path) for word in arguments]
+    words += ["--socket", str(tmp_path / "s")] if command == "serve" else []
+    environment = os.environ | ({} if token is None else {TOKEN_VARIABLE: token})
+    result = subprocess.run(
+        [sys.executable, "-m", "openmeter_plugin", command, "--spool", str(tmp_path / "spool"), *words],
+        capture_output=True,
+        text=True,
+        timeout=30,
+        env=environment,
+    )
+    assert result.returncode != 0
+    assert result.stderr.startswith("openmeter-plugin: --api: ")
+    assert says in result.stderr
+    assert "Traceback" not in result.stderr
+
+
+def test_a_unix_socket_needs_no_token_and_is_its_owners_alone(tmp_path: Path) -> None:
+    with plugin_server(tmp_path, "--api", f"unix:{tmp_path}/api") as server:
+        eventually((tmp_path / "api").exists, what="listening")
+        transport = httpx.HTTPTransport(uds=str(tmp_path / "api"))
+        with httpx.Client(transport=transport, base_url="http://any.name", timeout=15) as client:
+            assert client.get("/v1/spool").json()["total"]["depth"] == 0
+        assert (tmp_path / "api").stat().st_mode & 0o777 == 0o600
+        server.stop()
+        assert not (tmp_path / "api").exists()
+
+
+def test_everything_but_the_probes_needs_the_token(there: Api) -> None:
+    paths = there.get("/openapi.json")["paths"]
+    for path, methods in paths.items():
+        for method in methods:
+            for given in ({}, {"authorization": "Bearer wrong"}, {"authorization": f"Basic {ADMIN_TOKEN}"}):
+                answer = httpx.request(method, there.url + path.replace("{number}", "1"), headers=given)
+                if path in {"/healthz", "/readyz"}:
+                    assert answer.status_code == 200
+                else:
+                    assert answer.status_code == 401, (method, path)
+                    assert answer.headers["www-authenticate"] == "Bearer"
+                    assert "Authorization: Bearer" in answer.json()["detail"]
+
+
+def test_the_description_itself_needs_the_token(there: Api) -> None:
+    assert httpx.get(f"{there.url}/openapi.json").status_code == 401
+
+
+@pytest.mark.parametrize("host", ["evil.example", "evil.example:8096", "127.0.0.1.evil.example", "[::2]", ""])
+def test_a_page_that_has_its_own_name_for_this_address_gets_nothing(there: Api, host: str) -> None:
+    for path in ("/v1/spool", "/healthz"):
+        answer = there.client.get(path, headers={"host": host})
+        assert answer.status_code in {400, 421}
+        assert "depth" not in answer.text
+
+
+@pytest.mark.parametrize("host", ["localhost", "LOCALHOST:8096", "127.0.0.1", "127.0.0.1:1", "[::1]:8096"])
+def test_the_names_of_this_machine_are_taken(there: Api, host: str) -> None:
+    assert there.client.get("/healthz", headers={"host": host}).status_code == 200
+
+
+def test_a_token_file_that_is_replaced_counts_at_once(tmp_path: Path) -> None:
+    (tmp_path / "spool").mkdir()
+    (tmp_path / "token").write_text("the-first-token-of-all\n")
+    arguments = ("--api", "127.0.0.1:0", "--api-token-file", str(tmp_path / "token"))
+    with plugin_server(tmp_path, *arguments) as server:
+        url = address_of(server)
+
+        def status(token: str) -> int:
+            return httpx.get(
+                f"{url}/v1/spool", headers={"authorization": f"Bearer {token}"}, timeout=15
+            ).status_code
+
+        assert status("the-first-token-of-all") == 200
+        (tmp_path / "token").write_text("the-second-token-of-all\n")
+        assert (status("the-first-token-of-all"), status("the-second-token-of-all")) == (401, 200)
+        (tmp_path / "token").unlink()
+        assert status("the-second-token-of-all") == 503
+
+
+def test_no_answer_holds_a_secret(there: Api) -> None:
+    paths = there.get("/openapi.json")["paths"]
+    answers = [there.client.get(path.replace("{number}", "1")) for path in paths]
+    text = "".join(answer.text + str(answer.headers) for answer in answers)
+    assert ADMIN_TOKEN not in text
+    assert EVENTS_TOKEN not in text
+    assert ADMIN_TOKEN not in there.server.log_text()
+
+
+# While things go wrong
+
+
+def test_deliver_offers_the_api_too(tmp_path: Path) -> None:
+    (tmp_path / "spool").mkdir()
+    command = [sys.executable, "-m", "openmeter_plugin", "deliver", "--spool", str(tmp_path / "spool")]
+    process = subprocess.Popen([*command, "--api", f"unix:{tmp_path}/api"], stderr=subprocess.DEVNULL)
+    try:
+        eventually((tmp_path / "api").exists, what="listening")
+        transport = httpx.HTTPTransport(uds=str(tmp_path / "api"))
+        with httpx.Client(transport=transport, base_url="http://localhost", timeout=15) as client:
+            eventually(lambda: client.get("/readyz").status_code == 200, what="readiness")
+    finally:
+        process.terminate()
+        assert process.wait(20) == 0
+    assert not (tmp_path / "api").exists()
+
+
+def test_connections_that_only_wait_do_not_keep_others_out(there: Api) -> None:
+    host, port = there.url.removeprefix("http://").split(":")
+    held = [socket.create_connection((host, int(port))) for _ in range(80)]
+    try:
+        for _ in range(3):
+            assert httpx.get(f"{there.url}/healthz", timeout=15).status_code == 200
+    finally:
+        for connection in held:
+            connection.close()

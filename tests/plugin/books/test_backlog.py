@@ -1,0 +1,51 @@
+"""What the segments say beside the books, also while they are written and whatever is in them."""
+
+from __future__ import annotations
+
+from contextlib import closing
+from pathlib import Path
+
+import pytest
+
+from openmeter_plugin.books import backlog
+from openmeter_plugin.spool.destination import queues_directory
+from openmeter_plugin.spool.segment import LOST, Damage, Record, encode_record
+from openmeter_plugin.spool.segment_file import Segment
+from tests.plugin.deliveries import record
+from tests.plugin.spools import QUEUE, segments
+
+
+def begun(spool: Path) -> Segment:
+    directory = queues_directory(spool) / QUEUE
+    directory.mkdir(parents=True)
+    return Segment(directory)
+
+
+def test_a_record_that_a_living_writer_has_half_written_is_no_damage(tmp_path: Path) -> None:
+    with closing(begun(tmp_path)) as segment:
+        segment.append(record(0) + record(1)[:-5])
+        (path,) = segments(tmp_path)
+        (whole,) = backlog.read(path)
+        assert isinstance(whole, Record)
+    _, torn = backlog.read(path)
+    assert torn == Damage(whole.end, whole.end + len(record(1)) - 5)
+
+
+def test_records_larger_than_what_is_read_at_once_are_read(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(backlog, "_CHUNK", 50)
+    with closing(begun(tmp_path)) as segment:
+        segment.append(record(0) + record(1, pad="x" * 10_000) + record(2))
+    (path,) = segments(tmp_path)
+    found = [item for item in backlog.read(path) if isinstance(item, Record)]
+    assert [item.event_count for item in found] == [1, 1, 1]
+    assert found[-1].end == path.stat().st_size
+
+
+def test_losses_that_are_not_in_the_books_yet_are_counted_and_are_no_requests(tmp_path: Path) -> None:
+    losses = [encode_record(LOST + b'{"count":%d,"reason":"disk"}' % number) for number in (3, 4)]
+    with closing(begun(tmp_path)) as segment:
+        segment.append(record(0, 1) + b"".join(losses) + encode_record(LOST + b"[]"))
+    found = backlog.unaccounted(backlog.QueueFiles.of(tmp_path, QUEUE, {}))
+    assert (found.requests, found.events, found.lost) == (1, 2, 7)

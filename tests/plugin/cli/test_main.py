@@ -1,0 +1,141 @@
+"""The command line of openmeter-plugin, as Kong and an operator call it."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from openmeter_plugin import __version__
+from openmeter_plugin.config.schema import FIELDS
+
+
+def run(*arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "-m", "openmeter_plugin", *arguments],
+        capture_output=True,
+        text=True,
+        timeout=30,
+        env=os.environ | environment,
+    )
+
+
+def test_info_prints_one_json_document_and_nothing_else() -> None:
+    result = run("info")
+    assert (result.returncode, result.stderr) == (0, "")
+    assert json.loads(result.stdout) == {
+        "Protocol": "ProtoBuf:1",
+        "Plugins": [
+            {
+                "Name": "openmeter",
+                "Phases": ["log"],
+                "Priority": 15,
+                "Version": __version__,
+                "Schema": {
+                    "name": "openmeter",
+                    "fields": [{"config": {"type": "record", "fields": FIELDS}}],
+                },
+            }
+        ],
+    }
+
+
+def test_info_imports_nothing_slow() -> None:
+    code = """
+import sys
+from openmeter_plugin.__main__ import main
+sys.argv[1:] = ["info"]
+main()
+print(sorted({"typer", "pydantic", "httpx", "uvloop", "structlog"} & set(sys.modules)), file=sys.stderr)
+"""
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert result.stderr.strip() == "[]"
+
+
+def test_info_with_verbose_python_flags_in_the_environment_still_prints_only_json() -> None:
+    assert json.loads(run("info", PYTHONDEVMODE="1").stdout)["Protocol"] == "ProtoBuf:1"
+
+
+@pytest.mark.parametrize(
+    ("typed", "completed"),
+    [
+        ("sp", ["spool"]),
+        ("spool d", ["dead-letters", "drain"]),
+        ("serve --so", ["--socket", "--socket-mode"]),
+        ("serve --fsync ", ["always", "interval", "never"]),
+        ("spool drain --t", ["--timeout", "--token-file"]),
+    ],
+)
+def test_the_shell_can_complete_commands_options_and_values(typed: str, completed: list[str]) -> None:
+    words = f"openmeter-plugin {typed}"
+    result = run(
+        _OPENMETER_PLUGIN_COMPLETE="complete_bash", COMP_WORDS=words, COMP_CWORD=str(words.count(" "))
+    )
+    assert (sorted(result.stdout.split()), result.stderr) == (completed, "")
+
+
+@pytest.mark.parametrize("shell", ["bash", "zsh", "fish"])
+def test_each_shell_gets_a_script_that_asks_this_program(shell: str) -> None:
+    script = run("--show-completion", shell)
+    assert "_OPENMETER_PLUGIN_COMPLETE=complete" in script.stdout
+    assert "openmeter-plugin" in script.stdout
+
+
+def test_the_help_calls_the_program_by_its_name_however_it_was_started() -> None:
+    assert "Usage: openmeter-plugin serve " in run("serve", "--help").stdout
+
+
+def test_the_version_is_the_packages() -> None:
+    assert run("--version").stdout == f"openmeter-plugin {__version__}\n"
+
+
+@pytest.mark.parametrize("arguments", [("serve",), ("serve", "--sokcet", "x"), ("bogus",)])
+def test_a_usage_error_ends_with_64(arguments: tuple[str, ...]) -> None:
+    result = run(*arguments)
+    assert result.returncode == os.EX_USAGE
+    assert result.stdout == ""
+
+
+def test_a_usage_error_leaves_no_socket_behind(tmp_path: Path) -> None:
+    socket = tmp_path / "s"
+    assert run("serve", "--socket", str(socket), "--bogus").returncode == os.EX_USAGE
+    assert not socket.exists()
+
+
+@pytest.mark.parametrize(
+    ("options", "named"),
+    [
+        ({"--socket": "{dir}/missing/s", "--spool": "{dir}/spool"}, "--socket"),
+        ({"--socket": "{dir}/s", "--spool": "/proc/nothing/spool"}, "--spool"),
+        ({"--socket": "{dir}/s", "--spool": "{dir}/spool", "--socket-mode": "rw"}, "--socket-mode"),
+    ],
+)
+def test_what_cannot_work_fails_at_start_and_names_the_option(
+    tmp_path: Path, options: dict[str, str], named: str
+) -> None:
+    arguments = [word.format(dir=tmp_path) for option in options.items() for word in option]
+    result = run("serve", *arguments)
+    assert result.returncode != 0
+    assert result.stderr.startswith(f"openmeter-plugin: {named}")
+    assert "Traceback" not in result.stderr
+
+
+def test_the_directory_for_stock_kong_pdk_holds_the_plugin_and_nothing_else() -> None:
+    directory = Path(run("pdk-dir").stdout.strip())
+    assert [path.name for path in directory.glob("*.py")] == ["openmeter.py"]
+
+
+def test_stock_kong_pdk_loads_the_plugin_with_the_same_schema(tmp_path: Path) -> None:
+    command = [
+        *(str(Path(sys.executable).with_name("kong-python-pluginserver")), "--dump-all-plugins"),
+        *("-d", run("pdk-dir").stdout.strip(), "-p", str(tmp_path)),
+    ]
+    result = subprocess.run(command, capture_output=True, text=True)
+    (plugin,) = json.loads(result.stdout)
+    ours: dict[str, Any] = json.loads(run("info").stdout)["Plugins"][0]
+    assert plugin == ours

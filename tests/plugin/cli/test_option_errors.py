@@ -1,0 +1,58 @@
+"""Options with a value that cannot be: told by the option's name, in a sentence, before anything is done."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from openmeter_plugin.units import duration
+from tests.harness.process import eventually, plugin_server
+
+
+def serve(directory: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "-m", "openmeter_plugin", "serve", "--socket", "s", "--spool", "spool", *arguments],
+        capture_output=True,
+        text=True,
+        timeout=30,
+        cwd=directory,
+    )
+
+
+@pytest.mark.parametrize("text", ["36526d", "99999999999d", f"{'9' * 400}s"])
+def test_a_duration_of_more_than_a_hundred_years_is_refused(text: str) -> None:
+    with pytest.raises(ValueError, match="is more than a hundred years"):
+        duration(text)
+
+
+@pytest.mark.parametrize(
+    ("option", "value", "says"),
+    [
+        ("--retention", "1y", "'1y' is not a duration"),
+        ("--retention", "99999999999d", "more than a hundred years"),
+        ("--retention-size", "5GB", "'5GB' is not a size"),
+        ("--max-age", "9999999d", "more than a hundred years"),
+    ],
+)
+def test_a_quantity_that_is_none_is_told_with_its_own_option_only(
+    tmp_path: Path, option: str, value: str, says: str
+) -> None:
+    result = serve(tmp_path, option, value)
+    assert result.returncode == os.EX_USAGE
+    assert result.stderr.startswith(f"openmeter-plugin: {option}: ")
+    assert says in result.stderr
+    assert result.stderr.count("--") == 1
+
+
+def test_a_token_file_that_is_not_there_is_told_at_the_start_and_kong_is_served_all_the_same(
+    tmp_path: Path,
+) -> None:
+    missing = tmp_path / "no-such-token"
+    with plugin_server(tmp_path, "--token-file", str(missing)) as server:
+        eventually(lambda: '"token_file_missing"' in server.log_text())
+        assert str(missing) in server.log_text()
+        assert server.stop() == 0

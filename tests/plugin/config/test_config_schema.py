@@ -1,0 +1,229 @@
+"""The schema that Kong is told, beside the model that reads its configurations, and Kong's own plugin's."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from typing import Any, get_args
+
+import pytest
+from pydantic import BaseModel
+from pydantic.fields import FieldInfo
+
+from openmeter_plugin.config.instance_config import DROPPING_QUEUE_KEYS, PluginConfig, parse_config
+from openmeter_plugin.config.schema import FIELDS, plugin_info
+from openmeter_plugin.metering.rules import Attribute, Lookup
+from tests.plugin.configurations import Config, config, parsed
+
+# The schema for Kong beside the model
+
+
+def schema_fields(fields: list[Config]) -> dict[str, Config]:
+    return {name: description for field in fields for name, description in field.items()}
+
+
+def pairs(
+    fields: list[Config], model: type[BaseModel], at: str = ""
+) -> Iterator[tuple[str, Config, FieldInfo | None]]:
+    """Each field of the schema with its field of the model, records and arrays of records walked into."""
+    described = schema_fields(fields)
+    for name in [*described, *(n for n in model.model_fields if n not in described)]:
+        info = model.model_fields.get(name)
+        description = described.get(name, {})
+        yield f"{at}{name}", description, info
+        inner = description.get("elements", description)
+        if info is not None and inner.get("type") == "record":
+            yield from pairs(inner["fields"], record_of(info), f"{at}{name}.")
+
+
+def record_of(info: FieldInfo) -> type[BaseModel]:
+    for candidate in (info.annotation, *get_args(info.annotation)):
+        if isinstance(candidate, type) and issubclass(candidate, BaseModel):
+            return candidate
+    raise AssertionError(f"{info!r} holds no record")
+
+
+WITHOUT_EFFECT = {f"queue.{key}" for key in DROPPING_QUEUE_KEYS}
+DEFAULTS_IN_THE_MODEL = {"subject.missing": "skip", "subject.require_consumer": False}
+"""Kong is told of none: a control plane would fill it in, and an older data plane refuse it."""
+PAIRS = {at: (description, info) for at, description, info in pairs(FIELDS, PluginConfig)}
+
+
+def test_schema_and_model_have_the_same_fields_but_for_those_without_effect() -> None:
+    assert {at for at, (description, _) in PAIRS.items() if not description} == set()
+    assert {at for at, (_, info) in PAIRS.items() if info is None} == WITHOUT_EFFECT
+
+
+# Kong fills a record's fields in, the model makes one: the fields are compared.
+@pytest.mark.parametrize(
+    "at", sorted(at for at in set(PAIRS) - WITHOUT_EFFECT if PAIRS[at][0]["type"] != "record")
+)
+def test_schema_and_model_agree_on_a_fields_default_and_whether_it_must_be_there(at: str) -> None:
+    description, info = PAIRS[at]
+    assert info is not None
+    default = info.get_default()
+    if at in DEFAULTS_IN_THE_MODEL:
+        assert "default" not in description
+        assert default == DEFAULTS_IN_THE_MODEL[at]
+    elif "default" in description:
+        dumped = (
+            json.loads(json.dumps([item.model_dump(exclude_none=True) for item in default]))
+            if isinstance(default, tuple)
+            else default
+        )
+        assert dumped == description["default"]
+    elif "fallbacks." not in at:  # a fallback's place is demanded by Kong, and has a default here
+        assert info.is_required() == bool(description.get("required"))
+        assert info.is_required() or not default
+
+
+@pytest.mark.parametrize(
+    "at", sorted(at for at, (d, _) in PAIRS.items() if "one_of" in d and at not in WITHOUT_EFFECT)
+)
+def test_schema_and_model_agree_on_the_values_to_choose_from(at: str) -> None:
+    description, info = PAIRS[at]
+    assert info is not None
+    allowed = get_args(info.annotation)
+    assert sorted(allowed) == sorted(description["one_of"])
+
+
+def bounds(description: Config) -> list[Any]:
+    """Values that Kong's validation lets through only just."""
+    if description["type"] == "array":
+        return []  # of the filters, tested by what is in them
+    if "between" in description:
+        return list(description["between"])
+    if "gt" in description:
+        return [description["gt"] + 0.001]
+    lengths = [description[key] for key in ("len_min", "len_max") if key in description]
+    return ["x" * length for length in lengths]
+
+
+@pytest.mark.parametrize("at", sorted(at for at, (d, _) in PAIRS.items() if bounds(d)))
+def test_what_kong_lets_through_is_not_refused_here(at: str) -> None:
+    outer, _, inner = at.rpartition(".")
+    for value in bounds(PAIRS[at][0]):
+        if outer.endswith("fallbacks"):
+            parsed(subject={"fallbacks": [{"look_up_value_in": "header", inner: value}]})
+        elif outer == "subject":
+            parsed(subject={"look_up_value_in": "header", "field": "x"} | {inner: value})
+        elif outer == "attributes":
+            whole = {"source": "query", "look_up_value_in": "a", "event_property_name": "b"}
+            parsed(attributes=[whole | {inner: value}])
+        else:
+            parsed(**({outer: {inner: value}} if outer else {inner: value}))
+
+
+def test_secrets_are_marked_for_kong_as_references_and_to_be_encrypted() -> None:
+    token = PAIRS["api_token"][0]
+    assert (token["type"], token["referenceable"], token["encrypted"]) == ("string", True, True)
+    assert PAIRS["ingest_endpoint"][0]["referenceable"] is True
+
+
+def test_kong_is_told_what_its_query_command_expects() -> None:
+    info = json.loads(json.dumps(plugin_info()))
+    (plugin,) = info.pop("Plugins")
+    assert info == {"Protocol": "ProtoBuf:1"}
+    assert (plugin["Name"], plugin["Phases"], plugin["Priority"]) == ("openmeter", ["log"], 15)
+    assert plugin["Schema"] == {
+        "name": "openmeter",
+        "fields": [{"config": {"type": "record", "fields": FIELDS}}],
+    }
+
+
+# Kong's own plugin `metering-and-billing`, from its published schema (Kong Gateway 3.15)
+
+
+KONGS_OWN: dict[str, tuple[str, list[Any] | None]] = {
+    "api_token": ("string", None),
+    "attributes": ("array", None),
+    "attributes.event_property_name": ("string", None),
+    "attributes.look_up_value_in": ("string", None),
+    "attributes.source": ("string", ["header", "query"]),
+    "ingest_endpoint": ("string", None),
+    "keepalive": ("number", None),
+    "meter_ai_token_usage": ("boolean", None),
+    "meter_api_requests": ("boolean", None),
+    "queue": ("record", None),
+    "queue.concurrency_limit": ("integer", [-1, 1]),
+    "queue.initial_retry_delay": ("number", None),
+    "queue.max_batch_size": ("integer", None),
+    "queue.max_bytes": ("integer", None),
+    "queue.max_coalescing_delay": ("number", None),
+    "queue.max_entries": ("integer", None),
+    "queue.max_retry_delay": ("number", None),
+    "queue.max_retry_time": ("number", None),
+    "ssl_verify": ("boolean", None),
+    "subject": ("record", None),
+    "subject.field": ("string", None),
+    "subject.look_up_value_in": ("string", ["application", "consumer", "header", "query"]),
+    "timeout": ("number", None),
+}
+
+KONGS_BETWEEN = {
+    "queue.initial_retry_delay": [0.001, 1_000_000],
+    "queue.max_batch_size": [1, 1_000_000],
+    "queue.max_coalescing_delay": [0, 3600],
+    "queue.max_entries": [1, 1_000_000],
+    "queue.max_retry_delay": [0.001, 1_000_000],
+}
+
+
+@pytest.mark.parametrize("at", sorted(KONGS_OWN))
+def test_a_setting_of_kongs_own_plugin_is_there_with_its_name_type_and_values(at: str) -> None:
+    kind, values = KONGS_OWN[at]
+    description, _ = PAIRS[at]
+    assert description["type"] == kind
+    assert set(values or ()) <= set(description.get("one_of", ()))
+    assert ("one_of" in description) == (values is not None)
+    assert description.get("between") == KONGS_BETWEEN.get(at, description.get("between"))
+
+
+def test_nothing_that_kongs_own_plugin_leaves_out_is_demanded() -> None:
+    added = {at for at in PAIRS if at not in KONGS_OWN}
+    demanded = {
+        at for at in added if PAIRS[at][0].get("required") and not at.startswith("subject.fallbacks.")
+    }
+    assert demanded == set()
+    assert added == {
+        *("application_context", "meter_anonymous_consumer", "source", "subject.fallbacks"),
+        *("subject.fallbacks.field", "subject.fallbacks.look_up_value_in"),
+        *("subject.missing", "subject.fallback_subject", "subject.require_consumer", "attributes.value"),
+        *("filters", "filters.statuses", "filters.methods", "filters.routes", "filters.services"),
+        "filters.response_sources",
+    }
+
+
+def test_a_configuration_of_kongs_own_plugin_with_every_setting_is_accepted() -> None:
+    made, rules = parse_config(
+        config(
+            attributes=[
+                {
+                    "event_property_name": "department",
+                    "look_up_value_in": "X-Department-Id",
+                    "source": "header",
+                }
+            ],
+            keepalive=60_000,
+            meter_ai_token_usage=False,
+            meter_api_requests=True,
+            queue={
+                "concurrency_limit": -1,
+                "initial_retry_delay": 0.5,
+                "max_batch_size": 10,
+                "max_bytes": 1000,
+                "max_coalescing_delay": 2,
+                "max_entries": 5,
+                "max_retry_delay": 30,
+                "max_retry_time": 60,
+            },
+            ssl_verify=False,
+            subject={"field": "x-customer-id", "look_up_value_in": "header"},
+            timeout=3000,
+        )
+    )
+    assert (made.timeout, made.ssl_verify, made.queue.max_batch_size) == (3000, False, 10)
+    assert made.queue.concurrency_limit == -1
+    assert rules.meter_ai_token_usage is False
+    assert rules.lookups[0] == Lookup("header", "x-customer-id")
+    assert rules.attributes == (Attribute("header", "x-department-id", "department"),)

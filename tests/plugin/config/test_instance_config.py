@@ -1,0 +1,361 @@
+"""The plugin's configuration as Kong passes it: what is accepted, and what an error says."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from openmeter_plugin.config.instance_config import (
+    DROPPING_QUEUE_KEYS,
+    ConfigError,
+    PluginConfig,
+    ineffective_queue_keys,
+    parse_config,
+    parse_object,
+)
+from openmeter_plugin.config.metering_settings import (
+    SECRET_ARGUMENTS,
+    SECRET_REQUEST_HEADERS,
+    SECRET_RESPONSE_HEADERS,
+)
+from openmeter_plugin.config.schema import FIELDS
+from openmeter_plugin.metering.event import RESERVED_DATA_KEYS
+from openmeter_plugin.metering.rules import Attribute, Filters, Lookup, Rules
+from tests.harness.recordings import WIRE
+from tests.plugin.configurations import ENDPOINT, SECRET, Config, config, parsed
+
+
+def recorded() -> Config:
+    config: Config = json.loads((WIRE / "start-instance-full-schema.json").read_text())["config"]
+    return config
+
+
+def error_of(**changes: object) -> str:
+    with pytest.raises(ConfigError) as caught:
+        parse_config(config(**changes))
+    return str(caught.value)
+
+
+# What is accepted
+
+
+def test_kongs_recorded_configuration_is_accepted_in_full() -> None:
+    made, rules = parse_config(recorded())
+    assert made.ingest_endpoint == "http://127.0.0.1:9199/api/v1/events"
+    assert made.api_token is not None
+    assert made.api_token.get_secret_value() == "om-token-from-vault"
+    assert (made.timeout, made.keepalive, made.ssl_verify) == (10_000, 60_000, True)
+    assert (made.queue.max_batch_size, made.queue.max_coalescing_delay) == (1, 1)
+    assert (made.queue.initial_retry_delay, made.queue.max_retry_delay) == (0.01, 60)
+    assert rules.source == "kong"
+    assert rules.lookups == (
+        Lookup("application", "id"),
+        Lookup("consumer", "id"),
+        Lookup("header", "x-customer-id"),
+    )
+    assert rules.attributes == (Attribute("header", "x-department", "department"),)
+
+
+def test_the_endpoint_alone_is_enough_and_the_rest_has_defaults() -> None:
+    made, rules = parse_config({"ingest_endpoint": ENDPOINT})
+    assert made.api_token is None
+    assert rules.lookups == (Lookup("consumer", "id"), Lookup("application", "id"))
+    assert (rules.meter_api_requests, rules.meter_ai_token_usage) == (True, True)
+    assert (rules.meter_anonymous_consumer, rules.application_context) == (False, "when_needed")
+
+
+@pytest.mark.parametrize("empty", [{}, []], ids=["{}", "[]"])
+def test_a_lua_table_that_is_empty_is_an_empty_list(empty: object) -> None:
+    made, rules = parse_config(config(attributes=empty, subject={"fallbacks": empty}))
+    assert made.attributes == ()
+    assert rules.lookups == (Lookup("consumer", "id"),)
+
+
+def test_an_empty_lua_table_is_a_record_of_defaults() -> None:
+    made, rules = parse_config(config(queue={}, subject={}))
+    assert made.queue == PluginConfig(ingest_endpoint=ENDPOINT).queue
+    assert rules.lookups == (Lookup("consumer", "id"), Lookup("application", "id"))
+
+
+def test_fields_that_are_null_are_as_if_absent() -> None:
+    made, _ = parse_config(config(api_token=None, attributes=None, subject={"field": None}, queue=None))
+    assert made == parse_config({"ingest_endpoint": ENDPOINT})[0]
+
+
+def test_an_application_field_may_be_given_with_or_without_its_prefix() -> None:
+    for field, expected in (("application_id", "id"), ("id", "id"), (None, "id"), ("portal_id", "portal_id")):
+        _, rules = parse_config(config(subject={"look_up_value_in": "application", "field": field}))
+        assert rules.lookups[0] == Lookup("application", expected)
+
+
+def test_a_headers_name_is_looked_for_in_lower_case_as_kong_logs_it_and_an_arguments_as_it_is() -> None:
+    _, rules = parse_config(
+        config(
+            subject={
+                "look_up_value_in": "header",
+                "field": "X-Customer",
+                "fallbacks": [{"look_up_value_in": "query", "field": "Customer"}],
+            }
+        )
+    )
+    assert rules.lookups == (Lookup("header", "x-customer"), Lookup("query", "Customer"))
+
+
+def test_a_lookup_that_is_given_twice_is_made_once() -> None:
+    subject = {"look_up_value_in": "consumer", "fallbacks": [{"look_up_value_in": "consumer", "field": "id"}]}
+    _, rules = parse_config(config(subject=subject))
+    assert rules.lookups == (Lookup("consumer", "id"),)
+
+
+@pytest.mark.parametrize("token", ["  token\n", "token\r\n", "\ttoken"])
+def test_white_space_around_a_token_is_not_part_of_it(token: str) -> None:
+    made = parsed(api_token=token).api_token
+    assert made is not None
+    assert made.get_secret_value() == "token"
+
+
+def test_an_empty_token_is_none() -> None:
+    assert parsed(api_token=" \n").api_token is None
+
+
+def test_whole_numbers_may_come_as_lua_writes_them() -> None:
+    assert parsed(queue={"max_batch_size": 10.0}).queue.max_batch_size == 10
+
+
+def test_the_keys_of_kongs_queue_that_drop_events_are_named_where_they_are_set() -> None:
+    assert ineffective_queue_keys(recorded()) == ["max_retry_time", "max_entries"]
+    assert ineffective_queue_keys({"queue": {"max_bytes": 0, "max_entries": None}}) == ["max_bytes"]
+
+
+@pytest.mark.parametrize("queue", [None, [], "x", {}, {"max_batch_size": 3}])
+def test_a_queue_without_them_has_no_key_without_effect(queue: object) -> None:
+    assert ineffective_queue_keys({"queue": queue}) == []
+    assert ineffective_queue_keys({}) == []
+
+
+def test_the_keys_that_drop_events_limit_nothing() -> None:
+    with_them = parsed(queue=dict.fromkeys(DROPPING_QUEUE_KEYS, 1))
+    assert with_them == parsed()
+
+
+def test_a_consumers_tag_is_a_field_to_look_in() -> None:
+    _, rules = parse_config(config(subject={"field": "tag"}))
+    assert rules.lookups == (Lookup("consumer", "tag"), Lookup("application", "id"))
+
+
+def test_what_becomes_of_a_request_without_a_subject_is_configured() -> None:
+    assert parse_config(config())[1].missing == "skip"
+    _, rules = parse_config(config(subject={"missing": "fallback", "fallback_subject": "unassigned"}))
+    assert (rules.missing, rules.fallback_subject, rules.require_consumer) == (
+        "fallback",
+        "unassigned",
+        False,
+    )
+    assert parse_config(config(subject={"missing": "quarantine", "require_consumer": True}))[1] == Rules(
+        source="kong", missing="quarantine", require_consumer=True
+    )
+
+
+def test_attributes_of_each_source_are_compiled_headers_in_lower_case() -> None:
+    sources = ("header", "query", "response_header", "path_capture", "consumer_tag")
+    attributes = [{"source": s, "look_up_value_in": "Some-Name", "event_property_name": s} for s in sources]
+    constant = {"source": "constant", "value": "Some-Name", "event_property_name": "c"}
+    _, rules = parse_config(config(attributes=[*attributes, constant]))
+    assert [(a.place, a.name) for a in rules.attributes] == [
+        ("header", "some-name"),
+        ("query", "Some-Name"),
+        ("response_header", "some-name"),
+        ("path_capture", "Some-Name"),
+        ("consumer_tag", "Some-Name"),
+        ("constant", "Some-Name"),
+    ]
+    assert rules.asks_captures
+    assert not parse_config(config(attributes=[constant]))[1].asks_captures
+
+
+def test_filters_are_compiled_to_sets() -> None:
+    filters = {
+        "statuses": ["200-202", "404"],
+        "methods": ["get"],
+        "routes": ["a"],
+        "services": ["b", "c"],
+        "response_sources": ["kong"],
+    }
+    _, rules = parse_config(config(filters=filters))
+    assert rules.filters == Filters(
+        frozenset({200, 201, 202, 404}),
+        frozenset({"GET"}),
+        frozenset({"a"}),
+        frozenset({"b", "c"}),
+        frozenset({"kong"}),
+    )
+
+
+@pytest.mark.parametrize("filters", [None, {}, {"statuses": None, "routes": None}])
+def test_filters_that_exclude_nothing_are_none(filters: object) -> None:
+    assert parse_config(config(filters=filters))[1].filters is None
+
+
+# What is refused
+
+
+EMPTY_OR_NO_LIST: tuple[object, ...] = (SECRET, [], {})
+
+WRONG: list[tuple[str, Config]] = [
+    *(("ingest_endpoint", {"ingest_endpoint": value}) for value in (SECRET, "", 5, f"ftp://{SECRET}/x")),
+    ("ingest_endpoint", {"ingest_endpoint": f"https://user:{SECRET}@host/"}),
+    ("ingest_endpoint", {"ingest_endpoint": f"https://host/?token={SECRET}"}),
+    ("ingest_endpoint", {"ingest_endpoint": f"https://u:{SECRET}/@host/"}),  # the port that is none
+    ("ingest_endpoint", {"ingest_endpoint": f"https://[{SECRET}]/"}),
+    ("ingest_endpoint", {"ingest_endpoint": f"https://u:{SECRET}\N{ACCOUNT OF}@host/"}),  # urlsplit shows it
+    ("ingest_endpoint", {"ingest_endpoint": f"https:///{SECRET}"}),
+    *(
+        ("api_token", {"api_token": value})
+        for value in (f"{SECRET}\n2", f"{SECRET}é", [SECRET], {"a": SECRET})
+    ),
+    ("meter_api_requests", {"meter_api_requests": SECRET}),
+    ("meter_ai_token_usage", {"meter_ai_token_usage": [SECRET]}),
+    ("meter_anonymous_consumer", {"meter_anonymous_consumer": SECRET}),
+    ("ssl_verify", {"ssl_verify": SECRET}),
+    *(("timeout", {"timeout": value}) for value in (0, -1, SECRET)),
+    *(("keepalive", {"keepalive": value}) for value in (-1, SECRET)),
+    *(("source", {"source": value}) for value in ("", "s" * 257, 3)),
+    ("application_context", {"application_context": SECRET}),
+    ("subject", {"subject": SECRET}),
+    ("subject.look_up_value_in", {"subject": {"look_up_value_in": SECRET}}),
+    ("subject", {"subject": {"look_up_value_in": "header"}}),
+    ("subject", {"subject": {"look_up_value_in": "query"}}),
+    ("subject", {"subject": {"look_up_value_in": "header", "field": "Authorization"}}),
+    ("subject", {"subject": {"look_up_value_in": "query", "field": "apikey"}}),
+    ("subject", {"subject": {"look_up_value_in": "consumer", "field": SECRET}}),
+    ("subject", {"subject": {"look_up_value_in": "application", "field": SECRET}}),
+    ("subject.field", {"subject": {"field": ""}}),
+    ("subject.fallbacks", {"subject": {"fallbacks": SECRET}}),
+    ("subject.fallbacks.1", {"subject": {"fallbacks": [{}, {"look_up_value_in": "header"}]}}),
+    ("subject.fallbacks.0.look_up_value_in", {"subject": {"fallbacks": [{"look_up_value_in": SECRET}]}}),
+    ("attributes", {"attributes": SECRET}),
+    ("attributes.0.source", {"attributes": [{"look_up_value_in": "a", "event_property_name": "b"}]}),
+    ("attributes.0", {"attributes": [{"source": "query", "event_property_name": "b"}]}),
+    ("attributes.0", {"attributes": [{"source": "path_capture", "event_property_name": "b"}]}),
+    ("attributes.0", {"attributes": [{"source": "constant", "event_property_name": "b"}]}),
+    (
+        "attributes.0.value",
+        {"attributes": [{"source": "constant", "value": "", "event_property_name": "b"}]},
+    ),
+    ("subject.missing", {"subject": {"missing": SECRET}}),
+    ("subject", {"subject": {"missing": "fallback"}}),
+    ("subject.fallback_subject", {"subject": {"missing": "fallback", "fallback_subject": ""}}),
+    ("subject.fallback_subject", {"subject": {"missing": "fallback", "fallback_subject": "s" * 1025}}),
+    ("subject.require_consumer", {"subject": {"require_consumer": SECRET}}),
+    ("filters", {"filters": SECRET}),
+    *(
+        ("filters", {"filters": {"statuses": [value]}})
+        for value in (SECRET, "2xx", "99", "600", "299-200", "200-", "-200", "200-2999", "٢٠٠", " 200", 7)
+    ),
+    *(
+        (f"filters.{name}", {"filters": {name: value}})
+        for name in ("statuses", "methods", "routes", "services", "response_sources")
+        for value in EMPTY_OR_NO_LIST
+    ),
+    *((f"filters.{name}.0", {"filters": {name: [""]}}) for name in ("methods", "routes", "services")),
+    ("filters.response_sources.0", {"filters": {"response_sources": [SECRET]}}),
+    ("attributes.0.event_property_name", {"attributes": [{"source": "query", "look_up_value_in": "b"}]}),
+    ("queue", {"queue": SECRET}),
+    *(
+        ("queue.max_batch_size", {"queue": {"max_batch_size": value}})
+        for value in (0, 1_000_001, 1.5, SECRET)
+    ),
+    *(("queue.max_coalescing_delay", {"queue": {"max_coalescing_delay": value}}) for value in (-1, 3601)),
+    ("queue.initial_retry_delay", {"queue": {"initial_retry_delay": 0}}),
+    ("queue.max_retry_delay", {"queue": {"max_retry_delay": 0}}),
+]
+
+
+@pytest.mark.parametrize(("field", "changes"), WRONG, ids=lambda v: v if isinstance(v, str) else "")
+def test_a_wrong_value_is_refused_with_the_name_of_its_field_and_without_the_value(
+    field: str, changes: Config
+) -> None:
+    message = error_of(**changes)
+    assert message.startswith(f"{field}: ")
+    assert SECRET not in message
+
+
+def test_the_missing_endpoint_is_named() -> None:
+    with pytest.raises(ConfigError, match=r"^ingest_endpoint: Field required$"):
+        parse_config({"api_token": SECRET})
+
+
+def test_every_field_that_is_wrong_is_named_in_one_error() -> None:
+    message = error_of(timeout=0, queue={"max_batch_size": 0}, source="")
+    assert [part.split(":")[0] for part in message.split("; ")] == [
+        "timeout",
+        "queue.max_batch_size",
+        "source",
+    ]
+
+
+@pytest.mark.parametrize(
+    ("place", "name"),
+    [("header", n) for n in sorted(SECRET_REQUEST_HEADERS)]
+    + [("response_header", n) for n in sorted(SECRET_RESPONSE_HEADERS)]
+    + [("query", n) for n in sorted(SECRET_ARGUMENTS)],
+)
+def test_what_carries_credentials_is_no_attribute_however_it_is_written(place: str, name: str) -> None:
+    attribute = {"source": place, "look_up_value_in": name.upper(), "event_property_name": "x"}
+    assert error_of(attributes=[attribute]).startswith("attributes.0: ")
+
+
+@pytest.mark.parametrize(
+    ("place", "names"),
+    [
+        ("header", "apikey api-key x-api-key x-auth-token x-access-token authorization proxy-authorization"),
+        ("header", "cookie set-cookie"),
+        ("response_header", "apikey api-key x-api-key x-auth-token x-access-token authorization cookie"),
+        ("response_header", "proxy-authorization set-cookie set-cookie2 www-authenticate proxy-authenticate"),
+        ("response_header", "authentication-info proxy-authentication-info"),
+        ("query", "apikey api_key api-key key token access_token refresh_token id_token"),
+        ("query", "jwt client_secret password"),
+    ],
+)
+def test_the_usual_names_of_credentials_are_known(place: str, names: str) -> None:
+    for name in names.split():
+        attribute = {"source": place, "look_up_value_in": name, "event_property_name": "x"}
+        assert "carries credentials" in error_of(attributes=[attribute]), name
+
+
+@pytest.mark.parametrize("name", sorted(RESERVED_DATA_KEYS))
+def test_no_attribute_takes_the_place_of_a_property_of_the_event(name: str) -> None:
+    attribute = {"source": "query", "look_up_value_in": "a", "event_property_name": name}
+    assert name in error_of(attributes=[attribute])
+
+
+@pytest.mark.parametrize("raw", [b"", b"{", b"[]", b"null", b'"x"', b"\xff", SECRET.encode()])
+def test_what_is_no_object_is_refused_without_its_content(raw: bytes) -> None:
+    with pytest.raises(ConfigError, match=r"^the configuration is not (JSON|an object)$"):
+        parse_object(raw)
+
+
+json_values = st.recursive(
+    st.none() | st.booleans() | st.integers(-10, 10**7) | st.floats() | st.text(max_size=6),
+    lambda inner: st.lists(inner, max_size=2) | st.dictionaries(st.text(max_size=4), inner, max_size=2),
+    max_leaves=4,
+)
+
+
+@given(st.dictionaries(st.sampled_from([next(iter(f)) for f in FIELDS]), json_values, max_size=4))
+def test_any_configuration_is_accepted_or_refused_with_a_config_error(changes: Config) -> None:
+    refused = ""
+    try:
+        parse_config(config(**changes))
+    except ConfigError as error:
+        refused = str(error)
+    assert SECRET not in refused
+
+
+def test_the_token_is_never_in_what_a_configuration_shows_of_itself() -> None:
+    made = parsed()
+    for shown in (repr(made), str(made), f"{made!r}", repr(made.model_dump()), made.model_dump_json()):
+        assert SECRET not in shown

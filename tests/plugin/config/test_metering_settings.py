@@ -1,0 +1,210 @@
+"""Any configuration that Kong's schema lets through, with any log: one outcome, and never an exception."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from queue import SimpleQueue
+from typing import Any
+
+import orjson
+import pytest
+from hypothesis import HealthCheck, assume, given, settings
+from hypothesis import strategies as st
+
+from openmeter_plugin.config.instance_config import ConfigError, parse_config
+from openmeter_plugin.config.schema import FIELDS
+from openmeter_plugin.instances import record as outcomes
+from openmeter_plugin.instances.instance import Instance
+from openmeter_plugin.instances.record import spool_record, usage_record
+from openmeter_plugin.log import RateLimit
+from openmeter_plugin.metering.event import Quarantined, outcome
+from openmeter_plugin.metering.pdk_queries import NOTHING_ASKED, Answers, Needs
+from openmeter_plugin.metering.rules import Attribute, Rules, SkipReason
+from openmeter_plugin.spool.queue import Rotation, SpoolQueue
+from openmeter_plugin.spool.segment import EVENTS, QUARANTINED, SKIPPED, Record, encode_record, scan
+from tests.harness.recordings import llm_request, serialized
+from tests.plugin.any_logs import assert_valid, damaged_logs, json_values
+from tests.plugin.outcomes import CONTEXT, NOW, ids
+
+# What can be found in the recordings, and what can not.
+WORDS = (
+    "id",
+    "username",
+    "custom_id",
+    "tag",
+    "portal_id",
+    "host",
+    "user-agent",
+    "a",
+    "b",
+    "echo",
+    "city",
+    "none",
+)
+STATUSES = ("200", "404", "200-299", "400-599")
+ENDPOINT = {"ingest_endpoint": "http://h/e"}
+
+
+def values_of(field: dict[str, Any]) -> st.SearchStrategy[Any]:
+    """Return what Kong lets through for a field of the schema."""
+    kind = field["type"]
+    if "one_of" in field:
+        return st.sampled_from(field["one_of"])
+    if kind == "record":
+        return record_of(field["fields"])
+    if kind == "array":
+        return st.lists(values_of(field["elements"]), min_size=field.get("len_min", 0), max_size=3)
+    if kind == "boolean":
+        return st.booleans()
+    if kind in ("integer", "number"):
+        low, high = field.get("between", (1, 1000))
+        return st.integers(max(1, int(low)), high)
+    return st.sampled_from(STATUSES if "match_any" in field else WORDS)
+
+
+def record_of(fields: list[dict[str, Any]]) -> st.SearchStrategy[dict[str, Any]]:
+    described = {name: description for field in fields for name, description in field.items()}
+    required = {name: values_of(d) for name, d in described.items() if d.get("required")}
+    optional = {name: values_of(d) for name, d in described.items() if not d.get("required")}
+    return st.fixed_dictionaries(required, optional=optional)
+
+
+configurations = record_of([field for field in FIELDS if not {"ingest_endpoint", "api_token"} & set(field)])
+
+
+@st.composite
+def valid_rules(draw: st.DrawFn) -> Rules:
+    try:
+        _, rules = parse_config(draw(configurations) | ENDPOINT)
+    except ConfigError:
+        assume(False)  # a lookup without its name, a property of the event's own
+        raise
+    return rules
+
+
+answered = st.sampled_from([None, CONTEXT, {"named": {"city": "oslo"}}]) | json_values
+
+quick = settings(
+    max_examples=300, deadline=None, suppress_health_check=[HealthCheck.filter_too_much, HealthCheck.too_slow]
+)
+
+
+@quick
+@given(configurations)
+def test_a_configuration_is_accepted_or_refused_with_a_named_field(config: dict[str, Any]) -> None:
+    try:
+        parse_config(config | ENDPOINT)
+    except ConfigError as error:
+        assert all(part.split(":")[0].split(".")[0] in config for part in str(error).split("; "))  # noqa: PT017
+
+
+@quick
+@given(damaged_logs() | json_values, valid_rules(), st.data())
+def test_a_log_has_exactly_one_outcome_after_each_question_was_asked_once(
+    log: object, rules: Rules, data: st.DataObject
+) -> None:
+    answers, asked = NOTHING_ASKED, []
+    while isinstance(found := outcome(log, answers, rules, now_ms=NOW, new_id=ids()), Needs):
+        asked.append(found)
+        answers = answers.with_answer(found, data.draw(answered))
+    assert len(set(asked)) == len(asked)
+    assert type(found) in (list, SkipReason, Quarantined)
+    assert_valid(found)
+    json.dumps(found if isinstance(found, list) else str(found), allow_nan=False)
+
+
+# The record of the outcome
+
+
+@pytest.fixture
+def strict(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A fault of ours, which is counted as a bad record in production, fails the test."""
+
+    def fail() -> bool:
+        raise AssertionError("an exception was caught")
+
+    monkeypatch.setattr(outcomes._unexpected_limit, "passes", fail)
+
+
+@settings(
+    quick,
+    suppress_health_check=[
+        HealthCheck.filter_too_much,
+        HealthCheck.function_scoped_fixture,
+        HealthCheck.too_slow,
+    ],
+)
+@given(damaged_logs() | json_values, valid_rules() | st.none(), st.data())
+def test_the_spool_gets_one_kind_of_record_in_the_queue_that_it_belongs_to(
+    tmp_path_factory: pytest.TempPathFactory,
+    strict: None,
+    log: object,
+    rules: Rules | None,
+    data: st.DataObject,
+) -> None:
+    spool = tmp_path_factory.getbasetemp()
+    rotation = Rotation(1, 1, SimpleQueue())
+    queue, quarantine = SpoolQueue(spool, "q", rotation), SpoolQueue(spool, "quarantine", rotation)
+    instance = Instance(1, queue, rules, "no configuration", quarantine)
+    answers = NOTHING_ASKED
+    while isinstance(spooled := spool_record(instance, log, answers), Needs):
+        answers = answers.with_answer(spooled, data.draw(answered))
+    where, raw = spooled
+    (record,) = scan(raw, 0, final=True)
+    assert isinstance(record, Record)
+    assert record.kind in (EVENTS, SKIPPED, QUARANTINED)
+    assert where is (quarantine if record.kind == QUARANTINED else queue)
+
+
+@pytest.mark.parametrize(
+    "log", [serialized("authenticated").parsed, llm_request().parsed], ids=["one", "llm"]
+)
+def test_the_default_configuration_asks_kong_for_nothing_but_the_log(log: object) -> None:
+    _, rules = parse_config(ENDPOINT)
+    assert isinstance(outcome(log, Answers(), rules, now_ms=NOW, new_id=ids()), list)
+
+
+def test_a_fault_of_ours_costs_one_request_which_is_counted_as_unreadable(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, lines: list[Any]
+) -> None:
+    def fail(*_: object, **__: object) -> None:
+        raise RuntimeError("a fault of ours")
+
+    monkeypatch.setattr(outcomes, "outcome", fail)
+    monkeypatch.setattr(outcomes, "_unexpected_limit", RateLimit())
+    queue = SpoolQueue(tmp_path, "q", Rotation(1, 1, SimpleQueue()))
+    spooled = spool_record(Instance(1, queue, Rules(source="kong")), serialized("authenticated").parsed)
+    assert spooled == (queue, encode_record(SKIPPED + b"bad_record"))
+    assert [line["event"] for line in lines] == ["record_unreadable"]
+
+
+@pytest.mark.parametrize(("blocks", "records"), [(127, [255]), (128, [255, 2]), (400, [255, 255, 255, 36])])
+def test_a_request_with_more_events_than_a_record_holds_has_several_records_and_loses_none(
+    blocks: int, records: list[int]
+) -> None:
+    usage = {"usage": {"prompt_tokens": 1, "completion_tokens": 2}}
+    log = llm_request().parsed | {"ai": {f"block-{n}": usage for n in range(blocks)}}
+    found = outcome(log, Answers(None), Rules(source="kong"), now_ms=NOW, new_id=ids())
+    assert isinstance(found, list)
+    written = [item for item in scan(usage_record(found), 0, final=True) if isinstance(item, Record)]
+    assert [record.event_count for record in written] == records
+    assert [event for record in written for event in orjson.loads(b"[" + record.events + b"]")] == found
+
+
+def test_a_request_that_is_set_aside_keeps_the_name_of_the_queue_that_it_was_for(tmp_path: Path) -> None:
+    rotation = Rotation(1, 1, SimpleQueue())
+    queue, quarantine = SpoolQueue(tmp_path, "its-own", rotation), SpoolQueue(tmp_path, "q", rotation)
+    attributes = (Attribute("constant", "eu", "region"),)
+    rules = Rules(source="kong", lookups=(), missing="quarantine", attributes=attributes)
+    kept = []
+    for instance in (Instance(1, queue, rules, None, quarantine), Instance(2, quarantine, None, "a fault")):
+        spooled = spool_record(instance, serialized("authenticated").parsed, Answers(None))
+        assert not isinstance(spooled, Needs)
+        (record,) = scan(spooled[1], 0, final=True)
+        assert isinstance(record, Record)
+        kept.append(orjson.loads(record.body))
+    assert (kept[0]["reason"], kept[0]["destination"]) == ("no_consumer", "its-own")
+    assert kept[0]["attributes"] == {"region": "eu"}
+    assert kept[1]["reason"] == "a fault"
+    assert "destination" not in kept[1]

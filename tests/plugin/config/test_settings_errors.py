@@ -1,0 +1,161 @@
+"""Settings that cannot be used: refused by Kong where it can know, else with field and reason."""
+
+from __future__ import annotations
+
+import json
+import re
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from openmeter_plugin.config.instance_config import ConfigError, parse_config
+from openmeter_plugin.config.metering_settings import APPLICATION_FIELDS, CONSUMER_FIELDS
+from openmeter_plugin.config.schema import FIELDS
+from openmeter_plugin.http_log.config import load
+from openmeter_plugin.instances.instance import destination_of
+
+URL = "http://127.0.0.1:9/api/v1/events"
+
+
+def problem(**config: Any) -> str:
+    with pytest.raises(ConfigError) as caught:
+        parse_config({"ingest_endpoint": URL} | config)
+    return str(caught.value)
+
+
+def file_problem(directory: Path, text: str) -> str:
+    path = directory / "openmeter-plugin.yaml"
+    path.write_text(f"ingest_endpoint: {URL}\n{text}")
+    with pytest.raises(ConfigError) as caught:
+        load(path, {})
+    return str(caught.value).removeprefix(f"{path}: ")
+
+
+# What is said
+
+
+@pytest.mark.parametrize(
+    ("config", "says"),
+    [
+        ({"filters": {"statuses": "200"}}, "filters.statuses: must be a list"),
+        ({"attributes": {"source": "constant"}}, "attributes: must be a list"),
+        ({"queue": 5}, "queue: must be a mapping"),
+        ({"subject": {"look_up_value_in": "header"}}, "subject: look_up_value_in: header needs a field"),
+        ({"timeout": float("inf")}, "timeout: Input should be a finite number"),
+        ({"queue": {"max_retry_delay": float("inf")}}, "queue.max_retry_delay: Input should be a finite"),
+    ],
+)
+def test_the_reason_is_in_the_words_of_a_configuration(config: dict[str, Any], says: str) -> None:
+    assert problem(**config).startswith(says)
+
+
+@pytest.mark.parametrize("url", ["http://h/x y", "http://exa mple/x", "http://h/\x00", "http://h/a\nb"])
+def test_an_endpoint_that_no_request_can_be_made_of_is_refused(url: str) -> None:
+    assert problem(ingest_endpoint=url) == "ingest_endpoint: must be a URL without spaces and line breaks"
+
+
+def test_a_line_break_behind_an_endpoint_from_a_secret_store_is_no_part_of_it() -> None:
+    raw = {"ingest_endpoint": f"{URL}\n", "__plugin_id": "p"}
+    config, _ = parse_config(raw)
+    assert destination_of(raw, config) == destination_of(raw | {"ingest_endpoint": URL}, config)
+    assert destination_of(raw, config).endpoint == URL
+
+
+# The file of the http-log way in
+
+
+@pytest.mark.parametrize(
+    ("text", "says"),
+    [
+        ("ingest_endpoint: http://other/x\n", "ingest_endpoint: is there twice, again in line 2"),
+        ("subject:\n  field: id\n  field: tag\n", "field: is there twice, again in line 4"),
+        ("attributes: " + "[" * 5000, "is nested too deeply"),
+        ("attributes: &all [*all]\n", "may hold texts, numbers, lists and mappings only"),
+        ("api_token: !!binary aGVsbG8=\n", "may hold texts, numbers, lists and mappings only"),
+        ("timeout: .inf\n", "timeout: Input should be a finite number"),
+        ("http_log: {secret: []}\n", "http_log.secret: must have at least one"),
+        ("http_log: {secrets: x}\n", "http_log.secrets: there is no such setting"),
+    ],
+)
+def test_what_would_be_passed_over_in_the_file_is_refused(tmp_path: Path, text: str, says: str) -> None:
+    assert file_problem(tmp_path, text).startswith(says)
+
+
+def test_a_file_whose_keys_are_no_texts_is_refused_in_a_sentence(tmp_path: Path) -> None:
+    assert "no such setting" in file_problem(tmp_path, "5: 6\n")
+    assert "is not YAML" in file_problem(tmp_path, "? [a]\n: b\n")
+
+
+def test_a_file_may_merge_what_stands_elsewhere_in_it(tmp_path: Path) -> None:
+    path = tmp_path / "openmeter-plugin.yaml"
+    path.write_text(
+        f"ingest_endpoint: {URL}\n"
+        "attributes:\n"
+        "  - &one {source: constant, value: a, event_property_name: x}\n"
+        "  - {<<: *one, event_property_name: y}\n"
+    )
+    attributes = json.loads(load(path, {}).plugin)["attributes"]
+    assert [a["event_property_name"] for a in attributes] == ["x", "y"]
+    assert {a["value"] for a in attributes} == {"a"}
+
+
+# What Kong refuses already, as its entity checks and patterns work (3.9, schema/init.lua)
+
+
+def field(fields: list[dict[str, Any]], name: str) -> dict[str, Any]:
+    found: dict[str, Any] = next(entry[name] for entry in fields if name in entry)
+    return found
+
+
+def kong_refuses(entity: dict[str, Any]) -> bool:
+    for check in field(FIELDS, "subject")["entity_checks"]:
+        condition = check["conditional"]
+        value, match = entity.get(condition["if_field"]), condition["if_match"]
+        if value is None or value not in match.get("one_of", [match.get("eq")]):
+            continue
+        then, wanted = entity.get(condition["then_field"]), condition["then_match"]
+        if (then is None and wanted.get("required")) or (
+            then is not None and then not in wanted.get("one_of", [then])
+        ):
+            return True
+    return False
+
+
+@pytest.mark.parametrize("place", ["consumer", "application", "header", "query"])
+@pytest.mark.parametrize(
+    "name", [None, *CONSUMER_FIELDS, *APPLICATION_FIELDS, "application_id", "email", "x-app"]
+)
+def test_kong_refuses_a_lookup_where_the_plugin_would(place: str, name: str | None) -> None:
+    entity = {"look_up_value_in": place} | ({"field": name} if name else {})
+    try:
+        parse_config({"ingest_endpoint": URL, "subject": entity})
+        refused = False
+    except ConfigError:
+        refused = True
+    assert kong_refuses(entity) is refused
+
+
+@pytest.mark.parametrize(
+    ("url", "fine"),
+    [
+        (URL, True),
+        ("https://eu.api.konghq.com/v3/openmeter/events", True),
+        (f"{URL}\n", True),
+        ("nonsense", False),
+        ("ftp://h/x", False),
+        ("http://", False),
+        ("http://user:secret@h/x", False),
+        ("http://h/x?token=secret", False),
+        ("http://h/x y", False),
+    ],
+)
+def test_kong_refuses_an_endpoint_where_the_plugin_would(url: str, fine: bool) -> None:
+    (pattern,) = field(FIELDS, "ingest_endpoint")["match_any"]["patterns"]
+    assert bool(re.search(pattern.replace("%", "\\"), url)) is fine
+    try:
+        parse_config({"ingest_endpoint": url})
+    except ConfigError:
+        assert not fine
+    else:
+        assert fine

@@ -1,0 +1,333 @@
+"""What stays of delivered segments, and what is set aside: whole files, never an undelivered event."""
+
+from __future__ import annotations
+
+import asyncio
+import errno
+import os
+import time
+from contextlib import closing
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import Any
+
+import pytest
+import structlog
+
+from openmeter_plugin.books.resend import request_redelivery
+from openmeter_plugin.books.store import Books
+from openmeter_plugin.delivery import retention as retention_module
+from openmeter_plugin.delivery import spool_delivery as spool_delivery_module
+from openmeter_plugin.delivery.options import Retention
+from openmeter_plugin.delivery.pipeline import Pipeline
+from openmeter_plugin.delivery.retention import Delivered, delivered_now, expired, remove_leftovers
+from openmeter_plugin.spool import reader as segments_module
+from openmeter_plugin.spool.destination import queues_directory, write_destination
+from openmeter_plugin.spool.reader import UNREADABLE
+from openmeter_plugin.spool.segment import MAGIC
+from openmeter_plugin.spool.segment_file import Segment
+from tests.harness.process import eventually
+from tests.plugin.deliveries import (
+    KEEP_NOTHING,
+    assert_balanced,
+    count,
+    delivered,
+    delivering,
+    ids,
+    record,
+    run_until_empty,
+    spooled,
+    waiting,
+)
+from tests.plugin.events_server import Answer, EventsServer, serving
+from tests.plugin.spools import QUEUE, destination, file_of, segments
+
+HOUR = 3600.0
+
+
+def segment(age: float, size: int = 100) -> Delivered:
+    return Delivered(Path(f"{age}.seg"), time.monotonic() - age, size)
+
+
+@pytest.mark.parametrize(
+    ("retention", "missing", "removed"),
+    [
+        (Retention(timedelta(hours=1), 10_000), 0, []),
+        (Retention(timedelta(seconds=25), 10_000), 0, [30.0]),
+        (Retention(timedelta(seconds=5), 10_000), 0, [30.0, 20.0, 10.0]),
+        (Retention(timedelta(hours=1), 250), 0, [30.0]),
+        (Retention(timedelta(hours=1), 300), 0, []),
+        (Retention(timedelta(hours=1), 99), 0, [30.0, 20.0, 10.0]),
+        (Retention(timedelta(hours=1), 10_000), 101, [30.0, 20.0]),
+        (Retention(timedelta(0), 10_000), 0, [30.0, 20.0, 10.0]),
+    ],
+)
+def test_the_oldest_go_first_by_age_by_size_and_for_room(
+    retention: Retention, missing: int, removed: list[float]
+) -> None:
+    files = [segment(age) for age in (20.0, 10.0, 30.0)]
+    assert [f.path.name for f in expired(files, retention, missing)] == [f"{age}.seg" for age in removed]
+
+
+@pytest.mark.parametrize("jump", [-10 * 365 * 86400.0, 10 * 365 * 86400.0], ids=["back", "ahead"])
+def test_a_clock_that_jumps_removes_nothing_early_and_keeps_nothing_for_ever(
+    tmp_path: Path, server: EventsServer, monkeypatch: pytest.MonkeyPatch, jump: float
+) -> None:
+    write_destination(tmp_path, destination(server.url))
+    real, offset = time.time, [0.0]
+    monkeypatch.setattr(time, "time", lambda: real() + offset[0])
+    with delivering(tmp_path, retention=Retention(age=timedelta(seconds=1.5))):
+        spooled(tmp_path, [record(n) for n in range(5)])
+        written = time.monotonic()
+        eventually(lambda: delivered(tmp_path) == 5)
+        eventually(lambda: time.monotonic() > written + 0.2)
+        offset[0] = jump
+        eventually(lambda: segments(tmp_path) == [], what="the removal")
+        assert time.monotonic() - written >= 1.2
+
+
+def test_a_file_that_a_wrong_clock_dated_into_the_future_counts_as_written_now(tmp_path: Path) -> None:
+    path = tmp_path / "a.seg"
+    path.write_bytes(b"content")
+    os.utime(path, (time.time() + 1e6, time.time() + 1e6))
+    found = delivered_now(path)
+    assert (found.path, found.size) == (path, 7)
+    assert found.since <= time.monotonic()
+    os.utime(path, (time.time() - 7200, time.time() - 7200))
+    assert 7200 <= time.monotonic() - delivered_now(path).since < 7300
+
+
+def test_what_is_delivered_stays_over_a_restart_and_is_not_sent_again(
+    tmp_path: Path, server: EventsServer
+) -> None:
+    write_destination(tmp_path, destination(server.url))
+    spooled(tmp_path, [record(n) for n in range(10)], each_alone=True)
+    for _ in range(2):
+        run_until_empty(tmp_path)
+    assert len(segments(tmp_path)) == 10
+    assert set(server.came.values()) == {1}
+    run_until_empty(tmp_path, retention=KEEP_NOTHING)
+    assert segments(tmp_path) == []
+
+
+def test_a_sender_that_is_never_idle_has_its_delivered_segments_removed_too(
+    tmp_path: Path, server: EventsServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    work = Pipeline.work
+
+    async def never_idle(self: Pipeline, *, patient: bool) -> bool:
+        await work(self, patient=patient)
+        await asyncio.sleep(0.01)
+        return True
+
+    monkeypatch.setattr(Pipeline, "work", never_idle)
+    write_destination(tmp_path, destination(server.url))
+    with delivering(tmp_path, retention=KEEP_NOTHING):
+        spooled(tmp_path, [record(n) for n in range(5)], each_alone=True)
+        eventually(lambda: segments(tmp_path) == [], what="the removal", seconds=10)
+    assert server.taken == ids(range(5))
+
+
+def test_an_undelivered_segment_stays_however_old_and_large(tmp_path: Path) -> None:
+    with serving(EventsServer(lambda _: Answer(500))) as server:
+        write_destination(tmp_path, destination(server.url))
+        spooled(tmp_path, [record(n) for n in range(5)], each_alone=True)
+        for path in segments(tmp_path):
+            os.utime(path, (0, 0))
+        with delivering(tmp_path, retention=Retention(timedelta(0), 0)):
+            eventually(lambda: len(server.posts) > 30, what="many tries")
+        assert len(segments(tmp_path)) == 5
+
+
+def test_while_a_redelivery_waits_nothing_that_it_may_want_is_removed(
+    tmp_path: Path, server: EventsServer
+) -> None:
+    write_destination(tmp_path, destination(server.url))
+    spooled(tmp_path, [record(n) for n in range(5)])
+    run_until_empty(tmp_path)
+    server.script = lambda _: Answer(500)
+    request_redelivery(tmp_path, datetime(2026, 1, 1, tzinfo=UTC), datetime(2027, 1, 1, tzinfo=UTC))
+    with delivering(tmp_path, retention=KEEP_NOTHING):
+        eventually(lambda: len(server.posts) > 20, what="many tries")
+        assert len(segments(tmp_path)) == 1
+        server.script = lambda _: Answer()
+        eventually(lambda: segments(tmp_path) == [], what="the removal")
+    assert set(server.came.values()) == {2}
+
+
+def test_what_is_only_retained_makes_room_where_the_disk_is_full(
+    tmp_path: Path, server: EventsServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write_destination(tmp_path, destination(server.url))
+    spooled(tmp_path, [record(n) for n in range(5)], each_alone=True)
+    spooled(tmp_path, [record(n) for n in range(5, 7)])
+    run_until_empty(tmp_path)
+    assert len(segments(tmp_path)) == 6
+    free = 40 * len(record(0))
+    of_file_system = os.statvfs_result((1, 1, free * 8, 0, free, 0, 0, 0, 0, 255))
+    monkeypatch.setattr(os, "statvfs", lambda _: of_file_system)
+    monkeypatch.setattr(retention_module, "_KEPT_FREE", free + 3 * len(record(0)))
+    run_until_empty(tmp_path)
+    assert [path.stat().st_size > 2 * len(record(0)) for path in segments(tmp_path)] == [False, False, True]
+
+
+def test_what_a_redelivery_wants_makes_room_too_where_the_disk_is_full(
+    tmp_path: Path, server: EventsServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write_destination(tmp_path, destination(server.url))
+    spooled(tmp_path, [record(n) for n in range(5)])
+    run_until_empty(tmp_path)
+    server.script = lambda _: Answer(500)
+    request_redelivery(tmp_path, datetime(2026, 1, 1, tzinfo=UTC), datetime(2027, 1, 1, tzinfo=UTC))
+    with delivering(tmp_path):
+        eventually(lambda: len(server.posts) > 3, what="a few tries")
+        assert len(segments(tmp_path)) == 1
+        monkeypatch.setattr(spool_delivery_module, "shortage", lambda _: 1)
+        eventually(lambda: segments(tmp_path) == [], what="the removal")
+
+
+# What cannot be read
+
+
+def breaking(monkeypatch: pytest.MonkeyPatch, name: str, *, reads: int = 1_000_000) -> None:
+    """Have reading a file fail so many times, as a disk that dies does."""
+    pread, left = os.pread, [reads]
+
+    def failing(descriptor: int, size: int, offset: int) -> bytes:
+        if file_of(descriptor).name == name and left[0] > 0:
+            left[0] -= 1
+            raise OSError(errno.EIO, os.strerror(errno.EIO))
+        return pread(descriptor, size, offset)
+
+    monkeypatch.setattr(os, "pread", failing)
+    monkeypatch.setattr(segments_module, "_TRY_AFTER", 0.01)
+
+
+def test_a_segment_that_cannot_be_read_for_a_while_is_delivered_after_it(
+    tmp_path: Path, server: EventsServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write_destination(tmp_path, destination(server.url))
+    spooled(tmp_path, [record(n) for n in range(3)], each_alone=True)
+    breaking(monkeypatch, segments(tmp_path)[1].name, reads=3)
+    run_until_empty(tmp_path)
+    assert sorted(server.taken) == ids(range(3))
+    assert count(tmp_path, "unreadable_segments") == 0
+
+
+def test_a_segment_that_stays_unreadable_is_set_aside_counted_and_kept_and_the_rest_goes_on(
+    tmp_path: Path, server: EventsServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write_destination(tmp_path, destination(server.url))
+    spooled(tmp_path, [record(n) for n in range(3)], each_alone=True)
+    broken = segments(tmp_path)[1]
+    content = broken.read_bytes()
+    with monkeypatch.context() as patch, structlog.testing.capture_logs() as lines:
+        breaking(patch, broken.name)
+        run_until_empty(tmp_path)
+    aside = broken.with_name(f"{broken.name}{UNREADABLE}")
+    assert aside.read_bytes() == content
+    assert sorted(server.taken) == ["event-000000", "event-000002"]
+    assert count(tmp_path, "unreadable_segments") == 1
+    assert [line["log_level"] for line in lines if line["event"] == "segment_set_aside"] == ["critical"]
+    assert_balanced(tmp_path)
+    aside.rename(broken)
+    run_until_empty(tmp_path)
+    assert sorted(server.taken) == ids(range(3))
+    assert_balanced(tmp_path)
+
+
+@pytest.mark.parametrize("restarts", [0, 2])
+def test_a_segment_that_fails_after_it_was_accounted_for_goes_on_waiting_in_the_books(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, restarts: int
+) -> None:
+    with serving(EventsServer(lambda _: Answer(500))) as server:
+        write_destination(tmp_path, destination(server.url, max_batch_size=2))
+        spooled(tmp_path, [record(n) for n in range(6)])
+        with delivering(tmp_path):
+            eventually(lambda: waiting(tmp_path) == 6 and server.posts)
+        (path,) = segments(tmp_path)
+        server.script = lambda _: Answer()
+        with monkeypatch.context() as patch:
+            breaking(patch, path.name)
+            run_until_empty(tmp_path)
+        for _ in range(restarts):
+            run_until_empty(tmp_path)
+        assert (waiting(tmp_path), server.taken) == (6, [])
+        path.with_name(f"{path.name}{UNREADABLE}").rename(path)
+        run_until_empty(tmp_path)
+        assert (waiting(tmp_path), server.taken) == (0, ids(range(6)))
+    assert count(tmp_path, "metered") == 6
+    assert_balanced(tmp_path)
+
+
+def test_a_segment_that_somebody_removes_stops_nothing(
+    tmp_path: Path, server: EventsServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(segments_module, "_TRY_AFTER", 0.01)
+    write_destination(tmp_path, destination(server.url))
+    with serving(EventsServer(lambda _: Answer(500))) as server:
+        write_destination(tmp_path, destination(server.url, max_batch_size=1))
+        spooled(tmp_path, [record(n) for n in range(3)], each_alone=True)
+        with delivering(tmp_path):
+            eventually(lambda: waiting(tmp_path) == 3)
+            segments(tmp_path)[2].unlink()
+            server.script = lambda _: Answer()
+            eventually(lambda: len(server.taken) >= 2)
+            spooled(tmp_path, [record(3)])
+            eventually(lambda: "event-000003" in server.taken)
+
+
+# Leftovers
+
+
+def test_what_killed_writers_left_half_made_is_removed_when_it_is_old(tmp_path: Path) -> None:
+    write_destination(tmp_path, destination(token="the-token"))
+    directory = queues_directory(tmp_path) / QUEUE
+    left = [
+        directory / "00000000000000000001-1-1.tmp",
+        directory / ".destination.json.1.tmp",
+        tmp_path / "tokens" / f".{QUEUE}.1.tmp",
+    ]
+    for path in left:
+        path.write_bytes(MAGIC)
+    assert remove_leftovers(tmp_path) == []
+    for path in left:
+        os.utime(path, (time.time() - 2 * HOUR,) * 2)
+    kept = sorted(path for path in tmp_path.rglob("*") if path.is_file() and path not in left)
+    assert sorted(remove_leftovers(tmp_path)) == sorted(left)
+    assert sorted(path for path in tmp_path.rglob("*") if path.is_file()) == kept
+
+
+def test_a_delivery_removes_old_leftovers_when_it_starts(tmp_path: Path) -> None:
+    directory = queues_directory(tmp_path) / QUEUE
+    directory.mkdir(parents=True)
+    leftover = directory / "1-1-1.tmp"
+    leftover.touch()
+    os.utime(leftover, (0, 0))
+    with delivering(tmp_path):
+        eventually(lambda: not leftover.exists(), what="the removal")
+
+
+def test_positions_of_a_removed_segment_are_forgotten(tmp_path: Path, server: EventsServer) -> None:
+    write_destination(tmp_path, destination(server.url))
+    spooled(tmp_path, [record(0), record(0)])
+    run_until_empty(tmp_path)
+    for path in segments(tmp_path):
+        path.unlink()
+    run_until_empty(tmp_path)
+    with closing(Books(tmp_path)) as books:
+        assert (books.positions(QUEUE), books.resent(QUEUE)) == ({}, set())
+
+
+def test_a_living_writers_segment_is_never_removed(tmp_path: Path, server: EventsServer) -> None:
+    write_destination(tmp_path, destination(server.url))
+    segment: Any = Segment(queues_directory(tmp_path) / QUEUE)
+    segment.append(record(0))
+    with delivering(tmp_path, retention=Retention(timedelta(0), 0)):
+        eventually(lambda: server.taken == ids(range(1)))
+        spooled(tmp_path, [record(1)])
+        eventually(lambda: len(segments(tmp_path)) == 1, what="the removal of the other")
+        segment.append(record(2))
+        eventually(lambda: len(server.taken) == 3)
+        segment.close()
+        eventually(lambda: segments(tmp_path) == [])

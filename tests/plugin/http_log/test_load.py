@@ -1,0 +1,216 @@
+"""Posts that are huge, many or slow, and a disk that fails: others are served, memory is bounded."""
+
+from __future__ import annotations
+
+import asyncio
+import gc
+import os
+import socket
+import threading
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import orjson
+import pytest
+
+from openmeter_plugin.http_log import receiver as http_log
+from openmeter_plugin.http_log import spooling
+from openmeter_plugin.http_log.spooling import Post, _Piece
+from openmeter_plugin.instances.record import Spooled
+from openmeter_plugin.spool.queue import Item
+from openmeter_plugin.spool.writer import SpoolWriter
+from tests.plugin.http_log_posts import SECRET, batch, log_of, receiving, run
+from tests.plugin.spools import Disk
+
+# The receiver in this process: its answers, and what is in the spool then
+
+
+def test_whoever_only_holds_connections_open_keeps_nobody_out(tmp_path: Path) -> None:
+    async def test() -> None:
+        async with receiving(tmp_path, http_log="  max_connections: 4") as receiver:
+            held = [await asyncio.open_connection("127.0.0.1", receiver.port) for _ in range(20)]
+            assert (await receiver.post(batch("x"))).status_code == 200
+            for _, writer in held:
+                writer.close()
+
+    run(test())
+
+
+def test_a_disk_that_hangs_is_503_in_time_and_nothing_piles_up_behind_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def test() -> None:
+        async with receiving(tmp_path, http_log="  write_timeout: 0.2") as receiver:
+            assert (await receiver.post(batch("before"))).status_code == 200
+            disk = Disk(receiver.spool)
+            monkeypatch.setattr(os, "write", disk.write)
+            disk.open_gate.clear()
+            for number in range(3):
+                answer = await receiver.post(batch(f"during {number}"))
+                assert answer.status_code == 503
+                assert int(answer.headers["retry-after"]) > 0
+            disk.open_gate.set()
+            assert (await receiver.post(batch("after"))).status_code == 200
+            assert receiver.ids() == ["before", "during 0", "after"]
+
+    run(test())
+
+
+def test_a_full_disk_is_503_until_there_is_room_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def test() -> None:
+        async with receiving(tmp_path, http_log="  write_timeout: 0.3") as receiver:
+            disk = Disk(receiver.spool)
+            disk.room = 0
+            monkeypatch.setattr(os, "write", disk.write)
+            for _ in range(3):
+                assert (await receiver.post(batch("a"))).status_code == 503
+            assert receiver.ids() == []
+            disk.room = None
+            async with asyncio.timeout(10):
+                while (await receiver.post(batch("a"))).status_code != 200:
+                    pass
+            # The first was kept in memory; nothing of the others was, or they would pile up there.
+            assert receiver.ids() == ["a", "a"]
+
+    run(test())
+
+
+# The whole of it: processes, delivery, the metering API
+
+
+HUGE: dict[str, Callable[[], bytes]] = {
+    "many logs": lambda: batch(*(f"huge {n}" for n in range(6000))),
+    "a plain text": lambda: huge_log("x" * 14_000_000),
+    "JSON in a text": lambda: huge_log('{"role": "user"}, ' * 600_000),
+    "small values": lambda: huge_log([{"n": n} for n in range(1_000_000)]),
+}
+
+
+def huge_log(payload: object) -> bytes:
+    """Return a post of one log with an enormous field."""
+    return orjson.dumps([orjson.loads(log_of("huge")) | {"payload": payload}])
+
+
+@pytest.mark.parametrize("kind", HUGE)
+def test_no_turn_of_the_event_loop_computes_for_20_ms_while_14_mb_are_received(
+    tmp_path: Path, kind: str
+) -> None:
+    """Measured in CPU time of the loop's own thread, so that a busy machine does not decide."""
+    request = HUGE[kind]()
+    head = f"POST / HTTP/1.1\r\nHost: x\r\nContent-Length: {len(request)}\r\nx-metering-key: {SECRET}\r\n"
+    answers: list[bytes] = []
+
+    def client(port: int) -> None:
+        with socket.create_connection(("127.0.0.1", port), 60) as connection:
+            connection.sendall(head.encode() + b"Content-Type: application/json\r\n\r\n" + request)
+            answers.append(connection.recv(4096))
+
+    async def test() -> None:
+        async with receiving(tmp_path) as receiver:
+            sending = threading.Thread(target=client, args=(receiver.port,))
+            sending.start()
+            longest = 0.0
+            while sending.is_alive():
+                began = time.thread_time()
+                await asyncio.sleep(0)
+                longest = max(longest, time.thread_time() - began)
+            assert answers[0].startswith(b"HTTP/1.1 200 ")
+            assert longest < 0.020
+            assert len(receiver.ids()) == (6000 if kind == "many logs" else 1)
+
+    gc.freeze()  # as prepare_process does: what the tests have imported is not what is measured
+    try:
+        run(test())
+    finally:
+        gc.unfreeze()
+
+
+def test_others_have_their_turn_when_a_slice_is_over(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    taken: list[object] = []
+    add = Post.add
+
+    def counted(post: Post, spooled: Spooled, *, bad: bool) -> None:
+        taken.append(spooled)
+        add(post, spooled, bad=bad)
+
+    monkeypatch.setattr(Post, "add", counted)
+    monkeypatch.setattr(http_log, "_SLICE", 0.0)  # over after each log
+
+    async def test() -> None:
+        async with receiving(tmp_path) as receiver:
+            posting = asyncio.create_task(receiver.post(batch(*map(str, range(200)))))
+            between: set[int] = set()  # how many logs were taken at the turns that others had
+            while not posting.done():
+                between.add(len(taken))
+                await asyncio.sleep(0)
+            assert (await posting).status_code == 200
+            assert between >= set(range(1, 200))
+
+    run(test())
+
+
+def test_a_huge_post_goes_to_the_disk_in_pieces_each_after_the_one_before_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pieces: list[tuple[int, int]] = []
+    under_way: list[int] = []
+    append_all = SpoolWriter.append_all
+
+    def watched(writer: SpoolWriter, given: Sequence[Item]) -> None:
+        pieces.append((len(given), sum(len(item[1] or b"") for item in given)))
+        under_way.append(len(pieces) - 1 - len(committed))
+        append_all(writer, given)
+
+    committed: list[object] = []
+    answer = _Piece.answer
+
+    def answered(piece: _Piece) -> None:
+        committed.append(piece)
+        answer(piece)
+
+    monkeypatch.setattr(SpoolWriter, "append_all", watched)
+    monkeypatch.setattr(_Piece, "answer", answered)
+
+    async def test() -> None:
+        async with receiving(tmp_path) as receiver:
+            assert (await receiver.post(batch(*(f"n {n}" for n in range(4000))))).status_code == 200
+            assert receiver.ids() == [f"n {n}" for n in range(4000)]
+            of_nobody = await receiver.post(b"[" + b",".join([b"{}"] * 4000) + b"]")
+            assert of_nobody.json() == {"requests": 4000, "bad_records": 0}
+
+    run(test())
+    assert sum(count for count, _ in pieces) == 8000
+    assert max(count for count, _ in pieces) <= 1000
+    assert max(size for _, size in pieces) <= 600_000
+    assert max(under_way) == 0
+
+
+def test_the_room_that_posts_take_in_memory_is_bounded_and_given_back(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(spooling, "_MOST_BYTES_HELD", 20_000)  # some 20 records
+
+    async def test() -> None:
+        async with receiving(tmp_path) as receiver:
+            for number in range(20):
+                assert (await receiver.post(batch(*(f"{number}-{n}" for n in range(10))))).status_code == 200
+                answer = await receiver.post(batch(*(f"too many {n}" for n in range(100))))
+                assert (answer.status_code, "retry-after" in answer.headers) == (503, True)
+            assert len(receiver.ids()) == 200
+
+    run(test())
+
+
+def test_a_log_that_is_larger_than_is_parsed_in_one_go_is_metered_all_the_same(tmp_path: Path) -> None:
+    async def test() -> None:
+        async with receiving(tmp_path) as receiver:
+            huge = huge_log("x" * 1_000_000)[1:-1]
+            body = b"[" + b",".join([log_of("before"), huge, log_of("after")]) + b"]"
+            answer = await receiver.post(body)
+            assert (answer.status_code, answer.json()) == (200, {"requests": 3, "bad_records": 0})
+            assert receiver.ids() == ["before", "huge", "after"]
+
+    run(test())

@@ -1,0 +1,283 @@
+"""How a server ends the connections of a Kong that may write to them at that very moment."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import resource
+import socket
+from collections.abc import Awaitable, Callable
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any
+
+import pytest
+import uvloop
+
+from openmeter_plugin.instances.instance import InstanceIds, Instances
+from openmeter_plugin.kong import acceptor as accepting
+from openmeter_plugin.kong import codec, shutdown
+from openmeter_plugin.kong.acceptor import Acceptor, Shares
+from openmeter_plugin.kong.connections import Connections, Link
+from openmeter_plugin.kong.server import Connection, Server
+from openmeter_plugin.kong.shutdown import drain
+from openmeter_plugin.spool.writer import SpoolWriter
+from tests.bench.driver import ProtoBuf
+from tests.harness.service_manager import unix_listener
+from tests.plugin.spools import running_writer
+
+
+class Serving:
+    """A server in this process, with connections that a test holds the other ends of."""
+
+    def __init__(self, spool: Path, writer: SpoolWriter) -> None:
+        self.loop = asyncio.get_running_loop()
+        self.server = Server(Instances(InstanceIds(spool), writer), writer, self.loop)
+        self.connections = Connections(self.loop, self.server.flush)
+        self.instance = self.server.instances.start(b'{"ingest_endpoint": "http://127.0.0.1:9/events"}')
+        self.protocol = ProtoBuf()
+        self.handlers: list[Connection] = []
+        call = codec.encode_bytes(2, b"log") + b"\x08" + codec.encode_varint(self.instance.id)
+        self.event = b"\x08\x07" + codec.encode_bytes(36, call)
+
+    def connect(self) -> socket.socket:
+        ours, theirs = socket.socketpair()
+        theirs.setblocking(False)
+
+        def handler(link: Link) -> Connection:
+            self.handlers.append(self.server.connection(link))
+            return self.handlers[-1]
+
+        self.connections.add(ours, handler)
+        return theirs
+
+    async def expect(self, peer: socket.socket, size: int) -> bytes:
+        data = b""
+        while len(data) < size and (part := await self.loop.sock_recv(peer, size - len(data))):
+            data += part
+        return data
+
+    async def begin(self, peer: socket.socket) -> None:
+        peer.send(codec.frame(self.event))
+        assert await self.expect(peer, len(codec.ASK_FOR_LOG)) == codec.ASK_FOR_LOG
+
+    async def finish(self, peer: socket.socket) -> None:
+        peer.send(codec.frame(codec.encode_bytes(1, self.protocol.log(1))))
+        end = codec.END_OF_EVENT + codec.encode_return(7)
+        assert await self.expect(peer, len(end)) == end
+
+
+def serve(tmp_path: Path, test: Callable[[Serving], Awaitable[None]]) -> None:
+    async def body(writer: SpoolWriter) -> None:
+        serving = Serving(tmp_path, writer)
+        try:
+            await asyncio.wait_for(test(serving), 20)
+        finally:
+            serving.connections.close()
+
+    def tell(tokens: list[Any]) -> None:
+        loop.call_soon_threadsafe(Server.committed, tokens)
+
+    with running_writer(tmp_path, tell) as writer:
+        loop = uvloop.new_event_loop()
+        loop.run_until_complete(body(writer))
+        loop.close()
+
+
+def ended(peer: socket.socket) -> bool:
+    """Return whether the stream has ended; raises ConnectionResetError where it was reset."""
+    try:
+        return peer.recv(1) == b""
+    except BlockingIOError:
+        return False
+
+
+async def next_ended(peers: list[socket.socket]) -> list[int]:
+    """Wait until a stream ends, and a little longer; return which have."""
+    while not (over := [number for number, peer in enumerate(peers) if ended(peer)]):
+        await asyncio.sleep(0.001)
+    for _turn in range(20):
+        await asyncio.sleep(0.002)
+    return sorted({*over, *(number for number, peer in enumerate(peers) if ended(peer))})
+
+
+def test_idle_connections_are_ended_one_by_one_beginning_with_that_used_least_lately(tmp_path: Path) -> None:
+    async def test(serving: Serving) -> None:
+        peers = [serving.connect() for _ in range(4)]
+        for number in (2, 0, 3, 1):
+            await serving.begin(peers[number])
+            await serving.finish(peers[number])
+        stopping = asyncio.create_task(drain(serving.server, 15.0, 15.0))
+        left = dict(enumerate(peers))
+        for expected in (2, 0, 3, 1):
+            over = await next_ended(list(left.values()))
+            assert [list(left)[number] for number in over] == [expected]
+            left.pop(expected).close()
+        await stopping
+        assert not serving.server.connections
+
+    serve(tmp_path, test)
+
+
+def test_an_event_that_comes_as_its_connection_ends_is_read_and_the_stream_just_ends(tmp_path: Path) -> None:
+    async def test(serving: Serving) -> None:
+        peer, other = serving.connect(), serving.connect()
+        await serving.begin(other)  # under way
+        stopping = asyncio.create_task(drain(serving.server, 60.0, 60.0))
+        while not serving.handlers[0]._is_shut_down:
+            await asyncio.sleep(0)
+        frame = codec.frame(serving.event)
+        peer.send(frame[:4])
+        await asyncio.sleep(0.02)
+        peer.send(frame[4:])  # neither fails: Kong's sends raise what it does not catch
+        assert await serving.loop.sock_recv(peer, 100) == b""  # nor is it reset
+        while serving.handlers[0].is_open:  # although Kong closes its side only when it is done elsewhere
+            await asyncio.sleep(0.001)
+        assert await serving.loop.sock_recv(peer, 100) == b""
+        await serving.finish(other)
+        while not ended(other):
+            await asyncio.sleep(0.001)
+        other.close()
+        await stopping
+        peer.close()
+
+    serve(tmp_path, test)
+
+
+def test_while_kong_starts_an_instance_again_no_other_connection_is_ended(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(shutdown, "_AFTER_A_RACE", 10.0)
+
+    async def test(serving: Serving) -> None:
+        peer, other = serving.connect(), serving.connect()
+        stopping = asyncio.create_task(drain(serving.server, 15.0, 15.0))
+        handlers = serving.handlers
+        while not any(handler._is_shut_down for handler in handlers):
+            await asyncio.sleep(0)
+        if handlers[1]._is_shut_down:
+            peer, other, handlers = other, peer, handlers[::-1]
+        peer.send(codec.frame(serving.event))
+        while handlers[0].is_open:
+            await asyncio.sleep(0)
+        for _turn in range(5):  # Kong's log, its other workers
+            await asyncio.sleep(0.002)
+        body = codec.encode_bytes(1, b"openmeter") + codec.encode_bytes(2, b"{}")
+        other.send(codec.frame(b"\x08\x09" + codec.encode_bytes(33, body)))
+        assert (await serving.expect(other, 6))[4:] == b"\x08\x09"
+        peer.close()
+        other.close()
+        await stopping
+
+    serve(tmp_path, test)
+
+
+def test_a_connection_on_which_an_instance_is_started_is_not_idle(tmp_path: Path) -> None:
+    async def test(serving: Serving) -> None:
+        known = asyncio.Event()
+
+        class Others:
+            async def announce(self, *_: object) -> None:
+                await known.wait()
+
+        serving.server.instance_calls._peers = Others()  # type: ignore[assignment]
+        peer = serving.connect()
+        body = codec.encode_bytes(1, b"openmeter") + codec.encode_bytes(2, b"{}")
+        peer.send(codec.frame(b"\x08\x09" + codec.encode_bytes(33, body)))
+        while not serving.handlers[0].under_way:
+            await asyncio.sleep(0)
+        stopping = asyncio.create_task(drain(serving.server, 15.0, 15.0))
+        for _turn in range(20):
+            await asyncio.sleep(0.002)
+        assert not ended(peer)
+        known.set()
+        assert (await serving.expect(peer, 6))[4:] == b"\x08\x09"
+        peer.close()
+        await stopping
+
+    serve(tmp_path, test)
+
+
+def test_a_kong_that_takes_no_notice_holds_a_stop_up_no_longer_than_its_bound(tmp_path: Path) -> None:
+    async def test(serving: Serving) -> None:
+        peers = [serving.connect() for _ in range(20)]
+        await serving.begin(peers[0])
+        began = serving.loop.time()
+        await drain(serving.server, 0.6, 0.2)
+        assert 0.5 < serving.loop.time() - began < 5.0
+        assert all(connection._is_shut_down for connection in serving.server.connections)
+        assert all(ended(peer) for peer in peers)
+        for peer in peers:
+            peer.close()
+
+    serve(tmp_path, test)
+
+
+def test_many_connections_are_accepted_in_one_turn(tmp_path: Path) -> None:
+    async def test(serving: Serving) -> None:
+        with unix_listener(tmp_path / "s") as listener, ExitStack() as stack:
+            for _ in range(50):
+                stack.enter_context(socket.socket(socket.AF_UNIX)).connect(str(tmp_path / "s"))
+            acceptor = Acceptor(listener, serving.server, serving.connections, Shares(1), 0, serving.loop)
+            acceptor.look()
+            assert len(serving.connections) == 50
+            acceptor.close()
+
+    serve(tmp_path, test)
+
+
+def test_a_connection_on_which_kong_has_just_called_is_not_ended(tmp_path: Path) -> None:
+    async def test(serving: Serving) -> None:
+        peers = [serving.connect() for _ in range(3)]
+        called, idle, _ = serving.handlers
+        pool = shutdown._Pool(0.0)
+        pool.connections = [called, idle]
+        peers[0].send(codec.frame(serving.event))  # it is in the socket, and the event loop has no turn
+        for _turn in range(3):
+            pool.step(serving.loop.time(), 0.0)
+        assert [called._is_shut_down, idle._is_shut_down] == [False, True]
+        for peer in peers:
+            peer.close()
+
+    serve(tmp_path, test)
+
+
+def test_what_others_leave_is_taken_by_the_worker_that_has_more_than_its_share(tmp_path: Path) -> None:
+    async def test(serving: Serving) -> None:
+        with unix_listener(tmp_path / "s") as listener, ExitStack() as stack:
+            shares = Shares(2)  # of which the second takes none
+            acceptor = Acceptor(listener, serving.server, serving.connections, shares, 0, serving.loop)
+            for number in range(1, 4):
+                stack.enter_context(socket.socket(socket.AF_UNIX)).connect(str(tmp_path / "s"))
+                while len(serving.connections) < number:
+                    await asyncio.sleep(0.001)
+            acceptor.close()
+
+    serve(tmp_path, test)
+
+
+def test_without_a_descriptor_left_connections_wait_and_nothing_spins(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(accepting, "_REFUSED_SECONDS", 0.05)
+
+    async def test(serving: Serving) -> None:
+        soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+        with unix_listener(tmp_path / "s") as listener, ExitStack() as stack:
+            acceptor = Acceptor(listener, serving.server, serving.connections, Shares(1), 0, serving.loop)
+            stack.enter_context(socket.socket(socket.AF_UNIX)).connect(str(tmp_path / "s"))
+            lowest_free = os.dup(0)
+            os.close(lowest_free)
+            resource.setrlimit(resource.RLIMIT_NOFILE, (lowest_free, hard))
+            try:
+                acceptor.look()
+                watched = serving.loop.remove_reader(listener)
+            finally:
+                resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+            assert not watched
+            assert len(serving.connections) == 0
+            while not len(serving.connections):
+                await asyncio.sleep(0.001)
+            acceptor.close()
+
+    serve(tmp_path, test)

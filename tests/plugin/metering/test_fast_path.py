@@ -1,0 +1,181 @@
+"""The short way for usual requests: the same bytes as the long one, or nothing."""
+
+from __future__ import annotations
+
+import copy
+from typing import Any
+
+import orjson
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from openmeter_plugin.instances.record import usage_record
+from openmeter_plugin.metering.event import outcome
+from openmeter_plugin.metering.fast_path import usual_requests
+from openmeter_plugin.metering.lenient_json import MAX_TEXT, parse_log
+from openmeter_plugin.metering.pdk_queries import NOTHING_ASKED
+from openmeter_plugin.metering.rules import Attribute, Filters, Lookup, Rules
+from tests.harness.recordings import WIRE, serialized
+
+NOW = 1_800_000_000_123
+FIELDS = ("id", "username", "custom_id", "tag")
+
+
+def rules(field: str = "id", **settings: Any) -> Rules:
+    return Rules(source="kong-test", lookups=(Lookup("consumer", field),), **settings)
+
+
+def short_way(raw: bytes, by: Rules) -> bytes | None:
+    usual = usual_requests(by)
+    assert usual is not None
+    return usual.record(raw)
+
+
+def long_way(raw: bytes, by: Rules) -> bytes | None:
+    found = outcome(parse_log(raw), NOTHING_ASKED, by, now_ms=NOW, new_id=lambda: "made up")
+    return usage_record(found) if isinstance(found, list) else None
+
+
+RECORDINGS = {
+    path.stem: serialized(path.stem.removeprefix("serialize-")).log
+    for path in sorted(WIRE.glob("serialize-*"))
+}
+
+
+@pytest.mark.parametrize("field", FIELDS)
+@pytest.mark.parametrize("name", RECORDINGS)
+def test_of_every_recording_the_same_record_comes_out_or_none(name: str, field: str) -> None:
+    raw, by = RECORDINGS[name], rules(field)
+    assert short_way(raw, by) in (None, long_way(raw, by))
+
+
+@pytest.mark.parametrize("name", ["serialize-authenticated", "serialize-gzip", "serialize-head"])
+def test_the_usual_request_takes_the_short_way(name: str) -> None:
+    raw = RECORDINGS[name]
+    assert short_way(raw, rules()) is not None
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"filters": Filters(statuses=frozenset({200}))},
+        {"attributes": (Attribute("constant", "x", "y"),)},
+        {"application_context": "always"},
+        {"meter_api_requests": False},
+    ],
+)
+def test_rules_that_look_at_more_have_no_short_way(settings: dict[str, Any]) -> None:
+    assert usual_requests(rules(**settings)) is None
+
+
+def test_a_subject_from_elsewhere_has_no_short_way() -> None:
+    by = Rules(source="kong-test", lookups=(Lookup("header", "x-customer"), Lookup("consumer", "id")))
+    assert usual_requests(by) is None
+
+
+def test_a_request_with_tokens_takes_the_long_way_where_they_are_metered() -> None:
+    log = orjson.dumps(serialized("authenticated").parsed | {"ai": {}})
+    assert short_way(log, rules()) is None
+    assert short_way(log, rules(meter_ai_token_usage=False)) is not None
+
+
+def paths(value: Any, path: tuple[str, ...] = ()) -> list[tuple[str, ...]]:
+    found = [path] if path else []
+    if isinstance(value, dict):
+        for key, member in value.items():
+            found += paths(member, (*path, key))
+    return found
+
+
+LOG = serialized("authenticated").parsed
+LOG["consumer"]["tags"] = ["customer:acme", "gold"]
+TAKEN = {"started_at", "consumer", "request", "response", "latencies", "route", "service", "source"}
+PATHS = [p for p in paths(LOG) if p[0] in TAKEN | {"workspace_name", "authenticated_entity"}]
+
+TEXTS = st.one_of(
+    st.text(),
+    st.sampled_from(["", "a" * MAX_TEXT, "ä" * (MAX_TEXT + 1), 'quote " \\ \u2028 \x00 \x1f \x7f', "😀"]),
+)
+NUMBERS = st.one_of(
+    st.integers(-5, 10),
+    st.sampled_from([2**53, 2**53 + 1, 2**63, 2**64, 10**30, 253_402_300_799_999, 253_402_300_800_000]),
+    st.floats(allow_nan=False, allow_infinity=False),
+)
+VALUES = st.recursive(
+    st.one_of(st.none(), st.booleans(), NUMBERS, TEXTS, st.sampled_from(["12", "customer:b"])),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(TEXTS, inner, max_size=3),
+    max_leaves=5,
+)
+CHANGES = st.lists(st.tuples(st.sampled_from(PATHS), VALUES | st.just(...)), max_size=4)
+
+
+def changed(log: dict[str, Any], changes: list[tuple[tuple[str, ...], Any]]) -> dict[str, Any]:
+    """Return the log with values at some paths exchanged, or taken away for `...`."""
+    log = copy.deepcopy(log)
+    for path, value in changes:
+        place: Any = log
+        for key in path[:-1]:
+            place = place.get(key) if isinstance(place, dict) else None
+        if not isinstance(place, dict):
+            continue
+        if value is ...:
+            place.pop(path[-1], None)
+        else:
+            place[path[-1]] = value
+    return log
+
+
+@pytest.mark.parametrize("field", FIELDS)
+@pytest.mark.parametrize("path", PATHS, ids=".".join)
+def test_whatever_stands_in_one_place_the_same_record_comes_out_or_none(
+    path: tuple[str, ...], field: str
+) -> None:
+    values: list[Any] = [
+        ...,
+        None,
+        "",
+        "12",
+        "x" * (MAX_TEXT + 1),
+        0,
+        -1,
+        7.0,
+        7.5,
+        2**60,
+        True,
+        [],
+        {},
+        ["x"],
+    ]
+    for value in values:
+        raw = orjson.dumps(changed(LOG, [(path, value)]))
+        assert short_way(raw, rules(field)) in (None, long_way(raw, rules(field))), value
+
+
+@given(changes=CHANGES, field=st.sampled_from(FIELDS), anonymous=st.booleans())
+def test_whatever_the_log_holds_the_same_record_comes_out_or_none(
+    changes: list[tuple[tuple[str, ...], Any]], field: str, anonymous: bool
+) -> None:
+    by = rules(field, meter_anonymous_consumer=anonymous)
+    try:
+        raw = orjson.dumps(changed(LOG, changes))
+    except TypeError:
+        return  # numbers and texts that no JSON holds
+    assert short_way(raw, by) in (None, long_way(raw, by))
+
+
+@given(cut=st.integers(0, 2500), noise=st.binary(max_size=4), at=st.integers(0, 2500))
+def test_bytes_that_are_no_log_never_raise_and_never_make_another_record(
+    cut: int, noise: bytes, at: int
+) -> None:
+    raw = orjson.dumps(LOG)
+    raw = (raw[:at] + noise + raw[at:])[: cut or None]
+    assert short_way(raw, rules()) in (None, long_way(raw, rules()))
+
+
+def test_a_member_given_twice_counts_as_the_last_on_both_ways() -> None:
+    raw = orjson.dumps(LOG)
+    twice = b'{"consumer":{"id":"other","username":"other","custom_id":"other"},' + raw[1:]
+    assert short_way(twice, rules()) == long_way(twice, rules()) is not None
+    last = raw[:-1] + b',"consumer":{"id":"other"}}'
+    assert short_way(last, rules()) == long_way(last, rules()) is not None

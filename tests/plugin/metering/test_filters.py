@@ -1,0 +1,120 @@
+"""Which requests are metered, and how the others are counted."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from openmeter_plugin.config.instance_config import parse_config
+from openmeter_plugin.metering.pdk_queries import UNASKED
+from openmeter_plugin.metering.rules import SkipReason
+from tests.harness.recordings import llm_request, serialized
+from tests.plugin.outcomes import ECHO_ROUTE, authenticated, events, result
+
+
+def filtered(log: object, **filters: Any) -> Any:
+    _, rules = parse_config({"ingest_endpoint": "http://h/e", "filters": filters})
+    return result(log, None, rules)
+
+
+def with_status(status: object) -> dict[str, Any]:
+    log = authenticated()
+    log["response"]["status"] = status
+    return log
+
+
+@pytest.mark.parametrize(
+    ("statuses", "metered"),
+    [
+        (["200-299"], {200, 299}),
+        (["404"], {404}),
+        ([404], {404}),
+        (["200-299", "404"], {200, 299, 404}),
+        (["200-200"], {200}),
+        (["100-599"], {100, 199, 200, 299, 300, 404, 499, 599}),
+        (["200-499"], {200, 299, 300, 404, 499}),
+    ],
+    ids=repr,
+)
+def test_a_status_is_metered_where_it_is_in_the_list(statuses: list[Any], metered: set[int]) -> None:
+    for status in (100, 199, 200, 299, 300, 404, 499, 599):
+        found = filtered(with_status(status), statuses=statuses)
+        assert isinstance(found, list) if status in metered else found is SkipReason.STATUS_EXCLUDED
+
+
+@pytest.mark.parametrize("status", [None, "", "soon", True, [], 200.6, -200])
+def test_a_request_without_a_status_is_in_no_list_of_statuses(status: object) -> None:
+    assert filtered(with_status(status), statuses=["200-200"]) is SkipReason.STATUS_EXCLUDED
+
+
+@pytest.mark.parametrize(
+    ("filters", "reason"),
+    [
+        ({"methods": ["GET"]}, None),
+        ({"methods": ["get", "POST"]}, None),
+        ({"methods": ["POST"]}, SkipReason.METHOD_EXCLUDED),
+        ({"routes": ["echo"]}, None),
+        ({"routes": ["other", ECHO_ROUTE]}, None),
+        ({"routes": ["Echo"]}, SkipReason.ROUTE_EXCLUDED),
+        ({"services": ["echo"]}, None),
+        ({"services": ["adbd70b3-4224-5183-a52a-179d7b34ab5b"]}, None),
+        ({"services": [ECHO_ROUTE]}, SkipReason.SERVICE_EXCLUDED),
+        ({"response_sources": ["upstream"]}, None),
+        ({"response_sources": ["kong", "upstream"]}, None),
+        ({"response_sources": ["kong"]}, SkipReason.RESPONSE_SOURCE_EXCLUDED),
+        ({"routes": ["echo"], "methods": ["POST"]}, SkipReason.METHOD_EXCLUDED),
+        ({"statuses": ["500"], "methods": ["POST"], "routes": ["no"]}, SkipReason.STATUS_EXCLUDED),
+        ({}, None),
+    ],
+    ids=repr,
+)
+def test_each_list_excludes_for_a_reason_of_its_own(
+    filters: dict[str, Any], reason: SkipReason | None
+) -> None:
+    found = filtered(authenticated(), **filters)
+    assert found is reason if reason else isinstance(found, list)
+
+
+@pytest.mark.parametrize(
+    ("member", "filters", "reason"),
+    [
+        ("route", {"routes": ["echo"]}, SkipReason.ROUTE_EXCLUDED),
+        ("service", {"services": ["echo"]}, SkipReason.SERVICE_EXCLUDED),
+        ("request", {"methods": ["GET"]}, SkipReason.METHOD_EXCLUDED),
+        ("source", {"response_sources": ["upstream"]}, SkipReason.RESPONSE_SOURCE_EXCLUDED),
+    ],
+)
+def test_a_request_without_the_thing_in_question_is_excluded(
+    member: str, filters: dict[str, Any], reason: SkipReason
+) -> None:
+    log = authenticated()
+    del log[member]
+    assert filtered(log, **filters) is reason
+
+
+def test_what_kong_answered_itself_can_be_left_out() -> None:
+    assert (
+        filtered(serialized("502-upstream-down").parsed, response_sources=["upstream"])
+        is SkipReason.RESPONSE_SOURCE_EXCLUDED
+    )
+
+
+def test_the_tokens_of_an_excluded_request_are_excluded_with_it() -> None:
+    assert filtered(llm_request().parsed, methods=["GET"]) is SkipReason.METHOD_EXCLUDED
+    assert len(events(llm_request().parsed)) == 3
+
+
+def test_an_excluded_request_is_counted_so_whoever_sent_it_and_kong_is_asked_nothing() -> None:
+    _, rules = parse_config(
+        {
+            "ingest_endpoint": "http://h/e",
+            "filters": {"statuses": ["200-299"]},
+            "application_context": "always",
+        }
+    )
+    assert result(serialized("401-no-key").parsed, UNASKED, rules, UNASKED) is SkipReason.STATUS_EXCLUDED
+
+
+def test_a_bad_record_is_a_bad_record_whatever_the_filters() -> None:
+    assert filtered(None, statuses=["200"]) is SkipReason.BAD_RECORD

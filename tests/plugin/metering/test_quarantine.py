@@ -1,0 +1,122 @@
+"""What is set aside and what becomes of it: the same events, once there is somebody to bill."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from typing import Any
+
+import orjson
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from openmeter_plugin.metering.event import Quarantined, outcome
+from openmeter_plugin.metering.pdk_queries import Answers, Needs
+from openmeter_plugin.metering.quarantine import replayed, set_aside
+from openmeter_plugin.metering.rules import Attribute, Lookup, Rules, SkipReason
+from tests.harness.recordings import SECRETS, all_serialized, llm_request, protobuf_requests, serialized
+from tests.plugin.any_logs import any_rules, damaged_logs
+from tests.plugin.outcomes import CONTEXT, NOW, NOW_TEXT, ids
+
+ATTRIBUTES = (
+    Attribute("header", "user-agent", "agent"),
+    Attribute("path_capture", "city", "city"),
+    Attribute("constant", "eu", "region"),
+)
+KEEPING = Rules(
+    source="kong", lookups=(Lookup("consumer", "tag"),), missing="quarantine", attributes=ATTRIBUTES
+)
+MENDED = replace(KEEPING, lookups=(Lookup("consumer", "id"),))
+ANSWERS = Answers(CONTEXT, {"named": {"city": "oslo"}})
+
+RECORDINGS = [*all_serialized(), *protobuf_requests()]
+
+
+def kept(log: Any, rules: Rules = KEEPING, answers: Answers = ANSWERS) -> dict[str, Any]:
+    found = outcome(log, answers, rules, now_ms=NOW, new_id=ids())
+    assert isinstance(found, Quarantined)
+    record = set_aside(found.reason, log, answers, found.attributes, now_ms=NOW, new_id=ids())
+    again: dict[str, Any] = json.loads(orjson.dumps(record))  # as it comes back from the spool
+    return again
+
+
+@pytest.mark.parametrize(
+    "log", [serialized("authenticated").parsed, llm_request().parsed], ids=["one", "llm"]
+)
+def test_a_replayed_request_has_the_events_that_it_would_have_had(log: dict[str, Any]) -> None:
+    assert replayed(kept(log), MENDED) == outcome(log, ANSWERS, MENDED, now_ms=NOW, new_id=ids())
+
+
+def test_a_replay_under_the_rules_that_set_it_aside_sets_it_aside_again() -> None:
+    found = replayed(kept(serialized("authenticated").parsed), KEEPING)
+    assert isinstance(found, Quarantined)
+    assert found.reason is SkipReason.CONSUMER_WITHOUT_FIELD
+
+
+def test_a_replay_can_bill_a_fixed_subject() -> None:
+    rules = replace(KEEPING, missing="fallback", fallback_subject="unassigned")
+    made = replayed(kept(serialized("anonymous-no-auth-plugin").parsed), rules)
+    assert isinstance(made, list)
+    assert [event["subject"] for event in made] == ["unassigned"]
+
+
+def test_a_subject_in_a_header_cannot_be_found_any_more() -> None:
+    log = serialized("anonymous-no-auth-plugin").parsed
+    log["request"]["headers"]["x-customer"] = "globex"
+    rules = replace(KEEPING, lookups=(Lookup("header", "x-customer"),), require_consumer=True)
+    record = kept(log, rules)
+    assert record["reason"] == "consumer_required"
+    assert replayed(record, replace(rules, require_consumer=False, missing="skip")) is SkipReason.NO_HEADER
+
+
+def test_a_request_without_an_id_and_a_time_has_the_same_ones_at_each_replay() -> None:
+    log = serialized("authenticated").parsed
+    del log["request"]["id"]
+    log["started_at"] = "soon"
+    record = kept(log)
+    first, second = replayed(record, MENDED), replayed(record, MENDED)
+    assert first == second
+    assert isinstance(first, list)
+    assert (first[0]["id"], first[0]["time"]) == ("random-1", NOW_TEXT)
+
+
+def test_what_an_unusable_configuration_keeps_has_the_attributes_that_can_still_be_made() -> None:
+    log = serialized("authenticated").parsed
+    log["consumer"]["tags"] = ["tier:gold"]
+    record = set_aside("source: too long", log, ANSWERS, now_ms=NOW, new_id=ids())
+    rules = replace(MENDED, attributes=(*ATTRIBUTES, Attribute("consumer_tag", "tier", "tier")))
+    made = replayed(record, rules)
+    assert isinstance(made, list)
+    data = made[0]["data"]
+    assert (data["tier"], data["region"]) == ("gold", "eu")
+    assert not {"agent", "city"} & set(data)
+
+
+def test_the_record_names_the_destination_that_it_was_for() -> None:
+    log = serialized("authenticated").parsed
+    record = set_aside("r", log, ANSWERS, destination="aaaabbbbccccdddd", now_ms=NOW, new_id=ids())
+    assert record["destination"] == "aaaabbbbccccdddd"
+
+
+@pytest.mark.parametrize("recording", RECORDINGS, ids=lambda r: r.name)
+def test_no_secret_is_kept(recording: Any) -> None:
+    record = set_aside("r", recording.parsed, ANSWERS, now_ms=NOW, new_id=ids())
+    raw = orjson.dumps(record)
+    assert [secret for secret in SECRETS if secret.encode() in raw] == []
+
+
+@pytest.mark.parametrize("record", [None, [], {}, {"log": []}, {"log": None, "attributes": []}, "x", 5])
+def test_a_record_that_is_none_has_no_events(record: object) -> None:
+    assert replayed(record, replace(MENDED, missing="skip")) is SkipReason.NO_CONSUMER
+
+
+@settings(max_examples=300, deadline=None)
+@given(damaged_logs(), any_rules, st.sampled_from([CONTEXT, None, [], 3]))
+def test_whatever_is_kept_can_be_encoded_and_replayed(log: Any, rules: Rules, application: object) -> None:
+    answers = Answers(application, {"named": {"id": "7"}})
+    record = set_aside("r", log, answers, now_ms=NOW, new_id=ids())
+    again = json.loads(json.dumps(record))
+    found = replayed(again, rules)
+    assert not isinstance(found, Needs)
+    assert repr(replayed(again, rules)) == repr(found)

@@ -1,0 +1,168 @@
+"""What is kept of a record that is set aside: enough for its events, and none of its secrets."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import orjson
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from openmeter_plugin.kong import codec
+from openmeter_plugin.metering.event import Outcome, outcome
+from openmeter_plugin.metering.pdk_queries import Answers
+from openmeter_plugin.metering.quarantine import redacted, redacted_application
+from openmeter_plugin.metering.rules import Attribute, Filters, Lookup, Rules
+from openmeter_plugin.metering.subject import is_anonymous
+from tests.harness.recordings import (
+    SECRETS,
+    WIRE,
+    Recorded,
+    all_serialized,
+    application_context,
+    protobuf_requests,
+    serialized,
+)
+from tests.plugin.any_logs import damaged_logs
+
+RECORDINGS: list[Any] = [*all_serialized(), *protobuf_requests()]
+RECORDINGS += [
+    Recorded(f"posted {log['request']['id'][:4]}", orjson.dumps(log))
+    for line in (WIRE / "http-log-posts.jsonl").read_text().splitlines()
+    for log in json.loads(json.loads(line)["body"])
+]
+CONTEXT = codec.decode_value(application_context())
+
+LOOKUPS = (
+    (Lookup("consumer", "id"), Lookup("application", "id")),
+    (Lookup("consumer", "username"),),
+    (Lookup("consumer", "custom_id"), Lookup("consumer", "id")),
+    (Lookup("application", "developer_id"), Lookup("consumer", "id")),
+    (Lookup("consumer", "tag"), Lookup("consumer", "id")),
+)
+FILTERS = (
+    None,
+    Filters(frozenset({200}), frozenset({"GET"}), frozenset({"echo"}), frozenset({"echo"})),
+    Filters(response_sources=frozenset({"upstream"})),
+)
+ATTRIBUTES = (Attribute("consumer_tag", "tier", "tier"), Attribute("constant", "eu", "region"))
+
+
+def made_of(log: object, application: object, rules: Rules) -> Outcome:
+    return outcome(log, Answers(application, None), rules, now_ms=1, new_id=lambda: "random")
+
+
+def all_rules() -> list[Rules]:
+    return [
+        Rules(
+            source="kong",
+            lookups=lookups,
+            meter_anonymous_consumer=anonymous,
+            require_consumer=anonymous,
+            missing="quarantine",
+            attributes=ATTRIBUTES,
+            filters=filters,
+        )
+        for lookups in LOOKUPS
+        for anonymous in (False, True)
+        for filters in FILTERS
+    ]
+
+
+@pytest.mark.parametrize("recording", RECORDINGS, ids=lambda r: r.name)
+def test_the_redacted_recording_holds_no_secret(recording: Recorded) -> None:
+    raw = orjson.dumps(redacted(recording.parsed))
+    assert [secret for secret in SECRETS if secret.encode() in raw] == []
+
+
+@pytest.mark.parametrize("recording", RECORDINGS, ids=lambda r: r.name)
+def test_the_redacted_recording_holds_no_header_no_address_and_no_path(recording: Recorded) -> None:
+    raw = orjson.dumps(redacted(recording.parsed)).decode()
+    for hint in ("curl", "localhost", "127.0.0.1", "apikey", "uri", "url", "x-consumer", "client_ip"):
+        assert hint not in raw
+
+
+def test_the_recordings_do_hold_the_secrets_that_are_searched_for() -> None:
+    raw = b"".join(recording.log for recording in RECORDINGS)
+    assert all(secret.encode() in raw for secret in ("alice-key", "bob-key", "x y", "flag&b"))
+
+
+@pytest.mark.parametrize("application", [None, CONTEXT], ids=["no application", "application"])
+@pytest.mark.parametrize("recording", RECORDINGS, ids=lambda r: r.name)
+def test_the_redacted_recording_has_the_outcome_of_the_whole_one(
+    recording: Recorded, application: object
+) -> None:
+    log = recording.parsed
+    for rules in all_rules():
+        kept = made_of(redacted(log), redacted_application(application), rules)
+        assert kept == made_of(log, application, rules)
+
+
+@settings(max_examples=200, deadline=None)
+@given(damaged_logs(), st.sampled_from(all_rules()))
+def test_a_damaged_record_has_the_same_outcome_when_it_is_redacted(log: dict[str, Any], rules: Rules) -> None:
+    kept = made_of(redacted(log), redacted_application(CONTEXT), rules)
+    assert kept == made_of(log, CONTEXT, rules)
+
+
+def test_an_anonymous_consumer_stays_anonymous() -> None:
+    assert is_anonymous(redacted(serialized("anonymous-consumer").parsed))
+    assert not is_anonymous(redacted(serialized("authenticated").parsed))
+
+
+def test_a_spoofed_anonymous_header_of_an_authenticated_client_is_not_kept() -> None:
+    log = serialized("authenticated").parsed
+    log["request"]["headers"]["x-anonymous-consumer"] = "true"
+    assert not is_anonymous(redacted(log))
+    assert b"anonymous" not in orjson.dumps(redacted(log))
+
+
+def test_what_an_ai_plugin_logs_of_the_conversation_is_not_kept() -> None:
+    block = {
+        "usage": {"prompt_tokens": 1, "cost": 3},
+        "meta": {"request_model": "m", "plugin_id": "p"},
+        "payload": {"request": "tell me a secret"},
+    }
+    log = {"ai": {"proxy": block, "payload": {"request": "tell me a secret"}, **block}}
+    kept = {"usage": {"prompt_tokens": 1}, "meta": {"request_model": "m"}}
+    assert redacted(log)["ai"] == kept | {"proxy": kept}
+
+
+def test_the_usage_of_every_kong_version_is_kept_with_its_model_and_provider() -> None:
+    blocks = {
+        "usage": {"prompt_tokens": 1, "completion_tokens": 2},
+        "meta": {"response_model": "gpt-4o-2024", "provider_name": "openai"},
+        "ai-proxy": {"usage": {"prompt_token": 3, "completion_token": 4}, "meta": {"request_model": "m"}},
+    }
+    log = serialized("authenticated").parsed | {"ai": blocks}
+    for rules in all_rules():
+        assert made_of(redacted(log), None, rules) == made_of(log, None, rules)
+
+
+@pytest.mark.parametrize("value", [None, [], "x", 1, True, {}])
+def test_what_is_no_log_is_redacted_to_nothing(value: object) -> None:
+    assert redacted(value) == {}
+    assert redacted_application(value) is None
+
+
+def test_only_the_named_ids_of_an_application_are_kept() -> None:
+    assert redacted_application(CONTEXT | {"token": "t", "developer_id": ["x"]}) == {
+        name: CONTEXT[name] for name in ("application_id", "portal_id", "organization_id")
+    }
+
+
+@given(damaged_logs())
+def test_what_is_redacted_can_always_be_encoded(log: dict[str, Any]) -> None:
+    kept = redacted(log)
+    assert set(kept) <= {
+        *("request", "response", "latencies", "route", "service", "consumer", "authenticated_entity"),
+        *("started_at", "source", "workspace_name", "ai"),
+    }
+    json.dumps(kept)
+
+
+def test_of_a_consumers_tags_only_texts_are_kept() -> None:
+    log = {"consumer": {"id": "c", "tags": ["tier:gold", {"secret": "s"}, ["nested"], 5, None, "team:a"]}}
+    assert redacted(log)["consumer"] == {"id": "c", "tags": ["tier:gold", "team:a"]}

@@ -1,0 +1,138 @@
+"""Whose usage it is: the lookups, their order, and why there is nobody."""
+
+from __future__ import annotations
+
+import pytest
+
+from openmeter_plugin.metering.lenient_json import MAX_TEXT
+from openmeter_plugin.metering.pdk_queries import UNASKED, Needs
+from openmeter_plugin.metering.rules import Lookup, Missing, Rules, SkipReason
+from tests.harness.recordings import application_request, llm_request, serialized
+from tests.plugin.outcomes import ALICE, APPLICATION, CONTEXT, authenticated, looking, only, result
+
+
+@pytest.mark.parametrize(("field", "subject"), [("username", "alice"), ("custom_id", "cust-alice-001")])
+def test_a_consumers_name_or_custom_id_is_the_bare_subject(field: str, subject: str) -> None:
+    assert only(authenticated(), None, looking(Lookup("consumer", field)))["subject"] == subject
+
+
+def test_a_consumer_without_the_wanted_field_is_counted_as_such() -> None:
+    rules = looking(Lookup("consumer", "custom_id"))
+    assert result(llm_request().parsed, None, rules) is SkipReason.CONSUMER_WITHOUT_FIELD
+
+
+def test_a_header_is_the_subject_where_that_is_configured() -> None:
+    assert only(authenticated(), None, looking(Lookup("header", "x-consumer-username")))["subject"] == "alice"
+
+
+def test_the_first_of_a_header_that_was_given_twice_is_the_subject() -> None:
+    log = authenticated()
+    log["request"]["headers"]["x-customer"] = ["acme", "other"]
+    assert only(log, None, looking(Lookup("header", "x-customer")))["subject"] == "acme"
+
+
+def test_a_query_argument_is_the_subject_and_the_first_where_it_was_given_twice() -> None:
+    assert only(authenticated(), None, looking(Lookup("query", "b")))["subject"] == "x y"
+    assert only(authenticated(), None, looking(Lookup("query", "a")))["subject"] == "1"
+
+
+def test_a_query_argument_without_a_value_names_nobody() -> None:
+    rules = looking(Lookup("query", "flag"))
+    assert result(authenticated(), None, rules) is SkipReason.NO_QUERY_ARGUMENT
+
+
+def test_a_missing_header_is_counted_as_such() -> None:
+    assert result(authenticated(), None, looking(Lookup("header", "x-none"))) is SkipReason.NO_HEADER
+
+
+@pytest.mark.parametrize("field", ["developer_id", "portal_id", "organization_id"])
+def test_an_applications_other_ids_are_the_bare_subject(field: str) -> None:
+    event = only(application_request().parsed, CONTEXT, looking(Lookup("application", field)))
+    assert event["subject"] == CONTEXT[field]
+
+
+@pytest.mark.parametrize("context", [None, {}, [], "x", 1.0, {"application_id": 3}, {"application_id": ""}])
+def test_a_context_without_an_application_is_counted_as_such(context: object) -> None:
+    assert result(authenticated(), context, looking(Lookup("application", "id"))) is SkipReason.NO_APPLICATION
+
+
+def test_the_first_lookup_that_finds_somebody_decides() -> None:
+    found = {
+        "header": looking(Lookup("header", "x-consumer-username"), Lookup("consumer", "id")),
+        "consumer": looking(Lookup("header", "x-none"), Lookup("consumer", "id"), Lookup("query", "a")),
+        "query": looking(Lookup("header", "x-none"), Lookup("query", "a"), Lookup("consumer", "id")),
+    }
+    subjects = {place: only(authenticated(), None, rules)["subject"] for place, rules in found.items()}
+    assert subjects == {"header": "alice", "consumer": f"consumer:{ALICE}", "query": "1"}
+
+
+def test_the_reason_for_no_event_is_that_of_the_first_lookup() -> None:
+    rules = looking(Lookup("header", "x-none"), Lookup("query", "none"))
+    assert result(authenticated(), None, rules) is SkipReason.NO_HEADER
+
+
+def test_a_name_that_is_too_long_to_be_one_names_nobody_rather_than_somebody_else() -> None:
+    log = authenticated()
+    log["request"]["headers"]["x-customer"] = "c" * (MAX_TEXT + 1)
+    assert result(log, None, looking(Lookup("header", "x-customer"))) is SkipReason.NO_HEADER
+    log["request"]["headers"]["x-customer"] = "c" * MAX_TEXT
+    assert only(log, None, looking(Lookup("header", "x-customer")))["subject"] == "c" * MAX_TEXT
+
+
+def test_the_application_is_asked_for_only_where_no_consumer_is_found() -> None:
+    assert isinstance(result(authenticated(), UNASKED), list)
+    assert result(serialized("401-no-key").parsed, UNASKED) is Needs.APPLICATION
+
+
+def test_the_application_is_asked_for_always_where_that_is_configured() -> None:
+    rules = Rules(source="kong-test", application_context="always")
+    assert result(authenticated(), UNASKED, rules) is Needs.APPLICATION
+    assert only(authenticated(), CONTEXT, rules)["data"]["application_id"] == APPLICATION
+
+
+def test_the_application_is_never_asked_for_where_that_is_configured() -> None:
+    rules = Rules(source="kong-test", application_context="never")
+    assert result(serialized("401-no-key").parsed, UNASKED, rules) is SkipReason.NO_CONSUMER
+    rules = looking(Lookup("application", "id"), application_context="never")
+    assert result(serialized("401-no-key").parsed, UNASKED, rules) is SkipReason.NO_APPLICATION
+
+
+def test_an_anonymous_consumer_is_metered_where_that_is_configured() -> None:
+    rules = Rules(source="kong-test", meter_anonymous_consumer=True)
+    event = only(serialized("anonymous-consumer").parsed, None, rules)
+    assert event["subject"] == "consumer:1cd57acc-61b9-5afa-9668-80123fa9b98d"
+
+
+def test_an_anonymous_consumers_application_pays() -> None:
+    event = only(serialized("anonymous-consumer").parsed, CONTEXT)
+    assert event["subject"] == f"application:{APPLICATION}"
+
+
+def test_a_client_that_calls_itself_anonymous_is_billed_when_it_is_authenticated() -> None:
+    log = authenticated()
+    log["request"]["headers"]["x-anonymous-consumer"] = "true"
+    assert only(log)["subject"] == f"consumer:{ALICE}"
+
+
+def test_a_consumer_without_the_anonymous_header_is_billed_although_no_credential_is_named() -> None:
+    log = authenticated()
+    del log["authenticated_entity"]
+    assert only(log)["subject"] == f"consumer:{ALICE}"
+
+
+@pytest.mark.parametrize("header", ["false", "TRUE", "1", "", ["true"]])
+def test_only_the_word_that_kong_writes_makes_a_consumer_anonymous(header: object) -> None:
+    log = authenticated()
+    del log["authenticated_entity"]
+    log["request"]["headers"]["x-anonymous-consumer"] = header
+    assert only(log)["subject"] == f"consumer:{ALICE}"
+
+
+@pytest.mark.parametrize("missing", ["skip", "fallback", "quarantine"])
+def test_a_request_of_nobody_in_which_nothing_is_metered_is_skipped_whatever_becomes_of_others(
+    missing: Missing,
+) -> None:
+    rules = Rules(
+        source="kong-test", meter_api_requests=False, missing=missing, fallback_subject="unassigned"
+    )
+    assert result(serialized("401-no-key").parsed, None, rules) is SkipReason.NO_CONSUMER

@@ -1,0 +1,291 @@
+"""Listening sockets that are passed to us, as systemd does: nobody is refused while we start again."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import shutil
+import socket
+import subprocess
+import sys
+import threading
+from collections.abc import Iterator
+from contextlib import suppress
+from pathlib import Path
+from typing import IO
+
+import httpx
+import pytest
+
+from openmeter_plugin.process import systemd
+from openmeter_plugin.process.sockets import Listeners, ListeningSocket, TcpListeningSocket
+from openmeter_plugin.process.systemd import ActivationError, take_passed
+from syncd.sandbox.testing import running_sandbox
+from tests.harness.kong import KongWorker, PluginInstance
+from tests.harness.process import eventually
+from tests.harness.recordings import Recorded, serialized
+from tests.harness.service_manager import managed, unix_listener
+
+
+def plugin(sandbox: str) -> PluginInstance:
+    return PluginInstance(
+        {
+            "ingest_endpoint": f"{sandbox}/api/v1/events",
+            "queue": {"max_coalescing_delay": 0.05},
+            "__plugin_id": "activated",
+        }
+    )
+
+
+def request(request_id: str) -> Recorded:
+    template = serialized("authenticated")
+    original = template.parsed["request"]["id"].encode()
+    return Recorded(request_id, template.log.replace(original, request_id.encode()))
+
+
+def stored(sandbox: str) -> int:
+    return int(httpx.get(f"{sandbox}/sandbox/v1/stats", trust_env=False).json()["events_stored"])
+
+
+def test_what_is_handed_over_while_no_server_is_there_is_answered_by_the_next_one(tmp_path: Path) -> None:
+    path = tmp_path / "s"
+    with (
+        running_sandbox() as sandbox,
+        managed(tmp_path, "--socket", str(path), plugin=unix_listener(path)) as manager,
+    ):
+        eventually(lambda: manager.events("serving"), what="serving")
+        place = path.stat().st_ino
+        assert manager.end() == 0
+        assert path.stat().st_ino == place
+
+        async def hand_over() -> KongWorker:
+            worker = KongWorker(path)
+            waiting = asyncio.create_task(worker.log(plugin(sandbox), request("waited"), "waited"))
+            await worker_waits(waiting)
+            manager.start()
+            assert await waiting
+            await worker.close()
+            return worker
+
+        assert asyncio.run(hand_over()).tally.lost == []
+        eventually(lambda: stored(sandbox) == 1, what="the arrival")
+
+
+async def worker_waits(waiting: asyncio.Task[bool]) -> None:
+    """Let a request get as far as it gets while nobody serves."""
+    for _ in range(20):
+        await asyncio.sleep(0.01)
+    assert not waiting.done()
+
+
+CONFIGURATION = "ingest_endpoint: {}/api/v1/events\nqueue: {{max_coalescing_delay: 0.05}}\n"
+
+
+def test_a_post_of_http_log_that_comes_while_no_server_is_there_is_answered_by_the_next_one(
+    tmp_path: Path,
+) -> None:
+    listener = socket.create_server(("127.0.0.1", 0))
+    url = f"http://127.0.0.1:{listener.getsockname()[1]}"
+    statuses: list[int] = []
+
+    def post() -> None:
+        log = b"[" + request("posted").log + b"]"
+        headers = {"content-type": "application/json"}
+        answer = httpx.post(url, content=log, headers=headers, timeout=30, trust_env=False)
+        statuses.append(answer.status_code)
+
+    with running_sandbox() as sandbox:
+        (tmp_path / "openmeter-plugin.yaml").write_text(CONFIGURATION.format(sandbox))
+        with managed(tmp_path, http_log=listener) as manager:
+            eventually(lambda: manager.events("serving"), what="serving")
+            assert manager.end() == 0
+            posting = threading.Thread(target=post)
+            posting.start()
+            manager.start()
+            posting.join(30)
+            assert statuses == [200]
+            eventually(lambda: stored(sandbox) == 1, what="the arrival")
+
+
+def test_both_ways_in_are_served_without_any_option_and_the_log_tells_that_they_were_passed(
+    tmp_path: Path,
+) -> None:
+    path = tmp_path / "s"
+    (tmp_path / "openmeter-plugin.yaml").write_text(CONFIGURATION.format("http://127.0.0.1:9"))
+    listener = socket.create_server(("127.0.0.1", 0))
+    address = f"127.0.0.1:{listener.getsockname()[1]}"
+    with managed(tmp_path, http_log=listener, plugin=unix_listener(path)) as manager:
+        (entry,) = eventually(lambda: manager.events("listening"), what="listening")
+        assert (entry["on"], entry["passed"]) == ([str(path), address], [str(path), address])
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (("--socket", "other"), "--socket: is other, but the socket that was passed is at "),
+        (("--bogus",), "No such option"),
+        (("--http-log", "127.0.0.1:0", "--http-log-config", "none"), "--http-log-config: none: "),
+    ],
+)
+def test_a_start_that_fails_names_its_reason_and_leaves_the_passed_socket_alone(
+    tmp_path: Path, arguments: tuple[str, ...], message: str
+) -> None:
+    path = tmp_path / "s"
+    with managed(tmp_path, *arguments, plugin=unix_listener(path)) as manager:
+        assert manager.process
+        assert manager.process.wait(20) != 0
+        assert message in manager.log_file.read_text()
+        with socket.socket(socket.AF_UNIX) as connection:
+            connection.connect(str(path))
+        assert not (tmp_path / "other").exists()
+
+
+def test_a_passed_socket_of_which_the_file_is_gone_is_told_and_replaced_by_one_of_our_own(
+    tmp_path: Path,
+) -> None:
+    path = tmp_path / "s"
+    listener = unix_listener(path)
+    path.unlink()
+    with managed(tmp_path, "--socket", str(path), plugin=listener) as manager:
+        eventually(lambda: manager.events("serving"), what="serving")
+        (entry,) = manager.events("passed_socket_unreachable")
+        assert entry["socket"] == str(path)
+        assert manager.events("listening")[0]["passed"] == []
+        assert path.is_socket()
+        manager.end()
+        assert not path.exists()
+
+
+def test_sockets_that_were_passed_to_another_process_are_told_and_not_touched(tmp_path: Path) -> None:
+    log, path = tmp_path / "log", tmp_path / "s"
+    command = [sys.executable, "-m", "openmeter_plugin", "serve", "--socket", str(path), "--spool", "spool"]
+    variables = {"LISTEN_PID": "1", "LISTEN_FDS": "1", "LISTEN_FDNAMES": "plugin"}
+    with log.open("wb") as stderr:
+        process = subprocess.Popen(command, env=os.environ | variables, stderr=stderr, cwd=tmp_path)
+    try:
+        eventually(lambda: '"serving"' in log.read_text(), what="serving")
+        assert "sockets_passed_to_another_process" in log.read_text()
+    finally:
+        process.terminate()
+        assert process.wait(20) == 0
+
+
+@pytest.mark.skipif(shutil.which("systemd-socket-activate") is None, reason="systemd is not installed")
+def test_systemds_own_tool_passes_the_socket(tmp_path: Path) -> None:
+    path, log = tmp_path / "s", tmp_path / "log"
+    program = ["systemd-socket-activate", "--fdname=plugin", f"--listen={path}", sys.executable]
+    with log.open("wb") as stderr:
+        process = subprocess.Popen(
+            [*program, "-m", "openmeter_plugin", "serve", "--spool", "spool"], stderr=stderr, cwd=tmp_path
+        )
+    try:
+        eventually(path.exists, what="listening")
+
+        async def hand_over() -> bool:
+            worker = KongWorker(path)
+            acknowledged = await worker.log(plugin("http://127.0.0.1:9"), request("first"))
+            await worker.close()
+            return acknowledged
+
+        assert asyncio.run(hand_over())
+        assert f'"passed": ["{path}"]' in log.read_text()
+    finally:
+        process.terminate()
+        process.wait(20)
+
+
+# What can be passed
+
+
+@pytest.fixture
+def passing(monkeypatch: pytest.MonkeyPatch) -> Iterator[Passing]:
+    passed = Passing(monkeypatch)
+    yield passed
+    for held in passed.held:
+        held.close()
+    for descriptor in passed.descriptors:  # those that were taken are closed already
+        with suppress(OSError):
+            os.close(descriptor)
+
+
+class Passing:
+    """Passes sockets to this process, in the place of systemd."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self._monkeypatch = monkeypatch
+        self.held: list[socket.socket | IO[str]] = []
+        self.descriptors: list[int] = []
+        self.environment: dict[str, str] = {}
+
+    def __call__(self, *sockets: socket.socket | IO[str], **changes: str) -> Listeners:
+        """Pass sockets and return what is made of them; the variables can be changed."""
+        self.held += sockets
+        first = max(held.fileno() for held in sockets) + 20
+        for number, held in enumerate(sockets):
+            self.descriptors.append(os.dup2(held.fileno(), first + number))
+        self._monkeypatch.setattr(systemd, "_FIRST_DESCRIPTOR", first)
+        variables = {"LISTEN_PID": str(os.getpid()), "LISTEN_FDS": str(len(sockets))}
+        self.environment = {"HOME": "/", **variables, **changes}
+        listeners = Listeners()
+        try:
+            take_passed(listeners, self.environment)
+        finally:
+            self.held += [listener.socket for listener in listeners.there]
+        return listeners
+
+
+def test_sockets_are_known_by_their_names_in_any_order_and_the_variables_are_gone_then(
+    passing: Passing, tmp_path: Path
+) -> None:
+    names = {"LISTEN_FDNAMES": "http-log:plugin"}
+    listeners = passing(socket.create_server(("127.0.0.1", 0)), unix_listener(tmp_path / "s"), **names)
+    assert isinstance(listeners.http_log, TcpListeningSocket)
+    assert isinstance(listeners.plugin, ListeningSocket)
+    assert listeners.plugin.path == tmp_path / "s"
+    assert passing.environment == {"HOME": "/"}
+    assert not any(os.get_inheritable(listener.socket.fileno()) for listener in listeners.there)
+    listeners.remove()
+    assert (tmp_path / "s").exists()
+    for listener in listeners.there:
+        assert listener.socket.getsockopt(socket.SOL_SOCKET, socket.SO_ACCEPTCONN)
+
+
+def test_what_is_passed_to_another_process_is_left_to_it(passing: Passing, tmp_path: Path) -> None:
+    listeners = passing(unix_listener(tmp_path / "s"), LISTEN_FDNAMES="plugin", LISTEN_PID="1")
+    assert listeners.there == []
+    assert "LISTEN_FDS" in passing.environment
+
+
+def test_a_loopback_address_that_was_passed_is_known_for_one(passing: Passing) -> None:
+    listeners = passing(socket.create_server(("127.0.0.1", 0)), LISTEN_FDNAMES="http-log")
+    assert isinstance(listeners.http_log, TcpListeningSocket)
+    assert listeners.http_log.address == "127.0.0.1"
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({}, "FileDescriptorName="),
+        ({"LISTEN_FDNAMES": "unknown"}, "a socket named 'unknown' was passed; set FileDescriptorName="),
+        ({"LISTEN_FDNAMES": "openmeter-plugin.socket"}, "FileDescriptorName="),
+        ({"LISTEN_FDNAMES": "plugin", "LISTEN_FDS": "many"}, "LISTEN_FDS is not a number"),
+        ({"LISTEN_FDNAMES": "plugin:plugin", "LISTEN_FDS": "2"}, "two sockets named 'plugin'"),
+    ],
+)
+def test_variables_that_cannot_be_used_are_told_with_the_remedy_and_stay(
+    passing: Passing, tmp_path: Path, changes: dict[str, str], message: str
+) -> None:
+    with pytest.raises(ActivationError, match=message):
+        passing(unix_listener(tmp_path / "s"), **changes)
+    assert "LISTEN_FDS" in passing.environment
+
+
+def test_sockets_that_do_not_listen_or_are_of_another_kind_are_told(passing: Passing, tmp_path: Path) -> None:
+    datagrams = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
+    for useless in (*socket.socketpair(), datagrams):
+        with pytest.raises(ActivationError, match="does not listen for connections"):
+            passing(useless, LISTEN_FDNAMES="plugin")
+    with pytest.raises(ActivationError, match="of a kind that cannot be served"):
+        passing(socket.create_server(("127.0.0.1", 0)), LISTEN_FDNAMES="plugin")
+    with (tmp_path / "file").open("w") as file, pytest.raises(ActivationError, match="is not a socket"):
+        passing(file, LISTEN_FDNAMES="plugin")

@@ -1,0 +1,51 @@
+"""Durations and sizes as an operator writes them."""
+
+from __future__ import annotations
+
+from datetime import timedelta
+
+import pytest
+
+from openmeter_plugin.units import duration, size
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("90s", timedelta(seconds=90)),
+        ("15m", timedelta(minutes=15)),
+        ("12h", timedelta(hours=12)),
+        ("7d", timedelta(days=7)),
+        ("1.5h", timedelta(minutes=90)),
+        (" 0s ", timedelta(0)),
+    ],
+)
+def test_a_duration_is_a_number_with_its_unit(text: str, expected: timedelta) -> None:
+    assert duration(text) == expected
+
+
+@pytest.mark.parametrize("text", ["", "7", "d", "7 d", "-7d", "7w", "7D", "1e3s", ".5h", "7d12h"])
+def test_what_is_no_duration_is_refused_with_one_that_is(text: str) -> None:
+    with pytest.raises(ValueError, match="is not a duration such as 90s, 12h or 7d"):
+        duration(text)
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("0", 0),
+        ("500", 500),
+        ("64KiB", 65_536),
+        ("500MiB", 524_288_000),
+        ("1 GiB", 1_073_741_824),
+        (" 2TiB ", 2_199_023_255_552),
+    ],
+)
+def test_a_size_is_a_number_of_bytes_or_of_binary_units(text: str, expected: int) -> None:
+    assert size(text) == expected
+
+
+@pytest.mark.parametrize("text", ["", "MiB", "1.5GiB", "-1", "500MB", "1mib", "1 G"])
+def test_what_is_no_size_is_refused_with_one_that_is(text: str) -> None:
+    with pytest.raises(ValueError, match="is not a size such as 500MiB or 1GiB"):
+        size(text)

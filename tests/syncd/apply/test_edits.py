@@ -1,0 +1,154 @@
+"""What a change writes, decided on the customer as it is now: nothing where the world has moved on."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+
+import pytest
+
+from syncd.apply import edits
+from syncd.core.changes import Change, ChangeKind, State
+from syncd.core.errors import BlockedError
+from syncd.core.model import ObservedCustomer
+from syncd.core.ownership import marks
+from syncd.metering.base import CustomerEdit, Decide
+from tests.syncd.builders import OWNER, customer
+
+SINCE = {"orphaned-at": "20260101T000000Z"}
+OURS = customer("acme", "consumer:1", "consumer:2", owner=OWNER)
+MARKED = replace(OURS, metadata={**OURS.metadata, **SINCE})
+THEIRS = replace(OURS, metadata=marks("someone", "acme"))
+PAYING = replace(OURS, active_subscription="SUB")
+GONE = ("consumer:2",)
+
+MARK = Change(ChangeKind.MARK_ORPHANED, "acme", (), "", OURS.id, State(metadata={}), State(metadata=SINCE))
+UNMARK = replace(
+    MARK,
+    kind=ChangeKind.UNMARK_ORPHANED,
+    before=State(metadata=SINCE),
+    after=State(metadata={"orphaned-at": "none"}),
+)
+MOVE = Change(
+    ChangeKind.MOVE_SUBJECTS,
+    "acme",
+    GONE,
+    "",
+    OURS.id,
+    State(subject_keys=OURS.subject_keys),
+    State(subject_keys=("consumer:1",)),
+    "globex",
+)
+DETACH = replace(
+    MOVE,
+    kind=ChangeKind.DETACH_SUBJECTS,
+    to_customer_key=None,
+    before=State(None, OURS.subject_keys, SINCE),
+    after=State(None, ("consumer:1",), {}),
+)
+DELETE = replace(
+    DETACH,
+    kind=ChangeKind.DELETE_CUSTOMER,
+    subject_keys=OURS.subject_keys,
+    before=State("acme", OURS.subject_keys, SINCE),
+    after=None,
+)
+RENAME = replace(MARK, kind=ChangeKind.RENAME_CUSTOMER, after=State(name="ACME"))
+ADOPT = replace(MARK, kind=ChangeKind.ADOPT_CUSTOMER, after=State(metadata=marks(OWNER, "acme")))
+
+EVERY: dict[str, Callable[[str], Decide]] = {
+    "mark": lambda owner: edits.marking(MARK, owner),
+    "unmark": lambda owner: edits.marking(UNMARK, owner),
+    "move": lambda owner: edits.detaching(MOVE, owner),
+    "detach": lambda owner: edits.detaching(DETACH, owner),
+    "delete": lambda owner: edits.deleting(DELETE, owner),
+    "attach": lambda owner: edits.adding(("consumer:3",), owner),
+    "rename": lambda owner: edits.renaming(RENAME, owner),
+}
+
+
+@pytest.mark.parametrize("name", EVERY)
+def test_nothing_is_written_into_a_customer_that_somebody_else_took_meanwhile(name: str) -> None:
+    for there in (THEIRS, replace(OURS, metadata={}), replace(THEIRS, metadata={**THEIRS.metadata, **SINCE})):
+        with pytest.raises(BlockedError, match="now belongs to"):
+            EVERY[name](OWNER)(there)
+
+
+@pytest.mark.parametrize("name", ["move", "detach", "delete", "attach"])
+def test_a_customer_that_pays_by_now_keeps_its_subjects(name: str) -> None:
+    for there in (PAYING, replace(MARKED, active_subscription="SUB")):
+        with pytest.raises(BlockedError, match=r"active subscription \(SUB\)"):
+            EVERY[name](OWNER)(there)
+
+
+@pytest.mark.parametrize("name", ["detach", "delete", "unmark"])
+def test_what_is_not_marked_any_more_or_anew_is_left_for_another_plan(name: str) -> None:
+    """Another syncd has seen the principal again, or has seen it go again since."""
+    for mark in ({}, {"orphaned-at": "none!"}, {"orphaned-at": "20260301T000000Z"}):
+        there = replace(OURS, metadata={**OURS.metadata, **mark})
+        with pytest.raises(BlockedError, match="marks changed meanwhile"):
+            EVERY[name](OWNER)(there)
+
+
+def test_a_mark_that_is_there_already_is_not_set_later_nor_twice() -> None:
+    assert edits.marking(MARK, OWNER)(OURS) == CustomerEdit(metadata=SINCE)
+    assert edits.marking(MARK, OWNER)(MARKED) is None
+    earlier = replace(OURS, metadata={**OURS.metadata, "orphaned-at": "20250101T000000Z"})
+    with pytest.raises(BlockedError, match="marks changed meanwhile"):
+        edits.marking(MARK, OWNER)(earlier)
+
+
+def test_adoption_gives_marks_to_nobody_elses_customer() -> None:
+    nobody = replace(OURS, metadata={"crm": "7"})
+    assert edits.adopting(ADOPT)(nobody) == CustomerEdit(metadata=marks(OWNER, "acme"))
+    assert edits.adopting(ADOPT)(OURS) is None
+    for metadata in (marks("someone", "acme"), {"managed-by": "terraform"}, {"sync-owner": "someone"}):
+        with pytest.raises(BlockedError, match="was taken by"):
+            edits.adopting(ADOPT)(replace(OURS, metadata=metadata))
+
+
+def test_a_customer_that_got_further_subjects_is_not_deleted() -> None:
+    assert edits.deleting(DELETE, OWNER)(MARKED) is None
+    assert edits.deleting(DELETE, OWNER)(replace(MARKED, subject_keys=("consumer:1",))) is None
+    more = replace(MARKED, subject_keys=(*MARKED.subject_keys, "by-hand"))
+    with pytest.raises(BlockedError, match="further subjects"):
+        edits.deleting(DELETE, OWNER)(more)
+
+
+@pytest.mark.parametrize("change", [MOVE, DETACH])
+def test_only_the_named_subjects_come_off_and_the_others_keep_their_order(change: Change) -> None:
+    there = replace(MARKED, subject_keys=("z", "consumer:2", "a"))
+    edit = edits.detaching(change, OWNER)(there)
+    assert edit is not None
+    assert edit.subject_keys == ("z", "a")
+    assert edit.metadata is None
+
+
+def test_subjects_that_are_off_already_take_no_write_but_their_mark_is_freed() -> None:
+    slot = {"orphaned-at-1": "20260101T000000Z-0123456789abcdef"}
+    change = replace(DETACH, before=State(metadata=slot), after=State(metadata={"orphaned-at-1": "none"}))
+    off = replace(OURS, subject_keys=("consumer:1",), metadata={**OURS.metadata, **slot})
+    assert edits.detaching(change, OWNER)(off) == CustomerEdit(
+        subject_keys=("consumer:1",), metadata={"orphaned-at-1": "none"}
+    )
+    freed = replace(off, metadata={**off.metadata, "orphaned-at-1": "none"})
+    assert edits.detaching(change, OWNER)(freed) is None
+
+
+def test_subjects_are_appended_and_only_those_that_are_missing() -> None:
+    adding = edits.adding(("consumer:1", "consumer:3", "acme"), OWNER)
+    there = replace(OURS, subject_keys=("z", "consumer:1"))
+    assert adding(there) == CustomerEdit(subject_keys=("z", "consumer:1", "consumer:3"))
+    assert edits.adding(("consumer:2",), OWNER)(PAYING) is None
+
+
+def test_a_name_is_written_only_where_it_differs() -> None:
+    assert edits.renaming(RENAME, OWNER)(OURS) == CustomerEdit(name="ACME")
+    assert edits.renaming(RENAME, OWNER)(replace(OURS, name="ACME")) is None
+
+
+@pytest.mark.parametrize(("there", "said"), [(THEIRS, "now belongs to"), (PAYING, "active subscription")])
+def test_a_customer_that_cannot_take_a_subject_is_not_open(there: ObservedCustomer, said: str) -> None:
+    edits.require_open(OURS, OWNER)
+    with pytest.raises(BlockedError, match=said):
+        edits.require_open(there, OWNER)

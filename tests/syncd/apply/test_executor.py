@@ -1,0 +1,295 @@
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+
+import httpx
+import pytest
+
+from syncd.apply.executor import apply_plan
+from syncd.core.changes import Change, ChangeKind, Outcome, Plan, Status
+from syncd.core.errors import ApplyStoppedError
+from syncd.core.model import ObservedSubject, Principal
+from syncd.mapping.desired_state import desired_world
+from syncd.metering.base import SubjectWrite
+from syncd.metering.v1 import OpenMeterV1
+from syncd.planning.plan import make_plan
+from syncd.sandbox.testing import running_sandbox
+from tests.syncd.builders import BY_TAG, OWNER, consumer
+from tests.syncd.targets import MARKS, Target, by_hand, fault, open_target, target_at
+
+ALICE, BOB, CAROL = consumer("1", "alice"), consumer("2", "bob"), consumer("3", "carol")
+ACME = [consumer("1", "alice", "customer:acme"), consumer("2", "bob", "customer:acme")]
+
+
+@pytest.fixture
+def customers_path(dialect: str) -> str:
+    return "/api/v1/customers" if dialect == "openmeter-v1" else "/api/v3/openmeter/customers"
+
+
+@pytest.fixture
+def target(sandbox: httpx.Client, dialect: str) -> Iterator[Target]:
+    target = open_target(dialect, str(sandbox.base_url))
+    yield target
+    target.close()
+
+
+@pytest.fixture
+def v1(sandbox: httpx.Client) -> Iterator[OpenMeterV1]:
+    """The dialect with subject entities."""
+    target = target_at(str(sandbox.base_url))
+    yield target
+    target.close()
+
+
+def plan(target: Target, *principals: Principal) -> Plan:
+    return make_plan(
+        desired_world(principals, BY_TAG), target.observe(), owner_id=OWNER, policy="upsert-only"
+    )
+
+
+def statuses(outcomes: tuple[Outcome, ...]) -> dict[str, list[str]]:
+    found: dict[str, list[str]] = {}
+    for outcome in outcomes:
+        found.setdefault(f"{outcome.change.kind} {outcome.change.customer_key}", []).append(
+            str(outcome.status)
+        )
+    return found
+
+
+def customers(sandbox: httpx.Client) -> dict[str, dict[str, object]]:
+    items = sandbox.get("/api/v1/customers", params={"pageSize": 1000}).json()["items"]
+    return {customer["key"]: customer for customer in items}
+
+
+def test_applying_makes_the_world_as_desired_and_the_second_plan_is_empty(
+    target: Target, sandbox: httpx.Client
+) -> None:
+    outcomes = apply_plan(plan(target, *ACME, CAROL), target)
+    assert {outcome.status for outcome in outcomes} == {Status.DONE}
+    assert customers(sandbox)["acme"]["usageAttribution"] == {"subjectKeys": ["consumer:1", "consumer:2"]}
+    assert customers(sandbox)["consumer:3"]["name"] == "carol"
+    assert plan(target, *ACME, CAROL).changes == ()
+
+
+def test_a_create_whose_answer_was_lost_is_recognised_as_our_own(
+    target: Target, sandbox: httpx.Client, customers_path: str
+) -> None:
+    first = plan(target, ALICE)
+    fault(sandbox, method="POST", path=customers_path, action="accept_then_cut", count=1)
+    outcomes = apply_plan(first, target)
+    assert statuses(outcomes)["create-customer consumer:1"] == ["unchanged"]
+    assert len(customers(sandbox)) == 1
+
+
+def test_a_create_that_timed_out_after_it_was_accepted_is_recognised_as_our_own(
+    sandbox: httpx.Client, dialect: str, customers_path: str
+) -> None:
+    target = open_target(dialect, str(sandbox.base_url), timeout=0.3)
+    first = plan(target, ALICE)
+    fault(sandbox, method="POST", path=customers_path, action="accept_then_timeout", count=1)
+    outcomes = apply_plan(first, target)
+    target.close()
+    assert statuses(outcomes)["create-customer consumer:1"] == ["unchanged"]
+    assert len(customers(sandbox)) == 1
+
+
+def test_another_syncd_of_the_same_owner_that_was_faster_is_no_conflict(
+    target: Target, sandbox: httpx.Client
+) -> None:
+    late = plan(target, ALICE)
+    apply_plan(plan(target, ALICE), target)
+    assert {outcome.status for outcome in apply_plan(late, target)} == {Status.UNCHANGED}
+
+
+def test_a_customer_that_someone_created_meanwhile_blocks_ours_and_the_rest_goes_on(
+    v1: OpenMeterV1, sandbox: httpx.Client
+) -> None:
+    late = plan(v1, ALICE, BOB)
+    by_hand(sandbox, key="consumer:1", name="Alice GmbH")
+    outcomes = apply_plan(late, v1)
+    found = statuses(outcomes)
+    assert "created meanwhile by someone else" in outcomes[0].detail
+    assert found["create-customer consumer:1"] == ["blocked"]
+    assert found["upsert-subject consumer:1"] == ["skipped"]
+    assert found["create-customer consumer:2"] == ["done"]
+    assert customers(sandbox)["consumer:1"]["name"] == "Alice GmbH"
+
+
+def test_a_customer_of_ours_that_was_created_meanwhile_with_other_subjects_is_blocked(
+    target: Target, sandbox: httpx.Client
+) -> None:
+    late = plan(target, *ACME)
+    apply_plan(plan(target, ACME[0]), target)
+    found = apply_plan(late, target)
+    assert statuses(found)["create-customer acme"] == ["blocked"]
+    assert "plan again" in found[0].detail
+    assert plan(target, *ACME).of(ChangeKind.ATTACH_SUBJECTS)
+
+
+def test_a_subject_that_someone_took_meanwhile_blocks_its_attachment(
+    target: Target, sandbox: httpx.Client
+) -> None:
+    apply_plan(plan(target, ACME[0]), target)
+    late = plan(target, *ACME)
+    by_hand(sandbox, key="finance", name="x", usageAttribution={"subjectKeys": ["consumer:2"]})
+    found = apply_plan(late, target)
+    assert statuses(found)["attach-subjects acme"] == ["blocked"]
+    assert "conflict" in found[0].detail
+
+
+def test_a_subscription_that_began_meanwhile_blocks_the_attachment(
+    target: Target, sandbox: httpx.Client
+) -> None:
+    apply_plan(plan(target, ACME[0]), target)
+    late = plan(target, *ACME)
+    sandbox.post("/sandbox/v1/customers/acme/subscriptions").raise_for_status()
+    found = apply_plan(late, target)
+    assert statuses(found)["attach-subjects acme"] == ["blocked"]
+    assert "Attach the subject by hand between two subscriptions" in found[0].detail
+
+
+def test_an_attachment_keeps_what_people_did_since_the_plan(target: Target, sandbox: httpx.Client) -> None:
+    apply_plan(plan(target, ACME[0]), target)
+    late = plan(target, *ACME)
+    there = customers(sandbox)["acme"]
+    edited = {"key": "acme", "name": "ACME Inc.", "description": "Ask Jane", "metadata": there["metadata"]}
+    edited["usageAttribution"] = {"subjectKeys": ["by-hand", "consumer:1"]}
+    sandbox.put(f"/api/v1/customers/{there['id']}", json=edited).raise_for_status()
+    apply_plan(late, target)
+    after = customers(sandbox)["acme"]
+    assert (after["name"], after["description"]) == ("ACME Inc.", "Ask Jane")
+    assert after["usageAttribution"] == {"subjectKeys": ["by-hand", "consumer:1", "consumer:2"]}
+
+
+@pytest.mark.parametrize("changed", [consumer("1", "alicia"), None])
+def test_a_customer_that_was_taken_from_us_meanwhile_is_not_changed(
+    target: Target, sandbox: httpx.Client, changed: Principal | None
+) -> None:
+    apply_plan(plan(target, ALICE if changed else ACME[0]), target)
+    late = plan(target, changed) if changed else plan(target, *ACME)
+    (there,) = customers(sandbox).values()
+    taken = {name: there[name] for name in ("key", "name", "usageAttribution")}
+    taken["metadata"] = {**MARKS, "sync-owner": "someone-else"}
+    sandbox.put(f"/api/v1/customers/{there['id']}", json=taken).raise_for_status()
+    found = apply_plan(late, target)
+    assert found[0].status is Status.BLOCKED
+    assert "someone-else" in found[0].detail
+    (after,) = customers(sandbox).values()
+    assert {name: after[name] for name in taken} == taken
+
+
+def test_a_refused_change_is_blocked_with_the_words_of_the_server_and_the_rest_goes_on(
+    target: Target, sandbox: httpx.Client, customers_path: str
+) -> None:
+    first = plan(target, ALICE, BOB)
+    fault(sandbox, method="POST", path=customers_path, status=400, count=1)
+    found = apply_plan(first, target)
+    assert statuses(found)["create-customer consumer:1"] == ["blocked"]
+    assert statuses(found)["create-customer consumer:2"] == ["done"]
+    assert "refuses it" in found[0].detail
+
+
+def test_a_limit_of_subjects_on_one_customer_blocks_what_is_beyond_it() -> None:
+    with running_sandbox(max_subjects_per_customer=1) as url:
+        target = target_at(url)
+        apply_plan(plan(target, ACME[0]), target)
+        found = apply_plan(plan(target, *ACME), target)
+        target.close()
+    assert statuses(found)["attach-subjects acme"] == ["blocked"]
+
+
+def test_a_metering_api_that_goes_away_stops_the_run_and_says_what_was_done(
+    target: Target, sandbox: httpx.Client
+) -> None:
+    first = plan(target, ALICE, BOB, CAROL)
+
+    def break_down(outcomes: Sequence[Outcome]) -> None:
+        if outcomes[-1].change.customer_key == "consumer:2":
+            fault(sandbox, action="cut")
+
+    with pytest.raises(ApplyStoppedError, match="did not answer") as caught:
+        apply_plan(first, target, report=break_down)
+    assert [outcome.change.customer_key for outcome in caught.value.outcomes] == ["consumer:1", "consumer:2"]
+    sandbox.delete("/sandbox/v1/faults").raise_for_status()
+    apply_plan(plan(target, ALICE, BOB, CAROL), target)
+    assert sorted(customers(sandbox)) == ["consumer:1", "consumer:2", "consumer:3"]
+
+
+def test_a_token_that_is_revoked_while_applying_stops_the_run(target: Target, sandbox: httpx.Client) -> None:
+    first = plan(target, ALICE, BOB)
+    fault(sandbox, method="POST", status=401)
+    with pytest.raises(ApplyStoppedError, match=r"metering\.token") as caught:
+        apply_plan(first, target)
+    assert caught.value.outcomes == ()
+
+
+def test_a_request_to_stop_is_obeyed_between_two_changes(target: Target, sandbox: httpx.Client) -> None:
+    def is_begun() -> bool:
+        return bool(customers(sandbox))
+
+    with pytest.raises(ApplyStoppedError, match="stopped by request between two changes") as caught:
+        apply_plan(plan(target, ALICE, BOB), target, should_stop=is_begun)
+    assert len(caught.value.outcomes) == 1
+    assert list(customers(sandbox)) == ["consumer:1"]
+
+
+def test_a_request_to_stop_that_came_while_it_planned_leaves_all_as_it_is(
+    target: Target, sandbox: httpx.Client
+) -> None:
+    with pytest.raises(ApplyStoppedError, match="stopped by request before its first change") as caught:
+        apply_plan(plan(target, ALICE, BOB), target, concurrency=4, should_stop=lambda: True)
+    assert caught.value.outcomes == ()
+    assert not customers(sandbox)
+    apply_plan(plan(target, ALICE, BOB), target)
+    assert not apply_plan(plan(target, ALICE, BOB), target, should_stop=lambda: True)
+
+
+def test_what_the_plan_calls_blocked_is_an_outcome_too(target: Target, sandbox: httpx.Client) -> None:
+    by_hand(sandbox, key="acme", name="ACME")
+    assert statuses(apply_plan(plan(target, *ACME), target)) == {"blocked acme": ["blocked", "blocked"]}
+
+
+def test_a_subject_entity_that_someone_wrote_since_the_plan_is_left_alone(
+    v1: OpenMeterV1, sandbox: httpx.Client
+) -> None:
+    late = plan(v1, ALICE)
+    v1.write_subjects([SubjectWrite("consumer:1", "Alice GmbH", {"crm": "7"})])
+    found = statuses(apply_plan(late, v1))
+    assert found["upsert-subject consumer:1"] == ["unchanged"]
+    assert v1.subjects() == (ObservedSubject("consumer:1", "Alice GmbH", {"crm": "7"}),)
+
+
+def test_foreign_metadata_of_a_subject_entity_of_ours_survive(v1: OpenMeterV1) -> None:
+    apply_plan(plan(v1, ALICE), v1)
+    v1.write_subjects([SubjectWrite("consumer:1", None, {**MARKS, "crm": "7"})])
+    apply_plan(plan(v1, consumer("1", "alicia")), v1)
+    (entity,) = v1.subjects() or ()
+    assert (entity.display_name, entity.metadata["crm"]) == ("alicia", "7")
+
+
+def test_one_refused_subject_entity_does_not_take_the_others_with_it(
+    v1: OpenMeterV1, sandbox: httpx.Client
+) -> None:
+    first = plan(v1, ALICE, BOB)
+    # The batch is refused, and the first of the single ones.
+    fault(sandbox, method="POST", path="/api/v1/subjects", status=400, count=2)
+    found = statuses(apply_plan(first, v1))
+    assert found["upsert-subject consumer:1"] == ["blocked"]
+    assert found["upsert-subject consumer:2"] == ["done"]
+
+
+def test_many_subject_entities_are_written_in_few_requests(v1: OpenMeterV1, sandbox: httpx.Client) -> None:
+    everybody = [consumer(str(number), f"user-{number}") for number in range(101)]
+    first = plan(v1, *everybody)
+    sandbox.get("/sandbox/v1/stats")
+    apply_plan(first, v1)
+    requests = sandbox.get("/sandbox/v1/stats").json()["requests_by_endpoint"]
+    assert requests["POST /api/v1/subjects"] == 2
+    assert plan(v1, *everybody).changes == ()
+
+
+def test_a_reported_change_is_never_carried_out(target: Target) -> None:
+    reported = tuple(
+        Change(kind, "x", ("y",), "because") for kind in (ChangeKind.UNMANAGED, ChangeKind.ORPHANED)
+    )
+    assert apply_plan(Plan(OWNER, "upsert-only", reported), target) == ()

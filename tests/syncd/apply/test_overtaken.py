@@ -1,0 +1,80 @@
+"""The world moves on between a plan and its changes: what is not surely right any more is not done."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from datetime import UTC, datetime, timedelta
+
+import pytest
+
+from syncd.apply.executor import apply_plan
+from syncd.core.changes import Outcome, Plan
+from syncd.core.model import ObservedCustomer, ObservedSubject, ObservedWorld, Principal
+from syncd.core.orphan_marks import stamp
+from syncd.core.ownership import marks
+from syncd.planning.orphans import Grace
+from syncd.planning.plan import PlanOptions
+from tests.syncd.builders import BY_TAG, OWNER, consumer, customer, lines, observed, plan_for
+from tests.syncd.memory_target import MemoryTarget
+
+START = datetime(2026, 1, 1, tzinfo=UTC)
+ALICE = consumer("1", "alice", "customer:acme")
+OLD = customer("globex", "consumer:1", "consumer:2", owner=OWNER)
+ACME = customer("acme", owner=OWNER)
+BOB = consumer("2", "bob", "customer:globex")
+
+
+def statuses(outcomes: tuple[Outcome, ...]) -> list[str]:
+    return [f"{outcome.change.kind} {outcome.status}" for outcome in outcomes]
+
+
+@pytest.mark.parametrize(
+    ("now", "said"),
+    [
+        (replace(ACME, active_subscription="SUB"), "active subscription"),
+        (replace(ACME, metadata=marks("someone", "acme")), "now belongs to"),
+    ],
+)
+def test_a_subject_is_not_taken_off_where_its_new_customer_cannot_take_it_any_more(
+    now: ObservedCustomer, said: str
+) -> None:
+    target = MemoryTarget(observed(OLD, ACME))
+    plan = plan_for([ALICE, BOB], target.observe(), rules=BY_TAG, options=PlanOptions(allow_move=True))
+    assert lines(plan) == ["move-subjects globex consumer:1", "attach-subjects acme consumer:1"]
+    target.customers[ACME.id] = now
+    outcomes = apply_plan(plan, target)
+    assert statuses(outcomes) == ["move-subjects blocked", "attach-subjects skipped"]
+    assert said in outcomes[0].detail
+    assert target.writes == 0
+
+
+def test_the_entity_of_a_subject_that_its_customer_keeps_after_all_is_not_deleted() -> None:
+    gone = customer("acme", "consumer:1", owner=OWNER, metadata={"orphaned-at": stamp(START)})
+    entity = ObservedSubject("consumer:1", "alice", marks(OWNER, "1"))
+    there = observed(gone, subjects=(entity,))
+    for delete_after in (None, timedelta(days=40)):
+        target = MemoryTarget(there)
+        plan = _late_plan([], there, delete_after)
+        assert lines(plan)[-1] == "delete-subject - consumer:1"
+        target.customers[gone.id] = replace(gone, active_subscription="SUB")
+        outcomes = apply_plan(plan, target, remover=target)
+        assert {str(outcome.status) for outcome in outcomes} == {"blocked"}
+        assert target.writes == 0
+        assert target.subjects() == (entity,)
+
+
+def _late_plan(principals: list[Principal], there: ObservedWorld, delete_after: timedelta | None) -> Plan:
+    grace = Grace(START + timedelta(days=100), timedelta(days=40), delete_after)
+    return plan_for(principals, there, policy="sync", options=PlanOptions(grace=grace))
+
+
+def test_a_customer_that_another_syncd_made_meanwhile_for_somebody_else_is_not_taken_for_ours() -> None:
+    """Its key and subjects are those that we wanted, but not the principal whose it is."""
+    target = MemoryTarget(observed())
+    plan = plan_for([consumer("1", "alice")], target.observe(), rules=BY_TAG)
+    same = customer("consumer:1", "consumer:1", owner=OWNER, metadata={"source-id": "another"})
+    target.customers[same.id] = same
+    outcomes = apply_plan(plan, target)
+    assert statuses(outcomes) == ["create-customer blocked"]
+    assert "was created meanwhile and differs" in outcomes[0].detail
+    assert target.customers == {same.id: same}

@@ -1,0 +1,96 @@
+from __future__ import annotations
+
+import io
+from dataclasses import replace
+
+from rich.console import Console
+
+from syncd.cli.render import show_outcomes, show_plan, show_usage
+from syncd.core.changes import Change, ChangeKind, MovedUsage, Outcome, Plan, Status
+from syncd.metering.usage import attribute
+from tests.syncd.builders import BY_TAG, OWNER, consumer, customer, observed, plan_for
+
+WORLD = observed(
+    customer("acme", metadata={"x": "y"}), customer("consumer:3", "consumer:3", name="old", owner=OWNER)
+)
+PRINCIPALS = [consumer("1", "[red]eve\x1b[2J"), consumer("2", "bob", "customer:acme"), consumer("3", "new")]
+PLAN = plan_for(PRINCIPALS, WORLD, rules=BY_TAG)
+
+
+def shown(*, terminal: bool, width: int = 200) -> str:
+    text = io.StringIO()
+    show_plan(Console(file=text, force_terminal=terminal, width=width, color_system=None), PLAN)
+    return text.getvalue()
+
+
+def test_without_a_terminal_each_change_is_one_line_however_narrow() -> None:
+    lines = shown(terminal=False, width=20).splitlines()
+    assert (
+        lines[0] == "create-customer  consumer:1  '[red]eve [2J' with consumer:1  new: consumer [red]eve?[2J"
+    )
+    assert lines[1] == "rename-customer  consumer:3  'old' -> 'new'  the name changed at the source"
+    assert lines[2].startswith("blocked  acme  consumer:2  customer 'acme' (acme) belongs to someone else")
+    assert lines[3] == "Plan: 1 create-customer, 1 rename-customer, 1 blocked."
+
+
+def test_a_terminal_gets_a_table() -> None:
+    text = shown(terminal=True)
+    assert "┃ change" in text
+    assert "create-customer" in text
+
+
+def test_a_name_from_outside_can_neither_style_nor_steer_the_terminal() -> None:
+    text = shown(terminal=True)
+    assert "[red]eve" in text
+    assert "\x1b[2J" not in text
+
+
+def test_usage_that_loses_its_customer_is_said_to_be_unbilled_and_not_to_change_hands() -> None:
+    marked = Change(
+        ChangeKind.MARK_ORPHANED,
+        "acme",
+        ("consumer:1",),
+        "gone",
+        usage=MovedUsage(1234, "2026-01-02T00:00:00Z"),
+    )
+    entity = replace(marked, kind=ChangeKind.DELETE_SUBJECT)
+    text = io.StringIO()
+    show_plan(Console(file=text, width=200), Plan(OWNER, "sync", (marked, entity)))
+    first, second = text.getvalue().splitlines()[:2]
+    assert first.endswith(
+        "gone (1,234 events since 2026-01-02, unbilled after that unless they are invoiced)"
+    )
+    assert second.endswith("gone (1,234 events since 2026-01-02)")
+
+
+def test_an_empty_plan_says_so() -> None:
+    text = io.StringIO()
+    show_plan(Console(file=text), plan_for([], observed()))
+    assert text.getvalue() == "Plan: nothing to do, nothing to report.\n"
+
+
+def test_outcomes_show_what_went_otherwise_than_planned() -> None:
+    text = io.StringIO()
+    outcomes = (
+        Outcome(PLAN.changes[0], Status.BLOCKED, "in conflict"),
+        Outcome(PLAN.changes[1], Status.DONE),
+        Outcome(PLAN.changes[2], Status.BLOCKED, "was in the plan already"),
+    )
+    show_outcomes(Console(file=text, width=200), outcomes)
+    lines = text.getvalue().splitlines()
+    assert lines[0].startswith("blocked  consumer:1")
+    assert lines[0].endswith("in conflict")
+    assert lines[1] == "Applied: 1 done, 2 blocked."
+
+
+def test_usage_is_a_line_for_each_subject_with_readable_numbers() -> None:
+    text = io.StringIO()
+    show_usage(
+        Console(file=text, width=200), attribute((customer("acme", "a", "b"),), {"a": 1234567, "x": 0.5}, {})
+    )
+    assert text.getvalue().splitlines() == [
+        "acme (acme)  a  1,234,567  0",
+        "b  0  0",
+        "unattributed  x  0.5  0",
+        "Unattributed subjects: 1.",
+    ]

@@ -1,0 +1,173 @@
+"""The operator's way through the dashboard, and the attacker's, in a real Chromium."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+
+import httpx
+import pytest
+
+from tests.syncd.dashboard.browser import Browser, browser
+from tests.syncd.dashboard.gateways import FakeGateway, configured, dead_letter, gateway
+from tests.syncd.dashboard.support import TOKEN, consumers, site
+from tests.syncd.processes import Project
+from tests.syncd.sandbox.support import event, send
+from tests.syncd.servers import Answer, serving
+from tests.syncd.targets import by_hand
+
+OWNED = "<script>window.owned = 1; document.title = 'owned'</script>"
+IMAGE = '"><img src=x onerror="window.owned = 1">'
+PAGES = ("", "runs", "customers", "unbilled", "gateways", "gateways/eu")
+
+
+@pytest.fixture(scope="module")
+def window(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Browser]:
+    with browser(tmp_path_factory.mktemp("profile")) as found:
+        yield found
+
+
+@pytest.fixture
+def chromium(window: Browser) -> Browser:
+    """The browser without anything of an earlier test."""
+    window.open("about:blank")
+    window.driver.delete_all_cookies()
+    window.complaints()
+    return window
+
+
+def log_in(chromium: Browser, url: str, token: str = TOKEN) -> None:
+    chromium.open(f"{url}/")
+    chromium.labelled("Token").send_keys(token)
+    chromium.press("Log in")
+
+
+def names(sandbox: httpx.Client) -> set[str]:
+    return {item["name"] for item in sandbox.get("/api/v1/customers").json()["items"]}
+
+
+def drift(chromium: Browser) -> str:
+    return chromium.find(".tile").text.replace("\n", " ")
+
+
+def test_log_in_see_drift_preview_resync_see_it_gone(
+    project: Project, sandbox: httpx.Client, chromium: Browser
+) -> None:
+    with site(project) as found:
+        consumers(project, "alice", "bob", "carol", "dave", tags={"alice": "acme", "bob": "acme"})
+        with found.api() as client:
+            client.post("/v1/syncs", json={"dry_run": True}).raise_for_status()
+        log_in(chromium, found.url)
+        chromium.until("drift by the plan")
+        assert re.search(r"Drift now [1-9]\d* to do", drift(chromium))
+
+        chromium.press("Preview changes")
+        chromium.until("Apply this plan?")
+        assert "name dave" in chromium.text
+        assert chromium.count("article.change.add ins") > 0
+        assert "dave" not in names(sandbox), "a preview changes nothing"
+
+        chromium.press("Apply")
+        chromium.until("done")
+        assert chromium.count("article .pill.ok") == chromium.count("article.change.add")
+        assert "dave" in names(sandbox)
+
+        chromium.follow("Overview")
+        assert "in sync" in drift(chromium)
+        assert chromium.complaints() == []
+
+        chromium.press("Log out")
+        assert chromium.path == "/dashboard/login"
+        chromium.open(f"{found.url}/dashboard/customers")
+        assert chromium.path == "/dashboard/login"
+
+
+def test_a_wrong_token_opens_nothing(project: Project, chromium: Browser) -> None:
+    with site(project) as found:
+        log_in(chromium, found.url, "wrong")
+        assert "This is not the token" in chromium.text
+        chromium.open(f"{found.url}/dashboard/runs")
+        assert chromium.path == "/dashboard/login"
+        chromium.labelled("Token").send_keys(TOKEN)
+        chromium.press("Log in")
+        assert chromium.path == "/dashboard/runs", "the login leads to where one wanted to go"
+
+
+def test_a_forged_form_does_nothing(project: Project, sandbox: httpx.Client, chromium: Browser) -> None:
+    """The attacker's page is on another port, which for cookies is the same site: ours is sent along."""
+    with site(project) as found:
+
+        def attack(token: str) -> Answer:
+            page = (
+                f'<form id="f" method="post" action="{found.url}/dashboard/resync">'
+                f'<input name="form_token" value="{token}"></form><script>f.submit()</script>'
+            )
+            return Answer(page.encode(), headers={"Content-Type": "text/html"})
+
+        log_in(chromium, found.url)
+        stolen = str(chromium.find("input[name=form_token]").get_attribute("value"))
+        with serving(lambda asked: attack(stolen if asked.path == "/stolen" else "0" * 64)) as evil:
+            for path in ("/guessed", "/stolen"):
+                chromium.open(f"{evil.url}{path}")
+                chromium.until("another origin")
+            other_site = evil.url.replace("127.0.0.1", "localhost")
+            chromium.open(f"{other_site}/stolen")
+            chromium.until("another origin")
+        chromium.open(f"{found.url}/dashboard/runs")
+        assert chromium.count("main tbody tr") == 1, "only the daemon's own first run is there"
+        assert "dashboard" not in chromium.find("main").text
+
+
+def test_scripts_in_names_and_answers_do_nothing(
+    project: Project, sandbox: httpx.Client, chromium: Browser
+) -> None:
+    by_hand(sandbox, name=OWNED, key=IMAGE)
+    consumers(project, OWNED, IMAGE, "javascript:window.owned=1", "abc\u202egnp.exe")
+    send(sandbox, event("1", subject=OWNED), event("2", subject=IMAGE))
+    fake = FakeGateway(dead=[dead_letter(1, OWNED, subject=IMAGE, event_id=OWNED)])
+    with gateway(fake) as there, site(project, extra=configured(eu=there.url)) as found:
+        log_in(chromium, found.url)
+        for path in (*PAGES, "customers?q=%3Cscript%3Ewindow.owned%3D1%3C%2Fscript%3E"):
+            chromium.open(f"{found.url}/dashboard/{path}")
+            assert chromium.evaluate("return window.owned") is None
+            assert chromium.count("main script, main img, main [onerror]") == 0
+            assert "owned" not in chromium.driver.title
+        chromium.follow("Runs")
+        chromium.follow(chromium.find("main tbody a").text)
+        assert OWNED in chromium.text, "it is shown as the text that it is"
+        assert "⟨U+202E⟩" in chromium.text or "(U+202E)" in chromium.text
+        assert chromium.evaluate("return window.owned") is None
+        assert chromium.complaints() == [], "not even the policy had anything to stop"
+
+
+def test_the_policy_would_stop_a_script_that_got_through(project: Project, chromium: Browser) -> None:
+    """The second line of defence: what escaping is for, the policy stops as well."""
+    with site(project) as found:
+        chromium.open(f"{found.url}/dashboard/login")
+        chromium.evaluate(
+            "const script = document.createElement('script');"
+            "script.textContent = 'window.owned = 1';"
+            "document.body.append(script);"
+            "document.body.insertAdjacentHTML('beforeend', '<img src=x onerror=\"window.owned = 1\">')"
+        )
+        assert chromium.evaluate("return window.owned") is None
+        assert any("Content Security Policy" in complaint for complaint in chromium.complaints())
+
+
+@pytest.mark.parametrize("width", [360, 1280])
+def test_no_page_is_wider_than_its_window(
+    project: Project, sandbox: httpx.Client, chromium: Browser, width: int
+) -> None:
+    by_hand(sandbox, name="W" * 200, key="k" * 200)
+    fake = FakeGateway(dead=[dead_letter(1, "x" * 300, subject="s" * 200)])
+    size = {"width": width, "height": 800, "deviceScaleFactor": 1, "mobile": width < 500}
+    with gateway(fake) as there, site(project, extra=configured(eu=there.url)) as found:
+        log_in(chromium, found.url)
+        try:
+            chromium.driver.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", size)
+            for path in PAGES:
+                chromium.open(f"{found.url}/dashboard/{path}")
+                wide = chromium.evaluate("return document.documentElement.scrollWidth")
+                assert wide <= width, path
+        finally:
+            chromium.driver.execute_cdp_cmd("Emulation.clearDeviceMetricsOverride", {})

@@ -1,0 +1,288 @@
+"""What the pages show, over real HTTP from a real daemon, sandbox and gateways."""
+
+from __future__ import annotations
+
+import re
+import socket
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import httpx
+import pytest
+
+from syncd.config import settings
+from syncd.dashboard import pages
+from tests.syncd.dashboard.gateways import FakeGateway, configured, dead_letter, gateway
+from tests.syncd.dashboard.support import Site, Visitor, consumers, site, text_of
+from tests.syncd.processes import Project
+from tests.syncd.sandbox.support import event, ok, send, tokens
+from tests.syncd.servers import Answer, Asked, serving
+from tests.syncd.targets import by_hand, subscribe
+
+SCRIPT = "<script>document.title='owned'</script>"
+
+
+@contextmanager
+def silent() -> Iterator[str]:
+    """A server that takes connections and never answers."""
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        yield f"http://127.0.0.1:{listener.getsockname()[1]}"
+
+
+@contextmanager
+def looking_at(project: Project, fake: FakeGateway) -> Iterator[Visitor]:
+    """An operator of a daemon that knows this gateway."""
+    with (
+        gateway(fake) as there,
+        site(project, extra=configured(eu=there.url)) as found,
+        found.operator() as visitor,
+    ):
+        yield visitor
+
+
+def subject_of(sandbox: httpx.Client, name: str) -> str:
+    items = ok(sandbox.get("/api/v1/customers", params={"name": name}))["items"]
+    (found,) = [item["usageAttribution"]["subjectKeys"][0] for item in items if item["name"] == name]
+    return str(found)
+
+
+def rerun(found: Site, **options: object) -> None:
+    """Have the daemon do a run and wait for its end."""
+    with found.api() as client:
+        run = client.post("/v1/syncs", json=options).raise_for_status().json()
+        deadline = time.monotonic() + 10
+        while client.get(f"/v1/syncs/{run['id']}").json()["state"] in ("queued", "running"):
+            assert time.monotonic() < deadline
+            time.sleep(0.01)
+
+
+def row(page: str, name: str) -> str:
+    """The row of a table whose first cell begins with this word."""
+    rows = re.findall(r"<tr>\s*(<th scope=\"row\".*?</th>)(.*?)</tr>\s*(?=<tr>|</tbody>)", page, re.DOTALL)
+    (found,) = [text_of(head + rest) for head, rest in rows if f"{text_of(head)} ".startswith(f"{name} ")]
+    return found
+
+
+def test_the_overview_shows_drift_exposure_and_the_last_runs(project: Project, sandbox: httpx.Client) -> None:
+    with site(project) as found, found.operator() as visitor:
+        assert "in sync by the plan" in text_of(visitor.see())
+        send(sandbox, event("1", subject="stranger"), event("2", subject="stranger"))
+        consumers(project, "alice", "bob", "carol", "guest", "dave")
+        rerun(found, dry_run=True)
+        page = text_of(visitor.see())
+        assert re.search(r"Drift now [1-9]\d* to do", page)
+        assert "Unbilled usage 2 events 1 subject on no customer" in page
+        assert re.search(r"Next run in (1 h|59 min)", page)
+        assert re.search(r"Last success (just now|\d+ s ago)", page)
+        assert "dry run" in page
+
+
+def test_the_health_of_each_system_is_told(project: Project, sandbox: httpx.Client) -> None:
+    fake = FakeGateway(depth=3, oldest_seconds=4000, dead=[dead_letter(1)])
+    with looking_at(project, fake) as visitor:
+        page = visitor.see()
+    assert re.search(r"source ok \d+ B, changed (just now|.* ago)", row(page, "declarative-file-0"))
+    assert "metering API ok 2 customers" in row(page, "openmeter-v1")
+    assert "gateway warning events wait since 1 h 6 min; 1 dead letter" in row(page, "eu")
+
+
+def test_what_is_dead_or_silent_hangs_no_page(project: Project) -> None:
+    with silent() as url, gateway(FakeGateway()) as alive:
+        kong = f"- {{type: kong-admin, name: kong, url: '{url}', timeout: 30s}}"
+        listed = configured(dead="http://127.0.0.1:9", silent=url, alive=alive.url)
+        with site(project, extra=listed) as found, found.operator() as visitor:
+            # A run cannot end with a silent source, so it comes by a reload.
+            text = project.config.read_text().replace("sources: [", f"sources: [{kong[2:]}, ")
+            project.config.write_text(text)
+            found.running.reload(lambda: settings.load(project.config))
+            begun = time.monotonic()
+            page = visitor.see()
+            took = time.monotonic() - begun
+    assert took < 3.5
+    assert "cannot be read: no answer within 2 s" in row(page, "kong")
+    assert "problem cannot be read" in row(page, "dead")
+    assert "gateway ok 0 events waiting" in row(page, "alive")
+
+
+def test_a_dead_metering_api_hangs_no_page_and_the_others_stay(project: Project) -> None:
+    calls: list[str] = []
+
+    def metering(asked: Asked) -> Answer:
+        calls.append(asked.path)
+        return Answer({"detail": f"maintenance {SCRIPT}"}, 503)
+
+    with serving(metering) as server:
+        project.metering = server.url
+        with site(project) as found, found.operator() as visitor:
+            overview = text_of(visitor.see())
+            customers = visitor.see("/dashboard/customers")
+            asked = len(calls)
+            for _ in range(5):
+                visitor.see("/dashboard/customers")
+            assert len(calls) == asked, "page views must not hammer the metering API"
+    assert "problem cannot be read: metering API at" in overview
+    assert "HTTP 503 maintenance" in overview
+    assert "Customers cannot be read" in customers
+    assert SCRIPT not in customers
+    assert "failed" in overview
+
+
+def test_a_source_that_the_last_run_could_not_use_is_a_problem(project: Project) -> None:
+    with site(project) as found, found.operator() as visitor:
+        (project.folder / "kong.yml").write_text("consumers: 7\n")
+        rerun(found)
+        assert "problem the last run could not use it: source declarative-file-0:" in row(
+            visitor.see(), "declarative-file-0"
+        )
+
+
+def test_customers_show_subjects_and_usage_and_can_be_searched(
+    project: Project, sandbox: httpx.Client
+) -> None:
+    by_hand(sandbox, name="Initech", key="initech")
+    with site(project) as found, found.operator() as visitor:
+        carol = subject_of(sandbox, "carol")
+        send(sandbox, event("1", subject=carol), event("2", subject=carol), tokens("3", 1500, subject=carol))
+        page = visitor.see("/dashboard/customers")
+        assert f"syncd {carol} 2 1,500" in row(page, "carol")
+        assert "syncd 2 subjects" in row(page, "acme")
+        assert "someone else (it has no owner marks) none 0 0" in row(page, "Initech")
+        assert "carol" not in text_of(visitor.see("/dashboard/customers", q="acme", by="key"))
+        assert "No customer fits" in visitor.see("/dashboard/customers", q="nobody")
+        assert "2 1,500" not in row(visitor.see("/dashboard/customers", span="last-month"), "carol")
+
+
+def test_customers_are_paged_and_the_pages_keep_what_was_searched(
+    project: Project, sandbox: httpx.Client
+) -> None:
+    with site(project) as found, found.operator() as visitor:
+        for number in range(30):
+            by_hand(sandbox, name=f"many {number:02}", key=f"{number}")
+        page = visitor.see("/dashboard/customers", q="many", span="7d")
+        assert "1 to 25 of 30" in page
+        following = re.search(r'href="([^"]+)" rel="next"', page)
+        assert following
+        second = visitor.see(following[1].replace("&amp;", "&"))
+        assert "26 to 30 of 30" in second
+        assert "many 29" in second
+        assert '<option value="7d" selected>' in second
+
+
+def test_unbilled_usage_has_a_reason_for_each_subject(project: Project, sandbox: httpx.Client) -> None:
+    with site(project) as found, found.operator() as visitor:
+        subscribe(sandbox, "acme")
+        consumers(
+            project,
+            "alice",
+            "bob",
+            "carol",
+            "late",
+            "new",
+            tags=dict.fromkeys(("alice", "bob", "late"), "acme"),
+        )
+        rerun(found, dry_run=True)
+        with found.api() as client:
+            plan = client.get("/v1/plan").json()["plan"]["changes"]
+        late = next(c["subject_keys"][0] for c in plan if c["kind"] == "blocked")
+        new = next(c["subject_keys"][0] for c in plan if c["kind"] == "create-customer")
+        send(sandbox, event("1", subject=late), event("2", subject=new), event("3", subject="stranger"))
+        rerun(found, dry_run=True)
+        page = visitor.see("/dashboard/unbilled")
+        assert "1 0 blocked" in row(page, late)
+        assert "has an active subscription" in row(page, late)
+        assert "1 0 next run The next run puts it on customer" in row(page, new)
+        assert "1 0 unknown No source names this subject" in row(page, "stranger")
+
+
+def test_dead_letters_show_the_answers_and_are_paged(project: Project) -> None:
+    letters = [dead_letter(number, f"answer {number}") for number in range(1, 61)]
+    letters[0] |= {"status": None, "answer": "older than --max-age"}
+    letters[1] |= {"to_be_replayed": True}
+    with looking_at(project, FakeGateway(dead=letters)) as visitor:
+        gateways = visitor.see("/dashboard/gateways")
+        assert 'href="/dashboard/gateways/eu"' in gateways
+        first = visitor.see("/dashboard/gateways/eu")
+        assert "too old older than --max-age" in row(first, "1")
+        assert "will be sent again" in row(first, "2")
+        assert "HTTP 400 answer 50" in row(first, "50")
+        assert "event-000051" not in first
+        second = visitor.see("/dashboard/gateways/eu", after="50")
+        assert "answer 60" in second
+        assert 'rel="next"' not in second
+        assert visitor.client.get("/dashboard/gateways/nobody").status_code == 404
+
+
+def test_a_gateway_that_refuses_the_token_says_which_setting_it_is(project: Project) -> None:
+    with gateway(FakeGateway()) as there:
+        listed = configured(eu=there.url).replace("token-of-the", "another-token-of-the")
+        with site(project, extra=listed) as found, found.operator() as visitor:
+            page = text_of(visitor.see("/dashboard/gateways"))
+    assert "gateways[0].token" in page
+    assert "another-token-of-the" not in page
+
+
+def test_runs_are_listed_and_paged_and_their_plans_outlive_the_daemon(
+    project: Project, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(pages, "_RUNS", 5)
+    with site(project) as found, found.operator() as visitor:
+        (first,) = re.findall(r'href="/dashboard/runs/(\w+)"', visitor.see("/dashboard/runs"))
+        for _ in range(7):
+            rerun(found, dry_run=True)
+        page = visitor.see("/dashboard/runs")
+        assert len(re.findall(r'href="/dashboard/runs/\w+"', page)) == 5
+        older = visitor.see("/dashboard/runs", page="2")
+        assert first in older
+        assert "No runs as old as that" in visitor.see("/dashboard/runs", page="999")
+    with site(project) as found, found.operator() as visitor:
+        page = text_of(visitor.see(f"/dashboard/runs/{first}"))
+        assert "create-customer acme done" in page
+        assert visitor.client.get(f"/dashboard/runs/{first[:8]}").status_code == 404
+
+
+def test_a_run_can_be_looked_at_by_kind_of_change_and_page(project: Project, sandbox: httpx.Client) -> None:
+    consumers(project, *(f"c{number:03}" for number in range(130)))
+    with site(project) as found, found.operator() as visitor:
+        (run,) = re.findall(r'href="/dashboard/runs/(\w+)"', visitor.see("/dashboard/runs"))
+        whole = visitor.see(f"/dashboard/runs/{run}")
+        assert "all 260" in text_of(whole)
+        assert whole.count("<article") == 100
+        created = visitor.see(f"/dashboard/runs/{run}", kind="create-customer", page="2")
+        assert created.count("<article") == 30
+        assert "101 to 130 of 130" in created
+        assert visitor.see(f"/dashboard/runs/{run}", kind="nonsense", page="-1").count("<article") == 100
+
+
+def test_a_run_that_goes_on_reads_itself_again_unless_told_not_to(project: Project) -> None:
+    gate = threading.Event()
+
+    def kong(asked: Asked) -> Answer:
+        gate.wait(10)
+        return Answer({"data": [], "next": None})
+
+    with serving(kong) as server, site(project) as found, found.operator() as visitor:
+        text = project.config.read_text()
+        slow = f"{{type: kong-admin, url: '{server.url}'}}"
+        project.config.write_text(text.replace("sources: [", f"sources: [{slow}, "))
+        found.running.reload(lambda: settings.load(project.config))
+        try:
+            redirect = visitor.send("/dashboard/resync", page="/dashboard/runs")
+            page = visitor.see(redirect.headers["location"])
+            assert '<meta http-equiv="refresh" content="1">' in page
+            assert "Stop that" in page
+            still = visitor.see(redirect.headers["location"] + "?live=off")
+            assert "http-equiv" not in still
+            assert "running" in text_of(visitor.see())
+        finally:
+            gate.set()
+        assert "in sync" in visitor.finished(redirect)
+
+
+def test_a_refused_configuration_is_told_on_every_page(project: Project) -> None:
+    with site(project) as found, found.operator() as visitor:
+        project.config.write_text("nonsense: 1\n")
+        found.running.reload(lambda: settings.load(project.config))
+        for page in ("/dashboard/", "/dashboard/runs"):
+            assert "A reloaded configuration was refused" in visitor.see(page)

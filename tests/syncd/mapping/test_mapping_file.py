@@ -1,0 +1,77 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from syncd.core.errors import ConfigError
+from syncd.core.model import CustomerDetails
+from syncd.mapping.mapping_file import read_mapping_file
+from syncd.mapping.rules import Assignment
+
+ACME = CustomerDetails("pay@acme.example", "EUR", "Ask Jane", {"country": "DE"}, {"externalId": "crm-1"})
+
+CSV = """\
+kind,id,username,customer,name,email,currency,description,billing_country,metadata.externalId
+consumer,1,,acme,ACME,pay@acme.example,EUR,Ask Jane,DE,crm-1
+,,Jürgen 日本,globex,,,,,,
+"""
+
+YAML = """\
+- {kind: consumer, id: "1", customer: acme, name: ACME, email: pay@acme.example, currency: EUR,
+   description: Ask Jane, billing_address: {country: DE}, metadata: {externalId: crm-1}}
+- {username: Jürgen 日本, customer: globex}
+"""
+
+
+def read(folder: Path, text: str | bytes, name: str = "customers.csv") -> tuple[Assignment, ...]:
+    path = folder / name
+    path.write_bytes(text if isinstance(text, bytes) else text.encode())
+    return read_mapping_file(path)
+
+
+def test_csv_and_yaml_say_the_same(tmp_path: Path) -> None:
+    first, second = read(tmp_path, CSV)
+    assert (first.kind, first.id, first.customer, first.name) == ("consumer", "1", "acme", "ACME")
+    assert first.details == ACME
+    assert (second.kind, second.username, second.customer) == ("consumer", "Jürgen 日本", "globex")
+    from_yaml = read(tmp_path, YAML, "customers.yaml")
+    assert [(row.id, row.username, row.customer, row.details) for row in from_yaml] == [
+        (row.id, row.username, row.customer, row.details) for row in (first, second)
+    ]
+
+
+def test_a_file_as_a_spreadsheet_saves_it_is_read(tmp_path: Path) -> None:
+    (row,) = read(tmp_path, b'\xef\xbb\xbfusername,customer\r\n"a, b", acme \r\n')
+    assert (row.username, row.customer) == ("a, b", "acme")
+
+
+@pytest.mark.parametrize(
+    ("text", "says"),
+    [
+        ("id,customer\n1,a\n1,b\n", "line 2 and customers.csv line 3 are both about consumer 1"),
+        ("id,custmer\n1,a\n", "unknown column 'custmer'"),
+        ("id,billing_planet\n1,x\n", "unknown column"),
+        ("customer\nacme\n", "names nobody"),
+        ("kind,id\nrobot,1\n", "robot"),
+        ("id,customer\n1\n", "not as many fields"),
+        ("id,customer\n1,a,b\n", "not as many fields"),
+        ('id,customer\n"1,a\n', "customers.csv line"),
+        ("id,metadata.sync-owner\n1,x\n", "syncd's own mark"),
+        (b"id\n\xff\n", "not UTF-8"),
+    ],
+)
+def test_a_wrong_row_is_refused_with_its_place(tmp_path: Path, text: str | bytes, says: str) -> None:
+    with pytest.raises(ConfigError, match=says):
+        read(tmp_path, text)
+
+
+@pytest.mark.parametrize("text", ["a: 1", "- 1", "- {id: [1]}", "- {id: true}", "{"])
+def test_a_yaml_file_that_is_no_list_of_mappings_is_refused(tmp_path: Path, text: str) -> None:
+    with pytest.raises(ConfigError, match=r"customers\.yaml"):
+        read(tmp_path, text, "customers.yaml")
+
+
+def test_a_file_that_is_not_there_is_named(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"gone\.csv"):
+        read_mapping_file(tmp_path / "gone.csv")

@@ -1,0 +1,59 @@
+"""What both dialects make of answers that a sandbox does not give."""
+
+from __future__ import annotations
+
+from contextlib import closing
+
+import pytest
+
+from syncd.core.errors import BlockedError, RefusedError, UnreachableError
+from syncd.core.model import ObservedCustomer
+from syncd.http.client import ApiClient, Endpoint
+from syncd.http.retry import Retry
+from syncd.metering.base import CustomerEdit
+from syncd.metering.deletion import ApiRemover
+from syncd.metering.meters import Dialect
+from tests.syncd.servers import Answer, Asked, serving
+from tests.syncd.targets import open_target
+
+DELETED = {"deletedAt": "2026-01-01T00:00:00Z", "deleted_at": "2026-01-01T00:00:00Z"}
+PAGE = {"data": [], "meta": {"page": {"number": 1, "size": 1000, "total": 0}}}
+
+
+def renamed(_there: ObservedCustomer) -> CustomerEdit:
+    return CustomerEdit(name="other")
+
+
+def test_a_deleted_customer_that_is_still_answered_is_not_written(dialect: Dialect) -> None:
+    there = {"id": "C", "key": "acme", "name": "ACME", **DELETED}
+
+    def answer(asked: Asked) -> Answer:
+        if asked.path.endswith("/customers"):
+            return Answer({"data": [there], "meta": {"page": {"number": 1, "size": 1000, "total": 1}}})
+        return Answer(PAGE if asked.path.endswith("/subscriptions") else there)
+
+    with serving(answer) as server, closing(open_target(dialect, server.url)) as target:
+        with pytest.raises(BlockedError, match="deleted meanwhile"):
+            target.edit_customer("C", renamed)
+        assert target.customer_by_key("acme") is None
+    assert {asked.method for asked in server.asked} == {"GET"}
+
+
+def test_a_customer_that_cannot_be_read_is_tried_as_often_as_is_set_and_no_more(dialect: Dialect) -> None:
+    with (
+        serving(lambda _asked: Answer({}, 503)) as server,
+        closing(open_target(dialect, server.url)) as target,
+        pytest.raises(UnreachableError),
+    ):
+        target.edit_customer("C", renamed)
+    assert len(server.asked) == 3
+
+
+@pytest.mark.parametrize("status", [400, 409])
+def test_a_deletion_that_is_refused_is_not_taken_for_done(dialect: Dialect, status: int) -> None:
+    with (
+        serving(lambda _asked: Answer({"detail": "has a subscription"}, status)) as server,
+        ApiClient(Endpoint("metering API", server.url, "metering.token", "write"), Retry()) as client,
+        pytest.raises(RefusedError, match="has a subscription"),
+    ):
+        ApiRemover(client, dialect).delete_customer("C")

@@ -1,0 +1,249 @@
+"""What every dialect of the metering API promises, over real HTTP against the sandbox.
+
+Where the specifications are at hand (tests/specs.py), each request and answer is held against them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import httpx
+import pytest
+
+from syncd.core.errors import (
+    BlockedError,
+    MeterMissingError,
+    RefusedError,
+    UnauthorizedError,
+    UnreachableError,
+)
+from syncd.core.model import CustomerDetails, ObservedCustomer
+from syncd.metering.base import CustomerEdit
+from syncd.sandbox.testing import running_sandbox
+from tests.specs import Spec, spec
+from tests.syncd.targets import MARKS, Target, by_hand, fault, open_target, subscribe
+
+
+def specs_of(dialect: str) -> list[Spec]:
+    if dialect == "openmeter-v1":
+        found = [spec("openmeter-v1")]
+    else:
+        # The sandbox plays a self-hosted server, whose answers have more fields than Konnect's.
+        konnect = spec("konnect-metering-and-billing-v3", "/api/v3", answers=False)
+        found = [spec("openmeter-v3", "/api/v3"), konnect]
+    return [document for document in found if document]
+
+
+@pytest.fixture
+def target(sandbox: httpx.Client, dialect: str) -> Iterator[Target]:
+    target = open_target(dialect, str(sandbox.base_url))
+    target._client._client.event_hooks = {"response": [found.check for found in specs_of(dialect)]}
+    yield target
+    target.close()
+
+
+def test_a_created_customer_is_observed_as_it_was_created(target: Target) -> None:
+    target.create_customer("acme", "ACME", ["consumer:1", "consumer:2"], MARKS)
+    (found,) = target.observe().customers
+    assert (found.key, found.name, found.subject_keys) == ("acme", "ACME", ("consumer:1", "consumer:2"))
+    assert found.metadata == MARKS
+    assert found.active_subscription is None
+
+
+def test_details_are_given_at_creation(target: Target, sandbox: httpx.Client) -> None:
+    details = CustomerDetails(
+        "pay@acme.example", "EUR", "Ask Jane", {"country": "DE", "postal_code": "10115"}
+    )
+    target.create_customer("acme", "ACME", ["consumer:1"], MARKS, details)
+    there = sandbox.get("/api/v1/customers/acme").json()
+    assert (there["primaryEmail"], there["currency"], there["description"]) == (
+        "pay@acme.example",
+        "EUR",
+        "Ask Jane",
+    )
+    assert there["billingAddress"] == {"country": "DE", "postalCode": "10115"}
+
+
+def test_what_is_created_through_one_dialect_is_the_same_through_the_other(
+    target: Target, sandbox: httpx.Client, dialect: str
+) -> None:
+    target.create_customer("consumer:1/ä", "Ä", ["consumer:1/ä", "日本"], MARKS)
+    other = {"openmeter-v1": "openmeter-v3", "openmeter-v3": "openmeter-v1"}[dialect]
+    reader = open_target(other, str(sandbox.base_url))
+    assert reader.observe().customers == target.observe().customers
+    reader.close()
+
+
+def test_a_running_subscription_is_observed(target: Target, sandbox: httpx.Client) -> None:
+    target.create_customer("acme", "ACME", ["consumer:1"], MARKS)
+    target.create_customer("free", "Free", ["consumer:2"], MARKS)
+    subscribe(sandbox, "acme")
+    paying = {customer.key: bool(customer.active_subscription) for customer in target.observe().customers}
+    assert paying == {"acme": True, "free": False}
+
+
+def test_a_subscription_is_known_wherever_one_customer_is_looked_at(
+    target: Target, sandbox: httpx.Client
+) -> None:
+    made = by_hand(sandbox, key="acme", name="ACME")
+    subscribe(sandbox, "acme")
+    by_key = target.customer_by_key("acme")
+    assert by_key is not None
+    assert by_key.active_subscription
+    seen: list[ObservedCustomer] = []
+    target.edit_customer(str(made["id"]), seen.append)
+    assert seen[0].active_subscription == by_key.active_subscription
+
+
+def test_an_edit_keeps_all_that_it_does_not_name(target: Target, sandbox: httpx.Client) -> None:
+    before = by_hand(
+        sandbox,
+        key="acme",
+        name="ACME",
+        description="Ask Jane",
+        primaryEmail="pay@acme.example",
+        currency="EUR",
+        metadata={**MARKS, "externalId": "crm-7"},
+        billingAddress={"country": "DE", "city": "Berlin"},
+        usageAttribution={"subjectKeys": ["z", "a"]},
+    )
+    assert target.edit_customer(
+        str(before["id"]), lambda c: CustomerEdit(subject_keys=(*c.subject_keys, "m"))
+    )
+    after = sandbox.get(f"/api/v1/customers/{before['id']}").json()
+    assert sorted(after["usageAttribution"]["subjectKeys"]) == ["a", "m", "z"]
+    unchanged = before.keys() - {"usageAttribution", "updatedAt"}
+    assert {name: after[name] for name in unchanged} == {name: before[name] for name in unchanged}
+
+
+def test_a_paying_customer_can_be_renamed_because_its_subjects_go_back_as_they_came(
+    target: Target, sandbox: httpx.Client
+) -> None:
+    made = by_hand(sandbox, key="acme", name="ACME", usageAttribution={"subjectKeys": ["z", "a", "m"]})
+    subscribe(sandbox, "acme")
+    assert target.edit_customer(str(made["id"]), lambda _: CustomerEdit(name="ACME Ltd"))
+    after = sandbox.get("/api/v1/customers/acme").json()
+    assert (after["name"], after["usageAttribution"]) == ("ACME Ltd", made["usageAttribution"])
+
+
+def test_metadata_are_merged(target: Target, sandbox: httpx.Client) -> None:
+    made = by_hand(sandbox, key="acme", name="ACME", metadata={"externalId": "crm-7"})
+    assert target.edit_customer(str(made["id"]), lambda _: CustomerEdit(metadata=MARKS))
+    assert sandbox.get("/api/v1/customers/acme").json()["metadata"] == {"externalId": "crm-7", **MARKS}
+
+
+def test_an_edit_that_changes_nothing_writes_nothing(target: Target, sandbox: httpx.Client) -> None:
+    made = by_hand(sandbox, key="acme", name="ACME")
+    fault(sandbox, method="PUT", status=400)
+    assert not target.edit_customer(str(made["id"]), lambda _: CustomerEdit(name="ACME"))
+    assert not target.edit_customer(str(made["id"]), lambda _: None)
+
+
+def test_an_edit_whose_answer_was_lost_looks_again_before_it_writes_again(
+    target: Target, sandbox: httpx.Client
+) -> None:
+    made = by_hand(sandbox, key="acme", name="old")
+    fault(sandbox, method="PUT", action="accept_then_cut", count=1)
+    seen: list[str] = []
+
+    def rename(there: ObservedCustomer) -> CustomerEdit | None:
+        seen.append(there.name)
+        return None if there.name == "new" else CustomerEdit(name="new")
+
+    target.edit_customer(str(made["id"]), rename)
+    assert seen == ["old", "new"]
+
+
+def test_an_edit_gives_up_after_its_attempts(target: Target, sandbox: httpx.Client) -> None:
+    made = by_hand(sandbox, key="acme", name="old")
+    fault(sandbox, method="PUT", status=503)
+    with pytest.raises(UnreachableError, match="tried 3 times"):
+        target.edit_customer(str(made["id"]), lambda _: CustomerEdit(name="new"))
+
+
+def test_an_edit_of_a_customer_that_was_deleted_before_is_blocked(
+    target: Target, sandbox: httpx.Client
+) -> None:
+    made = by_hand(sandbox, key="acme", name="old")
+    sandbox.delete(f"/api/v1/customers/{made['id']}").raise_for_status()
+    with pytest.raises(BlockedError, match="deleted"):
+        target.edit_customer(str(made["id"]), lambda _: CustomerEdit(name="new"))
+
+
+def test_an_edit_of_a_customer_that_is_deleted_between_reading_and_writing_is_blocked(
+    target: Target, sandbox: httpx.Client
+) -> None:
+    made = by_hand(sandbox, key="acme", name="old")
+
+    def too_late(_: ObservedCustomer) -> CustomerEdit:
+        sandbox.delete(f"/api/v1/customers/{made['id']}").raise_for_status()
+        return CustomerEdit(name="new")
+
+    with pytest.raises(BlockedError, match="deleted"):
+        target.edit_customer(str(made["id"]), too_late)
+
+
+def test_a_refused_edit_says_what_the_server_said(target: Target, sandbox: httpx.Client) -> None:
+    made = by_hand(sandbox, key="acme", name="ACME", usageAttribution={"subjectKeys": ["a"]})
+    subscribe(sandbox, "acme")
+    with pytest.raises(RefusedError) as caught:
+        target.edit_customer(str(made["id"]), lambda _: CustomerEdit(subject_keys=("a", "b")))
+    assert caught.value.status == 400
+    assert "active subscriptions" in caught.value.detail
+
+
+def test_a_customer_is_found_by_its_exact_key_only(target: Target, sandbox: httpx.Client) -> None:
+    made = by_hand(sandbox, key="consumer:1/ä", name="x")
+    by_hand(sandbox, key="consumer:1/ä and more", name="y")
+    found = target.customer_by_key("consumer:1/ä")
+    assert found is not None
+    assert found.id == made["id"]
+    assert target.customer_by_key(str(made["id"])) is None
+    assert target.customer_by_key("nobody") is None
+
+
+def test_a_key_or_subject_in_use_is_refused_with_409(target: Target) -> None:
+    target.create_customer("acme", "ACME", ["consumer:1"], MARKS)
+    for key, subject in (("acme", "consumer:2"), ("other", "consumer:1"), ("consumer:1", "consumer:3")):
+        with pytest.raises(RefusedError) as caught:
+            target.create_customer(key, "ACME", [subject], MARKS)
+        assert caught.value.status == 409
+
+
+def test_a_creation_whose_answer_was_lost_is_repeated_and_refused_as_in_use(
+    target: Target, sandbox: httpx.Client
+) -> None:
+    fault(sandbox, method="POST", action="accept_then_cut", count=1)
+    with pytest.raises(RefusedError) as caught:
+        target.create_customer("acme", "ACME", ["consumer:1"], MARKS)
+    assert caught.value.status == 409
+    there = target.customer_by_key("acme")
+    assert there is not None
+    assert there.metadata == MARKS
+
+
+@pytest.mark.parametrize("token", [None, "wrong"])
+def test_a_missing_or_wrong_token_is_an_authentication_problem(dialect: str, token: str | None) -> None:
+    with running_sandbox(token="right") as url:
+        target = open_target(dialect, url, token=token)
+        with pytest.raises(UnauthorizedError, match=r"metering\.token"):
+            target.observe()
+        target.close()
+
+
+def test_usage_is_read_by_subject(target: Target, sandbox: httpx.Client) -> None:
+    for number, subject in enumerate(["a", "a", "b"]):
+        event = {"specversion": "1.0", "id": str(number), "source": "kong", "type": "kong.api_request"}
+        answer = sandbox.post(
+            "/api/v1/events",
+            json={**event, "subject": subject, "time": f"2026-01-0{number + 1}T00:00:00Z", "data": {}},
+            headers={"Content-Type": "application/cloudevents+json"},
+        )
+        answer.raise_for_status()
+    assert target.usage("kong_api_requests", None, None) == {"a": 2, "b": 1}
+    assert target.usage("kong_api_requests", "2026-01-02T00:00:00Z", None) == {"a": 1, "b": 1}
+
+
+def test_a_meter_that_is_not_there_is_named(target: Target) -> None:
+    with pytest.raises(MeterMissingError, match="no_such_meter"):
+        target.usage("no_such_meter", None, None)

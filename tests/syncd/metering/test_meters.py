@@ -1,0 +1,93 @@
+"""`syncd meters apply` over real HTTP, through both dialects."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+
+import httpx
+import pytest
+
+from syncd.http.client import ApiClient, Endpoint
+from syncd.http.retry import Retry
+from syncd.metering.meters import STANDARD_METERS, Dialect, MeterApi, apply_meters
+from tests.syncd.metering.test_contract import specs_of
+from tests.syncd.processes import Project
+from tests.syncd.targets import fault
+
+KEYS = [meter.key for meter in STANDARD_METERS]
+
+
+@pytest.fixture
+def api(sandbox: httpx.Client, dialect: Dialect) -> Iterator[MeterApi]:
+    base = str(sandbox.base_url).rstrip("/") + ("/api/v3" if dialect == "openmeter-v3" else "")
+    endpoint = Endpoint("metering API", base, "metering.token", "read and write")
+    with ApiClient(endpoint, Retry(attempts=2, first_wait=0.001)) as client:
+        client._client.event_hooks = {"response": [found.check for found in specs_of(dialect)]}
+        yield MeterApi(client, dialect)
+
+
+def without_meters(sandbox: httpx.Client) -> None:
+    for key in KEYS:
+        sandbox.delete(f"/api/v1/meters/{key}").raise_for_status()
+
+
+def statuses(api: MeterApi) -> list[str]:
+    return [result.status for result in apply_meters(api)]
+
+
+def test_missing_meters_are_created_and_then_present(api: MeterApi, sandbox: httpx.Client) -> None:
+    without_meters(sandbox)
+    assert statuses(api) == ["created"] * 3
+    assert statuses(api) == ["present"] * 3
+    assert [api.meters()[key] for key in KEYS] == list(STANDARD_METERS)
+
+
+def test_the_meters_that_the_sandbox_begins_with_are_the_standard_ones(api: MeterApi) -> None:
+    assert statuses(api) == ["present"] * 3
+
+
+def test_a_meter_that_differs_is_reported_and_left_alone(api: MeterApi, sandbox: httpx.Client) -> None:
+    without_meters(sandbox)
+    made = {
+        "slug": "kong_llm_tokens",
+        "aggregation": "MAX",
+        "eventType": "other",
+        "valueProperty": "$.n",
+        "groupBy": {"model": "$.m", "extra": "$.extra"},
+    }
+    before = sandbox.post("/api/v1/meters", json=made).json()
+    requests, tokens, _events = apply_meters(api)
+    assert (requests.status, tokens.status) == ("created", "differs")
+    assert tokens.differences[:3] == (
+        "aggregation is 'max', not 'sum'",
+        "event type is 'other', not 'kong.llm_request'",
+        "value property is '$.n', not '$.tokens'",
+    )
+    assert "dimension model is '$.m', not '$.model'" in tokens.differences
+    assert "dimension type is missing" in tokens.differences
+    assert sandbox.get("/api/v1/meters/kong_llm_tokens").json() == before
+
+
+def test_a_creation_whose_answer_was_lost_is_recognised(api: MeterApi, sandbox: httpx.Client) -> None:
+    without_meters(sandbox)
+    fault(sandbox, method="POST", action="accept_then_cut", count=1)
+    assert statuses(api) == ["created"] * 3
+
+
+def test_the_command_ends_with_3_when_a_meter_differs(
+    tmp_path: Path, server: str, sandbox: httpx.Client
+) -> None:
+    project = Project(tmp_path, server)
+    assert project.call("meters", "apply").stdout == "".join(f"{key}: present\n" for key in KEYS)
+    sandbox.delete("/api/v1/meters/kong_api_requests").raise_for_status()
+    made = {"slug": "kong_api_requests", "aggregation": "COUNT", "eventType": "kong.api_request"}
+    sandbox.post("/api/v1/meters", json=made).raise_for_status()
+    result = project.call("meters", "apply", "--json")
+    assert result.returncode == 3
+    assert [meter["status"] for meter in json.loads(result.stdout)["meters"]] == [
+        "differs",
+        "present",
+        "present",
+    ]

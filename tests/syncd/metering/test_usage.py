@@ -1,0 +1,44 @@
+from __future__ import annotations
+
+from syncd.metering.usage import attribute
+from tests.syncd.builders import customer
+
+
+def test_usage_goes_to_the_customer_whose_id_key_or_subject_key_it_came_under() -> None:
+    acme = customer("acme", "a", "b", identity="ID")
+    usage = attribute((acme,), {"a": 1, "acme": 2, "ID": 4, "stranger": 8}, {"b": 16})
+    (found,) = usage.customers
+    assert (found.requests, found.tokens) == (7, 16)
+    assert [subject.key for subject in found.subjects] == ["ID", "a", "acme", "b"]
+    assert [(subject.key, subject.requests) for subject in usage.unattributed] == [("stranger", 8)]
+
+
+def test_a_customer_without_usage_is_listed_with_zeros() -> None:
+    usage = attribute((customer("acme", "a"),), {}, {})
+    assert usage.to_json() == {
+        "customers": [
+            {
+                "key": "acme",
+                "id": "id-acme",
+                "name": "acme",
+                "requests": 0,
+                "tokens": 0,
+                "subjects": [{"key": "a", "requests": 0, "tokens": 0}],
+            }
+        ],
+        "unattributed": [],
+        "totals": {"requests": 0, "tokens": 0},
+    }
+
+
+def test_usage_without_any_subject_is_unattributed() -> None:
+    usage = attribute((customer("acme", "a"),), {"": 3}, {})
+    assert [(subject.key, subject.requests) for subject in usage.unattributed] == [("", 3)]
+
+
+def test_usage_that_is_counted_for_two_customers_shows_for_both_and_happened_once() -> None:
+    named, carrier = customer("x"), customer("acme", "x")
+    usage = attribute((named, carrier), {"x": 3}, {"x": 10})
+    assert {one.key: (one.requests, one.tokens) for one in usage.customers} == {"x": (3, 10), "acme": (3, 10)}
+    assert usage.unattributed == ()
+    assert usage.to_json()["totals"] == {"requests": 3, "tokens": 10}

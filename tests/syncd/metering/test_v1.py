@@ -1,0 +1,135 @@
+"""What v1 has that v3 has not, and scripted answers; test_target_contract.py has what both promise."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+
+import httpx
+import pytest
+
+from syncd.core.errors import MalformedError
+from syncd.core.model import ObservedCustomer
+from syncd.metering.base import CustomerEdit, SubjectWrite
+from syncd.metering.v1 import OpenMeterV1
+from syncd.sandbox.testing import running_sandbox
+from tests.syncd.servers import Answer, Asked, serving
+from tests.syncd.targets import MARKS, target_at
+
+
+@pytest.fixture
+def target(sandbox: httpx.Client) -> Iterator[OpenMeterV1]:
+    target = target_at(str(sandbox.base_url))
+    yield target
+    target.close()
+
+
+def test_subject_entities_are_written_and_observed(target: OpenMeterV1) -> None:
+    target.write_subjects([SubjectWrite("s", "S", {"team": "a"}), SubjectWrite("t", None, MARKS)])
+    found = {subject.key: subject for subject in target.subjects() or ()}
+    assert (found["s"].display_name, dict(found["s"].metadata)) == ("S", {"team": "a"})
+    assert (found["t"].display_name, dict(found["t"].metadata)) == (None, MARKS)
+
+
+def test_a_write_without_a_display_name_leaves_the_one_that_is_there(target: OpenMeterV1) -> None:
+    target.write_subjects([SubjectWrite("s", "S", {})])
+    target.write_subjects([SubjectWrite("s", None, {"a": "b"})])
+    (found,) = target.subjects() or ()
+    assert found.display_name == "S"
+
+
+def test_a_server_without_subject_entities_is_fine() -> None:
+    with running_sandbox(subjects=False) as url:
+        target = target_at(url)
+        assert target.observe().subjects is None
+        target.close()
+
+
+# Scripted answers from here on.
+
+
+def test_an_edit_sends_back_the_usage_attribution_as_it_was_but_for_what_it_adds() -> None:
+    attribution = {"type": "customer_usage_attribution.v1", "subjectKeys": ["z", "a", "m"]}
+    there = {"id": "C", "name": "C", "usageAttribution": attribution, "annotations": {"x": 1}}
+    with serving(lambda _: Answer(there)) as server:
+        target = target_at(server.url)
+        target.edit_customer("C", lambda c: CustomerEdit(subject_keys=(*c.subject_keys, "b")))
+        target.close()
+    assert server.paths() == ["GET /api/v1/customers/C", "PUT /api/v1/customers/C"]
+    expected = {**attribution, "subjectKeys": ["z", "a", "m", "b"]}
+    assert server.asked[1].body == {"name": "C", "usageAttribution": expected}
+
+
+def page(items: list[object], total: int) -> Answer:
+    return Answer({"items": items, "totalCount": total, "page": 1, "pageSize": 2})
+
+
+def item(identity: str, **fields: object) -> dict[str, object]:
+    return {"id": identity, "name": identity, **fields}
+
+
+def observing(customers: Callable[[Asked], Answer]) -> list[ObservedCustomer]:
+    def answer(asked: Asked) -> Answer:
+        return customers(asked) if asked.path == "/api/v1/customers" else Answer(status=404)
+
+    with serving(answer) as server:
+        target = target_at(server.url)
+        try:
+            return list(target.observe().customers)
+        finally:
+            target.close()
+
+
+def test_all_pages_of_customers_are_read_with_their_subscriptions() -> None:
+    asked: list[dict[str, str]] = []
+
+    def pages(request: Asked) -> Answer:
+        asked.append(request.query)
+        number = int(request.query["page"])
+        if request.query["pageSize"] == "1":
+            return page([item("3a")], 5)
+        return page([item(f"{number}a"), item(f"{number}b")] if number < 3 else [item("3a")], 5)
+
+    assert [customer.id for customer in observing(pages)] == ["1a", "1b", "2a", "2b", "3a"]
+    assert [(query["page"], query["pageSize"]) for query in asked] == [
+        ("1", "1000"),
+        ("5", "1"),
+        ("1", "1000"),
+        ("2", "1000"),
+        ("3", "1000"),
+    ]
+    assert {query["expand"] for query in asked} == {"subscriptions"}
+
+
+@pytest.mark.parametrize(
+    "answer",
+    [
+        Answer([]),
+        Answer({"items": [{"name": "no id"}], "totalCount": 1}),
+        Answer(b"<html>"),
+        Answer({"totalCount": 1}),
+    ],
+)
+def test_an_answer_that_is_no_list_of_customers_is_an_error(answer: Answer) -> None:
+    with pytest.raises(MalformedError):
+        observing(lambda _: answer)
+
+
+@pytest.mark.parametrize(
+    ("fields", "subscription"),
+    [
+        ({"subscriptions": [{"id": "S", "status": "active"}]}, "S"),
+        ({"subscriptions": [{"id": "S", "status": "canceled"}]}, "S"),
+        ({"currentSubscriptionId": "S"}, "S"),
+        ({"subscriptions": [{"id": "S", "status": "inactive"}]}, None),
+        ({"subscriptions": []}, None),
+        ({}, None),
+    ],
+)
+def test_a_subscription_counts_while_it_runs(fields: dict[str, object], subscription: str | None) -> None:
+    (customer,) = observing(lambda _: page([item("a", **fields)], 1))
+    assert customer.active_subscription == subscription
+
+
+def test_a_customer_may_lack_everything_but_id_and_name() -> None:
+    (customer,) = observing(lambda _: page([item("a", key=None, metadata=None)], 1))
+    assert (customer.key, customer.subject_keys, customer.metadata) == (None, (), {})

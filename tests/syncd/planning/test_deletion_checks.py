@@ -1,0 +1,127 @@
+"""What speaks against deleting a customer: asked for the deletions of a plan only."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+
+from syncd.core.changes import Change, ChangeKind, Plan, State
+from syncd.core.errors import RefusedError, UnauthorizedError
+from syncd.core.model import CustomerDetails, Principal
+from syncd.core.ownership import marks
+from syncd.mapping.rules import Assignment, MappingRules, Templates
+from syncd.metering.base import Inspection
+from syncd.planning.deletion_checks import look
+from tests.syncd.builders import OWNER, consumer, static
+
+RULES = MappingRules(OWNER, "tag", templates=Templates("{subject}", email="{username}@x.example"))
+ALICE = consumer("1", "alice", "customer:acme")
+DETAILS = CustomerDetails("alice@x.example", metadata=marks(OWNER, "1"))
+UNTOUCHED = Inspection("alice", DETAILS, subscriptions={})
+
+
+class Server:
+    """Answers as it is told, and remembers whom it was asked about."""
+
+    def __init__(self, answer: Inspection | Exception | None) -> None:
+        self.answer = answer
+        self.asked: list[str] = []
+
+    def inspect(self, customer_id: str) -> Inspection | None:
+        self.asked.append(customer_id)
+        if isinstance(self.answer, Exception):
+            raise self.answer
+        return self.answer
+
+
+def change(kind: ChangeKind, subject: str = "consumer:1", identity: str = "C") -> Change:
+    return Change(kind, subject, (subject,), "because", identity, State("alice", (subject,)))
+
+
+def why_kept(
+    answer: Inspection | Exception | None,
+    *principals: Principal,
+    kind: ChangeKind = ChangeKind.RETIRE_CUSTOMER,
+    rules: MappingRules = RULES,
+) -> str | None:
+    plan = Plan(OWNER, "sync", (change(kind),))
+    return look(plan, Server(answer), principals or (ALICE,), rules).kept.get("C")
+
+
+def test_one_that_is_as_syncd_made_it_may_go() -> None:
+    assert why_kept(UNTOUCHED) is None
+    assert why_kept(None) is None
+
+
+@pytest.mark.parametrize(
+    ("found", "says"),
+    [
+        (replace(UNTOUCHED, name="Alice GmbH"), "name"),
+        (replace(UNTOUCHED, details=replace(DETAILS, email="pay@alice.example")), "email"),
+        (replace(UNTOUCHED, details=replace(DETAILS, currency="EUR")), "currency"),
+        (replace(UNTOUCHED, details=replace(DETAILS, description="Ask Jane")), "description"),
+        (replace(UNTOUCHED, details=replace(DETAILS, billing_address={"country": "DE"})), "billing address"),
+        (replace(UNTOUCHED, details=replace(DETAILS, metadata={"crm": "7"})), "metadata"),
+        (replace(UNTOUCHED, entitlements=("gpt",)), "gpt"),
+        (replace(UNTOUCHED, subscriptions={"S1": "inactive"}), "once (S1)"),
+        (replace(UNTOUCHED, subscriptions={"S1": "scheduled"}), "not ended (S1)"),
+        (replace(UNTOUCHED, others=("an account with stripe", "credits")), "stripe and credits"),
+        (UnauthorizedError("403"), "cannot be looked at"),
+        (RefusedError("no", status=400, detail="no"), "cannot be looked at"),
+    ],
+)
+def test_whatever_people_or_billing_made_of_it_keeps_it(found: Inspection | Exception, says: str) -> None:
+    assert says in (why_kept(found) or "")
+
+
+def test_a_detail_that_people_took_away_does_not_keep_it() -> None:
+    assert why_kept(replace(UNTOUCHED, details=CustomerDetails())) is None
+
+
+def test_one_whose_principal_is_not_known_stays() -> None:
+    assert "not known" in (why_kept(UNTOUCHED, consumer("2", "bob")) or "")
+
+
+def test_a_row_of_the_mapping_file_that_groups_it_now_changes_nothing() -> None:
+    row = Assignment("consumer", "line 2", id="1", customer="acme", name="ACME Ltd")
+    assert why_kept(UNTOUCHED, rules=replace(RULES, group_by="file", assignments=(row,))) is None
+
+
+@pytest.mark.parametrize(
+    "principal", [static("consumer:1", customer="acme"), consumer("9", "consumer:1", "customer:acme")]
+)
+def test_a_principal_is_known_by_whatever_its_subject_is_made_of(principal: Principal) -> None:
+    rules = MappingRules(OWNER, "tag", "username", templates=Templates("{subject}"))
+    name = principal.username or principal.id
+    assert why_kept(Inspection(name, subscriptions={}), principal, rules=rules) is None
+
+
+@pytest.mark.parametrize(
+    ("found", "says"),
+    [
+        (replace(UNTOUCHED, name="Alice GmbH", others=("credits",)), None),
+        (replace(UNTOUCHED, subscriptions={"S1": "inactive"}), None),
+        (replace(UNTOUCHED, subscriptions={"S1": "inactive", "S2": "scheduled"}), "S2"),
+        (replace(UNTOUCHED, entitlements=("gpt",)), "gpt"),
+    ],
+)
+def test_at_the_end_of_a_grace_period_only_what_binds_keeps_it(found: Inspection, says: str | None) -> None:
+    why = why_kept(found, kind=ChangeKind.DELETE_CUSTOMER)
+    assert (says in why) if says and why else why is says
+
+
+def test_only_deletions_are_looked_at_and_of_very_many_only_the_first() -> None:
+    server = Server(replace(UNTOUCHED, entitlements=("gpt",)))
+    others = tuple(change(kind, identity=kind) for kind in ChangeKind if "customer" not in kind)
+    many = tuple(change(ChangeKind.DELETE_CUSTOMER, identity=str(number)) for number in range(120))
+    look(Plan(OWNER, "sync", (*others, *many)), server, (ALICE,), RULES)
+    assert server.asked == [str(number) for number in range(100)]
+
+
+def test_the_details_of_a_retired_customer_are_remembered_in_the_plan() -> None:
+    plan = Plan(OWNER, "sync", (change(ChangeKind.RETIRE_CUSTOMER), change(ChangeKind.BLOCKED)))
+    again = look(plan, Server(UNTOUCHED), (ALICE,), RULES).with_details(plan)
+    (retired, other) = again.changes
+    assert retired.before == State("alice", ("consumer:1",), None, CustomerDetails("alice@x.example"))
+    assert other == plan.changes[1]

@@ -1,0 +1,271 @@
+"""What becomes of principals that are gone, with time passing; and what the policies make of it."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from datetime import UTC, datetime, timedelta
+
+import pytest
+
+from syncd.apply.executor import apply_plan
+from syncd.core import orphan_marks
+from syncd.core.changes import Change, ChangeKind, Plan, Status
+from syncd.core.model import ObservedCustomer, ObservedSubject, ObservedWorld, Principal
+from syncd.core.ownership import is_label_value, marks
+from syncd.core.policy import POLICIES, Policy
+from syncd.planning.orphans import Grace
+from syncd.planning.plan import PlanOptions
+from tests.syncd.builders import BY_TAG, OWNER, consumer, customer, lines, plan_for, static
+from tests.syncd.memory_target import MemoryTarget
+
+START = datetime(2026, 1, 1, tzinfo=UTC)
+ALICE, BOB = consumer("1", "alice", "customer:acme"), consumer("2", "bob", "customer:acme")
+BOTH = customer("acme", "consumer:1", "consumer:2", owner=OWNER)
+
+
+class World:
+    """A metering API, and a syncd with policy sync at a day of the test's choice."""
+
+    def __init__(
+        self,
+        *customers: ObservedCustomer,
+        delete_after: int | None = None,
+        subjects: tuple[ObservedSubject, ...] | None = None,
+    ) -> None:
+        self.target = MemoryTarget(ObservedWorld(customers, subjects))
+        self.delete_after = None if delete_after is None else timedelta(days=delete_after)
+
+    def plan(self, day: int, *principals: Principal, policy: Policy = "sync") -> Plan:
+        grace = Grace(START + timedelta(days=day), timedelta(days=40), self.delete_after)
+        options = PlanOptions(grace=grace)
+        world = self.target.observe()
+        return plan_for(list(principals), world, rules=BY_TAG, policy=policy, options=options)
+
+    def sync(self, day: int, *principals: Principal) -> list[str]:
+        plan = self.plan(day, *principals)
+        outcomes = apply_plan(plan, self.target, remover=self.target)
+        assert {o.status for o in outcomes if o.change.actionable} <= {Status.DONE}
+        assert self.plan(day, *principals).actionable == ()
+        return lines(plan)
+
+    @property
+    def subjects(self) -> list[tuple[str, ...]]:
+        return [customer.subject_keys for customer in self.target.customers.values()]
+
+
+def test_a_subject_that_is_gone_is_marked_then_waits_then_is_detached() -> None:
+    world = World(BOTH)
+    assert world.sync(0, ALICE) == ["mark-orphaned acme consumer:2"]
+    assert world.sync(39, ALICE) == ["orphaned acme consumer:2"]
+    assert world.subjects == [("consumer:1", "consumer:2")]
+    assert world.sync(40, ALICE) == ["detach-subjects acme consumer:2"]
+    assert world.subjects == [("consumer:1",)]
+    assert world.sync(41, ALICE) == []
+
+
+def test_one_that_comes_back_loses_its_mark_and_gets_a_new_grace_period() -> None:
+    world = World(BOTH)
+    world.sync(0, ALICE)
+    assert world.sync(30, ALICE, BOB) == ["unmark-orphaned acme"]
+    assert world.sync(50, ALICE) == ["mark-orphaned acme consumer:2"]
+    assert world.sync(60, ALICE) == ["orphaned acme consumer:2"]
+
+
+def test_each_subject_has_a_grace_period_of_its_own() -> None:
+    carol = consumer("3", "carol", "customer:acme")
+    world = World(customer("acme", "consumer:1", "consumer:2", "consumer:3", owner=OWNER))
+    world.sync(0, ALICE, carol)
+    world.sync(20, ALICE)
+    assert world.sync(40, ALICE) == ["detach-subjects acme consumer:2", "orphaned acme consumer:3"]
+    assert world.sync(60, ALICE) == ["detach-subjects acme consumer:3"]
+
+
+def test_a_customer_that_is_gone_is_marked_then_loses_our_subjects_and_is_kept() -> None:
+    world = World(customer("acme", "consumer:1", "by-hand", owner=OWNER))
+    assert world.sync(0) == ["mark-orphaned acme consumer:1 by-hand"]
+    assert world.sync(40) == ["detach-subjects acme consumer:1"]
+    assert world.subjects == [("by-hand",)]
+    assert world.sync(4000) == ["orphaned acme by-hand"]
+
+
+def test_a_customer_that_is_gone_and_comes_back_is_as_before() -> None:
+    world = World(customer("acme", "consumer:1", owner=OWNER))
+    world.sync(0)
+    world.sync(40)
+    assert world.sync(41, ALICE) == ["unmark-orphaned acme", "attach-subjects acme consumer:1"]
+    assert world.sync(42) == ["mark-orphaned acme consumer:1"]
+    assert world.sync(50) == ["orphaned acme consumer:1"]
+
+
+def test_a_customer_is_deleted_only_by_the_further_setting_and_after_its_own_period() -> None:
+    world = World(customer("acme", "consumer:1", owner=OWNER), delete_after=100)
+    world.sync(0)
+    assert world.sync(40) == ["detach-subjects acme consumer:1"]
+    assert world.sync(99) == ["orphaned acme"]
+    assert world.sync(100) == ["delete-customer acme"]
+    assert world.subjects == []
+
+
+@pytest.mark.parametrize("subjects", [("by-hand",), ("consumer:1", "by-hand")])
+def test_a_customer_with_subjects_of_others_is_never_deleted(subjects: tuple[str, ...]) -> None:
+    world = World(customer("acme", *subjects, owner=OWNER), delete_after=50)
+    world.sync(0)
+    world.sync(40)
+    assert world.sync(4000) == ["orphaned acme by-hand"]
+    assert "not ours" in world.plan(4000).changes[0].reason
+
+
+@pytest.mark.parametrize("why", ["it has entitlements (f)", None])
+def test_a_customer_that_something_hangs_on_is_not_deleted(why: str | None) -> None:
+    kept = {"id-acme": why} if why else {}
+    world = World(customer("acme", "consumer:1", owner=OWNER), delete_after=40)
+    world.sync(0)
+    grace = Grace(START + timedelta(days=40), timedelta(days=40), timedelta(days=40))
+    options = PlanOptions(grace=grace, kept=kept)
+    plan = plan_for([], world.target.observe(), rules=BY_TAG, policy="sync", options=options)
+    assert lines(plan) == [f"{'blocked' if why else 'delete-customer'} acme consumer:1"]
+    assert (why or "delete_after") in plan.changes[0].reason
+
+
+def test_an_adopted_customer_loses_nothing() -> None:
+    adopted = customer("acme", "consumer:1", owner=OWNER, metadata={"adopted": "true"})
+    world = World(adopted, delete_after=50)
+    assert world.sync(0) == ["orphaned acme consumer:1"]
+    assert world.sync(4000) == ["orphaned acme consumer:1"]
+
+
+@pytest.mark.parametrize("delete_after", [None, 50])
+def test_a_subscription_blocks_what_is_due(delete_after: int | None) -> None:
+    world = World(customer("acme", "consumer:1", owner=OWNER, subscription="S1"), delete_after=delete_after)
+    world.sync(0)
+    (blocked,) = world.plan(60).changes
+    assert blocked.kind is ChangeKind.BLOCKED
+    assert "S1" in blocked.reason
+    assert world.plan(60, policy="upsert-only").in_sync
+
+
+def test_a_subscription_or_a_subject_that_came_since_the_plan_stops_the_deletion() -> None:
+    for change in ({"active_subscription": "S"}, {"subject_keys": ("consumer:1", "by-hand")}):
+        world = World(customer("acme", "consumer:1", owner=OWNER), delete_after=40)
+        world.sync(0)
+        late = world.plan(40)
+        there = world.target.customers["id-acme"]
+        world.target.customers["id-acme"] = replace(there, **change)
+        (outcome,) = apply_plan(late, world.target, remover=world.target)
+        assert outcome.status is Status.BLOCKED
+        assert world.subjects
+
+
+def test_a_principal_that_came_back_since_the_plan_is_not_detached() -> None:
+    world = World(BOTH)
+    world.sync(0, ALICE)
+    late = world.plan(40, ALICE)
+    world.sync(40, ALICE, BOB)
+    (outcome,) = apply_plan(late, world.target)
+    assert (outcome.status, outcome.detail) == (Status.BLOCKED, "its marks changed meanwhile; plan again")
+
+
+def test_the_entity_of_a_detached_subject_is_deleted_with_it_and_one_of_others_is_not() -> None:
+    entities = tuple(
+        ObservedSubject(key, None, metadata)
+        for key, metadata in (
+            ("consumer:1", marks(OWNER, "acme")),
+            ("consumer:2", marks(OWNER, "acme")),
+            ("consumer:3", {}),
+        )
+    )
+    world = World(BOTH, subjects=entities)
+    world.sync(0, ALICE)
+    assert world.sync(40, ALICE) == ["detach-subjects acme consumer:2", "delete-subject - consumer:2"]
+    assert [entity.key for entity in world.target.subjects() or ()] == ["consumer:1", "consumer:3"]
+
+
+def test_a_clock_that_jumps_back_detaches_nothing() -> None:
+    world = World(BOTH)
+    world.sync(100, ALICE)
+    assert world.sync(0, ALICE) == ["orphaned acme consumer:2"]
+
+
+def test_a_mark_that_cannot_be_read_is_no_mark() -> None:
+    broken = customer("acme", "consumer:1", owner=OWNER, metadata={"orphaned-at": "19991399T000000Z"})
+    assert lines(World(broken).plan(0)) == ["mark-orphaned acme consumer:1"]
+
+
+def test_more_than_sixteen_subjects_at_once_take_turns() -> None:
+    gone = [f"consumer:{number}" for number in range(20)]
+    world = World(customer("acme", "consumer:1000", *gone, owner=OWNER))
+    stays = consumer("1000", "zoe", "customer:acme")
+    plan = world.plan(0, stays)
+    assert [len(change.subject_keys) for change in plan.changes] == [16, 4]
+    world.sync(0, stays)
+    apply_plan(world.plan(40, stays), world.target)
+    world.sync(41, stays)
+    world.sync(81, stays)
+    assert world.subjects == [("consumer:1000",)]
+
+
+def test_marks_are_valid_labels() -> None:
+    metadata = orphan_marks.new_marks({}, ["consumer:1", "Ünï cödé"], START)
+    assert all(is_label_value(value) for value in (*metadata.values(), orphan_marks.stamp(START), "none"))
+    assert set(orphan_marks.subject_marks(metadata)) == {
+        orphan_marks.digest("consumer:1"),
+        orphan_marks.digest("Ünï cödé"),
+    }
+
+
+@pytest.mark.parametrize("policy", ["create-only", "upsert-only"])
+def test_other_policies_report_what_is_gone_in_one_line_for_each_customer(policy: Policy) -> None:
+    world = World(BOTH, customer("finance", "x"), delete_after=40)
+    world.sync(0, ALICE)
+    plan = world.plan(100, ALICE, policy=policy)
+    assert lines(plan) == ["orphaned acme consumer:2"]
+    assert plan.in_sync
+
+
+def test_upsert_only_takes_back_marks_that_policy_sync_left() -> None:
+    world = World(BOTH)
+    world.sync(0, ALICE)
+    assert lines(world.plan(1, ALICE, BOB, policy="upsert-only")) == ["unmark-orphaned acme"]
+    assert lines(world.plan(1, ALICE, BOB, policy="create-only")) == []
+
+
+@pytest.mark.parametrize(
+    ("policy", "allowed"),
+    [
+        ("create-only", {"create-customer", "upsert-subject", "blocked", "unmanaged", "orphaned"}),
+        (
+            "upsert-only",
+            set(ChangeKind) - {"mark-orphaned", "detach-subjects", "delete-customer", "delete-subject"},
+        ),
+        ("sync", set(ChangeKind)),
+    ],
+)
+def test_a_policy_lets_through_only_its_kinds(policy: Policy, allowed: set[str]) -> None:
+    every = [
+        Change(kind, "acme", ("x",), "because")
+        for kind in ChangeKind
+        if policy != "create-only" or kind not in {"adopt-customer", "move-subjects", "retire-customer"}
+    ]
+    assert {change.kind for change in POLICIES[policy](every)} <= allowed
+
+
+def test_a_customer_whose_key_is_in_doubt_is_not_gone() -> None:
+    doubt = [static("x", customer="acme", name="a"), static("x", customer="acme", name="b")]
+    world = World(customer("acme", "by-hand", owner=OWNER))
+    assert lines(world.plan(0, *doubt)) == ["blocked acme x"]
+    assert lines(world.plan(0)) == ["mark-orphaned acme by-hand"]
+
+
+def test_the_entity_of_a_subject_that_is_the_key_of_its_customer_stays_while_that_one_does() -> None:
+    """Usage under the key stays attributed, whatever is detached."""
+    entity = ObservedSubject("consumer:1", "alice", marks(OWNER, "1"))
+    world = World(customer("consumer:1", "consumer:1", owner=OWNER), subjects=(entity,))
+    assert world.sync(0) == ["mark-orphaned consumer:1 consumer:1"]
+    assert world.sync(40) == ["detach-subjects consumer:1 consumer:1"]
+    assert world.target.subjects() == (entity,)
+
+
+def test_of_several_marks_of_one_subject_the_oldest_counts() -> None:
+    name = orphan_marks.digest("consumer:1")
+    slots = {f"orphaned-at-{slot}": f"2026010{day}T000000Z-{name}" for slot, day in ((1, 3), (2, 1), (3, 2))}
+    assert orphan_marks.subject_marks(slots) == {name: ("orphaned-at-2", START)}

@@ -1,0 +1,398 @@
+"""What holds for every pair of worlds, tried on worlds made of few names so that they meet often."""
+
+from __future__ import annotations
+
+import random
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from contextlib import suppress
+from dataclasses import replace
+from datetime import UTC, datetime, timedelta
+from typing import Any
+
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from syncd.apply.executor import apply_plan
+from syncd.core.changes import ChangeKind, Plan, Status
+from syncd.core.errors import ApplyStoppedError, UnreachableError
+from syncd.core.model import ObservedCustomer, ObservedSubject, ObservedWorld, Principal
+from syncd.core.ownership import is_adoptable, is_ours, marks
+from syncd.core.policy import Policy
+from syncd.mapping.desired_state import desired_world
+from syncd.mapping.rules import MappingRules, Templates
+from syncd.metering.base import Decide, SubjectWrite
+from syncd.planning.orphans import Grace
+from syncd.planning.plan import PlanOptions, make_plan
+from tests.syncd.builders import KEYED_BY_SUBJECT, OWNER
+from tests.syncd.memory_target import MemoryTarget
+
+IDS = st.sampled_from(["1", "2", "3"])
+KEYS = st.sampled_from(["acme", "globex", "s", "consumer:1", "consumer:2", "consumer:3", "application:1"])
+NAMES = st.sampled_from(["alice", "bob", "ACME Inc."])
+OWNERS = st.sampled_from([None, OWNER, "other"])
+TAGS = st.lists(
+    st.sampled_from(["gold", "customer:acme", "customer:globex", "customer:consumer:1"]), max_size=2
+)
+
+consumers = st.builds(
+    Principal,
+    kind=st.just("consumer"),
+    id=IDS,
+    source=st.sampled_from(["x", "y"]),
+    username=st.one_of(st.none(), NAMES),
+    custom_id=st.one_of(st.none(), NAMES),
+    tags=TAGS.map(tuple),
+    anonymous=st.booleans(),
+)
+applications = st.builds(
+    Principal, kind=st.just("application"), id=IDS, source=st.just("portal"), username=NAMES
+)
+statics = st.builds(
+    Principal,
+    kind=st.just("static"),
+    id=KEYS,
+    source=st.just("static"),
+    username=st.one_of(st.none(), NAMES),
+    metadata=st.dictionaries(st.just("team"), st.sampled_from(["a", "b"])),
+    customer=st.one_of(st.none(), KEYS),
+)
+principals = st.lists(st.one_of(consumers, applications, statics), max_size=6)
+rules = st.builds(
+    MappingRules,
+    owner_id=st.just(OWNER),
+    group_by=st.sampled_from(["none", "tag"]),
+    subject_field=st.sampled_from(["id", "username", "custom_id", "tag"]),
+    include_anonymous=st.booleans(),
+    templates=st.sampled_from([KEYED_BY_SUBJECT, Templates()]),
+)
+policies = st.sampled_from(["upsert-only", "create-only"])
+all_policies = st.sampled_from(["create-only", "upsert-only", "sync"])
+DAY_ZERO = datetime(2026, 1, 1, tzinfo=UTC)
+
+
+def at(day: int, delete_after: timedelta | None = None, *, flags: bool = True) -> PlanOptions:
+    grace = Grace(DAY_ZERO + timedelta(days=day), timedelta(days=40), delete_after)
+    return PlanOptions(adopt=flags, allow_move=flags, allow_retire=flags, grace=grace)
+
+
+@st.composite
+def crossed(draw: st.DrawFn, customers: list[ObservedCustomer]) -> list[ObservedCustomer]:
+    """Somebody has made one customer's key a subject of another one: both are charged."""
+    named = [one for one in customers if one.key and one.key not in one.subject_keys]
+    if not named or len(customers) < 2:
+        return customers
+    key = draw(st.sampled_from(named)).key
+    carrier = draw(st.sampled_from([one for one in customers if one.key != key]))
+    both = replace(carrier, subject_keys=(*carrier.subject_keys, key or ""))
+    return [both if one is carrier else one for one in customers]
+
+
+def twice(customers: Iterable[ObservedCustomer]) -> set[str]:
+    """The subjects that two customers are charged for."""
+    names = Counter(name for one in customers for name in {one.id, one.key, *one.subject_keys} if name)
+    return {name for name, times in names.items() if times > 1}
+
+
+@st.composite
+def observed_worlds(draw: st.DrawFn) -> ObservedWorld:
+    """A world that the server would allow: no key and no subject twice, but perhaps one as the other."""
+    keys = ["acme", "globex", "s", "consumer:1", "consumer:2", "consumer-2", "application:1", "by-hand"]
+    free = draw(st.permutations(keys))
+    customers: list[ObservedCustomer] = []
+    for _ in range(draw(st.integers(0, 4))):
+        if not free:
+            break
+        count = draw(st.integers(1, min(3, len(free))))
+        taken, free = free[:count], free[count:]
+        owner = draw(OWNERS)
+        own_key = draw(st.booleans())
+        customers.append(
+            ObservedCustomer(
+                id=f"id-{len(customers)}",
+                key=taken[0] if own_key else None,
+                name=draw(NAMES),
+                subject_keys=tuple(taken[1:] if own_key and draw(st.booleans()) else taken),
+                metadata={"plan": "gold", **(marks(owner, "1") if owner else {})},
+                active_subscription=draw(st.sampled_from([None, None, "SUB"])),
+            )
+        )
+    if draw(st.integers(0, 3)) == 0:
+        customers = draw(crossed(customers))
+    if not draw(st.booleans()):
+        return ObservedWorld(tuple(customers), None)
+    entities = draw(st.dictionaries(KEYS, st.tuples(st.one_of(st.none(), NAMES), OWNERS), max_size=4))
+    subjects = tuple(
+        ObservedSubject(key, name, {"crm": "7", **marks(owner, "1")} if owner else {})
+        for key, (name, owner) in entities.items()
+    )
+    return ObservedWorld(tuple(customers), subjects)
+
+
+@settings(max_examples=300, deadline=None)
+@given(principals, observed_worlds(), rules, policies)
+def test_after_applying_there_is_nothing_left_to_apply_and_a_second_run_writes_nothing(
+    wanted: list[Principal], world: ObservedWorld, how: MappingRules, policy: str
+) -> None:
+    target = MemoryTarget(world)
+    desired = desired_world(wanted, how)
+    first = make_plan(desired, target.observe(), owner_id=OWNER, policy=policy)  # type: ignore[arg-type]
+    outcomes = apply_plan(first, target)
+    assert {outcome.status for outcome in outcomes if outcome.change.actionable} <= {Status.DONE}
+    writes = target.writes
+    second = make_plan(desired, target.observe(), owner_id=OWNER, policy=policy)  # type: ignore[arg-type]
+    assert second.actionable == ()
+    apply_plan(second, target)
+    assert target.writes == writes
+
+
+@settings(max_examples=300, deadline=None)
+@given(principals, observed_worlds(), rules, all_policies, st.integers(0, 60), st.booleans())
+def test_no_run_has_a_subject_counted_twice_and_one_that_is_already_is_told_with_both_its_customers(
+    wanted: list[Principal], world: ObservedWorld, how: MappingRules, policy: Policy, day: int, flags: bool
+) -> None:
+    target = MemoryTarget(world)
+    desired = desired_world(wanted, how)
+    options = at(day, timedelta(days=40), flags=flags)
+    plan = make_plan(desired, world, owner_id=OWNER, policy=policy, options=options)
+    apply_plan(plan, target, remover=target)
+    assert twice(target.customers.values()) <= twice(world.customers)
+    named = {subject.key for customer in desired.customers for subject in customer.subjects}
+    blocked = [(change.subject_keys, change.reason) for change in plan.of(ChangeKind.BLOCKED)]
+    for key in twice(world.customers):
+        both = [one for one in world.customers if key in (one.key, *one.subject_keys)]
+        if key in named or any(is_ours(one.metadata, OWNER) for one in both):
+            assert any(
+                key in keys and all(repr(one.key or one.id) in reason for one in both)
+                for keys, reason in blocked
+            )
+
+
+@settings(max_examples=300, deadline=None)
+@given(principals, observed_worlds(), rules)
+def test_nothing_that_is_not_ours_is_ever_changed(
+    wanted: list[Principal], world: ObservedWorld, how: MappingRules
+) -> None:
+    target = MemoryTarget(world)
+    plan = make_plan(desired_world(wanted, how), world, owner_id=OWNER, policy="upsert-only")
+    apply_plan(plan, target)
+    for before in world.customers:
+        after = target.customers[before.id]
+        if is_ours(before.metadata, OWNER):
+            assert after.key == before.key
+            assert after.metadata == before.metadata
+            assert after.subject_keys[: len(before.subject_keys)] == before.subject_keys
+        else:
+            assert after == before
+    kept = {subject.key: subject for subject in target.subjects() or ()}
+    for entity in world.subjects or ():
+        if entity.metadata and not is_ours(entity.metadata, OWNER):
+            assert kept[entity.key] == entity
+
+
+@settings(max_examples=200, deadline=None)
+@given(principals, observed_worlds(), rules, st.randoms(use_true_random=False))
+def test_the_order_of_principals_and_pages_never_matters(
+    wanted: list[Principal], world: ObservedWorld, how: MappingRules, shuffler: random.Random
+) -> None:
+    plan = make_plan(desired_world(wanted, how), world, owner_id=OWNER, policy="upsert-only")
+    principals, customers = list(wanted), list(world.customers)
+    shuffler.shuffle(principals)
+    shuffler.shuffle(customers)
+    shuffled = ObservedWorld(tuple(customers), world.subjects)
+    again = make_plan(desired_world(principals, how), shuffled, owner_id=OWNER, policy="upsert-only")
+    assert again.to_json() == plan.to_json()
+
+
+@settings(max_examples=200, deadline=None)
+@given(principals, observed_worlds(), rules, st.integers(0, 5))
+def test_a_run_that_was_stopped_is_completed_by_the_next_one(
+    wanted: list[Principal], world: ObservedWorld, how: MappingRules, steps: int
+) -> None:
+    desired = desired_world(wanted, how)
+
+    def plan(target: MemoryTarget, keep: int | None = None) -> None:
+        full = make_plan(desired, target.observe(), owner_id=OWNER, policy="upsert-only")
+        changes = full.changes if keep is None else full.actionable[:keep]
+        apply_plan(type(full)(OWNER, "upsert-only", changes), target)
+
+    stopped, straight = MemoryTarget(world), MemoryTarget(world)
+    plan(stopped, steps)
+    plan(stopped)
+    plan(straight)
+
+    def content(target: MemoryTarget) -> object:
+        customers = sorted((c.key or c.id, c.name, c.subject_keys) for c in target.customers.values())
+        return customers, sorted((s.key, s.display_name or "") for s in target.subjects() or ())
+
+    assert content(stopped) == content(straight)
+
+
+@given(principals, observed_worlds(), rules)
+def test_every_principal_is_accounted_for(
+    wanted: list[Principal], world: ObservedWorld, how: MappingRules
+) -> None:
+    desired = desired_world(wanted, how)
+    plan = make_plan(desired, world, owner_id=OWNER, policy="upsert-only")
+    spoken_of = {key for change in plan.changes for key in change.subject_keys}
+    settled = {key for c in world.customers for key in (*c.subject_keys, c.key)}
+    for customer in desired.customers:
+        for subject in customer.subjects:
+            assert subject.key in spoken_of | settled
+    assert len(plan.of(ChangeKind.BLOCKED)) >= len(desired.problems)
+
+
+FREEING = {ChangeKind.DETACH_SUBJECTS, ChangeKind.DELETE_CUSTOMER, ChangeKind.MOVE_SUBJECTS}
+graces = st.sampled_from([None, timedelta(days=40), timedelta(days=100)])
+
+
+@settings(max_examples=150, deadline=None)
+@given(
+    st.lists(principals, min_size=1, max_size=3),
+    observed_worlds(),
+    rules,
+    st.lists(st.tuples(all_policies, st.integers(0, 60)), min_size=3, max_size=6),
+    graces,
+    st.booleans(),
+)
+def test_with_time_passing_and_principals_coming_and_going_each_run_leaves_nothing_to_apply(
+    casts: list[list[Principal]],
+    world: ObservedWorld,
+    how: MappingRules,
+    runs: list[tuple[Policy, int]],
+    delete_after: timedelta | None,
+    flags: bool,
+) -> None:
+    target, day = MemoryTarget(world), 0
+    for number, (policy, passed) in enumerate(runs):
+        day += passed
+        desired = desired_world(casts[number % len(casts)], how)
+        options = at(day, delete_after, flags=flags)
+        plan = make_plan(desired, target.observe(), owner_id=OWNER, policy=policy, options=options)
+        outcomes = apply_plan(plan, target, remover=target)
+        assert {outcome.status for outcome in outcomes if outcome.change.actionable} <= {Status.DONE}
+        again = make_plan(desired, target.observe(), owner_id=OWNER, policy=policy, options=options)
+        if any(change.kind in FREEING for change in plan.changes):
+            # A key that this run freed may be what a creation was blocked by, and a subject that moved
+            # what kept a customer from being retired.
+            apply_plan(again, target, remover=target)
+            again = make_plan(desired, target.observe(), owner_id=OWNER, policy=policy, options=options)
+        assert again.actionable == ()
+        for before in world.customers:
+            adopted = flags and is_adoptable(before.metadata)
+            if not is_ours(before.metadata, OWNER) and not adopted:
+                assert target.customers[before.id] == before
+
+
+class Broken(MemoryTarget):
+    """Fails for good after as many writes as its budget allows."""
+
+    budget = 10**6
+
+    def _spend(self) -> None:
+        self.budget -= 1
+        if self.budget < 0:
+            raise UnreachableError("cut")
+
+    def create_customer(self, *args: Any, **kwargs: Any) -> None:
+        self._spend()
+        super().create_customer(*args, **kwargs)
+
+    def edit_customer(self, customer_id: str, decide: Decide) -> bool:
+        self._spend()
+        return super().edit_customer(customer_id, decide)
+
+    def write_subjects(self, writes: Sequence[SubjectWrite]) -> None:
+        self._spend()
+        super().write_subjects(writes)
+
+    def delete_customer(self, customer_id: str) -> bool:
+        self._spend()
+        return super().delete_customer(customer_id)
+
+
+@settings(max_examples=150, deadline=None)
+@given(principals, principals, observed_worlds(), rules, st.integers(0, 8))
+def test_a_sync_run_that_was_interrupted_after_any_write_is_completed_by_the_next(
+    first: list[Principal], then: list[Principal], world: ObservedWorld, how: MappingRules, writes: int
+) -> None:
+    def run(target: MemoryTarget, cast: list[Principal], day: int) -> None:
+        options = at(day, timedelta(days=40))
+        desired = desired_world(cast, how)
+        plan = make_plan(desired, target.observe(), owner_id=OWNER, policy="sync", options=options)
+        apply_plan(plan, target, remover=target)
+
+    cut, straight = Broken(world), MemoryTarget(world)
+    for target in (cut, straight):
+        run(target, first, 0)
+        run(target, then, 0)
+    cut.budget = writes
+    with suppress(ApplyStoppedError):
+        run(cut, then, 40)
+    cut.budget = 10**6
+    # Twice: what was moved off before the cut is attached by the first, and its old customer marked.
+    for target in (cut, cut, straight, straight):
+        run(target, then, 40)
+
+    def content(target: MemoryTarget) -> object:
+        customers = (
+            (c.key or c.id, c.name, tuple(sorted(c.subject_keys)), sorted(c.metadata.items()))
+            for c in target.customers.values()
+        )
+        return sorted(customers), sorted((s.key, s.display_name or "") for s in target.subjects() or ())
+
+    assert content(cut) == content(straight)
+
+
+@st.composite
+def worlds_grouped_later(draw: st.DrawFn) -> tuple[ObservedWorld, list[Principal], MappingRules]:
+    """Everybody began with a customer, some of which pay by now; now they are grouped."""
+    people = draw(st.lists(st.one_of(consumers, applications), min_size=2, max_size=5))
+    alone = replace(draw(rules), group_by="none", subject_field="id")
+    target = MemoryTarget(draw(observed_worlds()))
+    begin = make_plan(desired_world(people, alone), target.observe(), owner_id=OWNER, policy="upsert-only")
+    apply_plan(begin, target)
+    for identity, customer in target.customers.items():
+        paying = draw(st.sampled_from([None, None, None, "SUB"]))
+        target.customers[identity] = replace(customer, active_subscription=paying)
+    tags = st.sampled_from([(), ("customer:acme",), ("customer:globex",)])
+    return target.observe(), [replace(one, tags=draw(tags)) for one in people], replace(alone, group_by="tag")
+
+
+def billed(target: MemoryTarget) -> set[str]:
+    """The subjects whose usage somebody is charged for."""
+    return {key for c in target.customers.values() for key in (c.key, *c.subject_keys) if key}
+
+
+@settings(max_examples=300, deadline=None)
+@given(worlds_grouped_later(), st.integers(0, 8), st.booleans(), st.booleans())
+def test_moves_and_retirements_lose_no_usage_however_often_they_are_interrupted(
+    began: tuple[ObservedWorld, list[Principal], MappingRules], writes: int, move: bool, retire: bool
+) -> None:
+    world, wanted, how = began
+
+    def plan(target: MemoryTarget) -> Plan:
+        options = PlanOptions(allow_move=move, allow_retire=retire)
+        desired = desired_world(wanted, how)
+        return make_plan(desired, target.observe(), owner_id=OWNER, policy="upsert-only", options=options)
+
+    cut, straight = Broken(world), MemoryTarget(world)
+    cut.budget = writes
+    with suppress(ApplyStoppedError):
+        apply_plan(plan(cut), cut, remover=cut)
+    cut.budget = 10**6
+    for target in (cut, straight):
+        outcomes = apply_plan(plan(target), target, remover=target)
+        assert {outcome.status for outcome in outcomes if outcome.change.actionable} <= {Status.DONE}
+        assert plan(target).actionable == ()
+        assert billed(MemoryTarget(world)) <= billed(target)
+        for gone in (c for c in world.customers if c.id not in target.customers):
+            assert retire
+            assert is_ours(gone.metadata, OWNER)
+            assert not gone.active_subscription
+            assert set(gone.subject_keys) <= {gone.key}
+
+    def content(target: MemoryTarget) -> object:
+        return sorted((c.key or c.id, c.name, sorted(c.subject_keys)) for c in target.customers.values())
+
+    assert content(cut) == content(straight)

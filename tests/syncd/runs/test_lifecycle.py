@@ -1,0 +1,123 @@
+"""From gone to marked, detached and deleted, over real HTTP in both dialects, with time passing."""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+
+import httpx
+import pytest
+
+from syncd.config import settings
+from syncd.core.changes import ChangeKind
+from syncd.runs import reconciler
+from syncd.runs.reconciler import RunOptions
+from tests.syncd.builders import lines
+from tests.syncd.processes import Project
+from tests.syncd.targets import subscribe
+
+SETTINGS = """
+sources: [{{type: declarative-file, path: kong.yml}}]
+metering: {{dialect: {dialect}, url: "{url}", attempts: 1}}
+policy: sync
+policy_options: {{detach_after: 40d, delete_after: 100d}}
+guards: {{max_clock_skew: null}}
+daemon: {{state_dir: state}}
+"""
+START = datetime(2026, 1, 1, tzinfo=UTC)
+ALICE = '{id: a, username: alice, tags: ["customer:acme"]}'
+BOB = '{id: b, username: bob, tags: ["customer:acme"]}'
+CAROL = "{id: c, username: carol}"
+SUBJECT_ENTITIES = {ChangeKind.UPSERT_SUBJECT, ChangeKind.DELETE_SUBJECT}
+
+
+class World:
+    """A Kong and a metering API, and a syncd that runs on a day of the test's choice."""
+
+    def __init__(self, project: Project, dialect: str) -> None:
+        self.project = project
+        project.config.write_text(SETTINGS.format(dialect=dialect, url=project.metering))
+
+    def sync(self, day: int, *consumers: str) -> list[str]:
+        """Run once, and once more to see that nothing is left; return what the first one did."""
+        (self.project.folder / "kong.yml").write_text(
+            f"_format_version: '3.0'\nconsumers: [{', '.join(consumers)}]\n"
+        )
+        result = self._run(day)
+        assert not self._run(day).plan.actionable
+        return [
+            line
+            for line, change in zip(lines(result.plan), result.plan.changes, strict=True)
+            if change.kind not in SUBJECT_ENTITIES
+        ]
+
+    def _run(self, day: int) -> reconciler.Result:
+        config = settings.load(self.project.config)
+        return reconciler.run(config, RunOptions(), now=lambda: START + timedelta(days=day))
+
+
+@pytest.fixture(params=["openmeter-v1", "openmeter-v3"])
+def world(tmp_path: Path, sandbox: httpx.Client, request: pytest.FixtureRequest) -> World:
+    return World(Project(tmp_path, str(sandbox.base_url)), str(request.param))
+
+
+def test_who_is_gone_is_marked_then_detached_then_deleted(world: World, sandbox: httpx.Client) -> None:
+    world.sync(0, ALICE, BOB, CAROL)
+    assert world.sync(1, ALICE) == [
+        "mark-orphaned acme consumer:b",
+        "mark-orphaned consumer-c consumer:c",
+    ]
+    assert world.sync(40, ALICE) == ["orphaned acme consumer:b", "orphaned consumer-c consumer:c"]
+    assert world.sync(41, ALICE) == [
+        "detach-subjects acme consumer:b",
+        "detach-subjects consumer-c consumer:c",
+    ]
+    acme = sandbox.get("/api/v1/customers/acme").json()
+    assert acme["usageAttribution"]["subjectKeys"] == ["consumer:a"]
+    assert world.sync(100, ALICE) == ["orphaned consumer-c"]
+    assert world.sync(101, ALICE) == ["delete-customer consumer-c"]
+    assert sandbox.get("/api/v1/customers/consumer-c").status_code == 404
+
+
+def test_who_comes_back_loses_the_mark_and_gets_the_same_customer(
+    world: World, sandbox: httpx.Client
+) -> None:
+    world.sync(0, ALICE, CAROL)
+    before = sandbox.get("/api/v1/customers/consumer-c").json()
+    world.sync(1, ALICE)
+    world.sync(41, ALICE)
+    assert world.sync(50, ALICE, CAROL) == [
+        "unmark-orphaned consumer-c",
+        "attach-subjects consumer-c consumer:c",
+    ]
+    after = sandbox.get("/api/v1/customers/consumer-c").json()
+    assert (after["id"], after["usageAttribution"]) == (before["id"], before["usageAttribution"])
+    assert world.sync(60, ALICE) == ["mark-orphaned consumer-c consumer:c"]
+    assert world.sync(90, ALICE) == ["orphaned consumer-c consumer:c"]
+
+
+def test_a_paying_customer_that_is_gone_is_blocked_until_its_subscription_ends(
+    world: World, sandbox: httpx.Client
+) -> None:
+    world.sync(0, ALICE, CAROL)
+    subscribe(sandbox, "consumer-c")
+    world.sync(1, ALICE)
+    assert world.sync(41, ALICE) == ["blocked consumer-c consumer:c"]
+    assert world.sync(101, ALICE) == ["blocked consumer-c consumer:c"]
+    sandbox.delete("/sandbox/v1/customers/consumer-c/subscriptions").raise_for_status()
+    assert world.sync(102, ALICE) == ["delete-customer consumer-c consumer:c"]
+
+
+def test_subjects_and_marks_of_people_survive_all_of_it(world: World, sandbox: httpx.Client) -> None:
+    world.sync(0, ALICE, CAROL)
+    carol = sandbox.get("/api/v1/customers/consumer-c").json()
+    body = {name: carol[name] for name in ("key", "name")} | {"description": "Ask Jane"}
+    body["metadata"] = {**carol["metadata"], "crm": "7"}
+    body["usageAttribution"] = {"subjectKeys": ["consumer:c", "by-hand"]}
+    sandbox.put(f"/api/v1/customers/{carol['id']}", json=body).raise_for_status()
+    world.sync(1, ALICE)
+    assert world.sync(41, ALICE) == ["detach-subjects consumer-c consumer:c"]
+    assert world.sync(400, ALICE) == ["orphaned consumer-c by-hand"]
+    after = sandbox.get("/api/v1/customers/consumer-c").json()
+    assert (after["description"], after["metadata"]["crm"]) == ("Ask Jane", "7")
+    assert after["usageAttribution"]["subjectKeys"] == ["by-hand"]

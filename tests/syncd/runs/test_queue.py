@@ -1,0 +1,117 @@
+"""The daemon's queue of runs, with a run that does what the test says."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+from syncd.apply.executor import Report
+from syncd.core.changes import Outcome, Plan
+from syncd.core.errors import ApplyStoppedError, SourceError
+from syncd.runs.queue import Runs
+from syncd.runs.reconciler import Result, RunOptions
+from syncd.runs.run import FINISHED, Run, State
+from tests.syncd.waiting import eventually
+
+EMPTY = Plan("default", "upsert-only", ())
+
+Behave = Callable[[bool], Result]
+
+
+@contextmanager
+def working(behave: Behave, *, remember: int = 50) -> Iterator[Runs]:
+    def perform(
+        options: RunOptions,
+        *,
+        should_stop: Callable[[], bool],
+        on_plan: Callable[[Plan], None],
+        report: Report,
+    ) -> Result:
+        on_plan(EMPTY)
+        return behave(options.dry_run)
+
+    runs = Runs(perform, threading.Event(), remember=remember)
+    worker = threading.Thread(target=runs.work)
+    worker.start()
+    try:
+        yield runs
+    finally:
+        runs.stop()
+        worker.join()
+
+
+def run(runs: Runs, *, dry_run: bool = False) -> Run:
+    asked = runs.request("manual", RunOptions(dry_run=dry_run))
+
+    def ended() -> Run | None:
+        found = runs.get(asked.id)
+        assert found is not None
+        return found if found.state in FINISHED else None
+
+    return eventually(ended)
+
+
+def test_a_mistake_of_ours_fails_one_run_and_not_the_daemon() -> None:
+    mistakes = [ZeroDivisionError("secret-detail")]
+
+    def behave(_dry_run: bool) -> Result:
+        if mistakes:
+            raise mistakes.pop()
+        return Result(EMPTY)
+
+    with working(behave) as runs:
+        crashed = run(runs)
+        assert crashed.state is State.FAILED
+        assert "secret-detail" not in str(crashed.error)
+        assert run(runs).state is State.SUCCEEDED
+
+
+def test_a_run_that_was_stopped_tells_what_was_done_and_what_was_planned() -> None:
+    outcomes: tuple[Outcome, ...] = ()
+
+    def behave(_dry_run: bool) -> Result:
+        raise ApplyStoppedError("the metering API went away", outcomes)
+
+    with working(behave) as runs:
+        stopped = run(runs)
+    assert (stopped.state, stopped.error, stopped.plan) == (State.FAILED, "the metering API went away", EMPTY)
+
+
+def test_only_a_real_run_that_ended_well_counts_as_a_success() -> None:
+    failures = [SourceError("kong", "gone")]
+
+    def behave(_dry_run: bool) -> Result:
+        if failures:
+            raise failures.pop()
+        return Result(EMPTY)
+
+    with working(behave) as runs:
+        run(runs)
+        run(runs, dry_run=True)
+        assert runs.status()["last_success"] is None
+        run(runs)
+        assert runs.status()["last_success"] is not None
+
+
+def test_the_oldest_runs_are_forgotten() -> None:
+    with working(lambda _: Result(EMPTY), remember=2) as runs:
+        first, second, third = (run(runs) for _ in range(3))
+        assert runs.get(first.id) is None
+        assert runs.get(second.id) is not None
+        assert runs.get(third.id) is not None
+
+
+def test_a_request_after_the_start_of_a_run_gets_a_run_of_its_own() -> None:
+    gate, inside = threading.Event(), threading.Event()
+
+    def behave(_dry_run: bool) -> Result:
+        inside.set()
+        gate.wait(10)
+        return Result(EMPTY)
+
+    with working(behave) as runs:
+        going = runs.request("manual")
+        assert inside.wait(10)
+        assert runs.request("manual").id != going.id
+        gate.set()

@@ -1,0 +1,127 @@
+"""Usage that no customer is charged for: how much, since when, and what becomes of it."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+
+import httpx
+from hypothesis import given
+from hypothesis import strategies as st
+
+from syncd.core.errors import MeterMissingError
+from syncd.core.exposure import first_day
+from syncd.core.model import ObservedWorld
+from syncd.planning.plan import PlanOptions
+from syncd.runs.unbilled import with_usage
+from tests.syncd.builders import BY_TAG, OWNER, consumer, customer, observed, plan_for
+from tests.syncd.memory_target import MemoryTarget
+from tests.syncd.processes import Project
+
+NOW = datetime(2026, 2, 1, 12, tzinfo=UTC)
+
+
+class Metered(MemoryTarget):
+    """Knows when each subject made its requests."""
+
+    def __init__(self, world: ObservedWorld, requests: dict[str, list[datetime]]) -> None:
+        super().__init__(world)
+        self.requests = requests
+        self.queries = 0
+
+    def usage(self, meter: str, since: str | None, until: str | None) -> Mapping[str, float]:
+        self.queries += 1
+        if meter != "kong_api_requests":
+            return {}
+        start = datetime.fromisoformat(since or "")
+        end = datetime.fromisoformat(until) if until else NOW
+        counts = {k: sum(start <= at < end for at in times) for k, times in self.requests.items()}
+        return {key: float(count) for key, count in counts.items() if count}
+
+
+def days(*ago: int) -> list[datetime]:
+    return [NOW - timedelta(days=number, minutes=5) for number in ago]
+
+
+def test_exposure_tells_how_much_since_when_and_what_becomes_of_it() -> None:
+    world = observed(customer("acme", "x"), customer("finance", owner="other"))
+    used = {"x": days(1), "consumer:1": days(3, 2), "stranger": days(9, 9, 1), "finance": days(1)}
+    target = Metered(world, used)
+    plan = with_usage(plan_for([consumer("1", "alice")], world), target, world, NOW)
+    exposure = plan.exposure
+    assert exposure is not None
+    assert [(s.key, s.events, s.fate) for s in exposure.subjects] == [
+        ("stranger", 3, "unknown"),
+        ("consumer:1", 2, "planned"),
+    ]
+    assert exposure.since is not None
+    assert exposure.since[:10] == "2026-01-23"
+    assert exposure.looked_from[:10] == "2026-01-01"
+
+
+def test_a_blocked_change_tells_the_events_that_it_leaves_unbilled() -> None:
+    world = observed(customer("acme", "consumer:1", owner=OWNER, subscription="S"))
+    target = Metered(world, {"consumer:2": days(2, 1)})
+    tagged = [consumer("1", "alice", "customer:acme"), consumer("2", "bob", "customer:acme")]
+    plan = with_usage(plan_for(tagged, world, rules=BY_TAG), target, world, NOW)
+    (blocked,) = plan.changes
+    assert blocked.usage is not None
+    assert blocked.usage.events == 2
+    assert plan.exposure is not None
+    assert plan.exposure.to_json()["blocked_events"] == 2
+
+
+def test_a_server_without_the_meters_spoils_no_plan() -> None:
+    class Bare(MemoryTarget):
+        def usage(self, meter: str, since: str | None, until: str | None) -> Mapping[str, float]:
+            raise MeterMissingError("no meter")
+
+    plan = with_usage(plan_for([consumer("1", "alice")], observed()), Bare(observed()), observed(), NOW)
+    assert plan.exposure is None
+    assert plan.notes == ("unbilled usage is not known: no meter",)
+    assert plan.actionable
+
+
+def test_without_exposure_the_first_day_is_not_asked_for() -> None:
+    target = Metered(observed(), {})
+    with_usage(plan_for([], observed()), target, observed(), NOW)
+    assert target.queries == 2
+
+
+@given(st.integers(0, 30))
+def test_the_first_day_is_found_in_five_questions(day: int) -> None:
+    asked = []
+    used = NOW + timedelta(days=day, hours=3)
+
+    def used_until(end: datetime) -> bool:
+        asked.append(end)
+        return used < end
+
+    assert first_day(NOW, 31, used_until) == NOW + timedelta(days=day)
+    assert len(asked) <= 5
+
+
+def test_plan_shows_the_figure_in_table_and_json(tmp_path: Path, server: str) -> None:
+    project = Project(tmp_path, server)
+    with httpx.Client(base_url=server, headers={"Content-Type": "application/cloudevents+json"}) as client:
+        event = {"specversion": "1.0", "source": "kong", "type": "kong.api_request", "subject": "stranger"}
+        for number in range(3):
+            client.post("/api/v1/events", json={**event, "id": str(number)}).raise_for_status()
+    assert "Unbilled: 3 events of 1 subjects on no customer, since" in project.call("plan").stdout
+    figure = json.loads(project.call("plan", "--json").stdout)["unbilled"]
+    assert (figure["subjects"], figure["events"], figure["blocked_events"]) == (1, 3, 0)
+
+
+def test_the_usage_that_a_retirement_moves_is_told_as_that_of_a_move() -> None:
+    alice = consumer("1", "alice", "customer:acme")
+    for key, options in (
+        ("consumer:1", PlanOptions(allow_retire=True)),
+        ("consumer-1", PlanOptions(allow_move=True)),
+    ):
+        world = observed(customer(key, "consumer:1", owner=OWNER))
+        target = Metered(world, {"consumer:1": days(3, 2)})
+        plan = with_usage(plan_for([alice], world, rules=BY_TAG, options=options), target, world, NOW)
+        assert plan.changes[0].usage is not None
+        assert plan.changes[0].usage.events == 2

@@ -1,0 +1,73 @@
+"""What belongs to a customer in both dialects: entitlements, subscriptions, accounts, credits."""
+
+import httpx
+import pytest
+
+from tests.syncd.sandbox.support import create_customer, ok, refused
+
+V3 = "/api/v3/openmeter"
+
+
+def test_entitlements_are_shown_as_access(api: httpx.Client) -> None:
+    customer = create_customer(api, key="k")
+    assert ok(api.get("/api/v1/customers/k/access")) == {"entitlements": {}}
+    ok(api.post("/sandbox/v1/customers/k/entitlements", json={"feature_key": "gpt"}))
+    assert ok(api.get("/api/v1/customers/k/access")) == {"entitlements": {"gpt": {"hasAccess": True}}}
+    shown = ok(api.get(f"{V3}/customers/{customer['id']}/entitlement-access"))["data"]
+    assert shown == [{"type": "boolean", "feature_key": "gpt", "has_access": True}]
+
+
+def test_subscriptions_are_listed_ended_ones_too(api: httpx.Client) -> None:
+    customer = create_customer(api, key="k")
+    ok(api.post("/sandbox/v1/customers/k/subscriptions"))
+    api.delete("/sandbox/v1/customers/k/subscriptions")
+    ok(api.post("/sandbox/v1/customers/k/subscriptions"))
+    create_customer(api, "other")
+    ok(api.post("/sandbox/v1/customers/other/subscriptions"))
+    listed = ok(api.get("/api/v1/customers/k/subscriptions", params={"page": 1, "pageSize": 1}))
+    assert (listed["totalCount"], len(listed["items"])) == (2, 1)
+    assert listed["items"][0]["activeTo"]
+    mine = {"filter[customer_id][eq]": customer["id"]}
+    shown = ok(api.get(f"{V3}/subscriptions", params=mine))["data"]
+    assert [subscription["status"] for subscription in shown] == ["inactive", "active"]
+    running = ok(api.get(f"{V3}/subscriptions", params={**mine, "filter[status][oeq]": "active,canceled"}))
+    assert running["data"] == shown[1:]
+
+
+def test_there_are_no_accounts_and_no_credits(api: httpx.Client) -> None:
+    customer = create_customer(api, key="k")
+    assert ok(api.get("/api/v1/customers/k/apps"))["items"] == []
+    assert ok(api.get(f"{V3}/customers/{customer['id']}/billing")) == {"app_data": {}}
+    assert ok(api.get(f"{V3}/customers/{customer['id']}/credits/grants"))["data"] == []
+
+
+@pytest.mark.parametrize("part", ["access", "subscriptions", "apps"])
+def test_a_customer_that_is_deleted_or_never_was_has_nothing_to_show(api: httpx.Client, part: str) -> None:
+    customer = create_customer(api, key="k")
+    api.delete("/api/v1/customers/k")
+    refused(api.get(f"/api/v1/customers/{customer['id']}/{part}"), 412)
+    refused(api.get(f"/api/v1/customers/nobody/{part}"), 404)
+
+
+@pytest.mark.parametrize("part", ["entitlement-access", "billing", "credits/grants"])
+def test_over_v3_a_deleted_customer_is_gone(api: httpx.Client, part: str) -> None:
+    customer = create_customer(api, key="k")
+    api.delete("/api/v1/customers/k")
+    refused(api.get(f"{V3}/customers/{customer['id']}/{part}"), 410)
+    refused(api.get(f"{V3}/customers/nobody/{part}"), 404)
+
+
+def test_over_v3_deleting_nobody_is_no_error(api: httpx.Client) -> None:
+    customer = create_customer(api, key="k")
+    for _ in range(2):
+        assert api.delete(f"{V3}/customers/{customer['id']}").status_code == 204
+    assert api.delete(f"{V3}/customers/nobody").status_code == 204
+
+
+def test_over_v3_a_customer_with_a_subscription_or_an_entitlement_stays(api: httpx.Client) -> None:
+    customer = create_customer(api, key="k")
+    ok(api.post("/sandbox/v1/customers/k/subscriptions"))
+    refused(api.delete(f"{V3}/customers/{customer['id']}"), 400)
+    api.delete("/sandbox/v1/customers/k/subscriptions")
+    ok(api.post("/sandbox/v1/customers/k/entitlements"))
+    refused(api.delete(f"{V3}/customers/{customer['id']}"), 409)

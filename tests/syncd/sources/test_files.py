@@ -1,0 +1,132 @@
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from syncd.core.errors import SourceError
+from syncd.sources.applications_file import ApplicationsFile
+from syncd.sources.declarative_file import DeclarativeFile
+from syncd.sources.static import Static, StaticSubject
+
+WIRE = Path(__file__).parents[2] / "data" / "kong-wire"
+EXAMPLES = Path(__file__).parents[3] / "docs" / "examples"
+
+
+def kong_yml(folder: Path, text: str) -> DeclarativeFile:
+    path = folder / "kong.yml"
+    path.write_text('_format_version: "3.0"\n' + text)
+    return DeclarativeFile(path)
+
+
+def test_consumers_get_the_ids_that_a_real_kong_gave_them(tmp_path: Path) -> None:
+    recorded = json.loads((WIRE / "admin-consumers-all.json").read_text())["data"]
+    usernames = [consumer["username"] for consumer in recorded]
+    source = kong_yml(tmp_path, f"consumers: {json.dumps([{'username': name} for name in usernames])}")
+    assert {p.username: p.id for p in source.read()} == {c["username"]: c["id"] for c in recorded}
+
+
+def test_an_id_in_the_file_is_kept(tmp_path: Path) -> None:
+    source = kong_yml(tmp_path, "consumers: [{username: alice, id: my-id, custom_id: crm, tags: [a, b]}]")
+    (alice,) = source.read()
+    assert (alice.id, alice.custom_id, alice.tags) == ("my-id", "crm", ("a", "b"))
+
+
+def test_a_consumer_with_only_a_custom_id_has_no_lasting_id(tmp_path: Path) -> None:
+    (nobody,) = kong_yml(tmp_path, "consumers: [{custom_id: crm}]").read()
+    assert (nobody.id, nobody.custom_id) == ("", "crm")
+
+
+@pytest.mark.parametrize(
+    "plugins",
+    [
+        "plugins: [{name: key-auth, config: {anonymous: guest}}]",
+        "services: [{name: s, plugins: [{name: key-auth, config: {anonymous: guest}}]}]",
+        "services: [{name: s, routes: [{name: r, plugins: [{name: key-auth, config: {anonymous: guest}}]}]}]",
+        "routes: [{name: r, plugins: [{name: key-auth, enabled: false, config: {anonymous: guest}}]}]",
+        "plugins: [{name: key-auth, config: {anonymous: guest-id}}]",
+    ],
+)
+def test_the_anonymous_consumer_is_found_wherever_a_plugin_names_it(tmp_path: Path, plugins: str) -> None:
+    consumers = "consumers: [{username: guest, id: guest-id}, {username: alice}]\n"
+    source = kong_yml(tmp_path, consumers + plugins)
+    assert {p.username: p.anonymous for p in source.read()} == {"guest": True, "alice": False}
+
+
+def test_a_plugin_without_configuration_is_no_trouble(tmp_path: Path) -> None:
+    source = kong_yml(
+        tmp_path,
+        "consumers: [{username: alice}]\nplugins: [{name: cors}, {name: x, config: {anonymous: null}}]",
+    )
+    assert not source.read()[0].anonymous
+
+
+def test_a_file_without_consumers_has_none(tmp_path: Path) -> None:
+    assert kong_yml(tmp_path, "services: []").read() == []
+
+
+@pytest.mark.parametrize(
+    ("content", "says"),
+    [
+        ("", "no _format_version"),
+        ("consumers: []", "no _format_version"),
+        ("_format_version: '3.0'\nconsumers: {alice: {}}", "not a list"),
+        ("_format_version: '3.0'\nconsumers: [alice]", r"consumers\[0\]"),
+        ("_format_version: '3.0'\nconsumers: [{tags: [x]}]", "neither username nor custom_id"),
+        ("_format_version: '3.0'\nconsumers: [{username: 7}]", "username is int"),
+        ("_format_version: '3.0'\nconsumers: [{username: a, tags: x}]", "tags"),
+        ("_format_version: [", "not YAML"),
+    ],
+)
+def test_a_file_that_is_no_declarative_configuration_is_an_error_and_not_an_empty_world(
+    tmp_path: Path, content: str, says: str
+) -> None:
+    path = tmp_path / "kong.yml"
+    path.write_text(content)
+    with pytest.raises(SourceError, match=says):
+        DeclarativeFile(path).read()
+
+
+def test_a_file_that_is_not_there_is_an_error(tmp_path: Path) -> None:
+    with pytest.raises(SourceError, match="No such file"):
+        DeclarativeFile(tmp_path / "kong.yml").read()
+
+
+def test_the_example_applications_are_read() -> None:
+    (widget,) = ApplicationsFile(EXAMPLES / "applications.json").read()
+    assert (widget.kind, widget.id) == ("application", "b15e2460-ba40-431d-9df0-4957fcffacda")
+    assert widget.username == "Weather Widget"
+
+
+@pytest.mark.parametrize(
+    ("document", "says"),
+    [
+        ({"data": [{"id": "a", "name": "A"}], "meta": {"page": {"total": 2}}}, "1 of 2 applications"),
+        ({"data": [{"id": "a"}, {"id": "a"}], "meta": {"page": {"total": 2}}}, "1 of 2 applications"),
+        ({"applications": []}, "no list `data`"),
+        ({"data": [{"name": "A"}]}, "no id"),
+        ({"data": ["a"]}, "not an object"),
+        ([], "not a JSON object"),
+    ],
+)
+def test_an_applications_file_that_is_not_a_whole_list_is_an_error(
+    tmp_path: Path, document: object, says: str
+) -> None:
+    path = tmp_path / "applications.json"
+    path.write_text(json.dumps(document))
+    with pytest.raises(SourceError, match=says):
+        ApplicationsFile(path).read()
+
+
+def test_an_applications_file_that_is_cut_off_is_an_error(tmp_path: Path) -> None:
+    path = tmp_path / "applications.json"
+    path.write_text('{"data": [')
+    with pytest.raises(SourceError, match="not JSON"):
+        ApplicationsFile(path).read()
+
+
+def test_static_subjects_are_principals_by_their_own_key() -> None:
+    (batch,) = Static((StaticSubject("batch", "Batch", {"team": "data"}, "acme"),)).read()
+    assert (batch.kind, batch.id, batch.username, batch.customer) == ("static", "batch", "Batch", "acme")
+    assert batch.metadata == {"team": "data"}
