@@ -11,8 +11,8 @@ from typing import Any
 import pytest
 import yaml
 
-from openmeter_plugin.metering.event import outcome
-from openmeter_plugin.metering.pdk_queries import Answers
+from openmeter_plugin.metering.event import decide
+from openmeter_plugin.metering.pdk_queries import QueryResults
 from openmeter_plugin.metering.rules import Rules
 from tests import documents
 from tests.clones import Clone
@@ -60,7 +60,7 @@ def test_only_what_cannot_run_here_is_left_out() -> None:
 def recorded_events() -> list[dict[str, Any]]:
     events: list[dict[str, Any]] = []
     for recorded in (serialized("authenticated"), llm_request()):
-        made = outcome(recorded.parsed, Answers(None, None), Rules(source="kong"), now_ms=0, new_id=str)
+        made = decide(recorded.parsed, QueryResults(None, None), Rules(source="kong"), now_ms=0, new_id=str)
         assert isinstance(made, list)
         events += made
     return events

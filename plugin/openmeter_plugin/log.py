@@ -15,7 +15,7 @@ from typing import Any, Final
 
 import structlog
 
-_LONGEST_LINE: Final = 4000
+_MAX_LINE: Final = 4000
 """Bytes. A pipe that polls as writable takes PIPE_BUF (4096) without blocking (pipe(7))."""
 
 
@@ -43,7 +43,7 @@ class StderrSink:
     log = debug = info = warning = error = critical = exception = fatal = failure = err = warn = msg
 
     def _write(self, line: str) -> bool:
-        data = line.encode("utf-8", "replace")[:_LONGEST_LINE] + b"\n"
+        data = line.encode("utf-8", "replace")[:_MAX_LINE] + b"\n"
         poll = select.poll()
         poll.register(self._fd, select.POLLOUT)
         try:

@@ -6,7 +6,7 @@ BlockedError where the world has overtaken the plan: another owner, a subscripti
 
 from __future__ import annotations
 
-from syncd.core.changes import Change, State
+from syncd.core.changes import Change, EntityState
 from syncd.core.errors import BlockedError
 from syncd.core.model import ObservedCustomer
 from syncd.core.ownership import is_adoptable, is_ours, owner_of
@@ -120,6 +120,6 @@ def _require_same_marks(change: Change, there: ObservedCustomer) -> None:
         raise BlockedError("its marks changed meanwhile; plan again")
 
 
-def _metadata(state: State | None) -> dict[str, str]:
+def _metadata(state: EntityState | None) -> dict[str, str]:
     metadata = (state.metadata if state else None) or {}
     return {name: str(value) for name, value in metadata.items()}

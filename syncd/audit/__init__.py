@@ -1,4 +1,4 @@
-"""The audit: do the gateways' ledgers and the meters agree?
+"""The audit: compares the gateways' ledgers with the meters.
 
 Start with `run`; `compare` is its pure core.
 May import: `runs`, `gateways`, `metering`.

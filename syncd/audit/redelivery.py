@@ -20,10 +20,10 @@ from syncd.runs.unbilled import rfc3339
 
 MOST_REQUESTS = 200
 """To one gateway: each makes it look through its spool, so beyond that whole hours are asked for."""
-_FIRST_PAUSE, _LONGEST_PAUSE = 0.2, 2.0
+_FIRST_PAUSE, _MAX_PAUSE = 0.2, 2.0
 
 
-class State(StrEnum):
+class RedeliveryState(StrEnum):
     """How far a redelivery is."""
 
     PLANNED = "planned"
@@ -45,7 +45,7 @@ class Redelivery:
     until: datetime
     subject: str | None
     missing: int
-    state: State = State.PLANNED
+    state: RedeliveryState = RedeliveryState.PLANNED
     id: int | None = None
     sent: int = 0
     expected: int | None = None
@@ -131,8 +131,8 @@ def _asked(planned: Redelivery, gateway: Gateway) -> Redelivery:
     try:
         answer = gateway.redeliver(planned.since, planned.until, planned.subject)
     except GatewayError as error:
-        return replace(planned, state=State.FAILED, error=str(error))
-    return replace(planned, state=State(answer.state), id=answer.id, sent=answer.sent)
+        return replace(planned, state=RedeliveryState.FAILED, error=str(error))
+    return replace(planned, state=RedeliveryState(answer.state), id=answer.id, sent=answer.sent)
 
 
 def wait(
@@ -147,25 +147,27 @@ def wait(
     by_name = {gateway.name: gateway for gateway in gateways}
     found, deadline, pause = list(asked), clock() + timeout, _FIRST_PAUSE
     while True:
-        found = [_seen(one, by_name[one.gateway]) if one.state is State.WAITING else one for one in found]
+        found = [
+            _seen(one, by_name[one.gateway]) if one.state is RedeliveryState.WAITING else one for one in found
+        ]
         left = deadline - clock()
-        if left <= 0 or all(one.state is not State.WAITING for one in found):
+        if left <= 0 or all(one.state is not RedeliveryState.WAITING for one in found):
             return tuple(_counted(one, by_name[one.gateway]) for one in found)
         sleep(min(pause, left))
-        pause = min(2 * pause, _LONGEST_PAUSE)
+        pause = min(2 * pause, _MAX_PAUSE)
 
 
 def _seen(waiting: Redelivery, gateway: Gateway) -> Redelivery:
     try:
         answer = gateway.redelivery(waiting.id or 0)
     except GatewayError as error:
-        return replace(waiting, state=State.FAILED, error=str(error))
-    return replace(waiting, state=State(answer.state), sent=answer.sent)
+        return replace(waiting, state=RedeliveryState.FAILED, error=str(error))
+    return replace(waiting, state=RedeliveryState(answer.state), sent=answer.sent)
 
 
 def _counted(done: Redelivery, gateway: Gateway) -> Redelivery:
     """Return what was done with how many events the gateway had delivered of it, of all types."""
-    if done.state is not State.DONE:
+    if done.state is not RedeliveryState.DONE:
         return done
     try:
         lines = gateway.ledger(done.since, done.until, done.subject).lines

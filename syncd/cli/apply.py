@@ -17,9 +17,9 @@ from syncd.core.changes import Outcome, Plan, count
 from syncd.core.errors import ApplyStoppedError, SyncdError
 from syncd.planning import plan_file
 from syncd.runs import reconciler
-from syncd.runs.history import History, Recorder
+from syncd.runs.history import History, HistoryRecorder
 from syncd.runs.lock import write_lock
-from syncd.runs.run import State, begun
+from syncd.runs.run import RunState, new_run
 
 
 def apply(
@@ -64,10 +64,10 @@ def _recorded(
     config: Config, options: reconciler.RunOptions, show: Callable[[Plan], None], progress: Steps
 ) -> reconciler.Result:
     """Do the run and write it into the history, as the daemon does with its own."""
-    run = begun("apply", options)
+    run = new_run("apply", options)
     with closing(History(config.daemon.state_dir)) as history:
         history.close_interrupted()
-        recorder = Recorder(history, lambda: config.daemon.keep_runs)
+        recorder = HistoryRecorder(history, lambda: config.daemon.keep_runs)
         plans: list[Plan] = []
 
         def on_plan(plan: Plan) -> None:
@@ -81,7 +81,7 @@ def _recorded(
             recorder.changed(run, outcomes)
             progress.advance(len(outcomes))
 
-        def end(state: State, error: str | None, outcomes: tuple[Outcome, ...]) -> None:
+        def end(state: RunState, error: str | None, outcomes: tuple[Outcome, ...]) -> None:
             plan = plans[0] if plans else None
             now = datetime.now(UTC)
             recorder.finished(
@@ -92,7 +92,7 @@ def _recorded(
         try:
             result = reconciler.run(config, options, on_plan=on_plan, report=report)
         except SyncdError as error:
-            end(State.FAILED, str(error), error.outcomes if isinstance(error, ApplyStoppedError) else ())
+            end(RunState.FAILED, str(error), error.outcomes if isinstance(error, ApplyStoppedError) else ())
             raise
-        end(State.BLOCKED if result.blocked else State.SUCCEEDED, None, result.outcomes)
+        end(RunState.BLOCKED if result.blocked else RunState.SUCCEEDED, None, result.outcomes)
     return result

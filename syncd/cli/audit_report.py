@@ -9,7 +9,7 @@ from datetime import datetime, timedelta
 from rich.console import Console
 
 from syncd.audit.compare import Comparison, Difference, Totals, Yardstick, spans
-from syncd.audit.redelivery import Redelivery, State
+from syncd.audit.redelivery import Redelivery, RedeliveryState
 from syncd.audit.run import Audit
 from syncd.cli.render import counts, line, show
 from syncd.runs.unbilled import rfc3339
@@ -131,7 +131,7 @@ def show_planned(console: Console, planned: Sequence[Redelivery]) -> None:
 
 def show_redeliveries(console: Console, asked: Sequence[Redelivery]) -> None:
     """Print what came of it."""
-    styles = {State.DONE: "green", State.FAILED: "bold red"}
+    styles = {RedeliveryState.DONE: "green", RedeliveryState.FAILED: "bold red"}
     rows = [
         (
             (one.gateway, ""),
@@ -143,7 +143,7 @@ def show_redeliveries(console: Console, asked: Sequence[Redelivery]) -> None:
         for one in asked
     ]
     show(console, ("gateway", "subject", "hours (UTC)", "state", ""), rows)
-    waiting = sum(one.state is State.WAITING for one in asked)
+    waiting = sum(one.state is RedeliveryState.WAITING for one in asked)
     gone = sum(one.gone for one in asked)
     line(console, f"Sent again: {sum(one.sent for one in asked):,} events in {len(asked)} spans.")
     if waiting:
@@ -157,7 +157,7 @@ def show_redeliveries(console: Console, asked: Sequence[Redelivery]) -> None:
 
 
 def _came_of(one: Redelivery) -> str:
-    if one.error is not None and one.state is State.FAILED:
+    if one.error is not None and one.state is RedeliveryState.FAILED:
         return one.error
     text = f"{one.sent:,} sent"
     return f"{text}, {one.gone:,} no longer retained" if one.gone else text

@@ -97,12 +97,12 @@ def _ended(
 ) -> Mapping[str, Any]:
     """Wait for the end of a run; raises SyncdError, after `show`, where it failed."""
     from syncd.cli.render import steps
-    from syncd.runs.run import State
+    from syncd.runs.run import RunState
 
     with steps() as progress:
         progress.begin(f"waiting for run {run['id']}")
         ended = client.wait(dict(run))
-    if ended["state"] == State.FAILED:
+    if ended["state"] == RunState.FAILED:
         show(ended)
         raise SyncdError(f"the run failed: {ended['error']}")
     return ended
@@ -126,9 +126,9 @@ def _show_plan(run: Mapping[str, Any], *, as_json: bool) -> None:
 
 
 def _status_of(run: Mapping[str, Any]) -> int:
-    from syncd.runs.run import State
+    from syncd.runs.run import RunState
 
-    if run["state"] == State.BLOCKED:
+    if run["state"] == RunState.BLOCKED:
         return BLOCKED
     return DRIFT if run["dry_run"] and not run["in_sync"] else APPLIED
 

@@ -14,7 +14,7 @@ from rich.table import Table
 from rich.text import Text
 
 from syncd.core.changes import Change, ChangeKind, Outcome, Plan, Status, count
-from syncd.core.exposure import Exposure
+from syncd.core.unbilled import UnbilledUsage
 from syncd.metering.usage import SubjectUsage, Usage, whole
 
 _CHANGE_STYLES = {
@@ -54,8 +54,8 @@ def show_plan(console: Console, plan: Plan) -> None:
     show(console, ("change", "customer", "what", "why"), rows)
     for note in plan.notes:
         line(console, f"Note: {_printable(note)}.")
-    if plan.exposure and plan.exposure.subjects:
-        line(console, f"Unbilled: {_exposure(plan.exposure)}.")
+    if plan.unbilled and plan.unbilled.subjects:
+        line(console, f"Unbilled: {_unbilled(plan.unbilled)}.")
     line(
         console,
         f"Plan: {counts(plan.summary())}." if plan.changes else "Plan: nothing to do, nothing to report.",
@@ -125,14 +125,14 @@ def _why(change: Change) -> str:
             return f"{change.reason} ({events}, unbilled after that unless they are invoiced)"
 
 
-def _exposure(exposure: Exposure) -> str:
-    text = f"{exposure.events():,} events of {len(exposure.subjects)} subjects on no customer"
-    if exposure.since:
-        text += f", since {exposure.since[:10]}"
-    if planned := exposure.count("planned"):
+def _unbilled(unbilled: UnbilledUsage) -> str:
+    text = f"{unbilled.events():,} events of {len(unbilled.subjects)} subjects on no customer"
+    if unbilled.since:
+        text += f", since {unbilled.since[:10]}"
+    if planned := unbilled.count("planned"):
         text += f"; this plan attributes {planned} of them"
-    if blocked := exposure.count("blocked"):
-        text += f"; {blocked} are blocked ({exposure.events('blocked'):,} events)"
+    if blocked := unbilled.count("blocked"):
+        text += f"; {blocked} are blocked ({unbilled.events('blocked'):,} events)"
     return text
 
 

@@ -9,8 +9,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from enum import StrEnum
 
-from syncd.core.exposure import Exposure
 from syncd.core.model import NO_DETAILS, CustomerDetails
+from syncd.core.unbilled import UnbilledUsage
 
 PLAN_VERSION = 2
 """Counts up when the shape of a plan as JSON changes."""
@@ -61,7 +61,7 @@ _RANK = {kind: rank for rank, kind in enumerate(ChangeKind)}
 
 
 @dataclass(frozen=True, slots=True)
-class State:
+class EntityState:
     """What of an entity a change is about; None stands for "not part of this change"."""
 
     name: str | None = None
@@ -109,8 +109,8 @@ class Change:
     subject_keys: tuple[str, ...]
     reason: str
     customer_id: str | None = None
-    before: State | None = None
-    after: State | None = None
+    before: EntityState | None = None
+    after: EntityState | None = None
     to_customer_key: str | None = None
     usage: MovedUsage | None = None
 
@@ -150,7 +150,7 @@ class Change:
 class Plan:
     """Ordered changes; those that are only reported come last.
 
-    `notes` tell what held changes back (an empty source, a guard). `exposure` is the usage that no
+    `notes` tell what held changes back (an empty source, a guard). `unbilled` is the usage that no
     customer is charged for, None where it was not looked up.
     """
 
@@ -158,7 +158,7 @@ class Plan:
     policy: str
     changes: tuple[Change, ...]
     notes: tuple[str, ...] = ()
-    exposure: Exposure | None = field(default=None, compare=False)
+    unbilled: UnbilledUsage | None = field(default=None, compare=False)
 
     @property
     def actionable(self) -> tuple[Change, ...]:
@@ -199,7 +199,7 @@ class Plan:
             "checksum": self.checksum(),
             "notes": list(self.notes),
             "summary": self.summary(),
-            "unbilled": self.exposure.to_json() if self.exposure else None,
+            "unbilled": self.unbilled.to_json() if self.unbilled else None,
             "changes": [change.to_json() for change in self.changes],
         }
 

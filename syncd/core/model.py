@@ -145,7 +145,7 @@ class Problem:
 
 
 @dataclass(frozen=True, slots=True)
-class DesiredWorld:
+class DesiredState:
     """All that the sources ask for. `customers` is sorted by key; `problems` are left out of it.
 
     `warnings` tell of details that customers are created without. `known` are subjects that nobody needs
@@ -184,7 +184,7 @@ class ObservedSubject:
 
 
 @dataclass(frozen=True, slots=True)
-class ObservedWorld:
+class ObservedState:
     """All that the metering API has. `subjects` is None where the server knows no subject entities."""
 
     customers: tuple[ObservedCustomer, ...]

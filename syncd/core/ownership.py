@@ -11,8 +11,8 @@ import hashlib
 import re
 from collections.abc import Mapping
 
+from syncd.core.lifecycle_metadata import KEYS as ORPHAN_KEYS
 from syncd.core.model import ObservedCustomer, ObservedSubject
-from syncd.core.orphan_marks import KEYS as ORPHAN_KEYS
 
 # MERGED: The label rules of the v3 API, as its specification and its server's code have them.
 #
@@ -69,7 +69,7 @@ def label_value(text: str) -> str:
     return f"sha256-{hashlib.sha256(text.encode('utf-8', 'surrogatepass')).hexdigest()[:48]}"
 
 
-def marks(owner_id: str, source_id: str) -> dict[str, str]:
+def ownership_metadata(owner_id: str, source_id: str) -> dict[str, str]:
     """Return the metadata that make an entity ours; `source_id` is encoded where a label cannot hold it."""
     return {MANAGED_BY: US, SYNC_OWNER: owner_id, SOURCE_ID: label_value(source_id)}
 

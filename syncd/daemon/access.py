@@ -23,7 +23,7 @@ _SAFE_METHODS: Final = frozenset({"GET", "HEAD", "OPTIONS"})
 _OWN_SITE: Final = frozenset({"same-origin", "none"})
 
 
-class Gate:
+class AccessMiddleware:
     """Lets requests through, or answers them. `public_url` is the setting daemon.public_url."""
 
     def __init__(

@@ -14,14 +14,14 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 from syncd import __version__
 from syncd.config.settings import Config
 from syncd.core.errors import QueueFullError
-from syncd.daemon.access import Gate
+from syncd.daemon.access import AccessMiddleware
 from syncd.daemon.metrics import CONTENT_TYPE, Metrics
 from syncd.dashboard.app import create_dashboard
 from syncd.planning.scope import Scope
 from syncd.runs.history import History
 from syncd.runs.queue import Runs
 from syncd.runs.reconciler import RunOptions
-from syncd.runs.run import State
+from syncd.runs.run import RunState
 
 
 class SyncRequest(BaseModel):
@@ -79,7 +79,7 @@ def create_app(daemon: Daemon) -> FastAPI:
     # Without FastAPI's own pages: they load scripts from elsewhere, which would run beside the dashboard.
     app = FastAPI(title="kong-openmeter syncd", version=__version__, docs_url=None, redoc_url=None)
     app.add_middleware(
-        Gate,
+        AccessMiddleware,
         has_token=lambda: daemon.token() is not None,
         public_url=lambda: daemon.config().daemon.public_url,
     )
@@ -131,7 +131,7 @@ def _health(daemon: Daemon) -> APIRouter:
         last = daemon.runs.last_real()
         if last is None:
             return JSONResponse({"status": "no run has ended yet"}, 503)
-        if last.state is State.FAILED:
+        if last.state is RunState.FAILED:
             return JSONResponse({"status": "the last run failed; see /v1/status"}, 503)
         return JSONResponse({"status": "ok"})
 
@@ -143,7 +143,7 @@ def _asked_for(request: SyncRequest, runs: Runs) -> RunOptions:
     if request.reviewed is None:
         return request.options()
     shown = runs.get(request.reviewed)
-    if shown is None or shown.plan is None or not shown.dry_run or shown.state is not State.SUCCEEDED:
+    if shown is None or shown.plan is None or not shown.dry_run or shown.state is not RunState.SUCCEEDED:
         said = "reviewed is no dry run that went to its end, or it is forgotten. Ask for a new one"
         raise HTTPException(status.HTTP_409_CONFLICT, said)
     return replace(shown.options, dry_run=False, force=request.force, reviewed=shown.plan)

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from syncd.core.errors import DaemonError, RefusedError, UnreachableError
 from syncd.http.client import ApiClient, Endpoint, expect_object
 from syncd.http.retry import Retry
-from syncd.runs.run import FINISHED, State
+from syncd.runs.run import FINISHED, RunState
 
 _API = "the daemon"
 _POLL_SECONDS = 0.25
@@ -37,7 +37,7 @@ class DaemonClient:
 
     def wait(self, run: dict[str, object]) -> dict[str, object]:
         """Return the run once it has ended, however long that takes."""
-        while State(str(run["state"])) not in FINISHED:
+        while RunState(str(run["state"])) not in FINISHED:
             self.sleep(_POLL_SECONDS)
             run = self.get(str(run["id"]))
         return run

@@ -12,7 +12,7 @@ from prometheus_client.registry import Collector
 from syncd import __version__
 from syncd.core.changes import ChangeKind, Outcome
 from syncd.http import request_counter
-from syncd.runs.run import Run, State
+from syncd.runs.run import Run, RunState
 
 CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
 
@@ -82,11 +82,11 @@ class Metrics:
             self._planned.labels(kind).set(number)
         self._blocked.set(len(plan.of(ChangeKind.BLOCKED)))
         self._in_sync.set(plan.in_sync)
-        self._known.set(plan.exposure is not None)
+        self._known.set(plan.unbilled is not None)
         for fate in ("planned", "blocked", "unknown"):
-            exposure = plan.exposure
-            self._subjects.labels(fate).set(exposure.count(fate) if exposure else 0)
-            self._events.labels(fate).set(exposure.events(fate) if exposure else 0)
+            unbilled = plan.unbilled
+            self._subjects.labels(fate).set(unbilled.count(fate) if unbilled else 0)
+            self._events.labels(fate).set(unbilled.events(fate) if unbilled else 0)
 
     def changed(self, run: Run, outcomes: Sequence[Outcome]) -> None:  # noqa: ARG002 - as all observers are told
         """Count the changes; what the plan itself blocks is in `syncd_blocked` already."""
@@ -99,7 +99,7 @@ class Metrics:
         self._runs.labels(run.trigger, extent, str(run.state)).inc()
         if run.failure:
             self._failures.labels(run.failure).inc()
-        if run.state is not State.FAILED and not run.dry_run:
+        if run.state is not RunState.FAILED and not run.dry_run:
             self._success.set_to_current_time()
 
 

@@ -26,7 +26,7 @@ from syncd.daemon.metrics import Metrics
 from syncd.runs import reconciler
 from syncd.runs.clock import JumpWatch, Now, utc_now
 from syncd.runs.factory import rules_of
-from syncd.runs.history import History, Recorder
+from syncd.runs.history import History, HistoryRecorder
 from syncd.runs.lock import write_lock
 from syncd.runs.queue import Runs
 from syncd.runs.reconciler import Result, RunOptions
@@ -167,7 +167,7 @@ def running(config: Config, now: Now = utc_now) -> Iterator[Running]:
             config, Listen(config.daemon.listen.host, listener.getsockname()[1]), metrics, stopping
         )
         perform = Performer(lambda: daemon.config, lambda: daemon.readings, history, stopping.wait, now)
-        observers = (Recorder(history, lambda: daemon.config.daemon.keep_runs), metrics)
+        observers = (HistoryRecorder(history, lambda: daemon.config.daemon.keep_runs), metrics)
         runs = Runs(perform, stopping, observers=observers)
         server = _server(Daemon(runs, history, metrics, lambda: daemon.config, daemon.token, daemon.describe))
         threads = [

@@ -16,7 +16,7 @@ from syncd.dashboard.text import plural
 from syncd.dashboard.web import Visitor, Web, is_own_page, url
 from syncd.planning.scope import Scope
 from syncd.runs.reconciler import RunOptions
-from syncd.runs.run import Run, State
+from syncd.runs.run import Run, RunState
 
 _log = structlog.get_logger("syncd.dashboard")
 
@@ -94,7 +94,7 @@ class Actions:
         options = replace(shown, dry_run=False, force="force" in form)
         for run in self._queries.runs.recent():
             # Sent twice: the first one serves both.
-            if run.options.reviewed is options.reviewed and run.state is not State.FAILED:
+            if run.options.reviewed is options.reviewed and run.state is not RunState.FAILED:
                 return _to(run)
         return _to(self._queries.runs.request(TRIGGER, options))
 

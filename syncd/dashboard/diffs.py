@@ -6,7 +6,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Final, Literal
 
-from syncd.core.changes import DELETIONS, REMOVALS, Change, ChangeKind, Outcome, Plan, State
+from syncd.core.changes import DELETIONS, REMOVALS, Change, ChangeKind, EntityState, Outcome, Plan
 from syncd.dashboard.text import number
 
 Sign = Literal["+", "-", " "]
@@ -154,7 +154,7 @@ def _lines(change: Change) -> Iterator[Line]:
         yield from (Line(" ", "subject", key) for key in change.subject_keys)
         return
     gone = after is None
-    before, after = before or State(), after or State()
+    before, after = before or EntityState(), after or EntityState()
     yield from _scalar("name", before.name, after.name, gone=gone)
     yield from _subjects(before.subject_keys, after.subject_keys, gone=gone)
     details_before, details_after = _flat(before.details.to_json()), _flat(after.details.to_json())

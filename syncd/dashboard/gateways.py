@@ -59,7 +59,7 @@ class GatewayState:
     @property
     def summary(self) -> str:
         """Say how it is, in one line."""
-        waiting = plural(self.spool.total.depth, "event") + " waiting"
+        waiting = plural(self.spool.total.backlog, "event") + " waiting"
         return "; ".join([*self.problems, *self.warnings]) or waiting
 
 

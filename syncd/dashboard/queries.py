@@ -16,17 +16,17 @@ from syncd.dashboard.diffs import Results
 from syncd.dashboard.gateways import GatewayState, gateway_named, read_dead_letters, read_state
 from syncd.dashboard.probes import Probe, metering_probe, source_probes
 from syncd.dashboard.reading import Answer, Reader
-from syncd.dashboard.views import Drift, Level, RunLine, Unbilled, drift, latest, run_line, unbilled
+from syncd.dashboard.views import Drift, Level, RunLine, UnbilledView, drift, latest, run_line, unbilled
 from syncd.gateways.models import DeadLetters
 from syncd.planning.plan_file import from_json
 from syncd.runs.history import History
 from syncd.runs.queue import Runs
 from syncd.runs.reconciler import RunOptions
-from syncd.runs.run import FINISHED, Run, State
+from syncd.runs.run import FINISHED, Run, RunState
 
 _USAGE_PATIENCE: Final = 5.0
 """Seconds for which the page of customers waits: meter queries take longer than a probe."""
-_MOST_DETAILS: Final = 4
+_MAX_DETAILS: Final = 4
 """Finished runs whose plan is kept at hand for the next page of it."""
 
 
@@ -63,7 +63,7 @@ class Queries:
         self._lock = threading.Lock()
         self._read_for: Config | None = None
         self._reader = Reader()
-        self._standing: tuple[Run | None, Drift | None, Unbilled | None] = (None, None, None)
+        self._standing: tuple[Run | None, Drift | None, UnbilledView | None] = (None, None, None)
         self._finished: OrderedDict[str, RunDetail] = OrderedDict()
 
     def config(self) -> Config:
@@ -123,7 +123,7 @@ class Queries:
             patience=_USAGE_PATIENCE,
         )
 
-    def standing(self) -> tuple[Drift | None, Unbilled | None]:
+    def standing(self) -> tuple[Drift | None, UnbilledView | None]:
         """Return drift and unbilled usage by the latest plan of all principals.
 
         Worked out once for each: with a hundred thousand changes it takes seconds.
@@ -151,7 +151,7 @@ class Queries:
         if detail is not None and detail.line.is_finished:
             with self._lock:
                 self._finished[run_id] = detail
-                while len(self._finished) > _MOST_DETAILS:
+                while len(self._finished) > _MAX_DETAILS:
                     self._finished.popitem(last=False)
         return detail
 
@@ -179,7 +179,7 @@ class Queries:
         detail = self.run(run_id, datetime.now(UTC))
         if detail is None or detail.plan is None:
             return None
-        if not detail.line.dry_run or State(detail.line.state) is not State.SUCCEEDED:
+        if not detail.line.dry_run or RunState(detail.line.state) is not RunState.SUCCEEDED:
             return None
         return replace(detail.options, reviewed=detail.plan)
 

@@ -24,8 +24,8 @@ _T = TypeVar("_T")
 
 FRESH: Final = 15.0  # seconds for which an answer is shown again
 PATIENCE: Final = 2.0  # seconds for which a page waits
-_MOST_AT_ONCE: Final = 16
-_MOST_KEPT: Final = 200
+_MAX_AT_ONCE: Final = 16
+_MAX_KEPT: Final = 200
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,7 +55,7 @@ class Reader:
         *,
         fresh: float = FRESH,
         patience: float = PATIENCE,
-        at_once: int = _MOST_AT_ONCE,
+        at_once: int = _MAX_AT_ONCE,
     ) -> None:
         self._clock = clock
         self._fresh = fresh
@@ -85,7 +85,7 @@ class Reader:
         with self._lock:
             entry = self._entries.setdefault(key, _Entry())
             self._entries.move_to_end(key)
-            while len(self._entries) > _MOST_KEPT:
+            while len(self._entries) > _MAX_KEPT:
                 self._entries.popitem(last=False)
             fresh = entry.answer is not None and self._clock() - entry.read < self._fresh
             if entry.busy or fresh:

@@ -27,8 +27,8 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 LIFETIME: Final = 12 * 3600.0  # seconds, whatever happens
 IDLE: Final = 3600.0  # seconds without a request
 
-_MOST_SESSIONS: Final = 200
-_MOST_ADDRESSES: Final = 1000
+_MAX_SESSIONS: Final = 200
+_MAX_ADDRESSES: Final = 1000
 _ID: Final = re.compile(r"[A-Za-z0-9_-]{43}")
 
 
@@ -57,7 +57,7 @@ class Sessions:
         identity, now = new_id(), self._clock()
         with self._lock:
             self._open[identity] = _Session(self._digest(token), now, now)
-            while len(self._open) > _MOST_SESSIONS:
+            while len(self._open) > _MAX_SESSIONS:
                 self._open.popitem(last=False)
         return identity
 
@@ -130,7 +130,7 @@ class LoginLimit:
         with self._lock:
             tried = self._tried.setdefault(address, deque())
             self._tried.move_to_end(address)
-            while len(self._tried) > _MOST_ADDRESSES:
+            while len(self._tried) > _MAX_ADDRESSES:
                 self._tried.popitem(last=False)
             for times, most in ((tried, self._by_address), (self._all, self._by_all)):
                 while times and now - times[0] >= self._seconds:
@@ -166,7 +166,7 @@ HEADERS: Final[Mapping[str, str]] = {
     "Permissions-Policy": "camera=(), geolocation=(), microphone=(), payment=(), usb=()",
 }
 _LARGEST_FORM: Final = 16 * 1024
-_MOST_FIELDS: Final = 30
+_MAX_FIELDS: Final = 30
 _FORM_SECONDS: Final = 10.0
 
 
@@ -223,7 +223,7 @@ async def read_form(request: Request) -> dict[str, str]:
     except TimeoutError:
         raise FormError(f"the form did not come within {_FORM_SECONDS:.0f} s") from None
     try:
-        fields = parse_qsl(body.decode(), keep_blank_values=True, max_num_fields=_MOST_FIELDS)
+        fields = parse_qsl(body.decode(), keep_blank_values=True, max_num_fields=_MAX_FIELDS)
     except ValueError:
         raise FormError("the form cannot be read") from None
     return dict(fields)

@@ -8,10 +8,10 @@ from datetime import datetime
 from typing import Any, Final, Literal
 
 from syncd.core.changes import Change, ChangeKind, Plan, Status
-from syncd.core.exposure import ExposedSubject, Fate
+from syncd.core.unbilled import Fate, UnbilledSubject
 from syncd.dashboard.diffs import Results
 from syncd.dashboard.text import moment
-from syncd.runs.run import FINISHED, Run, State
+from syncd.runs.run import FINISHED, Run, RunState
 
 Level = Literal["ok", "warning", "problem", "busy", "none"]
 
@@ -44,14 +44,14 @@ class RunLine:
     @property
     def is_finished(self) -> bool:
         """Tell whether it has ended."""
-        return State(self.state) in FINISHED
+        return RunState(self.state) in FINISHED
 
 
 def run_line(summary: Mapping[str, Any], now: datetime) -> RunLine:
     """Return the line of a run from its summary (`Run.summary`), of the daemon or of the history."""
     started, finished = moment(summary["started_at"]), moment(summary["finished_at"])
-    state = State(summary["state"])
-    end = finished or (now if state is State.RUNNING else None)
+    state = RunState(summary["state"])
+    end = finished or (now if state is RunState.RUNNING else None)
     level, outcome = _outcome(summary, state)
     return RunLine(
         summary["id"],
@@ -68,12 +68,12 @@ def run_line(summary: Mapping[str, Any], now: datetime) -> RunLine:
     )
 
 
-def _outcome(summary: Mapping[str, Any], state: State) -> tuple[Level, str]:
+def _outcome(summary: Mapping[str, Any], state: RunState) -> tuple[Level, str]:
     planned = summary["planned"] or {}
     blocked = planned.get(str(ChangeKind.BLOCKED), 0)
-    if state in (State.QUEUED, State.RUNNING):
-        return "busy", "waits for its turn" if state is State.QUEUED else "running"
-    if state is State.FAILED:
+    if state in (RunState.QUEUED, RunState.RUNNING):
+        return "busy", "waits for its turn" if state is RunState.QUEUED else "running"
+    if state is RunState.FAILED:
         return "problem", "failed"
     if summary["dry_run"]:
         to_do = sum(planned.get(str(kind), 0) for kind in ChangeKind if Change(kind, None, (), "").actionable)
@@ -136,7 +136,7 @@ def drift(run: Run | None) -> Drift | None:
         return None
     left, stuck = _left(run, run.plan)
     at = run.finished_at or run.started_at or run.requested_at
-    applying = run.state is State.RUNNING and not run.dry_run
+    applying = run.state is RunState.RUNNING and not run.dry_run
     return Drift(run.id, at, len(left), len(run.plan.of(ChangeKind.BLOCKED)) + len(stuck), applying)
 
 
@@ -155,7 +155,7 @@ def _left(run: Run, plan: Plan) -> tuple[list[Change], list[Change]]:
 
 
 @dataclass(frozen=True, slots=True)
-class UnbilledSubject:
+class UnbilledRow:
     """A subject with usage that nobody pays for, and why."""
 
     key: str
@@ -166,14 +166,14 @@ class UnbilledSubject:
 
 
 @dataclass(frozen=True, slots=True)
-class Unbilled:
-    """The unbilled exposure that the latest plan found, less what its run has attributed since."""
+class UnbilledView:
+    """The unbilled usage that the latest plan found, less what its run has attributed since."""
 
     run_id: str
     at: datetime
     since: datetime | None
     looked_from: datetime | None
-    subjects: tuple[UnbilledSubject, ...]
+    subjects: tuple[UnbilledRow, ...]
 
     @property
     def events(self) -> int | float:
@@ -195,17 +195,17 @@ class Unbilled:
         return "warning" if any(subject.fate != "planned" for subject in self.subjects) else "ok"
 
 
-def unbilled(run: Run | None) -> Unbilled | None:
-    """Return the exposure after this run, None where it is not known."""
-    if run is None or run.plan is None or run.plan.exposure is None:
+def unbilled(run: Run | None) -> UnbilledView | None:
+    """Return the unbilled usage after this run, None where it is not known."""
+    if run is None or run.plan is None or run.plan.unbilled is None:
         return None
-    plan, exposure = run.plan, run.plan.exposure
+    plan, unbilled = run.plan, run.plan.unbilled
     reasons = _reasons(run, plan)
     found = tuple(
-        described for subject in exposure.subjects if (described := _described(subject, reasons)) is not None
+        described for subject in unbilled.subjects if (described := _described(subject, reasons)) is not None
     )
     at = run.finished_at or run.started_at or run.requested_at
-    return Unbilled(run.id, at, moment(exposure.since), moment(exposure.looked_from), found)
+    return UnbilledView(run.id, at, moment(unbilled.since), moment(unbilled.looked_from), found)
 
 
 _Reasons = Mapping[str, tuple[Fate, str] | None]
@@ -233,11 +233,11 @@ def _reasons(run: Run, plan: Plan) -> _Reasons:
     return reasons
 
 
-def _described(subject: ExposedSubject, reasons: _Reasons) -> UnbilledSubject | None:
+def _described(subject: UnbilledSubject, reasons: _Reasons) -> UnbilledRow | None:
     found = reasons.get(subject.key, ("unknown", _UNKNOWN))
     if found is None:
         return None
-    return UnbilledSubject(subject.key, subject.events, subject.tokens, *found)
+    return UnbilledRow(subject.key, subject.events, subject.tokens, *found)
 
 
 @dataclass(frozen=True, slots=True)
@@ -252,7 +252,12 @@ class Offer:
 
 def offer(line: RunLine, plan: Plan | None) -> Offer | None:
     """Return the form for a dry run whose plan has something to do."""
-    if plan is None or not line.dry_run or State(line.state) is not State.SUCCEEDED or not plan.actionable:
+    if (
+        plan is None
+        or not line.dry_run
+        or RunState(line.state) is not RunState.SUCCEEDED
+        or not plan.actionable
+    ):
         return None
     found = next((note for note in plan.notes if note.startswith(_FOUND_BY_GUARD)), None)
     guard = found.removeprefix(_FOUND_BY_GUARD) if found else None

@@ -20,7 +20,7 @@ from syncd.doctor.writes import check_writes
 from syncd.http.client import ApiClient
 from syncd.http.retry import Retry
 from syncd.metering.meters import MeterApi
-from syncd.runs.clock import Now, told_by, utc_now
+from syncd.runs.clock import Now, server_time, utc_now
 from syncd.runs.factory import gateways_of, metering_endpoint, sources_of, target_of
 from syncd.runs.history import History
 
@@ -88,7 +88,7 @@ def _gateways(config: Config) -> Iterator[Finding]:
 def _clock(config: Config, now: Now) -> Finding:
     try:
         before = now()
-        told = told_by(metering_endpoint(config))
+        told = server_time(metering_endpoint(config))
         middle = before + (now() - before) / 2
     except httpx.HTTPError as error:
         return Finding(

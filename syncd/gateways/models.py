@@ -85,11 +85,11 @@ class OldestWaiting(Model):
 
 
 class SpoolPart(Model):
-    """The books of one destination, or of all together; `depth` counts events that wait."""
+    """The books of one destination, or of all together; `backlog` counts events that wait."""
 
     books: Books
     not_accounted: NotAccounted
-    depth: Count
+    backlog: Count
     oldest_waiting: OldestWaiting | None
     bytes: Count
 

@@ -1,5 +1,6 @@
-"""One HTTP client for all APIs that syncd talks to: answers become decoded JSON or errors of
-`syncd.core.errors`.
+"""One HTTP client for all APIs that syncd talks to.
+
+Answers become decoded JSON or errors of `syncd.core.errors`.
 
 Tried again (see `syncd.http.retry`): network errors, 429, 500, 502, 503 and 504.
 """

@@ -16,7 +16,7 @@ from syncd.core.errors import UnreachableError
 
 _T = TypeVar("_T")
 
-_LONGEST_RETRY_AFTER = 60.0
+_MAX_RETRY_AFTER = 60.0
 
 
 class Pace:
@@ -81,7 +81,7 @@ class Retry:
                     return attempt()
                 except UnreachableError as error:
                     if error.retry_after is not None:
-                        self.pace.refused(min(error.retry_after, _LONGEST_RETRY_AFTER), turns)
+                        self.pace.refused(min(error.retry_after, _MAX_RETRY_AFTER), turns)
                     raise
 
             try:

@@ -10,8 +10,8 @@ from itertools import groupby
 from operator import attrgetter
 
 from openmeter_plugin.metering.subject import default_subject
-from syncd.core.model import DesiredCustomer, DesiredSubject, DesiredWorld, Principal
-from syncd.core.ownership import marks
+from syncd.core.model import DesiredCustomer, DesiredState, DesiredSubject, Principal
+from syncd.core.ownership import ownership_metadata
 from syncd.mapping.claims import Claim, claims_of
 from syncd.mapping.collisions import without_collisions
 from syncd.mapping.details import details_of
@@ -21,7 +21,7 @@ from syncd.mapping.templates import fill
 _CUSTOMER_KEY = attrgetter("customer_key")
 
 
-def desired_world(principals: Iterable[Principal], rules: MappingRules) -> DesiredWorld:
+def desired_state(principals: Iterable[Principal], rules: MappingRules) -> DesiredState:
     """Return the customers that these principals ask for."""
     claims, problems = claims_of(principals, rules)
     known = _known(claims)
@@ -32,7 +32,7 @@ def desired_world(principals: Iterable[Principal], rules: MappingRules) -> Desir
         [_customer(key, list(inside), rules, warnings) for key, inside in groupby(claims, key=_CUSTOMER_KEY)]
     )
     ordered = sorted(problems + collisions, key=lambda problem: problem.reason)
-    return DesiredWorld(customers, tuple(ordered), tuple(warnings), known)
+    return DesiredState(customers, tuple(ordered), tuple(warnings), known)
 
 
 def _known(claims: Iterable[Claim]) -> frozenset[str]:
@@ -68,7 +68,7 @@ def _customer(key: str, claims: list[Claim], rules: MappingRules, warnings: list
             own = claim
             break
     namesake = own.principal if own else None
-    ours = marks(rules.owner_id, namesake.id if namesake else key)
+    ours = ownership_metadata(rules.owner_id, namesake.id if namesake else key)
     name = _customer_name(key, own, claims, rules, warnings)
     return DesiredCustomer(
         key=key,

@@ -10,17 +10,17 @@ from dataclasses import replace
 
 from syncd.core.model import (
     DesiredCustomer,
+    DesiredState,
     DesiredSubject,
-    DesiredWorld,
     ObservedCustomer,
-    ObservedWorld,
+    ObservedState,
     Problem,
 )
-from syncd.core.ownership import CUSTOMER_GROUP, is_ours, label_value, marks
+from syncd.core.ownership import CUSTOMER_GROUP, is_ours, label_value, ownership_metadata
 from syncd.mapping.rules import MAX_KEY, MAX_NAME, MappingRules
 
 
-def within_limits(world: DesiredWorld, observed: ObservedWorld, rules: MappingRules) -> DesiredWorld:
+def within_limits(world: DesiredState, observed: ObservedState, rules: MappingRules) -> DesiredState:
     """Return the world with no customer over the limit."""
     limit = rules.max_subjects_per_customer
     if limit is None:
@@ -43,7 +43,7 @@ def within_limits(world: DesiredWorld, observed: ObservedWorld, rules: MappingRu
             else:
                 taken[own.key] = f"that of {subject.principal}"
                 split.append(own)
-    return DesiredWorld(
+    return DesiredState(
         tuple(sorted((customer for customer in kept + split if customer.subjects), key=lambda c: c.key)),
         tuple(sorted(problems, key=lambda problem: problem.reason)),
         world.warnings,
@@ -81,7 +81,7 @@ def _divided(
 
 def _own(group: DesiredCustomer, subject: DesiredSubject, owner_id: str) -> DesiredCustomer:
     """Return a customer for one member of a group, which names the group."""
-    ours = {**marks(owner_id, subject.key), CUSTOMER_GROUP: label_value(group.key)}
+    ours = {**ownership_metadata(owner_id, subject.key), CUSTOMER_GROUP: label_value(group.key)}
     who = subject.principal.partition(" ")[2]
     return DesiredCustomer(
         key=subject.own_key or subject.key,
@@ -93,7 +93,7 @@ def _own(group: DesiredCustomer, subject: DesiredSubject, owner_id: str) -> Desi
     )
 
 
-def _taken(world: DesiredWorld) -> dict[str, str]:
+def _taken(world: DesiredState) -> dict[str, str]:
     """Return what cannot be the key of a customer that is split off, and whose it is.
 
     Neither another customer's key, nor another principal's subject: its usage would be counted twice.

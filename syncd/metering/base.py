@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
-from syncd.core.model import NO_DETAILS, CustomerDetails, ObservedCustomer, ObservedSubject, ObservedWorld
+from syncd.core.model import NO_DETAILS, CustomerDetails, ObservedCustomer, ObservedState, ObservedSubject
 
 _ENDED = "inactive"
 
@@ -37,7 +37,7 @@ Decide = Callable[[ObservedCustomer], CustomerEdit | None]
 class MeteringTarget(Protocol):
     """A metering API. All methods raise the `ApiError` that fits; `RefusedError` concerns one entity only."""
 
-    def observe(self) -> ObservedWorld:
+    def observe(self) -> ObservedState:
         """Return all customers and subject entities, or raise: never a part of them."""
 
     def create_customer(

@@ -11,7 +11,7 @@ from collections.abc import Mapping, Sequence
 from urllib.parse import quote
 
 from syncd.core.errors import BlockedError, MalformedError, MeterMissingError, RefusedError
-from syncd.core.model import NO_DETAILS, CustomerDetails, ObservedCustomer, ObservedSubject, ObservedWorld
+from syncd.core.model import NO_DETAILS, CustomerDetails, ObservedCustomer, ObservedState, ObservedSubject
 from syncd.http.client import ApiClient, Endpoint, expect_list, expect_object, expect_objects
 from syncd.http.pagination import Page, read_as
 from syncd.http.retry import Retry
@@ -47,9 +47,9 @@ class OpenMeterV1:
         """Close the connections."""
         self._client.close()
 
-    def observe(self) -> ObservedWorld:
+    def observe(self) -> ObservedState:
         """Return all customers and subject entities."""
-        return ObservedWorld(self._customers(), self.subjects())
+        return ObservedState(self._customers(), self.subjects())
 
     def create_customer(
         self,

@@ -17,7 +17,7 @@ from collections.abc import Mapping, Sequence
 from urllib.parse import quote
 
 from syncd.core.errors import BlockedError, MalformedError, MeterMissingError, RefusedError
-from syncd.core.model import NO_DETAILS, CustomerDetails, ObservedCustomer, ObservedSubject, ObservedWorld
+from syncd.core.model import NO_DETAILS, CustomerDetails, ObservedCustomer, ObservedState, ObservedSubject
 from syncd.core.ownership import has_reserved_prefix, without_unlabelled
 from syncd.http.client import ApiClient, Endpoint, Params, expect_list, expect_object
 from syncd.http.pagination import Fetch, Page, read_all, read_as
@@ -55,13 +55,13 @@ class OpenMeterV3:
         """Close the connections."""
         self._client.close()
 
-    def observe(self) -> ObservedWorld:
+    def observe(self) -> ObservedState:
         """Return all customers; there are no subject entities."""
         running = self._running(_RUNNING)
         fetch = self._fetch(_CUSTOMERS, {"sort": "created_at"})
         what = f"{_CUSTOMERS} of the {_API}"
         found = read_as(lambda document: _observed(document, running), fetch, what, created="created_at")
-        return ObservedWorld(tuple(found), None)
+        return ObservedState(tuple(found), None)
 
     def create_customer(
         self,

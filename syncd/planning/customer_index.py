@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 from functools import cached_property
 
 from syncd.core.changes import Change, ChangeKind
-from syncd.core.model import DesiredCustomer, ObservedCustomer, ObservedWorld
+from syncd.core.model import DesiredCustomer, ObservedCustomer, ObservedState
 from syncd.core.ownership import is_ours
 from syncd.planning.moves import customer_name
 
@@ -54,7 +54,7 @@ Pairs = Mapping[str, Pair]
 """By subject."""
 
 
-def counted_twice(
+def double_counted(
     by_key: Mapping[str, ObservedCustomer], by_subject: Mapping[str, ObservedCustomer]
 ) -> dict[str, Pair]:
     """Return the subjects whose usage two customers are charged for."""
@@ -83,10 +83,10 @@ def pair_changes(pairs: Pairs, customers: Iterable[DesiredCustomer], owner_id: s
             yield Change(ChangeKind.BLOCKED, pair.named.key, (key,), pair.reason, pair.named.id)
 
 
-class Holders:
+class CustomerIndex:
     """What the metering API has; `leave` notes the moves and retirements of the plan that is being made."""
 
-    def __init__(self, observed: ObservedWorld) -> None:
+    def __init__(self, observed: ObservedState) -> None:
         self._observed = observed
         self._leaving: dict[str, set[str]] = {}
         self._retired: set[str] = set()
@@ -94,7 +94,7 @@ class Holders:
         self._by_subject = {key: customer for customer in observed.customers for key in customer.subject_keys}
         entities = observed.subjects
         self.entities = None if entities is None else {subject.key: subject for subject in entities}
-        self.pairs = counted_twice(self.by_key, self._by_subject)
+        self.pairs = double_counted(self.by_key, self._by_subject)
         """The subjects that are counted for two customers already."""
 
     @cached_property
@@ -126,7 +126,7 @@ class Holders:
             if move.kind is ChangeKind.RETIRE_CUSTOMER:
                 self._retired.add(move.customer_id or "")
 
-    def after_moves(self) -> ObservedWorld:
+    def after_moves(self) -> ObservedState:
         """Return the observed world without the subjects and customers that leave it by a move."""
         if not self._leaving:
             return self._observed

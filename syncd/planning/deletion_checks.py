@@ -15,16 +15,16 @@ from syncd.core.changes import Change, ChangeKind, Plan
 from syncd.core.errors import RefusedError, UnauthorizedError
 from syncd.core.model import NO_DETAILS, CustomerDetails, DesiredCustomer, Principal
 from syncd.core.ownership import RESERVED_KEYS
-from syncd.mapping.desired_state import desired_world
+from syncd.mapping.desired_state import desired_state
 from syncd.mapping.rules import MappingRules
 from syncd.metering.base import Inspection, Inspector
 
-_MOST_DELETIONS = 100
+_MAX_DELETIONS = 100
 """Beyond these the server's refusal is left to tell: each costs a few requests."""
 
 
 @dataclass(frozen=True, slots=True)
-class Looked:
+class DeletionChecks:
     """`kept`: id of a customer -> why it must stay. `details` of those that may be retired, by id."""
 
     kept: Mapping[str, str] = field(default_factory=dict)
@@ -41,13 +41,15 @@ class Looked:
         return replace(change, before=replace(change.before, details=details))
 
 
-def look(plan: Plan, inspector: Inspector, principals: Sequence[Principal], rules: MappingRules) -> Looked:
+def check_deletions(
+    plan: Plan, inspector: Inspector, principals: Sequence[Principal], rules: MappingRules
+) -> DeletionChecks:
     """Look at each customer that this plan deletes; raises the ApiError that fits."""
     retired = plan.of(ChangeKind.RETIRE_CUSTOMER)
     own = _own_customers(retired, principals, rules)
     kept: dict[str, str] = {}
     details: dict[str, CustomerDetails] = {}
-    for change in (*retired, *islice(plan.of(ChangeKind.DELETE_CUSTOMER), _MOST_DELETIONS)):
+    for change in (*retired, *islice(plan.of(ChangeKind.DELETE_CUSTOMER), _MAX_DELETIONS)):
         identity = change.customer_id or ""
         try:
             found = inspector.inspect(identity)
@@ -60,7 +62,7 @@ def look(plan: Plan, inspector: Inspector, principals: Sequence[Principal], rule
         is_retired = change.kind is ChangeKind.RETIRE_CUSTOMER
         if why := _touched(found, own.get(change.subject_keys[0])) if is_retired else _bound(found):
             kept[identity] = why
-    return Looked(kept, details)
+    return DeletionChecks(kept, details)
 
 
 def _bound(found: Inspection) -> str | None:
@@ -113,6 +115,6 @@ def _own_customers(
         if wanted.isdisjoint(name for name in names if name):
             continue
         single = replace(principal, customer=None, application=None)
-        for customer in desired_world([single], alone).customers:
+        for customer in desired_state([single], alone).customers:
             found |= {subject.key: customer for subject in customer.subjects if subject.key in wanted}
     return found

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping
 
-from syncd.core.changes import Change, ChangeKind, State
+from syncd.core.changes import Change, ChangeKind, EntityState
 from syncd.core.model import DesiredCustomer, DesiredSubject, ObservedCustomer, ObservedSubject
 from syncd.core.ownership import may_write_subject
 
@@ -23,10 +23,10 @@ def entity_changes(
             reason, before = f"no subject entity yet: {subject.principal}", None
         elif differs(subject, entity) and may_write_subject(entity, owner_id):
             reason = f"the subject entity differs: {subject.principal}"
-            before = State(entity.display_name, None, dict(entity.metadata))
+            before = EntityState(entity.display_name, None, dict(entity.metadata))
         else:
             continue
-        after = State(subject.display_name, None, dict(subject.metadata))
+        after = EntityState(subject.display_name, None, dict(subject.metadata))
         identity = have.id if have else None
         yield Change(ChangeKind.UPSERT_SUBJECT, want.key, (subject.key,), reason, identity, before, after)
 

@@ -20,7 +20,7 @@ from datetime import timedelta
 
 from syncd.core.changes import REMOVALS, Change, ChangeKind, Plan, ordered
 from syncd.core.errors import UnsafePlanError
-from syncd.core.model import ObservedWorld
+from syncd.core.model import ObservedState
 from syncd.core.ownership import is_ours
 from syncd.core.policy import without_removals
 
@@ -100,7 +100,7 @@ def withhold_removals(plan: Plan, empty_sources: Sequence[str]) -> Plan:
     return replace(plan, changes=changes, notes=(*plan.notes, note))
 
 
-def danger(plan: Plan, observed: ObservedWorld, limits: Limits, *, force: bool = False) -> str | None:
+def danger(plan: Plan, observed: ObservedState, limits: Limits, *, force: bool = False) -> str | None:
     """Return why this plan must not be applied, None where it may."""
     total = len(plan.actionable)
     if limits.max_changes is not None and total > limits.max_changes:
@@ -118,7 +118,7 @@ def danger(plan: Plan, observed: ObservedWorld, limits: Limits, *, force: bool =
     ) or _too_many("removals", len(removals), subjects, "subjects", limits.max_removal_percent, limits)
 
 
-def require_safe(plan: Plan, observed: ObservedWorld, limits: Limits, *, force: bool = False) -> None:
+def require_safe(plan: Plan, observed: ObservedState, limits: Limits, *, force: bool = False) -> None:
     """Raise UnsafePlanError where the plan must not be applied."""
     if why := danger(plan, observed, limits, force=force):
         raise UnsafePlanError(why)

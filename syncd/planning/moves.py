@@ -14,7 +14,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from syncd.core.changes import Change, ChangeKind, State
+from syncd.core.changes import Change, ChangeKind, EntityState
 from syncd.core.model import DesiredCustomer, DesiredSubject, ObservedCustomer
 from syncd.core.ownership import ADOPTED
 
@@ -108,8 +108,8 @@ def _move(want: DesiredCustomer, holder: ObservedCustomer, leaving: list[Desired
         f"{principals_of(leaving)} now belongs to customer {want.key!r};"
         " usage that is not invoiced yet moves too",
         holder.id,
-        State(subject_keys=holder.subject_keys),
-        State(subject_keys=tuple(key for key in holder.subject_keys if key not in keys)),
+        EntityState(subject_keys=holder.subject_keys),
+        EntityState(subject_keys=tuple(key for key in holder.subject_keys if key not in keys)),
         want.key,
     )
 
@@ -122,7 +122,7 @@ def _retirement(want: DesiredCustomer, subject: DesiredSubject, holder: Observed
         f"{subject.principal} now belongs to customer {want.key!r}, and its own customer, whose key is that"
         " subject, is in the way: it is deleted; usage that is not invoiced yet moves too",
         holder.id,
-        State(holder.name, holder.subject_keys, dict(holder.metadata)),
+        EntityState(holder.name, holder.subject_keys, dict(holder.metadata)),
         None,
         want.key,
     )

@@ -21,9 +21,9 @@ from collections.abc import Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 
-from syncd.core import orphan_marks
-from syncd.core.changes import Change, ChangeKind, State
-from syncd.core.model import DesiredWorld, ObservedCustomer, ObservedWorld
+from syncd.core import lifecycle_metadata
+from syncd.core.changes import Change, ChangeKind, EntityState
+from syncd.core.model import DesiredState, ObservedCustomer, ObservedState
 from syncd.core.ownership import ADOPTED, is_ours
 
 NOTHING_KEPT: Mapping[str, str] = {}
@@ -40,8 +40,8 @@ class Grace:
 
 
 def orphan_changes(
-    desired: DesiredWorld,
-    observed: ObservedWorld,
+    desired: DesiredState,
+    observed: ObservedState,
     owner_id: str,
     grace: Grace,
     kept: Mapping[str, str] = NOTHING_KEPT,
@@ -63,8 +63,8 @@ def orphan_changes(
 class _Lifecycle:
     def __init__(
         self,
-        desired: DesiredWorld,
-        observed: ObservedWorld,
+        desired: DesiredState,
+        observed: ObservedState,
         owner_id: str,
         grace: Grace,
         kept: Mapping[str, str],
@@ -86,7 +86,7 @@ class _Lifecycle:
         """Tell whether a source names it, all that is ours on it too, and no mark says otherwise."""
         if customer.key not in self._wanted_customers and self._wanted.isdisjoint(customer.subject_keys):
             return False
-        if not orphan_marks.KEYS.isdisjoint(customer.metadata):
+        if not lifecycle_metadata.KEYS.isdisjoint(customer.metadata):
             return False
         return self._wanted.issuperset(customer.subject_keys) or not self._ours_of(customer)
 
@@ -121,27 +121,31 @@ class _Lifecycle:
 
     def _living(self, customer: ObservedCustomer) -> Iterator[Change]:
         gone = self._ours_of(customer)
-        marks = orphan_marks.subject_marks(customer.metadata)
-        since = {key: marks[orphan_marks.digest(key)][1] for key in gone if orphan_marks.digest(key) in marks}
-        fresh = orphan_marks.new_marks(
+        marks = lifecycle_metadata.subject_marks(customer.metadata)
+        since = {
+            key: marks[lifecycle_metadata.digest(key)][1]
+            for key in gone
+            if lifecycle_metadata.digest(key) in marks
+        }
+        fresh = lifecycle_metadata.new_marks(
             customer.metadata, [k for k in gone if k not in since], self._grace.now
         )
         newly = {value.rpartition("-")[2] for value in fresh.values()}
-        marked = tuple(key for key in gone if orphan_marks.digest(key) in newly)
+        marked = tuple(key for key in gone if lifecycle_metadata.digest(key) in newly)
         due = tuple(key for key in gone if key in since and self._over(since[key], self._grace.detach_after))
         stale = {
-            slot: orphan_marks.OVER
+            slot: lifecycle_metadata.OVER
             for name, (slot, _) in marks.items()
-            if name not in {orphan_marks.digest(key) for key in gone}
+            if name not in {lifecycle_metadata.digest(key) for key in gone}
         }
-        if orphan_marks.customer_gone_since(customer.metadata):
-            stale[orphan_marks.CUSTOMER_MARK] = orphan_marks.OVER
+        if lifecycle_metadata.customer_gone_since(customer.metadata):
+            stale[lifecycle_metadata.CUSTOMER_MARK] = lifecycle_metadata.OVER
         if stale:
             yield _marking(ChangeKind.UNMARK_ORPHANED, customer, (), "a source names it again", stale)
         if marked:
             yield _marking(ChangeKind.MARK_ORPHANED, customer, marked, self._will_detach(marked), fresh)
         if due:
-            freed = {marks[orphan_marks.digest(key)][0]: orphan_marks.OVER for key in due}
+            freed = {marks[lifecycle_metadata.digest(key)][0]: lifecycle_metadata.OVER for key in due}
             yield self._detach(customer, due, min(since[key] for key in due), freed)
         waiting = tuple(key for key in gone if key not in marked and key not in due)
         if waiting:
@@ -156,10 +160,10 @@ class _Lifecycle:
             yield Change(ChangeKind.ORPHANED, customer.key, gone, reason, customer.id)
 
     def _gone(self, customer: ObservedCustomer) -> Iterator[Change]:
-        since = orphan_marks.customer_gone_since(customer.metadata)
+        since = lifecycle_metadata.customer_gone_since(customer.metadata)
         ours = self._ours_of(customer)
         if since is None:
-            metadata = {orphan_marks.CUSTOMER_MARK: orphan_marks.stamp(self._grace.now)}
+            metadata = {lifecycle_metadata.CUSTOMER_MARK: lifecycle_metadata.stamp(self._grace.now)}
             reason = self._will_detach(ours)
             yield _marking(ChangeKind.MARK_ORPHANED, customer, customer.subject_keys, reason, metadata)
             return
@@ -192,8 +196,10 @@ class _Lifecycle:
             keys,
             f"no source names it since {since:%Y-%m-%d}, more than {days} days ago (detach_after).{by_key}",
             customer.id,
-            State(None, customer.subject_keys, _marks_of(customer, marks or (orphan_marks.CUSTOMER_MARK,))),
-            State(None, rest, dict(marks)),
+            EntityState(
+                None, customer.subject_keys, _marks_of(customer, marks or (lifecycle_metadata.CUSTOMER_MARK,))
+            ),
+            EntityState(None, rest, dict(marks)),
         )
 
     def _delete(self, customer: ObservedCustomer, since: datetime) -> Change:
@@ -210,7 +216,9 @@ class _Lifecycle:
             customer.subject_keys,
             f"no source names it since {since:%Y-%m-%d} (delete_after)",
             customer.id,
-            State(customer.name, customer.subject_keys, _marks_of(customer, (orphan_marks.CUSTOMER_MARK,))),
+            EntityState(
+                customer.name, customer.subject_keys, _marks_of(customer, (lifecycle_metadata.CUSTOMER_MARK,))
+            ),
         )
 
     def _refused(self, customer: ObservedCustomer, keys: tuple[str, ...], why: str) -> Change:
@@ -254,8 +262,8 @@ def _marking(
     reason: str,
     metadata: dict[str, str],
 ) -> Change:
-    before = State(metadata=_marks_of(customer, metadata))
-    return Change(kind, customer.key, keys, reason, customer.id, before, State(metadata=dict(metadata)))
+    before = EntityState(metadata=_marks_of(customer, metadata))
+    return Change(kind, customer.key, keys, reason, customer.id, before, EntityState(metadata=dict(metadata)))
 
 
 def _marks_of(customer: ObservedCustomer, names: Iterable[str]) -> dict[str, str]:

@@ -32,18 +32,18 @@ from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from datetime import timedelta
 
-from syncd.core.changes import Change, ChangeKind, Plan, State, ordered
+from syncd.core.changes import Change, ChangeKind, EntityState, Plan, ordered
 from syncd.core.model import (
     DesiredCustomer,
+    DesiredState,
     DesiredSubject,
-    DesiredWorld,
     ObservedCustomer,
+    ObservedState,
     ObservedSubject,
-    ObservedWorld,
 )
 from syncd.core.ownership import ADOPTED, is_adoptable, is_ours, owner_of
 from syncd.core.policy import POLICIES, Policy
-from syncd.planning.customer_index import Holders, apart, pair_changes
+from syncd.planning.customer_index import CustomerIndex, apart, pair_changes
 from syncd.planning.entity_changes import differs, entity_changes
 from syncd.planning.moves import Held, customer_name, held_reason, moves_to, principals_of, retirements_for
 from syncd.planning.orphans import Grace, orphan_changes
@@ -53,7 +53,7 @@ from syncd.planning.orphans import Grace, orphan_changes
 # The planner looks at the others only. What is not surely at rest may still turn out to be so there.
 
 
-def at_rest(
+def is_unchanged(
     want: DesiredCustomer,
     have: ObservedCustomer | None,
     entities: Mapping[str, ObservedSubject] | None,
@@ -94,8 +94,8 @@ class PlanOptions:
 
 
 def make_plan(
-    desired: DesiredWorld,
-    observed: ObservedWorld,
+    desired: DesiredState,
+    observed: ObservedState,
     *,
     owner_id: str,
     policy: Policy,
@@ -111,12 +111,12 @@ def make_plan(
         options = replace(options, adopt=False, allow_move=False, allow_retire=False)
     if policy != "sync":
         grace = Grace(grace.now, _NEVER)
-    holders = Holders(observed)
+    holders = CustomerIndex(observed)
     planner = _Planner(holders, owner_id, options)
     changes = [
         change
         for customer in desired.customers
-        if not at_rest(customer, holders.by_key.get(customer.key), holders.entities, owner_id)
+        if not is_unchanged(customer, holders.by_key.get(customer.key), holders.entities, owner_id)
         for change in planner.customer(apart(customer, holders.pairs))
     ]
     changes += [
@@ -132,7 +132,7 @@ def make_plan(
 class _Planner:
     """The rules for one customer at a time."""
 
-    def __init__(self, holders: Holders, owner_id: str, options: PlanOptions) -> None:
+    def __init__(self, holders: CustomerIndex, owner_id: str, options: PlanOptions) -> None:
         self._holders = holders
         self._owner_id = owner_id
         self._options = options
@@ -179,7 +179,7 @@ class _Planner:
             want.key,
             keys,
             f"new: {principals_of(free)}",
-            after=State(want.name, keys, {**want.details.metadata, **want.marks}, want.details),
+            after=EntityState(want.name, keys, {**want.details.metadata, **want.marks}, want.details),
         )
         yield from self._entity_changes(want, free, None)
 
@@ -214,8 +214,8 @@ class _Planner:
                 (),
                 "the name changed at the source",
                 have.id,
-                State(name=have.name),
-                State(name=want.name),
+                EntityState(name=have.name),
+                EntityState(name=want.name),
             )
         yield from self._entity_changes(want, attached, have)
 
@@ -229,8 +229,8 @@ class _Planner:
             keys,
             f"new in this customer: {principals_of(missing)}",
             have.id,
-            State(subject_keys=have.subject_keys),
-            State(subject_keys=have.subject_keys + keys),
+            EntityState(subject_keys=have.subject_keys),
+            EntityState(subject_keys=have.subject_keys + keys),
         )
 
     def _adopt(self, want: DesiredCustomer, have: ObservedCustomer) -> Iterator[Change]:
@@ -242,8 +242,8 @@ class _Planner:
             f"made by hand with the key that we would give it: {principals_of(list(want.subjects))}."
             " It gets our marks; its name stays",
             have.id,
-            State(metadata={name: have.metadata[name] for name in marks if name in have.metadata}),
-            State(metadata=marks),
+            EntityState(metadata={name: have.metadata[name] for name in marks if name in have.metadata}),
+            EntityState(metadata=marks),
         )
         yield from self._update(want, replace(have, metadata={**have.metadata, **marks}))
 

@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from syncd.core.changes import PLAN_VERSION, Change, ChangeKind, MovedUsage, Plan, State
+from syncd.core.changes import PLAN_VERSION, Change, ChangeKind, EntityState, MovedUsage, Plan
 from syncd.core.errors import PlanFileError
 from syncd.core.model import CustomerDetails
 
@@ -51,7 +51,7 @@ def read(path: Path) -> tuple[Plan, dict[str, object]]:
 
 
 def from_json(document: Mapping[str, Any]) -> Plan:
-    """Return the plan that `Plan.to_json` gave, without its exposure; raises KeyError or ValueError."""
+    """Return the plan that `Plan.to_json` gave, without its unbilled usage; raises KeyError or ValueError."""
     changes = tuple(_change(item) for item in document["changes"])
     notes = tuple(str(note) for note in document.get("notes", ()))
     return Plan(str(document["owner_id"]), str(document["policy"]), changes, notes)
@@ -72,12 +72,12 @@ def _change(item: Mapping[str, Any]) -> Change:
     )
 
 
-def _state(item: Mapping[str, Any] | None) -> State | None:
+def _state(item: Mapping[str, Any] | None) -> EntityState | None:
     if item is None:
         return None
     keys = item.get("subject_keys")
     details = CustomerDetails.from_json(item.get("details") or {})
-    return State(item.get("name"), None if keys is None else tuple(keys), item.get("metadata"), details)
+    return EntityState(item.get("name"), None if keys is None else tuple(keys), item.get("metadata"), details)
 
 
 def require_same(reviewed: Plan, fresh: Plan) -> None:

@@ -12,7 +12,7 @@ from dataclasses import dataclass, replace
 from syncd.core.changes import REMOVALS, Change, ChangeKind, Plan
 from syncd.core.errors import ScopeError
 from syncd.core.model import Principal
-from syncd.mapping.desired_state import desired_world
+from syncd.mapping.desired_state import desired_state
 from syncd.mapping.rules import MappingRules
 
 
@@ -53,7 +53,7 @@ def restricted(plan: Plan, scope: Scope, principals: Sequence[Principal], rules:
     """Return the plan with only what concerns the selected principals."""
     if scope.whole:
         return plan
-    wanted = desired_world(scope.select(principals), rules)
+    wanted = desired_state(scope.select(principals), rules)
     subjects = {subject.key for customer in wanted.customers for subject in customer.subjects}
     subjects |= {key for problem in wanted.problems for key in problem.subject_keys}
     # A principal that gets no subject at all is known by what is said of it.

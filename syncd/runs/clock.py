@@ -66,7 +66,7 @@ class JumpWatch:
         return ahead
 
 
-def told_by(endpoint: Endpoint) -> datetime | None:
+def server_time(endpoint: Endpoint) -> datetime | None:
     """Return the time that an API tells by the Date header of any answer, None where it tells none.
 
     Raises httpx.HTTPError where there is no answer.
@@ -75,10 +75,10 @@ def told_by(endpoint: Endpoint) -> datetime | None:
     return date_of(answer.headers.get("date"))
 
 
-def skew(endpoint: Endpoint, watch: Stopwatch) -> timedelta | None:
+def clock_skew(endpoint: Endpoint, watch: Stopwatch) -> timedelta | None:
     """Return how far this machine is ahead of an API, None where that does not tell the time."""
     try:
-        told = told_by(endpoint)
+        told = server_time(endpoint)
     except httpx.HTTPError:
         return None
     return None if told is None else watch.now() - told

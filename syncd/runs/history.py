@@ -204,7 +204,7 @@ def _packed(plan: Plan) -> tuple[str, bytes]:
 # MERGED: Writes what runs do into the history; where it cannot, the run ends before it changes anything more.
 
 
-class Recorder:
+class HistoryRecorder:
     """An observer of runs (`syncd.runs.queue.Observer`); `keep` is asked each time how long runs stay."""
 
     def __init__(self, history: History, keep: Callable[[], timedelta]) -> None:

@@ -26,12 +26,12 @@ from syncd.core.errors import (
     UnsafePlanError,
 )
 from syncd.runs.reconciler import Result, RunOptions
-from syncd.runs.run import FINISHED, Run, State
+from syncd.runs.run import FINISHED, Run, RunState
 
 _log = structlog.get_logger("syncd.runs.queue")
 
 
-_MOST_WAITING = 100
+_MAX_WAITING = 100
 _FAILURES: tuple[tuple[type[SyncdError], str], ...] = (
     (UnsafePlanError, "guard"),
     (SourceError, "source"),
@@ -106,8 +106,8 @@ class Runs:
             for waiting in self._queue:
                 if self._runs[waiting].options == options:
                     return self._runs[waiting]
-            if len(self._queue) >= _MOST_WAITING:
-                raise QueueFullError(f"{_MOST_WAITING} different runs wait already; ask again later")
+            if len(self._queue) >= _MAX_WAITING:
+                raise QueueFullError(f"{_MAX_WAITING} different runs wait already; ask again later")
             run = Run(uuid.uuid4().hex, trigger, options, datetime.now(UTC))
             self._runs[run.id] = run
             self._queue.append(run.id)
@@ -168,7 +168,7 @@ class Runs:
             if self._stopping.is_set():
                 return None
             self._current = self._queue.popleft()
-            return self._update(self._current, state=State.RUNNING, started_at=datetime.now(UTC))
+            return self._update(self._current, state=RunState.RUNNING, started_at=datetime.now(UTC))
 
     def _do(self, run: Run) -> None:
         def keep_plan(plan: Plan) -> None:
@@ -190,32 +190,32 @@ class Runs:
             )
         except ApplyStoppedError as error:
             self._finish(
-                run.id, state=State.FAILED, error=str(error), outcomes=error.outcomes, failure=_kind(error)
+                run.id, state=RunState.FAILED, error=str(error), outcomes=error.outcomes, failure=_kind(error)
             )
         except SyncdError as error:
-            self._finish(run.id, state=State.FAILED, error=str(error), failure=_kind(error))
+            self._finish(run.id, state=RunState.FAILED, error=str(error), failure=_kind(error))
         except Exception:
             # One run that meets a mistake of ours must not end the daemon.
             _log.exception("sync_crashed")
             said = "internal error; the daemon's log has the details"
-            self._finish(run.id, state=State.FAILED, error=said, failure="other")
+            self._finish(run.id, state=RunState.FAILED, error=said, failure="other")
         else:
-            state = State.BLOCKED if result.blocked else State.SUCCEEDED
+            state = RunState.BLOCKED if result.blocked else RunState.SUCCEEDED
             self._finish(run.id, state=state, outcomes=result.outcomes)
 
-    def _finish(self, run_id: str, *, state: State, **fields: object) -> None:
+    def _finish(self, run_id: str, *, state: RunState, **fields: object) -> None:
         self._tell_end(replace(self._runs[run_id], state=state, finished_at=datetime.now(UTC), **fields))  # type: ignore[arg-type]
         with self._changed:
             self._current = None
             run = self._update(run_id, state=state, finished_at=datetime.now(UTC), **fields)
-            if state is not State.FAILED and not run.dry_run:
+            if state is not RunState.FAILED and not run.dry_run:
                 self._last_success = run.finished_at
             while len(self._runs) > self._remember:
                 oldest = next(iter(self._runs))
                 if self._runs[oldest].state not in FINISHED:
                     break
                 del self._runs[oldest]
-        level = _log.error if state is State.FAILED else _log.info
+        level = _log.error if state is RunState.FAILED else _log.info
         level("sync_finished", **{k: v for k, v in run.summary().items() if k not in {"id", "trigger"}})
 
     def _tell_end(self, run: Run) -> None:

@@ -18,16 +18,16 @@ import structlog
 from syncd.apply.executor import Report, apply_plan
 from syncd.config.settings import Config
 from syncd.core.changes import DELETIONS, Outcome, Plan, Status, count
-from syncd.core.model import DesiredWorld, ObservedWorld, Principal
+from syncd.core.model import DesiredState, ObservedState, Principal
 from syncd.core.policy import Policy
 from syncd.http.client import ApiClient
 from syncd.http.retry import Retry
-from syncd.mapping.desired_state import desired_world
+from syncd.mapping.desired_state import desired_state
 from syncd.mapping.limits import within_limits
 from syncd.mapping.rules import MappingRules
 from syncd.metering.base import Inspector, MeteringTarget
 from syncd.metering.deletion import ApiInspector, ApiRemover
-from syncd.planning.deletion_checks import look
+from syncd.planning.deletion_checks import check_deletions
 from syncd.planning.guards import (
     Limits,
     clock_in_doubt,
@@ -41,7 +41,7 @@ from syncd.planning.orphans import Grace
 from syncd.planning.plan import PlanOptions, make_plan
 from syncd.planning.plan_file import require_same
 from syncd.planning.scope import Scope, restricted
-from syncd.runs.clock import Now, Stopwatch, skew, utc_now
+from syncd.runs.clock import Now, Stopwatch, clock_skew, utc_now
 from syncd.runs.factory import metering_endpoint, rules_of, sources_of, target_of
 from syncd.runs.unbilled import with_usage
 from syncd.sources.base import Readings, Source
@@ -53,7 +53,7 @@ from syncd.sources.base import Readings, Source
 
 
 @contextmanager
-def held_off() -> Iterator[None]:
+def gc_paused() -> Iterator[None]:
     """Collect nothing inside; afterwards again, but without a look at what is there by then.
 
     What an earlier use left out of sight is looked at again from here on. Memory that is no longer
@@ -181,10 +181,10 @@ def run(
         ApiClient(metering_endpoint(config), retry) as client,
     ):
         inspector = ApiInspector(client, config.metering.dialect)
-        with held_off():
+        with gc_paused():
             plan, observed = plan_run(sources, target, rules, options, readings or Readings(), inspector)
         if limits.max_clock_skew is not None and removes(plan):
-            ahead = skew(metering_endpoint(config), watch)
+            ahead = clock_skew(metering_endpoint(config), watch)
             if why := clock_in_doubt(ahead, limits.max_clock_skew):
                 plan = withhold_for_clock(plan, why)
         plan = with_usage(plan, target, observed, watch.start)
@@ -215,13 +215,13 @@ def plan_run(
     options: RunOptions,
     readings: Readings,
     inspector: Inspector,
-) -> tuple[Plan, ObservedWorld]:
+) -> tuple[Plan, ObservedState]:
     """Read both sides and compare them; raises SourceError or ApiError."""
     with ThreadPoolExecutor(1, thread_name_prefix="syncd-observe") as executor:
         # The other side meanwhile, in the same context, so that log lines carry the id of the run.
         observing = executor.submit(contextvars.copy_context().run, target.observe)
         principals, empty = _read(sources, readings)
-        desired = desired_world(principals, rules.mapping)
+        desired = desired_state(principals, rules.mapping)
         observed = observing.result()
     desired = within_limits(desired, observed, rules.mapping)
     _log.debug("metering_read", customers=len(observed.customers))
@@ -247,8 +247,8 @@ def _read(sources: Sequence[Source], readings: Readings) -> tuple[list[Principal
 
 
 def _planned(
-    desired: DesiredWorld,
-    observed: ObservedWorld,
+    desired: DesiredState,
+    observed: ObservedState,
     principals: Sequence[Principal],
     rules: Rules,
     options: RunOptions,
@@ -264,7 +264,7 @@ def _planned(
     plan = make(allowed)
     if not any(change.kind in DELETIONS for change in plan.changes):
         return plan
-    looked = look(plan, inspector, principals, rules.mapping)
+    looked = check_deletions(plan, inspector, principals, rules.mapping)
     return looked.with_details(make(replace(allowed, kept=looked.kept)) if looked.kept else plan)
 
 

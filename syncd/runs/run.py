@@ -11,7 +11,7 @@ from syncd.core.changes import Outcome, Plan, count
 from syncd.runs.reconciler import RunOptions
 
 
-class State(StrEnum):
+class RunState(StrEnum):
     """Where a run is."""
 
     QUEUED = "queued"
@@ -22,7 +22,7 @@ class State(StrEnum):
     FAILED = "failed"
 
 
-FINISHED = frozenset({State.SUCCEEDED, State.BLOCKED, State.FAILED})
+FINISHED = frozenset({RunState.SUCCEEDED, RunState.BLOCKED, RunState.FAILED})
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,7 +33,7 @@ class Run:
     trigger: str
     options: RunOptions
     requested_at: datetime
-    state: State = State.QUEUED
+    state: RunState = RunState.QUEUED
     started_at: datetime | None = None
     finished_at: datetime | None = None
     error: str | None = None
@@ -66,9 +66,9 @@ class Run:
         }
 
     def _unbilled(self) -> dict[str, object] | None:
-        if self.plan is None or self.plan.exposure is None:
+        if self.plan is None or self.plan.unbilled is None:
             return None
-        figures = self.plan.exposure.to_json()
+        figures = self.plan.unbilled.to_json()
         del figures["details"]
         return figures
 
@@ -81,7 +81,7 @@ class Run:
         }
 
 
-def begun(trigger: str, options: RunOptions) -> Run:
+def new_run(trigger: str, options: RunOptions) -> Run:
     """Return a run that starts right now, without a queue."""
     now = datetime.now(UTC)
-    return Run(uuid.uuid4().hex, trigger, options, now, State.RUNNING, now)
+    return Run(uuid.uuid4().hex, trigger, options, now, RunState.RUNNING, now)

@@ -1,4 +1,4 @@
-"""Looks up what usage a plan concerns: unbilled exposure, and the events that its changes move.
+"""Looks up what usage a plan concerns: unbilled usage, and the events that its changes move.
 
 A metering API without these meters, or a token without the right to read them, spoils no run: the
 figures are then missing, and a note says why.
@@ -12,36 +12,36 @@ from datetime import UTC, datetime, timedelta
 
 from syncd.core.changes import REMOVALS, Change, ChangeKind, MovedUsage, Plan
 from syncd.core.errors import ApiError, MeterMissingError
-from syncd.core.exposure import WINDOW, ExposedSubject, Exposure, exposed, first_day
-from syncd.core.model import ObservedWorld
+from syncd.core.model import ObservedState
+from syncd.core.unbilled import WINDOW, UnbilledSubject, UnbilledUsage, first_day, unbilled_usage
 from syncd.metering.base import MeteringTarget
 from syncd.metering.usage import REQUESTS_METER, TOKENS_METER, whole
 
 _COUNTED = REMOVALS | {ChangeKind.MOVE_SUBJECTS, ChangeKind.RETIRE_CUSTOMER, ChangeKind.BLOCKED}
 
 
-def with_usage(plan: Plan, target: MeteringTarget, observed: ObservedWorld, now: datetime) -> Plan:
-    """Return the plan with its exposure, and with the usage that its changes move or leave unbilled."""
+def with_usage(plan: Plan, target: MeteringTarget, observed: ObservedState, now: datetime) -> Plan:
+    """Return the plan with its unbilled usage, and with the usage that its changes move or leave unbilled."""
     start = (now - WINDOW).astimezone(UTC).replace(hour=0, minute=0, second=0, microsecond=0)
     try:
         requests = target.usage(REQUESTS_METER, rfc3339(start), None)
         tokens = target.usage(TOKENS_METER, rfc3339(start), None)
-        exposure = _exposure(plan, target, observed, requests, tokens, start)
+        unbilled = _unbilled(plan, target, observed, requests, tokens, start)
     except (ApiError, MeterMissingError) as error:
         note = f"unbilled usage is not known: {error}"
         return replace(plan, notes=(*plan.notes, note))
     changes = tuple(_counted(change, requests, rfc3339(start)) for change in plan.changes)
-    return replace(plan, changes=changes, exposure=exposure)
+    return replace(plan, changes=changes, unbilled=unbilled)
 
 
-def _exposure(
+def _unbilled(
     plan: Plan,
     target: MeteringTarget,
-    observed: ObservedWorld,
+    observed: ObservedState,
     requests: Mapping[str, float],
     tokens: Mapping[str, float],
     start: datetime,
-) -> Exposure:
+) -> UnbilledUsage:
     keys = (key for c in observed.customers for key in (c.id, c.key, *c.subject_keys) if key)
     planned = (
         key
@@ -49,12 +49,12 @@ def _exposure(
         for key in change.subject_keys
     )
     blocked = (key for change in plan.of(ChangeKind.BLOCKED) for key in change.subject_keys)
-    subjects = exposed(requests, tokens, frozenset(keys), planned, blocked)
+    subjects = unbilled_usage(requests, tokens, frozenset(keys), planned, blocked)
     since = rfc3339(_since(target, subjects, start)) if subjects else None
-    return Exposure(subjects, rfc3339(start), since)
+    return UnbilledUsage(subjects, rfc3339(start), since)
 
 
-def _since(target: MeteringTarget, subjects: tuple[ExposedSubject, ...], start: datetime) -> datetime:
+def _since(target: MeteringTarget, subjects: tuple[UnbilledSubject, ...], start: datetime) -> datetime:
     counted = {subject.key for subject in subjects if subject.events}
     meter = REQUESTS_METER if counted else TOKENS_METER
     counted = counted or {subject.key for subject in subjects}

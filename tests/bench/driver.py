@@ -86,11 +86,11 @@ class ProtoBuf(Protocol):
 
     def answer(self, data: bytes, number: int) -> bytes | None:
         """Answer kong.log.serialize, the only question for a consumer's request."""
-        if data == codec.ASK_FOR_LOG:
+        if data == codec.QUERY_LOG:
             return codec.frame(codec.encode_bytes(1, self.log(number)))
         if data == self._end:
             return b""
-        assert codec.ASK_FOR_LOG.startswith(data) or self._end.startswith(data), data
+        assert codec.QUERY_LOG.startswith(data) or self._end.startswith(data), data
         return None
 
 

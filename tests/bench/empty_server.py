@@ -43,7 +43,7 @@ class Empty(asyncio.Protocol):
         call = codec.decode_call(frame)
         if isinstance(call, codec.HandleEvent):
             self._sequence = call.sequence
-            return codec.ASK_FOR_LOG
+            return codec.QUERY_LOG
         if isinstance(call, codec.StartInstance):
             return codec.encode_instance_status(call.sequence, call.name, 1, 1)
         return codec.encode_return(call.sequence)

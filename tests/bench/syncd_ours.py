@@ -16,10 +16,10 @@ from pathlib import Path
 from syncd import log
 from syncd.config import settings
 from syncd.core.changes import Plan
-from syncd.core.model import ObservedCustomer, ObservedWorld, Principal
+from syncd.core.model import ObservedCustomer, ObservedState, Principal
 from syncd.http.client import ApiClient
 from syncd.http.retry import Retry
-from syncd.mapping.desired_state import desired_world
+from syncd.mapping.desired_state import desired_state
 from syncd.mapping.rules import MappingRules
 from syncd.metering.deletion import ApiInspector
 from syncd.planning.plan import make_plan
@@ -38,7 +38,7 @@ def read(path: Path) -> float:
         inspector = ApiInspector(client, loaded.metering.dialect)
         options = reconciler.RunOptions(dry_run=True)
         started = time.perf_counter()
-        with reconciler.held_off():
+        with reconciler.gc_paused():
             sources = sources_of(loaded)
             plan, observed = reconciler.plan_run(sources, target, rules, options, Readings(), inspector)
         seconds = time.perf_counter() - started
@@ -54,14 +54,14 @@ def plan(count: int) -> float:
     principals = [Principal("consumer", identity, "kong", f"user-{identity}") for identity in identities]
     customers = tuple(
         ObservedCustomer(f"id-{want.key}", want.key, want.name, (want.subjects[0].key,), want.marks)
-        for want in desired_world(principals[::2], rules).customers
+        for want in desired_state(principals[::2], rules).customers
     )
-    there = ObservedWorld(customers, None)
+    there = ObservedState(customers, None)
 
     def once() -> float:
         started = time.perf_counter()
-        with reconciler.held_off():
-            desired = desired_world(principals, rules)
+        with reconciler.gc_paused():
+            desired = desired_state(principals, rules)
             made: Plan = make_plan(desired, there, owner_id="default", policy="upsert-only")
         seconds = time.perf_counter() - started
         assert len(made.changes) == count // 2

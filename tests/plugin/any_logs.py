@@ -9,9 +9,9 @@ from typing import Any
 
 from hypothesis import strategies as st
 
-from openmeter_plugin.metering.event import Outcome, Quarantined
+from openmeter_plugin.metering.event import Decision, Quarantined
 from openmeter_plugin.metering.lenient_json import MAX_TEXT
-from openmeter_plugin.metering.pdk_queries import UNASKED, Needs
+from openmeter_plugin.metering.pdk_queries import NOT_QUERIED, PdkQuery
 from openmeter_plugin.metering.rules import Attribute, Filters, Lookup, Rules, SkipReason
 from tests.harness.recordings import Recorded, all_serialized, protobuf_requests
 from tests.plugin.outcomes import CONTEXT, Log
@@ -121,14 +121,14 @@ def damaged_logs(draw: st.DrawFn) -> Log:
     return log
 
 
-applications = st.one_of(st.just(UNASKED), st.just(CONTEXT), json_values)
-captures = st.one_of(st.just(UNASKED), st.just({"named": {"id": "7"}}), json_values)
+applications = st.one_of(st.just(NOT_QUERIED), st.just(CONTEXT), json_values)
+captures = st.one_of(st.just(NOT_QUERIED), st.just({"named": {"id": "7"}}), json_values)
 
 REQUIRED = ("specversion", "id", "source", "type", "subject", "time", "data")
 
 
-def assert_valid(found: Outcome) -> None:
-    if isinstance(found, (SkipReason, Needs)):
+def assert_valid(found: Decision) -> None:
+    if isinstance(found, (SkipReason, PdkQuery)):
         return
     if isinstance(found, Quarantined):
         assert type(found.reason) is SkipReason

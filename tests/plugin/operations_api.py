@@ -67,5 +67,5 @@ def api(directory: Path, *arguments: str, history: bool = True) -> Iterator[Api]
                 found = Api(client, server, events, url)
                 if history:
                     eventually(lambda: found.get("/v1/spool")["total"]["books"]["dead_lettered"] == 1)
-                    eventually(lambda: found.get("/v1/spool")["total"]["depth"] == 0)
+                    eventually(lambda: found.get("/v1/spool")["total"]["backlog"] == 0)
                 yield found

@@ -7,8 +7,8 @@ from itertools import count
 from typing import Any
 
 from openmeter_plugin.kong import codec
-from openmeter_plugin.metering.event import Outcome, outcome
-from openmeter_plugin.metering.pdk_queries import Answers
+from openmeter_plugin.metering.event import Decision, decide
+from openmeter_plugin.metering.pdk_queries import QueryResults
 from openmeter_plugin.metering.rules import Lookup, Rules
 from tests.harness.recordings import application_context, serialized
 
@@ -29,8 +29,10 @@ def ids() -> Callable[[], str]:
     return lambda: f"random-{next(numbers)}"
 
 
-def result(log: object, application: object = None, rules: Rules = RULES, captures: object = None) -> Outcome:
-    return outcome(log, Answers(application, captures), rules, now_ms=NOW, new_id=ids())
+def result(
+    log: object, application: object = None, rules: Rules = RULES, captures: object = None
+) -> Decision:
+    return decide(log, QueryResults(application, captures), rules, now_ms=NOW, new_id=ids())
 
 
 def events(

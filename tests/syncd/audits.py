@@ -100,7 +100,7 @@ class Site:
 
             def done() -> bool:
                 total = gateway.spool().total
-                return total.depth == 0 and total.books.events == self.events
+                return total.backlog == 0 and total.books.events == self.events
 
             eventually(done, what="delivery")
 

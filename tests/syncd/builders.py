@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from syncd.core.changes import Plan
-from syncd.core.model import ObservedCustomer, ObservedSubject, ObservedWorld, Principal
-from syncd.core.ownership import marks
+from syncd.core.model import ObservedCustomer, ObservedState, ObservedSubject, Principal
+from syncd.core.ownership import ownership_metadata
 from syncd.core.policy import Policy
-from syncd.mapping.desired_state import desired_world
+from syncd.mapping.desired_state import desired_state
 from syncd.mapping.rules import MappingRules, Templates
 from syncd.planning.plan import PlanOptions, make_plan
 
@@ -39,7 +39,7 @@ def customer(
     metadata: Mapping[str, str] | None = None,
 ) -> ObservedCustomer:
     """A customer that nobody has marked, unless `owner` is given."""
-    ours = marks(owner, key or "x") if owner else {}
+    ours = ownership_metadata(owner, key or "x") if owner else {}
     found = {**ours, **(metadata or {})}
     return ObservedCustomer(
         identity or f"id-{key}", key, name or (key or "nameless"), subjects, found, subscription
@@ -48,19 +48,19 @@ def customer(
 
 def observed(
     *customers: ObservedCustomer, subjects: tuple[ObservedSubject, ...] | None = None
-) -> ObservedWorld:
-    return ObservedWorld(customers, subjects)
+) -> ObservedState:
+    return ObservedState(customers, subjects)
 
 
 def plan_for(
     principals: list[Principal],
-    world: ObservedWorld,
+    world: ObservedState,
     *,
     rules: MappingRules = RULES,
     policy: Policy = "upsert-only",
     options: PlanOptions | None = None,
 ) -> Plan:
-    desired = desired_world(principals, rules)
+    desired = desired_state(principals, rules)
     return make_plan(desired, world, owner_id=rules.owner_id, policy=policy, options=options)
 
 

@@ -7,22 +7,22 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
 from syncd.core.errors import BlockedError, RefusedError
-from syncd.core.model import NO_DETAILS, CustomerDetails, ObservedCustomer, ObservedSubject, ObservedWorld
+from syncd.core.model import NO_DETAILS, CustomerDetails, ObservedCustomer, ObservedState, ObservedSubject
 from syncd.metering.base import Decide, SubjectWrite
 
 _NUMBERS = itertools.count()
 
 
 class MemoryTarget:
-    def __init__(self, world: ObservedWorld) -> None:
+    def __init__(self, world: ObservedState) -> None:
         self.customers = {customer.id: customer for customer in world.customers}
         self._subjects = None if world.subjects is None else {s.key: s for s in world.subjects}
         self.details: dict[str, CustomerDetails] = {}
         """What customers were created with, by id."""
         self.writes = 0
 
-    def observe(self) -> ObservedWorld:
-        return ObservedWorld(tuple(self.customers.values()), self.subjects())
+    def observe(self) -> ObservedState:
+        return ObservedState(tuple(self.customers.values()), self.subjects())
 
     def create_customer(
         self,

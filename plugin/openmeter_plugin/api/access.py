@@ -71,7 +71,7 @@ def access(listener: HttpLogSocket, file: Path | None, environment: Mapping[str,
     return found
 
 
-class Gate:
+class AccessMiddleware:
     """Lets requests through to the API, or answers them."""
 
     def __init__(self, app: ASGIApp, access: Access) -> None:

@@ -15,12 +15,12 @@ from fastapi.security import HTTPBearer
 from pydantic import AwareDatetime, BaseModel, ConfigDict, Field, model_validator
 
 from openmeter_plugin import __version__
-from openmeter_plugin.api.health import Watch
+from openmeter_plugin.api.health import HealthMonitor
 from openmeter_plugin.api.metrics import Metrics
-from openmeter_plugin.api.problems import CONTENT_TYPE, Problem, tell_problems
+from openmeter_plugin.api.problems import CONTENT_TYPE, Problem, add_problem_handlers
 from openmeter_plugin.books import ledger, status
 from openmeter_plugin.books.models import DeadLetters, Ledger, RedeliveryStatus, SpoolStatus
-from openmeter_plugin.books.resend import replay_dead_letters, request_redelivery
+from openmeter_plugin.books.replay import replay_dead_letters, request_redelivery
 from openmeter_plugin.defaults import LARGEST_ID
 
 _ERRORS: dict[int | str, dict[str, Any]] = {
@@ -79,7 +79,7 @@ class Readiness(BaseModel):
     problems: list[str]
 
 
-def create_app(watch: Watch) -> FastAPI:
+def create_app(watch: HealthMonitor) -> FastAPI:
     """Return the API over a delivery; `access.Gate` stands before it."""
     app = FastAPI(
         title="openmeter-plugin",
@@ -88,7 +88,7 @@ def create_app(watch: Watch) -> FastAPI:
         docs_url=None,  # its page would load scripts from elsewhere
         redoc_url=None,
     )
-    tell_problems(app)
+    add_problem_handlers(app)
     # Checked before, by the gate; here so that the description says so.
     private = APIRouter(dependencies=[Depends(HTTPBearer(auto_error=False))], responses=_ERRORS)
     _offer_books(private, watch)
@@ -98,7 +98,7 @@ def create_app(watch: Watch) -> FastAPI:
     return app
 
 
-def _offer_books(router: APIRouter, watch: Watch) -> None:
+def _offer_books(router: APIRouter, watch: HealthMonitor) -> None:
     metrics = Metrics(watch)
 
     @router.get("/v1/spool")
@@ -147,7 +147,7 @@ def _offer_books(router: APIRouter, watch: Watch) -> None:
         return Response(content, headers={"content-type": content_type})
 
 
-def _offer_sending_again(router: APIRouter, watch: Watch) -> None:
+def _offer_sending_again(router: APIRouter, watch: HealthMonitor) -> None:
     @router.post("/v1/redeliver", status_code=202)
     def redeliver(wanted: RedeliverRequest, response: Response) -> RedeliveryStatus:
         """Have retained events of a span of event time sent again; the metering API counts each once."""
@@ -169,14 +169,14 @@ def _offer_sending_again(router: APIRouter, watch: Watch) -> None:
         return ReplayAccepted(marked=replay_dead_letters(watch.spool, wanted.ids or None))
 
 
-def _redelivery(watch: Watch, number: int) -> RedeliveryStatus:
+def _redelivery(watch: HealthMonitor, number: int) -> RedeliveryStatus:
     found = ledger.read_redelivery(watch.spool, number)
     if found is None:
         raise HTTPException(404, "there is no redelivery with this id")
     return found
 
 
-def _offer_probes(app: FastAPI, watch: Watch) -> None:
+def _offer_probes(app: FastAPI, watch: HealthMonitor) -> None:
     @app.get("/healthz")
     async def healthz() -> Health:
         """Tell that the process lives and its event loop turns."""

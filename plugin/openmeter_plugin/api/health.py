@@ -20,7 +20,7 @@ _LEAST_ROOM: Final = 64 * 1024  # bytes of what the workers may write
 
 
 @dataclass(slots=True)
-class Watch:
+class HealthMonitor:
     """What is looked at; `children` are the slots of the processes, empty where there is no supervisor."""
 
     spool: Path

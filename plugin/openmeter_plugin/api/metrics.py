@@ -13,7 +13,7 @@ from prometheus_client.exposition import choose_encoder
 from prometheus_client.registry import Collector
 
 from openmeter_plugin import __version__
-from openmeter_plugin.api.health import Watch
+from openmeter_plugin.api.health import HealthMonitor
 from openmeter_plugin.books.models import DestinationStatus, SpoolStatus
 from openmeter_plugin.books.read_models import SpoolError
 from openmeter_plugin.books.status import read_status
@@ -48,7 +48,7 @@ _GAUGES: Final[list[tuple[str, str, Callable[[DestinationStatus], float]]]] = [
         lambda d: d.books.quarantined,
     ),
     ("dead_letters", "Events that the metering API will not take", lambda d: d.books.dead_lettered),
-    ("events_waiting", "Events in the spool that are not delivered yet", lambda d: d.depth),
+    ("backlog_events", "Events in the spool that are not delivered yet", lambda d: d.backlog),
     (
         "oldest_waiting_event_age_seconds",
         "Age of the event that waits longest, by its time; 0 where none waits",
@@ -61,7 +61,7 @@ _GAUGES: Final[list[tuple[str, str, Callable[[DestinationStatus], float]]]] = [
 class Metrics(Collector):
     """Reads everything at each scrape."""
 
-    def __init__(self, watch: Watch) -> None:
+    def __init__(self, watch: HealthMonitor) -> None:
         self._watch = watch
         self._registry = CollectorRegistry()
         self._registry.register(self)

@@ -32,7 +32,7 @@ def problem(status: int, detail: str, headers: Mapping[str, str] | None = None) 
     return Response(orjson.dumps(body.model_dump()), status, dict(headers or {}), CONTENT_TYPE)
 
 
-def tell_problems(app: FastAPI) -> None:
+def add_problem_handlers(app: FastAPI) -> None:
     """Have the app answer errors as problems."""
 
     @app.exception_handler(StarletteHTTPException)

@@ -16,7 +16,7 @@ Beside = Coroutine[None, None, None]
 
 
 @dataclass(frozen=True, slots=True)
-class Offer:
+class ApiListener:
     """Where the API is offered, and to whom."""
 
     listener: socket.socket
@@ -24,7 +24,7 @@ class Offer:
 
 
 @dataclass(frozen=True, slots=True)
-class Family:
+class Siblings:
     """The processes of one supervisor: this one's slot, and all of them by name."""
 
     heartbeats: Heartbeats
@@ -35,8 +35,8 @@ class Family:
 
 def run(
     options: DeliveryOptions,
-    offer: Offer | None,
-    family: Family | None = None,
+    offer: ApiListener | None,
+    family: Siblings | None = None,
     *,
     until_empty: bool = False,
     with_parent: bool = False,
@@ -45,12 +45,12 @@ def run(
     beside: list[Beside] = [family.heartbeats.keep_beating(family.slot)] if family is not None else []
     started = None
     if offer is not None:
-        from openmeter_plugin.api.health import Watch
+        from openmeter_plugin.api.health import HealthMonitor
         from openmeter_plugin.api.server import serve_api
 
-        watch = Watch(options.spool)
+        watch = HealthMonitor(options.spool)
         if family is not None:
-            watch = Watch(options.spool, family.children, family.heartbeats, family.hang_seconds)
+            watch = HealthMonitor(options.spool, family.children, family.heartbeats, family.hang_seconds)
 
         started = watch.started
         beside.append(serve_api(offer.listener, watch, offer.access))

@@ -8,26 +8,26 @@ from typing import Final
 
 import uvicorn
 
-from openmeter_plugin.api.access import Access, Gate
+from openmeter_plugin.api.access import Access, AccessMiddleware
 from openmeter_plugin.api.app import create_app
-from openmeter_plugin.api.health import Watch
+from openmeter_plugin.api.health import HealthMonitor
 from openmeter_plugin.log import get_logger
 from openmeter_plugin.process.sockets import BACKLOG
 from openmeter_plugin.process.web_server import GuestServer, forward_log, guarded_protocol
 
-_MOST_CONNECTIONS: Final = 64
+_MAX_CONNECTIONS: Final = 64
 _READ_TIMEOUT: Final = 10.0  # seconds for a request's head
 _KEEP_ALIVE: Final = 30  # seconds
 _RETRY_SECONDS: Final = 5.0
 
 
-async def serve_api(listener: socket.socket, watch: Watch, access: Access) -> None:
+async def serve_api(listener: socket.socket, watch: HealthMonitor, access: Access) -> None:
     """Serve until cancelled; what goes wrong with it is no business of the delivery beside it."""
     forward_log("api_server")
     while True:
         config = uvicorn.Config(
-            Gate(create_app(watch), access),
-            http=guarded_protocol(_READ_TIMEOUT, _MOST_CONNECTIONS),
+            AccessMiddleware(create_app(watch), access),
+            http=guarded_protocol(_READ_TIMEOUT, _MAX_CONNECTIONS),
             ws="none",
             lifespan="off",
             interface="asgi3",

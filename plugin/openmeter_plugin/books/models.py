@@ -67,7 +67,7 @@ class DestinationStatus(Model):
     endpoint: Annotated[str | None, Field(description="None for the quarantine, and where nobody has said")]
     books: BooksNumbers
     not_accounted: NotAccounted
-    depth: Annotated[int, Field(description="events that wait: accounted for or not")]
+    backlog: Annotated[int, Field(description="events that wait: accounted for or not")]
     oldest_waiting: OldestWaiting | None
     segments: int
     unreadable: Annotated[int, Field(description="segments that cannot be read now: not told of")]
@@ -80,7 +80,7 @@ class SpoolTotal(Model):
 
     books: BooksNumbers
     not_accounted: NotAccounted
-    depth: int
+    backlog: int
     oldest_waiting: OldestWaiting | None
     segments: int
     unreadable: int

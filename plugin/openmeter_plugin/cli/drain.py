@@ -47,7 +47,7 @@ def drain(options: DeliveryOptions, console: Console, seconds: float | None = No
         raise SpoolError(f"{options.spool} cannot be written: what is delivered must be noted there")
     configure_logging("drain")
     at_first = _status_at_first(options.spool)
-    waiting = [destination.id for destination in at_first.destinations if destination.depth]
+    waiting = [destination.id for destination in at_first.destinations if destination.backlog]
     if options.endpoint is not None and len(waiting) > 1:
         raise SpoolError(f"--endpoint would send all of these to one address: {', '.join(waiting)}")
     with Progress(
@@ -62,7 +62,7 @@ def drain(options: DeliveryOptions, console: Console, seconds: float | None = No
             sink = _ConsoleLog(progress.console)
             structlog.configure(logger_factory=lambda *_: sink)
         with suppress(TimeoutError, asyncio.CancelledError):
-            asyncio.run(_drain(options, progress, at_first.total.depth, seconds))
+            asyncio.run(_drain(options, progress, at_first.total.backlog, seconds))
     return read_status(options.spool)
 
 
@@ -96,5 +96,5 @@ async def _show(options: DeliveryOptions, progress: Progress, at_first: int) -> 
     while True:
         with suppress(SpoolError):
             status = await asyncio.to_thread(read_status, options.spool)
-            progress.update(bar, completed=max(0, at_first - status.total.depth))
+            progress.update(bar, completed=max(0, at_first - status.total.backlog))
         await asyncio.sleep(_LOOK)

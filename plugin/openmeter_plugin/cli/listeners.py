@@ -30,7 +30,7 @@ def own_socket(listener: HttpLogSocket | None) -> socket.socket | None:
     return None if listener is None else socket.socket(fileno=os.dup(listener.socket.fileno()))
 
 
-def open_ways_in(listeners: Listeners, socket_path: Path | None, http_log: str | None, mode: int) -> None:
+def open_listeners(listeners: Listeners, socket_path: Path | None, http_log: str | None, mode: int) -> None:
     """Listen for Kong, with the sockets that were passed to us in the place of those of our own."""
     _take_passed(listeners)
     if listeners.plugin is None:

@@ -14,7 +14,13 @@ import typer
 
 from openmeter_plugin import __version__
 from openmeter_plugin.cli import spool as spool_cli
-from openmeter_plugin.cli.listeners import http_log_settings, listen_for_api, octal, open_ways_in, own_socket
+from openmeter_plugin.cli.listeners import (
+    http_log_settings,
+    listen_for_api,
+    octal,
+    open_listeners,
+    own_socket,
+)
 from openmeter_plugin.cli.options import delivery_options, fail
 from openmeter_plugin.defaults import DEFAULT_SPOOL, SPOOL_VARIABLE
 from openmeter_plugin.delivery.options import DEFAULT_LEDGER_DAYS, TOKEN_VARIABLE
@@ -144,14 +150,14 @@ def serve(
     mode = octal(socket_mode, "--socket-mode")
     delivering = delivery_options(spool, retention, retention_size, max_age, token_file, ledger_days)
     listeners: Listeners = context.obj
-    open_ways_in(listeners, socket_path, http_log, mode)
+    open_listeners(listeners, socket_path, http_log, mode)
     _make_spool(spool)
     settings = http_log_settings(listeners.http_log, http_log_config)
     access = listen_for_api(listeners, api, api_token_file)
 
     # From here on Kong's connections wait for us; now there is time to import.
     from openmeter_plugin.kong.acceptor import Shares
-    from openmeter_plugin.kong.worker import Place, WorkerOptions, run_worker
+    from openmeter_plugin.kong.worker import WorkerOptions, WorkerSlot, run_worker
 
     options = WorkerOptions(
         spool,
@@ -172,7 +178,7 @@ def serve(
             prepare_process()
         for other in (*kept[:number], *kept[number + 1 :]):
             other.close()
-        place = Place(number, heartbeats, mailboxes, shares, kept[number])
+        place = WorkerSlot(number, heartbeats, mailboxes, shares, kept[number])
         run_worker(own_socket(listeners.plugin), options, place, own_socket(listeners.http_log), settings)
 
     def delivery() -> None:
@@ -180,11 +186,11 @@ def serve(
         listeners.close()
         for connections in kept:
             connections.close()
-        from openmeter_plugin.api.runtime import Family, Offer, run
+        from openmeter_plugin.api.runtime import ApiListener, Siblings, run
 
         names = {f"worker-{number}": number for number in range(workers)} | {"delivery": workers}
-        family = Family(heartbeats, workers, names, hang_timeout)
-        run(delivering, Offer(offered, access) if offered and access else None, family)
+        family = Siblings(heartbeats, workers, names, hang_timeout)
+        run(delivering, ApiListener(offered, access) if offered and access else None, family)
 
     gc.freeze()  # searching all of this for garbage would hold Kong up for 15 ms now and then
     children = [Child("worker", partial(worker, number), number, kept[number]) for number in range(workers)]
@@ -214,11 +220,11 @@ def deliver(
     if not spool.is_dir():
         fail(f"--spool: {spool} is not a directory")
     options = delivery_options(spool, retention, retention_size, max_age, token_file, ledger_days)
-    from openmeter_plugin.api.runtime import Offer, run
+    from openmeter_plugin.api.runtime import ApiListener, run
 
     listeners = Listeners()
     access = listen_for_api(listeners, api, api_token_file)
-    offer = Offer(listeners.api.socket, access) if listeners.api and access else None
+    offer = ApiListener(listeners.api.socket, access) if listeners.api and access else None
     try:
         run(options, offer, until_empty=until_empty, with_parent=with_parent)
     finally:

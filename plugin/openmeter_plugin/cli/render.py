@@ -18,7 +18,7 @@ from openmeter_plugin.books.models import (
     Verification,
 )
 
-_MOST_COLUMNS: Final = 5
+_MAX_COLUMNS: Final = 5
 _UNITS: Final = ("B", "KiB", "MiB", "GiB", "TiB")
 
 Part = DestinationStatus | SpoolTotal
@@ -63,7 +63,7 @@ _ROWS: Final[list[tuple[str, Callable[[Part], str]]]] = [
 
 def show_status(console: Console, status: SpoolStatus) -> None:
     """Print the books, destination by destination and in total."""
-    if console.is_terminal and len(status.destinations) <= _MOST_COLUMNS:
+    if console.is_terminal and len(status.destinations) <= _MAX_COLUMNS:
         console.print(_table(status))
         for destination in status.destinations:
             line(console, f"{destination.id}: {destination.endpoint or 'no endpoint'}")

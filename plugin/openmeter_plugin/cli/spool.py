@@ -120,7 +120,7 @@ def replay(
         if quarantine:
             text = _replay_quarantine(directory, config, wanted)
         else:
-            from openmeter_plugin.books.resend import replay_dead_letters
+            from openmeter_plugin.books.replay import replay_dead_letters
 
             text = f"{replay_dead_letters(directory, wanted)} dead letters will be sent again"
         sys.stdout.write(f"{text}\n")
@@ -216,9 +216,9 @@ def drain(
             options = replace(options, endpoint=endpoint)
         found = drained(options, _console(stderr=True), seconds)
     total = found.total
-    left = total.depth + total.not_accounted.requests
+    left = total.backlog + total.not_accounted.requests
     _console().print(
-        f"{total.books.delivered} events delivered, {total.depth} left waiting,"
+        f"{total.books.delivered} events delivered, {total.backlog} left waiting,"
         f" {found.dead_letters} dead letters, {found.quarantined} requests in quarantine",
         highlight=False,
         soft_wrap=True,

@@ -18,7 +18,7 @@ from openmeter_plugin.spool.segment import MAGIC
 MAX_BATCH_BYTES: Final = 4 * 1024 * 1024
 """Of one POST, far below what gateways before a metering API let through."""
 
-_MOST_PASSED: Final = 4 * 1024 * 1024  # bytes of segments in a batch: a long stretch of skips goes in pieces
+_MAX_PASSED: Final = 4 * 1024 * 1024  # bytes of segments in a batch: a long stretch of skips goes in pieces
 
 
 @dataclass(slots=True)
@@ -132,7 +132,7 @@ class BatchReader:
             chunk = self.reader.chunk(segment)
             if chunk is None:
                 return True
-            if batch.passed >= _MOST_PASSED:
+            if batch.passed >= _MAX_PASSED:
                 return False
             before = segment.position
             room = self._add_chunk(batch, segment, chunk, limit, max_events)

@@ -25,14 +25,14 @@ CONTENT_TYPE: Final = "application/cloudevents-batch+json"
 """OpenMeter compares it exactly: with a charset behind it the batch is refused."""
 
 _REJECTED: Final = frozenset({400, 413, 422})
-_LONGEST_ANSWER: Final = 2000  # characters of the server's answer that are kept
+_MAX_ANSWER: Final = 2000  # characters of the server's answer that are kept
 _HIDDEN: Final = "[the token]"
-_LONGEST_PLACE: Final = 200  # characters of an address that it redirects to
-_MOST_READ: Final = 1024 * 1024  # bytes of an answer
+_MAX_PLACE: Final = 200  # characters of an address that it redirects to
+_MAX_READ: Final = 1024 * 1024  # bytes of an answer
 _TIMEOUTS_IN_ALL: Final = 3
 """A POST may take so many times the configured time-out, which is for connecting, sending, each read."""
 
-_LONGEST_RETRY_AFTER: Final = 3600.0  # seconds
+_MAX_RETRY_AFTER: Final = 3600.0  # seconds
 
 
 class DeliveryError(Exception):
@@ -117,7 +117,7 @@ class EventsClient:
             # Of one that says it is taken nothing is told, so what it says need not be unpacked either.
             async for chunk in response.aiter_raw() if response.is_success else response.aiter_bytes():
                 answer += chunk
-                if len(answer) > _MOST_READ:
+                if len(answer) > _MAX_READ:
                     break
         except httpx.DecodingError:
             pass  # the status says what is to be done
@@ -129,7 +129,7 @@ class EventsClient:
         """Return what the server said as it may be kept: some repeat the request's headers."""
         text = answer.decode("utf-8", "replace")
         token = self.destination.token
-        return (text.replace(token, _HIDDEN) if token else text)[:_LONGEST_ANSWER]
+        return (text.replace(token, _HIDDEN) if token else text)[:_MAX_ANSWER]
 
     async def close(self) -> None:
         """Close the connections."""
@@ -150,7 +150,7 @@ def _failure(response: httpx.Response, answer: str) -> DeliveryError:
         return UnauthorizedError(f"HTTP {status}: {answer}", status)
     if response.has_redirect_location:
         # Not followed: where events and the token go is for the configuration to say.
-        place = response.headers["location"].partition("?")[0][:_LONGEST_PLACE]
+        place = response.headers["location"].partition("?")[0][:_MAX_PLACE]
         answer = f"it redirects to {place}; ingest_endpoint must be the address that takes the events"
     return UndeliveredError(f"HTTP {status}: {answer}", status, _retry_after(response))
 
@@ -159,9 +159,9 @@ def _retry_after(response: httpx.Response) -> float:
     """Return the seconds that Retry-After asks for, in either of its forms (RFC 9110, 10.2.3), else 0."""
     value = response.headers.get("retry-after", "").strip()
     if value.isascii() and value.isdigit():
-        return min(float(value[:9]), _LONGEST_RETRY_AFTER)
+        return min(float(value[:9]), _MAX_RETRY_AFTER)
     try:
         moment = email.utils.parsedate_to_datetime(value)
     except (ValueError, OverflowError):  # the latter for a year that no date can have
         return 0.0
-    return min(max(0.0, moment.timestamp() - time.time()), _LONGEST_RETRY_AFTER)
+    return min(max(0.0, moment.timestamp() - time.time()), _MAX_RETRY_AFTER)

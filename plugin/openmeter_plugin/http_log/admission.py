@@ -16,7 +16,7 @@ from openmeter_plugin.http_log.config import HttpLogSettings
 from openmeter_plugin.log import RateLimit, get_logger
 
 _RETRY_AFTER: Final = "2"
-_MOST_DISCARDED: Final = 64 * 1024 * 1024
+_MAX_DISCARDED: Final = 64 * 1024 * 1024
 _DISCARD_SECONDS: Final = 2.0
 
 
@@ -60,7 +60,7 @@ class Refusals:
             async with asyncio.timeout(patience):
                 async for chunk in request.stream():
                     discarded += len(chunk)
-                    if discarded > _MOST_DISCARDED:
+                    if discarded > _MAX_DISCARDED:
                         break
         headers = {**refusal.headers, "connection": "close"}
         return _answer(refusal.status, {"message": refusal.message}, headers)

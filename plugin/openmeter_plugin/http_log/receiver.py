@@ -34,16 +34,16 @@ from openmeter_plugin.instances.instance import Instance, start_instance
 from openmeter_plugin.instances.record import Spooled, spool_record
 from openmeter_plugin.log import RateLimit, get_logger
 from openmeter_plugin.metering.lenient_json import identifier, table
-from openmeter_plugin.metering.pdk_queries import NOTHING_ASKED, Needs
+from openmeter_plugin.metering.pdk_queries import NO_RESULTS, PdkQuery
 from openmeter_plugin.process.sockets import BACKLOG
 from openmeter_plugin.process.web_server import GuestServer, forward_log, guarded_protocol
 from openmeter_plugin.spool.writer import SpoolWriter
 
 # MERGED: From an entry of a post to the spool's record: the same that the plugin makes of the same request.
 
-MEMBERS: Final[Mapping[Needs, str]] = {
-    Needs.APPLICATION: "application_context",
-    Needs.CAPTURES: "uri_captures",
+MEMBERS: Final[Mapping[PdkQuery, str]] = {
+    PdkQuery.APPLICATION: "application_context",
+    PdkQuery.CAPTURES: "uri_captures",
 }
 """Where an entry has the answers that the other way in asks Kong for: http-log's custom_fields_by_lua."""
 
@@ -57,9 +57,9 @@ def record_of(entry: Entry, position: int, instance: Instance) -> Spooled:
     if type(log) is dict:
         _identify(log, raw, position)
     # Taken only where needed, as over the other way in: the events are to be the same.
-    answers = NOTHING_ASKED
-    while isinstance(spooled := spool_record(instance, log, answers), Needs):
-        answers = answers.with_answer(spooled, members.get(MEMBERS[spooled]))
+    answers = NO_RESULTS
+    while isinstance(spooled := spool_record(instance, log, answers), PdkQuery):
+        answers = answers.with_result(spooled, members.get(MEMBERS[spooled]))
     return spooled
 
 

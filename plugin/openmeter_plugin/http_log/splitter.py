@@ -23,8 +23,8 @@ from openmeter_plugin.metering.lenient_json import parse_log
 _BOUNDARY: Final = b'},{"'
 _WHITE_SPACE: Final = re.compile(rb"[ \t\r\n]*+")
 _TAIL: Final = re.compile(rb"[ \t\r\n]*+(\])[ \t\r\n]*+\Z")
-_MOST_GUESSES: Final = 8  # boundaries tried before brackets are counted: parsing is that much faster
-_LONGEST_TAIL: Final = 64  # bytes behind the last entry, in the one place where they are looked at twice
+_MAX_GUESSES: Final = 8  # boundaries tried before brackets are counted: parsing is that much faster
+_MAX_TAIL: Final = 64  # bytes behind the last entry, in the one place where they are looked at twice
 _LIMITS: Final = Limits()
 
 
@@ -152,7 +152,7 @@ class EntrySplitter:
             self._searched = end
             self._guesses += 1
             # Cut short: these bytes stand within the entry, too.
-            if error.pos < len(raw) or self._guesses >= _MOST_GUESSES:
+            if error.pos < len(raw) or self._guesses >= _MAX_GUESSES:
                 return self._begin_scan()
             return Stop.PAUSE
         self._pass(delimiter)
@@ -165,10 +165,10 @@ class EntrySplitter:
         if end:
             return end, end
         self._searched = max(at, len(buffer) - len(_BOUNDARY) + 1)
-        tail = _TAIL.search(buffer, max(at, len(buffer) - _LONGEST_TAIL)) if final else None
+        tail = _TAIL.search(buffer, max(at, len(buffer) - _MAX_TAIL)) if final else None
         if tail is None:
             return 0, 0
-        self._guesses = _MOST_GUESSES  # there is no other
+        self._guesses = _MAX_GUESSES  # there is no other
         return tail.start(), tail.start(1)
 
     def _begin_scan(self) -> Stop:

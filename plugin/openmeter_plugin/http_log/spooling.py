@@ -14,11 +14,11 @@ from openmeter_plugin.instances.record import Spooled
 from openmeter_plugin.spool.queue import Item, SpoolQueue
 from openmeter_plugin.spool.writer import SpoolWriter
 
-_MOST_ENTRIES: Final = 100_000  # of one post
-_MOST_BYTES_HELD: Final = 64 * 1024 * 1024  # of records of all posts that are not on disk yet
+_MAX_ENTRIES: Final = 100_000  # of one post
+_MAX_BYTES_HELD: Final = 64 * 1024 * 1024  # of records of all posts that are not on disk yet
 _RECORD_OVERHEAD: Final = 150
-_MOST_RECORDS_AT_ONCE: Final = 1000
-_MOST_BYTES_AT_ONCE: Final = 512 * 1024
+_MAX_RECORDS_AT_ONCE: Final = 1000
+_MAX_BYTES_AT_ONCE: Final = 512 * 1024
 _LOOK_AGAIN: Final = 0.02  # seconds, at a disk that takes nothing
 
 
@@ -59,8 +59,8 @@ class Post:
 
     def add(self, spooled: Spooled, *, bad: bool) -> None:
         """Add the record of an entry; raises RefusalError where there is no room."""
-        if self.requests >= _MOST_ENTRIES:
-            raise RefusalError(413, f"a post may hold {_MOST_ENTRIES} logs; lower queue.max_batch_size")
+        if self.requests >= _MAX_ENTRIES:
+            raise RefusalError(413, f"a post may hold {_MAX_ENTRIES} logs; lower queue.max_batch_size")
         queue, record = spooled
         size = len(record) + _RECORD_OVERHEAD
         self._spooling.hold(size)
@@ -80,13 +80,13 @@ class Post:
         piece: list[Spooled] = []
         size = 0
         for queue, record in zip(
-            self._queues[start : start + _MOST_RECORDS_AT_ONCE],
-            self._records[start : start + _MOST_RECORDS_AT_ONCE],
+            self._queues[start : start + _MAX_RECORDS_AT_ONCE],
+            self._records[start : start + _MAX_RECORDS_AT_ONCE],
             strict=True,
         ):
             size += len(record) + _RECORD_OVERHEAD
             piece.append((queue, record))
-            if size >= _MOST_BYTES_AT_ONCE:
+            if size >= _MAX_BYTES_AT_ONCE:
                 break
         return piece, size
 
@@ -111,7 +111,7 @@ class Spooling:
 
     def hold(self, size: int) -> None:
         """Take so much room in memory, or give it back; raises RefusalError where there is none."""
-        if size > 0 and self._held + size > _MOST_BYTES_HELD:
+        if size > 0 and self._held + size > _MAX_BYTES_HELD:
             raise busy("too much is on its way to the disk")
         self._held += size
 

@@ -21,7 +21,7 @@ from openmeter_plugin.config.instance_config import (
     token_reference,
 )
 from openmeter_plugin.log import get_logger
-from openmeter_plugin.metering.fast_path import UsualRequests, usual_requests
+from openmeter_plugin.metering.fast_path import FastPath, fast_path_for
 from openmeter_plugin.metering.rules import Rules
 from openmeter_plugin.spool.destination import QUARANTINE, Destination, destination_id
 from openmeter_plugin.spool.queue import SpoolQueue
@@ -29,7 +29,7 @@ from openmeter_plugin.spool.writer import SpoolWriter
 
 _LARGEST_ID: Final = 2**31 - 1  # the protocol's int32
 _BLOCK: Final = 4096  # ids reserved at once
-_MOST_POSTS: Final = 4  # at once to one destination: what "unlimited" comes to
+_MAX_POSTS: Final = 4  # at once to one destination: what "unlimited" comes to
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,7 +45,7 @@ class Instance:
     rules: Rules | None
     fault: str | None = None
     quarantine: SpoolQueue | None = None
-    usual: UsualRequests | None = None
+    usual: FastPath | None = None
 
 
 class InstanceIds:
@@ -206,7 +206,7 @@ def start_instance(
         )
     quarantine = writer.queue(QUARANTINE) if rules.missing == "quarantine" else None
     return Instance(
-        instance_id, writer.describe(destination), rules, quarantine=quarantine, usual=usual_requests(rules)
+        instance_id, writer.describe(destination), rules, quarantine=quarantine, usual=fast_path_for(rules)
     )
 
 
@@ -222,7 +222,7 @@ def destination_of(raw: dict[str, Any], config: PluginConfig) -> Destination:
         ssl_verify=config.ssl_verify,
         max_batch_size=config.queue.max_batch_size,
         max_coalescing_delay=config.queue.max_coalescing_delay,
-        concurrency=1 if config.queue.concurrency_limit == 1 else _MOST_POSTS,
+        concurrency=1 if config.queue.concurrency_limit == 1 else _MAX_POSTS,
         initial_retry_delay=config.queue.initial_retry_delay,
         max_retry_delay=config.queue.max_retry_delay,
         token=config.api_token.get_secret_value() if config.api_token else None,

@@ -9,10 +9,10 @@ from typing import Any, Final
 
 from openmeter_plugin.instances.instance import Instance
 from openmeter_plugin.log import RateLimit, get_logger
-from openmeter_plugin.metering.event import Quarantined, outcome
+from openmeter_plugin.metering.event import Quarantined, decide
 from openmeter_plugin.metering.lenient_json import encode_json
-from openmeter_plugin.metering.pdk_queries import NOTHING_ASKED, UNASKED, Answers, Needs
-from openmeter_plugin.metering.quarantine import set_aside
+from openmeter_plugin.metering.pdk_queries import NO_RESULTS, NOT_QUERIED, PdkQuery, QueryResults
+from openmeter_plugin.metering.quarantine import quarantine_record
 from openmeter_plugin.metering.rules import SkipReason
 from openmeter_plugin.spool.queue import SpoolQueue
 from openmeter_plugin.spool.segment import (
@@ -36,7 +36,7 @@ def random_id() -> str:
     return secrets.token_hex(16)
 
 
-def spool_record(instance: Instance, log: object, answers: Answers = NOTHING_ASKED) -> Spooled | Needs:
+def spool_record(instance: Instance, log: object, answers: QueryResults = NO_RESULTS) -> Spooled | PdkQuery:
     """Return the spool's record of a request's outcome, or what must be asked of Kong first.
 
     Never raises for anything that Kong can send: a record that we cannot read is counted, since
@@ -51,15 +51,15 @@ def spool_record(instance: Instance, log: object, answers: Answers = NOTHING_ASK
         return instance.queue, _SKIP_RECORDS[SkipReason.BAD_RECORD]
 
 
-def _record(instance: Instance, log: object, answers: Answers) -> Spooled | Needs:
+def _record(instance: Instance, log: object, answers: QueryResults) -> Spooled | PdkQuery:
     rules = instance.rules
     now_ms = time.time_ns() // 1_000_000
     if rules is None:
-        if answers.application is UNASKED:
-            return Needs.APPLICATION
+        if answers.application is NOT_QUERIED:
+            return PdkQuery.APPLICATION
         return _set_aside(instance, instance.fault or "", log, answers, now_ms)
-    result = outcome(log, answers, rules, now_ms=now_ms, new_id=random_id)
-    if isinstance(result, Needs):
+    result = decide(log, answers, rules, now_ms=now_ms, new_id=random_id)
+    if isinstance(result, PdkQuery):
         return result
     if isinstance(result, SkipReason):
         return instance.queue, _SKIP_RECORDS[result]
@@ -81,12 +81,12 @@ def _set_aside(
     instance: Instance,
     reason: str,
     log: object,
-    answers: Answers,
+    answers: QueryResults,
     now_ms: int,
     attributes: Mapping[str, Any] | None = None,
 ) -> Spooled:
     destination = instance.queue.id if instance.rules is not None else None
-    kept = set_aside(
+    kept = quarantine_record(
         reason, log, answers, attributes, destination=destination, now_ms=now_ms, new_id=random_id
     )
     return instance.quarantine or instance.queue, encode_record(QUARANTINED + encode_json(kept))

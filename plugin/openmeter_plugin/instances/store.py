@@ -28,7 +28,7 @@ from openmeter_plugin.instances.instance import Instance, Instances
 _KEPT_SECONDS: Final = 10_800.0  # a file that no server touched for so long is removed
 _KEEPS: Final = "had_token"
 _LARGEST: Final = 64 * 1024 * 1024
-_LONGEST_LOOK: Final = 1.0
+_MAX_LOOK: Final = 1.0
 """Seconds that an event waits for the file of its instance, where the disk hangs."""
 
 Found = Callable[[bytes | None], None]
@@ -157,7 +157,7 @@ class InstanceFinder:
             waiting.append(tell)
             return
         self._waiting[instance_id] = [tell]
-        limit = self._loop.call_later(_LONGEST_LOOK, self._found, instance_id, None)
+        limit = self._loop.call_later(_MAX_LOOK, self._found, instance_id, None)
 
         def found(content: bytes | None) -> None:
             limit.cancel()

@@ -36,7 +36,7 @@ class Mailboxes:
             writer.setblocking(False)
 
 
-class Peers:
+class WorkerSync:
     """A worker's view of the others."""
 
     def __init__(

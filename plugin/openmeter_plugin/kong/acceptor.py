@@ -20,9 +20,9 @@ from openmeter_plugin.log import RateLimit, get_logger
 _COUNT: Final = struct.Struct("<I")
 _LEAVE_SECONDS: Final = 0.002
 _REFUSED_SECONDS: Final = 1.0
-_MOST_AT_ONCE: Final = 64
+_MAX_AT_ONCE: Final = 64
 """Connections taken in one turn of the event loop: after a restart thousands may wait."""
-_MOST_LEAVES: Final = 5
+_MAX_LEAVES: Final = 5
 """In a row; then whoever should have taken the connection is not there to do so."""
 
 
@@ -79,7 +79,7 @@ class Acceptor:
         self._ready()
 
     def _ready(self) -> None:
-        for _ in range(_MOST_AT_ONCE):
+        for _ in range(_MAX_AT_ONCE):
             if not self._take():
                 return
 
@@ -87,7 +87,7 @@ class Acceptor:
         """Take a connection, if there is one for us; returns whether another look may be worth it."""
         mine = len(self._connections)
         self._shares.tell(self._worker, mine)
-        if mine > self._shares.fewest() and self._left < _MOST_LEAVES:
+        if mine > self._shares.fewest() and self._left < _MAX_LEAVES:
             self._left += 1
             self._look_later(_LEAVE_SECONDS)
             return False

@@ -24,7 +24,7 @@ from typing import Any, Final
 MAX_FRAME: Final = 64 * 1024 * 1024
 """Bytes. Kong sends at most a serialized log, some KiB; a larger length is a torn or foreign stream."""
 
-_LONGEST_VARINT: Final = 10  # bytes of a 64-bit number
+_MAX_VARINT: Final = 10  # bytes of a 64-bit number
 _MAX_NESTING: Final = 32
 _LENGTH: Final = struct.Struct("<I")
 _DOUBLE: Final = struct.Struct("<d")
@@ -148,7 +148,7 @@ def split_call(frame: bytes) -> tuple[bytes, bytes] | None:
     """
     if frame[:1] != b"\x08":
         return None
-    for at in range(1, min(len(frame), _LONGEST_VARINT + 1)):
+    for at in range(1, min(len(frame), _MAX_VARINT + 1)):
         if frame[at] < 0x80:
             return frame[1 : at + 1], frame[at + 1 :]
     return None
@@ -257,8 +257,6 @@ def encode_pdk_call(method: str, argument: bytes = b"") -> bytes:
 
 
 END_OF_EVENT: Final = frame(b"")
-ASK_FOR_LOG: Final = encode_pdk_call("kong.log.serialize")
-ASK_FOR_APPLICATION: Final = encode_pdk_call(
-    "kong.ctx.shared.get", encode_bytes(1, b"kaa_application_context")
-)
-ASK_FOR_CAPTURES: Final = encode_pdk_call("kong.request.get_uri_captures")
+QUERY_LOG: Final = encode_pdk_call("kong.log.serialize")
+QUERY_APPLICATION: Final = encode_pdk_call("kong.ctx.shared.get", encode_bytes(1, b"kaa_application_context"))
+QUERY_CAPTURES: Final = encode_pdk_call("kong.request.get_uri_captures")

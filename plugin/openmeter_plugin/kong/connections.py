@@ -22,7 +22,7 @@ from typing import Final, Protocol
 from openmeter_plugin.process.handoff import IDLE, NOT_KEPT, UNDER_WAY, Kept
 
 _CREDENTIALS: Final = struct.Struct("3i")  # ucred: pid, uid, gid
-_MOST_AT_ONCE: Final = 65536
+_MAX_AT_ONCE: Final = 65536
 _ROUND: Final = 256  # sockets looked at before records are written and answers given
 _PATIENCE: Final = 0.001
 """Seconds to wait for the next round while there was one just now: less work than the event loop's turn."""
@@ -241,11 +241,11 @@ class Connections:
     def _read(self, link: Link) -> None:
         self.states[link.slot] = UNDER_WAY
         try:
-            data = link.socket.recv(_MOST_AT_ONCE)
+            data = link.socket.recv(_MAX_AT_ONCE)
             if 0 < len(data) <= 4:
                 with contextlib.suppress(BlockingIOError):
                     # The length of a frame: its content follows at Kong's heels.
-                    data += link.socket.recv(_MOST_AT_ONCE)
+                    data += link.socket.recv(_MAX_AT_ONCE)
         except BlockingIOError:
             return
         except OSError:

@@ -23,15 +23,15 @@ from openmeter_plugin.instances.instance import Instance, InstanceIds, start_ins
 from openmeter_plugin.instances.record import spool_record
 from openmeter_plugin.log import RateLimit, configure_logging, get_logger
 from openmeter_plugin.metering.lenient_json import encode_json, parse_log
-from openmeter_plugin.metering.pdk_queries import NOTHING_ASKED, Needs
+from openmeter_plugin.metering.pdk_queries import NO_RESULTS, PdkQuery
 from openmeter_plugin.spool.destination import make_private
 from openmeter_plugin.spool.writer import SpoolWriter
 
-_LONGEST_WAIT: Final = 2.0  # seconds for the disk; then Kong is answered all the same
+_MAX_WAIT: Final = 2.0  # seconds for the disk; then Kong is answered all the same
 
-_QUESTIONS: Final[Mapping[Needs, Callable[[Any], Any]]] = {
-    Needs.APPLICATION: lambda kong: kong.ctx.shared.get("kaa_application_context"),
-    Needs.CAPTURES: lambda kong: kong.request.get_uri_captures(),
+_QUESTIONS: Final[Mapping[PdkQuery, Callable[[Any], Any]]] = {
+    PdkQuery.APPLICATION: lambda kong: kong.ctx.shared.get("kaa_application_context"),
+    PdkQuery.CAPTURES: lambda kong: kong.request.get_uri_captures(),
 }
 
 Schema = FIELDS
@@ -114,18 +114,18 @@ class Plugin:
         log = _parsed(_data(kong.log.serialize()))
         if self._instance is None:
             return
-        answers = NOTHING_ASKED
+        answers = NO_RESULTS
         spooled = spool_record(self._instance, log, answers)
-        while isinstance(spooled, Needs):
-            answers = answers.with_answer(spooled, _data(_QUESTIONS[spooled](kong)))
+        while isinstance(spooled, PdkQuery):
+            answers = answers.with_result(spooled, _data(_QUESTIONS[spooled](kong)))
             spooled = spool_record(self._instance, log, answers)
         queue, record = spooled
         shared = _shared()
         shared.keep_delivering()
         written = threading.Event()
         shared.writer.append(queue, record, written)
-        if not written.wait(_LONGEST_WAIT) and shared.unwritten_limit.passes():
-            get_logger().error("spool_slow", waited_seconds=_LONGEST_WAIT)
+        if not written.wait(_MAX_WAIT) and shared.unwritten_limit.passes():
+            get_logger().error("spool_slow", waited_seconds=_MAX_WAIT)
 
 
 def _data(answer: Any) -> Any:

@@ -18,20 +18,20 @@ from typing import Any, Final
 from openmeter_plugin.instances.instance import Instance, Instances, started_at
 from openmeter_plugin.instances.record import spool_record
 from openmeter_plugin.instances.store import InstanceFiles, InstanceFinder
-from openmeter_plugin.instances.worker_sync import Peers
+from openmeter_plugin.instances.worker_sync import WorkerSync
 from openmeter_plugin.kong import codec
 from openmeter_plugin.kong.connections import Link
 from openmeter_plugin.log import RateLimit, get_logger
 from openmeter_plugin.metering.lenient_json import parse_log
-from openmeter_plugin.metering.pdk_queries import NOTHING_ASKED, Needs
+from openmeter_plugin.metering.pdk_queries import NO_RESULTS, PdkQuery
 from openmeter_plugin.spool.queue import Item, SpoolQueue
 from openmeter_plugin.spool.writer import STALLED_AFTER, SpoolWriter
 
 # MERGED: An event that Kong hands over, while it is under way: what Kong is asked, and what it answers.
 
-QUESTIONS: Final[Mapping[Needs, tuple[bytes, Callable[[bytes], object]]]] = {
-    Needs.APPLICATION: (codec.ASK_FOR_APPLICATION, codec.decode_value),
-    Needs.CAPTURES: (codec.ASK_FOR_CAPTURES, codec.decode_captures),
+PDK_QUERIES: Final[Mapping[PdkQuery, tuple[bytes, Callable[[bytes], object]]]] = {
+    PdkQuery.APPLICATION: (codec.QUERY_APPLICATION, codec.decode_value),
+    PdkQuery.CAPTURES: (codec.QUERY_CAPTURES, codec.decode_captures),
 }
 """How Kong is asked, and how its answer is read."""
 
@@ -49,8 +49,8 @@ class Event:
         self.connection = connection
         self.sequence = sequence
         self.instance = instance
-        self.asked: Needs | None = None  # what Kong is asked beside the log, while it is
-        self.answers = NOTHING_ASKED
+        self.asked: PdkQuery | None = None  # what Kong is asked beside the log, while it is
+        self.answers = NO_RESULTS
         self.handed_over = False
         self.log: Any = None
 
@@ -70,10 +70,10 @@ def lenient_text(frame: bytes) -> bytes | None:
         return None
 
 
-def lenient_answer(need: Needs, frame: bytes) -> object:
+def lenient_answer(need: PdkQuery, frame: bytes) -> object:
     """Return what Kong answered to a question beside the log, or None where that is no answer."""
     try:
-        return QUESTIONS[need][1](frame)
+        return PDK_QUERIES[need][1](frame)
     except codec.WireError:
         return None
 
@@ -88,7 +88,7 @@ class InstanceCalls:
         self,
         instances: Instances,
         loop: asyncio.AbstractEventLoop,
-        peers: Peers | None,
+        peers: WorkerSync | None,
         files: InstanceFiles | None,
     ) -> None:
         self._instances = instances
@@ -147,7 +147,7 @@ class InstanceCalls:
 
 
 _LENGTH: Final = struct.Struct("<I")
-_MOST_EVENT_CALLS: Final = 10_000
+_MAX_EVENT_CALLS: Final = 10_000
 
 
 class Server:
@@ -158,7 +158,7 @@ class Server:
         instances: Instances,
         writer: SpoolWriter,
         loop: asyncio.AbstractEventLoop,
-        peers: Peers | None = None,
+        peers: WorkerSync | None = None,
         files: InstanceFiles | None = None,
     ) -> None:
         self.instances = instances
@@ -175,7 +175,7 @@ class Server:
 
     def remember_event_call(self, body: bytes, instance_id: int) -> None:
         """Remember what the encoded call of an instance's events says, so that it is decoded once."""
-        if len(self.event_calls) >= _MOST_EVENT_CALLS:
+        if len(self.event_calls) >= _MAX_EVENT_CALLS:
             self.event_calls.clear()
         self.event_calls[body] = instance_id
 
@@ -293,7 +293,7 @@ class Connection:
         if event is not None and event.asked is not None and not event.handed_over:
             # Kong broke off over a question, and will not send this event again. Kong 3.9 does with the
             # traditional router, for a path with a named capture that took no part in the match.
-            event.answers = event.answers.without_the_rest()
+            event.answers = event.answers.completed()
             self._take(event)
 
     def close(self) -> None:
@@ -394,7 +394,7 @@ class Connection:
         """Begin an event: ask for the log."""
         self.used = next(self._server.clock)
         self.event = Event(self, sequence, instance)
-        self.write(codec.ASK_FOR_LOG)
+        self.write(codec.QUERY_LOG)
 
     def refuse(self, instance_id: int) -> None:
         """Close the connection over an event of an instance that is not known."""
@@ -413,15 +413,15 @@ class Connection:
                 return
             event.log = None if raw is None else parse_log(raw)
         else:
-            event.answers = event.answers.with_answer(event.asked, lenient_answer(event.asked, frame))
+            event.answers = event.answers.with_result(event.asked, lenient_answer(event.asked, frame))
         self._take(event)
 
     def _take(self, event: Event) -> None:
         """Bring the event's record to the spool, or ask Kong for what is missing to make it."""
         spooled = spool_record(event.instance, event.log, event.answers)
-        if isinstance(spooled, Needs):
+        if isinstance(spooled, PdkQuery):
             event.asked = spooled
-            self.write(QUESTIONS[spooled][0])
+            self.write(PDK_QUERIES[spooled][0])
             return
         event.handed_over = True
         event.log = None

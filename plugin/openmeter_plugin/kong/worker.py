@@ -15,7 +15,7 @@ import uvloop
 
 from openmeter_plugin.instances.instance import InstanceIds, Instances
 from openmeter_plugin.instances.store import InstanceFiles
-from openmeter_plugin.instances.worker_sync import Mailboxes, Peers
+from openmeter_plugin.instances.worker_sync import Mailboxes, WorkerSync
 from openmeter_plugin.kong.acceptor import Acceptor, Shares
 from openmeter_plugin.kong.connections import Connections
 from openmeter_plugin.kong.server import Server
@@ -51,7 +51,7 @@ class WorkerOptions:
 
 
 @dataclass(frozen=True, slots=True)
-class Place:
+class WorkerSlot:
     """What a worker shares with the supervisor and the other workers, and which of them it is."""
 
     number: int
@@ -64,7 +64,7 @@ class Place:
 def run_worker(
     listener: socket.socket | None,
     options: WorkerOptions,
-    place: Place,
+    place: WorkerSlot,
     http_log_listener: socket.socket | None = None,
     http_log_config: HttpLogConfig | None = None,
 ) -> None:
@@ -76,7 +76,7 @@ def run_worker(
 async def _serve(
     listener: socket.socket | None,
     options: WorkerOptions,
-    place: Place,
+    place: WorkerSlot,
     http_log_listener: socket.socket | None,
     http_log_config: HttpLogConfig | None,
 ) -> None:
@@ -96,7 +96,7 @@ async def _serve(
     )
     ids = InstanceIds(options.spool)
     instances = Instances(ids, writer)
-    peers = Peers(place.mailboxes, place.number, started=instances.adopt, closed=instances.close)
+    peers = WorkerSync(place.mailboxes, place.number, started=instances.adopt, closed=instances.close)
     files = InstanceFiles(options.spool, loop)
     server = Server(instances, writer, loop, peers if len(place.mailboxes.pairs) > 1 else None, files)
     stop = asyncio.Event()

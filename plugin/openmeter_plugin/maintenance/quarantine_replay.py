@@ -19,13 +19,13 @@ import orjson
 
 from openmeter_plugin.books.database import FILE, transaction
 from openmeter_plugin.books.ledger_lines import ledger_key
-from openmeter_plugin.books.resend import writing
+from openmeter_plugin.books.replay import writing
 from openmeter_plugin.books.store import Counts, Lines, add_counts, add_to_ledger
 from openmeter_plugin.config.instance_config import parse_config
 from openmeter_plugin.delivery.options import TOKEN_VARIABLE
 from openmeter_plugin.instances.instance import destination_of
 from openmeter_plugin.metering.lenient_json import encode_json, table
-from openmeter_plugin.metering.quarantine import replayed
+from openmeter_plugin.metering.quarantine import replay_record
 from openmeter_plugin.metering.rules import Rules, SkipReason
 from openmeter_plugin.spool.destination import QUARANTINE, Destination, queues_directory, write_destination
 
@@ -89,7 +89,7 @@ class _Replay:
         lines: dict[str, Lines] = {}
         for number, raw in rows:
             record = table(orjson.loads(raw))
-            made = replayed(record, self._rules)
+            made = replay_record(record, self._rules)
             if isinstance(made, list):
                 queue = self._queue_of(record)
                 for event in made:

@@ -29,7 +29,7 @@ from openmeter_plugin.spool.destination import QUARANTINE
 from openmeter_plugin.spool.segment import EVENTS, MAGIC, Damage, Record
 
 _TRIES: Final = 5
-_MOST_DIFFERENCES: Final = 1_000  # told; the rest is counted
+_MAX_DIFFERENCES: Final = 1_000  # told; the rest is counted
 
 
 class LedgerEntry(NamedTuple):
@@ -109,7 +109,7 @@ def _verify(spool: Path) -> Verification:
         differences.append(
             f"{counted} requests are in quarantine by the counts, {books.quarantined} are kept"
         )
-    told = differences[:_MOST_DIFFERENCES]
+    told = differences[:_MAX_DIFFERENCES]
     if len(differences) > len(told):
         told.append(f"and {len(differences) - len(told)} more")
     return Verification(

@@ -24,7 +24,7 @@ from openmeter_plugin.metering.lenient_json import (
     text,
     usable_time,
 )
-from openmeter_plugin.metering.pdk_queries import UNASKED, Answers, Needs
+from openmeter_plugin.metering.pdk_queries import NOT_QUERIED, PdkQuery, QueryResults
 from openmeter_plugin.metering.rules import Filters, Rules, SkipReason
 from openmeter_plugin.metering.subject import find_subject
 
@@ -74,7 +74,7 @@ class Quarantined:
     attributes: Event
 
 
-Outcome = list[Event] | SkipReason | Quarantined | Needs
+Decision = list[Event] | SkipReason | Quarantined | PdkQuery
 
 _Members = tuple[tuple[str, str], ...]
 """Members of a record in the log, each with the property of the event's data that it becomes."""
@@ -92,9 +92,9 @@ _REQUEST_COUNTS: Final[tuple[tuple[str, _Members], ...]] = (
 )
 
 
-def outcome(
-    log: object, answers: Answers, rules: Rules, *, now_ms: int, new_id: Callable[[], str]
-) -> Outcome:
+def decide(
+    log: object, answers: QueryResults, rules: Rules, *, now_ms: int, new_id: Callable[[], str]
+) -> Decision:
     """Return a request's events, or why there are none, or what must still be asked of Kong.
 
     `now_ms` and `new_id` stand in where the log has no time or no request id. Never raises on any JSON
@@ -104,15 +104,15 @@ def outcome(
         return SkipReason.BAD_RECORD
     if rules.filters is not None and (excluded := exclusion(log, rules.filters)):
         return excluded
-    if rules.application_context == "always" and answers.application is UNASKED:
-        return Needs.APPLICATION
+    if rules.application_context == "always" and answers.application is NOT_QUERIED:
+        return PdkQuery.APPLICATION
     subject = find_subject(log, answers.application, rules)
-    if isinstance(subject, Needs):
+    if isinstance(subject, PdkQuery):
         return subject
     if isinstance(subject, SkipReason) and (rules.missing == "skip" or not _has_usage(log, rules)):
         return subject
-    if rules.asks_captures and answers.captures is UNASKED and log.get("route"):
-        return Needs.CAPTURES
+    if rules.queries_captures and answers.captures is NOT_QUERIED and log.get("route"):
+        return PdkQuery.CAPTURES
     attributes = attribute_values(log, answers.captures, rules.attributes) if rules.attributes else {}
     if isinstance(subject, SkipReason):
         if rules.missing == "quarantine":

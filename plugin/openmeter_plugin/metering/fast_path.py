@@ -101,7 +101,7 @@ _encode: Final = msgspec.json.Encoder().encode
 _NOBODY: Final = _Named()
 
 
-class UsualRequests:
+class FastPath:
     """Makes the records of usual requests, by rules that have such requests."""
 
     __slots__ = ("_field", "_rules")
@@ -164,7 +164,7 @@ class UsualRequests:
         return consumer.custom_id if self._field == "custom_id" else consumer.username or None
 
 
-def usual_requests(rules: Rules) -> UsualRequests | None:
+def fast_path_for(rules: Rules) -> FastPath | None:
     """Return what makes the records of usual requests; None where more decides."""
     lookup = rules.lookups[0] if rules.lookups else None
     if (
@@ -176,4 +176,4 @@ def usual_requests(rules: Rules) -> UsualRequests | None:
         or not rules.meter_api_requests
     ):
         return None
-    return UsualRequests(rules, lookup)
+    return FastPath(rules, lookup)

@@ -7,16 +7,16 @@ from enum import Enum
 from typing import Final
 
 
-class Unasked(Enum):
-    """The type of UNASKED, which stands for an answer as long as the question was not asked."""
+class NotQueried(Enum):
+    """The type of NOT_QUERIED, which stands for an answer as long as the question was not asked."""
 
-    UNASKED = "unasked"
-
-
-UNASKED: Final = Unasked.UNASKED
+    NOT_QUERIED = "not_queried"
 
 
-class Needs(Enum):
+NOT_QUERIED: Final = NotQueried.NOT_QUERIED
+
+
+class PdkQuery(Enum):
     """What must be asked of Kong before the outcome is known; the values are fields of `Answers`."""
 
     APPLICATION = "application"
@@ -24,26 +24,26 @@ class Needs(Enum):
 
 
 @dataclass(frozen=True, slots=True)
-class Answers:
+class QueryResults:
     """What Kong has answered so far, as the PDK returns it, whatever that is; None where it has nothing.
 
     `application` is `kong.ctx.shared.kaa_application_context`; `captures` is what
     `kong.request.get_uri_captures` returns, `{"named": {name: text}}`.
     """
 
-    application: object = UNASKED
-    captures: object = UNASKED
+    application: object = NOT_QUERIED
+    captures: object = NOT_QUERIED
 
-    def with_answer(self, need: Needs, answer: object) -> Answers:
+    def with_result(self, need: PdkQuery, answer: object) -> QueryResults:
         """Return these answers and one more."""
         return replace(self, **{need.value: answer})
 
-    def without_the_rest(self) -> Answers:
+    def completed(self) -> QueryResults:
         """Return these answers, with none for each question that was not answered."""
-        return Answers(
-            None if self.application is UNASKED else self.application,
-            None if self.captures is UNASKED else self.captures,
+        return QueryResults(
+            None if self.application is NOT_QUERIED else self.application,
+            None if self.captures is NOT_QUERIED else self.captures,
         )
 
 
-NOTHING_ASKED: Final = Answers()
+NO_RESULTS: Final = QueryResults()

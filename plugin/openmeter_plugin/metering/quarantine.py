@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import Any, Final
 
-from openmeter_plugin.metering.event import Outcome, outcome
+from openmeter_plugin.metering.event import Decision, decide
 from openmeter_plugin.metering.lenient_json import identifier, put, table, usable_time
-from openmeter_plugin.metering.pdk_queries import Answers
+from openmeter_plugin.metering.pdk_queries import QueryResults
 from openmeter_plugin.metering.rules import Rules
 from openmeter_plugin.metering.subject import is_anonymous
 
@@ -79,10 +79,10 @@ def _scalars(value: object, names: tuple[str, ...]) -> dict[str, Any] | None:
 # itself could not be used, those of consumer tags and constants can be made again, the others cannot.
 
 
-def set_aside(
+def quarantine_record(
     reason: str,
     log: object,
-    answers: Answers,
+    answers: QueryResults,
     attributes: Mapping[str, Any] | None = None,
     *,
     destination: str | None = None,
@@ -107,12 +107,12 @@ def set_aside(
     return record
 
 
-def replayed(record: object, rules: Rules) -> Outcome:
+def replay_record(record: object, rules: Rules) -> Decision:
     """Return what becomes of a record that was set aside under these rules; never Needs."""
     kept = table(record)
     log = table(kept.get("log"))
-    answers = Answers(application=kept.get("application"), captures=None)
-    made = outcome(log, answers, rules, now_ms=0, new_id=lambda: "replayed")
+    answers = QueryResults(application=kept.get("application"), captures=None)
+    made = decide(log, answers, rules, now_ms=0, new_id=lambda: "replayed")
     attributes = table(kept.get("attributes"))
     if attributes and isinstance(made, list):
         return [event | {"data": dict(attributes) | event["data"]} for event in made]

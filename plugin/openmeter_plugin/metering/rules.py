@@ -79,8 +79,8 @@ class Rules:
     attributes: tuple[Attribute, ...] = ()
     filters: Filters | None = None
     application_context: Literal["when_needed", "always", "never"] = "when_needed"
-    asks_captures: bool = field(init=False, compare=False)
+    queries_captures: bool = field(init=False, compare=False)
 
     def __post_init__(self) -> None:
         asks = any(attribute.place == "path_capture" for attribute in self.attributes)
-        object.__setattr__(self, "asks_captures", asks)
+        object.__setattr__(self, "queries_captures", asks)

@@ -6,7 +6,7 @@ from collections.abc import Iterable, Mapping
 from typing import Any, Final, Literal
 
 from openmeter_plugin.metering.lenient_json import first, identifier, table
-from openmeter_plugin.metering.pdk_queries import UNASKED, Needs
+from openmeter_plugin.metering.pdk_queries import NOT_QUERIED, PdkQuery
 from openmeter_plugin.metering.rules import Rules, SkipReason
 
 # MERGED: The subject: the name under which usage is sent, and under which a customer claims it.
@@ -38,7 +38,7 @@ def tagged_customers(tags: Iterable[object]) -> set[str]:
     }
 
 
-def find_subject(log: Mapping[str, Any], application: object, rules: Rules) -> str | SkipReason | Needs:
+def find_subject(log: Mapping[str, Any], application: object, rules: Rules) -> str | SkipReason | PdkQuery:
     """Return the subject, or why there is none, or what must be asked of Kong to know it.
 
     The reason is that of the first lookup.
@@ -50,9 +50,9 @@ def find_subject(log: Mapping[str, Any], application: object, rules: Rules) -> s
         if place == "consumer":
             found = _of_consumer(log, lookup.field, rules)
         elif place == "application":
-            if application is UNASKED:
+            if application is NOT_QUERIED:
                 if rules.application_context != "never":
-                    return Needs.APPLICATION
+                    return PdkQuery.APPLICATION
                 application = None
             found = _of_application(application, lookup.field)
         else:

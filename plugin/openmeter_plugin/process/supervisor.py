@@ -25,7 +25,7 @@ from openmeter_plugin.process.sockets import STOP_SIGNALS, Listeners
 
 _STOP_SECONDS: Final = 12.0  # for the children together, then they are killed
 _SHORT_LIFE: Final = 1.0  # seconds; a child that dies sooner is started again with a delay
-_LONGEST_DELAY: Final = 1.0
+_MAX_DELAY: Final = 1.0
 _PR_SET_PDEATHSIG: Final = 1  # prctl(2)
 _SOON: Final = 0.05  # seconds until the next look, while connections come and go
 _SIGNALS: Final = STOP_SIGNALS | {signal.SIGCHLD}
@@ -61,7 +61,7 @@ class Child:
     def died(self, status: int) -> None:
         """Note the end of the process; it is started again at once unless it keeps dying."""
         lived = time.monotonic() - self._started
-        self._delay = min(max(0.05, self._delay * 2), _LONGEST_DELAY) if lived < _SHORT_LIFE else 0.0
+        self._delay = min(max(0.05, self._delay * 2), _MAX_DELAY) if lived < _SHORT_LIFE else 0.0
         self.start_at = time.monotonic() + self._delay
         get_logger().error(
             "process_ended", child=self.name, child_pid=self.pid, exit_status=status, lived=round(lived, 3)

@@ -124,7 +124,7 @@ UNREADABLE: Final = ".unreadable"
 the next start, from where delivery stood."""
 
 _CHUNK: Final = 256 * 1024  # bytes read at once: so many that the processor still has them when they are sent
-_MOST_ADOPTED: Final = 2 * 1024 * 1024
+_MAX_ADOPTED: Final = 2 * 1024 * 1024
 _TRIES: Final = 8  # to read a segment, before it is set aside
 _TRY_AFTER: Final = 1.0  # seconds between two of them
 
@@ -171,7 +171,7 @@ class SegmentReader:
 
     def adopt(self, chunks: list[Chunk]) -> None:
         """Take what somebody else has read as read, where it comes next and has room."""
-        if self._read_to == chunks[0].start and self._read_to - self.position < _MOST_ADOPTED:
+        if self._read_to == chunks[0].start and self._read_to - self.position < _MAX_ADOPTED:
             self._chunks.extend(chunks)
             self._read_to = chunks[-1].end
 

@@ -37,10 +37,10 @@ from openmeter_plugin.spool.syncer import Syncer
 
 SLOW: Final = 0.005  # seconds of one write(2); into the page cache one takes some microseconds
 _FIRST_PAUSE: Final = 10.0
-_LONGEST_PAUSE: Final = 300.0
+_MAX_PAUSE: Final = 300.0
 
 
-class Pace:
+class DiskSpeed:
     """Remembers slow writes, whoever made them, and for how long they tell against the disk.
 
     After a slow write the disk is not trusted for a pause, which doubles for as long as the disk is slow
@@ -65,7 +65,7 @@ class Pace:
         if now < self._trusted_from:
             pass  # known already: the pause begins anew
         elif now - self._trusted_from < self._pause:
-            self._pause = min(2 * self._pause, _LONGEST_PAUSE)
+            self._pause = min(2 * self._pause, _MAX_PAUSE)
         else:
             self._pause = _FIRST_PAUSE
         self._trusted_from = now + self._pause
@@ -108,7 +108,7 @@ class SpoolWriter:
         retired: SimpleQueue[Segment] = SimpleQueue()
         self._rotation = Rotation(segment_bytes, segment_seconds, retired)
         self._disk = threading.Lock()  # whoever holds it writes
-        self._pace = Pace()
+        self._pace = DiskSpeed()
         self._commit_began: float | None = None
         self._unanswered_bytes = 0
         self._overflow: SimpleQueue[SpoolQueue] = SimpleQueue()

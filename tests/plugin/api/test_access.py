@@ -69,7 +69,7 @@ def test_a_unix_socket_needs_no_token_and_is_its_owners_alone(tmp_path: Path) ->
         eventually((tmp_path / "api").exists, what="listening")
         transport = httpx.HTTPTransport(uds=str(tmp_path / "api"))
         with httpx.Client(transport=transport, base_url="http://any.name", timeout=15) as client:
-            assert client.get("/v1/spool").json()["total"]["depth"] == 0
+            assert client.get("/v1/spool").json()["total"]["backlog"] == 0
         assert (tmp_path / "api").stat().st_mode & 0o777 == 0o600
         server.stop()
         assert not (tmp_path / "api").exists()
@@ -98,7 +98,7 @@ def test_a_page_that_has_its_own_name_for_this_address_gets_nothing(there: Api, 
     for path in ("/v1/spool", "/healthz"):
         answer = there.client.get(path, headers={"host": host})
         assert answer.status_code in {400, 421}
-        assert "depth" not in answer.text
+        assert "backlog" not in answer.text
 
 
 @pytest.mark.parametrize("host", ["localhost", "LOCALHOST:8096", "127.0.0.1", "127.0.0.1:1", "[::1]:8096"])

@@ -28,7 +28,7 @@ METRICS = {
     "openmeter_plugin_events_delivered": "counter",
     "openmeter_plugin_events_redelivered": "counter",
     "openmeter_plugin_ledger_events_pruned": "counter",
-    "openmeter_plugin_events_waiting": "gauge",
+    "openmeter_plugin_backlog_events": "gauge",
     "openmeter_plugin_oldest_waiting_event_age_seconds": "gauge",
     "openmeter_plugin_dead_letters": "gauge",
     "openmeter_plugin_damaged_bytes": "counter",
@@ -193,7 +193,7 @@ def test_the_metrics_say_what_the_books_say(there: Api) -> None:
     assert metrics[f"openmeter_plugin_events_accepted_total{label}"] == 6
     assert metrics[f"openmeter_plugin_events_delivered_total{label}"] == 5
     assert metrics[f"openmeter_plugin_dead_letters{label}"] == 1
-    assert metrics[f"openmeter_plugin_events_waiting{label}"] == 0
+    assert metrics[f"openmeter_plugin_backlog_events{label}"] == 0
     assert metrics[f"openmeter_plugin_oldest_waiting_event_age_seconds{label}"] == 0
     skipped = f'openmeter_plugin_requests_skipped_total{{destination="{QUEUE}",reason="no_consumer"}}'
     assert metrics[skipped] == 1

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from openmeter_plugin.api.health import Watch
+from openmeter_plugin.api.health import HealthMonitor
 from openmeter_plugin.api.metrics import Metrics
 from tests.plugin.deliveries import record
 from tests.plugin.spools import QUEUE, running_writer, small_file_system
@@ -29,17 +29,17 @@ def fill(spool: Path) -> None:
 
 
 def free_bytes(spool: Path) -> float:
-    text = Metrics(Watch(spool)).scrape("")[0].decode()
+    text = Metrics(HealthMonitor(spool)).scrape("")[0].decode()
     (sample,) = (line for line in text.splitlines() if line.startswith("openmeter_plugin_disk_free_bytes "))
     return float(sample.rpartition(" ")[2])
 
 
 def test_a_disk_with_room_is_no_problem(spool: Path) -> None:
-    assert FULL not in Watch(spool).problems()
+    assert FULL not in HealthMonitor(spool).problems()
     assert free_bytes(spool) > 1024 * 1024
 
 
 def test_a_disk_on_which_usage_is_lost_is_told_as_full(spool: Path) -> None:
     fill(spool)
-    assert FULL in Watch(spool).problems()
+    assert FULL in HealthMonitor(spool).problems()
     assert free_bytes(spool) < 64 * 1024

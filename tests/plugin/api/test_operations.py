@@ -64,7 +64,7 @@ def test_what_waits_is_seen_while_the_metering_api_is_away(tmp_path: Path) -> No
         retries = f"openmeter_plugin_delivery_retries_total{label}"
         eventually(lambda: running.metrics().get(retries), what="a retry")
         metrics = running.metrics()
-        assert metrics[f"openmeter_plugin_events_waiting{label}"] == 2
+        assert metrics[f"openmeter_plugin_backlog_events{label}"] == 2
         assert metrics[f"openmeter_plugin_oldest_waiting_event_age_seconds{label}"] > 3600
         assert metrics[f"openmeter_plugin_delivery_failures_in_a_row{label}"] >= 1
         assert running.get("/v1/ledger")["hours_with_waiting_events"] == ["2026-11-20T05", "2026-11-22T07"]
@@ -141,10 +141,10 @@ def test_a_worker_that_hangs_is_replaced_and_the_metrics_count_that(tmp_path: Pa
 
 
 def test_a_process_without_a_sign_of_life_makes_the_server_unready(tmp_path: Path) -> None:
-    from openmeter_plugin.api.health import Watch
+    from openmeter_plugin.api.health import HealthMonitor
 
     heartbeats = Heartbeats(2)
-    watch = Watch(tmp_path, {"worker-0": 0, "delivery": 1}, heartbeats, hang_seconds=0.05)
+    watch = HealthMonitor(tmp_path, {"worker-0": 0, "delivery": 1}, heartbeats, hang_seconds=0.05)
 
     def silent() -> list[str]:
         heartbeats.beat(1)
@@ -157,11 +157,11 @@ def test_a_process_without_a_sign_of_life_makes_the_server_unready(tmp_path: Pat
 
 
 def test_books_that_cannot_be_read_leave_the_other_metrics_there(tmp_path: Path) -> None:
-    from openmeter_plugin.api.health import Watch
+    from openmeter_plugin.api.health import HealthMonitor
     from openmeter_plugin.api.metrics import Metrics
 
     (tmp_path / "books.db").write_bytes(b"this is no database at all, " * 100)
-    text = Metrics(Watch(tmp_path)).scrape("")[0].decode()
+    text = Metrics(HealthMonitor(tmp_path)).scrape("")[0].decode()
     assert "openmeter_plugin_books_readable 0.0" in text
     assert "openmeter_plugin_build_info" in text
-    assert any("cannot be read" in problem for problem in Watch(tmp_path).problems())
+    assert any("cannot be read" in problem for problem in HealthMonitor(tmp_path).problems())

@@ -17,9 +17,9 @@ from typing import Any
 import orjson
 import pytest
 
-from openmeter_plugin.books import resend as sending_again_module
+from openmeter_plugin.books import replay as sending_again_module
 from openmeter_plugin.books.database import FILE
-from openmeter_plugin.books.resend import replay_dead_letters, request_redelivery
+from openmeter_plugin.books.replay import replay_dead_letters, request_redelivery
 from openmeter_plugin.maintenance.quarantine_replay import QuarantineReplay, replay_quarantine
 from openmeter_plugin.spool.destination import write_destination
 from tests.harness.books import read_dead_letters

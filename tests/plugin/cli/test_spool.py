@@ -37,7 +37,7 @@ def test_status_tells_what_became_of_every_request_and_event(history: Path, serv
     assert books["skipped"] == {"no_consumer": 1, "status_excluded": 1}
     assert (books["events"], books["delivered"], books["dead_lettered"], books["waiting"]) == (6, 5, 1, 0)
     assert found[QUEUE]["not_accounted"] == {"requests": 1, "events": 2, "lost": 0}
-    assert found[QUEUE]["depth"] == 2
+    assert found[QUEUE]["backlog"] == 2
     assert found[QUEUE]["oldest_waiting"]["time"] == NEW
     assert found[QUEUE]["endpoint"] == server.url
     assert found[QUEUE]["bytes"] == sum(path.stat().st_size for path in segments(history))
@@ -69,7 +69,7 @@ def test_status_prints_a_table_on_a_terminal(history: Path) -> None:
 
 def test_the_directory_may_come_from_the_environment(history: Path) -> None:
     result = run_process("status", "--json", OPENMETER_PLUGIN_SPOOL=str(history))
-    assert json.loads(result.stdout)["total"]["depth"] == 2
+    assert json.loads(result.stdout)["total"]["backlog"] == 2
 
 
 def test_no_command_shows_a_token_or_what_else_is_secret_in_an_address(tmp_path: Path) -> None:
@@ -118,7 +118,7 @@ def test_reading_goes_on_beside_a_delivery_and_a_writer(history: Path) -> None:
         status = run_process("status", "--json", str(history))
         assert json.loads(status.stdout)["delivery_running"] is True
         assert run_process("verify", str(history)).returncode == 0
-        eventually(lambda: read_status(history).total.depth == 0, what="the delivery")
+        eventually(lambda: read_status(history).total.backlog == 0, what="the delivery")
     assert read_status(history).total.books.delivered == 107
 
 
@@ -156,7 +156,7 @@ def test_a_read_only_copy_is_read_without_a_trace(history: Path, tmp_path: Path)
 def test_a_spool_that_nobody_has_read_yet_is_not_empty(tmp_path: Path) -> None:
     spooled(tmp_path, [record(1), skip()])
     status = read_status(tmp_path)
-    assert (status.total.depth, status.total.not_accounted.requests) == (1, 2)
+    assert (status.total.backlog, status.total.not_accounted.requests) == (1, 2)
     assert status.total.books.requests == 0
     assert verify(tmp_path).ok
     assert read_ledger(tmp_path).hours_with_waiting_events == ["2026-11-22T05"]

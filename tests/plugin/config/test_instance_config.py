@@ -172,8 +172,8 @@ def test_attributes_of_each_source_are_compiled_headers_in_lower_case() -> None:
         ("consumer_tag", "Some-Name"),
         ("constant", "Some-Name"),
     ]
-    assert rules.asks_captures
-    assert not parse_config(config(attributes=[constant]))[1].asks_captures
+    assert rules.queries_captures
+    assert not parse_config(config(attributes=[constant]))[1].queries_captures
 
 
 def test_filters_are_compiled_to_sets() -> None:

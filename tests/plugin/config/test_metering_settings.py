@@ -18,8 +18,8 @@ from openmeter_plugin.instances import record as outcomes
 from openmeter_plugin.instances.instance import Instance
 from openmeter_plugin.instances.record import spool_record, usage_record
 from openmeter_plugin.log import RateLimit
-from openmeter_plugin.metering.event import Quarantined, outcome
-from openmeter_plugin.metering.pdk_queries import NOTHING_ASKED, Answers, Needs
+from openmeter_plugin.metering.event import Quarantined, decide
+from openmeter_plugin.metering.pdk_queries import NO_RESULTS, PdkQuery, QueryResults
 from openmeter_plugin.metering.rules import Attribute, Rules, SkipReason
 from openmeter_plugin.spool.queue import Rotation, SpoolQueue
 from openmeter_plugin.spool.segment import EVENTS, QUARANTINED, SKIPPED, Record, encode_record, scan
@@ -104,10 +104,10 @@ def test_a_configuration_is_accepted_or_refused_with_a_named_field(config: dict[
 def test_a_log_has_exactly_one_outcome_after_each_question_was_asked_once(
     log: object, rules: Rules, data: st.DataObject
 ) -> None:
-    answers, asked = NOTHING_ASKED, []
-    while isinstance(found := outcome(log, answers, rules, now_ms=NOW, new_id=ids()), Needs):
+    answers, asked = NO_RESULTS, []
+    while isinstance(found := decide(log, answers, rules, now_ms=NOW, new_id=ids()), PdkQuery):
         asked.append(found)
-        answers = answers.with_answer(found, data.draw(answered))
+        answers = answers.with_result(found, data.draw(answered))
     assert len(set(asked)) == len(asked)
     assert type(found) in (list, SkipReason, Quarantined)
     assert_valid(found)
@@ -147,9 +147,9 @@ def test_the_spool_gets_one_kind_of_record_in_the_queue_that_it_belongs_to(
     rotation = Rotation(1, 1, SimpleQueue())
     queue, quarantine = SpoolQueue(spool, "q", rotation), SpoolQueue(spool, "quarantine", rotation)
     instance = Instance(1, queue, rules, "no configuration", quarantine)
-    answers = NOTHING_ASKED
-    while isinstance(spooled := spool_record(instance, log, answers), Needs):
-        answers = answers.with_answer(spooled, data.draw(answered))
+    answers = NO_RESULTS
+    while isinstance(spooled := spool_record(instance, log, answers), PdkQuery):
+        answers = answers.with_result(spooled, data.draw(answered))
     where, raw = spooled
     (record,) = scan(raw, 0, final=True)
     assert isinstance(record, Record)
@@ -162,7 +162,7 @@ def test_the_spool_gets_one_kind_of_record_in_the_queue_that_it_belongs_to(
 )
 def test_the_default_configuration_asks_kong_for_nothing_but_the_log(log: object) -> None:
     _, rules = parse_config(ENDPOINT)
-    assert isinstance(outcome(log, Answers(), rules, now_ms=NOW, new_id=ids()), list)
+    assert isinstance(decide(log, QueryResults(), rules, now_ms=NOW, new_id=ids()), list)
 
 
 def test_a_fault_of_ours_costs_one_request_which_is_counted_as_unreadable(
@@ -185,7 +185,7 @@ def test_a_request_with_more_events_than_a_record_holds_has_several_records_and_
 ) -> None:
     usage = {"usage": {"prompt_tokens": 1, "completion_tokens": 2}}
     log = llm_request().parsed | {"ai": {f"block-{n}": usage for n in range(blocks)}}
-    found = outcome(log, Answers(None), Rules(source="kong"), now_ms=NOW, new_id=ids())
+    found = decide(log, QueryResults(None), Rules(source="kong"), now_ms=NOW, new_id=ids())
     assert isinstance(found, list)
     written = [item for item in scan(usage_record(found), 0, final=True) if isinstance(item, Record)]
     assert [record.event_count for record in written] == records
@@ -199,8 +199,8 @@ def test_a_request_that_is_set_aside_keeps_the_name_of_the_queue_that_it_was_for
     rules = Rules(source="kong", lookups=(), missing="quarantine", attributes=attributes)
     kept = []
     for instance in (Instance(1, queue, rules, None, quarantine), Instance(2, quarantine, None, "a fault")):
-        spooled = spool_record(instance, serialized("authenticated").parsed, Answers(None))
-        assert not isinstance(spooled, Needs)
+        spooled = spool_record(instance, serialized("authenticated").parsed, QueryResults(None))
+        assert not isinstance(spooled, PdkQuery)
         (record,) = scan(spooled[1], 0, final=True)
         assert isinstance(record, Record)
         kept.append(orjson.loads(record.body))

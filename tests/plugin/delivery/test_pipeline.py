@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from openmeter_plugin.books.resend import replay_dead_letters
+from openmeter_plugin.books.replay import replay_dead_letters
 from openmeter_plugin.books.store import Books, Delivery
 from openmeter_plugin.config.instance_config import parse_config
 from openmeter_plugin.delivery import endpoint as endpoint_module

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from openmeter_plugin.books.resend import request_redelivery
+from openmeter_plugin.books.replay import request_redelivery
 from openmeter_plugin.books.store import Redelivery
 from openmeter_plugin.delivery import redelivery as redelivery_module
 from openmeter_plugin.delivery.redelivery import in_batches, wanted_events

@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 import structlog
 
-from openmeter_plugin.books.resend import request_redelivery
+from openmeter_plugin.books.replay import request_redelivery
 from openmeter_plugin.books.store import Books
 from openmeter_plugin.delivery import retention as retention_module
 from openmeter_plugin.delivery import spool_delivery as spool_delivery_module

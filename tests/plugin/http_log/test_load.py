@@ -191,7 +191,7 @@ def test_a_huge_post_goes_to_the_disk_in_pieces_each_after_the_one_before_it(
 def test_the_room_that_posts_take_in_memory_is_bounded_and_given_back(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(spooling, "_MOST_BYTES_HELD", 20_000)  # some 20 records
+    monkeypatch.setattr(spooling, "_MAX_BYTES_HELD", 20_000)  # some 20 records
 
     async def test() -> None:
         async with receiving(tmp_path) as receiver:

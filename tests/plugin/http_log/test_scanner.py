@@ -18,9 +18,9 @@ from openmeter_plugin.http_log import splitter as json_entries
 from openmeter_plugin.http_log.scanner import Limits, Scan
 from openmeter_plugin.http_log.splitter import EntrySplitter
 from openmeter_plugin.metering import lenient_json
-from openmeter_plugin.metering.event import outcome
+from openmeter_plugin.metering.event import decide
 from openmeter_plugin.metering.lenient_json import MAX_TEXT
-from openmeter_plugin.metering.pdk_queries import Answers
+from openmeter_plugin.metering.pdk_queries import QueryResults
 from tests.harness.recordings import llm_request, serialized
 
 CHUNK = 64 * 1024
@@ -84,7 +84,7 @@ def test_the_event_of_a_log_with_enormous_texts_is_that_of_the_whole_log(
         log["consumer"] |= {"username": name, "tags": [f"team: {name}"]}
         log["payload"] = "x" * LIMITS.parsed
         of_whole, of_kept = (
-            outcome(one, Answers(None, None), rules, now_ms=0, new_id=lambda: "new")
+            decide(one, QueryResults(None, None), rules, now_ms=0, new_id=lambda: "new")
             for one in (log, only_entry(log, escaped=escaped))
         )
         assert of_kept == of_whole

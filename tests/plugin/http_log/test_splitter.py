@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from openmeter_plugin.http_log.scanner import Limits
 from openmeter_plugin.http_log.splitter import EntrySplitter, NotJsonError, Ready, ShortWay
-from openmeter_plugin.metering.fast_path import usual_requests
+from openmeter_plugin.metering.fast_path import fast_path_for
 from tests.plugin.metering.test_fast_path import LOG, long_way, rules
 
 _ODD_TEXT = st.text(st.sampled_from('},{"[]\\ aé'), max_size=12)
@@ -67,7 +67,7 @@ def test_the_entries_are_those_of_the_array_wherever_it_is_cut(
 def test_with_a_short_way_each_entry_is_its_record_or_what_it_would_be_without(
     entries: list[Any], cuts: list[int]
 ) -> None:
-    usual = usual_requests(rules())
+    usual = fast_path_for(rules())
     assert usual is not None
     body = json.dumps(entries, separators=(",", ":")).encode()
     found = split(body, cuts, short_way=usual.record)
@@ -81,7 +81,7 @@ def test_with_a_short_way_each_entry_is_its_record_or_what_it_would_be_without(
 
 @given(st.integers(1, 5), _CUTS)
 def test_usual_requests_all_go_the_short_way(count: int, cuts: list[int]) -> None:
-    usual = usual_requests(rules())
+    usual = fast_path_for(rules())
     assert usual is not None
     body = json.dumps([LOG] * count, separators=(",", ":")).encode()
     record = long_way(json.dumps(LOG).encode(), rules())

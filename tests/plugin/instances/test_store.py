@@ -151,7 +151,7 @@ def test_whether_a_token_belongs_to_an_instance_is_kept_and_nothing_that_stands_
 def test_an_instance_whose_file_cannot_be_read_in_time_is_started_again_by_kong(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(store, "_LONGEST_LOOK", 0.02)
+    monkeypatch.setattr(store, "_MAX_LOOK", 0.02)
 
     async def body() -> list[object]:
         loop = asyncio.get_running_loop()

@@ -102,9 +102,9 @@ def test_the_logs_in_the_recorded_answers_are_those_of_the_harness() -> None:
 def test_our_questions_to_kong_are_the_frames_of_the_recorded_server() -> None:
     sent = recorded(FROM_US)
     at = sent.index(b"kong.log.serialize")
-    assert codec.frame(sent[at]) + codec.frame(sent[at + 1]) == codec.ASK_FOR_LOG
+    assert codec.frame(sent[at]) + codec.frame(sent[at + 1]) == codec.QUERY_LOG
     at = sent.index(b"kong.ctx.shared.get")
-    assert codec.frame(sent[at]) + codec.frame(sent[at + 1]) == codec.ASK_FOR_APPLICATION
+    assert codec.frame(sent[at]) + codec.frame(sent[at + 1]) == codec.QUERY_APPLICATION
 
 
 def test_our_end_of_an_event_is_that_of_the_recorded_server() -> None:

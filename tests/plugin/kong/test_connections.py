@@ -169,8 +169,8 @@ class Kong:
 
 
 async def hand_over(kong: Kong, event: bytes, number: int, end: int) -> bytes:
-    question = await kong.exchange(event, len(codec.ASK_FOR_LOG))
-    assert question == codec.ASK_FOR_LOG
+    question = await kong.exchange(event, len(codec.QUERY_LOG))
+    assert question == codec.QUERY_LOG
     return await kong.exchange(codec.frame(codec.encode_bytes(1, kong.protocol.log(number))), end)
 
 
@@ -209,7 +209,7 @@ def test_a_disk_that_hangs_delays_no_answer_for_long_and_answers_no_event_twice(
         assert await hanging == end
         assert await hand_over(kong, event, 3, len(end)) == end
         # The next event is under way when the disk moves: the late word on those before is not for it.
-        assert await kong.exchange(event, len(codec.ASK_FOR_LOG)) == codec.ASK_FOR_LOG
+        assert await kong.exchange(event, len(codec.QUERY_LOG)) == codec.QUERY_LOG
         disk.open_gate.set()
         while hangs():
             await asyncio.sleep(0)

@@ -16,7 +16,7 @@ import httpx
 import pytest
 
 from openmeter_plugin.kong import codec
-from openmeter_plugin.metering.quarantine import replayed
+from openmeter_plugin.metering.quarantine import replay_record
 from openmeter_plugin.metering.rules import Rules
 from openmeter_plugin.spool.destination import QUARANTINE
 from openmeter_plugin.spool.segment import QUARANTINED
@@ -233,7 +233,7 @@ def test_a_request_without_a_subject_is_quarantined_and_can_be_replayed(
     record = json.loads(payload.removeprefix(QUARANTINED))
     assert record["reason"] == "consumer_without_field"
     assert record["attributes"] == {"city": "paris", "region": "eu"}
-    made = replayed(record, Rules(source="kong"))
+    made = replay_record(record, Rules(source="kong"))
     assert isinstance(made, list)
     assert [event["data"].get("tokens") for event in made] == [None, 12, 30]
     assert {event["data"]["city"] for event in made} == {"paris"}

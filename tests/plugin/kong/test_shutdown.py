@@ -59,7 +59,7 @@ class Serving:
 
     async def begin(self, peer: socket.socket) -> None:
         peer.send(codec.frame(self.event))
-        assert await self.expect(peer, len(codec.ASK_FOR_LOG)) == codec.ASK_FOR_LOG
+        assert await self.expect(peer, len(codec.QUERY_LOG)) == codec.QUERY_LOG
 
     async def finish(self, peer: socket.socket) -> None:
         peer.send(codec.frame(codec.encode_bytes(1, self.protocol.log(1))))

@@ -19,7 +19,7 @@ from openmeter_plugin.instances.instance import start_instance
 from openmeter_plugin.instances.record import spool_record
 from openmeter_plugin.maintenance import quarantine_replay as quarantine_replay_module
 from openmeter_plugin.maintenance.quarantine_replay import QuarantineReplay, replay_quarantine
-from openmeter_plugin.metering.pdk_queries import Answers
+from openmeter_plugin.metering.pdk_queries import QueryResults
 from openmeter_plugin.spool.destination import QUARANTINE
 from tests.harness.books import read_counts, read_dead_letters
 from tests.harness.process import eventually
@@ -41,7 +41,7 @@ def set_aside(spool: Path, config: dict[str, Any], number: int) -> None:
         instance = start_instance(1, orjson.dumps(config), writer)
         for n in range(number):
             log["request"]["id"] = f"{n:032x}"
-            found = spool_record(instance, log, Answers(None, None))
+            found = spool_record(instance, log, QueryResults(None, None))
             assert isinstance(found, tuple)
             queue, made = found
             writer.append(queue, made, n)

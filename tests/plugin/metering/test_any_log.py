@@ -6,8 +6,8 @@ import copy
 
 from hypothesis import given, settings
 
-from openmeter_plugin.metering.event import outcome
-from openmeter_plugin.metering.pdk_queries import Answers, Needs
+from openmeter_plugin.metering.event import decide
+from openmeter_plugin.metering.pdk_queries import PdkQuery, QueryResults
 from openmeter_plugin.metering.rules import Rules
 from tests.plugin.any_logs import any_rules, applications, assert_valid, captures, damaged_logs, json_values
 from tests.plugin.outcomes import NOW, Log, ids, result
@@ -34,17 +34,17 @@ def test_any_json_value_has_a_valid_outcome(
 def test_kong_is_asked_each_question_once_at_most_and_only_where_the_rules_depend_on_it(
     log: Log, rules: Rules
 ) -> None:
-    answers, asked = Answers(), []
-    while isinstance(found := outcome(log, answers, rules, now_ms=NOW, new_id=ids()), Needs):
+    answers, asked = QueryResults(), []
+    while isinstance(found := decide(log, answers, rules, now_ms=NOW, new_id=ids()), PdkQuery):
         asked.append(found)
-        answers = answers.with_answer(found, None)
+        answers = answers.with_result(found, None)
     assert len(set(asked)) == len(asked)
     if rules.application_context == "never":
-        assert Needs.APPLICATION not in asked
+        assert PdkQuery.APPLICATION not in asked
     if not any(attribute.place == "path_capture" for attribute in rules.attributes):
-        assert Needs.CAPTURES not in asked
+        assert PdkQuery.CAPTURES not in asked
     # Whether Kong is asked or not: what it would have answered has the same outcome.
-    assert repr(found) == repr(result(log, answers.without_the_rest().application, rules))
+    assert repr(found) == repr(result(log, answers.completed().application, rules))
 
 
 @settings(max_examples=150, deadline=None)

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from openmeter_plugin.metering.lenient_json import MAX_TEXT
-from openmeter_plugin.metering.pdk_queries import UNASKED, Needs
+from openmeter_plugin.metering.pdk_queries import NOT_QUERIED, PdkQuery
 from openmeter_plugin.metering.rules import Attribute, AttributePlace, Lookup, Rules, SkipReason
 from tests.harness.recordings import llm_request, serialized
 from tests.plugin.outcomes import authenticated, events, only, result
@@ -113,16 +113,16 @@ CAPTURING = Rules(source="kong-test", attributes=(Attribute("path_capture", "ten
 
 
 def test_captures_are_asked_for_only_where_an_attribute_is_one() -> None:
-    assert result(authenticated(), None, CAPTURING, UNASKED) is Needs.CAPTURES
+    assert result(authenticated(), None, CAPTURING, NOT_QUERIED) is PdkQuery.CAPTURES
     others = tuple(Attribute(place, name, "x") for place, name, _ in FOUND if place != "path_capture")
-    assert isinstance(result(authenticated(), None, Rules("k", attributes=others), UNASKED), list)
+    assert isinstance(result(authenticated(), None, Rules("k", attributes=others), NOT_QUERIED), list)
 
 
 def test_captures_are_not_asked_for_where_there_is_no_route_or_no_event() -> None:
     log = authenticated()
     del log["route"]
-    assert isinstance(result(log, None, CAPTURING, UNASKED), list)
-    assert result(serialized("401-no-key").parsed, None, CAPTURING, UNASKED) is SkipReason.NO_CONSUMER
+    assert isinstance(result(log, None, CAPTURING, NOT_QUERIED), list)
+    assert result(serialized("401-no-key").parsed, None, CAPTURING, NOT_QUERIED) is SkipReason.NO_CONSUMER
 
 
 def test_the_application_is_asked_for_before_the_captures() -> None:
@@ -131,6 +131,6 @@ def test_the_application_is_asked_for_before_the_captures() -> None:
         lookups=(Lookup("application", "id"), Lookup("consumer", "id")),
         attributes=CAPTURING.attributes,
     )
-    assert result(authenticated(), UNASKED, rules, UNASKED) is Needs.APPLICATION
-    assert result(authenticated(), None, rules, UNASKED) is Needs.CAPTURES
+    assert result(authenticated(), NOT_QUERIED, rules, NOT_QUERIED) is PdkQuery.APPLICATION
+    assert result(authenticated(), None, rules, NOT_QUERIED) is PdkQuery.CAPTURES
     assert isinstance(result(authenticated(), None, rules, None), list)

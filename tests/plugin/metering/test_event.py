@@ -8,9 +8,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from openmeter_plugin.metering.event import outcome
+from openmeter_plugin.metering.event import decide
 from openmeter_plugin.metering.lenient_json import MAX_TEXT, rfc3339
-from openmeter_plugin.metering.pdk_queries import UNASKED, Answers
+from openmeter_plugin.metering.pdk_queries import NOT_QUERIED, QueryResults
 from openmeter_plugin.metering.rules import Attribute, Rules, SkipReason
 from tests.harness.recordings import llm_request
 from tests.plugin.outcomes import NOW, NOW_TEXT, RULES, SHAPES, authenticated, events, only, result
@@ -26,7 +26,7 @@ def test_a_request_with_an_id_asks_for_no_random_one() -> None:
     def refuse() -> str:
         raise AssertionError("a random id was asked for")
 
-    made = outcome(authenticated(), Answers(), RULES, now_ms=NOW, new_id=refuse)
+    made = decide(authenticated(), QueryResults(), RULES, now_ms=NOW, new_id=refuse)
     assert isinstance(made, list)
 
 
@@ -97,7 +97,7 @@ def test_an_attribute_that_a_client_makes_long_is_cut() -> None:
 
 @pytest.mark.parametrize("log", [None, [], "", 0, True, 1.5, "null", [{}]])
 def test_a_log_that_is_no_object_is_counted_as_a_bad_record(log: object) -> None:
-    assert result(log, UNASKED) is SkipReason.BAD_RECORD
+    assert result(log, NOT_QUERIED) is SkipReason.BAD_RECORD
 
 
 def test_a_request_id_that_is_too_long_to_be_one_is_replaced_rather_than_cut_to_that_of_another() -> None:

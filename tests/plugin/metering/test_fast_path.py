@@ -11,10 +11,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from openmeter_plugin.instances.record import usage_record
-from openmeter_plugin.metering.event import outcome
-from openmeter_plugin.metering.fast_path import usual_requests
+from openmeter_plugin.metering.event import decide
+from openmeter_plugin.metering.fast_path import fast_path_for
 from openmeter_plugin.metering.lenient_json import MAX_TEXT, parse_log
-from openmeter_plugin.metering.pdk_queries import NOTHING_ASKED
+from openmeter_plugin.metering.pdk_queries import NO_RESULTS
 from openmeter_plugin.metering.rules import Attribute, Filters, Lookup, Rules
 from tests.harness.recordings import WIRE, serialized
 
@@ -27,13 +27,13 @@ def rules(field: str = "id", **settings: Any) -> Rules:
 
 
 def short_way(raw: bytes, by: Rules) -> bytes | None:
-    usual = usual_requests(by)
+    usual = fast_path_for(by)
     assert usual is not None
     return usual.record(raw)
 
 
 def long_way(raw: bytes, by: Rules) -> bytes | None:
-    found = outcome(parse_log(raw), NOTHING_ASKED, by, now_ms=NOW, new_id=lambda: "made up")
+    found = decide(parse_log(raw), NO_RESULTS, by, now_ms=NOW, new_id=lambda: "made up")
     return usage_record(found) if isinstance(found, list) else None
 
 
@@ -66,12 +66,12 @@ def test_the_usual_request_takes_the_short_way(name: str) -> None:
     ],
 )
 def test_rules_that_look_at_more_have_no_short_way(settings: dict[str, Any]) -> None:
-    assert usual_requests(rules(**settings)) is None
+    assert fast_path_for(rules(**settings)) is None
 
 
 def test_a_subject_from_elsewhere_has_no_short_way() -> None:
     by = Rules(source="kong-test", lookups=(Lookup("header", "x-customer"), Lookup("consumer", "id")))
-    assert usual_requests(by) is None
+    assert fast_path_for(by) is None
 
 
 def test_a_request_with_tokens_takes_the_long_way_where_they_are_metered() -> None:

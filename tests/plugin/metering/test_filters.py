@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from openmeter_plugin.config.instance_config import parse_config
-from openmeter_plugin.metering.pdk_queries import UNASKED
+from openmeter_plugin.metering.pdk_queries import NOT_QUERIED
 from openmeter_plugin.metering.rules import SkipReason
 from tests.harness.recordings import llm_request, serialized
 from tests.plugin.outcomes import ECHO_ROUTE, authenticated, events, result
@@ -113,7 +113,9 @@ def test_an_excluded_request_is_counted_so_whoever_sent_it_and_kong_is_asked_not
             "application_context": "always",
         }
     )
-    assert result(serialized("401-no-key").parsed, UNASKED, rules, UNASKED) is SkipReason.STATUS_EXCLUDED
+    assert (
+        result(serialized("401-no-key").parsed, NOT_QUERIED, rules, NOT_QUERIED) is SkipReason.STATUS_EXCLUDED
+    )
 
 
 def test_a_bad_record_is_a_bad_record_whatever_the_filters() -> None:

@@ -9,9 +9,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from openmeter_plugin.metering.event import outcome
+from openmeter_plugin.metering.event import decide
 from openmeter_plugin.metering.lenient_json import encode_json, parse_log
-from openmeter_plugin.metering.pdk_queries import Answers
+from openmeter_plugin.metering.pdk_queries import QueryResults
 from openmeter_plugin.metering.rules import Rules
 from tests.harness.recordings import all_serialized, protobuf_requests, serialized
 
@@ -20,7 +20,9 @@ AGENT = b'"user-agent":"curl\\/7.88.1"'
 
 
 def billed(raw: bytes) -> dict[str, Any]:
-    made = outcome(parse_log(raw), Answers(None, None), Rules(source="kong"), now_ms=1, new_id=lambda: "none")
+    made = decide(
+        parse_log(raw), QueryResults(None, None), Rules(source="kong"), now_ms=1, new_id=lambda: "none"
+    )
     assert isinstance(made, list)
     (event,) = made
     encode_json(event)

@@ -11,9 +11,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from openmeter_plugin.metering.event import Quarantined, outcome
-from openmeter_plugin.metering.pdk_queries import Answers, Needs
-from openmeter_plugin.metering.quarantine import replayed, set_aside
+from openmeter_plugin.metering.event import Quarantined, decide
+from openmeter_plugin.metering.pdk_queries import PdkQuery, QueryResults
+from openmeter_plugin.metering.quarantine import quarantine_record, replay_record
 from openmeter_plugin.metering.rules import Attribute, Lookup, Rules, SkipReason
 from tests.harness.recordings import SECRETS, all_serialized, llm_request, protobuf_requests, serialized
 from tests.plugin.any_logs import any_rules, damaged_logs
@@ -28,15 +28,15 @@ KEEPING = Rules(
     source="kong", lookups=(Lookup("consumer", "tag"),), missing="quarantine", attributes=ATTRIBUTES
 )
 MENDED = replace(KEEPING, lookups=(Lookup("consumer", "id"),))
-ANSWERS = Answers(CONTEXT, {"named": {"city": "oslo"}})
+ANSWERS = QueryResults(CONTEXT, {"named": {"city": "oslo"}})
 
 RECORDINGS = [*all_serialized(), *protobuf_requests()]
 
 
-def kept(log: Any, rules: Rules = KEEPING, answers: Answers = ANSWERS) -> dict[str, Any]:
-    found = outcome(log, answers, rules, now_ms=NOW, new_id=ids())
+def kept(log: Any, rules: Rules = KEEPING, answers: QueryResults = ANSWERS) -> dict[str, Any]:
+    found = decide(log, answers, rules, now_ms=NOW, new_id=ids())
     assert isinstance(found, Quarantined)
-    record = set_aside(found.reason, log, answers, found.attributes, now_ms=NOW, new_id=ids())
+    record = quarantine_record(found.reason, log, answers, found.attributes, now_ms=NOW, new_id=ids())
     again: dict[str, Any] = json.loads(orjson.dumps(record))  # as it comes back from the spool
     return again
 
@@ -45,18 +45,18 @@ def kept(log: Any, rules: Rules = KEEPING, answers: Answers = ANSWERS) -> dict[s
     "log", [serialized("authenticated").parsed, llm_request().parsed], ids=["one", "llm"]
 )
 def test_a_replayed_request_has_the_events_that_it_would_have_had(log: dict[str, Any]) -> None:
-    assert replayed(kept(log), MENDED) == outcome(log, ANSWERS, MENDED, now_ms=NOW, new_id=ids())
+    assert replay_record(kept(log), MENDED) == decide(log, ANSWERS, MENDED, now_ms=NOW, new_id=ids())
 
 
 def test_a_replay_under_the_rules_that_set_it_aside_sets_it_aside_again() -> None:
-    found = replayed(kept(serialized("authenticated").parsed), KEEPING)
+    found = replay_record(kept(serialized("authenticated").parsed), KEEPING)
     assert isinstance(found, Quarantined)
     assert found.reason is SkipReason.CONSUMER_WITHOUT_FIELD
 
 
 def test_a_replay_can_bill_a_fixed_subject() -> None:
     rules = replace(KEEPING, missing="fallback", fallback_subject="unassigned")
-    made = replayed(kept(serialized("anonymous-no-auth-plugin").parsed), rules)
+    made = replay_record(kept(serialized("anonymous-no-auth-plugin").parsed), rules)
     assert isinstance(made, list)
     assert [event["subject"] for event in made] == ["unassigned"]
 
@@ -67,7 +67,9 @@ def test_a_subject_in_a_header_cannot_be_found_any_more() -> None:
     rules = replace(KEEPING, lookups=(Lookup("header", "x-customer"),), require_consumer=True)
     record = kept(log, rules)
     assert record["reason"] == "consumer_required"
-    assert replayed(record, replace(rules, require_consumer=False, missing="skip")) is SkipReason.NO_HEADER
+    assert (
+        replay_record(record, replace(rules, require_consumer=False, missing="skip")) is SkipReason.NO_HEADER
+    )
 
 
 def test_a_request_without_an_id_and_a_time_has_the_same_ones_at_each_replay() -> None:
@@ -75,7 +77,7 @@ def test_a_request_without_an_id_and_a_time_has_the_same_ones_at_each_replay() -
     del log["request"]["id"]
     log["started_at"] = "soon"
     record = kept(log)
-    first, second = replayed(record, MENDED), replayed(record, MENDED)
+    first, second = replay_record(record, MENDED), replay_record(record, MENDED)
     assert first == second
     assert isinstance(first, list)
     assert (first[0]["id"], first[0]["time"]) == ("random-1", NOW_TEXT)
@@ -84,9 +86,9 @@ def test_a_request_without_an_id_and_a_time_has_the_same_ones_at_each_replay() -
 def test_what_an_unusable_configuration_keeps_has_the_attributes_that_can_still_be_made() -> None:
     log = serialized("authenticated").parsed
     log["consumer"]["tags"] = ["tier:gold"]
-    record = set_aside("source: too long", log, ANSWERS, now_ms=NOW, new_id=ids())
+    record = quarantine_record("source: too long", log, ANSWERS, now_ms=NOW, new_id=ids())
     rules = replace(MENDED, attributes=(*ATTRIBUTES, Attribute("consumer_tag", "tier", "tier")))
-    made = replayed(record, rules)
+    made = replay_record(record, rules)
     assert isinstance(made, list)
     data = made[0]["data"]
     assert (data["tier"], data["region"]) == ("gold", "eu")
@@ -95,28 +97,28 @@ def test_what_an_unusable_configuration_keeps_has_the_attributes_that_can_still_
 
 def test_the_record_names_the_destination_that_it_was_for() -> None:
     log = serialized("authenticated").parsed
-    record = set_aside("r", log, ANSWERS, destination="aaaabbbbccccdddd", now_ms=NOW, new_id=ids())
+    record = quarantine_record("r", log, ANSWERS, destination="aaaabbbbccccdddd", now_ms=NOW, new_id=ids())
     assert record["destination"] == "aaaabbbbccccdddd"
 
 
 @pytest.mark.parametrize("recording", RECORDINGS, ids=lambda r: r.name)
 def test_no_secret_is_kept(recording: Any) -> None:
-    record = set_aside("r", recording.parsed, ANSWERS, now_ms=NOW, new_id=ids())
+    record = quarantine_record("r", recording.parsed, ANSWERS, now_ms=NOW, new_id=ids())
     raw = orjson.dumps(record)
     assert [secret for secret in SECRETS if secret.encode() in raw] == []
 
 
 @pytest.mark.parametrize("record", [None, [], {}, {"log": []}, {"log": None, "attributes": []}, "x", 5])
 def test_a_record_that_is_none_has_no_events(record: object) -> None:
-    assert replayed(record, replace(MENDED, missing="skip")) is SkipReason.NO_CONSUMER
+    assert replay_record(record, replace(MENDED, missing="skip")) is SkipReason.NO_CONSUMER
 
 
 @settings(max_examples=300, deadline=None)
 @given(damaged_logs(), any_rules, st.sampled_from([CONTEXT, None, [], 3]))
 def test_whatever_is_kept_can_be_encoded_and_replayed(log: Any, rules: Rules, application: object) -> None:
-    answers = Answers(application, {"named": {"id": "7"}})
-    record = set_aside("r", log, answers, now_ms=NOW, new_id=ids())
+    answers = QueryResults(application, {"named": {"id": "7"}})
+    record = quarantine_record("r", log, answers, now_ms=NOW, new_id=ids())
     again = json.loads(json.dumps(record))
-    found = replayed(again, rules)
-    assert not isinstance(found, Needs)
-    assert repr(replayed(again, rules)) == repr(found)
+    found = replay_record(again, rules)
+    assert not isinstance(found, PdkQuery)
+    assert repr(replay_record(again, rules)) == repr(found)

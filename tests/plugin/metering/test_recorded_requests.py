@@ -10,7 +10,7 @@ import orjson
 import pytest
 
 from openmeter_plugin.kong import codec
-from openmeter_plugin.metering.pdk_queries import UNASKED
+from openmeter_plugin.metering.pdk_queries import NOT_QUERIED
 from openmeter_plugin.metering.rules import Lookup, SkipReason
 from tests.harness.recordings import (
     SECRETS,
@@ -36,7 +36,7 @@ from tests.plugin.outcomes import (
 
 
 def test_an_authenticated_request_becomes_exactly_this_event() -> None:
-    assert result(serialized("authenticated").parsed, UNASKED) == [
+    assert result(serialized("authenticated").parsed, NOT_QUERIED) == [
         {
             "specversion": "1.0",
             "id": "9ec5b3159fe16f1be3fabe698d170a33",

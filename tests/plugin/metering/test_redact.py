@@ -11,8 +11,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from openmeter_plugin.kong import codec
-from openmeter_plugin.metering.event import Outcome, outcome
-from openmeter_plugin.metering.pdk_queries import Answers
+from openmeter_plugin.metering.event import Decision, decide
+from openmeter_plugin.metering.pdk_queries import QueryResults
 from openmeter_plugin.metering.quarantine import redacted, redacted_application
 from openmeter_plugin.metering.rules import Attribute, Filters, Lookup, Rules
 from openmeter_plugin.metering.subject import is_anonymous
@@ -50,8 +50,8 @@ FILTERS = (
 ATTRIBUTES = (Attribute("consumer_tag", "tier", "tier"), Attribute("constant", "eu", "region"))
 
 
-def made_of(log: object, application: object, rules: Rules) -> Outcome:
-    return outcome(log, Answers(application, None), rules, now_ms=1, new_id=lambda: "random")
+def made_of(log: object, application: object, rules: Rules) -> Decision:
+    return decide(log, QueryResults(application, None), rules, now_ms=1, new_id=lambda: "random")
 
 
 def all_rules() -> list[Rules]:

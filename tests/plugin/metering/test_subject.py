@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from openmeter_plugin.metering.lenient_json import MAX_TEXT
-from openmeter_plugin.metering.pdk_queries import UNASKED, Needs
+from openmeter_plugin.metering.pdk_queries import NOT_QUERIED, PdkQuery
 from openmeter_plugin.metering.rules import Lookup, Missing, Rules, SkipReason
 from tests.harness.recordings import application_request, llm_request, serialized
 from tests.plugin.outcomes import ALICE, APPLICATION, CONTEXT, authenticated, looking, only, result
@@ -80,21 +80,21 @@ def test_a_name_that_is_too_long_to_be_one_names_nobody_rather_than_somebody_els
 
 
 def test_the_application_is_asked_for_only_where_no_consumer_is_found() -> None:
-    assert isinstance(result(authenticated(), UNASKED), list)
-    assert result(serialized("401-no-key").parsed, UNASKED) is Needs.APPLICATION
+    assert isinstance(result(authenticated(), NOT_QUERIED), list)
+    assert result(serialized("401-no-key").parsed, NOT_QUERIED) is PdkQuery.APPLICATION
 
 
 def test_the_application_is_asked_for_always_where_that_is_configured() -> None:
     rules = Rules(source="kong-test", application_context="always")
-    assert result(authenticated(), UNASKED, rules) is Needs.APPLICATION
+    assert result(authenticated(), NOT_QUERIED, rules) is PdkQuery.APPLICATION
     assert only(authenticated(), CONTEXT, rules)["data"]["application_id"] == APPLICATION
 
 
 def test_the_application_is_never_asked_for_where_that_is_configured() -> None:
     rules = Rules(source="kong-test", application_context="never")
-    assert result(serialized("401-no-key").parsed, UNASKED, rules) is SkipReason.NO_CONSUMER
+    assert result(serialized("401-no-key").parsed, NOT_QUERIED, rules) is SkipReason.NO_CONSUMER
     rules = looking(Lookup("application", "id"), application_context="never")
-    assert result(serialized("401-no-key").parsed, UNASKED, rules) is SkipReason.NO_APPLICATION
+    assert result(serialized("401-no-key").parsed, NOT_QUERIED, rules) is SkipReason.NO_APPLICATION
 
 
 def test_an_anonymous_consumer_is_metered_where_that_is_configured() -> None:

@@ -6,9 +6,9 @@ from typing import Any
 
 import pytest
 
-from openmeter_plugin.metering.event import Outcome, Quarantined
+from openmeter_plugin.metering.event import Decision, Quarantined
 from openmeter_plugin.metering.lenient_json import MAX_TEXT
-from openmeter_plugin.metering.pdk_queries import UNASKED, Needs
+from openmeter_plugin.metering.pdk_queries import NOT_QUERIED, PdkQuery
 from openmeter_plugin.metering.rules import Attribute, Filters, Lookup, Rules, SkipReason
 from tests.harness.recordings import application_request, serialized
 from tests.plugin.outcomes import APPLICATION, CONTEXT, authenticated, looking, only, result
@@ -152,7 +152,7 @@ def test_the_fallback_subject_is_used_after_all_lookups() -> None:
         missing="fallback",
         fallback_subject="unassigned",
     )
-    assert result(NOBODYS.parsed, UNASKED, rules) is Needs.APPLICATION
+    assert result(NOBODYS.parsed, NOT_QUERIED, rules) is PdkQuery.APPLICATION
     assert only(NOBODYS.parsed, None, rules)["subject"] == "unassigned"
     assert only(NOBODYS.parsed, CONTEXT, rules)["subject"] == f"application:{APPLICATION}"
 
@@ -186,7 +186,7 @@ def test_a_quarantined_request_has_its_attributes_also_those_that_kong_is_asked_
         missing="quarantine",
         attributes=(Attribute("path_capture", "city", "city"), Attribute("header", "user-agent", "agent")),
     )
-    assert result(NOBODYS.parsed, None, rules, UNASKED) is Needs.CAPTURES
+    assert result(NOBODYS.parsed, None, rules, NOT_QUERIED) is PdkQuery.CAPTURES
     assert result(NOBODYS.parsed, None, rules, {"named": {"city": "oslo"}}) == Quarantined(
         SkipReason.NO_CONSUMER, {"city": "oslo", "agent": "curl/7.88.1"}
     )
@@ -200,7 +200,7 @@ def test_a_request_without_anything_to_meter_is_not_kept_for_want_of_a_subject(p
 
 def test_a_bad_record_is_neither_billed_to_the_fallback_nor_kept() -> None:
     for policy in ("fallback", "quarantine"):
-        outcome: Outcome = result([], None, Rules("k", missing=policy, fallback_subject="x"))
+        outcome: Decision = result([], None, Rules("k", missing=policy, fallback_subject="x"))
         assert outcome is SkipReason.BAD_RECORD
 
 
@@ -213,7 +213,7 @@ def test_what_a_filter_excludes_is_neither_billed_to_the_fallback_nor_kept_nor_a
             filters=Filters(statuses=frozenset({200})),
             application_context="always",
         )
-        assert result(serialized("401-no-key").parsed, UNASKED, rules) is SkipReason.STATUS_EXCLUDED
+        assert result(serialized("401-no-key").parsed, NOT_QUERIED, rules) is SkipReason.STATUS_EXCLUDED
 
 
 def test_a_tag_of_the_greatest_length_is_a_subject() -> None:

@@ -89,7 +89,7 @@ class Kong:
     async def event_on(self, peer: socket.socket) -> None:
         """Hand an event over."""
         peer.send(self.event)
-        await self.hears(peer, codec.ASK_FOR_LOG)
+        await self.hears(peer, codec.QUERY_LOG)
         peer.send(self.log)
         await self.hears(peer, self.end)
 
@@ -147,7 +147,7 @@ def test_what_kong_wrote_while_nobody_served_is_answered_by_the_next_worker(tmp_
         first.die()
         peer.send(kong.event)
         assert worker().taken_over == {"idle": 1}
-        await kong.hears(peer, codec.ASK_FOR_LOG)
+        await kong.hears(peer, codec.QUERY_LOG)
         peer.send(kong.log)
         await kong.hears(peer, kong.end)
         peer.close()
@@ -165,7 +165,7 @@ def test_a_connection_with_a_call_under_way_just_ends_and_is_not_reset(
         await kong.event_on(peer)
         peer.send(kong.event[:read])
         if read is None:
-            await kong.hears(peer, codec.ASK_FOR_LOG)
+            await kong.hears(peer, codec.QUERY_LOG)
         else:
             while not first.connections._links or not all(
                 connection._chunks for connection in first.server.connections
@@ -362,7 +362,7 @@ def test_an_answer_that_comes_after_its_connection_says_nothing_of_the_one_that_
         assert slots(first) == [1]
         await until_held(kept, 1)
         peer.send(kong.event)
-        await kong.hears(peer, codec.ASK_FOR_LOG)
+        await kong.hears(peer, codec.QUERY_LOG)
         connection.finish(kong.end)  # its record was on its way to the disk
         first.die()
         assert worker().taken_over == {"ended": 1}

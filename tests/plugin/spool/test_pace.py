@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from openmeter_plugin.spool.writer import SLOW, Pace
+from openmeter_plugin.spool.writer import SLOW, DiskSpeed
 
 
 class Clock:
@@ -15,7 +15,7 @@ class Clock:
         return self.now
 
 
-def seconds_without_trust(pace: Pace, clock: Clock) -> float:
+def seconds_without_trust(pace: DiskSpeed, clock: Clock) -> float:
     start = clock.now
     while not pace.trusted:
         clock.now += 1
@@ -23,7 +23,7 @@ def seconds_without_trust(pace: Pace, clock: Clock) -> float:
 
 
 def test_a_disk_is_trusted_until_a_write_was_slow() -> None:
-    pace = Pace(Clock())
+    pace = DiskSpeed(Clock())
     for _ in range(1000):
         pace.took(SLOW / 2)
     assert pace.trusted
@@ -33,14 +33,14 @@ def test_a_disk_is_trusted_until_a_write_was_slow() -> None:
 
 def test_a_disk_that_was_slow_once_is_trusted_again_after_a_pause() -> None:
     clock = Clock()
-    pace = Pace(clock)
+    pace = DiskSpeed(clock)
     pace.took(1)
     assert seconds_without_trust(pace, clock) == 10
 
 
 def test_the_pause_doubles_while_the_disk_is_slow_again_soon_after_up_to_a_bound() -> None:
     clock = Clock()
-    pace = Pace(clock)
+    pace = DiskSpeed(clock)
     pauses = []
     for _ in range(8):
         pace.took(1)
@@ -50,7 +50,7 @@ def test_the_pause_doubles_while_the_disk_is_slow_again_soon_after_up_to_a_bound
 
 def test_after_a_long_good_time_the_pause_is_short_again() -> None:
     clock = Clock()
-    pace = Pace(clock)
+    pace = DiskSpeed(clock)
     for _ in range(3):
         pace.took(1)
         seconds_without_trust(pace, clock)
@@ -61,7 +61,7 @@ def test_after_a_long_good_time_the_pause_is_short_again() -> None:
 
 def test_a_slow_write_during_the_pause_begins_it_anew_without_doubling_it() -> None:
     clock = Clock()
-    pace = Pace(clock)
+    pace = DiskSpeed(clock)
     pace.took(1)
     clock.now += 9
     pace.took(1)

@@ -56,7 +56,7 @@ def unreadable(spool: Path) -> Path:
 def test_status_tells_of_a_segment_that_cannot_be_read_and_of_all_the_others(spool: Path) -> None:
     unreadable(spool)
     total = printed("status", str(spool))["total"]
-    assert (total["segments"], total["unreadable"], total["depth"]) == (3, 1, 2)
+    assert (total["segments"], total["unreadable"], total["backlog"]) == (3, 1, 2)
     assert "3 (1 unreadable) segments" in run("status", str(spool)).stdout
 
 
@@ -108,7 +108,7 @@ def test_drain_delivers_what_it_can_and_keeps_the_segment_that_it_cannot_read(
         structlog.configure(**logging)
     assert sorted(server.taken) == ["event-000000", "event-000002"]
     assert path.with_name(f"{path.name}.unreadable").exists()
-    assert (found.total.depth, found.total.books.unreadable_segments) == (0, 1)
+    assert (found.total.backlog, found.total.books.unreadable_segments) == (0, 1)
 
 
 # Damaged books

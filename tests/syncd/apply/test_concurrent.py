@@ -13,12 +13,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from syncd.apply.executor import apply_plan
-from syncd.core.changes import Change, ChangeKind, Outcome, Plan, State, Status
+from syncd.core.changes import Change, ChangeKind, EntityState, Outcome, Plan, Status
 from syncd.core.errors import ApplyStoppedError, RefusedError, UnreachableError
-from syncd.core.model import CustomerDetails, ObservedCustomer, ObservedWorld, Principal
+from syncd.core.model import CustomerDetails, ObservedCustomer, ObservedState, Principal
 from syncd.http.client import Endpoint
 from syncd.http.retry import Retry
-from syncd.mapping.desired_state import desired_world
+from syncd.mapping.desired_state import desired_state
 from syncd.mapping.rules import MappingRules
 from syncd.metering.base import Decide, SubjectWrite
 from syncd.metering.v1 import OpenMeterV1
@@ -37,7 +37,7 @@ class Racing(MemoryTarget):
     Fails for good after as many writes as its budget allows; `refused` are keys that it creates nobody for.
     """
 
-    def __init__(self, world: ObservedWorld, refused: frozenset[str] = frozenset()) -> None:
+    def __init__(self, world: ObservedState, refused: frozenset[str] = frozenset()) -> None:
         super().__init__(world)
         self.budget = 10**6
         self._refused = refused
@@ -90,7 +90,7 @@ def content(target: MemoryTarget) -> object:
 
 def run(target: MemoryTarget, cast: list[Principal], how: MappingRules, day: int) -> tuple[Outcome, ...]:
     """A run of policy sync with all flags."""
-    desired = desired_world(cast, how)
+    desired = desired_state(cast, how)
     options = at(day, timedelta(days=40))
     plan = make_plan(desired, target.observe(), owner_id=OWNER, policy="sync", options=options)
     outcomes = apply_plan(plan, target, remover=target, concurrency=AT_ONCE)
@@ -103,7 +103,7 @@ def run(target: MemoryTarget, cast: list[Principal], how: MappingRules, day: int
 @settings(max_examples=100, deadline=None)
 @given(principals, principals, observed_worlds(), rules, st.integers(0, 8))
 def test_interrupted_after_any_write_and_run_again_it_is_the_world_of_a_straight_run(
-    first: list[Principal], then: list[Principal], start: ObservedWorld, how: MappingRules, writes: int
+    first: list[Principal], then: list[Principal], start: ObservedState, how: MappingRules, writes: int
 ) -> None:
     cut, straight = Racing(start), Racing(start)
     for target in (cut, straight):
@@ -121,11 +121,11 @@ def test_interrupted_after_any_write_and_run_again_it_is_the_world_of_a_straight
 @settings(max_examples=100, deadline=None)
 @given(worlds_grouped_later(), st.booleans(), st.booleans())
 def test_several_at_once_make_the_world_that_one_at_a_time_makes(
-    began: tuple[ObservedWorld, list[Principal], MappingRules], move: bool, retire: bool
+    began: tuple[ObservedState, list[Principal], MappingRules], move: bool, retire: bool
 ) -> None:
     start, wanted, how = began
     options = PlanOptions(allow_move=move, allow_retire=retire)
-    desired = desired_world(wanted, how)
+    desired = desired_state(wanted, how)
     plan = make_plan(desired, start, owner_id=OWNER, policy="upsert-only", options=options)
     together, alone = Racing(start), MemoryTarget(start)
     outcomes = apply_plan(plan, together, remover=together, concurrency=AT_ONCE)
@@ -142,7 +142,7 @@ def test_two_refused_changes_put_their_subjects_back_on_the_same_customer_one_af
         for name in names
     ]
     creates = [
-        Change(ChangeKind.CREATE_CUSTOMER, f"new-{name}", (name,), "", after=State("x", (name,), {}))
+        Change(ChangeKind.CREATE_CUSTOMER, f"new-{name}", (name,), "", after=EntityState("x", (name,), {}))
         for name in names
     ]
     outcomes = apply_plan(Plan(OWNER, "upsert-only", (*moves, *creates)), target, concurrency=8)
@@ -152,7 +152,13 @@ def test_two_refused_changes_put_their_subjects_back_on_the_same_customer_one_af
 
 def creations(count: int) -> Plan:
     changes = (
-        Change(ChangeKind.CREATE_CUSTOMER, f"c{n:03}", (f"s{n:03}",), "", after=State("x", (f"s{n:03}",), {}))
+        Change(
+            ChangeKind.CREATE_CUSTOMER,
+            f"c{n:03}",
+            (f"s{n:03}",),
+            "",
+            after=EntityState("x", (f"s{n:03}",), {}),
+        )
         for n in range(count)
     )
     return Plan(OWNER, "upsert-only", tuple(changes))

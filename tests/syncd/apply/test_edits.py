@@ -8,26 +8,28 @@ from dataclasses import replace
 import pytest
 
 from syncd.apply import edits
-from syncd.core.changes import Change, ChangeKind, State
+from syncd.core.changes import Change, ChangeKind, EntityState
 from syncd.core.errors import BlockedError
 from syncd.core.model import ObservedCustomer
-from syncd.core.ownership import marks
+from syncd.core.ownership import ownership_metadata
 from syncd.metering.base import CustomerEdit, Decide
 from tests.syncd.builders import OWNER, customer
 
 SINCE = {"orphaned-at": "20260101T000000Z"}
 OURS = customer("acme", "consumer:1", "consumer:2", owner=OWNER)
 MARKED = replace(OURS, metadata={**OURS.metadata, **SINCE})
-THEIRS = replace(OURS, metadata=marks("someone", "acme"))
+THEIRS = replace(OURS, metadata=ownership_metadata("someone", "acme"))
 PAYING = replace(OURS, active_subscription="SUB")
 GONE = ("consumer:2",)
 
-MARK = Change(ChangeKind.MARK_ORPHANED, "acme", (), "", OURS.id, State(metadata={}), State(metadata=SINCE))
+MARK = Change(
+    ChangeKind.MARK_ORPHANED, "acme", (), "", OURS.id, EntityState(metadata={}), EntityState(metadata=SINCE)
+)
 UNMARK = replace(
     MARK,
     kind=ChangeKind.UNMARK_ORPHANED,
-    before=State(metadata=SINCE),
-    after=State(metadata={"orphaned-at": "none"}),
+    before=EntityState(metadata=SINCE),
+    after=EntityState(metadata={"orphaned-at": "none"}),
 )
 MOVE = Change(
     ChangeKind.MOVE_SUBJECTS,
@@ -35,26 +37,28 @@ MOVE = Change(
     GONE,
     "",
     OURS.id,
-    State(subject_keys=OURS.subject_keys),
-    State(subject_keys=("consumer:1",)),
+    EntityState(subject_keys=OURS.subject_keys),
+    EntityState(subject_keys=("consumer:1",)),
     "globex",
 )
 DETACH = replace(
     MOVE,
     kind=ChangeKind.DETACH_SUBJECTS,
     to_customer_key=None,
-    before=State(None, OURS.subject_keys, SINCE),
-    after=State(None, ("consumer:1",), {}),
+    before=EntityState(None, OURS.subject_keys, SINCE),
+    after=EntityState(None, ("consumer:1",), {}),
 )
 DELETE = replace(
     DETACH,
     kind=ChangeKind.DELETE_CUSTOMER,
     subject_keys=OURS.subject_keys,
-    before=State("acme", OURS.subject_keys, SINCE),
+    before=EntityState("acme", OURS.subject_keys, SINCE),
     after=None,
 )
-RENAME = replace(MARK, kind=ChangeKind.RENAME_CUSTOMER, after=State(name="ACME"))
-ADOPT = replace(MARK, kind=ChangeKind.ADOPT_CUSTOMER, after=State(metadata=marks(OWNER, "acme")))
+RENAME = replace(MARK, kind=ChangeKind.RENAME_CUSTOMER, after=EntityState(name="ACME"))
+ADOPT = replace(
+    MARK, kind=ChangeKind.ADOPT_CUSTOMER, after=EntityState(metadata=ownership_metadata(OWNER, "acme"))
+)
 
 EVERY: dict[str, Callable[[str], Decide]] = {
     "mark": lambda owner: edits.marking(MARK, owner),
@@ -100,9 +104,13 @@ def test_a_mark_that_is_there_already_is_not_set_later_nor_twice() -> None:
 
 def test_adoption_gives_marks_to_nobody_elses_customer() -> None:
     nobody = replace(OURS, metadata={"crm": "7"})
-    assert edits.adopting(ADOPT)(nobody) == CustomerEdit(metadata=marks(OWNER, "acme"))
+    assert edits.adopting(ADOPT)(nobody) == CustomerEdit(metadata=ownership_metadata(OWNER, "acme"))
     assert edits.adopting(ADOPT)(OURS) is None
-    for metadata in (marks("someone", "acme"), {"managed-by": "terraform"}, {"sync-owner": "someone"}):
+    for metadata in (
+        ownership_metadata("someone", "acme"),
+        {"managed-by": "terraform"},
+        {"sync-owner": "someone"},
+    ):
         with pytest.raises(BlockedError, match="was taken by"):
             edits.adopting(ADOPT)(replace(OURS, metadata=metadata))
 
@@ -126,7 +134,9 @@ def test_only_the_named_subjects_come_off_and_the_others_keep_their_order(change
 
 def test_subjects_that_are_off_already_take_no_write_but_their_mark_is_freed() -> None:
     slot = {"orphaned-at-1": "20260101T000000Z-0123456789abcdef"}
-    change = replace(DETACH, before=State(metadata=slot), after=State(metadata={"orphaned-at-1": "none"}))
+    change = replace(
+        DETACH, before=EntityState(metadata=slot), after=EntityState(metadata={"orphaned-at-1": "none"})
+    )
     off = replace(OURS, subject_keys=("consumer:1",), metadata={**OURS.metadata, **slot})
     assert edits.detaching(change, OWNER)(off) == CustomerEdit(
         subject_keys=("consumer:1",), metadata={"orphaned-at-1": "none"}

@@ -9,7 +9,7 @@ from syncd.apply.executor import apply_plan
 from syncd.core.changes import Change, ChangeKind, Outcome, Plan, Status
 from syncd.core.errors import ApplyStoppedError
 from syncd.core.model import ObservedSubject, Principal
-from syncd.mapping.desired_state import desired_world
+from syncd.mapping.desired_state import desired_state
 from syncd.metering.base import SubjectWrite
 from syncd.metering.v1 import OpenMeterV1
 from syncd.planning.plan import make_plan
@@ -43,7 +43,7 @@ def v1(sandbox: httpx.Client) -> Iterator[OpenMeterV1]:
 
 def plan(target: Target, *principals: Principal) -> Plan:
     return make_plan(
-        desired_world(principals, BY_TAG), target.observe(), owner_id=OWNER, policy="upsert-only"
+        desired_state(principals, BY_TAG), target.observe(), owner_id=OWNER, policy="upsert-only"
     )
 
 

@@ -13,7 +13,7 @@ from syncd.core.errors import ApiError, ApplyStoppedError
 from syncd.core.model import Principal
 from syncd.http.client import ApiClient, Endpoint
 from syncd.http.retry import Retry
-from syncd.mapping.desired_state import desired_world
+from syncd.mapping.desired_state import desired_state
 from syncd.metering.deletion import ApiRemover
 from syncd.metering.meters import Dialect
 from syncd.metering.v1 import OpenMeterV1
@@ -66,7 +66,7 @@ def sync(
     options = PlanOptions(allow_move=True, allow_retire=True, grace=grace)
     try:
         with ApiClient(endpoint, retry) as client:
-            desired = desired_world(principals, BY_TAG)
+            desired = desired_state(principals, BY_TAG)
             plan = make_plan(desired, target.observe(), owner_id=OWNER, policy="sync", options=options)
             apply_plan(plan, target, remover=ApiRemover(client, dialect), concurrency=concurrency)
             return len(plan.actionable)

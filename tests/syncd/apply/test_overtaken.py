@@ -9,9 +9,9 @@ import pytest
 
 from syncd.apply.executor import apply_plan
 from syncd.core.changes import Outcome, Plan
-from syncd.core.model import ObservedCustomer, ObservedSubject, ObservedWorld, Principal
-from syncd.core.orphan_marks import stamp
-from syncd.core.ownership import marks
+from syncd.core.lifecycle_metadata import stamp
+from syncd.core.model import ObservedCustomer, ObservedState, ObservedSubject, Principal
+from syncd.core.ownership import ownership_metadata
 from syncd.planning.orphans import Grace
 from syncd.planning.plan import PlanOptions
 from tests.syncd.builders import BY_TAG, OWNER, consumer, customer, lines, observed, plan_for
@@ -32,7 +32,7 @@ def statuses(outcomes: tuple[Outcome, ...]) -> list[str]:
     ("now", "said"),
     [
         (replace(ACME, active_subscription="SUB"), "active subscription"),
-        (replace(ACME, metadata=marks("someone", "acme")), "now belongs to"),
+        (replace(ACME, metadata=ownership_metadata("someone", "acme")), "now belongs to"),
     ],
 )
 def test_a_subject_is_not_taken_off_where_its_new_customer_cannot_take_it_any_more(
@@ -50,7 +50,7 @@ def test_a_subject_is_not_taken_off_where_its_new_customer_cannot_take_it_any_mo
 
 def test_the_entity_of_a_subject_that_its_customer_keeps_after_all_is_not_deleted() -> None:
     gone = customer("acme", "consumer:1", owner=OWNER, metadata={"orphaned-at": stamp(START)})
-    entity = ObservedSubject("consumer:1", "alice", marks(OWNER, "1"))
+    entity = ObservedSubject("consumer:1", "alice", ownership_metadata(OWNER, "1"))
     there = observed(gone, subjects=(entity,))
     for delete_after in (None, timedelta(days=40)):
         target = MemoryTarget(there)
@@ -63,7 +63,7 @@ def test_the_entity_of_a_subject_that_its_customer_keeps_after_all_is_not_delete
         assert target.subjects() == (entity,)
 
 
-def _late_plan(principals: list[Principal], there: ObservedWorld, delete_after: timedelta | None) -> Plan:
+def _late_plan(principals: list[Principal], there: ObservedState, delete_after: timedelta | None) -> Plan:
     grace = Grace(START + timedelta(days=100), timedelta(days=40), delete_after)
     return plan_for(principals, there, policy="sync", options=PlanOptions(grace=grace))
 

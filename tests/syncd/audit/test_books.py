@@ -86,7 +86,7 @@ class Moving:
             "endpoint": f"http://{name}/api/v1/events",
             "books": BOOKS,
             "not_accounted": {"requests": new, "events": new},
-            "depth": sum(event.destination == name and event.waits for event in self.events),
+            "backlog": sum(event.destination == name and event.waits for event in self.events),
             "oldest_waiting": None,
             "bytes": 0,
         }

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from syncd.core.ownership import is_adoptable, is_ours, label_value, marks
+from syncd.core.ownership import is_adoptable, is_ours, label_value, ownership_metadata
 
 SPECIFIED = re.compile(r"[a-z0-9A-Z]([a-z0-9A-Z._-]*[a-z0-9A-Z])?")
 """openmeter-v3.yaml, Labels."""
@@ -36,7 +36,7 @@ def test_what_servers_refuse_is_encoded(text: str) -> None:
 
 def test_the_keys_of_the_marks_begin_with_no_reserved_prefix() -> None:
     reserved = ("kong", "konnect", "mesh", "kic", "kuma", "insomnia", "openmeter", "_")
-    assert not any(key.startswith(reserved) for key in marks("default", "1"))
+    assert not any(key.startswith(reserved) for key in ownership_metadata("default", "1"))
 
 
 @pytest.mark.parametrize(
@@ -50,10 +50,10 @@ def test_the_keys_of_the_marks_begin_with_no_reserved_prefix() -> None:
 )
 def test_only_both_marks_together_make_it_ours(metadata: dict[str, str]) -> None:
     assert not is_ours(metadata, "default")
-    assert is_ours(marks("default", "1"), "default")
+    assert is_ours(ownership_metadata("default", "1"), "default")
 
 
-@pytest.mark.parametrize("mark", marks("someone", "1").items())
+@pytest.mark.parametrize("mark", ownership_metadata("someone", "1").items())
 def test_a_customer_with_any_mark_of_an_owner_is_not_for_adoption(mark: tuple[str, str]) -> None:
     name, value = mark
     assert is_adoptable({"crm": "7"})

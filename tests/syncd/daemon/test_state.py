@@ -18,7 +18,7 @@ from syncd.config import settings
 from syncd.daemon.service import running
 from syncd.runs.history import History
 from syncd.runs.reconciler import RunOptions
-from syncd.runs.run import State, begun
+from syncd.runs.run import RunState, new_run
 from tests.syncd.daemon.test_service import daemon, finished, idle
 from tests.syncd.processes import KONG_YML, Project, command, logged, started_daemon, when_logged
 from tests.syncd.servers import Answer, Asked, serving
@@ -177,11 +177,11 @@ def test_an_address_beyond_loopback_without_a_token_is_refused_before_anything_i
 def test_a_reload_changes_how_long_runs_are_kept(project: Project, tmp_path: Path) -> None:
     project.configure("daemon: {listen: '127.0.0.1:0', state_dir: state}\n")
     with closing(History(tmp_path / "state")) as history:
-        old = begun("manual", RunOptions())
-        old = replace(old, state=State.SUCCEEDED, requested_at=old.requested_at - timedelta(days=7))
+        old = new_run("manual", RunOptions())
+        old = replace(old, state=RunState.SUCCEEDED, requested_at=old.requested_at - timedelta(days=7))
         history.save(old.summary())
         for _ in range(100):
-            history.save(replace(begun("manual", RunOptions()), state=State.SUCCEEDED).summary())
+            history.save(replace(new_run("manual", RunOptions()), state=RunState.SUCCEEDED).summary())
         with (
             running(settings.load(project.config)) as there,
             httpx.Client(base_url=there.address.url) as client,

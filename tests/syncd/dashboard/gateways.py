@@ -19,7 +19,7 @@ class FakeGateway:
     ready: bool = True
     problems: list[str] = field(default_factory=list)
     delivery_running: bool = True
-    depth: int = 0
+    backlog: int = 0
     oldest_seconds: float | None = None
     lost: dict[str, int] = field(default_factory=dict)
     quarantined: int = 0
@@ -59,7 +59,7 @@ class FakeGateway:
         part = {
             "books": books,
             "not_accounted": {"requests": 0, "events": 0, "lost": 0},
-            "depth": self.depth,
+            "backlog": self.backlog,
             "oldest_waiting": oldest,
             "segments": 1,
             "bytes": 4096,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from syncd.core.changes import Change, ChangeKind, MovedUsage, Outcome, State, Status
+from syncd.core.changes import Change, ChangeKind, EntityState, MovedUsage, Outcome, Status
 from syncd.core.model import CustomerDetails
 from syncd.dashboard.diffs import MOST_LINES, ChangeView, Results, change_views, kinds, tone
 from tests.syncd.builders import consumer, customer, observed, plan_for
@@ -23,7 +23,7 @@ def lines(change: Change) -> list[str]:
 
 def test_a_creation_adds_all_that_the_customer_gets() -> None:
     details = CustomerDetails(email="a@b.example", billing_address={"country": "DE"})
-    after = State("Acme", ("s1", "s2"), {"managed-by": "kong-openmeter"}, details)
+    after = EntityState("Acme", ("s1", "s2"), {"managed-by": "kong-openmeter"}, details)
     assert lines(Change(ChangeKind.CREATE_CUSTOMER, "acme", ("s1", "s2"), "new", after=after)) == [
         "+name Acme",
         "+subject s1",
@@ -35,7 +35,7 @@ def test_a_creation_adds_all_that_the_customer_gets() -> None:
 
 
 def test_an_attachment_shows_what_stays_and_what_comes() -> None:
-    before, after = State(subject_keys=("s1",)), State(subject_keys=("s1", "s2"))
+    before, after = EntityState(subject_keys=("s1",)), EntityState(subject_keys=("s1", "s2"))
     change = Change(ChangeKind.ATTACH_SUBJECTS, "acme", ("s2",), "new", "1", before, after)
     assert lines(change) == [" subject s1", "+subject s2"]
 
@@ -48,8 +48,8 @@ def test_of_many_subjects_that_stay_some_are_shown_and_the_rest_counted() -> Non
         ("new",),
         "new",
         "1",
-        State(subject_keys=keys),
-        State(subject_keys=(*keys, "new")),
+        EntityState(subject_keys=keys),
+        EntityState(subject_keys=(*keys, "new")),
     )
     assert lines(change) == [
         *(f" subject s{number}" for number in range(5)),
@@ -65,8 +65,8 @@ def test_a_move_takes_away_and_counts_the_events() -> None:
         ("s1",),
         "moved",
         "1",
-        State(subject_keys=("s1", "s2")),
-        State(subject_keys=("s2",)),
+        EntityState(subject_keys=("s1", "s2")),
+        EntityState(subject_keys=("s2",)),
         "new",
         MovedUsage(1234, "2026-10-22T00:00:00Z"),
     )
@@ -75,20 +75,22 @@ def test_a_move_takes_away_and_counts_the_events() -> None:
 
 
 def test_what_is_detached_counts_the_events_that_nobody_pays_then() -> None:
-    before, after = State(subject_keys=("s1", "s2")), State(subject_keys=("s2",))
+    before, after = EntityState(subject_keys=("s1", "s2")), EntityState(subject_keys=("s2",))
     usage = MovedUsage(7, "2026-10-22T00:00:00Z")
     change = Change(ChangeKind.DETACH_SUBJECTS, "a", ("s1",), "gone", "1", before, after, usage=usage)
     assert view(change).usage == "7 events since 2026-10-22 become unbilled"
 
 
 def test_a_new_name_takes_the_place_of_the_old_one() -> None:
-    change = Change(ChangeKind.RENAME_CUSTOMER, "a", (), "renamed", "1", State("Old"), State("New"))
+    change = Change(
+        ChangeKind.RENAME_CUSTOMER, "a", (), "renamed", "1", EntityState("Old"), EntityState("New")
+    )
     assert lines(change) == ["-name Old", "+name New"]
 
 
 def test_metadata_are_merged_so_only_what_is_written_changes() -> None:
-    before = State(metadata={"theirs": "x", "mark": "1", "same": "s"})
-    after = State(metadata={"mark": "2", "same": "s", "fresh": "f"})
+    before = EntityState(metadata={"theirs": "x", "mark": "1", "same": "s"})
+    after = EntityState(metadata={"mark": "2", "same": "s", "fresh": "f"})
     change = Change(ChangeKind.ADOPT_CUSTOMER, "a", (), "adopted", "1", before, after)
     assert lines(change) == [
         " metadata theirs = x",
@@ -100,7 +102,7 @@ def test_metadata_are_merged_so_only_what_is_written_changes() -> None:
 
 
 def test_a_deletion_takes_everything_away() -> None:
-    before = State("Acme", ("s1",), {"mark": "1"})
+    before = EntityState("Acme", ("s1",), {"mark": "1"})
     change = Change(ChangeKind.DELETE_CUSTOMER, "acme", ("s1",), "gone", "1", before)
     assert lines(change) == ["-name Acme", "-subject s1", "-metadata mark = 1"]
 
@@ -111,7 +113,7 @@ def test_a_report_names_its_subjects() -> None:
 
 def test_a_change_of_very_many_lines_is_cut_and_says_so() -> None:
     keys = tuple(f"s{number}" for number in range(500))
-    change = Change(ChangeKind.CREATE_CUSTOMER, "a", keys, "new", after=State("A", keys))
+    change = Change(ChangeKind.CREATE_CUSTOMER, "a", keys, "new", after=EntityState("A", keys))
     assert (len(view(change).lines), view(change).more_lines) == (MOST_LINES, 501 - MOST_LINES)
 
 
@@ -139,8 +141,8 @@ def test_a_blocked_change_says_what_stays_unbilled_and_which_option_allows_it() 
 
 
 def test_what_became_of_a_change_is_found_again() -> None:
-    first = Change(ChangeKind.CREATE_CUSTOMER, "a", ("s1",), "new", after=State("A", ("s1",)))
-    second = Change(ChangeKind.CREATE_CUSTOMER, "b", ("s2",), "new", after=State("B", ("s2",)))
+    first = Change(ChangeKind.CREATE_CUSTOMER, "a", ("s1",), "new", after=EntityState("A", ("s1",)))
+    second = Change(ChangeKind.CREATE_CUSTOMER, "b", ("s2",), "new", after=EntityState("B", ("s2",)))
     outcomes = [Outcome(second, Status.BLOCKED, "refused"), Outcome(first, Status.DONE)]
     for results in (
         Results.of_outcomes(outcomes),
@@ -159,8 +161,8 @@ def test_a_change_that_was_tried_with_fewer_subjects_is_found_by_its_customer() 
 
 
 def test_the_entities_of_one_customer_are_not_taken_for_each_other() -> None:
-    first = Change(ChangeKind.UPSERT_SUBJECT, "a", ("s1",), "new", "1", None, State("x"))
-    second = Change(ChangeKind.UPSERT_SUBJECT, "a", ("s2",), "new", "1", None, State("x"))
+    first = Change(ChangeKind.UPSERT_SUBJECT, "a", ("s1",), "new", "1", None, EntityState("x"))
+    second = Change(ChangeKind.UPSERT_SUBJECT, "a", ("s2",), "new", "1", None, EntityState("x"))
     assert view(second, Results.of_outcomes([Outcome(first, Status.DONE)])).status is None
 
 

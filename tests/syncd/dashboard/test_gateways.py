@@ -28,9 +28,9 @@ def state_of(folder: Path, fake: FakeGateway) -> GatewayState:
 @pytest.mark.parametrize(
     ("fake", "level", "said"),
     [
-        (FakeGateway(depth=2), "ok", "2 events waiting"),
-        (FakeGateway(depth=1, oldest_seconds=899), "ok", "1 event waiting"),
-        (FakeGateway(depth=1, oldest_seconds=901), "warning", "events wait since 15 min 1 s"),
+        (FakeGateway(backlog=2), "ok", "2 events waiting"),
+        (FakeGateway(backlog=1, oldest_seconds=899), "ok", "1 event waiting"),
+        (FakeGateway(backlog=1, oldest_seconds=901), "warning", "events wait since 15 min 1 s"),
         (FakeGateway(dead=[dead_letter(1)]), "warning", "1 dead letter"),
         (FakeGateway(quarantined=2), "warning", "2 requests in quarantine"),
         (FakeGateway(lost={"disk_full": 2, "memory": 1}), "warning", "3 requests lost"),

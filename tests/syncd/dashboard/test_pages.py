@@ -80,7 +80,7 @@ def test_the_overview_shows_drift_exposure_and_the_last_runs(project: Project, s
 
 
 def test_the_health_of_each_system_is_told(project: Project, sandbox: httpx.Client) -> None:
-    fake = FakeGateway(depth=3, oldest_seconds=4000, dead=[dead_letter(1)])
+    fake = FakeGateway(backlog=3, oldest_seconds=4000, dead=[dead_letter(1)])
     with looking_at(project, fake) as visitor:
         page = visitor.see()
     assert re.search(r"source ok \d+ B, changed (just now|.* ago)", row(page, "declarative-file-0"))

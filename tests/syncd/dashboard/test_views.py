@@ -7,31 +7,32 @@ from datetime import UTC, datetime, timedelta
 
 import pytest
 
-from syncd.core.changes import Change, ChangeKind, Outcome, Plan, State, Status
-from syncd.core.exposure import ExposedSubject, Exposure
+from syncd.core.changes import Change, ChangeKind, EntityState, Outcome, Plan, Status
+from syncd.core.unbilled import UnbilledSubject, UnbilledUsage
 from syncd.dashboard.views import drift, latest, offer, page_of, run_line, unbilled
 from syncd.planning.scope import Scope
 from syncd.runs.reconciler import RunOptions
-from syncd.runs.run import Run
-from syncd.runs.run import State as RunState
+from syncd.runs.run import Run, RunState
 
 NOW = datetime(2026, 11, 22, 7, 0, tzinfo=UTC)
-CREATE = Change(ChangeKind.CREATE_CUSTOMER, "a", ("s1",), "new: consumer alice", after=State("A", ("s1",)))
+CREATE = Change(
+    ChangeKind.CREATE_CUSTOMER, "a", ("s1",), "new: consumer alice", after=EntityState("A", ("s1",))
+)
 ATTACH = Change(ChangeKind.ATTACH_SUBJECTS, "b", ("s2",), "new in this customer", "2")
 STUCK = Change(ChangeKind.BLOCKED, "c", ("s3",), "c has an active subscription", "3")
-EXPOSURE = Exposure(
+EXPOSURE = UnbilledUsage(
     (
-        ExposedSubject("s1", 100, 5, "planned"),
-        ExposedSubject("s3", 20, 0, "blocked"),
-        ExposedSubject("gone", 3, 0, "unknown"),
+        UnbilledSubject("s1", 100, 5, "planned"),
+        UnbilledSubject("s3", 20, 0, "blocked"),
+        UnbilledSubject("gone", 3, 0, "unknown"),
     ),
     "2026-10-22T00:00:00Z",
     "2026-11-01T00:00:00Z",
 )
 
 
-def plan(*changes: Change, notes: tuple[str, ...] = (), exposure: Exposure | None = None) -> Plan:
-    return Plan("default", "upsert-only", changes, notes, exposure)
+def plan(*changes: Change, notes: tuple[str, ...] = (), unbilled: UnbilledUsage | None = None) -> Plan:
+    return Plan("default", "upsert-only", changes, notes, unbilled)
 
 
 def run(
@@ -142,7 +143,7 @@ def test_the_latest_plan_is_that_of_all_principals() -> None:
 
 
 def test_each_unbilled_subject_has_its_reason() -> None:
-    found = unbilled(run(plan(CREATE, STUCK, exposure=EXPOSURE), dry=True))
+    found = unbilled(run(plan(CREATE, STUCK, unbilled=EXPOSURE), dry=True))
     assert found
     assert [(s.key, s.fate) for s in found.subjects] == [
         ("s1", "planned"),
@@ -158,22 +159,22 @@ def test_each_unbilled_subject_has_its_reason() -> None:
 
 
 def test_what_the_run_has_attributed_is_billed_now() -> None:
-    found = unbilled(run(plan(CREATE, STUCK, exposure=EXPOSURE), Outcome(CREATE, Status.DONE)))
+    found = unbilled(run(plan(CREATE, STUCK, unbilled=EXPOSURE), Outcome(CREATE, Status.DONE)))
     assert found
     assert [subject.key for subject in found.subjects] == ["s3", "gone"]
     assert found.events == 23
 
 
 def test_what_the_run_attributed_in_vain_is_blocked_with_the_answer() -> None:
-    found = unbilled(run(plan(CREATE, exposure=EXPOSURE), Outcome(CREATE, Status.BLOCKED, "key in use")))
+    found = unbilled(run(plan(CREATE, unbilled=EXPOSURE), Outcome(CREATE, Status.BLOCKED, "key in use")))
     assert found
     assert (found.subjects[0].fate, found.subjects[0].reason) == ("blocked", "key in use")
 
 
 def test_usage_that_the_next_run_attributes_is_no_reason_to_worry() -> None:
     only_planned = replace(EXPOSURE, subjects=EXPOSURE.subjects[:1])
-    calm = unbilled(run(plan(CREATE, exposure=only_planned), dry=True))
-    alarm = unbilled(run(plan(CREATE, exposure=EXPOSURE), dry=True))
+    calm = unbilled(run(plan(CREATE, unbilled=only_planned), dry=True))
+    alarm = unbilled(run(plan(CREATE, unbilled=EXPOSURE), dry=True))
     assert calm
     assert alarm
     assert (calm.level, alarm.level) == ("ok", "warning")

@@ -7,8 +7,8 @@ from dataclasses import replace
 from hypothesis import given
 from hypothesis import strategies as st
 
-from syncd.core.model import CustomerDetails, DesiredWorld, ObservedCustomer, Principal
-from syncd.mapping.desired_state import desired_world
+from syncd.core.model import CustomerDetails, DesiredState, ObservedCustomer, Principal
+from syncd.mapping.desired_state import desired_state
 from syncd.mapping.limits import within_limits
 from syncd.mapping.rules import Assignment, MappingRules, Templates
 from tests.syncd.builders import BY_TAG, OWNER, RULES, consumer, customer, observed, static
@@ -24,15 +24,15 @@ def mapped(identity: str, of: str, username: str | None = None) -> Principal:
     return Principal("consumer", identity, "portal", username, application=of)
 
 
-def shape(world: DesiredWorld) -> dict[str, list[str]]:
+def shape(world: DesiredState) -> dict[str, list[str]]:
     return {found.key: [subject.key for subject in found.subjects] for found in world.customers}
 
 
 def grouped(by: str, *principals: Principal) -> dict[str, list[str]]:
-    return shape(desired_world(principals, MappingRules(OWNER, group_by=by)))  # type: ignore[arg-type]
+    return shape(desired_state(principals, MappingRules(OWNER, group_by=by)))  # type: ignore[arg-type]
 
 
-def reasons(world: DesiredWorld) -> str:
+def reasons(world: DesiredState) -> str:
     return "\n".join(problem.reason for problem in world.problems)
 
 
@@ -59,7 +59,7 @@ def test_the_mapping_file_says_who_belongs_where_by_id_or_by_username() -> None:
         Assignment("application", "line 4", id="1", customer="globex"),
     )
     people = [consumer("1", "alice"), consumer("2", "bob"), consumer("3", "carol"), application("1")]
-    assert shape(desired_world(people, MappingRules(OWNER, "file", assignments=rows))) == {
+    assert shape(desired_state(people, MappingRules(OWNER, "file", assignments=rows))) == {
         "acme": ["consumer:1", "consumer:2"],
         "consumer-3": ["consumer:3"],
         "globex": ["application:1"],
@@ -67,7 +67,7 @@ def test_the_mapping_file_says_who_belongs_where_by_id_or_by_username() -> None:
 
 
 def test_an_application_and_the_consumer_it_is_mapped_to_are_one_customer() -> None:
-    world = desired_world([application("A", "Widget"), mapped("1", "A", "alice")], RULES)
+    world = desired_state([application("A", "Widget"), mapped("1", "A", "alice")], RULES)
     assert shape(world) == {"application:A": ["application:A", "consumer:1"]}
     assert world.customers[0].name == "Widget"
     assert world.customers[0].name_follows_source
@@ -75,7 +75,7 @@ def test_an_application_and_the_consumer_it_is_mapped_to_are_one_customer() -> N
 
 def test_the_consumer_takes_the_application_into_its_group() -> None:
     people = [application("A"), mapped("1", "A", "alice"), consumer("1", "alice", "customer:acme")]
-    assert shape(desired_world(people, BY_TAG)) == {"acme": ["application:A", "consumer:1"]}
+    assert shape(desired_state(people, BY_TAG)) == {"acme": ["application:A", "consumer:1"]}
 
 
 def test_the_application_takes_the_consumer_into_its_owners_customer() -> None:
@@ -84,13 +84,13 @@ def test_the_application_takes_the_consumer_into_its_owners_customer() -> None:
 
 def test_a_mapped_consumer_that_kong_names_too_is_one_and_not_a_collision() -> None:
     people = [consumer("1", "alice", "gold"), application("A"), mapped("1", "A", "alice")]
-    world = desired_world(people, RULES)
+    world = desired_state(people, RULES)
     assert shape(world) == {"application:A": ["application:A", "consumer:1"]}
     assert not world.problems
 
 
 def test_a_consumer_of_two_applications_is_reported_with_both() -> None:
-    world = desired_world([application("A"), application("B"), mapped("1", "A"), mapped("1", "B")], RULES)
+    world = desired_state([application("A"), application("B"), mapped("1", "A"), mapped("1", "B")], RULES)
     assert shape(world) == {"application:A": ["application:A"], "application:B": ["application:B"]}
     assert "application A" in reasons(world)
     assert "application B" in reasons(world)
@@ -101,15 +101,15 @@ def test_a_mapped_consumer_whose_group_is_another_than_its_applications_is_repor
         Assignment("consumer", "line 2", id="1", customer="acme"),
         Assignment("application", "line 3", id="A", customer="globex"),
     )
-    world = desired_world([application("A"), mapped("1", "A")], MappingRules(OWNER, "file", assignments=rows))
+    world = desired_state([application("A"), mapped("1", "A")], MappingRules(OWNER, "file", assignments=rows))
     assert "'acme'" in reasons(world)
     assert "'globex'" in reasons(world)
     assert shape(world) == {"globex": ["application:A"]}
 
 
-def templated(*principals: Principal, by: str = "none", **templates: str) -> DesiredWorld:
+def templated(*principals: Principal, by: str = "none", **templates: str) -> DesiredState:
     rules = MappingRules(OWNER, by, templates=Templates(**templates))  # type: ignore[arg-type]
-    return desired_world(principals, rules)
+    return desired_state(principals, rules)
 
 
 def test_keys_and_names_come_from_templates() -> None:
@@ -161,7 +161,7 @@ DETAILS = Templates(
 
 
 def test_details_are_filled_from_templates() -> None:
-    (found,) = desired_world(
+    (found,) = desired_state(
         [consumer("1", "alice", custom_id="crm-1")], MappingRules(OWNER, templates=DETAILS)
     ).customers
     assert found.details == CustomerDetails(
@@ -174,14 +174,14 @@ def test_a_row_of_the_mapping_file_wins_over_the_templates() -> None:
         "consumer", "line 2", id="1", name="Alice Ltd", details=CustomerDetails(email="pay@x.example")
     )
     rules = MappingRules(OWNER, templates=DETAILS, assignments=(row,))
-    (found,) = desired_world([consumer("1", "alice", custom_id="c")], rules).customers
+    (found,) = desired_state([consumer("1", "alice", custom_id="c")], rules).customers
     assert (found.name, found.details.email, found.details.currency) == ("Alice Ltd", "pay@x.example", "EUR")
     assert not found.name_follows_source
 
 
 def test_what_the_members_of_a_group_do_not_agree_on_is_left_out_with_a_warning() -> None:
     people = [consumer("1", "alice", "customer:acme"), consumer("2", "bob", "customer:acme")]
-    world = desired_world(
+    world = desired_state(
         people, replace(BY_TAG, templates=Templates(email="{username}@x.example", currency="EUR"))
     )
     assert (world.customers[0].details.email, world.customers[0].details.currency) == (None, "EUR")
@@ -192,7 +192,7 @@ def test_what_the_members_of_a_group_do_not_agree_on_is_left_out_with_a_warning(
 
 def test_what_the_metering_api_would_refuse_is_left_out_with_a_warning() -> None:
     bad = Templates(email="no address", currency="euro", billing_address={"country": "Germany"})
-    world = desired_world([consumer("1", "alice")], MappingRules(OWNER, templates=bad))
+    world = desired_state([consumer("1", "alice")], MappingRules(OWNER, templates=bad))
     assert world.customers[0].details == CustomerDetails()
     assert len(world.warnings) == 3
 
@@ -201,7 +201,7 @@ def test_metadata_that_break_the_label_rules_are_left_out_where_only_labels_are_
     rules = MappingRules(
         OWNER, templates=Templates(metadata={"externalId": "a@b", "team": "x"}), labels_only=True
     )
-    world = desired_world([consumer("1", "alice")], rules)
+    world = desired_state([consumer("1", "alice")], rules)
     assert world.customers[0].details.metadata == {"team": "x"}
     assert "externalId 'a@b' is left out" in world.warnings[0]
 
@@ -209,7 +209,7 @@ def test_metadata_that_break_the_label_rules_are_left_out_where_only_labels_are_
 @given(st.text(min_size=1), st.text(), st.booleans())
 def test_no_text_of_a_source_ever_fails_a_run(username: str, custom_id: str, labels_only: bool) -> None:
     rules = MappingRules(OWNER, templates=DETAILS, labels_only=labels_only)
-    world = desired_world([consumer("1", username or None, custom_id=custom_id or None)], rules)
+    world = desired_state([consumer("1", username or None, custom_id=custom_id or None)], rules)
     (found,) = world.customers
     assert 1 <= len(found.name) <= 256
     assert len(found.details.description or "") <= 1024
@@ -220,9 +220,9 @@ LIMITED = MappingRules(OWNER, group_by="tag", max_subjects_per_customer=1)
 
 def limited(
     *usernames: str, rules: MappingRules = LIMITED, there: tuple[ObservedCustomer, ...] = ()
-) -> DesiredWorld:
+) -> DesiredState:
     people = [consumer(name, name, "customer:acme") for name in usernames]
-    return within_limits(desired_world(people, rules), observed(*there), rules)
+    return within_limits(desired_state(people, rules), observed(*there), rules)
 
 
 def test_further_members_than_a_customer_may_have_are_reported_with_the_choices() -> None:
@@ -265,12 +265,12 @@ def test_one_that_cannot_be_split_off_is_told_with_whose_key_it_would_have() -> 
     split = replace(LIMITED, overflow="split", templates=by_name)
     people = [consumer("1", "zoe", "customer:acme"), consumer("2", "dan", "customer:acme", source="east")]
     people.append(consumer("3", "dan", "customer:acme", source="west"))
-    two_of_a_name = within_limits(desired_world(people, split), observed(), split)
+    two_of_a_name = within_limits(desired_state(people, split), observed(), split)
     assert sorted(shape(two_of_a_name)) == ["acme", "dan"]
     assert "would have the key 'dan', and that is that of consumer dan" in reasons(two_of_a_name)
     # A key that is somebody else's subject would have that one's usage counted twice.
     crossed = [*people[:2], static("dan", name="batch")]
-    world = within_limits(desired_world(crossed, split), observed(), split)
+    world = within_limits(desired_state(crossed, split), observed(), split)
     assert "dan" not in shape(world)
     assert "and that is the subject 'dan' of static subject batch" in reasons(world)
 
@@ -279,12 +279,12 @@ def test_a_customer_that_would_be_split_off_under_the_key_of_another_is_reported
     rules = replace(LIMITED, overflow="split", templates=Templates(key="{username}"))
     people = [consumer("1", "zoe", "customer:acme"), consumer("2", "b", "customer:acme")]
     there = customer("acme", "consumer:1", owner=OWNER)
-    world = desired_world([*people, consumer("3", "x", "customer:b")], rules)
+    world = desired_state([*people, consumer("3", "x", "customer:b")], rules)
     world = within_limits(world, observed(there), rules)
     assert shape(world) == {"acme": ["consumer:1"], "b": ["consumer:3"]}
     assert "does not fit" in reasons(world)
 
 
 def test_without_a_limit_nothing_changes() -> None:
-    world = desired_world([consumer("1", "a")], BY_TAG)
+    world = desired_state([consumer("1", "a")], BY_TAG)
     assert within_limits(world, observed(), BY_TAG) is world

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from syncd.mapping.desired_state import desired_world
+from syncd.mapping.desired_state import desired_state
 from syncd.mapping.limits import within_limits
 from syncd.mapping.rules import MappingRules, Templates
 from syncd.planning.plan import PlanOptions
@@ -22,7 +22,7 @@ def test_a_group_has_its_key_as_the_only_subject_and_the_others_go_by_their_id()
         "create-customer acme acme",
         "create-customer consumer-3 consumer:3",
     ]
-    (acme, _) = desired_world([BOB, ALICE, CAROL], RULES).customers
+    (acme, _) = desired_state([BOB, ALICE, CAROL], RULES).customers
     assert (acme.name, acme.name_follows_source, acme.marks["source-id"]) == ("acme", False, "acme")
 
 
@@ -73,7 +73,7 @@ def test_two_different_tags_are_still_in_doubt() -> None:
 
 def test_one_subject_for_a_group_is_within_every_limit() -> None:
     rules = replace(RULES, max_subjects_per_customer=1)
-    world = within_limits(desired_world([ALICE, BOB], rules), observed(), rules)
+    world = within_limits(desired_state([ALICE, BOB], rules), observed(), rules)
     assert [[subject.key for subject in one.subjects] for one in world.customers] == [["acme"]]
     assert world.problems == ()
     assert world.known == {"consumer:1", "consumer:2"}

@@ -8,7 +8,7 @@ import httpx
 import pytest
 
 from syncd.core.errors import MalformedError
-from syncd.core.model import ObservedCustomer, ObservedWorld
+from syncd.core.model import ObservedCustomer, ObservedState
 from syncd.metering.base import CustomerEdit, SubjectWrite
 from syncd.metering.v3 import OpenMeterV3
 from tests.syncd.servers import Answer, Asked, Server, serving
@@ -85,7 +85,7 @@ def test_the_attribution_goes_back_as_it_was_but_for_what_is_added() -> None:
 
 
 def test_subscriptions_that_still_run_are_asked_for_the_canceled_ones_too() -> None:
-    worlds: list[ObservedWorld] = []
+    worlds: list[ObservedState] = []
     running = {"id": "S", "customer_id": "C", "status": "canceled"}
 
     def answer(asked: Asked) -> Answer:
@@ -99,7 +99,7 @@ def test_subscriptions_that_still_run_are_asked_for_the_canceled_ones_too() -> N
         target = target_at(server.url)
         worlds.append(target.observe())
         target.close()
-    assert worlds == [ObservedWorld((ObservedCustomer("C", "c", "C", (), {}, "S"),), None)]
+    assert worlds == [ObservedState((ObservedCustomer("C", "c", "C", (), {}, "S"),), None)]
     assert server.asked[0].query["filter[status][oeq]"] == "active,canceled"
 
 

@@ -6,18 +6,18 @@ from dataclasses import replace
 
 import pytest
 
-from syncd.core.changes import Change, ChangeKind, Plan, State
+from syncd.core.changes import Change, ChangeKind, EntityState, Plan
 from syncd.core.errors import RefusedError, UnauthorizedError
 from syncd.core.model import CustomerDetails, Principal
-from syncd.core.ownership import marks
+from syncd.core.ownership import ownership_metadata
 from syncd.mapping.rules import Assignment, MappingRules, Templates
 from syncd.metering.base import Inspection
-from syncd.planning.deletion_checks import look
+from syncd.planning.deletion_checks import check_deletions
 from tests.syncd.builders import OWNER, consumer, static
 
 RULES = MappingRules(OWNER, "tag", templates=Templates("{subject}", email="{username}@x.example"))
 ALICE = consumer("1", "alice", "customer:acme")
-DETAILS = CustomerDetails("alice@x.example", metadata=marks(OWNER, "1"))
+DETAILS = CustomerDetails("alice@x.example", metadata=ownership_metadata(OWNER, "1"))
 UNTOUCHED = Inspection("alice", DETAILS, subscriptions={})
 
 
@@ -36,7 +36,7 @@ class Server:
 
 
 def change(kind: ChangeKind, subject: str = "consumer:1", identity: str = "C") -> Change:
-    return Change(kind, subject, (subject,), "because", identity, State("alice", (subject,)))
+    return Change(kind, subject, (subject,), "because", identity, EntityState("alice", (subject,)))
 
 
 def why_kept(
@@ -46,7 +46,7 @@ def why_kept(
     rules: MappingRules = RULES,
 ) -> str | None:
     plan = Plan(OWNER, "sync", (change(kind),))
-    return look(plan, Server(answer), principals or (ALICE,), rules).kept.get("C")
+    return check_deletions(plan, Server(answer), principals or (ALICE,), rules).kept.get("C")
 
 
 def test_one_that_is_as_syncd_made_it_may_go() -> None:
@@ -115,13 +115,13 @@ def test_only_deletions_are_looked_at_and_of_very_many_only_the_first() -> None:
     server = Server(replace(UNTOUCHED, entitlements=("gpt",)))
     others = tuple(change(kind, identity=kind) for kind in ChangeKind if "customer" not in kind)
     many = tuple(change(ChangeKind.DELETE_CUSTOMER, identity=str(number)) for number in range(120))
-    look(Plan(OWNER, "sync", (*others, *many)), server, (ALICE,), RULES)
+    check_deletions(Plan(OWNER, "sync", (*others, *many)), server, (ALICE,), RULES)
     assert server.asked == [str(number) for number in range(100)]
 
 
 def test_the_details_of_a_retired_customer_are_remembered_in_the_plan() -> None:
     plan = Plan(OWNER, "sync", (change(ChangeKind.RETIRE_CUSTOMER), change(ChangeKind.BLOCKED)))
-    again = look(plan, Server(UNTOUCHED), (ALICE,), RULES).with_details(plan)
+    again = check_deletions(plan, Server(UNTOUCHED), (ALICE,), RULES).with_details(plan)
     (retired, other) = again.changes
-    assert retired.before == State("alice", ("consumer:1",), None, CustomerDetails("alice@x.example"))
+    assert retired.before == EntityState("alice", ("consumer:1",), None, CustomerDetails("alice@x.example"))
     assert other == plan.changes[1]

@@ -11,7 +11,7 @@ import pytest
 
 from syncd.core.changes import ChangeKind, Plan
 from syncd.core.model import ObservedCustomer
-from syncd.core.ownership import marks
+from syncd.core.ownership import ownership_metadata
 from syncd.mapping.rules import Templates
 from syncd.planning.plan import PlanOptions
 from syncd.sandbox.testing import running_sandbox
@@ -131,7 +131,7 @@ def test_a_pair_made_by_hand_is_told_by_plan_and_apply_and_ends_when_one_lets_go
 
 
 def test_being_at_rest_by_all_else_does_not_hide_it() -> None:
-    named = customer("x", "consumer:1", owner=OWNER, metadata=marks(OWNER, "1"))
+    named = customer("x", "consumer:1", owner=OWNER, metadata=ownership_metadata(OWNER, "1"))
     carrier = customer("consumer:2", "consumer:2", "x", owner=OWNER)
     world = observed(named, carrier)
     people = [static("consumer:1", customer="x"), consumer("2", "consumer:2")]

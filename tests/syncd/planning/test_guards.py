@@ -8,7 +8,7 @@ import pytest
 
 from syncd.core.changes import REMOVALS, Change, ChangeKind, Plan
 from syncd.core.errors import ScopeError, UnsafePlanError
-from syncd.core.model import ObservedWorld, Principal
+from syncd.core.model import ObservedState, Principal
 from syncd.core.policy import Policy
 from syncd.mapping.rules import MappingRules
 from syncd.planning.guards import Limits, danger, require_safe, withhold_removals
@@ -29,7 +29,7 @@ EVERYBODY = [consumer(str(number), f"user-{number}") for number in range(40)]
 RULES = MappingRules(owner_id=OWNER, group_by="none", templates=KEYED_BY_SUBJECT)
 
 
-def world(*, renamed: int = 0) -> ObservedWorld:
+def world(*, renamed: int = 0) -> ObservedState:
     """All of EVERYBODY, some under an old name."""
     return observed(
         *(
@@ -41,7 +41,7 @@ def world(*, renamed: int = 0) -> ObservedWorld:
     )
 
 
-def plan(principals: list[Principal], there: ObservedWorld, policy: Policy = "sync") -> Plan:
+def plan(principals: list[Principal], there: ObservedState, policy: Policy = "sync") -> Plan:
     return plan_for(principals, there, rules=RULES, policy=policy)
 
 

@@ -8,10 +8,10 @@ from datetime import UTC, datetime, timedelta
 import pytest
 
 from syncd.apply.executor import apply_plan
-from syncd.core import orphan_marks
+from syncd.core import lifecycle_metadata
 from syncd.core.changes import Change, ChangeKind, Plan, Status
-from syncd.core.model import ObservedCustomer, ObservedSubject, ObservedWorld, Principal
-from syncd.core.ownership import is_label_value, marks
+from syncd.core.model import ObservedCustomer, ObservedState, ObservedSubject, Principal
+from syncd.core.ownership import is_label_value, ownership_metadata
 from syncd.core.policy import POLICIES, Policy
 from syncd.planning.orphans import Grace
 from syncd.planning.plan import PlanOptions
@@ -32,7 +32,7 @@ class World:
         delete_after: int | None = None,
         subjects: tuple[ObservedSubject, ...] | None = None,
     ) -> None:
-        self.target = MemoryTarget(ObservedWorld(customers, subjects))
+        self.target = MemoryTarget(ObservedState(customers, subjects))
         self.delete_after = None if delete_after is None else timedelta(days=delete_after)
 
     def plan(self, day: int, *principals: Principal, policy: Policy = "sync") -> Plan:
@@ -169,8 +169,8 @@ def test_the_entity_of_a_detached_subject_is_deleted_with_it_and_one_of_others_i
     entities = tuple(
         ObservedSubject(key, None, metadata)
         for key, metadata in (
-            ("consumer:1", marks(OWNER, "acme")),
-            ("consumer:2", marks(OWNER, "acme")),
+            ("consumer:1", ownership_metadata(OWNER, "acme")),
+            ("consumer:2", ownership_metadata(OWNER, "acme")),
             ("consumer:3", {}),
         )
     )
@@ -205,11 +205,13 @@ def test_more_than_sixteen_subjects_at_once_take_turns() -> None:
 
 
 def test_marks_are_valid_labels() -> None:
-    metadata = orphan_marks.new_marks({}, ["consumer:1", "Ünï cödé"], START)
-    assert all(is_label_value(value) for value in (*metadata.values(), orphan_marks.stamp(START), "none"))
-    assert set(orphan_marks.subject_marks(metadata)) == {
-        orphan_marks.digest("consumer:1"),
-        orphan_marks.digest("Ünï cödé"),
+    metadata = lifecycle_metadata.new_marks({}, ["consumer:1", "Ünï cödé"], START)
+    assert all(
+        is_label_value(value) for value in (*metadata.values(), lifecycle_metadata.stamp(START), "none")
+    )
+    assert set(lifecycle_metadata.subject_marks(metadata)) == {
+        lifecycle_metadata.digest("consumer:1"),
+        lifecycle_metadata.digest("Ünï cödé"),
     }
 
 
@@ -258,7 +260,7 @@ def test_a_customer_whose_key_is_in_doubt_is_not_gone() -> None:
 
 def test_the_entity_of_a_subject_that_is_the_key_of_its_customer_stays_while_that_one_does() -> None:
     """Usage under the key stays attributed, whatever is detached."""
-    entity = ObservedSubject("consumer:1", "alice", marks(OWNER, "1"))
+    entity = ObservedSubject("consumer:1", "alice", ownership_metadata(OWNER, "1"))
     world = World(customer("consumer:1", "consumer:1", owner=OWNER), subjects=(entity,))
     assert world.sync(0) == ["mark-orphaned consumer:1 consumer:1"]
     assert world.sync(40) == ["detach-subjects consumer:1 consumer:1"]
@@ -266,6 +268,6 @@ def test_the_entity_of_a_subject_that_is_the_key_of_its_customer_stays_while_tha
 
 
 def test_of_several_marks_of_one_subject_the_oldest_counts() -> None:
-    name = orphan_marks.digest("consumer:1")
+    name = lifecycle_metadata.digest("consumer:1")
     slots = {f"orphaned-at-{slot}": f"2026010{day}T000000Z-{name}" for slot, day in ((1, 3), (2, 1), (3, 2))}
-    assert orphan_marks.subject_marks(slots) == {name: ("orphaned-at-2", START)}
+    assert lifecycle_metadata.subject_marks(slots) == {name: ("orphaned-at-2", START)}

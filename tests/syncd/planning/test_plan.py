@@ -6,7 +6,7 @@ import pytest
 
 from syncd.core.changes import ChangeKind
 from syncd.core.model import ObservedSubject
-from syncd.core.ownership import marks
+from syncd.core.ownership import ownership_metadata
 from syncd.mapping.rules import MappingRules
 from syncd.planning.plan import PlanOptions
 from tests.syncd.builders import BY_TAG, OWNER, consumer, customer, lines, observed, plan_for, static
@@ -20,7 +20,7 @@ def test_a_principal_without_a_customer_gets_one() -> None:
     after = plan.changes[0].after
     assert after is not None
     assert (after.name, after.subject_keys) == ("alice", ("consumer:1",))
-    assert after.metadata == marks(OWNER, "1")
+    assert after.metadata == ownership_metadata(OWNER, "1")
 
 
 def test_a_world_that_is_as_desired_needs_nothing() -> None:
@@ -164,9 +164,9 @@ def entity_plan(entity: ObservedSubject, name: str = "alice") -> list[str]:
 
 
 def test_a_subject_entity_of_ours_follows_the_name() -> None:
-    entity = ObservedSubject("consumer:1", "old", marks(OWNER, "1"))
+    entity = ObservedSubject("consumer:1", "old", ownership_metadata(OWNER, "1"))
     assert entity_plan(entity) == ["upsert-subject consumer:1 consumer:1"]
-    assert entity_plan(ObservedSubject("consumer:1", "alice", marks(OWNER, "1"))) == []
+    assert entity_plan(ObservedSubject("consumer:1", "alice", ownership_metadata(OWNER, "1"))) == []
 
 
 def test_a_subject_entity_that_the_server_made_by_itself_is_filled_in() -> None:
@@ -181,7 +181,7 @@ def test_a_subject_entity_that_the_server_made_by_itself_is_filled_in() -> None:
     [
         ObservedSubject("consumer:1", "Alice GmbH", {}),
         ObservedSubject("consumer:1", None, {"hubspot": "7"}),
-        ObservedSubject("consumer:1", "x", marks("other-owner", "1")),
+        ObservedSubject("consumer:1", "x", ownership_metadata("other-owner", "1")),
     ],
 )
 def test_a_subject_entity_that_someone_else_wrote_is_left_alone(entity: ObservedSubject) -> None:

@@ -10,8 +10,8 @@ from hypothesis import given
 
 from syncd.core.changes import Plan
 from syncd.core.errors import PlanFileError
-from syncd.core.model import ObservedWorld, Principal
-from syncd.mapping.desired_state import desired_world
+from syncd.core.model import ObservedState, Principal
+from syncd.mapping.desired_state import desired_state
 from syncd.planning import plan_file
 from syncd.planning.plan import make_plan
 from tests.syncd.builders import OWNER, RULES, consumer, customer, observed, plan_for
@@ -98,7 +98,7 @@ def test_another_owner_or_policy_is_refused_in_words() -> None:
 
 
 @given(principals, observed_worlds())
-def test_a_plan_survives_being_written_and_read(wanted: list[Principal], world: ObservedWorld) -> None:
-    plan = make_plan(desired_world(wanted, RULES), world, owner_id=OWNER, policy="sync")
+def test_a_plan_survives_being_written_and_read(wanted: list[Principal], world: ObservedState) -> None:
+    plan = make_plan(desired_state(wanted, RULES), world, owner_id=OWNER, policy="sync")
     again = plan_file.from_json(json.loads(json.dumps(plan.to_json())))
     assert again.to_json() == plan.to_json()

@@ -16,10 +16,10 @@ from hypothesis import strategies as st
 from syncd.apply.executor import apply_plan
 from syncd.core.changes import ChangeKind, Plan, Status
 from syncd.core.errors import ApplyStoppedError, UnreachableError
-from syncd.core.model import ObservedCustomer, ObservedSubject, ObservedWorld, Principal
-from syncd.core.ownership import is_adoptable, is_ours, marks
+from syncd.core.model import ObservedCustomer, ObservedState, ObservedSubject, Principal
+from syncd.core.ownership import is_adoptable, is_ours, ownership_metadata
 from syncd.core.policy import Policy
-from syncd.mapping.desired_state import desired_world
+from syncd.mapping.desired_state import desired_state
 from syncd.mapping.rules import MappingRules, Templates
 from syncd.metering.base import Decide, SubjectWrite
 from syncd.planning.orphans import Grace
@@ -95,7 +95,7 @@ def twice(customers: Iterable[ObservedCustomer]) -> set[str]:
 
 
 @st.composite
-def observed_worlds(draw: st.DrawFn) -> ObservedWorld:
+def observed_worlds(draw: st.DrawFn) -> ObservedState:
     """A world that the server would allow: no key and no subject twice, but perhaps one as the other."""
     keys = ["acme", "globex", "s", "consumer:1", "consumer:2", "consumer-2", "application:1", "by-hand"]
     free = draw(st.permutations(keys))
@@ -113,29 +113,29 @@ def observed_worlds(draw: st.DrawFn) -> ObservedWorld:
                 key=taken[0] if own_key else None,
                 name=draw(NAMES),
                 subject_keys=tuple(taken[1:] if own_key and draw(st.booleans()) else taken),
-                metadata={"plan": "gold", **(marks(owner, "1") if owner else {})},
+                metadata={"plan": "gold", **(ownership_metadata(owner, "1") if owner else {})},
                 active_subscription=draw(st.sampled_from([None, None, "SUB"])),
             )
         )
     if draw(st.integers(0, 3)) == 0:
         customers = draw(crossed(customers))
     if not draw(st.booleans()):
-        return ObservedWorld(tuple(customers), None)
+        return ObservedState(tuple(customers), None)
     entities = draw(st.dictionaries(KEYS, st.tuples(st.one_of(st.none(), NAMES), OWNERS), max_size=4))
     subjects = tuple(
-        ObservedSubject(key, name, {"crm": "7", **marks(owner, "1")} if owner else {})
+        ObservedSubject(key, name, {"crm": "7", **ownership_metadata(owner, "1")} if owner else {})
         for key, (name, owner) in entities.items()
     )
-    return ObservedWorld(tuple(customers), subjects)
+    return ObservedState(tuple(customers), subjects)
 
 
 @settings(max_examples=300, deadline=None)
 @given(principals, observed_worlds(), rules, policies)
 def test_after_applying_there_is_nothing_left_to_apply_and_a_second_run_writes_nothing(
-    wanted: list[Principal], world: ObservedWorld, how: MappingRules, policy: str
+    wanted: list[Principal], world: ObservedState, how: MappingRules, policy: str
 ) -> None:
     target = MemoryTarget(world)
-    desired = desired_world(wanted, how)
+    desired = desired_state(wanted, how)
     first = make_plan(desired, target.observe(), owner_id=OWNER, policy=policy)  # type: ignore[arg-type]
     outcomes = apply_plan(first, target)
     assert {outcome.status for outcome in outcomes if outcome.change.actionable} <= {Status.DONE}
@@ -149,10 +149,10 @@ def test_after_applying_there_is_nothing_left_to_apply_and_a_second_run_writes_n
 @settings(max_examples=300, deadline=None)
 @given(principals, observed_worlds(), rules, all_policies, st.integers(0, 60), st.booleans())
 def test_no_run_has_a_subject_counted_twice_and_one_that_is_already_is_told_with_both_its_customers(
-    wanted: list[Principal], world: ObservedWorld, how: MappingRules, policy: Policy, day: int, flags: bool
+    wanted: list[Principal], world: ObservedState, how: MappingRules, policy: Policy, day: int, flags: bool
 ) -> None:
     target = MemoryTarget(world)
-    desired = desired_world(wanted, how)
+    desired = desired_state(wanted, how)
     options = at(day, timedelta(days=40), flags=flags)
     plan = make_plan(desired, world, owner_id=OWNER, policy=policy, options=options)
     apply_plan(plan, target, remover=target)
@@ -171,10 +171,10 @@ def test_no_run_has_a_subject_counted_twice_and_one_that_is_already_is_told_with
 @settings(max_examples=300, deadline=None)
 @given(principals, observed_worlds(), rules)
 def test_nothing_that_is_not_ours_is_ever_changed(
-    wanted: list[Principal], world: ObservedWorld, how: MappingRules
+    wanted: list[Principal], world: ObservedState, how: MappingRules
 ) -> None:
     target = MemoryTarget(world)
-    plan = make_plan(desired_world(wanted, how), world, owner_id=OWNER, policy="upsert-only")
+    plan = make_plan(desired_state(wanted, how), world, owner_id=OWNER, policy="upsert-only")
     apply_plan(plan, target)
     for before in world.customers:
         after = target.customers[before.id]
@@ -193,23 +193,23 @@ def test_nothing_that_is_not_ours_is_ever_changed(
 @settings(max_examples=200, deadline=None)
 @given(principals, observed_worlds(), rules, st.randoms(use_true_random=False))
 def test_the_order_of_principals_and_pages_never_matters(
-    wanted: list[Principal], world: ObservedWorld, how: MappingRules, shuffler: random.Random
+    wanted: list[Principal], world: ObservedState, how: MappingRules, shuffler: random.Random
 ) -> None:
-    plan = make_plan(desired_world(wanted, how), world, owner_id=OWNER, policy="upsert-only")
+    plan = make_plan(desired_state(wanted, how), world, owner_id=OWNER, policy="upsert-only")
     principals, customers = list(wanted), list(world.customers)
     shuffler.shuffle(principals)
     shuffler.shuffle(customers)
-    shuffled = ObservedWorld(tuple(customers), world.subjects)
-    again = make_plan(desired_world(principals, how), shuffled, owner_id=OWNER, policy="upsert-only")
+    shuffled = ObservedState(tuple(customers), world.subjects)
+    again = make_plan(desired_state(principals, how), shuffled, owner_id=OWNER, policy="upsert-only")
     assert again.to_json() == plan.to_json()
 
 
 @settings(max_examples=200, deadline=None)
 @given(principals, observed_worlds(), rules, st.integers(0, 5))
 def test_a_run_that_was_stopped_is_completed_by_the_next_one(
-    wanted: list[Principal], world: ObservedWorld, how: MappingRules, steps: int
+    wanted: list[Principal], world: ObservedState, how: MappingRules, steps: int
 ) -> None:
-    desired = desired_world(wanted, how)
+    desired = desired_state(wanted, how)
 
     def plan(target: MemoryTarget, keep: int | None = None) -> None:
         full = make_plan(desired, target.observe(), owner_id=OWNER, policy="upsert-only")
@@ -230,9 +230,9 @@ def test_a_run_that_was_stopped_is_completed_by_the_next_one(
 
 @given(principals, observed_worlds(), rules)
 def test_every_principal_is_accounted_for(
-    wanted: list[Principal], world: ObservedWorld, how: MappingRules
+    wanted: list[Principal], world: ObservedState, how: MappingRules
 ) -> None:
-    desired = desired_world(wanted, how)
+    desired = desired_state(wanted, how)
     plan = make_plan(desired, world, owner_id=OWNER, policy="upsert-only")
     spoken_of = {key for change in plan.changes for key in change.subject_keys}
     settled = {key for c in world.customers for key in (*c.subject_keys, c.key)}
@@ -257,7 +257,7 @@ graces = st.sampled_from([None, timedelta(days=40), timedelta(days=100)])
 )
 def test_with_time_passing_and_principals_coming_and_going_each_run_leaves_nothing_to_apply(
     casts: list[list[Principal]],
-    world: ObservedWorld,
+    world: ObservedState,
     how: MappingRules,
     runs: list[tuple[Policy, int]],
     delete_after: timedelta | None,
@@ -266,7 +266,7 @@ def test_with_time_passing_and_principals_coming_and_going_each_run_leaves_nothi
     target, day = MemoryTarget(world), 0
     for number, (policy, passed) in enumerate(runs):
         day += passed
-        desired = desired_world(casts[number % len(casts)], how)
+        desired = desired_state(casts[number % len(casts)], how)
         options = at(day, delete_after, flags=flags)
         plan = make_plan(desired, target.observe(), owner_id=OWNER, policy=policy, options=options)
         outcomes = apply_plan(plan, target, remover=target)
@@ -314,11 +314,11 @@ class Broken(MemoryTarget):
 @settings(max_examples=150, deadline=None)
 @given(principals, principals, observed_worlds(), rules, st.integers(0, 8))
 def test_a_sync_run_that_was_interrupted_after_any_write_is_completed_by_the_next(
-    first: list[Principal], then: list[Principal], world: ObservedWorld, how: MappingRules, writes: int
+    first: list[Principal], then: list[Principal], world: ObservedState, how: MappingRules, writes: int
 ) -> None:
     def run(target: MemoryTarget, cast: list[Principal], day: int) -> None:
         options = at(day, timedelta(days=40))
-        desired = desired_world(cast, how)
+        desired = desired_state(cast, how)
         plan = make_plan(desired, target.observe(), owner_id=OWNER, policy="sync", options=options)
         apply_plan(plan, target, remover=target)
 
@@ -345,12 +345,12 @@ def test_a_sync_run_that_was_interrupted_after_any_write_is_completed_by_the_nex
 
 
 @st.composite
-def worlds_grouped_later(draw: st.DrawFn) -> tuple[ObservedWorld, list[Principal], MappingRules]:
+def worlds_grouped_later(draw: st.DrawFn) -> tuple[ObservedState, list[Principal], MappingRules]:
     """Everybody began with a customer, some of which pay by now; now they are grouped."""
     people = draw(st.lists(st.one_of(consumers, applications), min_size=2, max_size=5))
     alone = replace(draw(rules), group_by="none", subject_field="id")
     target = MemoryTarget(draw(observed_worlds()))
-    begin = make_plan(desired_world(people, alone), target.observe(), owner_id=OWNER, policy="upsert-only")
+    begin = make_plan(desired_state(people, alone), target.observe(), owner_id=OWNER, policy="upsert-only")
     apply_plan(begin, target)
     for identity, customer in target.customers.items():
         paying = draw(st.sampled_from([None, None, None, "SUB"]))
@@ -367,13 +367,13 @@ def billed(target: MemoryTarget) -> set[str]:
 @settings(max_examples=300, deadline=None)
 @given(worlds_grouped_later(), st.integers(0, 8), st.booleans(), st.booleans())
 def test_moves_and_retirements_lose_no_usage_however_often_they_are_interrupted(
-    began: tuple[ObservedWorld, list[Principal], MappingRules], writes: int, move: bool, retire: bool
+    began: tuple[ObservedState, list[Principal], MappingRules], writes: int, move: bool, retire: bool
 ) -> None:
     world, wanted, how = began
 
     def plan(target: MemoryTarget) -> Plan:
         options = PlanOptions(allow_move=move, allow_retire=retire)
-        desired = desired_world(wanted, how)
+        desired = desired_state(wanted, how)
         return make_plan(desired, target.observe(), owner_id=OWNER, policy="upsert-only", options=options)
 
     cut, straight = Broken(world), MemoryTarget(world)

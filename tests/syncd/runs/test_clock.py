@@ -20,7 +20,7 @@ from syncd.daemon.service import running
 from syncd.http.client import Endpoint
 from syncd.planning.guards import clock_in_doubt
 from syncd.runs import reconciler
-from syncd.runs.clock import JumpWatch, Stopwatch, date_of, skew
+from syncd.runs.clock import JumpWatch, Stopwatch, clock_skew, date_of
 from syncd.runs.reconciler import RunOptions
 from tests.syncd.clocks import SettableClock, scheduling_by
 from tests.syncd.daemon.test_service import finished
@@ -112,7 +112,7 @@ def dateless() -> Iterator[str]:
 
 
 def ahead_of(url: str, clock: SettableClock) -> timedelta | None:
-    return skew(Endpoint("metering API", url, "metering.token", "read", timeout=2), Stopwatch(clock))
+    return clock_skew(Endpoint("metering API", url, "metering.token", "read", timeout=2), Stopwatch(clock))
 
 
 def test_the_skew_is_measured_against_the_date_of_any_answer() -> None:

@@ -18,10 +18,10 @@ from hypothesis import strategies as st
 
 from syncd.core.changes import Outcome, Status
 from syncd.core.errors import HistoryError, LockedError
-from syncd.runs.history import History, Recorder, outlived
+from syncd.runs.history import History, HistoryRecorder, outlived
 from syncd.runs.lock import write_lock
 from syncd.runs.reconciler import RunOptions
-from syncd.runs.run import Run, State, begun
+from syncd.runs.run import Run, RunState, new_run
 from syncd.sandbox.testing import running_sandbox
 from tests.syncd.builders import consumer, observed, plan_for
 from tests.syncd.processes import Project
@@ -29,9 +29,9 @@ from tests.syncd.processes import Project
 PLAN = plan_for([consumer("1", "alice")], observed())
 
 
-def run(*, state: State = State.SUCCEEDED, days_ago: float = 0) -> Run:
+def run(*, state: RunState = RunState.SUCCEEDED, days_ago: float = 0) -> Run:
     asked = datetime.now(UTC) - timedelta(days=days_ago)
-    return replace(begun("manual", RunOptions()), state=state, requested_at=asked, plan=PLAN)
+    return replace(new_run("manual", RunOptions()), state=state, requested_at=asked, plan=PLAN)
 
 
 @pytest.fixture
@@ -131,7 +131,7 @@ def test_a_run_that_is_young_enough_is_not_forgotten_for_one_behind_it_that_is_n
 
 
 def test_a_run_that_is_still_running_is_not_forgotten_and_keeps_no_other(history: History) -> None:
-    hanging = run(state=State.RUNNING, days_ago=9)
+    hanging = run(state=RunState.RUNNING, days_ago=9)
     first = saved(history, 10)
     history.save(hanging.summary())
     made = saved(history, 8, 2, 0)
@@ -154,7 +154,7 @@ def test_the_plans_of_forgotten_runs_go_with_them(history: History) -> None:
 
 def test_a_recorder_forgets_by_the_setting_of_that_moment(history: History) -> None:
     keep = [timedelta(days=90)]
-    recorder = Recorder(history, lambda: keep[0])
+    recorder = HistoryRecorder(history, lambda: keep[0])
     made = saved(history, *(7 - number / 20 for number in range(120)))
     recorder.finished(run())
     assert len(kept(history)) == 121
@@ -212,7 +212,7 @@ def test_plans_that_say_the_same_are_stored_once(history: History, tmp_path: Pat
 
 
 def test_a_run_whose_process_was_killed_is_closed_by_the_next_writer(history: History) -> None:
-    dead = run(state=State.RUNNING)
+    dead = run(state=RunState.RUNNING)
     history.save(dead.summary(), dead.plan)
     assert history.close_interrupted() == [dead.id]
     found = history.run(dead.id)
@@ -223,7 +223,7 @@ def test_a_run_whose_process_was_killed_is_closed_by_the_next_writer(history: Hi
 
 
 def test_a_dry_run_of_another_process_is_not_closed_for_it_holds_no_lock(history: History) -> None:
-    dry = replace(run(state=State.RUNNING), options=RunOptions(dry_run=True))
+    dry = replace(run(state=RunState.RUNNING), options=RunOptions(dry_run=True))
     history.save(dry.summary(), dry.plan)
     assert history.close_interrupted() == []
     found = history.run(dry.id)

@@ -11,7 +11,7 @@ from syncd.core.changes import Outcome, Plan
 from syncd.core.errors import ApplyStoppedError, SourceError
 from syncd.runs.queue import Runs
 from syncd.runs.reconciler import Result, RunOptions
-from syncd.runs.run import FINISHED, Run, State
+from syncd.runs.run import FINISHED, Run, RunState
 from tests.syncd.waiting import eventually
 
 EMPTY = Plan("default", "upsert-only", ())
@@ -62,9 +62,9 @@ def test_a_mistake_of_ours_fails_one_run_and_not_the_daemon() -> None:
 
     with working(behave) as runs:
         crashed = run(runs)
-        assert crashed.state is State.FAILED
+        assert crashed.state is RunState.FAILED
         assert "secret-detail" not in str(crashed.error)
-        assert run(runs).state is State.SUCCEEDED
+        assert run(runs).state is RunState.SUCCEEDED
 
 
 def test_a_run_that_was_stopped_tells_what_was_done_and_what_was_planned() -> None:
@@ -75,7 +75,11 @@ def test_a_run_that_was_stopped_tells_what_was_done_and_what_was_planned() -> No
 
     with working(behave) as runs:
         stopped = run(runs)
-    assert (stopped.state, stopped.error, stopped.plan) == (State.FAILED, "the metering API went away", EMPTY)
+    assert (stopped.state, stopped.error, stopped.plan) == (
+        RunState.FAILED,
+        "the metering API went away",
+        EMPTY,
+    )
 
 
 def test_only_a_real_run_that_ended_well_counts_as_a_success() -> None:

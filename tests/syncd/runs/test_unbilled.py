@@ -12,8 +12,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from syncd.core.errors import MeterMissingError
-from syncd.core.exposure import first_day
-from syncd.core.model import ObservedWorld
+from syncd.core.model import ObservedState
+from syncd.core.unbilled import first_day
 from syncd.planning.plan import PlanOptions
 from syncd.runs.unbilled import with_usage
 from tests.syncd.builders import BY_TAG, OWNER, consumer, customer, observed, plan_for
@@ -26,7 +26,7 @@ NOW = datetime(2026, 2, 1, 12, tzinfo=UTC)
 class Metered(MemoryTarget):
     """Knows when each subject made its requests."""
 
-    def __init__(self, world: ObservedWorld, requests: dict[str, list[datetime]]) -> None:
+    def __init__(self, world: ObservedState, requests: dict[str, list[datetime]]) -> None:
         super().__init__(world)
         self.requests = requests
         self.queries = 0
@@ -50,15 +50,15 @@ def test_exposure_tells_how_much_since_when_and_what_becomes_of_it() -> None:
     used = {"x": days(1), "consumer:1": days(3, 2), "stranger": days(9, 9, 1), "finance": days(1)}
     target = Metered(world, used)
     plan = with_usage(plan_for([consumer("1", "alice")], world), target, world, NOW)
-    exposure = plan.exposure
-    assert exposure is not None
-    assert [(s.key, s.events, s.fate) for s in exposure.subjects] == [
+    unbilled = plan.unbilled
+    assert unbilled is not None
+    assert [(s.key, s.events, s.fate) for s in unbilled.subjects] == [
         ("stranger", 3, "unknown"),
         ("consumer:1", 2, "planned"),
     ]
-    assert exposure.since is not None
-    assert exposure.since[:10] == "2026-01-23"
-    assert exposure.looked_from[:10] == "2026-01-01"
+    assert unbilled.since is not None
+    assert unbilled.since[:10] == "2026-01-23"
+    assert unbilled.looked_from[:10] == "2026-01-01"
 
 
 def test_a_blocked_change_tells_the_events_that_it_leaves_unbilled() -> None:
@@ -69,8 +69,8 @@ def test_a_blocked_change_tells_the_events_that_it_leaves_unbilled() -> None:
     (blocked,) = plan.changes
     assert blocked.usage is not None
     assert blocked.usage.events == 2
-    assert plan.exposure is not None
-    assert plan.exposure.to_json()["blocked_events"] == 2
+    assert plan.unbilled is not None
+    assert plan.unbilled.to_json()["blocked_events"] == 2
 
 
 def test_a_server_without_the_meters_spoils_no_plan() -> None:
@@ -79,7 +79,7 @@ def test_a_server_without_the_meters_spoils_no_plan() -> None:
             raise MeterMissingError("no meter")
 
     plan = with_usage(plan_for([consumer("1", "alice")], observed()), Bare(observed()), observed(), NOW)
-    assert plan.exposure is None
+    assert plan.unbilled is None
     assert plan.notes == ("unbilled usage is not known: no meter",)
     assert plan.actionable
 

@@ -30,7 +30,7 @@ def left() -> int:
     command = ["openmeter-plugin", "spool", "status", "--json"]
     asked = subprocess.run(command, capture_output=True, text=True, check=False)  # noqa: S603 - no input
     try:
-        return int(json.loads(asked.stdout)["total"]["depth"])
+        return int(json.loads(asked.stdout)["total"]["backlog"])
     except (ValueError, KeyError, TypeError):
         return -1
 

@@ -1,4 +1,4 @@
-"""Unbilled exposure: usage that no customer is charged for, since when, and whether this plan ends it."""
+"""Unbilled unbilled: usage that no customer is charged for, since when, and whether this plan ends it."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ Fate = Literal["planned", "blocked", "unknown"]
 
 
 @dataclass(frozen=True, slots=True)
-class ExposedSubject:
+class UnbilledSubject:
     """A subject with usage but no customer.
 
     `fate`: this plan attributes it, something blocks that, or no source knows it.
@@ -31,10 +31,10 @@ class ExposedSubject:
 
 
 @dataclass(frozen=True, slots=True)
-class Exposure:
+class UnbilledUsage:
     """All such subjects; `looked_from` is the start of what was looked at, `since` the first day found."""
 
-    subjects: tuple[ExposedSubject, ...]
+    subjects: tuple[UnbilledSubject, ...]
     looked_from: str
     since: str | None = None
 
@@ -59,13 +59,13 @@ class Exposure:
         }
 
 
-def exposed(
+def unbilled_usage(
     requests: Mapping[str, float],
     tokens: Mapping[str, float],
     attributed: frozenset[str],
     planned: Iterable[str],
     blocked: Iterable[str],
-) -> tuple[ExposedSubject, ...]:
+) -> tuple[UnbilledSubject, ...]:
     """Return the subjects with usage that are not attributed, the largest first."""
     will, wont = frozenset(planned), frozenset(blocked)
 
@@ -75,7 +75,7 @@ def exposed(
         return "planned" if key in will else "unknown"
 
     found = [
-        ExposedSubject(key, _whole(requests.get(key, 0)), _whole(tokens.get(key, 0)), fate(key))
+        UnbilledSubject(key, _whole(requests.get(key, 0)), _whole(tokens.get(key, 0)), fate(key))
         for key in requests.keys() | tokens.keys()
         if key not in attributed
     ]
