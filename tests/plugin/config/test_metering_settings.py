@@ -171,7 +171,7 @@ def test_a_fault_of_ours_costs_one_request_which_is_counted_as_unreadable(
     def fail(*_: object, **__: object) -> None:
         raise RuntimeError("a fault of ours")
 
-    monkeypatch.setattr(outcomes, "outcome", fail)
+    monkeypatch.setattr(outcomes, "decide", fail)
     monkeypatch.setattr(outcomes, "_unexpected_limit", RateLimit())
     queue = SpoolQueue(tmp_path, "q", Rotation(1, 1, SimpleQueue()))
     spooled = spool_record(Instance(1, queue, Rules(source="kong")), serialized("authenticated").parsed)
