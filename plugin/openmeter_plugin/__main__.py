@@ -22,11 +22,11 @@ def main() -> None:
     early = None
     if sys.argv[1:2] == ["serve"]:
         from openmeter_plugin.process.sockets import Listeners, listen_early
-        from openmeter_plugin.process.systemd import ActivationError, take_passed
+        from openmeter_plugin.process.systemd import ActivationError, use_passed_sockets
 
         early = Listeners()
         with contextlib.suppress(ActivationError):  # found again by the command line, which has the words
-            take_passed(early)
+            use_passed_sockets(early)
             listen_early(sys.argv[2:], early)
     from openmeter_plugin.cli.main import run
 

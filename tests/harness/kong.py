@@ -1,16 +1,16 @@
 """Kong's side of the ProtoBuf:1 protocol, as a real Kong 3.9.1 behaves (tests/data/kong-wire).
 
-What becomes of an event follows runloop/plugin_servers/rpc/pb_rpc.lua, plugin.lua and the sockets of
+The fate of an event follows runloop/plugin_servers/rpc/pb_rpc.lua, plugin.lua and the sockets of
 ngx_http_lua_socket_tcp.c, rule by rule:
 
-- Connections are kept in a pool, last in, first out; nobody looks at one before it is used. One that ends
-  while it is idle is closed when the event loop gets to it.
-- A frame is written in two sends. One that fails ("broken pipe") loses the event: it raises.
-- The stream ends where an answer is due ("closed"): all instances of the plugin are forgotten, and the event
-  is sent again. Any other error, "connection reset by peer" among them, loses it.
-- An instance is started by the first event that needs it; the others look every 0.1 s whether it is there,
+- Connections are kept in a pool, last in, first out, and are not checked before use. One that ends while it
+  is idle is closed when the event loop gets to it.
+- A frame is written in two sends. If one fails ("broken pipe"), the event is lost: the send raises.
+- If the stream ends where an answer is due ("closed"), all instances of the plugin are forgotten, and the
+  event is resent. Any other error, such as "connection reset by peer", loses it.
+- An instance is started by the first event that needs it; the others check every 0.1 s whether it is started,
   100 times at most. If its start ends with an error, that event is lost and another one starts it. If its
-  start cannot be written, nobody does until one of those that wait has given up.
+  start cannot be written, no event starts it until one of those that wait has given up.
 """
 
 from __future__ import annotations
@@ -36,11 +36,11 @@ ANSWER_SECONDS = 60.0  # Kong's own
 
 
 class Closed(ConnectionError):
-    """The server ended the stream where an answer was due: Kong sends the event again."""
+    """The server ended the stream where an answer was due: Kong resends the event."""
 
 
 class BrokenOff(ConnectionError):
-    """Kong failed over a question: it closes the connection, and the event is done with for it."""
+    """Kong failed over a PDK query: it closes the connection and does not resend the event."""
 
 
 class NotWritten(ConnectionError):
@@ -48,7 +48,7 @@ class NotWritten(ConnectionError):
 
 
 class NotClaimed(ConnectionError):
-    """Nobody has started the instance: Kong gives the event up."""
+    """No event has started the instance: Kong gives the event up."""
 
 
 @dataclass
@@ -73,7 +73,7 @@ class Connection:
         self._received = b""
 
     async def read(self) -> bytes:
-        """Return one frame; raises Closed, or NotWritten where the connection was reset."""
+        """Return one frame; raises Closed, or NotWritten if the connection was reset."""
         (length,) = _LENGTH.unpack(await self._exactly(4))
         return await self._exactly(length)
 
@@ -112,14 +112,14 @@ class Connection:
 
 @dataclass
 class Tally:
-    """What became of the events: an acknowledged one is the plugin server's from then on."""
+    """The fates of the events; the plugin server is responsible for an acknowledged one."""
 
     acknowledged: list[str] = field(default_factory=list)
     resent: int = 0
     lost: list[str] = field(default_factory=list)
     refused_connections: int = 0
     reasons: Counter[str] = field(default_factory=Counter)
-    """Why those were lost."""
+    """The reasons why events were lost."""
 
 
 class KongWorker:
@@ -155,7 +155,7 @@ class KongWorker:
                 return
             except OSError:
                 pass
-            self._drop_idle(connection)  # its end, or bytes that nobody asked for
+            self._drop_idle(connection)  # the end of the stream, or unexpected bytes
 
         if len(self._idle) >= _POOL_SIZE:
             self._drop_idle(self._idle[0])
@@ -191,7 +191,7 @@ class KongWorker:
         except BaseException:
             plugin.claimed = False
             raise
-        # From here on an error that is raised leaves the claim, as Kong's `assert` does.
+        # From here on a raised error leaves the claim set, as Kong's `assert` does.
         try:
             await connection.write(_call(self._next(), 33, body))
             try:
@@ -222,7 +222,7 @@ class KongWorker:
         """Hand a request over; returns whether the plugin server acknowledged it."""
         if plugin not in self._plugins:
             self._plugins.append(plugin)
-        used: list[Connection] = []  # Kong closes those that failed when the event is done with
+        used: list[Connection] = []  # Kong closes failed ones when it has finished the event
         try:
             while True:
                 instance_id = await self._instance_id(plugin)
@@ -289,7 +289,7 @@ async def drive(
     requests: Iterable[tuple[PluginInstance, Recorded, str]],
     concurrency: int,
 ) -> None:
-    """Hand the requests over, so many at a time; each comes with a tag for the tally."""
+    """Hand the requests over, `concurrency` at a time; each has a tag for the tally."""
     pending = iter(requests)
 
     async def lane() -> None:

@@ -14,7 +14,7 @@ from tests.harness.recordings import Recorded
 
 
 class MsgPackKong:
-    """One connection of Kong to a kong-pdk server; every wait has an end."""
+    """One connection of Kong to a kong-pdk server; every wait has a timeout."""
 
     def __init__(self, path: Path, timeout: float = 10.0) -> None:
         self._socket = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
@@ -47,7 +47,7 @@ class MsgPackKong:
         return int(answer["Id"])
 
     def log(self, instance: int, request: Recorded) -> list[str]:
-        """Hand a request over and return the PDK functions that were asked for."""
+        """Hand a request over and return the PDK functions that the plugin called."""
         asked: list[str] = []
         answer = self.call("plugin.HandleEvent", {"InstanceId": instance, "EventName": "log"})
         while answer["Data"] != "ret":

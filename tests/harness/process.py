@@ -1,4 +1,4 @@
-"""Real processes under test: started, waited for with a deadline, and always stopped."""
+"""Real processes under test: started, polled with a deadline, and always stopped."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ class PluginServer:
     log_file: Path
 
     def log_text(self) -> str:
-        """Everything that it logged."""
+        """Its whole log."""
         return self.log_file.read_text()
 
     def children(self) -> list[int]:
@@ -52,7 +52,7 @@ class PluginServer:
         return children_of(self.process.pid)
 
     def child(self, name: str) -> int | None:
-        """The pid of its living child of a kind (worker, delivery), as it named itself in the log."""
+        """The pid of its living child process with this name (worker, delivery) in the log."""
         alive = self.children()
         for line in self.log_text().splitlines():
             entry = json.loads(line)
@@ -68,13 +68,13 @@ class PluginServer:
 
 
 def takes_connections(path: Path) -> bool:
-    """Return whether somebody listens on a Unix socket."""
+    """Return whether a process listens on a Unix socket."""
     with socketlib.socket(socketlib.AF_UNIX) as probe:
         return path.exists() and probe.connect_ex(str(path)) == 0
 
 
 def free_port() -> int:
-    """Return a TCP port that nobody listens on now."""
+    """Return a TCP port that is free now."""
     with socketlib.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         return int(probe.getsockname()[1])

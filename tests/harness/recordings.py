@@ -16,7 +16,7 @@ SECRETS: Final = (
     *("a=1&a=2", "b=x%20y", "x y", "flag&b"),
     *("shared-secret-of-the-recording", "om-token-from-vault"),
 )
-"""What the recordings hold that must never be in an event, in the spool's records or in a log line."""
+"""Secrets in the recordings, which must never be in an event, in the spool's records or in a log line."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,7 +26,7 @@ class Recorded:
     name: str
     log: bytes
     application: bytes = b"\x08\x01"  # google.protobuf.Value null, as Kong writes it
-    captures: bytes | None = b""  # UriCapturesResult; None where Kong fails over the question
+    captures: bytes | None = b""  # UriCapturesResult; None if Kong fails over the query
 
     @property
     def parsed(self) -> dict[str, Any]:
@@ -81,7 +81,7 @@ def application_context() -> bytes:
 URI_CAPTURES: Final = bytes.fromhex(
     "120d0a04636974791205706172697312100a0673747265657412067269766f6c690a0570617269730a067269766f6c69"
 )
-"""What Kong 3.9.1 answered for /cities/paris/rivoli on ~/cities/(?<city>[^/]+)(?:/(?<street>[a-z]+))?"""
+"""The answer of Kong 3.9.1 for /cities/paris/rivoli on ~/cities/(?<city>[^/]+)(?:/(?<street>[a-z]+))?"""
 
 
 @cache

@@ -13,7 +13,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-# Does between fork and exec what systemd does: the sockets become the descriptors from 3 on.
+# Between fork and exec it does what systemd does: the sockets become the descriptors from 3 on.
 _EXEC = """
 import os, sys
 count = int(sys.argv[1])
@@ -42,7 +42,7 @@ class ServiceManager:
         return self.directory / "log"
 
     def events(self, name: str) -> list[dict[str, object]]:
-        """Return the lines of the log about something."""
+        """Return the log entries of an event."""
         lines = self.log_file.read_text().splitlines() if self.log_file.exists() else []
         return [entry for entry in map(json.loads, lines) if entry["event"] == name]
 

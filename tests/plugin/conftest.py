@@ -1,4 +1,4 @@
-"""What many tests of the plugin start from."""
+"""Fixtures shared by the tests of the plugin."""
 
 from __future__ import annotations
 
@@ -22,28 +22,28 @@ from tests.plugin.spools import Disk, destination
 
 @pytest.fixture
 def server() -> Iterator[EventsServer]:
-    """An events endpoint that takes everything, until it is told otherwise."""
+    """An events endpoint that accepts everything unless it has a script."""
     with serving() as running:
         yield running
 
 
 @pytest.fixture
 def sandbox() -> Iterator[str]:
-    """A metering API that asks for no token."""
+    """A metering API that needs no token."""
     with running_sandbox() as url:
         yield url
 
 
 @pytest.fixture
 def lines() -> Iterator[list[Any]]:
-    """What is logged."""
+    """The captured log lines."""
     with structlog.testing.capture_logs() as captured:
         yield captured
 
 
 @pytest.fixture
 def disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Disk:
-    """The disk below the spool, retried often."""
+    """The spool's disk, with frequent retries."""
     disk = Disk(tmp_path)
     monkeypatch.setattr(os, "write", disk.write)
     monkeypatch.setattr(writer_module, "_RETRY_AFTER", 0.01)
@@ -52,7 +52,7 @@ def disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Disk:
 
 @pytest.fixture
 def history(tmp_path: Path, server: EventsServer) -> Path:
-    """A spool: 5 events delivered, 1 refused, 2 requests skipped, 1 set aside, 1 resent, 2 new events."""
+    """A spool: 5 events delivered, 1 refused, 2 requests skipped, 1 quarantined, 1 resent, 2 new events."""
     server.script = rejects({"event-000003"})
     spool = tmp_path / "spool"
     write_destination(spool, destination(server.url, token=TOKEN))
@@ -68,6 +68,6 @@ def history(tmp_path: Path, server: EventsServer) -> Path:
 
 @pytest.fixture(scope="module")
 def there(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Api]:
-    """A server with an HTTP API: one for all tests of a file, which change nothing."""
+    """A server with the operations API, shared by the tests of a file, which only read."""
     with api(tmp_path_factory.mktemp("api")) as running:
         yield running

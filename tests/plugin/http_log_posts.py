@@ -1,4 +1,4 @@
-"""What the tests of the second way in share: what Kong's http-log plugin posts, and who receives it."""
+"""Helpers for tests of the http-log input: posts of Kong's http-log plugin, and a running receiver."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ import orjson
 import uvloop
 
 from openmeter_plugin.http_log.config import CREDENTIAL, load
-from openmeter_plugin.http_log.receiver import HttpLog
+from openmeter_plugin.http_log.receiver import HttpLogServer
 from openmeter_plugin.kong.server import Server
 from openmeter_plugin.spool.destination import destination_id
 from openmeter_plugin.spool.segment import Record
@@ -27,7 +27,7 @@ from tests.plugin.spools import items
 
 TOKEN = "token-of-this-test"
 SECRET = "shared-secret-of-the-recording"
-ENDPOINT = "http://127.0.0.1:9/api/v1/events"  # where nobody listens
+ENDPOINT = "http://127.0.0.1:9/api/v1/events"  # nothing listens there
 QUEUE = destination_id(ENDPOINT, CREDENTIAL)
 HEADERS = {"x-metering-key": SECRET, "content-type": "application/json"}
 
@@ -54,7 +54,7 @@ def log_of(request_id: str) -> bytes:
 
 
 def batch(*request_ids: str) -> bytes:
-    """Return what http-log posts for so many requests."""
+    """Return the body that http-log posts for requests with these ids."""
     template, middle, end = log_of("REQUEST").partition(b"REQUEST")
     assert middle
     return b"[" + b",".join(template + request_id.encode() + end for request_id in request_ids) + b"]"
@@ -77,7 +77,7 @@ http_log:
 
 @dataclass
 class Receiving:
-    """A receiver at work."""
+    """A running receiver."""
 
     port: int
     spool: Path
@@ -85,8 +85,8 @@ class Receiving:
 
     async def post(self, body: bytes | AsyncIterator[bytes], **headers: str) -> httpx.Response:
         """Post a body as http-log does."""
-        given = HEADERS | {name.replace("_", "-"): value for name, value in headers.items()}
-        return await self.client.post("/ingest", content=body, headers=given)
+        all_headers = HEADERS | {name.replace("_", "-"): value for name, value in headers.items()}
+        return await self.client.post("/ingest", content=body, headers=all_headers)
 
     def records(self) -> list[Record]:
         """The records in the spool."""
@@ -117,7 +117,7 @@ async def receiving(
     writer.start()
     with socket.create_server(("127.0.0.1", 0)) as listener:
         port = listener.getsockname()[1]
-        receiver = HttpLog(socket.socket(fileno=os.dup(listener.fileno())), load(file, {}), writer)
+        receiver = HttpLogServer(socket.socket(fileno=os.dup(listener.fileno())), load(file, {}), writer)
         try:
             async with httpx.AsyncClient(base_url=f"http://127.0.0.1:{port}", trust_env=False) as client:
                 yield Receiving(port, spool, client)
@@ -127,13 +127,13 @@ async def receiving(
 
 
 def run(test: Any) -> None:
-    """Run an async test on the loop that the worker has."""
+    """Run an async test on the worker's kind of event loop."""
     with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
         runner.run(test)
 
 
 def post(port: int, body: bytes, *, seconds: float = 10.0) -> int:
-    """Post a body and return the status, 0 where there was no answer."""
+    """Post a body and return the status, 0 if there was no answer."""
     try:
         url = f"http://127.0.0.1:{port}/"
         return httpx.post(url, content=body, headers=HEADERS, timeout=seconds, verify=False).status_code

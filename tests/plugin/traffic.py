@@ -1,4 +1,4 @@
-"""What the tests of restarts and kills share: a server that is driven as Kong does, and disturbed."""
+"""Helpers for tests of restarts and kills: drive a server as Kong does, and disturb it."""
 
 from __future__ import annotations
 
@@ -42,13 +42,13 @@ def stored(sandbox: str) -> int:
 def drive_through(
     path: Path, sandbox: str, disturb: Callable[[], object], *, times: int = 3, pause: float = 0.002
 ) -> KongWorker:
-    """Drive a server as Kong does while it is disturbed so many times.
+    """Drive a server as Kong does, and disturb it `times` times.
 
-    With pauses, so that connections are idle and taken again all the time; without, all are under way.
+    With pauses between requests, connections become idle and are reused all the time; without, all are busy.
     """
     done = asyncio.Event()
 
-    async def disturbing(worker: KongWorker) -> None:
+    async def disturb_repeatedly(worker: KongWorker) -> None:
         for number in range(times + 1):
             before = len(worker.tally.acknowledged)
             while len(worker.tally.acknowledged) < before + 200:
@@ -64,7 +64,7 @@ def drive_through(
             yield instance, recorded, tag
             number += 1
 
-    async def handing_over(worker: KongWorker, work: Iterator[tuple[PluginInstance, Recorded, str]]) -> None:
+    async def send_requests(worker: KongWorker, work: Iterator[tuple[PluginInstance, Recorded, str]]) -> None:
         for instance, recorded, tag in work:
             await worker.log(instance, recorded, tag)
             await asyncio.sleep(pause)
@@ -73,9 +73,9 @@ def drive_through(
         worker = KongWorker(path)
         work = requests()
         async with asyncio.TaskGroup() as group:
-            group.create_task(disturbing(worker))
+            group.create_task(disturb_repeatedly(worker))
             for _ in range(16):
-                group.create_task(handing_over(worker, work))
+                group.create_task(send_requests(worker, work))
         await worker.close()
         return worker
 
@@ -83,7 +83,7 @@ def drive_through(
 
 
 def assert_nothing_lost(worker: KongWorker, sandbox: str) -> None:
-    """Kong gave nothing up, and everything that was acknowledged arrives."""
+    """Check that Kong gave up no event, and that every acknowledged event arrives."""
     tally = worker.tally
     assert (dict(tally.reasons), tally.refused_connections) == ({}, 0)
     eventually(lambda: stored(sandbox) >= len(tally.acknowledged), what="the arrival")

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
 from openmeter_plugin.log import RateLimit, get_logger
-from openmeter_plugin.process.sockets import HttpLogSocket, TcpListeningSocket
+from openmeter_plugin.process.sockets import Listener, TcpListener
 
 if TYPE_CHECKING:
     from starlette.types import ASGIApp, Receive, Scope, Send
@@ -51,11 +51,11 @@ class Access:
         return token
 
 
-def access(listener: HttpLogSocket, file: Path | None, environment: Mapping[str, str] = os.environ) -> Access:
+def access(listener: Listener, file: Path | None, environment: Mapping[str, str] = os.environ) -> Access:
     """Return who may use what is offered there; raises AccessError, OSError."""
     text = "" if file is not None else environment.get(TOKEN_VARIABLE, "").strip()
     hosts = None
-    if isinstance(listener, TcpListeningSocket) and ipaddress.ip_address(listener.address).is_loopback:
+    if isinstance(listener, TcpListener) and ipaddress.ip_address(listener.address).is_loopback:
         # A web page can have its visitor's browser call a loopback address, under a name of its own.
         hosts = frozenset({"localhost", "127.0.0.1", "::1", listener.address})
     found = Access(file, text, hosts)
@@ -64,7 +64,7 @@ def access(listener: HttpLogSocket, file: Path | None, environment: Mapping[str,
     elif TOKEN_VARIABLE in environment:
         # Set but empty is a token that did not arrive, which must not mean that none is asked for.
         raise AccessError(f"{TOKEN_VARIABLE} is empty")
-    elif isinstance(listener, TcpListeningSocket):
+    elif isinstance(listener, TcpListener):
         raise AccessError(
             f"over TCP a token is required, by --api-token-file or {TOKEN_VARIABLE}; a Unix socket needs none"
         )

@@ -13,7 +13,7 @@ from openmeter_plugin.api.app import create_app
 from openmeter_plugin.api.health import HealthMonitor
 from openmeter_plugin.log import get_logger
 from openmeter_plugin.process.sockets import BACKLOG
-from openmeter_plugin.process.web_server import GuestServer, forward_log, guarded_protocol
+from openmeter_plugin.process.web_server import EmbeddedServer, forward_log, limited_protocol
 
 _MAX_CONNECTIONS: Final = 64
 _READ_TIMEOUT: Final = 10.0  # seconds for a request's head
@@ -27,7 +27,7 @@ async def serve_api(listener: socket.socket, watch: HealthMonitor, access: Acces
     while True:
         config = uvicorn.Config(
             AccessMiddleware(create_app(watch), access),
-            http=guarded_protocol(_READ_TIMEOUT, _MAX_CONNECTIONS),
+            http=limited_protocol(_READ_TIMEOUT, _MAX_CONNECTIONS),
             ws="none",
             lifespan="off",
             interface="asgi3",
@@ -39,7 +39,7 @@ async def serve_api(listener: socket.socket, watch: HealthMonitor, access: Acces
             timeout_keep_alive=_KEEP_ALIVE,
         )
         try:
-            await GuestServer(config).serve([socket.socket(fileno=socket.dup(listener.fileno()))])
+            await EmbeddedServer(config).serve([socket.socket(fileno=socket.dup(listener.fileno()))])
         except Exception:
             get_logger().exception("api_failed")
         await asyncio.sleep(_RETRY_SECONDS)

@@ -10,13 +10,13 @@ from typing import TYPE_CHECKING, Final
 from openmeter_plugin.cli.options import fail
 from openmeter_plugin.log import get_logger
 from openmeter_plugin.process.sockets import (
-    HttpLogSocket,
+    Listener,
     Listeners,
-    ListeningSocket,
-    TcpListeningSocket,
-    listen_for_http_log,
+    TcpListener,
+    UnixListener,
+    listen_on,
 )
-from openmeter_plugin.process.systemd import ActivationError, forget, take_passed
+from openmeter_plugin.process.systemd import ActivationError, clear_environment, use_passed_sockets
 
 if TYPE_CHECKING:
     from openmeter_plugin.api.access import Access
@@ -25,14 +25,14 @@ if TYPE_CHECKING:
 API_MODE: Final = 0o600  # of a Unix socket: without a token, its owner may use the API
 
 
-def own_socket(listener: HttpLogSocket | None) -> socket.socket | None:
+def own_socket(listener: Listener | None) -> socket.socket | None:
     """Return a socket object of this process for the listening socket that it inherited."""
     return None if listener is None else socket.socket(fileno=os.dup(listener.socket.fileno()))
 
 
 def open_listeners(listeners: Listeners, socket_path: Path | None, http_log: str | None, mode: int) -> None:
     """Listen for Kong, with the sockets that were passed to us in the place of those of our own."""
-    _take_passed(listeners)
+    _use_passed_sockets(listeners)
     if listeners.plugin is None:
         if socket_path is not None:
             listeners.plugin = _plugin_socket(socket_path, mode)
@@ -47,9 +47,9 @@ def open_listeners(listeners: Listeners, socket_path: Path | None, http_log: str
         fail("serve needs --socket, --http-log or both: where Kong's requests come in", os.EX_USAGE)
 
 
-def _take_passed(listeners: Listeners) -> None:
+def _use_passed_sockets(listeners: Listeners) -> None:
     try:
-        take_passed(listeners)
+        use_passed_sockets(listeners)
     except ActivationError as error:
         fail(f"socket activation: {error}")
     for listener in listeners.unreachable:
@@ -65,34 +65,34 @@ def _take_passed(listeners: Listeners) -> None:
             consequence="they are not served",
             remedy="start openmeter-plugin with no shell or other process in between",
         )
-        forget()
+        clear_environment()
 
 
-def _plugin_socket(path: Path, mode: int) -> ListeningSocket:
+def _plugin_socket(path: Path, mode: int) -> UnixListener:
     try:
-        return ListeningSocket(path, mode)
+        return UnixListener(path, mode)
     except OSError as error:
         fail(f"--socket: cannot listen on {path}: {error.strerror or error}")
 
 
-def _http_log_socket(address: str, mode: int) -> HttpLogSocket:
+def _http_log_socket(address: str, mode: int) -> Listener:
     try:
-        return listen_for_http_log(address, mode)
+        return listen_on(address, mode)
     except ValueError as error:
         fail(f"--http-log: {error}", os.EX_USAGE)
     except OSError as error:
         fail(f"--http-log: cannot listen on {address}: {error.strerror or error}")
 
 
-def _is_at(listener: HttpLogSocket, address: str) -> bool:
+def _is_at(listener: Listener, address: str) -> bool:
     """Tell whether a socket may be what an option asks for; a host can be named in many ways."""
     scheme, _, path = address.partition(":")
-    if scheme == "unix" or isinstance(listener, ListeningSocket):
-        return isinstance(listener, ListeningSocket) and listener.path.resolve() == Path(path).resolve()
+    if scheme == "unix" or isinstance(listener, UnixListener):
+        return isinstance(listener, UnixListener) and listener.path.resolve() == Path(path).resolve()
     return address.endswith((f":{listener.port}", ":0"))
 
 
-def http_log_settings(listener: HttpLogSocket | None, path: Path) -> HttpLogConfig | None:
+def http_log_settings(listener: Listener | None, path: Path) -> HttpLogConfig | None:
     """Return the settings for what listens, checked, before anything is received."""
     if listener is None:
         return None
@@ -107,7 +107,7 @@ def http_log_settings(listener: HttpLogSocket | None, path: Path) -> HttpLogConf
         fail(f"--http-log-config: {error}")
     if (
         not config.settings.secret
-        and isinstance(listener, TcpListeningSocket)
+        and isinstance(listener, TcpListener)
         and not ipaddress.ip_address(listener.address).is_loopback
     ):
         fail(f"http_log.secret: is required in {path} to listen on {listener.name}, which is not loopback")
@@ -121,7 +121,7 @@ def listen_for_api(listeners: Listeners, address: str | None, token_file: Path |
     from openmeter_plugin.api import access
 
     try:
-        listeners.api = listen_for_http_log(address, API_MODE)
+        listeners.api = listen_on(address, API_MODE)
         return access.access(listeners.api, token_file)
     except ValueError as error:  # AccessError among them
         fail(f"--api: {error}", os.EX_USAGE)

@@ -26,7 +26,7 @@ from openmeter_plugin.defaults import DEFAULT_SPOOL, SPOOL_VARIABLE
 from openmeter_plugin.delivery.options import DEFAULT_LEDGER_DAYS, TOKEN_VARIABLE
 from openmeter_plugin.instances.worker_sync import Mailboxes
 from openmeter_plugin.log import configure_logging
-from openmeter_plugin.process.handoff import Kept, room_for_connections
+from openmeter_plugin.process.handoff import Handoff, raise_connection_limit
 from openmeter_plugin.process.heartbeat import Heartbeats
 from openmeter_plugin.process.sockets import DEFAULT_MODE, Listeners
 from openmeter_plugin.process.supervisor import Child, supervise
@@ -156,7 +156,7 @@ def serve(
     access = listen_for_api(listeners, api, api_token_file)
 
     # From here on Kong's connections wait for us; now there is time to import.
-    from openmeter_plugin.kong.acceptor import Shares
+    from openmeter_plugin.kong.acceptor import ConnectionCounts
     from openmeter_plugin.kong.worker import WorkerOptions, WorkerSlot, run_worker
 
     options = WorkerOptions(
@@ -164,10 +164,10 @@ def serve(
         fsync.value,
         fsync_interval,
         keep_tokens=token_file is None and TOKEN_VARIABLE not in os.environ,
-        socket_stays=listeners.plugin is not None and not listeners.plugin.is_ours,
+        socket_activated=listeners.plugin is not None and not listeners.plugin.owned,
     )
-    heartbeats, mailboxes, shares = Heartbeats(workers + 1), Mailboxes(workers), Shares(workers)
-    kept = [Kept(room_for_connections() // workers) for _ in range(workers)]
+    heartbeats, mailboxes, shares = Heartbeats(workers + 1), Mailboxes(workers), ConnectionCounts(workers)
+    handoffs = [Handoff(raise_connection_limit() // workers) for _ in range(workers)]
 
     def worker(number: int) -> None:
         if listeners.api is not None:
@@ -176,15 +176,15 @@ def serve(
             from openmeter_plugin.http_log.receiver import prepare_process
 
             prepare_process()
-        for other in (*kept[:number], *kept[number + 1 :]):
+        for other in (*handoffs[:number], *handoffs[number + 1 :]):
             other.close()
-        place = WorkerSlot(number, heartbeats, mailboxes, shares, kept[number])
+        place = WorkerSlot(number, heartbeats, mailboxes, shares, handoffs[number])
         run_worker(own_socket(listeners.plugin), options, place, own_socket(listeners.http_log), settings)
 
     def delivery() -> None:
         offered = own_socket(listeners.api)
         listeners.close()
-        for connections in kept:
+        for connections in handoffs:
             connections.close()
         from openmeter_plugin.api.runtime import ApiListener, Siblings, run
 
@@ -193,7 +193,9 @@ def serve(
         run(delivering, ApiListener(offered, access) if offered and access else None, family)
 
     gc.freeze()  # searching all of this for garbage would hold Kong up for 15 ms now and then
-    children = [Child("worker", partial(worker, number), number, kept[number]) for number in range(workers)]
+    children = [
+        Child("worker", partial(worker, number), number, handoffs[number]) for number in range(workers)
+    ]
     supervise([*children, Child("delivery", delivery, workers)], listeners, heartbeats, hang_timeout)
 
 

@@ -1,5 +1,6 @@
-"""The http-log receiver: takes the batches that Kong's bundled http-log plugin posts.
+"""The http-log input: receives the batches that Kong's bundled http-log plugin posts.
 
-Start with `receiver`.
+Start with `receiver`. `splitter` and `scanner` take a post's body apart, `spooling` writes its records, and
+`config` has the settings.
 May import: `instances`, `config`, `process`, `metering`, `spool`.
 """

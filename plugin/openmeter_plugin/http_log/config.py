@@ -1,8 +1,8 @@
-"""The settings of the second way in: openmeter-plugin.yaml.
+"""Settings file of the http-log input: openmeter-plugin.yaml.
 
-The plugin's own keys, as they would stand under `config` in Kong, and `http_log` beside them for the
-receiver itself. Kong's schema does not look at this file, so a key that does not exist is an error here:
-passed over in silence it would be a wrong bill.
+It holds the plugin's own keys, as under `config` in Kong, and `http_log` for the receiver itself. Kong does
+not check this file against its schema, so an unknown key is an error here: ignored silently, it would make a
+wrong bill.
 """
 
 from __future__ import annotations
@@ -27,16 +27,18 @@ TOKEN_VARIABLE: Final = "OPENMETER_PLUGIN_API_TOKEN"  # noqa: S105 - a name
 SECRET_VARIABLE: Final = "OPENMETER_PLUGIN_HTTP_LOG_SECRET"  # noqa: S105 - a name
 
 CREDENTIAL: Final = "openmeter-plugin.yaml"
-"""What names the token in the destination's id: the file, wherever it lies, and never the token."""
+"""Stands for the token in the destination's id: the file, wherever it is stored, and never the token."""
 
 _HEADER_NAME: Final = re.compile(r"[!#$%&'*+.^_`|~0-9A-Za-z-]+")
-_NOT_OURS: Final = frozenset({"host", "content-length", "content-type", "content-encoding", "connection"})
-_SHORTEST_SECRET: Final = 16
-_VAULT: Final = "{vault://"
+_RESERVED_HEADERS: Final = frozenset(
+    {"host", "content-length", "content-type", "content-encoding", "connection"}
+)
+_MIN_SECRET_LENGTH: Final = 16
+_VAULT_PREFIX: Final = "{vault://"
 
 
 class HttpLogSettings(BaseModel):
-    """How posts are received. Times in seconds."""
+    """The receiver's settings. Times are in seconds."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
@@ -49,43 +51,43 @@ class HttpLogSettings(BaseModel):
 
     @field_validator("secret", mode="before")
     @classmethod
-    def _one_or_several(cls, value: Any) -> Any:
+    def _to_sequence(cls, value: Any) -> Any:
         return value if isinstance(value, (list, tuple)) else (value,)
 
     @field_validator("secret")
     @classmethod
-    def _can_be_sent_and_not_be_guessed(cls, value: tuple[SecretStr, ...]) -> tuple[SecretStr, ...]:
+    def _check_secrets(cls, value: tuple[SecretStr, ...]) -> tuple[SecretStr, ...]:
         if not value:
-            raise ValueError("must have at least one; leave the setting out where none is wanted")
+            raise ValueError("must have at least one; to use none, remove the setting")
         for secret in value:
             text = secret.get_secret_value()
-            if text.startswith(_VAULT):
+            if text.startswith(_VAULT_PREFIX):
                 raise ValueError(f"a vault reference is resolved by Kong only; use {SECRET_VARIABLE}")
             if not (text.isascii() and text.isprintable()) or " " in text:
                 raise ValueError("must be printable ASCII without spaces, to be sent in a header")
-            if len(text) < _SHORTEST_SECRET:
-                raise ValueError(f"must have at least {_SHORTEST_SECRET} characters")
+            if len(text) < _MIN_SECRET_LENGTH:
+                raise ValueError(f"must have at least {_MIN_SECRET_LENGTH} characters")
         return value
 
     @field_validator("header")
     @classmethod
-    def _is_free(cls, value: str) -> str:
+    def _check_header(cls, value: str) -> str:
         name = value.lower()
-        if not _HEADER_NAME.fullmatch(name) or name in _NOT_OURS:
+        if not _HEADER_NAME.fullmatch(name) or name in _RESERVED_HEADERS:
             raise ValueError("must be the name of a header that http-log may set, such as x-metering-key")
         return name
 
 
 @dataclass(frozen=True, slots=True)
 class HttpLogConfig:
-    """What the file says: the receiver's settings, and the plugin's configuration as Kong would pass it."""
+    """The receiver's settings, and the plugin's configuration as Kong would pass it."""
 
     settings: HttpLogSettings
     plugin: bytes = field(repr=False)
 
 
 def load(path: Path, environment: Mapping[str, str] = os.environ) -> HttpLogConfig:
-    """Read and check the file; raises ConfigError that names the file and each field that is wrong."""
+    """Read and check the file; raises ConfigError that names the file and each wrong field."""
     try:
         return _checked(_parsed(path), environment)
     except ConfigError as error:
@@ -101,17 +103,17 @@ def _checked(raw: dict[str, Any], environment: Mapping[str, str]) -> HttpLogConf
     if token:
         raw["api_token"] = token
     if SECRET_VARIABLE in environment:
-        # Set but empty is a secret that did not arrive, which must not mean that none is asked for.
+        # A variable that is set but empty is a lost secret; it must not open the receiver to everyone.
         http_log = http_log | {"secret": environment[SECRET_VARIABLE].split() or ""}
     unknown = list(_unknown(raw, FIELDS))
     if unknown:
         raise ConfigError("; ".join(f"{name}: there is no such setting" for name in unknown))
-    if str(raw.get("api_token", "")).startswith(_VAULT):
+    if str(raw.get("api_token", "")).startswith(_VAULT_PREFIX):
         raise ConfigError(f"api_token: a vault reference is resolved by Kong only; use {TOKEN_VARIABLE}")
     try:
         orjson.dumps(raw)
-    except TypeError:  # bytes, sets, a list within itself
-        raise ConfigError("may hold texts, numbers, lists and mappings only") from None
+    except TypeError:  # bytes, sets, a list that contains itself
+        raise ConfigError("may contain only texts, numbers, lists and mappings") from None
     parse_config(raw)
     try:
         settings = HttpLogSettings.model_validate(http_log)
@@ -130,19 +132,19 @@ def _parsed(path: Path) -> dict[str, Any]:
     except RecursionError:
         raise ConfigError("is nested too deeply") from None
     except yaml.YAMLError as error:
-        # Not the error's own text: it shows the line, which may be the token's.
+        # Not the error's own text: it quotes the line, which may hold the token.
         mark = getattr(error, "problem_mark", None)
         where = f", line {mark.line + 1}, column {mark.column + 1}" if mark else ""
         raise ConfigError(f"is not YAML{where}") from None
     if not isinstance(raw, dict):
         raise ConfigError("must be a mapping of settings such as ingest_endpoint")
     if mode & (stat.S_IRWXG | stat.S_IRWXO) and ("api_token" in raw or "http_log" in raw):
-        get_logger().warning("configuration_open_to_others", file=path.name, remedy="chmod 600")
+        get_logger().warning("configuration_readable_by_others", file=path.name, remedy="chmod 600")
     return raw
 
 
 class _Loader(yaml.SafeLoader):
-    """Refuses a setting that is there twice: one of the two values would be passed over in silence."""
+    """Refuses duplicate settings: one of the two values would be ignored silently."""
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Hashable, Any]:
         """Return the mapping; raises ConfigError."""
@@ -151,13 +153,15 @@ class _Loader(yaml.SafeLoader):
             if not isinstance(key, yaml.ScalarNode):
                 continue
             if key.value in seen:
-                raise ConfigError(f"{key.value}: is there twice, again in line {key.start_mark.line + 1}")
+                raise ConfigError(
+                    f"{key.value}: is set twice, the second time in line {key.start_mark.line + 1}"
+                )
             seen.add(key.value)
         return super().construct_mapping(node, deep)
 
 
 def _unknown(config: Mapping[Any, Any], fields: list[dict[str, Any]], within: str = "") -> Iterator[str]:
-    """Yield the keys of which the plugin's schema knows nothing."""
+    """Yield the keys that the plugin's schema does not have."""
     known = {name: definition for entry in fields for name, definition in entry.items()}
     for key, value in config.items():
         definition = known.get(key)

@@ -1,9 +1,9 @@
-"""Finding the end of one JSON value in steps, and making it small enough to be parsed in one go.
+"""Scanner that finds the end of a JSON value in steps, and shortens large values before they are parsed.
 
-Parsing holds up everything else in its process, for 20 to 40 ms a megabyte where values are many and small.
-So what is larger than `Limits.parsed` is scanned by its brackets instead, in any number of short steps, and
-parsed with what is not needed left out: of a long text only so much is kept that an event is the same with
-it, and only where that does not suffice, large arrays and objects become null.
+Parsing blocks everything else in the process, for 20 to 40 ms per megabyte if the values are many and small.
+So a value larger than `Limits.parsed` is scanned for brackets instead, in any number of short steps, and
+parsed in a shortened form: long texts are cut, but keep enough that the event stays the same, and only if
+that does not suffice, large arrays and objects become null.
 """
 
 from __future__ import annotations
@@ -21,29 +21,29 @@ _TEXT: Final = re.compile(rb'(?:[^"\\]++|\\.)*+("?)', re.DOTALL)
 _RUN: Final = re.compile(
     rb'(?:[^][{}"]++|"[^"\\]{0,256}+"|[\[{](?:[^][{}"]++|"[^"\\]{0,256}+")*+[\]}])*+', re.DOTALL
 )
-"""Short texts, everything that is neither text nor bracket, and small values with no others in them."""
-_KEPT: Final = re.compile(
+"""Short texts, everything that is neither text nor bracket, and small containers that contain no others."""
+_TEXT_PREFIX: Final = re.compile(
     rb"(?>\\u[dD][89abAB][0-9a-fA-F]{2}\\u[dD][c-fC-F][0-9a-fA-F]{2}|\\u[0-9a-fA-F]{4}|\\."
     rb"|[\xc2-\xf4][\x80-\xbf]{1,3}+|[^\"\\]){%d}+" % (2 * MAX_TEXT),
     re.DOTALL,
 )
-"""So many characters of a text that an event cuts it to the same as the whole, or refuses it as too long."""
+"""A text's first characters: enough that an event cuts or refuses them exactly as it would the whole text."""
 
-_BYTES_AT_ONCE: Final = 32 * 1024
-_TOKENS_AT_ONCE: Final = 200
-_DEEPEST: Final = 32  # what is nested deeper than this is left out with what it is in
+_MAX_STEP_BYTES: Final = 32 * 1024
+_MAX_STEP_TOKENS: Final = 200
+_MAX_DEPTH: Final = 32  # deeper containers are removed only together with the one that contains them
 
 
 class Stop(Enum):
-    """Why a search ended without a result."""
+    """The reason why a scan stopped without a result."""
 
     MORE = "more of the body is needed"
-    PAUSE = "others may have their turn"
+    PAUSE = "other tasks get their turn"
 
 
 @dataclass(frozen=True, slots=True)
 class Limits:
-    """Bytes: of what is parsed in one go, of a text and of a container that stay in what is larger."""
+    """Maximum bytes of a value that is parsed at once, and of texts and containers kept in larger ones."""
 
     parsed: int = 128 * 1024
     text: int = 4 * 1024
@@ -51,61 +51,61 @@ class Limits:
 
 
 class _Span(NamedTuple):
-    """Bytes to leave out, and what stands in their place."""
+    """Bytes to remove, and their replacement."""
 
     start: int
     end: int
-    instead: bytes
+    replacement: bytes
 
 
 class Scan:
-    """Looks for the end of one value, which begins at `begin` in the buffer, in any number of steps."""
+    """Finds the end of the value that begins at `begin` in the buffer, in any number of steps."""
 
     __slots__ = (
         "_alone",
         "_at",
         "_containers",
         "_depth",
-        "_left_out",
         "_limits",
         "_open",
+        "_removed",
         "_run_bytes",
         "_text_at",
         "_texts",
-        "_texts_left_out",
+        "_texts_removed",
         "begin",
     )
 
     def __init__(self, begin: int, limits: Limits, *, alone: bool) -> None:
         self.begin = begin
-        self._alone = alone  # a value that ends with its bracket, not with a comma or bracket behind it
+        self._alone = alone  # the value ends with its own bracket, not before a comma or bracket
         self._limits = limits
-        self._run_bytes = min(_BYTES_AT_ONCE, limits.container)  # what is passed over in a run is never cut
-        self._at = 0  # this and all other places are counted from `begin`
+        self._run_bytes = min(_MAX_STEP_BYTES, limits.container)  # a run is never shortened
+        self._at = 0  # this and all other positions are relative to `begin`
         self._depth = 0
-        self._text_at: int | None = None  # where the text begins that the scan is in
-        self._texts: list[_Span] = []  # what can be left out of texts
-        self._containers: list[_Span] = []  # containers that can be left out
-        self._open: list[tuple[int, int]] = []  # begin of each container, left out before
-        self._texts_left_out = self._left_out = 0
+        self._text_at: int | None = None  # the begin of the text that the scan is in
+        self._texts: list[_Span] = []  # removable parts of texts
+        self._containers: list[_Span] = []  # removable containers
+        self._open: list[tuple[int, int]] = []  # for each open container: its begin, bytes removed before it
+        self._texts_removed = self._removed = 0
 
-    def go_on(self, buffer: bytearray) -> int | Stop:
-        """Return the size of the value once its end is found; each call takes a bounded time."""
-        stop_at = self._at + _BYTES_AT_ONCE
-        for _ in range(_TOKENS_AT_ONCE):
+    def step(self, buffer: bytearray) -> int | Stop:
+        """Scan on; return the value's size when its end is found. Each call takes a bounded time."""
+        stop_at = self._at + _MAX_STEP_BYTES
+        for _ in range(_MAX_STEP_TOKENS):
             if self._at >= stop_at:
                 break
             if self._text_at is not None:
-                if not self._pass_text(buffer):
+                if not self._scan_text(buffer):
                     return Stop.MORE
-            elif (size := self._pass_token(buffer)) is not None:
+            elif (size := self._scan_token(buffer)) is not None:
                 return size
         return Stop.PAUSE
 
-    def _pass_text(self, buffer: bytearray) -> bool:
-        """Go on in a text; tell whether there was more of it."""
+    def _scan_text(self, buffer: bytearray) -> bool:
+        """Scan on in a text; return whether the buffer had more of it."""
         begin, start = self.begin, self.begin + self._at
-        match = _TEXT.match(buffer, start, start + _BYTES_AT_ONCE)
+        match = _TEXT.match(buffer, start, start + _MAX_STEP_BYTES)
         if match is None or match.end() == start:
             return False
         self._at = match.end() - begin
@@ -117,17 +117,17 @@ class Scan:
         start, self._text_at = self._text_at or 0, None
         if end - start <= self._limits.text:
             return
-        kept = _KEPT.match(buffer, self.begin + start, self.begin + end)
-        if kept is not None:
-            span = _Span(kept.end() - self.begin, end, b"")
+        prefix = _TEXT_PREFIX.match(buffer, self.begin + start, self.begin + end)
+        if prefix is not None:
+            span = _Span(prefix.end() - self.begin, end, b"")
             self._texts.append(span)
-            self._texts_left_out += end - span.start
-            self._left_out += end - span.start
+            self._texts_removed += end - span.start
+            self._removed += end - span.start
 
-    def _pass_token(self, buffer: bytearray) -> int | Stop | None:
-        """Go past the next bracket, quotation mark or comma; return the size where that is the end."""
+    def _scan_token(self, buffer: bytearray) -> int | Stop | None:
+        """Scan past the next bracket, quotation mark or comma; return the size if that ends the value."""
         start = self.begin + self._at
-        limit = start + _BYTES_AT_ONCE
+        limit = start + _MAX_STEP_BYTES
         if self._depth:
             run = _RUN.match(buffer, start, start + self._run_bytes)
             start = run.end() if run else start
@@ -145,10 +145,10 @@ class Scan:
             self._text_at = self._at
         elif token in (b"{", b"["):
             self._depth += 1
-            if self._depth <= _DEEPEST:
-                self._open.append((self._at - 1, self._left_out))
+            if self._depth <= _MAX_DEPTH:
+                self._open.append((self._at - 1, self._removed))
         elif self._depth:
-            if self._depth <= _DEEPEST:
+            if self._depth <= _MAX_DEPTH:
                 self._end_container(*self._open.pop())
             self._depth -= 1
             return self._alone and not self._depth
@@ -156,31 +156,34 @@ class Scan:
             return token in (b",", b"]")
         return False
 
-    def _end_container(self, start: int, left_out_before: int) -> None:
+    def _end_container(self, start: int, removed_before: int) -> None:
         size = self._at - start
-        if self._depth == 1 or size - (self._left_out - left_out_before) <= self._limits.container:
+        if self._depth == 1 or size - (self._removed - removed_before) <= self._limits.container:
             return
         span = _Span(start, self._at, b"null")
         self._containers.append(span)
-        self._left_out = left_out_before + size - len(span.instead)
+        self._removed = removed_before + size - len(span.replacement)
 
     def value(self, buffer: bytearray, size: int) -> bytes | None:
-        """Return the bytes to parse for the value, or None where too much of it would have to be left out."""
+        """Return the bytes to parse for the value, or None if too much of it would have to be removed."""
         if size <= self._limits.parsed:
             spans: list[_Span] = []
-        elif size - self._texts_left_out <= self._limits.parsed:
+        elif size - self._texts_removed <= self._limits.parsed:
             spans = self._texts
-        elif size - self._left_out <= self._limits.parsed:
+        elif size - self._removed <= self._limits.parsed:
             spans = sorted(self._texts + self._containers)
         else:
             return None
-        return self._without(buffer, spans, size)
+        return self._remove(buffer, spans, size)
 
-    def _without(self, buffer: bytearray, spans: list[_Span], size: int) -> bytes:
+    def _remove(self, buffer: bytearray, spans: list[_Span], size: int) -> bytes:
         pieces: list[bytes] = []
         at = 0
         for span in (*spans, _Span(size, size, b"")):
-            if span.start >= at:  # else it is within a container that is left out
-                pieces += bytes(memoryview(buffer)[self.begin + at : self.begin + span.start]), span.instead
+            if span.start >= at:  # otherwise it is inside a removed container
+                pieces += (
+                    bytes(memoryview(buffer)[self.begin + at : self.begin + span.start]),
+                    span.replacement,
+                )
                 at = span.end
         return b"".join(pieces)

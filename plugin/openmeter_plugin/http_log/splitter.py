@@ -1,10 +1,10 @@
-"""Taking the body of a post apart into its entries while it arrives.
+"""Splitter that takes the body of a post apart into its entries while it arrives.
 
-A body of thousands of logs must neither hold up the event loop nor fail for one bad log in it, so it is
-never parsed as a whole. Kong joins the logs with a bare comma: an entry that begins at its true start and
-parses up to the next `},{"` is that entry, since no beginning of a JSON object is itself one. Where that
-does not parse (the same bytes at the end of a text, bytes that are no UTF-8, white space between entries),
-and where an entry is too large to be parsed in one go, `json_scan` finds its end.
+A body of thousands of logs must neither block the event loop nor fail because of one bad log, so it is never
+parsed as a whole. Kong joins the logs with a bare comma: an entry that begins at its true start and parses up
+to the next `},{"` is complete, since no proper prefix of a JSON object is itself one. If it does not parse
+(the same bytes at the end of a text, invalid UTF-8, white space between entries), or if it is too large to be
+parsed at once, `scanner` finds its end.
 """
 
 from __future__ import annotations
@@ -23,13 +23,13 @@ from openmeter_plugin.metering.lenient_json import parse_log
 _BOUNDARY: Final = b'},{"'
 _WHITE_SPACE: Final = re.compile(rb"[ \t\r\n]*+")
 _TAIL: Final = re.compile(rb"[ \t\r\n]*+(\])[ \t\r\n]*+\Z")
-_MAX_GUESSES: Final = 8  # boundaries tried before brackets are counted: parsing is that much faster
-_MAX_TAIL: Final = 64  # bytes behind the last entry, in the one place where they are looked at twice
+_MAX_GUESSES: Final = 8  # boundaries tried before brackets are counted: parsing is so much faster
+_MAX_TAIL: Final = 64  # bytes after the last entry; these may be searched twice
 _LIMITS: Final = Limits()
 
 
 class NotJsonError(ValueError):
-    """The body is neither a JSON array nor a JSON object; the message says how."""
+    """The body is neither a JSON array nor a JSON object; the message says why."""
 
 
 class _Expect(Enum):
@@ -41,59 +41,59 @@ class _Expect(Enum):
 
 
 @dataclass(frozen=True, slots=True)
-class Ready:
-    """In the place of an entry's value: the record that the short way has made of it."""
+class EncodedRecord:
+    """Takes the place of an entry's value if the fast path has encoded its record."""
 
     record: bytes
 
 
 Entry = tuple[Any, bytes]
-"""An entry's value, None where it is no JSON or too large, and the bytes that were parsed."""
+"""An entry's value, None if it is not JSON or too large, and the bytes that were parsed."""
 
-ShortWay = Callable[[bytes], bytes | None]
-"""Makes a record of an entry's bytes, or None; never one of bytes that are no JSON object."""
+Encode = Callable[[bytes], bytes | None]
+"""Encodes the record of an entry's bytes, or returns None; always None if they are not a JSON object."""
 
 
 class EntrySplitter:
-    """Yields the entries of a JSON array, or the one object that a body is, as they become complete.
+    """Yields the entries of a JSON array, or the single object of a body, as they become complete.
 
-    Between them it yields None where a long search may be interrupted. Raises NotJsonError. An entry for
-    which there is a `short_way` is not parsed.
+    Also yields None where a long search can be interrupted. Raises NotJsonError. Entries that `encode`
+    returns a record for are not parsed.
     """
 
-    def __init__(self, limits: Limits = _LIMITS, short_way: ShortWay | None = None) -> None:
+    def __init__(self, limits: Limits = _LIMITS, encode: Encode | None = None) -> None:
         self._limits = limits
-        self._short_way = short_way
+        self._encode = encode
         self._buffer = bytearray()
         self._expect = _Expect.BODY
-        self._at = 0  # where what is expected begins
-        self._searched = 0  # no boundary before this
+        self._at = 0  # the position from which `_expect` applies
+        self._searched = 0  # there is no boundary before this position
         self._guesses = 0
         self._scan: Scan | None = None
 
     def feed(self, data: bytes) -> Iterator[Entry | None]:
-        """Take more of the body and yield what that completes."""
+        """Add more of the body, and yield the entries that it completes."""
         self._buffer += data
-        yield from self._take(final=False)
-        self._forget_taken()
+        yield from self._entries(final=False)
+        self._trim()
 
     def finish(self) -> Iterator[Entry | None]:
-        """Yield the rest; to be called at the end of the body."""
-        yield from self._take(final=True)
+        """Yield the remaining entries; call this at the end of the body."""
+        yield from self._entries(final=True)
         if self._expect is _Expect.BODY:
             raise NotJsonError("the body is empty")
         if self._expect is not _Expect.END:
             raise NotJsonError("the body ends within the JSON")
 
-    def _forget_taken(self) -> None:
-        taken, self._at = self._at, 0
-        del self._buffer[:taken]
-        self._searched = max(0, self._searched - taken)
+    def _trim(self) -> None:
+        done, self._at = self._at, 0
+        del self._buffer[:done]
+        self._searched = max(0, self._searched - done)
         if self._scan is not None:
             self._scan.begin = 0
 
-    def _take(self, *, final: bool) -> Iterator[Entry | None]:
-        while self._next_begins():
+    def _entries(self, *, final: bool) -> Iterator[Entry | None]:
+        while self._has_next():
             if self._expect is _Expect.END:
                 raise NotJsonError("something follows the end of the JSON")
             found = self._probable_entry(final=final) if self._scan is None else self._scanned(self._scan)
@@ -101,8 +101,8 @@ class EntrySplitter:
                 return
             yield None if isinstance(found, Stop) else found
 
-    def _next_begins(self) -> bool:
-        """Go to what is expected; tell whether it is there."""
+    def _has_next(self) -> bool:
+        """Advance to the next expected element; return whether the buffer has it."""
         if self._scan is not None:
             return True
         self._skip_white_space()
@@ -117,12 +117,12 @@ class EntrySplitter:
                 raise NotJsonError("the body is neither a JSON array nor a JSON object")
             self._expect = _Expect.FIRST
             self._at += 1
-            return self._next_begins()
+            return self._has_next()
         if self._expect is _Expect.FIRST:
             if first == ord("]"):
                 self._expect = _Expect.END
                 self._at += 1
-                return self._next_begins()
+                return self._has_next()
             self._expect = _Expect.ENTRY
         return True
 
@@ -132,34 +132,34 @@ class EntrySplitter:
             self._at = match.end()
 
     def _probable_entry(self, *, final: bool) -> Entry | Stop:
-        """Return the entry up to the next boundary if it parses; else its end is to be guessed again.
+        """Return the entry up to the next boundary if it parses; otherwise the next call tries a later one.
 
-        After some guesses, and where it gets too large, a scan is begun that finds the end.
+        After some attempts, or if the entry gets too large, start a scan for its end.
         """
         at, end, delimiter = self._at, *self._guessed_end(final=final)
         if not end and not final and len(self._buffer) - at <= self._limits.parsed + len(_BOUNDARY):
             return Stop.MORE
         if not end or end - at > self._limits.parsed:
-            return self._begin_scan()
+            return self._start_scan()
         raw = bytes(memoryview(self._buffer)[at:end])
-        record = self._short_way(raw) if self._short_way is not None else None
+        record = self._encode(raw) if self._encode is not None else None
         if record is not None:
-            self._pass(delimiter)
-            return Ready(record), raw
+            self._advance(delimiter)
+            return EncodedRecord(record), raw
         try:
             value = orjson.loads(raw)
         except orjson.JSONDecodeError as error:
             self._searched = end
             self._guesses += 1
-            # Cut short: these bytes stand within the entry, too.
+            # An error before the end means that the entry is not just cut off: its end must be scanned for.
             if error.pos < len(raw) or self._guesses >= _MAX_GUESSES:
-                return self._begin_scan()
+                return self._start_scan()
             return Stop.PAUSE
-        self._pass(delimiter)
+        self._advance(delimiter)
         return value, raw
 
     def _guessed_end(self, *, final: bool) -> tuple[int, int]:
-        """Return where the entry may end, and the comma or bracket behind it; (0, 0) where unknown."""
+        """Return where the entry may end and where its delimiter is; (0, 0) if unknown."""
         at, buffer = self._at, self._buffer
         end = buffer.find(_BOUNDARY, max(at, self._searched)) + 1
         if end:
@@ -168,15 +168,15 @@ class EntrySplitter:
         tail = _TAIL.search(buffer, max(at, len(buffer) - _MAX_TAIL)) if final else None
         if tail is None:
             return 0, 0
-        self._guesses = _MAX_GUESSES  # there is no other
+        self._guesses = _MAX_GUESSES  # there is no other candidate
         return tail.start(), tail.start(1)
 
-    def _begin_scan(self) -> Stop:
+    def _start_scan(self) -> Stop:
         self._scan = Scan(self._at, self._limits, alone=False)
         return Stop.PAUSE
 
     def _scanned(self, scan: Scan) -> Entry | Stop:
-        size = scan.go_on(self._buffer)
+        size = scan.step(self._buffer)
         if isinstance(size, Stop):
             return size
         raw = (scan.value(self._buffer, size) or b"").rstrip(b" \t\r\n")
@@ -185,11 +185,11 @@ class EntrySplitter:
         if self._expect is _Expect.OBJECT:
             self._at, self._expect = end, _Expect.END
         else:
-            self._pass(end)
+            self._advance(end)
         return parse_log(raw), raw
 
-    def _pass(self, delimiter: int) -> None:
-        """Go past an entry and the comma or bracket behind it."""
+    def _advance(self, delimiter: int) -> None:
+        """Advance past an entry and its delimiter, a comma or bracket."""
         self._expect = _Expect.END if self._buffer[delimiter] == ord("]") else _Expect.ENTRY
         self._at = delimiter + 1
         self._guesses = 0

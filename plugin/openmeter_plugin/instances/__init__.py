@@ -1,5 +1,5 @@
-"""Plugin instances: which configuration an id means, in every worker and after a restart.
+"""Plugin instances: which configuration an instance id means, in every worker and after a restart.
 
-Also the spool record that an instance makes of a log. Start with `instance`.
+Also makes the spool record of a log under an instance's rules. Start with `instance`, then `record`.
 May import: `config`, `metering`, `spool`.
 """

@@ -1,4 +1,4 @@
-"""The plugin instances that Kong has started here, and the numbers that they go by."""
+"""Plugin instances that Kong has started, and their ids."""
 
 from __future__ import annotations
 
@@ -27,17 +27,17 @@ from openmeter_plugin.spool.destination import QUARANTINE, Destination, destinat
 from openmeter_plugin.spool.queue import SpoolQueue
 from openmeter_plugin.spool.writer import SpoolWriter
 
-_LARGEST_ID: Final = 2**31 - 1  # the protocol's int32
-_BLOCK: Final = 4096  # ids reserved at once
-_MAX_POSTS: Final = 4  # at once to one destination: what "unlimited" comes to
+_MAX_ID: Final = 2**31 - 1  # the protocol's int32
+_BLOCK_SIZE: Final = 4096  # ids reserved at a time
+_MAX_POSTS: Final = 4  # concurrent POSTs to one destination; "unlimited" means this number
 
 
 @dataclass(frozen=True, slots=True)
 class Instance:
-    """A plugin instance: the rules of its configuration and the queue that its outcomes go to.
+    """A plugin instance: the rules of its configuration and the queue of its records.
 
-    `rules` is None where the configuration cannot be used; `fault` then says why, and `queue` is the
-    quarantine. `quarantine` is None where nothing can get there, `usual` where the rules have no short way.
+    `rules` is None if the configuration is invalid; then `fault` says why, and `queue` is the quarantine.
+    `quarantine` is None if the rules never quarantine a request, `fast_path` if they have none.
     """
 
     id: int
@@ -45,16 +45,16 @@ class Instance:
     rules: Rules | None
     fault: str | None = None
     quarantine: SpoolQueue | None = None
-    usual: FastPath | None = None
+    fast_path: FastPath | None = None
 
 
 class InstanceIds:
-    """Ids that no process using this spool has ever given out.
+    """Iterator of ids that no process with this spool has ever assigned.
 
-    Kong keeps an id past the life of the process that gave it. If a new process gave it out again, for
+    Kong keeps an id after the process that assigned it has ended. If a new process assigned it again, to
     another configuration, Kong's events would be billed under that one (measured with kong-pdk, which
-    counts from 0). Blocks are reserved in a file, by `reserve` and not when an id is wanted; where that
-    cannot be written, a random block of the 2^31 is as good as never the same.
+    counts from 0). `reserve` reserves blocks of ids in a file ahead of their use. If the file cannot be
+    written, a random block of the 2^31 ids is as good as unique.
     """
 
     def __init__(self, spool: Path) -> None:
@@ -65,7 +65,7 @@ class InstanceIds:
         self.reserve()
 
     def __next__(self) -> int:
-        """Return an id. Touches no disk."""
+        """Return an id. Does not access the disk."""
         with self._lock:
             if not self._left:
                 self._use(_random_block())
@@ -73,22 +73,22 @@ class InstanceIds:
             return next(self._ids)
 
     def reserve(self) -> None:
-        """Reserve more ids where few are left; to be called where waiting for the disk is no harm."""
-        if self._left < _BLOCK // 4:
+        """Reserve more ids if few are left; call it where waiting for the disk does no harm."""
+        if self._left < _BLOCK_SIZE // 4:
             first = _reserve_block(self._spool)
             with self._lock:
                 self._use(first)
 
     def _use(self, first: int) -> None:
-        self._ids, self._left = iter(range(first, first + _BLOCK)), _BLOCK
+        self._ids, self._left = iter(range(first, first + _BLOCK_SIZE)), _BLOCK_SIZE
 
 
 def _random_block() -> int:
-    return 1 + secrets.randbelow(_LARGEST_ID // _BLOCK - 1) * _BLOCK
+    return 1 + secrets.randbelow(_MAX_ID // _BLOCK_SIZE - 1) * _BLOCK_SIZE
 
 
 def _reserve_block(spool: Path) -> int:
-    # Random at first: with an empty spool beside a running Kong, counting from 1 would repeat ids.
+    # Random at first: with a new spool under a running Kong, counting from 1 would repeat ids.
     random_first = _random_block()
     try:
         descriptor = os.open(spool / "instance-ids", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
@@ -98,9 +98,9 @@ def _reserve_block(spool: Path) -> int:
         fcntl.flock(descriptor, fcntl.LOCK_EX)
         content = os.pread(descriptor, 32, 0).strip()
         first = int(content) if content.isdigit() else random_first
-        if not 0 < first <= _LARGEST_ID - 2 * _BLOCK:
+        if not 0 < first <= _MAX_ID - 2 * _BLOCK_SIZE:
             first = 1
-        os.pwrite(descriptor, b"%-20d\n" % (first + _BLOCK), 0)
+        os.pwrite(descriptor, b"%-20d\n" % (first + _BLOCK_SIZE), 0)
     except OSError:
         return random_first
     else:
@@ -123,20 +123,20 @@ class Instances:
         return len(self._instances)
 
     def start(self, config: bytes) -> Instance:
-        """Start an instance; one whose configuration cannot be used has its records set aside."""
+        """Start an instance; if its configuration is invalid, its requests go to the quarantine."""
         return self.adopt(next(self._ids), config)
 
     def adopt(self, instance_id: int, config: bytes) -> Instance:
-        """Take an instance over that another worker has started under this id."""
+        """Add an instance that another worker has started under this id."""
         return self._add(start_instance(instance_id, config, self._writer))
 
     def restore(self, instance_id: int, config: bytes, *, had_token: bool) -> Instance:
-        """Take an instance over that an earlier server has started; its token stays where that left it."""
-        return self._add(start_instance(instance_id, config, self._writer, keeps_token=had_token))
+        """Add an instance that an earlier server has started; its token stays the one left on disk."""
+        return self._add(start_instance(instance_id, config, self._writer, had_token=had_token))
 
     @property
     def used(self) -> frozenset[int]:
-        """The ids that Kong spoke of since `forget_unused`."""
+        """The ids that Kong has used since the last `forget_unused`."""
         return frozenset(self._used)
 
     def _add(self, instance: Instance) -> Instance:
@@ -145,20 +145,20 @@ class Instances:
         return instance
 
     def get(self, instance_id: int) -> Instance | None:
-        """Return the instance, or None where Kong speaks of one that is not known here."""
+        """Return the instance, or None if it is unknown here."""
         self._used.add(instance_id)
         return self._instances.get(instance_id)
 
     def close(self, instance_id: int) -> None:
-        """Forget the instance; closing an unknown one is no fault, Kong does it after a restart of ours."""
+        """Forget the instance. An unknown id is no error: Kong closes some after a restart of this server."""
         if self._instances.pop(instance_id, None) is not None:
             self._log.info("instance_closed", instance=instance_id)
 
     def forget_unused(self) -> None:
         """Forget the instances without an event since the last call.
 
-        Kong closes no instance whose plugin was removed. One that was only idle costs nothing: its next
-        event closes the connection, and Kong starts it again.
+        Kong does not close an instance whose plugin was removed. Forgetting one that was only idle does no
+        harm: its next event closes the connection, and Kong starts it again.
         """
         for instance_id in self._instances.keys() - self._used:
             del self._instances[instance_id]
@@ -167,11 +167,11 @@ class Instances:
 
 
 def start_instance(
-    instance_id: int, config: bytes, writer: SpoolWriter, *, keeps_token: bool = False
+    instance_id: int, config: bytes, writer: SpoolWriter, *, had_token: bool = False
 ) -> Instance:
-    """Return an instance of Kong's configuration JSON, usable or not; the log says which. Never raises.
+    """Return an instance of Kong's configuration JSON, valid or not; logs which. Never raises.
 
-    Where it `keeps_token`, the configuration has none, and the last token goes on being used.
+    With `had_token`, the token is missing from the configuration and the last one stays in use.
     """
     log = get_logger().bind(instance=instance_id)
     raw: dict[str, Any] = {}
@@ -184,7 +184,7 @@ def start_instance(
             "configuration_unusable",
             plugin=raw.get("__plugin_id"),
             reason=fault,
-            consequence="records are set aside in the spool's quarantine, none is sent",
+            consequence="requests are kept in the spool's quarantine and no events are delivered",
         )
         return Instance(instance_id, writer.queue(QUARANTINE), None, fault)
     ineffective = ineffective_queue_keys(raw)
@@ -192,26 +192,30 @@ def start_instance(
         log.warning(
             "queue_keys_without_effect",
             keys=ineffective,
-            reason="in Kong's queue they drop events; here undelivered events are kept",
+            reason="in Kong's queue they drop events; the plugin never drops undelivered events",
         )
     destination = destination_of(raw, parsed)
     log.info("instance_started", plugin=raw.get("__plugin_id"), destination=destination.id)
-    if keeps_token:
+    if had_token:
         destination = replace(destination, token_unresolved=True)
     elif destination.token_unresolved:
         log.error(
             "token_not_resolved",
             destination=destination.id,
-            consequence="the last token is used, where there was one",
+            consequence="the last token is used, if there was one",
         )
     quarantine = writer.queue(QUARANTINE) if rules.missing == "quarantine" else None
     return Instance(
-        instance_id, writer.describe(destination), rules, quarantine=quarantine, usual=fast_path_for(rules)
+        instance_id,
+        writer.describe(destination),
+        rules,
+        quarantine=quarantine,
+        fast_path=fast_path_for(rules),
     )
 
 
 def destination_of(raw: dict[str, Any], config: PluginConfig) -> Destination:
-    """Return where the events of a configuration go; `raw` is as Kong passes it."""
+    """Return the destination of a configuration's events; `raw` is the configuration as Kong passes it."""
     reference = token_reference(raw)
     credential = reference or raw.get("__plugin_id") or ""
     return Destination(
@@ -226,11 +230,11 @@ def destination_of(raw: dict[str, Any], config: PluginConfig) -> Destination:
         initial_retry_delay=config.queue.initial_retry_delay,
         max_retry_delay=config.queue.max_retry_delay,
         token=config.api_token.get_secret_value() if config.api_token else None,
-        # Where its vault fails, Kong passes an empty token with the reference beside it.
+        # If the vault fails, Kong passes an empty token along with the reference.
         token_unresolved=bool(reference) and config.api_token is None,
     )
 
 
 def started_at() -> int:
-    """Return now in whole seconds, as InstanceStatus wants it."""
+    """Return the current time in whole seconds, for InstanceStatus."""
     return int(time.time())

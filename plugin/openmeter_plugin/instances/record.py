@@ -1,4 +1,4 @@
-"""From an outcome to the record that goes into the spool: the same for every way in."""
+"""Spool records of requests, the same for every input."""
 
 from __future__ import annotations
 
@@ -27,49 +27,51 @@ from openmeter_plugin.spool.segment import (
 _SKIP_RECORDS: Final = {reason: encode_record(SKIPPED + reason.encode()) for reason in SkipReason}
 _unexpected_limit = RateLimit()
 
-Spooled = tuple[SpoolQueue, bytes]
-"""A record with the queue that it goes to: that of the instance, or the quarantine."""
+RoutedRecord = tuple[SpoolQueue, bytes]
+"""An encoded record and its queue: the instance's or the quarantine."""
 
 
 def random_id() -> str:
-    """Return an event id for a request that has none, 32 hex digits as Kong's own."""
+    """Return an event id for a request that has none: 32 hex digits, like Kong's own."""
     return secrets.token_hex(16)
 
 
-def spool_record(instance: Instance, log: object, answers: QueryResults = NO_RESULTS) -> Spooled | PdkQuery:
-    """Return the spool's record of a request's outcome, or what must be asked of Kong first.
+def spool_record(
+    instance: Instance, log: object, results: QueryResults = NO_RESULTS
+) -> RoutedRecord | PdkQuery:
+    """Return the record of a request, or the PDK query that Kong must answer first.
 
-    Never raises for anything that Kong can send: a record that we cannot read is counted, since
-    closing the connection over it would have Kong send it again for ever.
+    Never raises, whatever Kong sends: an unreadable log is counted as skipped, because closing the connection
+    over it would make Kong resend it forever.
     """
     try:
-        return _record(instance, log, answers)
+        return _record(instance, log, results)
     except Exception:
-        # A fault of ours: the request is counted as what it was for us, a record that we cannot read.
+        # An internal error: count the request as a bad record.
         if _unexpected_limit.passes():
             get_logger().exception("record_unreadable", instance=instance.id)
         return instance.queue, _SKIP_RECORDS[SkipReason.BAD_RECORD]
 
 
-def _record(instance: Instance, log: object, answers: QueryResults) -> Spooled | PdkQuery:
+def _record(instance: Instance, log: object, results: QueryResults) -> RoutedRecord | PdkQuery:
     rules = instance.rules
     now_ms = time.time_ns() // 1_000_000
     if rules is None:
-        if answers.application is NOT_QUERIED:
+        if results.application is NOT_QUERIED:
             return PdkQuery.APPLICATION
-        return _set_aside(instance, instance.fault or "", log, answers, now_ms)
-    result = decide(log, answers, rules, now_ms=now_ms, new_id=random_id)
-    if isinstance(result, PdkQuery):
-        return result
-    if isinstance(result, SkipReason):
-        return instance.queue, _SKIP_RECORDS[result]
-    if isinstance(result, Quarantined):
-        return _set_aside(instance, result.reason, log, answers, now_ms, result.attributes)
-    return instance.queue, usage_record(result)
+        return _quarantine(instance, instance.fault or "", log, results, now_ms)
+    outcome = decide(log, results, rules, now_ms=now_ms, new_id=random_id)
+    if isinstance(outcome, PdkQuery):
+        return outcome
+    if isinstance(outcome, SkipReason):
+        return instance.queue, _SKIP_RECORDS[outcome]
+    if isinstance(outcome, Quarantined):
+        return _quarantine(instance, outcome.reason, log, results, now_ms, outcome.attributes)
+    return instance.queue, usage_record(outcome)
 
 
 def usage_record(events: list[dict[str, Any]]) -> bytes:
-    """Return the record of a request's events; several, in the case of more events than one can hold."""
+    """Return the record of a request's events, or several records if one cannot hold them all."""
     if len(events) > MAX_EVENTS:
         return usage_record(events[:MAX_EVENTS]) + usage_record(events[MAX_EVENTS:])
     first = events[0]
@@ -77,16 +79,16 @@ def usage_record(events: list[dict[str, Any]]) -> bytes:
     return encode_events([encode_json(event) for event in events], summary)
 
 
-def _set_aside(
+def _quarantine(
     instance: Instance,
     reason: str,
     log: object,
-    answers: QueryResults,
+    results: QueryResults,
     now_ms: int,
     attributes: Mapping[str, Any] | None = None,
-) -> Spooled:
+) -> RoutedRecord:
     destination = instance.queue.id if instance.rules is not None else None
-    kept = quarantine_record(
-        reason, log, answers, attributes, destination=destination, now_ms=now_ms, new_id=random_id
+    record = quarantine_record(
+        reason, log, results, attributes, destination=destination, now_ms=now_ms, new_id=random_id
     )
-    return instance.quarantine or instance.queue, encode_record(QUARANTINED + encode_json(kept))
+    return instance.quarantine or instance.queue, encode_record(QUARANTINED + encode_json(record))

@@ -1,11 +1,12 @@
-"""Instances on disk, so that the server that comes after this one knows the ids that Kong goes on to use.
+"""Instance files: keep instances on disk, so that the next server knows the ids that Kong still uses.
 
-An event for an instance that is not known has its connection closed, and Kong starts the instance and sends
-the event again: nothing is lost, but thousands that wait during a restart would all go that way at once.
-One small file for each instance, mode 0600, without the API token: that is in the spool's token file, or
-nowhere (`destination`). A file that is missing, late or damaged costs no more than that detour.
+An event of an unknown instance has its connection closed; Kong then starts the instance and resends the
+event. Nothing is lost, but thousands of events that wait during a restart would all take this detour at once.
+There is one small file for each instance, mode 0600, without the API token: that is in the spool's token
+file, or nowhere (`spool/destination.py`). A file that is missing, late or damaged costs no more than the
+detour.
 
-A thread of its own does all of it: the serving thread never waits for the disk.
+A thread of its own does all the work, so that the serving thread never waits for the disk.
 """
 
 from __future__ import annotations
@@ -25,19 +26,20 @@ import orjson
 from openmeter_plugin.config.instance_config import ConfigError, parse_config, parse_object, token_reference
 from openmeter_plugin.instances.instance import Instance, Instances
 
-_KEPT_SECONDS: Final = 10_800.0  # a file that no server touched for so long is removed
-_KEEPS: Final = "had_token"
-_LARGEST: Final = 64 * 1024 * 1024
-_MAX_LOOK: Final = 1.0
-"""Seconds that an event waits for the file of its instance, where the disk hangs."""
+_MAX_AGE_SECONDS: Final = 10_800.0  # since a server last touched the file; then it is removed
+_HAD_TOKEN: Final = "had_token"  # noqa: S105 - a name
+_MAX_FILE: Final = 64 * 1024 * 1024
+_READ_TIMEOUT: Final = 1.0
+"""Seconds that an event waits for the file of its instance if the disk hangs."""
 
-Found = Callable[[bytes | None], None]
+OnContent = Callable[[bytes | None], None]
+OnInstance = Callable[[Instance | None], None]
 
 
 def without_token(config: bytes) -> bytes | None:
-    """Return what is kept of Kong's configuration JSON; None for one that cannot be used.
+    """Return the part of Kong's configuration JSON to keep on disk; None if the configuration is invalid.
 
-    Only settings that we know: who could tell what is secret among others.
+    Keeps known settings only: unknown ones might be secret.
     """
     try:
         raw = parse_object(config)
@@ -48,14 +50,14 @@ def without_token(config: bytes) -> bytes | None:
     reference = token_reference(raw)
     if reference:
         kept["$refs"] = {"api_token": reference}
-    return orjson.dumps({"config": kept, _KEEPS: bool(parsed.api_token or reference)})
+    return orjson.dumps({"config": kept, _HAD_TOKEN: bool(parsed.api_token or reference)})
 
 
-def restored(content: bytes) -> tuple[bytes, bool] | None:
-    """Return a file's configuration JSON, and whether a token belongs to it; None where it cannot be used."""
+def parse_file(content: bytes) -> tuple[bytes, bool] | None:
+    """Return a file's configuration JSON, and whether it had a token; None if the file is invalid."""
     try:
         raw = orjson.loads(content)
-        config, had_token = orjson.dumps(raw["config"]), bool(raw[_KEEPS])
+        config, had_token = orjson.dumps(raw["config"]), bool(raw[_HAD_TOKEN])
         parse_config(parse_object(config))
     except (orjson.JSONDecodeError, TypeError, KeyError, ConfigError):
         return None
@@ -63,7 +65,7 @@ def restored(content: bytes) -> tuple[bytes, bool] | None:
 
 
 class InstanceFiles:
-    """The instances in a spool's directory. No method waits, none raises for what the disk does."""
+    """The instance files of a spool. No method waits for the disk or raises its errors."""
 
     def __init__(self, spool: Path, loop: asyncio.AbstractEventLoop) -> None:
         self._directory = spool / "instances"
@@ -72,40 +74,40 @@ class InstanceFiles:
         self._thread = threading.Thread(target=self._run, name="instance-files", daemon=True)
 
     def start(self) -> None:
-        """Start the thread; in the process that serves, after any fork."""
+        """Start the thread, in the serving process after any fork."""
         self._thread.start()
 
     def close(self, timeout: float) -> None:
-        """Finish what was begun, within `timeout` seconds."""
+        """Finish the pending work within `timeout` seconds."""
         self._jobs.put(None)
         self._thread.join(timeout)
 
-    def keep(self, instance_id: int, config: bytes) -> None:
-        """Have an instance known to servers to come."""
+    def save(self, instance_id: int, config: bytes) -> None:
+        """Write an instance's file, for later servers."""
         self._jobs.put(lambda: self._write(instance_id, config))
 
-    def forget(self, instance_id: int) -> None:
-        """Have it known no more."""
+    def remove(self, instance_id: int) -> None:
+        """Remove an instance's file."""
         self._jobs.put(lambda: self._file(instance_id).unlink(missing_ok=True))
 
-    def find(self, instance_id: int, found: Found) -> None:
-        """Look for an instance; `found` gets the file's content on the event loop."""
+    def read(self, instance_id: int, on_content: OnContent) -> None:
+        """Read an instance's file; `on_content` is called with its content on the event loop."""
 
-        def look() -> None:
+        def read() -> None:
             content = None
             try:
                 with self._file(instance_id).open("rb") as file:
-                    content = file.read(_LARGEST)
+                    content = file.read(_MAX_FILE)
             finally:
                 with contextlib.suppress(RuntimeError):  # the loop is closed
-                    self._loop.call_soon_threadsafe(found, content)
+                    self._loop.call_soon_threadsafe(on_content, content)
 
-        self._jobs.put(look)
+        self._jobs.put(read)
 
     def sweep(self, used: Iterable[int]) -> None:
-        """Touch what was used, and remove what no server has touched for long."""
-        numbers = tuple(used)
-        self._jobs.put(lambda: self._sweep(numbers))
+        """Touch the files of used instances, and remove those that no server has touched for long."""
+        ids = tuple(used)
+        self._jobs.put(lambda: self._sweep(ids))
 
     def _file(self, instance_id: int) -> Path:
         return self._directory / f"{instance_id}.json"
@@ -134,7 +136,7 @@ class InstanceFiles:
         for instance_id in used:
             with contextlib.suppress(FileNotFoundError):
                 os.utime(self._file(instance_id))
-        oldest = time.time() - _KEPT_SECONDS
+        oldest = time.time() - _MAX_AGE_SECONDS
         for path in self._directory.iterdir():
             with contextlib.suppress(FileNotFoundError):
                 if path.stat().st_mtime < oldest:
@@ -142,34 +144,42 @@ class InstanceFiles:
 
 
 class InstanceFinder:
-    """Takes instances over from the files that an earlier server left."""
+    """Restores instances from the files that an earlier server left."""
 
-    def __init__(self, files: InstanceFiles, instances: Instances, loop: asyncio.AbstractEventLoop) -> None:
+    def __init__(
+        self,
+        files: InstanceFiles,
+        instances: Instances,
+        loop: asyncio.AbstractEventLoop,
+        *,
+        timeout: float = _READ_TIMEOUT,
+    ) -> None:
         self._files = files
         self._instances = instances
         self._loop = loop
-        self._waiting: dict[int, list[Callable[[Instance | None], None]]] = {}
+        self._timeout = timeout
+        self._callbacks: dict[int, list[OnInstance]] = {}
 
-    def find(self, instance_id: int, tell: Callable[[Instance | None], None]) -> None:
-        """Look for an instance; `tell` is called later, with None where there is nothing that can be used."""
-        waiting = self._waiting.get(instance_id)
-        if waiting is not None:
-            waiting.append(tell)
+    def find(self, instance_id: int, on_instance: OnInstance) -> None:
+        """Look for an instance; calls `on_instance` later, with None if there is no valid file in time."""
+        callbacks = self._callbacks.get(instance_id)
+        if callbacks is not None:
+            callbacks.append(on_instance)
             return
-        self._waiting[instance_id] = [tell]
-        limit = self._loop.call_later(_MAX_LOOK, self._found, instance_id, None)
+        self._callbacks[instance_id] = [on_instance]
+        timer = self._loop.call_later(self._timeout, self._restore, instance_id, None)
 
-        def found(content: bytes | None) -> None:
-            limit.cancel()
-            self._found(instance_id, content)
+        def on_content(content: bytes | None) -> None:
+            timer.cancel()
+            self._restore(instance_id, content)
 
-        self._files.find(instance_id, found)
+        self._files.read(instance_id, on_content)
 
-    def _found(self, instance_id: int, content: bytes | None) -> None:
-        waiting = self._waiting.pop(instance_id, [])
+    def _restore(self, instance_id: int, content: bytes | None) -> None:
+        callbacks = self._callbacks.pop(instance_id, [])
         instance = self._instances.get(instance_id)
-        if instance is None and content is not None and (known := restored(content)) is not None:
-            config, had_token = known
+        if instance is None and content is not None and (parsed := parse_file(content)) is not None:
+            config, had_token = parsed
             instance = self._instances.restore(instance_id, config, had_token=had_token)
-        for tell in waiting:
-            tell(instance)
+        for on_instance in callbacks:
+            on_instance(instance)

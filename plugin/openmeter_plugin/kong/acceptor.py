@@ -1,8 +1,9 @@
-"""Accepting connections so that each worker gets its share.
+"""Acceptor: accepts Kong's connections so that each worker gets its share.
 
-Kong keeps its connections, and whoever wakes up first would take all that are waiting: with several workers
-behind one socket, one would do all the work. So each tells the others how many it has, in memory that they
-share, and one with more than its share leaves a connection to the others for a moment, but never for long.
+Kong keeps its connections open, and the worker that wakes up first would accept all that are pending: of
+several workers behind one socket, one would do all the work. So each worker publishes its number of
+connections in shared memory. One that has more than its share leaves a connection to the others, briefly and
+only a few times in a row.
 """
 
 from __future__ import annotations
@@ -18,97 +19,97 @@ from openmeter_plugin.kong.server import Server
 from openmeter_plugin.log import RateLimit, get_logger
 
 _COUNT: Final = struct.Struct("<I")
-_LEAVE_SECONDS: Final = 0.002
-_REFUSED_SECONDS: Final = 1.0
-_MAX_AT_ONCE: Final = 64
-"""Connections taken in one turn of the event loop: after a restart thousands may wait."""
-_MAX_LEAVES: Final = 5
-"""In a row; then whoever should have taken the connection is not there to do so."""
+_DEFER_SECONDS: Final = 0.002
+_RETRY_SECONDS: Final = 1.0
+_MAX_ACCEPTS: Final = 64
+"""Connections accepted in one turn of the event loop: after a restart thousands may be pending."""
+_MAX_DEFERRALS: Final = 5
+"""In a row; after that, the worker that should accept the connection is evidently not able to."""
 
 
-class Shares:
-    """How many connections each worker has; made before they are forked."""
+class ConnectionCounts:
+    """The number of connections of each worker, in shared memory; created before the workers are forked."""
 
     def __init__(self, workers: int) -> None:
         self.workers = workers
         self._memory = mmap.mmap(-1, workers * _COUNT.size)
 
-    def tell(self, worker: int, connections: int) -> None:
-        """Write down how many connections a worker has."""
+    def set(self, worker: int, connections: int) -> None:
+        """Publish a worker's number of connections."""
         _COUNT.pack_into(self._memory, worker * _COUNT.size, connections)
 
-    def fewest(self) -> int:
-        """Return how many the worker with the fewest has."""
+    def lowest(self) -> int:
+        """Return the lowest number of connections that any worker has."""
         return min(
             int(_COUNT.unpack_from(self._memory, worker * _COUNT.size)[0]) for worker in range(self.workers)
         )
 
 
 class Acceptor:
-    """Takes one worker's share of the connections from the socket that all of them listen on."""
+    """Accepts one worker's share of the connections from the socket that all workers listen on."""
 
     def __init__(
         self,
         listener: socket.socket,
         server: Server,
         connections: Connections,
-        shares: Shares,
+        counts: ConnectionCounts,
         worker: int,
         loop: asyncio.AbstractEventLoop,
+        *,
+        retry_seconds: float = _RETRY_SECONDS,
     ) -> None:
         self._listener = listener
         self._server = server
         self._connections = connections
-        self._shares = shares
+        self._counts = counts
         self._worker = worker
         self._loop = loop
-        self._left = 0
+        self._retry_seconds = retry_seconds
+        self._deferrals = 0
         self._closed = False
-        self._refused_limit = RateLimit()
+        self._error_limit = RateLimit()
         listener.setblocking(False)
-        shares.tell(worker, 0)
-        loop.add_reader(listener, self._ready)
+        counts.set(worker, 0)
+        loop.add_reader(listener, self.accept_pending)
 
     def close(self) -> None:
-        """Take no more connections."""
+        """Stop accepting connections."""
         self._closed = True
         self._loop.remove_reader(self._listener)
 
-    def look(self) -> None:
-        """Take the connections that wait now."""
-        self._ready()
-
-    def _ready(self) -> None:
-        for _ in range(_MAX_AT_ONCE):
-            if not self._take():
+    def accept_pending(self) -> None:
+        """Accept this worker's share of the connections that are pending now."""
+        for _ in range(_MAX_ACCEPTS):
+            if not self._accept():
                 return
 
-    def _take(self) -> bool:
-        """Take a connection, if there is one for us; returns whether another look may be worth it."""
-        mine = len(self._connections)
-        self._shares.tell(self._worker, mine)
-        if mine > self._shares.fewest() and self._left < _MAX_LEAVES:
-            self._left += 1
-            self._look_later(_LEAVE_SECONDS)
+    def _accept(self) -> bool:
+        """Accept a connection if this worker should; returns whether to try again at once."""
+        count = len(self._connections)
+        self._counts.set(self._worker, count)
+        if count > self._counts.lowest() and self._deferrals < _MAX_DEFERRALS:
+            self._deferrals += 1
+            self._pause(_DEFER_SECONDS)
             return False
-        self._left = 0
+        self._deferrals = 0
         try:
             connection, _ = self._listener.accept()
         except (BlockingIOError, ConnectionError):
             return False
-        except OSError as error:  # no descriptor or no memory left: the connection waits, Kong too
-            if self._refused_limit.passes():
-                get_logger().error("connection_not_accepted", reason=error.strerror)
-            self._look_later(_REFUSED_SECONDS)
+        except OSError as error:  # out of descriptors or memory: the connection stays pending, and Kong waits
+            if self._error_limit.passes():
+                get_logger().error("accept_failed", reason=error.strerror)
+            self._pause(self._retry_seconds)
             return False
         self._connections.add(connection, self._server.connection)
-        self._shares.tell(self._worker, mine + 1)
+        self._counts.set(self._worker, count + 1)
         return True
 
-    def _look_later(self, seconds: float) -> None:
+    def _pause(self, seconds: float) -> None:
         self._loop.remove_reader(self._listener)
-        self._loop.call_later(seconds, self._look_again)
+        self._loop.call_later(seconds, self._resume)
 
-    def _look_again(self) -> None:
+    def _resume(self) -> None:
         if not self._closed:
-            self._loop.add_reader(self._listener, self._ready)
+            self._loop.add_reader(self._listener, self.accept_pending)

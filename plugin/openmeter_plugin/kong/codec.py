@@ -1,4 +1,4 @@
-"""The messages of Kong's ProtoBuf:1 plugin protocol, as far as a log-phase plugin meets them.
+"""Codec for the messages of Kong's ProtoBuf:1 plugin protocol that a log-phase plugin needs.
 
 A frame is a 4-byte little-endian length and that many bytes (Kong 3.9, `rpc/pb_rpc.lua`). Calls and
 returns, by field number:
@@ -7,11 +7,11 @@ returns, by field number:
                36 CmdHandleEvent{1 instance id, 2 event name}
     RpcReturn  1 sequence, 33 InstanceStatus{1 name, 2 instance id, 3 config, 4 started_at}
 
-During an event we send the name of a PDK function and its encoded arguments as two frames, and Kong
-answers with one: String{1} for `kong.log.serialize`, google.protobuf.Value for `kong.ctx.shared.get`,
-UriCapturesResult{1 unnamed, 2 map named} for `kong.request.get_uri_captures`. An empty frame ends the
-event; the RpcReturn follows. Seven messages do not earn a code generator, and
-reading them by hand costs half of what the protobuf package does for them.
+During an event the plugin server sends the name of a PDK function and its encoded arguments as two frames,
+and Kong answers with one: String{1} for `kong.log.serialize`, google.protobuf.Value for
+`kong.ctx.shared.get`, UriCapturesResult{1 unnamed, 2 map named} for `kong.request.get_uri_captures`. An empty
+frame ends the event; the RpcReturn follows. Seven messages do not justify a code generator, and decoding them
+by hand costs half of what the protobuf package takes.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from dataclasses import dataclass
 from typing import Any, Final
 
 MAX_FRAME: Final = 64 * 1024 * 1024
-"""Bytes. Kong sends at most a serialized log, some KiB; a larger length is a torn or foreign stream."""
+"""Bytes. Kong sends at most a serialized log, some KiB; a larger length means a corrupt or foreign stream."""
 
 _MAX_VARINT: Final = 10  # bytes of a 64-bit number
 _MAX_NESTING: Final = 32
@@ -30,13 +30,13 @@ _LENGTH: Final = struct.Struct("<I")
 _DOUBLE: Final = struct.Struct("<d")
 
 
-class WireError(ValueError):
-    """The bytes are not a message of the protocol; the connection they came on cannot be trusted further."""
+class ProtocolError(ValueError):
+    """The bytes are not a message of the protocol; the connection that they came on must be closed."""
 
 
 @dataclass(frozen=True, slots=True)
 class StartInstance:
-    """Kong starts a plugin instance; `config` is JSON as Kong encoded it, secrets included."""
+    """Kong starts a plugin instance; `config` is JSON as Kong encoded it, including secrets."""
 
     sequence: int
     name: str
@@ -48,7 +48,7 @@ class StartInstance:
 
 @dataclass(frozen=True, slots=True)
 class CloseInstance:
-    """Kong has no more use for an instance."""
+    """Kong no longer uses an instance."""
 
     sequence: int
     instance_id: int
@@ -56,7 +56,7 @@ class CloseInstance:
 
 @dataclass(frozen=True, slots=True)
 class HandleEvent:
-    """A phase of a request for an instance; the only phase we declare is `log`."""
+    """A phase of a request for an instance; the plugin declares only the phase `log`."""
 
     sequence: int
     instance_id: int
@@ -72,14 +72,14 @@ def _varint(data: bytes, at: int) -> tuple[int, int]:
         try:
             byte = data[at]
         except IndexError:
-            raise WireError("a number is cut off") from None
+            raise ProtocolError("a number is truncated") from None
         at += 1
         result |= (byte & 0x7F) << shift
         if byte < 0x80:
             return result & 0xFFFFFFFFFFFFFFFF, at
         shift += 7
         if shift > 63:
-            raise WireError("a number is longer than 64 bits")
+            raise ProtocolError("a number is longer than 64 bits")
 
 
 def _fields(data: bytes) -> Iterator[tuple[int, int | bytes]]:
@@ -97,22 +97,22 @@ def _fields(data: bytes) -> Iterator[tuple[int, int | bytes]]:
         elif kind in (1, 5):
             size = 8 if kind == 1 else 4
         else:
-            raise WireError(f"wire type {kind} is not in use")
+            raise ProtocolError(f"wire type {kind} is not supported")
         if at + size > end:
-            raise WireError("a field is cut off")
+            raise ProtocolError("a field is truncated")
         yield key >> 3, data[at : at + size]
         at += size
 
 
 def _int(value: int | bytes) -> int:
     if isinstance(value, bytes):
-        raise WireError("a number was expected")
+        raise ProtocolError("expected a number")
     return value
 
 
 def _bytes(value: int | bytes) -> bytes:
     if isinstance(value, int):
-        raise WireError("a text was expected")
+        raise ProtocolError("expected bytes")
     return value
 
 
@@ -121,7 +121,7 @@ def _text(value: int | bytes) -> str:
 
 
 def decode_call(frame: bytes) -> Call:
-    """Return the call in an RpcCall frame; raises WireError for a torn message or an unknown RPC."""
+    """Return the call in an RpcCall frame; raises ProtocolError for a corrupt message or an unknown RPC."""
     sequence = 0
     command: tuple[int, bytes] | None = None
     for number, value in _fields(frame):
@@ -130,7 +130,7 @@ def decode_call(frame: bytes) -> Call:
         elif number in (33, 35, 36):
             command = number, _bytes(value)
     if command is None:
-        raise WireError("the call names no RPC that a log plugin knows")
+        raise ProtocolError("the call names no RPC of a log-phase plugin")
     number, body = command
     fields: dict[int, int | bytes] = dict(_fields(body))
     if number == 36:
@@ -141,10 +141,10 @@ def decode_call(frame: bytes) -> Call:
 
 
 def split_call(frame: bytes) -> tuple[bytes, bytes] | None:
-    """Return a call's sequence number, still encoded, and the rest of the frame, undecoded.
+    """Split a call into its sequence number, still encoded, and the undecoded rest of the frame.
 
-    The rest is the same for every event of an instance, so whoever has decoded it once need not do so
-    again. None where the sequence is not in front: Kong's encoder takes the fields in any order.
+    The rest is the same for every event of an instance, so it needs decoding only once. Returns None if the
+    sequence does not come first: Kong's encoder writes the fields in any order.
     """
     if frame[:1] != b"\x08":
         return None
@@ -155,8 +155,8 @@ def split_call(frame: bytes) -> tuple[bytes, bytes] | None:
 
 
 def decode_string(frame: bytes) -> bytes:
-    """Return field 1 of a String message, undecoded: the JSON parser wants bytes anyway."""
-    if frame[:1] == b"\x0a":  # the usual: that field and nothing else
+    """Return field 1 of a String message as bytes, which is what the JSON parser takes."""
+    if frame[:1] == b"\x0a":  # fast path: that field and nothing else
         size, at = _varint(frame, 1)
         if at + size == len(frame):
             return frame[at:]
@@ -169,12 +169,12 @@ def decode_string(frame: bytes) -> bytes:
 def decode_value(frame: bytes, nesting: int = 0) -> Any:
     """Return a google.protobuf.Value as plain Python: None, float, str, bool, dict or list."""
     if nesting > _MAX_NESTING:
-        raise WireError("a value is nested too deeply")
+        raise ProtocolError("a value is nested too deeply")
     for number, value in _fields(frame):
         if number == 2:
             raw = _bytes(value)
             if len(raw) != _DOUBLE.size:
-                raise WireError("a double is not 8 bytes long")
+                raise ProtocolError("a double is not 8 bytes long")
             return _DOUBLE.unpack(raw)[0]
         if number == 3:
             return _text(value)
@@ -197,7 +197,7 @@ def _decode_struct(data: bytes, nesting: int) -> dict[str, Any]:
 
 
 def decode_captures(frame: bytes) -> dict[str, Any]:
-    """Return a UriCapturesResult as the PDK does, the captures that have a name only."""
+    """Return the named captures of a UriCapturesResult, in the PDK's form."""
     named: dict[str, str] = {}
     for number, entry in _fields(frame):
         if number == 2:
@@ -222,24 +222,24 @@ def encode_bytes(number: int, value: bytes) -> bytes:
 
 
 def frame(message: bytes) -> bytes:
-    """Return the message with its length in front."""
+    """Return the message prefixed with its length."""
     return _LENGTH.pack(len(message)) + message
 
 
 def encode_return(sequence: int) -> bytes:
-    """Return an RpcReturn frame that carries nothing but the sequence number of its call."""
+    """Return an RpcReturn frame that holds only the sequence number of its call."""
     return frame(b"\x08" + encode_varint(sequence))
 
 
 def encode_event_end(sequence: bytes) -> bytes:
-    """Return the frames that end an event and return from its call; `sequence` as `split_call` gave it."""
+    """Return the frames that end an event and return from its call; `sequence` is that of `split_call`."""
     return END_OF_EVENT + frame(b"\x08" + sequence)
 
 
 def encode_instance_status(sequence: int, name: str, instance_id: int, started_at: int) -> bytes:
-    """Return the RpcReturn frame of StartInstance and CloseInstance; `started_at` in seconds.
+    """Return the RpcReturn frame for StartInstance; `started_at` is in seconds.
 
-    The configuration, which the message has a place for, is left out: it carries the API token.
+    The message's `config` field stays empty, because the configuration holds the API token.
     """
     status = (
         encode_bytes(1, name.encode())
@@ -252,7 +252,7 @@ def encode_instance_status(sequence: int, name: str, instance_id: int, started_a
 
 
 def encode_pdk_call(method: str, argument: bytes = b"") -> bytes:
-    """Return the two frames that ask Kong to run a PDK function."""
+    """Return the two frames that have Kong run a PDK function."""
     return frame(method.encode()) + frame(argument)
 
 

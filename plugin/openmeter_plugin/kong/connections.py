@@ -1,9 +1,9 @@
 """The sockets of a worker's connections, in an epoll set of their own.
 
-The event loop watches the set as one descriptor, and whatever it has is worked off in rounds. An event is
-two short messages each way, so what a transport object costs for each is most of what an event costs; and
-Kong sends a frame's length and its content one after the other, so a second look at the socket, for next
-to nothing, mostly saves a turn of the event loop.
+The event loop watches the set as one descriptor, and ready sockets are handled in rounds. An event is two
+short messages each way, so most of its cost would be that of transport objects. Kong sends a frame's length
+and its content in two writes, so a second `recv`, which costs next to nothing, mostly saves a turn of the
+event loop.
 """
 
 from __future__ import annotations
@@ -19,31 +19,31 @@ from collections import Counter
 from collections.abc import Callable
 from typing import Final, Protocol
 
-from openmeter_plugin.process.handoff import IDLE, NOT_KEPT, UNDER_WAY, Kept
+from openmeter_plugin.process.handoff import BUSY, IDLE, NO_SLOT, Handoff
 
 _CREDENTIALS: Final = struct.Struct("3i")  # ucred: pid, uid, gid
-_MAX_AT_ONCE: Final = 65536
-_ROUND: Final = 256  # sockets looked at before records are written and answers given
-_PATIENCE: Final = 0.001
-"""Seconds to wait for the next round while there was one just now: less work than the event loop's turn."""
-_BUDGET: Final = 0.003
-"""Seconds of rounds before the event loop has its turn: whoever else is on it must not starve."""
-_TELL_AGAIN: Final = 0.02
-"""Seconds until the supervisor is told what it had no room for."""
+_MAX_READ: Final = 65536
+_MAX_ROUND: Final = 256  # sockets read before their records are written and their events answered
+_NEXT_ROUND_SECONDS: Final = 0.001
+"""How long to wait for another round after one: this is cheaper than a turn of the event loop."""
+_MAX_ROUNDS_SECONDS: Final = 0.003
+"""How long rounds may go on before the event loop gets its turn, so that its other tasks do not starve."""
+_SEND_RETRY_SECONDS: Final = 0.02
+"""Delay until the next attempt to send the supervisor what its socket had no room for."""
 
 
 class Handler(Protocol):
-    """What a connection's bytes are for. Neither method raises."""
+    """Receives a connection's bytes. Neither method raises."""
 
     def received(self, data: bytes) -> None:
-        """Take bytes of the stream."""
+        """Handle bytes of the stream."""
 
     def lost(self) -> None:
-        """Forget the connection, which is gone; called once."""
+        """Handle the end of the connection; called once."""
 
 
 class Link:
-    """One connection's socket: what is written goes out at once, or as soon as the peer takes it."""
+    """One connection's socket. Writes go out at once, or as soon as the peer reads."""
 
     __slots__ = ("_connections", "_unsent", "handler", "slot", "socket")
 
@@ -70,34 +70,34 @@ class Link:
         except BlockingIOError:
             sent = 0
         except OSError:
-            return  # the next look at the socket tells, and that is what ends the connection
+            return  # the next read fails too, and that ends the connection
         if sent < len(data):
             self._unsent = data[sent:]
             self._connections.watch(self, select.EPOLLIN | select.EPOLLOUT)
 
     def finish(self, data: bytes) -> None:
-        """Send the last bytes of the answer to a call: from now on none is under way."""
+        """Send the last bytes of the answer to a call, and mark the connection as idle."""
         self.write(data)
         if not self._unsent:
             self._connections.states[self.slot] = IDLE
 
     def write_rest(self) -> None:
-        """Send what could not be sent before."""
+        """Send the bytes that the peer had no room for."""
         data, self._unsent = self._unsent, b""
         self._connections.watch(self, select.EPOLLIN)
         self.write(data)
 
     def close(self) -> None:
-        """Close the connection; what the kernel has taken is still sent."""
+        """Close the connection; the kernel still sends what is in its buffer."""
         self._connections.drop(self)
 
     def shut_down(self) -> None:
-        """End our side of the stream: the peer finds its end there, and what it still writes can be read."""
-        with contextlib.suppress(OSError):  # it is gone already
+        """Shut down the writing side: the peer reads the end of the stream; its writes can still be read."""
+        with contextlib.suppress(OSError):  # already disconnected
             self.socket.shutdown(socket.SHUT_WR)
 
-    def peer(self) -> int:
-        """Return the pid of the process that connected; 0 where that is not ours to see."""
+    def peer_pid(self) -> int:
+        """Return the pid of the process that connected, 0 if it cannot be read."""
         try:
             raw = self.socket.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _CREDENTIALS.size)
         except (OSError, AttributeError):  # not a Unix socket, not Linux
@@ -106,7 +106,7 @@ class Link:
 
     @property
     def has_unread(self) -> bool:
-        """Whether the peer has written something that was not read yet, or has closed its side."""
+        """Whether the peer has sent unread bytes or closed its side."""
         try:
             self.socket.recv(1, socket.MSG_PEEK | socket.MSG_DONTWAIT)
         except BlockingIOError:
@@ -117,63 +117,63 @@ class Link:
 
     @property
     def has_unsent(self) -> bool:
-        """Whether the peer has not taken yet what was written."""
+        """Whether written bytes are still waiting for the peer to read."""
         return bool(self._unsent)
 
 
-class Ended:
-    """A connection whose stream is ended; what still comes is for nobody."""
+class EndedStream:
+    """Handler of a connection that is shut down; it discards what still arrives."""
 
     def __init__(self, link: Link) -> None:
         link.shut_down()
 
     def received(self, data: bytes) -> None:
-        """Drop it."""
+        """Discard the bytes."""
 
     def lost(self) -> None:
         """Do nothing."""
 
 
 class Connections:
-    """All connections of a worker. `round_ended` is called when what was there has been handled.
+    """All connections of a worker. `round_ended` is called after each round of reads.
 
-    They stay open in the supervisor's hands where that has `kept` them.
+    With a `handoff`, the supervisor holds them open too.
     """
 
     def __init__(
-        self, loop: asyncio.AbstractEventLoop, round_ended: Callable[[], None], kept: Kept | None = None
+        self, loop: asyncio.AbstractEventLoop, round_ended: Callable[[], None], handoff: Handoff | None = None
     ) -> None:
         self._loop = loop
         self._round_ended = round_ended
-        self._kept = kept
-        self._telling = False
-        self.states: bytearray | mmap.mmap = bytearray(1) if kept is None else kept.states
-        """For each slot whether a call is under way on its connection."""
+        self._handoff = handoff
+        self._sending = False
+        self.states: bytearray | mmap.mmap = bytearray(1) if handoff is None else handoff.states
+        """For each slot, whether its connection is idle or busy."""
         self._links: dict[int, Link] = {}
         self._epoll = select.epoll()
-        loop.add_reader(self._epoll.fileno(), self._work)
+        loop.add_reader(self._epoll.fileno(), self._serve_ready)
 
     def __len__(self) -> int:
         return len(self._links)
 
     def add(self, connected: socket.socket, handler: Callable[[Link], Handler]) -> None:
-        """Take over a connected socket, whose bytes go to what `handler` returns."""
-        slot = NOT_KEPT
-        if self._kept is not None:
-            slot = self._kept.keep(connected)
-            self._tell_soon()
+        """Add a connected socket; its bytes go to the object that `handler` returns."""
+        slot = NO_SLOT
+        if self._handoff is not None:
+            slot = self._handoff.add(connected)
+            self._schedule_send()
         self._add(connected, slot, handler)
 
     def take_over(self, handler: Callable[[Link], Handler]) -> Counter[str]:
-        """Serve on what the worker before us had; returns how many were `idle`, and how many `ended`.
+        """Serve the predecessor's connections; returns how many were `idle`, and how many were `ended`.
 
-        Where a call was under way the stream is ended instead, which has Kong send its event again.
+        A connection with a call under way is shut down instead, so that Kong resends its event.
         """
-        found: Counter[str] = Counter()
-        for slot, connected, under_way in self._kept.take_over() if self._kept is not None else ():
-            self._add(connected, slot, Ended if under_way else handler)
-            found["ended" if under_way else "idle"] += 1
-        return found
+        counts: Counter[str] = Counter()
+        for slot, connected, busy in self._handoff.take_over() if self._handoff is not None else ():
+            self._add(connected, slot, EndedStream if busy else handler)
+            counts["ended" if busy else "idle"] += 1
+        return counts
 
     def _add(self, connected: socket.socket, slot: int, handler: Callable[[Link], Handler]) -> None:
         connected.setblocking(False)
@@ -181,55 +181,55 @@ class Connections:
         self._epoll.register(connected.fileno(), select.EPOLLIN)
 
     def watch(self, link: Link, events: int) -> None:
-        """Look for these events on a connection's socket."""
+        """Poll a connection's socket for these events."""
         descriptor = link.socket.fileno()
         if descriptor in self._links:
             self._epoll.modify(descriptor, events)
 
     def drop(self, link: Link) -> None:
-        """Close a connection and tell its handler, unless that has been done."""
+        """Close a connection and call its handler's `lost`, unless that has happened already."""
         descriptor = link.socket.fileno()
         if self._links.pop(descriptor, None) is None:
             return
         self._epoll.unregister(descriptor)
-        if self._kept is not None:
+        if self._handoff is not None:
             with contextlib.suppress(OSError):  # the peer has closed it already
-                link.socket.shutdown(socket.SHUT_RDWR)  # the supervisor has it open for a moment yet
-            self._kept.gone(link.slot)
-            link.slot = NOT_KEPT  # an answer may yet come, when the slot is another connection's
-            self._tell_soon()
+                link.socket.shutdown(socket.SHUT_RDWR)  # the supervisor still holds it open for a moment
+            self._handoff.remove(link.slot)
+            link.slot = NO_SLOT  # a late answer must not mark the slot's next connection as idle
+            self._schedule_send()
         link.socket.close()
         link.handler.lost()
 
     def close(self) -> None:
-        """Close all connections, and the set."""
+        """Close all connections and the epoll set."""
         for link in list(self._links.values()):
             self.drop(link)
         self._loop.remove_reader(self._epoll.fileno())
         self._epoll.close()
 
-    def _tell_soon(self) -> None:
-        """Have the supervisor told what is new and what is gone, all of a turn of the event loop at once."""
-        if not self._telling:
-            self._telling = True
-            self._loop.call_soon(self._tell)
+    def _schedule_send(self) -> None:
+        """Send the supervisor new and closed connections, those of one turn of the event loop together."""
+        if not self._sending:
+            self._sending = True
+            self._loop.call_soon(self._send)
 
-    def _tell(self) -> None:
-        if self._kept is None or self._kept.send():
-            self._telling = False
+    def _send(self) -> None:
+        if self._handoff is None or self._handoff.send():
+            self._sending = False
         else:
-            self._loop.call_later(_TELL_AGAIN, self._tell)
+            self._loop.call_later(_SEND_RETRY_SECONDS, self._send)
 
-    def _work(self) -> None:
-        end = time.monotonic() + _BUDGET
+    def _serve_ready(self) -> None:
+        end = time.monotonic() + _MAX_ROUNDS_SECONDS
         links, poll = self._links, self._epoll.poll
         wait = 0.0
-        while ready := poll(wait, _ROUND):
-            wait = _PATIENCE
+        while ready := poll(wait, _MAX_ROUND):
+            wait = _NEXT_ROUND_SECONDS
             for descriptor, events in ready:
                 link = links.get(descriptor)
                 if link is None:
-                    continue  # closed by what was handled before it in this round
+                    continue  # closed earlier in this round
                 if events & select.EPOLLOUT:
                     link.write_rest()
                 if events & ~select.EPOLLOUT:
@@ -239,13 +239,13 @@ class Connections:
                 return
 
     def _read(self, link: Link) -> None:
-        self.states[link.slot] = UNDER_WAY
+        self.states[link.slot] = BUSY
         try:
-            data = link.socket.recv(_MAX_AT_ONCE)
+            data = link.socket.recv(_MAX_READ)
             if 0 < len(data) <= 4:
                 with contextlib.suppress(BlockingIOError):
-                    # The length of a frame: its content follows at Kong's heels.
-                    data += link.socket.recv(_MAX_AT_ONCE)
+                    # The length of a frame: its content follows at once.
+                    data += link.socket.recv(_MAX_READ)
         except BlockingIOError:
             return
         except OSError:

@@ -1,10 +1,11 @@
-"""The plugin under stock kong-pdk (`kong-python-pluginserver -d "$(openmeter-plugin pdk-dir)"`).
+"""The plugin for stock kong-pdk (`kong-python-pluginserver -d "$(openmeter-plugin pdk-dir)"`).
 
-The same events into the same spool; only the way in differs. `openmeter-plugin serve` is faster and loses
-less when it is killed, so it is what we recommend; this is for whoever runs kong-pdk already.
+It writes the same events into the same spool; only the input differs. `openmeter-plugin serve` is
+recommended: it is faster and loses less when it is killed. This is for installations that run kong-pdk
+already.
 
-An exception in a handler, or one that never returns, hangs kong-pdk 0.36 for good (measured in all its
-modes), so nothing here raises and every wait has an end.
+A handler that raises or never returns hangs kong-pdk 0.36 for good (measured in all its modes), so nothing
+here raises and every wait has a timeout.
 """
 
 from __future__ import annotations
@@ -27,9 +28,9 @@ from openmeter_plugin.metering.pdk_queries import NO_RESULTS, PdkQuery
 from openmeter_plugin.spool.destination import make_private
 from openmeter_plugin.spool.writer import SpoolWriter
 
-_MAX_WAIT: Final = 2.0  # seconds for the disk; then Kong is answered all the same
+_MAX_WAIT: Final = 2.0  # seconds for the disk; after that Kong is answered anyway
 
-_QUESTIONS: Final[Mapping[PdkQuery, Callable[[Any], Any]]] = {
+_PDK_CALLS: Final[Mapping[PdkQuery, Callable[[Any], Any]]] = {
     PdkQuery.APPLICATION: lambda kong: kong.ctx.shared.get("kaa_application_context"),
     PdkQuery.CAPTURES: lambda kong: kong.request.get_uri_captures(),
 }
@@ -39,8 +40,8 @@ version = VERSION
 priority = PRIORITY
 
 
-class _Spooling:
-    """What all instances of this process share: the spool's writer, and a delivery beside it."""
+class _Shared:
+    """The state that all instances of this process share: the spool's writer and a delivery process."""
 
     def __init__(self) -> None:
         configure_logging("kong-pdk")
@@ -55,10 +56,10 @@ class _Spooling:
         self.keep_delivering()
 
     def keep_delivering(self) -> None:
-        """Have a delivery process run beside this one; looks again at most every few seconds.
+        """Keep a delivery process running; checks at most every few seconds.
 
-        It ends when the pipe to it does, that is with this process, and waits while another one delivers
-        this spool. Not the kernel's parent-death signal: that comes when the *thread* that forked ends.
+        It ends when its pipe closes, that is with this process, and waits while another one delivers this
+        spool. The kernel's parent-death signal would not do: it comes when the *thread* that forked ends.
         """
         if not self._delivery_limit.passes():
             return
@@ -74,25 +75,25 @@ def _set_all(tokens: list[threading.Event]) -> None:
         token.set()
 
 
-_spooling: _Spooling | None = None
-_spooling_lock = threading.Lock()
+_shared_state: _Shared | None = None
+_shared_lock = threading.Lock()
 
 
-def _shared() -> _Spooling:
-    global _spooling  # noqa: PLW0603 - kong-pdk gives plugins no place for what instances share
-    with _spooling_lock:
-        if _spooling is None:
-            _spooling = _Spooling()
-        return _spooling
+def _get_shared() -> _Shared:
+    global _shared_state  # noqa: PLW0603 - kong-pdk has no other place for shared state
+    with _shared_lock:
+        if _shared_state is None:
+            _shared_state = _Shared()
+        return _shared_state
 
 
 class Plugin:
-    """One instance of the plugin, as kong-pdk makes it: `config` is Kong's configuration."""
+    """One instance of the plugin, as kong-pdk creates it: `config` is Kong's configuration."""
 
     def __init__(self, config: dict[str, Any]) -> None:
         self._instance: Instance | None = None
         try:
-            shared = _shared()
+            shared = _get_shared()
             self._instance = start_instance(next(shared.ids), encode_json(config), shared.writer)
         except Exception:
             get_logger().critical(
@@ -103,33 +104,33 @@ class Plugin:
             )
 
     def log(self, kong: Any) -> None:
-        """Meter a request: Kong calls this once the client has its answer."""
+        """Meter a request; Kong calls this once the client has its response."""
         try:
             self._log(kong)
         except BaseException:
             get_logger().exception("request_not_metered")
 
     def _log(self, kong: Any) -> None:
-        # A PDK call before anything else: until the first, kong-pdk serves nobody but us.
+        # Make a PDK call before anything else: until the first one, kong-pdk serves no other request.
         log = _parsed(_data(kong.log.serialize()))
         if self._instance is None:
             return
-        answers = NO_RESULTS
-        spooled = spool_record(self._instance, log, answers)
-        while isinstance(spooled, PdkQuery):
-            answers = answers.with_result(spooled, _data(_QUESTIONS[spooled](kong)))
-            spooled = spool_record(self._instance, log, answers)
-        queue, record = spooled
-        shared = _shared()
+        results = NO_RESULTS
+        record = spool_record(self._instance, log, results)
+        while isinstance(record, PdkQuery):
+            results = results.with_result(record, _data(_PDK_CALLS[record](kong)))
+            record = spool_record(self._instance, log, results)
+        queue, encoded = record
+        shared = _get_shared()
         shared.keep_delivering()
         written = threading.Event()
-        shared.writer.append(queue, record, written)
+        shared.writer.append(queue, encoded, written)
         if not written.wait(_MAX_WAIT) and shared.unwritten_limit.passes():
             get_logger().error("spool_slow", waited_seconds=_MAX_WAIT)
 
 
 def _data(answer: Any) -> Any:
-    """Return the data of a PDK call, which in kong-pdk's default style comes with an error beside it."""
+    """Return the data of a PDK call, which kong-pdk returns together with an error by default."""
     return answer[0] if isinstance(answer, (tuple, list)) and len(answer) == 2 else answer
 
 

@@ -1,13 +1,14 @@
-"""Kong's connections, kept open while the worker that serves them is replaced.
+"""Connection handoff: Kong's connections stay open while the worker that serves them is replaced.
 
-An event whose connection just ends Kong sends again. One that it could not write, or whose connection was
-reset, is lost, and where that was a StartInstance, so may be those that wait for its instance (`draining`).
-A worker that dies did that to some whenever it was killed under load. So the supervisor holds each
-connection too, and the next worker serves it on: what Kong has written meanwhile is still in the socket.
+When a connection simply ends, Kong resends its event. An event that Kong could not write, or whose connection
+was reset, is lost; if it was a StartInstance, so may be the events that wait for its instance
+(`kong/shutdown.py`). A worker that was killed under load cost some events that way each time. So the
+supervisor holds a descriptor of each connection too, and the next worker serves it: what Kong has written in
+between is still in the socket.
 
-For each connection there is a byte in memory that both share: whether a call is under way on it. It is set
-before anything is read and cleared after the answer is sent. What was read of a call is gone with the worker,
-so a connection that has one under way is not served on: its stream is ended, and Kong sends the event again.
+Both share one byte of memory for each connection, which says whether a call is under way on it. It is set
+before anything is read and cleared after the answer is sent. What a worker has read of a call is gone with
+the worker, so the next one does not serve a busy connection: it ends the stream, and Kong resends the event.
 """
 
 from __future__ import annotations
@@ -22,66 +23,67 @@ from collections.abc import Iterator
 from itertools import islice
 from typing import Final
 
-_MOST: Final = 65_536
-_LEFT_FREE: Final = 256  # descriptors, for what else a process opens
-_IN_A_MESSAGE: Final = 250  # the kernel passes no more than 253 descriptors at once
-_MESSAGES_AT_ONCE: Final = 1_000
-NOT_KEPT: Final = 0
-"""The slot of all connections that are not kept."""
+_MAX_CONNECTIONS: Final = 65_536
+_RESERVED_DESCRIPTORS: Final = 256  # for the other files that a process opens
+_MAX_PER_MESSAGE: Final = 250  # the kernel passes no more than 253 descriptors at once
+_MAX_MESSAGES: Final = 1_000
+NO_SLOT: Final = 0
+"""The slot of all connections that the supervisor does not hold."""
 IDLE: Final = 0
-UNDER_WAY: Final = 1
+BUSY: Final = 1
 
 
-def room_for_connections() -> int:
-    """Raise the limit of open files, usually 1024, and return how many connections it has room for.
+def raise_connection_limit() -> int:
+    """Raise the limit of open files, usually 1024, and return how many connections fit in it.
 
-    After a restart each of Kong's timers may have a connection. Children inherit the limit.
+    After a restart each of Kong's timers may have a connection. Child processes inherit the limit.
     """
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    most = _MOST if hard == resource.RLIM_INFINITY else min(hard, _MOST)
-    if soft != resource.RLIM_INFINITY and soft < most:
+    limit = _MAX_CONNECTIONS if hard == resource.RLIM_INFINITY else min(hard, _MAX_CONNECTIONS)
+    if soft != resource.RLIM_INFINITY and soft < limit:
         with contextlib.suppress(OSError, ValueError):
-            resource.setrlimit(resource.RLIMIT_NOFILE, (most, hard))
+            resource.setrlimit(resource.RLIMIT_NOFILE, (limit, hard))
     soft, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
-    return max(1, (_MOST if soft == resource.RLIM_INFINITY else min(soft, _MOST)) - _LEFT_FREE)
+    usable = _MAX_CONNECTIONS if soft == resource.RLIM_INFINITY else min(soft, _MAX_CONNECTIONS)
+    return max(1, usable - _RESERVED_DESCRIPTORS)
 
 
-class Kept:
-    """The connections of one worker and of those that take its place; made before it is forked.
+class Handoff:
+    """The connections that one worker passes on to its successors; created before the worker is forked.
 
-    At most `most` are kept at a time. The supervisor takes in what the worker sends, of many connections at
-    once where many come: how many are new, their slots, the slots of those that are gone (each a
-    little-endian uint32), and the new ones.
+    The supervisor holds at most `limit` of them. The worker sends it one message for many changes: the number
+    of new connections, their slots, the slots of closed ones (each a little-endian uint32), and the
+    descriptors of the new ones.
     """
 
-    def __init__(self, most: int = _MOST) -> None:
-        self._most = most
-        self._supervisors, self._workers = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-        self._supervisors.setblocking(False)
-        self._workers.setblocking(False)
-        self.states = mmap.mmap(-1, most + 1)
+    def __init__(self, limit: int = _MAX_CONNECTIONS) -> None:
+        self._limit = limit
+        self._supervisor_end, self._worker_end = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        self._supervisor_end.setblocking(False)
+        self._worker_end.setblocking(False)
+        self.states = mmap.mmap(-1, limit + 1)
         self._held: dict[int, int] = {}
         self._free: list[int] = []
-        self._unused = NOT_KEPT + 1  # from this slot on all are free
+        self._unused = NO_SLOT + 1  # all slots from this one on are free
         self._new: dict[int, socket.socket] = {}
-        self._gone: list[int] = []
+        self._closed: list[int] = []
 
     def __len__(self) -> int:
         return len(self._held)
 
     # In the supervisor
 
-    def take_in(self) -> bool:
-        """Hold what the worker has sent, and let go of what is gone; returns whether there was something.
+    def receive(self) -> bool:
+        """Hold the connections that the worker has sent, and close those that are gone.
 
-        Never waits, never raises.
+        Returns whether there was a message. Never blocks, never raises.
         """
-        for number in range(_MESSAGES_AT_ONCE):
+        for number in range(_MAX_MESSAGES):
             try:
                 message, descriptors, _, _ = socket.recv_fds(
-                    self._supervisors,
-                    4 * (1 + 2 * _IN_A_MESSAGE),
-                    _IN_A_MESSAGE,
+                    self._supervisor_end,
+                    4 * (1 + 2 * _MAX_PER_MESSAGE),
+                    _MAX_PER_MESSAGE,
                     socket.MSG_CMSG_CLOEXEC,
                 )
             except OSError:
@@ -90,14 +92,14 @@ class Kept:
             for slot in slots[new:]:
                 if (descriptor := self._held.pop(slot, None)) is not None:
                     os.close(descriptor)
-            # Fewer come with it where this process has too many open: those are not kept.
+            # Fewer descriptors arrive if this process has too many open; the rest are not held.
             self._held.update(zip(slots[:new], descriptors, strict=False))
         return True
 
     def close(self) -> None:
-        """Let go of everything: in a process that is not to have it."""
-        self._supervisors.close()
-        self._workers.close()
+        """Close everything, in a process that does not use it."""
+        self._supervisor_end.close()
+        self._worker_end.close()
         for descriptor in self._held.values():
             os.close(descriptor)
         self._held.clear()
@@ -105,49 +107,51 @@ class Kept:
     # In the worker
 
     def take_over(self) -> Iterator[tuple[int, socket.socket, bool]]:
-        """Yield what the worker before had: slot, connection, whether a call is under way. Call it first."""
-        self._supervisors.close()
-        self._unused = max(self._held, default=NOT_KEPT) + 1
-        self._free = [slot for slot in range(NOT_KEPT + 1, self._unused) if slot not in self._held]
+        """Yield the predecessor's connections: slot, socket, whether it is busy. Call this first."""
+        self._supervisor_end.close()
+        self._unused = max(self._held, default=NO_SLOT) + 1
+        self._free = [slot for slot in range(NO_SLOT + 1, self._unused) if slot not in self._held]
         for slot, descriptor in self._held.items():
-            yield slot, socket.socket(fileno=descriptor), self.states[slot] == UNDER_WAY
+            yield slot, socket.socket(fileno=descriptor), self.states[slot] == BUSY
         self._held.clear()
 
-    def keep(self, connected: socket.socket) -> int:
-        """Have the supervisor hold a connection too, from the next `send` on; returns its slot."""
+    def add(self, connected: socket.socket) -> int:
+        """Assign a slot to a new connection and return it; the next `send` passes the connection on."""
         if self._free:
             slot = self._free.pop()
-        elif self._unused <= self._most:
+        elif self._unused <= self._limit:
             slot = self._unused
             self._unused += 1
         else:
-            return NOT_KEPT
+            return NO_SLOT
         self.states[slot] = IDLE
         self._new[slot] = connected
         return slot
 
-    def gone(self, slot: int) -> None:
-        """Have the supervisor let go of a connection that is closed here."""
+    def remove(self, slot: int) -> None:
+        """Note that a connection is closed here; the next `send` has the supervisor close it too."""
         if self._new.pop(slot, None) is not None:
             self._free.append(slot)
-        elif slot != NOT_KEPT:
-            self._gone.append(slot)
+        elif slot != NO_SLOT:
+            self._closed.append(slot)
 
     def send(self) -> bool:
-        """Send what is new and what is gone; returns whether nothing is left. Never waits, never raises."""
-        while self._new or self._gone:
-            new = dict(islice(self._new.items(), _IN_A_MESSAGE))
-            gone = self._gone[:_IN_A_MESSAGE]
-            message = struct.pack(f"<{1 + len(new) + len(gone)}I", len(new), *new, *gone)
+        """Send new and closed connections; returns whether all were sent. Never blocks, never raises."""
+        while self._new or self._closed:
+            new = dict(islice(self._new.items(), _MAX_PER_MESSAGE))
+            closed = self._closed[:_MAX_PER_MESSAGE]
+            message = struct.pack(f"<{1 + len(new) + len(closed)}I", len(new), *new, *closed)
             try:
-                socket.send_fds(self._workers, [message], [connected.fileno() for connected in new.values()])
+                socket.send_fds(
+                    self._worker_end, [message], [connected.fileno() for connected in new.values()]
+                )
             except BlockingIOError:
                 return False
-            except OSError:  # too many descriptors are on their way in this machine: these are not kept
+            except OSError:  # this machine has too many descriptors in flight: these are not held
                 if new:
-                    gone = []
+                    closed = []
             for slot in new:
                 del self._new[slot]
-            del self._gone[: len(gone)]
-            self._free += gone
+            del self._closed[: len(closed)]
+            self._free += closed
         return True

@@ -1,4 +1,7 @@
-"""The sockets that Kong connects to. Imports next to nothing: requests before they listen lose events."""
+"""Listening sockets of the plugin server.
+
+Imports next to nothing: while Kong calls and nothing listens yet, events are lost.
+"""
 
 from __future__ import annotations
 
@@ -15,11 +18,11 @@ DEFAULT_MODE: Final = "0660"
 STOP_SIGNALS: Final = frozenset({signal.SIGTERM, signal.SIGINT})
 
 
-class ListeningSocket:
-    """A Unix socket that takes its place in one step: nobody who connects to the path is ever refused.
+class UnixListener:
+    """A Unix socket that is put in place atomically, so that no connection to its path is ever refused.
 
-    On `kong reload` the new generation takes the path over from the old one, which is still serving; when
-    the old one stops, it must leave the new one's socket alone.
+    On `kong reload` the new plugin server takes over the path while the old one is still serving. When the
+    old one stops, it leaves the new one's socket alone.
     """
 
     def __init__(self, path: Path, mode: int) -> None:
@@ -38,23 +41,23 @@ class ListeningSocket:
             temporary.unlink(missing_ok=True)
             raise
         self._identity = (status.st_dev, status.st_ino)
-        self.is_ours = True
+        self.owned = True
 
     @classmethod
     def passed(cls, listener: socket.socket, path: Path) -> Self:
-        """Return a socket that somebody else made, holds, and removes."""
+        """Wrap a socket that a service manager created, holds and removes."""
         self = cls.__new__(cls)
-        self.path, self.socket, self.is_ours = path, listener, False
+        self.path, self.socket, self.owned = path, listener, False
         return self
 
     @property
     def name(self) -> str:
-        """Where it listens."""
+        """The address that it listens on."""
         return str(self.path)
 
     def remove(self) -> None:
-        """Remove the socket from its path if we made it and it is still this one."""
-        if not self.is_ours:
+        """Remove the socket file if this process created it and it was not replaced since."""
+        if not self.owned:
             return
         with contextlib.suppress(FileNotFoundError):
             status = self.path.stat()
@@ -62,20 +65,20 @@ class ListeningSocket:
                 self.path.unlink()
 
 
-class TcpListeningSocket:
-    """A TCP socket, shared with the generation that is there already, as on `kong reload`."""
+class TcpListener:
+    """A TCP socket that shares its port with the plugin server that it replaces, as on `kong reload`."""
 
     def __init__(self, host: str, port: int) -> None:
         family = socket.AF_INET6 if ":" in host else socket.AF_INET
         self._use(socket.create_server((host, port), family=family, backlog=BACKLOG, reuse_port=True))
-        self.is_ours = True
+        self.owned = True
 
     @classmethod
     def passed(cls, listener: socket.socket) -> Self:
-        """Return a socket that somebody else made and holds."""
+        """Wrap a socket that a service manager created and holds."""
         self = cls.__new__(cls)
         self._use(listener)
-        self.is_ours = False
+        self.owned = False
         return self
 
     def _use(self, listener: socket.socket) -> None:
@@ -85,71 +88,74 @@ class TcpListeningSocket:
 
     @property
     def name(self) -> str:
-        """Where it listens."""
+        """The address that it listens on."""
         return f"[{self.address}]:{self.port}" if ":" in self.address else f"{self.address}:{self.port}"
 
     def remove(self) -> None:
-        """Listen no more where we made the socket: connections that wait here would wait for nobody."""
-        if self.is_ours:
+        """Close the socket if this process created it, so that pending connections are refused, not stuck."""
+        if self.owned:
             self.socket.close()
 
 
-HttpLogSocket = ListeningSocket | TcpListeningSocket
+Listener = UnixListener | TcpListener
 
 
-def listen_for_http_log(address: str, mode: int) -> HttpLogSocket:
-    """Listen on `host:port`, `[v6]:port` or `unix:/path`; raises ValueError for another text, and OSError."""
+def listen_on(address: str, mode: int) -> Listener:
+    """Listen on `host:port`, `[v6]:port` or `unix:/path`; raises ValueError for other texts, and OSError."""
     scheme, _, path = address.partition(":")
     if scheme == "unix" and path:
-        return ListeningSocket(Path(path), mode)
+        return UnixListener(Path(path), mode)
     host, _, port = address.rpartition(":")
     host = host[1:-1] if host[:1] + host[-1:] == "[]" else "" if ":" in host else host
     if not host or not (port.isascii() and port.isdecimal()) or int(port) > 0xFFFF:
         raise ValueError(f"{address} is neither host:port, such as 127.0.0.1:8095, nor unix:/path")
-    return TcpListeningSocket(host, int(port))
+    return TcpListener(host, int(port))
 
 
 class Listeners:
-    """The ways in; at least one of them is there when serving begins."""
+    """The open listening sockets: for Kong's plugin protocol, for http-log and for the operations API.
+
+    At least one of the first two is open when serving begins.
+    """
 
     def __init__(self) -> None:
-        self.plugin: ListeningSocket | None = None
-        self.http_log: HttpLogSocket | None = None
-        self.api: HttpLogSocket | None = None
-        self.unreachable: list[ListeningSocket] = []
-        """What was passed to us and has no place any more where anybody could connect to it."""
+        self.plugin: UnixListener | None = None
+        self.http_log: Listener | None = None
+        self.api: Listener | None = None
+        self.unreachable: list[UnixListener] = []
+        """Passed sockets whose files are gone, so that nothing can connect to them."""
 
     @property
-    def there(self) -> list[HttpLogSocket]:
-        """Those that are there."""
+    def opened(self) -> list[Listener]:
+        """All that are open."""
         return [listener for listener in (self.plugin, self.http_log, self.api) if listener is not None]
 
     @property
     def names(self) -> list[str]:
-        """Where they listen."""
-        return [listener.name for listener in self.there]
+        """Their addresses."""
+        return [listener.name for listener in self.opened]
 
     @property
     def passed(self) -> list[str]:
-        """Where those listen that a service manager passed to us."""
-        return [listener.name for listener in self.there if not listener.is_ours]
+        """The addresses of those that a service manager passed to this process."""
+        return [listener.name for listener in self.opened if not listener.owned]
 
     def close(self) -> None:
-        """Close them in this process, which does not serve."""
-        for listener in self.there:
+        """Close them in a process that does not serve."""
+        for listener in self.opened:
             listener.socket.close()
 
     def remove(self) -> None:
-        """Take them away from their places."""
-        for listener in self.there:
+        """Stop listening on those that this process created."""
+        for listener in self.opened:
             listener.remove()
 
 
 def listen_early(arguments: list[str], listeners: Listeners) -> None:
-    """Open the sockets that a `serve` command line asks for, before that is parsed properly.
+    """Open the sockets that a `serve` command line asks for, before it is parsed properly.
 
-    Parsing it takes four times as long as everything up to here, and Kong's requests do not wait. Whatever
-    is unclear or fails is left out: the command line finds it again, and has the words for it.
+    Parsing takes four times as long as everything up to here, and Kong's requests do not wait. Skips whatever
+    is unclear or fails: the command line tries again and reports the error.
     """
     options: dict[str, str] = {}
     words = iter(arguments)
@@ -157,11 +163,11 @@ def listen_early(arguments: list[str], listeners: Listeners) -> None:
         name, equals, value = word.partition("=")
         if name in ("--socket", "--socket-mode", "--http-log"):
             options[name] = value if equals else next(words, "")
-    # From here on a stop has something to clean up; it waits until somebody is there to do so.
+    # From here on a stop has something to clean up, so its signal waits for the supervisor.
     signal.pthread_sigmask(signal.SIG_BLOCK, STOP_SIGNALS)
     with contextlib.suppress(KeyError, ValueError, OSError):
         mode = int(options.get("--socket-mode", DEFAULT_MODE), 8)
         if "--socket" in options and listeners.plugin is None:
-            listeners.plugin = ListeningSocket(Path(options["--socket"]), mode)
+            listeners.plugin = UnixListener(Path(options["--socket"]), mode)
         if listeners.http_log is None:
-            listeners.http_log = listen_for_http_log(options["--http-log"], mode)
+            listeners.http_log = listen_on(options["--http-log"], mode)

@@ -1,8 +1,8 @@
-"""The supervisor: holds the listening socket and keeps the processes behind it alive.
+"""The supervisor: holds the listening sockets and keeps the other processes alive.
 
-The socket outlives every worker: while one is replaced, Kong's connections wait in the backlog instead of
-being refused, and those that were open stay so (`kept`). It does nothing else, so there is nothing in it that
-could fail. One thread, so that forking is safe.
+The sockets outlive every worker: while one is replaced, Kong's new connections wait in the socket's queue
+instead of being refused, and open ones stay open (`handoff`). The supervisor does nothing else, so there is
+little in it that can fail. It has one thread, so that forking is safe.
 """
 
 from __future__ import annotations
@@ -19,29 +19,29 @@ from collections.abc import Callable
 from typing import Final, NoReturn
 
 from openmeter_plugin.log import configure_logging, get_logger
-from openmeter_plugin.process.handoff import Kept
+from openmeter_plugin.process.handoff import Handoff
 from openmeter_plugin.process.heartbeat import INTERVAL, Heartbeats
 from openmeter_plugin.process.sockets import STOP_SIGNALS, Listeners
 
-_STOP_SECONDS: Final = 12.0  # for the children together, then they are killed
-_SHORT_LIFE: Final = 1.0  # seconds; a child that dies sooner is started again with a delay
+_STOP_SECONDS: Final = 12.0  # for all child processes together; then they are killed
+_SHORT_LIFE: Final = 1.0  # seconds; a child process that ends sooner is restarted with a delay
 _MAX_DELAY: Final = 1.0
 _PR_SET_PDEATHSIG: Final = 1  # prctl(2)
-_SOON: Final = 0.05  # seconds until the next look, while connections come and go
+_BUSY_INTERVAL: Final = 0.05  # seconds until the next check, while connections come and go
 _SIGNALS: Final = STOP_SIGNALS | {signal.SIGCHLD}
 
 
 class Child:
-    """A process to keep alive: what it runs, and when it may be started again.
+    """A child process to keep alive: what it runs, and when it may be restarted.
 
-    `slot` is where it gives its signs of life; its connections are `kept` for the one that takes its place.
+    `slot` is that of its heartbeats. `handoff` holds its connections for its successor.
     """
 
-    def __init__(self, name: str, run: Callable[[], None], slot: int, kept: Kept | None = None) -> None:
+    def __init__(self, name: str, run: Callable[[], None], slot: int, handoff: Handoff | None = None) -> None:
         self.name = name
         self.run = run
         self.slot = slot
-        self.kept = kept
+        self.handoff = handoff
         self.pid: int | None = None
         self.start_at = 0.0
         self.started_before = False
@@ -58,8 +58,8 @@ class Child:
         self.pid = pid
         self.started_before = True
 
-    def died(self, status: int) -> None:
-        """Note the end of the process; it is started again at once unless it keeps dying."""
+    def exited(self, status: int) -> None:
+        """Note that the process ended and schedule its restart: at once, unless it keeps ending early."""
         lived = time.monotonic() - self._started
         self._delay = min(max(0.05, self._delay * 2), _MAX_DELAY) if lived < _SHORT_LIFE else 0.0
         self.start_at = time.monotonic() + self._delay
@@ -83,79 +83,80 @@ class Child:
 
 
 def end_with_parent(parent: int) -> None:
-    """Have this process stop when its parent is gone, even by kill -9, and end soon after in any case.
+    """Stop this process when its parent is gone, even by kill -9, and end it soon after in any case.
 
-    It answers Kong for what is under way first, which a kill would lose.
+    It gets SIGTERM rather than SIGKILL, so that it answers Kong's calls under way, which would be lost.
     """
     if sys.platform == "linux":
-        watched = _watch(parent)
+        watched = _exit_after(parent)
         ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGTERM if watched else signal.SIGKILL)
-    if os.getppid() != parent:  # it died before the kernel was asked
+    if os.getppid() != parent:  # it ended before the call to prctl
         os._exit(os.EX_OK)
 
 
-def _watch(parent: int) -> bool:
-    """Have a thread end this process some time after its parent; returns whether that is possible here."""
+def _exit_after(parent: int) -> bool:
+    """Start a thread that ends this process some time after its parent; False if that is impossible."""
     try:
         descriptor = os.pidfd_open(parent)
-    except OSError:  # an old kernel, or a sandbox that does not permit it
+    except OSError:  # an old kernel, or a sandbox that forbids it
         return False
 
-    def outlive() -> None:
+    def wait_and_exit() -> None:
         ended = select.poll()
         ended.register(descriptor, select.POLLIN)
         ended.poll()
         time.sleep(_STOP_SECONDS)
         os._exit(os.EX_SOFTWARE)
 
-    threading.Thread(target=outlive, name="orphan", daemon=True).start()
+    threading.Thread(target=wait_and_exit, name="orphan", daemon=True).start()
     return True
 
 
 def supervise(
     children: list[Child], listeners: Listeners, heartbeats: Heartbeats, hang_seconds: float
 ) -> None:
-    """Keep the children alive until SIGTERM or SIGINT, then stop them within a bound.
+    """Keep the child processes alive until SIGTERM or SIGINT, then stop them within a bound.
 
-    One without a sign of life for `hang_seconds` is killed, and so replaced.
+    One without a heartbeat for `hang_seconds` is killed and replaced.
     """
     signal.pthread_sigmask(signal.SIG_BLOCK, _SIGNALS)
     log = get_logger()
     log.info("listening", on=listeners.names, passed=listeners.passed)
-    wait, looked = INTERVAL, time.monotonic()
+    wait, last_check = INTERVAL, time.monotonic()
     try:
         while True:
             now = time.monotonic()
-            if now - looked > hang_seconds / 2:  # stopped, with all of a container perhaps: they hang no more
+            if now - last_check > hang_seconds / 2:
+                # This process was itself suspended, perhaps with its whole container: none of them hangs.
                 for child in children:
                     heartbeats.beat(child.slot)
-            looked = now
+            last_check = now
             for child in children:
                 if child.pid is None and child.start_at <= now:
                     heartbeats.beat(child.slot)
                     if child.started_before:
-                        heartbeats.restarted(child.slot)
+                        heartbeats.count_restart(child.slot)
                     child.start()
                 elif child.pid is not None and heartbeats.silence(child.slot) > hang_seconds:
-                    log.critical("process_hangs", child=child.name, child_pid=child.pid, seconds=hang_seconds)
+                    log.critical("process_hung", child=child.name, child_pid=child.pid, seconds=hang_seconds)
                     heartbeats.beat(child.slot)
                     os.kill(child.pid, signal.SIGKILL)
             delayed = [c.start_at - now for c in children if c.pid is None]
             received = signal.sigtimedwait(_SIGNALS, max(0.0, min(delayed, default=wait)))
-            # Not merely "not None": a process that was stopped for a while is given noise (Python 3.11).
+            # Not just "not None": after a suspension sigtimedwait may return noise (Python 3.11).
             if received is not None and received.si_signo in STOP_SIGNALS:
                 log.info("stopping", signal=signal.Signals(received.si_signo).name)
                 return
             _reap(children)
-            wait = _SOON if _take_in(children) else INTERVAL
+            wait = _BUSY_INTERVAL if _receive_connections(children) else INTERVAL
     finally:
         listeners.remove()
         _stop(children)
 
 
-def _take_in(children: list[Child]) -> bool:
-    """Hold the connections that are new; returns whether some came or went."""
-    return sum(child.kept.take_in() for child in children if child.kept is not None) > 0
+def _receive_connections(children: list[Child]) -> bool:
+    """Hold the connections that workers have sent; returns whether any were opened or closed."""
+    return sum(child.handoff.receive() for child in children if child.handoff is not None) > 0
 
 
 def _reap(children: list[Child]) -> None:
@@ -169,7 +170,7 @@ def _reap(children: list[Child]) -> None:
             return
         child = by_pid.pop(pid, None)
         if child is not None:
-            child.died(os.waitstatus_to_exitcode(status))
+            child.exited(os.waitstatus_to_exitcode(status))
 
 
 def _stop(children: list[Child]) -> None:

@@ -1,9 +1,9 @@
-"""Listening sockets that a service manager holds and passes on, as systemd does for its socket units.
+"""Socket activation: listening sockets that a service manager holds and passes, as systemd's socket units do.
 
-They outlive us: while we are stopped and started again, connections wait in them for the next process. The
-protocol is that of sd_listen_fds(3): the sockets are the descriptors from 3 on, `LISTEN_FDS` tells how many,
-`LISTEN_FDNAMES` their names, and `LISTEN_PID` for which process they are. Imports next to nothing, as
-`listening`.
+They outlive the plugin server: during a restart, connections wait in them for the next process. The protocol
+is that of sd_listen_fds(3): the sockets are the descriptors from 3 on, `LISTEN_FDS` is their number,
+`LISTEN_FDNAMES` their names, and `LISTEN_PID` the process that they are meant for. Imports next to nothing,
+like `sockets`.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from collections.abc import Mapping, MutableMapping
 from pathlib import Path
 from typing import Final
 
-from openmeter_plugin.process.sockets import HttpLogSocket, Listeners, ListeningSocket, TcpListeningSocket
+from openmeter_plugin.process.sockets import Listener, Listeners, TcpListener, UnixListener
 
 PLUGIN: Final = "plugin"
 HTTP_LOG: Final = "http-log"
@@ -25,43 +25,43 @@ _REMEDY: Final = f"set FileDescriptorName= of its socket unit to {PLUGIN} or {HT
 
 
 class ActivationError(ValueError):
-    """What was passed cannot be used; the message says why and what to do."""
+    """The passed sockets cannot be used; the message says why and what to do."""
 
 
-def take_passed(listeners: Listeners, environment: MutableMapping[str, str] = os.environ) -> None:
-    """Add the sockets that were passed to this process; raises ActivationError.
+def use_passed_sockets(listeners: Listeners, environment: MutableMapping[str, str] = os.environ) -> None:
+    """Add the sockets that were passed to this process, and clear the environment of them.
 
-    They are gone from the environment then. A Unix socket whose file is gone is of use to nobody.
+    Raises ActivationError. A Unix socket whose file is gone counts as unreachable.
     """
     passed = _passed(environment)
     for name, descriptor in passed.items():
         listener = _listener(name, descriptor)
-        if isinstance(listener, ListeningSocket) and not _has_place(listener.path):
+        if isinstance(listener, UnixListener) and not _has_file(listener.path):
             listeners.unreachable.append(listener)
-        elif isinstance(listener, ListeningSocket) and name == PLUGIN:
+        elif isinstance(listener, UnixListener) and name == PLUGIN:
             listeners.plugin = listener
         else:
             listeners.http_log = listener
-    if is_for_us(environment):
-        forget(environment)
+    if _is_for_this_process(environment):
+        clear_environment(environment)
         for descriptor in passed.values():
             os.close(descriptor)
 
 
-def forget(environment: MutableMapping[str, str] = os.environ) -> None:
-    """Remove the variables from the environment: they are not for our children."""
+def clear_environment(environment: MutableMapping[str, str] = os.environ) -> None:
+    """Remove the variables from the environment, so that child processes do not see them."""
     for variable in VARIABLES:
         environment.pop(variable, None)
 
 
-def is_for_us(environment: Mapping[str, str]) -> bool:
-    """Tell whether sockets are passed to this very process."""
+def _is_for_this_process(environment: Mapping[str, str]) -> bool:
+    """Return whether the sockets are passed to this very process."""
     return environment.get("LISTEN_PID") == str(os.getpid())
 
 
 def _passed(environment: Mapping[str, str]) -> dict[str, int]:
     """Return the descriptors by their names."""
-    if not is_for_us(environment):
+    if not _is_for_this_process(environment):
         return {}
     count = environment.get("LISTEN_FDS", "")
     if not (count.isascii() and count.isdecimal()):
@@ -73,42 +73,44 @@ def _passed(environment: Mapping[str, str]) -> dict[str, int]:
         if name not in (PLUGIN, HTTP_LOG):
             raise ActivationError(f"a socket named {name!r} was passed; {_REMEDY}")
         if name in passed:
-            raise ActivationError(f"two sockets named {name!r} were passed, one is served")
+            raise ActivationError(f"two sockets named {name!r} were passed, but only one can be served")
         passed[name] = _FIRST_DESCRIPTOR + number
     return passed
 
 
-def _has_place(path: Path) -> bool:
+def _has_file(path: Path) -> bool:
     try:
         return path.is_socket()
-    except OSError:  # it is not for us to see
+    except OSError:  # no permission to look
         return True
 
 
-def _listener(name: str, descriptor: int) -> HttpLogSocket:
+def _listener(name: str, descriptor: int) -> Listener:
     try:
-        # A copy is not inheritable, and where it is of no use the original is there for another look.
+        # A duplicate is not inherited, and if it is unusable the original is left for the next attempt.
         passed = socket.socket(fileno=os.dup(descriptor))
     except OSError as error:
-        raise ActivationError(f"what was passed as {name!r} is not a socket: {error.strerror}") from None
+        raise ActivationError(
+            f"the descriptor passed as {name!r} is not a socket: {error.strerror}"
+        ) from None
     try:
         _check(name, passed)
         if passed.family == socket.AF_UNIX:
-            return ListeningSocket.passed(passed, Path(os.fsdecode(passed.getsockname())))
-        return TcpListeningSocket.passed(passed)
+            return UnixListener.passed(passed, Path(os.fsdecode(passed.getsockname())))
+        return TcpListener.passed(passed)
     except ActivationError:
         passed.close()
         raise
 
 
 def _check(name: str, passed: socket.socket) -> None:
-    """Raise ActivationError unless connections for this way in can be accepted from the socket."""
+    """Raise ActivationError unless the socket accepts connections that this input can serve."""
     if passed.type != socket.SOCK_STREAM or not passed.getsockopt(socket.SOL_SOCKET, socket.SO_ACCEPTCONN):
         raise ActivationError(
-            f"the socket {name!r} that was passed does not listen for connections; its socket unit needs "
+            f"the passed socket {name!r} does not listen for connections; its socket unit needs "
             "ListenStream= and Accept=no"
         )
     if passed.family != socket.AF_UNIX and (
         name == PLUGIN or passed.family not in (socket.AF_INET, socket.AF_INET6)
     ):
-        raise ActivationError(f"the socket {name!r} that was passed is of a kind that cannot be served")
+        raise ActivationError(f"the passed socket {name!r} is of a kind that cannot be served")

@@ -1,4 +1,4 @@
-"""uvicorn on somebody else's event loop: no signals of its own, its messages in our log, and limits."""
+"""Embedded uvicorn server: no signal handlers, messages in our own log, and connection limits."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from openmeter_plugin.log import RateLimit, get_logger
 
 
 class _ForwardedLog(logging.Handler):
-    """Brings uvicorn's messages into our log, which never waits for its reader."""
+    """Forwards uvicorn's messages to our log, which never waits for its reader."""
 
     def __init__(self, event: str) -> None:
         super().__init__(logging.WARNING)
@@ -23,19 +23,19 @@ class _ForwardedLog(logging.Handler):
 
     def emit(self, record: logging.LogRecord) -> None:
         if self._limit.passes():
-            # The message only: its arguments may quote what a client sent. Of an exception, its kind.
+            # Only the message and an exception's type: the arguments may quote what a client sent.
             kind = record.exc_info[0].__name__ if record.exc_info and record.exc_info[0] else None
             get_logger().warning(self._event, message=str(record.msg).strip()[:200], exception=kind)
 
 
 def forward_log(event: str) -> None:
-    """Have what uvicorn says logged as this event."""
+    """Log uvicorn's messages as this event."""
     logger = logging.getLogger("uvicorn")
     logger.handlers, logger.propagate = [_ForwardedLog(event)], False
 
 
-class GuestServer(uvicorn.Server):
-    """A uvicorn server that leaves the signals to the process that it is in."""
+class EmbeddedServer(uvicorn.Server):
+    """A uvicorn server that leaves signals to the process that embeds it."""
 
     @contextlib.contextmanager
     def capture_signals(self) -> Iterator[None]:
@@ -43,8 +43,8 @@ class GuestServer(uvicorn.Server):
         yield
 
 
-def guarded_protocol(read_timeout: float, max_connections: int) -> type[H11Protocol]:
-    """Return uvicorn's HTTP/1.1 with the limits that it lacks: on slow heads and on idle connections."""
+def limited_protocol(read_timeout: float, max_connections: int) -> type[H11Protocol]:
+    """Return uvicorn's HTTP/1.1 protocol with the limits it lacks: on slow heads and idle connections."""
 
     class Protocol(H11Protocol):
         opened = 0.0
@@ -58,27 +58,27 @@ def guarded_protocol(read_timeout: float, max_connections: int) -> type[H11Proto
         def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
             super().connection_made(transport)
             self.opened = self.loop.time()
-            self._expect_head()
+            self._start_head_timer()
             if len(self.connections) > max_connections:
-                # Whoever only holds connections open must not keep Kong out: the oldest idle one goes.
-                ours = [c for c in self.connections if isinstance(c, Protocol) and not c.in_request]
-                min(ours, key=lambda c: c.opened).transport.abort()
+                # Idle connections of others must not lock Kong out: drop the oldest idle one.
+                idle = [c for c in self.connections if isinstance(c, Protocol) and not c.in_request]
+                min(idle, key=lambda c: c.opened).transport.abort()
 
         def data_received(self, data: bytes) -> None:
             super().data_received(data)
             if self.in_request:
-                self._forget_head()
+                self._cancel_head_timer()
             elif self.head_timer is None:
-                self._expect_head()
+                self._start_head_timer()
 
         def connection_lost(self, exc: Exception | None) -> None:
-            self._forget_head()
+            self._cancel_head_timer()
             super().connection_lost(exc)
 
-        def _expect_head(self) -> None:
+        def _start_head_timer(self) -> None:
             self.head_timer = self.loop.call_later(read_timeout, self.transport.abort)
 
-        def _forget_head(self) -> None:
+        def _cancel_head_timer(self) -> None:
             if self.head_timer is not None:
                 self.head_timer.cancel()
                 self.head_timer = None

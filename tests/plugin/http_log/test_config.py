@@ -1,4 +1,4 @@
-"""Starting with http-log as a way in: the file of its settings, and what is wrong in it."""
+"""Starting with the http-log input: its settings file, and the errors in it."""
 
 from __future__ import annotations
 
@@ -14,14 +14,12 @@ import yaml
 
 from openmeter_plugin.config.instance_config import ConfigError
 from openmeter_plugin.http_log.config import SECRET_VARIABLE, TOKEN_VARIABLE, load
-from openmeter_plugin.http_log.receiver import MEMBERS
-from openmeter_plugin.process.sockets import listen_for_http_log
+from openmeter_plugin.http_log.receiver import QUERY_FIELDS
+from openmeter_plugin.process.sockets import listen_on
 from tests.plugin.http_log_posts import SECRET, TOKEN, configuration
 
-# The whole of it: processes, delivery, the metering API
 
-
-def test_a_server_without_it_imports_no_web_server() -> None:
+def test_a_server_without_http_log_imports_no_web_server() -> None:
     code = """
 import sys
 import openmeter_plugin.cli.main, openmeter_plugin.kong.worker
@@ -45,7 +43,7 @@ def serve(*arguments: str, directory: Path, **environment: str) -> subprocess.Co
     )
 
 
-def test_without_any_way_in_the_error_names_both(tmp_path: Path) -> None:
+def test_without_an_input_the_error_names_both(tmp_path: Path) -> None:
     result = serve(directory=tmp_path)
     assert result.returncode == os.EX_USAGE
     assert "--socket" in result.stderr
@@ -53,18 +51,18 @@ def test_without_any_way_in_the_error_names_both(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("address", ["8095", ":8095", "127.0.0.1:", "127.0.0.1:x", "::1:8095", "unix:"])
-def test_an_address_that_is_none_is_told_apart(address: str) -> None:
+def test_an_invalid_address_is_refused(address: str) -> None:
     with pytest.raises(ValueError, match="is neither host:port"):
-        listen_for_http_log(address, 0o660)
+        listen_on(address, 0o660)
 
 
-def test_an_address_that_is_none_is_a_usage_error(tmp_path: Path) -> None:
+def test_an_invalid_address_is_a_usage_error(tmp_path: Path) -> None:
     result = serve("--http-log", "8095", directory=tmp_path)
     assert result.returncode == os.EX_USAGE
     assert "--http-log: 8095 is neither" in result.stderr
 
 
-def test_a_bad_file_ends_the_start_with_the_name_of_the_field(tmp_path: Path) -> None:
+def test_an_invalid_file_ends_the_start_and_names_the_field(tmp_path: Path) -> None:
     (tmp_path / "c.yaml").write_text(configuration().replace("http://", "ftp://"))
     result = serve(
         *("--http-log", "127.0.0.1:0", "--http-log-config", "c.yaml", "--socket", "s"), directory=tmp_path
@@ -103,7 +101,7 @@ WRONG: list[tuple[str, str]] = [
 
 
 @pytest.mark.parametrize(("problem", "text"), WRONG, ids=[f"{n} {p}" for n, (p, _) in enumerate(WRONG)])
-def test_what_is_wrong_in_the_file_is_named_and_no_secret_shown(
+def test_an_error_in_the_file_is_named_without_showing_a_secret(
     tmp_path: Path, problem: str, text: str
 ) -> None:
     (tmp_path / "c.yaml").write_text(text)
@@ -115,7 +113,7 @@ def test_what_is_wrong_in_the_file_is_named_and_no_secret_shown(
     assert SECRET not in str(caught.value)
 
 
-def test_the_files_of_the_documentation_are_right(tmp_path: Path) -> None:
+def test_the_files_in_the_documentation_are_valid(tmp_path: Path) -> None:
     text = (Path(__file__).parents[3] / "docs" / "http-log.md").read_text()
     settings, kong = (block.partition("```")[0] for block in text.split("```yaml\n")[1:])
     (tmp_path / "c.yaml").write_text(settings)
@@ -123,15 +121,17 @@ def test_the_files_of_the_documentation_are_right(tmp_path: Path) -> None:
     (plugin,) = yaml.safe_load(kong)["plugins"]
     assert secrets.header in plugin["config"]["headers"]
     assert secrets.write_timeout < plugin["config"]["timeout"] / 1000
-    assert set(plugin["config"]["custom_fields_by_lua"]) == set(MEMBERS.values())
+    assert set(plugin["config"]["custom_fields_by_lua"]) == set(QUERY_FIELDS.values())
 
 
-def test_a_file_that_is_not_there_is_named(tmp_path: Path) -> None:
+def test_a_missing_file_is_named(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=r"c\.yaml: cannot be read: No such file"):
         load(tmp_path / "c.yaml", {})
 
 
-def test_the_environment_overrides_the_secrets_and_an_empty_one_is_no_way_around(tmp_path: Path) -> None:
+def test_the_environment_overrides_the_secrets_and_an_empty_variable_does_not_disable_them(
+    tmp_path: Path,
+) -> None:
     file = tmp_path / "c.yaml"
     file.write_text(configuration())
     environment = {
@@ -159,14 +159,14 @@ def test_a_secret_of_16_characters_is_long_enough_and_one_of_15_is_not(tmp_path:
 
 
 @pytest.mark.parametrize("mode", [0o600, 0o640, 0o604])
-@pytest.mark.parametrize("kept_in", ["api_token", "http_log"])
-def test_a_file_with_secrets_that_others_may_read_is_told_with_the_remedy(
-    tmp_path: Path, lines: list[Any], kept_in: str, mode: int
+@pytest.mark.parametrize("section", ["api_token", "http_log"])
+def test_a_file_with_secrets_that_others_can_read_is_logged_with_the_remedy(
+    tmp_path: Path, lines: list[Any], section: str, mode: int
 ) -> None:
     whole = yaml.safe_load(configuration())
     file = tmp_path / "c.yaml"
-    file.write_text(yaml.safe_dump({name: whole[name] for name in ("ingest_endpoint", kept_in)}))
+    file.write_text(yaml.safe_dump({name: whole[name] for name in ("ingest_endpoint", section)}))
     file.chmod(mode)
     load(file, {})
-    told = [line["remedy"] for line in lines if line["event"] == "configuration_open_to_others"]
-    assert told == ([] if mode == 0o600 else ["chmod 600"])
+    remedies = [line["remedy"] for line in lines if line["event"] == "configuration_readable_by_others"]
+    assert remedies == ([] if mode == 0o600 else ["chmod 600"])

@@ -1,4 +1,4 @@
-"""Posts that are huge, many or slow, and a disk that fails: others are served, memory is bounded."""
+"""Huge, many or slow posts, and a failing disk: other requests are served, and memory is bounded."""
 
 from __future__ import annotations
 
@@ -14,19 +14,17 @@ from pathlib import Path
 import orjson
 import pytest
 
-from openmeter_plugin.http_log import receiver as http_log
+from openmeter_plugin.http_log import receiver as receiver_module
 from openmeter_plugin.http_log import spooling
 from openmeter_plugin.http_log.spooling import Post, _Piece
-from openmeter_plugin.instances.record import Spooled
+from openmeter_plugin.instances.record import RoutedRecord
 from openmeter_plugin.spool.queue import Item
 from openmeter_plugin.spool.writer import SpoolWriter
 from tests.plugin.http_log_posts import SECRET, batch, log_of, receiving, run
 from tests.plugin.spools import Disk
 
-# The receiver in this process: its answers, and what is in the spool then
 
-
-def test_whoever_only_holds_connections_open_keeps_nobody_out(tmp_path: Path) -> None:
+def test_idle_connections_do_not_lock_others_out(tmp_path: Path) -> None:
     async def test() -> None:
         async with receiving(tmp_path, http_log="  max_connections: 4") as receiver:
             held = [await asyncio.open_connection("127.0.0.1", receiver.port) for _ in range(20)]
@@ -37,7 +35,7 @@ def test_whoever_only_holds_connections_open_keeps_nobody_out(tmp_path: Path) ->
     run(test())
 
 
-def test_a_disk_that_hangs_is_503_in_time_and_nothing_piles_up_behind_it(
+def test_a_hung_disk_is_503_in_time_and_nothing_piles_up_in_memory(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     async def test() -> None:
@@ -72,13 +70,10 @@ def test_a_full_disk_is_503_until_there_is_room_again(
             async with asyncio.timeout(10):
                 while (await receiver.post(batch("a"))).status_code != 200:
                     pass
-            # The first was kept in memory; nothing of the others was, or they would pile up there.
+            # Only the first was kept in memory; the others would pile up there.
             assert receiver.ids() == ["a", "a"]
 
     run(test())
-
-
-# The whole of it: processes, delivery, the metering API
 
 
 HUGE: dict[str, Callable[[], bytes]] = {
@@ -98,7 +93,7 @@ def huge_log(payload: object) -> bytes:
 def test_no_turn_of_the_event_loop_computes_for_20_ms_while_14_mb_are_received(
     tmp_path: Path, kind: str
 ) -> None:
-    """Measured in CPU time of the loop's own thread, so that a busy machine does not decide."""
+    """Measured in CPU time of the loop's own thread, so that a busy machine does not matter."""
     request = HUGE[kind]()
     head = f"POST / HTTP/1.1\r\nHost: x\r\nContent-Length: {len(request)}\r\nx-metering-key: {SECRET}\r\n"
     answers: list[bytes] = []
@@ -121,28 +116,28 @@ def test_no_turn_of_the_event_loop_computes_for_20_ms_while_14_mb_are_received(
             assert longest < 0.020
             assert len(receiver.ids()) == (6000 if kind == "many logs" else 1)
 
-    gc.freeze()  # as prepare_process does: what the tests have imported is not what is measured
+    gc.freeze()  # as prepare_process does: the modules that tests import are not measured
     try:
         run(test())
     finally:
         gc.unfreeze()
 
 
-def test_others_have_their_turn_when_a_slice_is_over(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_other_tasks_get_their_turn_after_each_slice(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     taken: list[object] = []
     add = Post.add
 
-    def counted(post: Post, spooled: Spooled, *, bad: bool) -> None:
+    def counted(post: Post, spooled: RoutedRecord, *, bad: bool) -> None:
         taken.append(spooled)
         add(post, spooled, bad=bad)
 
     monkeypatch.setattr(Post, "add", counted)
-    monkeypatch.setattr(http_log, "_SLICE", 0.0)  # over after each log
+    monkeypatch.setattr(receiver_module, "_SLICE", 0.0)  # a slice for each log
 
     async def test() -> None:
         async with receiving(tmp_path) as receiver:
             posting = asyncio.create_task(receiver.post(batch(*map(str, range(200)))))
-            between: set[int] = set()  # how many logs were taken at the turns that others had
+            between: set[int] = set()  # numbers of logs handled when others had their turn
             while not posting.done():
                 between.add(len(taken))
                 await asyncio.sleep(0)
@@ -152,7 +147,7 @@ def test_others_have_their_turn_when_a_slice_is_over(tmp_path: Path, monkeypatch
     run(test())
 
 
-def test_a_huge_post_goes_to_the_disk_in_pieces_each_after_the_one_before_it(
+def test_a_huge_post_is_written_in_pieces_each_after_the_previous_one(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     pieces: list[tuple[int, int]] = []
@@ -178,8 +173,8 @@ def test_a_huge_post_goes_to_the_disk_in_pieces_each_after_the_one_before_it(
         async with receiving(tmp_path) as receiver:
             assert (await receiver.post(batch(*(f"n {n}" for n in range(4000))))).status_code == 200
             assert receiver.ids() == [f"n {n}" for n in range(4000)]
-            of_nobody = await receiver.post(b"[" + b",".join([b"{}"] * 4000) + b"]")
-            assert of_nobody.json() == {"requests": 4000, "bad_records": 0}
+            anonymous = await receiver.post(b"[" + b",".join([b"{}"] * 4000) + b"]")
+            assert anonymous.json() == {"requests": 4000, "bad_records": 0}
 
     run(test())
     assert sum(count for count, _ in pieces) == 8000
@@ -188,10 +183,8 @@ def test_a_huge_post_goes_to_the_disk_in_pieces_each_after_the_one_before_it(
     assert max(under_way) == 0
 
 
-def test_the_room_that_posts_take_in_memory_is_bounded_and_given_back(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(spooling, "_MAX_BYTES_HELD", 20_000)  # some 20 records
+def test_the_memory_of_posts_is_bounded_and_released(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(spooling, "_MAX_RESERVED_BYTES", 20_000)  # about 20 records
 
     async def test() -> None:
         async with receiving(tmp_path) as receiver:
@@ -204,7 +197,7 @@ def test_the_room_that_posts_take_in_memory_is_bounded_and_given_back(
     run(test())
 
 
-def test_a_log_that_is_larger_than_is_parsed_in_one_go_is_metered_all_the_same(tmp_path: Path) -> None:
+def test_a_log_that_is_too_large_to_be_parsed_at_once_is_metered(tmp_path: Path) -> None:
     async def test() -> None:
         async with receiving(tmp_path) as receiver:
             huge = huge_log("x" * 1_000_000)[1:-1]

@@ -39,9 +39,6 @@ BOB = "consumer:def4f7d3-9863-5ad2-8fa9-c949bf26f55e"
 APPLICATION = "application:b15e2460-ba40-431d-9df0-4957fcffacda"
 
 
-# The whole of it: processes, delivery, the metering API
-
-
 @pytest.fixture
 def sandbox() -> Iterator[str]:
     with running_sandbox(token=TOKEN) as url:
@@ -52,17 +49,17 @@ def sandbox() -> Iterator[str]:
 def serving(
     directory: Path, sandbox: str, *arguments: str, port: int = 0
 ) -> Iterator[tuple[PluginServer, int]]:
-    """Run a plugin server with both ways in; yields it and the port of the second."""
+    """Run a plugin server with both inputs; yields it and the port of http-log."""
     file = directory / "openmeter-plugin.yaml"
     file.write_text(configuration(f"{sandbox}/api/v1/events"))
     file.chmod(0o600)
-    ways = ("--http-log", f"127.0.0.1:{port}", "--http-log-config", str(file))
-    with plugin_server(directory, *ways, *arguments) as server:
+    inputs = ("--http-log", f"127.0.0.1:{port}", "--http-log-config", str(file))
+    with plugin_server(directory, *inputs, *arguments) as server:
         yield server, eventually(lambda: port_of(server), what="listening")
 
 
 def port_of(server: PluginServer) -> int:
-    """Return the port that it listens on, 0 as long as it has not said."""
+    """Return the port that it listens on, 0 until it is in the log."""
     for entry in map(json.loads, server.log_text().splitlines()):
         if entry["event"] == "listening" and entry["pid"] == server.process.pid:
             return int(entry["on"][-1].rpartition(":")[2])
@@ -77,7 +74,7 @@ def over_the_wire(port: int, request: bytes) -> bytes:
 
 
 def get(url: str) -> Any:
-    """Return what the sandbox answers; without the seconds that loading certificates takes."""
+    """Return the sandbox's answer; without loading certificates, which takes seconds."""
     return httpx.get(url, headers={"authorization": f"Bearer {TOKEN}"}, verify=False).json()
 
 
@@ -87,13 +84,13 @@ def stats(sandbox: str) -> dict[str, Any]:
 
 
 def arrived(sandbox: str, count: int) -> list[dict[str, Any]]:
-    """Return the events in the metering API once there are so many."""
+    """Return the events in the metering API once there are `count`."""
     eventually(lambda: stats(sandbox)["events_stored"] >= count, what=f"the arrival of {count} events")
     return [item["event"] for item in get(f"{sandbox}/api/v1/events?limit=100")]
 
 
 def counted(spool: Path) -> dict[tuple[str, str], int]:
-    """Return delivery's books, all queues together."""
+    """Return the books' counts, summed over all queues."""
     totals: dict[tuple[str, str], int] = {}
     for counts in read_counts(spool).values():
         for key, value in counts.items():
@@ -102,7 +99,7 @@ def counted(spool: Path) -> dict[tuple[str, str], int]:
 
 
 def spool_bytes(server: PluginServer) -> bytes:
-    """Return everything in the spool but the token files, which are there to hold the token."""
+    """Return everything in the spool except the token files, which have to hold the token."""
     files = [p for p in server.spool.rglob("*") if p.is_file() and "tokens" not in p.parts]
     return b"".join(path.read_bytes() for path in files)
 
@@ -147,14 +144,14 @@ def test_the_recorded_posts_become_their_events_and_posted_twice_are_billed_once
     }
 
 
-def test_both_ways_in_make_the_same_event_of_the_same_request(tmp_path: Path, sandbox: str) -> None:
+def test_both_inputs_make_the_same_event_of_the_same_request(tmp_path: Path, sandbox: str) -> None:
     request = serialized("authenticated")
     plugin = PluginInstance(
         {
             "ingest_endpoint": f"{sandbox}/api/v1/events",
             "api_token": TOKEN,
             "queue": {"max_coalescing_delay": 0.05},
-            "__plugin_id": "the-other-way",
+            "__plugin_id": "the-other-input",
         }
     )
 
@@ -190,7 +187,7 @@ def test_no_secret_reaches_the_events_the_spool_or_the_log(tmp_path: Path, sandb
         assert secret.encode() not in everything, secret
 
 
-def test_what_had_its_200_arrives_though_the_worker_is_killed_again_and_again(
+def test_posts_with_a_200_arrive_even_if_the_worker_is_killed_again_and_again(
     tmp_path: Path, sandbox: str
 ) -> None:
     batches = [[f"{number}-{n}" for n in range(40)] for number in range(100)]
@@ -198,7 +195,7 @@ def test_what_had_its_200_arrives_though_the_worker_is_killed_again_and_again(
     done: list[int] = []
 
     def kong() -> None:
-        """Post as Kong's queue does: each batch until it is taken."""
+        """Post as Kong's queue does: each batch until it is accepted."""
         for number, ids in enumerate(batches):
             try:
                 while post(port, batch(*ids)) != 200:
@@ -220,18 +217,20 @@ def test_what_had_its_200_arrives_though_the_worker_is_killed_again_and_again(
         assert stats(sandbox)["events_stored"] == 4000
 
 
-def test_a_post_that_the_worker_dies_in_has_no_answer_and_comes_again(tmp_path: Path, sandbox: str) -> None:
+def test_a_post_during_which_the_worker_dies_has_no_answer_and_is_posted_again(
+    tmp_path: Path, sandbox: str
+) -> None:
     request = recorded_posts()[0]
     with serving(tmp_path, sandbox) as (server, port):
         with socket.create_connection(("127.0.0.1", port), 10) as connection:
-            connection.sendall(recorded_posts()[1])  # which the worker has then
+            connection.sendall(recorded_posts()[1])  # now the worker has this connection
             answer = b""
             while not answer.endswith(b"}"):
                 answer += connection.recv(4096)
             connection.sendall(request[:-500])
-            time_of_death = len(server.log_text())
+            log_size = len(server.log_text())
             os.kill(eventually(lambda: server.child("worker") or 0), signal.SIGKILL)
-            eventually(lambda: "process_ended" in server.log_text()[time_of_death:], what="the end")
+            eventually(lambda: "process_ended" in server.log_text()[log_size:], what="the end")
             with suppress(ConnectionError):
                 connection.sendall(request[-500:])
                 assert connection.recv(1) == b""
@@ -262,11 +261,11 @@ def test_requests_over_the_socket_are_answered_while_a_huge_post_is_received(
         huge = threading.Thread(target=lambda: statuses.append(post(port, body, seconds=30)))
         asyncio.run(requests(server, huge))
         assert statuses == [200]
-    print(f"{len(waits)} requests beside the post, the longest took {max(waits) * 1000:.1f} ms")
-    assert len(waits) >= 8  # two or three, if they had to wait for it
+    print(f"{len(waits)} requests during the post, the longest took {max(waits) * 1000:.1f} ms")
+    assert len(waits) >= 8  # two or three if they had to wait for the post
 
 
-def test_two_workers_take_posts_at_one_address(tmp_path: Path, sandbox: str) -> None:
+def test_two_workers_receive_posts_at_one_address(tmp_path: Path, sandbox: str) -> None:
     with serving(tmp_path, sandbox, "--workers", "2") as (server, port):
         for number in range(40):
             assert post(port, batch(f"{number}")) == 200
@@ -274,7 +273,7 @@ def test_two_workers_take_posts_at_one_address(tmp_path: Path, sandbox: str) -> 
         assert server.stop() == 0
 
 
-def test_the_next_generation_takes_over_at_the_same_port(tmp_path: Path, sandbox: str) -> None:
+def test_the_next_server_takes_over_the_same_port(tmp_path: Path, sandbox: str) -> None:
     (tmp_path / "new").mkdir()
     with serving(tmp_path, sandbox) as (old, port):
         assert post(port, batch("old")) == 200
@@ -287,19 +286,21 @@ def test_the_next_generation_takes_over_at_the_same_port(tmp_path: Path, sandbox
             eventually(lambda: stats(sandbox)["events_stored"] == 21, what="the arrival")
 
 
-def test_it_serves_alone_behind_a_unix_socket_which_goes_with_it(tmp_path: Path, sandbox: str) -> None:
+def test_http_log_alone_is_served_on_a_unix_socket_which_is_removed_at_the_end(
+    tmp_path: Path, sandbox: str
+) -> None:
     (tmp_path / "openmeter-plugin.yaml").write_text(configuration(f"{sandbox}/api/v1/events"))
-    way_in, spool = tmp_path / "h", tmp_path / "spool"
-    command = [sys.executable, "-m", "openmeter_plugin", "serve", "--http-log", f"unix:{way_in}"]
+    socket_path, spool = tmp_path / "h", tmp_path / "spool"
+    command = [sys.executable, "-m", "openmeter_plugin", "serve", "--http-log", f"unix:{socket_path}"]
     process = subprocess.Popen([*command, "--spool", str(spool)], cwd=tmp_path)
     try:
-        eventually(way_in.exists, what="listening")
+        eventually(socket_path.exists, what="listening")
         with socket.socket(socket.AF_UNIX) as connection:
-            connection.connect(str(way_in))
+            connection.connect(str(socket_path))
             connection.sendall(recorded_posts()[1])
             assert connection.recv(4096).startswith(b"HTTP/1.1 200 ")
         assert len(arrived(sandbox, 1)) == 1
     finally:
         process.terminate()
         assert process.wait(20) == 0
-    assert not way_in.exists()
+    assert not socket_path.exists()

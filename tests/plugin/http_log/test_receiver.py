@@ -1,4 +1,4 @@
-"""What a post of http-log is answered, and what is in the spool then."""
+"""The answers to http-log's posts, and their records in the spool."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ async def bytes_answered(port: int, request: bytes) -> bytes:
         writer.close()
 
 
-def test_a_single_log_without_an_array_is_taken_as_with_a_batch_size_of_one(tmp_path: Path) -> None:
+def test_a_single_log_without_an_array_is_accepted_as_with_a_batch_size_of_one(tmp_path: Path) -> None:
     async def test() -> None:
         async with receiving(tmp_path) as receiver:
             answer = await receiver.post(log_of("one"), content_type="application/json; charset=utf-8")
@@ -45,7 +45,7 @@ def test_a_single_log_without_an_array_is_taken_as_with_a_batch_size_of_one(tmp_
     run(test())
 
 
-def test_a_post_has_its_200_only_when_all_of_it_is_on_disk(tmp_path: Path) -> None:
+def test_a_post_gets_its_200_only_when_all_of_it_is_on_disk(tmp_path: Path) -> None:
     async def test() -> None:
         async with receiving(tmp_path) as receiver:
             for number in range(20):
@@ -56,7 +56,7 @@ def test_a_post_has_its_200_only_when_all_of_it_is_on_disk(tmp_path: Path) -> No
     run(test())
 
 
-def test_every_method_that_http_log_knows_is_served_at_any_path(tmp_path: Path) -> None:
+def test_every_method_of_http_log_is_served_at_any_path(tmp_path: Path) -> None:
     async def test() -> None:
         async with receiving(tmp_path) as receiver:
             for method in ("POST", "PUT", "PATCH"):
@@ -67,7 +67,7 @@ def test_every_method_that_http_log_knows_is_served_at_any_path(tmp_path: Path) 
     run(test())
 
 
-def test_without_the_secret_nothing_is_taken(tmp_path: Path) -> None:
+def test_nothing_is_accepted_without_the_secret(tmp_path: Path) -> None:
     async def test() -> None:
         async with receiving(tmp_path) as receiver:
             for wrong in ("", SECRET[:-1], SECRET + "x"):
@@ -83,7 +83,7 @@ def test_without_the_secret_nothing_is_taken(tmp_path: Path) -> None:
     run(test())
 
 
-def test_several_secrets_are_good_at_a_time_so_that_one_can_be_replaced(tmp_path: Path) -> None:
+def test_several_secrets_are_valid_at_a_time_so_that_one_can_be_replaced(tmp_path: Path) -> None:
     both = f"[{SECRET}, the-secret-of-tomorrow]"
     (tmp_path / "c.yaml").write_text(configuration(secret=both))
     secrets = load(tmp_path / "c.yaml", {}).settings.secret
@@ -98,7 +98,7 @@ def test_several_secrets_are_good_at_a_time_so_that_one_can_be_replaced(tmp_path
     run(test())
 
 
-def test_what_is_no_json_is_400_and_says_so(tmp_path: Path) -> None:
+def test_a_body_that_is_not_json_is_400_with_the_reason(tmp_path: Path) -> None:
     async def test() -> None:
         async with receiving(tmp_path) as receiver:
             for body in (b"", b"nonsense", b"17", b'"text"', b"[", b'[{"a":1}', b'{"a":1', b"[]]"):
@@ -119,7 +119,7 @@ def test_another_content_type_and_a_compressed_body_are_415(tmp_path: Path) -> N
     run(test())
 
 
-def test_a_bad_entry_is_counted_and_the_good_ones_beside_it_are_taken(tmp_path: Path) -> None:
+def test_a_bad_entry_is_counted_and_its_good_neighbours_are_accepted(tmp_path: Path) -> None:
     too_deep = b'{"a":' * 2000 + b"1" + b"}" * 2000
     bad = [b"null", b"17", b"[]", b'"text"', b"nonsense", b'{"a":oops}', too_deep]
 
@@ -134,7 +134,7 @@ def test_a_bad_entry_is_counted_and_the_good_ones_beside_it_are_taken(tmp_path: 
     run(test())
 
 
-def test_bytes_of_a_header_that_are_no_utf_8_cost_no_event(tmp_path: Path) -> None:
+def test_a_header_with_invalid_utf_8_loses_no_event(tmp_path: Path) -> None:
     async def test() -> None:
         async with receiving(tmp_path) as receiver:
             body = batch("a", "b", "c").replace(b"curl/7.88.1", b"caf\xe9 \xff},{", 2)
@@ -145,7 +145,7 @@ def test_bytes_of_a_header_that_are_no_utf_8_cost_no_event(tmp_path: Path) -> No
     run(test())
 
 
-def test_a_log_without_a_request_id_has_the_same_one_when_its_batch_comes_again(tmp_path: Path) -> None:
+def test_a_log_without_a_request_id_gets_the_same_id_when_its_batch_is_posted_again(tmp_path: Path) -> None:
     async def test() -> None:
         log = recorded_logs()[0]
         del log["request"]["id"]
@@ -159,7 +159,7 @@ def test_a_log_without_a_request_id_has_the_same_one_when_its_batch_comes_again(
     run(test())
 
 
-def test_the_application_is_taken_where_the_plugin_would_have_asked_for_it(tmp_path: Path) -> None:
+def test_the_application_is_used_where_the_plugin_would_have_queried_it(tmp_path: Path) -> None:
     async def test() -> None:
         always = "application_context: always"
         async with receiving(tmp_path, plugin=always) as receiver:
@@ -171,7 +171,7 @@ def test_the_application_is_taken_where_the_plugin_would_have_asked_for_it(tmp_p
     run(test())
 
 
-def test_a_named_part_of_the_path_is_taken_from_the_log(tmp_path: Path) -> None:
+def test_a_path_capture_is_read_from_the_log(tmp_path: Path) -> None:
     async def test() -> None:
         attribute = "{source: path_capture, look_up_value_in: tenant, event_property_name: tenant}"
         async with receiving(tmp_path, plugin=f"attributes: [{attribute}]") as receiver:
@@ -183,7 +183,7 @@ def test_a_named_part_of_the_path_is_taken_from_the_log(tmp_path: Path) -> None:
     run(test())
 
 
-def test_a_body_over_the_limit_is_413_whether_its_length_is_told_or_not(tmp_path: Path) -> None:
+def test_a_body_over_the_limit_is_413_with_or_without_a_content_length(tmp_path: Path) -> None:
     async def test() -> None:
         async def pieces() -> AsyncIterator[bytes]:
             for _ in range(9):
@@ -199,7 +199,7 @@ def test_a_body_over_the_limit_is_413_whether_its_length_is_told_or_not(tmp_path
     run(test())
 
 
-def test_a_body_of_exactly_the_limit_is_taken(tmp_path: Path) -> None:
+def test_a_body_of_exactly_the_limit_is_accepted(tmp_path: Path) -> None:
     async def test() -> None:
         async with receiving(tmp_path, http_log="  max_body: 64KiB") as receiver:
             answer = await receiver.post(batch("fits").ljust(64 * 1024))
@@ -217,7 +217,7 @@ def test_a_head_that_does_not_end_closes_the_connection(tmp_path: Path) -> None:
     run(test())
 
 
-def test_a_body_that_does_not_end_is_408_and_nothing_of_it_is_taken(tmp_path: Path) -> None:
+def test_a_body_that_does_not_end_is_408_and_none_of_it_is_spooled(tmp_path: Path) -> None:
     async def test() -> None:
         async with receiving(tmp_path, http_log="  read_timeout: 0.2") as receiver:
             head = f"POST / HTTP/1.1\r\nHost: x\r\nContent-Length: 100000\r\nx-metering-key: {SECRET}\r\n"

@@ -1,4 +1,4 @@
-"""Entries that are too large to be parsed in one go: what is left out of them, and in which steps."""
+"""Scanner: entries that are too large to be parsed at once are shortened, in bounded steps."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from openmeter_plugin.config.instance_config import parse_config
-from openmeter_plugin.http_log import splitter as json_entries
+from openmeter_plugin.http_log import splitter as splitter_module
 from openmeter_plugin.http_log.scanner import Limits, Scan
 from openmeter_plugin.http_log.splitter import EntrySplitter
 from openmeter_plugin.metering import lenient_json
@@ -36,7 +36,7 @@ _VALUES = st.recursive(
 
 
 def only_entry(log: object, *, escaped: bool = True, limits: Limits = LIMITS) -> Any:
-    """Return what is parsed of a log that is the only one of its post."""
+    """Return the parsed value of a log that is the only one of its post."""
     splitter = EntrySplitter(limits)
     body = json.dumps([log], separators=(",", ":"), ensure_ascii=escaped).encode()
     found = [entry for entry in (*splitter.feed(body), *splitter.finish()) if entry]
@@ -45,7 +45,7 @@ def only_entry(log: object, *, escaped: bool = True, limits: Limits = LIMITS) ->
 
 
 def is_like(kept: Any, whole: Any) -> bool:
-    """Whether a value is another one of which texts were shortened and containers left out."""
+    """Return whether a value is another one with shortened texts and removed containers."""
     if type(whole) is str and type(kept) is str:
         return kept == whole or (len(kept) >= 2 * MAX_TEXT and whole.startswith(kept))
     if type(whole) is list and type(kept) is list:
@@ -56,7 +56,7 @@ def is_like(kept: Any, whole: Any) -> bool:
 
 
 @given(_VALUES, st.booleans(), st.sampled_from([1000, 10_000, LIMITS.parsed]))
-def test_what_is_left_of_a_large_log_is_the_log_with_shorter_texts_and_without_some_containers(
+def test_a_shortened_log_is_the_log_with_shorter_texts_and_without_some_containers(
     value: object, escaped: bool, parsed: int
 ) -> None:
     log = {"request": {"id": "r"}, "payload": value}
@@ -90,7 +90,7 @@ def test_the_event_of_a_log_with_enormous_texts_is_that_of_the_whole_log(
         assert of_kept == of_whole
 
 
-def test_token_counts_beside_an_enormous_payload_are_kept() -> None:
+def test_token_counts_next_to_an_enormous_payload_are_kept() -> None:
     payloads: list[object] = ["x" * 1_000_000, '{"role": "user"}, ' * 50_000, [{"role": "user"}] * 50_000]
     for payload in payloads:
         log = llm_request().parsed
@@ -104,7 +104,7 @@ def test_token_counts_beside_an_enormous_payload_are_kept() -> None:
         assert len(orjson.dumps(kept)) < LIMITS.parsed
 
 
-def test_a_list_that_is_too_large_even_without_the_one_in_it_is_left_out_with_it() -> None:
+def test_a_list_that_is_too_large_even_without_its_inner_list_is_removed_as_a_whole() -> None:
     log = {"request": {"id": "r"}, "payload": [list(range(40_000)), *range(40_000)], "last": 1}
     expected = {"request": {"id": "r"}, "last": 1}
     assert only_entry(log) == expected | {"payload": None}
@@ -112,13 +112,13 @@ def test_a_list_that_is_too_large_even_without_the_one_in_it_is_left_out_with_it
     assert only_entry(log) == expected | {"payload": [None, "beside"]}
 
 
-def test_a_log_with_much_else_beside_a_list_that_is_too_large_keeps_all_of_the_rest() -> None:
+def test_a_large_log_with_a_list_that_is_too_large_keeps_all_of_the_rest() -> None:
     rest = {f"text {number}": "x" * LIMITS.text for number in range(2 * LIMITS.container // LIMITS.text - 8)}
     log = {"request": {"id": "r"}, "payload": list(range(40_000))} | rest
     assert only_entry(log) == log | {"payload": None}
 
 
-def test_a_log_at_the_limit_is_parsed_as_it_is_and_one_beyond_it_is_shortened() -> None:
+def test_a_log_at_the_limit_is_parsed_unchanged_and_one_beyond_it_is_shortened() -> None:
     log = {"payload": ""}
     log["payload"] = "x" * (LIMITS.parsed - len(orjson.dumps(log)))
     assert only_entry(log) == log
@@ -126,7 +126,7 @@ def test_a_log_at_the_limit_is_parsed_as_it_is_and_one_beyond_it_is_shortened() 
     assert only_entry(log) == {"payload": "x" * (2 * MAX_TEXT)}
 
 
-def test_a_log_that_is_nothing_but_thousands_of_members_is_no_record() -> None:
+def test_a_log_of_nothing_but_thousands_of_members_is_a_bad_record() -> None:
     assert only_entry({f"member {number}": number for number in range(20_000)}) is None
 
 
@@ -161,7 +161,7 @@ BODIES: dict[str, Callable[[], bytes]] = {
 def test_no_step_parses_or_scans_more_than_its_bound(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     parsed: list[int] = []
     passed: list[int] = []
-    go_on = Scan.go_on
+    scan_step = Scan.step
 
     def loads(raw: bytes) -> Any:
         parsed.append(len(raw))
@@ -169,25 +169,25 @@ def test_no_step_parses_or_scans_more_than_its_bound(name: str, monkeypatch: pyt
 
     def step(scan: Scan, buffer: bytearray) -> object:
         before = scan._at
-        result = go_on(scan, buffer)
+        result = scan_step(scan, buffer)
         passed.append(scan._at - before)
         return result
 
     recording = SimpleNamespace(loads=loads, JSONDecodeError=orjson.JSONDecodeError)
-    monkeypatch.setattr(json_entries, "orjson", recording)
+    monkeypatch.setattr(splitter_module, "orjson", recording)
     monkeypatch.setattr(lenient_json, "orjson", recording)
-    monkeypatch.setattr(Scan, "go_on", step)
+    monkeypatch.setattr(Scan, "step", step)
     splitter, body, between = EntrySplitter(), BODIES[name](), [0]
     for start in range(0, len(body), CHUNK):
         between.extend(len(parsed) + len(passed) for _ in splitter.feed(body[start : start + CHUNK]))
     monkeypatch.undo()
     assert max(parsed, default=0) <= LIMITS.parsed
     assert max(passed, default=0) <= 2 * CHUNK
-    # Between two moments at which others may have their turn: the end of a piece, a step, and parsing.
+    # Between two pauses for other tasks: the end of a chunk, one step, and one parse.
     assert max(late - early for early, late in pairwise(between)) <= 3
     assert len(passed) + len(parsed) >= len(body) / (2 * LIMITS.parsed) or name == "spaces"
 
 
-def test_a_step_looks_at_a_bounded_number_of_brackets() -> None:
+def test_a_step_handles_a_bounded_number_of_brackets() -> None:
     splitter = EntrySplitter()
     assert len(list(splitter.feed(b"[" * 1_000_000))) >= 5000

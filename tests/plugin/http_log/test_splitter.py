@@ -1,4 +1,4 @@
-"""Taking the body of a post apart: the same entries as parsing it whole, however it arrives."""
+"""Splitter: the entries are those of the parsed body, however it arrives."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from openmeter_plugin.http_log.scanner import Limits
-from openmeter_plugin.http_log.splitter import EntrySplitter, NotJsonError, Ready, ShortWay
+from openmeter_plugin.http_log.splitter import Encode, EncodedRecord, EntrySplitter, NotJsonError
 from openmeter_plugin.metering.fast_path import fast_path_for
 from tests.plugin.metering.test_fast_path import LOG, long_way, rules
 
@@ -40,10 +40,10 @@ def split(
     body: bytes,
     cuts: list[int] | None = None,
     limits: Limits = Limits(),  # noqa: B008
-    short_way: ShortWay | None = None,
+    encode: Encode | None = None,
 ) -> list[Any]:
     """Return the values of the entries of a body that arrives in pieces."""
-    splitter = EntrySplitter(limits, short_way)
+    splitter = EntrySplitter(limits, encode)
     found = []
     at = 0
     for cut in [*sorted(cuts or []), len(body)]:
@@ -64,29 +64,29 @@ def test_the_entries_are_those_of_the_array_wherever_it_is_cut(
 @given(
     st.lists(st.just(LOG) | _VALUES.map(lambda value: LOG | {"route": value, "new": value}) | _VALUES), _CUTS
 )
-def test_with_a_short_way_each_entry_is_its_record_or_what_it_would_be_without(
+def test_with_a_fast_path_each_entry_is_its_record_or_the_parsed_value(
     entries: list[Any], cuts: list[int]
 ) -> None:
-    usual = fast_path_for(rules())
-    assert usual is not None
+    fast_path = fast_path_for(rules())
+    assert fast_path is not None
     body = json.dumps(entries, separators=(",", ":")).encode()
-    found = split(body, cuts, short_way=usual.record)
+    found = split(body, cuts, encode=fast_path.record)
     assert len(found) == len(entries)
     for value, entry in zip(found, entries, strict=True):
-        if isinstance(value, Ready):
+        if isinstance(value, EncodedRecord):
             assert value.record == long_way(json.dumps(entry).encode(), rules())
         else:
             assert value == entry
 
 
 @given(st.integers(1, 5), _CUTS)
-def test_usual_requests_all_go_the_short_way(count: int, cuts: list[int]) -> None:
-    usual = fast_path_for(rules())
-    assert usual is not None
+def test_ordinary_requests_all_take_the_fast_path(count: int, cuts: list[int]) -> None:
+    fast_path = fast_path_for(rules())
+    assert fast_path is not None
     body = json.dumps([LOG] * count, separators=(",", ":")).encode()
     record = long_way(json.dumps(LOG).encode(), rules())
     assert record is not None
-    assert split(body, cuts, short_way=usual.record) == [Ready(record)] * count
+    assert split(body, cuts, encode=fast_path.record) == [EncodedRecord(record)] * count
 
 
 @given(st.dictionaries(_ODD_TEXT, _VALUES), _CUTS, _SEPARATORS)
@@ -97,7 +97,7 @@ def test_an_object_alone_is_the_one_entry(
 
 
 def result(body: bytes, cuts: list[int], limits: Limits) -> object:
-    """Return the entries, or why there are none."""
+    """Return the entries, or the error message."""
     try:
         return split(body, cuts, limits)
     except NotJsonError as error:
@@ -110,14 +110,14 @@ def result(body: bytes, cuts: list[int], limits: Limits) -> object:
     _CUTS,
     st.sampled_from([Limits(), Limits(parsed=3, text=256, container=5)]),
 )
-def test_whatever_comes_the_result_depends_on_the_bytes_and_not_on_the_cuts(
+def test_for_any_body_the_result_depends_on_the_bytes_and_not_on_the_cuts(
     body: bytes, cuts: list[int], limits: Limits
 ) -> None:
     assert result(body, cuts, limits) == result(body, [], limits)
 
 
 @given(st.lists(_LARGE, max_size=5), _CUTS, _SEPARATORS, st.booleans())
-def test_of_entries_that_are_too_large_the_rest_depends_on_the_bytes_and_not_on_the_cuts(
+def test_shortened_entries_depend_on_the_bytes_and_not_on_the_cuts(
     entries: list[Any], cuts: list[int], separators: tuple[str, str], escaped: bool
 ) -> None:
     body = json.dumps(entries, separators=separators, ensure_ascii=escaped).encode()
@@ -150,6 +150,6 @@ def test_a_bad_entry_leaves_its_neighbours_alone(bad: bytes, value: object) -> N
         *(b'["', b'["\\', b'{"a":1}{"b":2}', b"[]]", b'[{"a":1}] x', b"\xff\xfe[\x00]\x00"),
     ],
 )
-def test_a_body_without_an_array_or_object_is_no_json(body: bytes) -> None:
+def test_a_body_that_is_not_one_array_or_object_is_refused(body: bytes) -> None:
     with pytest.raises(NotJsonError):
         split(body)

@@ -1,4 +1,4 @@
-"""The instances that Kong has started: which are forgotten, and where the events of each go."""
+"""Instances that Kong has started: when they are forgotten, and the destinations of their events."""
 
 from __future__ import annotations
 
@@ -62,14 +62,14 @@ def test_a_destination_has_the_configurations_values_in_seconds() -> None:
     )
 
 
-def test_a_token_of_a_vault_is_known_by_its_reference_whichever_plugin_and_value_it_has() -> None:
+def test_a_vault_token_is_identified_by_its_reference_not_by_plugin_or_value() -> None:
     first = {"api_token": "{vault://env/first}"}
     one = destination(api_token="old", **{"$refs": first})
     assert destination(api_token="new", __plugin_id="another", **{"$refs": first}).id == one.id
     assert destination(api_token="old", **{"$refs": {"api_token": "{vault://env/second}"}}).id != one.id
 
 
-def test_a_token_in_the_configuration_is_known_by_the_plugin_that_it_stands_in() -> None:
+def test_a_token_in_the_configuration_is_identified_by_its_plugin() -> None:
     one = destination(api_token="old")
     assert destination(api_token="new").id == one.id
     assert destination(api_token="old", __plugin_id="another").id != one.id
@@ -77,7 +77,7 @@ def test_a_token_in_the_configuration_is_known_by_the_plugin_that_it_stands_in()
 
 
 @pytest.mark.parametrize("token", [None, ""])
-def test_a_token_that_the_vault_did_not_give_is_told_from_one_that_nobody_wants(token: str | None) -> None:
+def test_a_token_that_the_vault_did_not_resolve_is_distinguished_from_no_token(token: str | None) -> None:
     reference = {"$refs": {"api_token": "{vault://env/t}"}}
     assert destination(api_token=token, **reference).token_unresolved
     assert not destination(api_token=token).token_unresolved

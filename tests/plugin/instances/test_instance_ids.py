@@ -1,4 +1,4 @@
-"""The numbers that Kong knows our instances by: none stands for two configurations, whoever gave it out."""
+"""Instance ids: none is ever assigned to two configurations, by whatever process."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from openmeter_plugin.instances.instance import InstanceIds
 LARGEST = 2**31 - 1  # the protocol's int32
 
 
-def test_servers_of_one_spool_never_give_an_id_out_twice(tmp_path: Path) -> None:
+def test_servers_of_one_spool_never_assign_an_id_twice(tmp_path: Path) -> None:
     given = [next(ids) for ids in [InstanceIds(tmp_path) for _ in range(20)] for _ in range(3)]
     assert len(set(given)) == 60
 
@@ -28,7 +28,7 @@ def test_servers_that_start_at_the_same_moment_reserve_ids_of_their_own(
 
     def slow(descriptor: int, size: int, offset: int) -> bytes:
         content = pread(descriptor, size, offset)
-        time.sleep(0.002)  # in which another may read the same, if it may
+        time.sleep(0.002)  # in which another would read the same without the lock
         return content
 
     monkeypatch.setattr(os, "pread", slow)
@@ -46,7 +46,7 @@ def test_servers_that_start_at_the_same_moment_reserve_ids_of_their_own(
     assert len(set(firsts)) == 80
 
 
-def test_an_empty_spool_beside_a_kong_that_runs_begins_with_other_ids_than_the_one_before(
+def test_a_new_spool_under_a_running_kong_begins_with_other_ids_than_the_previous_one(
     tmp_path: Path,
 ) -> None:
     firsts = set()
@@ -66,7 +66,7 @@ def test_no_id_is_larger_than_the_protocol_holds(tmp_path: Path, content: int) -
     assert max(given) <= LARGEST
 
 
-def test_without_a_disk_to_reserve_them_on_ids_are_given_all_the_same(tmp_path: Path) -> None:
+def test_ids_are_assigned_even_without_a_disk_to_reserve_them_on(tmp_path: Path) -> None:
     ids = InstanceIds(tmp_path / "not-there")
     given = [next(ids) for _ in range(10_000)]
     assert len(set(given)) == 10_000

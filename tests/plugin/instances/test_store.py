@@ -1,4 +1,4 @@
-"""What the next server knows of the instances that Kong has started, and what it is never told."""
+"""Instance files: the next server knows the instances, and no file holds a token."""
 
 from __future__ import annotations
 
@@ -11,9 +11,8 @@ import orjson
 import pytest
 
 from openmeter_plugin.config.instance_config import parse_config, parse_object
-from openmeter_plugin.instances import store
 from openmeter_plugin.instances.instance import InstanceIds, Instances
-from openmeter_plugin.instances.store import InstanceFiles, InstanceFinder, restored, without_token
+from openmeter_plugin.instances.store import InstanceFiles, InstanceFinder, parse_file, without_token
 from syncd.sandbox.testing import running_sandbox
 from tests.harness.kong import KongWorker, PluginInstance, drive
 from tests.harness.process import PluginServer, eventually, plugin_server
@@ -27,7 +26,7 @@ def only_file(server: PluginServer) -> Path:
     return path
 
 
-def handed_over(server: PluginServer, instance: PluginInstance, number: int) -> KongWorker:
+def hand_over(server: PluginServer, instance: PluginInstance, number: int) -> KongWorker:
     async def run() -> KongWorker:
         worker = KongWorker(server.socket)
         recorded, tag = request(number)
@@ -38,13 +37,13 @@ def handed_over(server: PluginServer, instance: PluginInstance, number: int) -> 
     return asyncio.run(run())
 
 
-def test_the_next_server_knows_the_instances_of_the_one_before_and_no_file_of_theirs_has_the_token(
+def test_the_next_server_knows_the_instances_of_the_previous_one_and_no_file_has_the_token(
     tmp_path: Path,
 ) -> None:
     with running_sandbox(token=TOKEN) as sandbox:
         instance = plugin(sandbox)
         with plugin_server(tmp_path) as server:
-            assert handed_over(server, instance, 0).tally.lost == []
+            assert hand_over(server, instance, 0).tally.lost == []
             path = only_file(server)
             assert path.stem == str(instance.instance_id)
             assert stat.S_IMODE(path.stat().st_mode) == 0o600
@@ -52,15 +51,15 @@ def test_the_next_server_knows_the_instances_of_the_one_before_and_no_file_of_th
             assert TOKEN not in path.read_text()
             eventually(lambda: stored(sandbox) == 1, what="the arrival")
         with plugin_server(tmp_path) as server:
-            tally = handed_over(server, instance, 1).tally
+            tally = hand_over(server, instance, 1).tally
             assert (tally.lost, tally.resent) == ([], 0)
-            eventually(lambda: stored(sandbox) == 2, what="the arrival, with the token of before")
+            eventually(lambda: stored(sandbox) == 2, what="the arrival, with the previous token")
 
 
-def test_of_an_instance_that_kong_has_closed_nothing_stays(tmp_path: Path) -> None:
+def test_the_file_of_an_instance_that_kong_has_closed_is_removed(tmp_path: Path) -> None:
     with running_sandbox(token=TOKEN) as sandbox, plugin_server(tmp_path) as server:
         instance = plugin(sandbox)
-        handed_over(server, instance, 0)
+        hand_over(server, instance, 0)
         path = only_file(server)
 
         async def close() -> None:
@@ -72,42 +71,40 @@ def test_of_an_instance_that_kong_has_closed_nothing_stays(tmp_path: Path) -> No
         eventually(lambda: not path.exists(), what="the removal")
 
 
-@pytest.mark.parametrize(
-    "content", [None, b"", b"{}", b"\xff", b'{"config": {}, "keeps_token": true}', b"[]"]
-)
-def test_where_the_file_of_an_instance_cannot_be_used_kong_starts_it_again(
+@pytest.mark.parametrize("content", [None, b"", b"{}", b"\xff", b'{"config": {}, "had_token": true}', b"[]"])
+def test_an_instance_whose_file_is_invalid_is_started_again_by_kong(
     tmp_path: Path, content: bytes | None
 ) -> None:
     with running_sandbox(token=TOKEN) as sandbox:
         instance = plugin(sandbox)
         with plugin_server(tmp_path) as server:
-            handed_over(server, instance, 0)
+            hand_over(server, instance, 0)
             path = only_file(server)
         path.unlink()
         if content is not None:
             path.write_bytes(content)
         with plugin_server(tmp_path) as server:
-            tally = handed_over(server, instance, 1).tally
+            tally = hand_over(server, instance, 1).tally
             assert (tally.lost, tally.resent) == ([], 1)
 
 
-def test_what_is_kept_of_a_configuration_makes_the_same_rules() -> None:
+def test_the_saved_part_of_a_configuration_makes_the_same_rules() -> None:
     recorded = orjson.loads((WIRE / "start-instance-full-schema.json").read_bytes())
     for config in (
         recorded,
         {"ingest_endpoint": "http://a.example/", "$refs": {"api_token": "{vault://e/t}"}},
     ):
         raw = orjson.dumps(config | {"ingest_endpoint": "http://a.example/", "api_token": TOKEN})
-        kept = without_token(raw)
-        assert kept is not None
-        known = restored(kept)
-        assert known is not None
-        assert known[1]
-        assert parse_config(parse_object(known[0]))[1] == parse_config(parse_object(raw))[1]
-        assert TOKEN.encode() not in kept
+        saved = without_token(raw)
+        assert saved is not None
+        parsed = parse_file(saved)
+        assert parsed is not None
+        assert parsed[1]
+        assert parse_config(parse_object(parsed[0]))[1] == parse_config(parse_object(raw))[1]
+        assert TOKEN.encode() not in saved
 
 
-def test_a_configuration_that_cannot_be_used_is_not_kept() -> None:
+def test_an_invalid_configuration_is_not_saved() -> None:
     assert without_token(b'{"ingest_endpoint": 7, "secret": "s"}') is None
     assert without_token(b"no JSON") is None
 
@@ -119,7 +116,7 @@ def test_files_that_no_server_has_touched_for_long_are_removed_and_those_in_use_
         files = InstanceFiles(tmp_path, asyncio.get_running_loop())
         files.start()
         for number in (1, 2, 3):
-            files.keep(number, b'{"ingest_endpoint": "http://a.example/"}')
+            files.save(number, b'{"ingest_endpoint": "http://a.example/"}')
         files.close(10)
         for number in (1, 2):
             os.utime(tmp_path / "instances" / f"{number}.json", (0, 0))
@@ -133,49 +130,48 @@ def test_files_that_no_server_has_touched_for_long_are_removed_and_those_in_use_
     assert left == {"1.json": 0o600, "3.json": 0o600}
 
 
-def test_whether_a_token_belongs_to_an_instance_is_kept_and_nothing_that_stands_in_its_place() -> None:
+def test_the_file_says_whether_there_was_a_token_and_holds_no_placeholder_for_it() -> None:
     reference = {"$refs": {"api_token": "{vault://e/t}"}}
     for config, had_token in (
         ({}, False),
         ({"api_token": TOKEN}, True),
         ({"api_token": ""} | reference, True),
     ):
-        kept = without_token(orjson.dumps({"ingest_endpoint": "http://a.example/"} | config))
-        assert kept is not None
-        known = restored(kept)
-        assert known is not None
-        assert known[1] is had_token
-        assert "api_token" not in orjson.loads(known[0])
+        saved = without_token(orjson.dumps({"ingest_endpoint": "http://a.example/"} | config))
+        assert saved is not None
+        parsed = parse_file(saved)
+        assert parsed is not None
+        assert parsed[1] is had_token
+        assert "api_token" not in orjson.loads(parsed[0])
 
 
 def test_an_instance_whose_file_cannot_be_read_in_time_is_started_again_by_kong(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path,
 ) -> None:
-    monkeypatch.setattr(store, "_MAX_LOOK", 0.02)
-
     async def body() -> list[object]:
         loop = asyncio.get_running_loop()
-        files = InstanceFiles(tmp_path, loop)  # whose thread hangs, as it were: it is not started
-        told: list[object] = []
+        files = InstanceFiles(tmp_path, loop)  # its thread is not started, as if it hung
+        found: list[object] = []
         with running_writer(tmp_path) as writer:
-            finder = InstanceFinder(files, Instances(InstanceIds(tmp_path), writer), loop)
-            finder.find(7, told.append)
-            finder.find(7, told.append)
+            instances = Instances(InstanceIds(tmp_path), writer)
+            finder = InstanceFinder(files, instances, loop, timeout=0.02)
+            finder.find(7, found.append)
+            finder.find(7, found.append)
             async with asyncio.timeout(10):
-                while len(told) < 2:
+                while len(found) < 2:
                     await asyncio.sleep(0.001)
-        return told
+        return found
 
     assert asyncio.run(body()) == [None, None]
 
 
-def test_the_folder_of_the_instances_is_its_owners_alone_whatever_the_umask_is(tmp_path: Path) -> None:
+def test_instance_files_are_private_whatever_the_umask(tmp_path: Path) -> None:
     before = os.umask(0)
     try:
         loop = asyncio.new_event_loop()
         files = InstanceFiles(tmp_path, loop)
         files.start()
-        files.keep(1, b'{"ingest_endpoint": "http://a.example/"}')
+        files.save(1, b'{"ingest_endpoint": "http://a.example/"}')
         files.close(10)
         loop.close()
     finally:

@@ -37,11 +37,11 @@ def recorded_calls() -> list[codec.Call]:
 
 def test_the_recorded_calls_decode_to_what_kong_meant_in_its_order() -> None:
     calls = recorded_calls()
-    told = [
+    decoded = [
         (type(call).__name__, call.sequence, getattr(call, "instance_id", None), getattr(call, "name", None))
         for call in calls
     ]
-    assert told == [
+    assert decoded == [
         ("StartInstance", 2, None, "fast-pb"),
         ("HandleEvent", 3, 1, None),
         ("HandleEvent", 4, 1, None),
@@ -66,7 +66,7 @@ def test_the_recorded_start_calls_carry_kongs_configuration() -> None:
     }
 
 
-def test_every_recorded_frame_from_kong_is_a_call_or_an_answer_that_we_understand() -> None:
+def test_every_recorded_frame_from_kong_is_a_known_call_or_answer() -> None:
     kinds = {"call": 0, "log": 0, "null": 0, "struct": 0}
     for frame in recorded(TO_US):
         if frame[:1] == b"\x0a":
@@ -99,7 +99,7 @@ def test_the_logs_in_the_recorded_answers_are_those_of_the_harness() -> None:
     assert logs == [request.log for request in protobuf_requests()]
 
 
-def test_our_questions_to_kong_are_the_frames_of_the_recorded_server() -> None:
+def test_our_pdk_queries_are_the_frames_of_the_recorded_server() -> None:
     sent = recorded(FROM_US)
     at = sent.index(b"kong.log.serialize")
     assert codec.frame(sent[at]) + codec.frame(sent[at + 1]) == codec.QUERY_LOG
@@ -150,7 +150,7 @@ def test_a_path_without_captures_has_none() -> None:
     assert codec.decode_captures(b"") == {"named": {}}
 
 
-# Google's package beside ours
+# Compared with Google's package
 
 _TYPES = descriptor_pb2.FieldDescriptorProto
 
@@ -168,7 +168,7 @@ def _message(
 
 
 def _kong_messages() -> dict[str, type[Message]]:
-    """The part of Kong's pluginsocket.proto that matters, written down again from its field numbers."""
+    """The needed part of Kong's pluginsocket.proto, rebuilt from its field numbers."""
     file = descriptor_pb2.FileDescriptorProto(name="kong.proto", package="kong", syntax="proto3")
     text, int32, int64 = _TYPES.TYPE_STRING, _TYPES.TYPE_INT32, _TYPES.TYPE_INT64
     raw, sub = _TYPES.TYPE_BYTES, _TYPES.TYPE_MESSAGE
@@ -229,7 +229,7 @@ json_values = st.recursive(
 
 
 def google_value(value: Any) -> struct_pb2.Value:
-    """Our own building of a Value: json_format refuses what Kong may well send, such as infinity."""
+    """Build a Value by hand: json_format refuses values that Kong may well send, such as infinity."""
     result = struct_pb2.Value()
     if value is None:
         result.null_value = struct_pb2.NULL_VALUE
@@ -256,7 +256,7 @@ def test_a_value_that_google_encoded_decodes_to_itself(value: Any) -> None:
     assert type(decoded) is type(value)
 
 
-def test_a_number_that_is_none_decodes_to_nan() -> None:
+def test_a_number_that_is_not_a_number_decodes_to_nan() -> None:
     assert math.isnan(codec.decode_value(google_value(math.nan).SerializeToString()))
 
 
@@ -284,7 +284,7 @@ def test_a_close_call_that_google_encoded_is_read(sequence: int, instance: int) 
     assert codec.decode_call(raw) == codec.CloseInstance(sequence, instance)
 
 
-def test_a_negative_instance_id_is_read_as_one_that_nobody_has() -> None:
+def test_a_negative_instance_id_is_read_as_one_that_is_never_assigned() -> None:
     call = codec.decode_call(encoded("RpcCall", cmd_handle_event={"instance_id": -1, "event_name": "log"}))
     assert isinstance(call, codec.HandleEvent)
     assert call.instance_id > 2**31 - 1
@@ -324,33 +324,33 @@ def test_captures_that_google_encoded_are_read(unnamed: list[bytes], named: dict
     assert codec.decode_captures(frame) == {"named": texts}
 
 
-# What is no message of the protocol
+# Bytes that are not a message of the protocol
 
 
 @settings(max_examples=500)
 @given(st.binary(max_size=200))
-def test_arbitrary_bytes_raise_nothing_but_a_wire_error(data: bytes) -> None:
+def test_arbitrary_bytes_raise_nothing_but_a_protocol_error(data: bytes) -> None:
     for decode in DECODERS:
-        with contextlib.suppress(codec.WireError):
+        with contextlib.suppress(codec.ProtocolError):
             decode(data)
 
 
 @settings(max_examples=300)
 @given(st.sampled_from([f for f in recorded(TO_US) if len(f) < 400]), st.data())
-def test_a_recorded_frame_with_any_byte_changed_raises_nothing_but_a_wire_error(
+def test_a_recorded_frame_with_any_byte_changed_raises_nothing_but_a_protocol_error(
     frame: bytes, data: st.DataObject
 ) -> None:
     at = data.draw(st.integers(0, len(frame) - 1))
     changed = frame[:at] + bytes((data.draw(st.integers(0, 255)),)) + frame[at + 1 :]
     for decode in DECODERS:
-        with contextlib.suppress(codec.WireError):
+        with contextlib.suppress(codec.ProtocolError):
             decode(changed)
 
 
-def test_a_call_that_is_cut_anywhere_is_an_error_or_a_call_without_its_command() -> None:
+def test_a_call_that_is_cut_anywhere_is_an_error() -> None:
     frame = next(f for f in recorded(TO_US) if f[:1] == b"\x08" and len(f) == 12)
     for end in range(len(frame)):
-        with pytest.raises(codec.WireError):
+        with pytest.raises(codec.ProtocolError):
             codec.decode_call(frame[:end])
 
 
@@ -360,14 +360,14 @@ def test_a_call_that_is_cut_anywhere_is_an_error_or_a_call_without_its_command()
         (b"\x08\x02", "no RPC"),
         (encoded("RpcCall", sequence=4) + codec.encode_bytes(34, b"\x08\x01"), "no RPC"),
         (b"\x08" + b"\xff" * 10, "longer than 64 bits"),
-        (b"\x08\x02\xa2\x02\x09\x08\x01", "cut off"),
+        (b"\x08\x02\xa2\x02\x09\x08\x01", "truncated"),
         (b"\x0b", "wire type 3"),
-        (b"\x0a\x01x" + codec.encode_bytes(36, b""), "number was expected"),
-        (b"\xa0\x02\x01", "text was expected"),
+        (b"\x0a\x01x" + codec.encode_bytes(36, b""), "expected a number"),
+        (b"\xa0\x02\x01", "expected bytes"),
     ],
 )
-def test_a_call_that_is_none_is_refused_with_the_reason(frame: bytes, reason: str) -> None:
-    with pytest.raises(codec.WireError, match=reason):
+def test_an_invalid_call_is_refused_with_the_reason(frame: bytes, reason: str) -> None:
+    with pytest.raises(codec.ProtocolError, match=reason):
         codec.decode_call(frame)
 
 
@@ -375,16 +375,16 @@ def test_a_value_nested_deeper_than_any_context_is_refused_instead_of_filling_th
     deep = b""
     for _ in range(1000):
         deep = codec.encode_bytes(6, codec.encode_bytes(1, deep))
-    with pytest.raises(codec.WireError, match="deeply"):
+    with pytest.raises(codec.ProtocolError, match="deeply"):
         codec.decode_value(deep)
 
 
-def test_a_field_that_a_later_kong_adds_is_passed_over() -> None:
+def test_a_field_that_a_later_kong_adds_is_ignored() -> None:
     raw = encoded("RpcCall", sequence=5, cmd_handle_event={"instance_id": 9, "event_name": "log"})
     added = b"\x10\x07" + codec.encode_bytes(99, b"new") + b"\x1d" + b"1234" + b"\x21" + b"12345678"
     assert codec.decode_call(added + raw + added) == codec.HandleEvent(5, 9, "log")
 
 
-def test_text_that_is_not_utf_8_is_read_all_the_same() -> None:
+def test_text_that_is_not_utf_8_is_still_read() -> None:
     value = codec.decode_value(b"\x1a\x02\xe9a")
     assert value == "\N{REPLACEMENT CHARACTER}a"

@@ -1,4 +1,4 @@
-"""Sockets and rounds: what was written arrives, however slowly the peer reads; what hangs holds up nobody."""
+"""Sockets and rounds: writes arrive however slowly the peer reads; a hung disk or peer blocks no other."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from tests.plugin.spools import Disk, running_writer
 
 
 class Echo:
-    """Answers what comes with `times` as much; notes its end."""
+    """Answers with `times` the received bytes, and notes the end of the connection."""
 
     def __init__(self, link: Link, times: int = 1) -> None:
         self.link = link
@@ -87,7 +87,7 @@ def test_bytes_come_and_go() -> None:
     run(test)
 
 
-def test_a_peer_that_reads_late_gets_everything_and_others_are_served_meanwhile() -> None:
+def test_a_peer_that_reads_late_gets_everything_and_does_not_delay_others() -> None:
     async def test(connections: Connections, _: list[int]) -> None:
         slow, _handler = pair(connections, times=2_000_000)
         quick, _handler = pair(connections)
@@ -117,14 +117,14 @@ def test_the_length_of_a_frame_and_its_content_are_taken_together_when_both_are_
 
 
 @pytest.mark.parametrize("how", ["closed", "half-closed", "broken"])
-def test_the_end_of_a_connection_is_told_once(how: str) -> None:
+def test_the_end_of_a_connection_is_reported_once(how: str) -> None:
     async def test(connections: Connections, _: list[int]) -> None:
         peer, handler = pair(connections)
         if how == "half-closed":
             peer.shutdown(socket.SHUT_WR)
         else:
             if how == "broken":
-                handler.link.write(b"unread")  # so that its close is a reset
+                handler.link.write(b"unread")  # so that closing it is a reset
             peer.close()
         while not handler.gone:
             await asyncio.sleep(0)
@@ -136,13 +136,13 @@ def test_the_end_of_a_connection_is_told_once(how: str) -> None:
     run(test)
 
 
-def test_connections_that_are_always_ready_leave_the_event_loop_its_turn() -> None:
+def test_connections_that_are_always_ready_do_not_starve_the_event_loop() -> None:
     async def test(connections: Connections, _: list[int]) -> None:
         ours, theirs = socket.socketpair()
 
         class Endless(Echo):
             def received(self, data: bytes) -> None:
-                theirs.send(b"x")  # there is always more
+                theirs.send(b"x")  # there are always more bytes
 
         connections.add(ours, Endless)
         theirs.send(b"x")
@@ -163,14 +163,14 @@ class Kong:
         self.protocol = ProtoBuf()
 
     async def exchange(self, data: bytes, answer: int) -> bytes:
-        """Send bytes and return so many of the answer."""
+        """Send bytes and return the answer of `answer` bytes."""
         self.socket.send(data)
         return await read(self.socket, answer)
 
 
 async def hand_over(kong: Kong, event: bytes, number: int, end: int) -> bytes:
-    question = await kong.exchange(event, len(codec.QUERY_LOG))
-    assert question == codec.QUERY_LOG
+    query = await kong.exchange(event, len(codec.QUERY_LOG))
+    assert query == codec.QUERY_LOG
     return await kong.exchange(codec.frame(codec.encode_bytes(1, kong.protocol.log(number))), end)
 
 
@@ -205,15 +205,15 @@ def test_a_disk_that_hangs_delays_no_answer_for_long_and_answers_no_event_twice(
         while not hangs():
             await asyncio.sleep(0)
         assert not hanging.done()
-        server.look_at_disk()
+        server.check_disk()
         assert await hanging == end
         assert await hand_over(kong, event, 3, len(end)) == end
-        # The next event is under way when the disk moves: the late word on those before is not for it.
+        # The next event is under way when the disk recovers: late confirmations are not for it.
         assert await kong.exchange(event, len(codec.QUERY_LOG)) == codec.QUERY_LOG
         disk.open_gate.set()
         while hangs():
             await asyncio.sleep(0)
-        server.look_at_disk()
+        server.check_disk()
         for _turn in range(100):
             await asyncio.sleep(0)
         with pytest.raises(BlockingIOError):
@@ -225,10 +225,10 @@ def test_a_disk_that_hangs_delays_no_answer_for_long_and_answers_no_event_twice(
 
     notify: list[Any] = []
 
-    def tell(tokens: list[Any]) -> None:
+    def committed(tokens: list[Any]) -> None:
         notify[0](tokens)
 
-    with running_writer(tmp_path, tell) as writer:
+    with running_writer(tmp_path, committed) as writer:
         uvloop.run(asyncio.wait_for(body(writer, notify), 20))
     spooled = b"".join(path.read_bytes() for path in tmp_path.glob("queues/*/*.seg"))
     assert [spooled.count(b'"id":"%032x"' % number) for number in range(1, 5)] == [1, 1, 1, 1]

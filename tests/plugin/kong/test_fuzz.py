@@ -1,4 +1,4 @@
-"""Whatever is fed to the server: nothing escapes, nothing hangs, the connections beside it go on."""
+"""Fuzzing: whatever a connection sends, nothing crashes or hangs, and other connections work on."""
 
 from __future__ import annotations
 
@@ -53,7 +53,7 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[PluginServer]:
 
 
 class Good:
-    """A connection of Kong that must never notice what happens on the others."""
+    """A connection of Kong that must never be affected by the others."""
 
     def __init__(self, server: PluginServer) -> None:
         self.protocol = ProtoBuf()
@@ -88,7 +88,7 @@ def good(server: PluginServer) -> Iterator[Good]:
 
 
 def feed(server: PluginServer, stream: bytes) -> None:
-    """Send a stream, say that nothing follows, and read until the server closes."""
+    """Send a stream, end it, and read until the server closes the connection."""
     with connect(server.socket) as connection:
         connection.settimeout(10)
         try:
@@ -111,7 +111,7 @@ def test_any_stream_ends_its_own_connection_at_most(server: PluginServer, good: 
 @given(
     answer=st.one_of(st.binary(max_size=200), st.binary(max_size=200).map(lambda b: codec.encode_bytes(1, b)))
 )
-def test_any_answer_to_our_question_is_answered_in_turn(
+def test_any_answer_to_a_pdk_query_is_answered_in_turn(
     server: PluginServer, good: Good, answer: bytes
 ) -> None:
     with closing(Good(server)) as kong:
@@ -120,11 +120,11 @@ def test_any_answer_to_our_question_is_answered_in_turn(
         received = b""
         while not received.endswith(codec.encode_return(7)):
             data = kong.connection.recv(4096)
-            assert data, "the connection was closed, so Kong would send the event for ever"
+            assert data, "the connection was closed, so Kong would resend the event forever"
             received += data
-            questions = received.count(b"kong.")
-            if questions > asked:
-                asked = questions
+            queries = received.count(b"kong.")
+            if queries > asked:
+                asked = queries
                 kong.connection.sendall(codec.frame(answer))
     good.log()
 
@@ -142,7 +142,7 @@ def test_a_torn_or_damaged_event_ends_its_own_connection_at_most(
     good.log()
 
 
-def test_many_connections_that_say_nothing_hold_up_nobody(server: PluginServer, good: Good) -> None:
+def test_many_silent_connections_do_not_delay_others(server: PluginServer, good: Good) -> None:
     silent = [connect(server.socket) for _ in range(300)]
     for connection in silent[::2]:
         connection.sendall(struct.pack("<I", 500) + b"half")
@@ -152,7 +152,7 @@ def test_many_connections_that_say_nothing_hold_up_nobody(server: PluginServer, 
         connection.close()
 
 
-def test_a_reader_that_never_reads_its_answers_holds_up_nobody(tmp_path: Path) -> None:
+def test_a_peer_that_never_reads_its_answers_does_not_delay_others(tmp_path: Path) -> None:
     with plugin_server(tmp_path) as server:
         deaf = connect(server.socket)
         deaf.setblocking(False)

@@ -48,7 +48,7 @@ def pluginserver(tmp_path: Path, *mode: str, spool: Path) -> Iterator[MsgPackKon
         process.wait()
 
 
-def test_nothing_of_the_spool_is_for_others_to_see_whatever_the_umask(tmp_path: Path, sandbox: str) -> None:
+def test_no_file_of_the_spool_is_readable_by_others_whatever_the_umask(tmp_path: Path, sandbox: str) -> None:
     # Kong starts its plugin servers with none.
     before = os.umask(0)
     try:
@@ -77,7 +77,7 @@ def arrived(sandbox: str, count: int) -> list[dict[str, Any]]:
     return eventually(lambda: found if len(found := events()) >= count else [], what=f"{count} events")
 
 
-def test_requests_become_the_same_events_as_over_our_own_server(kong: MsgPackKong, sandbox: str) -> None:
+def test_requests_become_the_same_events_as_with_our_own_server(kong: MsgPackKong, sandbox: str) -> None:
     instance = kong.start(config(sandbox))
     for request in (
         serialized("authenticated"),
@@ -95,7 +95,7 @@ def test_requests_become_the_same_events_as_over_our_own_server(kong: MsgPackKon
     assert len(events) == 5
 
 
-def test_path_captures_are_asked_for_where_they_are_configured(kong: MsgPackKong, sandbox: str) -> None:
+def test_path_captures_are_queried_if_they_are_configured(kong: MsgPackKong, sandbox: str) -> None:
     capture = {"source": "path_capture", "look_up_value_in": "city", "event_property_name": "city"}
     instance = kong.start(config(sandbox) | {"attributes": [capture]})
     asked = kong.log(instance, replace(serialized("authenticated"), captures=URI_CAPTURES))
@@ -112,7 +112,7 @@ def test_a_record_that_cannot_be_read_does_not_hang_the_server(kong: MsgPackKong
     assert len(arrived(sandbox, 1)) == 1
 
 
-def test_a_configuration_that_cannot_be_used_does_not_hang_the_server(
+def test_an_invalid_configuration_does_not_hang_the_server(
     kong: MsgPackKong, sandbox: str, tmp_path: Path
 ) -> None:
     broken = kong.start({"ingest_endpoint": "nonsense"})

@@ -82,7 +82,7 @@ def stats(sandbox: str) -> dict[str, Any]:
 
 
 def arrived(sandbox: str, count: int) -> list[dict[str, Any]]:
-    """Return the events in the metering API once there are so many."""
+    """Return the events in the metering API once there are `count`."""
     eventually(lambda: stats(sandbox)["events_stored"] >= count, what=f"the arrival of {count} events")
     answer = httpx.get(
         f"{sandbox}/api/v1/events", params={"limit": 100}, headers={"authorization": f"Bearer {TOKEN}"}
@@ -103,7 +103,7 @@ def skipped(server: PluginServer) -> dict[str, int]:
 
 
 def spool_bytes(server: PluginServer) -> bytes:
-    """Return everything in the spool but the token files, which are there to hold the token."""
+    """Return everything in the spool except the token files, which have to hold the token."""
     return b"".join(
         path.read_bytes() for path in server.spool.rglob("*") if path.is_file() and "tokens" not in path.parts
     )
@@ -135,10 +135,8 @@ def test_the_requests_in_the_recorded_frames_become_their_events(server: PluginS
     assert applications == ["application:b15e2460-ba40-431d-9df0-4957fcffacda"]
 
 
-def test_the_application_is_asked_for_only_where_there_is_no_consumer(
-    server: PluginServer, sandbox: str
-) -> None:
-    async def questions(request: Recorded) -> list[bytes]:
+def test_the_application_is_queried_only_if_there_is_no_consumer(server: PluginServer, sandbox: str) -> None:
+    async def queries(request: Recorded) -> list[bytes]:
         reader, writer = await asyncio.open_unix_connection(str(server.socket))
         plugin = configuration(sandbox)
         kong = KongWorker(server.socket)
@@ -156,8 +154,8 @@ def test_the_application_is_asked_for_only_where_there_is_no_consumer(
         writer.close()
         return asked
 
-    assert asyncio.run(questions(serialized("authenticated"))) == [b"kong.log.serialize"]
-    assert asyncio.run(questions(application_request())) == [b"kong.log.serialize", b"kong.ctx.shared.get"]
+    assert asyncio.run(queries(serialized("authenticated"))) == [b"kong.log.serialize"]
+    assert asyncio.run(queries(application_request())) == [b"kong.log.serialize", b"kong.ctx.shared.get"]
 
 
 async def _frame(reader: asyncio.StreamReader) -> bytes:
@@ -173,7 +171,7 @@ CAPTURING = {
 }
 
 
-def test_path_captures_are_asked_for_where_they_are_configured_and_are_in_the_event(
+def test_path_captures_are_queried_if_they_are_configured_and_are_in_the_event(
     server: PluginServer, sandbox: str
 ) -> None:
     request = replace(serialized("authenticated"), captures=URI_CAPTURES)
@@ -183,7 +181,7 @@ def test_path_captures_are_asked_for_where_they_are_configured_and_are_in_the_ev
     assert (event["data"]["city"], event["data"]["region"]) == ("paris", "eu")
 
 
-def test_the_application_and_the_captures_are_asked_for_one_after_the_other(
+def test_the_application_and_the_captures_are_queried_one_after_the_other(
     server: PluginServer, sandbox: str
 ) -> None:
     request = replace(application_request(), captures=URI_CAPTURES)
@@ -194,7 +192,7 @@ def test_the_application_and_the_captures_are_asked_for_one_after_the_other(
 
 
 @pytest.mark.parametrize("answer", [b"", b"\xff", b"\x12\x03\x0a\x04c", b"\x10\x01"])
-def test_an_answer_that_holds_no_captures_costs_the_event_nothing_else(
+def test_an_answer_without_captures_changes_nothing_else_in_the_event(
     server: PluginServer, sandbox: str, answer: bytes
 ) -> None:
     request = replace(serialized("authenticated"), captures=answer)
@@ -204,9 +202,7 @@ def test_an_answer_that_holds_no_captures_costs_the_event_nothing_else(
     assert event["data"]["region"] == "eu"
 
 
-def test_a_request_is_metered_although_kong_breaks_off_over_the_question(
-    server: PluginServer, sandbox: str
-) -> None:
+def test_a_request_is_metered_even_if_kong_fails_over_a_query(server: PluginServer, sandbox: str) -> None:
     # Kong 3.9 with router_flavor = traditional, for a named capture that took no part in the match.
     request = replace(serialized("authenticated"), captures=None)
     plugin = configuration(sandbox, **CAPTURING)
@@ -271,7 +267,7 @@ def test_an_event_for_an_unknown_instance_closes_its_connection_and_no_other(
     assert [event["source"] for event in arrived(sandbox, 1)] == ["ours"]
 
 
-def test_instance_ids_are_not_given_out_again_by_the_next_process(tmp_path: Path, sandbox: str) -> None:
+def test_instance_ids_are_not_reused_by_the_next_process(tmp_path: Path, sandbox: str) -> None:
     given: list[int] = []
     for _ in range(3):
         with plugin_server(tmp_path) as server:
@@ -293,7 +289,7 @@ def test_instance_ids_are_not_given_out_again_by_the_next_process(tmp_path: Path
         b'{"ingest_endpoint": "http://h/e", "subject": {"look_up_value_in": "header", "field": "Cookie"}}',
     ],
 )
-def test_a_configuration_that_cannot_be_used_has_its_records_set_aside_with_the_reason(
+def test_requests_under_an_invalid_configuration_are_quarantined_with_the_reason(
     server: PluginServer, config: bytes
 ) -> None:
     class Raw(PluginInstance):
@@ -303,10 +299,10 @@ def test_a_configuration_that_cannot_be_used_has_its_records_set_aside_with_the_
     worker = hand_over(server, Raw({}), serialized("authenticated"), application_request())
     assert len(worker.tally.acknowledged) == 2
     assert "configuration_unusable" in server.log_text()
-    kept = spool_bytes(server)
-    assert b'"reason"' in kept
-    assert b"b15e2460-ba40-431d-9df0-4957fcffacda" in kept
-    assert serialized("authenticated").parsed["request"]["id"].encode() in kept
+    quarantined = spool_bytes(server)
+    assert b'"reason"' in quarantined
+    assert b"b15e2460-ba40-431d-9df0-4957fcffacda" in quarantined
+    assert serialized("authenticated").parsed["request"]["id"].encode() in quarantined
 
 
 @pytest.mark.parametrize("log", [b"", b"{", b"[]", b"null", b'"text"', b"\xff\xfe", b'{"request": ' * 2000])
@@ -327,7 +323,7 @@ def test_a_bad_record_is_answered_and_counted(server: PluginServer, sandbox: str
 @pytest.mark.parametrize(
     "stream",
     [
-        codec.frame(b"\x08\x01\xaa\x02\x00"),  # RPC 37, which there is not
+        codec.frame(b"\x08\x01\xaa\x02\x00"),  # RPC 37, which does not exist
         codec.frame(b"\x08\x01"),
         codec.frame(b"\xff" * 20),
         struct.pack("<I", 64 * 1024 * 1024 + 1) + b"x",
@@ -344,7 +340,7 @@ def test_a_stream_that_is_not_the_protocol_ends_its_connection_only(
     assert hand_over(server, configuration(sandbox), serialized("authenticated")).tally.acknowledged
 
 
-def test_a_torn_frame_holds_up_nobody_else(server: PluginServer, sandbox: str) -> None:
+def test_a_torn_frame_does_not_delay_others(server: PluginServer, sandbox: str) -> None:
     with _connect(server) as torn:
         torn.sendall(struct.pack("<I", 1000) + b"only a part")
         assert hand_over(server, configuration(sandbox), serialized("authenticated")).tally.acknowledged
@@ -358,9 +354,7 @@ def test_a_large_record_that_comes_in_pieces_is_metered(server: PluginServer, sa
     assert len(arrived(sandbox, 1)) == 1
 
 
-def test_stopping_answers_what_is_under_way_and_removes_the_socket(
-    server: PluginServer, sandbox: str
-) -> None:
+def test_stopping_answers_calls_under_way_and_removes_the_socket(server: PluginServer, sandbox: str) -> None:
     hand_over(server, configuration(sandbox), serialized("authenticated"))
     assert server.stop(signal.SIGTERM) == 0
     assert not server.socket.exists()

@@ -1,4 +1,4 @@
-"""How a server ends the connections of a Kong that may write to them at that very moment."""
+"""Shutdown of connections while Kong may write to them at that very moment."""
 
 from __future__ import annotations
 
@@ -11,13 +11,11 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
-import pytest
 import uvloop
 
 from openmeter_plugin.instances.instance import InstanceIds, Instances
-from openmeter_plugin.kong import acceptor as accepting
 from openmeter_plugin.kong import codec, shutdown
-from openmeter_plugin.kong.acceptor import Acceptor, Shares
+from openmeter_plugin.kong.acceptor import Acceptor, ConnectionCounts
 from openmeter_plugin.kong.connections import Connections, Link
 from openmeter_plugin.kong.server import Connection, Server
 from openmeter_plugin.kong.shutdown import drain
@@ -75,10 +73,10 @@ def serve(tmp_path: Path, test: Callable[[Serving], Awaitable[None]]) -> None:
         finally:
             serving.connections.close()
 
-    def tell(tokens: list[Any]) -> None:
+    def committed(tokens: list[Any]) -> None:
         loop.call_soon_threadsafe(Server.committed, tokens)
 
-    with running_writer(tmp_path, tell) as writer:
+    with running_writer(tmp_path, committed) as writer:
         loop = uvloop.new_event_loop()
         loop.run_until_complete(body(writer))
         loop.close()
@@ -93,7 +91,7 @@ def ended(peer: socket.socket) -> bool:
 
 
 async def next_ended(peers: list[socket.socket]) -> list[int]:
-    """Wait until a stream ends, and a little longer; return which have."""
+    """Wait until a stream ends, and a little longer; return the numbers of those that ended."""
     while not (over := [number for number, peer in enumerate(peers) if ended(peer)]):
         await asyncio.sleep(0.001)
     for _turn in range(20):
@@ -101,7 +99,7 @@ async def next_ended(peers: list[socket.socket]) -> list[int]:
     return sorted({*over, *(number for number, peer in enumerate(peers) if ended(peer))})
 
 
-def test_idle_connections_are_ended_one_by_one_beginning_with_that_used_least_lately(tmp_path: Path) -> None:
+def test_idle_connections_are_ended_one_by_one_beginning_with_the_least_recently_used(tmp_path: Path) -> None:
     async def test(serving: Serving) -> None:
         peers = [serving.connect() for _ in range(4)]
         for number in (2, 0, 3, 1):
@@ -119,7 +117,9 @@ def test_idle_connections_are_ended_one_by_one_beginning_with_that_used_least_la
     serve(tmp_path, test)
 
 
-def test_an_event_that_comes_as_its_connection_ends_is_read_and_the_stream_just_ends(tmp_path: Path) -> None:
+def test_an_event_that_arrives_during_the_shutdown_is_read_and_the_stream_ends_without_a_reset(
+    tmp_path: Path,
+) -> None:
     async def test(serving: Serving) -> None:
         peer, other = serving.connect(), serving.connect()
         await serving.begin(other)  # under way
@@ -144,14 +144,10 @@ def test_an_event_that_comes_as_its_connection_ends_is_read_and_the_stream_just_
     serve(tmp_path, test)
 
 
-def test_while_kong_starts_an_instance_again_no_other_connection_is_ended(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(shutdown, "_AFTER_A_RACE", 10.0)
-
+def test_while_kong_starts_an_instance_again_no_other_connection_is_ended(tmp_path: Path) -> None:
     async def test(serving: Serving) -> None:
         peer, other = serving.connect(), serving.connect()
-        stopping = asyncio.create_task(drain(serving.server, 15.0, 15.0))
+        stopping = asyncio.create_task(drain(serving.server, 15.0, 15.0, race_pause=10.0))
         handlers = serving.handlers
         while not any(handler._is_shut_down for handler in handlers):
             await asyncio.sleep(0)
@@ -176,15 +172,15 @@ def test_a_connection_on_which_an_instance_is_started_is_not_idle(tmp_path: Path
     async def test(serving: Serving) -> None:
         known = asyncio.Event()
 
-        class Others:
+        class SlowSync:
             async def announce(self, *_: object) -> None:
                 await known.wait()
 
-        serving.server.instance_calls._peers = Others()  # type: ignore[assignment]
+        serving.server.instance_calls._worker_sync = SlowSync()  # type: ignore[assignment]
         peer = serving.connect()
         body = codec.encode_bytes(1, b"openmeter") + codec.encode_bytes(2, b"{}")
         peer.send(codec.frame(b"\x08\x09" + codec.encode_bytes(33, body)))
-        while not serving.handlers[0].under_way:
+        while not serving.handlers[0].awaits_instance:
             await asyncio.sleep(0)
         stopping = asyncio.create_task(drain(serving.server, 15.0, 15.0))
         for _turn in range(20):
@@ -198,7 +194,7 @@ def test_a_connection_on_which_an_instance_is_started_is_not_idle(tmp_path: Path
     serve(tmp_path, test)
 
 
-def test_a_kong_that_takes_no_notice_holds_a_stop_up_no_longer_than_its_bound(tmp_path: Path) -> None:
+def test_a_kong_that_does_not_react_delays_a_stop_no_longer_than_its_bound(tmp_path: Path) -> None:
     async def test(serving: Serving) -> None:
         peers = [serving.connect() for _ in range(20)]
         await serving.begin(peers[0])
@@ -218,8 +214,10 @@ def test_many_connections_are_accepted_in_one_turn(tmp_path: Path) -> None:
         with unix_listener(tmp_path / "s") as listener, ExitStack() as stack:
             for _ in range(50):
                 stack.enter_context(socket.socket(socket.AF_UNIX)).connect(str(tmp_path / "s"))
-            acceptor = Acceptor(listener, serving.server, serving.connections, Shares(1), 0, serving.loop)
-            acceptor.look()
+            acceptor = Acceptor(
+                listener, serving.server, serving.connections, ConnectionCounts(1), 0, serving.loop
+            )
+            acceptor.accept_pending()
             assert len(serving.connections) == 50
             acceptor.close()
 
@@ -232,7 +230,7 @@ def test_a_connection_on_which_kong_has_just_called_is_not_ended(tmp_path: Path)
         called, idle, _ = serving.handlers
         pool = shutdown._Pool(0.0)
         pool.connections = [called, idle]
-        peers[0].send(codec.frame(serving.event))  # it is in the socket, and the event loop has no turn
+        peers[0].send(codec.frame(serving.event))  # unread in the socket: the event loop gets no turn
         for _turn in range(3):
             pool.step(serving.loop.time(), 0.0)
         assert [called._is_shut_down, idle._is_shut_down] == [False, True]
@@ -242,11 +240,13 @@ def test_a_connection_on_which_kong_has_just_called_is_not_ended(tmp_path: Path)
     serve(tmp_path, test)
 
 
-def test_what_others_leave_is_taken_by_the_worker_that_has_more_than_its_share(tmp_path: Path) -> None:
+def test_connections_that_others_do_not_accept_go_to_the_worker_with_more_than_its_share(
+    tmp_path: Path,
+) -> None:
     async def test(serving: Serving) -> None:
         with unix_listener(tmp_path / "s") as listener, ExitStack() as stack:
-            shares = Shares(2)  # of which the second takes none
-            acceptor = Acceptor(listener, serving.server, serving.connections, shares, 0, serving.loop)
+            counts = ConnectionCounts(2)  # the second worker accepts none
+            acceptor = Acceptor(listener, serving.server, serving.connections, counts, 0, serving.loop)
             for number in range(1, 4):
                 stack.enter_context(socket.socket(socket.AF_UNIX)).connect(str(tmp_path / "s"))
                 while len(serving.connections) < number:
@@ -256,21 +256,25 @@ def test_what_others_leave_is_taken_by_the_worker_that_has_more_than_its_share(t
     serve(tmp_path, test)
 
 
-def test_without_a_descriptor_left_connections_wait_and_nothing_spins(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(accepting, "_REFUSED_SECONDS", 0.05)
-
+def test_without_free_descriptors_connections_wait_and_nothing_spins(tmp_path: Path) -> None:
     async def test(serving: Serving) -> None:
         soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
         with unix_listener(tmp_path / "s") as listener, ExitStack() as stack:
-            acceptor = Acceptor(listener, serving.server, serving.connections, Shares(1), 0, serving.loop)
+            acceptor = Acceptor(
+                listener,
+                serving.server,
+                serving.connections,
+                ConnectionCounts(1),
+                0,
+                serving.loop,
+                retry_seconds=0.05,
+            )
             stack.enter_context(socket.socket(socket.AF_UNIX)).connect(str(tmp_path / "s"))
             lowest_free = os.dup(0)
             os.close(lowest_free)
             resource.setrlimit(resource.RLIMIT_NOFILE, (lowest_free, hard))
             try:
-                acceptor.look()
+                acceptor.accept_pending()
                 watched = serving.loop.remove_reader(listener)
             finally:
                 resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))

@@ -1,4 +1,4 @@
-"""A worker that is killed or hangs, and the one in its place: with real processes and Kong's own rules."""
+"""Replacing a killed or hung worker, with real processes and Kong's own rules."""
 
 from __future__ import annotations
 
@@ -38,17 +38,17 @@ def test_nothing_is_lost_when_a_worker_is_replaced_under_load(
 
         times = 5 if how == signal.SIGKILL else 1
         worker = drive_through(server.socket, sandbox, strike, times=times, pause=0.0)
-        assert server.log_text().count('"connections_taken_over"') == times, "it was struck under load"
+        assert server.log_text().count('"connections_taken_over"') == times, "it was killed under load"
         assert_nothing_lost(worker, sandbox)
 
 
-def logged(server: PluginServer, what: str, times: int) -> bool:
-    """Whether it has logged an event so many times."""
-    return server.log_text().count(f'"{what}"') == times
+def logged(server: PluginServer, event: str, times: int) -> bool:
+    """Return whether it has logged an event `times` times."""
+    return server.log_text().count(f'"{event}"') == times
 
 
 def open_sockets(pid: int) -> int:
-    """How many sockets a process has open."""
+    """Return how many sockets a process has open."""
     count = 0
     for descriptor in Path(f"/proc/{pid}/fd").iterdir():
         try:
@@ -81,4 +81,4 @@ def test_no_process_holds_a_connection_for_longer_than_kong_does(tmp_path: Path)
         for peer in peers:
             peer.close()
         eventually(lambda: open_sockets(server.process.pid) == supervisor, what="letting go")
-        eventually(lambda: max(all_sockets()) < 30, what="that nobody holds any")
+        eventually(lambda: max(all_sockets()) < 30, what="all processes letting go")

@@ -1,4 +1,4 @@
-"""Several workers behind one socket, and processes that hang."""
+"""Several workers behind one socket, and hung processes."""
 
 from __future__ import annotations
 
@@ -53,7 +53,7 @@ def stored(sandbox: str) -> int:
     return int(httpx.get(f"{sandbox}/sandbox/v1/stats").json()["events_stored"])
 
 
-def test_an_instance_is_known_to_every_worker_when_kong_has_its_answer(tmp_path: Path, sandbox: str) -> None:
+def test_an_instance_is_known_to_every_worker_when_kong_gets_its_answer(tmp_path: Path, sandbox: str) -> None:
     with plugin_server(tmp_path, "--workers", "3") as server:
         eventually(lambda: server.log_text().count('"serving"') == 3, what="three workers")
         plugins = [configuration(sandbox, f"s{n}") for n in range(20)]
@@ -66,7 +66,7 @@ def test_an_instance_is_known_to_every_worker_when_kong_has_its_answer(tmp_path:
             pid: sum(path.stat().st_size for path in server.spool.glob(f"queues/*/*-{pid}-*.seg"))
             for pid in {path.name.split("-")[1] for path in server.spool.glob("queues/*/*.seg")}
         }
-        assert len(by_worker) == 3, "every worker took part"
+        assert len(by_worker) == 3, "every worker served some"
         assert min(by_worker.values()) > sum(sizes) / 10, "none did nearly all of it"
 
 
@@ -102,7 +102,7 @@ def test_killing_one_of_several_workers_loses_nothing_that_was_acknowledged(
 
 
 @pytest.mark.parametrize("name", ["worker", "delivery"])
-def test_a_process_that_hangs_is_replaced(tmp_path: Path, sandbox: str, name: str) -> None:
+def test_a_hung_process_is_replaced(tmp_path: Path, sandbox: str, name: str) -> None:
     with plugin_server(tmp_path, "--hang-timeout", "2") as server:
         plugin = configuration(sandbox, "s")
         hand_over(server, [plugin], 10)
@@ -111,6 +111,6 @@ def test_a_process_that_hangs_is_replaced(tmp_path: Path, sandbox: str, name: st
         assert hung
         os.kill(hung, signal.SIGSTOP)
         eventually(lambda: server.child(name) not in (None, hung), what="the replacement")
-        assert "process_hangs" in server.log_text()
+        assert "process_hung" in server.log_text()
         hand_over(server, [plugin], 20)
         eventually(lambda: stored(sandbox) == 20, what="the arrival")

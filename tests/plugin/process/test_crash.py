@@ -1,4 +1,4 @@
-"""kill -9 of the plugin server's processes while Kong drives it."""
+"""kill -9 of the plugin server's processes under load."""
 
 from __future__ import annotations
 
@@ -52,16 +52,16 @@ def usage(sandbox: str) -> dict[str, float]:
     return {row["subject"]: row["value"] for row in answer.json()["data"]}
 
 
-def spooled_ids(spool: Path, source: str) -> set[str]:
+def stored_ids(database: Path, source: str) -> set[str]:
     """Return the ids of a source's events in the metering API's database."""
     import sqlite3
 
-    with sqlite3.connect(spool) as db:
+    with sqlite3.connect(database) as db:
         return {row[0] for row in db.execute("SELECT id FROM events WHERE source = ?", (source,))}
 
 
 def _killed(pid: int | None) -> bool:
-    """Kill a process, unless it has gone just now."""
+    """Kill a process, unless it has just ended."""
     if pid is None:
         return False
     try:
@@ -71,10 +71,10 @@ def _killed(pid: int | None) -> bool:
     return True
 
 
-async def killing(
+async def kill_repeatedly(
     server: PluginServer, done: asyncio.Event, name: str, *, times: int, worker: KongWorker
 ) -> list[float]:
-    """Kill a child so many times, a little apart; returns how long each time nothing was acknowledged."""
+    """Kill a child process `times` times, a little apart; returns the duration of each outage."""
     outages: list[float] = []
     for _ in range(times):
         before = len(worker.tally.acknowledged)
@@ -96,7 +96,7 @@ def drive_and_kill(
 ) -> tuple[KongWorker, list[float]]:
     async def run() -> tuple[KongWorker, list[float]]:
         worker, done = KongWorker(server.socket), asyncio.Event()
-        killer = asyncio.create_task(killing(server, done, victim, times=times, worker=worker))
+        killer = asyncio.create_task(kill_repeatedly(server, done, victim, times=times, worker=worker))
         await drive(worker, work, concurrency=16)
         done.set()
         await worker.close()
@@ -118,12 +118,12 @@ def test_every_event_acknowledged_before_the_worker_was_killed_arrives_and_is_bi
         assert tally.refused_connections == 0
         assert tally.resent + len(tally.lost) > 0, "it was killed under load"
         eventually(
-            lambda: set(tally.acknowledged) <= spooled_ids(db, "kong"),
+            lambda: set(tally.acknowledged) <= stored_ids(db, "kong"),
             what="the arrival of what was acknowledged",
         )
-        stored = spooled_ids(db, "kong")
+        stored = stored_ids(db, "kong")
         assert stored <= set(tally.acknowledged) | set(tally.lost)
-        eventually(lambda: sum(usage(sandbox).values()) == len(spooled_ids(db, "kong")), what="the bill")
+        eventually(lambda: sum(usage(sandbox).values()) == len(stored_ids(db, "kong")), what="the bill")
         received = stats(sandbox)
         assert received["events_received"] == received["events_stored"] + received["duplicates_received"]
 
@@ -139,19 +139,19 @@ def test_no_event_is_billed_under_another_instances_configuration_when_the_worke
         worker, _ = drive_and_kill(server, (item for pair in both for item in pair), "worker", times=4)
         acknowledged = set(worker.tally.acknowledged)
         eventually(
-            lambda: acknowledged <= spooled_ids(db, "first") | spooled_ids(db, "second"), what="the arrival"
+            lambda: acknowledged <= stored_ids(db, "first") | stored_ids(db, "second"), what="the arrival"
         )
-        assert {event_id[0] for event_id in spooled_ids(db, "first")} == {"f"}
-        assert {event_id[0] for event_id in spooled_ids(db, "second")} == {"s"}
+        assert {event_id[0] for event_id in stored_ids(db, "first")} == {"f"}
+        assert {event_id[0] for event_id in stored_ids(db, "second")} == {"s"}
         alice = serialized("authenticated").parsed["consumer"]
         assert usage(sandbox) == {
-            f"consumer:{alice['id']}": len(spooled_ids(db, "first")),
-            alice["username"]: len(spooled_ids(db, "second")),
+            f"consumer:{alice['id']}": len(stored_ids(db, "first")),
+            alice["username"]: len(stored_ids(db, "second")),
         }
 
 
-def test_an_id_from_before_the_kill_never_stands_for_an_instance_started_after_it(tmp_path: Path) -> None:
-    """One nginx worker was idle while the other had already started its instance again."""
+def test_an_id_from_before_the_kill_never_means_an_instance_started_after_it(tmp_path: Path) -> None:
+    """One nginx worker was idle while the other has already restarted its instance."""
     db = tmp_path / "sandbox.db"
     with running_sandbox(db) as sandbox, plugin_server(tmp_path) as server:
         busy, idle = configuration(sandbox, "first"), configuration(sandbox, "second", field="username")
@@ -163,11 +163,9 @@ def test_an_id_from_before_the_kill_never_stands_for_an_instance_started_after_i
         asyncio.run(_drive(server, requests(busy, "F", 20)))
         worker = asyncio.run(_drive(server, requests(idle, "S", 20)))
         assert worker.tally.resent == 0, "the id is known from the file of its instance"
-        eventually(
-            lambda: len(spooled_ids(db, "first") | spooled_ids(db, "second")) == 42, what="the arrival"
-        )
-        assert {event_id[0] for event_id in spooled_ids(db, "first")} == {"f", "F"}
-        assert {event_id[0] for event_id in spooled_ids(db, "second")} == {"s", "S"}
+        eventually(lambda: len(stored_ids(db, "first") | stored_ids(db, "second")) == 42, what="the arrival")
+        assert {event_id[0] for event_id in stored_ids(db, "first")} == {"f", "F"}
+        assert {event_id[0] for event_id in stored_ids(db, "second")} == {"s", "S"}
 
 
 def test_killing_the_delivery_loses_nothing_and_bills_nothing_twice(tmp_path: Path) -> None:
@@ -177,7 +175,7 @@ def test_killing_the_delivery_loses_nothing_and_bills_nothing_twice(tmp_path: Pa
         worker, _ = drive_and_kill(server, requests(plugin, "a", 3000), "delivery", times=3)
         assert worker.tally.lost == []
         assert worker.tally.resent == 0
-        eventually(lambda: len(spooled_ids(db, "kong")) == 3000, what="the arrival")
+        eventually(lambda: len(stored_ids(db, "kong")) == 3000, what="the arrival")
         assert sum(usage(sandbox).values()) == 3000
 
 
@@ -196,7 +194,7 @@ def test_killing_the_supervisor_ends_its_children_and_the_next_one_delivers_what
         assert len(worker.tally.acknowledged) == 500
         with plugin_server(tmp_path) as server:
             _redirect(server.spool, f"{sandbox}/api/v1/events")
-            eventually(lambda: len(spooled_ids(db, "kong")) == 500, what="the arrival")
+            eventually(lambda: len(stored_ids(db, "kong")) == 500, what="the arrival")
 
 
 async def _drive(server: PluginServer, work: Iterator[tuple[PluginInstance, Recorded, str]]) -> KongWorker:
@@ -207,7 +205,7 @@ async def _drive(server: PluginServer, work: Iterator[tuple[PluginInstance, Reco
 
 
 def _redirect(spool: Path, endpoint: str) -> None:
-    """Mend the endpoint of the one queue, as an operator would."""
+    """Correct the endpoint of the only queue, as an operator would."""
     (description,) = spool.glob("queues/*/destination.json")
     description.write_text(json.dumps(json.loads(description.read_text()) | {"endpoint": endpoint}))
 

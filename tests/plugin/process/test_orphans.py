@@ -1,4 +1,4 @@
-"""What becomes of the processes behind a supervisor that was killed with kill -9."""
+"""The other processes after kill -9 of their supervisor."""
 
 from __future__ import annotations
 
@@ -13,14 +13,14 @@ from tests.harness.process import eventually
 from tests.harness.service_manager import managed, unix_listener
 from tests.plugin.traffic import TOKEN, assert_nothing_lost, drive_through
 
-# A supervisor's child that does not care for what it is told.
+# A child process that ignores SIGTERM after it has noted it.
 _STUBBORN = """
 import os, signal, sys, time
 from openmeter_plugin.process import supervisor
 supervisor._STOP_SECONDS = 0.2
 
 def run():
-    signal.signal(signal.SIGTERM, lambda *_: open(sys.argv[1], "w").write("told"))
+    signal.signal(signal.SIGTERM, lambda *_: open(sys.argv[1], "w").write("SIGTERM"))
     while True:
         print(os.getpid(), flush=True)
         time.sleep(0.1)
@@ -30,7 +30,7 @@ time.sleep(20)
 """
 
 
-def test_behind_a_held_socket_nothing_is_lost_when_the_supervisor_is_killed(tmp_path: Path) -> None:
+def test_with_socket_activation_nothing_is_lost_when_the_supervisor_is_killed(tmp_path: Path) -> None:
     path = tmp_path / "s"
     with (
         running_sandbox(token=TOKEN) as sandbox,
@@ -47,13 +47,13 @@ def test_behind_a_held_socket_nothing_is_lost_when_the_supervisor_is_killed(tmp_
         eventually(lambda: len(manager.events("stopped")) == 3, what="the end of the workers left behind")
 
 
-def test_where_the_kernel_cannot_watch_a_process_a_child_ends_at_once_with_its_supervisor(
+def test_without_pidfd_a_child_process_ends_at_once_with_its_supervisor(
     tmp_path: Path,
 ) -> None:
-    told = tmp_path / "told"
+    signalled = tmp_path / "signalled"
     unable = "def pidfd_open(pid): raise OSError\nos.pidfd_open = pidfd_open\n"
     with subprocess.Popen(
-        [sys.executable, "-c", _STUBBORN.replace("def run", f"{unable}def run"), str(told)],
+        [sys.executable, "-c", _STUBBORN.replace("def run", f"{unable}def run"), str(signalled)],
         stdout=subprocess.PIPE,
         text=True,
     ) as supervisor:
@@ -62,20 +62,22 @@ def test_where_the_kernel_cannot_watch_a_process_a_child_ends_at_once_with_its_s
         supervisor.kill()
         eventually(lambda: _has_ended(child), what="the end of the child")
         os.close(child)
-    assert not told.exists()
+    assert not signalled.exists()
 
 
-def test_a_child_is_told_that_its_supervisor_is_gone_and_ended_if_it_does_not_stop(tmp_path: Path) -> None:
-    told = tmp_path / "told"
+def test_a_child_process_gets_sigterm_when_its_supervisor_is_gone_and_is_ended_if_it_does_not_stop(
+    tmp_path: Path,
+) -> None:
+    signalled = tmp_path / "signalled"
     with subprocess.Popen(
-        [sys.executable, "-c", _STUBBORN, str(told)], stdout=subprocess.PIPE, text=True
+        [sys.executable, "-c", _STUBBORN, str(signalled)], stdout=subprocess.PIPE, text=True
     ) as supervisor:
         assert supervisor.stdout
         child = os.pidfd_open(int(supervisor.stdout.readline()))
         for _ in range(5):
             assert supervisor.stdout.readline(), "it is left alone while its supervisor lives"
         supervisor.kill()
-        eventually(told.exists, what="SIGTERM")
+        eventually(signalled.exists, what="SIGTERM")
         eventually(lambda: _has_ended(child), what="the end of the child")
         os.close(child)
 

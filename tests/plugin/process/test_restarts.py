@@ -1,4 +1,4 @@
-"""Restarting under traffic, with Kong's own rules for what it sends again (tests/harness/kong.py)."""
+"""Restarts under traffic, with Kong's own rules for resending (tests/harness/kong.py)."""
 
 from __future__ import annotations
 
@@ -17,8 +17,8 @@ from tests.harness.service_manager import managed, unix_listener
 from tests.plugin.traffic import TOKEN, assert_nothing_lost, drive_through, plugin, request
 
 
-@pytest.mark.parametrize("told", ["the supervisor", "all processes"])
-def test_a_restart_behind_a_held_socket_loses_nothing(tmp_path: Path, told: str) -> None:
+@pytest.mark.parametrize("signalled", ["the supervisor", "all processes"])
+def test_a_restart_with_socket_activation_loses_nothing(tmp_path: Path, signalled: str) -> None:
     path = tmp_path / "s"
     with (
         running_sandbox(token=TOKEN) as sandbox,
@@ -27,7 +27,7 @@ def test_a_restart_behind_a_held_socket_loses_nothing(tmp_path: Path, told: str)
 
         def restart() -> None:
             assert manager.process
-            children = children_of(manager.process.pid) if told == "all processes" else []
+            children = children_of(manager.process.pid) if signalled == "all processes" else []
             manager.process.terminate()
             for pid in children:  # as systemd does with a control group, the main process first
                 os.kill(pid, signal.SIGTERM)
@@ -39,7 +39,7 @@ def test_a_restart_behind_a_held_socket_loses_nothing(tmp_path: Path, told: str)
         assert len(manager.events("serving")) == 4
 
 
-def test_a_server_that_is_replaced_by_the_next_one_loses_nothing(tmp_path: Path) -> None:
+def test_replacing_a_server_by_another_loses_nothing(tmp_path: Path) -> None:
     with running_sandbox(token=TOKEN) as sandbox, ExitStack() as stack:
         running = [stack.enter_context(plugin_server(tmp_path))]
 
@@ -54,13 +54,13 @@ def test_a_server_that_is_replaced_by_the_next_one_loses_nothing(tmp_path: Path)
 
 
 def connections_below(directory: Path) -> int:
-    """Return how many connections sockets in the directory have, whether they were accepted or wait."""
+    """Return the number of connections of the sockets in a directory, accepted or pending."""
     lines = Path("/proc/net/unix").read_text().splitlines()
-    connected = {"02", "03"}  # waiting to be accepted, and accepted
+    connected = {"02", "03"}  # pending, and accepted
     return sum(line.split()[5] in connected and f" {directory}/" in line for line in lines[1:])
 
 
-def test_connections_that_wait_for_a_server_that_was_replaced_are_served_before_it_ends(
+def test_pending_connections_of_a_replaced_server_are_served_before_it_ends(
     tmp_path: Path,
 ) -> None:
     with running_sandbox(token=TOKEN) as sandbox, plugin_server(tmp_path) as first:

@@ -1,4 +1,4 @@
-"""The supervisor's children: started again at a bounded pace, and stopped within a bound."""
+"""The supervisor's child processes: restarted with bounded delays, and stopped within a bound."""
 
 from __future__ import annotations
 
@@ -28,42 +28,42 @@ print("left" if os.path.exists(f"/proc/{process.pid}") else "gone")
 """
 
 
-def test_a_child_that_takes_no_notice_of_a_stop_is_killed_within_the_bound() -> None:
+def test_a_child_process_that_ignores_sigterm_is_killed_within_the_bound() -> None:
     result = subprocess.run([sys.executable, "-c", STUBBORN], capture_output=True, text=True, timeout=60)
     assert result.stdout.splitlines()[-1:] == ["gone"], result.stderr
 
 
-def test_a_child_that_keeps_dying_is_started_again_more_and_more_slowly_and_once_a_second_at_least() -> None:
+def test_a_child_process_that_keeps_ending_is_restarted_with_growing_delays_up_to_a_second() -> None:
     child = Child("worker", lambda: None, 0)
     pauses = []
     for _ in range(8):
         child._started = now = time.monotonic()
-        child.died(1)
+        child.exited(1)
         assert child.start_at >= now + child._delay
         pauses.append(child._delay)
     assert pauses == [0.05, 0.1, 0.2, 0.4, 0.8, 1.0, 1.0, 1.0]
 
 
-def test_a_child_that_lived_for_a_while_is_started_again_at_once() -> None:
+def test_a_child_process_that_lived_for_a_while_is_restarted_at_once() -> None:
     child = Child("worker", lambda: None, 0)
     for lived in (0.0, 5.0):
         child._started = time.monotonic() - lived
-        child.died(1)
+        child.exited(1)
     assert child.start_at <= time.monotonic()
 
 
-def test_a_server_that_was_stopped_as_a_whole_goes_on_with_the_same_processes(tmp_path: Path) -> None:
+def test_a_server_that_was_suspended_as_a_whole_keeps_its_processes(tmp_path: Path) -> None:
     with plugin_server(tmp_path, "--hang-timeout", "2") as server:
         eventually(lambda: '"delivery_started"' in server.log_text(), what="the delivery")
         eventually(lambda: '"serving"' in server.log_text(), what="serving")
         children = server.children()
-        everybody = [server.process.pid, *children]
-        for pid in everybody:
+        processes = [server.process.pid, *children]
+        for pid in processes:
             os.kill(pid, signal.SIGSTOP)
-        time.sleep(2.5)  # as `docker pause` does, for longer than a child may be silent
-        for pid in reversed(everybody):
+        time.sleep(2.5)  # like `docker pause`, for longer than the hang timeout
+        for pid in reversed(processes):
             os.kill(pid, signal.SIGCONT)
         os.kill(children[0], signal.SIGKILL)
-        eventually(lambda: server.log_text().count('"serving"') == 2, what="that it goes on supervising")
+        eventually(lambda: server.log_text().count('"serving"') == 2, what="a restart by the supervisor")
         assert children[1] in server.children()
-        assert "process_hangs" not in server.log_text()
+        assert "process_hung" not in server.log_text()

@@ -1,4 +1,4 @@
-"""Listening sockets that are passed to us, as systemd does: nobody is refused while we start again."""
+"""Socket activation: with passed sockets, no connection is refused during a restart."""
 
 from __future__ import annotations
 
@@ -18,8 +18,8 @@ import httpx
 import pytest
 
 from openmeter_plugin.process import systemd
-from openmeter_plugin.process.sockets import Listeners, ListeningSocket, TcpListeningSocket
-from openmeter_plugin.process.systemd import ActivationError, take_passed
+from openmeter_plugin.process.sockets import Listeners, TcpListener, UnixListener
+from openmeter_plugin.process.systemd import ActivationError, use_passed_sockets
 from syncd.sandbox.testing import running_sandbox
 from tests.harness.kong import KongWorker, PluginInstance
 from tests.harness.process import eventually
@@ -47,7 +47,7 @@ def stored(sandbox: str) -> int:
     return int(httpx.get(f"{sandbox}/sandbox/v1/stats", trust_env=False).json()["events_stored"])
 
 
-def test_what_is_handed_over_while_no_server_is_there_is_answered_by_the_next_one(tmp_path: Path) -> None:
+def test_a_request_between_two_servers_is_answered_by_the_next_one(tmp_path: Path) -> None:
     path = tmp_path / "s"
     with (
         running_sandbox() as sandbox,
@@ -72,7 +72,7 @@ def test_what_is_handed_over_while_no_server_is_there_is_answered_by_the_next_on
 
 
 async def worker_waits(waiting: asyncio.Task[bool]) -> None:
-    """Let a request get as far as it gets while nobody serves."""
+    """Let a request get as far as it can without a server."""
     for _ in range(20):
         await asyncio.sleep(0.01)
     assert not waiting.done()
@@ -81,7 +81,7 @@ async def worker_waits(waiting: asyncio.Task[bool]) -> None:
 CONFIGURATION = "ingest_endpoint: {}/api/v1/events\nqueue: {{max_coalescing_delay: 0.05}}\n"
 
 
-def test_a_post_of_http_log_that_comes_while_no_server_is_there_is_answered_by_the_next_one(
+def test_a_post_of_http_log_between_two_servers_is_answered_by_the_next_one(
     tmp_path: Path,
 ) -> None:
     listener = socket.create_server(("127.0.0.1", 0))
@@ -107,7 +107,7 @@ def test_a_post_of_http_log_that_comes_while_no_server_is_there_is_answered_by_t
             eventually(lambda: stored(sandbox) == 1, what="the arrival")
 
 
-def test_both_ways_in_are_served_without_any_option_and_the_log_tells_that_they_were_passed(
+def test_both_inputs_are_served_without_options_and_logged_as_passed(
     tmp_path: Path,
 ) -> None:
     path = tmp_path / "s"
@@ -140,7 +140,7 @@ def test_a_start_that_fails_names_its_reason_and_leaves_the_passed_socket_alone(
         assert not (tmp_path / "other").exists()
 
 
-def test_a_passed_socket_of_which_the_file_is_gone_is_told_and_replaced_by_one_of_our_own(
+def test_a_passed_socket_whose_file_is_gone_is_logged_and_replaced_by_a_new_one(
     tmp_path: Path,
 ) -> None:
     path = tmp_path / "s"
@@ -156,7 +156,7 @@ def test_a_passed_socket_of_which_the_file_is_gone_is_told_and_replaced_by_one_o
         assert not path.exists()
 
 
-def test_sockets_that_were_passed_to_another_process_are_told_and_not_touched(tmp_path: Path) -> None:
+def test_sockets_that_were_passed_to_another_process_are_logged_and_not_touched(tmp_path: Path) -> None:
     log, path = tmp_path / "log", tmp_path / "s"
     command = [sys.executable, "-m", "openmeter_plugin", "serve", "--socket", str(path), "--spool", "spool"]
     variables = {"LISTEN_PID": "1", "LISTEN_FDS": "1", "LISTEN_FDNAMES": "plugin"}
@@ -194,7 +194,7 @@ def test_systemds_own_tool_passes_the_socket(tmp_path: Path) -> None:
         process.wait(20)
 
 
-# What can be passed
+# Passing sockets to this process
 
 
 @pytest.fixture
@@ -203,13 +203,13 @@ def passing(monkeypatch: pytest.MonkeyPatch) -> Iterator[Passing]:
     yield passed
     for held in passed.held:
         held.close()
-    for descriptor in passed.descriptors:  # those that were taken are closed already
+    for descriptor in passed.descriptors:  # those in use are closed already
         with suppress(OSError):
             os.close(descriptor)
 
 
 class Passing:
-    """Passes sockets to this process, in the place of systemd."""
+    """Passes sockets to this process, as systemd would."""
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
         self._monkeypatch = monkeypatch
@@ -218,7 +218,7 @@ class Passing:
         self.environment: dict[str, str] = {}
 
     def __call__(self, *sockets: socket.socket | IO[str], **changes: str) -> Listeners:
-        """Pass sockets and return what is made of them; the variables can be changed."""
+        """Pass sockets and return the resulting listeners; `changes` override the variables."""
         self.held += sockets
         first = max(held.fileno() for held in sockets) + 20
         for number, held in enumerate(sockets):
@@ -228,37 +228,37 @@ class Passing:
         self.environment = {"HOME": "/", **variables, **changes}
         listeners = Listeners()
         try:
-            take_passed(listeners, self.environment)
+            use_passed_sockets(listeners, self.environment)
         finally:
-            self.held += [listener.socket for listener in listeners.there]
+            self.held += [listener.socket for listener in listeners.opened]
         return listeners
 
 
-def test_sockets_are_known_by_their_names_in_any_order_and_the_variables_are_gone_then(
+def test_sockets_are_identified_by_name_in_any_order_and_the_variables_are_removed(
     passing: Passing, tmp_path: Path
 ) -> None:
     names = {"LISTEN_FDNAMES": "http-log:plugin"}
     listeners = passing(socket.create_server(("127.0.0.1", 0)), unix_listener(tmp_path / "s"), **names)
-    assert isinstance(listeners.http_log, TcpListeningSocket)
-    assert isinstance(listeners.plugin, ListeningSocket)
+    assert isinstance(listeners.http_log, TcpListener)
+    assert isinstance(listeners.plugin, UnixListener)
     assert listeners.plugin.path == tmp_path / "s"
     assert passing.environment == {"HOME": "/"}
-    assert not any(os.get_inheritable(listener.socket.fileno()) for listener in listeners.there)
+    assert not any(os.get_inheritable(listener.socket.fileno()) for listener in listeners.opened)
     listeners.remove()
     assert (tmp_path / "s").exists()
-    for listener in listeners.there:
+    for listener in listeners.opened:
         assert listener.socket.getsockopt(socket.SOL_SOCKET, socket.SO_ACCEPTCONN)
 
 
-def test_what_is_passed_to_another_process_is_left_to_it(passing: Passing, tmp_path: Path) -> None:
+def test_sockets_for_another_process_are_left_alone(passing: Passing, tmp_path: Path) -> None:
     listeners = passing(unix_listener(tmp_path / "s"), LISTEN_FDNAMES="plugin", LISTEN_PID="1")
-    assert listeners.there == []
+    assert listeners.opened == []
     assert "LISTEN_FDS" in passing.environment
 
 
-def test_a_loopback_address_that_was_passed_is_known_for_one(passing: Passing) -> None:
+def test_the_address_of_a_passed_socket_is_known(passing: Passing) -> None:
     listeners = passing(socket.create_server(("127.0.0.1", 0)), LISTEN_FDNAMES="http-log")
-    assert isinstance(listeners.http_log, TcpListeningSocket)
+    assert isinstance(listeners.http_log, TcpListener)
     assert listeners.http_log.address == "127.0.0.1"
 
 
@@ -272,7 +272,7 @@ def test_a_loopback_address_that_was_passed_is_known_for_one(passing: Passing) -
         ({"LISTEN_FDNAMES": "plugin:plugin", "LISTEN_FDS": "2"}, "two sockets named 'plugin'"),
     ],
 )
-def test_variables_that_cannot_be_used_are_told_with_the_remedy_and_stay(
+def test_invalid_variables_are_an_error_with_the_remedy_and_stay(
     passing: Passing, tmp_path: Path, changes: dict[str, str], message: str
 ) -> None:
     with pytest.raises(ActivationError, match=message):
@@ -280,7 +280,9 @@ def test_variables_that_cannot_be_used_are_told_with_the_remedy_and_stay(
     assert "LISTEN_FDS" in passing.environment
 
 
-def test_sockets_that_do_not_listen_or_are_of_another_kind_are_told(passing: Passing, tmp_path: Path) -> None:
+def test_sockets_that_do_not_listen_or_are_of_another_kind_are_an_error(
+    passing: Passing, tmp_path: Path
+) -> None:
     datagrams = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
     for useless in (*socket.socketpair(), datagrams):
         with pytest.raises(ActivationError, match="does not listen for connections"):
