@@ -47,8 +47,10 @@ QUERY_FIELDS: Final[Mapping[PdkQuery, str]] = {
 
 _METHODS: Final = ("POST", "PUT", "PATCH")  # those that http-log can be configured to use
 _INSTANCE_ID: Final = 0  # Kong's instances begin at 1
-_SLICE: Final = 0.001  # seconds of work before the event loop gets its turn
-_SWITCH: Final = 0.0005  # seconds that the spool's writer waits for the interpreter while posts are parsed
+_SLICE_SECONDS: Final = 0.001  # of work before the event loop gets its turn
+_SWITCH_SECONDS: Final = (
+    0.0005  # how long the spool's writer waits for the interpreter while posts are parsed
+)
 _MAX_HEAD: Final = 32 * 1024
 _KEEP_ALIVE: Final = 75  # seconds; http-log keeps an idle connection for 60
 _STOP_SECONDS: Final = 6
@@ -57,7 +59,10 @@ _STOP_SECONDS: Final = 6
 class Receiver:
     """Turns posts into records of the spool; `receive` is the HTTP endpoint."""
 
-    def __init__(self, settings: HttpLogSettings, instance: Instance, writer: SpoolWriter) -> None:
+    def __init__(
+        self, settings: HttpLogSettings, instance: Instance, writer: SpoolWriter, slice_seconds: float
+    ) -> None:
+        self._slice_seconds = slice_seconds
         self._read_timeout = settings.read_timeout
         self._instance = instance
         self._admission = Admission(settings)
@@ -108,14 +113,15 @@ class Receiver:
     async def _collect(self, entries: Iterator[Entry | None], post: Post) -> None:
         """Make the records of entries, in short slices and for only one post at a time."""
         async with self._parsing:
-            pause_at = time.perf_counter() + _SLICE
+            slice_seconds = self._slice_seconds
+            pause_at = time.perf_counter() + slice_seconds
             for entry in entries:
                 if entry is not None:
                     bad = type(entry[0]) not in (dict, EncodedRecord)
                     post.add(entry_record(entry, post.requests, self._instance), bad=bad)
                 if time.perf_counter() >= pause_at:
                     await asyncio.sleep(0)
-                    pause_at = time.perf_counter() + _SLICE
+                    pause_at = time.perf_counter() + slice_seconds
 
 
 def prepare_process() -> None:
@@ -125,15 +131,22 @@ def prepare_process() -> None:
     the spool's writer would wait for the interpreter's default of 5 ms after each write.
     """
     gc.freeze()
-    sys.setswitchinterval(_SWITCH)
+    sys.setswitchinterval(_SWITCH_SECONDS)
 
 
 class HttpLogServer:
     """The HTTP server of the receiver, on the running event loop."""
 
-    def __init__(self, listener: socket.socket, config: HttpLogConfig, writer: SpoolWriter) -> None:
+    def __init__(
+        self,
+        listener: socket.socket,
+        config: HttpLogConfig,
+        writer: SpoolWriter,
+        *,
+        slice_seconds: float = _SLICE_SECONDS,
+    ) -> None:
         instance = start_instance(_INSTANCE_ID, config.plugin, writer)
-        receiver = Receiver(config.settings, instance, writer)
+        receiver = Receiver(config.settings, instance, writer, slice_seconds)
         forward_log("http_log_server")
         self._server = EmbeddedServer(
             uvicorn.Config(

@@ -33,7 +33,7 @@ _PART: Final = _Part()
 
 
 class _Piece:
-    """Records that are written together; it is the token of the last of them."""
+    """Records that are written together; serves as the token of the last one."""
 
     def __init__(self, spooling: Spooling, size: int) -> None:
         self._spooling = spooling
@@ -57,13 +57,13 @@ class Post:
         self._size = 0
         self.requests = self.bad = 0
 
-    def add(self, spooled: RoutedRecord, *, bad: bool) -> None:
+    def add(self, routed: RoutedRecord, *, bad: bool) -> None:
         """Add the record of an entry; raises RefusalError if there is no room."""
         if self.requests >= _MAX_ENTRIES:
             raise RefusalError(
                 413, f"a post may hold at most {_MAX_ENTRIES} logs; lower queue.max_batch_size"
             )
-        queue, record = spooled
+        queue, record = routed
         size = len(record) + _RECORD_OVERHEAD
         self._spooling.reserve(size)
         self._size += size

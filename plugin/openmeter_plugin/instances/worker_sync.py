@@ -1,4 +1,4 @@
-"""Worker sync: workers behind one socket announce the instances that Kong starts and closes to each other.
+"""Worker sync: workers behind one socket announce to each other which instances Kong starts and closes.
 
 Kong's next event may reach any of them, so a worker answers StartInstance only when the others have confirmed
 the instance or do not respond. A worker that has just started does not know the instance: it closes the

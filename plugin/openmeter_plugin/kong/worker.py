@@ -122,9 +122,8 @@ async def _serve(
     )
     http_log = None
     if http_log_listener is not None and http_log_config is not None:
-        from openmeter_plugin.http_log.receiver import (
-            HttpLogServer,
-        )  # the web server takes memory, so import it on demand
+        # Imported on demand, because a web server takes memory.
+        from openmeter_plugin.http_log.receiver import HttpLogServer
 
         http_log = HttpLogServer(http_log_listener, http_log_config, writer)
     get_logger().info("serving")
@@ -161,7 +160,7 @@ async def _drain(server: Server, acceptor: Acceptor | None) -> None:
 
 
 async def _run_housekeeping(ids: InstanceIds, instances: Instances, files: InstanceFiles) -> None:
-    """Reserve instance ids and forget unused instances, at a time when no event waits for it."""
+    """Periodically reserve instance ids and forget unused instances, so that no event waits for it."""
     next_sweep = time.monotonic() + _SWEEP_SECONDS
     while True:
         await asyncio.sleep(1.0)

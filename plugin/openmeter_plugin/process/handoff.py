@@ -56,8 +56,9 @@ class Handoff:
     descriptors of the new ones.
     """
 
-    def __init__(self, limit: int = _MAX_CONNECTIONS) -> None:
+    def __init__(self, limit: int = _MAX_CONNECTIONS, *, per_message: int = _MAX_PER_MESSAGE) -> None:
         self._limit = limit
+        self._per_message = per_message
         self._supervisor_end, self._worker_end = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         self._supervisor_end.setblocking(False)
         self._worker_end.setblocking(False)
@@ -82,8 +83,8 @@ class Handoff:
             try:
                 message, descriptors, _, _ = socket.recv_fds(
                     self._supervisor_end,
-                    4 * (1 + 2 * _MAX_PER_MESSAGE),
-                    _MAX_PER_MESSAGE,
+                    4 * (1 + 2 * self._per_message),
+                    self._per_message,
                     socket.MSG_CMSG_CLOEXEC,
                 )
             except OSError:
@@ -138,8 +139,8 @@ class Handoff:
     def send(self) -> bool:
         """Send new and closed connections; returns whether all were sent. Never blocks, never raises."""
         while self._new or self._closed:
-            new = dict(islice(self._new.items(), _MAX_PER_MESSAGE))
-            closed = self._closed[:_MAX_PER_MESSAGE]
+            new = dict(islice(self._new.items(), self._per_message))
+            closed = self._closed[: self._per_message]
             message = struct.pack(f"<{1 + len(new) + len(closed)}I", len(new), *new, *closed)
             try:
                 socket.send_fds(

@@ -85,7 +85,7 @@ class Child:
 def end_with_parent(parent: int) -> None:
     """Stop this process when its parent is gone, even by kill -9, and end it soon after in any case.
 
-    It gets SIGTERM rather than SIGKILL, so that it answers Kong's calls under way, which would be lost.
+    It gets SIGTERM if possible, so that it answers Kong's calls under way; SIGKILL would lose them.
     """
     if sys.platform == "linux":
         watched = _exit_after(parent)
@@ -173,8 +173,8 @@ def _reap(children: list[Child]) -> None:
             child.exited(os.waitstatus_to_exitcode(status))
 
 
-def _stop(children: list[Child]) -> None:
-    deadline = time.monotonic() + _STOP_SECONDS
+def _stop(children: list[Child], seconds: float = _STOP_SECONDS) -> None:
+    deadline = time.monotonic() + seconds
     alive = {child.pid for child in children if child.pid is not None}
     for pid in alive:
         os.kill(pid, signal.SIGTERM)

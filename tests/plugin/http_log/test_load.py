@@ -14,7 +14,6 @@ from pathlib import Path
 import orjson
 import pytest
 
-from openmeter_plugin.http_log import receiver as receiver_module
 from openmeter_plugin.http_log import spooling
 from openmeter_plugin.http_log.spooling import Post, _Piece
 from openmeter_plugin.instances.record import RoutedRecord
@@ -127,15 +126,14 @@ def test_other_tasks_get_their_turn_after_each_slice(tmp_path: Path, monkeypatch
     taken: list[object] = []
     add = Post.add
 
-    def counted(post: Post, spooled: RoutedRecord, *, bad: bool) -> None:
-        taken.append(spooled)
-        add(post, spooled, bad=bad)
+    def counted(post: Post, routed: RoutedRecord, *, bad: bool) -> None:
+        taken.append(routed)
+        add(post, routed, bad=bad)
 
     monkeypatch.setattr(Post, "add", counted)
-    monkeypatch.setattr(receiver_module, "_SLICE", 0.0)  # a slice for each log
 
     async def test() -> None:
-        async with receiving(tmp_path) as receiver:
+        async with receiving(tmp_path, slice_seconds=0.0) as receiver:  # a slice for each log
             posting = asyncio.create_task(receiver.post(batch(*map(str, range(200)))))
             between: set[int] = set()  # numbers of logs handled when others had their turn
             while not posting.done():

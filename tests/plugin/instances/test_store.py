@@ -145,9 +145,7 @@ def test_the_file_says_whether_there_was_a_token_and_holds_no_placeholder_for_it
         assert "api_token" not in orjson.loads(parsed[0])
 
 
-def test_an_instance_whose_file_cannot_be_read_in_time_is_started_again_by_kong(
-    tmp_path: Path,
-) -> None:
+def test_an_instance_whose_file_cannot_be_read_in_time_is_started_again_by_kong(tmp_path: Path) -> None:
     async def body() -> list[object]:
         loop = asyncio.get_running_loop()
         files = InstanceFiles(tmp_path, loop)  # its thread is not started, as if it hung

@@ -83,7 +83,7 @@ def serve(tmp_path: Path, test: Callable[[Serving], Awaitable[None]]) -> None:
 
 
 def ended(peer: socket.socket) -> bool:
-    """Return whether the stream has ended; raises ConnectionResetError where it was reset."""
+    """Return whether the stream has ended; raises ConnectionResetError if it was reset."""
     try:
         return peer.recv(1) == b""
     except BlockingIOError:

@@ -151,7 +151,7 @@ def test_no_event_is_billed_under_another_instances_configuration_when_the_worke
 
 
 def test_an_id_from_before_the_kill_never_means_an_instance_started_after_it(tmp_path: Path) -> None:
-    """One nginx worker was idle while the other has already restarted its instance."""
+    """One nginx worker was idle while the other had already restarted its instance."""
     db = tmp_path / "sandbox.db"
     with running_sandbox(db) as sandbox, plugin_server(tmp_path) as server:
         busy, idle = configuration(sandbox, "first"), configuration(sandbox, "second", field="username")

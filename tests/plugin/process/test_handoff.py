@@ -95,12 +95,15 @@ class Kong:
 
 
 def serve(
-    tmp_path: Path, test: Callable[[Callable[[], Worker], Handoff, Kong], Awaitable[None]], limit: int = 1000
+    tmp_path: Path,
+    test: Callable[[Callable[[], Worker], Handoff, Kong], Awaitable[None]],
+    limit: int = 1000,
+    per_message: int = 250,
 ) -> None:
     """Run a test with a function that creates the next worker, and with the supervisor's side."""
 
     async def body(writer: SpoolWriter) -> None:
-        handoff = Handoff(limit)
+        handoff = Handoff(limit, per_message=per_message)
         workers: list[Worker] = []
 
         def worker() -> Worker:
@@ -242,10 +245,8 @@ async def until_held(handoff: Handoff, connections: int) -> None:
 
 @pytest.mark.parametrize("per_message", [1, 7, 250])
 def test_connections_that_the_supervisor_has_no_room_for_are_sent_later(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, per_message: int
+    tmp_path: Path, per_message: int
 ) -> None:
-    monkeypatch.setattr("openmeter_plugin.process.handoff._MAX_PER_MESSAGE", per_message)
-
     async def test(worker: Callable[[], Worker], handoff: Handoff, kong: Kong) -> None:
         handoff._worker_end.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 4608)
         first = worker()
@@ -264,7 +265,7 @@ def test_connections_that_the_supervisor_has_no_room_for_are_sent_later(
             await kong.send_event(peer)
             peer.close()
 
-    serve(tmp_path, test)
+    serve(tmp_path, test, per_message=per_message)
 
 
 def test_a_connection_that_closes_before_it_is_sent_is_never_sent(tmp_path: Path) -> None:

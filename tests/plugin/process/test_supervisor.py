@@ -16,14 +16,13 @@ STUBBORN = """
 import os, signal, subprocess, sys
 from openmeter_plugin.process import supervisor
 
-supervisor._STOP_SECONDS = 0.2
 deaf = "import signal; signal.signal(signal.SIGTERM, signal.SIG_IGN); print(1, flush=True); signal.pause()"
 process = subprocess.Popen([sys.executable, "-c", deaf], stdout=subprocess.PIPE)
 process.stdout.readline()
 child = supervisor.Child("stubborn", lambda: None, 0)
 child.pid = process.pid
 signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGCHLD})
-supervisor._stop([child])
+supervisor._stop([child], 0.2)
 print("left" if os.path.exists(f"/proc/{process.pid}") else "gone")
 """
 
