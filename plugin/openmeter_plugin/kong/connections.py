@@ -1,9 +1,9 @@
 """The sockets of a worker's connections, in an epoll set of their own.
 
-The event loop watches the set as one descriptor, and ready sockets are handled in rounds. An event is only two
-short messages each way, so with asyncio's transport objects most of its cost would be theirs. Kong sends a
-frame's length and its content in two writes, so a second `recv`, which costs next to nothing, mostly saves a
-turn of the event loop.
+The event loop watches the set as one descriptor, and ready sockets are handled in rounds. An event is only
+two short messages each way, so with asyncio's transport objects most of its cost would be theirs. Kong sends
+a frame's length and its content in two writes, so a second `recv`, which costs next to nothing, mostly saves
+a turn of the event loop.
 """
 
 from __future__ import annotations
