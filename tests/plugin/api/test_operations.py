@@ -144,16 +144,16 @@ def test_a_process_without_a_sign_of_life_makes_the_server_unready(tmp_path: Pat
     from openmeter_plugin.api.health import HealthMonitor
 
     heartbeats = Heartbeats(2)
-    watch = HealthMonitor(tmp_path, {"worker-0": 0, "delivery": 1}, heartbeats, hang_seconds=0.05)
+    monitor = HealthMonitor(tmp_path, {"worker-0": 0, "delivery": 1}, heartbeats, hang_seconds=0.05)
 
     def silent() -> list[str]:
         heartbeats.beat(1)
-        return [problem for problem in watch.problems() if "no sign of life" in problem]
+        return [problem for problem in monitor.problems() if "no sign of life" in problem]
 
     (problem,) = eventually(silent, what="the silence")
     assert problem.startswith("worker-0 has given no sign of life for")
     heartbeats.beat(0)
-    assert [problem for problem in watch.problems() if problem.startswith("worker-0")] == []
+    assert [problem for problem in monitor.problems() if problem.startswith("worker-0")] == []
 
 
 def test_books_that_cannot_be_read_leave_the_other_metrics_there(tmp_path: Path) -> None:
