@@ -129,9 +129,7 @@ def serve(
     ] = DEFAULT_MODE,
     fsync: Annotated[
         FsyncPolicy,
-        typer.Option(
-            help="When to sync events to disk. `interval` can lose one interval in a power loss, `never` more."
-        ),
+        typer.Option(help="When to sync events to disk; a power loss costs unsynced events."),
     ] = FsyncPolicy.interval,
     fsync_interval: Annotated[float, typer.Option(min=0.01, help="Seconds between two syncs.")] = 1.0,
     workers: Annotated[
