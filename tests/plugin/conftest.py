@@ -1,4 +1,4 @@
-"""Fixtures shared by the tests of the plugin."""
+"""Fixtures of the plugin's tests."""
 
 from __future__ import annotations
 
@@ -16,13 +16,13 @@ from syncd.sandbox.testing import running_sandbox
 from tests.plugin.deliveries import record, rejects, run_until_empty, skip, spooled
 from tests.plugin.events_server import EventsServer, serving
 from tests.plugin.operations_api import Api, api
-from tests.plugin.spool_commands import NEW, OLD, TOKEN, set_aside
+from tests.plugin.spool_commands import NEW, OLD, TOKEN, quarantine_record
 from tests.plugin.spools import Disk, destination
 
 
 @pytest.fixture
 def server() -> Iterator[EventsServer]:
-    """An events endpoint that accepts everything unless it has a script."""
+    """An events endpoint that accepts everything, until a test sets another script."""
     with serving() as running:
         yield running
 
@@ -60,14 +60,14 @@ def history(tmp_path: Path, server: EventsServer) -> Path:
         spool,
         [*(record(n, time=OLD) for n in range(6)), record(5, time=OLD), skip(), skip("status_excluded")],
     )
-    spooled(spool, [set_aside(1)], QUARANTINE)
+    spooled(spool, [quarantine_record(1)], QUARANTINE)
     run_until_empty(spool)
     spooled(spool, [record(10, 11, subject="consumer:bob", time=NEW)])
     return spool
 
 
 @pytest.fixture(scope="module")
-def there(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Api]:
-    """A server with the operations API, shared by the tests of a file, which only read."""
+def running_api(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Api]:
+    """A server with an HTTP API, shared by all tests of a file; they only read."""
     with api(tmp_path_factory.mktemp("api")) as running:
         yield running

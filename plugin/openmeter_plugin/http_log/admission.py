@@ -96,7 +96,7 @@ class Refusals:
                 "http_log_refused",
                 status=refusal.status,
                 reason=refusal.message,
-                suppressed=self._limit.held_back(),
+                suppressed=self._limit.suppressed(),
                 consequence="Kong posts the batch again until its max_retry_time",
             )
         discarded = 0

@@ -33,7 +33,7 @@ from openmeter_plugin.http_log.spooling import Post, Spooling
 from openmeter_plugin.instances.instance import Instance, start_instance
 from openmeter_plugin.instances.record import RoutedRecord, spool_record
 from openmeter_plugin.log import RateLimit, get_logger
-from openmeter_plugin.metering.lenient_json import identifier, table
+from openmeter_plugin.metering.lenient_json import identifier, json_object
 from openmeter_plugin.metering.pdk_queries import NO_RESULTS, PdkQuery
 from openmeter_plugin.process.sockets import BACKLOG
 from openmeter_plugin.process.web_server import EmbeddedServer, forward_log, limited_protocol
@@ -179,7 +179,7 @@ def entry_record(entry: Entry, position: int, instance: Instance) -> RoutedRecor
     log, raw = entry
     if type(log) is EncodedRecord:
         return instance.queue, log.record
-    members: Mapping[str, Any] = table(log)
+    members: Mapping[str, Any] = json_object(log)
     if type(log) is dict:
         _identify(log, raw, position)
     # Query results are used only where needed, as the plugin does, so that the events are the same.

@@ -251,7 +251,7 @@ class Connection:
             self._server.log.error(
                 "connection_closed",
                 reason=reason,
-                suppressed=self._server.bad_stream_limit.held_back(),
+                suppressed=self._server.bad_stream_limit.suppressed(),
             )
         self._chunks = []
         self.close()

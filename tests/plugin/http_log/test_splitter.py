@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from openmeter_plugin.http_log.scanner import Limits
 from openmeter_plugin.http_log.splitter import Encode, EncodedRecord, EntrySplitter, NotJsonError
 from openmeter_plugin.metering.fast_path import fast_path_for
-from tests.plugin.metering.test_fast_path import LOG, long_way, rules
+from tests.plugin.metering.test_fast_path import LOG, rules, slow_record
 
 _ODD_TEXT = st.text(st.sampled_from('},{"[]\\ aé'), max_size=12)
 _VALUES = st.recursive(
@@ -74,7 +74,7 @@ def test_with_a_fast_path_each_entry_is_its_record_or_the_parsed_value(
     assert len(found) == len(entries)
     for value, entry in zip(found, entries, strict=True):
         if isinstance(value, EncodedRecord):
-            assert value.record == long_way(json.dumps(entry).encode(), rules())
+            assert value.record == slow_record(json.dumps(entry).encode(), rules())
         else:
             assert value == entry
 
@@ -84,7 +84,7 @@ def test_ordinary_requests_all_take_the_fast_path(count: int, cuts: list[int]) -
     fast_path = fast_path_for(rules())
     assert fast_path is not None
     body = json.dumps([LOG] * count, separators=(",", ":")).encode()
-    record = long_way(json.dumps(LOG).encode(), rules())
+    record = slow_record(json.dumps(LOG).encode(), rules())
     assert record is not None
     assert split(body, cuts, encode=fast_path.record) == [EncodedRecord(record)] * count
 
