@@ -48,9 +48,8 @@ QUERY_FIELDS: Final[Mapping[PdkQuery, str]] = {
 _METHODS: Final = ("POST", "PUT", "PATCH")  # those that http-log can be configured to use
 _INSTANCE_ID: Final = 0  # Kong's instances begin at 1
 _SLICE_SECONDS: Final = 0.001  # of work before the event loop gets its turn
-_SWITCH_SECONDS: Final = (
-    0.0005  # how long the spool's writer waits for the interpreter while posts are parsed
-)
+_SWITCH_SECONDS: Final = 0.0005
+"""How long the spool's writer waits for the interpreter while posts are parsed."""
 _MAX_HEAD: Final = 32 * 1024
 _KEEP_ALIVE: Final = 75  # seconds; http-log keeps an idle connection for 60
 _STOP_SECONDS: Final = 6
