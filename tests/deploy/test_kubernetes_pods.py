@@ -21,6 +21,7 @@ from syncd.config.settings import load
 from tests.deploy.files import ROOT
 from tests.deploy.kustomize import KUBERNETES, Manifest, pod_spec, render, rendered, the
 from tests.deploy.test_containers import TOKEN, free_port, running, sandbox_container
+from tests.deploy.tools import needs
 from tests.harness.kong import KongWorker, PluginInstance
 from tests.harness.process import eventually
 from tests.harness.recordings import serialized
@@ -28,6 +29,7 @@ from tests.plugin.deliveries import record, spooled
 from tests.plugin.events_server import Answer, EventsServer, serving, take_all
 from tests.plugin.spools import destination
 
+pytestmark = needs("kustomize")
 API_TOKEN = "token-of-whoever-may-use-the-api"
 OVERLAY = KUBERNETES / "overlays" / "deployment"
 
