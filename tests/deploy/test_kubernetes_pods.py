@@ -20,9 +20,10 @@ from openmeter_plugin.spool.destination import write_destination
 from syncd.config.settings import load
 from tests.deploy.files import ROOT
 from tests.deploy.kustomize import KUBERNETES, Manifest, pod_spec, render, rendered, the
-from tests.deploy.test_containers import TOKEN, free_port, running, sandbox_container
+from tests.deploy.test_containers import TOKEN, running, sandbox_container
 from tests.deploy.tools import needs
 from tests.harness.kong import KongWorker, PluginInstance
+from tests.harness.ports import free_port
 from tests.harness.process import eventually
 from tests.harness.recordings import serialized
 from tests.plugin.deliveries import record, spooled

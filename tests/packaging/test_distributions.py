@@ -21,7 +21,8 @@ import yaml
 from openmeter_plugin import __version__
 from openmeter_plugin.config.schema import plugin_info
 from tests.harness.kong import KongWorker, PluginInstance
-from tests.harness.process import eventually, free_port
+from tests.harness.ports import free_port
+from tests.harness.process import eventually
 from tests.harness.recordings import serialized
 from tests.packaging.distributions import ROOT, build, files_of_wheel, unpacked
 

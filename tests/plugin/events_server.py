@@ -121,14 +121,6 @@ class _HttpServer(ThreadingHTTPServer):
         """Say nothing: a delivery that is stopped leaves its connections."""
 
 
-def free_port() -> int:
-    """A port that nobody listens on."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port: int = probe.getsockname()[1]
-        return port
-
-
 @contextmanager
 def serving(
     server: EventsServer | None = None, port: int = 0, tls: ssl.SSLContext | None = None

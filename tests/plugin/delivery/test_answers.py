@@ -16,6 +16,7 @@ from openmeter_plugin.delivery.client import EventsClient, RejectedError, Unauth
 from openmeter_plugin.spool.destination import write_destination
 from openmeter_plugin.spool.segment import encode_events
 from tests.harness.books import read_dead_letters
+from tests.harness.ports import free_port
 from tests.harness.process import eventually
 from tests.plugin.deliveries import (
     count,
@@ -29,7 +30,7 @@ from tests.plugin.deliveries import (
     run_until_empty,
     spooled,
 )
-from tests.plugin.events_server import Answer, EventsServer, Post, free_port, serving
+from tests.plugin.events_server import Answer, EventsServer, Post, serving
 from tests.plugin.spools import destination
 
 # Whatever the server answers

@@ -15,9 +15,10 @@ from openmeter_plugin.delivery import pipeline as pipeline_module
 from openmeter_plugin.delivery.pipeline import Pipeline
 from openmeter_plugin.spool.destination import QUARANTINE, queues_directory, token_file, write_destination
 from openmeter_plugin.spool.segment import QUARANTINED, encode_record
+from tests.harness.ports import free_port
 from tests.harness.process import eventually
 from tests.plugin.deliveries import delivered, delivering, fails_first, ids, record, run_until_empty, spooled
-from tests.plugin.events_server import Answer, EventsServer, Post, Script, free_port, serving
+from tests.plugin.events_server import Answer, EventsServer, Post, Script, serving
 from tests.plugin.spools import QUEUE, destination, running_writer, segments
 
 TOKEN = "token-of-the-delivery-tests"
