@@ -15,7 +15,7 @@ Target = OpenMeterV1 | OpenMeterV3
 
 
 def _endpoint(url: str, token: str | None = None, timeout: float = 5) -> Endpoint:
-    return Endpoint("metering API", url, "metering.token", "read and write", token=token, timeout=timeout)
+    return Endpoint("metering", url, "metering.token", "read and write", token=token, timeout=timeout)
 
 
 def _retry() -> Retry:

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from syncd.core.ownership import is_adoptable, is_ours, label_value, ownership_metadata
+from syncd.core.ownership import is_adoptable, is_managed, label_value, ownership_metadata
 
 SPECIFIED = re.compile(r"[a-z0-9A-Z]([a-z0-9A-Z._-]*[a-z0-9A-Z])?")
 """openmeter-v3.yaml, Labels."""
@@ -49,8 +49,8 @@ def test_the_keys_of_the_marks_begin_with_no_reserved_prefix() -> None:
     ],
 )
 def test_only_both_marks_together_make_it_ours(metadata: dict[str, str]) -> None:
-    assert not is_ours(metadata, "default")
-    assert is_ours(ownership_metadata("default", "1"), "default")
+    assert not is_managed(metadata, "default")
+    assert is_managed(ownership_metadata("default", "1"), "default")
 
 
 @pytest.mark.parametrize("mark", ownership_metadata("someone", "1").items())

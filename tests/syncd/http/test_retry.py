@@ -13,7 +13,7 @@ from tests.syncd.servers import Answer, Asked, Server, serving
 
 
 def client(server: Server, waits: list[float], attempts: int = 3) -> ApiClient:
-    endpoint = Endpoint("the API", server.url, "metering.token", "do it", token="s3cr3t")
+    endpoint = Endpoint("metering", server.url, "metering.token", "do it", token="s3cr3t")
     return ApiClient(endpoint, Retry(attempts=attempts, first_wait=1, sleep=waits.append))
 
 

@@ -222,14 +222,14 @@ def test_a_name_of_blanks_gives_way_to_the_id() -> None:
 )
 def test_the_owner_marks_are_valid_labels_whatever_the_key(tag: str) -> None:
     world = desired_state([consumer("1", "alice", tag)], BY_TAG)
-    marks = world.customers[0].marks
+    marks = world.customers[0].ownership
     assert all(is_label_value(value) for value in marks.values())
     assert marks["sync-owner"] == "default"
     assert marks["managed-by"] == "kong-openmeter"
 
 
 def test_the_source_id_of_a_consumer_is_its_id() -> None:
-    assert desired_state([consumer(UUID, "alice")], RULES).customers[0].marks["source-id"] == UUID
+    assert desired_state([consumer(UUID, "alice")], RULES).customers[0].ownership["source-id"] == UUID
 
 
 def test_a_subject_of_a_group_brings_no_display_name_that_a_server_could_copy_onto_the_customer() -> None:
@@ -242,4 +242,4 @@ def test_a_subject_of_a_group_brings_no_display_name_that_a_server_could_copy_on
 
 def test_the_metadata_of_a_subject_carry_the_marks_of_its_customer() -> None:
     customer = desired_state([consumer("1", "alice", "customer:acme")], BY_TAG).customers[0]
-    assert customer.subjects[0].metadata == customer.marks
+    assert customer.subjects[0].metadata == customer.ownership

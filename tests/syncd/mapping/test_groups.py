@@ -247,7 +247,7 @@ def test_with_overflow_split_the_rest_get_customers_that_name_their_group() -> N
     world = limited("a", "b", rules=split)
     assert shape(world) == {"acme": ["consumer:a"], "consumer-b": ["consumer:b"]}
     own = world.customers[1]
-    assert (own.name, own.marks["customer-group"]) == ("acme: b", "acme")
+    assert (own.name, own.ownership["customer-group"]) == ("acme: b", "acme")
     assert not world.problems
 
 

@@ -23,7 +23,7 @@ def test_a_group_has_its_key_as_the_only_subject_and_the_others_go_by_their_id()
         "create-customer consumer-3 consumer:3",
     ]
     (acme, _) = desired_state([BOB, ALICE, CAROL], RULES).customers
-    assert (acme.name, acme.name_follows_source, acme.marks["source-id"]) == ("acme", False, "acme")
+    assert (acme.name, acme.name_follows_source, acme.ownership["source-id"]) == ("acme", False, "acme")
 
 
 def test_a_new_consumer_of_a_paying_customer_is_not_blocked() -> None:

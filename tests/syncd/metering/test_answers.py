@@ -33,7 +33,7 @@ def test_a_deleted_customer_that_is_still_answered_is_not_written(dialect: Diale
         return Answer(PAGE if asked.path.endswith("/subscriptions") else there)
 
     with serving(answer) as server, closing(open_target(dialect, server.url)) as target:
-        with pytest.raises(BlockedError, match="deleted meanwhile"):
+        with pytest.raises(BlockedError, match="was deleted"):
             target.edit_customer("C", renamed)
         assert target.customer_by_key("acme") is None
     assert {asked.method for asked in server.asked} == {"GET"}
@@ -53,7 +53,7 @@ def test_a_customer_that_cannot_be_read_is_tried_as_often_as_is_set_and_no_more(
 def test_a_deletion_that_is_refused_is_not_taken_for_done(dialect: Dialect, status: int) -> None:
     with (
         serving(lambda _asked: Answer({"detail": "has a subscription"}, status)) as server,
-        ApiClient(Endpoint("metering API", server.url, "metering.token", "write"), Retry()) as client,
+        ApiClient(Endpoint("metering", server.url, "metering.token", "write"), Retry()) as client,
         pytest.raises(RefusedError, match="has a subscription"),
     ):
         ApiRemover(client, dialect).delete_customer("C")

@@ -25,7 +25,7 @@ def inspector(client: ApiClient, dialect: Dialect) -> ApiInspector:
 
 
 def opened(url: str) -> ApiClient:
-    return ApiClient(Endpoint("metering API", url, "metering.token", "read"), Retry(attempts=1))
+    return ApiClient(Endpoint("metering", url, "metering.token", "read"), Retry(attempts=1))
 
 
 @pytest.fixture

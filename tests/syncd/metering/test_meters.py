@@ -22,7 +22,7 @@ KEYS = [meter.key for meter in STANDARD_METERS]
 @pytest.fixture
 def api(sandbox: httpx.Client, dialect: Dialect) -> Iterator[MeterApi]:
     base = str(sandbox.base_url).rstrip("/") + ("/api/v3" if dialect == "openmeter-v3" else "")
-    endpoint = Endpoint("metering API", base, "metering.token", "read and write")
+    endpoint = Endpoint("metering", base, "metering.token", "read and write")
     with ApiClient(endpoint, Retry(attempts=2, first_wait=0.001)) as client:
         client._client.event_hooks = {"response": [found.check for found in specs_of(dialect)]}
         yield MeterApi(client, dialect)

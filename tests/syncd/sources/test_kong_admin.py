@@ -61,7 +61,7 @@ def source(
     server: Server, *, workspace: str | None = None, tags: tuple[str, ...] = (), token: str | None = None
 ) -> KongAdmin:
     endpoint = Endpoint(
-        "Kong's Admin API", server.url, "sources[0].token", "read consumers", "Kong-Admin-Token", token
+        "kong-admin", server.url, "sources[0].token", "read consumers", "Kong-Admin-Token", token
     )
     return KongAdmin(endpoint, Retry(attempts=3, sleep=lambda _: None), workspace, tags)
 

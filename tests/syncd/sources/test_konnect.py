@@ -16,7 +16,7 @@ from tests.syncd.servers import Answer, Asked, Server, serving
 
 
 def endpoint(server: Server) -> Endpoint:
-    return Endpoint("Konnect", server.url, "sources[0].token", "read", token="kpat_secret")
+    return Endpoint("konnect", server.url, "sources[0].token", "read", token="kpat_secret")
 
 
 def retry(waits: list[float] | None = None) -> Retry:
