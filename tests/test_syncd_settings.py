@@ -103,7 +103,7 @@ def test_the_page_is_up_to_date() -> None:
     assert settings_reference.written_syncd(PAGE) == PAGE, "run python -m tests.settings_reference"
 
 
-def test_every_section_has_its_table() -> None:
+def test_every_section_has_a_table() -> None:
     assert sorted(settings_reference.blocks(PAGE)) == sorted(SECTIONS)
 
 
