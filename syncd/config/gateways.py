@@ -23,7 +23,7 @@ def _gateway_url(value: str) -> str:
     return value
 
 
-def _sendable(value: SecretStr) -> SecretStr:
+def _printable_ascii(value: SecretStr) -> SecretStr:
     text = value.get_secret_value()
     if not text or not text.isascii() or not text.isprintable():
         raise ValueError("must be printable ASCII characters, as the plugin requires")
@@ -52,7 +52,7 @@ class GatewayConfig(Section):
     """Unique name for messages."""
     url: GatewayUrl
     """URL of the plugin's API (`serve --api`): `http(s)://host:port`, or `unix:/path` on this machine."""
-    token: Annotated[SecretStr, AfterValidator(_sendable)] | None = None
+    token: Annotated[SecretStr, AfterValidator(_printable_ascii)] | None = None
     """The token in `--api-token-file` or `OPENMETER_PLUGIN_ADMIN_TOKEN` on the gateway."""
     timeout: Duration = timedelta(seconds=10)
     """Limit for each request."""

@@ -85,7 +85,7 @@ class MappingConfig(Section):
     """What happens to subjects over that limit: `block` reports them, `split` gives each its own customer."""
 
     @model_validator(mode="after")
-    def _fits_together(self) -> Self:
+    def _check_combinations(self) -> Self:
         if self.group_by == "file" and self.file is None:
             raise ValueError("group_by is file, so file must be set")
         if self.subject_field == "tag" and self.group_by != "tag":
@@ -96,7 +96,7 @@ class MappingConfig(Section):
             raise ValueError("key must contain {subject}, {id}, {username} or {custom_id}")
         return self
 
-    def anchored(self, folder: Path) -> Self:
+    def resolved(self, folder: Path) -> Self:
         """Return these settings with a relative `file` resolved against the folder of the configuration."""
         return self if self.file is None else self.model_copy(update={"file": folder / self.file})
 

@@ -25,7 +25,7 @@ class PolicyOptionsConfig(Section):
     """How long an orphaned customer stays. At least `detach_after`. Unset: no customer is ever deleted."""
 
     @model_validator(mode="after")
-    def _guard(self) -> Self:
+    def _check_periods(self) -> Self:
         if self.delete_after is not None and self.delete_after < self.detach_after:
             raise ValueError("delete_after must not be shorter than detach_after")
         return self
@@ -104,7 +104,7 @@ class DaemonConfig(Section):
     """How long runs stay in the history. The latest 100 always stay."""
 
     @model_validator(mode="after")
-    def _guard(self) -> Self:
+    def _check_token(self) -> Self:
         if not self.listen.is_loopback and self.token is None:
             raise ValueError("listen is not a loopback address, so token must be set (SYNCD_DAEMON__TOKEN)")
         if self.public_url is not None and self.token is None:

@@ -174,10 +174,10 @@ def load(path: Path) -> Config:
     except SettingsError as error:
         # The message names the field; only its cause has the value, which may be a secret.
         raise ConfigError(f"the environment (SYNCD_...): {error}") from None
-    sources = tuple(_anchored(source, path.parent) for source in config.sources)
+    sources = tuple(_resolved(source, path.parent) for source in config.sources)
     state_dir = path.parent / config.daemon.state_dir.expanduser()
     daemon = config.daemon.model_copy(update={"state_dir": state_dir})
-    mapping = config.mapping.anchored(path.parent)
+    mapping = config.mapping.resolved(path.parent)
     return config.model_copy(update={"sources": sources, "mapping": mapping, "daemon": daemon})
 
 
@@ -204,7 +204,7 @@ def _where(error: Exception) -> str:
     return f"{place}{problem or 'it cannot be parsed'}"
 
 
-def _anchored(source: SourceConfig, folder: Path) -> SourceConfig:
+def _resolved(source: SourceConfig, folder: Path) -> SourceConfig:
     if isinstance(source, DeclarativeFileSource | ApplicationsFileSource):
         return source.model_copy(update={"path": folder / source.path})
     return source

@@ -71,14 +71,14 @@ class KonnectConsumersSource(_Konnect):
 
 
 class KonnectApplicationsSource(_Konnect):
-    """Applications of a Dev Portal, and the consumers that stand for them on a gateway."""
+    """Applications of a Dev Portal, and the consumers that represent them on a gateway."""
 
     type: Literal["konnect-applications"]
     """Applications of a Konnect Dev Portal."""
     portal_id: str = Field(min_length=1)
     """Id of the Dev Portal."""
     mapped_consumers: bool = True
-    """Whether the consumer that stands for an application on a gateway shares the application's customer
+    """Whether the consumer that represents an application on a gateway shares the application's customer
     (Gateway 3.15 and newer)."""
 
 

@@ -54,7 +54,7 @@ def orphaned_subjects(metadata: Mapping[str, str]) -> dict[str, tuple[str, datet
 
 
 def subject_digest(subject_key: str) -> str:
-    """Return the hash that stands for a subject in a slot."""
+    """Return the hash that represents a subject in a slot."""
     return hashlib.sha256(subject_key.encode("utf-8", "surrogatepass")).hexdigest()[:16]
 
 

@@ -37,7 +37,7 @@ class Principal:
     `id` is empty for a consumer of a declarative file that has neither an id nor a username:
     Kong gives such a consumer another random id at each load.
     `metadata` and `customer` are set for static subjects only, `owner` for applications only:
-    ``developer:<id>`` or ``team:<id>``. `application` is set for a consumer that stands for an
+    ``developer:<id>`` or ``team:<id>``. `application` is set for a consumer that represents an
     application on a gateway: the id of that application.
     """
 

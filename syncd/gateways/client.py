@@ -81,7 +81,7 @@ class Gateway(Closable):
         """
         lines: list[LedgerLine] = []
         waiting: set[datetime] = set()
-        params: dict[str, str | int | list[str]] = {"from": _text(since), "to": _text(until)}
+        params: dict[str, str | int | list[str]] = {"from": _rfc3339(since), "to": _rfc3339(until)}
         params |= {"limit": page_size} | ({"subject": subject} if subject else {})
         seen: set[str] = set()
         while True:
@@ -104,7 +104,7 @@ class Gateway(Closable):
 
         Sent once: without an answer, the request may have been accepted nevertheless.
         """
-        body = {"from": _text(since), "to": _text(until)} | ({"subject": subject} if subject else {})
+        body = {"from": _rfc3339(since), "to": _rfc3339(until)} | ({"subject": subject} if subject else {})
         return self._ask(Redelivery, "POST", "/v1/redeliver", body=body, repeat=False)
 
     def redelivery(self, number: int) -> Redelivery:
@@ -153,5 +153,5 @@ def _advice(error: ApiError) -> str:
             return ""
 
 
-def _text(moment: datetime) -> str:
+def _rfc3339(moment: datetime) -> str:
     return moment.astimezone(UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")

@@ -140,7 +140,7 @@ class ApiClient(Closable):
     def __init__(self, endpoint: Endpoint, retry: Retry) -> None:
         self._endpoint = endpoint
         self._retry = retry
-        self._client = self._opened()
+        self._client = self._open_client()
         # Each request takes an httpx client of its own: a pool of httpcore (1.0.9) that threads share may
         # close a connection on which one of them waits for its answer (encode/httpcore#1110).
         self._idle = deque([self._client])
@@ -155,7 +155,7 @@ class ApiClient(Closable):
         while self._idle:
             self._idle.pop().close()
 
-    def _opened(self) -> httpx.Client:
+    def _open_client(self) -> httpx.Client:
         socket = self._endpoint.unix_socket
         return httpx.Client(
             base_url=self._endpoint.url,
@@ -171,7 +171,7 @@ class ApiClient(Closable):
         try:
             client = self._idle.pop()
         except IndexError:
-            client = self._opened()
+            client = self._open_client()
         try:
             yield client
         finally:
@@ -198,12 +198,12 @@ class ApiClient(Closable):
         """
 
         def attempt() -> _Answer:
-            return self._once(method, path, params, body, expected)
+            return self._try_once(method, path, params, body, expected)
 
         answer = self._retry.run(attempt) if repeat else attempt()
-        return self._decoded(answer, method, path, expected)
+        return self._decode(answer, method, path, expected)
 
-    def _once(
+    def _try_once(
         self, method: str, path: str, params: Params | None, body: object, expected: frozenset[int]
     ) -> _Answer:
         unanswered = f"{self._endpoint.location} did not answer {method} {path}"
@@ -233,7 +233,7 @@ class ApiClient(Closable):
             content = b"".join(response.iter_bytes())
         return _Answer(response.status_code, response.headers, content)
 
-    def _decoded(self, answer: _Answer, method: str, path: str, expected: frozenset[int]) -> object:
+    def _decode(self, answer: _Answer, method: str, path: str, expected: frozenset[int]) -> object:
         status = answer.status
         if status in expected:
             return self._json(answer, method, path)

@@ -3,7 +3,7 @@
 In the order of creation new entries come last, so only deletions shift pages: the entry that moves to the
 previous page is then missed. Three signs reveal it: a total that differs between pages, fewer distinct
 entries than the total, and (if one entry is added for each one deleted, which keeps the total) an entry
-younger than the youngest at the start. The whole list is then read again, up to `READS` times, before the
+younger than the youngest at the start. The whole list is then read again, up to `_MAX_READS` times, before the
 read fails: it never returns a part of a list.
 """
 
@@ -16,8 +16,8 @@ from typing import TypeVar
 
 from syncd.core.errors import MalformedError, RefusedError
 
-READS = 3
-PAGE_SIZES = (1000, 100)
+_MAX_READS = 3
+_PAGE_SIZES = (1000, 100)
 """The size that is asked for, and the smaller one for a server that refuses it."""
 
 Entry = dict[str, object]
@@ -46,11 +46,11 @@ def read_all(fetch: Fetch, what: str, *, created: str) -> list[Entry]:
 
 def read_as(make: Callable[[Entry], _T], fetch: Fetch, what: str, *, created: str) -> list[_T]:
     """Return all entries, each converted by `make`; the raw entries of only one page are in memory."""
-    for _ in range(READS):
+    for _ in range(_MAX_READS):
         entries = _read_once(make, fetch, what, created)
         if entries is not None:
             return entries
-    raise MalformedError(f"{what} changed during each of {READS} readings; try again later")
+    raise MalformedError(f"{what} changed during each of {_MAX_READS} readings; try again later")
 
 
 def _read_once(make: Callable[[Entry], _T], fetch: Fetch, what: str, created: str) -> list[_T] | None:
@@ -78,7 +78,7 @@ def _read_once(make: Callable[[Entry], _T], fetch: Fetch, what: str, created: st
 
 
 def _first(fetch: Fetch) -> tuple[Page, int]:
-    large, small = PAGE_SIZES
+    large, small = _PAGE_SIZES
     try:
         return fetch(1, large), large
     except RefusedError as error:

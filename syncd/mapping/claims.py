@@ -18,7 +18,7 @@ class Claim:
     """A principal, its subject and its customer; `group` names the group that it is in, if any.
 
     `row` is its row of the mapping file. `joined`: the customer comes from the application that the
-    consumer stands for on a gateway, or the reverse. `shared`: the whole group has this subject
+    consumer represents on a gateway, or the reverse. `shared`: the whole group has this subject
     (`mapping.subject_field: tag`).
     """
 
@@ -228,7 +228,7 @@ def _key_fault(key: str) -> str | None:
 
 
 def _with_applications(claims: list[Claim], problems: list[Problem]) -> list[Claim]:
-    """Put a consumer that stands for an application on a gateway into that application's customer.
+    """Put a consumer that represents an application on a gateway into that application's customer.
 
     Usage may come under either subject. If both are in groups, the groups have to be the same.
     """

@@ -14,7 +14,7 @@ from syncd.core.model import Principal
 from syncd.http.client import ApiClient, expect_object, expect_objects
 from syncd.sources.base import anonymous_reference, tags, text
 
-PAGE_SIZE = 1000
+_PAGE_SIZE = 1000
 
 
 def read_consumers(
@@ -44,7 +44,7 @@ def offset_pages(
     offset: str | None = None
     seen: set[str] = set()
     while True:
-        query: dict[str, str | int | list[str]] = {**params, "size": PAGE_SIZE}
+        query: dict[str, str | int | list[str]] = {**params, "size": _PAGE_SIZE}
         if offset is not None:
             query["offset"] = offset
         page = expect_object(client.get(path, query), source, path)

@@ -24,7 +24,7 @@ from syncd.http.retry import Retry
 from syncd.sources.consumers import read_consumers
 
 _NOT_CONFIGURED = "0" * 32
-_READS = 3
+_MAX_READS = 3
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,14 +49,14 @@ class KongAdmin:
         """Return the consumers; those that a plugin uses as `anonymous` are flagged."""
         try:
             with ApiClient(self.endpoint, self.retry) as client:
-                for _ in range(_READS):
+                for _ in range(_MAX_READS):
                     found = self._read_once(client)
                     if found is not None:
                         return found
         except ApiError as error:
             raise SourceError(self.name, str(error)) from None
         raise SourceError(
-            self.name, f"Kong's configuration changed during each of {_READS} readings; try again"
+            self.name, f"Kong's configuration changed during each of {_MAX_READS} readings; try again"
         )
 
     def _read_once(self, client: ApiClient) -> list[Principal] | None:

@@ -2,7 +2,7 @@
 
 Consumers (konnect-control-planes-config-v2.yaml) are paged as in Kong's Admin API. Applications and their
 registrations are paged by number and may shift during the read (`syncd.http.pagination`). A registration
-names the consumer that stands for its application on a gateway (Gateway 3.15 and newer): usage may come
+names the consumer that represents its application on a gateway (Gateway 3.15 and newer): usage may come
 under either, so both are returned, and the mapping puts them into one customer.
 """
 
@@ -58,7 +58,7 @@ class KonnectApplications:
         """Return None: Konnect does not report changes, so the lists are read in each run."""
 
     def read(self) -> Sequence[Principal]:
-        """Return the applications, then the consumers that stand for them on a gateway."""
+        """Return the applications, then the consumers that represent them on a gateway."""
         portal = f"/v3/portals/{quote(self.portal_id, safe='')}"
         try:
             with ApiClient(self.endpoint, self.retry) as client:
