@@ -3,8 +3,8 @@
 In the order of creation new entries come last, so only deletions shift pages: the entry that moves to the
 previous page is then missed. Three signs reveal it: a total that differs between pages, fewer distinct
 entries than the total, and (if one entry is added for each one deleted, which keeps the total) an entry
-younger than the youngest at the start. The whole list is then read again, up to `_MAX_READS` times, before the
-read fails: it never returns a part of a list.
+younger than the youngest at the start. The whole list is then read again, up to `_MAX_READS` times,
+before the read fails: it never returns a part of a list.
 """
 
 from __future__ import annotations
