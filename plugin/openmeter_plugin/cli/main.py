@@ -129,7 +129,7 @@ def serve(
     ] = DEFAULT_MODE,
     fsync: Annotated[
         FsyncPolicy,
-        typer.Option(help="When to sync events to disk. A power loss costs: nothing, one interval, or more."),
+        typer.Option(help="When to sync events to disk; a power loss costs unsynced events."),
     ] = FsyncPolicy.interval,
     fsync_interval: Annotated[float, typer.Option(min=0.01, help="Seconds between two syncs.")] = 1.0,
     workers: Annotated[

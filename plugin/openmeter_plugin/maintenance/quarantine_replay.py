@@ -36,7 +36,7 @@ _ANSWER: Final = "not sent yet: it was in quarantine because of "
 
 @dataclass(slots=True)
 class QuarantineReplay:
-    """Result of a replay: requests metered and skipped, events decision, and requests left in quarantine."""
+    """Result of a replay: requests metered and skipped, events made, and requests left in quarantine."""
 
     metered: int = 0
     skipped: Counter[str] = field(default_factory=Counter)
@@ -128,13 +128,13 @@ class _Replay:
     def _queue_of(self, record: Any) -> str:
         """Return the queue for the request's events; writes its destination file if there is none."""
         own = record.get("destination")
-        if isinstance(own, str) and _is_described(self._spool, own):
+        if isinstance(own, str) and _has_destination(self._spool, own):
             return own
         destination = self._destination
-        if not _is_described(self._spool, destination.id):
+        if not _has_destination(self._spool, destination.id):
             write_destination(self._spool, destination, keep_token=TOKEN_VARIABLE not in os.environ)
         return destination.id
 
 
-def _is_described(spool: Path, queue: str) -> bool:
+def _has_destination(spool: Path, queue: str) -> bool:
     return (queues_directory(spool) / queue / "destination.json").is_file()

@@ -1,6 +1,6 @@
 """Quarantine records: a redacted request log with a reason, and the events that a replay makes of it.
 
-A record holds what an event may be decision of, and nothing else. So a replay can take the subject from the
+A record holds what an event may be made of, and nothing else. So a replay can take the subject from the
 consumer (its tags too), from the application, or bill a fixed one. Headers and query arguments are not
 kept, because they often hold credentials, and a subject that comes from one of them is lost with them.
 Attributes are kept as values if the configuration was usable. If it was not, only consumer tags and
@@ -33,7 +33,7 @@ _APPLICATION_FIELDS: Final = ("application_id", "developer_id", "portal_id", "or
 
 
 def redacted(log: object) -> dict[str, Any]:
-    """Return a copy of the log that holds only what an event may be decision of, in the same shape.
+    """Return a copy of the log that holds only what an event may be made of, in the same shape.
 
     `event.decide` makes the same events of it. Headers and query arguments are removed, so lookups there
     find nothing.

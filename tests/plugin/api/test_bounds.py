@@ -8,7 +8,7 @@ import pytest
 
 from tests.plugin.operations_api import Api
 
-TOO_LARGE = 2**63  # one more than a row's number in SQLite can be
+TOO_LARGE = 2**63  # one more than SQLite's largest row id
 
 
 @pytest.mark.parametrize(
