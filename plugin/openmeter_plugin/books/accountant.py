@@ -18,7 +18,7 @@ import orjson
 from openmeter_plugin.books.ledger_lines import add_alike, add_lines, summary_of
 from openmeter_plugin.books.store import Accounting, Books
 from openmeter_plugin.log import get_logger
-from openmeter_plugin.metering.lenient_json import table
+from openmeter_plugin.metering.lenient_json import json_object
 from openmeter_plugin.spool.destination import queues_directory, write_atomically
 from openmeter_plugin.spool.reader import (
     UNREADABLE,
@@ -223,7 +223,7 @@ class Accountant:
             if event_id:
                 fresh[event_id] = None
             if kind == QUARANTINED:
-                accounting.quarantined.append((str(table(orjson.loads(body)).get("reason")), body))
+                accounting.quarantined.append((str(json_object(orjson.loads(body)).get("reason")), body))
             elif (summary := summary_of(record)) is not None:
                 counts["metered", ""] += 1
                 counts["events", ""] += len(summary.types)
@@ -278,16 +278,16 @@ def _id_of(record: Record) -> bytes | None:
     if record.kind != QUARANTINED:
         return None
     try:
-        kept = table(orjson.loads(record.body))
+        kept = json_object(orjson.loads(record.body))
     except orjson.JSONDecodeError:
         return None
-    event_id = table(table(kept.get("log")).get("request")).get("id")
+    event_id = json_object(json_object(kept.get("log")).get("request")).get("id")
     return str(event_id).encode() if event_id else b""
 
 
 def _loss(body: bytes) -> tuple[str, int] | None:
     try:
-        loss = table(orjson.loads(body))
+        loss = json_object(orjson.loads(body))
         return str(loss["reason"]), int(loss["count"])
     except (orjson.JSONDecodeError, KeyError, TypeError, ValueError):
         return None

@@ -127,8 +127,8 @@ class Pipeline:
         all_there_is = self._batches.extend(self._next, limit)
         self.hungry = all_there_is and not self._next.full(limit)
         if was_empty:
-            held_back = self._endpoint.max_coalescing_delay if patient else 0.0
-            self._ready_at = time.monotonic() + held_back
+            suppressed = self._endpoint.max_coalescing_delay if patient else 0.0
+            self._ready_at = time.monotonic() + suppressed
 
     def _may_launch(self) -> bool:
         """Tell whether the next batch can go: it is full or has waited long enough, and it is its turn."""

@@ -347,7 +347,7 @@ class Connection:
             self._server.log.error(
                 "connection_closed",
                 reason=reason,
-                not_told=self._server.bad_stream_limit.held_back(),
+                not_told=self._server.bad_stream_limit.suppressed(),
             )
         self._chunks = []
         self.close()

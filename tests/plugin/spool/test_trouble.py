@@ -28,7 +28,7 @@ from openmeter_plugin.spool.segment import QUARANTINED, encode_record
 from tests.harness.books import read_counts
 from tests.plugin.deliveries import assert_balanced, ids, record, run_until_empty, spooled
 from tests.plugin.events_server import EventsServer
-from tests.plugin.spool_commands import TOKEN, printed, run, run_process, set_aside
+from tests.plugin.spool_commands import TOKEN, printed, quarantine_record, run, run_process
 from tests.plugin.spools import QUEUE, destination, segments
 
 
@@ -81,7 +81,7 @@ def test_export_writes_all_that_can_be_read_and_then_says_what_cannot(spool: Pat
 
 
 def test_export_of_the_quarantine_goes_on_behind_a_segment_that_cannot_be_read(tmp_path: Path) -> None:
-    spooled(tmp_path, [set_aside(n) for n in range(3)], QUARANTINE, each_alone=True)
+    spooled(tmp_path, [quarantine_record(n) for n in range(3)], QUARANTINE, each_alone=True)
     path = segments(tmp_path, QUARANTINE)[0]
     path.unlink()
     path.mkdir()
@@ -139,7 +139,7 @@ def test_a_segment_whose_writer_was_cut_off_in_its_first_bytes_is_no_difference(
 
 def test_a_segment_that_begins_as_none_does_is_a_difference(spool: Path) -> None:
     (queues_directory(spool) / QUEUE / "00000000000000000001-1-0.seg").write_bytes(b"OMX")
-    assert "does not begin as a segment does" in " ".join(verify(spool).differences)
+    assert "does not start with a segment header" in " ".join(verify(spool).differences)
 
 
 def test_a_file_among_the_queues_is_no_destination(spool: Path) -> None:
@@ -148,7 +148,7 @@ def test_a_file_among_the_queues_is_no_destination(spool: Path) -> None:
 
 
 def test_a_record_set_aside_that_is_no_object_stops_nothing(spool: Path, server: EventsServer) -> None:
-    spooled(spool, [encode_record(QUARANTINED + b"[]"), set_aside(1)], QUARANTINE)
+    spooled(spool, [encode_record(QUARANTINED + b"[]"), quarantine_record(1)], QUARANTINE)
     run_until_empty(spool)
     assert sorted(server.taken) == ids(range(3))
     assert read_counts(spool)[QUARANTINE]["quarantined", ""] == 2
@@ -215,13 +215,13 @@ def test_a_number_that_no_dead_letter_can_have_is_a_usage_error(spool: Path) -> 
 
 
 def test_a_replay_of_some_tells_how_many_stay_in_quarantine(spool: Path, tmp_path: Path) -> None:
-    spooled(spool, [set_aside(n) for n in range(3)], QUARANTINE)
+    spooled(spool, [quarantine_record(n) for n in range(3)], QUARANTINE)
     run_until_empty(spool)
-    config = tmp_path / "mended.yaml"
+    config = tmp_path / "corrected.yaml"
     config.write_text(
         "ingest_endpoint: http://127.0.0.1:9/x\nsubject: {missing: fallback, fallback_subject: them}\n"
     )
     result = run("replay", "--quarantine", "--id", "2", "--config", str(config), str(spool))
     assert result.stdout == (
-        "1 requests became 1 events, which will be sent; 0 were skipped, 2 stay in quarantine\n"
+        "1 requests became 1 events, which will be delivered; 0 were skipped, 2 stay in quarantine\n"
     )
