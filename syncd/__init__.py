@@ -1,3 +1,4 @@
 """syncd: reconciles Kong consumers and Dev Portal applications into customers of a metering API."""
 
-from openmeter_plugin import __version__ as __version__  # one source for the version: both are released together
+# Both packages are released together: one source for their version.
+from openmeter_plugin import __version__ as __version__
