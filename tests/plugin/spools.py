@@ -101,8 +101,9 @@ class Acknowledged:
 def running_writer(
     spool: Path, notify: Callable[[list[Any]], None] | None = None, **options: Any
 ) -> Iterator[SpoolWriter]:
-    """Run a writer and close it at the end."""
-    writer = SpoolWriter(spool, notify or Acknowledged(), **{"fsync": "never"} | options)
+    """Run a writer and close it at the end; by default it never syncs and retries a failed disk at once."""
+    options = {"fsync": "never", "retry_seconds": 0.01, **options}
+    writer = SpoolWriter(spool, notify or Acknowledged(), **options)
     writer.start()
     try:
         yield writer

@@ -10,7 +10,7 @@ from itertools import accumulate
 from typing import Final
 
 from openmeter_plugin.books.accountant import Accountant
-from openmeter_plugin.books.ledger_lines import add_alike, add_lines, summary_of
+from openmeter_plugin.books.ledger_lines import add_lines, add_usage, summary_of
 from openmeter_plugin.books.store import Lines
 from openmeter_plugin.spool.reader import Chunk, QueueReader, SegmentReader
 from openmeter_plugin.spool.segment import MAGIC
@@ -18,7 +18,9 @@ from openmeter_plugin.spool.segment import MAGIC
 MAX_BATCH_BYTES: Final = 4 * 1024 * 1024
 """Of one POST, far below what gateways before a metering API let through."""
 
-_MAX_PASSED: Final = 4 * 1024 * 1024  # bytes of segments in a batch: a long stretch of skips goes in pieces
+_MAX_SEGMENT_BYTES: Final = (
+    4 * 1024 * 1024
+)  # bytes of segments in a batch: a long stretch of skips goes in pieces
 
 
 @dataclass(slots=True)
@@ -31,7 +33,7 @@ class Batch:
     passed: int = 0
     """Bytes of segments that it covers."""
     positions: dict[str, int] = field(default_factory=dict)
-    _alike: Counter[bytes] = field(default_factory=Counter)
+    _by_usage_key: Counter[bytes] = field(default_factory=Counter)
     _other: Lines = field(default_factory=Counter)
 
     def add(self, chunk: Chunk, first: int, last: int, max_events: int) -> int:
@@ -40,15 +42,15 @@ class Batch:
         Returns the row behind the last that was added.
         """
         last = first + self._fitting(chunk, first, last, max_events)
-        events, rests = chunk.events[first:last], chunk.rests[first:last]
+        events, usage_keys = chunk.events[first:last], chunk.usage_keys[first:last]
         self.events += events
         self.event_count += sum(chunk.counts[first:last])
         self.size += sum(map(len, events)) + len(events)
-        self._alike.update(rests)
-        if b"" in rests:
-            self._alike.pop(b"")
+        self._by_usage_key.update(usage_keys)
+        if b"" in usage_keys:
+            self._by_usage_key.pop(b"")
             for row in range(first, last):
-                if not chunk.rests[row] and (summary := summary_of(chunk.record(row))) is not None:
+                if not chunk.usage_keys[row] and (summary := summary_of(chunk.record(row))) is not None:
                     add_lines(self._other, summary)
         return last
 
@@ -59,7 +61,7 @@ class Batch:
     def lines(self) -> Lines:
         """Return how many events of each line of the ledger are in it."""
         lines = self._other.copy()
-        add_alike(lines, self._alike)
+        add_usage(lines, self._by_usage_key)
         return lines
 
     def _fitting(self, chunk: Chunk, first: int, last: int, max_events: int) -> int:
@@ -127,12 +129,12 @@ class BatchReader:
         """Add a segment's events up to its limit; returns whether there is room for more."""
         read = self._accountant.read.pop(segment.name, None)
         if read is not None:
-            segment.adopt(read)
+            segment.reuse(read)
         while segment.position < limit:
             chunk = self.reader.chunk(segment)
             if chunk is None:
                 return True
-            if batch.passed >= _MAX_PASSED:
+            if batch.passed >= _MAX_SEGMENT_BYTES:
                 return False
             before = segment.position
             room = self._add_chunk(batch, segment, chunk, limit, max_events)
@@ -153,11 +155,11 @@ class BatchReader:
             row = batch.add(chunk, row, stop, max_events)
             if row < stop:
                 if row > segment.row:
-                    segment.take_rows(row)
+                    segment.consume_rows(row)
                 return False
             row = stop + 1
         if chunk.end <= limit:
-            segment.take()
+            segment.consume()
         else:
-            segment.take_rows(last, limit)
+            segment.consume_rows(last, limit)
         return True

@@ -25,11 +25,11 @@ CONTENT_TYPE: Final = "application/cloudevents-batch+json"
 """OpenMeter compares it exactly: with a charset behind it the batch is refused."""
 
 _REJECTED: Final = frozenset({400, 413, 422})
-_MAX_ANSWER: Final = 2000  # characters of the server's answer that are kept
-_HIDDEN: Final = "[the token]"
-_MAX_PLACE: Final = 200  # characters of an address that it redirects to
-_MAX_READ: Final = 1024 * 1024  # bytes of an answer
-_TIMEOUTS_IN_ALL: Final = 3
+_MAX_ANSWER_CHARS: Final = 2000  # characters of the server's answer that are kept
+_REDACTED: Final = "[the token]"
+_MAX_LOCATION: Final = 200  # characters of an address that it redirects to
+_MAX_ANSWER_BYTES: Final = 1024 * 1024  # bytes of an answer
+_TOTAL_TIMEOUT_FACTOR: Final = 3
 """A POST may take so many times the configured time-out, which is for connecting, sending, each read."""
 
 _MAX_RETRY_AFTER: Final = 3600.0  # seconds
@@ -81,27 +81,27 @@ class EventsClient:
             raise ValueError(str(error)) from None
         self._headers = [header for header in self._request.headers.raw if header[0] != b"Content-Length"]
 
-    async def send(self, events: Sequence[bytes], on_its_way: Callable[[], None] | None = None) -> None:
+    async def send(self, events: Sequence[bytes], on_sent: Callable[[], None] | None = None) -> None:
         """Post the events, each a JSON object or several separated by commas; raises DeliveryError.
 
-        `on_its_way` is called when the body is written and there is nothing left but to wait for the answer.
+        `on_sent` is called when the body is written and there is nothing left but to wait for the answer.
         """
         try:
             # The HTTP library's time-out is for each read: a server that trickles would hold us for ever.
-            async with asyncio.timeout(self.destination.timeout * _TIMEOUTS_IN_ALL):
-                response, answer = await self._post(b"[" + b",".join(events) + b"]", on_its_way)
+            async with asyncio.timeout(self.destination.timeout * _TOTAL_TIMEOUT_FACTOR):
+                response, answer = await self._post(b"[" + b",".join(events) + b"]", on_sent)
         except (httpx.HTTPError, httpx.InvalidURL, OSError) as error:  # TimeoutError is an OSError
-            raise UndeliveredError(f"{type(error).__name__}: {str(error) or _unsaid(error)}") from None
+            raise UndeliveredError(
+                f"{type(error).__name__}: {str(error) or _default_message(error)}"
+            ) from None
         if not response.is_success:
-            raise _failure(response, self._told(answer))
+            raise _failure(response, self._redacted(answer))
 
-    async def _post(
-        self, content: bytes, on_its_way: Callable[[], None] | None
-    ) -> tuple[httpx.Response, bytes]:
+    async def _post(self, content: bytes, on_sent: Callable[[], None] | None) -> tuple[httpx.Response, bytes]:
         async def body() -> AsyncIterator[bytes]:
             yield content
-            if on_its_way is not None:
-                on_its_way()
+            if on_sent is not None:
+                on_sent()
 
         # What is the same each time is made once. With its length given, the body is not sent in chunks.
         request = httpx.Request(
@@ -117,7 +117,7 @@ class EventsClient:
             # Of one that says it is taken nothing is told, so what it says need not be unpacked either.
             async for chunk in response.aiter_raw() if response.is_success else response.aiter_bytes():
                 answer += chunk
-                if len(answer) > _MAX_READ:
+                if len(answer) > _MAX_ANSWER_BYTES:
                     break
         except httpx.DecodingError:
             pass  # the status says what is to be done
@@ -125,18 +125,18 @@ class EventsClient:
             await response.aclose()
         return response, answer
 
-    def _told(self, answer: bytes) -> str:
+    def _redacted(self, answer: bytes) -> str:
         """Return what the server said as it may be kept: some repeat the request's headers."""
         text = answer.decode("utf-8", "replace")
         token = self.destination.token
-        return (text.replace(token, _HIDDEN) if token else text)[:_MAX_ANSWER]
+        return (text.replace(token, _REDACTED) if token else text)[:_MAX_ANSWER_CHARS]
 
     async def close(self) -> None:
         """Close the connections."""
         await self._http.aclose()
 
 
-def _unsaid(error: Exception) -> str:
+def _default_message(error: Exception) -> str:
     """Return words for an error that has none of its own."""
     is_late = isinstance(error, TimeoutError | httpx.TimeoutException)
     return "the metering API did not answer in time" if is_late else "the connection ended"
@@ -150,7 +150,7 @@ def _failure(response: httpx.Response, answer: str) -> DeliveryError:
         return UnauthorizedError(f"HTTP {status}: {answer}", status)
     if response.has_redirect_location:
         # Not followed: where events and the token go is for the configuration to say.
-        place = response.headers["location"].partition("?")[0][:_MAX_PLACE]
+        place = response.headers["location"].partition("?")[0][:_MAX_LOCATION]
         answer = f"it redirects to {place}; ingest_endpoint must be the address that takes the events"
     return UndeliveredError(f"HTTP {status}: {answer}", status, _retry_after(response))
 

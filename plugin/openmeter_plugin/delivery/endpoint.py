@@ -50,8 +50,8 @@ class Latency:
         return list(zip(names, map(float, accumulate(self._counts)), strict=True))
 
 
-_TIMEOUT: Final = 408
-_LOOK_AFTER: Final = 1.0  # seconds
+_REQUEST_TIMEOUT: Final = 408
+_REREAD_SECONDS: Final = 1.0  # seconds
 
 
 @dataclass(slots=True)
@@ -81,7 +81,7 @@ class Endpoint:
         self._breakers = breakers
         self._token_file = token_file
         self._address = address
-        self._own = Breaker()
+        self._queue_breaker = Breaker()
         self._client: EventsClient | None = None
         self._last: Destination | None = None
         self._look_at = 0.0
@@ -117,7 +117,7 @@ class Endpoint:
     def failing(self) -> int:
         """Failures in a row, of this queue or of its endpoint."""
         shared = self._breakers.of(self._last.endpoint).failures if self._last else 0
-        return max(self._own.failures, shared)
+        return max(self._queue_breaker.failures, shared)
 
     async def close(self) -> None:
         """Close the connections."""
@@ -125,10 +125,10 @@ class Endpoint:
             await self._client.close()
             self._client = None
 
-    async def attempt(self, events: Sequence[bytes], on_its_way: Callable[[], None] | None = None) -> bool:
+    async def attempt(self, events: Sequence[bytes], on_sent: Callable[[], None] | None = None) -> bool:
         """Send once it makes sense; returns whether they are taken, else it is for another attempt.
 
-        `on_its_way` is called when the POST's body is written. Raises RejectedError.
+        `on_sent` is called when the POST's body is written. Raises RejectedError.
         """
         if self.stopping:
             raise asyncio.CancelledError
@@ -137,10 +137,10 @@ class Endpoint:
         task = asyncio.current_task()
         self.waiting.add(task)
         try:
-            async with self._own.permission(), shared.permission():
+            async with self._queue_breaker.permission(), shared.permission():
                 self.waiting.discard(task)
                 # Looked at only now: a new token must reach a backlog that has waited.
-                return await self._attempt(events, self._destination(), on_its_way)
+                return await self._attempt(events, self._destination(), on_sent)
         finally:
             self.waiting.discard(task)
 
@@ -148,12 +148,12 @@ class Endpoint:
         self,
         events: Sequence[bytes],
         destination: Destination | None,
-        on_its_way: Callable[[], None] | None,
+        on_sent: Callable[[], None] | None,
     ) -> bool:
         shared = self._breakers.of(destination.endpoint if destination else "")
-        known = {breaker: breaker.failures for breaker in (shared, self._own)}
+        known = {breaker: breaker.failures for breaker in (shared, self._queue_breaker)}
         try:
-            await self._post(events, destination, on_its_way)
+            await self._post(events, destination, on_sent)
         except UndeliveredError as error:
             self._failed(error, destination, shared, known)
             return False
@@ -167,7 +167,7 @@ class Endpoint:
         self,
         events: Sequence[bytes],
         destination: Destination | None,
-        on_its_way: Callable[[], None] | None,
+        on_sent: Callable[[], None] | None,
     ) -> None:
         if destination is None:
             raise UndeliveredError("nobody has said where this queue goes: destination.json is missing", 0)
@@ -178,13 +178,13 @@ class Endpoint:
             except (ValueError, OSError) as error:  # the token, the certificates
                 raise UndeliveredError(f"{type(error).__name__}: {error}", 0) from None
         started = time.monotonic()
-        await self._client.send(events, on_its_way)
+        await self._client.send(events, on_sent)
         self.latency.observe(time.monotonic() - started)
 
     def _succeeded(self, shared: Breaker) -> None:
-        if self._own.failures or shared.failures:
+        if self._queue_breaker.failures or shared.failures:
             self._log.info("delivery_works_again")
-        self._own.succeeded()
+        self._queue_breaker.succeeded()
         shared.succeeded()
 
     def _failed(
@@ -195,8 +195,8 @@ class Endpoint:
         known: Mapping[Breaker, int],
     ) -> None:
         self.retries += 1
-        endpoint_fails = error.status is None or error.status >= 500 or error.status == _TIMEOUT
-        breaker = shared if endpoint_fails else self._own
+        endpoint_fails = error.status is None or error.status >= 500 or error.status == _REQUEST_TIMEOUT
+        breaker = shared if endpoint_fails else self._queue_breaker
         if error.status and not endpoint_fails:
             shared.succeeded()  # it answers: what it has against us is no other queue's business
         initial = destination.initial_retry_delay if destination else 1.0
@@ -223,7 +223,7 @@ class Endpoint:
         now = time.monotonic()
         if self._last is not None and now < self._look_at and not self.failing:
             return self._last
-        self._look_at = now + _LOOK_AFTER
+        self._look_at = now + _REREAD_SECONDS
         try:
             described = self._described()
             token = self._configured_token()
@@ -264,13 +264,13 @@ class Sender:
         self._log = get_logger().bind(queue=queue)
 
     async def send(
-        self, events: Sequence[bytes], *, expiring: bool = False, on_its_way: Callable[[], None] | None = None
+        self, events: Sequence[bytes], *, expiring: bool = False, on_sent: Callable[[], None] | None = None
     ) -> list[DeadLetter]:
         """Have the events taken, all but those that never will be: they are returned as dead letters.
 
         A batch is not atomic: what comes before a bad event is taken although the answer is an error.
         Sending it again does no harm, since the metering API knows the ids. With `expiring`, events that
-        have become too old are dead letters too. `on_its_way` is called when a POST's body is written.
+        have become too old are dead letters too. `on_sent` is called when a POST's body is written.
         """
         dead: list[DeadLetter] = []
         while True:
@@ -280,10 +280,10 @@ class Sender:
             if not events:
                 return dead
             try:
-                if await self._endpoint.attempt(events, on_its_way):
+                if await self._endpoint.attempt(events, on_sent):
                     return dead
             except RejectedError as rejection:
-                single = _one_by_one(events)
+                single = _split_events(events)
                 if len(single) == 1:
                     self._log.error("dead_letter", status=rejection.status, answer=str(rejection)[:300])
                     return [*dead, DeadLetter(single[0], rejection.status, str(rejection))]
@@ -310,6 +310,6 @@ def _parsed(events: Sequence[bytes]) -> list[dict[str, Any]]:
     return parsed
 
 
-def _one_by_one(events: Sequence[bytes]) -> list[bytes]:
+def _split_events(events: Sequence[bytes]) -> list[bytes]:
     """Return the events one by one; a request's events come joined out of the spool."""
     return [orjson.dumps(event) for event in _parsed(events)]

@@ -9,7 +9,7 @@ from collections.abc import Collection
 from datetime import timedelta
 from pathlib import Path
 
-from openmeter_plugin.books.accountant import MOST_RECORDS, Accountant
+from openmeter_plugin.books.accountant import MAX_RECORDS, Accountant
 from openmeter_plugin.books.database import is_damage
 from openmeter_plugin.books.store import Books
 from openmeter_plugin.delivery.batch import BatchReader
@@ -45,8 +45,8 @@ class QueueDelivery:
         """Work until cancelled."""
         try:
             async with asyncio.TaskGroup() as group:
-                group.create_task(self._keep_accounting())
-                group.create_task(self._keep_sending())
+                group.create_task(self._accounting_loop())
+                group.create_task(self._delivery_loop())
         finally:
             await self.close()
 
@@ -54,9 +54,9 @@ class QueueDelivery:
         """Deliver what is there; only when it is read is more accounted for, which then need not be read."""
         records: int | None = 1
         while True:
-            if self.pipeline.hungry:
+            if self.pipeline.has_room:
                 records = self._account()
-            busy = self._sends() and await self.pipeline.work(patient=False)
+            busy = self._is_sent() and await self.pipeline.work(patient=False)
             self._note_delivered()
             if not records and not busy:
                 if records is not None and not self._trouble():
@@ -86,15 +86,15 @@ class QueueDelivery:
         """Return the offsets behind the segment's records that are never sent."""
         return self._accountant.resent.get(segment, ())
 
-    def _sends(self) -> bool:
+    def _is_sent(self) -> bool:
         return self.queue != QUARANTINE
 
-    async def _keep_accounting(self) -> None:
+    async def _accounting_loop(self) -> None:
         while True:
             records = self._account()
-            self._set_aside_unreadable()
+            self._rename_unreadable()
             # In pieces of some size: each has its price in the books, whatever is in it.
-            await asyncio.sleep(0 if records and records >= MOST_RECORDS else POLL)
+            await asyncio.sleep(0 if records and records >= MAX_RECORDS else POLL)
 
     def _account(self) -> int | None:
         """Account for what has come and return how many records that was, None where the books fail."""
@@ -107,9 +107,9 @@ class QueueDelivery:
                 self._log.error("books_cannot_be_written", reason=f"{type(error).__name__}: {error}")
             return None
 
-    async def _keep_sending(self) -> None:
+    async def _delivery_loop(self) -> None:
         while True:
-            busy = self._sends() and await self.pipeline.work(patient=True)
+            busy = self._is_sent() and await self.pipeline.work(patient=True)
             self._note_delivered()
             if not busy:
                 await asyncio.sleep(POLL)
@@ -117,17 +117,17 @@ class QueueDelivery:
     def _note_delivered(self) -> None:
         # The books have what was set aside: it waits there, not in the files.
         finished = self._accountant.finished
-        for name in self._batches.delivered(self.pipeline.unsettled) if self._sends() else finished:
+        for name in self._batches.delivered(self.pipeline.unsettled) if self._is_sent() else finished:
             if name not in self.delivered:
                 with contextlib.suppress(FileNotFoundError):
                     self.delivered[name] = delivered_now(self._directory / name)
 
     def _trouble(self) -> bool:
         """Set unreadable segments aside; returns whether some are still being tried."""
-        self._set_aside_unreadable()
-        return self._accountant.reader.trouble or self._batches.reader.trouble
+        self._rename_unreadable()
+        return self._accountant.reader.has_failures or self._batches.reader.has_failures
 
-    def _set_aside_unreadable(self) -> None:
+    def _rename_unreadable(self) -> None:
         """Set segments aside that cannot be read: their file stays, and how far it is delivered."""
         readers = (self._accountant.reader, self._batches.reader)
         for name in readers[0].unreadable | readers[1].unreadable:

@@ -24,7 +24,7 @@ from openmeter_plugin.spool.segment import EVENTS, MAGIC, Record, scan
 
 _POLL: Final = 0.2  # seconds between two looks for what was asked for
 _HOUR: Final = len("2026-11-22T07")
-_NOTHING: Final = Progress("", done=False)
+_NO_PROGRESS: Final = Progress("", done=False)
 
 
 class Redeliverer:
@@ -93,7 +93,7 @@ class Redeliverer:
         name = queue.queue
         log = self._log.bind(redelivery=wanted.id, queue=name)
         log.info("redelivery_started", since=wanted.since, until=wanted.until, subject=wanted.subject)
-        done_up_to = wanted.progress.get(name, _NOTHING).done_up_to
+        done_up_to = wanted.progress.get(name, _NO_PROGRESS).done_up_to
         positions = self._books.positions(name)
         total = 0
         for path in sorted(queue.segment_paths()):
@@ -117,7 +117,7 @@ class Redeliverer:
 
 
 def _wants(wanted: Redelivery, queue: str) -> bool:
-    return queue != QUARANTINE and not wanted.progress.get(queue, _NOTHING).done
+    return queue != QUARANTINE and not wanted.progress.get(queue, _NO_PROGRESS).done
 
 
 def wanted_events(

@@ -14,7 +14,7 @@ from typing import Final, NamedTuple
 
 from openmeter_plugin.delivery.options import Retention
 
-_KEPT_FREE: Final = 64 * 1024 * 1024  # bytes, or a quarter of a smaller file system; more than the writer's
+_MIN_FREE: Final = 64 * 1024 * 1024  # bytes, or a quarter of a smaller file system; more than the writer's
 _LEFTOVER_AGE: Final = 3600.0  # seconds
 
 
@@ -58,7 +58,7 @@ def shortage(spool: Path) -> int:
     to make room before that.
     """
     system = os.statvfs(spool)
-    wanted = min(_KEPT_FREE, system.f_blocks * system.f_frsize // 4)
+    wanted = min(_MIN_FREE, system.f_blocks * system.f_frsize // 4)
     return wanted - system.f_bavail * system.f_frsize
 
 

@@ -21,10 +21,10 @@ from openmeter_plugin.log import RateLimit, get_logger
 from openmeter_plugin.spool.destination import queues_directory
 
 _POLL: Final = 0.2  # seconds between two looks for new queues
-_SWEEP: Final = 1.0  # seconds between two looks for what need not be retained any longer
-_TIDY: Final = 3600.0  # seconds between two looks for leftovers
-_PRUNE: Final = 10.0  # seconds between two steps of pruning the ledger
-_LOOK_TO_PRUNE: Final = 600.0  # seconds until there may be something to prune again
+_RETENTION_INTERVAL: Final = 1.0  # seconds between two looks for what need not be retained any longer
+_LEFTOVER_INTERVAL: Final = 3600.0  # seconds between two looks for leftovers
+_PRUNE_STEP_INTERVAL: Final = 10.0  # seconds between two steps of pruning the ledger
+_PRUNE_INTERVAL: Final = 600.0  # seconds until there may be something to prune again
 
 
 class SpoolDelivery:
@@ -42,7 +42,7 @@ class SpoolDelivery:
 
     async def run(self) -> None:
         """Work until cancelled, or until the books are found damaged: a new start sets them aside."""
-        work = (self._keep_retention(), self._keep_ledger_pruned(), self._redeliverer.run())
+        work = (self._retention_loop(), self._prune_loop(), self._redeliverer.run())
         chores = [asyncio.create_task(chore) for chore in work]
         try:
             while True:
@@ -78,7 +78,7 @@ class SpoolDelivery:
                 task.result()
             self.queues[name] = self._delivery(name)
         except Exception as error:
-            if _says_damage(error):
+            if _is_books_damage(error):
                 raise
             if self._failure_limit.passes():
                 self._log.exception("queue_delivery_failed", queue=name)
@@ -91,13 +91,13 @@ class SpoolDelivery:
         endpoint = Endpoint(options.spool, name, self._breakers, options.token_file, options.endpoint)
         return QueueDelivery(options.spool, name, self._books, endpoint, options.max_age)
 
-    async def _keep_retention(self) -> None:
+    async def _retention_loop(self) -> None:
         tidy_at = 0.0
         while True:
             if time.monotonic() >= tidy_at:
                 self._remove_leftovers()
-                tidy_at = time.monotonic() + _TIDY
-            await asyncio.sleep(min(_SWEEP, self._options.retention.age.total_seconds() + _POLL))
+                tidy_at = time.monotonic() + _LEFTOVER_INTERVAL
+            await asyncio.sleep(min(_RETENTION_INTERVAL, self._options.retention.age.total_seconds() + _POLL))
             self._remove_expired()
 
     def _remove_expired(self) -> None:
@@ -121,7 +121,7 @@ class SpoolDelivery:
             if self._failure_limit.passes():
                 self._log.error("delivered_segment_stays", reason=str(error))
 
-    async def _keep_ledger_pruned(self) -> None:
+    async def _prune_loop(self) -> None:
         clock, total = Clock(), 0
         while True:
             pruned = 0
@@ -136,7 +136,7 @@ class SpoolDelivery:
             if total and not pruned:
                 self._log.info("ledger_pruned", lines=total, older_than_days=self._options.ledger_days)
                 total = 0
-            await asyncio.sleep(_PRUNE if pruned else _LOOK_TO_PRUNE)
+            await asyncio.sleep(_PRUNE_STEP_INTERVAL if pruned else _PRUNE_INTERVAL)
 
     def _remove_leftovers(self) -> None:
         try:
@@ -146,9 +146,9 @@ class SpoolDelivery:
             self._log.error("leftover_stays", reason=str(error))
 
 
-def _says_damage(error: BaseException) -> bool:
+def _is_books_damage(error: BaseException) -> bool:
     if isinstance(error, BaseExceptionGroup):
-        return any(_says_damage(inner) for inner in error.exceptions)
+        return any(_is_books_damage(inner) for inner in error.exceptions)
     return is_damage(error)
 
 

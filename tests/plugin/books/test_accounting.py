@@ -142,7 +142,7 @@ def test_a_request_that_comes_again_in_another_workers_segment_is_sent_once(
 def test_the_end_of_each_of_several_segments_is_remembered_across_a_restart(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(accountant_module, "_BYTES_REMEMBERED", 4 * len(record(0)))
+    monkeypatch.setattr(accountant_module, "_RECENT_BYTES", 4 * len(record(0)))
     for start in range(0, 400, 100):
         spooled(tmp_path, [record(n) for n in range(start, start + 100)])
     with accounting(tmp_path) as accountant:
@@ -154,7 +154,7 @@ def test_the_end_of_each_of_several_segments_is_remembered_across_a_restart(
 
 
 def test_only_so_many_ids_are_remembered(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(accountant_module, "_REMEMBERED", 10)
+    monkeypatch.setattr(accountant_module, "_MAX_RECENT_IDS", 10)
     with accounting(tmp_path) as accountant:
         spooled(tmp_path, [record(n) for n in range(30)])
         accountant.work()

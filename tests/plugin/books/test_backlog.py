@@ -25,20 +25,20 @@ def test_a_record_that_a_living_writer_has_half_written_is_no_damage(tmp_path: P
     with closing(begun(tmp_path)) as segment:
         segment.append(record(0) + record(1)[:-5])
         (path,) = segments(tmp_path)
-        (whole,) = backlog.read(path)
+        (whole,) = backlog.read_segment(path)
         assert isinstance(whole, Record)
-    _, torn = backlog.read(path)
+    _, torn = backlog.read_segment(path)
     assert torn == Damage(whole.end, whole.end + len(record(1)) - 5)
 
 
 def test_records_larger_than_what_is_read_at_once_are_read(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(backlog, "_CHUNK", 50)
+    monkeypatch.setattr(backlog, "_READ_SIZE", 50)
     with closing(begun(tmp_path)) as segment:
         segment.append(record(0) + record(1, pad="x" * 10_000) + record(2))
     (path,) = segments(tmp_path)
-    found = [item for item in backlog.read(path) if isinstance(item, Record)]
+    found = [item for item in backlog.read_segment(path) if isinstance(item, Record)]
     assert [item.event_count for item in found] == [1, 1, 1]
     assert found[-1].end == path.stat().st_size
 

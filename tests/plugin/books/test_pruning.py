@@ -107,7 +107,7 @@ def test_what_waits_or_is_a_dead_letter_keeps_its_line_until_it_is_settled(tmp_p
 def test_only_some_lines_go_at_once_and_the_oldest_first(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(pruning_module, "_AT_ONCE", 4)
+    monkeypatch.setattr(pruning_module, "_LINES_PER_STEP", 4)
     with closing(Books(tmp_path)) as books:
         settled(books, Counter({key(days): 1 for days in range(20, 30)} | {key(0): 1}))
         left = []
@@ -160,8 +160,8 @@ def test_an_entry_that_fails_prunes_nothing(tmp_path: Path) -> None:
 def test_a_delivery_prunes_by_itself_and_status_ledger_and_verify_tell_it(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(spool_delivery_module, "_PRUNE", 0.02)
-    monkeypatch.setattr(spool_delivery_module, "_LOOK_TO_PRUNE", 0.02)
+    monkeypatch.setattr(spool_delivery_module, "_PRUNE_STEP_INTERVAL", 0.02)
+    monkeypatch.setattr(spool_delivery_module, "_PRUNE_INTERVAL", 0.02)
     old, young = (datetime.now(UTC) - timedelta(days=days) for days in (402, 398))
     stamps = [moment.strftime("%Y-%m-%dT%H:00:00.000Z") for moment in (old, young, datetime.now(UTC))]
     with serving(EventsServer(rejects({"event-000005"}))) as server:

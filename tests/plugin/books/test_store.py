@@ -156,7 +156,7 @@ def test_a_file_that_is_no_database_is_set_aside_and_begun_anew(tmp_path: Path, 
         assert offsets(books) == {"a": 1}
     (name,) = aside(tmp_path)
     assert (tmp_path / name).read_bytes() == content
-    assert [(line["event"], line["set_aside_as"]) for line in lines] == [("books_damaged", name)]
+    assert [(line["event"], line["renamed_to"]) for line in lines] == [("books_damaged", name)]
 
 
 @pytest.mark.parametrize("page", range(1, 4))

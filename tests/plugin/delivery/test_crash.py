@@ -207,7 +207,7 @@ def test_a_full_disk_never_holds_kong_up_and_all_arrives_once_there_is_room(tmp_
         worker = asyncio.run(driven(plugin.socket, PluginInstance(config), number))
         assert len(worker.tally.acknowledged) == number
         assert worker.tally.lost == []
-        assert "spool_cannot_write" in plugin.log_text()
+        assert "spool_write_failed" in plugin.log_text()
         children = set(plugin.children())
         server.script = lambda _: Answer()
         (queue,) = (path.name for path in (spool / "queues").iterdir())

@@ -106,7 +106,7 @@ def test_a_stop_does_not_wait_for_a_pause_nor_for_ever(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, way: str
 ) -> None:
     if way == "hang":
-        monkeypatch.setattr(pipeline_module, "_GRACE", 0.2)
+        monkeypatch.setattr(pipeline_module, "_STOP_GRACE", 0.2)
     hang = threading.Event()
 
     def script(post: Post) -> Answer:
@@ -149,7 +149,7 @@ def test_a_post_that_fails_during_a_stop_is_left_to_the_next_start(tmp_path: Pat
 def test_a_stop_while_the_books_fail_ends_within_the_grace(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(pipeline_module, "_GRACE", 0.2)
+    monkeypatch.setattr(pipeline_module, "_STOP_GRACE", 0.2)
     with serving(EventsServer()) as server:
         write_destination(tmp_path, destination(server.url))
         spooled(tmp_path, [record(1)])

@@ -14,7 +14,6 @@ from typing import Any
 import pytest
 
 from openmeter_plugin.books.store import Books
-from openmeter_plugin.spool import writer as writer_module
 from openmeter_plugin.spool.destination import queues_directory, write_destination
 from openmeter_plugin.spool.reader import QueueReader
 from openmeter_plugin.spool.segment import HEAD_SIZE, LOST, MAGIC, encode_events, encode_record
@@ -158,7 +157,7 @@ def test_the_half_of_a_record_that_a_living_writer_has_written_is_waited_for(tmp
         try:
             (segment,) = reader.segments()
             assert segment.chunk() is not None
-            segment.take()
+            segment.consume()
             for byte in record(1)[:-1]:
                 os.write(queue.segment.descriptor, bytes((byte,)))
                 assert segment.chunk() is None
@@ -200,9 +199,8 @@ def test_a_record_larger_than_what_is_read_at_once_is_delivered(tmp_path: Path, 
 
 
 def test_a_spool_that_fills_its_file_system_is_delivered_and_written_again_without_help(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path,
 ) -> None:
-    monkeypatch.setattr(writer_module, "_RETRY_AFTER", 0.05)
     with small_file_system(tmp_path / "spool", "8m") as spool, serving() as server:
         write_destination(spool, destination(server.url))
         acknowledged = Acknowledged()

@@ -90,7 +90,7 @@ def test_what_lands_before_its_turn_is_entered_only_behind_those_before_it(tmp_p
         write_destination(tmp_path, destination(server.url, max_batch_size=5, concurrency=3))
         spooled(tmp_path, [record(n) for n in range(100)])
         with delivering(tmp_path, retention=KEEP_NOTHING):
-            # Six are ahead of the first, and then it is waited for: what has landed is remembered.
+            # Six are ahead of the first, and then it is waited for: what has completed is remembered.
             eventually(lambda: len(server.taken) == 30, what="those that need not wait")
             assert delivered(tmp_path) == 0
             assert len(segments(tmp_path)) == 1
@@ -187,7 +187,7 @@ def test_a_replay_finds_its_turn_while_a_backlog_is_delivered(tmp_path: Path) ->
 def test_a_token_that_is_replaced_while_all_goes_well_is_in_use_soon(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(endpoint_module, "_LOOK_AFTER", 0.1)
+    monkeypatch.setattr(endpoint_module, "_REREAD_SECONDS", 0.1)
     with serving() as server:
         write_destination(tmp_path, destination(server.url, token="old"))
         with delivering(tmp_path):

@@ -191,7 +191,7 @@ def test_nothing_is_sent_twice_after_a_clean_stop(tmp_path: Path, server: Events
 def test_what_was_under_way_at_a_stop_is_sent_by_the_next(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(pipeline_module, "_GRACE", 0.1)
+    monkeypatch.setattr(pipeline_module, "_STOP_GRACE", 0.1)
     hang = threading.Event()
 
     def script(post: Post) -> Answer:
@@ -236,7 +236,7 @@ def test_with_its_books_damaged_it_sends_and_counts_everything_that_is_there_aga
 def test_a_batch_is_not_sent_again_when_only_the_books_cannot_be_written(
     tmp_path: Path, server: EventsServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(pipeline_module, "_BOOKS_RETRY", 0.01)
+    monkeypatch.setattr(pipeline_module, "_BOOKS_RETRY_SECONDS", 0.01)
     deliver_entry, failures = Books.deliver, [1, 2, 3]
 
     def failing(self: Books, *arguments: Any) -> None:

@@ -166,7 +166,7 @@ def test_what_is_only_retained_makes_room_where_the_disk_is_full(
     free = 40 * len(record(0))
     of_file_system = os.statvfs_result((1, 1, free * 8, 0, free, 0, 0, 0, 0, 255))
     monkeypatch.setattr(os, "statvfs", lambda _: of_file_system)
-    monkeypatch.setattr(retention_module, "_KEPT_FREE", free + 3 * len(record(0)))
+    monkeypatch.setattr(retention_module, "_MIN_FREE", free + 3 * len(record(0)))
     run_until_empty(tmp_path)
     assert [path.stat().st_size > 2 * len(record(0)) for path in segments(tmp_path)] == [False, False, True]
 
@@ -200,7 +200,7 @@ def breaking(monkeypatch: pytest.MonkeyPatch, name: str, *, reads: int = 1_000_0
         return pread(descriptor, size, offset)
 
     monkeypatch.setattr(os, "pread", failing)
-    monkeypatch.setattr(segments_module, "_TRY_AFTER", 0.01)
+    monkeypatch.setattr(segments_module, "_RETRY_SECONDS", 0.01)
 
 
 def test_a_segment_that_cannot_be_read_for_a_while_is_delivered_after_it(
@@ -263,7 +263,7 @@ def test_a_segment_that_fails_after_it_was_accounted_for_goes_on_waiting_in_the_
 def test_a_segment_that_somebody_removes_stops_nothing(
     tmp_path: Path, server: EventsServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(segments_module, "_TRY_AFTER", 0.01)
+    monkeypatch.setattr(segments_module, "_RETRY_SECONDS", 0.01)
     write_destination(tmp_path, destination(server.url))
     with serving(EventsServer(lambda _: Answer(500))) as server:
         write_destination(tmp_path, destination(server.url, max_batch_size=1))

@@ -9,7 +9,7 @@ import pytest
 
 from openmeter_plugin.spool.queue import Rotation, SpoolQueue
 from openmeter_plugin.spool.segment import SKIPPED, encode_record
-from openmeter_plugin.spool.segment_file import Segment, room
+from openmeter_plugin.spool.segment_file import Segment, writable_bytes
 from tests.plugin.spools import QUEUE, small_file_system
 
 MIB = 1024 * 1024
@@ -28,7 +28,7 @@ def test_no_more_is_written_before_the_file_system_is_asked_again(
         retired: SimpleQueue[Segment] = SimpleQueue()
         queue = SpoolQueue(spool, QUEUE, Rotation(16 * MIB, 3600.0, retired))
         assert queue.append([RECORD]) == 1
-        left = room(queue.directory)
+        left = writable_bytes(queue.directory)
         written = 0
         while queue.append_quickly([RECORD]):
             written += len(RECORD)

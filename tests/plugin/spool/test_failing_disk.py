@@ -10,9 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import orjson
-import pytest
 
-from openmeter_plugin.spool import writer as writer_module
 from openmeter_plugin.spool.destination import queues_directory
 from openmeter_plugin.spool.segment import LOST, MAGIC, Damage
 from openmeter_plugin.spool.writer import SpoolWriter
@@ -169,10 +167,7 @@ def test_one_failing_queue_does_not_hold_up_another(tmp_path: Path) -> None:
         assert payloads(tmp_path) == [payload(n) for n in range(5, 10)]
 
 
-def test_a_directory_that_cannot_be_made_at_first_gets_its_records_later(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(writer_module, "_RETRY_AFTER", 0.01)
+def test_a_directory_that_cannot_be_made_at_first_gets_its_records_later(tmp_path: Path) -> None:
     obstacle = queues_directory(tmp_path)
     obstacle.write_text("in the way")
     acknowledged = Acknowledged()
@@ -184,10 +179,7 @@ def test_a_directory_that_cannot_be_made_at_first_gets_its_records_later(
     assert payloads(tmp_path) == [payload(n) for n in range(5)]
 
 
-def test_a_queue_whose_directory_somebody_removed_gets_a_new_one(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(writer_module, "_RETRY_AFTER", 0.01)
+def test_a_queue_whose_directory_somebody_removed_gets_a_new_one(tmp_path: Path) -> None:
     acknowledged = Acknowledged()
     with running_writer(tmp_path, acknowledged) as writer:
         hand_over(writer, range(1))
@@ -208,10 +200,7 @@ def test_a_stop_with_a_full_disk_says_what_is_lost(tmp_path: Path, disk: Disk, l
     assert [line["records"] for line in lines if line["event"] == "usage_lost"][-1] == 5
 
 
-def test_a_full_file_system_takes_everything_once_it_has_room_again(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(writer_module, "_RETRY_AFTER", 0.01)
+def test_a_full_file_system_takes_everything_once_it_has_room_again(tmp_path: Path) -> None:
     with small_file_system(tmp_path / "spool", "256k") as spool:
         ballast = spool / "ballast"
         ballast.write_bytes(bytes(150 * 1024))

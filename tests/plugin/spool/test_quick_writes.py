@@ -26,7 +26,7 @@ from tests.plugin.spools import QUEUE, Acknowledged, Disk, payloads, running_wri
 def quick_disk() -> Iterator[None]:
     """However busy the machine is, only the test of a slow write has one."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(pace, "SLOW", 60.0)
+        patch.setattr(pace, "SLOW_WRITE", 60.0)
         yield
 
 
@@ -39,7 +39,7 @@ def opened(writer: SpoolWriter, acknowledged: Acknowledged, queue: str = QUEUE) 
     before = len(acknowledged.tokens)
     writer.append_all(items(writer, range(1), queue))
     eventually(lambda: len(acknowledged.tokens) > before, what="the first record")
-    eventually(lambda: not writer._disk.locked(), what="the thread's rest")
+    eventually(lambda: not writer._write_lock.locked(), what="the thread's rest")
 
 
 def test_a_record_is_in_the_file_when_its_token_comes_back(tmp_path: Path) -> None:
@@ -92,7 +92,7 @@ def test_after_a_slow_write_the_next_is_left_to_the_thread(
     acknowledged = Acknowledged()
     with running_writer(tmp_path, acknowledged) as writer:
         opened(writer, acknowledged)
-        monkeypatch.setattr(pace, "SLOW", 0.005)
+        monkeypatch.setattr(pace, "SLOW_WRITE", 0.005)
         disk.open_gate.clear()
         threading.Timer(0.05, disk.open_gate.set).start()
         assert writer.append_now(items(writer, range(1, 2)))[0] == [1]
@@ -116,7 +116,6 @@ def test_a_disk_that_takes_a_part_gets_every_record_once(
     disk, acknowledged = Disk(spool), Acknowledged()
     with pytest.MonkeyPatch.context() as patch, running_writer(spool, acknowledged) as writer:
         patch.setattr(os, "write", disk.write)
-        patch.setattr(writer_module, "_RETRY_AFTER", 0.01)
         opened(writer, acknowledged)
         disk.room = room
         tokens, left = writer.append_now(items(writer, range(1, count + 1)))
@@ -138,9 +137,9 @@ def test_while_records_wait_for_a_disk_that_refused_them_none_goes_before_them(
         disk.room = 0
         writer.append_all(items(writer, range(1, 2)))
         eventually(lambda: acknowledged.tokens == [0, 1], what="an answer from memory")
-        eventually(lambda: writer._disk.acquire(blocking=False), what="the lock")
+        eventually(lambda: writer._write_lock.acquire(blocking=False), what="the lock")
         disk.room = None
-        writer._disk.release()
+        writer._write_lock.release()
         _, left = writer.append_now(items(writer, range(2, 3)))
         writer.append_all(left)
         eventually(lambda: len(payloads(tmp_path)) == 3, what="writing again")
@@ -157,7 +156,7 @@ def test_what_comes_while_the_disk_hangs_is_kept_within_a_bound_and_counted_past
         disk.open_gate.clear()
         writer.append_all(items(writer, range(1, 2)))
         eventually(lambda: writer.stalled, what="the stall")
-        writer.keep_for_later(items(writer, range(2, 7)))
+        writer.append_while_stalled(items(writer, range(2, 7)))
         disk.open_gate.set()
         eventually(lambda: not writer.stalled, what="the end of the stall")
         eventually(lambda: len(payloads(tmp_path)) == 6, what="what was kept")
@@ -177,9 +176,9 @@ def test_the_bound_of_one_hang_is_whole_again_for_the_next(
             disk.open_gate.clear()
             writer.append_all(items(writer, range(first, first + 1)))
             eventually(lambda: writer.stalled, what="the stall")
-            writer.keep_for_later(items(writer, range(first + 1, first + 4)))
+            writer.append_while_stalled(items(writer, range(first + 1, first + 4)))
             disk.open_gate.set()
             eventually(lambda: not writer.stalled, what="the end of the stall")
             eventually(lambda n=first: len(payloads(tmp_path)) == n + 4, what="what was kept")  # type: ignore[misc]
-            writer.moves_again()
+            writer.end_stall()
     assert payloads(tmp_path) == [payload(n) for n in range(13)]

@@ -61,7 +61,7 @@ contents = st.lists(st.one_of(records, records, records, noise), max_size=12).ma
 
 
 def rows(chunk: Chunk) -> dict[int, tuple[int, bytes, bytes, bytes]]:
-    columns = (chunk.counts, chunk.events, chunk.ids, chunk.rests)
+    columns = (chunk.counts, chunk.events, chunk.ids, chunk.usage_keys)
     return dict(zip(chunk.ends, zip(*columns, strict=True), strict=True))
 
 
@@ -114,7 +114,7 @@ def test_read_piece_by_piece_it_comes_to_the_same(data: bytes, size: int) -> Non
 
 def test_usage_without_a_summary_can_be_taken_as_a_record_again() -> None:
     chunk = read_chunk(encode_events([event(1), event(2)]), 8, final=True)
-    assert (chunk.ids, chunk.rests) == ([b""], [b""])
+    assert (chunk.ids, chunk.usage_keys) == ([b""], [b""])
     found = chunk.record(0)
     assert (found.event_count, found.events, found.summary) == (2, event(1) + b"," + event(2), None)
     assert found.end == chunk.ends[0]

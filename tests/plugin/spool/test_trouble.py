@@ -99,7 +99,7 @@ def test_the_ledger_says_nothing_rather_than_that_an_hour_is_complete(spool: Pat
 def test_drain_delivers_what_it_can_and_keeps_the_segment_that_it_cannot_read(
     spool: Path, server: EventsServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(segments_module, "_TRY_AFTER", 0.01)
+    monkeypatch.setattr(segments_module, "_RETRY_SECONDS", 0.01)
     path = unreadable(spool)
     logging = structlog.get_config()
     try:
@@ -116,7 +116,7 @@ def test_drain_delivers_what_it_can_and_keeps_the_segment_that_it_cannot_read(
 
 def test_drain_sets_damaged_books_aside_and_delivers(spool: Path, server: EventsServer) -> None:
     (spool / FILE).write_bytes(b"this is no database at all, " * 100)
-    assert "serve, deliver or drain sets them aside" in run("status", str(spool)).stderr
+    assert "serve, deliver or drain renames them" in run("status", str(spool)).stderr
     result = run_process("drain", str(spool))
     assert result.returncode == 0, result.stderr
     assert sorted(server.taken) == ids(range(3))
