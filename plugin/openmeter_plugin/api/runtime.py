@@ -43,7 +43,7 @@ def run(
 ) -> None:
     """Run the delivery until SIGTERM or SIGINT, and the API beside it."""
     beside: list[Beside] = [family.heartbeats.keep_beating(family.slot)] if family is not None else []
-    started = None
+    on_start = None
     if offer is not None:
         from openmeter_plugin.api.health import HealthMonitor
         from openmeter_plugin.api.server import serve_api
@@ -52,14 +52,14 @@ def run(
         if family is not None:
             watch = HealthMonitor(options.spool, family.children, family.heartbeats, family.hang_seconds)
 
-        started = watch.started
+        on_start = watch.started
         beside.append(serve_api(offer.listener, watch, offer.access))
     run_delivery(
         options,
         until_empty=until_empty,
         with_parent=with_parent,
-        beside=_together(beside) if beside else None,
-        started=started,
+        background=_together(beside) if beside else None,
+        on_start=on_start,
     )
 
 

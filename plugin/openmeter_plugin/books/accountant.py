@@ -68,7 +68,7 @@ class RecentIds:
         return event_id in self._younger or event_id in self._older
 
     def isdisjoint(self, ids: KeysView[bytes]) -> bool:
-        """Tell whether none of the ids is among the recent ones."""
+        """Return whether none of the ids is among the recent ones."""
         return ids.isdisjoint(self._younger.keys()) and ids.isdisjoint(self._older.keys())
 
     def add(self, ids: Iterable[bytes]) -> None:

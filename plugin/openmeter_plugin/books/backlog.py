@@ -54,7 +54,7 @@ class QueueFiles:
         return self.positions.get(segment, _START)
 
     def is_sent(self, segment: str, item: Record | Damage) -> bool:
-        """Tell whether the item holds events that are sent to the metering API."""
+        """Return whether the item holds events that are sent to the metering API."""
         return isinstance(item, Record) and item.kind == EVENTS and (segment, item.end) not in self.resent
 
 

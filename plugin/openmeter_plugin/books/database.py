@@ -106,7 +106,7 @@ def transaction(db: sqlite3.Connection) -> Iterator[sqlite3.Connection]:
 
 
 def is_damage(error: BaseException | None) -> bool:
-    """Tell whether an error means that the file is damaged, not just unusable at the moment."""
+    """Return whether an error means that the file is damaged, not just unusable at the moment."""
     # Subclasses of DatabaseError are errors of the disk or a lock, or internal errors.
     return type(error) is sqlite3.DatabaseError
 

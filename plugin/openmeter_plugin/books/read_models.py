@@ -131,7 +131,7 @@ def queue_names(spool: Path, counts: dict[str, Counts]) -> list[str]:
 
 
 def delivery_runs(spool: Path) -> bool:
-    """Tell whether a delivery process holds the spool's lock."""
+    """Return whether a delivery process holds the spool's lock."""
     try:
         descriptor = os.open(spool / DELIVERY_LOCK, os.O_RDONLY | os.O_CLOEXEC)
     except OSError:

@@ -58,7 +58,7 @@ def destination_id(endpoint: str, credential: str) -> str:
 
 
 def is_header_value(token: str) -> bool:
-    """Tell whether the token can be sent in a header; the HTTP library's own error would reveal it."""
+    """Return whether the token can be sent in a header; the HTTP library's own error would reveal it."""
     return token.isascii() and token.isprintable()
 
 
@@ -134,7 +134,7 @@ _EXAMPLE: Final = Destination("", "")
 
 
 def _has_type_of(value: object, example: object) -> bool:
-    """Tell whether a value has an example's type; an int also passes for a float."""
+    """Return whether a value has an example's type; an int also passes for a float."""
     return type(value) is type(example) or (type(example) is float and type(value) is int)
 
 

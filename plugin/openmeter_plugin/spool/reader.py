@@ -199,7 +199,7 @@ class SegmentReader:
 
 
 def writer_gone(descriptor: int) -> bool:
-    """Tell whether no process appends to the segment any more: nobody holds the writer's exclusive lock."""
+    """Return whether no process appends to the segment any more: the writer's exclusive lock is free."""
     try:
         fcntl.flock(descriptor, fcntl.LOCK_SH | fcntl.LOCK_NB)
     except BlockingIOError:

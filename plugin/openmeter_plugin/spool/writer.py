@@ -170,7 +170,7 @@ class SpoolWriter:
 
     @property
     def stalled(self) -> bool:
-        """Whether a write has taken so long that Kong must not wait for it any longer."""
+        """Whether a write has lasted so long that Kong should not wait for it any longer."""
         began = self._commit_began
         return began is not None and time.monotonic() - began > STALLED_AFTER
 

@@ -96,7 +96,7 @@ def test_a_token_that_an_answer_repeats_is_not_logged(tmp_path: Path, status: in
         spooled(tmp_path, [record(1)])
         with delivering(tmp_path):
             eventually(lambda: server.taken == ids(range(1, 2)))
-    told = [str(line) for line in lines if line["event"] in ("delivery_fails", "token_refused")]
+    told = [str(line) for line in lines if line["event"] in ("delivery_failed", "token_refused")]
     assert told
     assert all("you sent Bearer [the token]" in line for line in told)
     assert TOKEN not in str(lines)

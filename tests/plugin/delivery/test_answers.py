@@ -91,7 +91,7 @@ def test_a_server_that_is_away_gets_everything_when_it_comes(tmp_path: Path, lin
     write_destination(tmp_path, destination(f"http://127.0.0.1:{port}/api/v1/events"))
     spooled(tmp_path, [record(n) for n in range(100)])
     with delivering(tmp_path):
-        eventually(lambda: [line for line in lines if line["event"] == "delivery_fails"])
+        eventually(lambda: [line for line in lines if line["event"] == "delivery_failed"])
         assert delivered(tmp_path) == 0
         with serving(port=port) as server:
             eventually(lambda: delivered(tmp_path) == 100)

@@ -145,7 +145,7 @@ def test_books_that_cannot_be_opened_are_waited_for(tmp_path: Path) -> None:
         write_destination(tmp_path, destination(server.url))
         spooled(tmp_path, [record(n) for n in range(5)])
         with structlog.testing.capture_logs() as lines, delivering(tmp_path):
-            eventually(lambda: [line for line in lines if line["event"] == "books_cannot_be_opened"])
+            eventually(lambda: [line for line in lines if line["event"] == "books_open_failed"])
             (tmp_path / FILE).rmdir()
             eventually(lambda: (tmp_path / FILE).is_file() and delivered(tmp_path) == 5)
     assert server.taken == ids(range(5))

@@ -48,9 +48,9 @@ def test_a_pause_is_never_shorter_than_the_server_asked_for() -> None:
 
 def test_of_failures_side_by_side_the_longest_time_that_the_server_asked_for_counts() -> None:
     breaker = Breaker()
-    assert breaker.failed(0.01, 0.05, 0, known=0) < 1
-    assert breaker.failed(0.01, 0.05, 70, known=0) == 70
-    assert breaker.failed(0.01, 0.05, 7, known=0) > 60
+    assert breaker.failed(0.01, 0.05, 0, failures_at_start=0) < 1
+    assert breaker.failed(0.01, 0.05, 70, failures_at_start=0) == 70
+    assert breaker.failed(0.01, 0.05, 7, failures_at_start=0) > 60
     assert breaker.failed(0.01, 0.05, 0) < 1
     assert breaker._open_until - time.monotonic() > 60
 

@@ -72,10 +72,10 @@ def test_a_queue_that_a_fault_of_ours_has_ended_is_delivered_anew_and_the_others
 ) -> None:
     work, faults = Pipeline.work, [RuntimeError("a fault of ours")] * 2
 
-    async def failing(pipeline: Pipeline, *, patient: bool) -> bool:
+    async def failing(pipeline: Pipeline, *, coalesce: bool) -> bool:
         if pipeline._queue == "0-faulty" and faults:
             raise faults.pop()
-        return await work(pipeline, patient=patient)
+        return await work(pipeline, coalesce=coalesce)
 
     monkeypatch.setattr(Pipeline, "work", failing)
     for queue in ("0-faulty", "1-good"):
@@ -103,7 +103,7 @@ def test_a_queue_that_nobody_described_waits_until_somebody_does(
 ) -> None:
     spooled(tmp_path, [record(n) for n in range(5)])
     with delivering(tmp_path):
-        eventually(lambda: [line for line in lines if line["event"] == "delivery_fails"])
+        eventually(lambda: [line for line in lines if line["event"] == "delivery_failed"])
         write_destination(tmp_path, destination(server.url))
         eventually(lambda: delivered(tmp_path) == 5)
     assert server.taken == ids(range(5))
@@ -156,7 +156,7 @@ def test_a_token_that_no_header_can_carry_waits_for_another_and_is_in_no_log_lin
         write_destination(tmp_path, destination(server.url, token=token))
         spooled(tmp_path, [record(1)])
         with delivering(tmp_path):
-            eventually(lambda: [line for line in lines if line["event"] == "delivery_fails"])
+            eventually(lambda: [line for line in lines if line["event"] == "delivery_failed"])
             token_file(tmp_path, QUEUE).write_text("good")
             eventually(lambda: delivered(tmp_path) == 1)
     assert "secr" not in repr(lines)

@@ -9,7 +9,7 @@ import pytest
 from openmeter_plugin.books.replay import request_redelivery
 from openmeter_plugin.books.store import Redelivery
 from openmeter_plugin.delivery import redelivery as redelivery_module
-from openmeter_plugin.delivery.redelivery import in_batches, wanted_events
+from openmeter_plugin.delivery.redelivery import in_batches, selected_events
 from openmeter_plugin.spool.destination import write_destination
 from openmeter_plugin.spool.segment import MAGIC
 from tests.plugin.deliveries import count, event, record, run_until_empty, spooled
@@ -34,9 +34,9 @@ def test_what_is_not_delivered_yet_is_on_its_way_and_not_sent_besides(tmp_path: 
     spooled(tmp_path, [record(n) for n in range(4)])
     (segment,) = segments(tmp_path)
     half = len(MAGIC) + 2 * len(record(0))
-    assert list(wanted_events(segment, EVER, half)) == [event(0), event(1)]
-    assert list(wanted_events(segment, EVER, half, {half})) == [event(0)]
-    assert list(wanted_events(segment.with_name("gone.seg"), EVER, half)) == []
+    assert list(selected_events(segment, EVER, half)) == [event(0), event(1)]
+    assert list(selected_events(segment, EVER, half, {half})) == [event(0)]
+    assert list(selected_events(segment.with_name("gone.seg"), EVER, half)) == []
 
 
 @pytest.mark.parametrize(("most", "sizes"), [(10, [4, 4, 2]), (3, [3, 3, 3, 1]), (1, [1] * 10)])

@@ -115,8 +115,8 @@ def test_a_sender_that_is_never_idle_has_its_delivered_segments_removed_too(
 ) -> None:
     work = Pipeline.work
 
-    async def never_idle(self: Pipeline, *, patient: bool) -> bool:
-        await work(self, patient=patient)
+    async def never_idle(self: Pipeline, *, coalesce: bool) -> bool:
+        await work(self, coalesce=coalesce)
         await asyncio.sleep(0.01)
         return True
 
@@ -228,7 +228,9 @@ def test_a_segment_that_stays_unreadable_is_set_aside_counted_and_kept_and_the_r
     assert aside.read_bytes() == content
     assert sorted(server.taken) == ["event-000000", "event-000002"]
     assert count(tmp_path, "unreadable_segments") == 1
-    assert [line["log_level"] for line in lines if line["event"] == "segment_set_aside"] == ["critical"]
+    assert [line["log_level"] for line in lines if line["event"] == "unreadable_segment_renamed"] == [
+        "critical"
+    ]
     assert_balanced(tmp_path)
     aside.rename(broken)
     run_until_empty(tmp_path)
