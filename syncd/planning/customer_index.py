@@ -8,7 +8,7 @@ from functools import cached_property
 
 from syncd.core.changes import Change, ChangeKind
 from syncd.core.model import DesiredCustomer, ObservedCustomer, ObservedState
-from syncd.core.ownership import is_ours
+from syncd.core.ownership import is_managed
 from syncd.planning.moves import customer_name
 
 # MERGED: Usage that is counted for two customers: one carries the subject, and it is the key of the
@@ -79,7 +79,7 @@ def pair_changes(pairs: Pairs, customers: Iterable[DesiredCustomer], owner_id: s
     named = {subject.key for customer in customers for subject in customer.subjects}
     for key, pair in sorted(pairs.items()):
         both = (pair.named, pair.carrier)
-        if key in named or any(is_ours(customer.metadata, owner_id) for customer in both):
+        if key in named or any(is_managed(customer.metadata, owner_id) for customer in both):
             yield Change(ChangeKind.BLOCKED, pair.named.key, (key,), pair.reason, pair.named.id)
 
 

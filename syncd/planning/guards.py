@@ -21,7 +21,7 @@ from datetime import timedelta
 from syncd.core.changes import REMOVALS, Change, ChangeKind, Plan, ordered
 from syncd.core.errors import UnsafePlanError
 from syncd.core.model import ObservedState
-from syncd.core.ownership import is_ours
+from syncd.core.ownership import is_managed
 from syncd.core.policy import without_removals
 
 _UPDATES = frozenset(
@@ -110,7 +110,7 @@ def danger(plan: Plan, observed: ObservedState, limits: Limits, *, force: bool =
         )
     if force:
         return None
-    ours = [customer for customer in observed.customers if is_ours(customer.metadata, plan.owner_id)]
+    ours = [customer for customer in observed.customers if is_managed(customer.metadata, plan.owner_id)]
     subjects = sum(len(customer.subject_keys) for customer in ours)
     updates, removals = _updated(plan.actionable), _removed(plan.actionable)
     return _too_many(

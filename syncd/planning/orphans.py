@@ -24,7 +24,7 @@ from datetime import UTC, datetime, timedelta
 from syncd.core import lifecycle_metadata
 from syncd.core.changes import Change, ChangeKind, EntityState
 from syncd.core.model import DesiredState, ObservedCustomer, ObservedState
-from syncd.core.ownership import ADOPTED, is_ours
+from syncd.core.ownership import ADOPTED, is_managed
 
 NOTHING_KEPT: Mapping[str, str] = {}
 _OUR_PREFIXES = ("consumer:", "application:")
@@ -53,7 +53,7 @@ def orphan_changes(
     the metering API refuses any change of them, which the plan reports already.
     """
     lifecycle = _Lifecycle(desired, observed, owner_id, grace, kept)
-    ours = (customer for customer in observed.customers if is_ours(customer.metadata, owner_id))
+    ours = (customer for customer in observed.customers if is_managed(customer.metadata, owner_id))
     moving = [customer for customer in ours if customer.id not in frozen and not lifecycle.at_rest(customer)]
     for customer in sorted(moving, key=lambda c: (c.key or "", c.id)):
         yield from lifecycle.customer(customer)
@@ -79,14 +79,14 @@ class _Lifecycle:
             self._wanted |= set(problem.subject_keys)
             self._wanted_customers |= {problem.customer_key} if problem.customer_key else set()
         entities = observed.subjects or ()
-        self._entities = {entity.key for entity in entities if is_ours(entity.metadata, owner_id)}
+        self._entities = {entity.key for entity in entities if is_managed(entity.metadata, owner_id)}
         self._freed: set[str] = set()
 
     def at_rest(self, customer: ObservedCustomer) -> bool:
         """Tell whether a source names it, all that is ours on it too, and no mark says otherwise."""
         if customer.key not in self._wanted_customers and self._wanted.isdisjoint(customer.subject_keys):
             return False
-        if not lifecycle_metadata.KEYS.isdisjoint(customer.metadata):
+        if not lifecycle_metadata.LIFECYCLE_KEYS.isdisjoint(customer.metadata):
             return False
         return self._wanted.issuperset(customer.subject_keys) or not self._ours_of(customer)
 
@@ -121,31 +121,33 @@ class _Lifecycle:
 
     def _living(self, customer: ObservedCustomer) -> Iterator[Change]:
         gone = self._ours_of(customer)
-        marks = lifecycle_metadata.subject_marks(customer.metadata)
+        marks = lifecycle_metadata.orphaned_subjects(customer.metadata)
         since = {
-            key: marks[lifecycle_metadata.digest(key)][1]
+            key: marks[lifecycle_metadata.subject_digest(key)][1]
             for key in gone
-            if lifecycle_metadata.digest(key) in marks
+            if lifecycle_metadata.subject_digest(key) in marks
         }
-        fresh = lifecycle_metadata.new_marks(
+        fresh = lifecycle_metadata.newly_orphaned(
             customer.metadata, [k for k in gone if k not in since], self._grace.now
         )
         newly = {value.rpartition("-")[2] for value in fresh.values()}
-        marked = tuple(key for key in gone if lifecycle_metadata.digest(key) in newly)
+        marked = tuple(key for key in gone if lifecycle_metadata.subject_digest(key) in newly)
         due = tuple(key for key in gone if key in since and self._over(since[key], self._grace.detach_after))
         stale = {
-            slot: lifecycle_metadata.OVER
+            slot: lifecycle_metadata.CLEARED
             for name, (slot, _) in marks.items()
-            if name not in {lifecycle_metadata.digest(key) for key in gone}
+            if name not in {lifecycle_metadata.subject_digest(key) for key in gone}
         }
-        if lifecycle_metadata.customer_gone_since(customer.metadata):
-            stale[lifecycle_metadata.CUSTOMER_MARK] = lifecycle_metadata.OVER
+        if lifecycle_metadata.customer_orphaned_since(customer.metadata):
+            stale[lifecycle_metadata.ORPHANED_AT] = lifecycle_metadata.CLEARED
         if stale:
             yield _marking(ChangeKind.UNMARK_ORPHANED, customer, (), "a source names it again", stale)
         if marked:
             yield _marking(ChangeKind.MARK_ORPHANED, customer, marked, self._will_detach(marked), fresh)
         if due:
-            freed = {marks[lifecycle_metadata.digest(key)][0]: lifecycle_metadata.OVER for key in due}
+            freed = {
+                marks[lifecycle_metadata.subject_digest(key)][0]: lifecycle_metadata.CLEARED for key in due
+            }
             yield self._detach(customer, due, min(since[key] for key in due), freed)
         waiting = tuple(key for key in gone if key not in marked and key not in due)
         if waiting:
@@ -160,10 +162,10 @@ class _Lifecycle:
             yield Change(ChangeKind.ORPHANED, customer.key, gone, reason, customer.id)
 
     def _gone(self, customer: ObservedCustomer) -> Iterator[Change]:
-        since = lifecycle_metadata.customer_gone_since(customer.metadata)
+        since = lifecycle_metadata.customer_orphaned_since(customer.metadata)
         ours = self._ours_of(customer)
         if since is None:
-            metadata = {lifecycle_metadata.CUSTOMER_MARK: lifecycle_metadata.stamp(self._grace.now)}
+            metadata = {lifecycle_metadata.ORPHANED_AT: lifecycle_metadata.timestamp(self._grace.now)}
             reason = self._will_detach(ours)
             yield _marking(ChangeKind.MARK_ORPHANED, customer, customer.subject_keys, reason, metadata)
             return
@@ -197,7 +199,7 @@ class _Lifecycle:
             f"no source names it since {since:%Y-%m-%d}, more than {days} days ago (detach_after).{by_key}",
             customer.id,
             EntityState(
-                None, customer.subject_keys, _marks_of(customer, marks or (lifecycle_metadata.CUSTOMER_MARK,))
+                None, customer.subject_keys, _marks_of(customer, marks or (lifecycle_metadata.ORPHANED_AT,))
             ),
             EntityState(None, rest, dict(marks)),
         )
@@ -217,7 +219,7 @@ class _Lifecycle:
             f"no source names it since {since:%Y-%m-%d} (delete_after)",
             customer.id,
             EntityState(
-                customer.name, customer.subject_keys, _marks_of(customer, (lifecycle_metadata.CUSTOMER_MARK,))
+                customer.name, customer.subject_keys, _marks_of(customer, (lifecycle_metadata.ORPHANED_AT,))
             ),
         )
 

@@ -41,7 +41,7 @@ from syncd.core.model import (
     ObservedState,
     ObservedSubject,
 )
-from syncd.core.ownership import ADOPTED, is_adoptable, is_ours, owner_of
+from syncd.core.ownership import ADOPTED, is_adoptable, is_managed, owner_of
 from syncd.core.policy import POLICIES, Policy
 from syncd.planning.customer_index import CustomerIndex, apart, pair_changes
 from syncd.planning.entity_changes import differs, entity_changes
@@ -60,7 +60,7 @@ def is_unchanged(
     owner_id: str,
 ) -> bool:
     """Tell whether a customer of ours is as wanted: its name, all subjects on it, their entities."""
-    if have is None or want.name != have.name or not is_ours(have.metadata, owner_id):
+    if have is None or want.name != have.name or not is_managed(have.metadata, owner_id):
         return False
     carried: Collection[str] = have.subject_keys
     if len(carried) > 1:
@@ -141,7 +141,7 @@ class _Planner:
         have = self._holders.by_key.get(want.key)
         if have is None:
             yield from self._create(want)
-        elif is_ours(have.metadata, self._owner_id):
+        elif is_managed(have.metadata, self._owner_id):
             yield from self._update(want, have)
         elif self._options.adopt and is_adoptable(have.metadata) and not self._holders.frozen(have):
             yield from self._adopt(want, have)
@@ -179,7 +179,7 @@ class _Planner:
             want.key,
             keys,
             f"new: {principals_of(free)}",
-            after=EntityState(want.name, keys, {**want.details.metadata, **want.marks}, want.details),
+            after=EntityState(want.name, keys, {**want.details.metadata, **want.ownership}, want.details),
         )
         yield from self._entity_changes(want, free, None)
 
@@ -234,7 +234,7 @@ class _Planner:
         )
 
     def _adopt(self, want: DesiredCustomer, have: ObservedCustomer) -> Iterator[Change]:
-        marks = {**want.marks, ADOPTED: "true"}
+        marks = {**want.ownership, ADOPTED: "true"}
         yield Change(
             ChangeKind.ADOPT_CUSTOMER,
             want.key,
@@ -253,7 +253,7 @@ class _Planner:
         ours = [
             (subject, holder)
             for subject, holder in held
-            if is_ours(holder.metadata, self._owner_id) and not self._holders.frozen(holder)
+            if is_managed(holder.metadata, self._owner_id) and not self._holders.frozen(holder)
         ]
         moves = moves_to(want, ours) if self._options.allow_move else []
         retired = retirements_for(want, ours, self._options.kept) if self._options.allow_retire else []
@@ -289,7 +289,7 @@ class _Planner:
 
     def _held(self, want: DesiredCustomer, subject: DesiredSubject, holder: ObservedCustomer) -> Change:
         """Report a subject that is on another customer than the one we want, or on one that is not ours."""
-        if not is_ours(holder.metadata, self._owner_id):
+        if not is_managed(holder.metadata, self._owner_id):
             whose = f"{customer_name(holder)}, which belongs to {owner_of(holder)}"
             reason = f"already attributed to {whose}; left alone"
             return Change(ChangeKind.UNMANAGED, holder.key, (subject.key,), reason, holder.id)

@@ -10,7 +10,6 @@ from typing import Any
 import pytest
 import structlog
 
-from openmeter_plugin.spool import writer as writer_module
 from openmeter_plugin.spool.destination import QUARANTINE, write_destination
 from syncd.sandbox.testing import running_sandbox
 from tests.plugin.deliveries import record, rejects, run_until_empty, skip, spooled
@@ -46,7 +45,6 @@ def disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Disk:
     """The spool's disk, with frequent retries."""
     disk = Disk(tmp_path)
     monkeypatch.setattr(os, "write", disk.write)
-    monkeypatch.setattr(writer_module, "_RETRY_AFTER", 0.01)
     return disk
 
 

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Final
 
 from openmeter_plugin.books.read_models import SpoolError, reading
 from openmeter_plugin.process.heartbeat import Heartbeats
-from openmeter_plugin.spool.segment_file import room
+from openmeter_plugin.spool.segment_file import writable_bytes
 
 if TYPE_CHECKING:
     from openmeter_plugin.delivery.queue_delivery import QueueDelivery
@@ -71,7 +71,7 @@ def _disk_problems(spool: Path) -> list[str]:
     try:
         if os.statvfs(spool).f_flag & os.ST_RDONLY:
             return ["the spool's file system is read-only"]
-        if room(spool) < _MIN_WRITABLE:
+        if writable_bytes(spool) < _MIN_WRITABLE:
             return ["the spool's file system is full"]
     except OSError as error:
         return [f"the spool's file system: {error.strerror}"]

@@ -18,7 +18,7 @@ from openmeter_plugin.books.models import DestinationStatus, SpoolStatus
 from openmeter_plugin.books.read_models import SpoolError
 from openmeter_plugin.books.status import read_status
 from openmeter_plugin.spool.destination import QUARANTINE
-from openmeter_plugin.spool.segment_file import room
+from openmeter_plugin.spool.segment_file import writable_bytes
 
 PREFIX: Final = "openmeter_plugin_"
 
@@ -152,7 +152,7 @@ def _books(status: SpoolStatus) -> Iterator[Metric]:
 
 def _disk(spool: Path) -> Iterator[Metric]:
     try:
-        disk, free = os.statvfs(spool), max(0, room(spool))
+        disk, free = os.statvfs(spool), max(0, writable_bytes(spool))
     except OSError:
         return
     size = disk.f_blocks * disk.f_frsize

@@ -45,7 +45,7 @@ def run(
     tasks: list[BackgroundTask] = (
         [siblings.heartbeats.keep_beating(siblings.slot)] if siblings is not None else []
     )
-    started = None
+    on_start = None
     if api is not None:
         from openmeter_plugin.api.health import HealthMonitor
         from openmeter_plugin.api.server import serve_api
@@ -56,14 +56,14 @@ def run(
                 options.spool, siblings.children, siblings.heartbeats, siblings.hang_seconds
             )
 
-        started = monitor.started
+        on_start = monitor.started
         tasks.append(serve_api(api.listener, monitor, api.access))
     run_delivery(
         options,
         until_empty=until_empty,
         with_parent=with_parent,
-        beside=_run_together(tasks) if tasks else None,
-        started=started,
+        background=_run_together(tasks) if tasks else None,
+        on_start=on_start,
     )
 
 

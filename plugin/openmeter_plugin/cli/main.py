@@ -169,7 +169,7 @@ def serve(
         keep_tokens=token_file is None and TOKEN_VARIABLE not in os.environ,
         socket_activated=listeners.plugin is not None and not listeners.plugin.owned,
     )
-    heartbeats, mailboxes, shares = Heartbeats(workers + 1), Mailboxes(workers), ConnectionCounts(workers)
+    heartbeats, mailboxes, counts = Heartbeats(workers + 1), Mailboxes(workers), ConnectionCounts(workers)
     handoffs = [Handoff(raise_connection_limit() // workers) for _ in range(workers)]
 
     def worker(number: int) -> None:
@@ -181,7 +181,7 @@ def serve(
             prepare_process()
         for other in (*handoffs[:number], *handoffs[number + 1 :]):
             other.close()
-        slot = WorkerSlot(number, heartbeats, mailboxes, shares, handoffs[number])
+        slot = WorkerSlot(number, heartbeats, mailboxes, counts, handoffs[number])
         run_worker(
             duplicate_socket(listeners.plugin), options, slot, duplicate_socket(listeners.http_log), settings
         )

@@ -84,7 +84,7 @@ class Server:
             return
         self._handed_over = []
         if self._stalled:
-            self._writer.keep_for_later(items)
+            self._writer.append_while_stalled(items)
             self.committed([item[2] for item in items])
             return
         written, left = self._writer.append_now(items)
@@ -95,7 +95,7 @@ class Server:
     def check_disk(self) -> None:
         """Answer Kong anyway while the disk hangs: Kong drops what exceeds 4096 unanswered events."""
         if self._stalled and not self._writer.stalled:
-            self._writer.moves_again()
+            self._writer.end_stall()
             self.log.warning("spool_recovered")
         elif not self._stalled and self._writer.stalled:
             self.log.critical(

@@ -8,7 +8,7 @@ from typing import Any, Final
 
 import orjson
 
-from openmeter_plugin.books.backlog import QueueFiles, events_of, read
+from openmeter_plugin.books.backlog import QueueFiles, events_of, read_segment
 from openmeter_plugin.books.read_models import (
     SpoolError,
     all_counts,
@@ -32,7 +32,7 @@ class _SegmentExport:
     def items(self, path: Path, start: int) -> Iterator[Record | Damage]:
         """Yield the readable items of a segment."""
         try:
-            yield from read(path, start)
+            yield from read_segment(path, start)
         except OSError as error:
             self._unreadable.append(f"{path.name} ({error.strerror})")
 

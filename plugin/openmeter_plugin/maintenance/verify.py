@@ -10,7 +10,7 @@ from typing import Final, NamedTuple
 
 import orjson
 
-from openmeter_plugin.books.backlog import QueueFiles, Unaccounted, read
+from openmeter_plugin.books.backlog import QueueFiles, Unaccounted, read_segment
 from openmeter_plugin.books.ledger_lines import add_lines, ledger_key, summary_of
 from openmeter_plugin.books.models import NotAccounted, Verification
 from openmeter_plugin.books.pruning import Pruned
@@ -23,7 +23,7 @@ from openmeter_plugin.books.read_models import (
     queue_names,
     reading,
 )
-from openmeter_plugin.books.status import numbers
+from openmeter_plugin.books.status import books_numbers
 from openmeter_plugin.books.store import Counts, LedgerKey, Lines, Position
 from openmeter_plugin.spool.destination import QUARANTINE
 from openmeter_plugin.spool.segment import EVENTS, MAGIC, Damage, Record
@@ -199,7 +199,7 @@ def _recount(files: QueueFiles) -> _Recount:
                 f"{name} is accounted for up to {position.accounted}, but has {size} bytes"
             )
         try:
-            for item in read(path):
+            for item in read_segment(path):
                 _add(recount, files, name, item)
         except OSError as error:
             recount.differences.append(f"{name} cannot be read to its end: {error.strerror}")
@@ -233,7 +233,7 @@ def _differences(queue: str, books: _Books, recount: _Recount) -> list[str]:
     counts = books.counts.get(queue, Counter())
     ledger = books.ledger.get(queue, _Ledger())
     pruned = books.pruned.get(queue, Pruned("", 0, 0)).events
-    book = numbers(counts)
+    book = books_numbers(counts)
     found = []
     skipped = sum(book.skipped.values())
     parts = book.metered + skipped + book.quarantined + book.resent

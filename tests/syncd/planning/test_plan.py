@@ -67,7 +67,7 @@ def test_a_foreign_customer_in_the_way_blocks_the_subjects_that_it_does_not_carr
     assert lines(plan) == ["blocked acme consumer:2", "unmanaged acme consumer:1"]
     assert not plan.in_sync
     reason = plan.changes[0].reason
-    assert "other-owner" in reason if owner else "no owner marks" in reason
+    assert "other-owner" in reason if owner else "no ownership metadata" in reason
 
 
 def test_a_customer_marked_by_another_tool_is_foreign_though_the_owner_id_is_the_same() -> None:
