@@ -1,8 +1,8 @@
 """Free TCP ports for servers that must be told their port.
 
-A port that the kernel chose a moment ago is not free for long: another test process gets it for a connection
-of its own, and once in a while a test fails. So these lie below the kernel's range (32768 on Linux), and each
-test process has a range of its own.
+A port that the kernel has just chosen is not free for long: another test process may get it for one of its
+connections, and then a test fails. So these ports are below the kernel's range (32768 on Linux), and each test
+process has its own range.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ _RANGES: Final = 8
 
 _worker = re.search(r"\d+$", os.environ.get("PYTEST_XDIST_WORKER", ""))
 _start = _FIRST + _RANGE * ((int(_worker[0]) if _worker else os.getpid()) % _RANGES)
-# Where two runs share the machine they do not begin at the same port.
+# Two test runs on one machine do not begin at the same port.
 _offsets = itertools.cycle(range(_RANGE))
 for _ in range(os.getpid() % _RANGE):
     next(_offsets)
