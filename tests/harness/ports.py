@@ -1,8 +1,8 @@
 """Free TCP ports for servers that must be told their port.
 
 A port that the kernel has just chosen is not free for long: another test process may get it for one of its
-connections, and then a test fails. So these ports are below the kernel's range (32768 on Linux), and each test
-process has its own range.
+connections, and then a test fails. So these ports are below the kernel's range (32768 on Linux), and each
+test process has its own range.
 """
 
 from __future__ import annotations
