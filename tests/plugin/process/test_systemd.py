@@ -122,7 +122,7 @@ def test_both_inputs_are_served_without_options_and_logged_as_passed(
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (("--socket", "other"), "--socket: is other, but the socket that was passed is at "),
+        (("--socket", "other"), "--socket: is other, but the passed socket is at "),
         (("--bogus",), "No such option"),
         (("--http-log", "127.0.0.1:0", "--http-log-config", "none"), "--http-log-config: none: "),
     ],
