@@ -1,4 +1,4 @@
-"""Short ways to say worlds in tests."""
+"""Builders of principals, customers and plans for tests."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from syncd.planning.plan import PlanOptions, make_plan
 
 OWNER = "default"
 KEYED_BY_SUBJECT = Templates(key="{subject}")
-"""What is hardest: the customer's key attributes usage as its subject keys do."""
+"""The hardest case: the customer's key attributes usage, as its subject keys do."""
 RULES = MappingRules(owner_id=OWNER, templates=KEYED_BY_SUBJECT)
 BY_TAG = MappingRules(owner_id=OWNER, group_by="tag", templates=KEYED_BY_SUBJECT)
 
@@ -38,7 +38,7 @@ def customer(
     identity: str | None = None,
     metadata: Mapping[str, str] | None = None,
 ) -> ObservedCustomer:
-    """A customer that nobody has marked, unless `owner` is given."""
+    """A customer, unmanaged unless `owner` is given."""
     ours = ownership_metadata(owner, key or "x") if owner else {}
     found = {**ours, **(metadata or {})}
     return ObservedCustomer(
@@ -54,14 +54,14 @@ def observed(
 
 def plan_for(
     principals: list[Principal],
-    world: ObservedState,
+    state: ObservedState,
     *,
     rules: MappingRules = RULES,
     policy: Policy = "upsert-only",
     options: PlanOptions | None = None,
 ) -> Plan:
     desired = desired_state(principals, rules)
-    return make_plan(desired, world, owner_id=rules.owner_id, policy=policy, options=options)
+    return make_plan(desired, state, owner_id=rules.owner_id, policy=policy, options=options)
 
 
 def lines(plan: Plan) -> list[str]:

@@ -1,4 +1,4 @@
-"""What `syncd doctor` finds, and what it says about it."""
+"""Findings of `syncd doctor`."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def found(*plugins: Plugin, field: str = "id") -> list[tuple[str, str]]:
     return [(finding.check, str(finding.level)) for finding in check_plugins(plugins, field, HERE)]
 
 
-def test_a_plugin_that_names_subjects_otherwise_is_a_problem() -> None:
+def test_a_plugin_with_another_subject_field_is_a_problem() -> None:
     assert found(ours()) == [("subject", "ok"), ("endpoint", "ok")]
     assert found(ours("username"))[0] == ("subject", "problem")
     assert found(ours("username"), field="username")[0] == ("subject", "ok")
@@ -40,11 +40,11 @@ def test_a_plugin_that_names_subjects_otherwise_is_a_problem() -> None:
     assert found(ours(look_up="header"))[0] == ("subject", "warning")
 
 
-def test_events_that_go_elsewhere_are_a_warning() -> None:
+def test_events_for_another_server_are_a_warning() -> None:
     assert found(ours(endpoint="http://other:8888"))[1] == ("endpoint", "warning")
 
 
-def test_another_metering_plugin_beside_ours_bills_twice() -> None:
+def test_another_metering_plugin_next_to_ours_bills_twice() -> None:
     other = Plugin("metering-and-billing", True, {}, "Kong")
     assert found(ours(), other)[-1] == ("double billing", "problem")
     assert found(other)[-1] == ("double billing", "warning")
@@ -56,7 +56,7 @@ def test_no_plugin_at_all_is_a_warning() -> None:
     assert found(Plugin("openmeter", False, {}, "Kong")) == [("plugin", "warning")]
 
 
-def test_a_meter_that_is_missing_or_counts_otherwise_is_a_problem() -> None:
+def test_a_missing_or_different_meter_is_a_problem() -> None:
     right = {
         "kong_api_requests": ("kong.api_request", "COUNT"),
         "kong_llm_tokens": ("kong.llm_request", "SUM"),
@@ -69,14 +69,14 @@ def test_a_meter_that_is_missing_or_counts_otherwise_is_a_problem() -> None:
     assert [finding.level for finding in check_meters(wrong)][:2] == [Level.PROBLEM, Level.PROBLEM]
 
 
-def test_without_a_meter_that_counts_them_the_audit_of_model_calls_is_rough_and_doctor_says_so() -> None:
+def test_without_a_meter_that_counts_model_calls_doctor_warns_of_a_rough_audit() -> None:
     meters = {
         "kong_api_requests": ("kong.api_request", "COUNT"),
         "kong_llm_tokens": ("kong.llm_request", "SUM"),
     }
     last = list(check_meters(meters))[-1]
     assert (last.level, "`syncd audit` compares them only roughly" in last.text) == (Level.WARNING, True)
-    # Under another key it serves as well.
+    # Its key does not matter.
     assert list(check_meters(meters | {"mine": ("kong.llm_request", "count")}))[-1].level is Level.OK
 
 
@@ -104,7 +104,7 @@ def levels(project: Project, *args: str) -> dict[str, str]:
     return {finding["check"]: finding["level"] for finding in document}
 
 
-def test_where_all_is_well_every_check_is_ok_and_nothing_is_written(project: Project, server: str) -> None:
+def test_in_a_healthy_system_every_check_is_ok_and_nothing_is_written(project: Project, server: str) -> None:
     result = project.call("doctor")
     assert result.returncode == 0
     assert set(levels(project).values()) == {"ok"}
@@ -112,7 +112,7 @@ def test_where_all_is_well_every_check_is_ok_and_nothing_is_written(project: Pro
     assert httpx.get(f"{server}/api/v1/events").json() == []
 
 
-def test_the_probe_tells_that_the_server_deduplicates(project: Project, server: str) -> None:
+def test_the_probe_shows_that_the_server_deduplicates(project: Project, server: str) -> None:
     assert levels(project, "--probe")["deduplication"] == "ok"
     (event,) = httpx.get(f"{server}/api/v1/events").json()
     assert event["event"]["type"] == "kong-openmeter.doctor"
@@ -132,7 +132,7 @@ def test_a_server_that_does_not_deduplicate_is_a_problem(project: Project) -> No
         assert levels(project, "--probe")["deduplication"] == "problem"
 
 
-def test_what_cannot_be_reached_is_a_problem_and_the_other_checks_go_on(project: Project) -> None:
+def test_an_unreachable_system_is_a_problem_and_the_other_checks_go_on(project: Project) -> None:
     project.metering = "http://127.0.0.1:9"
     project.configure()
     (project.folder / "kong.yml").write_text("")
@@ -159,7 +159,7 @@ def test_the_plugins_of_a_running_kong_are_read_to_the_last_page(project: Projec
 
 
 def dialect(project: Project, name: str, url: str = "", extra: str = "") -> None:
-    """Have the project speak this dialect."""
+    """Set the dialect of the project."""
     url = url or project.metering
     project.config.write_text(
         f"{project.settings}{extra}metering: {{dialect: {name}, url: '{url}', attempts: 1}}\n"
@@ -169,7 +169,7 @@ def dialect(project: Project, name: str, url: str = "", extra: str = "") -> None
 BOTH = pytest.mark.parametrize("name", ["openmeter-v1", "openmeter-v3"])
 
 
-def test_over_v3_all_is_well_too_and_nothing_is_written(project: Project, server: str) -> None:
+def test_over_v3_every_check_is_ok_and_nothing_is_written(project: Project, server: str) -> None:
     dialect(project, "openmeter-v3")
     result = project.call("doctor", "--json")
     assert result.returncode == 0
@@ -177,7 +177,7 @@ def test_over_v3_all_is_well_too_and_nothing_is_written(project: Project, server
     assert httpx.get(f"{server}/api/v1/customers").json()["totalCount"] == 0
 
 
-def test_over_v3_the_probe_tells_that_the_server_deduplicates(project: Project, server: str) -> None:
+def test_over_v3_the_probe_shows_that_the_server_deduplicates(project: Project, server: str) -> None:
     arrived: list[object] = []
 
     def konnect(asked: Asked) -> Answer:
@@ -230,7 +230,7 @@ def test_a_meter_on_a_later_page_is_found_over_v3(project: Project) -> None:
 
 
 class ReadOnly:
-    """A metering API whose token may do so much: what is not in `allowed` is a 403."""
+    """A metering API that answers 403 to methods that are not in `allowed`."""
 
     def __init__(self, server: str, *allowed: str) -> None:
         self.server = server
@@ -246,9 +246,7 @@ class ReadOnly:
 
 
 @BOTH
-def test_a_token_that_may_only_read_is_found_before_the_first_run(
-    project: Project, server: str, name: str
-) -> None:
+def test_a_read_only_token_is_found_before_the_first_run(project: Project, server: str, name: str) -> None:
     with serving(ReadOnly(server)) as fake:
         dialect(project, name, fake.url)
         result = project.call("doctor")
@@ -260,7 +258,7 @@ def test_a_token_that_may_only_read_is_found_before_the_first_run(
 
 
 @BOTH
-def test_the_right_to_delete_is_asked_for_only_where_syncd_may_delete(
+def test_the_right_to_delete_is_checked_only_if_syncd_may_delete(
     project: Project, server: str, name: str
 ) -> None:
     proxy = ReadOnly(server, "POST", "PUT")
@@ -279,7 +277,7 @@ def test_the_right_to_delete_is_asked_for_only_where_syncd_may_delete(
 
 
 def rights(project: Project, answer: Answer) -> list[tuple[str, str]]:
-    """What doctor says of a server that gives this answer to every write."""
+    """The findings about a server that gives this answer to every write."""
 
     def metering(asked: Asked) -> Answer:
         if asked.method != "GET":
@@ -293,16 +291,16 @@ def rights(project: Project, answer: Answer) -> list[tuple[str, str]]:
     return [(finding["level"], finding["text"]) for finding in found if finding["check"] == "rights"]
 
 
-def test_a_server_that_has_no_such_path_or_takes_anything_is_not_the_right_one(project: Project) -> None:
+def test_a_server_without_the_path_or_that_accepts_anything_is_a_problem(project: Project) -> None:
     [(level, text), _] = rights(project, Answer({}, 404))
     assert level == "problem"
     assert "metering.dialect" in text
-    taken = rights(project, Answer({}, 201))
-    assert [level for level, _ in taken] == ["problem", "problem", "ok"]
-    assert all("without a name" in text for _, text in taken[:2])
+    accepted = rights(project, Answer({}, 201))
+    assert [level for level, _ in accepted] == ["problem", "problem", "ok"]
+    assert all("without a name" in text for _, text in accepted[:2])
 
 
-def test_a_server_that_cannot_answer_now_is_a_warning(project: Project) -> None:
+def test_a_failing_server_is_a_warning(project: Project) -> None:
     assert {level for level, _ in rights(project, Answer({}, 503))} == {"warning"}
 
 
