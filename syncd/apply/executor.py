@@ -143,25 +143,25 @@ class _Applier:
         return Outcome(change, Status.BLOCKED, reason + self._put_back(change))
 
     def _carry_out(self, change: Change) -> bool:
-        """Make one change and tell whether anything was written. Raises BlockedError or ApiError."""
-        ours = self._owner_id
+        """Make one change and return whether anything was written. Raises BlockedError or ApiError."""
+        owner_id = self._owner_id
         match change.kind:
             case ChangeKind.ADOPT_CUSTOMER:
                 return self._edit(change, edits.adopting(change))
             case ChangeKind.MARK_ORPHANED | ChangeKind.UNMARK_ORPHANED:
-                return self._edit(change, edits.marking(change, ours))
+                return self._edit(change, edits.marking(change, owner_id))
             case ChangeKind.MOVE_SUBJECTS:
                 return self._detach_for_move(change)
             case ChangeKind.RETIRE_CUSTOMER:
                 return self._retire(change)
             case ChangeKind.DETACH_SUBJECTS:
-                return self._edit(change, edits.detaching(change, ours))
+                return self._edit(change, edits.detaching(change, owner_id))
             case ChangeKind.CREATE_CUSTOMER:
                 return self._create(change)
             case ChangeKind.ATTACH_SUBJECTS:
-                return self._edit(change, edits.adding(change.subject_keys, ours))
+                return self._edit(change, edits.adding(change.subject_keys, owner_id))
             case ChangeKind.RENAME_CUSTOMER:
-                return self._edit(change, edits.renaming(change, ours))
+                return self._edit(change, edits.renaming(change, owner_id))
             case ChangeKind.DELETE_CUSTOMER:
                 return self._delete_customer(change)
             case ChangeKind.DELETE_SUBJECT:
@@ -231,7 +231,7 @@ class _Applier:
         return True
 
     def _is_already_created(self, change: Change, marks: dict[str, str]) -> bool:
-        """Tell whether the customer that conflicts with a creation is the one to create.
+        """Return whether the customer that conflicts with a creation is the one to create.
 
         It is if the answer to the first attempt was lost, or another syncd with the same owner_id was faster.
         """

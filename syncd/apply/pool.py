@@ -53,7 +53,7 @@ class Pool(Generic[_T]):
         self.stopped = False
 
     def run(self, jobs: Sequence[Job[_T]]) -> bool:
-        """Run these jobs and tell whether all of them ran; raises the error of the first job that failed.
+        """Run these jobs and return whether all of them ran; raises the error of the first job that failed.
 
         After an error or a request to stop, running jobs still finish and are recorded.
         """

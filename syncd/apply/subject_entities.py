@@ -68,13 +68,13 @@ class EntityWriter:
         return Job(lambda: self._write_batch(batch), frozenset[str]().union(*names))
 
     def _write(self, change: Change, existing: ObservedSubject | None) -> SubjectWrite | None:
-        """Return the entity as it is now with syncd's fields; None if it is equal or not ours to write."""
+        """Return the entity as it is now with syncd's fields; None if it is equal or not writable."""
         after = change.after
         assert after is not None  # noqa: S101 - the planner gives every upsert its state
-        ours = dict(after.metadata or {})
+        fields = dict(after.metadata or {})
         if existing is None:
-            return SubjectWrite(change.subject_keys[0], after.name, ours)
-        metadata = {**existing.metadata, **ours}
+            return SubjectWrite(change.subject_keys[0], after.name, fields)
+        metadata = {**existing.metadata, **fields}
         renamed = after.name is not None and after.name != existing.display_name
         if not may_write_subject(existing, self._owner_id):
             return None

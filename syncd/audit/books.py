@@ -38,7 +38,7 @@ class OtherDestination:
 
 
 def leads_to(endpoint: str | None, metering_url: str, other_hosts: Iterable[str] = ()) -> bool:
-    """Tell whether an endpoint is on the metering API's host and port, or on one of the other hosts.
+    """Return whether an endpoint is on the metering API's host and port, or on one of the other hosts.
 
     Another host without a port matches all of its ports.
     """
@@ -56,35 +56,35 @@ def _address(parts: SplitResult) -> tuple[str | None, int | None]:
 
 
 def gateway_books(
-    gateway: str, before: Ledger, spool: Spool, after: Ledger, ours: frozenset[str]
+    gateway: str, before: Ledger, spool: Spool, after: Ledger, included: frozenset[str]
 ) -> GatewayBooks:
-    """Return the events sent to the destinations in `ours`, and the hours that cannot be compared.
+    """Return the events sent to the destinations in `included`, and the hours that cannot be compared.
 
     `spool` was read after the meters and before `after`.
     """
-    earlier, lines = _sent(before.lines, ours), _sent(after.lines, ours)
-    open_hours = dict.fromkeys(_waiting_hours(spool, after, ours), f"events of {gateway} are waiting")
+    earlier, lines = _sent(before.lines, included), _sent(after.lines, included)
+    open_hours = dict.fromkeys(_waiting_hours(spool, after, included), f"events of {gateway} are waiting")
     for line in earlier.keys() | lines.keys():
         if earlier.get(line) != lines.get(line):
             open_hours.setdefault(line.hour, f"the ledger of {gateway} changed while it was read")
     return GatewayBooks(gateway, lines, open_hours)
 
 
-def _waiting_hours(spool: Spool, after: Ledger, ours: frozenset[str]) -> set[datetime]:
-    """Return the hours with waiting events of our destinations; all hours with waiting events if unknown.
+def _waiting_hours(spool: Spool, after: Ledger, included: frozenset[str]) -> set[datetime]:
+    """Return the hours with waiting events of included destinations; of any destination if unknown.
 
     The ledger has the hours of events that are written but not accounted for, but not their destinations.
-    If none of ours had such events after the meters were read, its lines are enough.
+    If none of them had such events after the meters were read, its lines are enough.
     """
-    if all(part.not_accounted.events == 0 for part in spool.destinations if part.id in ours):
-        return {line.hour for line in after.lines if line.waiting and line.destination in ours}
+    if all(part.not_accounted.events == 0 for part in spool.destinations if part.id in included):
+        return {line.hour for line in after.lines if line.waiting and line.destination in included}
     return set(after.hours_with_waiting_events)
 
 
-def _sent(lines: Iterable[LedgerLine], ours: frozenset[str]) -> dict[Line, Sent]:
+def _sent(lines: Iterable[LedgerLine], included: frozenset[str]) -> dict[Line, Sent]:
     found: dict[Line, Sent] = {}
     for entry in lines:
-        if entry.destination in ours:
+        if entry.destination in included:
             line = Line(entry.hour, entry.type, entry.subject)
             number = Sent(entry.delivered, entry.dead_lettered)
             found[line] = found[line].plus(number) if line in found else number
@@ -92,13 +92,13 @@ def _sent(lines: Iterable[LedgerLine], ours: frozenset[str]) -> dict[Line, Sent]
 
 
 def other_destinations(
-    gateway: str, spool: Spool, ledger: Ledger, ours: frozenset[str]
+    gateway: str, spool: Spool, ledger: Ledger, included: frozenset[str]
 ) -> tuple[OtherDestination, ...]:
-    """Return the destinations that are not in `ours` and have events in the ledger."""
+    """Return the destinations that are not in `included` and have events in the ledger."""
     endpoints = {part.id: part.endpoint for part in spool.destinations}
     events: dict[str, int] = {}
     for line in ledger.lines:
-        if line.destination not in ours:
+        if line.destination not in included:
             events[line.destination] = events.get(line.destination, 0) + line.accepted
     return tuple(
         OtherDestination(gateway, destination, endpoints.get(destination), number)

@@ -62,7 +62,7 @@ class Yardstick:
     since: datetime | None = None
 
     def covers(self, line: Line) -> bool:
-        """Tell whether the meter has the events of a line."""
+        """Return whether the meter has the events of a line."""
         return self.since is None or line.hour >= self.since
 
 
@@ -81,7 +81,7 @@ class Difference:
 
     @property
     def is_unlisted(self) -> bool:
-        """Tell whether no listed gateway has any events of this line."""
+        """Return whether no listed gateway has any events of this line."""
         return not self.gateways
 
 

@@ -81,13 +81,13 @@ class Reader:
         books: list[GatewayBooks] = []
         others: list[OtherDestination] = []
         for gateway, first, spool, last in zip(self.gateways, before, spools, after, strict=True):
-            ours = frozenset(
+            included = frozenset(
                 part.id
                 for part in spool.destinations
                 if leads_to(part.endpoint, self.metering_url, gateway.config.metering_hosts)
             )
-            books.append(gateway_books(gateway.name, first, spool, last, ours))
-            others += other_destinations(gateway.name, spool, last, ours)
+            books.append(gateway_books(gateway.name, first, spool, last, included))
+            others += other_destinations(gateway.name, spool, last, included)
         comparison = compare(since, until, books, values, yardsticks)
         occurring = {line.type for one in books for line in one.lines} | {line.type for line in values}
         used = tuple(found for kind, found in yardsticks.items() if kind in occurring or kind == REQUESTS)
@@ -115,7 +115,7 @@ class Audit:
 
     @property
     def is_equal(self) -> bool:
-        """Tell whether everything that was compared is equal on both sides."""
+        """Return whether everything that was compared is equal on both sides."""
         return not self.comparison.differences
 
     @property

@@ -65,15 +65,15 @@ class Plugin:
 def check_plugins(plugins: Iterable[Plugin], subject_field: str, metering_url: str) -> Iterator[Finding]:
     """Check that plugin and syncd agree, and that nothing else meters the same requests."""
     enabled = [plugin for plugin in plugins if plugin.enabled]
-    ours = [plugin for plugin in enabled if plugin.name == METERING_PLUGIN]
-    if not ours:
+    metering = [plugin for plugin in enabled if plugin.name == METERING_PLUGIN]
+    if not metering:
         text = (
             f"no plugin {METERING_PLUGIN} is enabled in any Kong that syncd reads: nothing is metered there,"
             " unless its http-log plugin posts to `openmeter-plugin serve --http-log`. In that case, compare"
             " that server's configuration file by hand"
         )
         yield Finding("plugin", Level.WARNING, text)
-    for plugin in ours:
+    for plugin in metering:
         yield from _agreement(plugin, subject_field, metering_url)
     for plugin in enabled:
         if any(plugin.name.startswith(other) for other in OTHER_METERING):
@@ -81,7 +81,7 @@ def check_plugins(plugins: Iterable[Plugin], subject_field: str, metering_url: s
                 f"{plugin.where}: {plugin.name} is enabled next to {METERING_PLUGIN}: the same requests are"
                 " billed twice. Disable one of them"
             )
-            level = Level.PROBLEM if ours else Level.WARNING
+            level = Level.PROBLEM if metering else Level.WARNING
             yield Finding("double billing", level, text)
 
 
@@ -118,15 +118,15 @@ def _agreement(plugin: Plugin, subject_field: str, metering_url: str) -> Iterato
     else:
         yield Finding("subject", Level.OK, f"{plugin.where}: plugin and syncd both use {field} as subject")
     endpoint = str(plugin.config.get("ingest_endpoint") or "")
-    host, ours = urlsplit(endpoint).hostname, urlsplit(metering_url).hostname
-    if host == ours:
+    host, metering_host = urlsplit(endpoint).hostname, urlsplit(metering_url).hostname
+    if host == metering_host:
         yield Finding(
             "endpoint", Level.OK, f"{plugin.where}: events go to {host}, the server of the customers"
         )
     else:
         text = (
-            f"{plugin.where}: events go to {host}, but customers are at {ours} (metering.url). Unless these"
-            " are two names of one server, no usage is ever attributed"
+            f"{plugin.where}: events go to {host}, but customers are at {metering_host} (metering.url). Unless"
+            " these are two names of one server, no usage is ever attributed"
         )
         yield Finding("endpoint", Level.WARNING, text)
 
@@ -178,11 +178,11 @@ def check_gateway(name: str, problems: Iterable[str], leads_here: bool, dead_let
     return Finding("gateway", Level.OK, f"{name}: ready, and the token is valid")
 
 
-def check_clock(server: datetime | None, ours: datetime) -> Finding:
+def check_clock(server: datetime | None, local: datetime) -> Finding:
     """Check that this machine's clock agrees with the metering API's."""
     if server is None:
         return Finding("clock", Level.WARNING, "the metering API sends no Date header to compare with")
-    skew = ours - server
+    skew = local - server
     seconds = f"{abs(skew).total_seconds():.0f} s {'ahead of' if skew > timedelta(0) else 'behind'}"
     if abs(skew) > MAX_SKEW:
         text = (

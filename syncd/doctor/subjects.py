@@ -57,12 +57,12 @@ def check_subjects(
     kongs: Sequence[Kong], others: Mapping[str, Sequence[Principal]], subjects: Mapped
 ) -> Iterator[Finding]:
     """Find differences between plugin and syncd; `others` are the principals of sources without plugins."""
-    ours = {kong.source: _metering_plugins(kong) for kong in kongs}
-    if not any(ours.values()):
-        return  # `check_plugins` says so
+    by_source = {kong.source: _metering_plugins(kong) for kong in kongs}
+    if not any(by_source.values()):
+        return  # `check_plugins` reports it
     for kong in kongs:
-        yield from _of_kong(kong, ours[kong.source], subjects)
-    plugins = [plugin for found in ours.values() for plugin in found]
+        yield from _of_kong(kong, by_source[kong.source], subjects)
+    plugins = [plugin for found in by_source.values() for plugin in found]
     seen = {one.id for kong in kongs for one in kong.consumers or ()}
     for source, principals in others.items():
         applications = [one for one in principals if one.kind == "application"]
@@ -80,20 +80,20 @@ def _metering_plugins(kong: Kong) -> list[Plugin]:
     return [plugin for plugin in kong.plugins if plugin.enabled and plugin.name == METERING_PLUGIN]
 
 
-def _of_kong(kong: Kong, ours: Sequence[Plugin], subjects: Mapped) -> Iterator[Finding]:
+def _of_kong(kong: Kong, metering_plugins: Sequence[Plugin], subjects: Mapped) -> Iterator[Finding]:
     if kong.consumers is None:
         text = f"{kong.source}: its consumers could not be read, so they are not compared with its plugins"
         yield Finding(CHECK, Level.WARNING, text)
         return
     consumers = [one for one in kong.consumers if (one.kind, one.id) in subjects]
-    if consumers and not ours:
+    if consumers and not metering_plugins:
         text = (
             f"{kong.source} shows no plugin {METERING_PLUGIN}, so the subjects of its {len(consumers)}"
             " consumers are unknown. Compare by hand"
         )
         yield Finding(CHECK, Level.WARNING, text)
-    own = [plugin for plugin in ours if plugin.consumer and not plugin.is_partial]
-    for plugin in ours:
+    own = [plugin for plugin in metering_plugins if plugin.consumer and not plugin.is_partial]
+    for plugin in metering_plugins:
         if plugin.is_of_a_group:
             text = (
                 f"{plugin.where}: a plugin is for one consumer group, whose members syncd does not read."

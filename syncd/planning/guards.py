@@ -56,7 +56,7 @@ class Limits:
 
 
 def has_removals(plan: Plan) -> bool:
-    """Tell whether the plan marks, detaches or deletes orphans."""
+    """Return whether the plan marks, detaches or deletes orphans."""
     return any(change.kind in REMOVALS for change in plan.changes)
 
 
@@ -111,11 +111,11 @@ def unsafe_reason(plan: Plan, observed: ObservedState, limits: Limits, *, force:
         )
     if force:
         return None
-    ours = [customer for customer in observed.customers if is_ours(customer.metadata, plan.owner_id)]
-    subjects = sum(len(customer.subject_keys) for customer in ours)
+    managed = [customer for customer in observed.customers if is_ours(customer.metadata, plan.owner_id)]
+    subjects = sum(len(customer.subject_keys) for customer in managed)
     updates, removals = _updated(plan.actionable), _removed(plan.actionable)
     return _too_many(
-        "updates", len(updates), len(ours), "customers", limits.max_update_percent, limits
+        "updates", len(updates), len(managed), "customers", limits.max_update_percent, limits
     ) or _too_many("removals", len(removals), subjects, "subjects", limits.max_removal_percent, limits)
 
 

@@ -99,7 +99,7 @@ def _own_key_reason(
 
 
 def _is_free(carrier: ObservedCustomer) -> bool:
-    """Tell whether subjects can leave: none can leave a customer with a subscription or an adopted one."""
+    """Return whether subjects can leave: none can leave a customer with a subscription or an adopted one."""
     return not carrier.active_subscription and ADOPTED not in carrier.metadata
 
 

@@ -54,10 +54,10 @@ def orphan_changes(
     out: the metering API refuses any change of them, which the plan reports elsewhere.
     """
     lifecycle = _Lifecycle(desired, observed, owner_id, grace, undeletable)
-    ours = (customer for customer in observed.customers if is_ours(customer.metadata, owner_id))
+    managed = (customer for customer in observed.customers if is_ours(customer.metadata, owner_id))
     affected = [
         customer
-        for customer in ours
+        for customer in managed
         if customer.id not in unchangeable and not lifecycle.is_unaffected(customer)
     ]
     for customer in sorted(affected, key=lambda c: (c.key or "", c.id)):
@@ -88,7 +88,7 @@ class _Lifecycle:
         self._freed: set[str] = set()
 
     def is_unaffected(self, customer: ObservedCustomer) -> bool:
-        """Tell whether a source names it and all its managed subjects, and it carries no mark."""
+        """Return whether a source names it and all its managed subjects, and it carries no mark."""
         if customer.key not in self._wanted_customers and self._wanted.isdisjoint(customer.subject_keys):
             return False
         if not lifecycle_metadata.KEYS.isdisjoint(customer.metadata):
@@ -117,7 +117,7 @@ class _Lifecycle:
             )
 
     def _managed_keys(self, customer: ObservedCustomer) -> tuple[str, ...]:
-        # Subject keys that people attached by hand are theirs; managed ones have our prefix or our entity.
+        # Managed keys have a known prefix or a managed entity. Other keys were attached by people.
         return tuple(
             key
             for key in customer.subject_keys
@@ -168,21 +168,21 @@ class _Lifecycle:
 
     def _orphaned(self, customer: ObservedCustomer) -> Iterator[Change]:
         since = lifecycle_metadata.customer_gone_since(customer.metadata)
-        ours = self._managed_keys(customer)
+        managed = self._managed_keys(customer)
         if since is None:
             metadata = {lifecycle_metadata.CUSTOMER_MARK: lifecycle_metadata.stamp(self._grace.now)}
-            reason = self._detach_notice(ours)
+            reason = self._detach_notice(managed)
             yield _marking(ChangeKind.MARK_ORPHANED, customer, customer.subject_keys, reason, metadata)
             return
         delete_after = self._grace.delete_after
         if (
             delete_after is not None
             and self._has_passed(since, delete_after)
-            and ours == customer.subject_keys
+            and managed == customer.subject_keys
         ):
             yield self._delete(customer, since)
-        elif ours and self._has_passed(since, self._grace.detach_after):
-            yield self._detach(customer, ours, since, {})
+        elif managed and self._has_passed(since, self._grace.detach_after):
+            yield self._detach(customer, managed, since, {})
         else:
             yield self._report(customer, customer.subject_keys, since)
 
@@ -250,12 +250,12 @@ class _Lifecycle:
         return Change(ChangeKind.ORPHANED, customer.key, keys, reason, customer.id)
 
     def _next_step(self, customer: ObservedCustomer, keys: tuple[str, ...], since: datetime) -> str:
-        grace, ours = self._grace, self._managed_keys(customer)
-        if set(keys) & set(ours) and not self._has_passed(since, grace.detach_after):
+        grace, managed = self._grace, self._managed_keys(customer)
+        if set(keys) & set(managed) and not self._has_passed(since, grace.detach_after):
             return f"it will be detached on {since + grace.detach_after:%Y-%m-%d}"
         if grace.delete_after is None:
             return "left alone"
-        if ours != customer.subject_keys:
+        if managed != customer.subject_keys:
             return "not deleted, because it carries subjects that syncd does not manage"
         return f"it will be deleted on {since + grace.delete_after:%Y-%m-%d}"
 

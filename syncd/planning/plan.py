@@ -53,7 +53,7 @@ def is_unchanged(
     entities: Mapping[str, ObservedSubject] | None,
     owner_id: str,
 ) -> bool:
-    """Tell whether a managed customer already has the wanted name, subjects and subject entities.
+    """Return whether a managed customer already has the wanted name, subjects and subject entities.
 
     A cheap check that lets the planner skip nearly all customers in nearly all runs. It may miss an
     unchanged customer; the planner then finds no changes for it.
@@ -252,13 +252,15 @@ class _Planner:
     ) -> list[Change]:
         if not taken or (have and self._index.subject_refusal(have)):
             return []
-        ours = [
+        managed = [
             (subject, carrier)
             for subject, carrier in taken
             if is_ours(carrier.metadata, self._owner_id) and not self._index.change_refusal(carrier)
         ]
-        moves = moves_to(want, ours) if self._options.allow_move else []
-        retired = retirements_for(want, ours, self._options.undeletable) if self._options.allow_retire else []
+        moves = moves_to(want, managed) if self._options.allow_move else []
+        retired = (
+            retirements_for(want, managed, self._options.undeletable) if self._options.allow_retire else []
+        )
         return moves + retired
 
     def _report_taken(
@@ -331,7 +333,7 @@ def _upsert_changes(
 
 
 def _differs(subject: DesiredSubject, entity: ObservedSubject) -> bool:
-    """Tell whether an entity lacks a field that the subject should have."""
+    """Return whether an entity lacks a field that the subject should have."""
     if subject.display_name is not None and subject.display_name != entity.display_name:
         return True
     return any(entity.metadata.get(name) != value for name, value in subject.metadata.items())

@@ -25,7 +25,7 @@ class Scope:
 
     @property
     def whole(self) -> bool:
-        """Tell whether all principals are selected."""
+        """Return whether all principals are selected."""
         return self.source is None and self.principal is None
 
     def select(self, principals: Iterable[Principal]) -> list[Principal]:

@@ -128,7 +128,7 @@ class Result:
 
     @property
     def blocked(self) -> bool:
-        """Tell whether a change was blocked, which a person has to resolve."""
+        """Return whether a change was blocked, which a person has to resolve."""
         return any(outcome.status is Status.BLOCKED for outcome in self.outcomes)
 
     def to_json(self) -> dict[str, object]:

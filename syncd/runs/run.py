@@ -44,7 +44,7 @@ class Run:
 
     @property
     def dry_run(self) -> bool:
-        """Tell whether the run only plans."""
+        """Return whether the run only plans."""
         return self.options.dry_run
 
     def summary(self) -> dict[str, object]:

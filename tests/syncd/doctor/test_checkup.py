@@ -19,7 +19,7 @@ NOW = datetime(2026, 1, 1, tzinfo=UTC)
 HERE = "http://metering:8888"
 
 
-def ours(field: str | None = None, look_up: str = "consumer", endpoint: str = HERE) -> Plugin:
+def openmeter(field: str | None = None, look_up: str = "consumer", endpoint: str = HERE) -> Plugin:
     subject = {"look_up_value_in": look_up} | ({"field": field} if field else {})
     return Plugin(
         "openmeter", True, {"subject": subject, "ingest_endpoint": f"{endpoint}/api/v1/events"}, "Kong"
@@ -31,24 +31,24 @@ def found(*plugins: Plugin, field: str = "id") -> list[tuple[str, str]]:
 
 
 def test_a_plugin_with_another_subject_field_is_a_problem() -> None:
-    assert found(ours()) == [("subject", "ok"), ("endpoint", "ok")]
-    assert found(ours("username"))[0] == ("subject", "problem")
-    assert found(ours("username"), field="username")[0] == ("subject", "ok")
-    assert found(ours("tag"), field="tag")[0] == ("subject", "ok")
-    assert found(ours("tag"))[0] == ("subject", "warning")
-    assert found(ours("id"), field="tag")[0] == ("subject", "problem")
-    assert found(ours(look_up="header"))[0] == ("subject", "warning")
+    assert found(openmeter()) == [("subject", "ok"), ("endpoint", "ok")]
+    assert found(openmeter("username"))[0] == ("subject", "problem")
+    assert found(openmeter("username"), field="username")[0] == ("subject", "ok")
+    assert found(openmeter("tag"), field="tag")[0] == ("subject", "ok")
+    assert found(openmeter("tag"))[0] == ("subject", "warning")
+    assert found(openmeter("id"), field="tag")[0] == ("subject", "problem")
+    assert found(openmeter(look_up="header"))[0] == ("subject", "warning")
 
 
 def test_events_for_another_server_are_a_warning() -> None:
-    assert found(ours(endpoint="http://other:8888"))[1] == ("endpoint", "warning")
+    assert found(openmeter(endpoint="http://other:8888"))[1] == ("endpoint", "warning")
 
 
 def test_another_metering_plugin_next_to_ours_bills_twice() -> None:
     other = Plugin("metering-and-billing", True, {}, "Kong")
-    assert found(ours(), other)[-1] == ("double billing", "problem")
+    assert found(openmeter(), other)[-1] == ("double billing", "problem")
     assert found(other)[-1] == ("double billing", "warning")
-    assert found(ours(), Plugin("moesif", False, {}, "Kong"))[-1] == ("endpoint", "ok")
+    assert found(openmeter(), Plugin("moesif", False, {}, "Kong"))[-1] == ("endpoint", "ok")
 
 
 def test_no_plugin_at_all_is_a_warning() -> None:

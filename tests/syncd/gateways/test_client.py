@@ -259,7 +259,7 @@ def test_doctor_finds_a_gateway_that_is_reachable_ready_and_opened_by_the_token(
     with site(tmp_path, "west", world.metering.url) as west:
         west.serve("alice", FIRST, 1)
         level, text = doctor(world, name="west", url=west.url)
-    assert (level, text) == ("ok", "west: ready, and its token is right")
+    assert (level, text) == ("ok", "west: ready, and the token is valid")
 
 
 def test_doctor_tells_of_a_gateway_that_cannot_be_read(world: Audited) -> None:
