@@ -125,8 +125,8 @@ def _agreement(plugin: Plugin, subject_field: str, metering_url: str) -> Iterato
         )
     else:
         text = (
-            f"{plugin.where}: events go to {host}, but customers are at {metering_host} (metering.url). Unless"
-            " these are two names of one server, no usage is ever attributed"
+            f"{plugin.where}: events go to {host}, but customers are at {metering_host} (metering.url)."
+            " Unless these are two names of one server, no usage is ever attributed"
         )
         yield Finding("endpoint", Level.WARNING, text)
 
