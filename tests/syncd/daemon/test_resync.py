@@ -112,7 +112,7 @@ def test_what_is_not_as_it_was_shown_is_refused(project: Project, sandbox: httpx
         run = client.post("/v1/syncs", json={"reviewed": asked["id"]}).json()
         refused = finished(client, run["id"])
         assert refused["state"] == "failed"
-        assert "not as it was when this plan was made" in str(refused["error"])
+        assert "the plan is out of date" in str(refused["error"])
         assert client.get("/readyz").status_code == 200
         assert ALICE in subjects(sandbox, "acme")
         group(project, "globex")
