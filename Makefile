@@ -3,8 +3,14 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: setup browser demo newcomer test bench soak lint format typecheck unit clean
+.PHONY: help setup browser tools demo newcomer test unit cov bench soak lint format typecheck clean
+.DEFAULT_GOAL := help
 
+#? help: print this list
+help:
+	@sed -n 's/^#? //p' $(MAKEFILE_LIST) | sort | sed 's/: /\t/' | expand -t 12 | sed 's/^/make /'
+
+#? setup: install the project and what its tests need into .venv
 setup: $(VENV)/.ready
 
 $(VENV)/.ready: pyproject.toml .ci/constraints.txt
@@ -14,39 +20,57 @@ $(VENV)/.ready: pyproject.toml .ci/constraints.txt
 		$(BIN)/pip install --quiet --disable-pip-version-check --constraint .ci/constraints.txt --editable '.[dev]'
 	@touch $@
 
-# BROWSER=no leaves out the tests that need Chromium.
+#? browser: install Chromium for the dashboard's tests (BROWSER=no skips them)
 export BROWSER
 browser:
 	@.ci/chromium
 
+#? tools: install kustomize and promtool into .tools for the deployment tests
+tools:
+	@.ci/tools
+
+#? demo: run the main job on embedded defaults (KONG=1: through a real Kong)
 demo: setup
 	@$(BIN)/python -m tests.demo $(if $(KONG),--kong)
 
-# From a clone to the first usage table, timed.
+#? newcomer: time the way from a clone to the first usage table
 newcomer:
 	@$(PYTHON) -m tests.newcomer $(ARGS)
 
+#? test: run every check: lint, types and all tests
+test: browser tools lint typecheck cov
+
+#? unit: run the quick tests only, in under a minute
+unit: setup
+	$(BIN)/pytest -n 2 -m 'not slow' $(ARGS)
+
+#? cov: run all tests and fail below the coverage floor
+cov: setup browser tools
+	$(BIN)/pytest -n 4 --cov --cov-report=term:skip-covered $(ARGS)
+
+#? bench: measure against kong-pdk and a bare loop (KONG=1: against http-log in a real Kong)
 bench: setup
 	@$(BIN)/python -m tests.bench $(if $(KONG),--kong) $(ARGS)
 
+#? soak: kill every process at random points for a hundred rounds, then count
 soak: setup
 	@$(BIN)/python -m tests.soak $(ARGS)
 
-test: browser lint typecheck unit
-
+#? lint: check style, format and the direction of imports
 lint: setup
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
+	$(BIN)/lint-imports --no-logo
 
+#? format: fix style and format
 format: setup
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
+#? typecheck: check types with mypy
 typecheck: setup
 	$(BIN)/mypy
 
-unit: setup browser
-	$(BIN)/pytest -n 4 $(ARGS)
-
+#? clean: remove .venv and all caches
 clean:
-	rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache .hypothesis
+	rm -rf $(VENV) .tools .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache .coverage

@@ -1,3 +1,4 @@
-"""syncd: Kong consumers and Dev Portal applications become customers and subjects of a metering API."""
+"""syncd: reconciles Kong consumers and Dev Portal applications into customers of a metering API."""
 
-__version__ = "0.1.0"
+# Both packages are released together: one source for their version.
+from openmeter_plugin import __version__ as __version__

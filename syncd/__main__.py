@@ -1,4 +1,4 @@
-"""The console script `syncd`, also ``python -m syncd``."""
+"""Entry point of the console script `syncd` and of ``python -m syncd``."""
 
 import sys
 

@@ -1,4 +1,4 @@
-"""Logging: structured lines on stderr, for people on a terminal and JSON elsewhere; data goes to stdout."""
+"""Logging to stderr: readable lines on a terminal, JSON elsewhere. Data goes to stdout."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import structlog
 
 
 def configure(level: int = logging.INFO) -> None:
-    """Set up structlog, and let the libraries' warnings through the same door."""
+    """Set up structlog, and send the libraries' warnings through the same renderer."""
     shared: list[structlog.typing.Processor] = [
         structlog.contextvars.merge_contextvars,
         structlog.processors.add_log_level,

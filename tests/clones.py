@@ -17,7 +17,6 @@ import re
 import shlex
 import signal
 import site
-import socket
 import subprocess
 import venv
 from collections.abc import Sequence
@@ -27,6 +26,7 @@ from pathlib import Path
 from typing import Final
 
 from tests import checkout
+from tests.harness.ports import free_port
 
 PORTS: Final = {"sandbox": "8888", "http-log": "8095", "run": "8890", "other": "8889"}
 """The ports that commands and examples name, each replaced by a free one."""
@@ -74,7 +74,9 @@ class Clone:
         else:
             checkout.copy(folder)
         _make_environment(folder)
-        clone = cls(folder, host or folder.parent / "h", {named: _free_port() for named in PORTS.values()})
+        clone = cls(
+            folder, host or folder.parent / "h", {named: str(free_port()) for named in PORTS.values()}
+        )
         for example in (folder / "docs" / "examples").glob("*.yaml"):
             example.write_text(clone.with_its_ports(example.read_text()))
         return clone
@@ -172,9 +174,3 @@ def _make_environment(clone: Path) -> None:
         program.write_text(_PROGRAM.format(python=python, module=entry.module, first=first, call=entry.attr))
         program.chmod(0o755)
     (folder / ".ready").touch()
-
-
-def _free_port() -> str:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return str(probe.getsockname()[1])

@@ -1,4 +1,4 @@
-"""What docs/syncd-settings.md says of syncd's settings, made of the models that check them."""
+"""Generator of the tables in docs/syncd-settings.md, from the models that check the settings."""
 
 from __future__ import annotations
 
@@ -23,20 +23,20 @@ from syncd.config.types import Duration, HttpUrl, Label, Listen, Metadata
 
 HEAD: Final = ("Setting", "Type", "Default", "Environment", "Meaning")
 
-# Compared as they stand: `Annotated` types are equal where all of their parts are.
+# Types by equality: `Annotated` types are equal if all of their parts are.
 _NAMES: Final[tuple[tuple[Any, str], ...]] = (
     (Duration, "duration"),
     (HttpUrl, "URL"),
     (GatewayUrl, "URL or `unix:/path`"),
     (Host, "host"),
-    (Label, "letters, digits and dashes, 63 at most"),
+    (Label, "label"),
     (Template, "template"),
     (GroupTemplate, "template"),
-    (Metadata, "map of texts"),
-    (SecretStr, "secret text"),
+    (Metadata, "map of strings"),
+    (SecretStr, "secret string"),
     (Listen, "host:port"),
     (Path, "path"),
-    (str, "text"),
+    (str, "string"),
     (int, "integer"),
     (bool, "`true` or `false`"),
 )
@@ -44,7 +44,7 @@ _NAMES: Final[tuple[tuple[Any, str], ...]] = (
 
 @dataclass(frozen=True)
 class Setting:
-    """A setting of a section: its name there, its place in the file, and what the model knows of it."""
+    """A setting of a section: its name, its path in the file, its type and its field of the model."""
 
     name: str
     place: tuple[str, ...]
@@ -53,30 +53,30 @@ class Setting:
 
     @property
     def variable(self) -> str | None:
-        """The environment variable that sets it; None for what only the file can say: lists within lists."""
+        """The environment variable that sets it; None for lists within lists, which only the file can set."""
         if "[]" in self.place or ("0" in self.place and get_origin(self.hint) is tuple):
             return None
         return "SYNCD_" + "__".join(self.place).upper()
 
     @property
     def row(self) -> tuple[str, str, str, str, str]:
-        """Its cells."""
+        """The cells of its row."""
         assert self.field.description, f"{'.'.join(self.place)} has no description below it"
         variable = f"`{self.variable}`" if self.variable else ""
         return (f"`{self.name}`", self.kind, self.default, variable, " ".join(self.field.description.split()))
 
     @property
     def kind(self) -> str:
-        """Its type in words."""
+        """Its type as a readable text."""
         limits = {type(limit): limit for limit in (*_limits(self.hint), *self.field.metadata)}
         kind = _kind(self.hint)
         if Ge in limits and Le in limits:
             return f"{kind}, {limits[Ge].ge} to {limits[Le].le}"
-        return f"{kind}, {limits[Ge].ge} at least" if Ge in limits else kind
+        return f"{kind}, at least {limits[Ge].ge}" if Ge in limits else kind
 
     @property
     def default(self) -> str:
-        """What it is where it is not given."""
+        """Its default, "required" or nothing."""
         if self.field.default_factory is default_state_dir:
             return ""
         if get_origin(self.hint) is Literal and self.name == "type":
@@ -92,7 +92,7 @@ class Setting:
 
 
 def sections() -> dict[str, list[Setting]]:
-    """Return the settings of each section by its name: `settings` is the whole."""
+    """Return the settings of each section by its name; `settings` is the top level."""
     found: dict[str, list[Setting]] = {}
     _walk(found, "settings", (), Config)
     for source in get_args(_AnySource):
@@ -105,7 +105,7 @@ def sections() -> dict[str, list[Setting]]:
 
 
 def table(settings: list[Setting]) -> str:
-    """Return a Markdown table of them."""
+    """Return a Markdown table of the settings."""
     rows = [HEAD, tuple("---" for _ in HEAD), *(setting.row for setting in settings)]
     return "".join("| " + " | ".join(cell.replace("|", "\\|") for cell in row) + " |\n" for row in rows)
 
@@ -122,7 +122,7 @@ def _walk(found: dict[str, list[Setting]], name: str, place: tuple[str, ...], mo
 
 def _settings(place: tuple[str, ...], model: type[BaseModel]) -> Iterator[Setting]:
     hints = typing.get_type_hints(model, include_extras=True)
-    # `type` first, then what a source cannot do without.
+    # `type` first, then the required settings of a source.
     fields = sorted(
         model.model_fields.items(), key=lambda item: (item[0] != "type", not item[1].is_required())
     )
@@ -153,7 +153,7 @@ def _kind(hint: Any) -> str:
             "list of sections" if _model(hint) or "Source" in str(hint) else f"list of {_kind(arguments[0])}s"
         )
     if origin is dict:
-        return "map of texts"
+        return "map of strings"
     assert isinstance(hint, type), hint
     assert issubclass(hint, BaseModel), hint
     return "section"

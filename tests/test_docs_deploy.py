@@ -15,6 +15,7 @@ import pytest
 import yaml
 
 from tests.deploy.kustomize import KUBERNETES, render
+from tests.deploy.tools import needs
 from tests.documents import PAGES, ROOT, blocks, prose
 
 COMPOSE: Final[dict[str, Any]] = yaml.safe_load((ROOT / "docker-compose.yml").read_text())
@@ -135,6 +136,7 @@ def named(operand: str) -> tuple[str, str]:
     return {"": "pod", "deploy": "deployment"}.get(kind, kind), name
 
 
+@needs("kustomize")
 @pytest.mark.parametrize("words", KUBECTL, ids=" ".join)
 def test_kubectl_is_told_of_objects_that_exist(words: list[str]) -> None:
     command, operands, values = split(words, KUBECTL_OPTIONS)

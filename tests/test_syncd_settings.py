@@ -1,4 +1,4 @@
-"""docs/syncd-settings.md says what syncd's models say, and each variable in it sets its setting."""
+"""docs/syncd-settings.md matches the models, and each environment variable in it sets its setting."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ _SOURCES: dict[str, dict[str, Any]] = {
 }
 _GATEWAY = {"name": "east", "url": "http://gateway"}
 
-# What is tried for a setting: by its name where its type admits few, else by its type.
+# The value to try for a setting: by its name if its type allows few values, else by its type.
 _BY_NAME: dict[str, Any] = {
     "sources": [{"type": "static", "subjects": [], "name": "other"}],
     "gateways": [{"name": "west", "url": "http://west"}],
@@ -53,18 +53,18 @@ _BY_KIND: dict[str, Any] = {
     "URL or `unix:/path`": "unix:/run/openmeter/api",
     "duration": "77d",
     "template": "{username}",
-    "text": "some-other",
-    "secret text": "at-least-sixteen-characters",
-    "letters, digits and dashes, 63 at most": "team-a",
+    "string": "some-other",
+    "secret string": "at-least-sixteen-characters",
+    "label": "team-a",
     "path": "/srv/other",
     "host:port": "127.0.0.1:7",
-    "list of texts": ["visitor"],
-    "map of texts": {"externalId": "{custom_id}"},
+    "list of strings": ["visitor"],
+    "map of strings": {"externalId": "{custom_id}"},
 }
 
 
 def tried(setting: Setting) -> Any:
-    """Return a value that the setting may have and does not have by default."""
+    """Return a valid value of the setting other than its default."""
     if setting.name in _BY_NAME:
         return _BY_NAME[setting.name]
     if setting.kind in _BY_KIND:
@@ -76,7 +76,7 @@ def tried(setting: Setting) -> Any:
 
 
 def document(kind: str, **more: Any) -> dict[str, Any]:
-    """Return the least configuration with a source of this kind."""
+    """Return a minimal configuration with a source of this kind."""
     return {
         "sources": [{"type": kind, **_SOURCES[kind]}],
         "metering": _METERING,
@@ -103,7 +103,7 @@ def test_the_page_is_up_to_date() -> None:
     assert settings_reference.written_syncd(PAGE) == PAGE, "run python -m tests.settings_reference"
 
 
-def test_every_section_has_its_table() -> None:
+def test_every_section_has_a_table() -> None:
     assert sorted(settings_reference.blocks(PAGE)) == sorted(SECTIONS)
 
 

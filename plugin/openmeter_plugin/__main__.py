@@ -1,7 +1,7 @@
 """The console script `openmeter-plugin`.
 
-`info` and the first steps of `serve` are done before anything slow is imported: Kong waits for the one,
-and requests that come before the other listens lose their events.
+Before any slow import, `info` answers (Kong waits for it when it starts) and `serve` listens: requests
+that Kong serves before that lose their events.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ def main() -> None:
         from openmeter_plugin.process.systemd import ActivationError, take_passed
 
         early = Listeners()
-        with contextlib.suppress(ActivationError):  # found again by the command line, which has the words
+        with contextlib.suppress(ActivationError):  # the command line meets it again and reports it
             take_passed(early)
             listen_early(sys.argv[2:], early)
     from openmeter_plugin.cli.main import run

@@ -1,4 +1,4 @@
-"""What the commands have in common. Imports next to nothing: Kong's requests wait while `serve` starts."""
+"""Defaults that the commands share. Imports next to nothing: Kong's requests wait while `serve` starts."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Final
 
 DEFAULT_SPOOL: Final = Path("/var/lib/openmeter-plugin/spool")
-LARGEST_ID: Final = 2**63 - 1
-"""Of a row in the books (SQLite's)."""
+MAX_ROW_ID: Final = 2**63 - 1
+"""The largest id of a row in the books (SQLite)."""
 
 SPOOL_VARIABLE: Final = "OPENMETER_PLUGIN_SPOOL"

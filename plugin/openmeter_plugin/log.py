@@ -1,7 +1,7 @@
-"""Logging that can never hold up the gateway: JSON lines on stderr, which Kong merges into its own log.
+"""Logging that never blocks the gateway: JSON lines on stderr, which Kong merges into its own log.
 
-Whoever reads our stderr may stop reading. A line that cannot be written at once is dropped and counted,
-and the count is told as soon as somebody reads again.
+The process that reads stderr may stop reading. A line that cannot be written at once is dropped and
+counted, and the count is logged once stderr is writable again.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ _MAX_LINE: Final = 4000
 
 
 class StderrSink:
-    """Writes lines to a file descriptor without ever waiting for its reader."""
+    """Writes lines to a file descriptor and never waits for its reader."""
 
     def __init__(self, descriptor: int | None = None) -> None:
         self._fd = sys.__stderr__.fileno() if descriptor is None and sys.__stderr__ else descriptor or 2
@@ -28,7 +28,7 @@ class StderrSink:
         self.dropped = 0
 
     def msg(self, line: str) -> None:
-        """Write the line, or count it as dropped where it would have to wait."""
+        """Write the line, or count it as dropped if writing would block."""
         if not self._lock.acquire(blocking=False):
             self.dropped += 1
             return
@@ -53,7 +53,7 @@ class StderrSink:
 
 
 class RateLimit:
-    """Lets a message through once per interval and tells how many were held back before it.
+    """Lets one message through per interval and counts those that it suppressed in between.
 
     A broken disk or endpoint would otherwise write one line per request.
     """
@@ -61,25 +61,25 @@ class RateLimit:
     def __init__(self, interval_seconds: float = 10.0) -> None:
         self._interval = interval_seconds
         self._next = 0.0
-        self._held_back = 0
+        self._suppressed = 0
 
     def passes(self) -> bool:
-        """Tell whether the message may be written now."""
+        """Return whether the message may be written now."""
         now = time.monotonic()
         if now < self._next:
-            self._held_back += 1
+            self._suppressed += 1
             return False
         self._next = now + self._interval
         return True
 
-    def held_back(self) -> int:
-        """Return how many messages were held back since the last call."""
-        count, self._held_back = self._held_back, 0
+    def suppressed(self) -> int:
+        """Return how many messages were suppressed since the last call."""
+        count, self._suppressed = self._suppressed, 0
         return count
 
 
 def configure_logging(process: str) -> None:
-    """Set structlog up for this process; `process` names it in each line (supervisor, worker, delivery)."""
+    """Set up structlog for this process; `process` names it in each line (supervisor, worker, delivery)."""
     sink = StderrSink()
     structlog.configure(
         processors=[
@@ -98,5 +98,5 @@ def configure_logging(process: str) -> None:
 
 
 def get_logger() -> Any:
-    """Return the logger of this process; events are snake_case, what they are about comes as keywords."""
+    """Return the logger of this process. Event names are snake_case; details are keywords."""
     return structlog.get_logger()

@@ -9,7 +9,7 @@ from __future__ import annotations
 from syncd.core.changes import Change, EntityState
 from syncd.core.errors import BlockedError
 from syncd.core.model import ObservedCustomer
-from syncd.core.ownership import is_adoptable, is_ours, owner_of
+from syncd.core.ownership import is_adoptable, is_managed, owner_of
 from syncd.metering.base import CustomerEdit, Decide
 from syncd.planning.customer_index import subscription_reason
 
@@ -106,7 +106,7 @@ def renaming(change: Change, owner_id: str) -> Decide:
 
 def require_managed(current: ObservedCustomer, owner_id: str) -> None:
     """Raise BlockedError if syncd does not manage the customer."""
-    if not is_ours(current.metadata, owner_id):
+    if not is_managed(current.metadata, owner_id):
         raise BlockedError(
             f"customer {current.key or current.id} now belongs to {owner_of(current)}; left alone"
         )

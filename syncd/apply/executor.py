@@ -18,7 +18,7 @@ from syncd.apply.pool import Job, Pool
 from syncd.apply.subject_entities import EntityWriter, Indexed, Results, refusal_reason, resources_of
 from syncd.core.changes import Change, ChangeKind, Outcome, Plan, Status
 from syncd.core.errors import ApiError, ApplyStoppedError, BlockedError, RefusedError
-from syncd.core.ownership import is_ours, owner_of
+from syncd.core.ownership import is_managed, owner_of
 from syncd.metering.base import Decide, MeteringTarget, Remover
 from syncd.metering.deletion import NoRemover
 
@@ -238,7 +238,7 @@ class _Applier:
         there = self._target.customer_by_key(change.customer_key or "")
         if there is None:
             return False
-        if not is_ours(there.metadata, self._owner_id):
+        if not is_managed(there.metadata, self._owner_id):
             raise BlockedError(
                 f"customer {there.key} was created by {owner_of(there)} since the plan was made; plan again"
             )

@@ -1,4 +1,4 @@
-"""The settings of syncd.yaml and the environment.
+"""The configuration: models of syncd.yaml and its environment variables, which check each setting.
 
 Start with `settings`.
 May import: `mapping`, `core`.

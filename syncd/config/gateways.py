@@ -1,4 +1,4 @@
-"""The settings of each gateway whose plugin is asked for its books: `syncd audit`, the dashboard."""
+"""Settings of the gateways whose books `syncd audit` and the dashboard read."""
 
 from __future__ import annotations
 
@@ -19,24 +19,24 @@ def _gateway_url(value: str) -> str:
     if not value.startswith(_UNIX):
         return _HTTP_URL.validate_python(value)
     if not PurePosixPath(value.removeprefix(_UNIX)).is_absolute():
-        raise ValueError("a Unix socket is written as unix:/run/openmeter/api, with its whole path")
+        raise ValueError("a Unix socket needs an absolute path, such as unix:/run/openmeter/api")
     return value
 
 
-def _sendable(value: SecretStr) -> SecretStr:
+def _printable_ascii(value: SecretStr) -> SecretStr:
     text = value.get_secret_value()
     if not text or not text.isascii() or not text.isprintable():
-        raise ValueError("must be printable ASCII characters, as the plugin asks for")
+        raise ValueError("must be printable ASCII characters, as the plugin requires")
     return value
 
 
 def _host_and_port(value: str) -> str:
     parts = urlsplit(f"//{value}")
     try:
-        right = parts.hostname is not None and parts.port != 0 and not (parts.path or parts.username)
+        valid = parts.hostname is not None and parts.port != 0 and not (parts.path or parts.username)
     except ValueError:
-        right = False
-    if not right or parts.query or parts.fragment:
+        valid = False
+    if not valid or parts.query or parts.fragment:
         raise ValueError("must be a host, or host:port, such as openmeter:8888")
     return value.lower()
 
@@ -46,26 +46,26 @@ Host = Annotated[str, AfterValidator(_host_and_port)]
 
 
 class GatewayConfig(Section):
-    """A gateway: where its plugin's API is (`openmeter-plugin serve --api`), and the token for it."""
+    """A gateway: address and token of its plugin's API (`openmeter-plugin serve --api`)."""
 
     name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,62}$")
-    """For messages; unique."""
+    """Unique name for messages."""
     url: GatewayUrl
-    """Of the plugin's API (`serve --api`): `http(s)://host:port`, or `unix:/path` on this machine."""
-    token: Annotated[SecretStr, AfterValidator(_sendable)] | None = None
-    """That of `--api-token-file` or `OPENMETER_PLUGIN_ADMIN_TOKEN` there."""
+    """URL of the plugin's API (`serve --api`): `http(s)://host:port`, or `unix:/path` on this machine."""
+    token: Annotated[SecretStr, AfterValidator(_printable_ascii)] | None = None
+    """The token in `--api-token-file` or `OPENMETER_PLUGIN_ADMIN_TOKEN` on the gateway."""
     timeout: Duration = timedelta(seconds=10)
-    """For each request."""
+    """Limit for each request."""
     metering_hosts: tuple[Host, ...] = ()
-    """Other names (host, or host:port) by which this gateway's events reach `metering.url`."""
+    """Other hosts (host, or host:port) through which this gateway's events reach `metering.url`."""
 
 
-def named_apart(gateways: tuple[GatewayConfig, ...]) -> tuple[GatewayConfig, ...]:
-    """Return the gateways; raises ValueError where two have one name, or one API is listed twice."""
+def check_unique(gateways: tuple[GatewayConfig, ...]) -> tuple[GatewayConfig, ...]:
+    """Return the gateways; raises ValueError if two have the same name or the same URL."""
     names = [gateway.name for gateway in gateways]
-    if twice := sorted({name for name in names if names.count(name) > 1}):
-        raise ValueError(f"two gateways are called {', '.join(twice)}; give each a name of its own")
+    if duplicates := sorted({name for name in names if names.count(name) > 1}):
+        raise ValueError(f"two gateways are called {', '.join(duplicates)}; give each its own name")
     urls = [gateway.url for gateway in gateways]
-    if twice := sorted({url for url in urls if urls.count(url) > 1}):
-        raise ValueError(f"{', '.join(twice)} is listed twice: its events would be expected twice")
+    if duplicates := sorted({url for url in urls if urls.count(url) > 1}):
+        raise ValueError(f"{', '.join(duplicates)} is listed twice, so its events would be counted twice")
     return gateways

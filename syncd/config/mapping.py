@@ -1,4 +1,4 @@
-"""The settings of the mapping."""
+"""Settings of the mapping."""
 
 from __future__ import annotations
 
@@ -18,10 +18,10 @@ GroupTemplate = Annotated[
 
 
 class BillingAddressConfig(Section):
-    """A billing address of templates."""
+    """A billing address; all parts are templates."""
 
     country: Template | None = None
-    """Two letters: `DE`."""
+    """Two-letter country code, such as `DE`."""
     postal_code: Template | None = None
     """Postal code."""
     state: Template | None = None
@@ -37,12 +37,12 @@ class BillingAddressConfig(Section):
 
 
 class CreateConfig(Section):
-    """What customers are created with, and what is never changed afterwards."""
+    """Details that customers are created with; syncd never changes them afterwards."""
 
     email: Template | None = None
     """Primary email."""
     currency: Template | None = None
-    """Three letters: `EUR`."""
+    """Three-letter currency code, such as `EUR`."""
     description: Template | None = None
     """Description."""
     billing_address: BillingAddressConfig = BillingAddressConfig()
@@ -50,58 +50,59 @@ class CreateConfig(Section):
     metadata: Annotated[Metadata, AfterValidator(lambda given: {k: check(v) for k, v in given.items()})] = (
         Field(default_factory=dict)
     )
-    """Metadata (v3: labels) beside syncd's own marks; the values are templates."""
+    """Metadata (v3: labels) in addition to syncd's own; the values are templates."""
 
 
 class MappingConfig(Section):
     """How principals become customers."""
 
     group_by: Literal["none", "tag", "custom_id", "owner", "file"] = "tag"
-    """Who shares a customer: consumers with one tag `customer:<key>`, with one `custom_id`, applications of
-    one `owner`, as the `file` says, or nobody."""
+    """Which principals share a customer: consumers with the same tag `customer:<key>`, consumers with the
+    same `custom_id`, applications of the same `owner`, those that the `file` groups, or `none`."""
     subject_field: Literal["id", "username", "custom_id", "tag"] = "id"
-    """How the plugin names a consumer: the same choice as its `subject.field`. `id` is sent as
-    `consumer:<id>`; `tag` is the key of `customer:<key>`, and `consumer:<id>` of those without."""
+    """The subject that the plugin sends for a consumer; must match the plugin's `subject.field`. `id` is sent
+    as `consumer:<id>`; `tag` is the key in `customer:<key>`, or `consumer:<id>` for consumers without that
+    tag."""
     include_anonymous: bool = False
     """Whether consumers that a plugin uses as `anonymous` get a customer."""
     anonymous_consumers: tuple[str, ...] = ()
-    """Ids or usernames of further anonymous consumers, of Kongs whose plugins syncd cannot see."""
+    """Ids or usernames of further anonymous consumers, for gateways whose plugins syncd cannot read."""
     key: Template = DEFAULT_KEY
-    """Key of a customer of one principal. Choose it once."""
+    """Key of a customer of one principal. Do not change it later: other keys mean other customers."""
     name: Template | None = None
-    """Its name. Unset: username, else custom_id, else id."""
+    """Name of a customer of one principal. Unset: username, else custom_id, else id."""
     group_key: GroupTemplate = "{group}"
-    """Key of a shared customer; must hold `{group}`."""
+    """Key of a shared customer; must contain `{group}`."""
     group_name: GroupTemplate = "{group}"
-    """First name of a shared customer; people rename it as they like."""
+    """Initial name of a shared customer; syncd keeps it if you rename the customer."""
     create: CreateConfig = CreateConfig()
-    """What customers are created with, and what is never changed afterwards."""
+    """Details that customers are created with; syncd never changes them afterwards."""
     file: Path | None = None
-    """CSV or YAML that says who belongs to which customer."""
+    """CSV or YAML file that assigns principals to customers."""
     max_subjects_per_customer: Annotated[int, Field(ge=1)] | None = None
-    """Unset: no limit. Servers of the billing beta allow 1."""
+    """Maximum number of subjects on a customer; servers of the billing beta allow 1. Unset: no limit."""
     overflow: Literal["block", "split"] = "block"
-    """What does not fit is blocked, or with `split` gets a customer of its own."""
+    """What happens to subjects over that limit: `block` reports them, `split` gives each its own customer."""
 
     @model_validator(mode="after")
-    def _fits_together(self) -> Self:
+    def _check_combinations(self) -> Self:
         if self.group_by == "file" and self.file is None:
-            raise ValueError("group_by is file, so file must name one")
+            raise ValueError("group_by is file, so file must be set")
         if self.subject_field == "tag" and self.group_by != "tag":
             raise ValueError("subject_field is tag, so group_by must be tag")
         if "{group}" not in self.group_key:
-            raise ValueError("group_key must hold {group}, or all groups would be one customer")
+            raise ValueError("group_key must contain {group}, or all groups would share one customer")
         if not any(f"{{{name}}}" in self.key for name in ("subject", "id", "username", "custom_id")):
-            raise ValueError("key must hold {subject}, {id}, {username} or {custom_id}")
+            raise ValueError("key must contain {subject}, {id}, {username} or {custom_id}")
         return self
 
-    def anchored(self, folder: Path) -> Self:
-        """Return these settings with the path of the file relative to that of the configuration."""
+    def resolved(self, folder: Path) -> Self:
+        """Return these settings with a relative `file` resolved against the folder of the configuration."""
         return self if self.file is None else self.model_copy(update={"file": folder / self.file})
 
     @property
     def templates(self) -> Templates:
-        """Return the templates as the mapping wants them."""
+        """Return the templates for the mapping rules."""
         address = self.create.billing_address.model_dump(exclude_none=True)
         return Templates(
             key=self.key,

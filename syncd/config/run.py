@@ -1,4 +1,4 @@
-"""The sections of the configuration about runs: policy, guards, schedule, daemon."""
+"""Settings of runs and of the daemon: policy options, guards, schedule, daemon."""
 
 from __future__ import annotations
 
@@ -17,64 +17,63 @@ Percent = Annotated[int, Field(ge=0, le=100)]
 
 
 class PolicyOptionsConfig(Section):
-    """How long policy sync waits; both periods count from the mark that a run sets on what is gone."""
+    """Grace periods of policy sync; both start when a run records that something is orphaned."""
 
     detach_after: Duration = timedelta(days=40)
-    """How long what is gone from the sources stays attached. Longer than an invoice takes."""
+    """How long an orphaned subject stays attached. Longer than invoicing takes."""
     delete_after: Duration | None = None
-    """How long a customer that is gone is kept. Unset: no customer is ever deleted. Not shorter than
-    `detach_after`."""
+    """How long an orphaned customer stays. At least `detach_after`. Unset: no customer is ever deleted."""
 
     @model_validator(mode="after")
-    def _guard(self) -> Self:
+    def _check_periods(self) -> Self:
         if self.delete_after is not None and self.delete_after < self.detach_after:
             raise ValueError("delete_after must not be shorter than detach_after")
         return self
 
 
 class GuardsConfig(Section):
-    """When a run stops before its first change (see `syncd.planning.guards`)."""
+    """Limits that stop a run before its first change (see `syncd.planning.guards`)."""
 
     max_update_percent: Percent = 30
-    """Share of our customers that one run may change."""
+    """Percentage of the managed customers that one run may change."""
     max_removal_percent: Percent = 30
-    """Share of our subjects that one run may mark, detach, move or delete."""
+    """Percentage of the managed subjects that one run may mark as orphaned, detach, move or delete."""
     min_changes: Annotated[int, Field(ge=1)] = 10
-    """Fewer changes than this never stop a run by their share."""
+    """The percentages do not apply to runs with fewer changes than this."""
     max_changes: Annotated[int, Field(ge=1)] | None = None
-    """Changes in one run, whatever their share. Unset: no limit."""
+    """Maximum number of changes in one run. Unset: no limit."""
     max_clock_skew: Duration | None = timedelta(minutes=5)
-    """Nothing is removed while our clock and the metering API's are further apart. `null`: not looked at."""
+    """Nothing is removed while syncd's clock and the metering API's differ by more. `null`: no check."""
 
 
 def _cron(value: str) -> str:
     try:
         CronTrigger.from_crontab(value)
     except ValueError as error:
-        raise ValueError(f"must be five fields as in a crontab, such as '*/10 * * * *': {error}") from None
+        raise ValueError(f"must be five crontab fields, such as '*/10 * * * *': {error}") from None
     return value
 
 
 class ScheduleConfig(Section):
-    """When the daemon syncs by itself, besides once at its start; `cron` (UTC) replaces the interval."""
+    """When the daemon starts runs by itself, in addition to the one at its start."""
 
     interval: Duration = timedelta(minutes=5)
-    """Between two runs."""
+    """Time between two runs."""
     cron: Annotated[str, AfterValidator(_cron)] | None = None
-    """Five fields, UTC, in the place of `interval`: `*/10 * * * *`."""
+    """Five crontab fields in UTC, instead of `interval`: `*/10 * * * *`."""
     jitter: Duration | None = None
-    """Each run is late by a random time up to this."""
+    """Maximum random delay of each run."""
 
 
 def _not_blank(token: SecretStr) -> SecretStr:
-    # An environment variable that is set to nothing must not open the daemon to everybody.
+    # An empty environment variable must not open the daemon to everyone.
     if not token.get_secret_value().strip():
-        raise ValueError("must not be empty; leave it out where no token is wanted")
+        raise ValueError("must not be empty; leave it out if no token is wanted")
     return token
 
 
 def default_state_dir() -> Path:
-    """Return where the history is kept: as systemd says, else the system's place for root, or the user's."""
+    """Return the default folder: systemd's `$STATE_DIRECTORY`, else that of the system or the user."""
     if given := os.environ.get("STATE_DIRECTORY"):
         return Path(given.split(":")[0])
     if os.geteuid() == 0:
@@ -83,33 +82,31 @@ def default_state_dir() -> Path:
 
 
 class DaemonConfig(Section):
-    """The daemon's HTTP API and dashboard (any address but loopback needs a token), and its history.
+    """The daemon's HTTP API, dashboard and state.
 
-    `public_url` is where people reach the dashboard through a reverse proxy. With https its cookies are
-    sent over https only; no header of a request is believed about that.
+    Whether cookies are sent over https only depends on `public_url` alone, never on a header of a request.
     """
 
-    # NoDecode: from the environment it is this text, not JSON.
+    # NoDecode: an environment variable holds plain text, not JSON.
     listen: Annotated[Listen, NoDecode, BeforeValidator(Listen.parse)] = Listen("127.0.0.1", 8890)
-    """Host and port of the HTTP API and the dashboard. Any address but loopback needs `token`."""
+    """Host and port of the HTTP API and the dashboard. Any address other than loopback requires `token`."""
     token: Annotated[SecretStr, AfterValidator(_not_blank)] | None = None
-    """Bearer token of the HTTP API, and what people log in to the dashboard with."""
+    """Bearer token of the HTTP API, and the login for the dashboard."""
     dashboard: bool = True
     """Whether the dashboard is served."""
     public_url: HttpUrl | None = None
-    """Where people reach the dashboard through a reverse proxy; needs `token`. With https its cookies
-    are sent over https only."""
+    """URL of the dashboard behind a reverse proxy; requires `token`. With https, cookies are sent over https
+    only."""
     state_dir: Path = Field(default_factory=default_state_dir)
-    """Run history and lock. Unset: `$STATE_DIRECTORY`; else `/var/lib/syncd` for root, `~/.local/state/syncd`
-    for others."""
+    """Folder of the run history and the lock. Unset: `$STATE_DIRECTORY`, else `/var/lib/syncd` for root and
+    `~/.local/state/syncd` for other users."""
     keep_runs: Duration = timedelta(days=90)
-    """How long runs stay in the history. The latest 100 stay in any case."""
+    """How long runs stay in the history. The latest 100 always stay."""
 
     @model_validator(mode="after")
-    def _guard(self) -> Self:
+    def _check_token(self) -> Self:
         if not self.listen.is_loopback and self.token is None:
             raise ValueError("listen is not a loopback address, so token must be set (SYNCD_DAEMON__TOKEN)")
         if self.public_url is not None and self.token is None:
-            said = "public_url lets others than this machine in, so token must be set (SYNCD_DAEMON__TOKEN)"
-            raise ValueError(said)
+            raise ValueError("public_url opens the daemon, so token must be set (SYNCD_DAEMON__TOKEN)")
         return self

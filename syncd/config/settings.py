@@ -1,8 +1,7 @@
-"""The configuration: syncd.yaml, overridden by the environment.
+"""The whole configuration: syncd.yaml, overridden by the environment.
 
 ``SYNCD_METERING__TOKEN`` sets metering.token, ``SYNCD_SOURCES__0__TOKEN`` the token of the first source,
-``SYNCD_GATEWAYS__0__TOKEN`` that of the first gateway.
-`load` raises ConfigError naming the field and the file. Relative paths are relative to the file.
+``SYNCD_GATEWAYS__0__TOKEN`` that of the first gateway. Relative paths are relative to the file.
 """
 
 from __future__ import annotations
@@ -28,7 +27,7 @@ from pydantic_settings import (
     SettingsError,
 )
 
-from syncd.config.gateways import GatewayConfig, named_apart
+from syncd.config.gateways import GatewayConfig, check_unique
 from syncd.config.mapping import MappingConfig
 from syncd.config.run import DaemonConfig, GuardsConfig, PolicyOptionsConfig, ScheduleConfig
 from syncd.config.sources import (
@@ -43,37 +42,37 @@ from syncd.core.errors import ConfigError
 from syncd.core.policy import Policy
 
 _MAX_CONCURRENCY = 64
-"""Threads, and so requests under way to one API."""
+"""Threads, and thus requests in flight to one API."""
 _LISTS = ("sources", "gateways")
-"""Lists of which the environment sets single fields."""
+"""Lists whose entries the environment can override field by field."""
 
 
 class MeteringConfig(Section):
-    """The metering API that customers and subjects are kept in."""
+    """The metering API."""
 
     dialect: Literal["openmeter-v1", "openmeter-v3"] = "openmeter-v1"
-    """`openmeter-v1`: a self-hosted OpenMeter. `openmeter-v3`: Konnect, and newer self-hosted servers."""
+    """`openmeter-v1`: a self-hosted OpenMeter. `openmeter-v3`: Konnect and newer self-hosted servers."""
     url: HttpUrl
-    """Where it is: `http://openmeter:8888`, `https://eu.api.konghq.com`."""
+    """URL of the metering API: `http://openmeter:8888`, `https://eu.api.konghq.com`."""
     token: SecretStr | None = None
-    """Bearer token; must be allowed to read and write customers and subjects."""
+    """Bearer token; needs permission to read and write customers and subjects."""
     timeout: Duration = timedelta(seconds=10)
-    """For each request."""
+    """Limit for each request."""
     attempts: int = Field(5, ge=1, le=20)
-    """How often a request that may be repeated is tried."""
+    """Maximum number of tries for a request that may be repeated."""
     concurrency: int = Field(8, ge=1, le=_MAX_CONCURRENCY)
-    """Requests under way at a time."""
+    """Maximum number of requests in flight."""
 
     @property
     def base_url(self) -> str:
-        """Return where the paths of the dialect begin, whether or not `url` says /v3 or /api/v3."""
+        """Return the URL before the dialect's paths, whether or not `url` ends with /v3 or /api/v3."""
         if self.dialect == "openmeter-v1" or self.url.endswith("/v3"):
             return self.url
         return f"{self.url}/v3" if self.is_konnect else f"{self.url}/api/v3"
 
     @property
     def is_konnect(self) -> bool:
-        """Tell whether it is Kong's own."""
+        """Return whether this is Kong's hosted service."""
         return (urlsplit(self.url).hostname or "").endswith(".konghq.com")
 
 
@@ -89,50 +88,50 @@ class Config(BaseSettings):
     )
 
     owner_id: Label = "default"
-    """Written on all that syncd creates (`sync-owner`). What carries another one is never changed. Choose it
-    once."""
+    """Written into the metadata of everything that syncd creates (`sync-owner`). syncd never changes
+    customers with another value. Do not change it later."""
     sources: tuple[SourceConfig, ...] = Field(min_length=1)
-    """Where consumers, applications and other subjects come from. All are read in each run."""
+    """Sources of consumers, applications and static subjects. Each run reads all of them."""
     metering: MeteringConfig
-    """The metering API that customers and subjects are kept in."""
+    """The metering API that holds customers and subjects."""
     mapping: MappingConfig = MappingConfig()
-    """How consumers and applications become customers."""
+    """Rules from consumers and applications to customers."""
     policy: Policy = "upsert-only"
-    """`create-only` never changes what exists, `upsert-only` never detaches or deletes, `sync` does, after a
-    grace period."""
+    """`create-only` never changes existing customers, `upsert-only` never detaches or deletes, `sync` does,
+    after a grace period."""
     policy_options: PolicyOptionsConfig = PolicyOptionsConfig()
     """The grace periods of `sync`."""
     guards: GuardsConfig = GuardsConfig()
-    """What stops a run before its first change."""
+    """Limits that stop a run before its first change."""
     schedule: ScheduleConfig = ScheduleConfig()
-    """When `syncd run` syncs by itself, besides once at its start."""
+    """When `syncd run` starts runs, in addition to the one at its start."""
     daemon: DaemonConfig = Field(default_factory=DaemonConfig)
-    """Its HTTP API, dashboard and state."""
+    """HTTP API, dashboard and state of `syncd run`."""
     gateways: tuple[GatewayConfig, ...] = ()
-    """The gateways whose plugins `syncd audit` and the dashboard ask for their books: all that send to this
-    metering API."""
+    """The gateways whose books `syncd audit` and the dashboard read. List all that send to this metering
+    API."""
 
     @field_validator("sources")
     @classmethod
-    def _named_apart(cls, sources: tuple[SourceConfig, ...]) -> tuple[SourceConfig, ...]:
+    def _unique_sources(cls, sources: tuple[SourceConfig, ...]) -> tuple[SourceConfig, ...]:
         source_names(sources)
         return sources
 
     @field_validator("gateways")
     @classmethod
-    def _gateways_apart(cls, gateways: tuple[GatewayConfig, ...]) -> tuple[GatewayConfig, ...]:
-        return named_apart(gateways)
+    def _unique_gateways(cls, gateways: tuple[GatewayConfig, ...]) -> tuple[GatewayConfig, ...]:
+        return check_unique(gateways)
 
     @classmethod
     def settings_customise_sources(
         cls,
         settings_cls: type[BaseSettings],
         init_settings: PydanticBaseSettingsSource,
-        env_settings: PydanticBaseSettingsSource,  # noqa: ARG003 - replaced by ours
+        env_settings: PydanticBaseSettingsSource,  # noqa: ARG003 - replaced by _Environment
         dotenv_settings: PydanticBaseSettingsSource,  # noqa: ARG003 - not used: one file is enough
         file_secret_settings: PydanticBaseSettingsSource,  # noqa: ARG003 - not used
     ) -> tuple[PydanticBaseSettingsSource, ...]:
-        """Let the environment win over the file."""
+        """Give the environment precedence over the file."""
         return (_Environment(settings_cls, init_settings()), init_settings)
 
 
@@ -151,14 +150,14 @@ class _Environment(EnvSettingsSource):
         return values
 
     def _overridden(self, name: str, fields: Mapping[str, Any]) -> list[Any]:
-        """Return the file's list with the fields of its entries that the environment sets."""
+        """Return the file's list with the fields that the environment sets."""
         listed = self._from_file.get(name)
         entries = list(listed) if isinstance(listed, list) else []
         for index, overrides in sorted(fields.items()):
             if not index.isdigit() or int(index) >= len(entries):
                 raise ConfigError(
                     f"environment variable SYNCD_{name.upper()}__{index.upper()}__...:"
-                    f" the file has {len(entries)} {name}, counted from 0"
+                    f" the file has only {len(entries)} {name}, counted from 0"
                 )
             if isinstance(entries[int(index)], dict) and isinstance(overrides, dict):
                 entries[int(index)] = {**entries[int(index)], **overrides}
@@ -166,19 +165,19 @@ class _Environment(EnvSettingsSource):
 
 
 def load(path: Path) -> Config:
-    """Read and check the configuration; raises ConfigError."""
+    """Read and check the configuration; raises ConfigError, which names the field and the file."""
     document = _read(path)
     try:
         config = Config(**document)
     except ValidationError as error:
         raise ConfigError(_explain(error, path)) from None
     except SettingsError as error:
-        # Its message names the field; the value, which may be a secret, is only in its cause.
+        # The message names the field; only its cause has the value, which may be a secret.
         raise ConfigError(f"the environment (SYNCD_...): {error}") from None
-    sources = tuple(_anchored(source, path.parent) for source in config.sources)
+    sources = tuple(_resolved(source, path.parent) for source in config.sources)
     state_dir = path.parent / config.daemon.state_dir.expanduser()
     daemon = config.daemon.model_copy(update={"state_dir": state_dir})
-    mapping = config.mapping.anchored(path.parent)
+    mapping = config.mapping.resolved(path.parent)
     return config.model_copy(update={"sources": sources, "mapping": mapping, "daemon": daemon})
 
 
@@ -199,27 +198,27 @@ def _read(path: Path) -> dict[str, Any]:
 
 
 def _where(error: Exception) -> str:
-    """Return place and kind of a YAML error, never the text around it, which may be a token."""
+    """Return position and kind of a YAML error, never the text around it, which may be a token."""
     mark, problem = getattr(error, "problem_mark", None), getattr(error, "problem", None)
     place = f"line {mark.line + 1}, column {mark.column + 1}: " if mark else ""
     return f"{place}{problem or 'it cannot be parsed'}"
 
 
-def _anchored(source: SourceConfig, folder: Path) -> SourceConfig:
+def _resolved(source: SourceConfig, folder: Path) -> SourceConfig:
     if isinstance(source, DeclarativeFileSource | ApplicationsFileSource):
         return source.model_copy(update={"path": folder / source.path})
     return source
 
 
 def _explain(error: ValidationError, path: Path) -> str:
-    """Name each field, what is wrong with it, and where it comes from; never its value."""
+    """Return a message with each field, its fault and its environment variable; never its value."""
     lines = []
     for fault in error.errors(include_url=False, include_input=False, include_context=False):
         parts = [part for part in fault["loc"] if part not in SOURCE_TYPES]
         field = "".join(f"[{part}]" if isinstance(part, int) else f".{part}" for part in parts).lstrip(".")
         message = fault["msg"].removeprefix("Value error, ")
         variable = f" (environment: SYNCD_{'__'.join(str(part).upper() for part in parts)})"
-        if "SYNCD_" in message:  # a fault of a section, whose message names the field itself
+        if "SYNCD_" in message:  # a fault of a whole section: the message names the field
             variable = ""
         lines.append(f"  {field or 'settings'}: {message}{variable}")
-    return f"{path}: the configuration cannot be used\n" + "\n".join(lines)
+    return f"{path}: the configuration is invalid\n" + "\n".join(lines)

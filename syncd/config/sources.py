@@ -1,4 +1,4 @@
-"""The settings of each kind of source."""
+"""Settings of each type of source."""
 
 from __future__ import annotations
 
@@ -12,90 +12,90 @@ from syncd.config.types import Duration, HttpUrl, Key, Metadata, Section, Tag
 
 
 class _Source(Section):
-    """What every source has; without a `name` it is called by its type and place, such as kong-admin-0."""
+    """Settings that all types of sources share."""
 
     name: str | None = Field(None, pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,62}$")
-    """For messages and `resync --source`. Unset: type and place, such as `kong-admin-0`."""
+    """Name for messages and `resync --source`. Unset: type and position, such as `kong-admin-0`."""
 
 
 class KongAdminSource(_Source):
-    """Consumers from Kong's Admin API; only those that carry all of `tags`."""
+    """Consumers from Kong's Admin API."""
 
     type: Literal["kong-admin"]
-    """Consumers of a Kong, from its Admin API."""
+    """Consumers from Kong's Admin API."""
     url: HttpUrl
-    """Of the Admin API, without the workspace: `http://127.0.0.1:8001`."""
+    """URL of the Admin API, without the workspace: `http://127.0.0.1:8001`."""
     token: SecretStr | None = None
-    """Kong-Admin-Token; Enterprise only."""
+    """Sent as Kong-Admin-Token; Enterprise only."""
     workspace: str | None = Field(None, min_length=1)
-    """Only this workspace; Enterprise only."""
+    """Read only this workspace; Enterprise only."""
     tags: tuple[Tag, ...] = ()
     """Only consumers that carry all of these."""
     timeout: Duration = timedelta(seconds=10)
-    """For each request."""
+    """Limit for each request."""
 
 
 class _Konnect(_Source):
-    """Konnect's API: the one of a region, or another by `url` (without /v2 or /v3)."""
+    """Settings of Konnect's API: that of a region, or another by `url`."""
 
     region: str | None = Field(None, pattern=r"^[a-z]{2,8}$")
-    """Such as `us` or `eu`. Either this or `url`."""
+    """Region of Konnect, such as `us` or `eu`. Set either this or `url`."""
     url: HttpUrl | None = None
-    """In the place of `region`, without /v2 or /v3."""
+    """URL of Konnect's API instead of `region`, without /v2 or /v3."""
     token: SecretStr | None = None
-    """Konnect access token; must be allowed to read what this source reads."""
+    """Konnect access token; needs permission to read what this source reads."""
     timeout: Duration = timedelta(seconds=10)
-    """For each request."""
+    """Limit for each request."""
 
     @model_validator(mode="after")
-    def _has_one_place(self) -> Self:
+    def _has_one_address(self) -> Self:
         if (self.region is None) == (self.url is None):
             raise ValueError("needs either region (such as us or eu) or url")
         return self
 
     @property
     def base_url(self) -> str:
-        """Return where the API is."""
+        """Return the URL of the API."""
         return self.url or f"https://{self.region}.api.konghq.com"
 
 
 class KonnectConsumersSource(_Konnect):
-    """Consumers of a control plane; only those that carry all of `tags`."""
+    """Consumers of a control plane."""
 
     type: Literal["konnect-consumers"]
     """Consumers of a Konnect control plane."""
     control_plane_id: str = Field(min_length=1)
-    """Its id."""
+    """Id of the control plane."""
     tags: tuple[Tag, ...] = ()
     """Only consumers that carry all of these."""
 
 
 class KonnectApplicationsSource(_Konnect):
-    """Applications of a Dev Portal, and the consumers they are mapped to."""
+    """Applications of a Dev Portal, and the consumers that represent them on a gateway."""
 
     type: Literal["konnect-applications"]
     """Applications of a Konnect Dev Portal."""
     portal_id: str = Field(min_length=1)
-    """Its id."""
+    """Id of the Dev Portal."""
     mapped_consumers: bool = True
-    """Whether the consumer that an application is on a gateway shares its customer (Gateway 3.15 and newer).
-    """
+    """Whether the consumer that represents an application on a gateway shares the application's customer
+    (Gateway 3.15 and newer)."""
 
 
 class DeclarativeFileSource(_Source):
     """Consumers from a kong.yml."""
 
     type: Literal["declarative-file"]
-    """Consumers of a kong.yml, with the ids that a Kong without a database gives them."""
+    """Consumers of a kong.yml, with the ids that a DB-less Kong assigns."""
     path: Path
     """Relative to the configuration."""
 
 
 class ApplicationsFileSource(_Source):
-    """Applications from a file of the shape of Konnect's list."""
+    """Applications from a file in the format of Konnect's list."""
 
     type: Literal["applications-file"]
-    """Applications from a file of the shape of Konnect's list."""
+    """Applications from a file in the format of Konnect's list."""
     path: Path
     """Relative to the configuration."""
 
@@ -104,17 +104,17 @@ class StaticSubjectConfig(Section):
     """A subject whose usage does not pass through Kong."""
 
     key: Key
-    """The subject of those events."""
+    """Subject of its events."""
     name: str | None = Field(None, min_length=1, max_length=256)
     """Name of its customer."""
     metadata: Metadata = Field(default_factory=dict)
     """Metadata of its customer."""
     customer: Key | None = None
-    """Key of the customer to put it in. Unset: one of its own."""
+    """Key of its customer. Unset: a customer of its own."""
 
 
 class StaticSource(_Source):
-    """Subjects named right here."""
+    """Subjects that the configuration itself names."""
 
     type: Literal["static"]
     """Subjects whose usage does not pass through Kong."""
@@ -139,8 +139,8 @@ SOURCE_TYPES = frozenset(
 
 
 def source_names(sources: tuple[SourceConfig, ...]) -> tuple[str, ...]:
-    """Return what each source is called. Raises ValueError where two are called the same."""
+    """Return the name of each source; raises ValueError if two are the same."""
     names = tuple(source.name or f"{source.type}-{index}" for index, source in enumerate(sources))
-    if twice := sorted({name for name in names if names.count(name) > 1}):
-        raise ValueError(f"two sources are called {', '.join(twice)}; give each a name of its own")
+    if duplicates := sorted({name for name in names if names.count(name) > 1}):
+        raise ValueError(f"two sources are called {', '.join(duplicates)}; give each its own name")
     return names

@@ -1,4 +1,4 @@
-"""What all sections of the configuration are made of."""
+"""Types that the sections of the configuration share: durations, URLs, labels, addresses."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def _http_url(value: str) -> str:
     if parts.scheme not in {"http", "https"} or not parts.hostname:
         raise ValueError("must be an http:// or https:// URL")
     if parts.username or parts.password:
-        raise ValueError("must not hold a user or a password; use token")
+        raise ValueError("must not contain a user or a password; use token")
     if parts.query or parts.fragment:
         raise ValueError("must end with the path, without ? or #")
     return value.rstrip("/")
@@ -49,7 +49,7 @@ def _label(value: str) -> str:
 
 def _not_reserved(value: dict[str, str]) -> dict[str, str]:
     if taken := sorted(RESERVED_KEYS & value.keys()):
-        raise ValueError(f"must not set {', '.join(taken)}: syncd's own marks")
+        raise ValueError(f"cannot set {', '.join(taken)}: reserved for syncd's own metadata")
     return value
 
 
@@ -62,23 +62,21 @@ Metadata = Annotated[dict[str, str], AfterValidator(_not_reserved)]
 
 
 class Section(BaseModel):
-    """A part of the configuration: unknown settings are errors, nothing changes once it is read.
+    """A section of the configuration: immutable, and unknown settings are errors.
 
-    The text below a field is what docs/syncd-settings.md says of it (`tests.settings_reference`).
+    The docstring of a field is its text in docs/syncd-settings.md (`tests.settings_reference`).
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True)
 
 
-# MERGED: The address that the daemon listens on.
-
-# "Every address of this machine" is one to listen on, not one to connect to.
+# Wildcard addresses are for listening; clients connect to loopback instead.
 _UNSPECIFIED = {"0.0.0.0": "127.0.0.1", "::": "::1"}  # noqa: S104
 
 
 @dataclass(frozen=True, slots=True)
 class Listen:
-    """Host and port; port 0 takes any free one."""
+    """Host and port to listen on; port 0 takes any free one."""
 
     host: str
     port: int
@@ -95,12 +93,12 @@ class Listen:
         return cls(host, int(port))
 
     def __str__(self) -> str:
-        """Return it as it is written in the configuration."""
+        """Return the address as in the configuration."""
         return f"[{self.host}]:{self.port}" if ":" in self.host else f"{self.host}:{self.port}"
 
     @property
     def is_loopback(self) -> bool:
-        """Tell whether only this machine can reach it."""
+        """Return whether only this machine can reach it."""
         if self.host == "localhost":
             return True
         try:

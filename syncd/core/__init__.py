@@ -1,4 +1,4 @@
-"""Values that every room speaks of: principals, customers, changes, ownership, errors. Pure.
+"""The values that all rooms share: principals, customers, changes, ownership metadata, errors. No I/O.
 
 Start with `model`, then `changes`.
 May import: nothing.

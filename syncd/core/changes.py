@@ -1,4 +1,7 @@
-"""The plan: an ordered list of changes, each with its reason and the state before and after."""
+"""The plan, an ordered list of changes, and the outcome of each change once it is applied.
+
+A change carries its reason and the state before and after.
+"""
 
 from __future__ import annotations
 
@@ -13,19 +16,19 @@ from syncd.core.model import NO_DETAILS, CustomerDetails
 from syncd.core.unbilled import UnbilledUsage
 
 PLAN_VERSION = 2
-"""Counts up when the shape of a plan as JSON changes."""
+"""Version of the JSON shape of a plan."""
 
 
 class ChangeKind(StrEnum):
-    """What a change is, in the order in which changes are carried out; the last three are only reported."""
+    """Kinds of changes, in the order in which they are applied. The last three are only reported."""
 
     ADOPT_CUSTOMER = "adopt-customer"
-    """Our marks on a customer that people made with exactly our key; nothing else of it."""
+    """Add ownership metadata, and nothing else, to a customer that a person created with the very key."""
     UNMARK_ORPHANED = "unmark-orphaned"
     MOVE_SUBJECTS = "move-subjects"
-    """Off one customer of ours; a later creation or attachment puts them on the other."""
+    """Remove subjects from one managed customer; a later creation or attachment adds them to the other."""
     RETIRE_CUSTOMER = "retire-customer"
-    """Deletes a customer of ours whose own key is a subject that moves (`syncd.planning.moves`)."""
+    """Delete a managed customer whose own key is a subject that moves (`syncd.planning.moves`)."""
     DETACH_SUBJECTS = "detach-subjects"
     CREATE_CUSTOMER = "create-customer"
     ATTACH_SUBJECTS = "attach-subjects"
@@ -34,13 +37,13 @@ class ChangeKind(StrEnum):
     MARK_ORPHANED = "mark-orphaned"
     DELETE_CUSTOMER = "delete-customer"
     DELETE_SUBJECT = "delete-subject"
-    """The subject entity of a subject that is on no customer any more."""
+    """Delete the subject entity of a subject that no customer carries any more."""
     BLOCKED = "blocked"
-    """Wanted, but must not or cannot be done; drift that a person has to end."""
+    """Wanted, but not allowed or not possible; drift that a person has to resolve."""
     UNMANAGED = "unmanaged"
-    """Done already by someone else; a clean result."""
+    """Already done by someone else; counts as in sync."""
     ORPHANED = "orphaned"
-    """Ours, but no source names it any more; left alone, or still within its grace period."""
+    """Managed, but no source names it any more; left alone, or still within its grace period."""
 
 
 REPORTED_ONLY = frozenset({ChangeKind.BLOCKED, ChangeKind.UNMANAGED, ChangeKind.ORPHANED})
@@ -52,17 +55,17 @@ REMOVALS = frozenset(
         ChangeKind.DELETE_SUBJECT,
     }
 )
-"""What follows from a principal being gone; a source that is empty or only partly read causes none."""
+"""Changes caused by a missing principal; a source that is empty or only partly read causes none."""
 
 DELETIONS = frozenset({ChangeKind.RETIRE_CUSTOMER, ChangeKind.DELETE_CUSTOMER})
-"""What deletes a customer."""
+"""Changes that delete a customer."""
 
 _RANK = {kind: rank for rank, kind in enumerate(ChangeKind)}
 
 
 @dataclass(frozen=True, slots=True)
 class EntityState:
-    """What of an entity a change is about; None stands for "not part of this change"."""
+    """The fields of an entity that a change concerns; None means "not part of this change"."""
 
     name: str | None = None
     subject_keys: tuple[str, ...] | None = None
@@ -85,13 +88,13 @@ class EntityState:
 
 @dataclass(frozen=True, slots=True)
 class MovedUsage:
-    """Usage that a change moves, takes away, or (blocked) leaves unbilled: `events` since that moment."""
+    """Usage that a change moves, removes, or (if blocked) leaves unbilled: `events` since `since`."""
 
     events: int | float
     since: str
 
     def to_json(self) -> dict[str, object]:
-        """Return it as it stands in a plan."""
+        """Return it as a part of a plan."""
         return {"events": self.events, "since": self.since}
 
 
@@ -99,7 +102,7 @@ class MovedUsage:
 class Change:
     """One step of a plan.
 
-    `subject_keys` are the subjects it is about, not all of the customer's. `customer_id` is the id
+    `subject_keys` are the subjects that change, not all of the customer's. `customer_id` is the id
     in the metering API, None for a customer that does not exist yet. `to_customer_key` is set for moves
     and retirements.
     """
@@ -116,11 +119,11 @@ class Change:
 
     @property
     def actionable(self) -> bool:
-        """Tell whether applying the plan does something about it."""
+        """Return whether applying the plan writes anything for it."""
         return self.kind not in REPORTED_ONLY
 
     def to_json(self) -> dict[str, object]:
-        """Return the change as it stands in ``syncd plan --json``."""
+        """Return the change as in ``syncd plan --json``."""
         document: dict[str, object] = {
             "kind": str(self.kind),
             "customer_key": self.customer_key,
@@ -137,7 +140,7 @@ class Change:
         return document
 
     def identity(self) -> dict[str, object]:
-        """Return what makes two changes the same: all but words, usage, and the moment of a mark."""
+        """Return what makes two changes equal: all but reason, usage, and the time in ``orphaned-at``."""
         document = self.to_json()
         del document["reason"]
         document.pop("usage", None)
@@ -150,8 +153,8 @@ class Change:
 class Plan:
     """Ordered changes; those that are only reported come last.
 
-    `notes` tell what held changes back (an empty source, a guard). `unbilled` is the usage that no
-    customer is charged for, None where it was not looked up.
+    `notes` explain why changes were withheld (an empty source, a guard). `unbilled` is the usage that no
+    customer is charged for, None if it was not looked up.
     """
 
     owner_id: str
@@ -162,7 +165,7 @@ class Plan:
 
     @property
     def actionable(self) -> tuple[Change, ...]:
-        """Return the changes that applying carries out, in order."""
+        """Return the changes that applying makes, in order."""
         return tuple(change for change in self.changes if change.actionable)
 
     def of(self, kind: ChangeKind) -> tuple[Change, ...]:
@@ -170,12 +173,12 @@ class Plan:
         return tuple(change for change in self.changes if change.kind is kind)
 
     def noting(self, note: str) -> Plan:
-        """Return the plan with a further note."""
+        """Return the plan with one more note."""
         return replace(self, notes=(*self.notes, note))
 
     @property
     def in_sync(self) -> bool:
-        """Tell whether there is nothing to do and nothing blocked; unmanaged and orphaned are clean."""
+        """Return whether nothing is to do and nothing is blocked; unmanaged and orphaned count as in sync."""
         return not any(change.actionable or change.kind is ChangeKind.BLOCKED for change in self.changes)
 
     def summary(self) -> dict[str, int]:
@@ -184,7 +187,7 @@ class Plan:
         return {str(kind): counts[kind] for kind in ChangeKind}
 
     def checksum(self) -> str:
-        """Return the same text for two plans that would change the same, whatever they report."""
+        """Return a digest of the actionable changes; what a plan only reports does not matter."""
         identity = [self.owner_id, self.policy, [change.identity() for change in self.actionable]]
         canonical = json.dumps(identity, sort_keys=True, separators=(",", ":"))
         return hashlib.sha256(canonical.encode("utf-8", "surrogatepass")).hexdigest()
@@ -205,36 +208,33 @@ class Plan:
 
 
 def ordered(changes: list[Change]) -> tuple[Change, ...]:
-    """Return the changes in the order of their kinds; within a kind as they were."""
-    # Customers come before subject entities: a server with the subject hook makes a customer of its
-    # own for a subject that has none yet. What frees a subject comes before what takes it.
+    """Return the changes sorted by kind; the order within a kind stays."""
+    # Customers come before subject entities: a server with the subject hook creates a customer of its
+    # own for a subject that has none yet. Changes that free a subject come before those that take it.
     return tuple(sorted(changes, key=lambda change: _RANK[change.kind]))
 
 
-# MERGED: What became of each change of a plan.
-
-
 class Status(StrEnum):
-    """What became of one change."""
+    """How applying one change ended."""
 
     DONE = "done"
     UNCHANGED = "unchanged"
-    """It was so already when we came to write it."""
+    """The wanted state was already there at the time of writing."""
     BLOCKED = "blocked"
     SKIPPED = "skipped"
-    """It depends on a change that was blocked."""
+    """The change depends on one that was blocked."""
 
 
 @dataclass(frozen=True, slots=True)
 class Outcome:
-    """A change, what became of it, and (unless done) why."""
+    """A change, its status, and (unless done) the reason."""
 
     change: Change
     status: Status
     detail: str = ""
 
     def to_json(self) -> dict[str, object]:
-        """Return the outcome as it stands in ``syncd apply --json``."""
+        """Return the outcome as in ``syncd apply --json``."""
         return {"status": str(self.status), "detail": self.detail, "change": self.change.to_json()}
 
 

@@ -1,26 +1,26 @@
-"""Every error that syncd expects; the messages tell a person what happened, to what, and what to do next.
+"""All errors that syncd expects. Each message says what happened, to what, and what to do next.
 
 ::
 
     SyncdError                  exit status 1 (see `syncd.cli.main`)
      +-- ConfigError            a setting is missing or wrong; names the field and the file
      +-- SourceError            a source could not be read to its end; nothing was changed
-     +-- ApiError               an HTTP API did not do what was asked
+     +-- ApiError               a request to an HTTP API failed
      |    +-- UnreachableError    no usable answer after all retries: network, 429, 5xx
      |    +-- UnauthorizedError   401 or 403: the token
-     |    +-- MalformedError      an answer that is not what the specification says
-     |    +-- RefusedError        any other 4xx: this request, not the API, is the problem
-     +-- MeterMissingError           `syncd usage` needs a meter that the server does not have
-     +-- QueueFullError         the daemon has too many different runs waiting
-     +-- GatewayError           a gateway's plugin could not be asked; names the gateway
-     +-- DaemonError            the daemon cannot start, or cannot be reached by `resync`
+     |    +-- MalformedError      an answer that the specification does not allow
+     |    +-- RefusedError        any other 4xx: the request, not the API, is at fault
+     +-- MeterMissingError      `syncd usage` needs a meter that the server does not have
+     +-- QueueFullError         too many different runs are waiting in the daemon
+     +-- GatewayError           a request to a gateway's plugin failed; names the gateway
+     +-- DaemonError            the daemon cannot start, or `resync` cannot reach it
      +-- UnsafePlanError        a guard stopped the run before its first change
-     +-- PlanFileError          a plan file cannot be used, or the world is another by now
-     +-- ScopeError             `--source` and `--principal` fit nobody
-     +-- HistoryError           the history in daemon.state_dir cannot be used
+     +-- PlanFileError          a plan file is unusable, or no longer matches the current state
+     +-- ScopeError             `--source` and `--principal` match no principal
+     +-- HistoryError           the history in daemon.state_dir cannot be read or written
      +-- LockedError            another syncd is writing
-     +-- ApplyStoppedError           applying ended early; carries what was done until then
-    BlockedError                     one change must not or cannot be made; recorded, the rest goes on
+     +-- ApplyStoppedError      applying ended early; carries the outcomes so far
+    BlockedError                one change is not allowed or not possible; recorded, the rest continues
 """
 
 from __future__ import annotations
@@ -32,15 +32,15 @@ if TYPE_CHECKING:
 
 
 class SyncdError(Exception):
-    """Base of all expected errors; its text is shown to the user as it is, without a traceback."""
+    """Base of all expected errors; the user sees its text, without a traceback."""
 
 
 class ConfigError(SyncdError):
-    """The configuration cannot be used."""
+    """The configuration is invalid."""
 
 
 class SourceError(SyncdError):
-    """A source could not be read completely; a run that meets one changes nothing."""
+    """A source could not be read completely; the run changes nothing."""
 
     def __init__(self, source: str, problem: str) -> None:
         super().__init__(f"source {source}: {problem}")
@@ -48,7 +48,7 @@ class SourceError(SyncdError):
 
 
 class ApiError(SyncdError):
-    """An HTTP API did not do what was asked."""
+    """A request to an HTTP API failed."""
 
 
 class UnreachableError(ApiError):
@@ -64,11 +64,11 @@ class UnauthorizedError(ApiError):
 
 
 class MalformedError(ApiError):
-    """The API answered something that its specification does not allow."""
+    """The API gave an answer that its specification does not allow."""
 
 
 class RefusedError(ApiError):
-    """The API answered 4xx to one request: `status` is the code, `detail` what the server said about it."""
+    """The API answered 4xx to one request: `status` is the code, `detail` the explanation of the server."""
 
     def __init__(self, message: str, *, status: int, detail: str) -> None:
         super().__init__(message)
@@ -81,7 +81,7 @@ class MeterMissingError(SyncdError):
 
 
 class GatewayError(SyncdError):
-    """The plugin of a gateway could not be asked, or answered what it must not; `gateway` is its name."""
+    """A request to a gateway's plugin failed or got an invalid answer; `gateway` is the gateway's name."""
 
     def __init__(self, gateway: str, problem: str) -> None:
         super().__init__(f"gateway {gateway}: {problem}")
@@ -93,15 +93,15 @@ class DaemonError(SyncdError):
 
 
 class UnsafePlanError(SyncdError):
-    """A guard stopped the run before its first change; the message has numbers, limit and flag."""
+    """A guard stopped the run before its first change; the message names numbers, limit and flag."""
 
 
 class PlanFileError(SyncdError):
-    """A plan file cannot be used."""
+    """A plan file is unusable, or no longer matches the current state."""
 
 
 class ScopeError(SyncdError):
-    """The selection of principals fits nobody."""
+    """`--source` and `--principal` match no principal."""
 
 
 class HistoryError(SyncdError):
@@ -109,15 +109,15 @@ class HistoryError(SyncdError):
 
 
 class QueueFullError(SyncdError):
-    """Too many different runs wait already."""
+    """Too many different runs are waiting."""
 
 
 class LockedError(SyncdError):
-    """Another syncd is writing; the message says which."""
+    """Another syncd is writing; the message names its process."""
 
 
 class ApplyStoppedError(SyncdError):
-    """Applying a plan ended before its last change; `outcomes` tells what was done until then."""
+    """Applying a plan ended before its last change; `outcomes` are those of the changes so far."""
 
     def __init__(self, cause: str, outcomes: tuple[Outcome, ...]) -> None:
         super().__init__(cause)
@@ -125,4 +125,4 @@ class ApplyStoppedError(SyncdError):
 
 
 class BlockedError(Exception):
-    """One change must not or cannot be made; the message says why and what to do."""
+    """One change is not allowed or not possible; the message says why and what to do."""

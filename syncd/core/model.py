@@ -1,9 +1,13 @@
-"""The words of syncd as immutable values; nothing here does I/O.
+"""Principals, customers and subjects, desired and observed, as immutable values.
 
-principal   who calls: a Kong consumer, a Dev Portal application, or a static subject of the configuration
-customer    who pays; carries the keys of its subjects (its usage attribution) in the metering API
+principal   makes the requests: a Kong consumer, a Dev Portal application, or a static subject
+customer    pays; its usage attribution in the metering API lists the keys of its subjects
 subject     the name under which usage is sent (see `openmeter_plugin.metering.subject`)
-desired     what the sources ask for; *observed* is what the metering API has
+desired     called for by the sources; *observed* is what the metering API has
+
+The values of which there are hundreds of thousands are made by `value`: mypy refuses to change them, as
+it does with frozen dataclasses, but nothing guards them at run time. That guard doubles the time to make
+one, and a plan of 100,000 principals makes half a million.
 """
 
 from __future__ import annotations
@@ -12,17 +16,12 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal, TypeVar, dataclass_transform
 
-# MERGED: Immutable values of which there are hundreds of thousands.
-#
-# mypy refuses to change them, as it does with frozen dataclasses. These are not guarded at run time
-# as well: that doubles the time to make one, and a plan of 100,000 principals makes half a million.
-
 _C = TypeVar("_C")
 
 
 @dataclass_transform(frozen_default=True, field_specifiers=(field,))
 def value(kind: type[_C]) -> type[_C]:
-    """Make a class a dataclass of values."""
+    """Make a class an immutable dataclass, for mypy only."""
     return dataclass(slots=True, unsafe_hash=True)(kind)
 
 
@@ -33,13 +32,13 @@ NO_METADATA: Mapping[str, str] = {}
 
 @value
 class Principal:
-    """Someone whose usage is metered, as one source describes them.
+    """A consumer, application or static subject, as one source describes it.
 
     `id` is empty for a consumer of a declarative file that has neither an id nor a username:
     Kong gives such a consumer another random id at each load.
-    `metadata` and `customer` are set for static subjects only; `owner` for applications:
-    ``developer:<id>`` or ``team:<id>``; `application` for a consumer that an application is on a
-    gateway: the id of that application.
+    `metadata` and `customer` are set for static subjects only, `owner` for applications only:
+    ``developer:<id>`` or ``team:<id>``. `application` is set for a consumer that represents an
+    application on a gateway: the id of that application.
     """
 
     kind: PrincipalKind
@@ -55,21 +54,21 @@ class Principal:
     application: str | None = None
 
     def describe(self) -> str:
-        """Return the principal so that it can be found: ``consumer alice (id 4711, from kong-admin ...)``."""
+        """Return a text that identifies the principal: ``consumer alice (id 4711, from kong-admin ...)``."""
         identity = f"id {self.id}" if self.id else "no id"
         if self.application:
             identity += f", mapped to application {self.application}"
         return f"{self.label()} ({identity}, from {self.source})"
 
     def label(self) -> str:
-        """Return the principal in short: ``consumer alice``."""
+        """Return a short name: ``consumer alice``."""
         kind = "static subject" if self.kind == "static" else self.kind
         return f"{kind} {self.username or self.custom_id or self.id}"
 
 
 @dataclass(frozen=True, slots=True)
 class CustomerDetails:
-    """What a customer gets when it is created, and what nobody touches afterwards."""
+    """The fields that a customer gets when it is created; syncd never changes them afterwards."""
 
     email: str | None = None
     currency: str | None = None
@@ -77,10 +76,10 @@ class CustomerDetails:
     billing_address: Mapping[str, str] = field(default_factory=dict)
     """The parts of an address in the spelling of the v3 API: country, postal_code, line1, phone_number ..."""
     metadata: Mapping[str, str] = field(default_factory=dict)
-    """Besides our marks; the externalId of another system, for example."""
+    """In addition to the ownership metadata; the externalId of another system, for example."""
 
     def to_json(self) -> dict[str, object]:
-        """Return what is set, metadata apart, as it stands in a plan."""
+        """Return the fields that are set, except metadata, as in a plan."""
         parts: dict[str, object] = {
             "email": self.email,
             "currency": self.currency,
@@ -91,7 +90,7 @@ class CustomerDetails:
 
     @classmethod
     def from_json(cls, parts: Mapping[str, Any]) -> CustomerDetails:
-        """Return the details that `to_json` gave."""
+        """Return the details from the result of `to_json`."""
         return cls(
             parts.get("email"),
             parts.get("currency"),
@@ -105,10 +104,10 @@ NO_DETAILS = CustomerDetails()
 
 @value
 class DesiredSubject:
-    """A subject that a customer shall carry; `principal` is the label of the one whose usage it is.
+    """A subject that a customer should carry; `principal` is the label of the principal that uses it.
 
     `display_name` None leaves that of the subject entity alone. `own_key` is the key that a customer
-    of its principal alone would have; set only where a limit of subjects may split one off its group.
+    of its principal alone would have; set only if a limit of subjects may split one off its group.
     """
 
     key: str
@@ -120,24 +119,24 @@ class DesiredSubject:
 
 @value
 class DesiredCustomer:
-    """A customer that shall exist.
+    """A customer that should exist.
 
     `name_follows_source`: a later change of the name at the source renames the customer. False for
-    groups, whose name is only a start: people give such customers their real name by hand.
-    `subjects` are sorted by key, `marks` are the metadata that make the customer ours.
+    groups, which only start with a name: people give such customers their real name by hand.
+    `subjects` are sorted by key, `ownership` is the ownership metadata.
     """
 
     key: str
     name: str
     name_follows_source: bool
     subjects: tuple[DesiredSubject, ...]
-    marks: Mapping[str, str]
+    ownership: Mapping[str, str]
     details: CustomerDetails = NO_DETAILS
 
 
 @dataclass(frozen=True, slots=True)
 class Problem:
-    """Something in the sources that cannot be mapped; it concerns these keys and no others."""
+    """A part of the sources that cannot be mapped; it affects these keys and no others."""
 
     customer_key: str | None
     subject_keys: tuple[str, ...]
@@ -146,10 +145,10 @@ class Problem:
 
 @dataclass(frozen=True, slots=True)
 class DesiredState:
-    """All that the sources ask for. `customers` is sorted by key; `problems` are left out of it.
+    """The customers that the sources call for, sorted by key; `problems` could not be mapped.
 
-    `warnings` tell of details that customers are created without. `known` are subjects that nobody needs
-    attached, but that are not gone: those of consumers whose group sends a subject of its own.
+    `warnings` name details that customers are created without. `known` are subjects that need no customer
+    but are not orphaned: those of consumers whose group sends a subject of its own.
     """
 
     customers: tuple[DesiredCustomer, ...]
@@ -170,7 +169,7 @@ class ObservedCustomer:
     active_subscription: str | None = None
 
     def carries(self, subject_key: str) -> bool:
-        """Tell whether usage of this subject is attributed here: by subject key, or by its own key or id."""
+        """Return whether usage of this subject is attributed here: by subject key, or by own key or id."""
         return subject_key in self.subject_keys or subject_key in (self.key, self.id)
 
 
@@ -185,7 +184,7 @@ class ObservedSubject:
 
 @dataclass(frozen=True, slots=True)
 class ObservedState:
-    """All that the metering API has. `subjects` is None where the server knows no subject entities."""
+    """The customers and subject entities of the metering API; `subjects` is None if it has no entities."""
 
     customers: tuple[ObservedCustomer, ...]
     subjects: tuple[ObservedSubject, ...] | None

@@ -1,4 +1,4 @@
-"""What may be done: each policy takes the changes that would make the worlds alike and gives those allowed.
+"""Policies: each takes the changes that would end all drift and returns those that it allows.
 
 ===============  ===========  ====================  ==================
 a change         create-only  upsert-only           sync
@@ -15,7 +15,7 @@ mark, detach,    reported     reported              after their grace
 delete           (orphaned)   (orphaned)            periods
 ===============  ===========  ====================  ==================
 
-Whether moves, retirements and adoptions are planned at all is asked of the planner
+The planner decides whether moves, retirements and adoptions are planned at all
 (`syncd.planning.plan.PlanOptions`).
 """
 
@@ -36,8 +36,8 @@ _CREATE_ONLY_REASON = (
 
 
 def create_only(changes: Changes) -> list[Change]:
-    """Only what does not exist yet is made."""
-    kept: list[Change] = []
+    """Allow creations; block or drop changes to customers that exist."""
+    allowed: list[Change] = []
     withheld = {key for c in changes if c.kind is ChangeKind.ATTACH_SUBJECTS for key in c.subject_keys}
     for change in without_removals(changes):
         match change.kind:
@@ -47,19 +47,20 @@ def create_only(changes: Changes) -> list[Change]:
                 continue
             case ChangeKind.ATTACH_SUBJECTS:
                 reason = _CREATE_ONLY_REASON
-                kept.append(replace(change, kind=ChangeKind.BLOCKED, reason=reason, before=None, after=None))
+                blocked = replace(change, kind=ChangeKind.BLOCKED, reason=reason, before=None, after=None)
+                allowed.append(blocked)
             case _:
-                kept.append(change)
-    return kept
+                allowed.append(change)
+    return allowed
 
 
 def upsert_only(changes: Changes) -> list[Change]:
-    """Everything but removals."""
+    """Allow everything but removals."""
     return without_removals(changes)
 
 
 def sync(changes: Changes) -> list[Change]:
-    """Everything."""
+    """Allow everything."""
     return list(changes)
 
 
@@ -71,18 +72,18 @@ POLICIES: dict[Policy, Callable[[Changes], list[Change]]] = {
 
 
 def without_removals(changes: Changes, why: str = "left alone") -> list[Change]:
-    """Turn what marks, detaches and deletes into one report for each customer."""
-    gone: dict[str | None, list[Change]] = {}
-    kept: list[Change] = []
+    """Replace all removals by one report for each customer; `why` ends its reason."""
+    removals: dict[str | None, list[Change]] = {}
+    allowed: list[Change] = []
     for change in changes:
         if change.kind in REMOVALS or change.kind is ChangeKind.ORPHANED:
             if change.kind is not ChangeKind.DELETE_SUBJECT:
-                gone.setdefault(change.customer_id, []).append(change)
+                removals.setdefault(change.customer_id, []).append(change)
         else:
-            kept.append(change)
-    for reports in gone.values():
+            allowed.append(change)
+    for reports in removals.values():
         first = reports[0]
         keys = tuple(dict.fromkeys(key for report in reports for key in report.subject_keys))
         reason = f"no source names it any more; {why}"
-        kept.append(Change(ChangeKind.ORPHANED, first.customer_key, keys, reason, first.customer_id))
-    return kept
+        allowed.append(Change(ChangeKind.ORPHANED, first.customer_key, keys, reason, first.customer_id))
+    return allowed

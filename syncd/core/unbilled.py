@@ -1,4 +1,4 @@
-"""Unbilled unbilled: usage that no customer is charged for, since when, and whether this plan ends it."""
+"""Unbilled usage: which subjects no customer pays for, since when, and whether a plan resolves it."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from datetime import datetime, timedelta
 from typing import Literal
 
 WINDOW = timedelta(days=31)
-"""How far back usage is looked at: metering APIs answer for about a month, and most invoices cover one."""
+"""How far back usage is read: metering APIs answer for about a month, and most invoices cover one."""
 
 Fate = Literal["planned", "blocked", "unknown"]
 
@@ -26,13 +26,13 @@ class UnbilledSubject:
     fate: Fate
 
     def to_json(self) -> dict[str, object]:
-        """Return it as it stands in a plan."""
+        """Return it as a part of a plan."""
         return {"key": self.key, "events": self.events, "tokens": self.tokens, "fate": self.fate}
 
 
 @dataclass(frozen=True, slots=True)
 class UnbilledUsage:
-    """All such subjects; `looked_from` is the start of what was looked at, `since` the first day found."""
+    """All unbilled subjects; `looked_from` is the start of the window, `since` the first day with usage."""
 
     subjects: tuple[UnbilledSubject, ...]
     looked_from: str
@@ -47,7 +47,7 @@ class UnbilledUsage:
         return sum(1 for subject in self.subjects if fate in (None, subject.fate))
 
     def to_json(self) -> dict[str, object]:
-        """Return it as it stands in a plan and in GET /v1/status."""
+        """Return it as in a plan and in GET /v1/status."""
         return {
             "subjects": len(self.subjects),
             "events": self.events(),
@@ -66,13 +66,13 @@ def unbilled_usage(
     planned: Iterable[str],
     blocked: Iterable[str],
 ) -> tuple[UnbilledSubject, ...]:
-    """Return the subjects with usage that are not attributed, the largest first."""
-    will, wont = frozenset(planned), frozenset(blocked)
+    """Return the subjects with usage that no customer pays for, the largest first."""
+    planned_keys, blocked_keys = frozenset(planned), frozenset(blocked)
 
     def fate(key: str) -> Fate:
-        if key in wont:
+        if key in blocked_keys:
             return "blocked"
-        return "planned" if key in will else "unknown"
+        return "planned" if key in planned_keys else "unknown"
 
     found = [
         UnbilledSubject(key, _whole(requests.get(key, 0)), _whole(tokens.get(key, 0)), fate(key))
@@ -83,9 +83,9 @@ def unbilled_usage(
 
 
 def first_day(start: datetime, days: int, used_until: Callable[[datetime], bool]) -> datetime:
-    """Return the start of the first day on which something was used; asks log2(days) times.
+    """Return the start of the first day with usage, with log2(days) queries.
 
-    `used_until(end)` tells whether there was any between `start` and `end`.
+    `used_until(end)` returns whether there was any usage between `start` and `end`.
     """
     low, high = 0, days - 1
     while low < high:

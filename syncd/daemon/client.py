@@ -43,7 +43,7 @@ class DaemonClient:
         return run
 
     def _call(self, method: str, path: str, body: object) -> dict[str, object]:
-        endpoint = Endpoint(_API, self.url, "daemon.token", "ask for runs", token=self.token)
+        endpoint = Endpoint("daemon", self.url, "daemon.token", "ask for runs", token=self.token)
         try:
             with ApiClient(endpoint, Retry(attempts=3)) as client:
                 return expect_object(client.request(method, path, body=body), _API, path)

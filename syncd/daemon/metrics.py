@@ -11,7 +11,7 @@ from prometheus_client.registry import Collector
 
 from syncd import __version__
 from syncd.core.changes import ChangeKind, Outcome
-from syncd.http import request_counter
+from syncd.http.client import request_counts
 from syncd.runs.run import Run, RunState
 
 CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
@@ -108,13 +108,13 @@ def _gauge(registry: CollectorRegistry, name: str, text: str) -> Gauge:
 
 
 class _Calls(Collector):
-    """Requests that this process sent, as `syncd.http.request_counter` counts them."""
+    """Requests that this process sent, as `syncd.http.client` counts them."""
 
     def collect(self) -> Iterator[Metric]:
         """Yield the counter."""
         family = CounterMetricFamily(
             "syncd_api_calls", "Requests by API, method and status.", labels=["api", "method", "status"]
         )
-        for labels, number in request_counter.totals().items():
+        for labels, number in request_counts().items():
             family.add_metric(list(labels), number)
         yield family

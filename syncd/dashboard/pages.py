@@ -10,7 +10,7 @@ from starlette.responses import Response
 
 from syncd.core.changes import ChangeKind
 from syncd.core.model import ObservedCustomer
-from syncd.core.ownership import is_ours, owner_of
+from syncd.core.ownership import is_managed, owner_of
 from syncd.dashboard import customers, diffs, views
 from syncd.dashboard.queries import Queries, RunDetail
 from syncd.dashboard.text import moment
@@ -156,7 +156,7 @@ def _row(customer: customers.Listed, page: customers.Page, owner_id: str) -> dic
     """Return a customer as a row: its subjects, those with usage but not attached (its id or key) too."""
     requests, tokens = page.requests.get(customer.id, {}), page.tokens.get(customer.id, {})
     keys = list(dict.fromkeys([*customer.subject_keys, *sorted(requests.keys() | tokens.keys())]))
-    ours = is_ours(customer.metadata, owner_id)
+    ours = is_managed(customer.metadata, owner_id)
     seen = ObservedCustomer(customer.id, customer.key, customer.name, (), customer.metadata)
     return {
         "customer": customer,

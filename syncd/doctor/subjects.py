@@ -16,7 +16,7 @@ from openmeter_plugin.metering.rules import Rules
 from openmeter_plugin.metering.subject import find_subject
 from syncd.core.model import Principal
 from syncd.doctor.checks import METERING_PLUGIN, Finding, Level, Plugin
-from syncd.mapping.claims import claims_of, distinct, is_left_out
+from syncd.mapping.claims import claims_of, distinct, is_excluded
 from syncd.mapping.rules import MappingRules
 
 CHECK = "consumers"
@@ -49,7 +49,7 @@ def mapped_subjects(principals: Iterable[Principal], rules: MappingRules) -> Map
     principals = distinct(principals)
     claims, _ = claims_of(principals, rules)
     subjects = {(claim.principal.kind, claim.principal.id): claim.subject_key for claim in claims}
-    keys = ((one.kind, one.id) for one in principals if one.id and not is_left_out(one, rules))
+    keys = ((one.kind, one.id) for one in principals if one.id and not is_excluded(one, rules))
     return {key: subjects.get(key) for key in keys}
 
 

@@ -1,4 +1,4 @@
-"""Client of the plugin's operations API on each gateway.
+"""Gateways: the client of the plugin's HTTP API on a gateway, and the models of its answers.
 
 Start with `client`.
 May import: `config`, `http`, `core`.

@@ -1,6 +1,6 @@
-"""The plugin's HTTP API on one gateway (docs/plugin-operations.md, "The HTTP API").
+"""Client of the plugin's HTTP API on one gateway (docs/plugin-operations.md, "The HTTP API").
 
-Every method raises GatewayError, which names the gateway, what happened and what to do.
+All methods raise GatewayError, which names the gateway, what happened and what to do.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from syncd.gateways.models import DeadLetters, Ledger, LedgerLine, LedgerPage, R
 from syncd.http.client import ApiClient, Closable, Endpoint, Params
 from syncd.http.retry import Retry
 
-LINES_PER_PAGE = 10_000
+_PAGE_SIZE = 10_000
 _UNIX = "unix:"
 _Answer = TypeVar("_Answer", bound=BaseModel)
 
@@ -34,16 +34,16 @@ class Gateway(Closable):
         attempts: int = 3,
         sleep: Callable[[float], object] = time.sleep,
     ) -> None:
-        """Connect lazily; `index` is its place in `gateways`, for the message about its token."""
+        """Connect lazily; `index` is the position in `gateways`, for the message about its token."""
         self.name = config.name
         self.config = config
         socket = config.url.removeprefix(_UNIX) if config.url.startswith(_UNIX) else None
         endpoint = Endpoint(
-            name="the plugin's API",
+            api="plugin",
             url=config.url if socket is None else "http://localhost",
             token_setting=f"gateways[{index}].token",
             rights=(
-                "use this API: it is that of --api-token-file or OPENMETER_PLUGIN_ADMIN_TOKEN on the gateway"
+                "use this API: set the one in --api-token-file or OPENMETER_PLUGIN_ADMIN_TOKEN on the gateway"
             ),
             token=config.token.get_secret_value() if config.token else None,
             timeout=config.timeout.total_seconds(),
@@ -56,14 +56,14 @@ class Gateway(Closable):
         self._client.close()
 
     def readiness(self) -> Readiness:
-        """Tell whether its delivery can do its work; not being ready is an answer, not an error.
+        """Return whether the delivery process works; "not ready" is an answer, not an error.
 
-        Needs no token, so it does not tell whether the token is right.
+        Needs no token, so it does not check the token.
         """
         return self._ask(Readiness, "GET", "/readyz", expected=frozenset({503}))
 
     def spool(self) -> Spool:
-        """Return the books of its spool, by destination and in total."""
+        """Return the books of the spool, by destination and in total."""
         return self._ask(Spool, "GET", "/v1/spool")
 
     def ledger(
@@ -72,16 +72,16 @@ class Gateway(Closable):
         until: datetime,
         subject: str | None = None,
         *,
-        page_size: int = LINES_PER_PAGE,
+        page_size: int = _PAGE_SIZE,
     ) -> Ledger:
-        """Return the ledger of the hours from `since` up to, not including, `until`, all of its pages.
+        """Return all pages of the ledger of the hours from `since` up to, not including, `until`.
 
-        The hours with waiting events are those of all subjects. The pages are not one moment: what is
-        delivered between two of them may be in none.
+        The hours with waiting events are those of all subjects. The pages are read one after another, so
+        an event delivered between two of them may be in none.
         """
         lines: list[LedgerLine] = []
         waiting: set[datetime] = set()
-        params: dict[str, str | int | list[str]] = {"from": _text(since), "to": _text(until)}
+        params: dict[str, str | int | list[str]] = {"from": _rfc3339(since), "to": _rfc3339(until)}
         params |= {"limit": page_size} | ({"subject": subject} if subject else {})
         seen: set[str] = set()
         while True:
@@ -91,24 +91,24 @@ class Gateway(Closable):
             if page.next is None:
                 return Ledger(lines=tuple(lines), hours_with_waiting_events=frozenset(waiting))
             if page.next in seen:
-                raise self._error("GET /v1/ledger gave the same page twice. Is it the plugin's API?")
+                raise self._error("GET /v1/ledger returned the same page twice. Is it the plugin's API?")
             seen.add(page.next)
             params["after"] = page.next
 
     def dead_letters(self, after: int = 0, limit: int = 100) -> DeadLetters:
-        """Return a page of dead letters, those behind an id, oldest first."""
+        """Return a page of dead letters with ids greater than `after`, oldest first."""
         return self._ask(DeadLetters, "GET", "/v1/dead-letters", params={"after": after, "limit": limit})
 
     def redeliver(self, since: datetime, until: datetime, subject: str | None = None) -> Redelivery:
-        """Have it send again what it retains of a span of event time, of one subject or of all.
+        """Start a redelivery of the retained events of a span of event time, of one subject or of all.
 
-        Asked once: where no answer comes, it may have been accepted nevertheless.
+        Sent once: without an answer, the request may have been accepted nevertheless.
         """
-        body = {"from": _text(since), "to": _text(until)} | ({"subject": subject} if subject else {})
+        body = {"from": _rfc3339(since), "to": _rfc3339(until)} | ({"subject": subject} if subject else {})
         return self._ask(Redelivery, "POST", "/v1/redeliver", body=body, repeat=False)
 
     def redelivery(self, number: int) -> Redelivery:
-        """Tell how far a redelivery is."""
+        """Return the progress of a redelivery."""
         return self._ask(Redelivery, "GET", f"/v1/redeliver/{number}")
 
     def _ask(
@@ -131,8 +131,8 @@ class Gateway(Closable):
             fault = error.errors(include_url=False, include_input=False, include_context=False)[0]
             place = ".".join(str(part) for part in fault["loc"]) or "the answer"
             raise self._error(
-                f"{method} {path} answered something else than the plugin does ({place}: {fault['msg']})."
-                " Is its URL right, and its plugin not older than this syncd?"
+                f"{method} {path} did not answer as the plugin does ({place}: {fault['msg']})."
+                " Is its URL right, and its plugin at least as new as this syncd?"
             ) from None
         except ApiError as error:
             raise self._error(f"{error}{_advice(error)}") from None
@@ -144,14 +144,14 @@ class Gateway(Closable):
 def _advice(error: ApiError) -> str:
     match error:
         case UnreachableError():
-            return ". Does the plugin run there, with `serve --api` and on this address?"
+            return ". Is the plugin running there, with `serve --api` on this address?"
         case RefusedError(status=421):
-            return ". Write its URL with the very address that it listens on"
+            return ". Use the exact address that it listens on in its URL"
         case RefusedError(status=404, detail="" | "Not Found"):
             return ". Is its URL that of the plugin's API?"
         case _:
             return ""
 
 
-def _text(moment: datetime) -> str:
+def _rfc3339(moment: datetime) -> str:
     return moment.astimezone(UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")

@@ -1,6 +1,6 @@
-"""What the plugin's API answers, as far as syncd needs it (docs/plugin-operations.md, "The HTTP API").
+"""Models of the plugin's answers, as far as syncd uses them (docs/plugin-operations.md, "The HTTP API").
 
-What is needed is checked strictly; what a newer plugin answers besides is left alone.
+Known fields are checked strictly; additional fields of a newer plugin are ignored.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ def parse_hour(value: object) -> datetime:
     return _hour(value)
 
 
-@lru_cache(maxsize=1024)  # ledgers have many lines of few hours
+@lru_cache(maxsize=1024)  # a ledger has many lines for few hours
 def _hour(text: str) -> datetime:
     return datetime.strptime(text, _HOUR).replace(tzinfo=UTC)
 
@@ -39,20 +39,20 @@ Count = Annotated[int, Field(ge=0, strict=True)]
 
 
 class Model(BaseModel):
-    """An answer."""
+    """Base class of an answer."""
 
     model_config = ConfigDict(frozen=True, strict=True)
 
 
 class Readiness(Model):
-    """Whether the plugin's delivery can do its work, and what keeps it from it."""
+    """GET /readyz: whether the delivery process works, else its problems."""
 
     ready: bool
     problems: tuple[str, ...] = Field(default=(), strict=False)
 
 
 class Books(Model):
-    """Counts since the spool was made.
+    """Counts since the spool was created.
 
     requests = metered + skipped + quarantined + resent; events = delivered + dead_lettered + waiting.
     """
@@ -71,21 +71,21 @@ class Books(Model):
 
 
 class NotAccounted(Model):
-    """What was written and is not in the books yet."""
+    """Records in the spool that are not in the books yet."""
 
     requests: Count
     events: Count
 
 
 class OldestWaiting(Model):
-    """The event that waits longest."""
+    """The event that has waited longest."""
 
     time: str
     age_seconds: float
 
 
 class SpoolPart(Model):
-    """The books of one destination, or of all together; `backlog` counts events that wait."""
+    """The books of one destination or of all; `backlog` is the number of waiting events."""
 
     books: Books
     not_accounted: NotAccounted
@@ -95,7 +95,7 @@ class SpoolPart(Model):
 
 
 class Destination(SpoolPart):
-    """One queue of the spool; `endpoint` is None for the quarantine and where nobody has said."""
+    """One queue of the spool; `endpoint` is None for the quarantine and where it is not known yet."""
 
     id: str
     endpoint: str | None
@@ -115,9 +115,9 @@ class Spool(Model):
 
 @dataclass(frozen=True, slots=True)
 class LedgerLine:
-    """Events of one destination, hour of event time (its beginning, UTC), type and subject.
+    """Events of one destination, hour of event time (its start, UTC), type and subject.
 
-    Not a model: there may be hundreds of thousands of them, and this takes far less memory.
+    A dataclass, not a model: there may be hundreds of thousands, and it takes far less memory.
     """
 
     destination: str
@@ -133,7 +133,7 @@ class LedgerLine:
 class LedgerPage(Model):
     """GET /v1/ledger."""
 
-    model_config = ConfigDict(strict=False)  # else lines, which are no models, are refused
+    model_config = ConfigDict(strict=False)  # strict mode refuses lines, which are no models
 
     lines: tuple[LedgerLine, ...]
     hours_with_waiting_events: tuple[Hour, ...]
@@ -141,15 +141,15 @@ class LedgerPage(Model):
 
 
 class Ledger(Model):
-    """A span of the ledger, all of its pages."""
+    """All pages of a span of the ledger."""
 
     lines: tuple[LedgerLine, ...]
     hours_with_waiting_events: frozenset[datetime]
-    """Hours that the metering API does not have completely, of all subjects and destinations."""
+    """Hours that are not complete in the metering API, for any subject or destination."""
 
 
 class DeadLetter(Model):
-    """An event that the metering API will not take; `status` is None where it grew too old instead."""
+    """An event that the metering API refused; `status` is None if it grew too old instead."""
 
     id: int
     destination: str
@@ -171,7 +171,7 @@ class DeadLetters(Model):
 
 
 class Redelivery(Model):
-    """Retained events of a span of event time, sent again; `sent` is how many so far."""
+    """Redelivery of the retained events of a span of event time; `sent` is their number so far."""
 
     id: int
     since: str

@@ -1,4 +1,4 @@
-"""One HTTP client for all APIs: bounded answers, retries, pace, pagination.
+"""The HTTP client for all APIs: JSON, retries, Retry-After, complete reads of paged lists.
 
 Start with `client`.
 May import: `core`.

@@ -1,37 +1,54 @@
-"""One HTTP client for all APIs that syncd talks to.
+"""The HTTP client for all APIs that syncd talks to, its JSON codec, and its counter of requests.
 
-Answers become decoded JSON or errors of `syncd.core.errors`.
-
-Tried again (see `syncd.http.retry`): network errors, 429, 500, 502, 503 and 504.
+`ApiClient` returns decoded JSON or raises an error of `syncd.core.errors`. It retries network errors, 429,
+500, 502, 503 and 504 (see `syncd.http.retry`).
 """
 
 from __future__ import annotations
 
 import json
 import ssl
+import threading
 from abc import ABC, abstractmethod
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Iterator, Mapping
 from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
 from functools import cache, lru_cache
-from typing import Self, cast
+from typing import Literal, Self, cast
 
 import httpx
 import orjson
 
 from syncd import __version__
 from syncd.core.errors import MalformedError, RefusedError, UnauthorizedError, UnreachableError
-from syncd.http import request_counter
 from syncd.http.retry import Retry
 
-# MERGED: What holds connections: closed at the end of a `with`.
+Api = Literal["metering", "kong-admin", "konnect", "plugin", "daemon"]
+"""An API by the identifier that the metrics label it with."""
+
+_NAMES: dict[Api, str] = {
+    "metering": "metering API",
+    "kong-admin": "Kong's Admin API",
+    "konnect": "Konnect",
+    "plugin": "the plugin's API",
+    "daemon": "the daemon",
+}
+"""How messages call each API."""
+
+Params = Mapping[str, str | int | list[str]]
+
+_TRANSIENT_STATUS = frozenset({429, 500, 502, 503, 504})
+_MAX_DETAIL = 300
+
+_counter_lock = threading.Lock()
+_request_counts: Counter[tuple[str, str, str]] = Counter()
 
 
 class Closable(ABC):
-    """A context manager that closes itself."""
+    """Base class that closes its HTTP client at the end of a `with`."""
 
     def __enter__(self) -> Self:
         return self
@@ -44,42 +61,50 @@ class Closable(ABC):
         """Close the connections."""
 
 
-# MERGED: JSON: quick where it is ordinary, and right where it is not, as in a name with half a surrogate
-# pair.
-
-
-def encoded(value: object) -> bytes:
-    """Return the JSON of a value."""
+def encode_json(value: object) -> bytes:
+    """Encode with orjson, and with the slower json module what orjson refuses."""
     try:
         return orjson.dumps(value)
-    except TypeError:  # a number beyond 64 bits, or half a surrogate pair, that somebody else wrote
+    except TypeError:  # a number beyond 64 bits, or half a surrogate pair, that another client wrote
         return json.dumps(value).encode()
 
 
-def parsed(content: bytes) -> object:
-    """Return the value of some JSON; raises ValueError or RecursionError."""
+def decode_json(content: bytes) -> object:
+    """Decode with orjson, and with the slower json module what orjson refuses.
+
+    Raises ValueError or RecursionError.
+    """
     try:
         return orjson.loads(content)
     except orjson.JSONDecodeError:
-        # A name with half a surrogate pair is one consumer's problem, not that of the whole page.
+        # A name with half a surrogate pair must fail that one consumer, not the whole page.
         return json.loads(content)
 
 
-Params = Mapping[str, str | int | list[str]]
+def request_counts() -> dict[tuple[str, str, str], int]:
+    """Return the requests since the start of the process by API, method and status.
 
-_TRANSIENT_STATUS = frozenset({429, 500, 502, 503, 504})
-_MAX_DETAIL = 300
+    The status is ``none`` for a request without an answer.
+    """
+    with _counter_lock:
+        return dict(_request_counts)
+
+
+def _count_request(api: Api, method: str, status: str) -> None:
+    with _counter_lock:
+        _request_counts[api, method, status] += 1
 
 
 @dataclass(frozen=True, slots=True)
 class Endpoint:
-    """An API: what messages call it, where it is, and the header with its token.
+    """Where an API is, and the token for it.
 
-    `token_setting` is the name of the setting that holds the token, for the message of a 401 or 403;
-    `rights` says what the token must allow. With `unix_socket`, a path, the requests go there.
+    `token_setting` is the name of the setting that holds the token, and `rights` are the permissions that
+    the token needs; both are for the message of a 401 or 403. With `unix_socket`, a path, the requests go
+    there.
     """
 
-    name: str
+    api: Api
     url: str
     token_setting: str
     rights: str
@@ -89,9 +114,9 @@ class Endpoint:
     unix_socket: str | None = None
 
     @property
-    def address(self) -> str:
-        """Return where it is, for messages."""
-        return f"unix:{self.unix_socket}" if self.unix_socket else self.url
+    def location(self) -> str:
+        """Return name and address of the API, for messages."""
+        return f"{_NAMES[self.api]} at {f'unix:{self.unix_socket}' if self.unix_socket else self.url}"
 
     def headers(self) -> dict[str, str]:
         """Return the headers of every request."""
@@ -110,16 +135,16 @@ class _Answer:
 
 
 class ApiClient(Closable):
-    """Requests to one API; answers are decoded JSON. Safe to share between threads."""
+    """Client of one API; answers are decoded JSON. Safe to share between threads."""
 
     def __init__(self, endpoint: Endpoint, retry: Retry) -> None:
         self._endpoint = endpoint
         self._retry = retry
-        self._client = self._opened()
-        # Each request takes a client for itself: a pool of httpcore (1.0.9) that threads share may close
-        # a connection on which one of them waits for its answer (encode/httpcore#1110).
+        self._client = self._open_client()
+        # Each request takes an httpx client of its own: a pool of httpcore (1.0.9) that threads share may
+        # close a connection on which one of them waits for its answer (encode/httpcore#1110).
         self._idle = deque([self._client])
-        # Requests are made of these: to let httpx merge them anew costs a third of a request.
+        # Built once: letting httpx merge them for each request costs a third of a request.
         self._base = endpoint.url.rstrip("/")
         self._headers = self._client.headers.raw
         self._json_headers = [*self._headers, (b"Content-Type", b"application/json")]
@@ -130,7 +155,7 @@ class ApiClient(Closable):
         while self._idle:
             self._idle.pop().close()
 
-    def _opened(self) -> httpx.Client:
+    def _open_client(self) -> httpx.Client:
         socket = self._endpoint.unix_socket
         return httpx.Client(
             base_url=self._endpoint.url,
@@ -141,19 +166,19 @@ class ApiClient(Closable):
         )
 
     @contextmanager
-    def _taken(self) -> Iterator[httpx.Client]:
-        """Have a client that no other thread uses meanwhile; as many are opened as requests are under way."""
+    def _exclusive_client(self) -> Iterator[httpx.Client]:
+        """Take a client that no other thread uses; there are as many as requests in flight."""
         try:
             client = self._idle.pop()
         except IndexError:
-            client = self._opened()
+            client = self._open_client()
         try:
             yield client
         finally:
             self._idle.append(client)
 
     def get(self, path: str, params: Params | None = None) -> object:
-        """Return what GET answers, decoded; raises the ApiError that fits."""
+        """Send a GET request and return the decoded answer; raises an ApiError."""
         return self.request("GET", path, params=params)
 
     def request(
@@ -168,26 +193,26 @@ class ApiClient(Closable):
     ) -> object:
         """Send one request and return the decoded answer, None for an empty one.
 
-        `repeat=False` sends it once: for writes whose repetition could undo what someone did meanwhile.
-        `expected` are statuses whose body is the answer too, besides 2xx.
+        `repeat=False` sends it once: for writes whose repetition could undo the edit of someone else.
+        `expected` are statuses other than 2xx whose body is an answer too.
         """
 
         def attempt() -> _Answer:
-            return self._once(method, path, params, body, expected)
+            return self._try_once(method, path, params, body, expected)
 
         answer = self._retry.run(attempt) if repeat else attempt()
-        return self._decoded(answer, method, path, expected)
+        return self._decode(answer, method, path, expected)
 
-    def _once(
+    def _try_once(
         self, method: str, path: str, params: Params | None, body: object, expected: frozenset[int]
     ) -> _Answer:
-        unanswered = f"{self._endpoint.name} at {self._endpoint.address} did not answer {method} {path}"
+        unanswered = f"{self._endpoint.location} did not answer {method} {path}"
         try:
             answer = self._send(method, path, params, body)
         except httpx.RequestError as error:
-            request_counter.count(self._endpoint.name, method, "none")
+            _count_request(self._endpoint.api, method, "none")
             raise UnreachableError(f"{unanswered}: {_describe(error)}") from None
-        request_counter.count(self._endpoint.name, method, str(answer.status))
+        _count_request(self._endpoint.api, method, str(answer.status))
         if answer.status in _TRANSIENT_STATUS and answer.status not in expected:
             problem = f"HTTP {answer.status} {self._detail(answer)}".strip()
             wait = _retry_after(answer.headers.get("retry-after"))
@@ -200,15 +225,15 @@ class ApiClient(Closable):
             _url(self._base + path),
             params=params,
             headers=self._headers if body is None else self._json_headers,
-            content=None if body is None else encoded(body),
+            content=None if body is None else encode_json(body),
             extensions=self._extensions,
         )
-        # httpx's own reading keeps the content in a cycle of objects, so that pages pile up in memory.
-        with self._taken() as client, closing(client.send(request, stream=True)) as response:
+        # httpx's own read() keeps the content in a reference cycle, so that pages pile up in memory.
+        with self._exclusive_client() as client, closing(client.send(request, stream=True)) as response:
             content = b"".join(response.iter_bytes())
         return _Answer(response.status_code, response.headers, content)
 
-    def _decoded(self, answer: _Answer, method: str, path: str, expected: frozenset[int]) -> object:
+    def _decode(self, answer: _Answer, method: str, path: str, expected: frozenset[int]) -> object:
         status = answer.status
         if status in expected:
             return self._json(answer, method, path)
@@ -216,7 +241,7 @@ class ApiClient(Closable):
             return self._json(answer, method, path) if answer.content else None
         if status in {401, 403}:
             raise UnauthorizedError(self._unauthorized(status, method, path))
-        where = f"{self._endpoint.name} at {self._endpoint.address}"
+        where = self._endpoint.location
         if 400 <= status < 500:
             detail = self._detail(answer)
             message = f"{where} refused {method} {path}: HTTP {status} {detail}".rstrip()
@@ -225,32 +250,36 @@ class ApiClient(Closable):
 
     def _json(self, answer: _Answer, method: str, path: str) -> object:
         try:
-            return parsed(answer.content)
+            return decode_json(answer.content)
         except (ValueError, RecursionError):
-            where = f"{self._endpoint.name} at {self._endpoint.address}"
             raise MalformedError(
-                f"{where} answered {method} {path} with something that is not JSON: is its URL right?"
+                f"{self._endpoint.location} answered {method} {path} with something that is not JSON:"
+                " is its URL right?"
             ) from None
 
     def _unauthorized(self, status: int, method: str, path: str) -> str:
         endpoint = self._endpoint
-        given = "the token of" if endpoint.token else "no token is set in"
-        fault = "is missing, wrong or expired" if status == 401 else "lacks the rights"
+        if endpoint.token:
+            fault = "is wrong or expired" if status == 401 else "lacks the rights"
+            problem = f"the token of {endpoint.token_setting} {fault}"
+        else:
+            problem = f"no token is set in {endpoint.token_setting}"
+            problem += "" if status == 401 else ", and access without one lacks the rights"
         return (
-            f"{endpoint.name} at {endpoint.address} answered {method} {path} with HTTP {status}: {given}"
-            f" {endpoint.token_setting}; a token {fault}. It must allow to {endpoint.rights}"
+            f"{endpoint.location} answered {method} {path} with HTTP {status}: {problem}."
+            f" The token needs permission to {endpoint.rights}"
         )
 
     def _detail(self, answer: _Answer) -> str:
-        """Return what the server said (problem+json or Kong's message), never with our token in it."""
+        """Return the server's explanation (problem+json or Kong's message), with the token masked."""
         try:
-            body = parsed(answer.content)
+            body = decode_json(answer.content)
         except (ValueError, RecursionError):
             body = None
         detail = ""
         if isinstance(body, dict):
-            said = body.get("detail") or body.get("message") or body.get("title")
-            detail = str(said) if said else ""
+            text = body.get("detail") or body.get("message") or body.get("title")
+            detail = str(text) if text else ""
         if self._endpoint.token:
             detail = detail.replace(self._endpoint.token, "***")
         return " ".join(detail.split())[:_MAX_DETAIL]
@@ -264,7 +293,7 @@ def _tls() -> ssl.SSLContext:
 
 @cache
 def _no_tls() -> ssl.SSLContext:
-    """Return settings for where there is no TLS; they trust nobody, should it come to that."""
+    """Return TLS settings for plain HTTP: they trust no certificate, should one ever be needed."""
     return ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
 
 
@@ -288,7 +317,7 @@ def expect_list(value: object, api: str, what: str) -> list[object]:
 
 
 def expect_objects(values: object, api: str, what: str, entry: str) -> list[dict[str, object]]:
-    """Return `values` if it is a JSON array of objects, each called `entry`; raises MalformedError."""
+    """Return `values` if it is a JSON array of objects; raises MalformedError, which calls one `entry`."""
     for value in (listed := expect_list(values, api, what)):
         if not isinstance(value, dict):
             raise MalformedError(f"{api}: {entry} is not a JSON object")

@@ -1,10 +1,10 @@
-"""Lists that are paged by number, read whole although they change while they are read.
+"""Complete reads of lists that are paged by number and may change during the read.
 
-Sorted by time of creation, what is new comes last, so only deletions shift pages: the entry that
-moves onto the page before is then never seen. Three things betray it: a total that is not the
-same on each page, fewer different entries than the total, and (where one entry goes as another
-comes, which keeps the total) an entry that is younger than the youngest there was at the start.
-Then the whole list is read again, a few times, and at last given up: never a part of a list.
+In the order of creation new entries come last, so only deletions shift pages: the entry that moves to the
+previous page is then missed. Three signs reveal it: a total that differs between pages, fewer distinct
+entries than the total, and (if one entry is added for each one deleted, which keeps the total) an entry
+younger than the youngest at the start. The whole list is then read again, up to `_MAX_READS` times,
+before the read fails: it never returns a part of a list.
 """
 
 from __future__ import annotations
@@ -16,9 +16,9 @@ from typing import TypeVar
 
 from syncd.core.errors import MalformedError, RefusedError
 
-READS = 3
-PAGE_SIZES = (1000, 100)
-"""What is asked for, and what instead where a server refuses so large a page."""
+_MAX_READS = 3
+_PAGE_SIZES = (1000, 100)
+"""The size that is asked for, and the smaller one for a server that refuses it."""
 
 Entry = dict[str, object]
 _T = TypeVar("_T")
@@ -26,31 +26,31 @@ _T = TypeVar("_T")
 
 @dataclass(frozen=True, slots=True)
 class Page:
-    """One page, and how many entries the whole list has; None where the server does not say."""
+    """One page, and the number of entries in the whole list; None if the server does not say."""
 
     entries: Sequence[Entry]
     total: int | None
 
 
 Fetch = Callable[[int, int], Page]
-"""Asks for a page by its number, from 1, and its size."""
+"""Requests a page by its number, from 1, and its size."""
 
 
 def read_all(fetch: Fetch, what: str, *, created: str) -> list[Entry]:
     """Return all entries, in order; `created` names the field with the time of creation.
 
-    Raises MalformedError when the list is never whole, and what `fetch` raises.
+    Raises MalformedError if no read is complete, and any error of `fetch`.
     """
     return read_as(lambda entry: entry, fetch, what, created=created)
 
 
 def read_as(make: Callable[[Entry], _T], fetch: Fetch, what: str, *, created: str) -> list[_T]:
-    """Return what `make` makes of each entry, page by page: a long list is never held as it came."""
-    for _ in range(READS):
+    """Return all entries, each converted by `make`; the raw entries of only one page are in memory."""
+    for _ in range(_MAX_READS):
         entries = _read_once(make, fetch, what, created)
         if entries is not None:
             return entries
-    raise MalformedError(f"{what} changed during each of {READS} readings; try again when it is quieter")
+    raise MalformedError(f"{what} changed during each of {_MAX_READS} readings; try again later")
 
 
 def _read_once(make: Callable[[Entry], _T], fetch: Fetch, what: str, created: str) -> list[_T] | None:
@@ -61,7 +61,7 @@ def _read_once(make: Callable[[Entry], _T], fetch: Fetch, what: str, created: st
     if len(page.entries) >= total:
         found = _by_id(page.entries, what, make)
         return list(found.values()) if len(found) == total else None
-    # The youngest has to be known before the first page is read, so that page is read once more.
+    # The youngest entry must be known before the pages are read, hence the first page is read again.
     last = fetch(total, 1)
     youngest = _time(last.entries[0], created) if last.entries else None
     found, number = dict[str, _T](), 0
@@ -78,7 +78,7 @@ def _read_once(make: Callable[[Entry], _T], fetch: Fetch, what: str, created: st
 
 
 def _first(fetch: Fetch) -> tuple[Page, int]:
-    large, small = PAGE_SIZES
+    large, small = _PAGE_SIZES
     try:
         return fetch(1, large), large
     except RefusedError as error:

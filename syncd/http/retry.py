@@ -1,4 +1,4 @@
-"""How often something is tried, and the wait between: exponential backoff with jitter, or Retry-After."""
+"""Retries with exponential backoff and jitter, or after the wait that Retry-After asks for."""
 
 from __future__ import annotations
 
@@ -20,21 +20,21 @@ _MAX_RETRY_AFTER = 60.0
 
 
 class Pace:
-    """What an API that answers with Retry-After asks of all threads that talk to it.
+    """The Retry-After of one API, applied to all threads that talk to it.
 
-    Until that time is over nobody begins anything. Then those that were refused go first, one at a
-    time, each until it has its answer, and only after them all go on at once. So whoever is refused
-    is not crowded out by the others until its attempts are used up.
+    No thread starts a request before that time is over. Then the refused requests go first, one at a
+    time, each until it has its answer; after them all threads continue in parallel. So the others cannot
+    crowd out a refused request until its attempts are used up.
     """
 
     def __init__(self) -> None:
         self._turn = threading.RLock()
-        self._noting = threading.Lock()
+        self._until_lock = threading.Lock()
         self._until = 0.0
 
     def refused(self, seconds: float, turns: ExitStack) -> None:
-        """Note the wait, and wait for a turn alone, which lasts until `turns` is left."""
-        with self._noting:
+        """Record the wait, and take the turn, which lasts until `turns` is closed."""
+        with self._until_lock:
             self._until = max(self._until, time.monotonic() + seconds)
         turns.enter_context(self._turn)
 
@@ -43,15 +43,15 @@ class Pace:
         return max(0.0, self._until - time.monotonic())
 
     def wait(self, seconds: float, sleep: Callable[[float], object]) -> None:
-        """Sleep so long; what an API asked for is over then, unless it asked again meanwhile."""
+        """Sleep; clears the wait that the API asked for if it is over and was not asked for again."""
         until, left = self._until, self.remaining()
         sleep(seconds)
         if seconds >= left:
-            with self._noting:
+            with self._until_lock:
                 self._until = 0.0 if self._until == until else self._until
 
     def begin(self, sleep: Callable[[float], object]) -> None:
-        """Return when this thread may ask."""
+        """Block until this thread may send a request."""
         with self._turn:
             pass
         if (left := self.remaining()) > 0:
@@ -60,9 +60,9 @@ class Pace:
 
 @dataclass(frozen=True, slots=True)
 class Retry:
-    """How often and how patiently, in seconds; `sleep` may return early, then the next attempt follows.
+    """Number of attempts, and waits in seconds; if `sleep` returns early, the next attempt follows at once.
 
-    All that talk to one API at a time share a `pace`.
+    All clients of one API share a `pace`.
     """
 
     attempts: int = 5
@@ -72,7 +72,7 @@ class Retry:
     pace: Pace = field(default_factory=Pace, compare=False, repr=False)
 
     def run(self, attempt: Callable[[], _T]) -> _T:
-        """Call `attempt` until it raises no UnreachableError; the last one tells how often it was tried."""
+        """Call `attempt` until it raises no UnreachableError; the last error gives the number of tries."""
         with ExitStack() as turns:
 
             def paced() -> _T:
@@ -85,11 +85,11 @@ class Retry:
                     raise
 
             try:
-                return self._tried(paced)
+                return self._attempts(paced)
             except UnreachableError as error:
                 raise UnreachableError(f"{error} (tried {self.attempts} times)") from None
 
-    def _tried(self, attempt: Callable[[], _T]) -> _T:
+    def _attempts(self, attempt: Callable[[], _T]) -> _T:
         first: UnreachableError | None = None
         try:
             return attempt()
@@ -99,7 +99,7 @@ class Retry:
             first = error
 
         def again() -> _T:
-            # The first attempt was made above: nearly all need no other, and none of what follows.
+            # The first attempt was made above: nearly all succeed, and then tenacity is not needed.
             nonlocal first
             if first is not None:
                 failed, first = first, None

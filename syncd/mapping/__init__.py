@@ -1,4 +1,4 @@
-"""Pure core: from principals to the customers and subjects that should exist.
+"""The mapping: a pure function from principals to the desired customers and subjects.
 
 Start with `desired_state`.
 May import: `core`.

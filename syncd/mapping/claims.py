@@ -1,4 +1,4 @@
-"""What one principal asks for: a subject, in a customer. What cannot be said without doubt is a Problem."""
+"""Claims: the subject and the customer of each principal. An ambiguous principal becomes a Problem."""
 
 from __future__ import annotations
 
@@ -15,10 +15,11 @@ Index = Mapping[tuple[str, str, str], Assignment]
 
 @value
 class Claim:
-    """A principal, its subject, the customer it shall be in; `group` is what groups it there, if anything.
+    """A principal, its subject and its customer; `group` names the group that it is in, if any.
 
-    `row` is its row of the mapping file. `joined`: it is there because of the application that it is
-    on a gateway. `shared`: its subject is that of its whole group (`mapping.subject_field: tag`).
+    `row` is its row of the mapping file. `joined`: the customer comes from the application that the
+    consumer represents on a gateway, or the reverse. `shared`: the whole group has this subject
+    (`mapping.subject_field: tag`).
     """
 
     principal: Principal
@@ -31,29 +32,29 @@ class Claim:
 
     @property
     def values(self) -> Mapping[str, str]:
-        """Return the values of the template fields; not kept, for there may be 100,000 claims."""
+        """Return the values of the template fields; not stored, since there may be 100,000 claims."""
         return fields_of(self.principal, self.subject_key, self.group)
 
     @property
     def is_single(self) -> bool:
-        """Tell whether it asks for a customer of its own, of which it is the namesake."""
+        """Return whether it claims a customer of its own, which is named after it."""
         own = self.principal.customer in (None, self.subject_key)
         return own and self.group is None and not self.joined
 
     @property
     def is_keyed_by_identity(self) -> bool:
-        """Tell whether the key of its customer can be nobody else's: its subject, or by `DEFAULT_KEY`."""
-        ours = (self.subject_key, f"{self.principal.kind}-{self.principal.id}")
-        return self.customer_key in ours
+        """Return whether its customer's key is unique to it: its subject, or made by `DEFAULT_KEY`."""
+        unique = (self.subject_key, f"{self.principal.kind}-{self.principal.id}")
+        return self.customer_key in unique
 
 
 def claims_of(principals: Iterable[Principal], rules: MappingRules) -> tuple[list[Claim], list[Problem]]:
-    """Return the claims of all principals that are not left out, and what cannot be claimed."""
+    """Return the claims of all principals that are not excluded, and the problems of the others."""
     index = rules.index()
     claims: list[Claim] = []
     problems: list[Problem] = []
     for principal in distinct(principals):
-        if is_left_out(principal, rules):
+        if is_excluded(principal, rules):
             continue
         found = _claim(principal, rules, index)
         if isinstance(found, Claim):
@@ -66,23 +67,23 @@ def claims_of(principals: Iterable[Principal], rules: MappingRules) -> tuple[lis
 def distinct(principals: Iterable[Principal]) -> list[Principal]:
     """Drop a consumer or application that two sources describe alike: it is the same one, read twice.
 
-    A consumer that a portal names only as an application's takes what Kong itself says of it.
+    For a consumer that a portal names only through its application, Kong's own description is used.
     """
     principals = list(principals)
     if len({(principal.kind, principal.id) for principal in principals}) == len(principals):
         return principals
-    apart: list[Principal] = []
+    unmerged: list[Principal] = []
     found: dict[tuple[str, str], list[Principal]] = {}
     for principal in principals:
         if principal.kind == "static" or not principal.id:
-            apart.append(principal)
+            unmerged.append(principal)
         else:
             found.setdefault((principal.kind, principal.id), []).append(principal)
-    return apart + [principal for named in found.values() for principal in _variants(named)]
+    return unmerged + [principal for named in found.values() for principal in _variants(named)]
 
 
 def _variants(named: list[Principal]) -> list[Principal]:
-    """Merge what sources say of one id, as far as they agree."""
+    """Merge the descriptions of one id, as far as they agree."""
     if len(named) == 1:
         return named
     variants: list[Principal] = []
@@ -96,7 +97,7 @@ def _variants(named: list[Principal]) -> list[Principal]:
 
 
 def _order(principal: Principal) -> tuple[str, ...]:
-    """Return what sorts principals alike in whatever order the sources name them."""
+    """Return a sort key that does not depend on the order of the sources."""
     names = (principal.username or "", principal.custom_id or "", principal.customer or "")
     last = (principal.application or "", principal.owner or "")
     return (principal.kind, principal.id, principal.source, *names, *last, *sorted(principal.tags))
@@ -122,8 +123,8 @@ def _merged(one: Principal, other: Principal) -> Principal:
     return replace(merged, application=one.application or other.application)
 
 
-def is_left_out(principal: Principal, rules: MappingRules) -> bool:
-    """Tell whether it is an anonymous consumer, which gets no customer."""
+def is_excluded(principal: Principal, rules: MappingRules) -> bool:
+    """Return whether it is an anonymous consumer, which gets no customer."""
     if principal.kind != "consumer" or rules.include_anonymous:
         return False
     if principal.anonymous or not rules.anonymous_consumers:
@@ -144,12 +145,14 @@ def _claim(principal: Principal, rules: MappingRules, index: Index) -> Claim | P
     template = rules.templates.key if group is None else rules.templates.group_key
     customer_key = principal.customer or filled(template, principal, subject_key, group)
     if customer_key is None:
-        lacks = " and ".join(missing(template, fields_of(principal, subject_key, group)))
-        reason = f"{principal.describe()} has no {lacks}, and the template {template!r} of its customer's key"
+        absent = " and ".join(missing(template, fields_of(principal, subject_key, group)))
+        reason = (
+            f"{principal.describe()} has no {absent}, and the template {template!r} of its customer's key"
+        )
         return Problem(None, (subject_key,), f"{reason} needs it")
     if not (_is_plain(subject_key) and _is_plain(customer_key)):
         for what, key in (("subject", subject_key), ("customer key", customer_key)):
-            if fault := _fault_of_key(key):
+            if fault := _key_fault(key):
                 reason = f"{principal.describe()}: its {what} {fault}; change it at the source"
                 return Problem(customer_key[:MAX_KEY], (subject_key[:MAX_KEY],), reason)
     return Claim(principal, subject_key, customer_key, group, row, shared=shared)
@@ -177,7 +180,7 @@ def _subject_key(principal: Principal, rules: MappingRules) -> str | Problem:
 
 
 def _group(principal: Principal, rules: MappingRules, row: Assignment | None) -> str | Problem | None:
-    """Return what groups the principal, None where it has a customer of its own."""
+    """Return the group of the principal, None if it has a customer of its own."""
     if principal.kind == "static":
         return None
     match rules.group_by:
@@ -200,23 +203,23 @@ def _tagged(principal: Principal) -> str | Problem | None:
     if not tagged:
         return None
     if len(tagged) > 1 or "" in tagged:
-        said = ", ".join(f"'{CUSTOMER_TAG}{key}'" for key in sorted(tagged))
+        listed = ", ".join(f"'{CUSTOMER_TAG}{key}'" for key in sorted(tagged))
         return Problem(
-            None, (), f"{principal.describe()} must carry one tag {CUSTOMER_TAG}<key>, but carries {said}"
+            None, (), f"{principal.describe()} must carry one tag {CUSTOMER_TAG}<key>, but carries {listed}"
         )
     return tagged.pop()
 
 
 def _is_plain(key: str) -> bool:
-    """Tell whether there is surely nothing wrong with a key."""
+    """Return whether a key is certainly valid, by a cheap check."""
     return key.isascii() and 0 < len(key) <= MAX_KEY and not key.isspace()
 
 
-def _fault_of_key(key: str) -> str | None:
+def _key_fault(key: str) -> str | None:
     if not key.strip():
         return "is empty"
     if len(key) > MAX_KEY:
-        return f"has {len(key)} characters, and {MAX_KEY} is the limit of the metering API"
+        return f"has {len(key)} characters; the metering API allows {MAX_KEY}"
     try:
         key.encode()
     except UnicodeEncodeError:
@@ -225,36 +228,36 @@ def _fault_of_key(key: str) -> str | None:
 
 
 def _with_applications(claims: list[Claim], problems: list[Problem]) -> list[Claim]:
-    """Put a consumer that an application is on a gateway into that application's customer.
+    """Put a consumer that represents an application on a gateway into that application's customer.
 
-    Usage may come under either subject. Where both are grouped, they have to agree.
+    Usage may come under either subject. If both are in groups, the groups have to be the same.
     """
     applications = {claim.principal.id: claim for claim in claims if claim.principal.kind == "application"}
     if not applications:
         return claims
     claims = sorted(claims, key=lambda claim: _order(claim.principal))
     applications = {claim.principal.id: claim for claim in claims if claim.principal.kind == "application"}
-    kept: list[Claim] = []
+    agreed: list[Claim] = []
     moved: dict[str, Claim] = {}
     for claim in claims:
         home = applications.get(claim.principal.application or "")
         if home is None or claim.principal.kind != "consumer":
-            kept.append(claim)
+            agreed.append(claim)
         elif claim.group is None:
-            kept.append(replace(claim, customer_key=home.customer_key, group=home.group, joined=True))
+            agreed.append(replace(claim, customer_key=home.customer_key, group=home.group, joined=True))
         elif home.group is None:
             moved.setdefault(home.principal.id, claim)
-            kept.append(claim)
+            agreed.append(claim)
         elif claim.customer_key == home.customer_key:
-            kept.append(claim)
+            agreed.append(claim)
         else:
             reason = (
                 f"{claim.principal.describe()} belongs to customer {claim.customer_key!r}, but the"
-                f" application it is mapped to, {home.principal.describe()}, to {home.customer_key!r}."
-                " Make them agree"
+                f" application it is mapped to, {home.principal.describe()}, belongs to"
+                f" {home.customer_key!r}. Put both into the same customer"
             )
             problems.append(Problem(claim.customer_key, (claim.subject_key,), reason))
-    return [_moved(claim, moved.get(claim.principal.id)) for claim in kept]
+    return [_moved(claim, moved.get(claim.principal.id)) for claim in agreed]
 
 
 def _moved(claim: Claim, to: Claim | None) -> Claim:

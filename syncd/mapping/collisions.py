@@ -1,4 +1,4 @@
-"""Claims that cannot all be met are taken out, each pair as a Problem that names both sides."""
+"""Collisions: claims that contradict each other are removed, each as a Problem that names both sides."""
 
 from __future__ import annotations
 
@@ -10,15 +10,15 @@ from syncd.mapping.claims import Claim
 
 
 def without_collisions(claims: list[Claim]) -> tuple[list[Claim], list[Problem]]:
-    """Return the claims that can be met together, and what is in the way of the others."""
+    """Return the claims that do not contradict each other, and the problems of the others."""
     claims, contested = _without_shared_subjects(claims)
-    claims, same_key = _without_chance_meetings(claims)
+    claims, same_key = _without_accidental_groups(claims)
     claims, crossed = _without_crossed_keys(claims)
     return claims, contested + same_key + crossed
 
 
 def _without_shared_subjects(claims: list[Claim]) -> tuple[list[Claim], list[Problem]]:
-    """Take out the principals that share one subject: whose usage it is cannot be told."""
+    """Remove principals that share one subject: their usage cannot be distinguished."""
     if len({claim.subject_key for claim in claims}) == len(claims):
         return claims, []
     by_subject: dict[str, list[Claim]] = defaultdict(list)
@@ -29,8 +29,8 @@ def _without_shared_subjects(claims: list[Claim]) -> tuple[list[Claim], list[Pro
         Problem(
             sharing[0].customer_key if len({claim.customer_key for claim in sharing}) == 1 else None,
             (subject_key,),
-            f"{_names(sharing)} have the same subject {subject_key!r}: their usage cannot be told apart."
-            " Give one of them another subject, or leave one source out",
+            f"{_names(sharing)} have the same subject {subject_key!r}, so their usage cannot be"
+            " distinguished. Give one of them another subject, or remove one source",
         )
         for subject_key, sharing in contested.items()
     ]
@@ -38,15 +38,15 @@ def _without_shared_subjects(claims: list[Claim]) -> tuple[list[Claim], list[Pro
 
 
 def _is_contested(sharing: list[Claim]) -> bool:
-    """Tell whether several claim one subject, and not as the members of one group that sends it."""
+    """Return whether several claim one subject, other than as members of one group that sends it."""
     return len(sharing) > 1 and not all(claim.shared for claim in sharing)
 
 
-def _without_chance_meetings(claims: list[Claim]) -> tuple[list[Claim], list[Problem]]:
-    """Take out principals that nothing groups and that share a customer key by a template only.
+def _without_accidental_groups(claims: list[Claim]) -> tuple[list[Claim], list[Problem]]:
+    """Remove ungrouped principals that share a customer key only because of a template.
 
-    A group named like somebody's own customer is meant where the key is that one's subject or holds
-    its id (``customer:consumer-<id>``), and chance where a template made the key of a name.
+    A group with the key of a principal's own customer is intended if that key is the principal's subject
+    or contains its id (``customer:consumer-<id>``), and accidental if a template made the key of a name.
     """
     problems: list[Problem] = []
     taken: set[str] = set()
@@ -55,10 +55,10 @@ def _without_chance_meetings(claims: list[Claim]) -> tuple[list[Claim], list[Pro
         others = [claim for claim in inside if not claim.is_single and not claim.joined]
         by_template = [claim for claim in single if not claim.is_keyed_by_identity]
         if len(single) > 1 or (by_template and others):
-            who = single + (others if by_template else [])
+            accidental = single + (others if by_template else [])
             reason = (
-                f"{_names(who)} would share the customer {key!r}, though nothing groups them."
-                " Use a key template that tells them apart, or group them on purpose"
+                f"{_names(accidental)} would share the customer {key!r}, though nothing groups them."
+                " Use a key template that gives each its own key, or group them on purpose"
             )
             problems.append(Problem(key, tuple(sorted(claim.subject_key for claim in inside)), reason))
             taken.add(key)
@@ -66,9 +66,9 @@ def _without_chance_meetings(claims: list[Claim]) -> tuple[list[Claim], list[Pro
 
 
 def _without_crossed_keys(claims: list[Claim]) -> tuple[list[Claim], list[Problem]]:
-    """Take out customers whose key is the subject of another customer: the API refuses such a pair."""
+    """Remove customers whose key is the subject of another customer: the API refuses such a pair."""
     home = {claim.subject_key: claim for claim in claims}
-    # Most customers are nobody else's subject, and need not be looked at any further.
+    # Most keys are not another customer's subject, and need no further check.
     if not any(home[c.customer_key].customer_key != c.customer_key for c in claims if c.customer_key in home):
         return claims, []
     members = _by_customer(claims)
@@ -81,7 +81,7 @@ def _without_crossed_keys(claims: list[Claim]) -> tuple[list[Claim], list[Proble
         crossed |= {key, other.customer_key}
         reason = (
             f"the customer key {key!r} of {_names(inside)} is also the subject of"
-            f" {other.principal.describe()}, who belongs to customer {other.customer_key!r}."
+            f" {other.principal.describe()}, which belongs to customer {other.customer_key!r}."
             " Rename one of the two"
         )
         keys = [claim.subject_key for claim in inside + members[other.customer_key]]
@@ -90,7 +90,7 @@ def _without_crossed_keys(claims: list[Claim]) -> tuple[list[Claim], list[Proble
 
 
 def _shared(claims: list[Claim]) -> dict[str, list[Claim]]:
-    """Return the customers that several claims ask for."""
+    """Return the claims of each customer that several claims name."""
     if len({claim.customer_key for claim in claims}) == len(claims):
         return {}
     return {key: inside for key, inside in _by_customer(claims).items() if len(inside) > 1}

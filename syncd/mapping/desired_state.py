@@ -1,6 +1,6 @@
-"""Principals become desired customers: a pure function, whatever the order of the principals.
+"""The desired state: a pure function of the principals, whatever their order.
 
-What cannot be mapped without doubt becomes a `Problem` that names both sides; it never stops the rest.
+An ambiguous principal becomes a `Problem` that names both sides; the others are mapped nevertheless.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ _CUSTOMER_KEY = attrgetter("customer_key")
 
 
 def desired_state(principals: Iterable[Principal], rules: MappingRules) -> DesiredState:
-    """Return the customers that these principals ask for."""
+    """Return the customers that these principals call for."""
     claims, problems = claims_of(principals, rules)
     known = _known(claims)
     claims, collisions = without_collisions(claims)
@@ -36,7 +36,7 @@ def desired_state(principals: Iterable[Principal], rules: MappingRules) -> Desir
 
 
 def _known(claims: Iterable[Claim]) -> frozenset[str]:
-    """Return the subjects of the members of groups from before the group had one of its own."""
+    """Return the subjects that group members had before their group got one of its own."""
     return frozenset(
         default_subject("consumer", claim.principal.id)
         for claim in claims
@@ -45,14 +45,14 @@ def _known(claims: Iterable[Claim]) -> frozenset[str]:
 
 
 def display_name(principal: Principal) -> str:
-    """Return the name for people: username, else custom_id, else id; one line, at most 256 characters."""
+    """Return the display name: username, else custom_id, else id; one line, at most 256 characters."""
     text = principal.username or principal.custom_id or principal.id
     return _name(text) or principal.id
 
 
 def _name(text: str) -> str:
-    # A name with control characters or stray blanks would come back different from some servers
-    # and be "renamed" at every run.
+    # Some servers return a name with control characters or stray blanks in another form, so that every run
+    # would "rename" it.
     if not text.isprintable():
         text = "".join(char if char.isprintable() else " " for char in text)
     return text.strip()[:MAX_NAME].strip()
@@ -61,29 +61,32 @@ def _name(text: str) -> str:
 def _customer(key: str, claims: list[Claim], rules: MappingRules, warnings: list[str]) -> DesiredCustomer:
     if len(claims) > 1:
         claims.sort(key=lambda claim: claim.subject_key)
-    # The principal that gives the customer its key also gives it its name and source-id.
+    # The principal that determines the key also determines name and source-id.
     own = None
     for claim in claims:
         if claim.is_single or (claim.subject_key == key and not claim.shared):
             own = claim
             break
     namesake = own.principal if own else None
-    ours = ownership_metadata(rules.owner_id, namesake.id if namesake else key)
+    ownership = ownership_metadata(rules.owner_id, namesake.id if namesake else key)
     name = _customer_name(key, own, claims, rules, warnings)
     return DesiredCustomer(
         key=key,
         name=name,
         name_follows_source=namesake is not None and not (own and own.row and own.row.name),
         subjects=tuple(
-            [_subject(claim, ours, name if claim is own else None, rules) for claim in _apart(claims)]
+            [
+                _subject(claim, ownership, name if claim is own else None, rules)
+                for claim in _by_subject(claims)
+            ]
         ),
-        marks=ours,
+        ownership=ownership,
         details=details_of(key, claims, rules, warnings.append),
     )
 
 
-def _apart(claims: list[Claim]) -> list[Claim]:
-    """Return one claim for each subject: the members of a group may share one."""
+def _by_subject(claims: list[Claim]) -> list[Claim]:
+    """Return one claim for each subject: members of a group may share one."""
     if len(claims) == 1 or not any(claim.shared for claim in claims):
         return claims
     return list({claim.subject_key: claim for claim in claims}.values())
@@ -110,23 +113,23 @@ def _customer_name(
 
 
 def _subject(
-    claim: Claim, customer_marks: Mapping[str, str], customer_name: str | None, rules: MappingRules
+    claim: Claim, ownership: Mapping[str, str], customer_name: str | None, rules: MappingRules
 ) -> DesiredSubject:
-    """Describe the subject entity so that a server which copies it onto its customer changes nothing there.
+    """Return the subject, made so that copying its entity onto its customer changes nothing there.
 
     Servers with the subject hook (openmeter/customer/service/hooks/subjectcustomer.go) copy a
     subject's display name and metadata onto its customer at each upsert. So the entity carries its
-    customer's marks, and a display name only where that is the customer's name as well (then
-    `customer_name` is given), or where the configuration names a static subject.
+    customer's ownership metadata, and a display name only if that is the customer's name as well (then
+    `customer_name` is given), or if the configuration names a static subject.
     """
     principal = claim.principal
     if claim.shared:
-        return DesiredSubject(claim.subject_key, None, customer_marks, f"consumers tagged {claim.group!r}")
+        return DesiredSubject(claim.subject_key, None, ownership, f"consumers tagged {claim.group!r}")
     static = display_name(principal) if principal.kind == "static" and principal.username else None
     return DesiredSubject(
         key=claim.subject_key,
         display_name=customer_name or static,
-        metadata={**principal.metadata, **customer_marks} if principal.metadata else customer_marks,
+        metadata={**principal.metadata, **ownership} if principal.metadata else ownership,
         principal=principal.label(),
         own_key=fill(rules.templates.key, claim.values) if rules.max_subjects_per_customer else None,
     )

@@ -1,6 +1,6 @@
-"""What a customer is created with: by the mapping file, else by templates, where all members agree.
+"""Details that a customer is created with: from the mapping file, else from templates, if all members agree.
 
-What the metering API would not take is left out with a warning; it never stops a run.
+A value that the metering API would refuse is omitted with a warning; it never stops a run.
 """
 
 from __future__ import annotations
@@ -23,23 +23,24 @@ Warn = Callable[[str], None]
 
 
 def details_of(key: str, claims: Sequence[Claim], rules: MappingRules, warn: Warn) -> CustomerDetails:
-    """Return the details of the customer of these claims; `warn` is told what is left out."""
+    """Return the details of the customer of these claims; calls `warn` for each omitted value."""
     templates = rules.templates
     if not rules.assignments and not templates.creates:
         return NO_DETAILS
     rows = [claim.row.details for claim in claims if claim.row]
-    tell: Warn = lambda text: warn(f"customer {key!r}: {text}")  # noqa: E731
+    warn_of_customer: Warn = lambda text: warn(f"customer {key!r}: {text}")  # noqa: E731
 
     def agreed(what: str, given: Sequence[str | None], template: str | None) -> str | None:
         values = {value for value in given if value}
         if not values and template:
             filled = [fill(template, claim.values) for claim in claims]
             if None in filled and any(filled):
-                tell(f"{what} is left out: not every member has what the template {template!r} names")
+                warn_of_customer(f"{what} is omitted: not every member can fill the template {template!r}")
                 return None
             values = {value for value in filled if value}
         if len(values) > 1:
-            tell(f"{what} is left out: its members give {', '.join(map(repr, sorted(values)))}")
+            listed = ", ".join(map(repr, sorted(values)))
+            warn_of_customer(f"{what} is omitted: its members have different values: {listed}")
             return None
         return _printable(values.pop()) if values else None
 
@@ -60,15 +61,15 @@ def details_of(key: str, claims: Sequence[Claim], rules: MappingRules, warn: War
         for name in _names([row.metadata for row in rows], templates.metadata)
         if (value := agreed(name, [row.metadata.get(name) for row in rows], templates.metadata.get(name)))
     }
-    country = _fitting("country", address.pop("country", None), _COUNTRY, tell)
+    country = _fitting("country", address.pop("country", None), _COUNTRY, warn_of_customer)
     if country:
         address["country"] = country
     return CustomerDetails(
-        email=_fitting("email", email, _EMAIL, tell),
-        currency=_fitting("currency", currency, _CURRENCY, tell),
-        description=_shortened(description, tell),
+        email=_fitting("email", email, _EMAIL, warn_of_customer),
+        currency=_fitting("currency", currency, _CURRENCY, warn_of_customer),
+        description=_shortened(description, warn_of_customer),
         billing_address=address,
-        metadata=_labels(metadata, tell) if rules.labels_only else metadata,
+        metadata=_labels(metadata, warn_of_customer) if rules.labels_only else metadata,
     )
 
 
@@ -76,24 +77,24 @@ def _names(given: Sequence[Mapping[str, str]], templates: Mapping[str, str]) -> 
     return sorted({name for mapping in given for name in mapping} | set(templates))
 
 
-def _fitting(what: str, value: str | None, form: re.Pattern[str], tell: Warn) -> str | None:
+def _fitting(what: str, value: str | None, form: re.Pattern[str], warn: Warn) -> str | None:
     if value is None or form.fullmatch(value):
         return value
-    tell(f"{what} {value!r} is left out: the metering API would refuse it")
+    warn(f"{what} {value!r} is omitted: the metering API would refuse it")
     return None
 
 
-def _shortened(description: str | None, tell: Warn) -> str | None:
+def _shortened(description: str | None, warn: Warn) -> str | None:
     if description is None or len(description) <= _MAX_DESCRIPTION:
         return description
-    tell(f"description is cut to {_MAX_DESCRIPTION} characters")
+    warn(f"description is cut to {_MAX_DESCRIPTION} characters")
     return description[:_MAX_DESCRIPTION]
 
 
-def _labels(metadata: Mapping[str, str], tell: Warn) -> dict[str, str]:
+def _labels(metadata: Mapping[str, str], warn: Warn) -> dict[str, str]:
     for name, value in metadata.items():
         if not is_label(name, value):
-            tell(f"metadata {name} {value!r} is left out: it breaks the label rules of the v3 API")
+            warn(f"metadata {name} {value!r} is omitted: it breaks the label rules of the v3 API")
     return {name: value for name, value in metadata.items() if is_label(name, value)}
 
 

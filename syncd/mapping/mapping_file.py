@@ -1,4 +1,4 @@
-"""The mapping file: which principal belongs to which customer, and what that customer is created with.
+"""The mapping file: the customer of each principal, and the details that the customer is created with.
 
 CSV with a header, or YAML with a list of mappings. The columns (all but `kind` may be left empty):
 
@@ -31,7 +31,7 @@ _LOADER = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
 
 
 def read_mapping_file(path: Path) -> tuple[Assignment, ...]:
-    """Return the rows; raises ConfigError naming the file and the place."""
+    """Return the rows; raises ConfigError, which names the file and the place."""
     try:
         text = path.read_bytes().decode("utf-8-sig")
     except OSError as error:
@@ -40,7 +40,7 @@ def read_mapping_file(path: Path) -> tuple[Assignment, ...]:
         raise ConfigError(f"mapping.file: {path} is not UTF-8") from None
     rows = _csv_rows(text, path) if path.suffix.lower() == ".csv" else _yaml_rows(text, path)
     found = [_assignment(row, place) for place, row in rows]
-    _refuse_twice(found)
+    _refuse_duplicates(found)
     return tuple(found)
 
 
@@ -50,7 +50,7 @@ def _csv_rows(text: str, path: Path) -> Iterator[tuple[str, dict[str, str]]]:
         for row in reader:
             place = f"{path.name} line {reader.line_num}"
             if None in row or None in row.values():
-                raise ConfigError(f"{place}: has not as many fields as the header has names")
+                raise ConfigError(f"{place}: the number of fields differs from that of the header")
             yield place, {name.strip(): value.strip() for name, value in row.items() if value.strip()}
     except csv.Error as error:
         raise ConfigError(f"{path.name} line {reader.line_num}: {error}") from None
@@ -71,7 +71,7 @@ def _yaml_rows(text: str, path: Path) -> Iterator[tuple[str, dict[str, str]]]:
 
 
 def _flat(entry: Mapping[object, object], place: str) -> Iterator[tuple[str, str]]:
-    """Yield the fields under the names of the columns, nested ones too."""
+    """Yield all fields, nested ones too, under the names of the columns."""
     for name, value in entry.items():
         prefix = {"metadata": _METADATA, "billing_address": _BILLING}.get(str(name))
         if prefix and isinstance(value, dict):
@@ -89,12 +89,12 @@ def _assignment(row: Mapping[str, str], place: str) -> Assignment:
         if not known:
             raise ConfigError(f"{place}: unknown column {name!r}")
         if name.removeprefix(_METADATA) in RESERVED_KEYS:
-            raise ConfigError(f"{place}: must not set {name}: syncd's own mark")
+            raise ConfigError(f"{place}: cannot set {name}: it is reserved for syncd's own metadata")
     kind = row.get("kind", "consumer")
     if kind not in ("consumer", "application"):
         raise ConfigError(f"{place}: kind is {kind!r}, not consumer or application")
     if not (row.get("id") or row.get("username")):
-        raise ConfigError(f"{place}: names nobody: give id or username")
+        raise ConfigError(f"{place}: names no principal; give id or username")
     return Assignment(
         kind="application" if kind == "application" else "consumer",
         place=place,
@@ -116,7 +116,7 @@ def _prefixed(row: Mapping[str, str], prefix: str) -> dict[str, str]:
     return {name.removeprefix(prefix): value for name, value in row.items() if name.startswith(prefix)}
 
 
-def _refuse_twice(rows: Iterable[Assignment]) -> None:
+def _refuse_duplicates(rows: Iterable[Assignment]) -> None:
     seen: dict[tuple[str, str, str], Assignment] = {}
     for row in rows:
         identity = (row.kind, "id", row.id) if row.id else (row.kind, "username", row.username or "")
@@ -124,5 +124,5 @@ def _refuse_twice(rows: Iterable[Assignment]) -> None:
         if other is not row:
             raise ConfigError(
                 f"{other.place} and {row.place} are both about {row.kind} {row.id or row.username};"
-                " leave one of them"
+                " remove one of them"
             )

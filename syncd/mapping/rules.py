@@ -1,4 +1,4 @@
-"""The rules of the mapping, as values."""
+"""Mapping rules: the settings that decide the mapping, as values."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ SubjectField = Literal["id", "username", "custom_id", "tag"]
 Overflow = Literal["block", "split"]
 
 DEFAULT_KEY = "{kind}-{id}"
-"""Made of what never changes at the source, and another text than the subject.
+"""Made of fields that never change at the source, and different from the subject.
 
-A metering API attributes usage by a customer's key too, so a subject that is the key of its customer
-could neither move to another customer nor be detached.
+The metering API attributes usage by a customer's key too, so a subject that is its customer's key could
+neither move to another customer nor be detached.
 """
 MAX_KEY = 256
 MAX_NAME = 256
@@ -26,10 +26,10 @@ MAX_NAME = 256
 
 @dataclass(frozen=True, slots=True)
 class Templates:
-    """Texts with named fields in braces (`syncd.mapping.templates`); None takes the default.
+    """Templates (`syncd.mapping.templates`); None takes the default.
 
     `key` and `name` are for a customer of one principal, `group_key` and `group_name` for one that a
-    group shares. The rest is given at creation only.
+    group shares. The others apply at creation only.
     """
 
     key: str = DEFAULT_KEY
@@ -44,18 +44,18 @@ class Templates:
 
     @property
     def creates(self) -> bool:
-        """Tell whether there is anything that customers are created with."""
+        """Return whether any template gives details that customers are created with."""
         plain = (self.email, self.currency, self.description)
         return any(plain) or bool(self.billing_address or self.metadata)
 
 
 @dataclass(frozen=True, slots=True)
 class Assignment:
-    """One row of the mapping file: which principal, in which customer, created with what."""
+    """One row of the mapping file: a principal, its customer, and the details of that customer."""
 
     kind: Literal["consumer", "application"]
     place: str
-    """Where it stands, for messages: ``customers.csv line 3``."""
+    """File and line, for messages: ``customers.csv line 3``."""
     id: str | None = None
     username: str | None = None
     customer: str | None = None
@@ -67,7 +67,7 @@ class Assignment:
 class MappingRules:
     """The settings that decide the mapping; `anonymous_consumers` holds ids or usernames.
 
-    `labels_only`: the metering API takes metadata that keep the label rules, and no others.
+    `labels_only`: the metering API accepts only metadata that keep the label rules.
     """
 
     owner_id: str
@@ -82,7 +82,7 @@ class MappingRules:
     labels_only: bool = False
 
     def index(self) -> Mapping[tuple[str, str, str], Assignment]:
-        """Return the assignments by kind, the field they go by, and its value."""
+        """Return the assignments by kind, identifying field, and its value."""
         found: dict[tuple[str, str, str], Assignment] = {}
         for row in self.assignments:
             if row.id:

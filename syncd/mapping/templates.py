@@ -1,6 +1,6 @@
-"""Texts with named fields: ``team-{group}``, ``{username}``. Braces and nothing else; ``{{`` is a brace.
+"""Templates: texts with named fields, such as ``team-{group}`` or ``{username}``; ``{{`` is a brace.
 
-A field that the principal does not have makes the whole text absent: half a name is worse than none.
+If the principal lacks one of the fields, there is no text at all: half a name is worse than none.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ FIELDS = PRINCIPAL_FIELDS | GROUP_FIELDS
 
 
 def check(template: str, fields: frozenset[str] = FIELDS) -> str:
-    """Return the template if it can be filled. Raises ValueError naming what is wrong with it."""
+    """Return the template if it is valid, else raise a ValueError that names the fault."""
     try:
         parsed = list(string.Formatter().parse(template))
     except ValueError as error:
@@ -28,7 +28,7 @@ def check(template: str, fields: frozenset[str] = FIELDS) -> str:
         if name is None:
             continue
         if name not in fields or form or conversion:
-            raise ValueError(f"knows only the fields {', '.join(f'{{{f}}}' for f in sorted(fields))}")
+            raise ValueError(f"can use only the fields {', '.join(f'{{{f}}}' for f in sorted(fields))}")
     return template
 
 
@@ -53,7 +53,7 @@ _VALUES: Mapping[str, Callable[[Principal, str, str | None], str | None]] = {
 
 
 def filled(template: str, principal: Principal, subject: str, group: str | None) -> str | None:
-    """Return what `fill` does with `fields_of`, without making a value that the template does not name."""
+    """Return the same as `fill` with `fields_of`, without computing unused values."""
     text = ""
     for literal, name in _parts(template):
         text += literal
@@ -71,7 +71,7 @@ def _parts(template: str) -> tuple[tuple[str, str | None], ...]:
 
 
 def fill(template: str, values: Mapping[str, str]) -> str | None:
-    """Return the text, None where a field has no value."""
+    """Return the text, None if a field has no value."""
     try:
         return template.format_map(values)
     except KeyError:

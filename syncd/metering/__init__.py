@@ -1,5 +1,5 @@
-"""The metering API, dialect by dialect: customers, subjects, meters, usage, deletions.
+"""The metering API in both dialects: customers, subject entities, meters, usage, deletions.
 
-Start with `base`, then `v1` or `v3`.
+Start with `base`, the interface; `v1` and `v3` implement it.
 May import: `http`, `core`.
 """

@@ -1,4 +1,4 @@
-"""The interface of a metering API, in syncd's words; dialects differ behind it."""
+"""Interfaces of a metering API, the same for both dialects."""
 
 from __future__ import annotations
 
@@ -13,17 +13,17 @@ _ENDED = "inactive"
 
 @dataclass(frozen=True, slots=True)
 class CustomerEdit:
-    """What to change of a customer; None leaves a field as it is."""
+    """Changes to one customer; None leaves a field unchanged."""
 
     name: str | None = None
     subject_keys: tuple[str, ...] | None = None
     metadata: Mapping[str, str] | None = None
-    """Merged into what is there."""
+    """Merged into the existing metadata."""
 
 
 @dataclass(frozen=True, slots=True)
 class SubjectWrite:
-    """What a subject entity shall carry; `metadata` are merged into what is there."""
+    """The wanted state of a subject entity; `metadata` are merged into the existing metadata."""
 
     key: str
     display_name: str | None
@@ -31,14 +31,14 @@ class SubjectWrite:
 
 
 Decide = Callable[[ObservedCustomer], CustomerEdit | None]
-"""Looks at the customer as it is now; None leaves it alone, `BlockedError` refuses."""
+"""Decides on the current state of a customer; None leaves it alone, `BlockedError` refuses."""
 
 
 class MeteringTarget(Protocol):
-    """A metering API. All methods raise the `ApiError` that fits; `RefusedError` concerns one entity only."""
+    """A metering API. All methods raise an `ApiError`; `RefusedError` concerns one entity only."""
 
     def observe(self) -> ObservedState:
-        """Return all customers and subject entities, or raise: never a part of them."""
+        """Return all customers and subject entities, or raise; never returns a part of them."""
 
     def create_customer(
         self,
@@ -48,22 +48,22 @@ class MeteringTarget(Protocol):
         metadata: Mapping[str, str],
         details: CustomerDetails = NO_DETAILS,
     ) -> None:
-        """Create a customer. Raises RefusedError with status 409 where key or a subject is in use."""
+        """Create a customer. Raises RefusedError with status 409 if key or a subject is in use."""
 
     def customer_by_key(self, key: str) -> ObservedCustomer | None:
-        """Return the customer that has exactly this key, None if there is none."""
+        """Return the customer with exactly this key, None if there is none."""
 
     def edit_customer(self, customer_id: str, decide: Decide) -> bool:
-        """Read a customer, ask `decide`, merge and write at once; tell whether anything was written.
+        """Read a customer, call `decide`, merge and write at once; return whether anything was written.
 
-        Everything that the edit does not name survives. Raises BlockedError if the customer is gone.
+        Everything that the edit does not name stays. Raises BlockedError if the customer was deleted.
         """
 
     def subjects(self) -> tuple[ObservedSubject, ...] | None:
-        """Return all subject entities, None where the server has none."""
+        """Return all subject entities, None if the server does not have them."""
 
     def write_subjects(self, writes: Sequence[SubjectWrite]) -> None:
-        """Create or update subject entities, all or none of them."""
+        """Create or update subject entities, all of them or none."""
 
     def usage(self, meter: str, since: str | None, until: str | None) -> Mapping[str, float]:
         """Return the value of a meter for each subject; raises MeterMissingError. Times are RFC 3339."""
@@ -74,10 +74,10 @@ class MeteringTarget(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class Inspection:
-    """One customer, as far as a deletion is concerned.
+    """The parts of a customer that speak against its deletion.
 
-    `entitlements` are keys of features; `subscriptions` maps the id of each that there ever was to its
-    status; `others` are words for what else people gave it.
+    `entitlements` are keys of features; `subscriptions` maps the id of every subscription, ended ones
+    too, to its status; `others` describe anything else that people added.
     """
 
     name: str
@@ -88,19 +88,19 @@ class Inspection:
 
     @property
     def open_subscriptions(self) -> list[str]:
-        """Return the subscriptions that run or are still to start."""
+        """Return the subscriptions that are active or scheduled."""
         return [name for name, status in (self.subscriptions or {}).items() if status != _ENDED]
 
 
 class Inspector(Protocol):
-    """Who can look at a customer."""
+    """Reads what speaks against deleting a customer."""
 
     def inspect(self, customer_id: str) -> Inspection | None:
-        """Return what hangs on a customer, None if it is gone; raises the ApiError that fits."""
+        """Return what depends on a customer, None if it does not exist; raises an ApiError."""
 
 
 class Remover(Protocol):
-    """What can delete; both methods tell whether there was anything, and raise the ApiError that fits."""
+    """Deletes; both methods return whether there was anything to delete, and raise an ApiError."""
 
     def delete_customer(self, customer_id: str) -> bool:
         """Delete a customer; the server refuses one with a subscription or an entitlement."""

@@ -1,9 +1,11 @@
-"""What hangs on one customer, asked of the metering API before that customer is deleted.
+"""Inspection of a customer before its deletion, and the deletion of customers and subject entities.
 
-Only for the few customers that a plan would delete: it takes three to five requests each. OpenMeter
-refuses a deletion with a running subscription, an active entitlement or an invoice that is not final
-(openmeter/{subscription,entitlement}/validators/customer, billing/validators/customer); it does *not*
-for a subscription that is still to start, for credits, or for an account with a payment app.
+An inspection takes three to five requests, so only the few customers that a plan would delete are
+inspected. OpenMeter refuses a deletion with an active subscription, an active entitlement or an invoice
+that is not final (openmeter/{subscription,entitlement}/validators/customer, billing/validators/customer).
+It does *not* refuse one with a scheduled subscription, credits, or an account with a payment app.
+
+Deletions are separate from the other writes, so that few places can delete.
 """
 
 from __future__ import annotations
@@ -18,36 +20,36 @@ from syncd.http.client import ApiClient, Params, expect_list, expect_object
 from syncd.metering.base import Inspection
 
 _API = "metering API"
-_NO_CUSTOMER = frozenset({404, 410, 412})
+_GONE = frozenset({404, 410, 412})
 _PAGE = 100
 
 
 class ApiInspector:
-    """Looks by the metering API of either dialect."""
+    """Inspects customers through the metering API of either dialect."""
 
     def __init__(self, client: ApiClient, dialect: Literal["openmeter-v1", "openmeter-v3"]) -> None:
         self._client = client
         self._is_v3 = dialect == "openmeter-v3"
 
     def inspect(self, customer_id: str) -> Inspection | None:
-        """Return what hangs on a customer, None if it is gone."""
+        """Return what depends on a customer, None if it does not exist."""
         one = quote(customer_id, safe="")
         path = f"/openmeter/customers/{one}" if self._is_v3 else f"/api/v1/customers/{one}"
-        document = self._asked(path)
+        document = self._object(path)
         if document is None or document.get("deletedAt") or document.get("deleted_at"):
             return None
-        look = self._v3 if self._is_v3 else self._v1
-        entitlements, subscriptions, others = look(path, customer_id)
+        read = self._v3 if self._is_v3 else self._v1
+        entitlements, subscriptions, others = read(path, customer_id)
         listed = {str(entry.get("id")): str(entry.get("status")) for entry in subscriptions}
         if len(subscriptions) >= _PAGE:
-            # Only the first page is looked at, so one that runs may be behind it: in doubt it does.
+            # Only the first page is read. An active one may follow on the next page, so assume that it does.
             listed["and perhaps more than were listed"] = "unknown"
         return Inspection(
             str(document.get("name")), _details(document), tuple(sorted(entitlements)), listed, others
         )
 
     def _v1(self, path: str, _id: str) -> tuple[list[str], list[dict[str, object]], tuple[str, ...]]:
-        access = self._asked(f"{path}/access") or {}
+        access = self._object(f"{path}/access") or {}
         subscriptions = self._listed(f"{path}/subscriptions", "items", {"page": 1, "pageSize": _PAGE})
         apps = self._listed(f"{path}/apps", "items", {"page": 1, "pageSize": _PAGE})
         accounts = sorted({str(app.get("type")) for app in apps} - {"sandbox"})
@@ -67,23 +69,23 @@ class ApiInspector:
 
     def _accounts(self, path: str) -> list[str]:
         try:
-            billing = self._asked(f"{path}/billing") or {}
+            billing = self._object(f"{path}/billing") or {}
         except RefusedError:
-            # So the server answers where the payment app does not know the customer.
+            # The answer if the payment app does not know the customer.
             return []
         return [name for name, account in _mapping(billing.get("app_data")).items() if account]
 
-    def _asked(self, path: str, params: Params | None = None) -> dict[str, object] | None:
+    def _object(self, path: str, params: Params | None = None) -> dict[str, object] | None:
         try:
             return expect_object(self._client.get(path, params), _API, path)
         except RefusedError as error:
-            if error.status not in _NO_CUSTOMER:
+            if error.status not in _GONE:
                 raise
             return None
 
     def _listed(self, path: str, field: str, params: Params | None) -> list[dict[str, object]]:
-        answer = self._asked(path, params)
-        if answer is None:  # an edition of the server without such things
+        answer = self._object(path, params)
+        if answer is None:  # an edition of the server without such a list
             return []
         entries = expect_list(answer.get(field), _API, f"{field} of {path}")
         return [expect_object(entry, _API, f"an entry of {path}") for entry in entries]
@@ -114,25 +116,20 @@ def _mapping(value: object) -> dict[str, object]:
     return value if isinstance(value, dict) else {}
 
 
-# MERGED: Deleting customers and subject entities: apart from the other writes, so that few places can do it.
-
-_GONE = frozenset({404, 410, 412})
-
-
 class NoRemover:
-    """Deletes nothing: for where nothing may be deleted."""
+    """Refuses every deletion."""
 
     def delete_customer(self, customer_id: str) -> bool:
         """Refuse."""
-        raise BlockedError(f"nothing may be deleted here, so neither may customer {customer_id}")
+        raise BlockedError(f"deletions are not allowed here: customer {customer_id}")
 
     def delete_subject(self, key: str) -> bool:
         """Refuse."""
-        raise BlockedError(f"nothing may be deleted here, so neither may subject {key}")
+        raise BlockedError(f"deletions are not allowed here: subject {key}")
 
 
 class ApiRemover:
-    """Deletes by the metering API of either dialect; a repeated DELETE does no harm, so it is repeated."""
+    """Deletes through the metering API of either dialect. DELETE is idempotent, so it is retried."""
 
     def __init__(self, client: ApiClient, dialect: Literal["openmeter-v1", "openmeter-v3"]) -> None:
         self._client = client
@@ -144,7 +141,7 @@ class ApiRemover:
         return self._delete(f"{self._customers}/{quote(customer_id, safe='')}")
 
     def delete_subject(self, key: str) -> bool:
-        """Delete a subject entity, where the dialect knows them."""
+        """Delete a subject entity, if the dialect has them."""
         return self._subjects is not None and self._delete(f"{self._subjects}/{quote(key, safe='')}")
 
     def _delete(self, path: str) -> bool:

@@ -1,9 +1,7 @@
-"""The standard meters: what prices can be put on, `syncd usage` reads, and `syncd audit` compares with.
+"""The standard meters: the basis of prices, of `syncd usage` and of `syncd audit`.
 
-Made where missing, never changed.
-
-A meter cannot be changed without changing what was billed by it, so one that differs is reported.
-Dimensions that are there besides ours are fine.
+Missing meters are created; existing ones are never changed. Changing a meter would change what was billed
+by it, so one that differs is only reported. Additional dimensions are fine.
 """
 
 from __future__ import annotations
@@ -27,7 +25,7 @@ def _dimensions(*names: str) -> dict[str, str]:
 
 @dataclass(frozen=True, slots=True)
 class Meter:
-    """What a meter counts, in the words of the v3 API."""
+    """Definition of a meter, with the field names of the v3 API."""
 
     key: str
     name: str
@@ -37,27 +35,27 @@ class Meter:
     value_property: str | None = None
     dimensions: Mapping[str, str] = field(default_factory=dict)
     id: str | None = field(default=None, compare=False)
-    """The server's own; None for one that is not made yet."""
+    """Assigned by the server; None for a meter that is not created yet."""
     events_from: str | None = field(default=None, compare=False)
-    """RFC 3339: older events are not counted. None: all are."""
+    """RFC 3339; older events are not counted. None counts all."""
 
-    def differences(self, there: Meter) -> list[str]:
-        """Say how the meter that is there differs from this one."""
-        said = [
-            f"{what} is {is_!r}, not {should!r}"
-            for what, is_, should in (
-                ("aggregation", there.aggregation, self.aggregation),
-                ("event type", there.event_type, self.event_type),
-                ("value property", there.value_property, self.value_property),
+    def differences(self, observed: Meter) -> list[str]:
+        """Describe how the observed meter differs from this one."""
+        found = [
+            f"{what} is {actual!r}, not {expected!r}"
+            for what, actual, expected in (
+                ("aggregation", observed.aggregation, self.aggregation),
+                ("event type", observed.event_type, self.event_type),
+                ("value property", observed.value_property, self.value_property),
             )
-            if is_ != should
+            if actual != expected
         ]
         for name, path in self.dimensions.items():
-            if name not in there.dimensions:
-                said.append(f"dimension {name} is missing")
-            elif there.dimensions[name] != path:
-                said.append(f"dimension {name} is {there.dimensions[name]!r}, not {path!r}")
-        return said
+            if name not in observed.dimensions:
+                found.append(f"dimension {name} is missing")
+            elif observed.dimensions[name] != path:
+                found.append(f"dimension {name} is {observed.dimensions[name]!r}, not {path!r}")
+        return found
 
 
 _COMMON = ("route_name", "service_name", "consumer_id", "application_id")
@@ -92,14 +90,14 @@ STANDARD_METERS = (
 
 @dataclass(frozen=True, slots=True)
 class MeterResult:
-    """What became of one meter."""
+    """How `apply_meters` ended for one meter."""
 
     key: str
     status: Literal["created", "present", "differs"]
     differences: tuple[str, ...] = ()
 
     def to_json(self) -> dict[str, object]:
-        """Return it as in ``syncd meters apply --json``."""
+        """Return the result as in ``syncd meters apply --json``."""
         return {"key": self.key, "status": self.status, "differences": list(self.differences)}
 
 
@@ -121,7 +119,7 @@ class MeterApi:
         return {meter.key: meter for meter in found}
 
     def create(self, meter: Meter) -> None:
-        """Create a meter; raises RefusedError with status 409 where its key is in use."""
+        """Create a meter; raises RefusedError with status 409 if its key is in use."""
         if self._is_v3:
             body: dict[str, object] = {
                 "key": meter.key,
@@ -175,11 +173,11 @@ class MeterApi:
 
 
 def apply_meters(api: MeterApi, wanted: Sequence[Meter] = STANDARD_METERS) -> tuple[MeterResult, ...]:
-    """Create the meters that are missing; report those that differ."""
-    there = api.meters()
+    """Create missing meters; report those that differ."""
+    observed = api.meters()
     results: list[MeterResult] = []
     for meter in wanted:
-        found = there.get(meter.key)
+        found = observed.get(meter.key)
         if found is None:
             results.append(_create(api, meter))
         else:
@@ -192,7 +190,7 @@ def _create(api: MeterApi, meter: Meter) -> MeterResult:
     try:
         api.create(meter)
     except RefusedError as error:
-        # The answer to a first attempt was lost, or somebody else was faster.
+        # The answer to a first attempt was lost, or another client was faster.
         found = api.meters().get(meter.key) if error.status == 409 else None
         if found is None:
             raise

@@ -1,4 +1,4 @@
-"""Usage read back from the metering API: per customer, per subject, and what no customer is charged for."""
+"""Usage as the metering API counts it: by customer, by subject, and unbilled."""
 
 from __future__ import annotations
 
@@ -14,26 +14,26 @@ REQUESTS_METER = "kong_api_requests"
 TOKENS_METER = "kong_llm_tokens"
 """SUM of $.tokens of events of type kong.llm_request."""
 EVENTS_METER = "kong_llm_events"
-"""COUNT of events of type kong.llm_request: one for the input, one for the output of a model call. It is
-there for `syncd audit`; no price belongs on it."""
+"""COUNT of events of type kong.llm_request: one for the input, one for the output of a model call. Only for
+`syncd audit`; it must not have a price."""
 
 
 @dataclass(frozen=True, slots=True)
 class SubjectUsage:
-    """What one subject used."""
+    """Usage of one subject."""
 
     key: str
     requests: float
     tokens: float
 
     def to_json(self) -> dict[str, object]:
-        """Return it as in ``syncd usage --json``."""
+        """Return the usage as in ``syncd usage --json``."""
         return {"key": self.key, "requests": whole(self.requests), "tokens": whole(self.tokens)}
 
 
 @dataclass(frozen=True, slots=True)
 class CustomerUsage:
-    """What a customer used; `subjects` are those it carries and any other key that its usage came under."""
+    """Usage of a customer; `subjects` are those it carries and any other key with usage of its own."""
 
     id: str
     key: str | None
@@ -51,7 +51,7 @@ class CustomerUsage:
         return sum(subject.tokens for subject in self.subjects)
 
     def to_json(self) -> dict[str, object]:
-        """Return it as in ``syncd usage --json``."""
+        """Return the usage as in ``syncd usage --json``."""
         return {
             "key": self.key,
             "id": self.id,
@@ -64,14 +64,14 @@ class CustomerUsage:
 
 @dataclass(frozen=True, slots=True)
 class Usage:
-    """All usage of a period; `unattributed` subjects belong to no customer, so nobody pays for them."""
+    """All usage of a period; `unattributed` subjects are on no customer, so their usage is unbilled."""
 
     customers: tuple[CustomerUsage, ...]
     unattributed: tuple[SubjectUsage, ...]
 
     def to_json(self) -> dict[str, object]:
-        """Return it as ``syncd usage --json`` prints it."""
-        # By key: what is counted for two customers happened once.
+        """Return the usage as ``syncd usage --json`` prints it."""
+        # By key: usage that is counted for two customers happened once.
         charged = {subject.key: subject for customer in self.customers for subject in customer.subjects}
         subjects = [*charged.values(), *self.unattributed]
         return {
@@ -85,7 +85,7 @@ class Usage:
 
 
 def read_usage(target: MeteringTarget, since: str | None = None, until: str | None = None) -> Usage:
-    """Query both meters by subject, attribute as the metering API does; raises MeterMissingError."""
+    """Query both meters by subject and attribute as the metering API does; raises MeterMissingError."""
     customers = target.observe().customers
     requests = target.usage(REQUESTS_METER, since, until)
     tokens = target.usage(TOKENS_METER, since, until)
@@ -95,10 +95,10 @@ def read_usage(target: MeteringTarget, since: str | None = None, until: str | No
 def attribute(
     customers: tuple[ObservedCustomer, ...], requests: Mapping[str, float], tokens: Mapping[str, float]
 ) -> Usage:
-    """Give each subject's usage to the customer whose id, key or subject key it is.
+    """Attribute each subject's usage to the customer whose id, key or subject key it is.
 
-    To both where it is the key of one and a subject of another (`syncd.planning.customer_index`): so
-    does the metering API.
+    A subject that is the key of one customer and a subject key of another counts for both, as in the
+    metering API (`syncd.planning.customer_index`).
     """
     homes: defaultdict[str, set[str]] = defaultdict(set)
     for customer in customers:
@@ -126,5 +126,5 @@ def attribute(
 
 
 def whole(value: float) -> int | float:
-    """Return a whole number as int, so that it prints without a fraction."""
+    """Return an integral number as int, so that it prints without a fraction."""
     return int(value) if float(value).is_integer() else value

@@ -1,8 +1,8 @@
-"""OpenMeter's v1 API (openmeter-v1.yaml): camelCase, `metadata`, PUT replaces, subjects on some servers.
+"""Client of OpenMeter's v1 API (openmeter-v1.yaml): camelCase, `metadata`, subject entities on some servers.
 
-PUT clears what it leaves out (description, metadata, usage attribution, billing address, key), and
-there is no ETag. So an update reads the customer, changes only what we own in that very document
-and writes it back at once.
+PUT clears the fields that the body lacks (description, metadata, usage attribution, billing address, key),
+and there is no ETag. So an update reads the customer, changes only syncd's own fields in that document and
+writes it back at once.
 """
 
 from __future__ import annotations
@@ -29,10 +29,10 @@ _REPLACEABLE = (
     "currency",
     "billingAddress",
 )
-"""CustomerReplaceUpdate: what PUT accepts, hence what has to be sent back."""
+"""CustomerReplaceUpdate: the fields that PUT accepts, all of which have to be sent back."""
 
 _GONE = frozenset({404, 410, 412})
-# "canceled" still runs until the end of its period (Subscription.activeTo).
+# "canceled" is still active until the end of its period (Subscription.activeTo).
 _RUNNING = frozenset({"active", "canceled"})
 
 
@@ -59,7 +59,7 @@ class OpenMeterV1:
         metadata: Mapping[str, str],
         details: CustomerDetails = NO_DETAILS,
     ) -> None:
-        """Create a customer; repeated after a lost answer, which may then answer 409."""
+        """Create a customer; the retry after a lost answer may get 409."""
         address = {_camel(part): value for part, value in details.billing_address.items()}
         body: dict[str, object] = {
             "key": key,
@@ -76,19 +76,19 @@ class OpenMeterV1:
         )
 
     def customer_by_key(self, key: str) -> ObservedCustomer | None:
-        """Return the customer that has exactly this key (the path takes ids as well)."""
+        """Return the customer with exactly this key (the path accepts ids too)."""
         document = self._read(key)
         found = _observed_customer(document) if document else None
         return found if found and found.key == key else None
 
     def edit_customer(self, customer_id: str, decide: Decide) -> bool:
-        """Read, decide, merge, write; after a lost answer all four again, so that nobody's edit is undone."""
+        """Read, decide, merge, write; a retry repeats all four, so that it undoes no other edit."""
         return self._retry.run(lambda: self._edit_once(customer_id, decide))
 
     def _edit_once(self, customer_id: str, decide: Decide) -> bool:
         document = self._read(customer_id, repeat=False)
         if document is None:
-            raise BlockedError("the customer was deleted meanwhile; plan again")
+            raise BlockedError("the customer was deleted in the meantime; plan again")
         observed = _observed_customer(document)
         edit = decide(observed)
         if edit is None:
@@ -102,11 +102,11 @@ class OpenMeterV1:
         except RefusedError as error:
             if error.status not in _GONE:
                 raise
-            raise BlockedError("the customer was deleted meanwhile; plan again") from None
+            raise BlockedError("the customer was deleted in the meantime; plan again") from None
         return True
 
     def subjects(self) -> tuple[ObservedSubject, ...] | None:
-        """Return all subject entities; 404 says that the server has no such endpoint."""
+        """Return all subject entities, None if the server has no such endpoint."""
         try:
             listed = self._client.get("/api/v1/subjects")
         except RefusedError as error:
@@ -117,7 +117,7 @@ class OpenMeterV1:
         return tuple(_observed_subject(expect_object(entry, _API, "a subject")) for entry in entries)
 
     def write_subjects(self, writes: Sequence[SubjectWrite]) -> None:
-        """Create or update subject entities; what a write does not name is left as it is."""
+        """Create or update subject entities; fields that a write does not name stay."""
         body: list[dict[str, object]] = []
         for write in writes:
             entry: dict[str, object] = {"key": write.key, "metadata": dict(write.metadata)}
@@ -149,7 +149,7 @@ class OpenMeterV1:
         return values
 
     def _read(self, id_or_key: str, *, repeat: bool = True) -> dict[str, object] | None:
-        """Return a customer, None if there is none; a deleted one is answered by its id, with `deletedAt`."""
+        """Return a customer, None if there is none; by id the server returns deleted ones (`deletedAt`)."""
         path = f"{_CUSTOMERS}/{quote(id_or_key, safe='')}"
         try:
             answer = self._client.request("GET", path, params={"expand": ["subscriptions"]}, repeat=repeat)

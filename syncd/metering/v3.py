@@ -1,13 +1,14 @@
-"""OpenMeter's v3 API (openmeter-v3.yaml, konnect-metering-and-billing-v3.yaml): Konnect, and self-hosted.
+"""Client of OpenMeter's v3 API (openmeter-v3.yaml, konnect-metering-and-billing-v3.yaml).
 
-`url` ends where ``/openmeter/...`` begins: https://us.api.konghq.com/v3, http://openmeter:8888/api/v3.
-What differs from v1: snake_case; `labels` with rules of their own instead of `metadata`; a key that
-is needed and never changes; PUT by id only; subscriptions in a list of their own; no subject entities.
+Konnect and newer self-hosted servers speak it. `url` ends before ``/openmeter/...``:
+https://us.api.konghq.com/v3, http://openmeter:8888/api/v3. Differences from v1: snake_case; `labels` with
+rules of their own instead of `metadata`; a key that is required and never changes; PUT by id only;
+subscriptions in a separate list; no subject entities.
 
 PUT replaces labels, description, attribution and billing address here too. Two traps of the server
-(api/v3/labels, openmeter/customer/adapter): labels that the server made itself come back with the
-prefix ``openmeter_`` and are refused when sent, so they are left out; and metadata that break the
-label rules, which only v1 can write, are invisible here and lost in any PUT through v3.
+(api/v3/labels, openmeter/customer/adapter): labels that the server created come back with the prefix
+``openmeter_`` and are refused when sent, so they are omitted; and metadata that break the label rules,
+which only v1 can write, are invisible here and lost in any PUT through v3.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ from urllib.parse import quote
 
 from syncd.core.errors import BlockedError, MalformedError, MeterMissingError, RefusedError
 from syncd.core.model import NO_DETAILS, CustomerDetails, ObservedCustomer, ObservedState, ObservedSubject
-from syncd.core.ownership import has_reserved_prefix, without_unlabelled
+from syncd.core.ownership import has_reserved_prefix, valid_labels
 from syncd.http.client import ApiClient, Endpoint, Params, expect_list, expect_object
 from syncd.http.pagination import Fetch, Page, read_all, read_as
 from syncd.http.retry import Retry
@@ -37,10 +38,10 @@ _REPLACEABLE = (
     "currency",
     "billing_address",
 )
-"""UpsertCustomerRequest: what PUT accepts, hence what has to be sent back."""
+"""UpsertCustomerRequest: the fields that PUT accepts, all of which have to be sent back."""
 
 _GONE = frozenset({404, 410, 412})
-# "canceled" still runs until the end of its period.
+# "canceled" is still active until the end of its period.
 _RUNNING: Params = {"filter[status][oeq]": "active,canceled"}
 
 
@@ -71,11 +72,11 @@ class OpenMeterV3:
         metadata: Mapping[str, str],
         details: CustomerDetails = NO_DETAILS,
     ) -> None:
-        """Create a customer; repeated after a lost answer, which may then answer 409."""
+        """Create a customer; the retry after a lost answer may get 409."""
         body: dict[str, object] = {
             "key": key,
             "name": name,
-            "labels": without_unlabelled({**details.metadata, **metadata}),
+            "labels": valid_labels({**details.metadata, **metadata}),
             "usage_attribution": {"subject_keys": list(subject_keys)},
             "description": details.description,
             "primary_email": details.email,
@@ -87,7 +88,7 @@ class OpenMeterV3:
         )
 
     def customer_by_key(self, key: str) -> ObservedCustomer | None:
-        """Return the customer that has exactly this key."""
+        """Return the customer with exactly this key."""
         found = self._list(_CUSTOMERS, {"filter[key][eq]": key, "sort": "created_at"}, created="created_at")
         live = [
             document for document in found if document.get("key") == key and not document.get("deleted_at")
@@ -95,14 +96,14 @@ class OpenMeterV3:
         return self._with_subscription(live[0]) if live else None
 
     def edit_customer(self, customer_id: str, decide: Decide) -> bool:
-        """Read, decide, merge, write; after a lost answer all four again, so that nobody's edit is undone."""
+        """Read, decide, merge, write; a retry repeats all four, so that it undoes no other edit."""
         return self._retry.run(lambda: self._edit_once(customer_id, decide))
 
     def _edit_once(self, customer_id: str, decide: Decide) -> bool:
         path = f"{_CUSTOMERS}/{quote(customer_id, safe='')}"
         document = self._read(path)
         if document is None:
-            raise BlockedError("the customer was deleted meanwhile; plan again")
+            raise BlockedError("the customer was deleted in the meantime; plan again")
         edit = decide(self._with_subscription(document, repeat=False))
         if edit is None:
             return False
@@ -114,7 +115,7 @@ class OpenMeterV3:
         except RefusedError as error:
             if error.status not in _GONE:
                 raise
-            raise BlockedError("the customer was deleted meanwhile; plan again") from None
+            raise BlockedError("the customer was deleted in the meantime; plan again") from None
         return True
 
     def subjects(self) -> tuple[ObservedSubject, ...] | None:
@@ -122,7 +123,7 @@ class OpenMeterV3:
         return None
 
     def write_subjects(self, writes: Sequence[SubjectWrite]) -> None:
-        """Do nothing for no writes; there is nowhere to write any."""
+        """Accept an empty list only: this API has no subject entities."""
         if writes:
             raise MalformedError(f"the {_API} has no subject entities (dialect openmeter-v3)")
 
@@ -147,7 +148,7 @@ class OpenMeterV3:
         return str(identity)
 
     def _read(self, path: str) -> dict[str, object] | None:
-        """Return a customer, None if there is none; a deleted one is answered with `deleted_at`."""
+        """Return a customer, None if there is none; the server also returns deleted ones (`deleted_at`)."""
         try:
             answer = self._client.request("GET", path, repeat=False)
         except RefusedError as error:
@@ -158,12 +159,12 @@ class OpenMeterV3:
         return None if document.get("deleted_at") else document
 
     def _with_subscription(self, document: dict[str, object], *, repeat: bool = True) -> ObservedCustomer:
-        wanted = {**_RUNNING, "filter[customer_id][eq]": str(document.get("id"))}
-        return _observed(document, self._running(wanted, repeat=repeat))
+        filters = {**_RUNNING, "filter[customer_id][eq]": str(document.get("id"))}
+        return _observed(document, self._running(filters, repeat=repeat))
 
-    def _running(self, wanted: Params, *, repeat: bool = True) -> dict[str, str]:
-        """Return the id of a running subscription for each customer that has one."""
-        params = {**wanted, "sort": "id"}  # ids begin with the time of creation
+    def _running(self, filters: Params, *, repeat: bool = True) -> dict[str, str]:
+        """Return the id of an active subscription for each customer that has one."""
+        params = {**filters, "sort": "id"}  # ids begin with the time of creation
         listed = self._list(_SUBSCRIPTIONS, params, created="created_at", repeat=repeat)
         return {str(document.get("customer_id")): str(document.get("id")) for document in listed}
 
@@ -174,8 +175,8 @@ class OpenMeterV3:
 
     def _fetch(self, path: str, params: Params, *, repeat: bool = True) -> Fetch:
         def fetch(number: int, size: int) -> Page:
-            asked = {**params, "page[size]": size, "page[number]": number}
-            page = expect_object(self._client.request("GET", path, params=asked, repeat=repeat), _API, path)
+            query = {**params, "page[size]": size, "page[number]": number}
+            page = expect_object(self._client.request("GET", path, params=query, repeat=repeat), _API, path)
             entries = expect_list(page.get("data"), _API, f"data of {path}")
             total = _mapping(_mapping(page.get("meta")).get("page")).get("total")
             return Page(
@@ -199,7 +200,7 @@ def _merged(document: dict[str, object], edit: CustomerEdit) -> dict[str, object
     if edit.name is not None:
         body["name"] = edit.name
     if edit.metadata is not None:
-        body["labels"] = {**_mapping(body.get("labels")), **without_unlabelled(edit.metadata)}
+        body["labels"] = {**_mapping(body.get("labels")), **valid_labels(edit.metadata)}
     keys = edit.subject_keys
     if keys is not None:
         body["usage_attribution"] = {
@@ -226,7 +227,7 @@ def _observed(document: dict[str, object], running: Mapping[str, str]) -> Observ
 
 
 def _number(value: object, path: str) -> float:
-    # A string of any precision by the specification.
+    # By the specification a string of any precision.
     try:
         if isinstance(value, str | int | float) and not isinstance(value, bool):
             return float(value)

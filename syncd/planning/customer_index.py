@@ -16,7 +16,7 @@ from functools import cached_property
 
 from syncd.core.changes import Change, ChangeKind
 from syncd.core.model import DesiredCustomer, ObservedCustomer, ObservedState
-from syncd.core.ownership import is_ours
+from syncd.core.ownership import is_managed
 from syncd.planning.moves import customer_name
 
 
@@ -81,7 +81,7 @@ def double_counting_changes(
     named = {subject.key for customer in customers for subject in customer.subjects}
     for key, pair in sorted(double_counted.items()):
         both = (pair.key_customer, pair.carrier)
-        if key in named or any(is_ours(customer.metadata, owner_id) for customer in both):
+        if key in named or any(is_managed(customer.metadata, owner_id) for customer in both):
             yield Change(ChangeKind.BLOCKED, pair.key_customer.key, (key,), pair.reason, pair.key_customer.id)
 
 

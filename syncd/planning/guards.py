@@ -22,7 +22,7 @@ from datetime import timedelta
 from syncd.core.changes import REMOVALS, Change, ChangeKind, Plan, ordered
 from syncd.core.errors import UnsafePlanError
 from syncd.core.model import ObservedState
-from syncd.core.ownership import is_ours
+from syncd.core.ownership import is_managed
 from syncd.core.policy import without_removals
 
 _UPDATES = frozenset(
@@ -111,7 +111,7 @@ def unsafe_reason(plan: Plan, observed: ObservedState, limits: Limits, *, force:
         )
     if force:
         return None
-    managed = [customer for customer in observed.customers if is_ours(customer.metadata, plan.owner_id)]
+    managed = [customer for customer in observed.customers if is_managed(customer.metadata, plan.owner_id)]
     subjects = sum(len(customer.subject_keys) for customer in managed)
     updates, removals = _updated(plan.actionable), _removed(plan.actionable)
     return _too_many(

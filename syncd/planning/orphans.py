@@ -25,7 +25,7 @@ from datetime import UTC, datetime, timedelta
 from syncd.core import lifecycle_metadata
 from syncd.core.changes import Change, ChangeKind, EntityState
 from syncd.core.model import DesiredState, ObservedCustomer, ObservedState
-from syncd.core.ownership import ADOPTED, is_ours
+from syncd.core.ownership import ADOPTED, is_managed
 
 _ALL_DELETABLE: Mapping[str, str] = {}
 _SYNCD_PREFIXES = ("consumer:", "application:")
@@ -54,7 +54,7 @@ def orphan_changes(
     out: the metering API refuses any change of them, which the plan reports elsewhere.
     """
     lifecycle = _Lifecycle(desired, observed, owner_id, grace, undeletable)
-    managed = (customer for customer in observed.customers if is_ours(customer.metadata, owner_id))
+    managed = (customer for customer in observed.customers if is_managed(customer.metadata, owner_id))
     affected = [
         customer
         for customer in managed
@@ -84,14 +84,14 @@ class _Lifecycle:
             self._wanted |= set(problem.subject_keys)
             self._wanted_customers |= {problem.customer_key} if problem.customer_key else set()
         entities = observed.subjects or ()
-        self._entities = {entity.key for entity in entities if is_ours(entity.metadata, owner_id)}
+        self._entities = {entity.key for entity in entities if is_managed(entity.metadata, owner_id)}
         self._freed: set[str] = set()
 
     def is_unaffected(self, customer: ObservedCustomer) -> bool:
         """Return whether a source names it and all its managed subjects, and it carries no mark."""
         if customer.key not in self._wanted_customers and self._wanted.isdisjoint(customer.subject_keys):
             return False
-        if not lifecycle_metadata.KEYS.isdisjoint(customer.metadata):
+        if not lifecycle_metadata.LIFECYCLE_KEYS.isdisjoint(customer.metadata):
             return False
         return self._wanted.issuperset(customer.subject_keys) or not self._managed_keys(customer)
 
@@ -126,33 +126,35 @@ class _Lifecycle:
 
     def _with_orphaned_subjects(self, customer: ObservedCustomer) -> Iterator[Change]:
         orphaned = self._managed_keys(customer)
-        marks = lifecycle_metadata.subject_marks(customer.metadata)
+        marks = lifecycle_metadata.orphaned_subjects(customer.metadata)
         since = {
-            key: marks[lifecycle_metadata.digest(key)][1]
+            key: marks[lifecycle_metadata.subject_digest(key)][1]
             for key in orphaned
-            if lifecycle_metadata.digest(key) in marks
+            if lifecycle_metadata.subject_digest(key) in marks
         }
-        fresh = lifecycle_metadata.new_marks(
+        fresh = lifecycle_metadata.newly_orphaned(
             customer.metadata, [k for k in orphaned if k not in since], self._grace.now
         )
         newly = {value.rpartition("-")[2] for value in fresh.values()}
-        marked = tuple(key for key in orphaned if lifecycle_metadata.digest(key) in newly)
+        marked = tuple(key for key in orphaned if lifecycle_metadata.subject_digest(key) in newly)
         due = tuple(
             key for key in orphaned if key in since and self._has_passed(since[key], self._grace.detach_after)
         )
         stale = {
-            slot: lifecycle_metadata.OVER
+            slot: lifecycle_metadata.CLEARED
             for name, (slot, _) in marks.items()
-            if name not in {lifecycle_metadata.digest(key) for key in orphaned}
+            if name not in {lifecycle_metadata.subject_digest(key) for key in orphaned}
         }
-        if lifecycle_metadata.customer_gone_since(customer.metadata):
-            stale[lifecycle_metadata.CUSTOMER_MARK] = lifecycle_metadata.OVER
+        if lifecycle_metadata.customer_orphaned_since(customer.metadata):
+            stale[lifecycle_metadata.ORPHANED_AT] = lifecycle_metadata.CLEARED
         if stale:
             yield _marking(ChangeKind.UNMARK_ORPHANED, customer, (), "a source names it again", stale)
         if marked:
             yield _marking(ChangeKind.MARK_ORPHANED, customer, marked, self._detach_notice(marked), fresh)
         if due:
-            freed = {marks[lifecycle_metadata.digest(key)][0]: lifecycle_metadata.OVER for key in due}
+            freed = {
+                marks[lifecycle_metadata.subject_digest(key)][0]: lifecycle_metadata.CLEARED for key in due
+            }
             yield self._detach(customer, due, min(since[key] for key in due), freed)
         waiting = tuple(key for key in orphaned if key not in marked and key not in due)
         if waiting:
@@ -167,10 +169,10 @@ class _Lifecycle:
             yield Change(ChangeKind.ORPHANED, customer.key, orphaned, reason, customer.id)
 
     def _orphaned(self, customer: ObservedCustomer) -> Iterator[Change]:
-        since = lifecycle_metadata.customer_gone_since(customer.metadata)
+        since = lifecycle_metadata.customer_orphaned_since(customer.metadata)
         managed = self._managed_keys(customer)
         if since is None:
-            metadata = {lifecycle_metadata.CUSTOMER_MARK: lifecycle_metadata.stamp(self._grace.now)}
+            metadata = {lifecycle_metadata.ORPHANED_AT: lifecycle_metadata.timestamp(self._grace.now)}
             reason = self._detach_notice(managed)
             yield _marking(ChangeKind.MARK_ORPHANED, customer, customer.subject_keys, reason, metadata)
             return
@@ -210,7 +212,7 @@ class _Lifecycle:
             f"no source has named it since {since:%Y-%m-%d}, {days} or more days ago (detach_after).{by_key}",
             customer.id,
             EntityState(
-                None, customer.subject_keys, _marks_of(customer, marks or (lifecycle_metadata.CUSTOMER_MARK,))
+                None, customer.subject_keys, _marks_of(customer, marks or (lifecycle_metadata.ORPHANED_AT,))
             ),
             EntityState(None, rest, dict(marks)),
         )
@@ -230,7 +232,7 @@ class _Lifecycle:
             f"no source has named it since {since:%Y-%m-%d} (delete_after)",
             customer.id,
             EntityState(
-                customer.name, customer.subject_keys, _marks_of(customer, (lifecycle_metadata.CUSTOMER_MARK,))
+                customer.name, customer.subject_keys, _marks_of(customer, (lifecycle_metadata.ORPHANED_AT,))
             ),
         )
 

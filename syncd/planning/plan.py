@@ -40,7 +40,7 @@ from syncd.core.model import (
     ObservedState,
     ObservedSubject,
 )
-from syncd.core.ownership import ADOPTED, is_adoptable, is_ours, may_write_subject, owner_of
+from syncd.core.ownership import ADOPTED, is_adoptable, is_managed, may_write_subject, owner_of
 from syncd.core.policy import POLICIES, Policy
 from syncd.planning.customer_index import CustomerIndex, double_counting_changes, without_double_counted
 from syncd.planning.moves import Taken, customer_name, moves_to, principals_of, retirements_for, taken_reason
@@ -58,7 +58,7 @@ def is_unchanged(
     A cheap check that lets the planner skip nearly all customers in nearly all runs. It may miss an
     unchanged customer; the planner then finds no changes for it.
     """
-    if have is None or want.name != have.name or not is_ours(have.metadata, owner_id):
+    if have is None or want.name != have.name or not is_managed(have.metadata, owner_id):
         return False
     carried: Collection[str] = have.subject_keys
     if len(carried) > 1:
@@ -141,7 +141,7 @@ class _Planner:
         have = self._index.by_key.get(want.key)
         if have is None:
             yield from self._create(want)
-        elif is_ours(have.metadata, self._owner_id):
+        elif is_managed(have.metadata, self._owner_id):
             yield from self._update(want, have)
         elif self._options.adopt and is_adoptable(have.metadata) and not self._index.change_refusal(have):
             yield from self._adopt(want, have)
@@ -179,7 +179,7 @@ class _Planner:
             want.key,
             keys,
             f"new: {principals_of(free)}",
-            after=EntityState(want.name, keys, {**want.details.metadata, **want.marks}, want.details),
+            after=EntityState(want.name, keys, {**want.details.metadata, **want.ownership}, want.details),
         )
         yield from self._entity_changes(want, free, None)
 
@@ -234,7 +234,7 @@ class _Planner:
         )
 
     def _adopt(self, want: DesiredCustomer, have: ObservedCustomer) -> Iterator[Change]:
-        marks = {**want.marks, ADOPTED: "true"}
+        marks = {**want.ownership, ADOPTED: "true"}
         yield Change(
             ChangeKind.ADOPT_CUSTOMER,
             want.key,
@@ -255,7 +255,7 @@ class _Planner:
         managed = [
             (subject, carrier)
             for subject, carrier in taken
-            if is_ours(carrier.metadata, self._owner_id) and not self._index.change_refusal(carrier)
+            if is_managed(carrier.metadata, self._owner_id) and not self._index.change_refusal(carrier)
         ]
         moves = moves_to(want, managed) if self._options.allow_move else []
         retired = (
@@ -295,7 +295,7 @@ class _Planner:
         self, want: DesiredCustomer, subject: DesiredSubject, carrier: ObservedCustomer
     ) -> Change:
         """Report a subject that another customer, or an unmanaged one, carries."""
-        if not is_ours(carrier.metadata, self._owner_id):
+        if not is_managed(carrier.metadata, self._owner_id):
             whose = f"{customer_name(carrier)}, which belongs to {owner_of(carrier)}"
             reason = f"already attributed to {whose}; left alone"
             return Change(ChangeKind.UNMANAGED, carrier.key, (subject.key,), reason, carrier.id)

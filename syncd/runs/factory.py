@@ -47,7 +47,7 @@ def metering_endpoint(config: Config) -> Endpoint:
     metering = config.metering
     roles = " (roles Billing Admin and Metering Viewer)" if metering.is_konnect else ""
     return Endpoint(
-        name="metering API",
+        api="metering",
         url=metering.base_url,
         token_setting="metering.token",  # noqa: S106 - the name of a setting
         rights=f"read and write customers and subjects, and to read meters{roles}",
@@ -112,7 +112,7 @@ def _source(source: SourceConfig, index: int, name: str, retry: Retry) -> Source
 def kong_endpoint(source: KongAdminSource, index: int) -> Endpoint:
     """Return the endpoint and token of this source's Admin API."""
     return Endpoint(
-        name="Kong's Admin API",
+        api="kong-admin",
         url=source.url,
         token_setting=f"sources[{index}].token",
         rights="read consumers, plugins and the status",
@@ -127,7 +127,7 @@ def konnect_endpoint(
 ) -> Endpoint:
     """Return the endpoint and token of Konnect for this source; the token needs `rights`."""
     return Endpoint(
-        name="Konnect",
+        api="konnect",
         url=source.base_url,
         token_setting=f"sources[{index}].token",
         rights=rights,

@@ -24,7 +24,7 @@ from typing import Any
 
 from syncd.core.changes import Outcome, Plan
 from syncd.core.errors import HistoryError
-from syncd.http.client import encoded
+from syncd.http.client import encode_json
 from syncd.runs.run import Run
 
 _FILE = "history.sqlite3"
@@ -94,7 +94,7 @@ class History:
                 str(outcome.change.kind),
                 outcome.change.customer_key,
                 str(outcome.status),
-                encoded(outcome.to_json()).decode(),
+                encode_json(outcome.to_json()).decode(),
             )
             for number, outcome in enumerate(outcomes, first)
         ]

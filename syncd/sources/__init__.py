@@ -1,5 +1,5 @@
-"""Where principals come from: Kong's Admin API, Konnect, files. Each reads everything or raises.
+"""Sources of principals: Kong's Admin API, Konnect, files. Each reads everything or raises.
 
-Start with `base`; each source is one file.
+Start with `base`, the interface; each source is one file.
 May import: `http`, `core`.
 """

@@ -1,8 +1,8 @@
-"""Dev Portal applications from a file of the shape that Konnect lists them in.
+"""Dev Portal applications from a file in the format of Konnect's list.
 
 ``GET /v3/portals/{portalId}/applications`` answers ``{"data": [...], "meta": {"page": {"total": n}}}``
 (konnect-portal-management-v3.yaml, ListApplicationsResponse). A file with fewer applications than
-`total` is one page of several, hence an error.
+`total` is only one of several pages, which is an error.
 """
 
 from __future__ import annotations
@@ -25,14 +25,14 @@ class ApplicationsFile:
     name: str = "applications-file"
 
     def fingerprint(self) -> None:
-        """Return None: a file is read each time."""
+        """Return None: a file is read in each run."""
 
     def read(self) -> Sequence[Principal]:
         """Return the applications."""
         document = self._document()
         listed = document.get("data")
         if not isinstance(listed, list):
-            raise SourceError(self.name, f"{self.path} has no list `data`, as Konnect's answer has")
+            raise SourceError(self.name, f"{self.path} has no list `data` as in Konnect's answer")
         principals = [self._principal(item, index) for index, item in enumerate(listed)]
         self._require_complete(document, len({principal.id for principal in principals}))
         return principals

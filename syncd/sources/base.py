@@ -1,4 +1,4 @@
-"""The interface of a source, and the checks that all of them share."""
+"""The interface of a source, shared checks, and the cache of readings that a daemon keeps between runs."""
 
 from __future__ import annotations
 
@@ -14,20 +14,20 @@ class Source(Protocol):
 
     @property
     def name(self) -> str:
-        """What messages and ``resync --source`` call this source, for example ``kong-admin-0``."""
+        """The name of this source in messages and for ``resync --source``, such as ``kong-admin-0``."""
 
     def fingerprint(self) -> str | None:
-        """Return what changes whenever the principals do and is cheap to ask for, None where nothing is.
+        """Return a value that changes whenever the principals do and is cheap to read, None if there is none.
 
         Raises SourceError.
         """
 
     def read(self) -> Sequence[Principal]:
-        """Return all principals of this source; raises SourceError where that is not certain."""
+        """Return all principals of this source; raises SourceError if it may not be all."""
 
 
 def text(item: dict[str, object], field: str, source: str, what: str) -> str | None:
-    """Return a field that is a string, null or absent; an empty string counts as absent."""
+    """Return a string field, None if it is null, absent or empty."""
     value = item.get(field)
     if value is None or value == "":
         return None
@@ -37,7 +37,7 @@ def text(item: dict[str, object], field: str, source: str, what: str) -> str | N
 
 
 def tags(item: dict[str, object], source: str, what: str) -> tuple[str, ...]:
-    """Return the tags: a list of strings, null or absent."""
+    """Return the tags, none if they are null or absent."""
     value = item.get("tags")
     if value is None:
         return ()
@@ -47,10 +47,10 @@ def tags(item: dict[str, object], source: str, what: str) -> tuple[str, ...]:
 
 
 def anonymous_reference(plugin: object) -> str | None:
-    """Return the consumer (id or username) that a plugin lets unauthenticated requests be, if any.
+    """Return the consumer (id or username) that a plugin uses for unauthenticated requests, if any.
 
-    Kong's authentication plugins name it in ``config.anonymous``; disabled plugins count too, so
-    that switching one off for an hour does not create a customer.
+    Kong's authentication plugins name it in ``config.anonymous``. Disabled plugins count too, so that
+    disabling one for an hour does not create a customer.
     """
     if not isinstance(plugin, dict):
         return None
@@ -59,28 +59,24 @@ def anonymous_reference(plugin: object) -> str | None:
     return anonymous if isinstance(anonymous, str) and anonymous else None
 
 
-# MERGED: What sources said last, kept between the runs of a daemon: an unchanged fingerprint saves the
-# reading.
-
-
 class Readings:
-    """Reads sources, and remembers the last reading of each that has a fingerprint.
+    """Reads sources, and caches the last reading of each until its fingerprint changes.
 
-    A source is told apart by its settings (sources are values), so one that is configured anew is
-    read anew. Not for several threads at once: one run at a time reads.
+    Sources are values, compared by their settings, so one with new settings is read again. Not thread-safe:
+    only one run at a time reads.
     """
 
     def __init__(self) -> None:
-        self._kept: dict[Source, tuple[str, tuple[Principal, ...]]] = {}
+        self._cached: dict[Source, tuple[str, tuple[Principal, ...]]] = {}
 
     def read(self, source: Source) -> Sequence[Principal]:
-        """Return all principals of a source, from memory if its fingerprint is that of the last reading."""
+        """Return all principals of a source, from the cache if its fingerprint is unchanged."""
         fingerprint = source.fingerprint()
         if fingerprint is None:
             return source.read()
-        kept = self._kept.pop(source, None)
-        if kept is None or kept[0] != fingerprint:
-            # The fingerprint is older than what is read now: a change in between is seen the next time.
-            kept = (fingerprint, tuple(source.read()))
-        self._kept[source] = kept
-        return kept[1]
+        cached = self._cached.pop(source, None)
+        if cached is None or cached[0] != fingerprint:
+            # The fingerprint was taken before the reading, so the next run sees a change in between.
+            cached = (fingerprint, tuple(source.read()))
+        self._cached[source] = cached
+        return cached[1]

@@ -1,7 +1,7 @@
-"""Consumers as Kong lists them: the Admin API's shape and paging, which Konnect's control planes share.
+"""Kong's list of consumers, in the format and paging that the Admin API and Konnect's control planes share.
 
-An `offset` says where the next page begins; it is opaque, and absent, null or empty at the end.
-A list in a database is paged by primary key: nothing shifts while it is read.
+An opaque `offset` names the start of the next page; it is absent, null or empty at the end. A list in a
+database is paged by primary key, so no entry shifts during the read.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from syncd.core.model import Principal
 from syncd.http.client import ApiClient, expect_object, expect_objects
 from syncd.sources.base import anonymous_reference, tags, text
 
-PAGE_SIZE = 1000
+_PAGE_SIZE = 1000
 
 
 def read_consumers(
@@ -22,7 +22,7 @@ def read_consumers(
 ) -> list[Principal]:
     """Read plugins and consumers under `prefix`; return the consumers that carry all `wanted` tags.
 
-    Those that a plugin uses as `anonymous` are marked. Raises ApiError or SourceError.
+    Those that a plugin uses as `anonymous` are flagged as such. Raises ApiError or SourceError.
     """
     wanted = tuple(wanted)
     plugins = list(offset_pages(client, f"{prefix}/plugins", {}, source))
@@ -44,18 +44,18 @@ def offset_pages(
     offset: str | None = None
     seen: set[str] = set()
     while True:
-        query: dict[str, str | int | list[str]] = {**params, "size": PAGE_SIZE}
+        query: dict[str, str | int | list[str]] = {**params, "size": _PAGE_SIZE}
         if offset is not None:
             query["offset"] = offset
         page = expect_object(client.get(path, query), source, path)
-        # Lua cannot tell an empty list from an empty object.
+        # Lua does not distinguish an empty list from an empty object.
         entries = [] if page.get("data") == {} else page.get("data")
         yield from expect_objects(entries, source, f"data of {path}", f"an entry of {path}")
         offset = _next_offset(page, path, source)
         if offset is None:
             return
         if offset in seen:
-            raise SourceError(source, f"{path}: the same page comes again, the list has no end")
+            raise SourceError(source, f"{path}: the same page was returned twice, so the list has no end")
         seen.add(offset)
 
 
@@ -64,7 +64,7 @@ def _next_offset(page: dict[str, object], path: str, source: str) -> str | None:
     if offset is None and isinstance(following, str) and following:
         offset = next(iter(parse_qs(urlsplit(following).query).get("offset", [])), None)
         if offset is None:
-            raise SourceError(source, f"{path}: there is a next page, but no offset to ask for it with")
+            raise SourceError(source, f"{path}: there is a next page, but no offset for it")
     if offset is not None and not isinstance(offset, str):
         raise SourceError(source, f"{path}: offset is not a string")
     return offset or None
@@ -72,7 +72,7 @@ def _next_offset(page: dict[str, object], path: str, source: str) -> str | None:
 
 def _principal(item: dict[str, object], anonymous: set[str], source: str) -> Principal:
     identity, username, custom_id = item.get("id"), item.get("username"), item.get("custom_id")
-    # Looked at closely only where something is wrong: there may be 100,000 of them.
+    # The full checks run only if something is wrong: there may be 100,000 consumers.
     if type(identity) is not str or not identity:
         identity = text(item, "id", source, "a consumer")
         if identity is None:

@@ -1,9 +1,9 @@
 """Consumers from Kong's declarative file (kong.yml, DB-less mode).
 
-A consumer without an `id` gets the one that Kong gives it, as recorded from a real Kong and as
-kong/db/schema/others/declarative_config.lua has it: uuid5(uuid5(namespace, "consumers"), username).
-One with neither id nor username gets a random id from Kong at each load: its id is "" here.
-The same file synced by decK into a database gets random ids instead: use kong-admin there.
+A consumer without an `id` gets the one that Kong assigns, as recorded from a real Kong and computed in
+kong/db/schema/others/declarative_config.lua: uuid5(uuid5(namespace, "consumers"), username).
+Kong assigns a random id at each load to a consumer with neither id nor username; its id is "" here.
+If decK syncs the same file into a database, Kong assigns random ids; use the source kong-admin then.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ _LOADER = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
 
 
 def consumer_id(username: str) -> str:
-    """Return the id that a DB-less Kong gives to a consumer without one."""
+    """Return the id that a DB-less Kong assigns to a consumer without one."""
     return str(uuid.uuid5(_NAMESPACE, username))
 
 
@@ -36,10 +36,10 @@ class DeclarativeFile:
     name: str = "declarative-file"
 
     def fingerprint(self) -> None:
-        """Return None: a file is read each time."""
+        """Return None: a file is read in each run."""
 
     def read(self) -> Sequence[Principal]:
-        """Return the consumers, those marked that a plugin anywhere in the file uses as `anonymous`."""
+        """Return the consumers; those that any plugin in the file uses as `anonymous` are flagged."""
         document = self._document()
         anonymous = set(_anonymous(document))
         listed = document.get("consumers") or []
@@ -55,7 +55,7 @@ class DeclarativeFile:
             raise SourceError(self.name, f"cannot read {self.path}: {error.strerror}") from None
         except (yaml.YAMLError, UnicodeDecodeError) as error:
             raise SourceError(self.name, f"{self.path} is not YAML: {error}") from None
-        # An empty or foreign file must not pass for "no consumers".
+        # An empty or unrelated file must not count as "no consumers".
         if not isinstance(document, dict) or "_format_version" not in document:
             raise SourceError(self.name, f"{self.path} is not a declarative file: it has no _format_version")
         return document
@@ -85,7 +85,7 @@ class DeclarativeFile:
 
 
 def _anonymous(node: object) -> Iterator[str]:
-    """Yield what plugins name as `anonymous`, at any depth: global, of services, routes, consumers."""
+    """Yield the anonymous consumers of all plugins: global, and of services, routes, consumers."""
     if isinstance(node, dict):
         plugins = node.get("plugins")
         for plugin in plugins if isinstance(plugins, list) else ():

@@ -1,14 +1,14 @@
 """Consumers from Kong's Admin API (open source; Enterprise with a workspace and a Kong-Admin-Token).
 
-What the API does (kong-admin-oss-3.9.yaml; recordings tests/data/kong-wire/admin-*):
+Behaviour of the API (kong-admin-oss-3.9.yaml; recordings tests/data/kong-wire/admin-*):
 
 - GET /consumers pages by an opaque `offset`, absent or null at the end; `size` is 1000 at most.
-- GET / answers 500 while Kong manages a plugin server, so nothing here asks it.
+- GET / answers 500 while Kong manages a plugin server, so it is never requested.
 - GET /status has `configuration_hash` only without a database or on a data plane; 32 zeros mean
-  "not configured yet", which is not "no consumers". There an offset counts places in a list that a
-  new configuration replaces at once: a hash that changes while we read makes us read again.
-- The filter `tags` answers 500 without a database when some consumers have no tags, so it is sent
-  only to a Kong with one; what it returns is filtered here as well.
+  "not configured yet", which is not "no consumers". Without a database an offset is a position in a list
+  that a new configuration replaces at once, so a hash that changes during the read causes another read.
+- Without a database the filter `tags` answers 500 if some consumers have no tags, so it is sent only to a
+  Kong with a database; the answer is filtered here as well.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from syncd.http.retry import Retry
 from syncd.sources.consumers import read_consumers
 
 _NOT_CONFIGURED = "0" * 32
-_READS = 3
+_MAX_READS = 3
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,7 +38,7 @@ class KongAdmin:
     name: str = "kong-admin"
 
     def fingerprint(self) -> str | None:
-        """Return the hash of Kong's configuration, None where Kong has a database and gives none."""
+        """Return the hash of Kong's configuration, None for a Kong with a database."""
         try:
             with ApiClient(self.endpoint, self.retry) as client:
                 return self._hash(client)
@@ -46,27 +46,27 @@ class KongAdmin:
             raise SourceError(self.name, str(error)) from None
 
     def read(self) -> Sequence[Principal]:
-        """Return the consumers, those marked that a plugin uses as `anonymous`."""
+        """Return the consumers; those that a plugin uses as `anonymous` are flagged."""
         try:
             with ApiClient(self.endpoint, self.retry) as client:
-                for _ in range(_READS):
+                for _ in range(_MAX_READS):
                     found = self._read_once(client)
                     if found is not None:
                         return found
         except ApiError as error:
             raise SourceError(self.name, str(error)) from None
         raise SourceError(
-            self.name, f"Kong's configuration changed during each of {_READS} readings; try again"
+            self.name, f"Kong's configuration changed during each of {_MAX_READS} readings; try again"
         )
 
     def _read_once(self, client: ApiClient) -> list[Principal] | None:
-        """Return the consumers, None if the configuration changed meanwhile."""
+        """Return the consumers, None if the configuration changed during the read."""
         before = self._hash(client)
         prefix = f"/{quote(self.workspace, safe='')}" if self.workspace else ""
         try:
             found = read_consumers(client, prefix, self.tags, source=self.name, send_tags=before is None)
         except RefusedError:
-            # An offset into a list that is gone.
+            # An offset into a list that a new configuration replaced.
             if self._hash(client) == before:
                 raise
             return None
@@ -77,5 +77,5 @@ class KongAdmin:
         status = expect_object(client.get("/status"), self.name, "/status")
         value = status.get("configuration_hash")
         if value == _NOT_CONFIGURED:
-            raise SourceError(self.name, "Kong has not loaded its configuration yet; try again when it has")
+            raise SourceError(self.name, "Kong has not loaded its configuration yet; try again later")
         return value if isinstance(value, str) and value else None

@@ -1,8 +1,9 @@
-"""Dev Portal applications of Konnect, with their owners, and the consumers they are mapped to.
+"""Konnect: consumers of a control plane, and applications of a Dev Portal.
 
-Both lists are paged by number and shift while they are read (`syncd.http.pagination`). A registration
-names the consumer that its application is on a gateway (Gateway 3.15 and newer): usage may come under
-either, so both are reported, and the mapping puts them into one customer.
+Consumers (konnect-control-planes-config-v2.yaml) are paged as in Kong's Admin API. Applications and their
+registrations are paged by number and may shift during the read (`syncd.http.pagination`). A registration
+names the consumer that represents its application on a gateway (Gateway 3.15 and newer): usage may come
+under either, so both are returned, and the mapping puts them into one customer.
 """
 
 from __future__ import annotations
@@ -19,9 +20,6 @@ from syncd.http.retry import Retry
 from syncd.sources.base import text
 from syncd.sources.consumers import read_consumers
 
-# MERGED: Consumers of a Konnect control plane (konnect-control-planes-config-v2.yaml): paged as Kong
-# pages them.
-
 
 @dataclass(frozen=True, slots=True)
 class KonnectConsumers:
@@ -34,10 +32,10 @@ class KonnectConsumers:
     name: str = "konnect-consumers"
 
     def fingerprint(self) -> None:
-        """Return None: Konnect tells of no change, so the list is read each time."""
+        """Return None: Konnect does not report changes, so the list is read in each run."""
 
     def read(self) -> Sequence[Principal]:
-        """Return the consumers, those marked that a plugin uses as `anonymous`."""
+        """Return the consumers; those that a plugin uses as `anonymous` are flagged."""
         prefix = f"/v2/control-planes/{quote(self.control_plane_id, safe='')}/core-entities"
         try:
             with ApiClient(self.endpoint, self.retry) as client:
@@ -48,7 +46,7 @@ class KonnectConsumers:
 
 @dataclass(frozen=True, slots=True)
 class KonnectApplications:
-    """One Dev Portal; `mapped_consumers=False` does not ask for registrations."""
+    """One Dev Portal; with `mapped_consumers=False` registrations are not read."""
 
     endpoint: Endpoint
     retry: Retry = field(compare=False)
@@ -57,10 +55,10 @@ class KonnectApplications:
     name: str = "konnect-applications"
 
     def fingerprint(self) -> None:
-        """Return None: Konnect tells of no change, so the lists are read each time."""
+        """Return None: Konnect does not report changes, so the lists are read in each run."""
 
     def read(self) -> Sequence[Principal]:
-        """Return the applications, then the consumers that they are mapped to."""
+        """Return the applications, then the consumers that represent them on a gateway."""
         portal = f"/v3/portals/{quote(self.portal_id, safe='')}"
         try:
             with ApiClient(self.endpoint, self.retry) as client:
@@ -73,7 +71,7 @@ class KonnectApplications:
         applications = [application(item, self.name, "an application") for item in listed]
         known = {found.id for found in applications}
         mapped = [found for item in registrations if (found := self._consumer(item, known))]
-        # An application has a registration for each API, all of them with the same consumer.
+        # An application has one registration for each API, all with the same consumer.
         consumers = {(found.id, found.application): found for found in mapped}
         return [*applications, *consumers.values()]
 
@@ -93,14 +91,15 @@ class KonnectApplications:
         return read_all(fetch, path, created="created_at")
 
     def _consumer(self, registration: Entry, known: set[str]) -> Principal | None:
-        consumer, of = registration.get("consumer"), registration.get("application")
-        if not isinstance(consumer, dict) or not isinstance(of, dict):
+        consumer, mapped_to = registration.get("consumer"), registration.get("application")
+        if not isinstance(consumer, dict) or not isinstance(mapped_to, dict):
             return None
         what = f"the consumer of registration {registration.get('id')}"
-        identity, of_id = text(consumer, "id", self.name, what), text(of, "id", self.name, what)
-        if identity is None or of_id is None:
-            raise SourceError(self.name, f"{what} has no id, or its application none")
-        if of_id not in known:
+        identity = text(consumer, "id", self.name, what)
+        application_id = text(mapped_to, "id", self.name, what)
+        if identity is None or application_id is None:
+            raise SourceError(self.name, f"{what} has no id, or its application has none")
+        if application_id not in known:
             return None  # registered after the applications were read; the next run sees it
         return Principal(
             kind="consumer",
@@ -108,12 +107,12 @@ class KonnectApplications:
             source=self.name,
             username=text(consumer, "username", self.name, what),
             custom_id=text(consumer, "custom_id", self.name, what),
-            application=of_id,
+            application=application_id,
         )
 
 
 def application(item: dict[str, object], source: str, what: str) -> Principal:
-    """Return an application as Konnect describes it; its owner is a developer or a team."""
+    """Return the principal of an application in Konnect's format; its owner is a developer or a team."""
     identity = text(item, "id", source, what)
     if identity is None:
         raise SourceError(source, f"{what} has no id")
@@ -132,7 +131,7 @@ def application(item: dict[str, object], source: str, what: str) -> Principal:
 
 
 def total(document: dict[str, object]) -> int | None:
-    """Return meta.page.total, None where it is not there."""
+    """Return meta.page.total, None if it is missing."""
     meta = document.get("meta")
     page = meta.get("page") if isinstance(meta, dict) else None
     value = page.get("total") if isinstance(page, dict) else None

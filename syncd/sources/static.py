@@ -1,4 +1,4 @@
-"""Static subjects: usage that does not pass through Kong, named in the configuration itself."""
+"""Static subjects: named in the configuration, for usage that does not pass through Kong."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from syncd.core.model import Principal
 
 @dataclass(frozen=True, slots=True)
 class StaticSubject:
-    """A subject by its own key; `customer` is the key of the customer to put it in, else it has its own."""
+    """A subject by its own key; `customer` is the key of its customer, None for one of its own."""
 
     key: str
     name: str | None = None
@@ -26,7 +26,7 @@ class Static:
     name: str = "static"
 
     def fingerprint(self) -> None:
-        """Return None: there is nothing to save."""
+        """Return None: reading costs nothing."""
 
     def read(self) -> Sequence[Principal]:
         """Return the subjects as principals."""

@@ -27,7 +27,8 @@ from rich.table import Table
 from tests.bench.driver import ProtoBuf, connect
 from tests.bench.goals import Goal
 from tests.bench.processes import sink
-from tests.harness.process import PluginServer, eventually, free_port, plugin_server
+from tests.harness.ports import free_port
+from tests.harness.process import PluginServer, eventually, plugin_server
 from tests.harness.recordings import serialized
 
 SIZE = 14_000_000

@@ -33,7 +33,8 @@ import yaml
 
 from tests.bench.processes import Sink, cpu_seconds, sink
 from tests.demo.real_kong import KongMissing
-from tests.harness.process import PluginServer, eventually, free_port, plugin_server
+from tests.harness.ports import free_port
+from tests.harness.process import PluginServer, eventually, plugin_server
 
 NONE, HTTP_LOG, PLUGIN, WAY_IN = "no logging", "http-log", "openmeter", "http-log to openmeter"
 EMPTY = "an empty plugin server"

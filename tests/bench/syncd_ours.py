@@ -53,7 +53,7 @@ def plan(count: int) -> float:
     identities = sorted(map(consumer_id, range(count)))
     principals = [Principal("consumer", identity, "kong", f"user-{identity}") for identity in identities]
     customers = tuple(
-        ObservedCustomer(f"id-{want.key}", want.key, want.name, (want.subjects[0].key,), want.marks)
+        ObservedCustomer(f"id-{want.key}", want.key, want.name, (want.subjects[0].key,), want.ownership)
         for want in desired_state(principals[::2], rules).customers
     )
     there = ObservedState(customers, None)

@@ -24,7 +24,7 @@ import httpx
 
 from tests.demo.gateway import Gateway
 from tests.demo.traffic import APPLICATION_SUBJECT, Expected
-from tests.harness.process import free_port
+from tests.harness.ports import free_port
 
 CONCURRENCY: Final = 16
 _TOKENS: Final = (12, 30)  # what kong.yml's pre-function reports for each request to /chat

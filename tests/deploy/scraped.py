@@ -16,7 +16,8 @@ from prometheus_client.parser import text_string_to_metric_families
 from openmeter_plugin.api.access import TOKEN_VARIABLE
 from syncd.sandbox.testing import running_sandbox
 from tests.harness.kong import KongWorker, PluginInstance
-from tests.harness.process import eventually, free_port, plugin_server
+from tests.harness.ports import free_port
+from tests.harness.process import eventually, plugin_server
 from tests.harness.recordings import serialized
 from tests.syncd.processes import Project, command
 

@@ -21,6 +21,7 @@ import httpx
 import pytest
 
 from tests.deploy.files import ROOT, mounts, service
+from tests.harness.ports import free_port
 from tests.harness.process import eventually
 
 TOKEN = "sandbox-token"
@@ -55,13 +56,6 @@ def is_healthy(name: str, replacements: dict[str, str]) -> bool:
         assert old in program
         program = program.replace(old, new)
     return subprocess.run([sys.executable, "-c", program], capture_output=True).returncode == 0
-
-
-def free_port() -> int:
-    """Return a port that was free a moment ago."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
 
 
 @contextmanager

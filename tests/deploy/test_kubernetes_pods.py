@@ -20,14 +20,17 @@ from openmeter_plugin.spool.destination import write_destination
 from syncd.config.settings import load
 from tests.deploy.files import ROOT
 from tests.deploy.kustomize import KUBERNETES, Manifest, pod_spec, render, rendered, the
-from tests.deploy.test_containers import TOKEN, free_port, running, sandbox_container
+from tests.deploy.test_containers import TOKEN, running, sandbox_container
+from tests.deploy.tools import needs
 from tests.harness.kong import KongWorker, PluginInstance
+from tests.harness.ports import free_port
 from tests.harness.process import eventually
 from tests.harness.recordings import serialized
 from tests.plugin.deliveries import record, spooled
 from tests.plugin.events_server import Answer, EventsServer, serving, take_all
 from tests.plugin.spools import destination
 
+pytestmark = needs("kustomize")
 API_TOKEN = "token-of-whoever-may-use-the-api"
 OVERLAY = KUBERNETES / "overlays" / "deployment"
 

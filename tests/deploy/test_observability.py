@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-import shutil
 import subprocess
 from itertools import combinations
 from typing import Any
@@ -28,6 +27,7 @@ from tests.deploy.monitoring import (
     runbook_of,
 )
 from tests.deploy.scraped import Family, scrape
+from tests.deploy.tools import needs, tool
 from tests.documents import blocks
 
 OF_THE_SCRAPE = {"instance", "job"}
@@ -147,6 +147,7 @@ def test_where_the_runbook_is_read_is_set_in_one_place_and_leads_to_the_page_unt
         assert not re.search(r"https?://(?!git\.example\.com)", file.read_text())
 
 
+@needs("kustomize")
 def test_the_patch_that_the_page_shows_sets_the_address_of_the_runbook() -> None:
     (block,) = (block for block in blocks("docs/observability.md", "yaml") if "patches" in block.text)
     (patch,) = yaml.safe_load(block.text)["patches"]
@@ -177,6 +178,7 @@ def test_the_runbook_begins_with_a_list_of_what_alerts_lead_to() -> None:
     assert set(re.findall(r"\]\(#([\w-]+)\)", RUNBOOK.read_text())) <= anchors(RUNBOOK.read_text())
 
 
+@needs("kustomize")
 def test_the_jobs_have_the_names_that_the_alerts_know_them_by() -> None:
     scraped = yaml.safe_load((PROMETHEUS / "scrape.yaml").read_text())["scrape_configs"]
     jobs = {job["job_name"] for job in scraped}
@@ -191,6 +193,7 @@ def test_the_jobs_have_the_names_that_the_alerts_know_them_by() -> None:
     assert known == jobs
 
 
+@needs("kustomize")
 def test_the_prometheus_operator_gets_the_same_alerts() -> None:
     (rule,) = (
         m for m in render(KUBERNETES / "components" / "prometheus-operator") if m["kind"] == "PrometheusRule"
@@ -204,10 +207,12 @@ def test_every_alert_is_tried_in_the_unit_tests_of_the_rules() -> None:
     assert [rule["alert"] for rule in rules() if f'"{rule["alert"]}"' not in tried] == []
 
 
-@pytest.mark.skipif(shutil.which("promtool") is None, reason="needs promtool")
+@needs("promtool")
 def test_prometheus_takes_the_rules_and_they_fire_when_they_should() -> None:
     for command in (["check", "rules", "alerts.yaml"], ["test", "rules", "alerts_test.yaml"]):
-        done = subprocess.run(["promtool", *command], cwd=PROMETHEUS, capture_output=True, text=True)
+        done = subprocess.run(
+            [str(tool("promtool")), *command], cwd=PROMETHEUS, capture_output=True, text=True
+        )
         assert done.returncode == 0, done.stdout + done.stderr
 
 

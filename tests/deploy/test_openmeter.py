@@ -120,7 +120,7 @@ def test_the_meters_are_those_that_syncd_meters_apply_creates() -> None:
     with running_sandbox() as url, httpx.Client(base_url=url, trust_env=False) as sandbox:
         for meter in sandbox.get("/api/v1/meters").raise_for_status().json():
             sandbox.delete(f"/api/v1/meters/{meter['slug']}").raise_for_status()
-        with ApiClient(Endpoint("metering API", url, "metering.token", "write"), Retry(attempts=1)) as client:
+        with ApiClient(Endpoint("metering", url, "metering.token", "write"), Retry(attempts=1)) as client:
             results = apply_meters(MeterApi(client, "openmeter-v1"))
         assert {result.status for result in results} == {"created"}
         created = sandbox.get("/api/v1/meters").raise_for_status().json()

@@ -18,7 +18,7 @@ from pathlib import Path
 
 import pytest
 
-from openmeter_plugin.api.access import SHORTEST_TOKEN
+from openmeter_plugin.api.access import MIN_TOKEN_LENGTH
 from openmeter_plugin.process import systemd
 from openmeter_plugin.process.sockets import BACKLOG
 from syncd.config.settings import load
@@ -170,7 +170,7 @@ os.execv(sys.argv[3], sys.argv[3:])
 @contextmanager
 def started(found: Unit, folder: Path, listener: socket.socket) -> Iterator[subprocess.Popen[bytes]]:
     """Start the plugin server as its units say, in other folders."""
-    (folder / "plugin-api-token").write_text("x" * SHORTEST_TOKEN)
+    (folder / "plugin-api-token").write_text("x" * MIN_TOKEN_LENGTH)
     command = one(found, "ExecStart")
     places = {BIN: HERE, "${CREDENTIALS_DIRECTORY}": str(folder), "127.0.0.1:8096": "127.0.0.1:0"}
     for old, new in places.items():

@@ -1,4 +1,4 @@
-"""What the books of a spool say, for tests: through the plugin's own way of reading them."""
+"""Reads the books of a spool for tests, through the plugin's own read models."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from openmeter_plugin.books.store import Counts, DeadLetter
 
 
 class LedgerLine(NamedTuple):
-    """A line of the ledger, as it is in the books."""
+    """A line of the ledger, as stored."""
 
     queue: str
     hour: str
@@ -28,7 +28,7 @@ def read_counts(spool: Path) -> dict[str, Counts]:
 
 
 def read_ledger(spool: Path) -> list[LedgerLine]:
-    """Return all lines, hour by hour."""
+    """Return all lines, ordered by hour."""
     with reading(spool) as db:
         rows = db.execute(
             "SELECT queue, hour, type, subject, accepted, delivered, dead_lettered FROM ledger"
@@ -38,7 +38,7 @@ def read_ledger(spool: Path) -> list[LedgerLine]:
 
 
 def read_dead_letters(spool: Path) -> list[tuple[int, str, DeadLetter]]:
-    """Return (id, queue, dead letter) in the order in which they died."""
+    """Return (id, queue, dead letter), oldest first."""
     with reading(spool) as db:
         rows = db.execute("SELECT id, queue, event, status, answer FROM dead_letters ORDER BY id").fetchall()
     return [

@@ -73,13 +73,6 @@ def takes_connections(path: Path) -> bool:
         return path.exists() and probe.connect_ex(str(path)) == 0
 
 
-def free_port() -> int:
-    """Return a TCP port that nobody listens on now."""
-    with socketlib.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
-
-
 @contextmanager
 def plugin_server(
     directory: Path, *arguments: str, environment: dict[str, str] | None = None

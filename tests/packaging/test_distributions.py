@@ -18,13 +18,15 @@ import httpx
 import pytest
 import yaml
 
+from openmeter_plugin import __version__
 from openmeter_plugin.config.schema import plugin_info
 from tests.harness.kong import KongWorker, PluginInstance
-from tests.harness.process import eventually, free_port
+from tests.harness.ports import free_port
+from tests.harness.process import eventually
 from tests.harness.recordings import serialized
-from tests.packaging.distributions import PROJECT, ROOT, build, files_of_wheel, unpacked
+from tests.packaging.distributions import ROOT, build, files_of_wheel, unpacked
 
-VERSION = PROJECT["project"]["version"]
+VERSION = __version__
 PACKAGES = {"openmeter_plugin": ROOT / "plugin" / "openmeter_plugin", "syncd": ROOT / "syncd"}
 NOT_IN_THE_WHEEL = {"syncd/Dockerfile"}
 MADE = {"openmeter_plugin/pdk_dir/openmeter.py"}

@@ -1,4 +1,4 @@
-"""Logs and rules of all kinds, for properties that hold whatever Kong sends."""
+"""Hypothesis strategies for logs, rules and PDK results, and a check of what they decide to."""
 
 from __future__ import annotations
 
@@ -30,18 +30,18 @@ ATTRIBUTES = (
 )
 
 
-def some(values: Iterable[Any]) -> st.SearchStrategy[frozenset[Any] | None]:
-    """No filter, or one over some of the values."""
+def optional_subset(values: Iterable[Any]) -> st.SearchStrategy[frozenset[Any] | None]:
+    """Return no filter, or one over some of the values."""
     return st.none() | st.frozensets(st.sampled_from(list(values)), min_size=1)
 
 
 any_filters = st.none() | st.builds(
     Filters,
-    statuses=some((200, 404, 502)),
-    methods=some(("GET", "POST")),
-    routes=some(("echo", "llm", "bf3c18fd-347d-5497-8230-0441f2ad7a65")),
-    services=some(("echo", "broken")),
-    response_sources=some(("kong", "upstream")),
+    statuses=optional_subset((200, 404, 502)),
+    methods=optional_subset(("GET", "POST")),
+    routes=optional_subset(("echo", "llm", "bf3c18fd-347d-5497-8230-0441f2ad7a65")),
+    services=optional_subset(("echo", "broken")),
+    response_sources=optional_subset(("kong", "upstream")),
 )
 
 any_rules = st.builds(
@@ -99,7 +99,7 @@ PATHS = {recording.name: list(paths(recording.parsed)) for recording in RECORDIN
 
 @st.composite
 def damaged_logs(draw: st.DrawFn) -> Log:
-    """A recording with up to three of its fields gone or something else."""
+    """A recording with up to three of its fields removed or replaced."""
     recording: Recorded = draw(st.sampled_from(RECORDINGS))
     log = recording.parsed
     if draw(st.booleans()):
@@ -127,17 +127,19 @@ captures = st.one_of(st.just(NOT_QUERIED), st.just({"named": {"id": "7"}}), json
 REQUIRED = ("specversion", "id", "source", "type", "subject", "time", "data")
 
 
-def assert_valid(found: Decision) -> None:
-    if isinstance(found, (SkipReason, PdkQuery)):
+def assert_valid(decision: Decision) -> None:
+    if isinstance(decision, (SkipReason, PdkQuery)):
         return
-    if isinstance(found, Quarantined):
-        assert type(found.reason) is SkipReason
-        assert all(type(value) is str and 0 < len(value) <= MAX_TEXT for value in found.attributes.values())
+    if isinstance(decision, Quarantined):
+        assert type(decision.reason) is SkipReason
+        assert all(
+            type(value) is str and 0 < len(value) <= MAX_TEXT for value in decision.attributes.values()
+        )
         return
-    assert type(found) is list
-    assert found
-    assert len({event["id"] for event in found}) == len(found)
-    for event in found:
+    assert type(decision) is list
+    assert decision
+    assert len({event["id"] for event in decision}) == len(decision)
+    for event in decision:
         assert tuple(event) == REQUIRED
         assert all(type(event[name]) is str and event[name] for name in REQUIRED[:-1])
         assert event["type"] in ("kong.api_request", "kong.llm_request")

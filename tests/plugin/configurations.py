@@ -1,4 +1,4 @@
-"""What the tests of the configuration share: one that is accepted, and changes to it."""
+"""Helpers for configuration tests: a valid configuration and changes to it."""
 
 from __future__ import annotations
 

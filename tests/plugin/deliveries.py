@@ -1,4 +1,4 @@
-"""What the tests of delivery share: events in a spool, a delivery of it, and what the books say."""
+"""Helpers for delivery tests: write events to a spool, deliver it, and read the books."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ KEEP_NOTHING = Retention(age=timedelta(0))
 def event(
     number: int, *, subject: str = "consumer:alice", time: str = "2026-11-22T05:49:03.779Z", **data: object
 ) -> bytes:
-    """An event as the plugin makes it."""
+    """Return an event as the plugin produces it."""
     return orjson.dumps(
         {
             "specversion": "1.0",
@@ -42,7 +42,7 @@ def event(
 
 
 def record(*numbers: int, **members: Any) -> bytes:
-    """The record of one request with these events, its summary with it."""
+    """Return the record of one request with these events and their summary."""
     events = [event(n, **members) for n in numbers]
     first = orjson.loads(events[0])
     summary = encode_summary([first["type"]] * len(events), first["time"], first["id"], first["subject"])
@@ -60,7 +60,7 @@ def ids(*ranges: range) -> list[str]:
 def spooled(
     spool: Path, records: Sequence[bytes], queue: str = QUEUE, *, each_alone: bool = False, **options: Any
 ) -> None:
-    """Write the records as a writer that then ends; with `each_alone`, a segment for each."""
+    """Write the records with a writer that then stops; with `each_alone`, each into its own segment."""
     if each_alone:
         options["segment_bytes"] = 1
     groups = [[r] for r in records] if each_alone else [records]
@@ -74,13 +74,13 @@ def spooled(
 
 
 def run_until_empty(spool: Path, *, seconds: float = 20, **options: Any) -> None:
-    """Deliver what is there; segments stay unless `retention` says otherwise."""
+    """Deliver the backlog; segments are retained unless `retention` says otherwise."""
     asyncio.run(asyncio.wait_for(deliver(DeliveryOptions(spool, **options), until_empty=True), seconds))
 
 
 @contextmanager
 def delivering(spool: Path, **options: Any) -> Iterator[None]:
-    """Run `deliver` in a thread until the end of the block; its failure is the test's."""
+    """Run `deliver` in a thread until the end of the block; the test fails if it fails."""
     loop = asyncio.new_event_loop()
     task = loop.create_task(deliver(DeliveryOptions(spool, **options)))
     ended: list[BaseException] = []
@@ -113,7 +113,7 @@ def delivered(spool: Path, queue: str = QUEUE) -> int:
 
 
 def waiting(spool: Path, queue: str = QUEUE) -> int:
-    """How many events wait, by the books."""
+    """Return the number of waiting events, according to the books."""
     return (
         count(spool, "events", queue=queue)
         - delivered(spool, queue)
@@ -122,7 +122,7 @@ def waiting(spool: Path, queue: str = QUEUE) -> int:
 
 
 def assert_balanced(spool: Path) -> None:
-    """Both equations of the books, for every queue."""
+    """Check both equations of the books, and the ledger's totals, for every queue."""
     for queue, counts in read_counts(spool).items():
         skipped = sum(value for (name, _), value in counts.items() if name == "skipped")
         outcomes = skipped + sum(counts[name, ""] for name in ("metered", "quarantined", "resent"))
@@ -138,7 +138,7 @@ def assert_balanced(spool: Path) -> None:
 
 
 def fails_first(times: int, *answers: Answer) -> Script:
-    """Answer the first posts so, then take everything."""
+    """Answer the first posts with these answers in turn, then accept everything."""
     left = [answers[n % len(answers)] for n in range(times)]
 
     def script(post: Post) -> Answer:
@@ -148,7 +148,7 @@ def fails_first(times: int, *answers: Answer) -> Script:
 
 
 def rejects(bad: set[str], status: int = 400) -> Script:
-    """Take what comes before the first bad event, and refuse from there on, as OpenMeter does."""
+    """Store the events before the first bad one and refuse the rest, as OpenMeter does."""
 
     def script(post: Post) -> Answer:
         for position, event_id in enumerate(post.ids):

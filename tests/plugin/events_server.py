@@ -1,4 +1,4 @@
-"""A metering API's events endpoint over real HTTP, which does what a test tells it to."""
+"""A scripted metering API's events endpoint over real HTTP."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from typing import Any
 
 @dataclass(frozen=True)
 class Post:
-    """A POST that came."""
+    """A received POST."""
 
     path: str
     headers: dict[str, str]
@@ -27,38 +27,41 @@ class Post:
 
     @property
     def events(self) -> list[dict[str, Any]]:
-        """The events in it."""
+        """The events of its body."""
         found: list[dict[str, Any]] = json.loads(self.body)
         return found
 
     @property
     def ids(self) -> list[str]:
-        """Their ids."""
+        """The ids of its events."""
         return [event["id"] for event in self.events]
 
 
 @dataclass(frozen=True)
 class Answer:
-    """What to answer; `taken` is how many of the batch's events are in before (None: all for a 2xx)."""
+    """An answer; `taken` is how many events of the batch are stored first (None: all for a 2xx)."""
 
     status: int = 204
     body: str = ""
     headers: dict[str, str] = field(default_factory=dict)
     taken: int | None = None
     cut: bool = False
-    """Break the connection off instead of answering."""
+    """Reset the connection instead of answering."""
 
 
 Script = Callable[[Post], Answer]
 
 
 def take_all(_: Post) -> Answer:
-    """Take everything, as OpenMeter v1 does."""
+    """Accept everything, as OpenMeter v1 does."""
     return Answer()
 
 
 class EventsServer:
-    """What came, and what is in: an event counts once however often it comes."""
+    """Records the POSTs and events received.
+
+    `taken` lists the stored event ids, each once; `came` counts how often each was received.
+    """
 
     def __init__(self, script: Script = take_all) -> None:
         self.script = script
@@ -69,7 +72,7 @@ class EventsServer:
         self.url = ""
 
     def handle(self, post: Post) -> Answer:
-        """Count the post and answer as the script says."""
+        """Record the post and answer according to the script."""
         with self._lock:
             self.posts.append(post)
         answer = self.script(post)
@@ -94,7 +97,7 @@ class _Handler(BaseHTTPRequestHandler):
         headers = {name.lower(): value for name, value in self.headers.items()}
         answer = self.events_server.handle(Post(self.path, headers, body, time.monotonic()))
         if answer.cut:
-            # With a reset, as a process that is killed leaves it.
+            # A reset, as a killed process causes it.
             linger = struct.pack("ii", 1, 0)
             self.connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, linger)
             self.close_connection = True
@@ -110,7 +113,7 @@ class _Handler(BaseHTTPRequestHandler):
         self.close_connection = self.close_connection or "content-length" in answer.headers
 
     def log_message(self, format: str, *args: Any) -> None:  # noqa: A002 - the base class's name
-        """Say nothing."""
+        """Suppress the log."""
 
 
 class _HttpServer(ThreadingHTTPServer):
@@ -118,15 +121,7 @@ class _HttpServer(ThreadingHTTPServer):
     request_queue_size = 64
 
     def handle_error(self, request: Any, client_address: Any) -> None:
-        """Say nothing: a delivery that is stopped leaves its connections."""
-
-
-def free_port() -> int:
-    """A port that nobody listens on."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port: int = probe.getsockname()[1]
-        return port
+        """Ignore errors: a stopped delivery abandons its connections."""
 
 
 @contextmanager

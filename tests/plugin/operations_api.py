@@ -1,4 +1,4 @@
-"""What the tests of the HTTP API share: a plugin server with one, on a spool that has a history."""
+"""Helpers for tests of the HTTP API: a plugin server with an API, on a spool with a history."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from tests.plugin.deliveries import record, rejects, skip, spooled
 from tests.plugin.events_server import EventsServer, serving
 from tests.plugin.spools import destination
 
-ADMIN_TOKEN = "token-of-whoever-may-use-the-api"
+ADMIN_TOKEN = "token-of-the-operations-api"
 EVENTS_TOKEN = "token-for-the-metering-api"
 OLD, NEW = "2026-11-20T05:49:03.779Z", "2026-11-22T07:00:00.000Z"
 
@@ -38,21 +38,21 @@ class Api:
         return answer.json()
 
     def metrics(self) -> dict[str, float]:
-        """The samples by their names and labels."""
+        """Return the samples by name and labels."""
         text = self.client.get("/metrics").text
         found = (line.rpartition(" ") for line in text.splitlines() if not line.startswith("#"))
         return {name: float(value) for name, _, value in found}
 
 
 def address_of(server: PluginServer) -> str:
-    """Where the API listens, from the log."""
+    """Return the API's URL, read from the log."""
     pattern = r'"on": ?\[[^]]*"(127\.0\.0\.1:\d+)"'
     return f"http://{eventually(lambda: re.findall(pattern, server.log_text()), what='listening')[0]}"
 
 
 @contextmanager
 def api(directory: Path, *arguments: str, history: bool = True) -> Iterator[Api]:
-    """Run a server with an API on a spool that has a history: 5 events delivered, 1 refused, 2 skipped."""
+    """Run a server with an API. History: 5 events delivered, 1 refused, 2 requests skipped."""
     with serving(EventsServer(rejects({"event-000003"}))) as events:
         spool = directory / "spool"
         write_destination(spool, destination(events.url, token=EVENTS_TOKEN))

@@ -1,4 +1,4 @@
-"""What the tests of events share: the outcome of a log under some rules."""
+"""Helpers for metering tests: the decision for a log under some rules."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What the tests of `openmeter-plugin spool` share: its commands, called as an operator calls them."""
+"""Helpers for tests of `openmeter-plugin spool`: run its commands as an operator does."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ OLD, NEW = "2026-11-20T05:49:03.779Z", "2026-11-22T07:00:00.000Z"
 
 
 def run(*arguments: str) -> subprocess.CompletedProcess[str]:
-    """Run a command in this process, as `openmeter-plugin` does: a new one takes ten times as long."""
+    """Run a command in this process: a new process takes ten times as long."""
     out, err = (io.TextIOWrapper(io.BytesIO(), write_through=True) for _ in range(2))
     status: int | str | None = 0
     with (
@@ -58,7 +58,7 @@ def printed(*arguments: str, status: int = 0) -> Any:
 
 
 def on_a_terminal(*arguments: str) -> str:
-    """Run a command on a terminal and return what stands on it."""
+    """Run a command on a terminal and return its screen."""
     master, slave = pty.openpty()
     command = [sys.executable, "-m", "openmeter_plugin", "spool", *arguments]
     with closing(os.fdopen(master, "rb", buffering=0)) as screen:
@@ -69,12 +69,12 @@ def on_a_terminal(*arguments: str) -> str:
         try:
             while more := screen.read(65536):
                 seen += more
-        except OSError:  # how a terminal ends
+        except OSError:  # reading a closed terminal raises
             pass
         assert process.wait(20) == 0, seen.decode()
     return seen.decode()
 
 
-def set_aside(number: int) -> bytes:
-    log = {"request": {"id": f"set-aside-{number}"}, "started_at": 1}
+def quarantine_record(number: int) -> bytes:
+    log = {"request": {"id": f"quarantined-{number}"}, "started_at": 1}
     return encode_record(QUARANTINED + orjson.dumps({"reason": "no_consumer", "log": log}))

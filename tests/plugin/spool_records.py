@@ -1,4 +1,4 @@
-"""What the tests of the writer share: records that are known by their number."""
+"""Helpers for writer tests: records with a number in them."""
 
 from __future__ import annotations
 

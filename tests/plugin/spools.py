@@ -1,4 +1,4 @@
-"""What the tests of the spool and its delivery share: spools seen from outside, and disks that fail."""
+"""Helpers for spool and delivery tests: read a spool's files, run a writer, and simulate a failing disk."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ QUEUE = "aaaabbbbccccdddd"
 
 
 def destination(endpoint: str = "http://127.0.0.1:9/events", **changes: Any) -> Destination:
-    """A destination that is quick in everything."""
+    """Return a destination with short timeouts and delays."""
     quick = {
         "timeout": 2.0,
         "max_coalescing_delay": 0.0,
@@ -33,12 +33,12 @@ def destination(endpoint: str = "http://127.0.0.1:9/events", **changes: Any) -> 
 
 
 def segments(spool: Path, queue: str = QUEUE) -> list[Path]:
-    """The queue's segment files, oldest first."""
+    """Return the queue's segment files, oldest first."""
     return sorted((queues_directory(spool) / queue).glob(f"*{SUFFIX}"))
 
 
 def items(spool: Path, queue: str = QUEUE) -> list[Record | Damage]:
-    """Everything in the queue's files, as a reader finds it once the writer is gone."""
+    """Return everything in the queue's files, as a reader finds it once the writer is gone."""
     found: list[Record | Damage] = []
     for path in segments(spool, queue):
         content = path.read_bytes()
@@ -48,12 +48,12 @@ def items(spool: Path, queue: str = QUEUE) -> list[Record | Damage]:
 
 
 def payloads(spool: Path, queue: str = QUEUE) -> list[bytes]:
-    """The payloads of the valid records."""
+    """Return the payloads of the valid records."""
     return [item.kind + item.body for item in items(spool, queue) if isinstance(item, Record)]
 
 
 def is_locked(path: Path) -> bool:
-    """Whether a process holds the file's lock."""
+    """Return whether a process holds the file's lock."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
         fcntl.flock(descriptor, fcntl.LOCK_SH | fcntl.LOCK_NB)
@@ -65,13 +65,13 @@ def is_locked(path: Path) -> bool:
 
 
 def file_of(descriptor: int) -> Path:
-    """The file that a descriptor of this process is open on."""
+    """Return the file behind a descriptor of this process."""
     return Path(f"/proc/self/fd/{descriptor}").readlink()
 
 
 @contextmanager
 def small_file_system(at: Path, size: str) -> Iterator[Path]:
-    """Mount a file system of so many bytes; skips the test where that is not permitted."""
+    """Mount a file system of this size; skips the test if mounting is not permitted."""
     at.mkdir()
     mount = ["mount", "-t", "tmpfs", "-o", f"size={size}", "tmpfs", str(at)]
     if subprocess.run(mount, capture_output=True).returncode != 0:
@@ -83,7 +83,7 @@ def small_file_system(at: Path, size: str) -> Iterator[Path]:
 
 
 class Acknowledged:
-    """The tokens that a writer gave back, in their groups."""
+    """The tokens that a writer returned, in their groups."""
 
     def __init__(self) -> None:
         self.groups: list[list[Any]] = []
@@ -101,8 +101,9 @@ class Acknowledged:
 def running_writer(
     spool: Path, notify: Callable[[list[Any]], None] | None = None, **options: Any
 ) -> Iterator[SpoolWriter]:
-    """Run a writer and close it at the end."""
-    writer = SpoolWriter(spool, notify or Acknowledged(), **{"fsync": "never"} | options)
+    """Run a writer and close it at the end; by default it never syncs and retries a failed disk at once."""
+    options = {"fsync": "never", "retry_seconds": 0.01, **options}
+    writer = SpoolWriter(spool, notify or Acknowledged(), **options)
     writer.start()
     try:
         yield writer
@@ -111,7 +112,7 @@ def running_writer(
 
 
 class Disk:
-    """Stands in for os.write on a spool's files: takes only so many bytes, or nothing for a while."""
+    """Replaces os.write for a spool's files: accepts a limited number of bytes, or blocks for a while."""
 
     def __init__(self, spool: Path) -> None:
         self._prefix = f"{spool}/"
@@ -124,7 +125,7 @@ class Disk:
         self.at_gate = threading.Event()
 
     def write(self, descriptor: int, data: Any) -> int:
-        """Write what there is room for, as a full disk does."""
+        """Write as many bytes as there is room for, as a full disk does."""
         if not str(file_of(descriptor)).startswith(self._prefix):
             return self._write(descriptor, data)
         if not self.open_gate.is_set():

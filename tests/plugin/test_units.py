@@ -1,4 +1,4 @@
-"""Durations and sizes as an operator writes them."""
+"""Parsing of durations and sizes."""
 
 from __future__ import annotations
 
@@ -20,12 +20,12 @@ from openmeter_plugin.units import duration, size
         (" 0s ", timedelta(0)),
     ],
 )
-def test_a_duration_is_a_number_with_its_unit(text: str, expected: timedelta) -> None:
+def test_a_duration_is_a_number_and_a_unit(text: str, expected: timedelta) -> None:
     assert duration(text) == expected
 
 
 @pytest.mark.parametrize("text", ["", "7", "d", "7 d", "-7d", "7w", "7D", "1e3s", ".5h", "7d12h"])
-def test_what_is_no_duration_is_refused_with_one_that_is(text: str) -> None:
+def test_an_invalid_duration_is_refused_with_an_example(text: str) -> None:
     with pytest.raises(ValueError, match="is not a duration such as 90s, 12h or 7d"):
         duration(text)
 
@@ -41,11 +41,11 @@ def test_what_is_no_duration_is_refused_with_one_that_is(text: str) -> None:
         (" 2TiB ", 2_199_023_255_552),
     ],
 )
-def test_a_size_is_a_number_of_bytes_or_of_binary_units(text: str, expected: int) -> None:
+def test_a_size_is_in_bytes_or_binary_units(text: str, expected: int) -> None:
     assert size(text) == expected
 
 
 @pytest.mark.parametrize("text", ["", "MiB", "1.5GiB", "-1", "500MB", "1mib", "1 G"])
-def test_what_is_no_size_is_refused_with_one_that_is(text: str) -> None:
+def test_an_invalid_size_is_refused_with_an_example(text: str) -> None:
     with pytest.raises(ValueError, match="is not a size such as 500MiB or 1GiB"):
         size(text)

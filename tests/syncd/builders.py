@@ -1,4 +1,4 @@
-"""Builders of principals, customers and plans for tests."""
+"""Builders of principals, observed states and plans for tests."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from syncd.planning.plan import PlanOptions, make_plan
 
 OWNER = "default"
 KEYED_BY_SUBJECT = Templates(key="{subject}")
-"""The hardest case: the customer's key attributes usage, as its subject keys do."""
+"""The hardest case: a customer's key attributes usage as its subject keys do."""
 RULES = MappingRules(owner_id=OWNER, templates=KEYED_BY_SUBJECT)
 BY_TAG = MappingRules(owner_id=OWNER, group_by="tag", templates=KEYED_BY_SUBJECT)
 
@@ -38,9 +38,9 @@ def customer(
     identity: str | None = None,
     metadata: Mapping[str, str] | None = None,
 ) -> ObservedCustomer:
-    """A customer, unmanaged unless `owner` is given."""
-    ours = ownership_metadata(owner, key or "x") if owner else {}
-    found = {**ours, **(metadata or {})}
+    """An observed customer; managed if `owner` is given."""
+    ownership = ownership_metadata(owner, key or "x") if owner else {}
+    found = {**ownership, **(metadata or {})}
     return ObservedCustomer(
         identity or f"id-{key}", key, name or (key or "nameless"), subjects, found, subscription
     )
@@ -65,5 +65,5 @@ def plan_for(
 
 
 def lines(plan: Plan) -> list[str]:
-    """The changes in short: ``kind customer-key subject subject``."""
+    """Return one line per change: ``kind customer-key subject subject``."""
     return [" ".join([str(c.kind), c.customer_key or "-", *c.subject_keys]) for c in plan.changes]

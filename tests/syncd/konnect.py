@@ -1,6 +1,6 @@
-"""Konnect played by a real HTTP server: lists of consumers, applications and registrations, in pages.
+"""Test double of Konnect on a real HTTP server: paged lists of consumers, applications, registrations.
 
-Where the specifications are at hand, each request and each answer of its own is held against them.
+If the specifications are available, it checks each request and each answer against them.
 """
 
 from __future__ import annotations
@@ -48,14 +48,14 @@ def application(number: int, *, owner: tuple[str, str] | None = ("developer", DE
     return shown | ({"owner": {"type": owner[0], "id": owner[1]}} if owner else {})
 
 
-def registration(number: int, of: str, consumer: str | None = None, **fields: object) -> Entry:
+def registration(number: int, application: str, consumer: str | None = None, **fields: object) -> Entry:
     shown: Entry = {
         "id": uid(f"registration-{number}"),
         "created_at": moment(number),
         "updated_at": moment(number),
         "status": "approved",
         "api": {"id": uid("api"), "name": "api", "version": None, "entity_type": "api"},
-        "application": {"id": uid(of), "name": of},
+        "application": {"id": uid(application), "name": application},
     }
     if consumer:
         mapped = {"id": uid(consumer), "username": consumer, "control_plane_id": PLANE, **fields}
@@ -69,7 +69,7 @@ def consumer(name: str, **fields: object) -> Entry:
 
 @dataclass
 class Konnect:
-    """`page` is the largest page it gives; `before` may change the lists or answer by itself."""
+    """`page` is the maximum page size; `before` may change the lists, or answer instead."""
 
     applications: list[Entry] = field(default_factory=list)
     registrations: list[Entry] = field(default_factory=list)

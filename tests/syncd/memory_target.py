@@ -1,4 +1,4 @@
-"""A metering API in memory with the refusals of facts 4.4 and 4.6, fast enough for thousands of worlds."""
+"""An in-memory metering API that refuses what OpenMeter refuses, fast enough for thousands of states."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ _NUMBERS = itertools.count()
 
 
 class MemoryTarget:
-    def __init__(self, world: ObservedState) -> None:
-        self.customers = {customer.id: customer for customer in world.customers}
-        self._subjects = None if world.subjects is None else {s.key: s for s in world.subjects}
+    def __init__(self, state: ObservedState) -> None:
+        self.customers = {customer.id: customer for customer in state.customers}
+        self._subjects = None if state.subjects is None else {s.key: s for s in state.subjects}
         self.details: dict[str, CustomerDetails] = {}
-        """What customers were created with, by id."""
+        """The details of created customers, by id."""
         self.writes = 0
 
     def observe(self) -> ObservedState:
@@ -99,7 +99,7 @@ class MemoryTarget:
         for other in self.customers.values():
             if other.id == new.id:
                 continue
-            # As the real one: a subject may be another customer's key, and is then counted for both.
+            # As in OpenMeter: a subject may be another customer's key, and then counts for both.
             taken = {other.key, *other.subject_keys} & {new.key} - {None}
             if taken or not set(new.subject_keys).isdisjoint(other.subject_keys):
                 raise RefusedError("conflict", status=409, detail=f"in conflict with {other.key}")

@@ -6,7 +6,6 @@ import io
 import json
 import logging
 import os
-import socket
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -18,6 +17,7 @@ from unittest.mock import patch
 import structlog
 
 from syncd.cli import main
+from tests.harness.ports import free_port
 from tests.syncd.waiting import eventually
 
 KONG_YML = """
@@ -137,9 +137,7 @@ def started_daemon(project: Project, name: str = "") -> Iterator[tuple[subproces
 
 @contextmanager
 def daemon_process(project: Project) -> Iterator[tuple[subprocess.Popen[str], Path]]:
-    """The daemon as a process, on a port that was free a moment ago."""
-    with socket.create_server(("127.0.0.1", 0)) as free:
-        port = free.getsockname()[1]
-    project.configure(f"daemon: {{listen: '127.0.0.1:{port}'}}\n")
+    """Run the daemon as a process."""
+    project.configure(f"daemon: {{listen: '127.0.0.1:{free_port()}'}}\n")
     with started_daemon(project) as (process, log):
         yield process, log

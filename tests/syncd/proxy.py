@@ -1,4 +1,4 @@
-"""A real HTTP proxy in front of a metering API that does one thing wrong with one request."""
+"""An HTTP proxy in front of a metering API that spoils one request in one way."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ import httpx
 
 Mishap = Literal["fail", "delay", "cut", "cut-answer", "repeat"]
 MISHAPS: tuple[Mishap, ...] = ("fail", "delay", "cut", "cut-answer", "repeat")
-"""503 instead of asking; answered too late; no answer and not asked; asked but no answer; asked twice."""
+"""503 without forwarding; late answer; cut without forwarding; forwarded, then cut; forwarded twice."""
 
 DELAY = 1.0
 

@@ -1,4 +1,4 @@
-"""A small real HTTP server that answers as a test says, and remembers what it was asked."""
+"""A small HTTP server that answers as a test scripts, and records its requests."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Targets of each dialect, and what people do by hand on the server behind them."""
+"""Metering targets of both dialects, and manual changes on the server behind them."""
 
 from __future__ import annotations
 
@@ -9,13 +9,13 @@ from syncd.http.retry import Retry
 from syncd.metering.v1 import OpenMeterV1
 from syncd.metering.v3 import OpenMeterV3
 
-MARKS = {"managed-by": "kong-openmeter", "sync-owner": "default", "source-id": "1"}
+OWNERSHIP = {"managed-by": "kong-openmeter", "sync-owner": "default", "source-id": "1"}
 
 Target = OpenMeterV1 | OpenMeterV3
 
 
 def _endpoint(url: str, token: str | None = None, timeout: float = 5) -> Endpoint:
-    return Endpoint("metering API", url, "metering.token", "read and write", token=token, timeout=timeout)
+    return Endpoint("metering", url, "metering.token", "read and write", token=token, timeout=timeout)
 
 
 def _retry() -> Retry:
@@ -27,7 +27,7 @@ def target_at(url: str, *, timeout: float = 5) -> OpenMeterV1:
 
 
 def v3_target_at(url: str) -> OpenMeterV3:
-    """`url` is where /openmeter/... begins."""
+    """Open a v3 target; `url` ends before /openmeter/..."""
     return OpenMeterV3(_endpoint(url), _retry())
 
 
@@ -44,7 +44,7 @@ def fault(sandbox: httpx.Client, **fault: object) -> None:
 
 
 def by_hand(sandbox: httpx.Client, **body: object) -> dict[str, object]:
-    """Make a customer as someone in finance does."""
+    """Create a customer as a person does, without syncd."""
     answer = sandbox.post("/api/v1/customers", json=body)
     answer.raise_for_status()
     document: dict[str, object] = answer.json()

@@ -1,4 +1,4 @@
-"""Who may use the HTTP API: decided before anything of a request but its head is read."""
+"""Access control of the HTTP API: decides from a request's head, before its body is read."""
 
 from __future__ import annotations
 
@@ -17,21 +17,21 @@ if TYPE_CHECKING:
     from starlette.types import ASGIApp, Receive, Scope, Send
 
 TOKEN_VARIABLE: Final = "OPENMETER_PLUGIN_ADMIN_TOKEN"  # noqa: S105 - a name
-SHORTEST_TOKEN: Final = 16
+MIN_TOKEN_LENGTH: Final = 16
 OPEN_PATHS: Final = frozenset({"/healthz", "/readyz"})
-"""For probes, which have no secrets to give; their answers hold none either."""
+"""For probes, which send no token; the answers contain no secrets."""
 
-_LARGEST_BODY: Final = 1024 * 1024
+_MAX_BODY: Final = 1024 * 1024
 _WITH_BODY: Final = frozenset({"POST", "PUT", "PATCH"})
 
 
 class AccessError(ValueError):
-    """The API cannot be offered so."""
+    """The API cannot be served with these options."""
 
 
 @dataclass(frozen=True, slots=True)
 class Access:
-    """The token, and the names by which clients may call the API."""
+    """The token, and the host names that clients may use."""
 
     file: Path | None = None
     text: str = field(default="", repr=False)
@@ -40,29 +40,31 @@ class Access:
 
     @property
     def needs_token(self) -> bool:
-        """Whether there is a token."""
+        """Whether requests need a token."""
         return self.file is not None or bool(self.text)
 
     def token(self) -> str:
-        """Return the token as it is now: it may be replaced while we run; raises AccessError, OSError."""
+        """Return the current token; the file may be replaced at any time. Raises AccessError, OSError."""
         token = self.file.read_text().strip() if self.file is not None else self.text
-        if len(token) < SHORTEST_TOKEN or not token.isascii() or not token.isprintable():
-            raise AccessError(f"the token must have at least {SHORTEST_TOKEN} printable ASCII characters")
+        if len(token) < MIN_TOKEN_LENGTH or not token.isascii() or not token.isprintable():
+            raise AccessError(f"the token must have at least {MIN_TOKEN_LENGTH} printable ASCII characters")
         return token
 
 
-def access(listener: HttpLogSocket, file: Path | None, environment: Mapping[str, str] = os.environ) -> Access:
-    """Return who may use what is offered there; raises AccessError, OSError."""
+def load_access(
+    listener: HttpLogSocket, file: Path | None, environment: Mapping[str, str] = os.environ
+) -> Access:
+    """Return the access rules for a listening socket; raises AccessError, OSError."""
     text = "" if file is not None else environment.get(TOKEN_VARIABLE, "").strip()
     hosts = None
     if isinstance(listener, TcpListeningSocket) and ipaddress.ip_address(listener.address).is_loopback:
-        # A web page can have its visitor's browser call a loopback address, under a name of its own.
+        # Against DNS rebinding: a web page can make a browser call a loopback address by another name.
         hosts = frozenset({"localhost", "127.0.0.1", "::1", listener.address})
     found = Access(file, text, hosts)
     if found.needs_token:
         found.token()
     elif TOKEN_VARIABLE in environment:
-        # Set but empty is a token that did not arrive, which must not mean that none is asked for.
+        # An empty variable is a token that was lost on the way; it must not open the API to everyone.
         raise AccessError(f"{TOKEN_VARIABLE} is empty")
     elif isinstance(listener, TcpListeningSocket):
         raise AccessError(
@@ -72,7 +74,7 @@ def access(listener: HttpLogSocket, file: Path | None, environment: Mapping[str,
 
 
 class AccessMiddleware:
-    """Lets requests through to the API, or answers them."""
+    """Passes permitted requests to the API and refuses the others."""
 
     def __init__(self, app: ASGIApp, access: Access) -> None:
         self._app = app
@@ -95,7 +97,7 @@ class AccessMiddleware:
     def _refusal(self, scope: Scope) -> tuple[int, str, dict[str, str]] | None:
         headers = {name.decode("latin-1"): value.decode("latin-1") for name, value in scope["headers"]}
         if self._access.hosts is not None and _host(headers.get("host", "")) not in self._access.hosts:
-            return 421, "call this address by the name localhost or by its number, not by another name", {}
+            return 421, "use localhost or the IP address in the URL; other host names are not allowed", {}
         if scope["path"] not in OPEN_PATHS and self._access.needs_token:
             refusal = self._token_refusal(headers.get("authorization", ""))
             if refusal is not None:
@@ -103,30 +105,34 @@ class AccessMiddleware:
         if scope["method"] in _WITH_BODY:
             length = headers.get("content-length", "")
             if not (length.isascii() and length.isdecimal()):
-                return 411, "the body's length is needed: send it with Content-Length", _CLOSE
-            if int(length[:12]) > _LARGEST_BODY:
-                return 413, f"a body may have {_LARGEST_BODY} bytes", _CLOSE
+                return 411, "a Content-Length header is required", _CLOSE
+            if int(length[:12]) > _MAX_BODY:
+                return 413, f"a body may have at most {_MAX_BODY} bytes", _CLOSE
         return None
 
     def _token_refusal(self, authorization: str) -> tuple[int, str, dict[str, str]] | None:
         try:
             token = self._access.token()
         except (OSError, ValueError):
-            return 503, "the file with this API's token cannot be used at the moment", _CLOSE
+            return 503, "this API's token file is currently unusable", _CLOSE
         scheme, _, given = authorization.partition(" ")
-        # Compared in constant time: the time of an answer must not tell how much of a guess was right.
-        fits = hmac.compare_digest(given.strip().encode(), token.encode())
-        if scheme.lower() == "bearer" and fits:
+        # In constant time, so that the response time does not reveal how much of a guess was right.
+        matches = hmac.compare_digest(given.strip().encode(), token.encode())
+        if scheme.lower() == "bearer" and matches:
             return None
-        return 401, "send this API's token as Authorization: Bearer", _CLOSE | {"www-authenticate": "Bearer"}
+        return (
+            401,
+            "send this API's token in the header Authorization: Bearer",
+            _CLOSE | {"www-authenticate": "Bearer"},
+        )
 
 
 _CLOSE: Final = {"connection": "close"}
-"""A body that was not read would stand before the next request."""
+"""Closes the connection: an unread body would be parsed as the next request."""
 
 
 def _host(header: str) -> str:
-    """Return the name or number in a Host header, without the port."""
+    """Return the host name or address in a Host header, without the port."""
     if header.startswith("["):
         return header[1:].partition("]")[0].lower()
     return header.partition(":")[0].lower()

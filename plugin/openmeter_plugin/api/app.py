@@ -1,7 +1,7 @@
-"""The HTTP API: the books for programs, and what can be asked of the delivery.
+"""Routes of the HTTP API: the books, metrics, replay, redelivery and health probes.
 
-The handlers are plain functions, so they run in threads: reading the books must not hold up the delivery,
-on whose event loop the API is served.
+The handlers are plain functions, so they run in threads: the API shares the event loop of the delivery
+process, and reading the books must not block it.
 """
 
 from __future__ import annotations
@@ -21,16 +21,16 @@ from openmeter_plugin.api.problems import CONTENT_TYPE, Problem, add_problem_han
 from openmeter_plugin.books import ledger, status
 from openmeter_plugin.books.models import DeadLetters, Ledger, RedeliveryStatus, SpoolStatus
 from openmeter_plugin.books.replay import replay_dead_letters, request_redelivery
-from openmeter_plugin.defaults import LARGEST_ID
+from openmeter_plugin.defaults import MAX_ROW_ID
 
 _ERRORS: dict[int | str, dict[str, Any]] = {
     code: {"model": Problem, "description": what, "content": {CONTENT_TYPE: {}}}
-    for code, what in ((401, "The token is missing or wrong"), (503, "The books cannot be used"))
+    for code, what in ((401, "The token is missing or wrong"), (503, "The books are unavailable"))
 }
 
 
 class RedeliverRequest(BaseModel):
-    """A span of event time, `from` included and `to` not."""
+    """A span of event time, from `from` (inclusive) to `to` (exclusive)."""
 
     model_config = ConfigDict(extra="forbid")
 
@@ -39,79 +39,81 @@ class RedeliverRequest(BaseModel):
     subject: str | None = None
 
     @model_validator(mode="after")
-    def _is_a_span(self) -> Self:
+    def _is_ordered(self) -> Self:
         if self.since >= self.until:
             raise ValueError("from must be before to")
         return self
 
 
 class ReplayRequest(BaseModel):
-    """Which dead letters to send again: some by their ids, or all."""
+    """Which dead letters to replay: some by id, or all."""
 
     model_config = ConfigDict(extra="forbid")
 
-    ids: Annotated[list[Annotated[int, Field(le=LARGEST_ID)]], Field(max_length=50_000)] = []
+    ids: Annotated[list[Annotated[int, Field(le=MAX_ROW_ID)]], Field(max_length=50_000)] = []
     all: Literal[True] | None = None
 
     @model_validator(mode="after")
-    def _is_one_of_both(self) -> Self:
+    def _is_ids_or_all(self) -> Self:
         if bool(self.ids) == bool(self.all):
             raise ValueError("give either ids or all: true")
         return self
 
 
 class ReplayAccepted(BaseModel):
-    """How many dead letters will be sent again."""
+    """How many dead letters are marked for replay."""
 
     marked: int
 
 
 class Health(BaseModel):
-    """The process lives."""
+    """The process is alive."""
 
     status: Literal["ok"] = "ok"
 
 
 class Readiness(BaseModel):
-    """Whether the process can do its work, and what keeps it from it."""
+    """Whether the process is ready, and the problems if it is not."""
 
     ready: bool
     problems: list[str]
 
 
-def create_app(watch: HealthMonitor) -> FastAPI:
-    """Return the API over a delivery; `access.Gate` stands before it."""
+def create_app(monitor: HealthMonitor) -> FastAPI:
+    """Return the API; `AccessMiddleware` checks every request before it."""
     app = FastAPI(
         title="openmeter-plugin",
         version=__version__,
-        description="The books of a spool, and sending again what the metering API may have lost.",
-        docs_url=None,  # its page would load scripts from elsewhere
+        description="The books of a spool; replay of dead letters and redelivery of delivered events.",
+        docs_url=None,  # its page loads scripts from a CDN
         redoc_url=None,
     )
     add_problem_handlers(app)
-    # Checked before, by the gate; here so that the description says so.
+    # AccessMiddleware checks the token; this is for the OpenAPI document.
     private = APIRouter(dependencies=[Depends(HTTPBearer(auto_error=False))], responses=_ERRORS)
-    _offer_books(private, watch)
-    _offer_sending_again(private, watch)
+    _add_books_routes(private, monitor)
+    _add_replay_routes(private, monitor)
     app.include_router(private)
-    _offer_probes(app, watch)
+    _add_probe_routes(app, monitor)
     return app
 
 
-def _offer_books(router: APIRouter, watch: HealthMonitor) -> None:
-    metrics = Metrics(watch)
+def _add_books_routes(router: APIRouter, monitor: HealthMonitor) -> None:
+    metrics = Metrics(monitor)
 
     @router.get("/v1/spool")
     def spool() -> SpoolStatus:
-        """Tell how the spool is: what `openmeter-plugin spool status --json` prints."""
-        return status.read_status(watch.spool)
+        """Return the spool's status, as `openmeter-plugin spool status --json` prints it."""
+        return status.read_status(monitor.spool)
 
     @router.get("/v1/ledger")
     def read_ledger(
-        since: Annotated[datetime | None, Query(alias="from", description="the hour it lies in")] = None,
-        until: Annotated[datetime | None, Query(alias="to", description="up to here, whole hours")] = None,
+        since: Annotated[datetime | None, Query(alias="from", description="rounded down to the hour")] = None,
+        until: Annotated[
+            datetime | None, Query(alias="to", description="exclusive, rounded up to the hour")
+        ] = None,
         subject: str | None = None,
-        after: Annotated[str | None, Query(description="`next` of the page before")] = None,
+        after: Annotated[str | None, Query(description="`next` of the previous page")] = None,
         limit: Annotated[int, Query(ge=1, le=50_000)] = 10_000,
     ) -> Ledger:
         """Return accepted, delivered and dead-lettered events by destination, hour, type and subject."""
@@ -122,7 +124,7 @@ def _offer_books(router: APIRouter, watch: HealthMonitor) -> None:
             raise HTTPException(422, "from must not be after to")
         try:
             return ledger.read_ledger(
-                watch.spool,
+                monitor.spool,
                 ledger.hour_of(since) if since else ledger.FIRST_HOUR,
                 ledger.hour_of(until, up=True) if until else ledger.LAST_HOUR,
                 subject,
@@ -134,11 +136,11 @@ def _offer_books(router: APIRouter, watch: HealthMonitor) -> None:
 
     @router.get("/v1/dead-letters")
     def read_dead_letters(
-        after: Annotated[int, Query(ge=0, le=LARGEST_ID, description="`next` of the page before")] = 0,
+        after: Annotated[int, Query(ge=0, le=MAX_ROW_ID, description="`next` of the previous page")] = 0,
         limit: Annotated[int, Query(ge=1, le=1_000)] = 100,
     ) -> DeadLetters:
-        """Return the events that the metering API will not take, oldest first."""
-        return ledger.read_dead_letters(watch.spool, after=after, limit=limit)
+        """Return the dead letters, oldest first."""
+        return ledger.read_dead_letters(monitor.spool, after=after, limit=limit)
 
     @router.get("/metrics", response_class=Response, responses={200: {"content": {"text/plain": {}}}})
     def read_metrics(request: Request) -> Response:
@@ -147,44 +149,44 @@ def _offer_books(router: APIRouter, watch: HealthMonitor) -> None:
         return Response(content, headers={"content-type": content_type})
 
 
-def _offer_sending_again(router: APIRouter, watch: HealthMonitor) -> None:
+def _add_replay_routes(router: APIRouter, monitor: HealthMonitor) -> None:
     @router.post("/v1/redeliver", status_code=202)
-    def redeliver(wanted: RedeliverRequest, response: Response) -> RedeliveryStatus:
-        """Have retained events of a span of event time sent again; the metering API counts each once."""
+    def redeliver(body: RedeliverRequest, response: Response) -> RedeliveryStatus:
+        """Redeliver retained events of a span of event time; the metering API deduplicates them."""
         try:
-            number = request_redelivery(watch.spool, wanted.since, wanted.until, wanted.subject)
+            number = request_redelivery(monitor.spool, body.since, body.until, body.subject)
         except ValueError as error:
             raise HTTPException(422, str(error)) from None
         response.headers["location"] = f"/v1/redeliver/{number}"
-        return _redelivery(watch, number)
+        return _redelivery(monitor, number)
 
     @router.get("/v1/redeliver/{number}")
-    def redelivery(number: Annotated[int, PathParameter(le=LARGEST_ID)]) -> RedeliveryStatus:
-        """Tell how far a redelivery is."""
-        return _redelivery(watch, number)
+    def redelivery(number: Annotated[int, PathParameter(le=MAX_ROW_ID)]) -> RedeliveryStatus:
+        """Return the progress of a redelivery."""
+        return _redelivery(monitor, number)
 
     @router.post("/v1/dead-letters/replay", status_code=202)
-    def replay(wanted: ReplayRequest) -> ReplayAccepted:
-        """Have dead letters sent again; what is refused again stays one."""
-        return ReplayAccepted(marked=replay_dead_letters(watch.spool, wanted.ids or None))
+    def replay(body: ReplayRequest) -> ReplayAccepted:
+        """Replay dead letters; an event that is refused again stays a dead letter."""
+        return ReplayAccepted(marked=replay_dead_letters(monitor.spool, body.ids or None))
 
 
-def _redelivery(watch: HealthMonitor, number: int) -> RedeliveryStatus:
-    found = ledger.read_redelivery(watch.spool, number)
+def _redelivery(monitor: HealthMonitor, number: int) -> RedeliveryStatus:
+    found = ledger.read_redelivery(monitor.spool, number)
     if found is None:
         raise HTTPException(404, "there is no redelivery with this id")
     return found
 
 
-def _offer_probes(app: FastAPI, watch: HealthMonitor) -> None:
+def _add_probe_routes(app: FastAPI, monitor: HealthMonitor) -> None:
     @app.get("/healthz")
     async def healthz() -> Health:
-        """Tell that the process lives and its event loop turns."""
+        """Return 200 if the process is alive and its event loop runs."""
         return Health()
 
     @app.get("/readyz", responses={503: {"model": Readiness}})
     def readyz(response: Response) -> Readiness:
-        """Tell whether the lock is held, the books can be used, and the processes give signs of life."""
-        problems = watch.problems()
+        """Return whether this process holds the lock, the books are usable and all processes are alive."""
+        problems = monitor.problems()
         response.status_code = 503 if problems else 200
         return Readiness(ready=not problems, problems=problems)

@@ -1,4 +1,4 @@
-"""The delivery process as its HTTP API sees it."""
+"""Health of the delivery process, for readiness and metrics: the lock, the processes, the disk."""
 
 from __future__ import annotations
 
@@ -10,28 +10,28 @@ from typing import TYPE_CHECKING, Final
 
 from openmeter_plugin.books.read_models import SpoolError, reading
 from openmeter_plugin.process.heartbeat import Heartbeats
-from openmeter_plugin.spool.segment_file import room
+from openmeter_plugin.spool.segment_file import writable_bytes
 
 if TYPE_CHECKING:
     from openmeter_plugin.delivery.queue_delivery import QueueDelivery
     from openmeter_plugin.delivery.spool_delivery import SpoolDelivery
 
-_LEAST_ROOM: Final = 64 * 1024  # bytes of what the workers may write
+_MIN_WRITABLE: Final = 64 * 1024  # bytes that the workers can still write
 
 
 @dataclass(slots=True)
 class HealthMonitor:
-    """What is looked at; `children` are the slots of the processes, empty where there is no supervisor."""
+    """State of the delivery process. `children`: heartbeat slots by name, empty without a supervisor."""
 
     spool: Path
     children: Mapping[str, int] = field(default_factory=dict)
     heartbeats: Heartbeats | None = None
     hang_seconds: float = 10.0
     delivery: SpoolDelivery | None = None
-    """There once this process has the spool's lock."""
+    """Set once this process holds the spool's lock."""
 
     def started(self, delivery: SpoolDelivery) -> None:
-        """Note that this process delivers from now on."""
+        """Record that this process holds the lock and delivers."""
         self.delivery = delivery
 
     def queues(self) -> dict[str, QueueDelivery]:
@@ -39,24 +39,24 @@ class HealthMonitor:
         return dict(self.delivery.queues) if self.delivery is not None else {}
 
     def restarts(self) -> dict[str, int]:
-        """Return how often each child was started again."""
+        """Return how often each child was restarted."""
         if self.heartbeats is None:
             return {}
         return {child: self.heartbeats.restarts(slot) for child, slot in self.children.items()}
 
     def problems(self) -> list[str]:
-        """Return what keeps this process from doing its work, in sentences; blocks for the disk."""
+        """Return what keeps this process from working, as sentences. Reads the disk, so it blocks."""
         found = []
         if self.delivery is None:
             found.append(
-                "nothing is delivered yet: this process is starting, or another one delivers this spool"
-                " and this one waits for the lock"
+                "nothing is delivered yet: this process is starting, or waits for the lock of another"
+                " process that delivers this spool"
             )
         if self.heartbeats is not None:
             for child, slot in self.children.items():
                 silence = self.heartbeats.silence(slot)
                 if silence > self.hang_seconds:
-                    found.append(f"{child} has given no sign of life for {silence:.0f} s")
+                    found.append(f"no heartbeat from {child} for {silence:.0f} s")
         return found + _disk_problems(self.spool)
 
 
@@ -67,11 +67,11 @@ def _disk_problems(spool: Path) -> list[str]:
     except SpoolError as error:
         return [str(error)]
     if not os.access(spool, os.W_OK):
-        return ["the spool cannot be written by this user"]
+        return ["this user cannot write to the spool"]
     try:
         if os.statvfs(spool).f_flag & os.ST_RDONLY:
             return ["the spool's file system is read-only"]
-        if room(spool) < _LEAST_ROOM:
+        if writable_bytes(spool) < _MIN_WRITABLE:
             return ["the spool's file system is full"]
     except OSError as error:
         return [f"the spool's file system: {error.strerror}"]

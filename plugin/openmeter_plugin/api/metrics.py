@@ -1,4 +1,4 @@
-"""The books and the delivery for Prometheus. Counters of the books outlive restarts; the rest begins anew."""
+"""Prometheus metrics of the books and the delivery. The books survive restarts; the rest starts at 0."""
 
 from __future__ import annotations
 
@@ -18,12 +18,12 @@ from openmeter_plugin.books.models import DestinationStatus, SpoolStatus
 from openmeter_plugin.books.read_models import SpoolError
 from openmeter_plugin.books.status import read_status
 from openmeter_plugin.spool.destination import QUARANTINE
-from openmeter_plugin.spool.segment_file import room
+from openmeter_plugin.spool.segment_file import writable_bytes
 
 PREFIX: Final = "openmeter_plugin_"
 
 Values = dict[tuple[str, ...], float]
-"""By the values of the labels."""
+"""Samples by their label values."""
 Metric = CounterMetricFamily | GaugeMetricFamily | HistogramMetricFamily
 
 _COUNTERS: Final[list[tuple[str, str, Callable[[DestinationStatus], int]]]] = [
@@ -31,88 +31,96 @@ _COUNTERS: Final[list[tuple[str, str, Callable[[DestinationStatus], int]]]] = [
     ("requests_metered", "Requests that became events", lambda d: d.books.metered),
     ("requests_resent", "Requests that Kong handed over a second time", lambda d: d.books.resent),
     ("events_accepted", "Events that were accepted for delivery", lambda d: d.books.events),
-    ("events_delivered", "Events that the metering API has taken", lambda d: d.books.delivered),
-    ("events_redelivered", "Events sent again on request", lambda d: d.books.redelivered),
+    ("events_delivered", "Events that the metering API has accepted", lambda d: d.books.delivered),
+    (
+        "events_redelivered",
+        "Delivered events that were posted once more on request",
+        lambda d: d.books.redelivered,
+    ),
     (
         "ledger_events_pruned",
-        "Events in lines of the ledger that were pruned, all of them delivered",
+        "Events in pruned lines of the ledger, all of them delivered",
         lambda d: d.pruned.events if d.pruned else 0,
     ),
     ("damaged_bytes", "Bytes of the spool that could not be read", lambda d: d.books.damaged_bytes),
-    ("segments_unreadable", "Files that could not be read at all", lambda d: d.books.unreadable_segments),
+    ("segments_unreadable", "Segments that could not be read at all", lambda d: d.books.unreadable_segments),
 ]
 _GAUGES: Final[list[tuple[str, str, Callable[[DestinationStatus], float]]]] = [
     (
         "requests_quarantined",
-        "Requests that were set aside, less those replayed",
+        "Requests in quarantine",
         lambda d: d.books.quarantined,
     ),
-    ("dead_letters", "Events that the metering API will not take", lambda d: d.books.dead_lettered),
+    (
+        "dead_letters",
+        "Events that the metering API refused or that grew too old",
+        lambda d: d.books.dead_lettered,
+    ),
     ("backlog_events", "Events in the spool that are not delivered yet", lambda d: d.backlog),
     (
         "oldest_waiting_event_age_seconds",
-        "Age of the event that waits longest, by its time; 0 where none waits",
+        "Age of the oldest waiting event, by its time; 0 if none waits",
         lambda d: d.oldest_waiting.age_seconds if d.oldest_waiting else 0.0,
     ),
-    ("spool_bytes", "Size of the segment files, retained ones too", lambda d: d.bytes),
+    ("spool_bytes", "Size of the segment files, including retained ones", lambda d: d.bytes),
 ]
 
 
 class Metrics(Collector):
-    """Reads everything at each scrape."""
+    """Collects all metrics anew at each scrape."""
 
-    def __init__(self, watch: HealthMonitor) -> None:
-        self._watch = watch
+    def __init__(self, monitor: HealthMonitor) -> None:
+        self._monitor = monitor
         self._registry = CollectorRegistry()
         self._registry.register(self)
 
     def describe(self) -> Iterator[Any]:
-        """Say nothing beforehand: that would read the books."""
+        """Describe nothing: `register` would read the books."""
         return iter(())
 
     def scrape(self, accept: str) -> tuple[bytes, str]:
-        """Return the metrics in the format that is asked for, with its content type; blocks for the disk."""
+        """Return the metrics in an accepted format, and its content type. Reads the disk, so it blocks."""
         encoder, content_type = choose_encoder(accept)
         return encoder(self._registry), content_type
 
     def collect(self) -> Iterator[Metric]:
-        """Yield all metrics; those of the books only where they can be read."""
-        yield _gauge("build_info", "The version that runs", {(__version__,): 1}, ["version"])
+        """Yield all metrics, without those of the books if they cannot be read."""
+        yield _gauge("build_info", "Version of the plugin server", {(__version__,): 1}, ["version"])
         try:
-            status = read_status(self._watch.spool)
+            status = read_status(self._monitor.spool)
         except (SpoolError, OSError):
             yield _gauge("books_readable", _BOOKS_READABLE, {(): 0}, [])
         else:
             yield _gauge("books_readable", _BOOKS_READABLE, {(): 1}, [])
             yield from _books(status)
-        yield from _disk(self._watch.spool)
+        yield from _disk(self._monitor.spool)
         yield from self._delivery()
         yield _counter(
             "process_restarts",
-            "How often the supervisor started a process again",
-            {(child,): count for child, count in self._watch.restarts().items()},
+            "How often the supervisor restarted a process",
+            {(child,): count for child, count in self._monitor.restarts().items()},
             ["child"],
         )
 
     def _delivery(self) -> Iterator[Metric]:
         endpoints = {
             queue: delivery.endpoint
-            for queue, delivery in self._watch.queues().items()
+            for queue, delivery in self._monitor.queues().items()
             if queue != QUARANTINE
         }
         yield _counter(
             "delivery_retries",
-            "POSTs that were not taken and are sent again",
+            "POSTs that failed and are retried",
             {(queue,): endpoint.retries for queue, endpoint in endpoints.items()},
         )
         yield _gauge(
             "delivery_failures_in_a_row",
-            "Failures since the last POST that was taken",
+            "Failed POSTs since the last successful one",
             {(queue,): endpoint.failing for queue, endpoint in endpoints.items()},
         )
         latency = HistogramMetricFamily(
             f"{PREFIX}delivery_post_duration_seconds",
-            "How long the metering API took for a POST that it has taken",
+            "Duration of successful POSTs to the metering API",
             labels=["destination"],
         )
         for queue, endpoint in endpoints.items():
@@ -120,7 +128,7 @@ class Metrics(Collector):
         yield latency
 
 
-_BOOKS_READABLE: Final = "Whether the books can be read; where not, all that they say is missing here"
+_BOOKS_READABLE: Final = "Whether the books can be read; if 0, the metrics from the books are missing"
 
 
 def _books(status: SpoolStatus) -> Iterator[Metric]:
@@ -133,20 +141,22 @@ def _books(status: SpoolStatus) -> Iterator[Metric]:
         (d.id, reason): count for d in destinations for reason, count in d.books.skipped.items()
     }
     yield _counter("requests_skipped", "Requests without an event", skipped, ["destination", "reason"])
-    lost: Values = {(d.id, "disk"): 0 for d in destinations}  # there before the first, for alerts
+    lost: Values = {(d.id, "disk"): 0 for d in destinations}  # present before the first loss, for alerts
     lost |= {(d.id, reason): count for d in destinations for reason, count in d.books.lost.items()}
-    yield _counter("requests_lost", "Requests that could not be written", lost, ["destination", "reason"])
+    yield _counter(
+        "requests_lost", "Requests that could not be written to the spool", lost, ["destination", "reason"]
+    )
     known: Values = {(d.id, d.endpoint): 1.0 for d in destinations if d.endpoint is not None}
-    yield _gauge("destination_info", "Where a destination's events go", known, ["destination", "endpoint"])
+    yield _gauge("destination_info", "Endpoint of a destination", known, ["destination", "endpoint"])
 
 
 def _disk(spool: Path) -> Iterator[Metric]:
     try:
-        disk, free = os.statvfs(spool), max(0, room(spool))
+        disk, free = os.statvfs(spool), max(0, writable_bytes(spool))
     except OSError:
         return
     size = disk.f_blocks * disk.f_frsize
-    yield _gauge("disk_free_bytes", "What the spool may still take of its disk", {(): free}, [])
+    yield _gauge("disk_free_bytes", "Bytes that the spool can still use of its disk", {(): free}, [])
     yield _gauge("disk_size_bytes", "Size of the spool's disk", {(): size}, [])
 
 

@@ -1,4 +1,4 @@
-"""Errors as application/problem+json (RFC 9457), each with a sentence for people."""
+"""Error responses as application/problem+json (RFC 9457), each with a human-readable sentence."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ CONTENT_TYPE = "application/problem+json"
 
 
 class Problem(BaseModel):
-    """What went wrong."""
+    """An error response."""
 
     title: str
     status: int
@@ -27,13 +27,13 @@ class Problem(BaseModel):
 
 
 def problem(status: int, detail: str, headers: Mapping[str, str] | None = None) -> Response:
-    """Return an error's answer."""
+    """Return an error response."""
     body = Problem(title=HTTPStatus(status).phrase, status=status, detail=detail)
     return Response(orjson.dumps(body.model_dump()), status, dict(headers or {}), CONTENT_TYPE)
 
 
 def add_problem_handlers(app: FastAPI) -> None:
-    """Have the app answer errors as problems."""
+    """Register handlers that turn exceptions into problem documents."""
 
     @app.exception_handler(StarletteHTTPException)
     async def http(_: Request, error: HTTPException) -> Response:
@@ -41,7 +41,7 @@ def add_problem_handlers(app: FastAPI) -> None:
 
     @app.exception_handler(RequestValidationError)
     async def invalid(_: Request, error: RequestValidationError) -> Response:
-        return problem(HTTPStatus.UNPROCESSABLE_ENTITY, _sentence(error))
+        return problem(HTTPStatus.UNPROCESSABLE_ENTITY, _describe(error))
 
     @app.exception_handler(SpoolError)
     async def unreadable(_: Request, error: SpoolError) -> Response:
@@ -49,19 +49,19 @@ def add_problem_handlers(app: FastAPI) -> None:
 
     @app.exception_handler(sqlite3.Error)
     async def unwritable(_: Request, error: sqlite3.Error) -> Response:
-        return problem(HTTPStatus.SERVICE_UNAVAILABLE, f"the books cannot be used: {error}")
+        return problem(HTTPStatus.SERVICE_UNAVAILABLE, f"the books are unavailable: {error}")
 
     @app.exception_handler(Exception)
     async def unexpected(_: Request, error: Exception) -> Response:
-        detail = f"{type(error).__name__} in the API; the delivery goes on"
+        detail = f"internal error in the API ({type(error).__name__}); delivery continues"
         return problem(HTTPStatus.INTERNAL_SERVER_ERROR, detail)
 
 
-def _sentence(error: RequestValidationError) -> str:
-    """Return places and reasons, without what was sent."""
-    return "; ".join(_one(found["loc"][1:], found["msg"]) for found in error.errors())
+def _describe(error: RequestValidationError) -> str:
+    """Return the invalid fields and the reasons, without their values."""
+    return "; ".join(_describe_field(found["loc"][1:], found["msg"]) for found in error.errors())
 
 
-def _one(location: Sequence[str | int], message: str) -> str:
+def _describe_field(location: Sequence[str | int], message: str) -> str:
     place, reason = ".".join(map(str, location)), message.removeprefix("Value error, ")
     return f"{place}: {reason}" if place else reason

@@ -1,4 +1,4 @@
-"""The delivery process with its HTTP API, where one is asked for; else nothing of that is imported."""
+"""The delivery process with its HTTP API. Without an API, nothing of it is imported."""
 
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ from openmeter_plugin.delivery.options import DeliveryOptions
 from openmeter_plugin.delivery.process import run_delivery
 from openmeter_plugin.process.heartbeat import Heartbeats
 
-Beside = Coroutine[None, None, None]
+BackgroundTask = Coroutine[None, None, None]
 
 
 @dataclass(frozen=True, slots=True)
 class ApiListener:
-    """Where the API is offered, and to whom."""
+    """The API's listening socket and access rules."""
 
     listener: socket.socket
     access: Access
@@ -25,7 +25,7 @@ class ApiListener:
 
 @dataclass(frozen=True, slots=True)
 class Siblings:
-    """The processes of one supervisor: this one's slot, and all of them by name."""
+    """The processes of one supervisor: the slot of this process, and all slots by name."""
 
     heartbeats: Heartbeats
     slot: int
@@ -35,35 +35,39 @@ class Siblings:
 
 def run(
     options: DeliveryOptions,
-    offer: ApiListener | None,
-    family: Siblings | None = None,
+    api: ApiListener | None,
+    siblings: Siblings | None = None,
     *,
     until_empty: bool = False,
     with_parent: bool = False,
 ) -> None:
-    """Run the delivery until SIGTERM or SIGINT, and the API beside it."""
-    beside: list[Beside] = [family.heartbeats.keep_beating(family.slot)] if family is not None else []
-    started = None
-    if offer is not None:
+    """Run the delivery, with the API if there is one, until SIGTERM or SIGINT."""
+    tasks: list[BackgroundTask] = (
+        [siblings.heartbeats.keep_beating(siblings.slot)] if siblings is not None else []
+    )
+    on_start = None
+    if api is not None:
         from openmeter_plugin.api.health import HealthMonitor
         from openmeter_plugin.api.server import serve_api
 
-        watch = HealthMonitor(options.spool)
-        if family is not None:
-            watch = HealthMonitor(options.spool, family.children, family.heartbeats, family.hang_seconds)
+        monitor = HealthMonitor(options.spool)
+        if siblings is not None:
+            monitor = HealthMonitor(
+                options.spool, siblings.children, siblings.heartbeats, siblings.hang_seconds
+            )
 
-        started = watch.started
-        beside.append(serve_api(offer.listener, watch, offer.access))
+        on_start = monitor.started
+        tasks.append(serve_api(api.listener, monitor, api.access))
     run_delivery(
         options,
         until_empty=until_empty,
         with_parent=with_parent,
-        beside=_together(beside) if beside else None,
-        started=started,
+        background=_run_together(tasks) if tasks else None,
+        on_start=on_start,
     )
 
 
-async def _together(tasks: list[Beside]) -> None:
+async def _run_together(tasks: list[BackgroundTask]) -> None:
     async with asyncio.TaskGroup() as group:
         for task in tasks:
             group.create_task(task)

@@ -1,4 +1,4 @@
-"""Serving the HTTP API on the delivery's event loop; imported only where it is asked for."""
+"""Web server of the HTTP API, on the event loop of the delivery process; imported only if it is enabled."""
 
 from __future__ import annotations
 
@@ -21,12 +21,12 @@ _KEEP_ALIVE: Final = 30  # seconds
 _RETRY_SECONDS: Final = 5.0
 
 
-async def serve_api(listener: socket.socket, watch: HealthMonitor, access: Access) -> None:
-    """Serve until cancelled; what goes wrong with it is no business of the delivery beside it."""
+async def serve_api(listener: socket.socket, monitor: HealthMonitor, access: Access) -> None:
+    """Serve until cancelled. After an exception it starts again, so that the delivery is not affected."""
     forward_log("api_server")
     while True:
         config = uvicorn.Config(
-            AccessMiddleware(create_app(watch), access),
+            AccessMiddleware(create_app(monitor), access),
             http=guarded_protocol(_READ_TIMEOUT, _MAX_CONNECTIONS),
             ws="none",
             lifespan="off",

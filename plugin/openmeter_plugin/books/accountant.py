@@ -1,8 +1,8 @@
-"""Accounting: what was handed over is counted as soon as it is in the spool, delivered or not.
+"""The accountant: counts records in the books as soon as they are in the spool, delivered or not.
 
-Delivery goes no further than accounting, so every event is in the books before it is sent. A request that
-Kong handed over twice, because its connection broke, is recognised here by the id of its first event: the
-second is counted as resent and not sent at all.
+Delivery never passes accounting, so every event is in the books before it is sent. If a connection breaks,
+Kong may hand over a request twice. The accountant recognises the second by the id of its first event,
+counts it as resent, and it is not sent.
 """
 
 from __future__ import annotations
@@ -15,10 +15,10 @@ from typing import Final
 
 import orjson
 
-from openmeter_plugin.books.ledger_lines import add_alike, add_lines, summary_of
+from openmeter_plugin.books.ledger_lines import add_lines, add_usage, summary_of
 from openmeter_plugin.books.store import Accounting, Books
 from openmeter_plugin.log import get_logger
-from openmeter_plugin.metering.lenient_json import table
+from openmeter_plugin.metering.lenient_json import json_object
 from openmeter_plugin.spool.destination import queues_directory, write_atomically
 from openmeter_plugin.spool.reader import (
     UNREADABLE,
@@ -41,18 +41,23 @@ from openmeter_plugin.spool.segment import (
     Record,
 )
 
-# MERGED: The ids of the last requests, by which one that Kong hands over a second time is known.
+MAX_RECORDS: Final = 5_000
+"""Records per commit, or a few more: a chunk is never split."""
+
+_MAX_RECENT_IDS: Final = 50_000  # Kong resends at once, so the ids of a few seconds are enough
+_RECENT_SEGMENTS: Final = 8  # segments whose last ids are read again after a restart
+_RECENT_BYTES: Final = 2 * 1024 * 1024  # read at the end of each of them
 
 
 class RecentIds:
-    """Remembers so many ids at most, and half as many at least.
+    """The ids of the last requests, to detect those that Kong resends.
 
-    In two halves, of which the older is forgotten as a whole: forgetting one by one would cost more than
-    remembering.
+    Holds at most `maximum` ids and at least half as many, in two halves. The older half is dropped as a
+    whole: dropping ids one by one would cost more than adding them.
     """
 
-    def __init__(self, most: int) -> None:
-        self._half = max(1, most // 2)
+    def __init__(self, maximum: int) -> None:
+        self._half = max(1, maximum // 2)
         self._younger: dict[bytes, None] = {}
         self._older: dict[bytes, None] = {}
 
@@ -62,32 +67,20 @@ class RecentIds:
     def __contains__(self, event_id: bytes) -> bool:
         return event_id in self._younger or event_id in self._older
 
-    def has_none_of(self, ids: KeysView[bytes]) -> bool:
-        """Tell whether none of the ids is remembered."""
+    def isdisjoint(self, ids: KeysView[bytes]) -> bool:
+        """Return whether none of the ids is among the recent ones."""
         return ids.isdisjoint(self._younger.keys()) and ids.isdisjoint(self._older.keys())
 
-    def remember(self, ids: Iterable[bytes]) -> None:
-        """Remember ids, the last of them in any case."""
+    def add(self, ids: Iterable[bytes]) -> None:
+        """Add ids; if they are too many, the last ones."""
         new = list(ids)[-self._half :]
         if len(self._younger) + len(new) > self._half:
             self._older, self._younger = self._younger, {}
         self._younger.update(dict.fromkeys(new))
 
 
-__all__ = ["MOST_RECORDS", "Accountant", "add_lines", "summary_of"]
-
-MOST_RECORDS: Final = 5_000
-"""Of one commit, or a few more: what is read at once is accounted for at once."""
-
-_REMEMBERED: Final = 50_000
-"""Ids by which a request that comes again is known. Kong sends it again at once, so seconds are enough."""
-
-_SEGMENTS_REMEMBERED: Final = 8  # after a restart, the last of each
-_BYTES_REMEMBERED: Final = 2 * 1024 * 1024
-
-
 class Accountant:
-    """Accounts for one queue."""
+    """Counts the records of one queue in the books."""
 
     def __init__(self, spool: Path, queue: str, books: Books) -> None:
         self._spool = spool
@@ -97,19 +90,19 @@ class Accountant:
         self._directory = queues_directory(spool) / queue
         positions = books.positions(queue)
         present = set(segment_names(self._directory))
-        for segment in positions.keys() - present - _set_aside(self._directory):
+        for segment in positions.keys() - present - _unreadable_segments(self._directory):
             books.forget(queue, segment)
         self.accounted = {name: p.accounted for name, p in positions.items() if name in present}
-        """The offset up to which each segment is accounted for: as far as it may be delivered."""
+        """The offset up to which each segment is in the books, and up to which it may be delivered."""
         self.finished: set[str] = set()
-        """The segments that are accounted for to the end and will never grow."""
+        """The segments that are entirely in the books and will never grow."""
         self.resent: dict[str, set[int]] = {}
-        """By segment, the offset behind each record that must not be sent."""
+        """By segment, the offset after each record that is never sent: resent or unsendable."""
         self._add_resent(books.resent(queue))
         self.read: dict[str, list[Chunk]] = {}
-        """What the last `work` has read of each segment: who delivers need not read it again."""
-        self._recent = RecentIds(_REMEMBERED)
-        self._remember()
+        """The chunks that the last `work` read of each segment, so that delivery need not read them again."""
+        self._recent = RecentIds(_MAX_RECENT_IDS)
+        self._restore_recent_ids()
         self.reader = QueueReader(self._directory, dict(self.accounted))
 
     def close(self) -> None:
@@ -117,20 +110,20 @@ class Accountant:
         self.reader.close()
 
     def work(self) -> int:
-        """Account for what has come, some MOST_RECORDS at once; returns how many records that was.
+        """Count new records, about MAX_RECORDS at once; returns how many.
 
-        Raises sqlite3.Error; what was read then is read again.
+        Raises sqlite3.Error; the same records are then read again.
         """
         read: dict[str, list[Chunk]] = {}
         touched: list[SegmentReader] = []
         number = 0
         for segment in self.reader.segments():
             touched.append(segment)
-            while number < MOST_RECORDS and self.reader.chunk(segment) is not None:
-                chunk = segment.take()
+            while number < MAX_RECORDS and self.reader.chunk(segment) is not None:
+                chunk = segment.consume()
                 read.setdefault(segment.name, []).append(chunk)
                 number += chunk.records
-            if number >= MOST_RECORDS:
+            if number >= MAX_RECORDS:
                 break
         if read:
             self._account(read)
@@ -142,7 +135,7 @@ class Accountant:
         return number
 
     def forget(self, segment: str) -> None:
-        """Forget a segment whose file is removed."""
+        """Forget a segment whose file was removed."""
         self.finished.discard(segment)
         self.accounted.pop(segment, None)
         self.resent.pop(segment, None)
@@ -150,117 +143,117 @@ class Accountant:
 
     def _account(self, read: dict[str, list[Chunk]]) -> None:
         accounting = Accounting(positions={name: chunks[-1].end for name, chunks in read.items()})
-        fresh: dict[bytes, None] = {}
-        alike: Counter[bytes] = Counter()
+        new_ids: dict[bytes, None] = {}
+        by_usage_key: Counter[bytes] = Counter()
         for name, chunks in read.items():
             for chunk in chunks:
-                self._enter_usage(name, chunk, accounting, fresh, alike)
+                self._count_usage(name, chunk, accounting, new_ids, by_usage_key)
                 for other in chunk.others:
-                    self._enter_other(name, other, accounting, fresh)
-        accounting.counts["metered", ""] += alike.total()
-        accounting.counts["events", ""] += add_alike(accounting.accepted, alike)
+                    self._count_other(name, other, accounting, new_ids)
+        accounting.counts["metered", ""] += by_usage_key.total()
+        accounting.counts["events", ""] += add_usage(accounting.accepted, by_usage_key)
         accounting.count_requests()
         try:
             self._books.account(self._queue, accounting)
         except BaseException:
             for name, chunks in read.items():
-                self.reader.start_over(name, chunks[0].start)
+                self.reader.rewind(name, chunks[0].start)
             raise
         self.accounted |= accounting.positions
         self._add_resent(accounting.resent)
         self._add_resent(accounting.unsendable)
-        self._recent.remember(fresh)
+        self._recent.add(new_ids)
         self.read = read
 
-    def _enter_usage(
+    def _count_usage(
         self,
         segment: str,
         chunk: Chunk,
         accounting: Accounting,
-        fresh: dict[bytes, None],
-        alike: Counter[bytes],
+        new_ids: dict[bytes, None],
+        by_usage_key: Counter[bytes],
     ) -> None:
-        """Enter a chunk's usage: `fresh` takes the ids that are in no committed entry, `alike` the rests."""
+        """Count a chunk's usage; adds its ids to `new_ids` and its requests to `by_usage_key`."""
         ids = dict.fromkeys(chunk.ids)
         unique = len(ids) == len(chunk.ids) and b"" not in ids
-        if unique and self._recent.has_none_of(ids.keys()) and ids.keys().isdisjoint(fresh.keys()):
-            # What nearly all of them are: none without a summary, none that came before.
-            fresh.update(ids)
-            alike.update(chunk.rests)
+        if unique and self._recent.isdisjoint(ids.keys()) and ids.keys().isdisjoint(new_ids.keys()):
+            # Fast path for nearly all chunks: every record has a summary and none is resent.
+            new_ids.update(ids)
+            by_usage_key.update(chunk.usage_keys)
             return
-        for row, (event_id, rest) in enumerate(zip(chunk.ids, chunk.rests, strict=True)):
-            if not rest:
-                self._enter_other(segment, chunk.record(row), accounting, fresh)
-            elif event_id in self._recent or event_id in fresh:
+        for row, (event_id, usage_key) in enumerate(zip(chunk.ids, chunk.usage_keys, strict=True)):
+            if not usage_key:
+                self._count_other(segment, chunk.record(row), accounting, new_ids)
+            elif event_id in self._recent or event_id in new_ids:
                 accounting.resent.append((segment, chunk.ends[row]))
             else:
-                fresh[event_id] = None
-                alike[rest] += 1
+                new_ids[event_id] = None
+                by_usage_key[usage_key] += 1
 
-    def _enter_other(
-        self, segment: str, record: Other, accounting: Accounting, fresh: dict[bytes, None]
+    def _count_other(
+        self, segment: str, record: Other, accounting: Accounting, new_ids: dict[bytes, None]
     ) -> None:
-        """Enter what is no usage, or usage without a summary."""
+        """Count a record that is not usage, usage without a summary, or damage."""
         if isinstance(record, Damage):
-            self._enter_damage(segment, record, accounting)
+            self._count_damage(segment, record, accounting)
             return
         counts = accounting.counts
         kind, body = record.kind, record.body
         event_id = _id_of(record)
         if kind == SKIPPED:
             counts["skipped", body.decode("utf-8", "replace")] += 1
-        elif kind == LOST and (loss := _loss(body)):
+        elif kind == LOST and (loss := _parse_loss(body)):
             counts["lost", loss[0]] += loss[1]
         elif event_id is None or kind not in (EVENTS, QUARANTINED):
-            # Its checksum is right, so it is not the disk: a later version wrote it, or a fault of ours.
-            self._enter_damage(
+            # Its checksum is right, so the disk is fine: a later version or an internal error wrote it.
+            self._count_damage(
                 segment, Damage(record.end - len(body) - 1 - HEAD_SIZE, record.end), accounting
             )
             accounting.unsendable.append((segment, record.end))
-        elif event_id and (event_id in self._recent or event_id in fresh):
+        elif event_id and (event_id in self._recent or event_id in new_ids):
             accounting.resent.append((segment, record.end))
         else:
             if event_id:
-                fresh[event_id] = None
+                new_ids[event_id] = None
             if kind == QUARANTINED:
-                accounting.quarantined.append((str(table(orjson.loads(body)).get("reason")), body))
+                accounting.quarantined.append((str(json_object(orjson.loads(body)).get("reason")), body))
             elif (summary := summary_of(record)) is not None:
                 counts["metered", ""] += 1
                 counts["events", ""] += len(summary.types)
                 add_lines(accounting.accepted, summary)
 
-    def _enter_damage(self, segment: str, damage: Damage, accounting: Accounting) -> None:
-        """Count damaged bytes and keep them aside: somebody may still make something of them."""
+    def _count_damage(self, segment: str, damage: Damage, accounting: Accounting) -> None:
+        """Count damaged bytes and save a copy of them, which a person may still be able to recover."""
         size = damage.end - damage.start
         accounting.counts["damaged_bytes", ""] += size
-        aside = self._spool / "damaged" / f"{self._queue}-{segment}-{damage.start}"
+        copy = self._spool / "damaged" / f"{self._queue}-{segment}-{damage.start}"
         with contextlib.suppress(OSError):
-            aside.parent.mkdir(mode=0o700, exist_ok=True)
+            copy.parent.mkdir(mode=0o700, exist_ok=True)
             with (self._directory / segment).open("rb") as file:
                 file.seek(damage.start)
-                write_atomically(aside, file.read(size))
+                write_atomically(copy, file.read(size))
         self._log.error("spool_damaged", segment=segment, offset=damage.start, size=size)
 
-    def _remember(self) -> None:
-        """Learn the ids again that were accounted for last, before a restart.
+    def _restore_recent_ids(self) -> None:
+        """Restore the ids that were counted last before a restart.
 
-        What comes again stood at the end of a segment, whose writer was killed or was cut off from Kong.
+        A resent request is at the end of a segment, whose writer was killed or lost its connection to Kong.
         """
         found = []
         for name in self.accounted:
             with contextlib.suppress(OSError):
                 found.append(((self._directory / name).stat().st_mtime, name))
-        for _, name in sorted(found)[-_SEGMENTS_REMEMBERED:]:
+        for _, name in sorted(found)[-_RECENT_SEGMENTS:]:
             end = self.accounted[name]
-            start = max(len(MAGIC), end - _BYTES_REMEMBERED)
+            start = max(len(MAGIC), end - _RECENT_BYTES)
             with contextlib.suppress(OSError), (self._directory / name).open("rb") as file:
                 file.seek(start)
-                self._remember_chunk(read_chunk(file.read(end - start), start, final=True))
+                self._add_ids_of(read_chunk(file.read(end - start), start, final=True))
 
-    def _remember_chunk(self, chunk: Chunk) -> None:
-        without_summary = [chunk.record(row) for row, rest in enumerate(chunk.rests) if not rest]
+    def _add_ids_of(self, chunk: Chunk) -> None:
+        without_summary = [chunk.record(row) for row, key in enumerate(chunk.usage_keys) if not key]
         others = [item for item in [*without_summary, *chunk.others] if isinstance(item, Record)]
-        self._recent.remember(filter(None, [*chunk.ids, *map(_id_of, others)]))
+        self._recent.add(filter(None, [*chunk.ids, *map(_id_of, others)]))
 
     def _add_resent(self, records: Iterable[tuple[str, int]]) -> None:
         for segment, end in records:
@@ -268,9 +261,9 @@ class Accountant:
 
 
 def _id_of(record: Record) -> bytes | None:
-    """Return what a request is known by, None where the record is none or nothing can be read in it.
+    """Return the id that identifies a request; None if the record is no request or cannot be parsed.
 
-    Empty where it has no id: then it cannot be known again, so it is one of its own.
+    Returns an empty id if the request has none: it then counts as new, since it cannot be recognised.
     """
     if record.kind == EVENTS:
         summary = summary_of(record)
@@ -278,23 +271,23 @@ def _id_of(record: Record) -> bytes | None:
     if record.kind != QUARANTINED:
         return None
     try:
-        kept = table(orjson.loads(record.body))
+        quarantined = json_object(orjson.loads(record.body))
     except orjson.JSONDecodeError:
         return None
-    event_id = table(table(kept.get("log")).get("request")).get("id")
+    event_id = json_object(json_object(quarantined.get("log")).get("request")).get("id")
     return str(event_id).encode() if event_id else b""
 
 
-def _loss(body: bytes) -> tuple[str, int] | None:
+def _parse_loss(body: bytes) -> tuple[str, int] | None:
     try:
-        loss = table(orjson.loads(body))
+        loss = json_object(orjson.loads(body))
         return str(loss["reason"]), int(loss["count"])
     except (orjson.JSONDecodeError, KeyError, TypeError, ValueError):
         return None
 
 
-def _set_aside(directory: Path) -> set[str]:
-    """Return the names of the segments that were set aside: what is known of them is kept."""
+def _unreadable_segments(directory: Path) -> set[str]:
+    """Return the names of the segments renamed as unreadable, whose positions stay in the books."""
     with contextlib.suppress(OSError):
         return {path.stem for path in directory.glob(f"*{SUFFIX}{UNREADABLE}")}
     return set()

@@ -1,8 +1,7 @@
-"""What the segments say beside the books: what is not accounted for yet, and what waits."""
+"""The backlog on disk: records that are not in the books yet, and the oldest event that waits."""
 
 from __future__ import annotations
 
-import fcntl
 import os
 from collections import Counter
 from collections.abc import Collection, Iterator, Mapping
@@ -18,16 +17,17 @@ from openmeter_plugin.books.ledger_lines import add_lines, summary_of
 from openmeter_plugin.books.models import NotAccounted, OldestWaiting
 from openmeter_plugin.books.store import Lines, Position
 from openmeter_plugin.spool.destination import QUARANTINE, queues_directory
+from openmeter_plugin.spool.reader import writer_gone
 from openmeter_plugin.spool.segment import EVENTS, LOST, MAGIC, SUFFIX, Damage, Record, scan
 
-_FIRST_LOOK: Final = 64 * 1024  # bytes in which a segment's next event is looked for before all is read
-_CHUNK: Final = 1024 * 1024  # bytes read at once
-NOWHERE: Final = Position(0, 0)
+_FIRST_READ: Final = 64 * 1024  # bytes to search for a segment's next event before reading all of it
+_READ_SIZE: Final = 1024 * 1024  # bytes per read
+_START: Final = Position(0, 0)
 
 
 @dataclass(slots=True)
 class QueueFiles:
-    """The segment files of a queue, with how far the books are in each."""
+    """The segment files of a queue, with the books' position in each."""
 
     directory: Path
     positions: Mapping[str, Position]
@@ -42,7 +42,7 @@ class QueueFiles:
         positions: Mapping[str, Position],
         resent: Collection[tuple[str, int]] = (),
     ) -> QueueFiles:
-        """Look at a queue's directory. After the books: what has come since is seen as not accounted."""
+        """List a queue's directory. Read the books first: what arrives later then shows as not accounted."""
         files = cls(queues_directory(spool) / queue, positions, resent)
         for path in sorted(files.directory.glob(f"*{SUFFIX}")):
             with suppress(FileNotFoundError):
@@ -50,25 +50,25 @@ class QueueFiles:
         return files
 
     def position(self, segment: str) -> Position:
-        """Return how far the books are in a segment."""
-        return self.positions.get(segment, NOWHERE)
+        """Return the books' position in a segment."""
+        return self.positions.get(segment, _START)
 
     def is_sent(self, segment: str, item: Record | Damage) -> bool:
-        """Tell whether the item is events that go to the metering API."""
+        """Return whether the item holds events that are sent to the metering API."""
         return isinstance(item, Record) and item.kind == EVENTS and (segment, item.end) not in self.resent
 
 
-def read(path: Path, start: int = 0) -> Iterator[Record | Damage]:
-    """Yield what a segment holds from an offset on, as far as it is complete; nothing where it is gone."""
-    at, size = max(start, len(MAGIC)), _CHUNK
+def read_segment(path: Path, start: int = 0) -> Iterator[Record | Damage]:
+    """Yield a segment's complete records and damage from an offset on; nothing if the file is gone."""
+    at, size = max(start, len(MAGIC)), _READ_SIZE
     try:
         file = path.open("rb")
     except FileNotFoundError:
         return
     with file:
         while True:
-            # Asked before reading: whatever the writer wrote, it wrote before it was gone.
-            final = _writer_gone(file.fileno())
+            # Check before reading: whatever the writer wrote, it wrote before it was gone.
+            final = writer_gone(file.fileno())
             data = os.pread(file.fileno(), size, at)
             at_end = len(data) < size
             before = at
@@ -77,22 +77,12 @@ def read(path: Path, start: int = 0) -> Iterator[Record | Damage]:
                 at = item.end
             if at_end:
                 return
-            size = _CHUNK if at > before else size * 4  # a record larger than what was read
-
-
-def _writer_gone(descriptor: int) -> bool:
-    """Tell whether no process appends to the segment: its writer's exclusive lock is free."""
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_SH | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return False
-    fcntl.flock(descriptor, fcntl.LOCK_UN)
-    return True
+            size = _READ_SIZE if at > before else size * 4  # a record may be larger than what was read
 
 
 @dataclass(slots=True)
 class Unaccounted:
-    """What lies behind the accounted positions; `unreadable` are the segments of which that is not known."""
+    """Records after the accounted positions; `unreadable` names the segments that could not be read."""
 
     requests: int = 0
     events: int = 0
@@ -101,7 +91,7 @@ class Unaccounted:
     unreadable: list[str] = field(default_factory=list)
 
     def model(self) -> NotAccounted:
-        """Return it as it is told."""
+        """Return the counts as the API's model."""
         return NotAccounted(requests=self.requests, events=self.events, lost=self.lost)
 
     def add(self, record: Record) -> None:
@@ -117,13 +107,13 @@ class Unaccounted:
 
 
 def unaccounted(files: QueueFiles) -> Unaccounted:
-    """Count what was written and is not in the books yet."""
+    """Count the records that are written but not in the books yet."""
     found = Unaccounted()
     for name, size in files.sizes.items():
         accounted = files.position(name).accounted
         if size > max(accounted, len(MAGIC)):
             try:
-                for item in read(files.directory / name, accounted):
+                for item in read_segment(files.directory / name, accounted):
                     if isinstance(item, Record):
                         found.add(item)
             except OSError:
@@ -132,7 +122,7 @@ def unaccounted(files: QueueFiles) -> Unaccounted:
 
 
 def oldest_waiting(files: QueueFiles, now: datetime | None = None) -> OldestWaiting | None:
-    """Return the oldest of the events that are next in their segments; each segment is in order."""
+    """Return the oldest of the segments' next events; within a segment, events are in order."""
     if files.directory.name == QUARANTINE:
         return None
     times = [
@@ -153,22 +143,22 @@ def oldest_waiting(files: QueueFiles, now: datetime | None = None) -> OldestWait
 def _next_event_time(files: QueueFiles, name: str) -> str | None:
     path, start = files.directory / name, max(files.position(name).delivered, len(MAGIC))
     try:
-        return _time_behind(files, path, start)
+        return _first_event_time(files, path, start)
     except OSError:
         return None
 
 
-def _time_behind(files: QueueFiles, path: Path, start: int) -> str | None:
+def _first_event_time(files: QueueFiles, path: Path, start: int) -> str | None:
     name = path.name
     with path.open("rb") as file:
         file.seek(start)
-        head = file.read(_FIRST_LOOK)
+        head = file.read(_FIRST_READ)
     for item in scan(head, start, final=False):
         if files.is_sent(name, item):
             return _event_time(item)
-    if len(head) < _FIRST_LOOK:
+    if len(head) < _FIRST_READ:
         return None
-    return next((_event_time(item) for item in read(path, start) if files.is_sent(name, item)), None)
+    return next((_event_time(item) for item in read_segment(path, start) if files.is_sent(name, item)), None)
 
 
 def _event_time(item: Record | Damage) -> str | None:
@@ -177,7 +167,7 @@ def _event_time(item: Record | Damage) -> str | None:
 
 
 def events_of(item: Record | Damage) -> list[dict[str, Any]]:
-    """Return the events of a record; none of what is no usage, or unreadable."""
+    """Return the events of a record; an empty list if it is not usage or cannot be parsed."""
     if not isinstance(item, Record) or item.kind != EVENTS:
         return []
     try:

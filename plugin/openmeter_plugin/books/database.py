@@ -1,8 +1,10 @@
-"""The file of the books: SQLite, written by the delivery process, far from the thread that serves Kong.
+"""The SQLite file of the books: schema, connections and transactions.
 
-A file that is damaged is set aside and begun anew: then what is retained is counted and sent again, and
-the metering API, which knows the ids, counts it once. Whoever replays dead letters or asks for a redelivery
-writes in it beside the delivery process; both wait for each other.
+The delivery process writes it, far from the thread that serves Kong. Commands and API requests that replay
+dead letters or request a redelivery write it too; the writers wait for each other.
+
+A damaged file is renamed and a new one created. What is retained is then counted and sent again, and the
+metering API, which knows the ids, counts it once.
 """
 
 from __future__ import annotations
@@ -54,18 +56,18 @@ COMMIT;
 
 
 def open_file(path: Path) -> sqlite3.Connection:
-    """Open the file, making it where there is none; raises sqlite3.OperationalError where that cannot be."""
+    """Open the file, or create it; raises sqlite3.OperationalError if neither is possible."""
     try:
         return _open(path)
     except sqlite3.DatabaseError as error:
         if not is_damage(error):
             raise
-        aside = path.with_name(f"{path.name}.damaged-{time.time_ns()}")
-        # The journal too: the new file must not be given what was meant for the old one.
+        damaged = path.with_name(f"{path.name}.damaged-{time.time_ns()}")
+        # Rename the journal too: SQLite would apply the old file's journal to the new file.
         for suffix in ("-wal", "-shm", ""):
             with contextlib.suppress(FileNotFoundError):
-                path.with_name(path.name + suffix).rename(f"{aside}{suffix}")
-        get_logger().error("books_damaged", reason=str(error), set_aside_as=aside.name)
+                path.with_name(path.name + suffix).rename(f"{damaged}{suffix}")
+        get_logger().error("books_damaged", reason=str(error), renamed_to=damaged.name)
         return _open(path)
 
 
@@ -84,7 +86,7 @@ def _open(path: Path) -> sqlite3.Connection:
 
 
 def connect(path: Path) -> sqlite3.Connection:
-    """Open the file of the books; whoever else writes in it is waited for."""
+    """Connect to the file of the books; waits while another connection writes."""
     db = sqlite3.connect(path, isolation_level=None, timeout=5, check_same_thread=False)
     db.execute("PRAGMA synchronous=NORMAL")
     return db
@@ -92,7 +94,7 @@ def connect(path: Path) -> sqlite3.Connection:
 
 @contextmanager
 def transaction(db: sqlite3.Connection) -> Iterator[sqlite3.Connection]:
-    """Have all of the block entered, or nothing."""
+    """Commit all that the block writes, or nothing."""
     db.execute("BEGIN IMMEDIATE")
     try:
         yield db
@@ -104,13 +106,13 @@ def transaction(db: sqlite3.Connection) -> Iterator[sqlite3.Connection]:
 
 
 def is_damage(error: BaseException | None) -> bool:
-    """Tell whether an error says that the file is damaged, and not that it cannot be used just now."""
-    # Their subclasses are errors of the disk, of a lock, or of ours.
+    """Return whether an error means that the file is damaged, not just unusable at the moment."""
+    # Subclasses of DatabaseError are errors of the disk or a lock, or internal errors.
     return type(error) is sqlite3.DatabaseError
 
 
 def _check(db: sqlite3.Connection) -> None:
-    """Read every page; raises sqlite3.DatabaseError, where it would otherwise come in the middle of work."""
+    """Read every page; raises sqlite3.DatabaseError now rather than in the middle of work."""
     (health,) = db.execute("PRAGMA quick_check(1)").fetchone()
     if health != "ok":
         raise sqlite3.DatabaseError(health)

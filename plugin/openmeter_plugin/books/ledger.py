@@ -1,4 +1,4 @@
-"""Reading the ledger, the dead letters and the redeliveries, page by page."""
+"""Queries of the ledger, dead letters and redeliveries, in pages."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from openmeter_plugin.books.read_models import (
 from openmeter_plugin.spool.destination import QUARANTINE
 
 FIRST_HOUR: Final = ""
-LAST_HOUR: Final = "~"  # behind every hour
+LAST_HOUR: Final = "~"  # sorts after every hour
 _CURSOR_PARTS: Final = 4
 
 
@@ -37,20 +37,20 @@ def read_ledger(
     after: str | None = None,
     limit: int = 10_000,
 ) -> Ledger:
-    """Return the lines of the hours from `since` up to, not including, `until`, all as 2026-11-22T07.
+    """Return the lines of the hours from `since` up to but not including `until`, such as 2026-11-22T07.
 
-    Raises SpoolError, and ValueError where `after` is not the `next` of a page.
+    Raises SpoolError, and ValueError if `after` is not the `next` of a page.
     """
-    behind = _cursor(after) if after else ("", "", "", "")
+    start = _cursor(after) if after else ("", "", "", "")
     with reading(spool) as db:
         rows = db.execute(
             "SELECT queue, hour, type, subject, accepted, delivered, dead_lettered FROM ledger"
-            # The queues by name, since the key begins with them: else all of the ledger is read.
+            # Name the queues, because the key begins with them: otherwise SQLite reads the whole ledger.
             " WHERE queue IN (SELECT queue FROM counts) AND hour >= ? AND hour < ?"
             " AND (? IS NULL OR subject = ?)"
             " AND (hour, subject, type, queue) > (?, ?, ?, ?)"
             " ORDER BY hour, subject, type, queue LIMIT ?",
-            (since, until, subject, subject, *behind, limit + 1),
+            (since, until, subject, subject, *start, limit + 1),
         ).fetchall()
         waiting = {
             hour
@@ -67,7 +67,7 @@ def read_ledger(
         if queue != QUARANTINE:
             found = unaccounted(QueueFiles.of(spool, queue, positions.get(queue, {})))
             if found.unreadable:
-                # Else an hour could seem to be complete whose events are in there.
+                # Otherwise an hour could seem complete although some of its events are in there.
                 raise SpoolError(f"segments that cannot be read: {', '.join(found.unreadable)}")
             waiting |= {key.hour for key in found.lines if since <= key.hour < until}
     lines = [_line(*row) for row in rows[:limit]]
@@ -105,12 +105,12 @@ def _cursor(text: str) -> tuple[str, ...]:
     except (binascii.Error, ValueError):
         parts = None
     if not isinstance(parts, list) or len(parts) != _CURSOR_PARTS or not all(type(p) is str for p in parts):
-        raise ValueError("after must be the `next` of the page before")
+        raise ValueError("after must be the `next` of the previous page")
     return tuple(parts)
 
 
 def hour_of(moment: datetime, *, up: bool = False) -> str:
-    """Return the hour that a moment lies in, with `up` the next unless it begins there."""
+    """Return a moment's hour; with `up`, round up to the next full hour."""
     try:
         utc = moment.astimezone(UTC)
         begin = utc.replace(minute=0, second=0, microsecond=0)
@@ -122,7 +122,7 @@ def hour_of(moment: datetime, *, up: bool = False) -> str:
 
 
 def read_dead_letters(spool: Path, *, after: int = 0, limit: int = 100) -> DeadLetters:
-    """Return a page of dead letters, those behind an id; raises SpoolError."""
+    """Return a page of the dead letters after an id; raises SpoolError."""
     with reading(spool) as db:
         rows = db.execute(
             "SELECT id, queue, event, status, answer, at, replay FROM dead_letters"
@@ -152,7 +152,7 @@ def _dead_letter(
 
 
 def read_redelivery(spool: Path, number: int) -> RedeliveryStatus | None:
-    """Return a redelivery, or None where there is none with this id; raises SpoolError."""
+    """Return a redelivery, or None if there is none with this id; raises SpoolError."""
     with reading(spool) as db:
         row = db.execute(
             "SELECT id, since, until, subject, state, sent, asked FROM redeliveries WHERE id = ?", (number,)

@@ -1,4 +1,4 @@
-"""From records to the lines of the ledger."""
+"""Conversion of records and events to lines of the ledger."""
 
 from __future__ import annotations
 
@@ -8,11 +8,11 @@ from typing import Any
 import orjson
 
 from openmeter_plugin.books.store import LedgerKey, Lines
-from openmeter_plugin.spool.segment import Record, Summary, decode_rest
+from openmeter_plugin.spool.segment import Record, Summary, decode_usage_key
 
 
 def summary_of(record: Record) -> Summary | None:
-    """Return the summary of a record's events, or None where they are no events."""
+    """Return the summary of a record's events, or None if the record does not hold valid events."""
     try:
         summary = record.summary
         if summary is not None:
@@ -26,16 +26,16 @@ def summary_of(record: Record) -> Summary | None:
 
 
 def add_lines(lines: Lines, summary: Summary, requests: int = 1) -> None:
-    """Count the events of a record in the ledger's lines, or those of several that are alike."""
+    """Add the events of a record, or of several records counted alike, to the ledger's lines."""
     for kind in summary.types:
         lines[LedgerKey(summary.hour, kind, summary.subject)] += requests
 
 
-def add_alike(lines: Lines, requests: Mapping[bytes, int]) -> int:
-    """Count the events of requests by the rest of their summaries; returns how many events that were."""
+def add_usage(lines: Lines, requests: Mapping[bytes, int]) -> int:
+    """Add the events of requests, given as numbers by usage key; returns how many events."""
     events = 0
-    for rest, number in requests.items():
-        summary = decode_rest(rest)
+    for usage_key, number in requests.items():
+        summary = decode_usage_key(usage_key)
         add_lines(lines, summary, number)
         events += number * len(summary.types)
     return events

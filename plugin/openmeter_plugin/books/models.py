@@ -1,4 +1,4 @@
-"""What is told about a spool: the same to `spool ... --json` and to the HTTP API, which describes it."""
+"""Response models of a spool: shared by `spool ... --json` and the HTTP API, whose schema describes them."""
 
 from __future__ import annotations
 
@@ -8,13 +8,13 @@ from pydantic import BaseModel, ConfigDict, Field
 
 
 class Model(BaseModel):
-    """An answer."""
+    """Base of the response models."""
 
     model_config = ConfigDict(frozen=True)
 
 
 class BooksNumbers(Model):
-    """Counts since the spool was made; requests and events each add up.
+    """Counts since the spool was created; requests and events each add up.
 
     requests = metered + skipped + quarantined + resent;
     events = delivered + dead_lettered + waiting.
@@ -23,22 +23,27 @@ class BooksNumbers(Model):
     requests: Annotated[int, Field(description="requests that Kong handed over")]
     metered: Annotated[int, Field(description="requests that became events")]
     skipped: Annotated[dict[str, int], Field(description="requests without an event, by reason")]
-    quarantined: Annotated[int, Field(description="requests that were set aside, less those replayed")]
-    resent: Annotated[int, Field(description="requests that Kong handed over a second time: not sent again")]
-    events: Annotated[int, Field(description="events that were accepted for delivery")]
-    delivered: Annotated[int, Field(description="events that the metering API has taken")]
-    dead_lettered: Annotated[
-        int, Field(description="events that it refused or that grew too old, less those replayed")
+    quarantined: Annotated[int, Field(description="requests in quarantine, less those replayed")]
+    resent: Annotated[
+        int, Field(description="requests that Kong handed over a second time; not billed again")
     ]
-    waiting: Annotated[int, Field(description="events that are accounted for and not delivered yet")]
-    lost: Annotated[dict[str, int], Field(description="requests that could not be written, by reason")]
+    events: Annotated[int, Field(description="events that were accepted for delivery")]
+    delivered: Annotated[int, Field(description="events that were delivered to the metering API")]
+    dead_lettered: Annotated[
+        int,
+        Field(description="events that it refused or that grew too old, less those delivered by a replay"),
+    ]
+    waiting: Annotated[int, Field(description="events in the books that are not delivered yet")]
+    lost: Annotated[
+        dict[str, int], Field(description="requests that could not be written to the spool, by reason")
+    ]
     damaged_bytes: Annotated[int, Field(description="bytes of the spool that could not be read")]
     unreadable_segments: Annotated[int, Field(description="segment files that could not be read at all")]
-    redelivered: Annotated[int, Field(description="events that were sent again because somebody asked")]
+    redelivered: Annotated[int, Field(description="events that were redelivered on request")]
 
 
 class NotAccounted(Model):
-    """What was written and is not in the books yet; some of it may turn out to be resent."""
+    """Records that are written but not in the books yet; some may turn out to be resent."""
 
     requests: int
     events: int
@@ -46,16 +51,18 @@ class NotAccounted(Model):
 
 
 class OldestWaiting(Model):
-    """The event that waits longest."""
+    """The event that has waited longest."""
 
     time: Annotated[str, Field(description="its CloudEvents time")]
     age_seconds: float
 
 
 class PrunedLedger(Model):
-    """What is no longer in the ledger, since its lines were settled and old; the counts still have it."""
+    """Lines removed from the ledger because they were settled and old; the counts still include them."""
 
-    up_to: Annotated[str, Field(description="no line of a later hour was pruned; UTC, as 2026-11-22T07")]
+    up_to: Annotated[
+        str, Field(description="last hour of which a line was pruned; UTC, such as 2026-11-22T07")
+    ]
     lines: int
     events: Annotated[int, Field(description="accepted and delivered")]
 
@@ -64,15 +71,21 @@ class DestinationStatus(Model):
     """One queue of the spool: the events for one endpoint and credential, or the quarantine."""
 
     id: str
-    endpoint: Annotated[str | None, Field(description="None for the quarantine, and where nobody has said")]
+    endpoint: Annotated[
+        str | None, Field(description="None for the quarantine, and if the queue has no description")
+    ]
     books: BooksNumbers
     not_accounted: NotAccounted
-    backlog: Annotated[int, Field(description="events that wait: accounted for or not")]
+    backlog: Annotated[
+        int, Field(description="accepted events that are not delivered yet, in the books or not")
+    ]
     oldest_waiting: OldestWaiting | None
     segments: int
-    unreadable: Annotated[int, Field(description="segments that cannot be read now: not told of")]
-    bytes: Annotated[int, Field(description="of its segment files, delivered ones that are retained too")]
-    pruned: Annotated[PrunedLedger | None, Field(description="from the ledger; None where nothing was")]
+    unreadable: Annotated[
+        int, Field(description="segments that cannot be read now; their events are not counted here")
+    ]
+    bytes: Annotated[int, Field(description="size of its segment files, including retained ones")]
+    pruned: Annotated[PrunedLedger | None, Field(description="lines pruned from the ledger, if any")]
 
 
 class SpoolTotal(Model):
@@ -89,9 +102,9 @@ class SpoolTotal(Model):
 
 
 class SpoolStatus(Model):
-    """The books of a spool, and what the disk says beside them."""
+    """The books of a spool, and the state of its files."""
 
-    delivery_running: Annotated[bool, Field(description="whether a delivery holds the spool's lock")]
+    delivery_running: Annotated[bool, Field(description="whether a delivery process holds the spool's lock")]
     total: SpoolTotal
     destinations: list[DestinationStatus]
     dead_letters: Annotated[int, Field(description="dead letters that can be replayed")]
@@ -99,16 +112,16 @@ class SpoolStatus(Model):
 
 
 class LedgerLine(Model):
-    """Events of one destination, hour of event time, type and subject."""
+    """Counts of events of one destination, hour of event time, type and subject."""
 
     destination: str
-    hour: Annotated[str, Field(description="UTC, as 2026-11-22T07")]
+    hour: Annotated[str, Field(description="UTC, such as 2026-11-22T07")]
     type: str
     subject: str
     accepted: int
     delivered: int
     dead_lettered: int
-    waiting: Annotated[int, Field(description="accepted, neither delivered nor dead-lettered")]
+    waiting: Annotated[int, Field(description="accepted, but neither delivered nor dead-lettered")]
 
 
 class Ledger(Model):
@@ -117,17 +130,17 @@ class Ledger(Model):
     lines: list[LedgerLine]
     hours_with_waiting_events: Annotated[
         list[str],
-        Field(description="hours of the span that the metering API does not have completely, all subjects"),
+        Field(description="hours of the span with events, of any subject, that are not delivered yet"),
     ]
     pruned_up_to: Annotated[
         str | None,
-        Field(description="of this hour and those before, settled lines may be gone; None: all are there"),
+        Field(description="settled lines up to this hour may have been pruned; None: none was"),
     ]
     next: Annotated[str | None, Field(description="`after` of the next page; None on the last")]
 
 
 class DeadLetterEntry(Model):
-    """An event that the metering API will not take."""
+    """An event that the metering API refused, or that grew too old."""
 
     id: int
     destination: str
@@ -135,9 +148,9 @@ class DeadLetterEntry(Model):
     type: str
     subject: str
     time: str
-    status: Annotated[int | None, Field(description="HTTP status; None where it grew too old instead")]
-    answer: Annotated[str, Field(description="what the metering API said")]
-    died_at: Annotated[str, Field(description="when, RFC 3339")]
+    status: Annotated[int | None, Field(description="HTTP status; None if the event grew too old")]
+    answer: Annotated[str, Field(description="the metering API's answer")]
+    died_at: Annotated[str, Field(description="when it became a dead letter, RFC 3339")]
     to_be_replayed: bool
 
 
@@ -149,28 +162,28 @@ class DeadLetters(Model):
 
 
 class RedeliveryStatus(Model):
-    """Retained events of a span of event time, sent again."""
+    """A redelivery of retained events of a span of event time."""
 
     id: int
     since: str
     until: str
     subject: str | None
     state: Annotated[str, Field(description="waiting or done")]
-    sent: Annotated[int, Field(description="events sent again so far")]
+    sent: Annotated[int, Field(description="events redelivered so far")]
     asked_at: str
 
 
 class Verification(Model):
-    """Whether the books agree with each other and with the segments."""
+    """Whether the books are consistent and agree with the segments."""
 
     ok: bool
     differences: list[str]
     segments: int
     records: int
-    events: Annotated[int, Field(description="in the segments, delivered ones that are retained too")]
+    events: Annotated[int, Field(description="in the segments, including retained ones")]
     waiting: int
     not_accounted: NotAccounted
     bytes: int
-    damaged_bytes: Annotated[int, Field(description="in the segments that are still there")]
+    damaged_bytes: Annotated[int, Field(description="in the segments that still exist")]
     ledger_lines: int
     pruned_events: Annotated[int, Field(description="in lines that were pruned from the ledger")]

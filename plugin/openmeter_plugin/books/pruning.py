@@ -1,12 +1,12 @@
-"""Pruning the ledger: lines of hours long gone are dropped, and what they came to is kept.
+"""Pruning of the ledger: old lines are deleted and their totals kept.
 
-    accepted in the books = accepted in the ledger + pruned, and delivered likewise
+    accepted in the books = accepted in the ledger + pruned, and the same for delivered
 
-Only a line that is settled goes: all its events are delivered, none waits, none is a dead letter. So a pruned
-line's events were accepted and delivered, and one number says both.
+Only settled lines are pruned: all their events are delivered, none waits, none is a dead letter. So one
+number gives both the accepted and the delivered events of pruned lines.
 
-A clock that is wrong must not cost the ledger. Time is the process's own from its start on, is never later
-than the newest hour in the ledger, and lines go a few at a time.
+A wrong clock cannot delete the ledger. The process follows its own clock from its start, the time used is
+never later than the newest hour in the ledger, and each step prunes only a few lines.
 """
 
 from __future__ import annotations
@@ -19,12 +19,12 @@ from typing import Final, NamedTuple
 
 from openmeter_plugin.books.database import transaction
 
-_AT_ONCE: Final = 500  # lines in a step
-_AN_HOUR: Final = "[0-9][0-9][0-9][0-9]-[0-9][0-9]-[0-9][0-9]T[0-9][0-9]"
+_LINES_PER_STEP: Final = 500
+_HOUR_PATTERN: Final = "[0-9][0-9][0-9][0-9]-[0-9][0-9]-[0-9][0-9]T[0-9][0-9]"
 
 
 class Pruned(NamedTuple):
-    """What was pruned of a queue: so many lines with so many events, none of an hour after `up_to`."""
+    """Totals of a queue's pruned lines; `up_to` is the last hour of which a line was pruned."""
 
     up_to: str
     lines: int
@@ -32,23 +32,23 @@ class Pruned(NamedTuple):
 
 
 class Clock:
-    """The time at the start of the process and what has passed since: later jumps are not in it."""
+    """The wall time at the start of the process plus the time elapsed since: ignores later jumps."""
 
     def __init__(
-        self, wall: Callable[[], float] = time.time, passed: Callable[[], float] = time.monotonic
+        self, wall: Callable[[], float] = time.time, elapsed: Callable[[], float] = time.monotonic
     ) -> None:
-        self._passed = passed
-        self._offset = wall() - passed()
+        self._elapsed = elapsed
+        self._offset = wall() - elapsed()
 
     def now(self) -> datetime:
         """Return the time in UTC."""
-        return datetime.fromtimestamp(self._offset + self._passed(), UTC)
+        return datetime.fromtimestamp(self._offset + self._elapsed(), UTC)
 
 
 def prune(db: sqlite3.Connection, days: int, now: datetime) -> int:
-    """Drop some settled lines of hours that ended more than so many days ago; returns how many.
+    """Prune some settled lines of hours more than this many days ago; returns how many.
 
-    With 0 days none is dropped, ever. Raises sqlite3.Error.
+    With 0 days none is ever pruned. Raises sqlite3.Error.
     """
     if not days:
         return 0
@@ -57,17 +57,17 @@ def prune(db: sqlite3.Connection, days: int, now: datetime) -> int:
         hours = [hour for queue in queues if (hour := _newest_hour(db, queue)) is not None]
         if not hours:
             return 0
-        before = _text(min(now, max(hours)) - timedelta(days=days))
-        left = _AT_ONCE
+        before = _hour_text(min(now, max(hours)) - timedelta(days=days))
+        left = _LINES_PER_STEP
         for queue in queues:
             left -= _prune_queue(db, queue, before, left)
-        return _AT_ONCE - left
+        return _LINES_PER_STEP - left
 
 
 def _newest_hour(db: sqlite3.Connection, queue: str) -> datetime | None:
     row = db.execute(
         "SELECT hour FROM ledger WHERE queue = ? AND hour GLOB ? ORDER BY hour DESC LIMIT 1",
-        (queue, _AN_HOUR),
+        (queue, _HOUR_PATTERN),
     ).fetchone()
     try:
         return datetime.fromisoformat(f"{row[0]}:00:00+00:00") if row else None
@@ -79,7 +79,7 @@ def _prune_queue(db: sqlite3.Connection, queue: str, before: str, limit: int) ->
     rows = db.execute(
         "SELECT hour, type, subject, accepted FROM ledger WHERE queue = ? AND hour < ? AND hour GLOB ?"
         " AND accepted = delivered AND dead_lettered = 0 ORDER BY hour LIMIT ?",
-        (queue, before, _AN_HOUR, limit),
+        (queue, before, _HOUR_PATTERN, limit),
     ).fetchall()
     if rows:
         db.executemany(
@@ -95,5 +95,5 @@ def _prune_queue(db: sqlite3.Connection, queue: str, before: str, limit: int) ->
     return len(rows)
 
 
-def _text(moment: datetime) -> str:
+def _hour_text(moment: datetime) -> str:
     return moment.astimezone(UTC).isoformat()[: len("2026-11-22T07")]

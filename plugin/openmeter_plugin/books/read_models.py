@@ -1,4 +1,4 @@
-"""One consistent view of the books, beside a delivery that may be writing them, or of a read-only copy."""
+"""Consistent reads of the books while a delivery may write them, or of a read-only copy."""
 
 from __future__ import annotations
 
@@ -23,31 +23,30 @@ _BUSY_SECONDS: Final = 5.0
 
 
 class SpoolError(Exception):
-    """What is wrong with the spool, in a sentence."""
+    """A spool cannot be used; the message is one sentence for the user."""
 
 
 def check_spool(spool: Path) -> None:
-    """Raise SpoolError where there is no spool: an empty answer about a mistyped path would reassure."""
+    """Raise SpoolError if there is no spool: an empty answer to a mistyped path would be misleading."""
     if not spool.is_dir():
         raise SpoolError(f"{spool} is not a directory")
     if not os.access(spool, os.R_OK | os.X_OK):
         raise SpoolError(f"{spool} cannot be read by this user")
     if not (spool / FILE).exists() and not queues_directory(spool).is_dir():
-        raise SpoolError(f"{spool} is not a spool: there is neither {FILE} nor queues in it")
+        raise SpoolError(f"{spool} is not a spool: it contains neither {FILE} nor queues")
 
 
 @contextmanager
 def reading(spool: Path) -> Iterator[sqlite3.Connection]:
-    """Read the books in one transaction; raises SpoolError where they cannot be read."""
+    """Read the books in one transaction; raises SpoolError if they cannot be read."""
     with ExitStack() as stack:
         try:
             db = stack.enter_context(closing(_open(spool / FILE, stack)))
             db.execute("BEGIN")
             yield db
         except sqlite3.Error as error:
-            remedy = "; serve, deliver or drain sets them aside and begins new ones"
-            told = f"{error}{remedy}" if is_damage(error) else str(error)
-            raise SpoolError(f"the books ({FILE}) cannot be read: {told}") from error
+            remedy = "; serve, deliver or drain renames them and creates new ones" if is_damage(error) else ""
+            raise SpoolError(f"the books ({FILE}) cannot be read: {error}{remedy}") from error
 
 
 def _open(path: Path, stack: ExitStack) -> sqlite3.Connection:
@@ -58,7 +57,7 @@ def _open(path: Path, stack: ExitStack) -> sqlite3.Connection:
     except sqlite3.OperationalError:
         if os.access(path.parent, os.W_OK):
             raise
-    # SQLite reads a write-ahead log only where it can put its index beside it.
+    # SQLite reads a write-ahead log only if it can create an index in the same directory.
     directory = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="openmeter-plugin-")))
     for name in (f"{FILE}-wal", FILE):
         with suppress(FileNotFoundError):
@@ -79,7 +78,7 @@ def _connected(path: Path) -> sqlite3.Connection:
     except BaseException:
         db.close()
         raise
-    if not tables:  # it is being made
+    if not tables:  # it is just being created
         db.close()
         return _empty()
     return db
@@ -100,7 +99,7 @@ def all_counts(db: sqlite3.Connection) -> dict[str, Counts]:
 
 
 def all_positions(db: sqlite3.Connection) -> dict[str, dict[str, Position]]:
-    """Return how far each queue's segments are accounted for and delivered."""
+    """Return each queue's positions by segment."""
     positions: dict[str, dict[str, Position]] = {}
     for queue, segment, accounted, delivered in db.execute(
         "SELECT queue, segment, accounted, delivered FROM positions"
@@ -110,7 +109,7 @@ def all_positions(db: sqlite3.Connection) -> dict[str, dict[str, Position]]:
 
 
 def all_resent(db: sqlite3.Connection) -> dict[str, set[tuple[str, int]]]:
-    """Return (segment, offset behind it) of the records that are not sent, by queue."""
+    """Return, by queue, (segment, offset after it) of the records that are not sent."""
     resent: dict[str, set[tuple[str, int]]] = {}
     for queue, segment, position in db.execute("SELECT queue, segment, position FROM resent"):
         resent.setdefault(queue, set()).add((segment, position))
@@ -118,13 +117,13 @@ def all_resent(db: sqlite3.Connection) -> dict[str, set[tuple[str, int]]]:
 
 
 def all_pruned(db: sqlite3.Connection) -> dict[str, Pruned]:
-    """Return what was pruned of each queue's ledger."""
+    """Return the totals of each queue's pruned lines."""
     rows = db.execute("SELECT queue, up_to, lines, events FROM ledger_pruned")
     return {queue: Pruned(up_to, lines, events) for queue, up_to, lines, events in rows}
 
 
 def queue_names(spool: Path, counts: dict[str, Counts]) -> list[str]:
-    """Return the queues that the books or the disk know."""
+    """Return the names of the queues in the books or on disk."""
     present: list[str] = []
     with suppress(FileNotFoundError):
         present = [path.name for path in queues_directory(spool).iterdir() if path.is_dir()]
@@ -132,7 +131,7 @@ def queue_names(spool: Path, counts: dict[str, Counts]) -> list[str]:
 
 
 def delivery_runs(spool: Path) -> bool:
-    """Tell whether a process holds the spool's lock."""
+    """Return whether a delivery process holds the spool's lock."""
     try:
         descriptor = os.open(spool / DELIVERY_LOCK, os.O_RDONLY | os.O_CLOEXEC)
     except OSError:

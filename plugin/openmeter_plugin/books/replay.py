@@ -1,7 +1,7 @@
-"""Asking the delivery to send again: what was refused, what was set aside, what the metering API lost.
+"""Requests to replay dead letters or to redeliver events, written into the books.
 
-It is written into the books, where the delivery finds it, whichever process that is. All of these raise
-sqlite3.Error where the books cannot be written.
+The delivery process finds them there, whichever process it is. All functions raise sqlite3.Error if the
+books cannot be written.
 """
 
 from __future__ import annotations
@@ -22,15 +22,15 @@ _PER_TRANSACTION: Final = 1000  # rows, so that the delivery need not wait long
 def request_redelivery(
     spool: Path, since: datetime | str, until: datetime | str, subject: str | None = None
 ) -> int:
-    """Have retained events sent again whose time is from `since` up to, not including, `until`.
+    """Request that retained events be sent again, with times from `since` up to but not including `until`.
 
-    Returns the redelivery's id. Raises ValueError where the span is none.
+    Returns the redelivery's id. Raises ValueError if the span is invalid.
     """
     first, end = _moment(since, "since"), _moment(until, "until")
     if first >= end:
         raise ValueError("since must be before until")
     if subject == "":
-        raise ValueError("subject must not be empty; without one, the events of all are sent")
+        raise ValueError("subject must not be empty; omit it to redeliver the events of all subjects")
     with writing(spool) as db, transaction(db):
         number = db.execute(
             "INSERT INTO redeliveries (since, until, subject, state, sent, asked)"
@@ -42,7 +42,7 @@ def request_redelivery(
 
 
 def replay_dead_letters(spool: Path, ids: Iterable[int] | None = None) -> int:
-    """Have dead letters sent again, all or those with these ids; returns how many were not marked before."""
+    """Mark dead letters for replay, all or those with these ids; returns how many are newly marked."""
     with writing(spool) as db:
         if ids is None:
             ids = [number for (number,) in db.execute("SELECT id FROM dead_letters WHERE NOT replay")]
@@ -59,9 +59,9 @@ def replay_dead_letters(spool: Path, ids: Iterable[int] | None = None) -> int:
 
 @contextmanager
 def writing(spool: Path) -> Iterator[sqlite3.Connection]:
-    """Open the books to write in them beside the delivery."""
+    """Open the books for writing while a delivery may write them too."""
     path = spool / FILE
-    # Only where there are none yet are they made, which reads all of them.
+    # `open_file` reads the whole file, so use it only to create the books.
     db = connect(path) if path.exists() and path.stat().st_size else open_file(path)
     try:
         yield db
@@ -70,18 +70,18 @@ def writing(spool: Path) -> Iterator[sqlite3.Connection]:
 
 
 def _moment(value: datetime | str, name: str) -> datetime:
-    """Return the moment in UTC; raises ValueError where it is none, or has no zone."""
+    """Return the moment in UTC; raises ValueError if it cannot be parsed or has no time zone."""
     if isinstance(value, str):
         try:
             value = datetime.fromisoformat(value)
         except ValueError:
             raise ValueError(f"{name} must be a time such as 2026-11-22T07:00:00Z") from None
     if value.tzinfo is None:
-        raise ValueError(f"{name} must say its time zone, such as 2026-11-22T07:00:00Z")
+        raise ValueError(f"{name} must have a time zone, such as 2026-11-22T07:00:00Z")
     try:
         return value.astimezone(UTC)
     except OverflowError:
-        raise ValueError(f"{name} is no time that can be written in UTC") from None
+        raise ValueError(f"{name} cannot be expressed in UTC") from None
 
 
 def _text(moment: datetime) -> str:

@@ -1,4 +1,4 @@
-"""How a spool is: its books, per destination and in total, and what lies on the disk."""
+"""Status of a spool: books and segment files, by destination and in total."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def read_status(spool: Path) -> SpoolStatus:
         counts, positions, resent = all_counts(db), all_positions(db), all_resent(db)
         pruned = all_pruned(db)
         (dead,) = db.execute("SELECT count(*) FROM dead_letters").fetchone()
-        (set_aside,) = db.execute("SELECT count(*) FROM quarantine").fetchone()
+        (quarantined,) = db.execute("SELECT count(*) FROM quarantine").fetchone()
     destinations = [
         _destination(
             spool,
@@ -52,23 +52,23 @@ def read_status(spool: Path) -> SpoolStatus:
         total=_total(counts, destinations, pruned.values()),
         destinations=destinations,
         dead_letters=dead,
-        quarantined=set_aside,
+        quarantined=quarantined,
     )
 
 
 def _destination(
     spool: Path, queue: str, counts: Counts, files: QueueFiles, pruned: Pruned | None
 ) -> DestinationStatus:
-    books, behind = numbers(counts), unaccounted(files)
+    books, not_accounted = books_numbers(counts), unaccounted(files)
     return DestinationStatus(
         id=queue,
         endpoint=shown_endpoint(spool, queue),
         books=books,
-        not_accounted=behind.model(),
-        backlog=books.waiting + behind.events,
+        not_accounted=not_accounted.model(),
+        backlog=books.waiting + not_accounted.events,
         oldest_waiting=oldest_waiting(files),
         segments=len(files.sizes),
-        unreadable=len(behind.unreadable),
+        unreadable=len(not_accounted.unreadable),
         bytes=sum(files.sizes.values()),
         pruned=_pruned([pruned] if pruned else []),
     )
@@ -87,12 +87,12 @@ def _pruned(queues: Collection[Pruned]) -> PrunedLedger | None:
 def _total(
     counts: dict[str, Counts], destinations: list[DestinationStatus], pruned: Collection[Pruned]
 ) -> SpoolTotal:
-    together: Counts = Counter()
+    total: Counts = Counter()
     for one in counts.values():
-        together.update(one)
+        total.update(one)
     waits = [d.oldest_waiting for d in destinations if d.oldest_waiting is not None]
     return SpoolTotal(
-        books=numbers(together),
+        books=books_numbers(total),
         not_accounted=NotAccounted(
             requests=sum(d.not_accounted.requests for d in destinations),
             events=sum(d.not_accounted.events for d in destinations),
@@ -107,8 +107,8 @@ def _total(
     )
 
 
-def numbers(counts: Counts) -> BooksNumbers:
-    """Return a queue's counts with what follows from them."""
+def books_numbers(counts: Counts) -> BooksNumbers:
+    """Return a queue's counts as a model, with the number of waiting events that follows from them."""
     events, delivered, dead = (counts[name, ""] for name in ("events", "delivered", "dead_lettered"))
     return BooksNumbers(
         requests=counts["requests", ""],
@@ -128,12 +128,12 @@ def numbers(counts: Counts) -> BooksNumbers:
 
 
 def by_reason(counts: Counts, name: str) -> dict[str, int]:
-    """Return the counts of a name by their reasons."""
+    """Return the counts with this name, by reason."""
     return {reason: value for (found, reason), value in sorted(counts.items()) if found == name}
 
 
 def shown_endpoint(spool: Path, queue: str) -> str | None:
-    """Return a queue's endpoint without what may be a secret in it; None where it is not known."""
+    """Return a queue's endpoint without parts that may contain a secret; None if it is unknown."""
     try:
         destination = read_destination(spool, queue)
     except (OSError, ValueError):

@@ -1,13 +1,13 @@
-"""The books: how far each segment is accounted for and delivered, the counts, the ledger, the dead letters.
+"""The store of the books: positions in each segment, counts, ledger, dead letters and redeliveries.
 
-One SQLite file, written by the delivery process, far from the thread that serves Kong. Whatever is counted
-is committed together with the position up to which it was counted, so that the books hold after kill -9:
+The delivery process writes it. Counts are committed together with the position up to which they were
+counted, so that the books hold after kill -9:
 
     requests = metered + skipped (by reason) + quarantined + resent
-    events   = delivered + dead_lettered + what waits in the spool
-    events   = accepted in the ledger + in lines that were pruned
+    events   = delivered + dead_lettered + waiting in the spool
+    events   = accepted in the ledger + in pruned lines
 
-`books_file` says what becomes of a file that is damaged.
+`database` handles a damaged file.
 """
 
 from __future__ import annotations
@@ -23,24 +23,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from openmeter_plugin.books import pruning
-from openmeter_plugin.books.database import FILE, SCHEMA, open_file, transaction
-
-__all__ = [
-    "FILE",
-    "SCHEMA",
-    "Accounting",
-    "Books",
-    "Counts",
-    "DeadLetter",
-    "Delivery",
-    "LedgerKey",
-    "Lines",
-    "Position",
-    "Progress",
-    "Redelivery",
-    "add_counts",
-    "add_to_ledger",
-]
+from openmeter_plugin.books.database import FILE, open_file, transaction
 
 Counts = Counter[tuple[str, str]]
 """By (name, reason): requests, metered, skipped, quarantined, resent; events, delivered, dead_lettered;
@@ -48,7 +31,7 @@ lost, damaged_bytes, unreadable_segments, redelivered. The reason is empty for a
 
 
 class LedgerKey(NamedTuple):
-    """A line of the ledger: `hour` of event time, UTC, as 2026-11-22T07."""
+    """The key of a ledger line; `hour` is the event time's hour in UTC, such as 2026-11-22T07."""
 
     hour: str
     type: str
@@ -60,7 +43,7 @@ Lines = Counter[LedgerKey]
 
 @dataclass(frozen=True, slots=True)
 class Position:
-    """Offsets in a segment: up to where it is accounted for, and up to where it is delivered."""
+    """Offsets in a segment, up to which it is in the books (`accounted`) and up to which it is delivered."""
 
     accounted: int
     delivered: int
@@ -68,7 +51,7 @@ class Position:
 
 @dataclass(frozen=True, slots=True)
 class DeadLetter:
-    """An event that the metering API will never take, with its answer; `status` is HTTP's, if any."""
+    """An event that the metering API refused, with its answer; `status` is None for one that grew too old."""
 
     event: bytes
     status: int | None
@@ -77,18 +60,18 @@ class DeadLetter:
 
 @dataclass(slots=True)
 class Accounting:
-    """What was read of a queue, to be committed as one: from then on it counts and may be delivered."""
+    """Counts of what was read of a queue, committed as one; from then on its events may be delivered."""
 
     positions: dict[str, int] = field(default_factory=dict)
     counts: Counts = field(default_factory=Counter)
     accepted: Lines = field(default_factory=Counter)
     resent: list[tuple[str, int]] = field(default_factory=list)
     unsendable: list[tuple[str, int]] = field(default_factory=list)
-    """(segment, offset behind it) of records of usage that cannot be read."""
+    """(segment, offset after the record) of usage records that cannot be parsed."""
     quarantined: list[tuple[str, bytes]] = field(default_factory=list)
 
     def count_requests(self) -> None:
-        """Complete the counts: a request was metered or skipped, is quarantined, or was there before."""
+        """Complete the counts: each request is metered, skipped, quarantined or resent."""
         counts = self.counts
         counts["resent", ""] = len(self.resent)
         counts["quarantined", ""] = len(self.quarantined)
@@ -100,7 +83,7 @@ class Accounting:
 
 @dataclass(slots=True)
 class Delivery:
-    """What became of a batch, to be committed as one."""
+    """The outcome of one or more batches, committed as one."""
 
     positions: Mapping[str, int]
     delivered: Lines = field(default_factory=Counter)
@@ -109,7 +92,7 @@ class Delivery:
 
 
 class Books:
-    """The books of a spool; `directory` is the spool."""
+    """The books of the spool in `directory`."""
 
     def __init__(self, directory: Path) -> None:
         self._db = open_file(directory / FILE)
@@ -119,19 +102,19 @@ class Books:
         self._db.close()
 
     def positions(self, queue: str) -> dict[str, Position]:
-        """Return how far each segment of the queue is."""
+        """Return the position of each segment of the queue."""
         rows = self._db.execute(
             "SELECT segment, accounted, delivered FROM positions WHERE queue = ?", (queue,)
         )
         return {segment: Position(accounted, delivered) for segment, accounted, delivered in rows}
 
     def resent(self, queue: str) -> set[tuple[str, int]]:
-        """Return (segment, offset behind it) of each record that Kong had handed over before."""
+        """Return (segment, offset after it) of each record that is not sent: resent or unsendable."""
         rows = self._db.execute("SELECT segment, position FROM resent WHERE queue = ?", (queue,))
         return set(rows)
 
     def account(self, queue: str, accounting: Accounting) -> None:
-        """Enter what was read: all of it, or sqlite3.Error."""
+        """Commit what was read: all of it, or raise sqlite3.Error."""
         with self._transaction() as db:
             db.executemany(
                 "INSERT INTO positions VALUES (?, ?, ?, 0)"
@@ -151,7 +134,7 @@ class Books:
             add_to_ledger(db, queue, "accepted", accounting.accepted)
 
     def deliver(self, queue: str, delivery: Delivery) -> None:
-        """Enter what became of a batch: all of it, or sqlite3.Error."""
+        """Commit the outcome of batches: all of it, or raise sqlite3.Error."""
         with self._transaction() as db:
             db.executemany(
                 "UPDATE positions SET delivered = ? WHERE queue = ? AND segment = ?",
@@ -162,25 +145,25 @@ class Books:
                 "INSERT INTO dead_letters (queue, event, status, answer, at) VALUES (?, ?, ?, ?, ?)",
                 [(queue, d.event, d.status, d.answer, now) for d in delivery.dead_letters],
             )
-            _settle(db, queue, delivery.delivered, delivery.dead_lettered)
+            _add_settled(db, queue, delivery.delivered, delivery.dead_lettered)
 
     def forget(self, queue: str, segment: str) -> None:
-        """Drop what is known of a segment whose file is gone. In this order: never the other way round."""
+        """Delete the positions of a segment. Remove its file first, never the other way round."""
         with self._transaction() as db:
             db.execute("DELETE FROM positions WHERE queue = ? AND segment = ?", (queue, segment))
             db.execute("DELETE FROM resent WHERE queue = ? AND segment = ?", (queue, segment))
 
     def count(self, queue: str, name: str, value: int = 1) -> None:
-        """Count something that has no reason and no position."""
+        """Add to a count that has no reason and no position."""
         with self._transaction() as db:
             add_counts(db, queue, Counter({(name, ""): value}))
 
     def prune(self, days: int, now: datetime) -> int:
-        """Prune some lines of the ledger that are older than so many days; returns how many."""
+        """Prune some ledger lines older than this many days; returns how many."""
         return pruning.prune(self._db, days, now)
 
-    def to_replay(self, queue: str, limit: int, most_bytes: int) -> list[tuple[int, bytes]]:
-        """Return (id, event) of dead letters that somebody wants sent again."""
+    def to_replay(self, queue: str, limit: int, max_bytes: int) -> list[tuple[int, bytes]]:
+        """Return (id, event) of dead letters that are marked for replay."""
         rows = self._db.execute(
             "SELECT id, event FROM dead_letters WHERE queue = ? AND replay ORDER BY id LIMIT ?",
             (queue, limit),
@@ -188,25 +171,27 @@ class Books:
         letters: list[tuple[int, bytes]] = []
         with closing(rows):
             for number, event in rows:
-                most_bytes -= len(event)
-                if letters and most_bytes < 0:
+                max_bytes -= len(event)
+                if letters and max_bytes < 0:
                     break
                 letters.append((number, event))
         return letters
 
-    def replayed(self, queue: str, taken: Mapping[int, LedgerKey], refused: Mapping[int, DeadLetter]) -> None:
-        """Enter what became of dead letters that were sent again."""
+    def replayed(
+        self, queue: str, delivered: Mapping[int, LedgerKey], refused: Mapping[int, DeadLetter]
+    ) -> None:
+        """Commit the outcome of replayed dead letters."""
         with self._transaction() as db:
-            db.executemany("DELETE FROM dead_letters WHERE id = ?", [(number,) for number in taken])
+            db.executemany("DELETE FROM dead_letters WHERE id = ?", [(number,) for number in delivered])
             db.executemany(
                 "UPDATE dead_letters SET replay = 0, status = ?, answer = ? WHERE id = ?",
                 [(letter.status, letter.answer, number) for number, letter in refused.items()],
             )
-            lines = Counter(taken.values())
-            _settle(db, queue, lines, Counter({key: -count for key, count in lines.items()}))
+            lines = Counter(delivered.values())
+            _add_settled(db, queue, lines, Counter({key: -count for key, count in lines.items()}))
 
     def redeliveries(self) -> list[Redelivery]:
-        """Return the redeliveries that are not done, in the order in which they were asked for."""
+        """Return the redeliveries that are not done, in the order of their requests."""
         rows = self._db.execute(
             "SELECT id, since, until, subject FROM redeliveries WHERE state = 'waiting' ORDER BY id"
         ).fetchall()
@@ -216,7 +201,7 @@ class Books:
         ]
 
     def redelivered(self, number: int, queue: str, sent: int, done_up_to: str, *, done: bool) -> None:
-        """Enter a redelivery's progress: `done_up_to` names the queue's last segment that is done."""
+        """Commit a redelivery's progress; `done_up_to` is the queue's last finished segment."""
         with self._transaction() as db:
             db.execute(
                 "INSERT INTO redelivery_progress VALUES (?, ?, ?, ?) ON CONFLICT DO UPDATE"
@@ -227,7 +212,7 @@ class Books:
             add_counts(db, queue, Counter({("redelivered", ""): sent}))
 
     def redelivery_done(self, number: int) -> None:
-        """Enter that a redelivery is done in all queues."""
+        """Mark a redelivery as done in all queues."""
         with self._transaction() as db:
             db.execute("UPDATE redeliveries SET state = 'done' WHERE id = ?", (number,))
             db.execute("DELETE FROM redelivery_progress WHERE redelivery = ?", (number,))
@@ -243,7 +228,7 @@ class Books:
 
 
 class Progress(NamedTuple):
-    """How far a redelivery is in a queue: the last segment that is done, and whether all are."""
+    """A redelivery's progress in a queue: the last finished segment, and whether all are finished."""
 
     done_up_to: str
     done: bool
@@ -251,7 +236,7 @@ class Progress(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class Redelivery:
-    """A span of event time, `since` included and `until` not, whose retained events are sent again."""
+    """A span of event time, from `since` up to but not including `until`, whose events are sent again."""
 
     id: int
     since: str
@@ -269,7 +254,7 @@ def add_counts(db: sqlite3.Connection, queue: str, counts: Counts) -> None:
 
 
 def add_to_ledger(db: sqlite3.Connection, queue: str, column: str, lines: Lines) -> None:
-    """Add to a column of the ledger's lines."""
+    """Add to one column of the ledger's lines."""
     values = {name: "?" if name == column else "0" for name in ("accepted", "delivered", "dead_lettered")}
     db.executemany(
         f"INSERT INTO ledger VALUES (?, ?, ?, ?, {', '.join(values.values())})"  # noqa: S608 - our own names
@@ -278,7 +263,7 @@ def add_to_ledger(db: sqlite3.Connection, queue: str, column: str, lines: Lines)
     )
 
 
-def _settle(db: sqlite3.Connection, queue: str, delivered: Lines, dead_lettered: Lines) -> None:
+def _add_settled(db: sqlite3.Connection, queue: str, delivered: Lines, dead_lettered: Lines) -> None:
     add_to_ledger(db, queue, "delivered", delivered)
     add_to_ledger(db, queue, "dead_lettered", dead_lettered)
     totals = {("delivered", ""): delivered.total(), ("dead_lettered", ""): dead_lettered.total()}

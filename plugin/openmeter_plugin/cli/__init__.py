@@ -1,5 +1,5 @@
-"""The command line `openmeter-plugin`.
+"""The command line `openmeter-plugin`: its commands, options, and output for people.
 
-Start with `main`.
+Open `main` first: it has `serve` and `deliver`. `spool` has the commands of `openmeter-plugin spool`.
 May import: every room.
 """

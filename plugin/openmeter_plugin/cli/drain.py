@@ -1,4 +1,4 @@
-"""Delivering a spool whose gateway is gone, until nothing is left."""
+"""Drain: delivers a spool whose gateway is gone, until its backlog is empty."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ import os
 import signal
 from contextlib import suppress
 from pathlib import Path
+from typing import Final
 
 import structlog
 from rich.console import Console
@@ -21,7 +22,7 @@ from openmeter_plugin.delivery.options import DeliveryOptions
 from openmeter_plugin.delivery.process import deliver
 from openmeter_plugin.log import configure_logging
 
-_LOOK: float = 0.3  # seconds between two looks at the books
+_REFRESH: Final = 0.3  # seconds between two updates of the progress bar
 
 
 class _ConsoleLog:
@@ -37,19 +38,21 @@ class _ConsoleLog:
 
 
 def drain(options: DeliveryOptions, console: Console, seconds: float | None = None) -> SpoolStatus:
-    """Deliver until nothing waits, a signal comes or the time is up; returns how the spool is then.
+    """Deliver until nothing waits, a signal arrives or the time is up, and return the spool's status.
 
-    Raises SpoolError where somebody else delivers it.
+    Raises SpoolError if another process delivers the spool.
     """
     if delivery_runs(options.spool):
-        raise SpoolError("a delivery is running on this spool already; it delivers what waits")
+        raise SpoolError("a delivery process is already running on this spool and delivers its backlog")
     if not os.access(options.spool, os.W_OK):
-        raise SpoolError(f"{options.spool} cannot be written: what is delivered must be noted there")
+        raise SpoolError(f"{options.spool} cannot be written; drain records there what it delivers")
     configure_logging("drain")
-    at_first = _status_at_first(options.spool)
-    waiting = [destination.id for destination in at_first.destinations if destination.backlog]
+    initial = _initial_status(options.spool)
+    waiting = [destination.id for destination in initial.destinations if destination.backlog]
     if options.endpoint is not None and len(waiting) > 1:
-        raise SpoolError(f"--endpoint would send all of these to one address: {', '.join(waiting)}")
+        raise SpoolError(
+            f"--endpoint would send the events of several destinations to one address: {', '.join(waiting)}"
+        )
     with Progress(
         TextColumn("{task.description}"),
         BarColumn(),
@@ -62,39 +65,39 @@ def drain(options: DeliveryOptions, console: Console, seconds: float | None = No
             sink = _ConsoleLog(progress.console)
             structlog.configure(logger_factory=lambda *_: sink)
         with suppress(TimeoutError, asyncio.CancelledError):
-            asyncio.run(_drain(options, progress, at_first.total.backlog, seconds))
+            asyncio.run(_drain(options, progress, initial.total.backlog, seconds))
     return read_status(options.spool)
 
 
-def _status_at_first(spool: Path) -> SpoolStatus:
+def _initial_status(spool: Path) -> SpoolStatus:
     try:
         return read_status(spool)
     except SpoolError:
-        Books(spool).close()  # sets books aside that are damaged, as the delivery would
+        Books(spool).close()  # moves damaged books away, as the delivery process would
         return read_status(spool)
 
 
-async def _drain(options: DeliveryOptions, progress: Progress, at_first: int, seconds: float | None) -> None:
+async def _drain(options: DeliveryOptions, progress: Progress, backlog: int, seconds: float | None) -> None:
     async with asyncio.timeout(seconds):
         task = asyncio.create_task(deliver(options, until_empty=True))
         loop = asyncio.get_running_loop()
         for number in (signal.SIGTERM, signal.SIGINT):
             loop.add_signal_handler(number, task.cancel)
-        showing = asyncio.create_task(_show(options, progress, at_first))
+        display = asyncio.create_task(_show_progress(options, progress, backlog))
         try:
             await task
         finally:
-            showing.cancel()
+            display.cancel()
             with suppress(asyncio.CancelledError):
-                await asyncio.gather(task, showing, return_exceptions=True)
+                await asyncio.gather(task, display, return_exceptions=True)
 
 
-async def _show(options: DeliveryOptions, progress: Progress, at_first: int) -> None:
+async def _show_progress(options: DeliveryOptions, progress: Progress, backlog: int) -> None:
     if progress.disable:
         return
-    bar = progress.add_task("events", total=at_first)
+    bar = progress.add_task("events", total=backlog)
     while True:
         with suppress(SpoolError):
             status = await asyncio.to_thread(read_status, options.spool)
-            progress.update(bar, completed=max(0, at_first - status.total.backlog))
-        await asyncio.sleep(_LOOK)
+            progress.update(bar, completed=max(0, backlog - status.total.backlog))
+        await asyncio.sleep(_REFRESH)

@@ -1,4 +1,4 @@
-"""Opening the ways in that a command line asks for, or ending with a sentence that names the option."""
+"""Listening sockets for the options of a command line. Errors end the process and name the option."""
 
 from __future__ import annotations
 
@@ -22,29 +22,29 @@ if TYPE_CHECKING:
     from openmeter_plugin.api.access import Access
     from openmeter_plugin.http_log.config import HttpLogConfig
 
-API_MODE: Final = 0o600  # of a Unix socket: without a token, its owner may use the API
+API_MODE: Final = 0o600  # of the API's Unix socket: without a token, only its owner may use the API
 
 
-def own_socket(listener: HttpLogSocket | None) -> socket.socket | None:
-    """Return a socket object of this process for the listening socket that it inherited."""
+def duplicate_socket(listener: HttpLogSocket | None) -> socket.socket | None:
+    """Return a socket object of this process for an inherited listening socket."""
     return None if listener is None else socket.socket(fileno=os.dup(listener.socket.fileno()))
 
 
 def open_listeners(listeners: Listeners, socket_path: Path | None, http_log: str | None, mode: int) -> None:
-    """Listen for Kong, with the sockets that were passed to us in the place of those of our own."""
+    """Listen for Kong. Sockets passed by socket activation take precedence over new ones."""
     _take_passed(listeners)
     if listeners.plugin is None:
         if socket_path is not None:
             listeners.plugin = _plugin_socket(socket_path, mode)
     elif socket_path is not None and socket_path.resolve() != listeners.plugin.path.resolve():
-        fail(f"--socket: is {socket_path}, but the socket that was passed is at {listeners.plugin.path}")
+        fail(f"--socket: is {socket_path}, but the passed socket is at {listeners.plugin.path}")
     if listeners.http_log is None:
         if http_log is not None:
             listeners.http_log = _http_log_socket(http_log, mode)
     elif http_log is not None and not _is_at(listeners.http_log, http_log):
-        fail(f"--http-log: is {http_log}, but the socket that was passed is at {listeners.http_log.name}")
+        fail(f"--http-log: is {http_log}, but the passed socket is at {listeners.http_log.name}")
     if listeners.plugin is None and listeners.http_log is None:
-        fail("serve needs --socket, --http-log or both: where Kong's requests come in", os.EX_USAGE)
+        fail("serve needs --socket, --http-log or both as an input for Kong's requests", os.EX_USAGE)
 
 
 def _take_passed(listeners: Listeners) -> None:
@@ -56,7 +56,7 @@ def _take_passed(listeners: Listeners) -> None:
         get_logger().error(
             "passed_socket_unreachable",
             socket=listener.name,
-            reason="its file is gone, so nobody can connect to it; a restart will lose events",
+            reason="its file is gone, so no client can connect to it; a restart will lose events",
             remedy="restart its socket unit, and keep its folder while the service is stopped",
         )
     if "LISTEN_FDS" in os.environ:
@@ -85,7 +85,7 @@ def _http_log_socket(address: str, mode: int) -> HttpLogSocket:
 
 
 def _is_at(listener: HttpLogSocket, address: str) -> bool:
-    """Tell whether a socket may be what an option asks for; a host can be named in many ways."""
+    """Return whether a socket may match an option. Only the port is compared: a host has many names."""
     scheme, _, path = address.partition(":")
     if scheme == "unix" or isinstance(listener, ListeningSocket):
         return isinstance(listener, ListeningSocket) and listener.path.resolve() == Path(path).resolve()
@@ -93,7 +93,7 @@ def _is_at(listener: HttpLogSocket, address: str) -> bool:
 
 
 def http_log_settings(listener: HttpLogSocket | None, path: Path) -> HttpLogConfig | None:
-    """Return the settings for what listens, checked, before anything is received."""
+    """Return the validated settings for the http-log input, before it receives anything."""
     if listener is None:
         return None
     import ipaddress
@@ -110,27 +110,27 @@ def http_log_settings(listener: HttpLogSocket | None, path: Path) -> HttpLogConf
         and isinstance(listener, TcpListeningSocket)
         and not ipaddress.ip_address(listener.address).is_loopback
     ):
-        fail(f"http_log.secret: is required in {path} to listen on {listener.name}, which is not loopback")
+        fail(f"http_log.secret: is required in {path}, because {listener.name} is not a loopback address")
     return config
 
 
 def listen_for_api(listeners: Listeners, address: str | None, token_file: Path | None) -> Access | None:
-    """Listen for the HTTP API where one is wanted, and return who may use it."""
+    """Listen for the HTTP API if --api is set, and return its access rules."""
     if address is None:
         return None
     from openmeter_plugin.api import access
 
     try:
         listeners.api = listen_for_http_log(address, API_MODE)
-        return access.access(listeners.api, token_file)
+        return access.load_access(listeners.api, token_file)
     except ValueError as error:  # AccessError among them
         fail(f"--api: {error}", os.EX_USAGE)
     except OSError as error:
         fail(f"--api: {error.filename or address}: {error.strerror or error}")
 
 
-def octal(text: str, option: str) -> int:
-    """Return the mode that an option names."""
+def parse_mode(text: str, option: str) -> int:
+    """Return the file mode of an option."""
     try:
         mode = int(text, 8)
     except ValueError:

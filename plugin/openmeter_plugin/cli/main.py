@@ -1,4 +1,4 @@
-"""The commands of `openmeter-plugin`."""
+"""Commands of `openmeter-plugin`: serve, deliver, info, schema-lua, pdk-dir."""
 
 from __future__ import annotations
 
@@ -15,11 +15,11 @@ import typer
 from openmeter_plugin import __version__
 from openmeter_plugin.cli import spool as spool_cli
 from openmeter_plugin.cli.listeners import (
+    duplicate_socket,
     http_log_settings,
     listen_for_api,
-    octal,
     open_listeners,
-    own_socket,
+    parse_mode,
 )
 from openmeter_plugin.cli.options import delivery_options, fail
 from openmeter_plugin.defaults import DEFAULT_SPOOL, SPOOL_VARIABLE
@@ -33,11 +33,11 @@ from openmeter_plugin.process.supervisor import Child, supervise
 
 _CLICK_USAGE_ERROR: Final = 2
 _UMASK: Final = 0o077
-"""Usage is nobody's business but the owner's; Kong starts its plugin servers with no umask at all."""
+"""Usage data is private to the owner; Kong starts its plugin servers with umask 0."""
 
 app = typer.Typer(
     name="openmeter-plugin",
-    help="The Kong plugin `openmeter`: one CloudEvent per request, on disk before Kong has its answer.",
+    help="The Kong plugin `openmeter`: one CloudEvent per request, on disk before Kong gets its answer.",
     no_args_is_help=True,
     pretty_exceptions_enable=False,
 )
@@ -45,7 +45,7 @@ app.add_typer(spool_cli.app, name="spool")
 
 
 class FsyncPolicy(StrEnum):
-    """When the kernel is asked to put events on the disk itself; kill -9 costs nothing in any case."""
+    """When events are synced from the page cache to the disk; kill -9 never loses an event."""
 
     always = "always"
     interval = "interval"
@@ -57,12 +57,12 @@ SpoolOption = Annotated[
     typer.Option(
         "--spool",
         envvar=SPOOL_VARIABLE,
-        help="Directory of the spool, on a local disk that outlives restarts.",
+        help="Directory of the spool, on a local disk that survives restarts.",
     ),
 ]
 
-RetentionOption = Annotated[str, typer.Option(help="How long delivered events stay for redelivery.")]
-RetentionSizeOption = Annotated[str, typer.Option(help="How much of them stays at most.")]
+RetentionOption = Annotated[str, typer.Option(help="How long to keep delivered events for redelivery.")]
+RetentionSizeOption = Annotated[str, typer.Option(help="Maximum size of the kept delivered events.")]
 MaxAgeOption = Annotated[
     str | None, typer.Option(help="Undelivered events older than this become dead letters (default: never).")
 ]
@@ -71,28 +71,28 @@ LedgerDaysOption = Annotated[
     typer.Option(
         min=0,
         max=36_500,
-        help="Days after which settled lines of the ledger are pruned: longer than any invoice can be"
+        help="Days after which settled ledger lines are pruned. Choose longer than any invoice can be"
         " disputed. 0: never.",
     ),
 ]
 TokenFileOption = Annotated[
     Path | None,
-    typer.Option(help="File with the token for every destination, in the place of the plugin's api_token."),
+    typer.Option(help="File with the token for every destination. Overrides the plugin's api_token."),
 ]
 ApiOption = Annotated[
     str | None,
-    typer.Option(help="host:port or unix:/path to offer the HTTP API at: books, metrics, sending again."),
+    typer.Option(help="Serve the HTTP API (books, metrics, replay) at host:port or unix:/path."),
 ]
 ApiTokenFileOption = Annotated[
     Path | None,
-    typer.Option(help="File with the bearer token of the HTTP API, in the place of its variable."),
+    typer.Option(help="File with the bearer token of the HTTP API. Overrides OPENMETER_PLUGIN_ADMIN_TOKEN."),
 ]
 
 
 @app.command()
 def info() -> None:
-    """Print what Kong's query command expects: the plugin's name, priority and schema as JSON."""
-    # Answered in __main__ before anything is imported; here for --help and for odd spellings.
+    """Print the plugin's name, priority and schema as JSON, for Kong's query command."""
+    # __main__ answers this before any import; this command is for --help and unusual spellings.
     import json
 
     from openmeter_plugin.config.schema import plugin_info
@@ -102,7 +102,7 @@ def info() -> None:
 
 @app.command("schema-lua")
 def schema_lua_command() -> None:
-    """Print the plugin's schema as Lua, to be uploaded to Konnect or another control plane."""
+    """Print the plugin's schema as Lua, for upload to Konnect or another control plane."""
     from openmeter_plugin.config.schema import schema_lua
 
     sys.stdout.write(schema_lua())
@@ -117,24 +117,27 @@ def serve(
     ] = None,
     http_log: Annotated[
         str | None,
-        typer.Option(help="host:port or unix:/path to receive what Kong's http-log plugin posts."),
+        typer.Option(help="Receive posts of Kong's http-log plugin at host:port or unix:/path."),
     ] = None,
     http_log_config: Annotated[
-        Path, typer.Option(help="Settings for --http-log, as Kong's configuration has none of ours.")
+        Path, typer.Option(help="File with the plugin's settings for --http-log.")
     ] = Path("openmeter-plugin.yaml"),
     spool: SpoolOption = DEFAULT_SPOOL,
     socket_mode: Annotated[
-        str, typer.Option(help="Permissions of the socket, octal; who can connect can send usage.")
+        str,
+        typer.Option(help="Octal permissions of the socket. Any process that can connect can send usage."),
     ] = DEFAULT_MODE,
     fsync: Annotated[
-        FsyncPolicy, typer.Option(help="How much a power loss may cost: nothing, one interval, or more.")
+        FsyncPolicy,
+        typer.Option(help="When to sync events to disk; a power loss costs unsynced events."),
     ] = FsyncPolicy.interval,
     fsync_interval: Annotated[float, typer.Option(min=0.01, help="Seconds between two syncs.")] = 1.0,
     workers: Annotated[
-        int, typer.Option(min=1, max=64, help="Processes that serve Kong; one takes some 10,000 requests/s.")
+        int,
+        typer.Option(min=1, max=64, help="Processes that serve Kong. One handles about 10,000 requests/s."),
     ] = 1,
     hang_timeout: Annotated[
-        float, typer.Option(min=2.0, help="Seconds without a sign of life before a process is replaced.")
+        float, typer.Option(min=2.0, help="Seconds without a heartbeat before a process is replaced.")
     ] = 10.0,
     retention: RetentionOption = "1d",
     retention_size: RetentionSizeOption = "1GiB",
@@ -144,10 +147,10 @@ def serve(
     api: ApiOption = None,
     api_token_file: ApiTokenFileOption = None,
 ) -> None:
-    """Serve Kong's ProtoBuf:1 plugin protocol, http-log's posts or both; spool and deliver the events."""
+    """Serve Kong's plugin protocol (ProtoBuf:1), posts of http-log, or both; spool and deliver the events."""
     configure_logging("supervisor")
     os.umask(_UMASK)
-    mode = octal(socket_mode, "--socket-mode")
+    mode = parse_mode(socket_mode, "--socket-mode")
     delivering = delivery_options(spool, retention, retention_size, max_age, token_file, ledger_days)
     listeners: Listeners = context.obj
     open_listeners(listeners, socket_path, http_log, mode)
@@ -155,7 +158,7 @@ def serve(
     settings = http_log_settings(listeners.http_log, http_log_config)
     access = listen_for_api(listeners, api, api_token_file)
 
-    # From here on Kong's connections wait for us; now there is time to import.
+    # From here on the sockets queue Kong's connections, so there is time for slow imports.
     from openmeter_plugin.kong.acceptor import Shares
     from openmeter_plugin.kong.worker import WorkerOptions, WorkerSlot, run_worker
 
@@ -167,7 +170,7 @@ def serve(
         socket_stays=listeners.plugin is not None and not listeners.plugin.is_ours,
     )
     heartbeats, mailboxes, shares = Heartbeats(workers + 1), Mailboxes(workers), Shares(workers)
-    kept = [Kept(room_for_connections() // workers) for _ in range(workers)]
+    handoffs = [Kept(room_for_connections() // workers) for _ in range(workers)]
 
     def worker(number: int) -> None:
         if listeners.api is not None:
@@ -176,24 +179,28 @@ def serve(
             from openmeter_plugin.http_log.receiver import prepare_process
 
             prepare_process()
-        for other in (*kept[:number], *kept[number + 1 :]):
+        for other in (*handoffs[:number], *handoffs[number + 1 :]):
             other.close()
-        place = WorkerSlot(number, heartbeats, mailboxes, shares, kept[number])
-        run_worker(own_socket(listeners.plugin), options, place, own_socket(listeners.http_log), settings)
+        slot = WorkerSlot(number, heartbeats, mailboxes, shares, handoffs[number])
+        run_worker(
+            duplicate_socket(listeners.plugin), options, slot, duplicate_socket(listeners.http_log), settings
+        )
 
     def delivery() -> None:
-        offered = own_socket(listeners.api)
+        api_socket = duplicate_socket(listeners.api)
         listeners.close()
-        for connections in kept:
-            connections.close()
+        for handoff in handoffs:
+            handoff.close()
         from openmeter_plugin.api.runtime import ApiListener, Siblings, run
 
         names = {f"worker-{number}": number for number in range(workers)} | {"delivery": workers}
-        family = Siblings(heartbeats, workers, names, hang_timeout)
-        run(delivering, ApiListener(offered, access) if offered and access else None, family)
+        siblings = Siblings(heartbeats, workers, names, hang_timeout)
+        run(delivering, ApiListener(api_socket, access) if api_socket and access else None, siblings)
 
-    gc.freeze()  # searching all of this for garbage would hold Kong up for 15 ms now and then
-    children = [Child("worker", partial(worker, number), number, kept[number]) for number in range(workers)]
+    gc.freeze()  # collecting garbage in all of this would delay Kong by 15 ms from time to time
+    children = [
+        Child("worker", partial(worker, number), number, handoffs[number]) for number in range(workers)
+    ]
     supervise([*children, Child("delivery", delivery, workers)], listeners, heartbeats, hang_timeout)
 
 
@@ -201,7 +208,7 @@ def serve(
 def deliver(
     spool: SpoolOption = DEFAULT_SPOOL,
     until_empty: Annotated[
-        bool, typer.Option("--until-empty", help="End when everything that is there is delivered.")
+        bool, typer.Option("--until-empty", help="Exit when the backlog is empty.")
     ] = False,
     retention: RetentionOption = "1d",
     retention_size: RetentionSizeOption = "1GiB",
@@ -209,12 +216,12 @@ def deliver(
     ledger_days: LedgerDaysOption = DEFAULT_LEDGER_DAYS,
     token_file: TokenFileOption = None,
     with_parent: Annotated[
-        bool, typer.Option("--with-parent", hidden=True, help="End when standard input does.")
+        bool, typer.Option("--with-parent", hidden=True, help="Exit when standard input ends.")
     ] = False,
     api: ApiOption = None,
     api_token_file: ApiTokenFileOption = None,
 ) -> None:
-    """Deliver a spool without serving: beside stock kong-pdk, or for a volume whose gateway is gone."""
+    """Deliver a spool without serving Kong: next to stock kong-pdk, or for a volume whose gateway is gone."""
     configure_logging("delivery")
     os.umask(_UMASK)
     if not spool.is_dir():
@@ -224,16 +231,16 @@ def deliver(
 
     listeners = Listeners()
     access = listen_for_api(listeners, api, api_token_file)
-    offer = ApiListener(listeners.api.socket, access) if listeners.api and access else None
+    api_listener = ApiListener(listeners.api.socket, access) if listeners.api and access else None
     try:
-        run(options, offer, until_empty=until_empty, with_parent=with_parent)
+        run(options, api_listener, until_empty=until_empty, with_parent=with_parent)
     finally:
         listeners.remove()
 
 
 @app.command("pdk-dir")
 def pdk_dir() -> None:
-    """Print the directory for `kong-python-pluginserver -d`: one file in it, the plugin."""
+    """Print the directory for `kong-python-pluginserver -d`; it contains only the plugin."""
     package = Path(__file__).parents[1]
     installed = package / "pdk_dir"
     sys.stdout.write(f"{installed if installed.is_dir() else package.parent}\n")
@@ -255,9 +262,9 @@ def _options(
 
 
 def run(early: Listeners | None = None) -> None:
-    """Run the command line; a usage error ends with 64 (EX_USAGE), as it does for syncd.
+    """Run the command line. A usage error exits with 64 (EX_USAGE), as in syncd.
 
-    `early` holds the sockets of `serve` that listen already.
+    `early` holds the sockets of `serve` that already listen.
     """
     listeners = early or Listeners()
     try:
@@ -274,4 +281,4 @@ def _make_spool(spool: Path) -> None:
     try:
         spool.mkdir(mode=0o700, parents=True, exist_ok=True)
     except OSError as error:
-        fail(f"--spool: cannot make {spool}: {error.strerror or error}")
+        fail(f"--spool: cannot create {spool}: {error.strerror or error}")

@@ -1,4 +1,4 @@
-"""What commands make of the texts of their options."""
+"""Parsing of option values, and the error exit that the commands share."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ from openmeter_plugin.delivery.options import DeliveryOptions, Retention
 from openmeter_plugin.log import get_logger
 from openmeter_plugin.units import duration, size
 
-_Quantity = TypeVar("_Quantity")
+_Value = TypeVar("_Value")
 
 
 def fail(message: str, status: int = 1) -> NoReturn:
-    """Print a sentence on standard error and exit."""
+    """Print an error message on standard error and exit."""
     sys.stderr.write(f"openmeter-plugin: {message}\n")
     sys.exit(status)
 
@@ -29,24 +29,25 @@ def delivery_options(
     token_file: Path | None,
     ledger_days: int,
 ) -> DeliveryOptions:
-    """Return how to deliver; ends with a sentence where an option has a value that cannot be."""
-    kept = Retention(
-        quantity(duration, retention, "--retention"), quantity(size, retention_size, "--retention-size")
+    """Return the delivery options; an invalid value ends the process with a message."""
+    kept_events = Retention(
+        parse_option(duration, retention, "--retention"),
+        parse_option(size, retention_size, "--retention-size"),
     )
-    age = quantity(duration, max_age, "--max-age") if max_age else None
+    age = parse_option(duration, max_age, "--max-age") if max_age else None
     if token_file is not None and not token_file.is_file():
-        # Not the end: what Kong hands over is kept until somebody has mended it.
+        # Not fatal: the spool keeps what Kong hands over until the operator provides the file.
         get_logger().critical(
             "token_file_missing",
             file=str(token_file),
-            consequence="nothing is delivered, the events wait in the spool",
-            remedy="put the token there, or start with the right --token-file",
+            consequence="no events are delivered; they wait in the spool",
+            remedy="put the token there, or restart with the right --token-file",
         )
-    return DeliveryOptions(spool, kept, token_file, age, ledger_days=ledger_days)
+    return DeliveryOptions(spool, kept_events, token_file, age, ledger_days=ledger_days)
 
 
-def quantity(parse: Callable[[str], _Quantity], text: str, option: str) -> _Quantity:
-    """Return what an option's text comes to; a text that `parse` raises ValueError for is a usage error."""
+def parse_option(parse: Callable[[str], _Value], text: str, option: str) -> _Value:
+    """Parse an option's text; a ValueError of `parse` becomes a usage error."""
     try:
         return parse(text)
     except ValueError as error:

@@ -1,4 +1,4 @@
-"""A spool's status for people: a table on a terminal, plain lines elsewhere."""
+"""Output of the spool commands for people: tables on a terminal, plain lines elsewhere."""
 
 from __future__ import annotations
 
@@ -25,8 +25,8 @@ Part = DestinationStatus | SpoolTotal
 
 
 def _not_accounted(part: Part) -> str:
-    behind = part.not_accounted
-    return f"{behind.requests} requests" if behind.requests else "-"
+    requests = part.not_accounted.requests
+    return f"{requests} requests" if requests else "-"
 
 
 def _segments(part: Part) -> str:
@@ -62,7 +62,7 @@ _ROWS: Final[list[tuple[str, Callable[[Part], str]]]] = [
 
 
 def show_status(console: Console, status: SpoolStatus) -> None:
-    """Print the books, destination by destination and in total."""
+    """Print the books of each destination and their total."""
     if console.is_terminal and len(status.destinations) <= _MAX_COLUMNS:
         console.print(_table(status))
         for destination in status.destinations:
@@ -91,14 +91,14 @@ def _table(status: SpoolStatus) -> Table:
 
 def _show_part(console: Console, title: str, part: Part) -> None:
     books = part.books
-    for text in (title, _requests_line(books), _events_line(books)):
-        line(console, text if text is title else f"  {text}")
-    behind = part.not_accounted
-    if behind.requests or behind.lost:
+    for text in (title, f"  {_requests_line(books)}", f"  {_events_line(books)}"):
+        line(console, text)
+    not_accounted = part.not_accounted
+    if not_accounted.requests or not_accounted.lost:
         line(
             console,
-            f"  not accounted for yet: {behind.requests} requests with {behind.events} events,"
-            f" {behind.lost} lost",
+            f"  not accounted for yet: {not_accounted.requests} requests with {not_accounted.events} events,"
+            f" {not_accounted.lost} lost",
         )
     line(console, f"  oldest waiting {_oldest(part.oldest_waiting)}")
     line(
@@ -125,7 +125,7 @@ def _events_line(books: BooksNumbers) -> str:
 
 
 def show_verification(console: Console, found: Verification) -> None:
-    """Print what was checked; differences are for standard error."""
+    """Print what was verified; the caller prints the differences on standard error."""
     line(
         console,
         f"{found.segments} segments, {human_size(found.bytes)}: {found.records} records with"
@@ -141,22 +141,22 @@ def show_verification(console: Console, found: Verification) -> None:
 def show_dead_letter(console: Console, letter: DeadLetterEntry) -> None:
     """Print one dead letter as a line."""
     status = "-" if letter.status is None else str(letter.status)
-    again = " (to be replayed)" if letter.to_be_replayed else ""
+    replay = " (to be replayed)" if letter.to_be_replayed else ""
     answer = " ".join(letter.answer.split())
     line(
         console,
         f"{letter.id} {letter.destination} {letter.type} {letter.subject} {letter.time}"
-        f" {status}{again} {answer}",
+        f" {status}{replay} {answer}",
     )
 
 
 def line(console: Console, text: str) -> None:
-    """Print a line as it is: nothing in it is markup, and none is broken."""
+    """Print a line verbatim: no markup, no line breaks."""
     console.print(text, markup=False, highlight=False, soft_wrap=True)
 
 
 def human_size(size: int) -> str:
-    """Return a size as people read it."""
+    """Return a size in binary units."""
     value, unit = float(size), 0
     while value >= 1024 and unit < len(_UNITS) - 1:
         value, unit = value / 1024, unit + 1
@@ -164,7 +164,7 @@ def human_size(size: int) -> str:
 
 
 def human_age(seconds: float) -> str:
-    """Return a time span as people read it, two units of it."""
+    """Return a time span in its two largest units."""
     whole = int(seconds)
     for unit, name, below, lower in ((86400, "d", 3600, "h"), (3600, "h", 60, "min"), (60, "min", 1, "s")):
         if whole >= unit:

@@ -1,4 +1,4 @@
-"""`openmeter-plugin spool ...`: to look at a spool and see to it. Every command imports this: it is light."""
+"""Commands of `openmeter-plugin spool`. Every command imports this module, so its imports are light."""
 
 from __future__ import annotations
 
@@ -14,8 +14,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from openmeter_plugin.cli.options import fail, quantity
-from openmeter_plugin.defaults import DEFAULT_SPOOL, LARGEST_ID, SPOOL_VARIABLE
+from openmeter_plugin.cli.options import fail, parse_option
+from openmeter_plugin.defaults import DEFAULT_SPOOL, MAX_ROW_ID, SPOOL_VARIABLE
 from openmeter_plugin.units import duration
 
 if TYPE_CHECKING:
@@ -24,7 +24,8 @@ if TYPE_CHECKING:
     from openmeter_plugin.books.models import Model
 
 app = typer.Typer(
-    help="Look at a spool and see to it; all but replay and drain only read, also beside a running server.",
+    help="Inspect and repair a spool. All commands except replay and drain are read-only and safe next to a"
+    " running server.",
     no_args_is_help=True,
 )
 
@@ -32,13 +33,13 @@ Directory = Annotated[
     Path, typer.Argument(metavar="DIR", envvar=SPOOL_VARIABLE, help="The spool's directory.")
 ]
 Json = Annotated[bool, typer.Option("--json", help="Print JSON.")]
-_PAGE = 500
+_PAGE_SIZE = 500
 
 
 @app.command()
 def status(directory: Directory = DEFAULT_SPOOL, json: Json = False) -> None:
-    """Print the books: what was handed over, what became of it, what waits and since when."""
-    with _sentences(directory):
+    """Print the books: requests received, events delivered and waiting, and the oldest waiting event."""
+    with _report_errors(directory):
         from openmeter_plugin.books.status import read_status
 
         found = read_status(directory)
@@ -52,8 +53,8 @@ def status(directory: Directory = DEFAULT_SPOOL, json: Json = False) -> None:
 
 @app.command()
 def verify(directory: Directory = DEFAULT_SPOOL, json: Json = False) -> None:
-    """Read every record and check that books, ledger and segments agree; ends with 1 where they do not."""
-    with _sentences(directory):
+    """Read every record and check that books, ledger and segments agree; exit with 1 if they do not."""
+    with _report_errors(directory):
         from openmeter_plugin.maintenance.verify import verify as verified
 
         found = verified(directory)
@@ -72,17 +73,17 @@ def verify(directory: Directory = DEFAULT_SPOOL, json: Json = False) -> None:
 def dead_letters(
     directory: Directory = DEFAULT_SPOOL,
     json: Json = False,
-    limit: Annotated[int | None, typer.Option(min=1, help="Print so many, the oldest.")] = None,
+    limit: Annotated[int | None, typer.Option(min=1, help="Maximum number to print, oldest first.")] = None,
 ) -> None:
-    """Print the events that the metering API will not take, with its answers."""
-    with _sentences(directory):
+    """Print the dead letters, with the metering API's answers."""
+    with _report_errors(directory):
         from openmeter_plugin.books.ledger import read_dead_letters
         from openmeter_plugin.books.models import DeadLetterEntry, DeadLetters
 
         letters: list[DeadLetterEntry] = []
         after: int | None = 0
         while after is not None and (limit is None or len(letters) < limit):
-            page = read_dead_letters(directory, after=after, limit=min(_PAGE, limit or _PAGE))
+            page = read_dead_letters(directory, after=after, limit=min(_PAGE_SIZE, limit or _PAGE_SIZE))
             letters += page.dead_letters
             after = page.next
         if json:
@@ -100,21 +101,21 @@ def replay(
     directory: Directory = DEFAULT_SPOOL,
     ids: Annotated[
         list[int] | None,
-        typer.Option("--id", max=LARGEST_ID, help="One of them, by its id; may be given several times."),
+        typer.Option("--id", max=MAX_ROW_ID, help="Id to replay. Repeat for several."),
     ] = None,
-    every: Annotated[bool, typer.Option("--all", help="All of them.")] = False,
+    every: Annotated[bool, typer.Option("--all", help="Replay all.")] = False,
     quarantine: Annotated[
-        bool, typer.Option("--quarantine", help="Requests that were set aside, instead of dead letters.")
+        bool, typer.Option("--quarantine", help="Replay requests in quarantine instead of dead letters.")
     ] = False,
     config: Annotated[
-        Path, typer.Option(help="With --quarantine: the settings under which events are made of them.")
+        Path, typer.Option(help="With --quarantine: file with the settings to make events with.")
     ] = Path("openmeter-plugin.yaml"),
 ) -> None:
-    """Have dead letters, or what was set aside, sent again by the delivery that runs or comes next."""
+    """Put dead letters, or requests in quarantine, back into the backlog for the delivery process."""
     if bool(ids) == every:
-        fail("replay needs --all, or --id once or more", os.EX_USAGE)
+        fail("replay needs either --all or --id", os.EX_USAGE)
     wanted = None if every else ids
-    with _sentences(directory):
+    with _report_errors(directory):
         from openmeter_plugin.books.read_models import delivery_runs
 
         if quarantine:
@@ -122,10 +123,12 @@ def replay(
         else:
             from openmeter_plugin.books.replay import replay_dead_letters
 
-            text = f"{replay_dead_letters(directory, wanted)} dead letters will be sent again"
+            text = f"{replay_dead_letters(directory, wanted)} dead letters will be replayed"
         sys.stdout.write(f"{text}\n")
         if not delivery_runs(directory):
-            sys.stderr.write("openmeter-plugin: no delivery is running on this spool; drain would do it\n")
+            sys.stderr.write(
+                "openmeter-plugin: no delivery process is running on this spool; run `drain` to deliver\n"
+            )
 
 
 def _replay_quarantine(directory: Path, config: Path, ids: list[int] | None) -> str:
@@ -141,7 +144,7 @@ def _replay_quarantine(directory: Path, config: Path, ids: list[int] | None) -> 
         fail(f"--config: {error}")
     skipped = sum(done.skipped.values())
     return (
-        f"{done.metered} requests became {done.events} events, which will be sent;"
+        f"{done.metered} requests became {done.events} events, which will be delivered;"
         f" {skipped} were skipped, {_quarantined(directory)} stay in quarantine"
     )
 
@@ -157,19 +160,21 @@ def _quarantined(directory: Path) -> int:
 @app.command()
 def export(
     directory: Directory = DEFAULT_SPOOL,
-    dead: Annotated[bool, typer.Option("--dead-letters", help="Events that were refused.")] = False,
+    dead: Annotated[bool, typer.Option("--dead-letters", help="Export dead letters.")] = False,
     quarantine: Annotated[
-        bool, typer.Option("--quarantine", help="Requests that were set aside: no events yet.")
+        bool, typer.Option("--quarantine", help="Export requests in quarantine (not events yet).")
     ] = False,
-    waiting: Annotated[bool, typer.Option("--waiting", help="Events that are not delivered yet.")] = False,
+    waiting: Annotated[
+        bool, typer.Option("--waiting", help="Export events that are not delivered yet.")
+    ] = False,
     every: Annotated[
-        bool, typer.Option("--all", help="Every event that is there: waiting, retained, refused.")
+        bool, typer.Option("--all", help="Export every event: waiting, retained and dead letters.")
     ] = False,
 ) -> None:
-    """Write CloudEvents to standard output, one JSON document a line."""
+    """Write CloudEvents to standard output, one JSON document per line."""
     if dead + quarantine + waiting + every != 1:
-        fail("export needs one of --dead-letters, --quarantine, --waiting and --all", os.EX_USAGE)
-    with _sentences(directory):
+        fail("export needs exactly one of --dead-letters, --quarantine, --waiting and --all", os.EX_USAGE)
+    with _report_errors(directory):
         from openmeter_plugin.maintenance import export as exports
 
         source = (
@@ -179,7 +184,7 @@ def export(
             if quarantine
             else exports.waiting
             if waiting
-            else exports.everything
+            else exports.all_events
         )
         for event in source(directory):
             sys.stdout.buffer.write(event + b"\n")
@@ -191,25 +196,25 @@ def drain(
     directory: Directory = DEFAULT_SPOOL,
     timeout: Annotated[str | None, typer.Option(help="Give up after this time, such as 10m.")] = None,
     endpoint: Annotated[
-        str | None, typer.Option(help="Send to this address instead of where the spool says.")
+        str | None, typer.Option(help="Post to this URL instead of the spool's destination.")
     ] = None,
     token_file: Annotated[
-        Path | None, typer.Option(help="File with the token, in the place of the one beside the spool.")
+        Path | None, typer.Option(help="File with the token. Overrides the token in the spool.")
     ] = None,
 ) -> None:
-    """Deliver a spool whose gateway is gone; ends with 0 only if nothing is left waiting."""
-    seconds = None if timeout is None else quantity(duration, timeout, "--timeout").total_seconds()
+    """Deliver a spool whose gateway is gone; exit with 0 only if no event is left waiting."""
+    seconds = None if timeout is None else parse_option(duration, timeout, "--timeout").total_seconds()
     if endpoint is not None:
         from openmeter_plugin.config.instance_config import usable_endpoint
 
-        endpoint = quantity(usable_endpoint, endpoint, "--endpoint")
+        endpoint = parse_option(usable_endpoint, endpoint, "--endpoint")
     if token_file is not None:
         _check_token(token_file)
-    with _sentences(directory):
+    with _report_errors(directory):
         from openmeter_plugin.cli.drain import drain as drained
         from openmeter_plugin.delivery.options import DeliveryOptions
 
-        # Nothing is removed by the way: whoever looks into an orphaned volume may want it all.
+        # Retain everything: after draining an orphaned volume, someone may still want to inspect it.
         options = DeliveryOptions(directory, token_file=token_file)
         options = replace(options, retention=replace(options.retention, age=timedelta.max, size=sys.maxsize))
         if endpoint is not None:
@@ -227,8 +232,8 @@ def drain(
 
 
 @contextmanager
-def _sentences(directory: Path) -> Iterator[None]:
-    """Turn what goes wrong with a spool into a sentence on standard error and status 1."""
+def _report_errors(directory: Path) -> Iterator[None]:
+    """Turn errors of a spool into a message on standard error and exit status 1."""
     from openmeter_plugin.books.read_models import SpoolError, check_spool
 
     try:
@@ -245,15 +250,15 @@ def _sentences(directory: Path) -> Iterator[None]:
 
 
 def _check_token(file: Path) -> None:
-    """End where the file holds no token: who drains a spool stands beside it, and need not wait for that."""
+    """Fail if the file holds no token: `drain` is interactive, so it does not wait for one to appear."""
     from openmeter_plugin.spool.destination import is_header_value
 
     try:
         token = file.read_text().strip()
     except (OSError, UnicodeDecodeError) as error:
-        fail(f"--token-file: {file}: {getattr(error, 'strerror', None) or 'is no text'}")
+        fail(f"--token-file: {file}: {getattr(error, 'strerror', None) or 'is not text'}")
     if not token or not is_header_value(token):
-        fail(f"--token-file: {file} holds no token that can be sent in a header")
+        fail(f"--token-file: {file} does not contain a token that can be sent in a header")
 
 
 def _console(*, stderr: bool = False) -> Console:

@@ -1,5 +1,5 @@
-"""The settings that Kong's admin writes: their schema, their checks, and the rules they compile to.
+"""The settings of a plugin instance in Kong: schema, validation, and compilation into metering rules.
 
-Start with `schema`.
+Open `schema` first: it defines every setting. `instance_config` validates what Kong sends.
 May import: `metering`, `spool`.
 """

@@ -1,8 +1,8 @@
-"""The plugin's configuration, as Kong hands it over in StartInstance.
+"""Validation of an instance's configuration, as Kong sends it in StartInstance.
 
-Kong has validated it with our schema and filled in the defaults; it is validated again here because a
-configuration may also come from a newer or older schema in the control plane, and a wrong one must be
-named rather than guessed at.
+Kong has validated it with the plugin's schema and filled in the defaults. It is validated again here,
+because the control plane may have a newer or an older schema, and a wrong setting must be reported, not
+guessed at.
 """
 
 from __future__ import annotations
@@ -19,11 +19,11 @@ from openmeter_plugin.metering.rules import Rules
 from openmeter_plugin.spool.destination import is_header_value
 
 DROPPING_QUEUE_KEYS: Final = ("max_retry_time", "max_entries", "max_bytes")
-"""Keys of Kong's queue that make it drop what it cannot deliver. We keep it, so they have no effect."""
+"""Settings of Kong's queue that make it drop events. The spool keeps events, so they have no effect."""
 
 
 class ConfigError(ValueError):
-    """A configuration that cannot be used; the message names the field and holds no value of it."""
+    """An invalid configuration; the message names the field and never contains its value."""
 
 
 class Queue(Record):
@@ -37,7 +37,7 @@ class Queue(Record):
 
 
 class PluginConfig(Record):
-    """One instance's configuration. Kong's own names; `timeout` and `keepalive` in milliseconds."""
+    """One instance's configuration, with the names of Kong's own plugin; `timeout` and `keepalive` in ms."""
 
     ingest_endpoint: str
     api_token: SecretStr | None = None
@@ -68,7 +68,7 @@ class PluginConfig(Record):
         return SecretStr(token) if token else None
 
     def rules(self) -> Rules:
-        """Return what of the configuration decides the events."""
+        """Return the rules that decide the events."""
         return Rules(
             source=self.source,
             meter_api_requests=self.meter_api_requests,
@@ -85,30 +85,30 @@ class PluginConfig(Record):
 
 
 def usable_endpoint(value: str) -> str:
-    """Return the URL as it can be posted to; raises ValueError that says what is wrong with it."""
-    value = value.strip()  # secret stores like to put a line break behind it
+    """Return the URL, stripped; the ValueError says what is wrong with it."""
+    value = value.strip()  # secret stores often append a line break
     if not value.isprintable() or " " in value:
         raise ValueError("must be a URL without spaces and line breaks")
     url = _split(value)
     if url is None or url.scheme not in ("http", "https") or not url.hostname:
         raise ValueError("must be an http or https URL with a host")
     if url.username or url.password or url.query:
-        raise ValueError("must not carry credentials or a query; the token goes into api_token")
+        raise ValueError("must not contain credentials or a query; the token belongs in api_token")
     return value
 
 
 def _split(url: str) -> SplitResult | None:
-    """Return the parts of the URL, None where it has none: urlsplit's own errors show what is in it."""
+    """Return the parts of the URL, or None if it is invalid: urlsplit's own errors would show its content."""
     try:
         parts = urlsplit(url)
-        parts.port  # noqa: B018 - is looked at only now
+        parts.port  # noqa: B018 - the port is parsed on access
     except ValueError:
         return None
     return parts
 
 
 def parse_object(raw: bytes) -> dict[str, Any]:
-    """Return Kong's configuration JSON as a dict; raises ConfigError where it is not an object."""
+    """Return Kong's configuration JSON as a dict; raises ConfigError if it is not an object."""
     try:
         config = orjson.loads(raw)
     except orjson.JSONDecodeError as error:
@@ -119,44 +119,44 @@ def parse_object(raw: bytes) -> dict[str, Any]:
 
 
 def token_reference(config: dict[str, Any]) -> str | None:
-    """Return the vault reference of the API token, which Kong passes beside what it came to."""
+    """Return the vault reference of the API token, which Kong sends along with the resolved token."""
     references = config.get("$refs")
     reference = references.get("api_token") if isinstance(references, dict) else None
     return str(reference) if reference else None
 
 
 def parse_config(config: dict[str, Any]) -> tuple[PluginConfig, Rules]:
-    """Return the configuration and its rules; raises ConfigError that names each field that is wrong."""
+    """Return the configuration and its rules; the ConfigError names every invalid field."""
     try:
         parsed = PluginConfig.model_validate(_without_nulls(config))
     except ValidationError as error:
-        raise ConfigError(problems(error)) from None
+        raise ConfigError(describe_errors(error)) from None
     return parsed, parsed.rules()
 
 
-def problems(error: ValidationError, within: str = "") -> str:
-    """Return places and reasons, in the words of a configuration; never values, which may be secrets."""
+def describe_errors(error: ValidationError, within: str = "") -> str:
+    """Return the fields and what is wrong with them; never values, which may be secrets."""
     prefix = (within,) if within else ()
     return "; ".join(
-        f"{'.'.join(map(str, (*prefix, *found['loc']))) or 'configuration'}: {_reason(found)}"
+        f"{'.'.join(map(str, (*prefix, *found['loc']))) or 'configuration'}: {_message(found)}"
         for found in error.errors(include_input=False, include_url=False, include_context=False)
     )
 
 
-def _reason(found: Mapping[str, Any]) -> str:
-    return _REASONS.get(found["type"]) or str(found["msg"]).removeprefix("Value error, ")
+def _message(found: Mapping[str, Any]) -> str:
+    return _MESSAGES.get(found["type"]) or str(found["msg"]).removeprefix("Value error, ")
 
 
-_REASONS: Final = {
+_MESSAGES: Final = {
     "tuple_type": "must be a list",
     "model_type": "must be a mapping",
     "extra_forbidden": "there is no such setting",
 }
-"""For what the library says in Python's words."""
+"""Replacements for messages of pydantic that use Python's terms."""
 
 
 def _without_nulls(value: Any) -> Any:
-    """Return the value without members that are null: Kong may write an unset field so, at any depth."""
+    """Return the value without null members: Kong may write an unset field as null, at any depth."""
     if isinstance(value, dict):
         return {key: _without_nulls(member) for key, member in value.items() if member is not None}
     if isinstance(value, list):
@@ -165,7 +165,7 @@ def _without_nulls(value: Any) -> Any:
 
 
 def ineffective_queue_keys(config: dict[str, Any]) -> list[str]:
-    """Return the keys of Kong's queue that are set and would drop events there, but do not limit here."""
+    """Return the settings that are set and would make Kong's queue drop events, but have no effect here."""
     queue = config.get("queue")
     return (
         [key for key in DROPPING_QUEUE_KEYS if queue.get(key) is not None] if isinstance(queue, dict) else []

@@ -1,6 +1,6 @@
-"""The settings that decide what is metered: whose usage it is, with which attributes, and which requests.
+"""Metering settings: subject, attributes and filters, validated and compiled into `metering.rules`.
 
-They are checked and compiled here once, when the instance starts; `rules` holds what comes of it.
+This happens once, when the instance starts.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ _STATUSES: Final = re.compile(r"([1-5][0-9]{2})(?:-([1-5][0-9]{2}))?", re.ASCII)
 
 
 def _lua_list(value: Any) -> Any:
-    """Lua has one empty table; Kong's JSON encoder may write an empty list as {}."""
+    """Turn {} into []: Lua has one empty table, and Kong's JSON encoder may write an empty list as {}."""
     return [] if value == {} else value
 
 
@@ -48,9 +48,9 @@ Texts = Annotated[tuple[Text, ...], LuaList, Field(min_length=1)]
 
 
 class Record(BaseModel):
-    """A record of the configuration."""
+    """Base of the configuration models."""
 
-    # Kong adds __seq__, __plugin_id and more of its own, and newer schemas may add fields.
+    # Kong adds fields of its own, such as __seq__ and __plugin_id, and newer schemas may add more.
     model_config = ConfigDict(extra="ignore", frozen=True, allow_inf_nan=False)
 
 
@@ -66,7 +66,7 @@ class SubjectLookup(Record):
         return self
 
     def compiled(self) -> Lookup:
-        """Return the lookup with its field checked; raises ValueError where the place has no such field."""
+        """Return the compiled lookup; raises ValueError if the place has no such field."""
         place, field = self.look_up_value_in, self.field
         if place == "consumer":
             field = field or "id"
@@ -84,7 +84,7 @@ class SubjectLookup(Record):
 
 
 class Subject(SubjectLookup):
-    """Whom the usage is billed to: the first of the lookups that finds somebody."""
+    """Who pays for a request: the first of the lookups that finds someone."""
 
     fallbacks: Annotated[tuple[SubjectLookup, ...], LuaList] = (
         SubjectLookup(look_up_value_in="application"),
@@ -101,12 +101,12 @@ class Subject(SubjectLookup):
 
     @property
     def lookups(self) -> tuple[Lookup, ...]:
-        """The lookups in their order, each once."""
+        """The lookups in order, without duplicates."""
         return tuple(dict.fromkeys(s.compiled() for s in (self, *self.fallbacks)))
 
 
 class AttributeConfig(Record):
-    """What of a request becomes a property of the event's data."""
+    """A value of a request that becomes a property of the event's data."""
 
     source: AttributePlace
     look_up_value_in: Text | None = None
@@ -119,9 +119,9 @@ class AttributeConfig(Record):
         return self
 
     def compiled(self) -> Attribute:
-        """Return the attribute with its name checked; raises ValueError for what must not reach an event."""
+        """Return the compiled attribute; raises ValueError for names that must never reach an event."""
         if self.event_property_name in RESERVED_DATA_KEYS:
-            raise ValueError(f"event_property_name {self.event_property_name!r} is one of the event's own")
+            raise ValueError(f"event_property_name {self.event_property_name!r} is reserved for the plugin")
         if self.source == "constant":
             if self.value is None:
                 raise ValueError("source: constant needs a value")
@@ -133,9 +133,9 @@ class AttributeConfig(Record):
 
 
 class FiltersConfig(Record):
-    """Which requests are metered. A list that is not there excludes nothing."""
+    """Which requests are metered. A list that is not set excludes nothing."""
 
-    # YAML makes a number of a status that stands alone; Kong's schema does not, so it is text there.
+    # YAML parses a single status as a number; in Kong's schema it is a string.
     statuses: Annotated[tuple[Text | int, ...], LuaList, Field(min_length=1)] | None = None
     methods: Texts | None = None
     routes: Texts | None = None
@@ -150,8 +150,12 @@ class FiltersConfig(Record):
         return self
 
     def compiled(self) -> Filters | None:
-        """Return the filters as sets, None where they exclude nothing; raises ValueError for no status."""
-        statuses = None if self.statuses is None else frozenset(s for t in self.statuses for s in _span(t))
+        """Return the filters as sets, or None if there are none; raises ValueError for an invalid status."""
+        statuses = (
+            None
+            if self.statuses is None
+            else frozenset(s for text in self.statuses for s in _status_range(text))
+        )
         methods = None if self.methods is None else frozenset(method.upper() for method in self.methods)
         routes, services, sources = (
             None if names is None else frozenset(names)
@@ -161,8 +165,8 @@ class FiltersConfig(Record):
         return None if filters == Filters() else filters
 
 
-def _span(statuses: str | int) -> range:
-    """Return the statuses of `404` or `200-299`; raises ValueError."""
+def _status_range(statuses: str | int) -> range:
+    """Return the statuses in `404` or `200-299`; raises ValueError."""
     match = _STATUSES.fullmatch(str(statuses))
     first = int(match[1]) if match else 0
     last = int(match[2] or first) if match else 0
@@ -172,7 +176,7 @@ def _span(statuses: str | int) -> range:
 
 
 def _public_name(place: str, name: str) -> str:
-    """Return a name as Kong logs it, headers in lower case; raises ValueError for that of a credential."""
+    """Return a name as Kong logs it (headers in lower case); raises ValueError if it carries credentials."""
     lowered = name.lower()
     if lowered in _SECRETS.get(place, ()):
         raise ValueError(f"{place} {name!r} carries credentials, which must never reach an event")

@@ -1,12 +1,15 @@
-"""What Kong is told of the plugin: name, priority, version and the schema that Kong itself validates with.
+"""The plugin's description for Kong: name, priority, version, and the schema that Kong validates with.
 
-The names, meanings and defaults of Kong's own `metering-and-billing` plugin are kept (its published
-schema, 3.15), so that a user moves over by changing the plugin's name. What we add stands at the end of
-its record. Once published, a record is only added to, with fields that are optional and have no default:
-a control plane fills defaults in, and a data plane with an older schema would refuse them.
+Names, meanings and defaults of Kong's own `metering-and-billing` plugin are kept (its published schema,
+3.15), so that users can migrate by changing the plugin's name. Additional fields come last in their record.
+Once published, a record only gets new fields that are optional and have no default: a control plane fills
+defaults in, and a data plane with an older schema would reject them.
 
-The descriptions are Kong's own attribute of a field (3.4 and newer); docs/plugin-settings.md is made of
-them. Imports nothing but the standard library: Kong waits for `openmeter-plugin info` when it starts.
+`description` is an attribute of Kong's schemas (3.4 and newer); docs/plugin-settings.md is generated from
+it. Imports only the standard library: Kong waits for `openmeter-plugin info` when it starts.
+
+`schema_lua` renders the schema as Lua for a control plane that cannot query the plugin server, such as
+Konnect. Konnect wants one file without `require`, so what Kong's `typedefs` would provide is written out.
 """
 
 from __future__ import annotations
@@ -18,7 +21,7 @@ from openmeter_plugin import __version__
 NAME: Final = "openmeter"
 
 PRIORITY: Final = 15
-"""Before every bundled log plugin: their `custom_fields_by_lua` edits the shared record."""
+"""Runs before every bundled log plugin: their `custom_fields_by_lua` edits the shared log."""
 
 VERSION: Final = __version__
 
@@ -43,20 +46,20 @@ def _array(name: str, description: str, elements: Field, **attributes: Any) -> d
 
 
 def _required_where(field: str, value: list[str], needed: str) -> Field:
-    """Return a check of Kong's: where `field` is one of the values, the field `needed` must be there."""
-    # Without `required` Kong takes a field that is not set for one of the values.
+    """Return an entity check: if `field` has one of the values, the field `needed` is required."""
+    # Without `required`, Kong treats an unset field as a match.
     condition = {"if_field": field, "if_match": {"one_of": value, "required": True}}
     return {"conditional": condition | {"then_field": needed, "then_match": {"required": True}}}
 
 
 def _one_of_where(field: str, value: str, narrowed: str, allowed: list[str]) -> Field:
-    """Return a check of Kong's: where `field` has the value, `narrowed` has one of these, if any."""
+    """Return an entity check: if `field` has the value, `narrowed` is unset or one of these."""
     condition = {"if_field": field, "if_match": {"eq": value, "required": True}}
     return {"conditional": condition | {"then_field": narrowed, "then_match": {"one_of": allowed}}}
 
 
-# Not for `fallbacks`, which has a default: of a field's default and its elements Kong looks at either first,
-# as its hash tables have it, and one start in six fails over a default whose elements have checks (3.9.1).
+# Not for `fallbacks`, which has a default: Kong validates a field's default and its elements in the order of
+# its hash tables, and one start in six fails if the elements of a default have checks (3.9.1).
 _LOOKUP_CHECKS: Final[list[Field]] = [
     _required_where("look_up_value_in", ["header", "query"], "field"),
     _one_of_where("look_up_value_in", "consumer", "field", ["id", "username", "custom_id", "tag"]),
@@ -76,16 +79,16 @@ def _lookup_fields(default: str | None) -> list[Field]:
             "look_up_value_in",
             "string",
             "Where to look for the subject. `application`: the Dev Portal application that Konnect"
-            " authenticated; asking for it costs Kong a round trip. `header` and `query`: what the client"
-            " says, see `require_consumer`.",
+            " authenticated; it costs Kong a round trip. `header` and `query`: a value that the client"
+            " chooses, see `require_consumer`.",
             one_of=list(LOOKUP_PLACES),
             **attributes,
         ),
         _field(
             "field",
             "string",
-            "Consumer: `id` (if unset; sent as `consumer:<id>`), `username`, `custom_id`, or `tag`: the key"
-            " in its tag `customer:<key>`. Application: `id` (if unset; sent as `application:<id>`),"
+            "Consumer: `id` (default, sent as `consumer:<id>`), `username`, `custom_id`, or `tag`: the key in"
+            " its tag `customer:<key>`. Application: `id` (default, sent as `application:<id>`),"
             " `developer_id`, `portal_id`, `organization_id`. Header or query: the name.",
             len_min=1,
         ),
@@ -96,27 +99,27 @@ _SUBJECT: Final[list[Field]] = [
     *_lookup_fields("consumer"),
     _array(
         "fallbacks",
-        "Where to look next, in this order, if the first place names nobody. An empty list for nowhere.",
+        "Where to look next, in this order, if the first place has no subject. Empty list: nowhere.",
         {"type": "record", "fields": _lookup_fields(None)},
         default=[{"look_up_value_in": "application"}],
     ),
     _field(
         "require_consumer",
         "boolean",
-        "Takes a subject from a header or query argument only beside an authenticated consumer that is not"
-        " the anonymous one. Without, any client bills any customer by sending its name. If unset: false.",
+        "Accept a subject from a header or query argument only if a consumer has authenticated (not the"
+        " anonymous one). Otherwise any client can bill any customer by sending its name. Default: false.",
     ),
     _field(
         "missing",
         "string",
-        "What becomes of a request for which no place names anybody: `skip` (if unset) counts it by reason,"
-        " `fallback` bills `fallback_subject`, `quarantine` keeps it redacted in the spool, to be replayed.",
+        "What to do with a request that has no subject: `skip` (default) counts it by reason, `fallback`"
+        " bills `fallback_subject`, `quarantine` keeps it redacted in the spool for a replay.",
         one_of=["skip", "fallback", "quarantine"],
     ),
     _field(
         "fallback_subject",
         "string",
-        "The subject for `missing: fallback`, where it is required.",
+        "The subject that `missing: fallback` bills. Required with it.",
         len_min=1,
         len_max=1024,
     ),
@@ -128,9 +131,9 @@ _ATTRIBUTE: Final[Field] = {
         _field(
             "source",
             "string",
-            "Where the value is: a request header, query argument, response header, named capture of the"
-            " route's path (asking for it costs Kong a round trip), what stands behind `<name>:` in a tag of"
-            " the consumer, or nowhere (`constant`).",
+            "Where the value comes from: a request header, query argument, response header, named capture of"
+            " the route's path (it costs Kong a round trip), the text after `<name>:` in a tag of the"
+            " consumer, or `value` (`constant`).",
             required=True,
             one_of=[*ATTRIBUTE_PLACES, "constant"],
         ),
@@ -138,18 +141,18 @@ _ATTRIBUTE: Final[Field] = {
             "look_up_value_in",
             "string",
             "The name of the header, argument, capture or tag. Required unless the source is `constant`."
-            " Names that carry credentials, such as `authorization` or `set-cookie`, are refused.",
+            " Names that carry credentials, such as `authorization` or `set-cookie`, are rejected.",
             len_min=1,
         ),
         _field(
             "event_property_name",
             "string",
-            "The property of the event's data. Of several attributes for one property, the first that has"
-            " a value counts.",
+            "The property of the event's data. If several attributes set the same property, the first one"
+            " with a value wins.",
             required=True,
             len_min=1,
         ),
-        _field("value", "string", "The value of a `constant`, required there.", len_min=1),
+        _field("value", "string", "The value of a `constant`. Required with it.", len_min=1),
     ],
     "entity_checks": [
         _required_where("source", list(ATTRIBUTE_PLACES), "look_up_value_in"),
@@ -173,50 +176,49 @@ _FILTERS: Final[list[Field]] = [
         len_min=1,
     ),
     _array("methods", "Request methods, such as `GET`.", _NAME, len_min=1),
-    _array("routes", "Routes by name or id. A request without a route is excluded.", _NAME, len_min=1),
-    _array("services", "Services by name or id. A request without one is excluded.", _NAME, len_min=1),
+    _array("routes", "Routes, by name or id. A request without a route is excluded.", _NAME, len_min=1),
+    _array("services", "Services, by name or id. A request without a service is excluded.", _NAME, len_min=1),
     _array(
         "response_sources",
-        "Who answered: `upstream`, or `kong` itself (refused, limited, upstream not reached).",
+        "Who responded: `upstream`, or `kong` itself (request rejected, rate limited, upstream not reached).",
         {"type": "string", "one_of": ["kong", "upstream"]},
         len_min=1,
     ),
 ]
 
-_WITHOUT_EFFECT: Final = "Accepted without effect: in Kong's queue it makes events drop, here they are kept."
+_NO_EFFECT: Final = "Accepted, but has no effect: Kong's queue would drop events, the spool keeps them."
 
 _QUEUE: Final[list[Field]] = [
     _field("max_batch_size", "integer", "Events in one POST.", default=500, between=[1, 1_000_000]),
     _field(
         "max_coalescing_delay",
         "number",
-        "Seconds that a POST is held back for more events to come.",
+        "Seconds to wait for more events before a POST.",
         default=1,
         between=[0, 3600],
     ),
     _field(
         "initial_retry_delay",
         "number",
-        "Seconds before the first retry of a POST that failed; they double up to `max_retry_delay`.",
+        "Seconds before the first retry of a failed POST. The delay doubles up to `max_retry_delay`.",
         default=0.01,
         between=[0.001, 1_000_000],
     ),
     _field(
         "max_retry_delay",
         "number",
-        "The most seconds between two retries. Retries never end.",
+        "Maximum seconds between two retries. Retries never end.",
         default=60,
         between=[0.001, 1_000_000],
     ),
-    _field("max_retry_time", "number", _WITHOUT_EFFECT),
-    _field("max_entries", "integer", _WITHOUT_EFFECT, between=[1, 1_000_000]),
-    _field("max_bytes", "integer", _WITHOUT_EFFECT),
+    _field("max_retry_time", "number", _NO_EFFECT),
+    _field("max_entries", "integer", _NO_EFFECT, between=[1, 1_000_000]),
+    _field("max_bytes", "integer", _NO_EFFECT),
     _field(
         "concurrency_limit",
         "integer",
-        "POSTs that are under way at once for each destination: one, or with -1, unlimited in Kong's queue,"
-        " up to four. For a metering API that is far away and a gateway that serves thousands of requests a"
-        " second.",
+        "Concurrent POSTs for each destination: 1, or with -1 up to four (unlimited in Kong's queue). Use -1"
+        " for a distant metering API and a gateway that serves thousands of requests per second.",
         default=1,
         one_of=[-1, 1],
     ),
@@ -230,12 +232,12 @@ FIELDS: Final[list[Field]] = [
         " Konnect: `https://REGION.api.konghq.com/v3/openmeter/events`.",
         match_any={
             "patterns": ["^%s*https?://[^%s%?@]+%s*$"],
-            "err": "must be an http or https URL, without credentials and query",
+            "err": "must be an http or https URL without credentials or a query",
         },
         required=True,
         referenceable=True,
     ),
-    # Not required as in Kong's plugin: a self-hosted OpenMeter may well have no token.
+    # Required in Kong's plugin, optional here: a self-hosted OpenMeter may have no token.
     _field(
         "api_token",
         "string",
@@ -243,35 +245,37 @@ FIELDS: Final[list[Field]] = [
         referenceable=True,
         encrypted=True,
     ),
-    _field("meter_api_requests", "boolean", "One event `kong.api_request` for each request.", default=True),
+    _field(
+        "meter_api_requests", "boolean", "Send one event `kong.api_request` for each request.", default=True
+    ),
     _field(
         "meter_ai_token_usage",
         "boolean",
-        "Events `kong.llm_request` for the input and output tokens that an AI plugin logged.",
+        "Send events `kong.llm_request` for the input and output tokens that an AI plugin logged.",
         default=True,
     ),
     _record(
         "subject",
-        "Whom a request is billed to: the first place that names somebody.",
+        "Who pays for a request: the first place that has a subject.",
         _SUBJECT,
         entity_checks=[*_LOOKUP_CHECKS, _required_where("missing", ["fallback"], "fallback_subject")],
     ),
-    _array("attributes", "What else of a request goes into the data of its events.", _ATTRIBUTE),
-    _field("ssl_verify", "boolean", "Whether the endpoint's certificate is verified.", default=True),
-    _field("timeout", "number", "Milliseconds for a POST to be answered.", default=10_000, gt=0),
+    _array("attributes", "Further values of a request to add to the data of its events.", _ATTRIBUTE),
+    _field("ssl_verify", "boolean", "Verify the endpoint's certificate.", default=True),
+    _field("timeout", "number", "Milliseconds to wait for the response to a POST.", default=10_000, gt=0),
     _field(
         "keepalive",
         "number",
-        "Milliseconds that an idle connection to the endpoint is kept open.",
+        "Milliseconds to keep an idle connection to the endpoint open.",
         default=60_000,
         between=[0, 1_000_000_000],
     ),
     _record("queue", "How events are batched and retried.", _QUEUE),
-    # Below: what Kong's plugin does not have.
+    # Fields below are not in Kong's plugin.
     _field(
         "source",
         "string",
-        "The events' `source`: the same on all nodes of a cluster, since source and id name an event.",
+        "The events' `source`. Use the same on all nodes of a cluster: source and id identify an event.",
         default="kong",
         len_min=1,
         len_max=256,
@@ -279,28 +283,28 @@ FIELDS: Final[list[Field]] = [
     _field(
         "meter_anonymous_consumer",
         "boolean",
-        "Whether an authentication plugin's `anonymous` consumer is billed like any other.",
+        "Bill an authentication plugin's `anonymous` consumer like any other.",
         default=False,
     ),
     _field(
         "application_context",
         "string",
-        "When Kong is asked for the Dev Portal application, which costs it a round trip: where the subject"
-        " depends on it, `always` (then `application_id` is also beside a consumer), or `never`.",
+        "When to query Kong for the Dev Portal application, which costs it a round trip: `when_needed`"
+        " (for the subject), `always` (events of consumers then have `application_id`, too) or `never`.",
         default="when_needed",
         one_of=["when_needed", "always", "never"],
     ),
     _record(
         "filters",
-        "Which requests are metered: those that are in every list that is given. An excluded request has"
-        " no event at all, neither for itself nor for its tokens, and is counted by the list it is not in.",
+        "Which requests are metered: those that match every list that is set. An excluded request has no"
+        " events, neither for itself nor for its tokens, and is counted by the list that excluded it.",
         _FILTERS,
     ),
 ]
 
 
 def plugin_info() -> dict[str, Any]:
-    """Return what Kong's query command expects for the ProtoBuf:1 protocol (Kong 3.9, `process.lua`)."""
+    """Return the document that Kong's query command expects for ProtoBuf:1 (Kong 3.9, `process.lua`)."""
     plugin = {
         "Name": NAME,
         "Phases": list(PHASES),
@@ -311,19 +315,15 @@ def plugin_info() -> dict[str, Any]:
     return {"Protocol": "ProtoBuf:1", "Plugins": [plugin]}
 
 
-# MERGED: The plugin's schema as Lua, for a control plane that cannot ask the plugin server, as Konnect's.
-#
-# Konnect wants one file that requires nothing, so what Kong's `typedefs` would say is written out.
-
 _PROTOCOLS: Final = ["grpc", "grpcs", "http", "https"]
 
-_WIDTH: Final = 100
+_LUA_WIDTH: Final = 100
 
 
 def schema() -> Field:
-    """Return the whole schema: a plugin server's is given its protocols by Kong, this one must have them.
+    """Return the complete schema, with the protocols that Kong adds to a plugin server's schema itself.
 
-    It says nothing of consumers: the plugin may be scoped to one, as to a route or a service.
+    It has no field `consumer`: the plugin may be scoped to a consumer, as well as to a route or a service.
     """
     protocols = {
         "type": "set",
@@ -336,9 +336,9 @@ def schema() -> Field:
 
 
 def schema_lua() -> str:
-    """Return the schema as a Lua chunk that returns it."""
+    """Return the schema as a Lua chunk."""
     return (
-        f"-- The schema of the plugin {NAME} {VERSION}, for Konnect. Made by `openmeter-plugin schema-lua`.\n"
+        f"-- Schema of {NAME} {VERSION}, for Konnect. Generated by `openmeter-plugin schema-lua`.\n"
         f"return {_lua(schema())}\n"
     )
 
@@ -356,7 +356,7 @@ def _lua(value: Any, indent: str = "") -> str:
     else:
         items = [_lua(item, inner) for item in value]
     flat = "{ " + ", ".join(items) + " }" if items else "{}"
-    if len(indent) + len(flat) <= _WIDTH and "\n" not in flat:
+    if len(indent) + len(flat) <= _LUA_WIDTH and "\n" not in flat:
         return flat
     return "{\n" + "".join(f"{inner}{item},\n" for item in items) + f"{indent}}}"
 

@@ -1,4 +1,4 @@
-"""What is sent at once: consecutive events of a queue, no further than they are accounted for."""
+"""Batches: consecutive events of a queue, at most up to where they are in the books."""
 
 from __future__ import annotations
 
@@ -10,60 +10,60 @@ from itertools import accumulate
 from typing import Final
 
 from openmeter_plugin.books.accountant import Accountant
-from openmeter_plugin.books.ledger_lines import add_alike, add_lines, summary_of
+from openmeter_plugin.books.ledger_lines import add_lines, add_usage, summary_of
 from openmeter_plugin.books.store import Lines
 from openmeter_plugin.spool.reader import Chunk, QueueReader, SegmentReader
 from openmeter_plugin.spool.segment import MAGIC
 
 MAX_BATCH_BYTES: Final = 4 * 1024 * 1024
-"""Of one POST, far below what gateways before a metering API let through."""
+"""Per POST: far below the limits of gateways in front of a metering API."""
 
-_MAX_PASSED: Final = 4 * 1024 * 1024  # bytes of segments in a batch: a long stretch of skips goes in pieces
+_MAX_SEGMENT_BYTES: Final = 4 * 1024 * 1024  # per batch, so that a long run of skips is split
 
 
 @dataclass(slots=True)
 class Batch:
-    """Events to send, each record's joined by commas, and how far the segments are delivered then."""
+    """Events to send, joined by commas within each record, and the segment positions after them."""
 
     events: list[bytes] = field(default_factory=list)
     event_count: int = 0
     size: int = 0
-    passed: int = 0
-    """Bytes of segments that it covers."""
+    segment_bytes: int = 0
+    """Bytes of segments that the batch covers."""
     positions: dict[str, int] = field(default_factory=dict)
-    _alike: Counter[bytes] = field(default_factory=Counter)
+    _by_usage_key: Counter[bytes] = field(default_factory=Counter)
     _other: Lines = field(default_factory=Counter)
 
     def add(self, chunk: Chunk, first: int, last: int, max_events: int) -> int:
-        """Add the events of a chunk's rows as far as there is room; the first ones always have it.
+        """Add the events of a chunk's rows as far as there is room; the first row of a batch always fits.
 
-        Returns the row behind the last that was added.
+        Returns the row after the last that was added.
         """
         last = first + self._fitting(chunk, first, last, max_events)
-        events, rests = chunk.events[first:last], chunk.rests[first:last]
+        events, usage_keys = chunk.events[first:last], chunk.usage_keys[first:last]
         self.events += events
         self.event_count += sum(chunk.counts[first:last])
         self.size += sum(map(len, events)) + len(events)
-        self._alike.update(rests)
-        if b"" in rests:
-            self._alike.pop(b"")
+        self._by_usage_key.update(usage_keys)
+        if b"" in usage_keys:
+            self._by_usage_key.pop(b"")
             for row in range(first, last):
-                if not chunk.rests[row] and (summary := summary_of(chunk.record(row))) is not None:
+                if not chunk.usage_keys[row] and (summary := summary_of(chunk.record(row))) is not None:
                     add_lines(self._other, summary)
         return last
 
     def full(self, max_events: int) -> bool:
-        """Tell whether there is room for nothing more."""
+        """Return whether the batch has no more room."""
         return self.event_count >= max_events or self.size >= MAX_BATCH_BYTES
 
     def lines(self) -> Lines:
-        """Return how many events of each line of the ledger are in it."""
+        """Return the number of its events on each line of the ledger."""
         lines = self._other.copy()
-        add_alike(lines, self._alike)
+        add_usage(lines, self._by_usage_key)
         return lines
 
     def _fitting(self, chunk: Chunk, first: int, last: int, max_events: int) -> int:
-        """Return how many of the rows have room."""
+        """Return how many of the rows fit."""
         counts = chunk.counts[first:last]
         if sum(counts) > max_events - self.event_count:
             del counts[bisect_right(list(accumulate(counts)), max_events - self.event_count) :]
@@ -85,7 +85,7 @@ class BatchReader:
         self.reader.close()
 
     def extend(self, batch: Batch, max_events: int) -> bool:
-        """Add to the batch what is there and has room; returns whether that is all there is."""
+        """Add available events to the batch while there is room; returns whether that is all there is."""
         return self._extend(batch, list(self.reader.known), max_events) and self._extend(
             batch, self.reader.find(), max_events
         )
@@ -103,9 +103,9 @@ class BatchReader:
         return True
 
     def delivered(self, unsettled: Collection[str] = ()) -> list[str]:
-        """Return the segments that are delivered to their end and will not grow; none is read again.
+        """Return the segments that are entirely delivered and will not grow, and stop reading them.
 
-        `unsettled` are those of which something is read, and not yet entered in the books as delivered.
+        Segments in `unsettled` are left out: they have read records that are not yet delivered in the books.
         """
         finished = self._accountant.finished
         names = [
@@ -120,23 +120,23 @@ class BatchReader:
         return names
 
     def forget(self, name: str) -> None:
-        """Forget a segment whose file is removed."""
+        """Forget a segment whose file was removed."""
         self.reader.forget(name)
 
     def _add(self, batch: Batch, segment: SegmentReader, limit: int, max_events: int) -> bool:
         """Add a segment's events up to its limit; returns whether there is room for more."""
         read = self._accountant.read.pop(segment.name, None)
         if read is not None:
-            segment.adopt(read)
+            segment.reuse(read)
         while segment.position < limit:
             chunk = self.reader.chunk(segment)
             if chunk is None:
                 return True
-            if batch.passed >= _MAX_PASSED:
+            if batch.segment_bytes >= _MAX_SEGMENT_BYTES:
                 return False
             before = segment.position
             room = self._add_chunk(batch, segment, chunk, limit, max_events)
-            batch.passed += segment.position - before
+            batch.segment_bytes += segment.position - before
             if not room:
                 return False
         return True
@@ -144,7 +144,7 @@ class BatchReader:
     def _add_chunk(
         self, batch: Batch, segment: SegmentReader, chunk: Chunk, limit: int, max_events: int
     ) -> bool:
-        """Add a chunk's events up to the limit and take them; returns whether there is more room."""
+        """Add a chunk's events up to the limit and consume them; returns whether there is room for more."""
         last = bisect_right(chunk.ends, limit)
         unsent = self._accountant.resent.get(segment.name)
         gaps = [row for row in range(segment.row, last) if chunk.ends[row] in unsent] if unsent else []
@@ -153,11 +153,11 @@ class BatchReader:
             row = batch.add(chunk, row, stop, max_events)
             if row < stop:
                 if row > segment.row:
-                    segment.take_rows(row)
+                    segment.consume_rows(row)
                 return False
             row = stop + 1
         if chunk.end <= limit:
-            segment.take()
+            segment.consume()
         else:
-            segment.take_rows(last, limit)
+            segment.consume_rows(last, limit)
         return True

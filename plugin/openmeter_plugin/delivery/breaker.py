@@ -1,7 +1,7 @@
-"""A breaker per endpoint: while it is down, one try at a time finds out whether it is back.
+"""Circuit breaker per endpoint: while the endpoint is down, one POST at a time probes it.
 
-Queues with the same endpoint (one per token) would otherwise each hammer it. The pause grows with each
-failure in a row, with jitter so that many gateways do not come back at the same moment.
+Otherwise every queue with the same endpoint (one per token) would hammer it. The pause grows with each
+consecutive failure, with jitter so that many gateways do not return at the same moment.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from contextlib import asynccontextmanager
 
 
 class Breaker:
-    """Closed while all is well; after a failure open for a pause, then one try decides."""
+    """Closed while POSTs succeed; open for a pause after a failure, then one POST decides."""
 
     def __init__(self) -> None:
         self._failures = 0
@@ -23,36 +23,38 @@ class Breaker:
 
     @property
     def failures(self) -> int:
-        """Failures in a row."""
+        """Consecutive failures."""
         return self._failures
 
     @asynccontextmanager
     async def permission(self) -> AsyncIterator[None]:
-        """Wait until a try makes sense; while the breaker is open, for one at a time."""
+        """Wait until a POST makes sense; while the breaker is open, admit one at a time."""
         if self._failures:
             async with self._probe:
-                if self._failures:  # else it was closed while we waited, and nobody needs to go alone
+                if self._failures:  # otherwise it closed while we waited, and all may go at once
                     await asyncio.sleep(max(0.0, self._open_until - time.monotonic()))
                     yield
                     return
         yield
 
     def succeeded(self) -> None:
-        """Close it."""
+        """Close the breaker."""
         self._failures = 0
         self._open_until = 0.0
 
-    def failed(self, initial: float, longest: float, at_least: float, known: int | None = None) -> float:
-        """Open it for a pause and return that, in seconds: from `initial` doubled up to `longest`.
+    def failed(
+        self, initial: float, maximum: float, retry_after: float, failures_at_start: int | None = None
+    ) -> float:
+        """Open the breaker for a pause and return it in seconds: `initial`, doubled up to `maximum`.
 
-        `at_least` is what the server asked for (Retry-After). `known` is how many failures there were when
-        the try began: of several that fail side by side, only the first says anything new.
+        `retry_after` is the minimum that the server asked for. `failures_at_start` is the number of
+        failures when the POST began: of several that fail concurrently, only the first is news.
         """
-        if known is not None and known < self._failures:
-            pause = max(at_least, self._open_until - time.monotonic(), 0.0)
+        if failures_at_start is not None and failures_at_start < self._failures:
+            pause = max(retry_after, self._open_until - time.monotonic(), 0.0)
         else:
-            doubled = min(initial * 2.0 ** min(self._failures, 64), longest)
-            pause = max(doubled * random.uniform(0.5, 1.0), at_least)  # noqa: S311
+            doubled = min(initial * 2.0 ** min(self._failures, 64), maximum)
+            pause = max(doubled * random.uniform(0.5, 1.0), retry_after)  # noqa: S311
             self._failures += 1
         self._open_until = max(self._open_until, time.monotonic() + pause)
         return pause

@@ -1,11 +1,11 @@
-"""One POST of a batch of CloudEvents, and what its answer means for the events in it.
+"""Client that POSTs one batch of CloudEvents and classifies the answer.
 
-    UndeliveredError      nothing is known to be taken; the same batch is sent again, for ever
-      UnauthorizedError   401, 403: the same, and somebody must be told
-    RejectedError         400, 413, 422: some event in the batch is at fault
+    UndeliveredError      nothing is known to be delivered; the batch is retried without limit
+      UnauthorizedError   401, 403: the same, but an operator has to act
+    RejectedError         400, 413, 422: an event in the batch is invalid
 
-Both dialects of the metering API take the same body (OpenMeter v1 answers 204, v3 and Konnect 202, and
-self-hosted versions have answered 200), so any 2xx counts as taken.
+Both dialects of the metering API accept the same body (OpenMeter v1 answers 204, v3 and Konnect 202, and
+self-hosted versions have answered 200), so any 2xx counts as delivered.
 """
 
 from __future__ import annotations
@@ -22,21 +22,21 @@ from openmeter_plugin import __version__
 from openmeter_plugin.spool.destination import Destination, is_header_value
 
 CONTENT_TYPE: Final = "application/cloudevents-batch+json"
-"""OpenMeter compares it exactly: with a charset behind it the batch is refused."""
+"""OpenMeter compares it exactly: with a charset parameter it refuses the batch."""
 
 _REJECTED: Final = frozenset({400, 413, 422})
-_MAX_ANSWER: Final = 2000  # characters of the server's answer that are kept
-_HIDDEN: Final = "[the token]"
-_MAX_PLACE: Final = 200  # characters of an address that it redirects to
-_MAX_READ: Final = 1024 * 1024  # bytes of an answer
-_TIMEOUTS_IN_ALL: Final = 3
-"""A POST may take so many times the configured time-out, which is for connecting, sending, each read."""
+_MAX_ANSWER_CHARS: Final = 2000  # characters of an answer in logs and dead letters
+_REDACTED: Final = "[the token]"
+_MAX_LOCATION: Final = 200  # characters of a redirect's target in messages
+_MAX_ANSWER_BYTES: Final = 1024 * 1024  # bytes read of an answer
+_TOTAL_TIMEOUT_FACTOR: Final = 3
+"""Limit of a whole POST, in multiples of the configured timeout of each step: connect, send, each read."""
 
 _MAX_RETRY_AFTER: Final = 3600.0  # seconds
 
 
 class DeliveryError(Exception):
-    """The batch was not taken; `status` is the HTTP status, or None where there was no answer."""
+    """The batch was not delivered; `status` is the HTTP status, or None if there was no answer."""
 
     def __init__(self, reason: str, status: int | None = None) -> None:
         super().__init__(reason)
@@ -44,7 +44,7 @@ class DeliveryError(Exception):
 
 
 class UndeliveredError(DeliveryError):
-    """To be sent again; not before `retry_after` seconds, where the server named a time."""
+    """The batch must be retried, not before `retry_after` seconds if the server named a time."""
 
     def __init__(self, reason: str, status: int | None = None, retry_after: float = 0.0) -> None:
         super().__init__(reason, status)
@@ -52,15 +52,15 @@ class UndeliveredError(DeliveryError):
 
 
 class UnauthorizedError(UndeliveredError):
-    """The token is not accepted: to be sent again, once somebody has mended that."""
+    """The server refused the token; the batch is retried until an operator has fixed it."""
 
 
 class RejectedError(DeliveryError):
-    """The server will never take this batch as it is; the message is the server's answer."""
+    """The server refuses this batch as it is; the message is the server's answer."""
 
 
 class EventsClient:
-    """Talks to one destination's events endpoint; making it raises ValueError or OSError."""
+    """HTTP client of one destination's events endpoint; the constructor raises ValueError or OSError."""
 
     def __init__(self, destination: Destination) -> None:
         self.destination = destination
@@ -81,29 +81,29 @@ class EventsClient:
             raise ValueError(str(error)) from None
         self._headers = [header for header in self._request.headers.raw if header[0] != b"Content-Length"]
 
-    async def send(self, events: Sequence[bytes], on_its_way: Callable[[], None] | None = None) -> None:
-        """Post the events, each a JSON object or several separated by commas; raises DeliveryError.
+    async def send(self, events: Sequence[bytes], on_sent: Callable[[], None] | None = None) -> None:
+        """POST the events, each a JSON object or several separated by commas; raises DeliveryError.
 
-        `on_its_way` is called when the body is written and there is nothing left but to wait for the answer.
+        `on_sent` is called once the body is written and only the answer is missing.
         """
         try:
-            # The HTTP library's time-out is for each read: a server that trickles would hold us for ever.
-            async with asyncio.timeout(self.destination.timeout * _TIMEOUTS_IN_ALL):
-                response, answer = await self._post(b"[" + b",".join(events) + b"]", on_its_way)
+            # The HTTP library's timeout is per read: a server that trickles could block us for ever.
+            async with asyncio.timeout(self.destination.timeout * _TOTAL_TIMEOUT_FACTOR):
+                response, answer = await self._post(b"[" + b",".join(events) + b"]", on_sent)
         except (httpx.HTTPError, httpx.InvalidURL, OSError) as error:  # TimeoutError is an OSError
-            raise UndeliveredError(f"{type(error).__name__}: {str(error) or _unsaid(error)}") from None
+            raise UndeliveredError(
+                f"{type(error).__name__}: {str(error) or _default_message(error)}"
+            ) from None
         if not response.is_success:
-            raise _failure(response, self._told(answer))
+            raise _failure(response, self._redacted(answer))
 
-    async def _post(
-        self, content: bytes, on_its_way: Callable[[], None] | None
-    ) -> tuple[httpx.Response, bytes]:
+    async def _post(self, content: bytes, on_sent: Callable[[], None] | None) -> tuple[httpx.Response, bytes]:
         async def body() -> AsyncIterator[bytes]:
             yield content
-            if on_its_way is not None:
-                on_its_way()
+            if on_sent is not None:
+                on_sent()
 
-        # What is the same each time is made once. With its length given, the body is not sent in chunks.
+        # The constant parts are built once. With a content-length, the body is not sent in chunks.
         request = httpx.Request(
             "POST",
             self._request.url,
@@ -114,32 +114,32 @@ class EventsClient:
         answer = b""
         response = await self._http.send(request, stream=True)
         try:
-            # Of one that says it is taken nothing is told, so what it says need not be unpacked either.
+            # The body of a successful answer is not used, so it need not be decompressed.
             async for chunk in response.aiter_raw() if response.is_success else response.aiter_bytes():
                 answer += chunk
-                if len(answer) > _MAX_READ:
+                if len(answer) > _MAX_ANSWER_BYTES:
                     break
         except httpx.DecodingError:
-            pass  # the status says what is to be done
+            pass  # the status is enough
         finally:
             await response.aclose()
         return response, answer
 
-    def _told(self, answer: bytes) -> str:
-        """Return what the server said as it may be kept: some repeat the request's headers."""
+    def _redacted(self, answer: bytes) -> str:
+        """Return the answer's text without our token: some servers echo the request's headers."""
         text = answer.decode("utf-8", "replace")
         token = self.destination.token
-        return (text.replace(token, _HIDDEN) if token else text)[:_MAX_ANSWER]
+        return (text.replace(token, _REDACTED) if token else text)[:_MAX_ANSWER_CHARS]
 
     async def close(self) -> None:
         """Close the connections."""
         await self._http.aclose()
 
 
-def _unsaid(error: Exception) -> str:
-    """Return words for an error that has none of its own."""
-    is_late = isinstance(error, TimeoutError | httpx.TimeoutException)
-    return "the metering API did not answer in time" if is_late else "the connection ended"
+def _default_message(error: Exception) -> str:
+    """Return a message for an error that has none."""
+    is_timeout = isinstance(error, TimeoutError | httpx.TimeoutException)
+    return "the metering API did not answer in time" if is_timeout else "the connection was closed"
 
 
 def _failure(response: httpx.Response, answer: str) -> DeliveryError:
@@ -149,19 +149,19 @@ def _failure(response: httpx.Response, answer: str) -> DeliveryError:
     if status in (401, 403):
         return UnauthorizedError(f"HTTP {status}: {answer}", status)
     if response.has_redirect_location:
-        # Not followed: where events and the token go is for the configuration to say.
-        place = response.headers["location"].partition("?")[0][:_MAX_PLACE]
-        answer = f"it redirects to {place}; ingest_endpoint must be the address that takes the events"
+        # Not followed: only the configuration decides where events and the token go.
+        location = response.headers["location"].partition("?")[0][:_MAX_LOCATION]
+        answer = f"it redirects to {location}; ingest_endpoint must be the address that accepts the events"
     return UndeliveredError(f"HTTP {status}: {answer}", status, _retry_after(response))
 
 
 def _retry_after(response: httpx.Response) -> float:
-    """Return the seconds that Retry-After asks for, in either of its forms (RFC 9110, 10.2.3), else 0."""
+    """Return the seconds of Retry-After, in either of its forms (RFC 9110, 10.2.3); 0 without a valid one."""
     value = response.headers.get("retry-after", "").strip()
     if value.isascii() and value.isdigit():
         return min(float(value[:9]), _MAX_RETRY_AFTER)
     try:
         moment = email.utils.parsedate_to_datetime(value)
-    except (ValueError, OverflowError):  # the latter for a year that no date can have
+    except (ValueError, OverflowError):  # OverflowError for a year out of range
         return 0.0
     return min(max(0.0, moment.timestamp() - time.time()), _MAX_RETRY_AFTER)

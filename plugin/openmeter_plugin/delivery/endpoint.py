@@ -1,8 +1,8 @@
-"""A queue's way to its destination: one batch in, sent again until there is an answer to go by.
+"""Endpoint of one queue: posts batches through two breakers, one per endpoint and one per queue.
 
-network, 5xx, 408       the endpoint is at fault: every queue that goes there waits, one tries
-401, 403, 404, 429 ...  this queue's token, address or quota is: only this queue waits
-400, 413, 422           the events are: RejectedError, for the caller to find the one
+network, 5xx, 408       the endpoint fails: all of its queues wait, one probes
+401, 403, 404, 429 ...  this queue's token, address or quota is at fault: only this queue waits
+400, 413, 422           an event is invalid: RejectedError, and `Sender` finds the event
 """
 
 from __future__ import annotations
@@ -27,31 +27,28 @@ from openmeter_plugin.delivery.options import TOKEN_VARIABLE
 from openmeter_plugin.log import RateLimit, get_logger
 from openmeter_plugin.spool.destination import Destination, read_destination
 
-# MERGED: How long POSTs take, in buckets: cheap to count, and the buckets of many gateways can be added up.
-
 BOUNDS: Final = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0)  # seconds
+
+_REQUEST_TIMEOUT: Final = 408
+_REREAD_SECONDS: Final = 1.0  # between two reads of a destination's description
 
 
 class Latency:
-    """Durations of POSTs."""
+    """Histogram of POST durations: cheap to count, and the buckets of many gateways can be summed."""
 
     def __init__(self) -> None:
         self._counts = [0] * (len(BOUNDS) + 1)
         self.total_seconds = 0.0
 
     def observe(self, seconds: float) -> None:
-        """Count one."""
+        """Count one duration."""
         self._counts[bisect_left(BOUNDS, seconds)] += 1
         self.total_seconds += seconds
 
     def buckets(self) -> list[tuple[str, float]]:
-        """Return (upper bound, how many took at most so long), as Prometheus wants them."""
+        """Return (upper bound, cumulative count), as Prometheus expects them."""
         names = [*map(str, BOUNDS), "+Inf"]
         return list(zip(names, map(float, accumulate(self._counts)), strict=True))
-
-
-_TIMEOUT: Final = 408
-_LOOK_AFTER: Final = 1.0  # seconds
 
 
 @dataclass(slots=True)
@@ -66,7 +63,7 @@ class Breakers:
 
 
 class Endpoint:
-    """Sends one queue's batches."""
+    """Posts one queue's batches. `address` and `token_file` override the queue's description."""
 
     def __init__(
         self,
@@ -81,43 +78,43 @@ class Endpoint:
         self._breakers = breakers
         self._token_file = token_file
         self._address = address
-        self._own = Breaker()
+        self._queue_breaker = Breaker()
         self._client: EventsClient | None = None
         self._last: Destination | None = None
-        self._look_at = 0.0
+        self._reread_at = 0.0
         self._log = get_logger().bind(queue=queue)
         self._failure_limit = RateLimit()
         self.retries = 0
         self.latency = Latency()
-        """Of the POSTs that were taken."""
+        """Durations of the successful POSTs."""
         self.waiting: set[asyncio.Task[Any] | None] = set()
-        """Those that wait until another attempt makes sense."""
+        """The tasks that wait for a breaker."""
         self.stopping = False
-        """Whether no other attempt is to be made."""
+        """Whether to make no more attempts."""
 
     @property
     def max_batch_size(self) -> int:
-        """Events per POST, as it was described when last looked at."""
+        """Events per POST, by the description read last."""
         destination = self._last or self._destination()
         return destination.max_batch_size if destination else 1
 
     @property
     def max_coalescing_delay(self) -> float:
-        """Seconds that a POST is held back for more to come."""
+        """Seconds to hold back a POST until its batch is full."""
         destination = self._last or self._destination()
         return destination.max_coalescing_delay if destination else 0.0
 
     @property
     def concurrency(self) -> int:
-        """POSTs that may be under way at once."""
+        """Maximum number of POSTs in flight."""
         destination = self._last or self._destination()
         return destination.concurrency if destination else 1
 
     @property
     def failing(self) -> int:
-        """Failures in a row, of this queue or of its endpoint."""
+        """Consecutive failures of this queue or of its endpoint."""
         shared = self._breakers.of(self._last.endpoint).failures if self._last else 0
-        return max(self._own.failures, shared)
+        return max(self._queue_breaker.failures, shared)
 
     async def close(self) -> None:
         """Close the connections."""
@@ -125,10 +122,10 @@ class Endpoint:
             await self._client.close()
             self._client = None
 
-    async def attempt(self, events: Sequence[bytes], on_its_way: Callable[[], None] | None = None) -> bool:
-        """Send once it makes sense; returns whether they are taken, else it is for another attempt.
+    async def attempt(self, events: Sequence[bytes], on_sent: Callable[[], None] | None = None) -> bool:
+        """POST once the breakers allow it; returns whether the events are delivered, else try again.
 
-        `on_its_way` is called when the POST's body is written. Raises RejectedError.
+        `on_sent` is called once the POST's body is written. Raises RejectedError.
         """
         if self.stopping:
             raise asyncio.CancelledError
@@ -137,10 +134,10 @@ class Endpoint:
         task = asyncio.current_task()
         self.waiting.add(task)
         try:
-            async with self._own.permission(), shared.permission():
+            async with self._queue_breaker.permission(), shared.permission():
                 self.waiting.discard(task)
-                # Looked at only now: a new token must reach a backlog that has waited.
-                return await self._attempt(events, self._destination(), on_its_way)
+                # Read the description only now: a backlog that has waited needs the newest token.
+                return await self._attempt(events, self._destination(), on_sent)
         finally:
             self.waiting.discard(task)
 
@@ -148,17 +145,17 @@ class Endpoint:
         self,
         events: Sequence[bytes],
         destination: Destination | None,
-        on_its_way: Callable[[], None] | None,
+        on_sent: Callable[[], None] | None,
     ) -> bool:
         shared = self._breakers.of(destination.endpoint if destination else "")
-        known = {breaker: breaker.failures for breaker in (shared, self._own)}
+        failures_at_start = {breaker: breaker.failures for breaker in (shared, self._queue_breaker)}
         try:
-            await self._post(events, destination, on_its_way)
+            await self._post(events, destination, on_sent)
         except UndeliveredError as error:
-            self._failed(error, destination, shared, known)
+            self._failed(error, destination, shared, failures_at_start)
             return False
         except RejectedError:
-            self._succeeded(shared)  # an answer about the events: the way there is fine
+            self._succeeded(shared)  # an answer about the events: the endpoint works
             raise
         self._succeeded(shared)
         return True
@@ -167,10 +164,10 @@ class Endpoint:
         self,
         events: Sequence[bytes],
         destination: Destination | None,
-        on_its_way: Callable[[], None] | None,
+        on_sent: Callable[[], None] | None,
     ) -> None:
         if destination is None:
-            raise UndeliveredError("nobody has said where this queue goes: destination.json is missing", 0)
+            raise UndeliveredError("this queue has no destination: destination.json is missing", 0)
         if self._client is None or self._client.destination != destination:
             await self.close()
             try:
@@ -178,13 +175,13 @@ class Endpoint:
             except (ValueError, OSError) as error:  # the token, the certificates
                 raise UndeliveredError(f"{type(error).__name__}: {error}", 0) from None
         started = time.monotonic()
-        await self._client.send(events, on_its_way)
+        await self._client.send(events, on_sent)
         self.latency.observe(time.monotonic() - started)
 
     def _succeeded(self, shared: Breaker) -> None:
-        if self._own.failures or shared.failures:
-            self._log.info("delivery_works_again")
-        self._own.succeeded()
+        if self._queue_breaker.failures or shared.failures:
+            self._log.info("delivery_recovered")
+        self._queue_breaker.succeeded()
         shared.succeeded()
 
     def _failed(
@@ -192,16 +189,16 @@ class Endpoint:
         error: UndeliveredError,
         destination: Destination | None,
         shared: Breaker,
-        known: Mapping[Breaker, int],
+        failures_at_start: Mapping[Breaker, int],
     ) -> None:
         self.retries += 1
-        endpoint_fails = error.status is None or error.status >= 500 or error.status == _TIMEOUT
-        breaker = shared if endpoint_fails else self._own
+        endpoint_fails = error.status is None or error.status >= 500 or error.status == _REQUEST_TIMEOUT
+        breaker = shared if endpoint_fails else self._queue_breaker
         if error.status and not endpoint_fails:
-            shared.succeeded()  # it answers: what it has against us is no other queue's business
+            shared.succeeded()  # the endpoint answers, so it is up for all other queues
         initial = destination.initial_retry_delay if destination else 1.0
-        longest = destination.max_retry_delay if destination else 60.0
-        pause = breaker.failed(initial, longest, error.retry_after, known[breaker])
+        maximum = destination.max_retry_delay if destination else 60.0
+        pause = breaker.failed(initial, maximum, error.retry_after, failures_at_start[breaker])
         if not self._failure_limit.passes():
             return
         facts: dict[str, Any] = {
@@ -211,19 +208,19 @@ class Endpoint:
             "consequence": "the events wait in the spool",
         }
         if isinstance(error, UnauthorizedError):
-            self._log.critical("token_refused", **facts, remedy="give the plugin a token that may ingest")
+            self._log.critical("token_refused", **facts, remedy="configure a token that may ingest events")
         else:
-            self._log.error("delivery_fails", **facts)
+            self._log.error("delivery_failed", **facts)
 
     def _destination(self) -> Destination | None:
-        """Return the destination as it is described now: a new token must reach a waiting backlog.
+        """Return the destination by its current description, so that a new token reaches a waiting backlog.
 
-        While all goes well it is looked at once a second.
+        While POSTs succeed, the description is read once a second.
         """
         now = time.monotonic()
-        if self._last is not None and now < self._look_at and not self.failing:
+        if self._last is not None and now < self._reread_at and not self.failing:
             return self._last
-        self._look_at = now + _LOOK_AFTER
+        self._reread_at = now + _REREAD_SECONDS
         try:
             described = self._described()
             token = self._configured_token()
@@ -244,7 +241,7 @@ class Endpoint:
         except ValueError:
             if self._address is None:
                 raise
-            return None  # where it goes is said by somebody else
+            return None  # the configured address is used instead
 
     def _configured_token(self) -> str | None:
         if self._token_file is not None:
@@ -252,11 +249,8 @@ class Endpoint:
         return os.environ.get(TOKEN_VARIABLE) or None
 
 
-# MERGED: Having events taken: sent until the metering API has them, but for those that it will never take.
-
-
 class Sender:
-    """Sends one queue's events through its endpoint."""
+    """Sends one queue's events until each is delivered or a dead letter."""
 
     def __init__(self, queue: str, endpoint: Endpoint, max_age: timedelta | None = None) -> None:
         self._endpoint = endpoint
@@ -264,13 +258,13 @@ class Sender:
         self._log = get_logger().bind(queue=queue)
 
     async def send(
-        self, events: Sequence[bytes], *, expiring: bool = False, on_its_way: Callable[[], None] | None = None
+        self, events: Sequence[bytes], *, expiring: bool = False, on_sent: Callable[[], None] | None = None
     ) -> list[DeadLetter]:
-        """Have the events taken, all but those that never will be: they are returned as dead letters.
+        """Send events until all are delivered, except those refused, which are returned as dead letters.
 
-        A batch is not atomic: what comes before a bad event is taken although the answer is an error.
-        Sending it again does no harm, since the metering API knows the ids. With `expiring`, events that
-        have become too old are dead letters too. `on_its_way` is called when a POST's body is written.
+        A batch is not atomic: events before an invalid one are stored although the answer is an error.
+        Sending them again is harmless, because the metering API knows the ids. With `expiring`, events that
+        have grown too old become dead letters too. `on_sent` is called once a POST's body is written.
         """
         dead: list[DeadLetter] = []
         while True:
@@ -280,10 +274,10 @@ class Sender:
             if not events:
                 return dead
             try:
-                if await self._endpoint.attempt(events, on_its_way):
+                if await self._endpoint.attempt(events, on_sent):
                     return dead
             except RejectedError as rejection:
-                single = _one_by_one(events)
+                single = _split_events(events)
                 if len(single) == 1:
                     self._log.error("dead_letter", status=rejection.status, answer=str(rejection)[:300])
                     return [*dead, DeadLetter(single[0], rejection.status, str(rejection))]
@@ -292,7 +286,7 @@ class Sender:
                 events = single[middle:]
 
     def _split_expired(self, events: Sequence[bytes]) -> tuple[Sequence[bytes], list[DeadLetter]]:
-        """Part the events from those that are too old to be sent, where there is an age limit."""
+        """Split off the events that are older than the age limit, if there is one."""
         if self._max_age is None or not events:
             return events, []
         oldest = (datetime.now(UTC) - self._max_age).strftime("%Y-%m-%dT%H:%M:%S")
@@ -310,6 +304,6 @@ def _parsed(events: Sequence[bytes]) -> list[dict[str, Any]]:
     return parsed
 
 
-def _one_by_one(events: Sequence[bytes]) -> list[bytes]:
-    """Return the events one by one; a request's events come joined out of the spool."""
+def _split_events(events: Sequence[bytes]) -> list[bytes]:
+    """Return the events one by one; in the spool, a request's events are joined."""
     return [orjson.dumps(event) for event in _parsed(events)]

@@ -1,4 +1,4 @@
-"""How to deliver, and how long delivered segments stay for what the metering API may have lost."""
+"""Options of delivery: destination overrides, age limit, retention of delivered segments, ledger pruning."""
 
 from __future__ import annotations
 
@@ -8,17 +8,17 @@ from pathlib import Path
 from typing import Final
 
 TOKEN_VARIABLE: Final = "OPENMETER_PLUGIN_TOKEN"  # noqa: S105 - the name of one, not one
-"""The environment variable that takes the place of every destination's token; so does a token file."""
+"""The environment variable that overrides every destination's token, as a token file does."""
 
 DEFAULT_RETENTION: Final = timedelta(days=1)
 DEFAULT_RETENTION_BYTES: Final = 1024**3
 DEFAULT_LEDGER_DAYS: Final = 400
-"""More than a year: a yearly invoice can be disputed with the ledger at hand."""
+"""More than a year, so that the ledger can settle a dispute about a yearly invoice."""
 
 
 @dataclass(frozen=True, slots=True)
 class Retention:
-    """Delivered segments are removed when they are older than `age`, or together larger than `size` bytes."""
+    """Delivered segments are removed once they are older than `age`, or together larger than `size` bytes."""
 
     age: timedelta = DEFAULT_RETENTION
     size: int = DEFAULT_RETENTION_BYTES
@@ -28,9 +28,9 @@ class Retention:
 class DeliveryOptions:
     """How to deliver a spool.
 
-    A `token_file` takes the place of every destination's token. `max_age` makes dead letters of events
-    that are older and still not delivered. All goes to `endpoint` where there is one. Settled lines of the
-    ledger are pruned when they are older than `ledger_days`, with 0 never.
+    `token_file` overrides every destination's token, and `endpoint` every destination's address. Undelivered
+    events older than `max_age` become dead letters. Settled ledger lines are pruned after `ledger_days`;
+    with 0 they are never pruned.
     """
 
     spool: Path

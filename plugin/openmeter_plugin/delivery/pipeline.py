@@ -1,11 +1,11 @@
-"""Delivering one queue: while a batch is posted, the next is made ready and the last ones are entered.
+"""The pipeline of one queue: posts a batch while it reads the next and commits the previous ones.
 
 Invariants
-  * Batches are made, and entered in the books, in the order of the spool. No position ever passes an event
-    that is neither taken nor a dead letter.
-  * As many POSTs are under way as the destination allows, one unless it says otherwise.
-  * What was taken and is not entered when the process is killed is sent again, and the metering API knows
-    the ids: at most _ENTERED_TOGETHER batches, and those that are under way.
+  * Batches are read, and committed to the books, in the order of the spool. No position ever passes an
+    event that is neither delivered nor a dead letter.
+  * As many POSTs are in flight as the destination allows, one by default.
+  * If the process is killed, what was delivered but not committed is sent again, and the metering API knows
+    the ids: at most _MAX_BATCHES_PER_COMMIT batches, and those in flight.
 """
 
 from __future__ import annotations
@@ -24,38 +24,39 @@ import orjson
 from openmeter_plugin.books.database import is_damage
 from openmeter_plugin.books.ledger_lines import ledger_key
 from openmeter_plugin.books.store import Books, DeadLetter, Delivery
-from openmeter_plugin.delivery import batch as batches_module
-from openmeter_plugin.delivery.batch import Batch, BatchReader
+from openmeter_plugin.delivery.batch import MAX_BATCH_BYTES, Batch, BatchReader
 from openmeter_plugin.delivery.endpoint import Endpoint, Sender
 from openmeter_plugin.log import RateLimit, get_logger
 
-POLL: Final = 0.05  # seconds between two looks for new records
-_BOOKS_RETRY: Final = 0.5  # seconds between two tries to commit on a disk that failed
-_GRACE: Final = 5.0  # seconds that a stop waits for POSTs under way and for their entry in the books
-_ENTERED_TOGETHER: Final = 4  # batches at most: their lines of the ledger are often the same
-_ENTERED_AFTER: Final = 0.1  # seconds at most
+POLL: Final = 0.05  # seconds between two checks for new records
+_BOOKS_RETRY_SECONDS: Final = 0.5  # between two tries to commit on a disk that failed
+_STOP_GRACE: Final = 5.0  # seconds that a stop waits for POSTs in flight and their commit
+_MAX_BATCHES_PER_COMMIT: Final = 4  # several, because they often share ledger lines
+_COMMIT_DELAY: Final = (
+    0.1  # seconds that a completed batch waits, at most, for others to be committed with it
+)
 
 
 @dataclass(slots=True)
-class _Flight:
-    """A batch, or dead letters by their ids, on the way; `task` is None where there is nothing to post."""
+class _InFlight:
+    """A batch, or replayed dead letters by id, in flight; `task` is None if there is nothing to post."""
 
     task: asyncio.Task[list[DeadLetter]] | None
     batch: Batch = field(default_factory=Batch)
     letters: Mapping[int, bytes] = field(default_factory=dict)
 
     @property
-    def landed(self) -> bool:
-        """Whether it is known what became of everything in it."""
+    def completed(self) -> bool:
+        """Whether the outcome of all its events is known."""
         return self.task is None or (self.task.done() and not self.task.cancelled())
 
     def dead_letters(self) -> list[DeadLetter]:
-        """Return what was not taken, of one that has landed."""
+        """Return the events that were refused or grew too old; only once it has completed."""
         return [] if self.task is None else self.task.result()
 
 
 class Pipeline:
-    """Has one queue's batches sent and enters in the books what became of them."""
+    """Sends one queue's batches and commits their outcome to the books."""
 
     def __init__(
         self, queue: str, books: Books, batches: BatchReader, endpoint: Endpoint, sender: Sender
@@ -65,140 +66,140 @@ class Pipeline:
         self._batches = batches
         self._endpoint = endpoint
         self._sender = sender
-        self._flights: deque[_Flight] = deque()
+        self._in_flight: deque[_InFlight] = deque()
         self._next = Batch()
-        self._letters: list[tuple[int, bytes]] = []  # to be sent again
-        self._look_at = 0.0  # when to look for such
-        self._ready_at = 0.0  # when the next batch is not held back any longer
-        self._landed_at: float | None = None  # when the first of those was found that are to be entered
-        self.hungry = True
-        """Whether there is room for more in the next batch."""
+        self._replays: list[tuple[int, bytes]] = []  # dead letters to replay next
+        self._find_replays_at = 0.0  # when to look for dead letters to replay
+        self._ready_at = 0.0  # when the next batch may be posted although it is not full
+        self._completed_at: float | None = None  # when the first batch completed that is not committed yet
+        self.has_room = True
+        """Whether the next batch has room for more."""
         self._log = get_logger().bind(queue=queue)
         self._failure_limit = RateLimit()
 
-    async def work(self, *, patient: bool) -> bool:
+    async def work(self, *, coalesce: bool) -> bool:
         """Take one step; returns whether there was anything to do.
 
-        Where it is `patient`, a batch is held back for the destination's coalescing delay, to fill it.
-        When it is cancelled, it waits for POSTs under way: what is taken but not entered would be sent again.
+        With `coalesce`, a batch that is not full is held back for the destination's coalescing delay. When
+        cancelled, it waits for POSTs in flight: what is delivered but not committed would be sent again.
         """
         try:
-            return await self._step(patient=patient)
+            return await self._step(coalesce=coalesce)
         except asyncio.CancelledError:
             await self._stop()
             raise
 
     @property
     def unsettled(self) -> set[str]:
-        """The segments of which something is read and not yet entered as delivered."""
-        return set(self._next.positions).union(*(flight.batch.positions for flight in self._flights))
+        """The segments with read records that are not yet committed as delivered."""
+        return set(self._next.positions).union(*(flight.batch.positions for flight in self._in_flight))
 
     async def close(self) -> None:
-        """Give up what is under way."""
-        tasks = [flight.task for flight in self._flights if flight.task is not None]
+        """Cancel what is in flight."""
+        tasks = [flight.task for flight in self._in_flight if flight.task is not None]
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
 
-    async def _step(self, *, patient: bool) -> bool:
-        self._look_for_letters()
-        if self.hungry:
-            self._read_on(patient=patient)
-        if self._letters and not self._flights:
-            await self._launch_letters()
-        elif not self._letters and self._may_launch():
-            await self._launch_next()
-        elif self._under_way():
-            await self._wait(self._patience())
-        elif self._flights:
-            await self._settle(at_once=True)
+    async def _step(self, *, coalesce: bool) -> bool:
+        self._find_replays()
+        if self.has_room:
+            self._read_more(coalesce=coalesce)
+        if self._replays and not self._in_flight:
+            await self._post_replay()
+        elif not self._replays and self._may_post():
+            await self._post_next()
+        elif self._pending():
+            await self._wait(self._idle_seconds())
+        elif self._in_flight:
+            await self._commit_completed(at_once=True)
         elif self._next.positions:
-            await asyncio.sleep(self._patience() or 0)
+            await asyncio.sleep(self._idle_seconds() or 0)
         else:
             return False
-        if self._under_way():  # else what can be posted comes first
-            await self._settle()
+        if self._pending():  # otherwise a POST comes first
+            await self._commit_completed()
         return True
 
-    def _read_on(self, *, patient: bool) -> None:
-        """Add to the next batch what is there."""
+    def _read_more(self, *, coalesce: bool) -> None:
+        """Add available events to the next batch."""
         was_empty = not self._next.events
         limit = self._endpoint.max_batch_size
         all_there_is = self._batches.extend(self._next, limit)
-        self.hungry = all_there_is and not self._next.full(limit)
+        self.has_room = all_there_is and not self._next.full(limit)
         if was_empty:
-            held_back = self._endpoint.max_coalescing_delay if patient else 0.0
-            self._ready_at = time.monotonic() + held_back
+            delay = self._endpoint.max_coalescing_delay if coalesce else 0.0
+            self._ready_at = time.monotonic() + delay
 
-    def _may_launch(self) -> bool:
-        """Tell whether the next batch can go: it is full or has waited long enough, and it is its turn."""
+    def _may_post(self) -> bool:
+        """Return whether to post the next batch: it is full or waited long enough, and a POST is allowed."""
         if not self._next.events:
             return bool(self._next.positions)
-        most = self._endpoint.concurrency
-        if len(self._under_way()) >= most or len(self._flights) >= most + _ENTERED_TOGETHER:
+        limit = self._endpoint.concurrency
+        if len(self._pending()) >= limit or len(self._in_flight) >= limit + _MAX_BATCHES_PER_COMMIT:
             return False
-        return not self.hungry or time.monotonic() >= self._ready_at
+        return not self.has_room or time.monotonic() >= self._ready_at
 
-    def _patience(self) -> float | None:
-        """Return for how many seconds there is nothing to do but wait for answers; None: until one comes."""
-        if self._landed_at is not None:
-            return _ENTERED_AFTER
-        return min(POLL, max(0.0, self._ready_at - time.monotonic()) or POLL) if self.hungry else None
+    def _idle_seconds(self) -> float | None:
+        """Return for how many seconds to wait for answers; None means until one arrives."""
+        if self._completed_at is not None:
+            return _COMMIT_DELAY
+        return min(POLL, max(0.0, self._ready_at - time.monotonic()) or POLL) if self.has_room else None
 
-    async def _launch_next(self) -> None:
-        batch, self._next, self.hungry = self._next, Batch(), True
+    async def _post_next(self) -> None:
+        batch, self._next, self.has_room = self._next, Batch(), True
         if batch.events:
-            await self._launch(_Flight(None, batch), batch.events, expiring=True)
+            await self._post_events(_InFlight(None, batch), batch.events, expiring=True)
         else:
-            self._flights.append(_Flight(None, batch))
+            self._in_flight.append(_InFlight(None, batch))
 
-    async def _launch_letters(self) -> None:
-        # As `send` gives back what is refused: parsed and encoded again.
-        events = {number: orjson.dumps(orjson.loads(event)) for number, event in self._letters}
-        self._letters = []
-        await self._launch(_Flight(None, letters=events), list(events.values()), expiring=False)
+    async def _post_replay(self) -> None:
+        # Parsed and encoded again, to be equal to the refused events that `send` returns.
+        events = {number: orjson.dumps(orjson.loads(event)) for number, event in self._replays}
+        self._replays = []
+        await self._post_events(_InFlight(None, letters=events), list(events.values()), expiring=False)
 
-    async def _launch(self, flight: _Flight, events: list[bytes], *, expiring: bool) -> None:
-        """Post the events; returns when that needs nothing of us any more but to wait."""
-        on_its_way = asyncio.get_running_loop().create_future()
+    async def _post_events(self, flight: _InFlight, events: list[bytes], *, expiring: bool) -> None:
+        """Start the POST; returns once its body is written, or a pending POST has completed."""
+        sent = asyncio.get_running_loop().create_future()
 
-        def note() -> None:
-            if not on_its_way.done():
-                on_its_way.set_result(None)
+        def on_sent() -> None:
+            if not sent.done():
+                sent.set_result(None)
 
-        flight.task = asyncio.create_task(self._sender.send(events, expiring=expiring, on_its_way=note))
-        self._flights.append(flight)
-        await asyncio.wait([on_its_way, *self._under_way()], return_when=asyncio.FIRST_COMPLETED)
+        flight.task = asyncio.create_task(self._sender.send(events, expiring=expiring, on_sent=on_sent))
+        self._in_flight.append(flight)
+        await asyncio.wait([sent, *self._pending()], return_when=asyncio.FIRST_COMPLETED)
 
-    def _under_way(self) -> list[asyncio.Task[list[DeadLetter]]]:
-        return [flight.task for flight in self._flights if flight.task is not None and not flight.landed]
+    def _pending(self) -> list[asyncio.Task[list[DeadLetter]]]:
+        return [flight.task for flight in self._in_flight if flight.task is not None and not flight.completed]
 
     async def _wait(self, seconds: float | None) -> None:
-        """Wait until a flight lands, for so many seconds at most."""
-        if tasks := self._under_way():
+        """Wait until a POST completes, or for this many seconds."""
+        if tasks := self._pending():
             await asyncio.wait(tasks, timeout=seconds, return_when=asyncio.FIRST_COMPLETED)
 
-    async def _settle(self, *, at_once: bool = False) -> None:
-        """Enter the flights that have landed and that none is before which has not: some together."""
-        for flight in self._flights:
-            if flight.landed:
-                flight.batch.events.clear()  # they may be large, and nobody needs them any more
-        landed = list(takewhile(lambda flight: flight.landed, self._flights))
-        if not landed:
+    async def _commit_completed(self, *, at_once: bool = False) -> None:
+        """Commit the completed batches that precede the first incomplete one, several together."""
+        for flight in self._in_flight:
+            if flight.completed:
+                flight.batch.events.clear()  # they may be large and are no longer needed
+        completed = list(takewhile(lambda flight: flight.completed, self._in_flight))
+        if not completed:
             return
         now = time.monotonic()
-        self._landed_at = self._landed_at or now
-        more_to_come = len(landed) < min(len(self._flights), _ENTERED_TOGETHER)
-        if at_once or not more_to_come or now >= self._landed_at + _ENTERED_AFTER:
-            await self._enter(landed)
-            self._landed_at = None
+        self._completed_at = self._completed_at or now
+        more_to_come = len(completed) < min(len(self._in_flight), _MAX_BATCHES_PER_COMMIT)
+        if at_once or not more_to_come or now >= self._completed_at + _COMMIT_DELAY:
+            await self._commit_batches(completed)
+            self._completed_at = None
 
-    async def _enter(self, landed: list[_Flight]) -> None:
+    async def _commit_batches(self, completed: list[_InFlight]) -> None:
         positions: dict[str, int] = {}
         delivery = Delivery(positions)
-        for flight in landed:
+        for flight in completed:
             if flight.letters:
-                await self._enter_letters(flight)
+                await self._commit_replay(flight)
                 continue
             positions.update(flight.batch.positions)
             delivery.delivered.update(flight.batch.lines())
@@ -209,57 +210,55 @@ class Pipeline:
                 delivery.dead_letters.append(letter)
         if positions:
             await self._commit(lambda: self._books.deliver(self._queue, delivery))
-        for _ in landed:
-            self._flights.popleft()
+        for _ in completed:
+            self._in_flight.popleft()
 
-    async def _enter_letters(self, flight: _Flight) -> None:
+    async def _commit_replay(self, flight: _InFlight) -> None:
         dead = {letter.event: letter for letter in flight.dead_letters()}
         refused = {number: dead[event] for number, event in flight.letters.items() if event in dead}
-        taken = {
+        delivered = {
             number: ledger_key(orjson.loads(event))
             for number, event in flight.letters.items()
             if number not in refused
         }
-        await self._commit(lambda: self._books.replayed(self._queue, taken, refused))
+        await self._commit(lambda: self._books.replayed(self._queue, delivered, refused))
 
-    async def _commit(self, entry: Callable[[], None]) -> None:
-        """Make an entry in the books, however long the disk fails: what it is about is done already."""
+    async def _commit(self, write: Callable[[], None]) -> None:
+        """Write to the books and retry for as long as the disk fails, because the POST is already done."""
         while True:
             try:
-                entry()
+                write()
             except sqlite3.Error as error:
                 if is_damage(error):
                     raise
                 if self._failure_limit.passes():
-                    self._log.error("books_cannot_be_written", reason=str(error))
-                await asyncio.sleep(_BOOKS_RETRY)
+                    self._log.error("books_write_failed", reason=str(error))
+                await asyncio.sleep(_BOOKS_RETRY_SECONDS)
             else:
                 return
 
-    def _look_for_letters(self) -> None:
-        """Look now and then for dead letters that somebody wants sent again, as many as go into a batch.
+    def _find_replays(self) -> None:
+        """Look periodically for dead letters marked for replay, as many as fit into a batch.
 
-        They go alone, so that none is taken for one that waits while it is under way.
+        They are posted alone, so that none is picked again while it is in flight.
         """
         now = time.monotonic()
-        if now < self._look_at or self._letters or any(flight.letters for flight in self._flights):
+        if now < self._find_replays_at or self._replays or any(flight.letters for flight in self._in_flight):
             return
-        self._look_at = now + POLL
+        self._find_replays_at = now + POLL
         try:
-            self._letters = self._books.to_replay(
-                self._queue, self._endpoint.max_batch_size, batches_module.MAX_BATCH_BYTES
-            )
+            self._replays = self._books.to_replay(self._queue, self._endpoint.max_batch_size, MAX_BATCH_BYTES)
         except sqlite3.Error as error:
             if is_damage(error):
                 raise
 
     async def _stop(self) -> None:
-        """Let POSTs that are under way end, within a bound, and enter what has landed."""
+        """Wait a limited time for POSTs in flight, and commit what has completed."""
         self._endpoint.stopping = True
         try:
-            async with asyncio.timeout(_GRACE):
-                if tasks := [task for task in self._under_way() if task not in self._endpoint.waiting]:
+            async with asyncio.timeout(_STOP_GRACE):
+                if tasks := [task for task in self._pending() if task not in self._endpoint.waiting]:
                     await asyncio.wait(tasks)
-                await self._settle(at_once=True)
+                await self._commit_completed(at_once=True)
         except TimeoutError:
-            self._log.warning("stopped_before_an_answer", consequence="what is under way is sent again")
+            self._log.warning("stopped_before_answer", consequence="the batches in flight are sent again")

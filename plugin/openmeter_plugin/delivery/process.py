@@ -1,7 +1,7 @@
-"""The delivery process: one per spool, whichever worker or generation of the plugin server wrote there.
+"""The delivery process: one per spool, for all workers and generations of the plugin server that write there.
 
-After `kong reload` two generations use the same spool. The lock on the spool decides which one delivers;
-the other waits for it, so no file is ever sent by two.
+After `kong reload`, two generations use the same spool. The spool's lock decides which one delivers. The
+other waits for it, so that no two processes ever send the same file.
 """
 
 from __future__ import annotations
@@ -30,17 +30,17 @@ async def deliver(
     options: DeliveryOptions,
     *,
     until_empty: bool = False,
-    started: Callable[[SpoolDelivery], None] | None = None,
+    on_start: Callable[[SpoolDelivery], None] | None = None,
 ) -> None:
-    """Deliver the spool's queues until cancelled, or until all that was there is taken.
+    """Deliver the spool's queues until cancelled; with `until_empty`, until the backlog is delivered.
 
-    `started` is told of the delivery once the lock is held.
+    `on_start` is called with the delivery once the lock is held.
     """
     lock = await _lock(options.spool)
     try:
         delivery = SpoolDelivery(options, await _open_books(options.spool))
-        if started is not None:
-            started(delivery)
+        if on_start is not None:
+            on_start(delivery)
         get_logger().info("delivery_started", spool=options.spool.name)
         await (delivery.run_until_empty() if until_empty else delivery.run())
     finally:
@@ -52,22 +52,22 @@ def run_delivery(
     *,
     until_empty: bool = False,
     with_parent: bool = False,
-    beside: Coroutine[None, None, None] | None = None,
-    started: Callable[[SpoolDelivery], None] | None = None,
+    background: Coroutine[None, None, None] | None = None,
+    on_start: Callable[[SpoolDelivery], None] | None = None,
 ) -> None:
-    """Run `deliver` until SIGTERM or SIGINT, `with_parent` also until standard input ends.
+    """Run `deliver` until SIGTERM or SIGINT; `with_parent` also until standard input ends.
 
-    A POST under way is given a few seconds; else its batch is sent again later. `beside` runs on the same
-    event loop.
+    A POST in flight gets a few seconds; otherwise its batch is sent again later. `background` runs on the
+    same event loop.
     """
-    gc.freeze()  # what is imported by now is no garbage: searching it costs more than all the rest
+    gc.freeze()  # imported modules are no garbage, and scanning them would cost more than everything else
 
     async def main() -> None:
-        task = asyncio.create_task(deliver(options, until_empty=until_empty, started=started))
+        task = asyncio.create_task(deliver(options, until_empty=until_empty, on_start=on_start))
         loop = asyncio.get_running_loop()
         for number in (signal.SIGTERM, signal.SIGINT):
             loop.add_signal_handler(number, task.cancel)
-        chore = asyncio.create_task(beside) if beside else None
+        background_task = asyncio.create_task(background) if background else None
         if with_parent:
             loop.add_reader(sys.stdin.fileno(), task.cancel)
         try:
@@ -75,16 +75,16 @@ def run_delivery(
         except asyncio.CancelledError:
             get_logger().info("delivery_stopped")
         finally:
-            if chore is not None:
-                chore.cancel()
+            if background_task is not None:
+                background_task.cancel()
 
     asyncio.run(main())
 
 
 async def _open_books(spool: Path) -> Books:
-    """Open the books, however long the disk fails.
+    """Open the books, and retry for as long as the disk fails.
 
-    In a thread, since it reads all of them, and this process must give signs of life meanwhile.
+    Uses a thread, because this reads the whole file and the process still has to write its heartbeat.
     """
     limit = RateLimit()
     while True:
@@ -92,12 +92,12 @@ async def _open_books(spool: Path) -> Books:
             return await asyncio.to_thread(Books, spool)
         except (sqlite3.OperationalError, OSError) as error:
             if limit.passes():
-                get_logger().error("books_cannot_be_opened", reason=str(error))
+                get_logger().error("books_open_failed", reason=str(error))
             await asyncio.sleep(_POLL)
 
 
 async def _lock(spool: Path) -> int:
-    """Return the lock's descriptor, once nobody else holds it and however long the disk fails."""
+    """Wait for the spool's lock and return its descriptor; retries for as long as the disk fails."""
     limit = RateLimit()
     while True:
         try:
@@ -106,7 +106,7 @@ async def _lock(spool: Path) -> int:
             raise
         except OSError as error:
             if limit.passes():
-                get_logger().error("lock_cannot_be_opened", reason=error.strerror)
+                get_logger().error("lock_open_failed", reason=error.strerror)
         else:
             if _locked(descriptor):
                 return descriptor

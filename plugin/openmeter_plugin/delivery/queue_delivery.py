@@ -1,4 +1,4 @@
-"""One queue of the spool, from its segments to its endpoint: accounted for, delivered, retained, removed."""
+"""Delivery of one queue, from its segments to its endpoint: accounting, sending, retention, removal."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from collections.abc import Collection
 from datetime import timedelta
 from pathlib import Path
 
-from openmeter_plugin.books.accountant import MOST_RECORDS, Accountant
+from openmeter_plugin.books.accountant import MAX_RECORDS, Accountant
 from openmeter_plugin.books.database import is_damage
 from openmeter_plugin.books.store import Books
 from openmeter_plugin.delivery.batch import BatchReader
@@ -22,7 +22,7 @@ from openmeter_plugin.spool.reader import UNREADABLE, QueueReader, segment_paths
 
 
 class QueueDelivery:
-    """Owns one queue. Accounting and sending go on side by side, so that an outage is seen in the books."""
+    """Owns one queue. Accounting and sending run concurrently, so that an outage shows up in the books."""
 
     def __init__(
         self, spool: Path, queue: str, books: Books, endpoint: Endpoint, max_age: timedelta | None = None
@@ -37,7 +37,7 @@ class QueueDelivery:
         self.sender = Sender(queue, endpoint, max_age)
         self.pipeline = Pipeline(queue, books, self._batches, endpoint, self.sender)
         self.delivered: dict[str, Delivered] = {}
-        """The segments that are delivered to their end: retained until their time has come."""
+        """The segments that are entirely delivered, and retained."""
         self._log = get_logger().bind(queue=queue)
         self._failure_limit = RateLimit()
 
@@ -45,18 +45,21 @@ class QueueDelivery:
         """Work until cancelled."""
         try:
             async with asyncio.TaskGroup() as group:
-                group.create_task(self._keep_accounting())
-                group.create_task(self._keep_sending())
+                group.create_task(self._accounting_loop())
+                group.create_task(self._delivery_loop())
         finally:
             await self.close()
 
     async def run_until_empty(self) -> None:
-        """Deliver what is there; only when it is read is more accounted for, which then need not be read."""
+        """Deliver the backlog; counts more records only once the counted ones are read.
+
+        So the chunks that accounting has read are reused for sending.
+        """
         records: int | None = 1
         while True:
-            if self.pipeline.hungry:
+            if self.pipeline.has_room:
                 records = self._account()
-            busy = self._sends() and await self.pipeline.work(patient=False)
+            busy = self._is_sent() and await self.pipeline.work(coalesce=False)
             self._note_delivered()
             if not records and not busy:
                 if records is not None and not self._trouble():
@@ -83,52 +86,52 @@ class QueueDelivery:
         return list(segment_paths(self._directory))
 
     def unsent(self, segment: str) -> Collection[int]:
-        """Return the offsets behind the segment's records that are never sent."""
+        """Return the offsets after the segment's records that are never sent."""
         return self._accountant.resent.get(segment, ())
 
-    def _sends(self) -> bool:
+    def _is_sent(self) -> bool:
         return self.queue != QUARANTINE
 
-    async def _keep_accounting(self) -> None:
+    async def _accounting_loop(self) -> None:
         while True:
             records = self._account()
-            self._set_aside_unreadable()
-            # In pieces of some size: each has its price in the books, whatever is in it.
-            await asyncio.sleep(0 if records and records >= MOST_RECORDS else POLL)
+            self._rename_unreadable()
+            # Poll, so that a commit covers many records: each commit has a fixed cost.
+            await asyncio.sleep(0 if records and records >= MAX_RECORDS else POLL)
 
     def _account(self) -> int | None:
-        """Account for what has come and return how many records that was, None where the books fail."""
+        """Count new records in the books; returns how many, or None if the books cannot be written."""
         try:
             return self._accountant.work()
         except sqlite3.Error as error:
             if is_damage(error):
                 raise
             if self._failure_limit.passes():
-                self._log.error("books_cannot_be_written", reason=f"{type(error).__name__}: {error}")
+                self._log.error("books_write_failed", reason=f"{type(error).__name__}: {error}")
             return None
 
-    async def _keep_sending(self) -> None:
+    async def _delivery_loop(self) -> None:
         while True:
-            busy = self._sends() and await self.pipeline.work(patient=True)
+            busy = self._is_sent() and await self.pipeline.work(coalesce=True)
             self._note_delivered()
             if not busy:
                 await asyncio.sleep(POLL)
 
     def _note_delivered(self) -> None:
-        # The books have what was set aside: it waits there, not in the files.
+        # Quarantined requests wait in the books, so their segments are done once counted.
         finished = self._accountant.finished
-        for name in self._batches.delivered(self.pipeline.unsettled) if self._sends() else finished:
+        for name in self._batches.delivered(self.pipeline.unsettled) if self._is_sent() else finished:
             if name not in self.delivered:
                 with contextlib.suppress(FileNotFoundError):
                     self.delivered[name] = delivered_now(self._directory / name)
 
     def _trouble(self) -> bool:
-        """Set unreadable segments aside; returns whether some are still being tried."""
-        self._set_aside_unreadable()
-        return self._accountant.reader.trouble or self._batches.reader.trouble
+        """Rename unreadable segments; returns whether some segment is still being retried."""
+        self._rename_unreadable()
+        return self._accountant.reader.has_failures or self._batches.reader.has_failures
 
-    def _set_aside_unreadable(self) -> None:
-        """Set segments aside that cannot be read: their file stays, and how far it is delivered."""
+    def _rename_unreadable(self) -> None:
+        """Rename segments that cannot be read; their files and positions are kept."""
         readers = (self._accountant.reader, self._batches.reader)
         for name in readers[0].unreadable | readers[1].unreadable:
             path = self._directory / name
@@ -138,12 +141,12 @@ class QueueDelivery:
             except FileNotFoundError:
                 self._log.error("segment_vanished", segment=name)
             except (OSError, sqlite3.Error) as error:
-                self._log.error("segment_cannot_be_set_aside", segment=name, reason=str(error))
+                self._log.error("segment_rename_failed", segment=name, reason=str(error))
             else:
                 self._log.critical(
-                    "segment_set_aside",
+                    "unreadable_segment_renamed",
                     segment=name,
-                    remedy=f"once it can be read, take {UNREADABLE} off its name and restart",
+                    remedy=f"once it can be read, remove {UNREADABLE} from its name and restart",
                 )
             for reader in readers:
                 reader.done(name)

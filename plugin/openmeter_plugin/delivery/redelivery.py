@@ -1,7 +1,7 @@
-"""Sending retained events again, for a span of event time: the metering API counts what it knows once.
+"""Redelivery: sends retained events of a span of event time again; the metering API ignores ids it knows.
 
-Each queue goes on by itself, so that a dead endpoint holds up no other's. Progress is entered segment by
-segment; after a restart it goes on behind the last that was done.
+Each queue proceeds independently, so that a dead endpoint holds up no other queue. Progress is committed
+per segment; after a restart, redelivery resumes after the last finished segment.
 """
 
 from __future__ import annotations
@@ -22,13 +22,13 @@ from openmeter_plugin.log import RateLimit, get_logger
 from openmeter_plugin.spool.destination import QUARANTINE
 from openmeter_plugin.spool.segment import EVENTS, MAGIC, Record, scan
 
-_POLL: Final = 0.2  # seconds between two looks for what was asked for
+_POLL: Final = 0.2  # seconds between two checks for requested redeliveries
 _HOUR: Final = len("2026-11-22T07")
-_NOTHING: Final = Progress("", done=False)
+_NO_PROGRESS: Final = Progress("", done=False)
 
 
 class Redeliverer:
-    """Sends again what was asked for, in all queues of a spool."""
+    """Runs the requested redeliveries in all queues of a spool."""
 
     def __init__(self, books: Books, queues: Mapping[str, QueueDelivery]) -> None:
         self._books = books
@@ -38,8 +38,8 @@ class Redeliverer:
         self._failure_limit = RateLimit()
 
     def wants(self, queue: str) -> bool:
-        """Tell whether something retained in the queue is still to be sent again; raises sqlite3.Error."""
-        return any(_wants(wanted, queue) for wanted in self._books.redeliveries())
+        """Return whether a redelivery still needs the queue's retained segments; raises sqlite3.Error."""
+        return any(_wants(redelivery, queue) for redelivery in self._books.redeliveries())
 
     async def run(self) -> None:
         """Work until cancelled."""
@@ -53,21 +53,21 @@ class Redeliverer:
             await asyncio.gather(*self._tasks.values(), return_exceptions=True)
 
     async def run_until_done(self) -> None:
-        """Do what was asked for by now."""
+        """Finish all redeliveries requested so far."""
         while self._start_tasks():
             await asyncio.gather(*self._tasks.values(), return_exceptions=True)
 
     def _start_tasks(self) -> bool:
-        """Have each queue do what it has to; returns whether there is anything."""
+        """Start a task for each queue with a redelivery to do; returns whether any redelivery is pending."""
         try:
             pending = self._books.redeliveries()
-            for wanted in pending:
-                queues = [name for name in self._queues if _wants(wanted, name)]
+            for redelivery in pending:
+                queues = [name for name in self._queues if _wants(redelivery, name)]
                 for name in queues:
                     self._start_task(name)
                 if not queues:
-                    self._books.redelivery_done(wanted.id)
-                    self._log.info("redelivery_done", redelivery=wanted.id)
+                    self._books.redelivery_done(redelivery.id)
+                    self._log.info("redelivery_done", redelivery=redelivery.id)
         except sqlite3.Error as error:
             self._failed(error)
             return True
@@ -82,50 +82,56 @@ class Redeliverer:
 
     async def _work(self, queue: QueueDelivery) -> None:
         try:
-            for wanted in self._books.redeliveries():
-                if _wants(wanted, queue.queue):
-                    await self._redeliver(wanted, queue)
+            for redelivery in self._books.redeliveries():
+                if _wants(redelivery, queue.queue):
+                    await self._redeliver(redelivery, queue)
         except (sqlite3.Error, OSError) as error:
             self._failed(error)
             await asyncio.sleep(_POLL)
 
-    async def _redeliver(self, wanted: Redelivery, queue: QueueDelivery) -> None:
+    async def _redeliver(self, redelivery: Redelivery, queue: QueueDelivery) -> None:
         name = queue.queue
-        log = self._log.bind(redelivery=wanted.id, queue=name)
-        log.info("redelivery_started", since=wanted.since, until=wanted.until, subject=wanted.subject)
-        done_up_to = wanted.progress.get(name, _NOTHING).done_up_to
+        log = self._log.bind(redelivery=redelivery.id, queue=name)
+        log.info(
+            "redelivery_started",
+            since=redelivery.since,
+            until=redelivery.until,
+            subject=redelivery.subject,
+        )
+        done_up_to = redelivery.progress.get(name, _NO_PROGRESS).done_up_to
         positions = self._books.positions(name)
         total = 0
         for path in sorted(queue.segment_paths()):
             if path.name <= done_up_to or path.name not in positions:
                 continue
             sent = 0
-            events = wanted_events(path, wanted, positions[path.name].delivered, queue.unsent(path.name))
+            delivered, unsent = positions[path.name].delivered, queue.unsent(path.name)
+            events = selected_events(path, redelivery, delivered, unsent)
             for batch in in_batches(events, queue.endpoint.max_batch_size):
-                # What is refused now was refused before: it is among the dead letters.
+                # What is refused now was refused before, and is already a dead letter.
                 sent += len(batch) - len(await queue.sender.send(batch))
-            self._books.redelivered(wanted.id, name, sent, path.name, done=False)
+            self._books.redelivered(redelivery.id, name, sent, path.name, done=False)
             done_up_to, total = path.name, total + sent
-        self._books.redelivered(wanted.id, name, 0, done_up_to, done=True)
-        log.info("redelivery_of_queue_done", events=total)
+        self._books.redelivered(redelivery.id, name, 0, done_up_to, done=True)
+        log.info("redelivery_queue_done", events=total)
 
     def _failed(self, error: Exception) -> None:
         if is_damage(error):
             raise error
         if self._failure_limit.passes():
-            self._log.error("redelivery_fails", reason=f"{type(error).__name__}: {error}")
+            self._log.error("redelivery_failed", reason=f"{type(error).__name__}: {error}")
 
 
-def _wants(wanted: Redelivery, queue: str) -> bool:
-    return queue != QUARANTINE and not wanted.progress.get(queue, _NOTHING).done
+def _wants(redelivery: Redelivery, queue: str) -> bool:
+    return queue != QUARANTINE and not redelivery.progress.get(queue, _NO_PROGRESS).done
 
 
-def wanted_events(
-    path: Path, wanted: Redelivery, delivered: int, unsent: Collection[int] = ()
+def selected_events(
+    path: Path, redelivery: Redelivery, delivered: int, unsent: Collection[int] = ()
 ) -> Iterator[bytes]:
-    """Yield a segment's wanted events up to the offset to which it is delivered.
+    """Yield a segment's events that belong to a redelivery, up to the `delivered` offset.
 
-    What lies behind that is on its way anyway. `unsent` are the offsets behind records that are never sent.
+    Later events are in the backlog anyway. `unsent` are the offsets after records that are never sent.
     """
     try:
         data = path.read_bytes()[:delivered]
@@ -134,18 +140,18 @@ def wanted_events(
     for item in scan(data[len(MAGIC) :], len(MAGIC), final=True):
         if isinstance(item, Record) and item.kind == EVENTS and item.end not in unsent:
             summary = item.summary
-            if summary is None or wanted.since[:_HOUR] <= summary.hour <= wanted.until[:_HOUR]:
+            if summary is None or redelivery.since[:_HOUR] <= summary.hour <= redelivery.until[:_HOUR]:
                 for event in orjson.loads(b"[" + item.events + b"]"):
-                    if _is_wanted(event, wanted):
+                    if _is_selected(event, redelivery):
                         yield orjson.dumps(event)
 
 
-def in_batches(events: Iterable[bytes], most: int) -> Iterator[list[bytes]]:
-    """Yield the events in batches of so many, none larger than a POST may be."""
+def in_batches(events: Iterable[bytes], max_events: int) -> Iterator[list[bytes]]:
+    """Yield the events in batches of at most `max_events` and MAX_BATCH_BYTES."""
     batch: list[bytes] = []
     size = 0
     for event in events:
-        if batch and (len(batch) >= most or size + len(event) > MAX_BATCH_BYTES):
+        if batch and (len(batch) >= max_events or size + len(event) > MAX_BATCH_BYTES):
             yield batch
             batch, size = [], 0
         batch.append(event)
@@ -154,7 +160,7 @@ def in_batches(events: Iterable[bytes], most: int) -> Iterator[list[bytes]]:
         yield batch
 
 
-def _is_wanted(event: dict[str, Any], wanted: Redelivery) -> bool:
+def _is_selected(event: dict[str, Any], redelivery: Redelivery) -> bool:
     # Both are RFC 3339 in UTC with milliseconds, so they compare as text.
-    in_time = wanted.since <= str(event.get("time", "")) < wanted.until
-    return in_time and (wanted.subject is None or event.get("subject") == wanted.subject)
+    in_span = redelivery.since <= str(event.get("time", "")) < redelivery.until
+    return in_span and (redelivery.subject is None or event.get("subject") == redelivery.subject)

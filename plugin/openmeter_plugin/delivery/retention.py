@@ -1,7 +1,7 @@
-"""What stays of the delivered segments: whole files, until they are old, too many, or the disk is full.
+"""Retention of delivered segments: whole files, until they are too old or too large or the disk is full.
 
-Time is counted from when a segment was found delivered, by a clock that never jumps; only how old it was
-then, after a restart, is taken from the file.
+Ages are measured with a monotonic clock from when a segment is found delivered. Only its age at that moment
+comes from the file's timestamp, which matters after a restart.
 """
 
 from __future__ import annotations
@@ -14,12 +14,14 @@ from typing import Final, NamedTuple
 
 from openmeter_plugin.delivery.options import Retention
 
-_KEPT_FREE: Final = 64 * 1024 * 1024  # bytes, or a quarter of a smaller file system; more than the writer's
+_MIN_FREE: Final = (
+    64 * 1024 * 1024
+)  # bytes, or a quarter of a smaller file system; more than the writer leaves
 _LEFTOVER_AGE: Final = 3600.0  # seconds
 
 
 class Delivered(NamedTuple):
-    """A segment that is delivered to its end; `since` is when it was last written, by time.monotonic."""
+    """A segment that is entirely delivered; `since` is its last write, in time.monotonic seconds."""
 
     path: Path
     since: float
@@ -27,16 +29,16 @@ class Delivered(NamedTuple):
 
 
 def delivered_now(path: Path) -> Delivered:
-    """Return the segment as one that was just found delivered; raises OSError."""
+    """Return the entry of a segment that was just found delivered; raises OSError."""
     status = path.stat()
     age = max(0.0, time.time() - status.st_mtime)
     return Delivered(path, time.monotonic() - age, status.st_size)
 
 
 def expired(delivered: Iterable[Delivered], retention: Retention, shortage: int) -> list[Delivered]:
-    """Return which of the delivered segments to remove, oldest first.
+    """Return the delivered segments to remove, oldest first.
 
-    `shortage` is how many bytes are wanted on the disk whatever the retention says.
+    `shortage` is the number of bytes to free on the disk regardless of the retention.
     """
     oldest_first = sorted(delivered, key=lambda segment: (segment.since, segment.path))
     total = sum(segment.size for segment in oldest_first)
@@ -52,18 +54,18 @@ def expired(delivered: Iterable[Delivered], retention: Retention, shortage: int)
 
 
 def shortage(spool: Path) -> int:
-    """Return how many bytes the file system has less than it should have free; raises OSError.
+    """Return how many bytes the file system lacks to its minimum of free space; raises OSError.
 
-    The writer stops before the disk is full, so that the books can be written; what is only retained has
-    to make room before that.
+    The writer stops before the disk is full, so that the books can be written. Retained segments have to
+    make room before that.
     """
     system = os.statvfs(spool)
-    wanted = min(_KEPT_FREE, system.f_blocks * system.f_frsize // 4)
-    return wanted - system.f_bavail * system.f_frsize
+    minimum = min(_MIN_FREE, system.f_blocks * system.f_frsize // 4)
+    return minimum - system.f_bavail * system.f_frsize
 
 
 def remove_leftovers(spool: Path) -> list[Path]:
-    """Remove what processes that were killed have left half made, and return it; raises OSError."""
+    """Remove temporary files of killed processes and return their paths; raises OSError."""
     removed = []
     for pattern in ("queues/*/*.tmp", "queues/*/.*.tmp", "tokens/.*.tmp", "damaged/.*.tmp"):
         for path in spool.glob(pattern):

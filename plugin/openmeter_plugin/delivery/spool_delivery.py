@@ -1,13 +1,12 @@
-"""All queues of a spool: each delivered by itself, what is delivered retained for a while."""
+"""Delivery of all queues of a spool, each independently, with retention, redelivery and ledger pruning."""
 
 from __future__ import annotations
 
 import asyncio
 import sqlite3
 import time
-from collections.abc import Iterable
 from pathlib import Path
-from typing import Any, Final
+from typing import Final
 
 from openmeter_plugin.books.database import is_damage
 from openmeter_plugin.books.pruning import Clock
@@ -20,11 +19,11 @@ from openmeter_plugin.delivery.retention import expired, remove_leftovers, short
 from openmeter_plugin.log import RateLimit, get_logger
 from openmeter_plugin.spool.destination import queues_directory
 
-_POLL: Final = 0.2  # seconds between two looks for new queues
-_SWEEP: Final = 1.0  # seconds between two looks for what need not be retained any longer
-_TIDY: Final = 3600.0  # seconds between two looks for leftovers
-_PRUNE: Final = 10.0  # seconds between two steps of pruning the ledger
-_LOOK_TO_PRUNE: Final = 600.0  # seconds until there may be something to prune again
+_POLL: Final = 0.2  # seconds between two checks for new queues
+_RETENTION_INTERVAL: Final = 1.0  # seconds between two checks for expired segments
+_LEFTOVER_INTERVAL: Final = 3600.0  # seconds between two checks for temporary files of killed processes
+_PRUNE_STEP_INTERVAL: Final = 10.0  # seconds between two steps while there are ledger lines to prune
+_PRUNE_INTERVAL: Final = 600.0  # seconds to the next step once there are none
 
 
 class SpoolDelivery:
@@ -41,35 +40,35 @@ class SpoolDelivery:
         self._failure_limit = RateLimit()
 
     async def run(self) -> None:
-        """Work until cancelled, or until the books are found damaged: a new start sets them aside."""
-        work = (self._keep_retention(), self._keep_ledger_pruned(), self._redeliverer.run())
-        chores = [asyncio.create_task(chore) for chore in work]
+        """Work until cancelled, or until the books turn out damaged: the next start replaces them."""
+        loops = (self._retention_loop(), self._prune_loop(), self._redeliverer.run())
+        background = [asyncio.create_task(loop) for loop in loops]
         try:
             while True:
                 for name in _queue_names(self._options.spool):
                     self._start(name)
-                for chore in chores:
-                    if chore.done():
-                        chore.result()
+                for task in background:
+                    if task.done():
+                        task.result()
                 await asyncio.sleep(_POLL)
         finally:
-            await _cancel([*chores, *self._tasks.values()])
+            await _cancel([*background, *self._tasks.values()])
             self._books.close()
 
     async def run_until_empty(self) -> None:
-        """Deliver what is there, with the redeliveries that were asked for, and return."""
+        """Deliver the backlog and finish the requested redeliveries, then return."""
         try:
             for name in _queue_names(self._options.spool):
                 self.queues[name] = self._delivery(name)
-            await _together(queue.run_until_empty() for queue in self.queues.values())
+            await asyncio.gather(*(queue.run_until_empty() for queue in self.queues.values()))
             await self._redeliverer.run_until_done()
             self._remove_expired()
         finally:
-            await _together(queue.close() for queue in self.queues.values())
+            await asyncio.gather(*(queue.close() for queue in self.queues.values()))
             self._books.close()
 
     def _start(self, name: str) -> None:
-        """Have the queue delivered; where that has failed, anew."""
+        """Start delivery of a queue, or restart it if it has failed."""
         task = self._tasks.get(name)
         if task is not None and not task.done():
             return
@@ -78,7 +77,7 @@ class SpoolDelivery:
                 task.result()
             self.queues[name] = self._delivery(name)
         except Exception as error:
-            if _says_damage(error):
+            if _is_books_damage(error):
                 raise
             if self._failure_limit.passes():
                 self._log.exception("queue_delivery_failed", queue=name)
@@ -91,19 +90,19 @@ class SpoolDelivery:
         endpoint = Endpoint(options.spool, name, self._breakers, options.token_file, options.endpoint)
         return QueueDelivery(options.spool, name, self._books, endpoint, options.max_age)
 
-    async def _keep_retention(self) -> None:
-        tidy_at = 0.0
+    async def _retention_loop(self) -> None:
+        leftovers_at = 0.0
         while True:
-            if time.monotonic() >= tidy_at:
+            if time.monotonic() >= leftovers_at:
                 self._remove_leftovers()
-                tidy_at = time.monotonic() + _TIDY
-            await asyncio.sleep(min(_SWEEP, self._options.retention.age.total_seconds() + _POLL))
+                leftovers_at = time.monotonic() + _LEFTOVER_INTERVAL
+            await asyncio.sleep(min(_RETENTION_INTERVAL, self._options.retention.age.total_seconds() + _POLL))
             self._remove_expired()
 
     def _remove_expired(self) -> None:
-        """Remove delivered segments that need not be retained, none that a redelivery may want.
+        """Remove expired segments, except those that a redelivery may need.
 
-        But what is only retained never keeps new usage from being written.
+        If the disk runs short of space, those are removed too, so that new usage can be written.
         """
         try:
             missing = shortage(self._options.spool)
@@ -119,9 +118,9 @@ class SpoolDelivery:
             if is_damage(error):
                 raise
             if self._failure_limit.passes():
-                self._log.error("delivered_segment_stays", reason=str(error))
+                self._log.error("segment_removal_failed", reason=str(error))
 
-    async def _keep_ledger_pruned(self) -> None:
+    async def _prune_loop(self) -> None:
         clock, total = Clock(), 0
         while True:
             pruned = 0
@@ -131,29 +130,25 @@ class SpoolDelivery:
                 if is_damage(error):
                     raise
                 if self._failure_limit.passes():
-                    self._log.error("ledger_cannot_be_pruned", reason=str(error))
+                    self._log.error("ledger_prune_failed", reason=str(error))
             total += pruned
             if total and not pruned:
                 self._log.info("ledger_pruned", lines=total, older_than_days=self._options.ledger_days)
                 total = 0
-            await asyncio.sleep(_PRUNE if pruned else _LOOK_TO_PRUNE)
+            await asyncio.sleep(_PRUNE_STEP_INTERVAL if pruned else _PRUNE_INTERVAL)
 
     def _remove_leftovers(self) -> None:
         try:
             for path in remove_leftovers(self._options.spool):
                 self._log.info("leftover_removed", file=path.name)
         except OSError as error:
-            self._log.error("leftover_stays", reason=str(error))
+            self._log.error("leftover_removal_failed", reason=str(error))
 
 
-def _says_damage(error: BaseException) -> bool:
+def _is_books_damage(error: BaseException) -> bool:
     if isinstance(error, BaseExceptionGroup):
-        return any(_says_damage(inner) for inner in error.exceptions)
+        return any(_is_books_damage(inner) for inner in error.exceptions)
     return is_damage(error)
-
-
-async def _together(work: Iterable[Any]) -> None:
-    await asyncio.gather(*work)
 
 
 async def _cancel(tasks: list[asyncio.Task[None]]) -> None:

@@ -51,7 +51,7 @@ class Refusals:
                 "http_log_refused",
                 status=refusal.status,
                 reason=refusal.message,
-                refused_before=self._limit.held_back(),
+                refused_before=self._limit.suppressed(),
                 consequence="Kong posts the batch again until its max_retry_time",
             )
         discarded = 0

@@ -19,7 +19,7 @@ import orjson
 import yaml
 from pydantic import BaseModel, ByteSize, ConfigDict, Field, SecretStr, ValidationError, field_validator
 
-from openmeter_plugin.config.instance_config import ConfigError, parse_config, problems
+from openmeter_plugin.config.instance_config import ConfigError, describe_errors, parse_config
 from openmeter_plugin.config.schema import FIELDS
 from openmeter_plugin.log import get_logger
 
@@ -116,7 +116,7 @@ def _checked(raw: dict[str, Any], environment: Mapping[str, str]) -> HttpLogConf
     try:
         settings = HttpLogSettings.model_validate(http_log)
     except ValidationError as error:
-        raise ConfigError(problems(error, "http_log")) from None
+        raise ConfigError(describe_errors(error, "http_log")) from None
     return HttpLogConfig(settings, orjson.dumps(raw | {"__plugin_id": CREDENTIAL}))
 
 

@@ -33,7 +33,7 @@ from openmeter_plugin.http_log.spooling import Post, Spooling
 from openmeter_plugin.instances.instance import Instance, start_instance
 from openmeter_plugin.instances.record import Spooled, spool_record
 from openmeter_plugin.log import RateLimit, get_logger
-from openmeter_plugin.metering.lenient_json import identifier, table
+from openmeter_plugin.metering.lenient_json import identifier, json_object
 from openmeter_plugin.metering.pdk_queries import NO_RESULTS, PdkQuery
 from openmeter_plugin.process.sockets import BACKLOG
 from openmeter_plugin.process.web_server import GuestServer, forward_log, guarded_protocol
@@ -53,7 +53,7 @@ def record_of(entry: Entry, position: int, instance: Instance) -> Spooled:
     log, raw = entry
     if type(log) is Ready:
         return instance.queue, log.record
-    members: Mapping[str, Any] = table(log)
+    members: Mapping[str, Any] = json_object(log)
     if type(log) is dict:
         _identify(log, raw, position)
     # Taken only where needed, as over the other way in: the events are to be the same.

@@ -194,7 +194,7 @@ class Server:
             return
         self._handed_over = []
         if self._stalled:
-            self._writer.keep_for_later(items)
+            self._writer.append_while_stalled(items)
             self.committed([item[2] for item in items])
             return
         written, left = self._writer.append_now(items)
@@ -205,7 +205,7 @@ class Server:
     def look_at_disk(self) -> None:
         """While the disk hangs, answer Kong all the same, which drops what exceeds 4096 unanswered events."""
         if self._stalled and not self._writer.stalled:
-            self._writer.moves_again()
+            self._writer.end_stall()
             self.log.warning("spool_moves_again")
         elif not self._stalled and self._writer.stalled:
             self.log.critical(
@@ -347,7 +347,7 @@ class Connection:
             self._server.log.error(
                 "connection_closed",
                 reason=reason,
-                not_told=self._server.bad_stream_limit.held_back(),
+                not_told=self._server.bad_stream_limit.suppressed(),
             )
         self._chunks = []
         self.close()

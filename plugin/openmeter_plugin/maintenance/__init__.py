@@ -1,5 +1,5 @@
-"""Offline tools for a spool: verify it, export it, replay its quarantine.
+"""Offline tools for a spool: verify it, export its events, replay its quarantine.
 
-Start with `verify`.
+Open `verify` first: it shows how the books and the segments fit together.
 May import: `delivery`, `books`, `instances`, `config`, `metering`, `spool`.
 """

@@ -1,4 +1,4 @@
-"""What a spool holds, one JSON document a line: the CloudEvents as they are or were sent."""
+"""Export of a spool as JSON lines: its CloudEvents, exactly as they are sent, and its quarantine."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import Any, Final
 
 import orjson
 
-from openmeter_plugin.books.backlog import QueueFiles, events_of, read
+from openmeter_plugin.books.backlog import QueueFiles, events_of, read_segment
 from openmeter_plugin.books.read_models import (
     SpoolError,
     all_counts,
@@ -20,53 +20,55 @@ from openmeter_plugin.books.read_models import (
 from openmeter_plugin.spool.destination import QUARANTINE
 from openmeter_plugin.spool.segment import QUARANTINED, Damage, Record
 
-_PAGE: Final = 500
+_PAGE_SIZE: Final = 500
 
 
-class _Trouble:
-    """Reads segments, and keeps what goes wrong with one for the end: the others are wanted all the same."""
+class _SegmentExport:
+    """Reads segments and reports unreadable ones at the end, so that the others are still exported."""
 
     def __init__(self) -> None:
         self._unreadable: list[str] = []
 
     def items(self, path: Path, start: int) -> Iterator[Record | Damage]:
-        """Yield what can be read of a segment."""
+        """Yield the readable items of a segment."""
         try:
-            yield from read(path, start)
+            yield from read_segment(path, start)
         except OSError as error:
             self._unreadable.append(f"{path.name} ({error.strerror})")
 
-    def tell(self) -> None:
-        """Raise SpoolError where something could not be read."""
+    def check(self) -> None:
+        """Raise SpoolError if a segment could not be read."""
         if self._unreadable:
             names = ", ".join(self._unreadable)
-            raise SpoolError(f"all but what is in segments that cannot be read: {names}")
+            raise SpoolError(f"exported without the segments that cannot be read: {names}")
 
 
-def dead_letters(spool: Path) -> Iterator[bytes]:
+def dead_letters(spool: Path, *, page_size: int = _PAGE_SIZE) -> Iterator[bytes]:
     """Yield the events of the dead letters, oldest first; raises SpoolError."""
-    for _, event in _rows(spool, "SELECT id, event FROM dead_letters WHERE id > ? ORDER BY id LIMIT ?"):
+    query = "SELECT id, event FROM dead_letters WHERE id > ? ORDER BY id LIMIT ?"
+    for _, event in _rows(spool, query, page_size):
         yield event
 
 
 def quarantine(spool: Path) -> Iterator[bytes]:
-    """Yield the records that were set aside: what was kept of the request, with the reason.
+    """Yield the records in quarantine: the redacted request with its reason.
 
-    The id is what it can be replayed by; those that are not accounted for yet have none.
+    `id` selects a record for a replay. Records that are not accounted for yet have none.
     """
     with reading(spool) as db:
         positions = all_positions(db)
         queues = queue_names(spool, all_counts(db))
-    for number, record in _rows(spool, "SELECT id, record FROM quarantine WHERE id > ? ORDER BY id LIMIT ?"):
+    query = "SELECT id, record FROM quarantine WHERE id > ? ORDER BY id LIMIT ?"
+    for number, record in _rows(spool, query):
         yield orjson.dumps({"id": number} | orjson.loads(record))
-    trouble = _Trouble()
+    segments = _SegmentExport()
     for queue in queues:
         files = QueueFiles.of(spool, queue, positions.get(queue, {}))
         for name in files.sizes:
-            for item in trouble.items(files.directory / name, files.position(name).accounted):
+            for item in segments.items(files.directory / name, files.position(name).accounted):
                 if isinstance(item, Record) and item.kind == QUARANTINED:
                     yield item.body
-    trouble.tell()
+    segments.check()
 
 
 def waiting(spool: Path) -> Iterator[bytes]:
@@ -75,8 +77,8 @@ def waiting(spool: Path) -> Iterator[bytes]:
         yield orjson.dumps(event)
 
 
-def everything(spool: Path) -> Iterator[bytes]:
-    """Yield every event that is still there, each once: waiting, retained after delivery, dead letters."""
+def all_events(spool: Path) -> Iterator[bytes]:
+    """Yield every event in the spool, each once: waiting, retained after delivery, dead letters."""
     dead: set[tuple[Any, Any]] = set()
     for event in dead_letters(spool):
         parsed = orjson.loads(event)
@@ -87,14 +89,14 @@ def everything(spool: Path) -> Iterator[bytes]:
             yield orjson.dumps(found)
 
 
-def _rows(spool: Path, query: str) -> Iterator[tuple[int, bytes]]:
-    """Yield page by page: whoever reads slowly must not keep the books from being checkpointed."""
+def _rows(spool: Path, query: str, page_size: int = _PAGE_SIZE) -> Iterator[tuple[int, bytes]]:
+    """Yield page by page, so that a slow reader does not keep the books from being checkpointed."""
     after = 0
     while True:
         with reading(spool) as db:
-            rows = db.execute(query, (after, _PAGE)).fetchall()
+            rows = db.execute(query, (after, page_size)).fetchall()
         yield from ((number, bytes(content)) for number, content in rows)
-        if len(rows) < _PAGE:
+        if len(rows) < page_size:
             return
         after = rows[-1][0]
 
@@ -103,14 +105,14 @@ def _events(spool: Path, *, retained: bool) -> Iterator[dict[str, Any]]:
     with reading(spool) as db:
         positions, resent = all_positions(db), all_resent(db)
         queues = queue_names(spool, all_counts(db))
-    trouble = _Trouble()
+    segments = _SegmentExport()
     for queue in queues:
         if queue == QUARANTINE:
             continue
         files = QueueFiles.of(spool, queue, positions.get(queue, {}), resent.get(queue, ()))
         for name in files.sizes:
             start = 0 if retained else files.position(name).delivered
-            for item in trouble.items(files.directory / name, start):
+            for item in segments.items(files.directory / name, start):
                 if files.is_sent(name, item):
                     yield from events_of(item)
-    trouble.tell()
+    segments.check()

@@ -1,7 +1,8 @@
-"""Making events of requests that were set aside, once the configuration that had no place for them is mended.
+"""Replay of the quarantine: makes events of quarantined requests under a corrected configuration.
 
-They enter the books as dead letters that are to be sent again: so they are there, counted and kept, from
-the same moment on at which they leave the quarantine, and the delivery sends them as it sends those.
+The events enter the books as dead letters that are marked for replay, in the transaction in which their
+requests leave the quarantine. So they are counted and kept at any moment, and the delivery process posts
+them like any other replay.
 """
 
 from __future__ import annotations
@@ -24,18 +25,18 @@ from openmeter_plugin.books.store import Counts, Lines, add_counts, add_to_ledge
 from openmeter_plugin.config.instance_config import parse_config
 from openmeter_plugin.delivery.options import TOKEN_VARIABLE
 from openmeter_plugin.instances.instance import destination_of
-from openmeter_plugin.metering.lenient_json import encode_json, table
+from openmeter_plugin.metering.lenient_json import encode_json, json_object
 from openmeter_plugin.metering.quarantine import replay_record
 from openmeter_plugin.metering.rules import Rules, SkipReason
 from openmeter_plugin.spool.destination import QUARANTINE, Destination, queues_directory, write_destination
 
-_PER_TRANSACTION: Final = 500  # records, so that the delivery need not wait long
-_ANSWER: Final = "not sent yet: it was set aside because of "
+_TRANSACTION_SIZE: Final = 500  # records; small, so that the delivery process does not wait long
+_ANSWER: Final = "not sent yet: it was in quarantine because of "
 
 
 @dataclass(slots=True)
 class QuarantineReplay:
-    """What became of the records: requests metered and skipped, the events of the former, and the rest."""
+    """Result of a replay: requests metered and skipped, events made, and requests left in quarantine."""
 
     metered: int = 0
     skipped: Counter[str] = field(default_factory=Counter)
@@ -44,17 +45,21 @@ class QuarantineReplay:
 
 
 def replay_quarantine(
-    spool: Path, config: dict[str, Any], ids: Collection[int] | None = None
+    spool: Path,
+    config: dict[str, Any],
+    ids: Collection[int] | None = None,
+    *,
+    transaction_size: int = _TRANSACTION_SIZE,
 ) -> QuarantineReplay:
     """Replay the quarantine's records, all or those with these ids, under the configuration.
 
-    `config` is the plugin's, as Kong passes it; where it names no plugin, events of requests whose own
-    destination is not known go to a queue of their own. Raises ConfigError, sqlite3.Error, OSError.
-    A request that still nobody is found for stays, unless `subject.missing` says outright what is to be done.
+    `config` is the plugin's configuration as Kong passes it. If it names no plugin, events of requests whose
+    own destination is not known go to a separate queue. Raises ConfigError, sqlite3.Error, OSError.
+    A request that still has no subject stays, unless `subject.missing` is set explicitly.
     """
     parsed, rules = parse_config(config)
-    if table(config.get("subject")).get("missing") is None:
-        rules = replace(rules, missing="quarantine")  # by default it would be skipped, for good
+    if json_object(config.get("subject")).get("missing") is None:
+        rules = replace(rules, missing="quarantine")  # the default would skip it for good
     result = QuarantineReplay()
     if not (spool / FILE).exists():
         return result
@@ -65,9 +70,9 @@ def replay_quarantine(
             with transaction(db):
                 rows = db.execute(
                     "SELECT id, record FROM quarantine WHERE id > ? ORDER BY id LIMIT ?",
-                    (after, _PER_TRANSACTION),
+                    (after, transaction_size),
                 ).fetchall()
-                replay.enter(db, [row for row in rows if ids is None or row[0] in ids])
+                replay.apply(db, [row for row in rows if ids is None or row[0] in ids])
             if not rows:
                 return result
             after = rows[-1][0]
@@ -80,32 +85,32 @@ class _Replay:
         self._destination = destination
         self._result = result
 
-    def enter(self, db: sqlite3.Connection, rows: list[tuple[int, bytes]]) -> None:
-        """Enter what becomes of the records, of all that is counted and kept at once."""
+    def apply(self, db: sqlite3.Connection, rows: list[tuple[int, bytes]]) -> None:
+        """Replay some records: update counts, ledger, dead letters and quarantine in one transaction."""
         result = self._result
-        gone: list[int] = []
+        replayed: list[int] = []
         counts: Counts = Counter()
-        letters: list[tuple[str, bytes, str]] = []
+        dead_letters: list[tuple[str, bytes, str]] = []
         lines: dict[str, Lines] = {}
         for number, raw in rows:
-            record = table(orjson.loads(raw))
-            made = replay_record(record, self._rules)
-            if isinstance(made, list):
+            record = json_object(orjson.loads(raw))
+            decision = replay_record(record, self._rules)
+            if isinstance(decision, list):
                 queue = self._queue_of(record)
-                for event in made:
-                    letters.append((queue, encode_json(event), f"{_ANSWER}{record.get('reason')}"))
+                for event in decision:
+                    dead_letters.append((queue, encode_json(event), f"{_ANSWER}{record.get('reason')}"))
                     lines.setdefault(queue, Counter())[ledger_key(event)] += 1
                 counts["metered", ""] += 1
                 result.metered += 1
-            elif isinstance(made, SkipReason):
-                counts["skipped", str(made)] += 1
-                result.skipped[str(made)] += 1
+            elif isinstance(decision, SkipReason):
+                counts["skipped", str(decision)] += 1
+                result.skipped[str(decision)] += 1
             else:
                 result.left += 1
                 continue
-            gone.append(number)
-        counts["quarantined", ""] -= len(gone)
-        result.events += len(letters)
+            replayed.append(number)
+        counts["quarantined", ""] -= len(replayed)
+        result.events += len(dead_letters)
         add_counts(db, QUARANTINE, counts)
         for queue, accepted in lines.items():
             total = accepted.total()
@@ -116,20 +121,20 @@ class _Replay:
         db.executemany(
             "INSERT INTO dead_letters (queue, event, status, answer, at, replay)"
             " VALUES (?, ?, NULL, ?, ?, 1)",
-            [(*letter, now) for letter in letters],
+            [(*letter, now) for letter in dead_letters],
         )
-        db.executemany("DELETE FROM quarantine WHERE id = ?", [(number,) for number in gone])
+        db.executemany("DELETE FROM quarantine WHERE id = ?", [(number,) for number in replayed])
 
     def _queue_of(self, record: Any) -> str:
-        """Return the queue that the request's events go to, described so that delivery knows it."""
+        """Return the queue for the request's events; writes its destination file if there is none."""
         own = record.get("destination")
-        if isinstance(own, str) and _is_described(self._spool, own):
+        if isinstance(own, str) and _has_destination(self._spool, own):
             return own
         destination = self._destination
-        if not _is_described(self._spool, destination.id):
+        if not _has_destination(self._spool, destination.id):
             write_destination(self._spool, destination, keep_token=TOKEN_VARIABLE not in os.environ)
         return destination.id
 
 
-def _is_described(spool: Path, queue: str) -> bool:
+def _has_destination(spool: Path, queue: str) -> bool:
     return (queues_directory(spool) / queue / "destination.json").is_file()

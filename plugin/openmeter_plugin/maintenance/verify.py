@@ -1,4 +1,4 @@
-"""Whether the books agree with each other and with the segments: every record is read for it."""
+"""Verification of a spool: reads every record and compares books, ledger and segments."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from typing import Final, NamedTuple
 
 import orjson
 
-from openmeter_plugin.books.backlog import QueueFiles, Unaccounted, read
+from openmeter_plugin.books.backlog import QueueFiles, Unaccounted, read_segment
 from openmeter_plugin.books.ledger_lines import add_lines, ledger_key, summary_of
 from openmeter_plugin.books.models import NotAccounted, Verification
 from openmeter_plugin.books.pruning import Pruned
@@ -23,17 +23,17 @@ from openmeter_plugin.books.read_models import (
     queue_names,
     reading,
 )
-from openmeter_plugin.books.status import numbers
+from openmeter_plugin.books.status import books_numbers
 from openmeter_plugin.books.store import Counts, LedgerKey, Lines, Position
 from openmeter_plugin.spool.destination import QUARANTINE
 from openmeter_plugin.spool.segment import EVENTS, MAGIC, Damage, Record
 
-_TRIES: Final = 5
-_MAX_DIFFERENCES: Final = 1_000  # told; the rest is counted
+_MAX_ATTEMPTS: Final = 5
+_MAX_DIFFERENCES: Final = 1_000  # listed; the rest is counted
 
 
 class LedgerEntry(NamedTuple):
-    """The numbers of a line of the ledger, or of several together."""
+    """The numbers of one ledger line, or the sum of several."""
 
     accepted: int = 0
     delivered: int = 0
@@ -42,7 +42,7 @@ class LedgerEntry(NamedTuple):
 
 @dataclass(slots=True)
 class _Ledger:
-    """A queue's ledger: how many lines, what they come to, and those in which something is open."""
+    """A queue's ledger: number of lines, their sum, and the lines that are not settled."""
 
     lines: int = 0
     total: LedgerEntry = field(default_factory=LedgerEntry)
@@ -51,7 +51,7 @@ class _Ledger:
 
 @dataclass(slots=True)
 class _Books:
-    """Everything in the books that is checked, read as one."""
+    """Everything in the books that is checked, read in one transaction."""
 
     counts: dict[str, Counts]
     positions: dict[str, dict[str, Position]]
@@ -65,7 +65,7 @@ class _Books:
 
 @dataclass(slots=True)
 class _Recount:
-    """What the segments of a queue hold."""
+    """Counts of what the segments of a queue hold."""
 
     records: int = 0
     events: int = 0
@@ -73,22 +73,24 @@ class _Recount:
     damaged_bytes: int = 0
     damaged_accounted: int = 0
     waiting: Lines = field(default_factory=Counter)
-    behind: Unaccounted = field(default_factory=Unaccounted)
+    not_accounted: Unaccounted = field(default_factory=Unaccounted)
     differences: list[str] = field(default_factory=list)
 
 
-class _GoneError(Exception):
-    """A segment that had something waiting was delivered and removed while we read."""
+class _SegmentRemovedError(Exception):
+    """A segment with waiting events was delivered and removed during the verification."""
 
 
 def verify(spool: Path) -> Verification:
-    """Check everything; raises SpoolError where the books cannot be read at all."""
-    for _ in range(_TRIES):
+    """Check everything; raises SpoolError if the books cannot be read at all."""
+    for _ in range(_MAX_ATTEMPTS):
         try:
             return _verify(spool)
-        except _GoneError:
+        except _SegmentRemovedError:
             continue
-    raise SpoolError("segments are removed faster than they can be read; verify again when less is going on")
+    raise SpoolError(
+        "segments are removed faster than they can be read; try again when there is less traffic"
+    )
 
 
 def _verify(spool: Path) -> Verification:
@@ -107,22 +109,22 @@ def _verify(spool: Path) -> Verification:
     counted = sum(counts["quarantined", ""] for counts in books.counts.values())
     if counted != books.quarantined:
         differences.append(
-            f"{counted} requests are in quarantine by the counts, {books.quarantined} are kept"
+            f"the counts have {counted} requests in quarantine, the quarantine has {books.quarantined}"
         )
-    told = differences[:_MAX_DIFFERENCES]
-    if len(differences) > len(told):
-        told.append(f"and {len(differences) - len(told)} more")
+    listed = differences[:_MAX_DIFFERENCES]
+    if len(differences) > len(listed):
+        listed.append(f"and {len(differences) - len(listed)} more")
     return Verification(
         ok=not differences,
-        differences=told,
+        differences=listed,
         segments=segments,
         records=sum(r.records for r in recounts),
         events=sum(r.events for r in recounts),
         waiting=sum(r.waiting.total() for r in recounts),
         not_accounted=NotAccounted(
-            requests=sum(r.behind.requests for r in recounts),
-            events=sum(r.behind.events for r in recounts),
-            lost=sum(r.behind.lost for r in recounts),
+            requests=sum(r.not_accounted.requests for r in recounts),
+            events=sum(r.not_accounted.events for r in recounts),
+            lost=sum(r.not_accounted.lost for r in recounts),
         ),
         bytes=size,
         damaged_bytes=sum(r.damaged_bytes for r in recounts),
@@ -156,7 +158,7 @@ def _read_books(spool: Path) -> _Books:
 
 
 def _read_ledger(db: sqlite3.Connection) -> dict[str, _Ledger]:
-    """Add the ledger up where it is: it may have millions of lines, nearly all of them settled."""
+    """Sum the ledger in SQL: it may have millions of lines, nearly all of them settled."""
     ledger: dict[str, _Ledger] = {}
     for queue, lines, *total in db.execute(
         "SELECT queue, count(*), sum(accepted), sum(delivered), sum(dead_lettered) FROM ledger GROUP BY queue"
@@ -176,7 +178,8 @@ def _recount(files: QueueFiles) -> _Recount:
         position = files.position(name)
         if position.delivered > max(position.accounted, len(MAGIC)):
             recount.differences.append(
-                f"{name} is delivered up to {position.delivered} and accounted for up to {position.accounted}"
+                f"{name} is delivered up to {position.delivered}, but accounted for up to"
+                f" {position.accounted}"
             )
         path = files.directory / name
         try:
@@ -184,19 +187,19 @@ def _recount(files: QueueFiles) -> _Recount:
                 head = file.read(len(MAGIC))
         except FileNotFoundError:
             if position.delivered < size and files.directory.name != QUARANTINE:
-                raise _GoneError from None
+                raise _SegmentRemovedError from None
             continue
         except OSError as error:
             recount.differences.append(f"{name} cannot be read: {error.strerror}")
             continue
-        if head != MAGIC[: len(head)]:  # shorter: its writer was cut off at once, as by a power loss
-            recount.differences.append(f"{name} does not begin as a segment does")
+        if head != MAGIC[: len(head)]:  # may be shorter: a power loss right after its creation
+            recount.differences.append(f"{name} does not start with a segment header")
         if position.accounted > size:
             recount.differences.append(
-                f"{name} is accounted for up to {position.accounted} and has {size} bytes"
+                f"{name} is accounted for up to {position.accounted}, but has {size} bytes"
             )
         try:
-            for item in read(path):
+            for item in read_segment(path):
                 _add(recount, files, name, item)
         except OSError as error:
             recount.differences.append(f"{name} cannot be read to its end: {error.strerror}")
@@ -215,7 +218,7 @@ def _add(recount: _Recount, files: QueueFiles, name: str, item: Record | Damage)
     count = item.event_count if item.kind == EVENTS else 0
     recount.events += count
     if item.end > position.accounted:
-        recount.behind.add(item)
+        recount.not_accounted.add(item)
         return
     if not files.is_sent(name, item):
         return
@@ -226,11 +229,11 @@ def _add(recount: _Recount, files: QueueFiles, name: str, item: Record | Damage)
 
 
 def _differences(queue: str, books: _Books, recount: _Recount) -> list[str]:
-    """Return what does not add up in a queue."""
+    """Return the differences within one queue."""
     counts = books.counts.get(queue, Counter())
     ledger = books.ledger.get(queue, _Ledger())
     pruned = books.pruned.get(queue, Pruned("", 0, 0)).events
-    book = numbers(counts)
+    book = books_numbers(counts)
     found = []
     skipped = sum(book.skipped.values())
     parts = book.metered + skipped + book.quarantined + book.resent
@@ -245,18 +248,19 @@ def _differences(queue: str, books: _Books, recount: _Recount) -> list[str]:
             f"events are {book.events}, but delivered {book.delivered} + dead-lettered {book.dead_lettered}"
             f" + waiting in the segments {waiting} = {book.delivered + book.dead_lettered + waiting}"
         )
-    for name, value, total, gone in (
+    for name, value, total, pruned_events in (
         ("accepted", book.events, ledger.total.accepted, pruned),
         ("delivered", book.delivered, ledger.total.delivered, pruned),
         ("dead-lettered", book.dead_lettered, ledger.total.dead_lettered, 0),
     ):
-        if total + gone != value:
+        if total + pruned_events != value:
             found.append(
-                f"{name} events are {value} in the counts and {total} in the ledger, with {gone} pruned"
+                f"{name} events are {value} in the counts and {total} in the ledger,"
+                f" with {pruned_events} pruned"
             )
     if recount.damaged_accounted > counts["damaged_bytes", ""]:
         found.append(
-            f"{recount.damaged_accounted} bytes of the segments are damaged, of which"
+            f"{recount.damaged_accounted} bytes of the segments are damaged, but only"
             f" {counts['damaged_bytes', '']} were when they were accounted for"
         )
     return found + _ledger_differences(ledger.open, recount.waiting, books.dead.get(queue, Counter()))
@@ -268,8 +272,8 @@ def _ledger_differences(lines: dict[LedgerKey, LedgerEntry], waiting: Lines, dea
         line = lines.get(key)
         if line is None:
             found.append(
-                f"ledger {key.hour} {key.type} {key.subject}: nothing is open in it,"
-                f" but {waiting[key]} wait and {dead[key]} dead letters are kept"
+                f"ledger {key.hour} {key.type} {key.subject}: the line is missing or settled,"
+                f" but {waiting[key]} events wait and there are {dead[key]} dead letters"
             )
             continue
         if line.accepted != line.delivered + line.dead_lettered + waiting[key]:
@@ -280,6 +284,6 @@ def _ledger_differences(lines: dict[LedgerKey, LedgerEntry], waiting: Lines, dea
         if line.dead_lettered != dead[key]:
             found.append(
                 f"ledger {key.hour} {key.type} {key.subject}: dead-lettered {line.dead_lettered},"
-                f" but {dead[key]} dead letters are kept"
+                f" but there are {dead[key]} dead letters"
             )
     return found

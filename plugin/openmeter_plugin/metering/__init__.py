@@ -1,5 +1,6 @@
-"""Pure core: from one of Kong's request logs to its CloudEvents, or to the reason why there are none.
+"""The billing rules, without I/O: turn one request log of Kong into CloudEvents or a skip reason.
 
-Start with `event`; `subject` decides who pays, `rules` holds what the configuration decides.
+Open `event` first: `decide` is the entry point. `subject` finds who pays, `rules` holds the compiled
+configuration, `fast_path` is a shortcut for ordinary requests.
 May import: `spool` (the record format).
 """

@@ -1,30 +1,30 @@
-"""The token counts that Kong's AI plugins leave in the log."""
+"""Token counts that Kong's AI plugins write into the log."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from typing import Any, Literal
 
-from openmeter_plugin.metering.lenient_json import count, table, text
+from openmeter_plugin.metering.lenient_json import count, json_object, text
 
 
 def token_counts(
     ai: object,
 ) -> Iterator[tuple[str, Literal["input", "output"], int, Mapping[str, Any]]]:
-    """Yield (ai key, direction, tokens, meta) for each count that is more than 0.
+    """Yield (ai key, direction, tokens, meta) for each count above 0.
 
-    The place changed with nearly every Kong version (3.6 flat, then one block per plugin, in 3.9
-    `proxy`), and 3.7 wrote the names in the singular, so blocks are known by their shape.
+    Nearly every Kong version moved them (3.6 flat, then one block per plugin, `proxy` in 3.9), and 3.7
+    wrote the names in the singular, so a block is recognized by its shape.
     """
     names: set[str] = set()
-    for key, value in (("ai", ai), *table(ai).items()):
-        block = table(value)
+    for key, value in (("ai", ai), *json_object(ai).items()):
+        block = json_object(value)
         if "usage" not in block:
             continue
-        usage = table(block.get("usage"))
-        meta = table(block.get("meta"))
+        usage = json_object(block.get("usage"))
+        meta = json_object(block.get("meta"))
         name = text(key) or "ai"
-        while name in names:  # two events of one id would be counted as one
+        while name in names:  # two events with the same id would count as one
             name += "~"
         names.add(name)
         tokens = count(usage.get("prompt_tokens")) or count(usage.get("prompt_token"))

@@ -1,18 +1,18 @@
-"""The configured attributes of an event: what they are in one request."""
+"""Values of the configured attributes in one request."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from typing import Any, Final
 
-from openmeter_plugin.metering.lenient_json import first, put, table, text
+from openmeter_plugin.metering.lenient_json import first, json_object, put, text
 from openmeter_plugin.metering.rules import Attribute, AttributePlace
 
 Log = Mapping[str, Any]
 
 
 def attribute_values(log: Log, captures: object, attributes: tuple[Attribute, ...]) -> dict[str, Any]:
-    """Return the properties of those attributes that have a value; of one property the first that has."""
+    """Return the event properties that have a value; per property, the first attribute with a value wins."""
     values: dict[str, Any] = {}
     for attribute in attributes:
         if attribute.property_name not in values:
@@ -22,24 +22,24 @@ def attribute_values(log: Log, captures: object, attributes: tuple[Attribute, ..
 
 
 def _header(log: Log, _: object, name: str) -> object:
-    return first(table(table(log.get("request")).get("headers")).get(name))
+    return first(json_object(json_object(log.get("request")).get("headers")).get(name))
 
 
 def _query(log: Log, _: object, name: str) -> object:
-    return first(table(table(log.get("request")).get("querystring")).get(name))
+    return first(json_object(json_object(log.get("request")).get("querystring")).get(name))
 
 
 def _response_header(log: Log, _: object, name: str) -> object:
-    return first(table(table(log.get("response")).get("headers")).get(name))
+    return first(json_object(json_object(log.get("response")).get("headers")).get(name))
 
 
 def _path_capture(_: Log, captures: object, name: str) -> object:
-    return table(table(captures).get("named")).get(name)
+    return json_object(json_object(captures).get("named")).get(name)
 
 
 def _consumer_tag(log: Log, _: object, name: str) -> object:
-    """Return what stands behind `<name>:` in the first of the consumer's tags that begins with it."""
-    tags = table(log.get("consumer")).get("tags")
+    """Return the text after `<name>:` in the first of the consumer's tags that starts with it."""
+    tags = json_object(log.get("consumer")).get("tags")
     prefix = f"{name}:"
     for tag in tags if type(tags) is list else ():
         if type(tag) is str and tag.startswith(prefix):

@@ -1,8 +1,8 @@
-"""From one serialized request log to its CloudEvents: a pure function.
+"""Metering decision: turn one serialized request log into its CloudEvents, as a pure function.
 
-The log is what `kong.log.serialize` returns (recordings in tests/data/kong-wire). Any field of it may
-be missing or of another type, so every access here tolerates that, and nothing here raises. Only named
-fields are taken: the record also holds API keys, cookies and query strings.
+The log is what `kong.log.serialize` returns (recordings in tests/data/kong-wire). Any field may be missing
+or have another type: every access tolerates that, and nothing here raises. Only named fields are copied,
+because the log also holds API keys, cookies and query strings.
 """
 
 from __future__ import annotations
@@ -14,51 +14,19 @@ from typing import Any, Final
 from openmeter_plugin.metering.ai_usage import token_counts
 from openmeter_plugin.metering.attributes import attribute_values
 from openmeter_plugin.metering.lenient_json import (
-    LARGEST_COUNT,
+    MAX_COUNT,
     MAX_TEXT,
     count,
     identifier,
+    json_object,
     put,
     rfc3339,
-    table,
     text,
     usable_time,
 )
 from openmeter_plugin.metering.pdk_queries import NOT_QUERIED, PdkQuery, QueryResults
 from openmeter_plugin.metering.rules import Filters, Rules, SkipReason
 from openmeter_plugin.metering.subject import find_subject
-
-# MERGED: Which requests are metered at all: an excluded one costs Kong no question and has no event of
-# any kind.
-
-
-def exclusion(log: Mapping[str, Any], filters: Filters) -> SkipReason | None:
-    """Return why the request is not metered, the first reason where there are several, or None.
-
-    What a filter asks for and the log does not tell is excluded: the filters name what is metered.
-    """
-    if filters.statuses is not None and _status(log) not in filters.statuses:
-        return SkipReason.STATUS_EXCLUDED
-    if filters.methods is not None and not _is_in(table(log.get("request")), ("method",), filters.methods):
-        return SkipReason.METHOD_EXCLUDED
-    if filters.routes is not None and not _is_in(table(log.get("route")), ("name", "id"), filters.routes):
-        return SkipReason.ROUTE_EXCLUDED
-    if filters.services is not None and not _is_in(
-        table(log.get("service")), ("name", "id"), filters.services
-    ):
-        return SkipReason.SERVICE_EXCLUDED
-    if filters.response_sources is not None and not _is_in(log, ("source",), filters.response_sources):
-        return SkipReason.RESPONSE_SOURCE_EXCLUDED
-    return None
-
-
-def _status(log: Mapping[str, Any]) -> int | None:
-    return count(table(log.get("response")).get("status"))
-
-
-def _is_in(members: Mapping[str, Any], names: tuple[str, ...], wanted: frozenset[str]) -> bool:
-    return any(type(value := members.get(name)) is str and value in wanted for name in names)
-
 
 API_REQUEST: Final = "kong.api_request"
 LLM_REQUEST: Final = "kong.llm_request"
@@ -68,7 +36,7 @@ Event = dict[str, Any]
 
 @dataclass(frozen=True, slots=True)
 class Quarantined:
-    """A request to be kept until it is known whom to bill. What its attributes are made of is not kept."""
+    """A request whose payer is not known yet, with the values of its attributes but not their sources."""
 
     reason: SkipReason
     attributes: Event
@@ -77,7 +45,7 @@ class Quarantined:
 Decision = list[Event] | SkipReason | Quarantined | PdkQuery
 
 _Members = tuple[tuple[str, str], ...]
-"""Members of a record in the log, each with the property of the event's data that it becomes."""
+"""Members of an object in the log, each with the event property that it becomes."""
 
 _COMMON_TEXTS: Final[tuple[tuple[str, _Members], ...]] = (
     ("route", (("name", "route_name"), ("id", "route_id"))),
@@ -87,40 +55,39 @@ _COMMON_TEXTS: Final[tuple[tuple[str, _Members], ...]] = (
 _REQUEST_COUNTS: Final[tuple[tuple[str, _Members], ...]] = (
     ("response", (("status", "status"), ("size", "response_bytes"))),
     ("request", (("size", "request_bytes"),)),
-    # proxy is -1 where Kong itself answered: no upstream, no latency.
+    # proxy is -1 if Kong itself answered: no upstream, no latency.
     ("latencies", (("request", "latency_ms"), ("proxy", "upstream_latency_ms"))),
 )
 
 
 def decide(
-    log: object, answers: QueryResults, rules: Rules, *, now_ms: int, new_id: Callable[[], str]
+    log: object, results: QueryResults, rules: Rules, *, now_ms: int, new_id: Callable[[], str]
 ) -> Decision:
-    """Return a request's events, or why there are none, or what must still be asked of Kong.
+    """Return the request's events, or why there are none, or the PDK query that must come first.
 
-    `now_ms` and `new_id` stand in where the log has no time or no request id. Never raises on any JSON
-    value.
+    `now_ms` and `new_id` are used if the log has no time or no request id. No JSON value makes it raise.
     """
     if type(log) is not dict:
         return SkipReason.BAD_RECORD
-    if rules.filters is not None and (excluded := exclusion(log, rules.filters)):
+    if rules.filters is not None and (excluded := exclusion_reason(log, rules.filters)):
         return excluded
-    if rules.application_context == "always" and answers.application is NOT_QUERIED:
+    if rules.application_context == "always" and results.application is NOT_QUERIED:
         return PdkQuery.APPLICATION
-    subject = find_subject(log, answers.application, rules)
+    subject = find_subject(log, results.application, rules)
     if isinstance(subject, PdkQuery):
         return subject
     if isinstance(subject, SkipReason) and (rules.missing == "skip" or not _has_usage(log, rules)):
         return subject
-    if rules.queries_captures and answers.captures is NOT_QUERIED and log.get("route"):
+    if rules.queries_captures and results.captures is NOT_QUERIED and log.get("route"):
         return PdkQuery.CAPTURES
-    attributes = attribute_values(log, answers.captures, rules.attributes) if rules.attributes else {}
+    attributes = attribute_values(log, results.captures, rules.attributes) if rules.attributes else {}
     if isinstance(subject, SkipReason):
         if rules.missing == "quarantine":
             return Quarantined(subject, attributes)
         subject = rules.fallback_subject
-    common = _common_data(log, answers.application)
+    common = _common_data(log, results.application)
     common.update(attributes)
-    request_id = identifier(table(log.get("request")).get("id")) or new_id()
+    request_id = identifier(json_object(log.get("request")).get("id")) or new_id()
     stamp = rfc3339(usable_time(log.get("started_at")) or now_ms)
     return [
         {
@@ -134,6 +101,39 @@ def decide(
         }
         for event_id, kind, data in _usage(log, rules, request_id, common)
     ] or SkipReason.NOTHING_TO_METER
+
+
+def exclusion_reason(log: Mapping[str, Any], filters: Filters) -> SkipReason | None:
+    """Return why the filters exclude the request (the first reason), or None if they do not.
+
+    A request without the filtered field is excluded: filters list what is metered. Filters are checked
+    first, so that an excluded request costs no PDK query.
+    """
+    if filters.statuses is not None and _status(log) not in filters.statuses:
+        return SkipReason.STATUS_EXCLUDED
+    if filters.methods is not None and not _is_in(
+        json_object(log.get("request")), ("method",), filters.methods
+    ):
+        return SkipReason.METHOD_EXCLUDED
+    if filters.routes is not None and not _is_in(
+        json_object(log.get("route")), ("name", "id"), filters.routes
+    ):
+        return SkipReason.ROUTE_EXCLUDED
+    if filters.services is not None and not _is_in(
+        json_object(log.get("service")), ("name", "id"), filters.services
+    ):
+        return SkipReason.SERVICE_EXCLUDED
+    if filters.response_sources is not None and not _is_in(log, ("source",), filters.response_sources):
+        return SkipReason.RESPONSE_SOURCE_EXCLUDED
+    return None
+
+
+def _status(log: Mapping[str, Any]) -> int | None:
+    return count(json_object(log.get("response")).get("status"))
+
+
+def _is_in(members: Mapping[str, Any], names: tuple[str, ...], wanted: frozenset[str]) -> bool:
+    return any(type(value := members.get(name)) is str and value in wanted for name in names)
 
 
 def _has_usage(log: Mapping[str, Any], rules: Rules) -> bool:
@@ -157,7 +157,7 @@ def _usage(
 
 
 def _common_data(log: Mapping[str, Any], application: object) -> Event:
-    """Return what requests and token counts share: who, over which route and service."""
+    """Return the properties that request and token events share: the payer, route and service."""
     data: Event = {}
     for record, members in _COMMON_TEXTS:
         source = log.get(record)
@@ -174,14 +174,14 @@ def _common_data(log: Mapping[str, Any], application: object) -> Event:
 
 def _request_data(log: Mapping[str, Any]) -> Event:
     data: Event = {}
-    put(data, "request_method", text(table(log.get("request")).get("method")))
+    put(data, "request_method", text(json_object(log.get("request")).get("method")))
     put(data, "response_source", text(log.get("source")))
     for record, members in _REQUEST_COUNTS:
         source = log.get(record)
         if type(source) is dict:
             for member, name in members:
                 value = source.get(member)
-                if type(value) is int and 0 <= value <= LARGEST_COUNT:  # what nearly all of them are
+                if type(value) is int and 0 <= value <= MAX_COUNT:  # nearly always
                     data[name] = value
                 else:
                     put(data, name, count(value))
@@ -198,4 +198,4 @@ RESERVED_DATA_KEYS: Final = frozenset(
     | {"request_method", "response_source", "application_id", "workspace"}
     | {"tokens", "type", "model", "provider"}
 )
-"""The properties of an event's data that we fill; a configured attribute must not take their place."""
+"""The event properties that the plugin fills itself; a configured attribute cannot replace them."""

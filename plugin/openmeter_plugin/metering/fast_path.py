@@ -1,9 +1,9 @@
-"""The usual request, from the bytes of its log to the spool's record without a detour.
+"""Fast path: encode an ordinary request log straight into a spool record.
 
-Nearly all requests are of a consumer that authenticated itself and have every field as Kong writes it.
-For those the log is decoded into just the fields that an event has, which costs less than half of what
-`event.outcome` does. That one decides what an event is: here the same event comes out, byte for byte, or
-nothing, and then it is asked. (A property test holds the two together.)
+Nearly all requests come from an authenticated consumer and have every field as Kong writes it. For those,
+the log is decoded into only the fields that an event has, which costs less than half of what
+`event.decide` costs. `event.decide` defines what an event is: the fast path returns the same event, byte
+for byte, or None, and then the caller uses `event.decide`. A property test compares the two.
 """
 
 from __future__ import annotations
@@ -14,13 +14,13 @@ import msgspec
 from msgspec import UNSET, Meta, Struct, UnsetType
 
 from openmeter_plugin.metering.event import API_REQUEST
-from openmeter_plugin.metering.lenient_json import LARGEST_COUNT, LATEST, MAX_TEXT, rfc3339
+from openmeter_plugin.metering.lenient_json import MAX_COUNT, MAX_TEXT, MAX_TIMESTAMP, rfc3339
 from openmeter_plugin.metering.rules import Lookup, Rules, SkipReason
 from openmeter_plugin.metering.subject import default_subject, tagged_customer
 from openmeter_plugin.spool.segment import encode_events, encode_summary
 
 _Text = Annotated[str, Meta(min_length=1, max_length=MAX_TEXT)]
-_Count = Annotated[int, Meta(ge=0, le=LARGEST_COUNT)]
+_Count = Annotated[int, Meta(ge=0, le=MAX_COUNT)]
 
 
 class _Request(Struct):
@@ -39,7 +39,7 @@ class _Latencies(Struct):
     proxy: _Count | UnsetType = UNSET
 
 
-class _Named(Struct):
+class _Entity(Struct):
     id: _Text | UnsetType = UNSET
     name: _Text | UnsetType | None = UNSET
 
@@ -52,23 +52,23 @@ class _Consumer(Struct):
 
 
 class _Log(Struct):
-    """What is taken of a log. A field of another type than this is for `event.outcome` to judge."""
+    """The fields of a log that an event needs. A field of another type is left to `event.decide`."""
 
-    started_at: Annotated[int, Meta(ge=1, le=LATEST)]
+    started_at: Annotated[int, Meta(ge=1, le=MAX_TIMESTAMP)]
     consumer: _Consumer
     request: _Request
     response: _Response
     latencies: _Latencies
     authenticated_entity: Any = None
-    route: _Named | None = None
-    service: _Named | None = None
+    route: _Entity | None = None
+    service: _Entity | None = None
     source: _Text | UnsetType = UNSET
     workspace_name: _Text | UnsetType = UNSET
     ai: msgspec.Raw | UnsetType = UNSET
 
 
 class _Data(Struct):
-    """The event's data, its members in the order that `event` puts them in."""
+    """The event's data, with its members in the order in which `event` sets them."""
 
     request_method: str | UnsetType
     response_source: str | UnsetType
@@ -98,11 +98,11 @@ class _Event(Struct):
 
 _decode: Final = msgspec.json.Decoder(_Log).decode
 _encode: Final = msgspec.json.Encoder().encode
-_NOBODY: Final = _Named()
+_NO_ENTITY: Final = _Entity()
 
 
 class FastPath:
-    """Makes the records of usual requests, by rules that have such requests."""
+    """Encodes ordinary requests, under rules that allow it."""
 
     __slots__ = ("_field", "_rules")
 
@@ -111,7 +111,7 @@ class FastPath:
         self._field = lookup.field
 
     def record(self, raw: bytes) -> bytes | None:
-        """Return the spool's record for a serialized log, None where it is not a usual one."""
+        """Return the spool record for a serialized log, or None if the request is not an ordinary one."""
         rules = self._rules
         try:
             log = _decode(raw)
@@ -126,7 +126,7 @@ class FastPath:
         if subject is None:
             return None
         request, response, latencies = log.request, log.response, log.latencies
-        route, service = log.route or _NOBODY, log.service or _NOBODY
+        route, service = log.route or _NO_ENTITY, log.service or _NO_ENTITY
         time = rfc3339(log.started_at)
         event = _Event(
             "1.0",
@@ -165,7 +165,7 @@ class FastPath:
 
 
 def fast_path_for(rules: Rules) -> FastPath | None:
-    """Return what makes the records of usual requests; None where more decides."""
+    """Return the fast path for these rules, or None if they need more than it looks at."""
     lookup = rules.lookups[0] if rules.lookups else None
     if (
         lookup is None

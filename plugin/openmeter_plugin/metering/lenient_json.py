@@ -1,4 +1,8 @@
-"""Reading JSON that may be anything: what is not of the wanted type is as if it were not there."""
+"""Lenient JSON: reads any value that Kong can send and never raises.
+
+Accessors for untrusted values (a value of the wrong type counts as missing), decoding and encoding of a
+log, and the times of CloudEvents.
+"""
 
 from __future__ import annotations
 
@@ -10,60 +14,60 @@ from typing import Any, Final
 import orjson
 
 MAX_TEXT: Final = 1024
-"""Characters kept of any text that a client can choose, so that no event grows without bound."""
+"""Characters kept of any text that a client can choose, so that no event grows without limit."""
 
-LARGEST_COUNT: Final = 2**53  # beyond it JSON numbers are no longer exact
+MAX_COUNT: Final = 2**53  # beyond it JSON numbers are no longer exact
 
 _EMPTY: Final[Mapping[str, Any]] = {}
 
 
-def table(value: object) -> Mapping[str, Any]:
-    """Return the value where it is a JSON object, else an empty one."""
+def json_object(value: object) -> Mapping[str, Any]:
+    """Return the value if it is a JSON object, else an empty object."""
     return value if type(value) is dict else _EMPTY
 
 
 def text(value: object) -> str | None:
-    """Return a text that is not empty, cut to MAX_TEXT."""
+    """Return a non-empty text, cut to MAX_TEXT."""
     if type(value) is str and value:
         return value if len(value) <= MAX_TEXT else value[:MAX_TEXT]
     return None
 
 
 def identifier(value: object) -> str | None:
-    """Return a text that names somebody or something: never cut short, since that would name another."""
+    """Return an identifier. It is never cut, since a cut one would identify something else."""
     return value if type(value) is str and 0 < len(value) <= MAX_TEXT else None
 
 
 def count(value: object) -> int | None:
-    """Return a non-negative number as a whole one; Kong has written sizes as text in some versions."""
+    """Return a non-negative number as an integer. Some Kong versions write sizes as text."""
     if type(value) is int:
-        return value if 0 <= value <= LARGEST_COUNT else None
+        return value if 0 <= value <= MAX_COUNT else None
     if type(value) is float:
-        return round(value) if 0 <= value <= LARGEST_COUNT else None
+        return round(value) if 0 <= value <= MAX_COUNT else None
     if type(value) is str and value.isascii() and value.isdecimal() and len(value) <= 16:
         return count(int(value))
     return None
 
 
 def first(value: object) -> object:
-    """Return a header or query argument, the first where it was given several times."""
+    """Return a header or query argument, the first one if it was sent several times."""
     return value[0] if type(value) is list and value else value
 
 
 def put(data: dict[str, Any], key: str, value: object) -> None:
-    """Set a member unless there is no value for it: what is absent in the log is absent in the event."""
+    """Set a member if it has a value: what the log lacks, the event lacks."""
     if value is not None:
         data[key] = value
 
 
-# MERGED: Reading a serialized log's bytes: anything that Kong can send becomes a value, never an exception.
+# Decoding and encoding
 
 
 def parse_log(raw: bytes) -> Any:
-    """Return the JSON value, or None where there is none.
+    """Return the JSON value of a serialized log, or None if the bytes are not JSON.
 
-    Kong writes header values as the bytes that they are, so a client that sends Latin-1 in a header
-    makes a log that is not UTF-8. The bill must not depend on that: such bytes are replaced.
+    Kong writes header values as raw bytes, so a client that sends Latin-1 in a header makes a log that is
+    not UTF-8. The bill must not depend on that: such bytes are replaced.
     """
     try:
         return orjson.loads(raw)
@@ -76,21 +80,21 @@ def parse_log(raw: bytes) -> Any:
 
 
 def encode_json(value: object) -> bytes:
-    """Return a JSON value as UTF-8 bytes; half of a surrogate pair, which UTF-8 cannot hold, becomes `?`."""
+    """Return a JSON value as UTF-8 bytes; a lone surrogate, which UTF-8 cannot encode, becomes `?`."""
     try:
         return orjson.dumps(value)
     except TypeError:
         return json.dumps(value, ensure_ascii=False, separators=(",", ":")).encode("utf-8", "replace")
 
 
-# MERGED: Times as CloudEvents write them.
+# Times
 
-LATEST: Final = 253_402_300_799_999
-"""Milliseconds: the end of the year 9999, the last that RFC 3339 can write."""
+MAX_TIMESTAMP: Final = 253_402_300_799_999
+"""Milliseconds: the end of the year 9999, the last time that RFC 3339 can express."""
 
 
 class _Clock:
-    """RFC 3339 with milliseconds; the part up to the second is made once per second, not per event."""
+    """Formats RFC 3339 times with milliseconds; the part up to the second is made once per second."""
 
     __slots__ = ("_last",)
 
@@ -99,7 +103,7 @@ class _Clock:
 
     def text(self, milliseconds: int) -> str:
         second, rest = divmod(milliseconds, 1000)
-        known, prefix = self._last  # one object: under kong-pdk other threads write it meanwhile
+        known, prefix = self._last  # read once: under kong-pdk other threads replace it concurrently
         if second != known:
             prefix = time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(second))
             self._last = (second, prefix)
@@ -110,9 +114,9 @@ _clock: Final = _Clock()
 
 
 def usable_time(value: object) -> int | None:
-    """Return a time in milliseconds since 1970, or None where the value is none that RFC 3339 can write."""
+    """Return a time in milliseconds since 1970, or None if RFC 3339 cannot express the value."""
     milliseconds = count(value)
-    return milliseconds if milliseconds and milliseconds <= LATEST else None
+    return milliseconds if milliseconds and milliseconds <= MAX_TIMESTAMP else None
 
 
 def rfc3339(milliseconds: int) -> str:

@@ -1,4 +1,4 @@
-"""What can be asked of Kong beside the log. Each question costs the gateway a round trip."""
+"""PDK queries: what the plugin server can ask Kong besides the log. Each costs the gateway a round trip."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import Final
 
 
 class NotQueried(Enum):
-    """The type of NOT_QUERIED, which stands for an answer as long as the question was not asked."""
+    """The type of NOT_QUERIED, the placeholder for the result of a query that was not made yet."""
 
     NOT_QUERIED = "not_queried"
 
@@ -17,7 +17,7 @@ NOT_QUERIED: Final = NotQueried.NOT_QUERIED
 
 
 class PdkQuery(Enum):
-    """What must be asked of Kong before the outcome is known; the values are fields of `Answers`."""
+    """A query that must be made before the decision; the values are fields of `QueryResults`."""
 
     APPLICATION = "application"
     CAPTURES = "captures"
@@ -25,7 +25,7 @@ class PdkQuery(Enum):
 
 @dataclass(frozen=True, slots=True)
 class QueryResults:
-    """What Kong has answered so far, as the PDK returns it, whatever that is; None where it has nothing.
+    """Kong's answers so far, as the PDK returns them, of any JSON type; None if Kong has no such value.
 
     `application` is `kong.ctx.shared.kaa_application_context`; `captures` is what
     `kong.request.get_uri_captures` returns, `{"named": {name: text}}`.
@@ -34,12 +34,12 @@ class QueryResults:
     application: object = NOT_QUERIED
     captures: object = NOT_QUERIED
 
-    def with_result(self, need: PdkQuery, answer: object) -> QueryResults:
-        """Return these answers and one more."""
-        return replace(self, **{need.value: answer})
+    def with_result(self, query: PdkQuery, result: object) -> QueryResults:
+        """Return these results and one more."""
+        return replace(self, **{query.value: result})
 
     def completed(self) -> QueryResults:
-        """Return these answers, with none for each question that was not answered."""
+        """Return these results, with None for each query that was not made."""
         return QueryResults(
             None if self.application is NOT_QUERIED else self.application,
             None if self.captures is NOT_QUERIED else self.captures,

@@ -1,4 +1,4 @@
-"""What of an instance's configuration decides its events, checked and compiled when the instance starts."""
+"""Rules: the part of an instance's configuration that decides its events, compiled when it starts."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ Missing = Literal["skip", "fallback", "quarantine"]
 
 
 class SkipReason(StrEnum):
-    """Why a request became no event. The values are what counters and metrics are labelled with."""
+    """Why a request has no event. The values are labels of counters and metrics."""
 
     NO_CONSUMER = "no_consumer"
     ANONYMOUS_CONSUMER = "anonymous_consumer"
@@ -35,7 +35,7 @@ class SkipReason(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class Lookup:
-    """One place to look for the subject; `field` is already checked and, for headers, in lower case."""
+    """One place to look for the subject; `field` is validated and, for headers, in lower case."""
 
     place: SubjectPlace
     field: str
@@ -43,9 +43,9 @@ class Lookup:
 
 @dataclass(frozen=True, slots=True)
 class Attribute:
-    """What goes into the event's data as `property_name`.
+    """The source of the event property `property_name`.
 
-    `name` is that of the header (in lower case), argument, capture or tag; of a constant it is the value.
+    `name` is the name of the header (in lower case), argument, capture or tag; for a constant, the value.
     """
 
     place: AttributePlace
@@ -55,7 +55,7 @@ class Attribute:
 
 @dataclass(frozen=True, slots=True)
 class Filters:
-    """Which requests are metered; None where that does not depend on it."""
+    """Which requests are metered; None if a field does not restrict that."""
 
     statuses: frozenset[int] | None = None
     methods: frozenset[str] | None = None
@@ -66,7 +66,7 @@ class Filters:
 
 @dataclass(frozen=True, slots=True)
 class Rules:
-    """What of an instance's configuration decides its events."""
+    """The compiled rules of one instance."""
 
     source: str
     meter_api_requests: bool = True
@@ -82,5 +82,5 @@ class Rules:
     queries_captures: bool = field(init=False, compare=False)
 
     def __post_init__(self) -> None:
-        asks = any(attribute.place == "path_capture" for attribute in self.attributes)
-        object.__setattr__(self, "queries_captures", asks)
+        queries = any(attribute.place == "path_capture" for attribute in self.attributes)
+        object.__setattr__(self, "queries_captures", queries)

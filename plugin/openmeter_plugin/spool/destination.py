@@ -1,7 +1,7 @@
-"""Where a queue's events go: described on disk beside the queue, so that a backlog drains after a restart.
+"""Destination descriptions: stored on disk next to each queue, so that a backlog drains after a restart.
 
-Kong starts an instance at its first request, not when Kong starts; without the description a backlog
-would wait for traffic. The token stands apart, readable by the owner only.
+Kong starts an instance at its first request, not when Kong itself starts. Without the description, a
+backlog would wait for traffic. The token is in a separate file that only the owner can read.
 """
 
 from __future__ import annotations
@@ -16,14 +16,14 @@ from typing import Final
 import orjson
 
 DELIVERY_LOCK: Final = "delivery.lock"
-"""The file in a spool that the one process that delivers it holds locked."""
+"""The lock file of a spool, held by the one process that delivers it."""
 QUARANTINE: Final = "quarantine"
-"""The queue of records whose configuration could not be used; nothing is sent from it."""
+"""The queue of quarantined requests; nothing in it is ever sent."""
 
 
 @dataclass(frozen=True, slots=True)
 class Destination:
-    """An events endpoint with the way to talk to it. Times in seconds."""
+    """An events endpoint with its credentials and batching settings. Times are in seconds."""
 
     id: str
     endpoint: str
@@ -33,49 +33,49 @@ class Destination:
     max_batch_size: int = 500
     max_coalescing_delay: float = 1.0
     concurrency: int = 1
-    """POSTs that may be under way at once."""
+    """Maximum number of POSTs in flight."""
     initial_retry_delay: float = 0.01
     max_retry_delay: float = 60.0
     token: str | None = field(default=None, repr=False)
     token_unresolved: bool = False
-    """There should be a token, but Kong's vault has not given it: the last one goes on being used."""
+    """A token is configured, but Kong could not resolve it from its vault: the last one stays in use."""
 
     def after(self, unwritten: Destination | None) -> Destination:
-        """Return this description where an earlier one is not written yet, whose token may be the last."""
+        """Return this description, with the token of an earlier unwritten one if its own is unresolved."""
         if unwritten is None or not self.token_unresolved or unwritten.token is None:
             return self
         return replace(self, token=unwritten.token, token_unresolved=False)
 
 
 def destination_id(endpoint: str, credential: str) -> str:
-    """Return the id of a destination: the endpoint and what names the credential, never the credential.
+    """Return the id of a destination: a hash of the endpoint and the credential's name, never its value.
 
-    Konnect's endpoint is the same for every organisation, so the endpoint alone is not enough; the token
-    itself would part a rotated token from its backlog. `credential` is the vault reference of the token
-    or, for a token written into the configuration, the id of the plugin that it is written in.
+    Konnect's endpoint is the same for every organisation, so the endpoint alone is not enough. The token
+    itself would separate a backlog from its rotated token. `credential` is the vault reference of the
+    token or, for a token written into the configuration, the id of the plugin that contains it.
     """
     return hashlib.sha256(f"{endpoint}\n{credential}".encode()).hexdigest()[:16]
 
 
 def is_header_value(token: str) -> bool:
-    """Tell whether the token can be sent in a header; the HTTP library's own error would show it."""
+    """Return whether the token can be sent in a header; the HTTP library's own error would reveal it."""
     return token.isascii() and token.isprintable()
 
 
 def queues_directory(spool: Path) -> Path:
-    """Return the directory that holds a directory for each queue."""
+    """Return the directory with one subdirectory for each queue."""
     return spool / "queues"
 
 
 def token_file(spool: Path, destination: str) -> Path:
-    """Return the file with the last token that Kong resolved for a destination, mode 0600."""
+    """Return the file with the last token that Kong resolved for a destination; its mode is 0600."""
     return spool / "tokens" / destination
 
 
 def make_private(directory: Path) -> None:
-    """Make a directory, and those above it that are missing, for the owner only; raises OSError.
+    """Create a directory and its missing parents with mode 0700; raises OSError.
 
-    Path.mkdir gives its mode to the last of them alone, and Kong starts its plugin servers with no umask.
+    Path.mkdir applies its mode to the last directory only, and Kong starts its plugin servers with umask 0.
     """
     try:
         directory.mkdir(mode=0o700, exist_ok=True)
@@ -85,9 +85,9 @@ def make_private(directory: Path) -> None:
 
 
 def write_destination(spool: Path, destination: Destination, *, keep_token: bool = True) -> None:
-    """Make the queue's directory, its description and its token file; raises OSError.
+    """Write the queue's directory, description and token file; raises OSError.
 
-    Without `keep_token` no token is kept: delivery has one from elsewhere.
+    With `keep_token` false no token is stored, because delivery gets one from its environment or a file.
     """
     directory = queues_directory(spool) / destination.id
     make_private(directory)
@@ -104,9 +104,9 @@ def write_destination(spool: Path, destination: Destination, *, keep_token: bool
 
 
 def read_destination(spool: Path, queue: str) -> Destination | None:
-    """Return a queue's destination with its token, or None where there is nobody to send to.
+    """Return a queue's destination with its token, or None if it has no description.
 
-    Raises ValueError or OSError where the description is there but cannot be read.
+    Raises ValueError or OSError if there is a description but it cannot be read.
     """
     try:
         raw = (queues_directory(spool) / queue / "destination.json").read_bytes()
@@ -121,29 +121,27 @@ def read_destination(spool: Path, queue: str) -> Destination | None:
     except FileNotFoundError:
         token = None
     for name, value in known.items():
-        if not _fits(value, getattr(_EXAMPLE, name)):
-            raise ValueError(f"the description of queue {queue}: {name} cannot be used")
+        if not _has_type_of(value, getattr(_EXAMPLE, name)):
+            raise ValueError(f"the description of queue {queue}: {name} has the wrong type")
     try:
         return Destination(**known, token=token)
     except TypeError:
-        raise ValueError(f"the description of queue {queue} is not complete") from None
+        raise ValueError(f"the description of queue {queue} is incomplete") from None
 
 
 _DESCRIBED: Final = frozenset(Destination.__dataclass_fields__) - {"token", "token_unresolved"}
-
-
 _EXAMPLE: Final = Destination("", "")
 
 
-def _fits(value: object, example: object) -> bool:
-    """Tell whether a value is of an example's type; where that is a fraction, a whole number will do."""
+def _has_type_of(value: object, example: object) -> bool:
+    """Return whether a value has an example's type; an int also passes for a float."""
     return type(value) is type(example) or (type(example) is float and type(value) is int)
 
 
 def write_atomically(path: Path, content: bytes) -> None:
-    """Replace a file in one step, mode 0600: a reader finds the old content or the new, never half of it.
+    """Replace a file atomically, with mode 0600: a reader finds the old content or the new, never half of it.
 
-    A file that has this content already is left alone: every reload of Kong describes every destination.
+    A file that already has this content is not touched: each reload of Kong describes every destination.
     """
     with contextlib.suppress(OSError):
         if path.read_bytes() == content:

@@ -1,4 +1,4 @@
-"""The records on their way into one queue's files."""
+"""The writer's side of one queue: its open segment, and the records that wait in memory for the disk."""
 
 from __future__ import annotations
 
@@ -11,28 +11,28 @@ from queue import SimpleQueue
 from typing import Any, Final
 
 from openmeter_plugin.spool.destination import Destination, make_private, queues_directory
-from openmeter_plugin.spool.segment_file import Segment, room, whole_records
+from openmeter_plugin.spool.segment_file import Segment, whole_records, writable_bytes
 
-_ROOM_AHEAD: Final = 512 * 1024
-"""Bytes that are written before the file system is asked again what room it has, less where that is little.
+_MAX_UNCHECKED_BYTES: Final = 512 * 1024
+"""Bytes written before the file system's free space is checked again; fewer when little is free.
 
-Others write too: delivery its memory, and other workers. What they take meanwhile must not come out of what
-is left free for that memory, or a full file system would stay full for ever.
+Delivery (its books) and other workers write too. What they use between two checks cannot come out of the
+space that is left free for the books, or a full file system would stay full for ever.
 """
-_PART_AHEAD: Final = 4
+_UNCHECKED_DIVISOR: Final = 4  # at most this part of the free space is written without a check
 
 
 @dataclass(frozen=True, slots=True)
 class Rotation:
-    """When a segment is followed by another, and who closes it then."""
+    """When a new segment replaces the open one, and the queue of retired segments to be closed."""
 
-    most_bytes: int
-    most_seconds: float
+    max_bytes: int
+    max_seconds: float
     retired: SimpleQueue[Segment]
 
 
 class SpoolQueue:
-    """The records for one destination. All but `id` belongs to whoever holds the writer's disk lock."""
+    """The records for one destination. Hold the writer's write lock to use anything but `id`."""
 
     def __init__(self, spool: Path, queue_id: str, rotation: Rotation) -> None:
         self.id = queue_id
@@ -43,43 +43,44 @@ class SpoolQueue:
         self.waiting_bytes = 0
         self.lost = 0
         self._rotation = rotation
-        self._room_ahead = 0
+        self._unchecked_bytes = 0
 
     @property
     def failing(self) -> bool:
-        """Whether something waits for a disk that refused it."""
+        """Whether something still waits to be written because the disk refused it."""
         return bool(self.waiting or self.lost or self.description)
 
     def append(self, records: list[bytes]) -> int:
-        """Write records, oldest first, and return how many are completely in a file; raises OSError."""
+        """Write records, oldest first, and return how many are entirely in a file; raises OSError."""
         if self.segment is not None and self._segment_is_full(self.segment):
             self.retire()
         if self.segment is None:
             make_private(self.directory)
-        available = room(self.directory)
+        available = writable_bytes(self.directory)
         fitting = records[: whole_records(records, available)]
         if not fitting:
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
         if self.segment is None:
             self.segment = Segment(self.directory)
-        self._room_ahead = min(_ROOM_AHEAD, (available - sum(map(len, fitting))) // _PART_AHEAD)
+        left = available - sum(map(len, fitting))
+        self._unchecked_bytes = min(_MAX_UNCHECKED_BYTES, left // _UNCHECKED_DIVISOR)
         return self._write(self.segment, fitting)
 
     def append_quickly(self, records: list[bytes]) -> int:
-        """Write records if the open segment has room for all of them, with a single call of the kernel.
+        """Write records with a single system call if the open segment has room for all of them.
 
-        Returns how many are completely in the file: none where anything else would have to be done first.
-        Never raises.
+        Returns how many are entirely in the file: none if anything else would have to happen first. Never
+        raises.
         """
         size = sum(map(len, records))
         segment = self.segment
-        if segment is None or self.failing or size > self._room_ahead or self._segment_is_full(segment):
+        if segment is None or self.failing or size > self._unchecked_bytes or self._segment_is_full(segment):
             return 0
-        self._room_ahead -= size
+        self._unchecked_bytes -= size
         return self._write(segment, records)
 
     def retire(self) -> None:
-        """Have the segment put on the disk and unlocked by the thread that waits for that."""
+        """Hand the open segment to the syncer thread, which syncs, closes and thereby unlocks it."""
         if self.segment is not None:
             self._rotation.retired.put(self.segment)
             self.segment = None
@@ -88,17 +89,15 @@ class SpoolQueue:
         data = b"".join(records)
         written = segment.append(data)
         if written < len(data):
-            # What follows half a record in this file would be damage; the rest starts a new one.
+            # Records after half a record would be read as damage; the rest starts a new segment.
             self.retire()
             return whole_records(records, written)
         return len(records)
 
     def _segment_is_full(self, segment: Segment) -> bool:
         rotation = self._rotation
-        return (
-            segment.size >= rotation.most_bytes or time.monotonic() - segment.opened >= rotation.most_seconds
-        )
+        return segment.size >= rotation.max_bytes or time.monotonic() - segment.opened >= rotation.max_seconds
 
 
 Item = tuple[SpoolQueue, bytes | None, Any, Destination | None]
-"""What is handed over: a queue, and a record with its token or a new description."""
+"""What the serving thread hands over: a queue, and a record with its token or a new description."""

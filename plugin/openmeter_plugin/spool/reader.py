@@ -1,4 +1,9 @@
-"""Reading a queue's segments, from where they were read to last, also while they are written."""
+"""Reader of a queue's segments: resumes at stored positions and follows segments that still grow.
+
+Segments are read in chunks, which hold usage column by column, so that a batch and its counts are slices.
+Nearly all records are usage with a summary. An object for each record would cost delivery more than the
+POSTs do; with columns, reading, counting and joining take a few calls for each chunk.
+"""
 
 from __future__ import annotations
 
@@ -26,15 +31,9 @@ from openmeter_plugin.spool.segment import (
     scan,
 )
 
-# MERGED: A piece of a segment, its usage column by column, so that a batch and its counts are slices of it.
-#
-# Nearly all records are usage with a summary. An object for each of them would cost delivery more than
-# posting
-# them; here reading, counting and joining take a few calls for each piece.
-
 _PREFIX: Final = struct.Struct("<4sIIcBHH")
-"""Marker, length and checksum of a record; of usage also its kind, the number of events, the length of the
-summary and, in that, of the first event's id."""
+"""Marker, length and checksum of a record; for usage also the kind, the number of events, the length of the
+summary and, within that, the length of the first event's id."""
 
 _EVENTS_AT: Final = 4  # in a payload of usage without a summary
 _ID_AT: Final = 6  # in one with a summary
@@ -44,37 +43,37 @@ Other = Record | Damage
 
 @dataclass(slots=True)
 class Chunk:
-    """What lies between two offsets of a segment; the columns have a row for each record of usage."""
+    """The records between two offsets of a segment; the columns have one row for each usage record."""
 
     start: int
     end: int
     ends: list[int] = field(default_factory=list)
-    """The offset behind each."""
+    """The offset after each record."""
     counts: list[int] = field(default_factory=list)
-    """How many events each has."""
+    """How many events each record has."""
     events: list[bytes] = field(default_factory=list)
-    """JSON objects separated by commas."""
+    """The events of each record: JSON objects separated by commas."""
     ids: list[bytes] = field(default_factory=list)
-    """The id of its first event; empty where there is no summary."""
-    rests: list[bytes] = field(default_factory=list)
-    """What follows the id in the summary, by which usage is counted; empty where there is no summary."""
+    """The id of each record's first event; empty without a summary."""
+    usage_keys: list[bytes] = field(default_factory=list)
+    """The part of each summary after the id, equal for records counted alike; empty without a summary."""
     others: list[Other] = field(default_factory=list)
-    """What is no usage, or cannot be read."""
+    """Records that are not usage, and damage."""
 
     @property
     def records(self) -> int:
-        """How many records it has, each damage taken for one."""
+        """The number of records; each damaged span counts as one."""
         return len(self.ends) + len(self.others)
 
     def record(self, row: int) -> Record:
-        """Return a record of usage without its summary."""
+        """Return a row as a record without its summary."""
         return Record(EVENTS, bytes((self.counts[row], 0, 0)) + self.events[row], self.ends[row])
 
 
 def read_chunk(data: bytes, base: int, *, final: bool) -> Chunk:
-    """Return what `data`, which begins at offset `base` of a segment at a record's start, holds.
+    """Return the records in `data`, which starts at a record at offset `base` of a segment.
 
-    The same as `scan` finds in it, which says what `final` means and does what is not usual.
+    Finds the same as `scan`, which explains `final` and handles everything but valid records.
     """
     chunk = Chunk(base, base)
     at = 0
@@ -82,18 +81,19 @@ def read_chunk(data: bytes, base: int, *, final: bool) -> Chunk:
         at = _read_records(chunk, data, at, base)
         if at == len(data):
             break
-        unusual = next(scan(data[at:], base + at, final=final), None)
-        if unusual is None:
+        other = next(scan(data[at:], base + at, final=final), None)
+        if other is None:
             break
-        chunk.others.append(unusual)
-        at = unusual.end - base
+        chunk.others.append(other)
+        at = other.end - base
     chunk.end = base + at
     return chunk
 
 
 def _read_records(chunk: Chunk, data: bytes, at: int, base: int) -> int:
-    """Add the records from `at` on; returns where the first is that is not valid, or too short to tell."""
-    ends, counts, events, ids, rests = chunk.ends, chunk.counts, chunk.events, chunk.ids, chunk.rests
+    """Add the valid records from `at` on; returns the offset of the first that is invalid or incomplete."""
+    ends, counts, events = chunk.ends, chunk.counts, chunk.events
+    ids, usage_keys = chunk.ids, chunk.usage_keys
     unpack, crc32, view = _PREFIX.unpack_from, zlib.crc32, memoryview(data)
     size = len(data)
     last = size - _PREFIX.size
@@ -105,14 +105,14 @@ def _read_records(chunk: Chunk, data: bytes, at: int, base: int) -> int:
             break
         if crc32(view[start:stop]) != checksum:
             break
-        behind = start + _EVENTS_AT + summary
-        rest = start + _ID_AT + id_size if summary else behind
-        if kind == EVENTS and rest <= behind < stop:
+        events_at = start + _EVENTS_AT + summary
+        key_at = start + _ID_AT + id_size if summary else events_at
+        if kind == EVENTS and key_at <= events_at < stop:
             ends.append(base + stop)
             counts.append(count)
-            events.append(data[behind:stop])
-            ids.append(data[start + _ID_AT : rest] if summary else b"")
-            rests.append(data[rest:behind])
+            events.append(data[events_at:stop])
+            ids.append(data[start + _ID_AT : key_at] if summary else b"")
+            usage_keys.append(data[key_at:events_at])
         else:
             chunk.others.append(Record(kind, data[start + 1 : stop], base + stop))
         at = stop
@@ -120,30 +120,29 @@ def _read_records(chunk: Chunk, data: bytes, at: int, base: int) -> int:
 
 
 UNREADABLE: Final = ".unreadable"
-"""Follows the name of a segment that was set aside. Whoever takes it away again has it delivered after
-the next start, from where delivery stood."""
+"""Suffix of a segment that could not be read. If you remove it, the next start resumes its delivery."""
 
-_CHUNK: Final = 256 * 1024  # bytes read at once: so many that the processor still has them when they are sent
-_MAX_ADOPTED: Final = 2 * 1024 * 1024
-_TRIES: Final = 8  # to read a segment, before it is set aside
-_TRY_AFTER: Final = 1.0  # seconds between two of them
+_READ_SIZE: Final = 256 * 1024  # bytes per read: still in the processor's cache when they are sent
+_MAX_REUSED: Final = 2 * 1024 * 1024  # bytes of chunks that one reader holds for another
+_MAX_TRIES: Final = 8  # reads of a segment before it counts as unreadable
+_RETRY_SECONDS: Final = 1.0  # between two tries
 
 
 class SegmentReader:
-    """Reads one segment from an offset on."""
+    """Reads one segment from an offset onwards."""
 
     def __init__(self, path: Path, position: int) -> None:
         self.path = path
         self.name = path.name
         self.position = max(position, len(MAGIC))
-        """The offset behind what was taken."""
+        """The offset after what was consumed."""
         self.exhausted = False
-        """Whether everything is read, if not taken, and nothing will ever follow."""
+        """Whether everything is read, though perhaps not consumed, and nothing will ever follow."""
         self.failures = 0
         self.retry_at = 0.0
         self.row = 0
-        """The first row of the next chunk that is not taken."""
-        self._read_to = self.position
+        """The first row of the next chunk that is not consumed."""
+        self._read_end = self.position
         self._chunks: deque[Chunk] = deque()
         self._descriptor: int | None = None
 
@@ -154,44 +153,44 @@ class SegmentReader:
             self._descriptor = None
 
     def chunk(self) -> Chunk | None:
-        """Return the chunk that is not wholly taken yet, None where there is none; raises OSError."""
+        """Return the chunk that is not entirely consumed yet, or None; raises OSError."""
         if not self._chunks:
             self._read()
         return self._chunks[0] if self._chunks else None
 
-    def take(self) -> Chunk:
-        """Take that chunk, or what is left of it."""
+    def consume(self) -> Chunk:
+        """Consume that chunk, or the rest of it."""
         chunk = self._chunks.popleft()
         self.position, self.row = chunk.end, 0
         return chunk
 
-    def take_rows(self, row: int, position: int | None = None) -> None:
-        """Take its usage up to, not including, a row, and what else there is up to the position."""
+    def consume_rows(self, row: int, position: int | None = None) -> None:
+        """Consume its usage up to, not including, a row, and other records up to the position."""
         self.position, self.row = position or self._chunks[0].ends[row - 1], row
 
-    def adopt(self, chunks: list[Chunk]) -> None:
-        """Take what somebody else has read as read, where it comes next and has room."""
-        if self._read_to == chunks[0].start and self._read_to - self.position < _MAX_ADOPTED:
+    def reuse(self, chunks: list[Chunk]) -> None:
+        """Add chunks that another reader has read, if they come next and there is room."""
+        if self._read_end == chunks[0].start and self._read_end - self.position < _MAX_REUSED:
             self._chunks.extend(chunks)
-            self._read_to = chunks[-1].end
+            self._read_end = chunks[-1].end
 
     def _read(self) -> None:
-        """Read on; the file is open only while there may be more in it, since a backlog has many files."""
+        """Read more; the file is open only while it may have more, because a backlog has many files."""
         if self.exhausted:
             return
         if self._descriptor is None:
             self._descriptor = os.open(self.path, os.O_RDONLY | os.O_CLOEXEC)
-        size = _CHUNK
+        size = _READ_SIZE
         while True:
-            # Asked before reading: whatever the writer wrote, it wrote before it was gone.
-            writer_gone = _writer_gone(self._descriptor)
-            data = os.pread(self._descriptor, size, self._read_to)
+            # Check before reading: whatever the writer wrote, it wrote before it was gone.
+            final = writer_gone(self._descriptor)
+            data = os.pread(self._descriptor, size, self._read_end)
             at_end = len(data) < size
-            chunk = read_chunk(data, self._read_to, final=writer_gone and at_end)
+            chunk = read_chunk(data, self._read_end, final=final and at_end)
             if chunk.end > chunk.start:
                 self._chunks.append(chunk)
-                self._read_to = chunk.end
-            if at_end and writer_gone:
+                self._read_end = chunk.end
+            if at_end and final:
                 self.exhausted = True
                 self.close()
             if self._chunks or at_end:
@@ -199,8 +198,8 @@ class SegmentReader:
             size = min(size * 4, MAX_PAYLOAD * 2)
 
 
-def _writer_gone(descriptor: int) -> bool:
-    """Tell whether no process appends to the segment: its writer's exclusive lock is free."""
+def writer_gone(descriptor: int) -> bool:
+    """Return whether no process appends to the segment any more: the writer's exclusive lock is free."""
     try:
         fcntl.flock(descriptor, fcntl.LOCK_SH | fcntl.LOCK_NB)
     except BlockingIOError:
@@ -218,11 +217,11 @@ class QueueReader:
         self._segments: dict[str, SegmentReader] = {}  # oldest first
         self._done: set[str] = set()
         self.unreadable: set[str] = set()
-        """The segments that could not be read however often it was tried: to be set aside."""
+        """The segments that still could not be read after all tries."""
 
     @property
-    def trouble(self) -> bool:
-        """Whether some segment cannot be read at the moment."""
+    def has_failures(self) -> bool:
+        """Whether a segment could not be read at the last try."""
         return any(segment.failures for segment in self._segments.values())
 
     def close(self) -> None:
@@ -233,16 +232,16 @@ class QueueReader:
 
     @property
     def known(self) -> Collection[SegmentReader]:
-        """The readers of the segments that were found and are not done with, oldest first."""
+        """The readers of the segments found so far and not done, oldest first."""
         return self._segments.values()
 
     def segments(self) -> list[SegmentReader]:
-        """Look for new segments and return the readers of all that are not done with, oldest first."""
+        """Look for new segments and return the readers of all that are not done, oldest first."""
         self.find()
         return list(self.known)
 
     def find(self) -> list[SegmentReader]:
-        """Look for new segments and return their readers, oldest first."""
+        """Look for new segments and return the new readers, oldest first."""
         names = segment_names(self.directory)
         new = sorted(name for name in names if name not in self._segments and name not in self._done)
         for name in new:
@@ -253,35 +252,35 @@ class QueueReader:
         return [self._segments[name] for name in new]
 
     def chunk(self, segment: SegmentReader) -> Chunk | None:
-        """Return a segment's next chunk; of one that cannot be read none, so that the others go on."""
+        """Return a segment's next chunk, or None if it cannot be read, so that the others can continue."""
         if segment.retry_at and time.monotonic() < segment.retry_at:
             return None
         try:
             chunk = segment.chunk()
         except OSError as error:
             segment.failures += 1
-            segment.retry_at = time.monotonic() + _TRY_AFTER
+            segment.retry_at = time.monotonic() + _RETRY_SECONDS
             get_logger().error("segment_unreadable", segment=segment.name, reason=error.strerror)
-            if segment.failures >= _TRIES:
+            if segment.failures >= _MAX_TRIES:
                 self.unreadable.add(segment.name)
             return None
         segment.failures, segment.retry_at = 0, 0.0
         return chunk
 
-    def start_over(self, name: str, position: int) -> None:
-        """Read a segment again from an offset on."""
+    def rewind(self, name: str, position: int) -> None:
+        """Read a segment again from an offset."""
         self._segments.pop(name).close()
         self._positions[name] = position
 
     def done(self, name: str) -> None:
-        """Read no more of a segment, although its file may stay."""
+        """Stop reading a segment, although its file may stay."""
         self._done.add(name)
         self.unreadable.discard(name)
         if name in self._segments:
             self._segments.pop(name).close()
 
     def forget(self, name: str) -> None:
-        """Forget a segment whose file is removed."""
+        """Forget a segment whose file was removed."""
         self._done.discard(name)
 
 

@@ -1,11 +1,11 @@
-"""The spool's file format: segment files, appended to by one process, read by another.
+"""The spool's file format: segment files, appended to by one process and read by another.
 
 Constraints
-  * What Kong has an answer for survives kill -9 of every process of ours: it is in the file, handed to
-    the kernel in one write(2) with its whole group, before the answer is given. Power loss is the
-    business of `fsync` (see `writer`).
-  * One outcome of one request is one record, events and skips alike, so that the books are counted
-    from what is committed and cannot disagree with it.
+  * What Kong has an answer for survives kill -9 of all our processes: before the answer is sent, its
+    whole group is in the file, passed to the kernel in one write(2). `fsync` decides about power loss
+    (see `writer`).
+  * One request is one record, whether it has events or is skipped. The books are counted from committed
+    records, so they cannot disagree with the spool.
   * A reader may look at any moment, and a writer may die at any byte.
 
 Layout of `<spool>/queues/<destination>/<created ns>-<pid>-<n>.seg`, all numbers little-endian
@@ -19,19 +19,19 @@ Layout of `<spool>/queues/<destination>/<created ns>-<pid>-<n>.seg`, all numbers
                so that it parses no JSON (empty where there is none): 2 bytes length of the first
                event's id, that id, a letter for the type of each event, the hour of their time
                as 2026-11-22T07, the subject
-            S  the reason why a request became no event
-            Q  JSON {"reason", "log", "application"}: set aside, redacted, to be replayed
-            L  JSON {"count", "reason"}: outcomes that could not be written and are lost
+            S  the skip reason
+            Q  JSON {"reason", "log", "application"}: a quarantined request, redacted, for replay
+            L  JSON {"count", "reason"}: requests that could not be written and are lost
 
 Invariants
-  * A segment only grows while its writer holds an exclusive flock on it, and never after that. It gets
-    its name when it is locked already; before, it is a `.tmp` that no reader looks at.
-  * A record is valid when marker, length and checksum are. An incomplete one at the end of a segment
-    that is still locked is being written; of one that is not, it is a torn tail: no answer was given
-    for it, it is reported and passed over.
-  * After a damaged record reading goes on at the next marker whose record is valid.
+  * A segment grows only while its writer holds an exclusive flock on it, and never after that. It gets
+    its final name once it is locked; before that it is a `.tmp`, which readers ignore.
+  * A record is valid if its marker, length and checksum are. An incomplete record at the end of a locked
+    segment is still being written. At the end of an unlocked one it is a torn tail: Kong got no answer
+    for it, so it is reported and passed over.
+  * After a damaged record, reading resumes at the next marker whose record is valid.
   * A writer whose write fails leaves the segment as it is and starts a new one with the first record
-    that is not completely in the old one.
+    that is not entirely in the old one.
 """
 
 from __future__ import annotations
@@ -46,7 +46,7 @@ MARKER: Final = b"\xf5OMR"
 SUFFIX: Final = ".seg"
 
 MAX_PAYLOAD: Final = 65 * 1024 * 1024
-"""Bytes; a record of a frame of the largest size still fits."""
+"""Bytes: a record made from a frame of the largest size still fits."""
 
 EVENTS: Final = b"E"
 SKIPPED: Final = b"S"
@@ -61,12 +61,12 @@ HEAD_SIZE: Final = _HEAD.size
 
 
 def encode_record(payload: bytes) -> bytes:
-    """Return the payload as a record."""
+    """Return the payload as an encoded record."""
     return _HEAD.pack(MARKER, len(payload), zlib.crc32(payload)) + payload
 
 
 class Summary(NamedTuple):
-    """What the events of a record have in common, and the type of each."""
+    """What a record's events have in common, and the type of each event."""
 
     types: tuple[str, ...]
     hour: str
@@ -81,7 +81,7 @@ _HOUR_SIZE: Final = len("2026-11-22T07")
 
 
 def encode_summary(types: list[str], time: str, first_id: str, subject: str) -> bytes:
-    """Return the summary of events, or an empty one where it has no place for what they are."""
+    """Return the summary of events, or an empty one if the format cannot express it."""
     try:
         letters = b"".join([TYPE_LETTERS[name] for name in types])
         identifier = first_id.encode()
@@ -93,13 +93,13 @@ def encode_summary(types: list[str], time: str, first_id: str, subject: str) -> 
 
 
 def encode_events(events: list[bytes], summary: bytes = b"") -> bytes:
-    """Return the record of a request's events, each already JSON; at most 255 of them."""
+    """Return the record of a request's events, each already encoded as JSON; at most 255."""
     head = EVENTS + bytes((len(events),)) + _SHORT.pack(len(summary)) + summary
     return encode_record(head + b",".join(events))
 
 
 class Record(NamedTuple):
-    """A valid record: its kind, its payload after the kind byte, and the offset behind it."""
+    """A valid record: its kind, its payload after the kind byte, and the offset after the record."""
 
     kind: bytes
     body: bytes
@@ -117,20 +117,13 @@ class Record(NamedTuple):
 
     @property
     def identity(self) -> tuple[bytes, bytes] | None:
-        """The first event's id and the rest of the summary, by which usage is counted; None without one."""
+        """The first event's id and the usage key; None without a summary."""
         body = self.body
         size = body[1] + 256 * body[2]
         if not size:
             return None
-        rest = 5 + body[3] + 256 * body[4]
-        return body[5:rest], body[rest : 3 + size]
-
-    @property
-    def usage(self) -> tuple[int, bytes, bytes]:
-        """The number of events, what follows the id in the summary (empty without one), and the events."""
-        body = self.body
-        start = 3 + body[1] + 256 * body[2]
-        return body[0], body[5 + body[3] + 256 * body[4] : start] if start > 3 else b"", body[start:]
+        key = 5 + body[3] + 256 * body[4]
+        return body[5:key], body[key : 3 + size]
 
     @property
     def summary(self) -> Summary | None:
@@ -138,38 +131,38 @@ class Record(NamedTuple):
         identity = self.identity
         if identity is None:
             return None
-        first_id, rest = identity
-        return decode_rest(rest, first_id.decode())
+        first_id, key = identity
+        return decode_usage_key(key, first_id.decode())
 
 
-def decode_rest(rest: bytes, first_id: str = "") -> Summary:
-    """Return the summary of which `rest` is what follows the id."""
-    subject = rest.lstrip(_LETTERS)  # an hour begins with a digit
-    types = tuple([_TYPES[letter] for letter in rest[: len(rest) - len(subject)]])
+def decode_usage_key(key: bytes, first_id: str = "") -> Summary:
+    """Return the summary with this usage key: the part after the id, equal for requests counted alike."""
+    subject = key.lstrip(_LETTERS)  # an hour begins with a digit
+    types = tuple([_TYPES[letter] for letter in key[: len(key) - len(subject)]])
     return Summary(types, subject[:_HOUR_SIZE].decode(), first_id, subject[_HOUR_SIZE:].decode())
 
 
-_new = tuple.__new__
+_new_tuple = tuple.__new__
 
 
 class Damage(NamedTuple):
-    """Bytes that are no valid record, from `start` up to `end`, where reading goes on."""
+    """Bytes that are not a valid record, from `start` to `end`, where reading resumes."""
 
     start: int
     end: int
 
 
 def scan(data: bytes, base: int, *, final: bool) -> Iterator[Record | Damage]:
-    """Yield what `data`, which begins at offset `base` of a segment at a record's start, holds.
+    """Yield the records and damage in `data`, which starts at a record at offset `base` of a segment.
 
-    With `final` (the writer is gone, this is everything) an incomplete end is Damage; without, it is
-    left for the next look.
+    With `final` (the writer is gone and this is everything) an incomplete end is Damage. Otherwise it is
+    left for the next read.
     """
     at, end = 0, len(data)
     unpack, crc32 = _HEAD.unpack_from, zlib.crc32
     while at < end:
-        # First what nearly all is, a valid record, with as few calls as can be: in reading a backlog this
-        # is where the time goes. Record(...) would do no more than `_new`.
+        # Fast path for a valid record, which nearly all are, with as few calls as possible: reading a
+        # backlog spends its time here. Record(...) would do no more than `_new_tuple`.
         start = at + HEAD_SIZE
         if start < end:
             marker, length, checksum = unpack(data, at)
@@ -177,7 +170,7 @@ def scan(data: bytes, base: int, *, final: bool) -> Iterator[Record | Damage]:
             if marker == MARKER and 0 < length <= MAX_PAYLOAD and stop <= end:
                 payload = data[start:stop]
                 if crc32(payload) == checksum:
-                    yield _new(Record, (payload[:1], payload[1:], base + stop))
+                    yield _new_tuple(Record, (payload[:1], payload[1:], base + stop))
                     at = stop
                     continue
         stop = _record_end(data, at)
@@ -193,7 +186,7 @@ def scan(data: bytes, base: int, *, final: bool) -> Iterator[Record | Damage]:
 
 
 def _record_end(data: bytes, at: int) -> int | None:
-    """Return where the record at `at` ends, 0 where there is none, None where it may still be incomplete."""
+    """Return where the record at `at` ends, 0 if there is none, None if it may still be incomplete."""
     if len(data) - at < HEAD_SIZE:
         return None if MARKER.startswith(data[at : at + 4]) or data.startswith(MARKER, at) else 0
     marker, length, checksum = _HEAD.unpack_from(data, at)
@@ -206,7 +199,7 @@ def _record_end(data: bytes, at: int) -> int | None:
 
 
 def _next_valid(data: bytes, at: int, *, final: bool) -> int | None:
-    """Return the offset of the next record that is valid, or may be once it is complete."""
+    """Return the offset of the next record that is valid, or may be valid once it is complete."""
     while (at := data.find(MARKER, at)) >= 0:
         stop = _record_end(data, at)
         if stop or (stop is None and not final):

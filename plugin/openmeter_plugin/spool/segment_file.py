@@ -1,4 +1,4 @@
-"""A segment file as its writer has it: locked, appended to, put on the disk. Its layout is in `segment`."""
+"""Segment files on the writer's side: lock, append, sync. `segment` describes their layout."""
 
 from __future__ import annotations
 
@@ -26,8 +26,8 @@ class Segment:
         flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_APPEND | os.O_CLOEXEC
         self.descriptor = os.open(unready, flags, 0o600)
         try:
-            # Named as a segment only once it is locked: a reader takes an unlocked one for finished,
-            # and would remove it under us.
+            # Gets its final name once it is locked: a reader takes an unlocked segment for finished and
+            # would remove it while we write.
             fcntl.flock(self.descriptor, fcntl.LOCK_EX)
             _write_all(self.descriptor, MAGIC)
             unready.rename(path)
@@ -36,13 +36,13 @@ class Segment:
             unready.unlink(missing_ok=True)
             raise
         self._directory = directory
-        self._entered = False
+        self._directories_synced = False
         self.size = len(MAGIC)
         self.opened = time.monotonic()
         self.unsynced = True
 
     def append(self, data: bytes) -> int:
-        """Write the bytes and return how many went in: all of them, unless the disk refused the rest."""
+        """Write the bytes and return how many were written: all, unless the disk refused the rest."""
         view = memoryview(data)
         written = 0
         with contextlib.suppress(OSError):
@@ -53,32 +53,32 @@ class Segment:
         return written
 
     def sync(self) -> None:
-        """Have the kernel put the content on the disk; raises OSError."""
+        """Sync the content to disk; raises OSError."""
         self.unsynced = False
         os.fdatasync(self.descriptor)
-        if not self._entered:
-            # A file that no directory on the disk names is lost with all its content.
+        if not self._directories_synced:
+            # A file that no directory on disk lists is lost with all its content.
             for directory in (self._directory, *list(self._directory.parents)[:2]):
                 _sync_directory(directory)
-            self._entered = True
+            self._directories_synced = True
 
     def close(self) -> None:
-        """Close the file, which also unlocks it: from now on it is never appended to."""
+        """Close the file, which also unlocks it: it never grows after that."""
         os.close(self.descriptor)
 
 
-def room(directory: Path) -> int:
+def writable_bytes(directory: Path) -> int:
     """Return how many bytes may be written there; raises OSError.
 
-    Some are left for delivery's memory: if it could not be written, nothing would be removed any more,
-    and a spool that has filled its file system would stay full for ever.
+    Some space is left for the books: if they could not be written, no segment would ever be removed, and
+    a spool that has filled its file system would stay full for ever.
     """
     system = os.statvfs(directory)
     return system.f_bavail * system.f_frsize - min(_LEFT_FREE, system.f_blocks * system.f_frsize // 8)
 
 
 def whole_records(records: list[bytes], written: int) -> int:
-    """Return how many records lie completely within the first `written` bytes."""
+    """Return how many records lie entirely within the first `written` bytes."""
     for index, record in enumerate(records):
         written -= len(record)
         if written < 0:
@@ -87,7 +87,7 @@ def whole_records(records: list[bytes], written: int) -> int:
 
 
 def _write_all(descriptor: int, data: bytes) -> None:
-    """Write the few bytes at once; raises OSError, also where the disk took only some of them."""
+    """Write a few bytes at once; raises OSError, also if the disk takes only some of them."""
     if os.write(descriptor, data) < len(data):
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 

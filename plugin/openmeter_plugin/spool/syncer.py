@@ -1,4 +1,4 @@
-"""Putting segments on the disk, and closing those that are followed by another, in a thread that may wait."""
+"""The syncer thread: syncs segments to disk and closes retired ones, so that no other thread waits for it."""
 
 from __future__ import annotations
 
@@ -11,9 +11,9 @@ from openmeter_plugin.spool.segment_file import Segment
 
 
 class Syncer:
-    """Syncs what `open_segments` returns each `interval` seconds, and what is in `retired` before closing it.
+    """Syncs the open segments every `interval` seconds; syncs and closes those in `retired`.
 
-    With `sync` false nothing is synced, only closed.
+    With `sync` false it only closes.
     """
 
     def __init__(
@@ -37,7 +37,7 @@ class Syncer:
         self._thread.start()
 
     def close(self, timeout: float) -> None:
-        """Close what is retired by now, and stop."""
+        """Close the segments that are retired by now, and stop."""
         self._stopped.set()
         self._thread.join(timeout)
 
@@ -62,4 +62,4 @@ class Syncer:
             segment.sync()
         except OSError as error:
             if self._failure_limit.passes():
-                get_logger().error("spool_cannot_sync", reason=error.strerror)
+                get_logger().error("spool_sync_failed", reason=error.strerror)

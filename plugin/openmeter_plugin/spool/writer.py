@@ -1,17 +1,17 @@
-"""Writing the spool: what is handed over is in a file before Kong has its answer.
+"""Writer of the spool: a record is in a file before Kong gets its answer.
 
-A thread of its own writes, so that the thread that serves Kong never waits for a disk in trouble: what
-arrives while one write(2) is under way forms the next one (group commit). While all is well, that is
-the open segment has room and writes have been quick (`pace`), the serving thread calls write(2) itself:
-handing a record to another thread and back costs several times as much. So of a disk that turns slow it
-meets one slow write, and then leaves it to the other thread.
+A separate thread writes, so that the thread that serves Kong never waits for a failing disk. What arrives
+during one write(2) forms the next one (group commit). While the open segment has room and writes are quick
+(`DiskSpeed`), the serving thread calls write(2) itself, because handing a record to another thread and
+back costs several times as much. If the disk turns slow, the serving thread meets one slow write and then
+leaves writing to the other thread.
 
-Power loss costs what `fsync` leaves open: `always` nothing, `interval` at most what came in one interval,
-`never` what the kernel had not written back by itself. kill -9 costs nothing in any of them.
+What power loss costs depends on `fsync`: with `always` nothing, with `interval` at most what arrived in
+one interval, with `never` what the kernel had not written back by itself. kill -9 costs nothing in any mode.
 
-When the disk fails, Kong is answered all the same: records wait in bounded memory and are written as
-soon as the disk takes them; past the bound they are counted as lost, and the count goes into the spool.
-The same holds for a disk that neither takes nor refuses a write for longer than `STALLED_AFTER`.
+When the disk fails, Kong still gets its answers: records wait in bounded memory and are written as soon as
+the disk accepts them. Beyond the bound they are counted as lost, and the count goes into the spool. The
+same holds for a disk that neither completes nor refuses a write for longer than `STALLED_AFTER`.
 """
 
 from __future__ import annotations
@@ -33,18 +33,21 @@ from openmeter_plugin.spool.segment import LOST, encode_record
 from openmeter_plugin.spool.segment_file import Segment
 from openmeter_plugin.spool.syncer import Syncer
 
-# MERGED: Whether the disk is quick enough to be written to by the thread that serves Kong.
+Fsync = Literal["always", "interval", "never"]
+Notify = Callable[[list[Any]], None]
 
-SLOW: Final = 0.005  # seconds of one write(2); into the page cache one takes some microseconds
-_FIRST_PAUSE: Final = 10.0
+STALLED_AFTER: Final = 2.0
+"""Seconds of one commit after which the disk counts as stalled."""
+SLOW_WRITE: Final = 0.005  # seconds of one write(2); a write into the page cache takes some microseconds
+_FIRST_PAUSE: Final = 10.0  # seconds
 _MAX_PAUSE: Final = 300.0
 
 
 class DiskSpeed:
-    """Remembers slow writes, whoever made them, and for how long they tell against the disk.
+    """Tracks whether the disk is quick enough for writes on the thread that serves Kong.
 
-    After a slow write the disk is not trusted for a pause, which doubles for as long as the disk is slow
-    again soon after.
+    After a slow write the disk is not trusted for a pause. The pause doubles each time the disk is slow
+    again soon afterwards.
     """
 
     def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
@@ -54,16 +57,16 @@ class DiskSpeed:
 
     @property
     def trusted(self) -> bool:
-        """Whether the next write may be expected to be quick."""
+        """Whether the next write is expected to be quick."""
         return self._clock() >= self._trusted_from
 
-    def took(self, seconds: float) -> None:
-        """Note how long a write took."""
-        if seconds < SLOW:
+    def observe(self, seconds: float) -> None:
+        """Record how long a write took."""
+        if seconds < SLOW_WRITE:
             return
         now = self._clock()
         if now < self._trusted_from:
-            pass  # known already: the pause begins anew
+            pass  # already known to be slow: the pause restarts
         elif now - self._trusted_from < self._pause:
             self._pause = min(2 * self._pause, _MAX_PAUSE)
         else:
@@ -71,19 +74,11 @@ class DiskSpeed:
         self._trusted_from = now + self._pause
 
 
-Fsync = Literal["always", "interval", "never"]
-
-STALLED_AFTER: Final = 2.0
-"""Seconds of one commit after which the disk counts as stalled."""
-_RETRY_AFTER: Final = 0.5  # seconds between two tries on a disk that failed
-
-Notify = Callable[[list[Any]], None]
-
-
 class SpoolWriter:
-    """Takes records from the serving thread and gives their tokens back when they are in a file.
+    """Writes the serving thread's records and returns their tokens once they are in a file.
 
-    `notify` is called on the writer's thread with the tokens of a committed group, in order.
+    `notify` is called on the writer's thread with the tokens of a committed group, in order. After a
+    failed write the writer waits `retry_seconds` before it tries again.
     """
 
     def __init__(
@@ -97,20 +92,22 @@ class SpoolWriter:
         segment_seconds: float = 3600.0,
         max_waiting_bytes: int = 32 * 1024 * 1024,
         keep_tokens: bool = True,
+        retry_seconds: float = 0.5,
     ) -> None:
         self._spool = spool
         self._notify = notify
         self._fsync = fsync
         self._max_waiting_bytes = max_waiting_bytes
         self._keep_tokens = keep_tokens
+        self._retry_seconds = retry_seconds
         self._items: SimpleQueue[Sequence[Item] | None] = SimpleQueue()
         self._queues: dict[str, SpoolQueue] = {}
         retired: SimpleQueue[Segment] = SimpleQueue()
         self._rotation = Rotation(segment_bytes, segment_seconds, retired)
-        self._disk = threading.Lock()  # whoever holds it writes
-        self._pace = DiskSpeed()
+        self._write_lock = threading.Lock()  # held by the thread that writes
+        self._disk_speed = DiskSpeed()
         self._commit_began: float | None = None
-        self._unanswered_bytes = 0
+        self._stall_bytes = 0
         self._overflow: SimpleQueue[SpoolQueue] = SimpleQueue()
         self._all_written = False
         self._log = get_logger()
@@ -119,7 +116,7 @@ class SpoolWriter:
         self._syncer = Syncer(self._open_segments, retired, sync=fsync != "never", interval=fsync_interval)
 
     def start(self) -> None:
-        """Start the threads; in the process that writes, after any fork."""
+        """Start the threads. Call it in the process that writes, after any fork."""
         self._thread.start()
         self._syncer.start()
 
@@ -131,25 +128,29 @@ class SpoolWriter:
         return queue
 
     def describe(self, destination: Destination) -> SpoolQueue:
-        """Return the destination's queue, and have its description written soon."""
+        """Return the destination's queue and schedule the write of its description."""
         queue = self.queue(destination.id)
         self._items.put(((queue, None, None, destination),))
         return queue
 
     def append(self, queue: SpoolQueue, record: bytes, token: Any) -> None:
-        """Hand a record over; `notify` gets the token once Kong may have its answer. Never waits."""
+        """Hand over a record; `notify` gets its token once Kong may get its answer. Never blocks."""
         self._items.put(((queue, record, token, None),))
 
     def append_all(self, items: Sequence[Item]) -> None:
-        """Hand over several at once: waking the writer's thread costs more than writing a record."""
+        """Hand over several items at once: waking the writer's thread costs more than writing a record."""
         self._items.put(items)
 
     def append_now(self, items: Sequence[Item]) -> tuple[list[Any], Sequence[Item]]:
-        """Write records on the calling thread, as far as that is sure to be quick.
+        """Write records on the calling thread, as far as that is certain to be quick.
 
-        Returns the tokens of those that are in a file now, and what is left to hand over.
+        Returns the tokens of the records that are in a file now, and the items left to hand over.
         """
-        if self._fsync == "always" or not self._pace.trusted or not self._disk.acquire(blocking=False):
+        if (
+            self._fsync == "always"
+            or not self._disk_speed.trusted
+            or not self._write_lock.acquire(blocking=False)
+        ):
             return [], items
         groups: dict[SpoolQueue, list[Item]] = {}
         for item in items:
@@ -160,42 +161,45 @@ class SpoolWriter:
             for queue, group in groups.items():
                 began = time.perf_counter()
                 written = queue.append_quickly([item[1] or b"" for item in group])
-                self._pace.took(time.perf_counter() - began)
+                self._disk_speed.observe(time.perf_counter() - began)
                 tokens += [item[2] for item in group[:written]]
                 left += group[written:]
         finally:
-            self._disk.release()
+            self._write_lock.release()
         return tokens, left
 
     @property
     def stalled(self) -> bool:
-        """Whether the disk has neither taken nor refused a write for so long that Kong must not wait."""
+        """Whether a write has lasted so long that Kong should not wait for it any longer."""
         began = self._commit_began
         return began is not None and time.monotonic() - began > STALLED_AFTER
 
-    def keep_for_later(self, items: Sequence[Item]) -> None:
-        """Hand over records that Kong has its answer for, while the disk is `stalled`; the serving thread's.
+    def append_while_stalled(self, items: Sequence[Item]) -> None:
+        """Hand over records that Kong is answered for at once, because the disk is `stalled`.
 
-        What has no room in memory is counted as lost.
+        Records that do not fit into memory are counted as lost. Only the serving thread calls this.
         """
-        kept: list[Item] = []
+        accepted: list[Item] = []
         for item in items:
             size = len(item[1] or b"")
-            if self._unanswered_bytes + size > self._max_waiting_bytes:
+            if self._stall_bytes + size > self._max_waiting_bytes:
                 self._overflow.put(item[0])
                 if self._loss_limit.passes():
-                    self._log.critical("usage_lost", queue=item[0].id, reason="the disk hangs")
+                    self._log.critical("usage_lost", queue=item[0].id, reason="the disk is stalled")
             else:
-                self._unanswered_bytes += size
-                kept.append(item)
-        self._items.put(kept)
+                self._stall_bytes += size
+                accepted.append(item)
+        self._items.put(accepted)
 
-    def moves_again(self) -> None:
-        """Forget how much memory the last stall took: the disk has had it; the serving thread's."""
-        self._unanswered_bytes = 0
+    def end_stall(self) -> None:
+        """Free the memory budget of the last stall, whose records are written by now.
+
+        Only the serving thread calls this.
+        """
+        self._stall_bytes = 0
 
     def close(self, timeout: float) -> bool:
-        """Write what was handed over and stop; returns whether all was written within `timeout` seconds."""
+        """Write what was handed over and stop; returns whether that succeeded within `timeout` seconds."""
         self._items.put(None)
         self._thread.join(timeout)
         self._syncer.close(timeout)
@@ -205,17 +209,17 @@ class SpoolWriter:
         try:
             self._serve()
         except BaseException:
-            # Without this thread nobody is answered any more. Dying is better than hanging: what has no
-            # answer yet is sent again by Kong to the process that takes this one's place.
+            # Without this thread Kong gets no more answers. Dying is better than hanging: Kong resends
+            # unanswered requests to the process that replaces this one.
             self._log.critical("spool_writer_crashed", exc_info=True)
             os._exit(os.EX_SOFTWARE)
 
     def _serve(self) -> None:
         while True:
             failing = any(queue.failing for queue in list(self._queues.values()))
-            items, stop = self._take(_RETRY_AFTER if failing else None)
+            items, stop = self._next_items(self._retry_seconds if failing else None)
             self._commit_began = time.monotonic()
-            with self._disk:
+            with self._write_lock:
                 self._commit(items)
             self._commit_began = None
             if stop:
@@ -225,11 +229,11 @@ class SpoolWriter:
             queue.retire()
             unwritten += len(queue.waiting) + queue.lost
         if unwritten:
-            self._log.critical("usage_lost", records=unwritten, reason="the disk took nothing up to the stop")
+            self._log.critical("usage_lost", records=unwritten, reason="the disk failed until the stop")
         self._all_written = not unwritten
 
-    def _take(self, timeout: float | None) -> tuple[list[Item], bool]:
-        """Wait for the first item and return it with all that stand behind it, and whether to stop."""
+    def _next_items(self, timeout: float | None) -> tuple[list[Item], bool]:
+        """Wait for the first item and return it with all queued ones, and whether to stop."""
         items: list[Item] = []
         try:
             item = self._items.get(timeout=timeout)
@@ -273,23 +277,23 @@ class SpoolWriter:
                 queue.segment.sync()
         except OSError as caught:
             written, error = 0, caught
-            queue.retire()  # to be delivered and removed, which may be what makes room
-        self._pace.took(time.perf_counter() - began)
+            queue.retire()  # so that it can be delivered and removed, which may be what frees space
+        self._disk_speed.observe(time.perf_counter() - began)
         rest = pending[written:]
-        if queue.lost:  # its record goes first: it is in the file, or it is made anew for the next try
+        if queue.lost:  # the loss record goes first: it is in the file, or the next try makes a new one
             if written:
                 queue.lost = 0
             else:
                 del rest[0]
         if rest:
-            self._keep(queue, rest, error)
+            self._hold_in_memory(queue, rest, error)
             return
         if queue.waiting:
-            self._log.info("spool_writes_again", queue=queue.id)
+            self._log.info("spool_write_recovered", queue=queue.id)
         queue.waiting, queue.waiting_bytes = [], 0
 
     def _describe(self, queue: SpoolQueue) -> None:
-        """Write the queue's description; where that fails its records are written nevertheless."""
+        """Write the queue's description; if that fails, its records are written anyway."""
         if queue.description is None:
             return
         try:
@@ -297,23 +301,23 @@ class SpoolWriter:
             queue.description = None
         except OSError as error:
             if self._failure_limit.passes():
-                self._log.error("destination_cannot_be_written", queue=queue.id, reason=error.strerror)
+                self._log.error("destination_write_failed", queue=queue.id, reason=error.strerror)
 
-    def _keep(self, queue: SpoolQueue, records: list[bytes], error: OSError | None) -> None:
-        """Hold records in memory until the disk takes them, the oldest first, and count what has no room."""
+    def _hold_in_memory(self, queue: SpoolQueue, records: list[bytes], error: OSError | None) -> None:
+        """Hold records in memory until the disk works, oldest first; beyond the bound they are lost."""
         others = sum(other.waiting_bytes for other in list(self._queues.values()) if other is not queue)
         waiting_bytes = 0
-        kept: list[bytes] = []
+        held: list[bytes] = []
         for record in records:
             if others + waiting_bytes + len(record) > self._max_waiting_bytes:
                 queue.lost += 1
                 continue
             waiting_bytes += len(record)
-            kept.append(record)
-        queue.waiting, queue.waiting_bytes = kept, waiting_bytes
-        reason = error.strerror if error else "the disk took only a part"
+            held.append(record)
+        queue.waiting, queue.waiting_bytes = held, waiting_bytes
+        reason = error.strerror if error else "the disk accepted only a part"
         if self._failure_limit.passes():
-            self._log.error("spool_cannot_write", queue=queue.id, reason=reason, records_in_memory=len(kept))
+            self._log.error("spool_write_failed", queue=queue.id, reason=reason, records_in_memory=len(held))
         if queue.lost and self._loss_limit.passes():
             self._log.critical("usage_lost", queue=queue.id, records=queue.lost, reason=reason)
 

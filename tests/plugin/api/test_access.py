@@ -1,4 +1,4 @@
-"""Who may use the HTTP API: nobody by default, and then whoever has the token."""
+"""Access to the HTTP API: off by default, then with the token only."""
 
 from __future__ import annotations
 
@@ -15,10 +15,10 @@ from openmeter_plugin.api.access import TOKEN_VARIABLE
 from tests.harness.process import eventually, plugin_server
 from tests.plugin.operations_api import ADMIN_TOKEN, EVENTS_TOKEN, Api, address_of
 
-# Off by default, and who may use it
+# Off by default, access
 
 
-def test_without_the_option_nothing_of_the_api_is_even_loaded(tmp_path: Path) -> None:
+def test_without_the_option_nothing_of_the_api_is_imported(tmp_path: Path) -> None:
     code = f"""
 import sys
 from pathlib import Path
@@ -32,7 +32,7 @@ print(sorted({{"fastapi", "starlette", "uvicorn", "prometheus_client", "pydantic
 
 
 @pytest.mark.parametrize(
-    ("command", "arguments", "token", "says"),
+    ("command", "arguments", "token", "message"),
     [
         ("serve", ["--api", "127.0.0.1:0"], None, "over TCP a token is required"),
         ("deliver", ["--api", "127.0.0.1:0"], None, "over TCP a token is required"),
@@ -44,8 +44,8 @@ print(sorted({{"fastapi", "starlette", "uvicorn", "prometheus_client", "pydantic
         ("serve", ["--api", "127.0.0.1:0", "--api-token-file", "{dir}/nothing"], None, "No such file"),
     ],
 )
-def test_what_would_be_open_to_others_is_refused_at_the_start(
-    tmp_path: Path, command: str, arguments: list[str], token: str | None, says: str
+def test_insecure_options_are_refused_at_the_start(
+    tmp_path: Path, command: str, arguments: list[str], token: str | None, message: str
 ) -> None:
     (tmp_path / "spool").mkdir()
     words = [word.format(dir=tmp_path) for word in arguments]
@@ -60,11 +60,11 @@ def test_what_would_be_open_to_others_is_refused_at_the_start(
     )
     assert result.returncode != 0
     assert result.stderr.startswith("openmeter-plugin: --api: ")
-    assert says in result.stderr
+    assert message in result.stderr
     assert "Traceback" not in result.stderr
 
 
-def test_a_unix_socket_needs_no_token_and_is_its_owners_alone(tmp_path: Path) -> None:
+def test_a_unix_socket_needs_no_token_and_only_its_owner_may_connect(tmp_path: Path) -> None:
     with plugin_server(tmp_path, "--api", f"unix:{tmp_path}/api") as server:
         eventually((tmp_path / "api").exists, what="listening")
         transport = httpx.HTTPTransport(uds=str(tmp_path / "api"))
@@ -75,12 +75,12 @@ def test_a_unix_socket_needs_no_token_and_is_its_owners_alone(tmp_path: Path) ->
         assert not (tmp_path / "api").exists()
 
 
-def test_everything_but_the_probes_needs_the_token(there: Api) -> None:
-    paths = there.get("/openapi.json")["paths"]
+def test_everything_except_the_probes_needs_the_token(running_api: Api) -> None:
+    paths = running_api.get("/openapi.json")["paths"]
     for path, methods in paths.items():
         for method in methods:
             for given in ({}, {"authorization": "Bearer wrong"}, {"authorization": f"Basic {ADMIN_TOKEN}"}):
-                answer = httpx.request(method, there.url + path.replace("{number}", "1"), headers=given)
+                answer = httpx.request(method, running_api.url + path.replace("{number}", "1"), headers=given)
                 if path in {"/healthz", "/readyz"}:
                     assert answer.status_code == 200
                 else:
@@ -89,24 +89,24 @@ def test_everything_but_the_probes_needs_the_token(there: Api) -> None:
                     assert "Authorization: Bearer" in answer.json()["detail"]
 
 
-def test_the_description_itself_needs_the_token(there: Api) -> None:
-    assert httpx.get(f"{there.url}/openapi.json").status_code == 401
+def test_the_openapi_document_needs_the_token(running_api: Api) -> None:
+    assert httpx.get(f"{running_api.url}/openapi.json").status_code == 401
 
 
 @pytest.mark.parametrize("host", ["evil.example", "evil.example:8096", "127.0.0.1.evil.example", "[::2]", ""])
-def test_a_page_that_has_its_own_name_for_this_address_gets_nothing(there: Api, host: str) -> None:
+def test_other_host_names_are_refused_on_loopback(running_api: Api, host: str) -> None:
     for path in ("/v1/spool", "/healthz"):
-        answer = there.client.get(path, headers={"host": host})
+        answer = running_api.client.get(path, headers={"host": host})
         assert answer.status_code in {400, 421}
         assert "backlog" not in answer.text
 
 
 @pytest.mark.parametrize("host", ["localhost", "LOCALHOST:8096", "127.0.0.1", "127.0.0.1:1", "[::1]:8096"])
-def test_the_names_of_this_machine_are_taken(there: Api, host: str) -> None:
-    assert there.client.get("/healthz", headers={"host": host}).status_code == 200
+def test_names_and_addresses_of_loopback_are_accepted(running_api: Api, host: str) -> None:
+    assert running_api.client.get("/healthz", headers={"host": host}).status_code == 200
 
 
-def test_a_token_file_that_is_replaced_counts_at_once(tmp_path: Path) -> None:
+def test_a_replaced_token_file_takes_effect_at_once(tmp_path: Path) -> None:
     (tmp_path / "spool").mkdir()
     (tmp_path / "token").write_text("the-first-token-of-all\n")
     arguments = ("--api", "127.0.0.1:0", "--api-token-file", str(tmp_path / "token"))
@@ -125,19 +125,19 @@ def test_a_token_file_that_is_replaced_counts_at_once(tmp_path: Path) -> None:
         assert status("the-second-token-of-all") == 503
 
 
-def test_no_answer_holds_a_secret(there: Api) -> None:
-    paths = there.get("/openapi.json")["paths"]
-    answers = [there.client.get(path.replace("{number}", "1")) for path in paths]
+def test_no_response_contains_a_secret(running_api: Api) -> None:
+    paths = running_api.get("/openapi.json")["paths"]
+    answers = [running_api.client.get(path.replace("{number}", "1")) for path in paths]
     text = "".join(answer.text + str(answer.headers) for answer in answers)
     assert ADMIN_TOKEN not in text
     assert EVENTS_TOKEN not in text
-    assert ADMIN_TOKEN not in there.server.log_text()
+    assert ADMIN_TOKEN not in running_api.server.log_text()
 
 
-# While things go wrong
+# Operation
 
 
-def test_deliver_offers_the_api_too(tmp_path: Path) -> None:
+def test_deliver_serves_the_api_too(tmp_path: Path) -> None:
     (tmp_path / "spool").mkdir()
     command = [sys.executable, "-m", "openmeter_plugin", "deliver", "--spool", str(tmp_path / "spool")]
     process = subprocess.Popen([*command, "--api", f"unix:{tmp_path}/api"], stderr=subprocess.DEVNULL)
@@ -152,12 +152,12 @@ def test_deliver_offers_the_api_too(tmp_path: Path) -> None:
     assert not (tmp_path / "api").exists()
 
 
-def test_connections_that_only_wait_do_not_keep_others_out(there: Api) -> None:
-    host, port = there.url.removeprefix("http://").split(":")
+def test_idle_connections_do_not_block_others(running_api: Api) -> None:
+    host, port = running_api.url.removeprefix("http://").split(":")
     held = [socket.create_connection((host, int(port))) for _ in range(80)]
     try:
         for _ in range(3):
-            assert httpx.get(f"{there.url}/healthz", timeout=15).status_code == 200
+            assert httpx.get(f"{running_api.url}/healthz", timeout=15).status_code == 200
     finally:
         for connection in held:
             connection.close()

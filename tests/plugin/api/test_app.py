@@ -1,4 +1,4 @@
-"""What the HTTP API of the delivery tells, over real HTTP to real processes."""
+"""Responses of the HTTP API, over real HTTP to real processes."""
 
 from __future__ import annotations
 
@@ -44,12 +44,9 @@ METRICS = {
 }
 
 
-# What it tells
-
-
-def test_the_spool_is_told_as_the_command_prints_it(there: Api) -> None:
-    printed = json.loads(run("status", "--json", str(there.server.spool)).stdout)
-    assert there.get("/v1/spool") == printed
+def test_the_spool_is_returned_as_the_command_prints_it(running_api: Api) -> None:
+    printed = json.loads(run("status", "--json", str(running_api.server.spool)).stdout)
+    assert running_api.get("/v1/spool") == printed
     assert printed["delivery_running"] is True
     assert printed["total"]["books"]["delivered"] == 5
     assert printed["total"]["books"]["skipped"] == {"status_excluded": 1, "no_consumer": 1}
@@ -68,8 +65,8 @@ def ledger_line(hour: str, subject: str, accepted: int, delivered: int, dead: in
     }
 
 
-def test_the_ledger_is_told_by_hour_and_subject(there: Api) -> None:
-    assert there.get("/v1/ledger") == {
+def test_the_ledger_is_returned_by_hour_and_subject(running_api: Api) -> None:
+    assert running_api.get("/v1/ledger") == {
         "lines": [
             ledger_line("2026-11-20T05", "consumer:alice", 4, 3, 1),
             ledger_line("2026-11-22T07", "consumer:bob", 2, 2, 0),
@@ -91,22 +88,22 @@ def test_the_ledger_is_told_by_hour_and_subject(there: Api) -> None:
         ({"limit": 1}, ["consumer:alice"]),
     ],
 )
-def test_the_ledger_is_cut_to_whole_hours_of_a_span(
-    there: Api, parameters: dict[str, str], subjects: list[str]
+def test_a_span_of_the_ledger_is_widened_to_whole_hours(
+    running_api: Api, parameters: dict[str, str], subjects: list[str]
 ) -> None:
-    assert [line["subject"] for line in there.get("/v1/ledger", **parameters)["lines"]] == subjects
+    assert [line["subject"] for line in running_api.get("/v1/ledger", **parameters)["lines"]] == subjects
 
 
-def test_dead_letters_are_told_page_by_page(there: Api) -> None:
-    page = there.get("/v1/dead-letters", limit=1)
+def test_dead_letters_are_returned_in_pages(running_api: Api) -> None:
+    page = running_api.get("/v1/dead-letters", limit=1)
     (letter,) = page["dead_letters"]
     assert (letter["event_id"], letter["status"]) == ("event-000003", 400)
     assert page["next"] is None
-    assert there.get("/v1/dead-letters", after=letter["id"])["dead_letters"] == []
+    assert running_api.get("/v1/dead-letters", after=letter["id"])["dead_letters"] == []
 
 
-def test_the_description_names_every_answer(there: Api) -> None:
-    description = there.get("/openapi.json")
+def test_the_openapi_document_describes_every_path(running_api: Api) -> None:
+    description = running_api.get("/openapi.json")
     assert set(description["paths"]) == {
         "/v1/spool",
         "/v1/ledger",
@@ -128,7 +125,7 @@ def test_the_description_names_every_answer(there: Api) -> None:
 
 
 @pytest.mark.parametrize(
-    ("method", "path", "body", "status", "says"),
+    ("method", "path", "body", "status", "message"),
     [
         ("GET", "/v1/nothing", None, 404, "Not Found"),
         ("GET", "/v1/redeliver/4711", None, 404, "there is no redelivery with this id"),
@@ -159,34 +156,34 @@ def test_the_description_names_every_answer(there: Api) -> None:
         ("DELETE", "/v1/spool", None, 405, "Method Not Allowed"),
     ],
 )
-def test_every_refusal_says_why_in_a_problem_document(
-    there: Api, method: str, path: str, body: str | None, status: int, says: str
+def test_every_error_is_a_problem_document_with_its_reason(
+    running_api: Api, method: str, path: str, body: str | None, status: int, message: str
 ) -> None:
-    answer = there.client.request(
+    answer = running_api.client.request(
         method, path, content=body, headers={"content-type": "application/json"} if body else None
     )
     assert answer.status_code == status
     assert answer.headers["content-type"] == "application/problem+json"
     assert answer.json()["status"] == status
-    assert says in answer.json()["detail"]
+    assert message in answer.json()["detail"]
     assert "hunter2" not in answer.text
 
 
-def test_a_body_of_unknown_length_is_not_read(there: Api) -> None:
-    answer = there.client.post("/v1/redeliver", content=iter([b"{}"]))
+def test_a_body_without_a_length_is_refused(running_api: Api) -> None:
+    answer = running_api.client.post("/v1/redeliver", content=iter([b"{}"]))
     assert answer.status_code == 411
 
 
-def test_the_metrics_are_these(there: Api) -> None:
-    text = there.client.get("/metrics").text
+def test_the_metrics_are_complete_and_described(running_api: Api) -> None:
+    text = running_api.client.get("/metrics").text
     kinds = dict(re.findall(r"^# TYPE (\S+) (\S+)$", text, re.MULTILINE))
     found = {name.removesuffix("_total") if kind == "counter" else name: kind for name, kind in kinds.items()}
     assert found == METRICS
     assert all(f"# HELP {name} " in text for name in kinds)
 
 
-def test_the_metrics_say_what_the_books_say(there: Api) -> None:
-    metrics = there.metrics()
+def test_the_metrics_agree_with_the_books(running_api: Api) -> None:
+    metrics = running_api.metrics()
     label = f'{{destination="{QUEUE}"}}'
     assert metrics[f"openmeter_plugin_requests_total{label}"] == 7
     assert metrics[f"openmeter_plugin_requests_metered_total{label}"] == 5
@@ -201,28 +198,25 @@ def test_the_metrics_say_what_the_books_say(there: Api) -> None:
     assert metrics[f"openmeter_plugin_delivery_failures_in_a_row{label}"] == 0
     assert metrics['openmeter_plugin_process_restarts_total{child="worker-0"}'] == 0
     assert metrics["openmeter_plugin_books_readable"] == 1
-    disk = os.statvfs(there.server.spool)
+    disk = os.statvfs(running_api.server.spool)
     assert metrics["openmeter_plugin_disk_size_bytes"] == disk.f_blocks * disk.f_frsize
     assert 0 < metrics["openmeter_plugin_disk_free_bytes"] < metrics["openmeter_plugin_disk_size_bytes"]
 
 
-def test_openmetrics_is_spoken_to_whoever_asks_for_it(there: Api) -> None:
+def test_openmetrics_is_returned_on_request(running_api: Api) -> None:
     accept = {"accept": "application/openmetrics-text; version=1.0.0"}
-    answer = there.client.get("/metrics", headers=accept)
+    answer = running_api.client.get("/metrics", headers=accept)
     assert answer.headers["content-type"].startswith("application/openmetrics-text")
     assert answer.text.endswith("# EOF\n")
 
 
-def test_a_server_that_delivers_is_ready(there: Api) -> None:
-    assert there.get("/healthz") == {"status": "ok"}
-    eventually(lambda: there.client.get("/readyz").status_code == 200, what="readiness")
-    assert there.get("/readyz") == {"ready": True, "problems": []}
+def test_a_server_that_delivers_is_ready(running_api: Api) -> None:
+    assert running_api.get("/healthz") == {"status": "ok"}
+    eventually(lambda: running_api.client.get("/readyz").status_code == 200, what="readiness")
+    assert running_api.get("/readyz") == {"ready": True, "problems": []}
 
 
-# While things go wrong
-
-
-def test_the_documentation_explains_every_metric() -> None:
+def test_the_documentation_describes_every_metric() -> None:
     text = (Path(__file__).parents[3] / "docs" / "plugin-operations.md").read_text()
     documented = set(re.findall(r"^\| `([a-z_]+)` \|", text, re.MULTILINE))
     suffixes = {"counter": "_total"}

@@ -1,4 +1,4 @@
-"""Numbers and times at the HTTP API that are too large, or the wrong way round."""
+"""Out-of-range and reversed parameters of the HTTP API."""
 
 from __future__ import annotations
 
@@ -8,15 +8,15 @@ import pytest
 
 from tests.plugin.operations_api import Api
 
-BEYOND = 2**63  # one more than a row's number in SQLite can be
+TOO_LARGE = 2**63  # one more than SQLite's largest row id
 
 
 @pytest.mark.parametrize(
-    ("method", "path", "body", "says"),
+    ("method", "path", "body", "message"),
     [
-        ("GET", f"/v1/redeliver/{BEYOND}", None, "number: "),
-        ("GET", f"/v1/dead-letters?after={BEYOND}", None, "after: "),
-        ("POST", "/v1/dead-letters/replay", f'{{"ids": [{BEYOND}]}}', "ids.0: "),
+        ("GET", f"/v1/redeliver/{TOO_LARGE}", None, "number: "),
+        ("GET", f"/v1/dead-letters?after={TOO_LARGE}", None, "after: "),
+        ("POST", "/v1/dead-letters/replay", f'{{"ids": [{TOO_LARGE}]}}', "ids.0: "),
         ("GET", "/v1/ledger?from=2026-11-22T07:00:00Z&to=2026-11-22T05:00:00Z", None, "from must not be"),
         (
             "POST",
@@ -27,14 +27,14 @@ BEYOND = 2**63  # one more than a row's number in SQLite can be
         ("POST", "/v1/dead-letters/replay", "{}", "give either ids or all: true"),
     ],
 )
-def test_what_cannot_be_is_refused_in_a_sentence(
-    there: Api, method: str, path: str, body: str | None, says: str
+def test_an_invalid_value_is_refused_with_a_message(
+    running_api: Api, method: str, path: str, body: str | None, message: str
 ) -> None:
-    answer = there.client.request(
+    answer = running_api.client.request(
         method, path, content=body, headers={"content-type": "application/json"} if body else None
     )
     assert answer.status_code == 422
-    assert answer.json()["detail"].startswith(says)
+    assert answer.json()["detail"].startswith(message)
 
 
 @pytest.mark.parametrize(
@@ -45,5 +45,7 @@ def test_what_cannot_be_is_refused_in_a_sentence(
         {"from": "0001-01-01T00:00:00Z", "to": "9999-12-31T23:59:59-14:00"},
     ],
 )
-def test_a_span_may_reach_from_the_first_year_to_the_last(there: Api, parameters: dict[str, Any]) -> None:
-    assert there.get("/v1/ledger", **parameters) == there.get("/v1/ledger")
+def test_a_span_may_reach_from_the_first_year_to_the_last(
+    running_api: Api, parameters: dict[str, Any]
+) -> None:
+    assert running_api.get("/v1/ledger", **parameters) == running_api.get("/v1/ledger")

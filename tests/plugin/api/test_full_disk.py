@@ -1,4 +1,4 @@
-"""A disk on which the workers can write no more is told as full, although room is kept for the books."""
+"""A disk that the workers can no longer write to counts as full, although space is reserved for the books."""
 
 from __future__ import annotations
 
@@ -17,13 +17,13 @@ FULL = "the spool's file system is full"
 
 @pytest.fixture
 def spool(tmp_path: Path) -> Iterator[Path]:
-    """A spool on a small file system of its own, an eighth of which is kept free."""
+    """A spool on a small file system, an eighth of which is reserved."""
     with small_file_system(tmp_path / "disk", "2m") as path:
         yield path
 
 
 def fill(spool: Path) -> None:
-    """Hand over more than there is room for."""
+    """Hand over more than fits on the disk."""
     with running_writer(spool, max_waiting_bytes=1024) as writer:
         writer.append_all([(writer.queue(QUEUE), record(n, text="x" * 5000), None, None) for n in range(600)])
 
@@ -34,12 +34,12 @@ def free_bytes(spool: Path) -> float:
     return float(sample.rpartition(" ")[2])
 
 
-def test_a_disk_with_room_is_no_problem(spool: Path) -> None:
+def test_a_disk_with_free_space_is_no_problem(spool: Path) -> None:
     assert FULL not in HealthMonitor(spool).problems()
     assert free_bytes(spool) > 1024 * 1024
 
 
-def test_a_disk_on_which_usage_is_lost_is_told_as_full(spool: Path) -> None:
+def test_a_disk_on_which_usage_is_lost_is_reported_as_full(spool: Path) -> None:
     fill(spool)
     assert FULL in HealthMonitor(spool).problems()
     assert free_bytes(spool) < 64 * 1024

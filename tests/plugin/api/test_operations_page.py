@@ -1,6 +1,6 @@
-"""The consoles of docs/plugin-operations.md: what is typed there prints what is shown there.
+"""The consoles of docs/plugin-operations.md: each command prints the lines that the page shows.
 
-Numbers, times and ids are another spool's, so lines are compared without them.
+Numbers, times and ids differ from spool to spool, so lines are compared without them.
 """
 
 from __future__ import annotations
@@ -23,12 +23,12 @@ _VARIES = re.compile(
 
 
 def shape(line: str) -> str:
-    """Return a line with all that differs from spool to spool taken out."""
+    """Return a line without the parts that differ from spool to spool."""
     return _VARIES.sub("#", line.replace("not running", "running"))
 
 
 def consoles() -> Iterator[tuple[tuple[str, ...], list[str]]]:
-    """Yield each command of `openmeter-plugin spool` that is shown, and the lines below it."""
+    """Yield each command of `openmeter-plugin spool` on the page, and the lines below it."""
     for block in blocks("docs/plugin-operations.md", "console"):
         for console in block.text.removeprefix("$ ").split("\n$ "):
             typed, *printed = console.splitlines()
@@ -38,7 +38,7 @@ def consoles() -> Iterator[tuple[tuple[str, ...], list[str]]]:
 
 
 @pytest.mark.parametrize(("arguments", "shown"), list(consoles()), ids=lambda value: " ".join(value)[:30])
-def test_a_console_of_the_page_shows_what_the_command_prints(
+def test_a_command_prints_what_the_page_shows(
     arguments: tuple[str, ...],
     shown: list[str],
     history: Path,
@@ -46,7 +46,10 @@ def test_a_console_of_the_page_shows_what_the_command_prints(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.chdir(history.parent)
-    config = {"ingest_endpoint": server.url, "subject": {"missing": "fallback", "fallback_subject": "nobody"}}
+    config = {
+        "ingest_endpoint": server.url,
+        "subject": {"missing": "fallback", "fallback_subject": "unassigned"},
+    }
     Path("openmeter-plugin.yaml").write_text(yaml.safe_dump(config))
     result = run(*arguments)
     assert result.returncode == 0, result.stderr
@@ -54,6 +57,6 @@ def test_a_console_of_the_page_shows_what_the_command_prints(
     assert [line for line in shown if shape(line) not in printed] == [], result.stdout
 
 
-def test_the_page_shows_every_command_of_the_spool() -> None:
+def test_the_page_shows_every_spool_command() -> None:
     shown = {arguments[0] for arguments, _ in consoles()}
     assert shown == {"status", "verify", "dead-letters", "replay", "export", "drain"}

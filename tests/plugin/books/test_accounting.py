@@ -1,4 +1,4 @@
-"""Accounting: the books hold at every moment, and a request that Kong handed over twice is billed once."""
+"""Accounting: the books are balanced at every moment, and a resent request is billed once."""
 
 from __future__ import annotations
 
@@ -56,10 +56,10 @@ def quarantined(request_id: str | None, reason: str = "no_consumer") -> bytes:
     return encode_record(QUARANTINED + orjson.dumps({"reason": reason, "log": log}))
 
 
-# Ahead of an outage
+# During an outage
 
 
-def test_skips_and_depth_are_in_the_books_while_the_endpoint_is_dead(tmp_path: Path) -> None:
+def test_skips_and_backlog_are_in_the_books_while_the_endpoint_is_down(tmp_path: Path) -> None:
     with serving(EventsServer(lambda _: Answer(500))) as server:
         write_destination(tmp_path, destination(server.url, max_batch_size=10))
         with running_writer(tmp_path) as writer, delivering(tmp_path):
@@ -70,7 +70,7 @@ def test_skips_and_depth_are_in_the_books_while_the_endpoint_is_dead(tmp_path: P
             writer.append_all([(queue, skip(), None, None) for _ in range(20)])
             for n in range(100, 150):
                 writer.append(queue, record(n), None)
-            eventually(lambda: waiting(tmp_path) == 150, what="the depth")
+            eventually(lambda: waiting(tmp_path) == 150, what="the backlog")
             eventually(lambda: count(tmp_path, "skipped", "no_consumer") == 20, what="the skips")
             assert delivered(tmp_path) == 0
     assert_balanced(tmp_path)
@@ -98,7 +98,7 @@ def test_the_ledger_counts_by_destination_hour_of_event_time_type_and_subject(tm
     assert {line.type for line in read_ledger(tmp_path)} == {"kong.api_request"}
 
 
-def test_an_event_without_a_summary_is_accounted_for_and_settled_by_what_it_says(tmp_path: Path) -> None:
+def test_an_event_without_a_summary_is_counted_by_its_own_members(tmp_path: Path) -> None:
     with serving(EventsServer(lambda post: Answer(400 if "event-000001" in post.ids else 204))) as server:
         write_destination(tmp_path, destination(server.url))
         spooled(tmp_path, [encode_events([event(n), event(n + 10)]) for n in range(3)])
@@ -107,10 +107,10 @@ def test_an_event_without_a_summary_is_accounted_for_and_settled_by_what_it_says
     assert_balanced(tmp_path)
 
 
-# Handed over twice
+# Resent requests
 
 
-def test_a_request_that_comes_twice_is_counted_as_resent_and_sent_once(tmp_path: Path) -> None:
+def test_a_resent_request_is_counted_as_resent_and_sent_once(tmp_path: Path) -> None:
     with serving() as server:
         write_destination(tmp_path, destination(server.url))
         spooled(tmp_path, [record(0), record(1, 2), record(0), skip(), record(1, 2), record(3)])
@@ -122,9 +122,7 @@ def test_a_request_that_comes_twice_is_counted_as_resent_and_sent_once(tmp_path:
 
 
 @pytest.mark.parametrize("restarted", [False, True], ids=["in one run", "across a restart"])
-def test_a_request_that_comes_again_in_another_workers_segment_is_sent_once(
-    tmp_path: Path, restarted: bool
-) -> None:
+def test_a_request_resent_to_another_worker_is_sent_once(tmp_path: Path, restarted: bool) -> None:
     with serving() as server:
         write_destination(tmp_path, destination(server.url))
         spooled(tmp_path, [record(n) for n in range(10)])
@@ -139,10 +137,10 @@ def test_a_request_that_comes_again_in_another_workers_segment_is_sent_once(
     assert_balanced(tmp_path)
 
 
-def test_the_end_of_each_of_several_segments_is_remembered_across_a_restart(
+def test_the_last_ids_of_several_segments_are_restored_after_a_restart(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(accountant_module, "_BYTES_REMEMBERED", 4 * len(record(0)))
+    monkeypatch.setattr(accountant_module, "_RECENT_BYTES", 4 * len(record(0)))
     for start in range(0, 400, 100):
         spooled(tmp_path, [record(n) for n in range(start, start + 100)])
     with accounting(tmp_path) as accountant:
@@ -153,8 +151,8 @@ def test_the_end_of_each_of_several_segments_is_remembered_across_a_restart(
     assert (count(tmp_path, "resent"), count(tmp_path, "metered")) == (4, 400)
 
 
-def test_only_so_many_ids_are_remembered(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(accountant_module, "_REMEMBERED", 10)
+def test_the_number_of_recent_ids_is_bounded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(accountant_module, "_MAX_RECENT_IDS", 10)
     with accounting(tmp_path) as accountant:
         spooled(tmp_path, [record(n) for n in range(30)])
         accountant.work()
@@ -164,7 +162,7 @@ def test_only_so_many_ids_are_remembered(tmp_path: Path, monkeypatch: pytest.Mon
     assert (count(tmp_path, "resent"), count(tmp_path, "metered")) == (1, 31)
 
 
-def test_after_a_failed_commit_nothing_is_taken_for_resent(
+def test_after_a_failed_commit_nothing_counts_as_resent(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     account, failures = Books.account, [1, 2, 3]
@@ -186,7 +184,7 @@ def test_after_a_failed_commit_nothing_is_taken_for_resent(
     assert_balanced(tmp_path)
 
 
-def test_a_quarantined_request_that_comes_twice_is_kept_once(tmp_path: Path) -> None:
+def test_a_resent_quarantined_request_is_kept_once(tmp_path: Path) -> None:
     spooled(tmp_path, [quarantined("a"), quarantined("b"), quarantined("a"), quarantined(None)], QUARANTINE)
     run_until_empty(tmp_path)
     spooled(tmp_path, [quarantined("b"), quarantined(None)], QUARANTINE)
@@ -196,7 +194,7 @@ def test_a_quarantined_request_that_comes_twice_is_kept_once(tmp_path: Path) -> 
     assert_balanced(tmp_path)
 
 
-# What cannot be read
+# Records that cannot be parsed
 
 
 @pytest.mark.parametrize(
@@ -204,7 +202,7 @@ def test_a_quarantined_request_that_comes_twice_is_kept_once(tmp_path: Path) -> 
     [EVENTS + b"\x01\x00\x00{", EVENTS + b"\x01\x00\x00[]", QUARANTINED + b"x", LOST + b"{}", b"Zfuture"],
     ids=["half", "list", "quarantined", "lost", "unknown kind"],
 )
-def test_a_whole_record_that_means_nothing_is_put_aside_and_stops_nothing(
+def test_a_valid_record_without_meaning_is_copied_to_damaged_and_stops_nothing(
     tmp_path: Path, payload: bytes
 ) -> None:
     with serving() as server:
@@ -214,13 +212,13 @@ def test_a_whole_record_that_means_nothing_is_put_aside_and_stops_nothing(
             run_until_empty(tmp_path)
     assert server.taken == ids(range(2))
     assert count(tmp_path, "damaged_bytes") == len(encode_record(payload))
-    (aside,) = (tmp_path / "damaged").iterdir()
-    assert aside.read_bytes() == encode_record(payload)
+    (copy,) = (tmp_path / "damaged").iterdir()
+    assert copy.read_bytes() == encode_record(payload)
     assert [line for line in lines if line["event"] == "spool_damaged"]
     assert_balanced(tmp_path)
 
 
-def test_a_record_that_means_nothing_is_not_sent_after_a_restart_either(tmp_path: Path) -> None:
+def test_a_record_without_meaning_is_not_sent_after_a_restart_either(tmp_path: Path) -> None:
     with serving(EventsServer(lambda _: Answer(503))) as server:
         write_destination(tmp_path, destination(server.url))
         spooled(tmp_path, [encode_events([b"no JSON"]), record(1)])
@@ -233,7 +231,7 @@ def test_a_record_that_means_nothing_is_not_sent_after_a_restart_either(tmp_path
     assert_balanced(tmp_path)
 
 
-def test_a_request_without_a_summary_is_known_when_it_comes_again_after_a_restart(tmp_path: Path) -> None:
+def test_a_resent_request_without_a_summary_is_recognised_after_a_restart(tmp_path: Path) -> None:
     with serving() as server:
         write_destination(tmp_path, destination(server.url))
         spooled(tmp_path, [encode_events([event(0)]), record(1)])
@@ -245,11 +243,11 @@ def test_a_request_without_a_summary_is_known_when_it_comes_again_after_a_restar
     assert_balanced(tmp_path)
 
 
-# Any order of things
+# Any order of events
 
 
 class Delivery_(RuleBasedStateMachine):  # noqa: N801 - its TestCase has the name
-    """Two workers that write, and one queue's delivery whose process ends at any moment."""
+    """Two workers that write, and one queue's delivery whose process may end at any moment."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -294,7 +292,7 @@ class Delivery_(RuleBasedStateMachine):  # noqa: N801 - its TestCase has the nam
         self.skips += 1
 
     @rule(worker=st.integers(0, 1))
-    def kong_hands_one_over_twice(self, worker: int) -> None:
+    def kong_resends_a_request(self, worker: int) -> None:
         self._write(worker, record(self.next))
         self._write(1 - worker, record(self.next))
         self.next += 1
@@ -331,7 +329,7 @@ class Delivery_(RuleBasedStateMachine):  # noqa: N801 - its TestCase has the nam
         self.sent.update(found)
         if killed:
             self.may_come_again.update(found)
-            self._open()  # nothing was closed, nothing entered
+            self._open()  # nothing was closed or committed
             return
         delivery = Delivery(batch.positions, batch.lines())
         if refused and events:

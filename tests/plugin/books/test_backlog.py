@@ -1,4 +1,4 @@
-"""What the segments say beside the books, also while they are written and whatever is in them."""
+"""The backlog read from segments, even while they are written and whatever they contain."""
 
 from __future__ import annotations
 
@@ -15,37 +15,35 @@ from tests.plugin.deliveries import record
 from tests.plugin.spools import QUEUE, segments
 
 
-def begun(spool: Path) -> Segment:
+def new_segment(spool: Path) -> Segment:
     directory = queues_directory(spool) / QUEUE
     directory.mkdir(parents=True)
     return Segment(directory)
 
 
-def test_a_record_that_a_living_writer_has_half_written_is_no_damage(tmp_path: Path) -> None:
-    with closing(begun(tmp_path)) as segment:
+def test_a_record_that_a_live_writer_has_half_written_is_not_damage(tmp_path: Path) -> None:
+    with closing(new_segment(tmp_path)) as segment:
         segment.append(record(0) + record(1)[:-5])
         (path,) = segments(tmp_path)
-        (whole,) = backlog.read(path)
+        (whole,) = backlog.read_segment(path)
         assert isinstance(whole, Record)
-    _, torn = backlog.read(path)
+    _, torn = backlog.read_segment(path)
     assert torn == Damage(whole.end, whole.end + len(record(1)) - 5)
 
 
-def test_records_larger_than_what_is_read_at_once_are_read(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(backlog, "_CHUNK", 50)
-    with closing(begun(tmp_path)) as segment:
+def test_records_larger_than_one_read_are_found(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(backlog, "_READ_SIZE", 50)
+    with closing(new_segment(tmp_path)) as segment:
         segment.append(record(0) + record(1, pad="x" * 10_000) + record(2))
     (path,) = segments(tmp_path)
-    found = [item for item in backlog.read(path) if isinstance(item, Record)]
+    found = [item for item in backlog.read_segment(path) if isinstance(item, Record)]
     assert [item.event_count for item in found] == [1, 1, 1]
     assert found[-1].end == path.stat().st_size
 
 
-def test_losses_that_are_not_in_the_books_yet_are_counted_and_are_no_requests(tmp_path: Path) -> None:
+def test_losses_that_are_not_in_the_books_yet_are_counted_but_not_as_requests(tmp_path: Path) -> None:
     losses = [encode_record(LOST + b'{"count":%d,"reason":"disk"}' % number) for number in (3, 4)]
-    with closing(begun(tmp_path)) as segment:
+    with closing(new_segment(tmp_path)) as segment:
         segment.append(record(0, 1) + b"".join(losses) + encode_record(LOST + b"[]"))
     found = backlog.unaccounted(backlog.QueueFiles.of(tmp_path, QUEUE, {}))
     assert (found.requests, found.events, found.lost) == (1, 2, 7)

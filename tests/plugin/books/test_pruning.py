@@ -1,4 +1,4 @@
-"""Pruning the ledger: only what is settled and old goes, and with what is kept of it the books add up."""
+"""Pruning of the ledger: only old settled lines are pruned, and the books stay balanced."""
 
 from __future__ import annotations
 
@@ -56,7 +56,7 @@ def pruned(spool: Path) -> dict[str, Pruned]:
         return all_pruned(db)
 
 
-def test_settled_lines_that_are_older_go_and_what_they_came_to_is_kept(tmp_path: Path) -> None:
+def test_old_settled_lines_are_pruned_and_their_totals_kept(tmp_path: Path) -> None:
     with closing(Books(tmp_path)) as books:
         settled(books, Counter({key(12): 5, key(11, "bob"): 3, key(9): 2, key(0): 1}))
         settled(books, Counter({key(30): 7}), "r")
@@ -70,23 +70,23 @@ def test_settled_lines_that_are_older_go_and_what_they_came_to_is_kept(tmp_path:
     assert verify(tmp_path).ok, verify(tmp_path).differences
 
 
-def test_a_line_goes_when_its_hour_is_so_many_days_old_and_not_before(tmp_path: Path) -> None:
+def test_a_line_is_pruned_once_its_hour_is_old_enough_and_not_before(tmp_path: Path) -> None:
     with closing(Books(tmp_path)) as books:
         settled(books, Counter({key(10): 1, key(0): 1}))
         assert books.prune(10, NOW) == 0
         settled(books, Counter({key(-1 / 24): 1}))  # the hour after this one
-        assert books.prune(10, NOW) == 0  # which is yet to come
+        assert books.prune(10, NOW) == 0  # it is in the future
         assert books.prune(10, NOW + timedelta(hours=1)) == 1
 
 
-def test_with_0_days_nothing_ever_goes(tmp_path: Path) -> None:
+def test_with_0_days_nothing_is_ever_pruned(tmp_path: Path) -> None:
     with closing(Books(tmp_path)) as books:
         settled(books, Counter({key(10_000): 1, key(0): 1}))
         assert books.prune(0, NOW) == 0
     assert len(read_ledger(tmp_path)) == 2
 
 
-def test_what_waits_or_is_a_dead_letter_keeps_its_line_until_it_is_settled(tmp_path: Path) -> None:
+def test_waiting_events_and_dead_letters_keep_their_line_until_they_are_settled(tmp_path: Path) -> None:
     waits, died = key(50), key(60)
     letter = DeadLetter(
         orjson.dumps({"time": f"{died.hour}:00:00Z", "type": died.type, "subject": "alice"}), 400, ""
@@ -104,10 +104,10 @@ def test_what_waits_or_is_a_dead_letter_keeps_its_line_until_it_is_settled(tmp_p
     assert verify(tmp_path).ok, verify(tmp_path).differences
 
 
-def test_only_some_lines_go_at_once_and_the_oldest_first(
+def test_each_step_prunes_a_few_lines_and_the_oldest_first(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(pruning_module, "_AT_ONCE", 4)
+    monkeypatch.setattr(pruning_module, "_LINES_PER_STEP", 4)
     with closing(Books(tmp_path)) as books:
         settled(books, Counter({key(days): 1 for days in range(20, 30)} | {key(0): 1}))
         left = []
@@ -116,20 +116,20 @@ def test_only_some_lines_go_at_once_and_the_oldest_first(
     assert left == [hour(25), hour(21), hour(0)]
 
 
-def test_a_clock_that_is_ahead_costs_nothing_that_is_not_old_beside_the_newest_usage(tmp_path: Path) -> None:
+def test_a_clock_that_is_ahead_prunes_only_what_is_old_relative_to_the_newest_usage(tmp_path: Path) -> None:
     with closing(Books(tmp_path)) as books:
         settled(books, Counter({key(12): 1, key(9): 1, key(0): 1}))
         assert books.prune(10, NOW + timedelta(days=3650)) == 1
     assert [line.hour for line in read_ledger(tmp_path)] == [hour(9), hour(0)]
 
 
-def test_usage_with_a_time_that_is_yet_to_come_makes_nothing_old(tmp_path: Path) -> None:
+def test_usage_with_a_future_time_makes_nothing_old(tmp_path: Path) -> None:
     with closing(Books(tmp_path)) as books:
         settled(books, Counter({key(9): 1, key(-3650): 1}))
         assert books.prune(10, NOW) == 0
 
 
-def test_a_clock_that_jumps_while_the_process_runs_is_not_followed() -> None:
+def test_a_clock_jump_while_the_process_runs_is_ignored() -> None:
     wall, passed = [NOW.timestamp()], [100.0]
     clock = Clock(lambda: wall[0], lambda: passed[0])
     wall[0] += 10 * 365 * 86400
@@ -138,14 +138,14 @@ def test_a_clock_that_jumps_while_the_process_runs_is_not_followed() -> None:
 
 
 @pytest.mark.parametrize("odd", ["", "yesterday", "2026-13-40T99", "0"])
-def test_a_line_without_a_proper_hour_stays_and_stops_nothing(tmp_path: Path, odd: str) -> None:
+def test_a_line_without_a_valid_hour_stays_and_stops_nothing(tmp_path: Path, odd: str) -> None:
     with closing(Books(tmp_path)) as books:
         settled(books, Counter({LedgerKey(odd, "t", "s"): 1, key(12): 1, key(0): 1}))
         books.prune(10, NOW)
     assert odd in {line.hour for line in read_ledger(tmp_path)}
 
 
-def test_an_entry_that_fails_prunes_nothing(tmp_path: Path) -> None:
+def test_a_failed_commit_prunes_nothing(tmp_path: Path) -> None:
     with closing(Books(tmp_path)) as books:
         settled(books, Counter({key(12): 1, key(0): 1}))
         books._db.execute("DROP TABLE ledger_pruned")
@@ -154,14 +154,14 @@ def test_an_entry_that_fails_prunes_nothing(tmp_path: Path) -> None:
     assert len(read_ledger(tmp_path)) == 2
 
 
-# By the delivery, and as it is told
+# By the delivery process, and in its reports
 
 
-def test_a_delivery_prunes_by_itself_and_status_ledger_and_verify_tell_it(
+def test_a_delivery_prunes_and_status_ledger_and_verify_report_it(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(spool_delivery_module, "_PRUNE", 0.02)
-    monkeypatch.setattr(spool_delivery_module, "_LOOK_TO_PRUNE", 0.02)
+    monkeypatch.setattr(spool_delivery_module, "_PRUNE_STEP_INTERVAL", 0.02)
+    monkeypatch.setattr(spool_delivery_module, "_PRUNE_INTERVAL", 0.02)
     old, young = (datetime.now(UTC) - timedelta(days=days) for days in (402, 398))
     stamps = [moment.strftime("%Y-%m-%dT%H:00:00.000Z") for moment in (old, young, datetime.now(UTC))]
     with serving(EventsServer(rejects({"event-000005"}))) as server:
@@ -192,7 +192,7 @@ def test_a_drain_prunes_nothing(tmp_path: Path) -> None:
     assert (len(read_ledger(tmp_path)), pruned(tmp_path)) == (2, {})
 
 
-def test_verify_tells_where_pruned_lines_are_missing_from_the_sums(tmp_path: Path) -> None:
+def test_verify_reports_pruned_lines_that_are_missing_from_the_totals(tmp_path: Path) -> None:
     with closing(Books(tmp_path)) as books:
         settled(books, Counter({key(12): 5, key(0): 1}))
         books.prune(10, NOW)
@@ -201,15 +201,15 @@ def test_verify_tells_where_pruned_lines_are_missing_from_the_sums(tmp_path: Pat
     assert [d for d in found.differences if "accepted events are 6 in the counts and 1 in the ledger" in d]
 
 
-def test_without_being_told_otherwise_the_ledger_is_kept_for_400_days(tmp_path: Path) -> None:
+def test_by_default_the_ledger_is_kept_for_400_days(tmp_path: Path) -> None:
     assert DeliveryOptions(tmp_path).ledger_days == 400
 
 
-# Any order of things
+# Any order of events
 
 
 class Ledger_(RuleBasedStateMachine):  # noqa: N801 - its TestCase has the name
-    """Usage that comes, is taken, refused and replayed, while time goes on and old lines are pruned."""
+    """Usage that is accepted, delivered, refused and replayed, while time passes and old lines are pruned."""
 
     keys = st.builds(LedgerKey, st.integers(0, 40).map(hour), st.just("t"), st.sampled_from("abc"))
     queues = st.sampled_from(["q", "r"])
@@ -248,10 +248,10 @@ class Ledger_(RuleBasedStateMachine):  # noqa: N801 - its TestCase has the name
         for queue in {queue for queue, _ in self.letters}:
             self.books._db.execute("UPDATE dead_letters SET replay = 1")
             rows = self.books.to_replay(queue, 100, 10_000)
-            taken = {
+            replayed = {
                 n: LedgerKey(*(orjson.loads(e)[m] for m in ("time", "type", "subject"))) for n, e in rows
             }
-            self.books.replayed(queue, taken, {})
+            self.books.replayed(queue, replayed, {})
         self.letters = []
 
     @rule(days=st.integers(0, 30))

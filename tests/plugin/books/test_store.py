@@ -1,4 +1,4 @@
-"""The books, in one SQLite file: all of an entry or nothing, whatever becomes of the file."""
+"""The store of the books: each commit is atomic, whatever happens to the file."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def accounted(positions: dict[str, int], **values: int) -> Accounting:
     return Accounting(positions, counts(**values))
 
 
-def remembering(spool: Path, positions: dict[str, int]) -> None:
+def commit_positions(spool: Path, positions: dict[str, int]) -> None:
     with closing(Books(spool)) as books:
         books.account("q", accounted(positions, events=len(positions)))
 
@@ -37,30 +37,30 @@ def offsets(books: Books, queue: str = "q") -> dict[str, int]:
     return {name: position.accounted for name, position in books.positions(queue).items()}
 
 
-def aside(spool: Path) -> list[str]:
+def damaged_copies(spool: Path) -> list[str]:
     return sorted(path.name for path in spool.glob(f"{FILE}.damaged-*"))
 
 
 KEY = LedgerKey("2026-11-22T07", "kong.api_request", "alice")
 
 
-def test_a_position_is_where_the_last_entry_put_it(tmp_path: Path) -> None:
+def test_a_position_is_the_last_committed_one(tmp_path: Path) -> None:
     with closing(Books(tmp_path)) as books:
         books.account("q", accounted({"a": 10, "b": 20}))
         books.account("q", accounted({"b": 30}))
         books.account("other", accounted({"a": 99}))
         books.deliver("q", Delivery({"b": 25}))
         assert books.positions("q") == {"a": Position(10, 0), "b": Position(30, 25)}
-        assert books.positions("nobody's") == {}
+        assert books.positions("unknown") == {}
 
 
-def test_what_was_entered_is_there_after_the_file_was_closed(tmp_path: Path) -> None:
-    remembering(tmp_path, {"a": 10})
+def test_committed_positions_survive_closing_the_file(tmp_path: Path) -> None:
+    commit_positions(tmp_path, {"a": 10})
     with closing(Books(tmp_path)) as books:
         assert books.positions("q") == {"a": Position(10, 0)}
 
 
-def test_an_entry_is_on_file_at_once_for_whoever_looks(tmp_path: Path) -> None:
+def test_a_commit_is_visible_to_other_readers_at_once(tmp_path: Path) -> None:
     with closing(Books(tmp_path)) as books:
         books.account("q", accounted({"a": 10}, events=1))
         books.deliver("q", Delivery({"a": 10}, dead_lettered=Counter({KEY: 1}), dead_letters=[DEAD]))
@@ -102,7 +102,7 @@ def test_the_ledger_has_a_line_for_each_queue_hour_type_and_subject(tmp_path: Pa
     assert read_counts(tmp_path)["q"] == counts(delivered=6, dead_lettered=1)
 
 
-def test_a_segment_that_is_gone_is_forgotten_alone(tmp_path: Path) -> None:
+def test_only_the_removed_segment_is_forgotten(tmp_path: Path) -> None:
     with closing(Books(tmp_path)) as books:
         books.account("q", Accounting({"a": 1, "b": 2}, resent=[("a", 1), ("b", 2)]))
         books.account("r", Accounting({"a": 3}, resent=[("a", 3)]))
@@ -111,7 +111,7 @@ def test_a_segment_that_is_gone_is_forgotten_alone(tmp_path: Path) -> None:
         assert (books.resent("q"), books.resent("r")) == ({("b", 2)}, {("a", 3)})
 
 
-def test_an_entry_that_fails_leaves_nothing_of_itself(tmp_path: Path) -> None:
+def test_a_failed_commit_leaves_nothing_behind(tmp_path: Path) -> None:
     broken: Any = DeadLetter(b"{}", 400, None)  # type: ignore[arg-type]
     with closing(Books(tmp_path)) as books:
         books.account("q", accounted({"a": 1}, events=1))
@@ -128,7 +128,7 @@ def test_an_entry_that_fails_leaves_nothing_of_itself(tmp_path: Path) -> None:
     assert read_ledger(tmp_path) == []
 
 
-def test_dead_letters_are_read_in_the_order_in_which_they_died(tmp_path: Path) -> None:
+def test_dead_letters_are_read_in_the_order_they_were_committed(tmp_path: Path) -> None:
     letters = [DeadLetter(b'{"n":%d}' % n, 400 + n, f"answer {n}") for n in range(5)]
     with closing(Books(tmp_path)) as books:
         books.deliver("q", Delivery({}, dead_letters=letters[:2]))
@@ -141,7 +141,7 @@ def test_the_file_is_readable_by_its_owner_only(tmp_path: Path) -> None:
         assert stat.S_IMODE((tmp_path / FILE).stat().st_mode) == 0o600
 
 
-def test_a_spool_that_nobody_delivered_has_no_books(tmp_path: Path) -> None:
+def test_a_spool_that_was_never_delivered_has_no_books(tmp_path: Path) -> None:
     assert read_counts(tmp_path) == {}
     assert read_dead_letters(tmp_path) == []
     assert read_ledger(tmp_path) == []
@@ -149,21 +149,21 @@ def test_a_spool_that_nobody_delivered_has_no_books(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("content", [b"no database" * 100, bytes(5000), b"SQLite format 3\x00junk"])
-def test_a_file_that_is_no_database_is_set_aside_and_begun_anew(tmp_path: Path, content: bytes) -> None:
+def test_a_file_that_is_not_a_database_is_renamed_and_replaced(tmp_path: Path, content: bytes) -> None:
     (tmp_path / FILE).write_bytes(content)
     with structlog.testing.capture_logs() as lines, closing(Books(tmp_path)) as books:
         books.account("q", accounted({"a": 1}))
         assert offsets(books) == {"a": 1}
-    (name,) = aside(tmp_path)
+    (name,) = damaged_copies(tmp_path)
     assert (tmp_path / name).read_bytes() == content
-    assert [(line["event"], line["set_aside_as"]) for line in lines] == [("books_damaged", name)]
+    assert [(line["event"], line["renamed_to"]) for line in lines] == [("books_damaged", name)]
 
 
 @pytest.mark.parametrize("page", range(1, 4))
-def test_a_file_with_a_damaged_page_is_set_aside_before_it_can_stop_the_delivery(
+def test_a_file_with_a_damaged_page_is_renamed_before_it_can_stop_the_delivery(
     tmp_path: Path, page: int
 ) -> None:
-    remembering(tmp_path, {f"segment {n}": n for n in range(20)})
+    commit_positions(tmp_path, {f"segment {n}": n for n in range(20)})
     file = tmp_path / FILE
     content = bytearray(file.read_bytes())
     content[page * 4096 : page * 4096 + 2000] = b"\xa5" * 2000
@@ -172,23 +172,23 @@ def test_a_file_with_a_damaged_page_is_set_aside_before_it_can_stop_the_delivery
         assert offsets(books) == {}
         books.account("q", accounted({"a": 1}, events=1))
         books.deliver("q", Delivery({}, dead_letters=[DEAD]))
-    assert len(aside(tmp_path)) == 1
+    assert len(damaged_copies(tmp_path)) == 1
 
 
-def test_a_file_that_is_only_being_made_has_no_counts_and_no_dead_letters(tmp_path: Path) -> None:
+def test_a_file_that_is_just_being_created_has_no_counts_and_no_dead_letters(tmp_path: Path) -> None:
     (tmp_path / FILE).touch()
     assert read_counts(tmp_path) == {}
     assert read_dead_letters(tmp_path) == []
 
 
-def test_an_empty_file_is_begun_as_if_there_were_none(tmp_path: Path) -> None:
+def test_an_empty_file_counts_as_none(tmp_path: Path) -> None:
     (tmp_path / FILE).touch()
-    remembering(tmp_path, {"a": 1})
-    assert aside(tmp_path) == []
+    commit_positions(tmp_path, {"a": 1})
+    assert damaged_copies(tmp_path) == []
 
 
-def test_a_file_that_is_only_locked_is_not_taken_for_damaged(tmp_path: Path) -> None:
-    remembering(tmp_path, {"a": 1})
+def test_a_locked_file_is_not_taken_for_damaged(tmp_path: Path) -> None:
+    commit_positions(tmp_path, {"a": 1})
     with closing(Books(tmp_path)) as books:
         books._db.execute("PRAGMA busy_timeout = 10")
         with closing(sqlite3.connect(tmp_path / FILE, isolation_level=None)) as other:
@@ -197,4 +197,4 @@ def test_a_file_that_is_only_locked_is_not_taken_for_damaged(tmp_path: Path) -> 
                 books.account("q", accounted({"a": 2}))
         books.account("q", accounted({"a": 3}))
         assert offsets(books) == {"a": 3}
-    assert aside(tmp_path) == []
+    assert damaged_copies(tmp_path) == []

@@ -1,4 +1,4 @@
-"""The command line of openmeter-plugin, as Kong and an operator call it."""
+"""The command line `openmeter-plugin`, as Kong and operators call it."""
 
 from __future__ import annotations
 
@@ -71,7 +71,7 @@ def test_info_with_verbose_python_flags_in_the_environment_still_prints_only_jso
         ("spool drain --t", ["--timeout", "--token-file"]),
     ],
 )
-def test_the_shell_can_complete_commands_options_and_values(typed: str, completed: list[str]) -> None:
+def test_shell_completion_knows_commands_options_and_values(typed: str, completed: list[str]) -> None:
     words = f"openmeter-plugin {typed}"
     result = run(
         _OPENMETER_PLUGIN_COMPLETE="complete_bash", COMP_WORDS=words, COMP_CWORD=str(words.count(" "))
@@ -80,22 +80,22 @@ def test_the_shell_can_complete_commands_options_and_values(typed: str, complete
 
 
 @pytest.mark.parametrize("shell", ["bash", "zsh", "fish"])
-def test_each_shell_gets_a_script_that_asks_this_program(shell: str) -> None:
+def test_each_shell_has_a_completion_script(shell: str) -> None:
     script = run("--show-completion", shell)
     assert "_OPENMETER_PLUGIN_COMPLETE=complete" in script.stdout
     assert "openmeter-plugin" in script.stdout
 
 
-def test_the_help_calls_the_program_by_its_name_however_it_was_started() -> None:
+def test_the_help_shows_the_programs_name_even_with_python_m() -> None:
     assert "Usage: openmeter-plugin serve " in run("serve", "--help").stdout
 
 
-def test_the_version_is_the_packages() -> None:
+def test_version_prints_the_packages_version() -> None:
     assert run("--version").stdout == f"openmeter-plugin {__version__}\n"
 
 
 @pytest.mark.parametrize("arguments", [("serve",), ("serve", "--sokcet", "x"), ("bogus",)])
-def test_a_usage_error_ends_with_64(arguments: tuple[str, ...]) -> None:
+def test_a_usage_error_exits_with_64(arguments: tuple[str, ...]) -> None:
     result = run(*arguments)
     assert result.returncode == os.EX_USAGE
     assert result.stdout == ""
@@ -115,7 +115,7 @@ def test_a_usage_error_leaves_no_socket_behind(tmp_path: Path) -> None:
         ({"--socket": "{dir}/s", "--spool": "{dir}/spool", "--socket-mode": "rw"}, "--socket-mode"),
     ],
 )
-def test_what_cannot_work_fails_at_start_and_names_the_option(
+def test_an_unusable_option_fails_at_the_start_and_is_named(
     tmp_path: Path, options: dict[str, str], named: str
 ) -> None:
     arguments = [word.format(dir=tmp_path) for option in options.items() for word in option]
@@ -125,7 +125,7 @@ def test_what_cannot_work_fails_at_start_and_names_the_option(
     assert "Traceback" not in result.stderr
 
 
-def test_the_directory_for_stock_kong_pdk_holds_the_plugin_and_nothing_else() -> None:
+def test_the_directory_for_stock_kong_pdk_contains_only_the_plugin() -> None:
     directory = Path(run("pdk-dir").stdout.strip())
     assert [path.name for path in directory.glob("*.py")] == ["openmeter.py"]
 
@@ -137,5 +137,5 @@ def test_stock_kong_pdk_loads_the_plugin_with_the_same_schema(tmp_path: Path) ->
     ]
     result = subprocess.run(command, capture_output=True, text=True)
     (plugin,) = json.loads(result.stdout)
-    ours: dict[str, Any] = json.loads(run("info").stdout)["Plugins"][0]
-    assert plugin == ours
+    expected: dict[str, Any] = json.loads(run("info").stdout)["Plugins"][0]
+    assert plugin == expected

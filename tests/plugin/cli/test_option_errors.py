@@ -1,4 +1,4 @@
-"""Options with a value that cannot be: told by the option's name, in a sentence, before anything is done."""
+"""Invalid option values: a message that names the option, before anything is done."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def test_a_duration_of_more_than_a_hundred_years_is_refused(text: str) -> None:
 
 
 @pytest.mark.parametrize(
-    ("option", "value", "says"),
+    ("option", "value", "message"),
     [
         ("--retention", "1y", "'1y' is not a duration"),
         ("--retention", "99999999999d", "more than a hundred years"),
@@ -38,17 +38,17 @@ def test_a_duration_of_more_than_a_hundred_years_is_refused(text: str) -> None:
         ("--max-age", "9999999d", "more than a hundred years"),
     ],
 )
-def test_a_quantity_that_is_none_is_told_with_its_own_option_only(
-    tmp_path: Path, option: str, value: str, says: str
+def test_an_invalid_quantity_names_only_its_own_option(
+    tmp_path: Path, option: str, value: str, message: str
 ) -> None:
     result = serve(tmp_path, option, value)
     assert result.returncode == os.EX_USAGE
     assert result.stderr.startswith(f"openmeter-plugin: {option}: ")
-    assert says in result.stderr
+    assert message in result.stderr
     assert result.stderr.count("--") == 1
 
 
-def test_a_token_file_that_is_not_there_is_told_at_the_start_and_kong_is_served_all_the_same(
+def test_a_missing_token_file_is_logged_at_the_start_and_kong_is_served(
     tmp_path: Path,
 ) -> None:
     missing = tmp_path / "no-such-token"

@@ -1,4 +1,4 @@
-"""`openmeter-plugin spool status`, and what all of its commands have in common."""
+"""`openmeter-plugin spool status`, and behavior that all spool commands share."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ from tests.plugin.spools import QUEUE, destination, running_writer, segments
 # status
 
 
-def test_status_tells_what_became_of_every_request_and_event(history: Path, server: EventsServer) -> None:
+def test_status_accounts_for_every_request_and_event(history: Path, server: EventsServer) -> None:
     status = printed("status", str(history))
     found = {d["id"]: d for d in status["destinations"]}
     assert set(found) == {QUEUE, QUARANTINE}
@@ -47,7 +47,7 @@ def test_status_tells_what_became_of_every_request_and_event(history: Path, serv
     assert (status["dead_letters"], status["quarantined"], status["delivery_running"]) == (1, 1, False)
 
 
-def test_status_prints_plain_lines_where_there_is_no_terminal(history: Path) -> None:
+def test_status_prints_plain_lines_without_a_terminal(history: Path) -> None:
     result = run("status", str(history))
     assert (result.returncode, result.stderr) == (0, "")
     assert (
@@ -72,7 +72,7 @@ def test_the_directory_may_come_from_the_environment(history: Path) -> None:
     assert json.loads(result.stdout)["total"]["backlog"] == 2
 
 
-def test_no_command_shows_a_token_or_what_else_is_secret_in_an_address(tmp_path: Path) -> None:
+def test_no_command_shows_a_token_or_the_secrets_of_a_url(tmp_path: Path) -> None:
     spool = tmp_path / "spool"
     write_destination(spool, destination("https://user:pass@host/events?key=hidden", token=TOKEN))
     spooled(spool, [record(1)])
@@ -87,13 +87,13 @@ def test_no_command_shows_a_token_or_what_else_is_secret_in_an_address(tmp_path:
     "arguments",
     [("status", "--bogus"), ("export",), ("export", "--all", "--waiting"), ("drain", "--timeout", "soon")],
 )
-def test_a_usage_error_ends_with_64(history: Path, arguments: tuple[str, ...]) -> None:
+def test_a_usage_error_exits_with_64(history: Path, arguments: tuple[str, ...]) -> None:
     result = run(*arguments, str(history))
     assert (result.returncode, result.stdout) == (os.EX_USAGE, "")
 
 
 @pytest.mark.parametrize("name", ["status", "verify", "dead-letters", "drain"])
-def test_a_mistyped_directory_is_told_in_a_sentence(tmp_path: Path, name: str) -> None:
+def test_a_mistyped_directory_has_an_error_message(tmp_path: Path, name: str) -> None:
     for directory in (tmp_path / "nothing", tmp_path):
         result = run(name, str(directory))
         assert result.returncode == 1
@@ -101,9 +101,9 @@ def test_a_mistyped_directory_is_told_in_a_sentence(tmp_path: Path, name: str) -
         assert "Traceback" not in result.stderr
 
 
-def test_books_that_are_no_database_are_told_in_a_sentence(history: Path) -> None:
+def test_damaged_books_have_an_error_message(history: Path) -> None:
     for suffix in ("", "-wal", "-shm"):
-        (history / f"{FILE}{suffix}").write_bytes(b"this is no database at all, " * 100)
+        (history / f"{FILE}{suffix}").write_bytes(b"this is not a database, " * 100)
     for name in ("status", "verify", "dead-letters"):
         result = run(name, str(history))
         assert result.returncode == 1
@@ -111,7 +111,7 @@ def test_books_that_are_no_database_are_told_in_a_sentence(history: Path) -> Non
         assert "Traceback" not in result.stderr
 
 
-def test_reading_goes_on_beside_a_delivery_and_a_writer(history: Path) -> None:
+def test_the_spool_can_be_read_during_writing_and_delivery(history: Path) -> None:
     with delivering(history), running_writer(history) as writer:
         for number in range(100, 200):
             writer.append(writer.queue(QUEUE), record(number), None)
@@ -122,7 +122,7 @@ def test_reading_goes_on_beside_a_delivery_and_a_writer(history: Path) -> None:
     assert read_status(history).total.books.delivered == 107
 
 
-def test_a_read_only_copy_is_read_without_a_trace(history: Path, tmp_path: Path) -> None:
+def test_a_read_only_copy_is_read_and_not_changed(history: Path, tmp_path: Path) -> None:
     copy = tmp_path / "copy"
     shutil.copytree(history, copy)
     with closing(sqlite3.connect(copy / FILE)) as db:
@@ -150,10 +150,10 @@ def test_a_read_only_copy_is_read_without_a_trace(history: Path, tmp_path: Path)
         subprocess.run(["umount", "--lazy", str(copy)], check=True)
 
 
-# the parts that commands have no way to
+# functions below the commands
 
 
-def test_a_spool_that_nobody_has_read_yet_is_not_empty(tmp_path: Path) -> None:
+def test_a_spool_without_books_is_not_empty(tmp_path: Path) -> None:
     spooled(tmp_path, [record(1), skip()])
     status = read_status(tmp_path)
     assert (status.total.backlog, status.total.not_accounted.requests) == (1, 2)
@@ -162,13 +162,13 @@ def test_a_spool_that_nobody_has_read_yet_is_not_empty(tmp_path: Path) -> None:
     assert read_ledger(tmp_path).hours_with_waiting_events == ["2026-11-22T05"]
 
 
-def test_books_without_permission_to_read_raise_what_can_be_told(tmp_path: Path) -> None:
+def test_unreadable_books_raise_a_spool_error(tmp_path: Path) -> None:
     (tmp_path / FILE).mkdir()
     with pytest.raises(SpoolError, match="cannot be read"):
         read_status(tmp_path)
 
 
-def test_the_ledger_is_read_page_by_page(tmp_path: Path, server: EventsServer) -> None:
+def test_the_ledger_is_read_in_pages(tmp_path: Path, server: EventsServer) -> None:
     write_destination(tmp_path, destination(server.url))
     spooled(tmp_path, [record(n, subject=f"consumer:{n % 7}") for n in range(10, 40)])
     run_until_empty(tmp_path)
@@ -195,13 +195,13 @@ def test_the_ledger_is_read_page_by_page(tmp_path: Path, server: EventsServer) -
     ],
     ids=str,
 )
-def test_the_hours_in_which_something_waits_are_those_of_the_span(
+def test_the_hours_with_waiting_events_are_those_of_the_span(
     tmp_path: Path, span: tuple[str, str], hours: list[str]
 ) -> None:
     spooled(tmp_path, [record(1, time=OLD), record(2, time=NEW)])
     assert read_ledger(tmp_path, *span).hours_with_waiting_events == hours
 
 
-def test_the_queues_directory_is_where_the_commands_look(tmp_path: Path) -> None:
+def test_the_queues_directory_has_a_folder_per_queue(tmp_path: Path) -> None:
     spooled(tmp_path, [record(1)])
     assert [path.name for path in queues_directory(tmp_path).iterdir()] == [QUEUE]

@@ -1,4 +1,4 @@
-"""`openmeter-plugin spool drain`: an orphaned volume is delivered."""
+"""`openmeter-plugin spool drain`: delivery of an orphaned volume."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from tests.plugin.spool_commands import TOKEN, on_a_terminal, run_process
 from tests.plugin.spools import QUEUE, destination, segments
 
 
-def test_drain_delivers_an_orphaned_volume_and_ends_with_0(history: Path, server: EventsServer) -> None:
+def test_drain_delivers_an_orphaned_volume_and_exits_with_0(history: Path, server: EventsServer) -> None:
     result = run_process("drain", str(history))
     assert result.returncode == 0, result.stderr
     assert result.stdout == "7 events delivered, 0 left waiting, 1 dead letters, 1 requests in quarantine\n"
@@ -29,7 +29,7 @@ def test_drain_shows_its_progress_on_a_terminal(history: Path) -> None:
     assert "7 events delivered, 0 left waiting" in screen
 
 
-def test_drain_ends_with_1_when_its_time_is_up_and_something_is_left(tmp_path: Path) -> None:
+def test_drain_exits_with_1_if_events_are_left_after_the_timeout(tmp_path: Path) -> None:
     write_destination(tmp_path, destination("http://127.0.0.1:9/events"))
     spooled(tmp_path, [record(1), record(2)])
     result = run_process("drain", str(tmp_path), "--timeout", "0.5s")
@@ -55,10 +55,10 @@ def test_drain_does_not_send_several_destinations_to_one_address(tmp_path: Path)
         spooled(tmp_path, [record(1)], queue)
     result = run_process("drain", str(tmp_path), "--endpoint", "http://127.0.0.1:9/")
     assert result.returncode == 1
-    assert "would send all of these to one address" in result.stderr
+    assert "would send the events of several destinations to one address" in result.stderr
 
 
-def test_drain_sends_to_another_address_where_only_one_destination_waits(
+def test_drain_sends_to_another_address_if_only_one_destination_waits(
     history: Path, server: EventsServer
 ) -> None:
     spooled(history, [record(20)], "1111222233334444")
@@ -71,9 +71,9 @@ def test_drain_sends_to_another_address_where_only_one_destination_waits(
     assert other.taken == ["event-000021"]
 
 
-def test_drain_leaves_a_spool_alone_that_somebody_delivers(history: Path) -> None:
+def test_drain_refuses_a_spool_that_another_process_delivers(history: Path) -> None:
     with delivering(history):
         eventually(lambda: read_status(history).delivery_running, what="the lock")
         result = run_process("drain", str(history))
     assert result.returncode == 1
-    assert "a delivery is running on this spool already" in result.stderr
+    assert "a delivery process is already running on this spool" in result.stderr

@@ -1,4 +1,4 @@
-"""The schema that Kong is told, beside the model that reads its configurations, and Kong's own plugin's."""
+"""Kong's schema of the plugin, compared with the configuration models and with Kong's own plugin."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from openmeter_plugin.config.schema import FIELDS, plugin_info
 from openmeter_plugin.metering.rules import Attribute, Lookup
 from tests.plugin.configurations import Config, config, parsed
 
-# The schema for Kong beside the model
+# The schema and the models
 
 
 def schema_fields(fields: list[Config]) -> dict[str, Config]:
@@ -25,7 +25,7 @@ def schema_fields(fields: list[Config]) -> dict[str, Config]:
 def pairs(
     fields: list[Config], model: type[BaseModel], at: str = ""
 ) -> Iterator[tuple[str, Config, FieldInfo | None]]:
-    """Each field of the schema with its field of the model, records and arrays of records walked into."""
+    """Yield each field of the schema with its field of the model, recursively."""
     described = schema_fields(fields)
     for name in [*described, *(n for n in model.model_fields if n not in described)]:
         info = model.model_fields.get(name)
@@ -45,20 +45,20 @@ def record_of(info: FieldInfo) -> type[BaseModel]:
 
 WITHOUT_EFFECT = {f"queue.{key}" for key in DROPPING_QUEUE_KEYS}
 DEFAULTS_IN_THE_MODEL = {"subject.missing": "skip", "subject.require_consumer": False}
-"""Kong is told of none: a control plane would fill it in, and an older data plane refuse it."""
+"""Not in the schema: a control plane would fill the default in, and an older data plane reject it."""
 PAIRS = {at: (description, info) for at, description, info in pairs(FIELDS, PluginConfig)}
 
 
-def test_schema_and_model_have_the_same_fields_but_for_those_without_effect() -> None:
+def test_schema_and_model_have_the_same_fields_except_those_without_effect() -> None:
     assert {at for at, (description, _) in PAIRS.items() if not description} == set()
     assert {at for at, (_, info) in PAIRS.items() if info is None} == WITHOUT_EFFECT
 
 
-# Kong fills a record's fields in, the model makes one: the fields are compared.
+# Records have no default in the schema, but one in the models, so only their fields are compared.
 @pytest.mark.parametrize(
     "at", sorted(at for at in set(PAIRS) - WITHOUT_EFFECT if PAIRS[at][0]["type"] != "record")
 )
-def test_schema_and_model_agree_on_a_fields_default_and_whether_it_must_be_there(at: str) -> None:
+def test_schema_and_model_agree_on_defaults_and_required_fields(at: str) -> None:
     description, info = PAIRS[at]
     assert info is not None
     default = info.get_default()
@@ -72,7 +72,7 @@ def test_schema_and_model_agree_on_a_fields_default_and_whether_it_must_be_there
             else default
         )
         assert dumped == description["default"]
-    elif "fallbacks." not in at:  # a fallback's place is demanded by Kong, and has a default here
+    elif "fallbacks." not in at:  # Kong requires a fallback's place; the model has a default
         assert info.is_required() == bool(description.get("required"))
         assert info.is_required() or not default
 
@@ -80,7 +80,7 @@ def test_schema_and_model_agree_on_a_fields_default_and_whether_it_must_be_there
 @pytest.mark.parametrize(
     "at", sorted(at for at, (d, _) in PAIRS.items() if "one_of" in d and at not in WITHOUT_EFFECT)
 )
-def test_schema_and_model_agree_on_the_values_to_choose_from(at: str) -> None:
+def test_schema_and_model_agree_on_allowed_values(at: str) -> None:
     description, info = PAIRS[at]
     assert info is not None
     allowed = get_args(info.annotation)
@@ -88,9 +88,9 @@ def test_schema_and_model_agree_on_the_values_to_choose_from(at: str) -> None:
 
 
 def bounds(description: Config) -> list[Any]:
-    """Values that Kong's validation lets through only just."""
+    """Return the extreme values that Kong's validation accepts."""
     if description["type"] == "array":
-        return []  # of the filters, tested by what is in them
+        return []  # filters are tested by their elements
     if "between" in description:
         return list(description["between"])
     if "gt" in description:
@@ -100,7 +100,7 @@ def bounds(description: Config) -> list[Any]:
 
 
 @pytest.mark.parametrize("at", sorted(at for at, (d, _) in PAIRS.items() if bounds(d)))
-def test_what_kong_lets_through_is_not_refused_here(at: str) -> None:
+def test_the_model_accepts_what_kong_accepts(at: str) -> None:
     outer, _, inner = at.rpartition(".")
     for value in bounds(PAIRS[at][0]):
         if outer.endswith("fallbacks"):
@@ -114,13 +114,13 @@ def test_what_kong_lets_through_is_not_refused_here(at: str) -> None:
             parsed(**({outer: {inner: value}} if outer else {inner: value}))
 
 
-def test_secrets_are_marked_for_kong_as_references_and_to_be_encrypted() -> None:
+def test_secrets_are_marked_as_referenceable_and_encrypted() -> None:
     token = PAIRS["api_token"][0]
     assert (token["type"], token["referenceable"], token["encrypted"]) == ("string", True, True)
     assert PAIRS["ingest_endpoint"][0]["referenceable"] is True
 
 
-def test_kong_is_told_what_its_query_command_expects() -> None:
+def test_plugin_info_is_what_kongs_query_command_expects() -> None:
     info = json.loads(json.dumps(plugin_info()))
     (plugin,) = info.pop("Plugins")
     assert info == {"Protocol": "ProtoBuf:1"}
@@ -134,7 +134,7 @@ def test_kong_is_told_what_its_query_command_expects() -> None:
 # Kong's own plugin `metering-and-billing`, from its published schema (Kong Gateway 3.15)
 
 
-KONGS_OWN: dict[str, tuple[str, list[Any] | None]] = {
+KONG_PLUGIN: dict[str, tuple[str, list[Any] | None]] = {
     "api_token": ("string", None),
     "attributes": ("array", None),
     "attributes.event_property_name": ("string", None),
@@ -160,7 +160,7 @@ KONGS_OWN: dict[str, tuple[str, list[Any] | None]] = {
     "timeout": ("number", None),
 }
 
-KONGS_BETWEEN = {
+KONG_PLUGIN_BETWEEN = {
     "queue.initial_retry_delay": [0.001, 1_000_000],
     "queue.max_batch_size": [1, 1_000_000],
     "queue.max_coalescing_delay": [0, 3600],
@@ -169,22 +169,22 @@ KONGS_BETWEEN = {
 }
 
 
-@pytest.mark.parametrize("at", sorted(KONGS_OWN))
-def test_a_setting_of_kongs_own_plugin_is_there_with_its_name_type_and_values(at: str) -> None:
-    kind, values = KONGS_OWN[at]
+@pytest.mark.parametrize("at", sorted(KONG_PLUGIN))
+def test_every_setting_of_kongs_own_plugin_has_its_name_type_and_values(at: str) -> None:
+    kind, values = KONG_PLUGIN[at]
     description, _ = PAIRS[at]
     assert description["type"] == kind
     assert set(values or ()) <= set(description.get("one_of", ()))
     assert ("one_of" in description) == (values is not None)
-    assert description.get("between") == KONGS_BETWEEN.get(at, description.get("between"))
+    assert description.get("between") == KONG_PLUGIN_BETWEEN.get(at, description.get("between"))
 
 
-def test_nothing_that_kongs_own_plugin_leaves_out_is_demanded() -> None:
-    added = {at for at in PAIRS if at not in KONGS_OWN}
-    demanded = {
+def test_no_additional_setting_is_required() -> None:
+    added = {at for at in PAIRS if at not in KONG_PLUGIN}
+    required_fields = {
         at for at in added if PAIRS[at][0].get("required") and not at.startswith("subject.fallbacks.")
     }
-    assert demanded == set()
+    assert required_fields == set()
     assert added == {
         *("application_context", "meter_anonymous_consumer", "source", "subject.fallbacks"),
         *("subject.fallbacks.field", "subject.fallbacks.look_up_value_in"),
@@ -195,7 +195,7 @@ def test_nothing_that_kongs_own_plugin_leaves_out_is_demanded() -> None:
 
 
 def test_a_configuration_of_kongs_own_plugin_with_every_setting_is_accepted() -> None:
-    made, rules = parse_config(
+    config_model, rules = parse_config(
         config(
             attributes=[
                 {
@@ -222,8 +222,12 @@ def test_a_configuration_of_kongs_own_plugin_with_every_setting_is_accepted() ->
             timeout=3000,
         )
     )
-    assert (made.timeout, made.ssl_verify, made.queue.max_batch_size) == (3000, False, 10)
-    assert made.queue.concurrency_limit == -1
+    assert (config_model.timeout, config_model.ssl_verify, config_model.queue.max_batch_size) == (
+        3000,
+        False,
+        10,
+    )
+    assert config_model.queue.concurrency_limit == -1
     assert rules.meter_ai_token_usage is False
     assert rules.lookups[0] == Lookup("header", "x-customer-id")
     assert rules.attributes == (Attribute("header", "x-department-id", "department"),)

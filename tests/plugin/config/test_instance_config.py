@@ -1,4 +1,4 @@
-"""The plugin's configuration as Kong passes it: what is accepted, and what an error says."""
+"""Validation of an instance's configuration: accepted values and error messages."""
 
 from __future__ import annotations
 
@@ -43,13 +43,13 @@ def error_of(**changes: object) -> str:
 
 
 def test_kongs_recorded_configuration_is_accepted_in_full() -> None:
-    made, rules = parse_config(recorded())
-    assert made.ingest_endpoint == "http://127.0.0.1:9199/api/v1/events"
-    assert made.api_token is not None
-    assert made.api_token.get_secret_value() == "om-token-from-vault"
-    assert (made.timeout, made.keepalive, made.ssl_verify) == (10_000, 60_000, True)
-    assert (made.queue.max_batch_size, made.queue.max_coalescing_delay) == (1, 1)
-    assert (made.queue.initial_retry_delay, made.queue.max_retry_delay) == (0.01, 60)
+    model, rules = parse_config(recorded())
+    assert model.ingest_endpoint == "http://127.0.0.1:9199/api/v1/events"
+    assert model.api_token is not None
+    assert model.api_token.get_secret_value() == "om-token-from-vault"
+    assert (model.timeout, model.keepalive, model.ssl_verify) == (10_000, 60_000, True)
+    assert (model.queue.max_batch_size, model.queue.max_coalescing_delay) == (1, 1)
+    assert (model.queue.initial_retry_delay, model.queue.max_retry_delay) == (0.01, 60)
     assert rules.source == "kong"
     assert rules.lookups == (
         Lookup("application", "id"),
@@ -60,29 +60,29 @@ def test_kongs_recorded_configuration_is_accepted_in_full() -> None:
 
 
 def test_the_endpoint_alone_is_enough_and_the_rest_has_defaults() -> None:
-    made, rules = parse_config({"ingest_endpoint": ENDPOINT})
-    assert made.api_token is None
+    model, rules = parse_config({"ingest_endpoint": ENDPOINT})
+    assert model.api_token is None
     assert rules.lookups == (Lookup("consumer", "id"), Lookup("application", "id"))
     assert (rules.meter_api_requests, rules.meter_ai_token_usage) == (True, True)
     assert (rules.meter_anonymous_consumer, rules.application_context) == (False, "when_needed")
 
 
 @pytest.mark.parametrize("empty", [{}, []], ids=["{}", "[]"])
-def test_a_lua_table_that_is_empty_is_an_empty_list(empty: object) -> None:
-    made, rules = parse_config(config(attributes=empty, subject={"fallbacks": empty}))
-    assert made.attributes == ()
+def test_an_empty_lua_table_is_an_empty_list(empty: object) -> None:
+    model, rules = parse_config(config(attributes=empty, subject={"fallbacks": empty}))
+    assert model.attributes == ()
     assert rules.lookups == (Lookup("consumer", "id"),)
 
 
 def test_an_empty_lua_table_is_a_record_of_defaults() -> None:
-    made, rules = parse_config(config(queue={}, subject={}))
-    assert made.queue == PluginConfig(ingest_endpoint=ENDPOINT).queue
+    model, rules = parse_config(config(queue={}, subject={}))
+    assert model.queue == PluginConfig(ingest_endpoint=ENDPOINT).queue
     assert rules.lookups == (Lookup("consumer", "id"), Lookup("application", "id"))
 
 
-def test_fields_that_are_null_are_as_if_absent() -> None:
-    made, _ = parse_config(config(api_token=None, attributes=None, subject={"field": None}, queue=None))
-    assert made == parse_config({"ingest_endpoint": ENDPOINT})[0]
+def test_null_fields_count_as_absent() -> None:
+    model, _ = parse_config(config(api_token=None, attributes=None, subject={"field": None}, queue=None))
+    assert model == parse_config({"ingest_endpoint": ENDPOINT})[0]
 
 
 def test_an_application_field_may_be_given_with_or_without_its_prefix() -> None:
@@ -91,7 +91,7 @@ def test_an_application_field_may_be_given_with_or_without_its_prefix() -> None:
         assert rules.lookups[0] == Lookup("application", expected)
 
 
-def test_a_headers_name_is_looked_for_in_lower_case_as_kong_logs_it_and_an_arguments_as_it_is() -> None:
+def test_header_names_are_lower_case_and_argument_names_unchanged() -> None:
     _, rules = parse_config(
         config(
             subject={
@@ -104,39 +104,39 @@ def test_a_headers_name_is_looked_for_in_lower_case_as_kong_logs_it_and_an_argum
     assert rules.lookups == (Lookup("header", "x-customer"), Lookup("query", "Customer"))
 
 
-def test_a_lookup_that_is_given_twice_is_made_once() -> None:
+def test_a_repeated_lookup_is_used_once() -> None:
     subject = {"look_up_value_in": "consumer", "fallbacks": [{"look_up_value_in": "consumer", "field": "id"}]}
     _, rules = parse_config(config(subject=subject))
     assert rules.lookups == (Lookup("consumer", "id"),)
 
 
 @pytest.mark.parametrize("token", ["  token\n", "token\r\n", "\ttoken"])
-def test_white_space_around_a_token_is_not_part_of_it(token: str) -> None:
-    made = parsed(api_token=token).api_token
-    assert made is not None
-    assert made.get_secret_value() == "token"
+def test_white_space_around_a_token_is_stripped(token: str) -> None:
+    model = parsed(api_token=token).api_token
+    assert model is not None
+    assert model.get_secret_value() == "token"
 
 
 def test_an_empty_token_is_none() -> None:
     assert parsed(api_token=" \n").api_token is None
 
 
-def test_whole_numbers_may_come_as_lua_writes_them() -> None:
+def test_integers_may_be_written_as_lua_floats() -> None:
     assert parsed(queue={"max_batch_size": 10.0}).queue.max_batch_size == 10
 
 
-def test_the_keys_of_kongs_queue_that_drop_events_are_named_where_they_are_set() -> None:
+def test_settings_of_kongs_queue_that_drop_events_are_named() -> None:
     assert ineffective_queue_keys(recorded()) == ["max_retry_time", "max_entries"]
     assert ineffective_queue_keys({"queue": {"max_bytes": 0, "max_entries": None}}) == ["max_bytes"]
 
 
 @pytest.mark.parametrize("queue", [None, [], "x", {}, {"max_batch_size": 3}])
-def test_a_queue_without_them_has_no_key_without_effect(queue: object) -> None:
+def test_a_queue_without_dropping_settings_has_no_ineffective_key(queue: object) -> None:
     assert ineffective_queue_keys({"queue": queue}) == []
     assert ineffective_queue_keys({}) == []
 
 
-def test_the_keys_that_drop_events_limit_nothing() -> None:
+def test_settings_that_drop_events_have_no_effect() -> None:
     with_them = parsed(queue=dict.fromkeys(DROPPING_QUEUE_KEYS, 1))
     assert with_them == parsed()
 
@@ -146,7 +146,7 @@ def test_a_consumers_tag_is_a_field_to_look_in() -> None:
     assert rules.lookups == (Lookup("consumer", "tag"), Lookup("application", "id"))
 
 
-def test_what_becomes_of_a_request_without_a_subject_is_configured() -> None:
+def test_the_policy_for_requests_without_a_subject_is_compiled() -> None:
     assert parse_config(config())[1].missing == "skip"
     _, rules = parse_config(config(subject={"missing": "fallback", "fallback_subject": "unassigned"}))
     assert (rules.missing, rules.fallback_subject, rules.require_consumer) == (
@@ -159,7 +159,7 @@ def test_what_becomes_of_a_request_without_a_subject_is_configured() -> None:
     )
 
 
-def test_attributes_of_each_source_are_compiled_headers_in_lower_case() -> None:
+def test_attributes_of_every_source_are_compiled_with_headers_in_lower_case() -> None:
     sources = ("header", "query", "response_header", "path_capture", "consumer_tag")
     attributes = [{"source": s, "look_up_value_in": "Some-Name", "event_property_name": s} for s in sources]
     constant = {"source": "constant", "value": "Some-Name", "event_property_name": "c"}
@@ -208,9 +208,12 @@ WRONG: list[tuple[str, Config]] = [
     *(("ingest_endpoint", {"ingest_endpoint": value}) for value in (SECRET, "", 5, f"ftp://{SECRET}/x")),
     ("ingest_endpoint", {"ingest_endpoint": f"https://user:{SECRET}@host/"}),
     ("ingest_endpoint", {"ingest_endpoint": f"https://host/?token={SECRET}"}),
-    ("ingest_endpoint", {"ingest_endpoint": f"https://u:{SECRET}/@host/"}),  # the port that is none
+    ("ingest_endpoint", {"ingest_endpoint": f"https://u:{SECRET}/@host/"}),  # an invalid port
     ("ingest_endpoint", {"ingest_endpoint": f"https://[{SECRET}]/"}),
-    ("ingest_endpoint", {"ingest_endpoint": f"https://u:{SECRET}\N{ACCOUNT OF}@host/"}),  # urlsplit shows it
+    (
+        "ingest_endpoint",
+        {"ingest_endpoint": f"https://u:{SECRET}\N{ACCOUNT OF}@host/"},
+    ),  # urlsplit's error would show it
     ("ingest_endpoint", {"ingest_endpoint": f"https:///{SECRET}"}),
     *(
         ("api_token", {"api_token": value})
@@ -275,7 +278,7 @@ WRONG: list[tuple[str, Config]] = [
 
 
 @pytest.mark.parametrize(("field", "changes"), WRONG, ids=lambda v: v if isinstance(v, str) else "")
-def test_a_wrong_value_is_refused_with_the_name_of_its_field_and_without_the_value(
+def test_an_invalid_value_is_refused_with_its_field_and_without_the_value(
     field: str, changes: Config
 ) -> None:
     message = error_of(**changes)
@@ -288,7 +291,7 @@ def test_the_missing_endpoint_is_named() -> None:
         parse_config({"api_token": SECRET})
 
 
-def test_every_field_that_is_wrong_is_named_in_one_error() -> None:
+def test_one_error_names_every_invalid_field() -> None:
     message = error_of(timeout=0, queue={"max_batch_size": 0}, source="")
     assert [part.split(":")[0] for part in message.split("; ")] == [
         "timeout",
@@ -303,7 +306,7 @@ def test_every_field_that_is_wrong_is_named_in_one_error() -> None:
     + [("response_header", n) for n in sorted(SECRET_RESPONSE_HEADERS)]
     + [("query", n) for n in sorted(SECRET_ARGUMENTS)],
 )
-def test_what_carries_credentials_is_no_attribute_however_it_is_written(place: str, name: str) -> None:
+def test_an_attribute_that_carries_credentials_is_refused_in_any_case(place: str, name: str) -> None:
     attribute = {"source": place, "look_up_value_in": name.upper(), "event_property_name": "x"}
     assert error_of(attributes=[attribute]).startswith("attributes.0: ")
 
@@ -327,13 +330,13 @@ def test_the_usual_names_of_credentials_are_known(place: str, names: str) -> Non
 
 
 @pytest.mark.parametrize("name", sorted(RESERVED_DATA_KEYS))
-def test_no_attribute_takes_the_place_of_a_property_of_the_event(name: str) -> None:
+def test_no_attribute_replaces_a_reserved_property(name: str) -> None:
     attribute = {"source": "query", "look_up_value_in": "a", "event_property_name": name}
     assert name in error_of(attributes=[attribute])
 
 
 @pytest.mark.parametrize("raw", [b"", b"{", b"[]", b"null", b'"x"', b"\xff", SECRET.encode()])
-def test_what_is_no_object_is_refused_without_its_content(raw: bytes) -> None:
+def test_a_configuration_that_is_not_an_object_is_refused_without_its_content(raw: bytes) -> None:
     with pytest.raises(ConfigError, match=r"^the configuration is not (JSON|an object)$"):
         parse_object(raw)
 
@@ -355,7 +358,7 @@ def test_any_configuration_is_accepted_or_refused_with_a_config_error(changes: C
     assert SECRET not in refused
 
 
-def test_the_token_is_never_in_what_a_configuration_shows_of_itself() -> None:
-    made = parsed()
-    for shown in (repr(made), str(made), f"{made!r}", repr(made.model_dump()), made.model_dump_json()):
+def test_the_token_is_never_in_a_representation_of_the_configuration() -> None:
+    model = parsed()
+    for shown in (repr(model), str(model), f"{model!r}", repr(model.model_dump()), model.model_dump_json()):
         assert SECRET not in shown

@@ -1,4 +1,4 @@
-"""Any configuration that Kong's schema lets through, with any log: one outcome, and never an exception."""
+"""Any configuration that Kong's schema accepts, with any log: one decision and no exception."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ from tests.harness.recordings import llm_request, serialized
 from tests.plugin.any_logs import assert_valid, damaged_logs, json_values
 from tests.plugin.outcomes import CONTEXT, NOW, ids
 
-# What can be found in the recordings, and what can not.
+# Names that are in the recordings, and some that are not.
 WORDS = (
     "id",
     "username",
@@ -47,7 +47,7 @@ ENDPOINT = {"ingest_endpoint": "http://h/e"}
 
 
 def values_of(field: dict[str, Any]) -> st.SearchStrategy[Any]:
-    """Return what Kong lets through for a field of the schema."""
+    """Return a strategy for the values that Kong accepts for a field of the schema."""
     kind = field["type"]
     if "one_of" in field:
         return st.sampled_from(field["one_of"])
@@ -78,12 +78,12 @@ def valid_rules(draw: st.DrawFn) -> Rules:
     try:
         _, rules = parse_config(draw(configurations) | ENDPOINT)
     except ConfigError:
-        assume(False)  # a lookup without its name, a property of the event's own
+        assume(False)  # a lookup without a name, or a reserved property
         raise
     return rules
 
 
-answered = st.sampled_from([None, CONTEXT, {"named": {"city": "oslo"}}]) | json_values
+query_result = st.sampled_from([None, CONTEXT, {"named": {"city": "oslo"}}]) | json_values
 
 quick = settings(
     max_examples=300, deadline=None, suppress_health_check=[HealthCheck.filter_too_much, HealthCheck.too_slow]
@@ -101,25 +101,25 @@ def test_a_configuration_is_accepted_or_refused_with_a_named_field(config: dict[
 
 @quick
 @given(damaged_logs() | json_values, valid_rules(), st.data())
-def test_a_log_has_exactly_one_outcome_after_each_question_was_asked_once(
+def test_a_log_has_one_decision_after_each_query_was_made_once(
     log: object, rules: Rules, data: st.DataObject
 ) -> None:
-    answers, asked = NO_RESULTS, []
-    while isinstance(found := decide(log, answers, rules, now_ms=NOW, new_id=ids()), PdkQuery):
-        asked.append(found)
-        answers = answers.with_result(found, data.draw(answered))
-    assert len(set(asked)) == len(asked)
+    results, queries = NO_RESULTS, []
+    while isinstance(found := decide(log, results, rules, now_ms=NOW, new_id=ids()), PdkQuery):
+        queries.append(found)
+        results = results.with_result(found, data.draw(query_result))
+    assert len(set(queries)) == len(queries)
     assert type(found) in (list, SkipReason, Quarantined)
     assert_valid(found)
     json.dumps(found if isinstance(found, list) else str(found), allow_nan=False)
 
 
-# The record of the outcome
+# The spool record
 
 
 @pytest.fixture
 def strict(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A fault of ours, which is counted as a bad record in production, fails the test."""
+    """Fail the test on an internal error, which production counts as a bad record."""
 
     def fail() -> bool:
         raise AssertionError("an exception was caught")
@@ -136,7 +136,7 @@ def strict(monkeypatch: pytest.MonkeyPatch) -> None:
     ],
 )
 @given(damaged_logs() | json_values, valid_rules() | st.none(), st.data())
-def test_the_spool_gets_one_kind_of_record_in_the_queue_that_it_belongs_to(
+def test_the_spool_gets_one_kind_of_record_in_its_queue(
     tmp_path_factory: pytest.TempPathFactory,
     strict: None,
     log: object,
@@ -147,9 +147,9 @@ def test_the_spool_gets_one_kind_of_record_in_the_queue_that_it_belongs_to(
     rotation = Rotation(1, 1, SimpleQueue())
     queue, quarantine = SpoolQueue(spool, "q", rotation), SpoolQueue(spool, "quarantine", rotation)
     instance = Instance(1, queue, rules, "no configuration", quarantine)
-    answers = NO_RESULTS
-    while isinstance(spooled := spool_record(instance, log, answers), PdkQuery):
-        answers = answers.with_result(spooled, data.draw(answered))
+    results = NO_RESULTS
+    while isinstance(spooled := spool_record(instance, log, results), PdkQuery):
+        results = results.with_result(spooled, data.draw(query_result))
     where, raw = spooled
     (record,) = scan(raw, 0, final=True)
     assert isinstance(record, Record)
@@ -160,16 +160,16 @@ def test_the_spool_gets_one_kind_of_record_in_the_queue_that_it_belongs_to(
 @pytest.mark.parametrize(
     "log", [serialized("authenticated").parsed, llm_request().parsed], ids=["one", "llm"]
 )
-def test_the_default_configuration_asks_kong_for_nothing_but_the_log(log: object) -> None:
+def test_the_default_configuration_needs_no_pdk_query_for_a_consumer(log: object) -> None:
     _, rules = parse_config(ENDPOINT)
     assert isinstance(decide(log, QueryResults(), rules, now_ms=NOW, new_id=ids()), list)
 
 
-def test_a_fault_of_ours_costs_one_request_which_is_counted_as_unreadable(
+def test_an_internal_error_costs_one_request_which_is_counted_as_a_bad_record(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, lines: list[Any]
 ) -> None:
     def fail(*_: object, **__: object) -> None:
-        raise RuntimeError("a fault of ours")
+        raise RuntimeError("internal error")
 
     monkeypatch.setattr(outcomes, "decide", fail)
     monkeypatch.setattr(outcomes, "_unexpected_limit", RateLimit())
@@ -180,7 +180,7 @@ def test_a_fault_of_ours_costs_one_request_which_is_counted_as_unreadable(
 
 
 @pytest.mark.parametrize(("blocks", "records"), [(127, [255]), (128, [255, 2]), (400, [255, 255, 255, 36])])
-def test_a_request_with_more_events_than_a_record_holds_has_several_records_and_loses_none(
+def test_a_request_with_more_events_than_fit_into_a_record_has_several_records(
     blocks: int, records: list[int]
 ) -> None:
     usage = {"usage": {"prompt_tokens": 1, "completion_tokens": 2}}
@@ -192,19 +192,19 @@ def test_a_request_with_more_events_than_a_record_holds_has_several_records_and_
     assert [event for record in written for event in orjson.loads(b"[" + record.events + b"]")] == found
 
 
-def test_a_request_that_is_set_aside_keeps_the_name_of_the_queue_that_it_was_for(tmp_path: Path) -> None:
+def test_a_quarantined_request_keeps_the_name_of_its_queue(tmp_path: Path) -> None:
     rotation = Rotation(1, 1, SimpleQueue())
     queue, quarantine = SpoolQueue(tmp_path, "its-own", rotation), SpoolQueue(tmp_path, "q", rotation)
     attributes = (Attribute("constant", "eu", "region"),)
     rules = Rules(source="kong", lookups=(), missing="quarantine", attributes=attributes)
-    kept = []
-    for instance in (Instance(1, queue, rules, None, quarantine), Instance(2, quarantine, None, "a fault")):
+    quarantined = []
+    for instance in (Instance(1, queue, rules, None, quarantine), Instance(2, quarantine, None, "invalid")):
         spooled = spool_record(instance, serialized("authenticated").parsed, QueryResults(None))
         assert not isinstance(spooled, PdkQuery)
         (record,) = scan(spooled[1], 0, final=True)
         assert isinstance(record, Record)
-        kept.append(orjson.loads(record.body))
-    assert (kept[0]["reason"], kept[0]["destination"]) == ("no_consumer", "its-own")
-    assert kept[0]["attributes"] == {"region": "eu"}
-    assert kept[1]["reason"] == "a fault"
-    assert "destination" not in kept[1]
+        quarantined.append(orjson.loads(record.body))
+    assert (quarantined[0]["reason"], quarantined[0]["destination"]) == ("no_consumer", "its-own")
+    assert quarantined[0]["attributes"] == {"region": "eu"}
+    assert quarantined[1]["reason"] == "invalid"
+    assert "destination" not in quarantined[1]

@@ -1,4 +1,4 @@
-"""What control planes and readers are told of the settings: made of one definition, and equal to it."""
+"""The Lua schema, docs/plugin-settings.md and kong.yml, compared with the schema."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ Value = dict[str, Any]
 
 
 def described(fields: list[Value], at: str = "") -> Iterator[tuple[str, Value]]:
-    """Each field with its place, those of records and of lists of records too."""
+    """Yield each field with its path, including the fields of records and of lists of records."""
     for field in fields:
         ((name, description),) = field.items()
         yield f"{at}{name}", description
@@ -35,7 +35,7 @@ ALL = dict(described(FIELDS))
 
 
 def plain(value: Any) -> Any:
-    """A Lua value as Python's: a table with a first element is a list."""
+    """Convert a Lua value to Python; a table with a first element is a list."""
     if luajit21.lua_type(value) != "table":
         return value
     if 1 in value:
@@ -43,19 +43,19 @@ def plain(value: Any) -> Any:
     return {key: plain(member) for key, member in value.items()}
 
 
-# For a control plane that cannot ask the plugin server
+# For a control plane that cannot query the plugin server
 
 
 @pytest.fixture
 def lua() -> Value:
-    # As Konnect runs it: nothing of Kong's, and nothing that could be required.
+    # As in Konnect: without Kong's globals and without `require`.
     runtime = luajit21.LuaRuntime(unpack_returned_tuples=True)
     runtime.execute("local all = _G; for name in pairs(all) do all[name] = nil end")
     loaded: Value = plain(runtime.execute(schema_lua()))
     return loaded
 
 
-def test_the_lua_schema_is_the_one_that_kong_is_told(lua: Value) -> None:
+def test_the_lua_schema_equals_the_schema_for_kong(lua: Value) -> None:
     protocols, config = lua.pop("fields")
     assert lua == {"name": NAME}
     assert config == {"config": {"type": "record", "fields": FIELDS}}
@@ -87,23 +87,23 @@ def test_the_command_prints_the_lua_schema_and_nothing_else() -> None:
     assert VERSION in result.stdout.splitlines()[0]
 
 
-# What Kong demands of a schema (3.9, metaschema.lua)
+# Kong's rules for schemas (3.9, metaschema.lua)
 
 
 @pytest.mark.parametrize("at", sorted(ALL))
-def test_every_setting_is_described_in_a_length_that_kong_takes(at: str) -> None:
+def test_every_description_has_a_length_that_kong_accepts(at: str) -> None:
     assert 10 <= len(ALL[at]["description"]) <= 500
 
 
-def test_every_condition_is_off_where_its_field_is_not_set() -> None:
-    # Seen on a real Kong: without `required`, a field that is not set matches whatever is asked of it.
+def test_no_condition_matches_an_unset_field() -> None:
+    # Seen on a real Kong: without `required`, an unset field matches any condition.
     records = [d.get("elements", d) for d in ALL.values()]
     conditions = [check["conditional"] for r in records for check in r.get("entity_checks", [])]
     assert len(conditions) == 6
     assert all(condition["if_match"]["required"] is True for condition in conditions)
 
 
-def test_nothing_within_a_setting_that_has_a_default_is_checked_as_a_whole() -> None:
+def test_elements_of_a_setting_with_a_default_have_no_entity_checks() -> None:
     # Seen on a real Kong: else one start in six fails, "error in schema prevents from validating this field".
     with_default = [d for d in ALL.values() if "default" in d and "elements" in d]
     assert with_default
@@ -120,7 +120,7 @@ RELEASED_WITH_DEFAULTS = {
 
 
 def test_no_setting_is_added_with_a_default_or_as_required() -> None:
-    # A control plane fills defaults in, and a data plane with an older schema refuses what it does not know.
+    # A control plane fills defaults in, and a data plane with an older schema rejects unknown fields.
     assert {at for at, description in ALL.items() if "default" in description} == RELEASED_WITH_DEFAULTS
     assert {at for at, description in ALL.items() if description.get("required")} == {
         *("ingest_endpoint", "subject.fallbacks.look_up_value_in"),
@@ -133,7 +133,7 @@ def test_no_setting_is_added_with_a_default_or_as_required() -> None:
 PAGE = settings_reference.PAGE.read_text()
 
 
-def test_the_pages_tables_are_those_of_the_schema() -> None:
+def test_the_pages_tables_are_up_to_date() -> None:
     assert settings_reference.written(PAGE) == PAGE, "run python -m tests.settings_reference"
 
 
@@ -145,13 +145,13 @@ EXAMPLES = re.findall(r"```yaml\n(.*?)```", PAGE, re.DOTALL)
 
 
 @pytest.mark.parametrize("example", EXAMPLES, ids=range(len(EXAMPLES)))
-def test_every_example_on_the_page_is_a_configuration_of_known_settings(example: str) -> None:
+def test_every_example_on_the_page_is_a_valid_configuration(example: str) -> None:
     config = yaml.safe_load(example)
     parse_config(config)
     assert unknown(config, FIELDS) == []
 
 
-def test_the_page_names_every_reason_for_no_event() -> None:
+def test_the_page_names_every_skip_reason() -> None:
     assert [reason for reason in SkipReason if f"`{reason}`" not in PAGE] == []
 
 
@@ -166,13 +166,13 @@ def unknown(config: Value, fields: list[Value]) -> list[str]:
     return found
 
 
-def test_kong_yml_shows_every_setting_of_ours() -> None:
+def test_kong_yml_shows_every_setting() -> None:
     text = (Path(__file__).parents[3] / "kong.yml").read_text()
     plugin = text[text.index("- name: openmeter") :]
     assert [at for at in ALL if not re.search(rf"\b{at.rpartition('.')[2]}\b", plugin)] == []
 
 
-def test_what_kong_yml_shows_commented_out_is_accepted_too() -> None:
+def test_the_commented_settings_in_kong_yml_are_valid() -> None:
     text = (Path(__file__).parents[3] / "kong.yml").read_text()
     plugin = text[text.index("  - name: openmeter") :].replace("attributes: []", "attributes:")
     uncommented = re.sub(r"^( *)# ?( *(?:- )?[a-z_]+:(?: .*)?)$", r"\1\2", plugin, flags=re.MULTILINE)

@@ -1,4 +1,4 @@
-"""Settings that cannot be used: refused by Kong where it can know, else with field and reason."""
+"""Invalid settings: refused by Kong if its schema can express it, else with field and reason."""
 
 from __future__ import annotations
 
@@ -32,11 +32,11 @@ def file_problem(directory: Path, text: str) -> str:
     return str(caught.value).removeprefix(f"{path}: ")
 
 
-# What is said
+# Messages
 
 
 @pytest.mark.parametrize(
-    ("config", "says"),
+    ("config", "message"),
     [
         ({"filters": {"statuses": "200"}}, "filters.statuses: must be a list"),
         ({"attributes": {"source": "constant"}}, "attributes: must be a list"),
@@ -46,27 +46,27 @@ def file_problem(directory: Path, text: str) -> str:
         ({"queue": {"max_retry_delay": float("inf")}}, "queue.max_retry_delay: Input should be a finite"),
     ],
 )
-def test_the_reason_is_in_the_words_of_a_configuration(config: dict[str, Any], says: str) -> None:
-    assert problem(**config).startswith(says)
+def test_the_message_uses_terms_of_the_configuration(config: dict[str, Any], message: str) -> None:
+    assert problem(**config).startswith(message)
 
 
 @pytest.mark.parametrize("url", ["http://h/x y", "http://exa mple/x", "http://h/\x00", "http://h/a\nb"])
-def test_an_endpoint_that_no_request_can_be_made_of_is_refused(url: str) -> None:
+def test_an_unusable_endpoint_is_refused(url: str) -> None:
     assert problem(ingest_endpoint=url) == "ingest_endpoint: must be a URL without spaces and line breaks"
 
 
-def test_a_line_break_behind_an_endpoint_from_a_secret_store_is_no_part_of_it() -> None:
+def test_a_line_break_after_an_endpoint_from_a_secret_store_is_stripped() -> None:
     raw = {"ingest_endpoint": f"{URL}\n", "__plugin_id": "p"}
     config, _ = parse_config(raw)
     assert destination_of(raw, config) == destination_of(raw | {"ingest_endpoint": URL}, config)
     assert destination_of(raw, config).endpoint == URL
 
 
-# The file of the http-log way in
+# The file of the http-log input
 
 
 @pytest.mark.parametrize(
-    ("text", "says"),
+    ("text", "message"),
     [
         ("ingest_endpoint: http://other/x\n", "ingest_endpoint: is there twice, again in line 2"),
         ("subject:\n  field: id\n  field: tag\n", "field: is there twice, again in line 4"),
@@ -78,16 +78,16 @@ def test_a_line_break_behind_an_endpoint_from_a_secret_store_is_no_part_of_it() 
         ("http_log: {secrets: x}\n", "http_log.secrets: there is no such setting"),
     ],
 )
-def test_what_would_be_passed_over_in_the_file_is_refused(tmp_path: Path, text: str, says: str) -> None:
-    assert file_problem(tmp_path, text).startswith(says)
+def test_mistakes_that_yaml_permits_are_refused(tmp_path: Path, text: str, message: str) -> None:
+    assert file_problem(tmp_path, text).startswith(message)
 
 
-def test_a_file_whose_keys_are_no_texts_is_refused_in_a_sentence(tmp_path: Path) -> None:
+def test_a_file_with_keys_that_are_not_texts_is_refused_with_a_message(tmp_path: Path) -> None:
     assert "no such setting" in file_problem(tmp_path, "5: 6\n")
     assert "is not YAML" in file_problem(tmp_path, "? [a]\n: b\n")
 
 
-def test_a_file_may_merge_what_stands_elsewhere_in_it(tmp_path: Path) -> None:
+def test_a_file_may_use_yaml_merge_keys(tmp_path: Path) -> None:
     path = tmp_path / "openmeter-plugin.yaml"
     path.write_text(
         f"ingest_endpoint: {URL}\n"
@@ -100,7 +100,7 @@ def test_a_file_may_merge_what_stands_elsewhere_in_it(tmp_path: Path) -> None:
     assert {a["value"] for a in attributes} == {"a"}
 
 
-# What Kong refuses already, as its entity checks and patterns work (3.9, schema/init.lua)
+# Refused by Kong's entity checks and patterns (3.9, schema/init.lua)
 
 
 def field(fields: list[dict[str, Any]], name: str) -> dict[str, Any]:
@@ -126,7 +126,7 @@ def kong_refuses(entity: dict[str, Any]) -> bool:
 @pytest.mark.parametrize(
     "name", [None, *CONSUMER_FIELDS, *APPLICATION_FIELDS, "application_id", "email", "x-app"]
 )
-def test_kong_refuses_a_lookup_where_the_plugin_would(place: str, name: str | None) -> None:
+def test_kong_and_the_plugin_refuse_the_same_lookups(place: str, name: str | None) -> None:
     entity = {"look_up_value_in": place} | ({"field": name} if name else {})
     try:
         parse_config({"ingest_endpoint": URL, "subject": entity})
@@ -137,7 +137,7 @@ def test_kong_refuses_a_lookup_where_the_plugin_would(place: str, name: str | No
 
 
 @pytest.mark.parametrize(
-    ("url", "fine"),
+    ("url", "valid"),
     [
         (URL, True),
         ("https://eu.api.konghq.com/v3/openmeter/events", True),
@@ -150,12 +150,12 @@ def test_kong_refuses_a_lookup_where_the_plugin_would(place: str, name: str | No
         ("http://h/x y", False),
     ],
 )
-def test_kong_refuses_an_endpoint_where_the_plugin_would(url: str, fine: bool) -> None:
+def test_kong_and_the_plugin_refuse_the_same_endpoints(url: str, valid: bool) -> None:
     (pattern,) = field(FIELDS, "ingest_endpoint")["match_any"]["patterns"]
-    assert bool(re.search(pattern.replace("%", "\\"), url)) is fine
+    assert bool(re.search(pattern.replace("%", "\\"), url)) is valid
     try:
         parse_config({"ingest_endpoint": url})
     except ConfigError:
-        assert not fine
+        assert not valid
     else:
-        assert fine
+        assert valid

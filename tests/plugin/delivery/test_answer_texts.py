@@ -1,4 +1,4 @@
-"""What a metering API puts into its answers: odd times to wait for, and our own token."""
+"""Odd answers of a metering API: invalid Retry-After dates, redirects, and our own token echoed."""
 
 from __future__ import annotations
 
@@ -37,21 +37,21 @@ def send_to(server: EventsServer) -> None:
 
 
 @pytest.mark.parametrize("text", NO_DATES)
-def test_a_time_to_wait_for_that_no_date_can_have_is_as_none(text: str) -> None:
+def test_an_impossible_date_in_retry_after_is_ignored(text: str) -> None:
     with pytest.raises(UndeliveredError) as caught:
         send_to(EventsServer(lambda _: Answer(429, headers={"retry-after": text})))
     assert (caught.value.status, caught.value.retry_after) == (429, 0.0)
 
 
 @pytest.mark.parametrize("encoding", ["gzip", "deflate"])
-def test_an_answer_that_cannot_be_unpacked_is_what_its_status_says(encoding: str) -> None:
+def test_an_answer_that_cannot_be_decompressed_is_classified_by_its_status(encoding: str) -> None:
     headers = {"content-encoding": encoding}
     with pytest.raises(RejectedError) as caught:
         send_to(EventsServer(lambda _: Answer(400, "this is not packed at all", headers=headers)))
     assert caught.value.status == 400
 
 
-def test_an_answer_that_does_not_come_in_time_is_told_in_words() -> None:
+def test_a_timeout_has_a_message_in_words() -> None:
     async def send(address: str) -> None:
         client = EventsClient(destination(f"http://{address}/events", timeout=0.05))
         try:
@@ -67,7 +67,7 @@ def test_an_answer_that_does_not_come_in_time_is_told_in_words() -> None:
 
 
 @pytest.mark.parametrize("status", [301, 302, 307, 308])
-def test_a_redirection_is_not_followed_but_told_without_its_query(status: int) -> None:
+def test_a_redirect_is_not_followed_and_is_reported_without_its_query(status: int) -> None:
     location = {"location": "https://elsewhere.example/events?token=secret"}
     with pytest.raises(UndeliveredError, match=r"redirects to https://elsewhere.example/events;") as caught:
         send_to(EventsServer(lambda _: Answer(status, headers=location)))
@@ -76,7 +76,7 @@ def test_a_redirection_is_not_followed_but_told_without_its_query(status: int) -
 
 
 def repeating(status: int, times: int | None = None) -> EventsServer:
-    """A server that repeats the request's headers, so many times; then it takes everything."""
+    """A server that echoes the request's headers, this many times, and then accepts everything."""
     left = [status] * (times or 0)
 
     def script(post: Post) -> Answer:
@@ -90,19 +90,19 @@ def repeating(status: int, times: int | None = None) -> EventsServer:
 
 
 @pytest.mark.parametrize("status", [401, 429, 500])
-def test_a_token_that_an_answer_repeats_is_not_logged(tmp_path: Path, status: int, lines: list[Any]) -> None:
+def test_a_token_echoed_by_an_answer_is_not_logged(tmp_path: Path, status: int, lines: list[Any]) -> None:
     with serving(repeating(status, times=2)) as server:
         write_destination(tmp_path, destination(server.url, token=TOKEN))
         spooled(tmp_path, [record(1)])
         with delivering(tmp_path):
             eventually(lambda: server.taken == ids(range(1, 2)))
-    told = [str(line) for line in lines if line["event"] in ("delivery_fails", "token_refused")]
-    assert told
-    assert all("you sent Bearer [the token]" in line for line in told)
+    failures = [str(line) for line in lines if line["event"] in ("delivery_failed", "token_refused")]
+    assert failures
+    assert all("you sent Bearer [the token]" in line for line in failures)
     assert TOKEN not in str(lines)
 
 
-def test_a_token_that_an_answer_repeats_is_in_no_dead_letter(tmp_path: Path) -> None:
+def test_a_token_echoed_by_an_answer_is_in_no_dead_letter(tmp_path: Path) -> None:
     with serving(repeating(400)) as server:
         write_destination(tmp_path, destination(server.url, token=TOKEN))
         spooled(tmp_path, [record(1)])

@@ -1,4 +1,4 @@
-"""Whatever the server answers: sent again until it is taken, or told apart as what never will be."""
+"""Answers of the server: a batch is retried until it is delivered, and invalid events become dead letters."""
 
 from __future__ import annotations
 
@@ -16,6 +16,7 @@ from openmeter_plugin.delivery.client import EventsClient, RejectedError, Unauth
 from openmeter_plugin.spool.destination import write_destination
 from openmeter_plugin.spool.segment import encode_events
 from tests.harness.books import read_dead_letters
+from tests.harness.ports import free_port
 from tests.harness.process import eventually
 from tests.plugin.deliveries import (
     count,
@@ -29,14 +30,14 @@ from tests.plugin.deliveries import (
     run_until_empty,
     spooled,
 )
-from tests.plugin.events_server import Answer, EventsServer, Post, free_port, serving
+from tests.plugin.events_server import Answer, EventsServer, Post, serving
 from tests.plugin.spools import destination
 
-# Whatever the server answers
+# Retries
 
 
 @pytest.mark.parametrize("status", [302, 401, 403, 404, 405, 408, 429, 500, 502, 503])
-def test_what_the_server_does_not_take_now_is_sent_again_until_it_does(tmp_path: Path, status: int) -> None:
+def test_a_batch_is_retried_until_the_server_accepts_it(tmp_path: Path, status: int) -> None:
     with serving(EventsServer(fails_first(3, Answer(status)))) as server:
         write_destination(tmp_path, destination(server.url))
         spooled(tmp_path, [record(n) for n in range(10)])
@@ -47,7 +48,7 @@ def test_what_the_server_does_not_take_now_is_sent_again_until_it_does(tmp_path:
     assert read_dead_letters(tmp_path) == []
 
 
-def test_a_batch_that_was_taken_but_not_answered_is_sent_again_and_counts_once(tmp_path: Path) -> None:
+def test_a_batch_that_was_stored_but_not_answered_is_retried_and_counts_once(tmp_path: Path) -> None:
     script = fails_first(3, Answer(cut=True, taken=10), Answer(cut=True), Answer(500, taken=4))
     with serving(EventsServer(script)) as server:
         write_destination(tmp_path, destination(server.url))
@@ -58,7 +59,7 @@ def test_a_batch_that_was_taken_but_not_answered_is_sent_again_and_counts_once(t
     assert count(tmp_path, "delivered") == 10
 
 
-def test_an_answer_that_is_cut_short_is_no_answer(tmp_path: Path) -> None:
+def test_a_truncated_answer_counts_as_none(tmp_path: Path) -> None:
     short = Answer(200, "{", {"content-length": "500"})
     with serving(EventsServer(fails_first(1, short))) as server:
         write_destination(tmp_path, destination(server.url))
@@ -68,7 +69,7 @@ def test_an_answer_that_is_cut_short_is_no_answer(tmp_path: Path) -> None:
     assert delivered(tmp_path) == 1
 
 
-def test_a_server_that_never_answers_is_given_up_after_the_timeout_and_asked_again(tmp_path: Path) -> None:
+def test_a_post_without_an_answer_times_out_and_is_retried(tmp_path: Path) -> None:
     hang = threading.Event()
 
     def script(post: Post) -> Answer:
@@ -86,19 +87,19 @@ def test_a_server_that_never_answers_is_given_up_after_the_timeout_and_asked_aga
     assert delivered(tmp_path) == 1
 
 
-def test_a_server_that_is_away_gets_everything_when_it_comes(tmp_path: Path, lines: list[Any]) -> None:
+def test_a_server_that_is_down_gets_everything_once_it_is_up(tmp_path: Path, lines: list[Any]) -> None:
     port = free_port()
     write_destination(tmp_path, destination(f"http://127.0.0.1:{port}/api/v1/events"))
     spooled(tmp_path, [record(n) for n in range(100)])
     with delivering(tmp_path):
-        eventually(lambda: [line for line in lines if line["event"] == "delivery_fails"])
+        eventually(lambda: [line for line in lines if line["event"] == "delivery_failed"])
         assert delivered(tmp_path) == 0
         with serving(port=port) as server:
             eventually(lambda: delivered(tmp_path) == 100)
     assert server.taken == ids(range(100))
 
 
-def test_no_try_comes_before_the_time_that_retry_after_names(tmp_path: Path) -> None:
+def test_no_retry_happens_before_the_time_in_retry_after(tmp_path: Path) -> None:
     with serving(EventsServer(fails_first(1, Answer(429, headers={"retry-after": "1"})))) as server:
         write_destination(tmp_path, destination(server.url))
         spooled(tmp_path, [record(1)])
@@ -107,7 +108,7 @@ def test_no_try_comes_before_the_time_that_retry_after_names(tmp_path: Path) -> 
     assert second.at - first.at >= 1
 
 
-def test_the_pause_between_two_tries_grows_and_has_a_bound(tmp_path: Path) -> None:
+def test_the_pause_between_retries_grows_up_to_a_bound(tmp_path: Path) -> None:
     with serving(EventsServer(fails_first(8, Answer(500)))) as server:
         write_destination(tmp_path, destination(server.url, initial_retry_delay=0.02, max_retry_delay=0.2))
         spooled(tmp_path, [record(1)])
@@ -120,7 +121,7 @@ def test_the_pause_between_two_tries_grows_and_has_a_bound(tmp_path: Path) -> No
 
 
 def answered(answer: Answer, token: str | None = None) -> BaseException | None:
-    """What one POST to a server that answers so ends with."""
+    """Return the error of one POST to a server with this answer, or None."""
 
     async def post(url: str) -> None:
         client = EventsClient(destination(url, token=token))
@@ -159,7 +160,7 @@ def in_seconds(seconds: float) -> Callable[[], str]:
         ("", 0, 0),
     ],
 )
-def test_retry_after_is_understood_in_both_its_forms_and_bounded(
+def test_retry_after_is_parsed_in_both_forms_and_bounded(
     value: str | Callable[[], str], least: float, most: float
 ) -> None:
     text = value if isinstance(value, str) else value()
@@ -176,23 +177,23 @@ def test_retry_after_is_understood_in_both_its_forms_and_bounded(
         *((404, UndeliveredError), (429, UndeliveredError), (500, UndeliveredError)),
     ],
 )
-def test_an_answers_status_decides_what_becomes_of_the_batch(status: int, kind: type[Exception]) -> None:
+def test_the_status_decides_what_happens_to_the_batch(status: int, kind: type[Exception]) -> None:
     error = answered(Answer(status, "the reason"))
     assert type(error) is kind
     assert "the reason" in str(error)
     assert getattr(error, "status", None) == status
 
 
-def test_a_long_answer_is_kept_only_in_part() -> None:
+def test_a_long_answer_is_truncated() -> None:
     assert len(str(answered(Answer(400, "x" * 100_000)))) <= 2000
 
 
-# Events that will never be taken
+# Refused events
 
 
 @pytest.mark.parametrize("status", [400, 413, 422])
 @pytest.mark.parametrize("bad", [{0}, {9}, {4}, {3, 4}, {0, 5, 9}, set(range(10))], ids=str)
-def test_exactly_the_bad_events_become_dead_letters_and_the_rest_goes_on(
+def test_exactly_the_bad_events_become_dead_letters_and_the_rest_is_delivered(
     tmp_path: Path, bad: set[int], status: int
 ) -> None:
     wrong = {f"event-{n:06d}" for n in bad}
@@ -218,7 +219,7 @@ def test_a_bad_event_among_those_of_one_request_is_found(tmp_path: Path) -> None
     assert sorted(server.taken) == ["event-000000", "event-000002"]
 
 
-def test_a_batch_that_is_too_large_for_the_server_is_sent_in_smaller_ones(tmp_path: Path) -> None:
+def test_a_batch_that_is_too_large_for_the_server_is_split(tmp_path: Path) -> None:
     def script(post: Post) -> Answer:
         return Answer(413, "too large") if len(post.body) > 2500 else Answer()
 
@@ -231,7 +232,7 @@ def test_a_batch_that_is_too_large_for_the_server_is_sent_in_smaller_ones(tmp_pa
     assert [letter.event for *_, letter in read_dead_letters(tmp_path)] == [event(7, pad="x" * 3000)]
 
 
-def test_a_server_that_fails_while_the_bad_event_is_searched_for_costs_nothing(tmp_path: Path) -> None:
+def test_a_server_that_fails_during_the_search_for_the_bad_event_costs_nothing(tmp_path: Path) -> None:
     reject = rejects({"event-000005"})
     trouble = [Answer(500), Answer(cut=True, taken=0), Answer(401)] * 5
 

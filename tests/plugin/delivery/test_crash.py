@@ -1,4 +1,4 @@
-"""kill -9 of the delivery, a full disk, damaged books: nothing is lost, and both equations hold."""
+"""kill -9 of the delivery process, a full disk, damaged books: nothing is lost, and both equations hold."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ BAD = {f"event-{n:06d}" for n in range(0, 5000, 97)}
 
 
 def moody(rng: random.Random) -> Any:
-    """Refuse the bad events, and now and then do what metering APIs do on a bad day."""
+    """Refuse the bad events, and sometimes fail as metering APIs do."""
 
     def script(post: Post) -> Answer:
         good = next((n for n, event_id in enumerate(post.ids) if event_id in BAD), len(post.ids))
@@ -98,7 +98,7 @@ def test_the_books_hold_after_kill_9_at_any_moment_and_everything_arrives(tmp_pa
     assert (delivered(tmp_path), count(tmp_path, "dead_lettered")) == (number - len(refused), len(refused))
 
 
-def test_books_that_are_found_damaged_while_it_runs_end_it_and_the_next_start_begins_them_anew(
+def test_books_that_turn_out_damaged_end_the_process_and_the_next_start_replaces_them(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     with serving() as server:
@@ -124,14 +124,14 @@ def test_books_that_are_found_damaged_while_it_runs_end_it_and_the_next_start_be
     assert_balanced(tmp_path)
 
 
-def test_the_journal_of_damaged_books_goes_aside_with_them(tmp_path: Path) -> None:
+def test_the_journal_of_damaged_books_is_renamed_with_them(tmp_path: Path) -> None:
     Books(tmp_path).close()
     books = Books(tmp_path)
     books.count("q", "redelivered", 5)
     copies = {name: (tmp_path / name).read_bytes() for name in (FILE, f"{FILE}-wal")}
     books.close()
     assert len(copies[f"{FILE}-wal"]) > 0
-    for name, content in copies.items():  # as kill -9 leaves them
+    for name, content in copies.items():  # the state after kill -9
         (tmp_path / name).write_bytes(content)
     (tmp_path / FILE).write_bytes(b"\xa5" * 8192)
     Books(tmp_path).close()
@@ -139,19 +139,19 @@ def test_the_journal_of_damaged_books_goes_aside_with_them(tmp_path: Path) -> No
     assert len(list(tmp_path.glob(f"{FILE}.damaged-*-wal"))) == 1
 
 
-def test_books_that_cannot_be_opened_are_waited_for(tmp_path: Path) -> None:
+def test_delivery_waits_for_books_that_cannot_be_opened(tmp_path: Path) -> None:
     (tmp_path / FILE).mkdir()
     with serving() as server:
         write_destination(tmp_path, destination(server.url))
         spooled(tmp_path, [record(n) for n in range(5)])
         with structlog.testing.capture_logs() as lines, delivering(tmp_path):
-            eventually(lambda: [line for line in lines if line["event"] == "books_cannot_be_opened"])
+            eventually(lambda: [line for line in lines if line["event"] == "books_open_failed"])
             (tmp_path / FILE).rmdir()
             eventually(lambda: (tmp_path / FILE).is_file() and delivered(tmp_path) == 5)
     assert server.taken == ids(range(5))
 
 
-def test_while_the_books_cannot_be_written_nothing_is_counted_and_nothing_sent_and_then_everything(
+def test_nothing_is_counted_or_sent_until_the_books_can_be_written(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     full = [True]
@@ -172,7 +172,7 @@ def test_while_the_books_cannot_be_written_nothing_is_counted_and_nothing_sent_a
         write_destination(tmp_path, destination(server.url))
         with delivering(tmp_path):
             spooled(tmp_path, [record(n) for n in range(50)] + [skip(), record(7)])
-            eventually(lambda: len(tried) > 5, what="many tries")
+            eventually(lambda: len(tried) > 5, what="many retries")
             assert (read_counts(tmp_path), server.posts) == ({}, [])
             full[0] = False
             eventually(lambda: delivered(tmp_path) == 50)
@@ -196,7 +196,7 @@ async def driven(socket: Path, plugin: PluginInstance, number: int) -> KongWorke
     return worker
 
 
-def test_a_full_disk_never_holds_kong_up_and_all_arrives_once_there_is_room(tmp_path: Path) -> None:
+def test_a_full_disk_never_delays_kong_and_everything_arrives_once_there_is_room(tmp_path: Path) -> None:
     number = 8000
     with (
         small_file_system(tmp_path / "spool", "3m") as spool,
@@ -207,7 +207,7 @@ def test_a_full_disk_never_holds_kong_up_and_all_arrives_once_there_is_room(tmp_
         worker = asyncio.run(driven(plugin.socket, PluginInstance(config), number))
         assert len(worker.tally.acknowledged) == number
         assert worker.tally.lost == []
-        assert "spool_cannot_write" in plugin.log_text()
+        assert "spool_write_failed" in plugin.log_text()
         children = set(plugin.children())
         server.script = lambda _: Answer()
         (queue,) = (path.name for path in (spool / "queues").iterdir())

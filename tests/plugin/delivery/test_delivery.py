@@ -1,4 +1,4 @@
-"""Delivery from real files to a real HTTP server: what is sent, and that all of it arrives once in effect."""
+"""Delivery from real files to a real HTTP server: every event arrives exactly once in effect."""
 
 from __future__ import annotations
 
@@ -25,11 +25,11 @@ from tests.plugin.spools import QUEUE, destination, running_writer
 TOKEN = "token-of-the-delivery-tests"
 
 
-# What is sent
+# Requests
 
 
 @pytest.mark.parametrize("status", [200, 202, 204])
-def test_every_event_arrives_whichever_2xx_the_dialect_answers(tmp_path: Path, status: int) -> None:
+def test_every_event_arrives_whichever_2xx_status_the_api_answers(tmp_path: Path, status: int) -> None:
     with serving(EventsServer(lambda _: Answer(status))) as server:
         write_destination(tmp_path, destination(server.url))
         spooled(tmp_path, [record(n) for n in range(50)])
@@ -67,7 +67,7 @@ def test_no_batch_has_more_events_than_its_limit(tmp_path: Path, server: EventsS
     assert server.taken == ids(range(60))
 
 
-def test_a_request_with_more_events_than_the_limit_is_sent_all_the_same(
+def test_a_request_with_more_events_than_the_limit_is_sent_anyway(
     tmp_path: Path, server: EventsServer
 ) -> None:
     write_destination(tmp_path, destination(server.url, max_batch_size=1))
@@ -88,7 +88,7 @@ def test_no_batch_has_more_bytes_than_its_limit(
     assert server.taken == ids(range(40))
 
 
-def test_events_that_come_within_the_coalescing_delay_share_a_batch_up_to_its_limit(
+def test_events_within_the_coalescing_delay_share_a_batch_up_to_its_limit(
     tmp_path: Path, server: EventsServer
 ) -> None:
     described = destination(server.url, max_coalescing_delay=60, max_batch_size=20)
@@ -97,12 +97,14 @@ def test_events_that_come_within_the_coalescing_delay_share_a_batch_up_to_its_li
         queue = writer.queue(QUEUE)
         for n in range(0, 20, 2):
             writer.append(queue, record(n, n + 1), None)
-            writer._syncer._stopped.wait(0.01)  # they come one by one
+            writer._syncer._stopped.wait(0.01)  # they arrive one by one
         eventually(lambda: len(server.taken) == 20)
     assert [post.ids for post in server.posts] == [ids(range(20))]
 
 
-def test_a_coalescing_delay_ends_although_the_batch_is_not_full(tmp_path: Path, server: EventsServer) -> None:
+def test_a_batch_that_is_not_full_is_sent_after_the_coalescing_delay(
+    tmp_path: Path, server: EventsServer
+) -> None:
     write_destination(tmp_path, destination(server.url, max_coalescing_delay=0.1))
     spooled(tmp_path, [record(1)])
     with delivering(tmp_path):
@@ -125,7 +127,7 @@ def test_a_coalesced_batch_keeps_to_its_limit_when_a_request_has_several_events(
 # The sandbox
 
 
-def test_the_sandbox_holds_every_event_once_after_faults_of_all_kinds(tmp_path: Path) -> None:
+def test_the_sandbox_has_every_event_once_after_all_kinds_of_faults(tmp_path: Path) -> None:
     with (
         running_sandbox(token=TOKEN) as url,
         httpx.Client(base_url=url, headers={"authorization": f"Bearer {TOKEN}"}) as api,
@@ -174,5 +176,5 @@ def hand_over_from_threads(writer: SpoolWriter, queue: Any, number: int) -> None
         thread.join()
 
 
-def test_taking_all_is_what_the_server_of_these_tests_does_by_default() -> None:
+def test_by_default_the_test_server_accepts_everything() -> None:
     assert take_all(Post("/", {}, b"[]", 0.0)) == Answer(204)

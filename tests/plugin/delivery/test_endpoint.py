@@ -1,4 +1,4 @@
-"""The way to an endpoint: pauses, breakers, servers that play for time."""
+"""Endpoints: pauses, breakers, slow servers."""
 
 from __future__ import annotations
 
@@ -42,20 +42,20 @@ def test_pauses_double_up_to_their_bound_with_jitter(monkeypatch: pytest.MonkeyP
     assert breaker.failed(0.1, 5, 0) == pytest.approx(0.1)
 
 
-def test_a_pause_is_never_shorter_than_the_server_asked_for() -> None:
+def test_a_pause_is_never_shorter_than_retry_after() -> None:
     assert Breaker().failed(0.01, 0.05, 7) == 7
 
 
-def test_of_failures_side_by_side_the_longest_time_that_the_server_asked_for_counts() -> None:
+def test_of_concurrent_failures_the_longest_retry_after_counts() -> None:
     breaker = Breaker()
-    assert breaker.failed(0.01, 0.05, 0, known=0) < 1
-    assert breaker.failed(0.01, 0.05, 70, known=0) == 70
-    assert breaker.failed(0.01, 0.05, 7, known=0) > 60
+    assert breaker.failed(0.01, 0.05, 0, failures_at_start=0) < 1
+    assert breaker.failed(0.01, 0.05, 70, failures_at_start=0) == 70
+    assert breaker.failed(0.01, 0.05, 7, failures_at_start=0) > 60
     assert breaker.failed(0.01, 0.05, 0) < 1
     assert breaker._open_until - time.monotonic() > 60
 
 
-def test_of_many_that_wait_at_an_open_breaker_one_tries_and_when_it_is_closed_all_go_on() -> None:
+def test_an_open_breaker_admits_one_probe_and_a_closed_one_admits_all() -> None:
     async def play() -> tuple[int, int]:
         breaker, most, now = Breaker(), [0, 0], [0]
         breaker.failed(0.05, 0.05, 0)
@@ -80,11 +80,11 @@ def test_of_many_that_wait_at_an_open_breaker_one_tries_and_when_it_is_closed_al
     assert (alone, together) == (1, 4)
 
 
-def test_queues_with_one_dead_endpoint_try_it_one_at_a_time(tmp_path: Path) -> None:
+def test_queues_with_the_same_dead_endpoint_probe_it_one_at_a_time(tmp_path: Path) -> None:
     now, most, lock = [0], [0], threading.Lock()
 
     def script(post: Post) -> Answer:
-        if len(running.posts) <= 6:  # the first of each: nobody has learned of it yet
+        if len(running.posts) <= 6:  # the first POST of each queue, before any failure is known
             return Answer(503)
         with lock:
             now[0] += 1
@@ -100,14 +100,14 @@ def test_queues_with_one_dead_endpoint_try_it_one_at_a_time(tmp_path: Path) -> N
             write_destination(tmp_path, destination(server.url, id=f"queue-{n}", token=f"token-{n}"))
             spooled(tmp_path, [record(n)], f"queue-{n}")
         with delivering(tmp_path):
-            eventually(lambda: len(server.posts) > 30, what="many tries")
+            eventually(lambda: len(server.posts) > 30, what="many retries")
             assert most[0] == 1
             assert {post.headers["authorization"] for post in server.posts[6:]} > {"Bearer token-0"}
             server.script = lambda _: Answer()
             eventually(lambda: len(server.taken) == 6)
 
 
-def test_a_token_that_is_refused_stops_no_other_token_at_the_same_endpoint(tmp_path: Path) -> None:
+def test_a_refused_token_stops_no_other_token_at_the_same_endpoint(tmp_path: Path) -> None:
     def script(post: Post) -> Answer:
         return Answer(401 if post.headers["authorization"] == "Bearer bad" else 204)
 
@@ -139,7 +139,7 @@ def test_any_answer_closes_the_breaker_of_an_endpoint_that_was_down(tmp_path: Pa
             eventually(lambda: delivered(tmp_path, "1-good") == 1, seconds=5)
 
 
-def test_an_endpoint_that_answers_is_up_whatever_it_has_against_a_queue(tmp_path: Path) -> None:
+def test_an_endpoint_that_refuses_a_queue_is_up(tmp_path: Path) -> None:
     answers = [Answer(500), Answer(503), Answer(401)]
 
     async def attempts(url: str) -> list[int]:
@@ -175,7 +175,7 @@ def test_an_endpoint_that_refuses_events_is_up(tmp_path: Path) -> None:
         assert asyncio.run(failures(server.url)) == [1, 0, 0]
 
 
-def test_retry_after_holds_up_only_the_queue_that_was_told_unless_the_endpoint_is_down(
+def test_retry_after_delays_only_its_own_queue_unless_the_endpoint_is_down(
     tmp_path: Path,
 ) -> None:
     def script(post: Post) -> Answer:
@@ -194,12 +194,12 @@ def test_retry_after_holds_up_only_the_queue_that_was_told_unless_the_endpoint_i
     assert tokens.count("Bearer limited") == 1
 
 
-# Servers that play for time
+# Slow servers
 
 
 @contextmanager
 def trickling(answer: bytes, pause: float) -> Iterator[str]:
-    """Serve an answer byte by byte, for ever in the end."""
+    """Serve an answer byte by byte, without end."""
     stop = threading.Event()
     listener = socket.create_server(("127.0.0.1", 0))
 
@@ -249,7 +249,7 @@ def post_once(url: str, timeout: float) -> BaseException | None:
     [b"HTTP/1.1 204 No Co", b"HTTP/1.1 200 OK\r\ncontent-length: 100000\r\n\r\n"],
     ids=["head", "body"],
 )
-def test_a_server_that_trickles_its_answer_is_given_up(answer: bytes) -> None:
+def test_a_post_to_a_server_that_trickles_its_answer_times_out(answer: bytes) -> None:
     with trickling(answer, 0.02) as url:
         started = time.monotonic()
         error = post_once(url, timeout=0.15)
@@ -257,7 +257,7 @@ def test_a_server_that_trickles_its_answer_is_given_up(answer: bytes) -> None:
     assert 0.3 < time.monotonic() - started < 3
 
 
-def test_an_answer_without_end_is_not_read_to_its_end() -> None:
+def test_an_endless_answer_is_not_read_to_its_end() -> None:
     with serving(EventsServer(lambda _: Answer(500, "x" * 8_000_000))) as server:
         error = post_once(server.url, timeout=10)
     assert isinstance(error, UndeliveredError)

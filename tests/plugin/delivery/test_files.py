@@ -1,4 +1,4 @@
-"""The files that delivery reads: what is in them is sent and counted, whatever became of them."""
+"""Segment files that delivery reads: their content is sent and counted, whatever happened to them."""
 
 from __future__ import annotations
 
@@ -14,7 +14,6 @@ from typing import Any
 import pytest
 
 from openmeter_plugin.books.store import Books
-from openmeter_plugin.spool import writer as writer_module
 from openmeter_plugin.spool.destination import queues_directory, write_destination
 from openmeter_plugin.spool.reader import QueueReader
 from openmeter_plugin.spool.segment import HEAD_SIZE, LOST, MAGIC, encode_events, encode_record
@@ -49,7 +48,7 @@ TOKEN = "token-of-the-delivery-tests"
 # The files
 
 
-def test_a_segment_is_delivered_while_it_is_written_and_stays_until_it_is_finished(
+def test_a_segment_is_delivered_while_it_grows_and_stays_until_it_is_finished(
     tmp_path: Path, server: EventsServer
 ) -> None:
     write_destination(tmp_path, destination(server.url))
@@ -65,9 +64,7 @@ def test_a_segment_is_delivered_while_it_is_written_and_stays_until_it_is_finish
         assert books.positions(QUEUE) == {}
 
 
-def test_finished_segments_are_delivered_in_their_order_and_removed(
-    tmp_path: Path, server: EventsServer
-) -> None:
+def test_finished_segments_are_delivered_in_order_and_removed(tmp_path: Path, server: EventsServer) -> None:
     write_destination(tmp_path, destination(server.url, max_batch_size=7))
     spooled(tmp_path, [record(n) for n in range(50)], each_alone=True)
     assert len(segments(tmp_path)) == 50
@@ -76,7 +73,7 @@ def test_finished_segments_are_delivered_in_their_order_and_removed(
     assert segments(tmp_path) == []
 
 
-def test_segments_without_a_record_are_removed_too(tmp_path: Path, server: EventsServer) -> None:
+def test_empty_segments_are_removed_too(tmp_path: Path, server: EventsServer) -> None:
     write_destination(tmp_path, destination(server.url))
     for name in ("0-1-1.seg", "0-1-2.seg"):
         (queues_directory(tmp_path) / QUEUE / name).write_bytes(MAGIC[: int(name[4]) * 4])
@@ -85,7 +82,7 @@ def test_segments_without_a_record_are_removed_too(tmp_path: Path, server: Event
     assert server.posts == []
 
 
-def test_a_segment_is_removed_only_when_all_of_it_is_delivered(tmp_path: Path) -> None:
+def test_a_segment_is_removed_only_once_it_is_entirely_delivered(tmp_path: Path) -> None:
     takes_more = threading.Event()
 
     def script(post: Post) -> Answer:
@@ -142,12 +139,12 @@ def test_the_torn_tail_of_a_dead_writer_is_reported_and_passed_over(
     run_until_empty(tmp_path, retention=KEEP_NOTHING)
     assert server.taken == ids(range(5), range(6, 9))
     assert count(tmp_path, "damaged_bytes") == len(record(5)) - 3
-    (told,) = [line for line in lines if line["event"] == "spool_damaged"]
-    assert (told["segment"], told["size"]) == (segment.name, len(record(5)) - 3)
+    (damage,) = [line for line in lines if line["event"] == "spool_damaged"]
+    assert (damage["segment"], damage["size"]) == (segment.name, len(record(5)) - 3)
     assert segments(tmp_path) == []
 
 
-def test_the_half_of_a_record_that_a_living_writer_has_written_is_waited_for(tmp_path: Path) -> None:
+def test_the_reader_waits_for_a_record_that_a_live_writer_has_half_written(tmp_path: Path) -> None:
     written: list[Any] = []
     with running_writer(tmp_path, written.extend) as writer:
         queue = writer.queue(QUEUE)
@@ -158,7 +155,7 @@ def test_the_half_of_a_record_that_a_living_writer_has_written_is_waited_for(tmp
         try:
             (segment,) = reader.segments()
             assert segment.chunk() is not None
-            segment.take()
+            segment.consume()
             for byte in record(1)[:-1]:
                 os.write(queue.segment.descriptor, bytes((byte,)))
                 assert segment.chunk() is None
@@ -182,7 +179,7 @@ def test_a_flipped_byte_costs_only_its_record(tmp_path: Path, server: EventsServ
     assert count(tmp_path, "damaged_bytes") == len(record(0))
 
 
-def test_a_file_that_is_no_segment_at_all_stops_nothing(tmp_path: Path, server: EventsServer) -> None:
+def test_a_file_that_is_not_a_segment_stops_nothing(tmp_path: Path, server: EventsServer) -> None:
     write_destination(tmp_path, destination(server.url))
     (queues_directory(tmp_path) / QUEUE / "0.seg").write_bytes(bytes(3_000_000) + record(1)[:20])
     (queues_directory(tmp_path) / QUEUE / "other.txt").write_text("not ours")
@@ -191,7 +188,7 @@ def test_a_file_that_is_no_segment_at_all_stops_nothing(tmp_path: Path, server: 
     assert server.taken == ids(range(10))
 
 
-def test_a_record_larger_than_what_is_read_at_once_is_delivered(tmp_path: Path, server: EventsServer) -> None:
+def test_a_record_larger_than_one_read_is_delivered(tmp_path: Path, server: EventsServer) -> None:
     write_destination(tmp_path, destination(server.url))
     big = encode_events([event(1, pad="x" * 3_000_000)])
     spooled(tmp_path, [record(0), big, record(2)])
@@ -199,10 +196,9 @@ def test_a_record_larger_than_what_is_read_at_once_is_delivered(tmp_path: Path, 
     assert server.taken == ids(range(3))
 
 
-def test_a_spool_that_fills_its_file_system_is_delivered_and_written_again_without_help(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+def test_a_spool_that_fills_its_file_system_recovers_without_help(
+    tmp_path: Path,
 ) -> None:
-    monkeypatch.setattr(writer_module, "_RETRY_AFTER", 0.05)
     with small_file_system(tmp_path / "spool", "8m") as spool, serving() as server:
         write_destination(spool, destination(server.url))
         acknowledged = Acknowledged()
@@ -210,7 +206,7 @@ def test_a_spool_that_fills_its_file_system_is_delivered_and_written_again_witho
             queue = writer.queue(QUEUE)
             for n in range(300):
                 writer.append(queue, encode_events([event(n, pad="x" * 30_000)]), None)
-            eventually(lambda: len(acknowledged.tokens) == 300, what="an answer for Kong")
+            eventually(lambda: len(acknowledged.tokens) == 300, what="the answers to Kong")
             assert len(payloads(spool)) < 300
             with delivering(spool, retention=KEEP_NOTHING):
                 eventually(lambda: delivered(spool) == 300, what="the delivery of all")
@@ -247,7 +243,7 @@ def test_skips_alone_are_counted_without_a_post_and_without_a_destination(tmp_pa
     assert segments(tmp_path) == []
 
 
-def test_skips_are_counted_at_once_although_events_would_be_waited_for(
+def test_skips_are_counted_at_once_whatever_the_coalescing_delay(
     tmp_path: Path, server: EventsServer
 ) -> None:
     write_destination(tmp_path, destination(server.url, max_coalescing_delay=60))
@@ -256,10 +252,10 @@ def test_skips_are_counted_at_once_although_events_would_be_waited_for(
         eventually(lambda: count(tmp_path, "skipped", "no_consumer") == 1, seconds=5)
 
 
-# Until it is empty
+# Draining
 
 
-def test_an_empty_spool_is_drained_at_once(tmp_path: Path) -> None:
+def test_draining_an_empty_spool_ends_at_once(tmp_path: Path) -> None:
     run_until_empty(tmp_path)
     write_destination(tmp_path, destination())
     run_until_empty(tmp_path)
@@ -278,9 +274,7 @@ def test_draining_ends_although_a_writer_still_has_its_segment_open(
     assert server.taken == ids(range(10))
 
 
-def test_whatever_the_umask_is_what_tells_of_usage_is_its_owners_alone(
-    tmp_path: Path, server: EventsServer
-) -> None:
+def test_usage_is_readable_by_its_owner_only_whatever_the_umask(tmp_path: Path, server: EventsServer) -> None:
     spool = tmp_path / "spool"
     spool.mkdir(mode=0o700)
     before = os.umask(0)
@@ -293,5 +287,5 @@ def test_whatever_the_umask_is_what_tells_of_usage_is_its_owners_alone(
     below = {str(path.relative_to(spool)): stat.S_IMODE(path.stat().st_mode) for path in spool.rglob("*")}
     assert {"books.db", "damaged", "tokens", "queues", "delivery.lock"} < set(below)
     open_to_others = [name for name, mode in below.items() if mode & 0o077]
-    # What is in a folder that only its owner may enter is out of reach, whatever its own mode is.
+    # Files in a folder that only its owner may enter are out of reach, whatever their own mode.
     assert [name for name in open_to_others if name != "queues"] == []

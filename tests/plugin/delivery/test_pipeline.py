@@ -1,4 +1,4 @@
-"""Batches on their way: one or several at once, entered in their order whatever lands first."""
+"""The pipeline: one or several batches in flight, committed in order whichever completes first."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ from tests.plugin.spools import destination, segments
 
 
 class Gauge:
-    """Counts the POSTs that are under way at once, and holds some up."""
+    """Measures the POSTs in flight, and delays some of them."""
 
     def __init__(self, hold: Callable[[Post], bool] = lambda _: False) -> None:
         self.now = self.most = 0
@@ -51,7 +51,7 @@ class Gauge:
         if self._hold(post):
             self.go_on.wait(20)
         else:
-            time.sleep(0.005)  # so that those which may come meanwhile do
+            time.sleep(0.005)  # time for concurrent POSTs to arrive
         with self._lock:
             self.now -= 1
         return Answer()
@@ -62,7 +62,7 @@ def first(post: Post) -> bool:
 
 
 @pytest.mark.parametrize("concurrency", [1, 3])
-def test_no_more_posts_are_under_way_than_the_destination_allows(tmp_path: Path, concurrency: int) -> None:
+def test_no_more_posts_are_in_flight_than_the_destination_allows(tmp_path: Path, concurrency: int) -> None:
     gauge = Gauge()
     with serving(EventsServer(gauge)) as server:
         write_destination(tmp_path, destination(server.url, max_batch_size=5, concurrency=concurrency))
@@ -84,14 +84,14 @@ def test_kongs_concurrency_limit_of_minus_one_allows_several_posts_at_once(
     assert destination_of(raw, parse_config(raw)[0]).concurrency == posts
 
 
-def test_what_lands_before_its_turn_is_entered_only_behind_those_before_it(tmp_path: Path) -> None:
+def test_a_batch_that_completes_early_is_committed_only_after_those_before_it(tmp_path: Path) -> None:
     gauge = Gauge(hold=first)
     with serving(EventsServer(gauge)) as server:
         write_destination(tmp_path, destination(server.url, max_batch_size=5, concurrency=3))
         spooled(tmp_path, [record(n) for n in range(100)])
         with delivering(tmp_path, retention=KEEP_NOTHING):
-            # Six are ahead of the first, and then it is waited for: what has landed is remembered.
-            eventually(lambda: len(server.taken) == 30, what="those that need not wait")
+            # Six more batches may complete before the first; then delivery waits for it.
+            eventually(lambda: len(server.taken) == 30, what="the batches that need not wait")
             assert delivered(tmp_path) == 0
             assert len(segments(tmp_path)) == 1
             gauge.go_on.set()
@@ -100,18 +100,18 @@ def test_what_lands_before_its_turn_is_entered_only_behind_those_before_it(tmp_p
     assert set(server.came.values()) == {1}
 
 
-def test_what_has_landed_is_entered_although_the_next_post_is_not_answered(tmp_path: Path) -> None:
+def test_a_completed_batch_is_committed_although_the_next_post_is_not_answered(tmp_path: Path) -> None:
     gauge = Gauge(hold=lambda post: not first(post))
     with serving(EventsServer(gauge)) as server:
         write_destination(tmp_path, destination(server.url, max_batch_size=5, timeout=30))
         spooled(tmp_path, [record(n) for n in range(20)])
         with delivering(tmp_path):
-            eventually(lambda: delivered(tmp_path) == 5, seconds=5, what="the entry of the first")
+            eventually(lambda: delivered(tmp_path) == 5, seconds=5, what="the commit of the first")
             gauge.go_on.set()
     assert_balanced(tmp_path)
 
 
-def test_under_load_several_batches_are_entered_together_and_none_is_forgotten(
+def test_under_load_several_batches_are_committed_together_and_none_is_forgotten(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     entries: list[Delivery] = []
@@ -132,7 +132,7 @@ def test_under_load_several_batches_are_entered_together_and_none_is_forgotten(
     assert_balanced(tmp_path)
 
 
-def test_a_stop_waits_for_all_posts_under_way_and_enters_them(tmp_path: Path) -> None:
+def test_a_stop_waits_for_all_posts_in_flight_and_commits_them(tmp_path: Path) -> None:
     arrived = threading.Semaphore(0)
 
     def script(post: Post) -> Answer:
@@ -151,7 +151,7 @@ def test_a_stop_waits_for_all_posts_under_way_and_enters_them(tmp_path: Path) ->
     assert set(server.came.values()) == {1}
 
 
-def test_of_posts_that_fail_side_by_side_only_the_first_makes_the_pause_longer(tmp_path: Path) -> None:
+def test_of_posts_that_fail_concurrently_only_the_first_extends_the_pause(tmp_path: Path) -> None:
     gate = threading.Barrier(4, timeout=10)
 
     def script(post: Post) -> Answer:
@@ -164,12 +164,12 @@ def test_of_posts_that_fail_side_by_side_only_the_first_makes_the_pause_longer(t
         write_destination(tmp_path, described)
         spooled(tmp_path, [record(n) for n in range(8)])
         run_until_empty(tmp_path)
-    # 10 ms, then doubled with each of the four that are tried alone; not with the four before.
+    # 10 ms, doubled by each of the four probes, but not by the four concurrent failures before them.
     assert server.posts[-1].at - server.posts[0].at < 1
     assert sorted(server.taken) == ids(range(8))
 
 
-def test_a_replay_finds_its_turn_while_a_backlog_is_delivered(tmp_path: Path) -> None:
+def test_a_replay_is_sent_while_a_backlog_is_delivered(tmp_path: Path) -> None:
     with serving(EventsServer(rejects({"event-000000"}))) as server:
         write_destination(tmp_path, destination(server.url, max_batch_size=5, concurrency=3))
         spooled(tmp_path, [record(0)])
@@ -184,10 +184,10 @@ def test_a_replay_finds_its_turn_while_a_backlog_is_delivered(tmp_path: Path) ->
     assert set(server.came.values()) == {1}
 
 
-def test_a_token_that_is_replaced_while_all_goes_well_is_in_use_soon(
+def test_a_replaced_token_is_used_soon_while_posts_succeed(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(endpoint_module, "_LOOK_AFTER", 0.1)
+    monkeypatch.setattr(endpoint_module, "_REREAD_SECONDS", 0.1)
     with serving() as server:
         write_destination(tmp_path, destination(server.url, token="old"))
         with delivering(tmp_path):

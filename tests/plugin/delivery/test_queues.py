@@ -1,4 +1,4 @@
-"""Several destinations, their tokens, and where a delivery goes on after a stop."""
+"""Several destinations, their tokens, and how a delivery resumes after a stop."""
 
 from __future__ import annotations
 
@@ -15,9 +15,10 @@ from openmeter_plugin.delivery import pipeline as pipeline_module
 from openmeter_plugin.delivery.pipeline import Pipeline
 from openmeter_plugin.spool.destination import QUARANTINE, queues_directory, token_file, write_destination
 from openmeter_plugin.spool.segment import QUARANTINED, encode_record
+from tests.harness.ports import free_port
 from tests.harness.process import eventually
 from tests.plugin.deliveries import delivered, delivering, fails_first, ids, record, run_until_empty, spooled
-from tests.plugin.events_server import Answer, EventsServer, Post, Script, free_port, serving
+from tests.plugin.events_server import Answer, EventsServer, Post, Script, serving
 from tests.plugin.spools import QUEUE, destination, running_writer, segments
 
 TOKEN = "token-of-the-delivery-tests"
@@ -60,22 +61,22 @@ def test_each_destination_gets_its_own_events_with_its_own_token(tmp_path: Path)
     assert {post.headers["authorization"] for post in two.posts} == {"Bearer second"}
 
 
-def test_a_queue_that_comes_later_is_delivered_too(tmp_path: Path, server: EventsServer) -> None:
+def test_a_queue_that_appears_later_is_delivered_too(tmp_path: Path, server: EventsServer) -> None:
     with delivering(tmp_path):
         write_destination(tmp_path, destination(server.url))
         spooled(tmp_path, [record(n) for n in range(5)])
         eventually(lambda: delivered(tmp_path) == 5)
 
 
-def test_a_queue_that_a_fault_of_ours_has_ended_is_delivered_anew_and_the_others_go_on(
+def test_a_queue_that_fails_with_an_internal_error_is_restarted_and_the_others_continue(
     tmp_path: Path, server: EventsServer, lines: list[Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    work, faults = Pipeline.work, [RuntimeError("a fault of ours")] * 2
+    work, faults = Pipeline.work, [RuntimeError("an internal error")] * 2
 
-    async def failing(pipeline: Pipeline, *, patient: bool) -> bool:
+    async def failing(pipeline: Pipeline, *, coalesce: bool) -> bool:
         if pipeline._queue == "0-faulty" and faults:
             raise faults.pop()
-        return await work(pipeline, patient=patient)
+        return await work(pipeline, coalesce=coalesce)
 
     monkeypatch.setattr(Pipeline, "work", failing)
     for queue in ("0-faulty", "1-good"):
@@ -90,7 +91,7 @@ def test_a_queue_that_a_fault_of_ours_has_ended_is_delivered_anew_and_the_others
     assert [line for line in lines if line["event"] == "queue_delivery_failed"]
 
 
-def test_what_was_set_aside_is_never_sent(tmp_path: Path, server: EventsServer) -> None:
+def test_quarantined_requests_are_never_sent(tmp_path: Path, server: EventsServer) -> None:
     spooled(tmp_path, [encode_record(QUARANTINED + b"{}"), record(1)], QUARANTINE)
     write_destination(tmp_path, destination(server.url, id=QUARANTINE))
     run_until_empty(tmp_path)
@@ -98,19 +99,19 @@ def test_what_was_set_aside_is_never_sent(tmp_path: Path, server: EventsServer) 
     assert len(segments(tmp_path, QUARANTINE)) == 1
 
 
-def test_a_queue_that_nobody_described_waits_until_somebody_does(
+def test_a_queue_without_a_description_waits_for_one(
     tmp_path: Path, server: EventsServer, lines: list[Any]
 ) -> None:
     spooled(tmp_path, [record(n) for n in range(5)])
     with delivering(tmp_path):
-        eventually(lambda: [line for line in lines if line["event"] == "delivery_fails"])
+        eventually(lambda: [line for line in lines if line["event"] == "delivery_failed"])
         write_destination(tmp_path, destination(server.url))
         eventually(lambda: delivered(tmp_path) == 5)
     assert server.taken == ids(range(5))
 
 
 @pytest.mark.parametrize("content", ["", "[]", "{}", "\x00" * 100], ids=repr)
-def test_a_damaged_description_holds_the_queue_up_only_until_it_is_written_again(
+def test_a_damaged_description_delays_the_queue_only_until_it_is_written_again(
     tmp_path: Path, server: EventsServer, lines: list[Any], content: str
 ) -> None:
     write_destination(tmp_path, destination(server.url))
@@ -133,7 +134,7 @@ def wants(token: str) -> Script:
     return script
 
 
-def test_a_new_token_in_the_token_file_reaches_a_backlog_that_waits(tmp_path: Path, lines: list[Any]) -> None:
+def test_a_new_token_in_the_token_file_reaches_a_waiting_backlog(tmp_path: Path, lines: list[Any]) -> None:
     with serving(EventsServer(wants("new-token"))) as server:
         write_destination(tmp_path, destination(server.url, token="old-token"))
         spooled(tmp_path, [record(n) for n in range(20)])
@@ -149,20 +150,20 @@ def test_a_new_token_in_the_token_file_reaches_a_backlog_that_waits(tmp_path: Pa
 
 
 @pytest.mark.parametrize("token", ["secret\nsecret", "secr\N{DEGREE SIGN}t", "secret\x00"])
-def test_a_token_that_no_header_can_carry_waits_for_another_and_is_in_no_log_line(
+def test_a_token_that_no_header_can_carry_delays_the_queue_and_is_in_no_log_line(
     tmp_path: Path, lines: list[Any], token: str
 ) -> None:
     with serving(EventsServer(wants("good"))) as server:
         write_destination(tmp_path, destination(server.url, token=token))
         spooled(tmp_path, [record(1)])
         with delivering(tmp_path):
-            eventually(lambda: [line for line in lines if line["event"] == "delivery_fails"])
+            eventually(lambda: [line for line in lines if line["event"] == "delivery_failed"])
             token_file(tmp_path, QUEUE).write_text("good")
             eventually(lambda: delivered(tmp_path) == 1)
     assert "secr" not in repr(lines)
 
 
-def test_no_token_is_in_any_log_line_whatever_goes_wrong(tmp_path: Path, lines: list[Any]) -> None:
+def test_no_log_line_contains_a_token_whatever_goes_wrong(tmp_path: Path, lines: list[Any]) -> None:
     troubles = [Answer(500), Answer(401), Answer(cut=True), Answer(400, taken=0)]
     with serving(EventsServer(fails_first(4, *troubles))) as server:
         write_destination(tmp_path, destination(server.url, token=TOKEN))
@@ -172,7 +173,7 @@ def test_no_token_is_in_any_log_line_whatever_goes_wrong(tmp_path: Path, lines: 
     assert TOKEN not in repr(lines)
 
 
-# Where it goes on after a stop
+# Restarts
 
 
 def test_nothing_is_sent_twice_after_a_clean_stop(tmp_path: Path, server: EventsServer) -> None:
@@ -188,10 +189,10 @@ def test_nothing_is_sent_twice_after_a_clean_stop(tmp_path: Path, server: Events
     assert set(server.came.values()) == {1}
 
 
-def test_what_was_under_way_at_a_stop_is_sent_by_the_next(
+def test_what_was_in_flight_at_a_stop_is_sent_by_the_next_start(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(pipeline_module, "_GRACE", 0.1)
+    monkeypatch.setattr(pipeline_module, "_STOP_GRACE", 0.1)
     hang = threading.Event()
 
     def script(post: Post) -> Answer:
@@ -211,7 +212,7 @@ def test_what_was_under_way_at_a_stop_is_sent_by_the_next(
 
 
 @pytest.mark.parametrize("damage", ["garbage", "page", "gone"])
-def test_with_its_books_damaged_it_sends_and_counts_everything_that_is_there_again(
+def test_with_damaged_books_it_sends_and_counts_all_retained_events_again(
     tmp_path: Path, server: EventsServer, damage: str
 ) -> None:
     write_destination(tmp_path, destination(server.url))
@@ -233,10 +234,10 @@ def test_with_its_books_damaged_it_sends_and_counts_everything_that_is_there_aga
     assert len(list(tmp_path.glob(f"{FILE}.damaged-*[0-9]"))) == (damage != "gone")
 
 
-def test_a_batch_is_not_sent_again_when_only_the_books_cannot_be_written(
+def test_a_batch_is_not_sent_again_if_only_the_books_cannot_be_written(
     tmp_path: Path, server: EventsServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(pipeline_module, "_BOOKS_RETRY", 0.01)
+    monkeypatch.setattr(pipeline_module, "_BOOKS_RETRY_SECONDS", 0.01)
     deliver_entry, failures = Books.deliver, [1, 2, 3]
 
     def failing(self: Books, *arguments: Any) -> None:
@@ -254,7 +255,7 @@ def test_a_batch_is_not_sent_again_when_only_the_books_cannot_be_written(
     assert delivered(tmp_path) == 10
 
 
-def test_of_two_deliveries_of_one_spool_only_one_sends_and_the_other_follows(tmp_path: Path) -> None:
+def test_of_two_deliveries_of_one_spool_one_sends_and_the_other_waits(tmp_path: Path) -> None:
     with serving() as server:
         write_destination(tmp_path, destination(server.url))
         with running_writer(tmp_path) as writer, delivering(tmp_path):

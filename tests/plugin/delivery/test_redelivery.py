@@ -1,4 +1,4 @@
-"""Which of the retained events a redelivery sends: those of its span, delivered before, in batches."""
+"""Redelivery selects the delivered events of its span and sends them in batches."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import pytest
 from openmeter_plugin.books.replay import request_redelivery
 from openmeter_plugin.books.store import Redelivery
 from openmeter_plugin.delivery import redelivery as redelivery_module
-from openmeter_plugin.delivery.redelivery import in_batches, wanted_events
+from openmeter_plugin.delivery.redelivery import in_batches, selected_events
 from openmeter_plugin.spool.destination import write_destination
 from openmeter_plugin.spool.segment import MAGIC
 from tests.plugin.deliveries import count, event, record, run_until_empty, spooled
@@ -19,7 +19,7 @@ from tests.plugin.spools import destination, segments
 EVER = Redelivery(1, "2000-01-01T00:00:00.000Z", "2100-01-01T00:00:00.000Z", None)
 
 
-def test_a_span_within_an_hour_has_its_events_and_no_others(tmp_path: Path, server: EventsServer) -> None:
+def test_a_span_within_an_hour_selects_its_events_and_no_others(tmp_path: Path, server: EventsServer) -> None:
     write_destination(tmp_path, destination(server.url))
     spooled(tmp_path, [record(n, time=f"2026-11-22T07:{n:02d}:00.000Z") for n in range(60)])
     run_until_empty(tmp_path)
@@ -30,13 +30,13 @@ def test_a_span_within_an_hour_has_its_events_and_no_others(tmp_path: Path, serv
     assert count(tmp_path, "redelivered") == 10
 
 
-def test_what_is_not_delivered_yet_is_on_its_way_and_not_sent_besides(tmp_path: Path) -> None:
+def test_events_that_are_not_delivered_yet_are_not_redelivered(tmp_path: Path) -> None:
     spooled(tmp_path, [record(n) for n in range(4)])
     (segment,) = segments(tmp_path)
     half = len(MAGIC) + 2 * len(record(0))
-    assert list(wanted_events(segment, EVER, half)) == [event(0), event(1)]
-    assert list(wanted_events(segment, EVER, half, {half})) == [event(0)]
-    assert list(wanted_events(segment.with_name("gone.seg"), EVER, half)) == []
+    assert list(selected_events(segment, EVER, half)) == [event(0), event(1)]
+    assert list(selected_events(segment, EVER, half, {half})) == [event(0)]
+    assert list(selected_events(segment.with_name("gone.seg"), EVER, half)) == []
 
 
 @pytest.mark.parametrize(("most", "sizes"), [(10, [4, 4, 2]), (3, [3, 3, 3, 1]), (1, [1] * 10)])
@@ -50,7 +50,7 @@ def test_a_batch_is_bounded_in_events_and_in_bytes(
     assert [one for batch in batches for one in batch] == events
 
 
-def test_an_event_larger_than_a_batch_may_be_goes_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_event_larger_than_the_limit_is_a_batch_of_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(redelivery_module, "MAX_BATCH_BYTES", 500)
     events = [event(0), event(1, pad="x" * 1000), event(2)]
     assert list(in_batches(events, 10)) == [[one] for one in events]

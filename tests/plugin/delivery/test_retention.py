@@ -1,4 +1,4 @@
-"""What stays of delivered segments, and what is set aside: whole files, never an undelivered event."""
+"""Retention of delivered segments, and unreadable segments: no undelivered event is ever removed."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from openmeter_plugin.delivery import spool_delivery as spool_delivery_module
 from openmeter_plugin.delivery.options import Retention
 from openmeter_plugin.delivery.pipeline import Pipeline
 from openmeter_plugin.delivery.retention import Delivered, delivered_now, expired, remove_leftovers
-from openmeter_plugin.spool import reader as segments_module
+from openmeter_plugin.spool import reader as reader_module
 from openmeter_plugin.spool.destination import queues_directory, write_destination
 from openmeter_plugin.spool.reader import UNREADABLE
 from openmeter_plugin.spool.segment import MAGIC
@@ -62,7 +62,7 @@ def segment(age: float, size: int = 100) -> Delivered:
         (Retention(timedelta(0), 10_000), 0, [30.0, 20.0, 10.0]),
     ],
 )
-def test_the_oldest_go_first_by_age_by_size_and_for_room(
+def test_the_oldest_segments_are_removed_first_by_age_by_size_and_for_space(
     retention: Retention, missing: int, removed: list[float]
 ) -> None:
     files = [segment(age) for age in (20.0, 10.0, 30.0)]
@@ -70,7 +70,7 @@ def test_the_oldest_go_first_by_age_by_size_and_for_room(
 
 
 @pytest.mark.parametrize("jump", [-10 * 365 * 86400.0, 10 * 365 * 86400.0], ids=["back", "ahead"])
-def test_a_clock_that_jumps_removes_nothing_early_and_keeps_nothing_for_ever(
+def test_a_clock_jump_neither_removes_segments_early_nor_keeps_them_for_ever(
     tmp_path: Path, server: EventsServer, monkeypatch: pytest.MonkeyPatch, jump: float
 ) -> None:
     write_destination(tmp_path, destination(server.url))
@@ -86,7 +86,7 @@ def test_a_clock_that_jumps_removes_nothing_early_and_keeps_nothing_for_ever(
         assert time.monotonic() - written >= 1.2
 
 
-def test_a_file_that_a_wrong_clock_dated_into_the_future_counts_as_written_now(tmp_path: Path) -> None:
+def test_a_file_with_a_future_timestamp_counts_as_written_now(tmp_path: Path) -> None:
     path = tmp_path / "a.seg"
     path.write_bytes(b"content")
     os.utime(path, (time.time() + 1e6, time.time() + 1e6))
@@ -97,7 +97,7 @@ def test_a_file_that_a_wrong_clock_dated_into_the_future_counts_as_written_now(t
     assert 7200 <= time.monotonic() - delivered_now(path).since < 7300
 
 
-def test_what_is_delivered_stays_over_a_restart_and_is_not_sent_again(
+def test_delivered_segments_survive_a_restart_and_are_not_sent_again(
     tmp_path: Path, server: EventsServer
 ) -> None:
     write_destination(tmp_path, destination(server.url))
@@ -110,13 +110,13 @@ def test_what_is_delivered_stays_over_a_restart_and_is_not_sent_again(
     assert segments(tmp_path) == []
 
 
-def test_a_sender_that_is_never_idle_has_its_delivered_segments_removed_too(
+def test_a_busy_queue_has_its_delivered_segments_removed_too(
     tmp_path: Path, server: EventsServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     work = Pipeline.work
 
-    async def never_idle(self: Pipeline, *, patient: bool) -> bool:
-        await work(self, patient=patient)
+    async def never_idle(self: Pipeline, *, coalesce: bool) -> bool:
+        await work(self, coalesce=coalesce)
         await asyncio.sleep(0.01)
         return True
 
@@ -128,18 +128,18 @@ def test_a_sender_that_is_never_idle_has_its_delivered_segments_removed_too(
     assert server.taken == ids(range(5))
 
 
-def test_an_undelivered_segment_stays_however_old_and_large(tmp_path: Path) -> None:
+def test_an_undelivered_segment_stays_however_old_or_large(tmp_path: Path) -> None:
     with serving(EventsServer(lambda _: Answer(500))) as server:
         write_destination(tmp_path, destination(server.url))
         spooled(tmp_path, [record(n) for n in range(5)], each_alone=True)
         for path in segments(tmp_path):
             os.utime(path, (0, 0))
         with delivering(tmp_path, retention=Retention(timedelta(0), 0)):
-            eventually(lambda: len(server.posts) > 30, what="many tries")
+            eventually(lambda: len(server.posts) > 30, what="many retries")
         assert len(segments(tmp_path)) == 5
 
 
-def test_while_a_redelivery_waits_nothing_that_it_may_want_is_removed(
+def test_a_waiting_redelivery_keeps_the_segments_that_it_may_need(
     tmp_path: Path, server: EventsServer
 ) -> None:
     write_destination(tmp_path, destination(server.url))
@@ -148,14 +148,14 @@ def test_while_a_redelivery_waits_nothing_that_it_may_want_is_removed(
     server.script = lambda _: Answer(500)
     request_redelivery(tmp_path, datetime(2026, 1, 1, tzinfo=UTC), datetime(2027, 1, 1, tzinfo=UTC))
     with delivering(tmp_path, retention=KEEP_NOTHING):
-        eventually(lambda: len(server.posts) > 20, what="many tries")
+        eventually(lambda: len(server.posts) > 20, what="many retries")
         assert len(segments(tmp_path)) == 1
         server.script = lambda _: Answer()
         eventually(lambda: segments(tmp_path) == [], what="the removal")
     assert set(server.came.values()) == {2}
 
 
-def test_what_is_only_retained_makes_room_where_the_disk_is_full(
+def test_retained_segments_make_room_on_a_full_disk(
     tmp_path: Path, server: EventsServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     write_destination(tmp_path, destination(server.url))
@@ -166,12 +166,12 @@ def test_what_is_only_retained_makes_room_where_the_disk_is_full(
     free = 40 * len(record(0))
     of_file_system = os.statvfs_result((1, 1, free * 8, 0, free, 0, 0, 0, 0, 255))
     monkeypatch.setattr(os, "statvfs", lambda _: of_file_system)
-    monkeypatch.setattr(retention_module, "_KEPT_FREE", free + 3 * len(record(0)))
+    monkeypatch.setattr(retention_module, "_MIN_FREE", free + 3 * len(record(0)))
     run_until_empty(tmp_path)
     assert [path.stat().st_size > 2 * len(record(0)) for path in segments(tmp_path)] == [False, False, True]
 
 
-def test_what_a_redelivery_wants_makes_room_too_where_the_disk_is_full(
+def test_segments_that_a_redelivery_needs_make_room_on_a_full_disk_too(
     tmp_path: Path, server: EventsServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     write_destination(tmp_path, destination(server.url))
@@ -180,17 +180,17 @@ def test_what_a_redelivery_wants_makes_room_too_where_the_disk_is_full(
     server.script = lambda _: Answer(500)
     request_redelivery(tmp_path, datetime(2026, 1, 1, tzinfo=UTC), datetime(2027, 1, 1, tzinfo=UTC))
     with delivering(tmp_path):
-        eventually(lambda: len(server.posts) > 3, what="a few tries")
+        eventually(lambda: len(server.posts) > 3, what="a few retries")
         assert len(segments(tmp_path)) == 1
         monkeypatch.setattr(spool_delivery_module, "shortage", lambda _: 1)
         eventually(lambda: segments(tmp_path) == [], what="the removal")
 
 
-# What cannot be read
+# Unreadable segments
 
 
 def breaking(monkeypatch: pytest.MonkeyPatch, name: str, *, reads: int = 1_000_000) -> None:
-    """Have reading a file fail so many times, as a disk that dies does."""
+    """Make this many reads of a file fail, as on a dying disk."""
     pread, left = os.pread, [reads]
 
     def failing(descriptor: int, size: int, offset: int) -> bytes:
@@ -200,10 +200,10 @@ def breaking(monkeypatch: pytest.MonkeyPatch, name: str, *, reads: int = 1_000_0
         return pread(descriptor, size, offset)
 
     monkeypatch.setattr(os, "pread", failing)
-    monkeypatch.setattr(segments_module, "_TRY_AFTER", 0.01)
+    monkeypatch.setattr(reader_module, "_RETRY_SECONDS", 0.01)
 
 
-def test_a_segment_that_cannot_be_read_for_a_while_is_delivered_after_it(
+def test_a_segment_that_is_unreadable_for_a_while_is_delivered_afterwards(
     tmp_path: Path, server: EventsServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     write_destination(tmp_path, destination(server.url))
@@ -214,7 +214,7 @@ def test_a_segment_that_cannot_be_read_for_a_while_is_delivered_after_it(
     assert count(tmp_path, "unreadable_segments") == 0
 
 
-def test_a_segment_that_stays_unreadable_is_set_aside_counted_and_kept_and_the_rest_goes_on(
+def test_a_segment_that_stays_unreadable_is_renamed_and_counted_and_the_rest_is_delivered(
     tmp_path: Path, server: EventsServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     write_destination(tmp_path, destination(server.url))
@@ -228,7 +228,9 @@ def test_a_segment_that_stays_unreadable_is_set_aside_counted_and_kept_and_the_r
     assert aside.read_bytes() == content
     assert sorted(server.taken) == ["event-000000", "event-000002"]
     assert count(tmp_path, "unreadable_segments") == 1
-    assert [line["log_level"] for line in lines if line["event"] == "segment_set_aside"] == ["critical"]
+    assert [line["log_level"] for line in lines if line["event"] == "unreadable_segment_renamed"] == [
+        "critical"
+    ]
     assert_balanced(tmp_path)
     aside.rename(broken)
     run_until_empty(tmp_path)
@@ -237,7 +239,7 @@ def test_a_segment_that_stays_unreadable_is_set_aside_counted_and_kept_and_the_r
 
 
 @pytest.mark.parametrize("restarts", [0, 2])
-def test_a_segment_that_fails_after_it_was_accounted_for_goes_on_waiting_in_the_books(
+def test_a_segment_that_becomes_unreadable_after_accounting_still_waits_in_the_books(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, restarts: int
 ) -> None:
     with serving(EventsServer(lambda _: Answer(500))) as server:
@@ -260,10 +262,10 @@ def test_a_segment_that_fails_after_it_was_accounted_for_goes_on_waiting_in_the_
     assert_balanced(tmp_path)
 
 
-def test_a_segment_that_somebody_removes_stops_nothing(
+def test_a_segment_removed_by_hand_stops_nothing(
     tmp_path: Path, server: EventsServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(segments_module, "_TRY_AFTER", 0.01)
+    monkeypatch.setattr(reader_module, "_RETRY_SECONDS", 0.01)
     write_destination(tmp_path, destination(server.url))
     with serving(EventsServer(lambda _: Answer(500))) as server:
         write_destination(tmp_path, destination(server.url, max_batch_size=1))
@@ -277,10 +279,10 @@ def test_a_segment_that_somebody_removes_stops_nothing(
             eventually(lambda: "event-000003" in server.taken)
 
 
-# Leftovers
+# Temporary files
 
 
-def test_what_killed_writers_left_half_made_is_removed_when_it_is_old(tmp_path: Path) -> None:
+def test_old_temporary_files_of_killed_writers_are_removed(tmp_path: Path) -> None:
     write_destination(tmp_path, destination(token="the-token"))
     directory = queues_directory(tmp_path) / QUEUE
     left = [
@@ -298,7 +300,7 @@ def test_what_killed_writers_left_half_made_is_removed_when_it_is_old(tmp_path: 
     assert sorted(path for path in tmp_path.rglob("*") if path.is_file()) == kept
 
 
-def test_a_delivery_removes_old_leftovers_when_it_starts(tmp_path: Path) -> None:
+def test_a_delivery_removes_old_temporary_files_when_it_starts(tmp_path: Path) -> None:
     directory = queues_directory(tmp_path) / QUEUE
     directory.mkdir(parents=True)
     leftover = directory / "1-1-1.tmp"
@@ -319,7 +321,7 @@ def test_positions_of_a_removed_segment_are_forgotten(tmp_path: Path, server: Ev
         assert (books.positions(QUEUE), books.resent(QUEUE)) == ({}, set())
 
 
-def test_a_living_writers_segment_is_never_removed(tmp_path: Path, server: EventsServer) -> None:
+def test_a_live_writers_segment_is_never_removed(tmp_path: Path, server: EventsServer) -> None:
     write_destination(tmp_path, destination(server.url))
     segment: Any = Segment(queues_directory(tmp_path) / QUEUE)
     segment.append(record(0))

@@ -1,4 +1,4 @@
-"""An endpoint behind TLS: whose certificate nobody vouches for gets neither an event nor the token."""
+"""TLS: a server with an untrusted certificate gets neither an event nor the token."""
 
 from __future__ import annotations
 
@@ -18,9 +18,9 @@ from tests.plugin.spools import destination
 
 @pytest.fixture(scope="module")
 def certificate(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A certificate of 127.0.0.1 that only itself vouches for, with its key."""
+    """A self-signed certificate of 127.0.0.1, with its key."""
     if shutil.which("openssl") is None:
-        pytest.skip("openssl is not there to make a certificate")
+        pytest.skip("openssl is not installed")
     file = tmp_path_factory.mktemp("tls") / "certificate.pem"
     command = "openssl req -x509 -newkey ec -pkeyopt ec_paramgen_curve:prime256v1 -nodes -days 30 -subj /CN=x"
     names = ["-addext", "subjectAltName=IP:127.0.0.1", "-keyout", str(file), "-out", f"{file}.crt"]
@@ -31,7 +31,7 @@ def certificate(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def post(certificate: Path, *, ssl_verify: bool) -> list[str]:
-    """Post an event; return what came."""
+    """Post an event and return the ids that arrived."""
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     context.load_cert_chain(certificate)
 
@@ -50,15 +50,15 @@ def post(certificate: Path, *, ssl_verify: bool) -> list[str]:
         return server.taken
 
 
-def test_a_server_whose_certificate_nobody_vouches_for_gets_nothing(certificate: Path) -> None:
+def test_a_server_with_an_untrusted_certificate_gets_nothing(certificate: Path) -> None:
     assert post(certificate, ssl_verify=True) == []
 
 
-def test_where_the_certificate_is_not_looked_at_the_event_arrives(certificate: Path) -> None:
+def test_without_verification_the_event_arrives(certificate: Path) -> None:
     assert post(certificate, ssl_verify=False) == ids(range(1, 2))
 
 
-def test_a_certificate_that_the_machine_is_told_to_trust_is_good(
+def test_a_certificate_in_ssl_cert_file_is_trusted(
     certificate: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("SSL_CERT_FILE", f"{certificate}.crt")

@@ -1,4 +1,4 @@
-"""The token that is sent: a destination's own, or one from elsewhere."""
+"""Tokens: the destination's own, or one from a file or the environment."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from tests.plugin.events_server import serving
 from tests.plugin.spools import QUEUE, destination
 
 
-def test_a_token_file_takes_the_place_of_every_destinations_token(tmp_path: Path) -> None:
+def test_a_token_file_overrides_every_destinations_token(tmp_path: Path) -> None:
     mine = tmp_path / "token"
     mine.write_text(" from-the-file\n")
     spool = tmp_path / "spool"
@@ -37,7 +37,7 @@ def test_a_token_file_takes_the_place_of_every_destinations_token(tmp_path: Path
     [("from-the-environment", "from-the-environment"), ("", "stored")],
     ids=["one", "empty"],
 )
-def test_the_environments_token_takes_the_place_of_the_stored_one(
+def test_a_token_in_the_environment_overrides_the_stored_one(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, token: str, sent: str
 ) -> None:
     monkeypatch.setenv("OPENMETER_PLUGIN_TOKEN", token)
@@ -48,7 +48,7 @@ def test_the_environments_token_takes_the_place_of_the_stored_one(
     assert server.posts[0].headers["authorization"] == f"Bearer {sent}"
 
 
-def test_where_the_token_comes_from_elsewhere_none_is_kept(tmp_path: Path) -> None:
+def test_no_token_is_stored_if_delivery_has_its_own(tmp_path: Path) -> None:
     write_destination(tmp_path, destination(token="stored"))
     write_destination(tmp_path, destination(token="stored"), keep_token=False)
     assert [p for p in tmp_path.rglob("*") if p.is_file() and b"stored" in p.read_bytes()] == []
@@ -56,13 +56,13 @@ def test_where_the_token_comes_from_elsewhere_none_is_kept(tmp_path: Path) -> No
     assert not token_file(tmp_path, QUEUE).exists()
 
 
-def test_a_token_that_the_vault_did_not_give_leaves_the_last_one_in_use(tmp_path: Path) -> None:
+def test_an_unresolved_token_leaves_the_last_one_in_use(tmp_path: Path) -> None:
     write_destination(tmp_path, destination(token="good"))
     write_destination(tmp_path, destination(token_unresolved=True))
     assert token_file(tmp_path, QUEUE).read_text() == "good"
 
 
-def test_a_token_file_that_is_away_holds_deliveries_up_until_it_is_there(tmp_path: Path) -> None:
+def test_a_missing_token_file_delays_deliveries_until_it_exists(tmp_path: Path) -> None:
     mine = tmp_path / "token"
     spool = tmp_path / "spool"
     spool.mkdir()

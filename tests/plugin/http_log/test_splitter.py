@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from openmeter_plugin.http_log.scanner import Limits
 from openmeter_plugin.http_log.splitter import EntrySplitter, NotJsonError, Ready, ShortWay
 from openmeter_plugin.metering.fast_path import fast_path_for
-from tests.plugin.metering.test_fast_path import LOG, long_way, rules
+from tests.plugin.metering.test_fast_path import LOG, rules, slow_record
 
 _ODD_TEXT = st.text(st.sampled_from('},{"[]\\ aé'), max_size=12)
 _VALUES = st.recursive(
@@ -74,7 +74,7 @@ def test_with_a_short_way_each_entry_is_its_record_or_what_it_would_be_without(
     assert len(found) == len(entries)
     for value, entry in zip(found, entries, strict=True):
         if isinstance(value, Ready):
-            assert value.record == long_way(json.dumps(entry).encode(), rules())
+            assert value.record == slow_record(json.dumps(entry).encode(), rules())
         else:
             assert value == entry
 
@@ -84,7 +84,7 @@ def test_usual_requests_all_go_the_short_way(count: int, cuts: list[int]) -> Non
     usual = fast_path_for(rules())
     assert usual is not None
     body = json.dumps([LOG] * count, separators=(",", ":")).encode()
-    record = long_way(json.dumps(LOG).encode(), rules())
+    record = slow_record(json.dumps(LOG).encode(), rules())
     assert record is not None
     assert split(body, cuts, short_way=usual.record) == [Ready(record)] * count
 

@@ -200,7 +200,7 @@ def test_a_disk_that_hangs_delays_no_answer_for_long_and_answers_no_event_twice(
         assert await hand_over(kong, event, 1, len(end)) == end
 
         disk.open_gate.clear()
-        writer._pace.took(1)  # so that the thread writes, not this one
+        writer._disk_speed.observe(1)  # so that the thread writes, not this one
         hanging = asyncio.create_task(hand_over(kong, event, 2, len(end)))
         while not hangs():
             await asyncio.sleep(0)

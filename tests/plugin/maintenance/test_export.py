@@ -1,4 +1,4 @@
-"""`openmeter-plugin spool dead-letters` and `export`: what a spool holds."""
+"""`openmeter-plugin spool dead-letters` and `export`."""
 
 from __future__ import annotations
 
@@ -8,8 +8,6 @@ import sys
 from pathlib import Path
 from typing import Any
 
-import pytest
-
 from openmeter_plugin.maintenance import export
 from openmeter_plugin.spool.destination import write_destination
 from tests.plugin.deliveries import event, record, run_until_empty, spooled
@@ -18,7 +16,7 @@ from tests.plugin.spool_commands import NEW, OLD, printed, run
 from tests.plugin.spools import QUEUE, destination
 
 
-def test_dead_letters_are_told_with_the_servers_answer(history: Path) -> None:
+def test_dead_letters_are_printed_with_the_servers_answer(history: Path) -> None:
     (letter,) = printed("dead-letters", str(history))["dead_letters"]
     assert letter["event_id"] == "event-000003"
     assert (letter["destination"], letter["status"], letter["subject"]) == (QUEUE, 400, "consumer:alice")
@@ -42,8 +40,12 @@ def test_export_writes_the_events_as_they_are_sent(history: Path) -> None:
     ]
     every = [found["id"] for found in exported(history, "all")]
     assert sorted(every) == [f"event-{n:06d}" for n in (0, 1, 2, 3, 4, 5, 10, 11)]
-    (kept,) = exported(history, "quarantine")
-    assert (kept["id"], kept["reason"], kept["log"]["request"]["id"]) == (1, "no_consumer", "set-aside-1")
+    (quarantined,) = exported(history, "quarantine")
+    assert (quarantined["id"], quarantined["reason"], quarantined["log"]["request"]["id"]) == (
+        1,
+        "no_consumer",
+        "quarantined-1",
+    )
 
 
 def test_export_into_a_pipe_that_closes_ends_quietly(tmp_path: Path) -> None:
@@ -54,10 +56,9 @@ def test_export_into_a_pipe_that_closes_ends_quietly(tmp_path: Path) -> None:
     assert result.stderr == ""
 
 
-def test_what_does_not_fit_on_a_page_is_exported_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(export, "_PAGE", 2)
+def test_export_reads_all_pages(tmp_path: Path) -> None:
     with serving(EventsServer(lambda _: Answer(400, "never"))) as server:
         write_destination(tmp_path, destination(server.url))
         spooled(tmp_path, [record(n) for n in range(5)])
         run_until_empty(tmp_path)
-    assert list(export.dead_letters(tmp_path)) == [event(n) for n in range(5)]
+    assert list(export.dead_letters(tmp_path, page_size=2)) == [event(n) for n in range(5)]

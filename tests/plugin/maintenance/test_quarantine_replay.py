@@ -1,4 +1,4 @@
-"""What was set aside becomes events once its cause is mended, each counted and sent once."""
+"""Replay of the quarantine: each request becomes events that are counted and sent once."""
 
 from __future__ import annotations
 
@@ -17,7 +17,6 @@ from openmeter_plugin.config.instance_config import ConfigError
 from openmeter_plugin.delivery.options import TOKEN_VARIABLE
 from openmeter_plugin.instances.instance import start_instance
 from openmeter_plugin.instances.record import spool_record
-from openmeter_plugin.maintenance import quarantine_replay as quarantine_replay_module
 from openmeter_plugin.maintenance.quarantine_replay import QuarantineReplay, replay_quarantine
 from openmeter_plugin.metering.pdk_queries import QueryResults
 from openmeter_plugin.spool.destination import QUARANTINE
@@ -33,8 +32,8 @@ def plugin(**changes: Any) -> dict[str, Any]:
     return {"ingest_endpoint": "http://127.0.0.1:9/events", "__plugin_id": "the-plugin", **changes}
 
 
-def set_aside(spool: Path, config: dict[str, Any], number: int) -> None:
-    """Hand requests over under a configuration that sets them aside, as the plugin server does."""
+def quarantine_requests(spool: Path, config: dict[str, Any], number: int) -> None:
+    """Quarantine requests under a configuration that causes it, as the plugin server does."""
     log = serialized("authenticated").parsed
     written: list[Any] = []
     with running_writer(spool, written.extend) as writer:
@@ -48,21 +47,21 @@ def set_aside(spool: Path, config: dict[str, Any], number: int) -> None:
         eventually(lambda: len(written) == number)
 
 
-BROKEN = {"attributes": [{"source": "constant", "event_property_name": "status", "value": "x"}]}
+INVALID = {"attributes": [{"source": "constant", "event_property_name": "status", "value": "x"}]}
 WITHOUT_SUBJECT = {"subject": {"look_up_value_in": "header", "field": "x-none", "missing": "quarantine"}}
 
 
-@pytest.mark.parametrize("cause", [BROKEN, WITHOUT_SUBJECT], ids=["configuration", "subject"])
+@pytest.mark.parametrize("cause", [INVALID, WITHOUT_SUBJECT], ids=["configuration", "subject"])
 def test_a_replayed_quarantine_becomes_events_and_both_equations_hold(
-    tmp_path: Path, server: EventsServer, monkeypatch: pytest.MonkeyPatch, cause: dict[str, Any]
+    tmp_path: Path, server: EventsServer, cause: dict[str, Any]
 ) -> None:
-    monkeypatch.setattr(quarantine_replay_module, "_PER_TRANSACTION", 3)
     config = plugin(ingest_endpoint=server.url)
-    set_aside(tmp_path, config | {"subject": {"fallbacks": []}} | cause, 10)
+    quarantine_requests(tmp_path, config | {"subject": {"fallbacks": []}} | cause, 10)
     run_until_empty(tmp_path)
     assert count(tmp_path, "quarantined", queue=QUARANTINE) == 10
     with delivering(tmp_path):
-        assert replay_quarantine(tmp_path, config) == QuarantineReplay(metered=10, events=10)
+        replay = replay_quarantine(tmp_path, config, transaction_size=3)
+        assert replay == QuarantineReplay(metered=10, events=10)
         eventually(lambda: len(server.taken) == 10, what="the arrival")
         (queue,) = [name for name in read_counts(tmp_path) if name != QUARANTINE]
         eventually(lambda: delivered(tmp_path, queue) == 10)
@@ -75,16 +74,16 @@ def test_a_replayed_quarantine_becomes_events_and_both_equations_hold(
     assert replay_quarantine(tmp_path, config) == QuarantineReplay()
 
 
-def test_what_the_mended_configuration_skips_is_counted_so_and_what_it_cannot_bill_stays(
+def test_a_replay_counts_skipped_requests_and_leaves_those_without_a_subject(
     tmp_path: Path,
 ) -> None:
-    set_aside(tmp_path, plugin() | BROKEN, 4)
+    quarantine_requests(tmp_path, plugin() | INVALID, 4)
     run_until_empty(tmp_path)
-    nobody = {"look_up_value_in": "header", "field": "x-none", "fallbacks": []}
-    for stays in (nobody, nobody | {"missing": "quarantine"}):
+    no_subject = {"look_up_value_in": "header", "field": "x-none", "fallbacks": []}
+    for stays in (no_subject, no_subject | {"missing": "quarantine"}):
         assert replay_quarantine(tmp_path, plugin(subject=stays)) == QuarantineReplay(left=4)
     assert count(tmp_path, "quarantined", queue=QUARANTINE) == 4
-    skipped = plugin(subject=nobody | {"missing": "skip"})
+    skipped = plugin(subject=no_subject | {"missing": "skip"})
     found = replay_quarantine(tmp_path, skipped, ids=[2, 3, 77])
     assert found == QuarantineReplay(skipped=Counter({"no_header": 2}))
     assert count(tmp_path, "quarantined", queue=QUARANTINE) == 2
@@ -92,42 +91,42 @@ def test_what_the_mended_configuration_skips_is_counted_so_and_what_it_cannot_bi
     assert_balanced(tmp_path)
 
 
-def test_a_replay_under_a_configuration_that_is_still_wrong_changes_nothing(tmp_path: Path) -> None:
-    set_aside(tmp_path, plugin() | BROKEN, 2)
+def test_a_replay_under_an_invalid_configuration_changes_nothing(tmp_path: Path) -> None:
+    quarantine_requests(tmp_path, plugin() | INVALID, 2)
     run_until_empty(tmp_path)
     before = read_counts(tmp_path)
     with pytest.raises(ConfigError):
-        replay_quarantine(tmp_path, plugin() | BROKEN)
+        replay_quarantine(tmp_path, plugin() | INVALID)
     assert read_counts(tmp_path) == before
 
 
-def test_a_replay_keeps_a_token_for_a_queue_that_was_never_described_and_touches_no_other(
+def test_a_replay_writes_destination_and_token_of_a_queue_without_one(
     tmp_path: Path, server: EventsServer
 ) -> None:
     config = plugin(ingest_endpoint=server.url, api_token="from-the-file")
-    set_aside(tmp_path, config | BROKEN, 1)
+    quarantine_requests(tmp_path, config | INVALID, 1)
     run_until_empty(tmp_path)
     replay_quarantine(tmp_path, config)
     run_until_empty(tmp_path)
     assert [post.headers["authorization"] for post in server.posts] == ["Bearer from-the-file"]
 
 
-def test_nothing_is_left_half_done_when_a_replay_is_killed(tmp_path: Path, server: EventsServer) -> None:
+def test_a_killed_replay_leaves_consistent_books(tmp_path: Path, server: EventsServer) -> None:
     config = plugin(ingest_endpoint=server.url)
-    set_aside(tmp_path, config | BROKEN, 300)
+    quarantine_requests(tmp_path, config | INVALID, 300)
     run_until_empty(tmp_path)
     program = f"""
 import orjson, sys, pathlib
 from openmeter_plugin.maintenance import quarantine_replay
-quarantine_replay._PER_TRANSACTION = 5
 print(flush=True)
-quarantine_replay.replay_quarantine(pathlib.Path(sys.argv[1]), orjson.loads({orjson.dumps(config)!r}))
+config = orjson.loads({orjson.dumps(config)!r})
+quarantine_replay.replay_quarantine(pathlib.Path(sys.argv[1]), config, transaction_size=5)
 """
     command = [sys.executable, "-c", program, str(tmp_path)]
     with subprocess.Popen(command, stdout=subprocess.PIPE) as process:
         assert process.stdout is not None
         process.stdout.readline()
-        eventually(lambda: count(tmp_path, "metered", queue=QUARANTINE) > 0, what="its beginning")
+        eventually(lambda: count(tmp_path, "metered", queue=QUARANTINE) > 0, what="the first transaction")
         os.kill(process.pid, signal.SIGKILL)
     assert_balanced(tmp_path)
     replay_quarantine(tmp_path, config)
@@ -138,25 +137,27 @@ quarantine_replay.replay_quarantine(pathlib.Path(sys.argv[1]), orjson.loads({orj
     assert waiting(tmp_path) == 0
 
 
-def test_the_events_of_a_request_whose_queue_is_known_go_there_whatever_the_settings_name(
+def test_events_go_to_the_requests_own_queue_whatever_the_settings_name(
     tmp_path: Path, server: EventsServer
 ) -> None:
-    set_aside(tmp_path, plugin(ingest_endpoint=server.url, api_token="its-own") | WITHOUT_SUBJECT, 3)
+    quarantine_requests(
+        tmp_path, plugin(ingest_endpoint=server.url, api_token="its-own") | WITHOUT_SUBJECT, 3
+    )
     run_until_empty(tmp_path)
-    mended = plugin(ingest_endpoint="http://127.0.0.1:9/other", api_token="other", __plugin_id="another")
-    assert replay_quarantine(tmp_path, mended) == QuarantineReplay(metered=3, events=3)
+    corrected = plugin(ingest_endpoint="http://127.0.0.1:9/other", api_token="other", __plugin_id="another")
+    assert replay_quarantine(tmp_path, corrected) == QuarantineReplay(metered=3, events=3)
     run_until_empty(tmp_path)
     assert len(server.taken) == 3
     assert {post.headers["authorization"] for post in server.posts} == {"Bearer its-own"}
     assert_balanced(tmp_path)
 
 
-def test_a_replay_keeps_no_token_where_the_delivery_has_one_from_the_environment(
+def test_a_replay_stores_no_token_if_the_environment_has_one(
     tmp_path: Path, server: EventsServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv(TOKEN_VARIABLE, "from-outside")
     config = plugin(ingest_endpoint=server.url, api_token="from-the-file")
-    set_aside(tmp_path, plugin() | BROKEN, 1)
+    quarantine_requests(tmp_path, plugin() | INVALID, 1)
     run_until_empty(tmp_path)
     replay_quarantine(tmp_path, config)
     kept = [path for path in tmp_path.rglob("*") if path.is_file() and b"from-the-file" in path.read_bytes()]

@@ -1,4 +1,4 @@
-"""`openmeter-plugin spool verify` finds every difference, and none where there is none."""
+"""`openmeter-plugin spool verify` finds every difference and reports no false ones."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from tests.plugin.spool_commands import NEW, printed, run
 from tests.plugin.spools import QUEUE, destination, segments
 
 
-def test_verify_finds_nothing_wrong_with_a_spool_that_is_right(history: Path) -> None:
+def test_verify_accepts_a_correct_spool(history: Path) -> None:
     result = run("verify", str(history))
     assert (result.returncode, result.stderr) == (0, "")
     assert result.stdout.endswith("the books agree\n")
@@ -50,31 +50,34 @@ def in_first_segment(change: Callable[[bytes], bytes]) -> Callable[[Path], None]
 
 
 @pytest.mark.parametrize(
-    ("damage", "says"),
+    ("damage", "message"),
     [
         (in_books("UPDATE counts SET value = value + 1 WHERE name = 'requests'"), "requests are 10, but"),
         (in_books("UPDATE counts SET value = value - 1 WHERE name = 'delivered'"), "events are 6, but"),
         (in_books("UPDATE ledger SET delivered = delivered - 1"), "accepted 6, but delivered 4"),
-        (in_books("DELETE FROM dead_letters"), "dead-lettered 1, but 0 dead letters are kept"),
+        (in_books("DELETE FROM dead_letters"), "dead-lettered 1, but there are 0 dead letters"),
         (in_books("UPDATE positions SET delivered = 8 WHERE delivered > 8"), "waiting in the segments 6"),
-        (in_books("UPDATE positions SET delivered = accounted + 1"), "and accounted for up to"),
-        (in_books("DELETE FROM quarantine"), "1 requests are in quarantine by the counts, 0 are kept"),
+        (in_books("UPDATE positions SET delivered = accounted + 1"), "but accounted for up to"),
+        (
+            in_books("DELETE FROM quarantine"),
+            "the counts have 1 requests in quarantine, the quarantine has 0",
+        ),
         (in_first_segment(lambda content: content[:100]), "has 100 bytes"),
         (
             in_first_segment(lambda c: c[:60] + bytes([c[60] ^ 1]) + c[61:]),
             "bytes of the segments are damaged",
         ),
-        (in_first_segment(lambda content: b"NOSEGMNT" + content[8:]), "does not begin as a segment does"),
+        (in_first_segment(lambda content: b"NOSEGMNT" + content[8:]), "does not start with a segment header"),
     ],
 )
-def test_verify_tells_every_difference(history: Path, damage: Callable[[Path], None], says: str) -> None:
+def test_verify_reports_every_difference(history: Path, damage: Callable[[Path], None], message: str) -> None:
     damage(history)
     found = verify(history)
     assert not found.ok
-    assert any(says in difference for difference in found.differences), found.differences
+    assert any(message in difference for difference in found.differences), found.differences
 
 
-def test_a_segment_that_is_delivered_and_removed_while_it_is_looked_at_is_no_difference(
+def test_a_segment_that_is_removed_during_the_verification_is_no_difference(
     history: Path, server: EventsServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     server.script = lambda _: Answer(503)
@@ -97,7 +100,7 @@ def test_a_segment_that_is_delivered_and_removed_while_it_is_looked_at_is_no_dif
     assert segments(history) == []
 
 
-def test_verify_ends_with_1_and_tells_the_differences_on_standard_error(history: Path) -> None:
+def test_verify_exits_with_1_and_prints_the_differences_on_standard_error(history: Path) -> None:
     in_books("UPDATE counts SET value = value + 1 WHERE name = 'requests'")(history)
     result = run("verify", str(history))
     assert result.returncode == 1
@@ -105,7 +108,7 @@ def test_verify_ends_with_1_and_tells_the_differences_on_standard_error(history:
     assert printed("verify", str(history), status=1)["ok"] is False
 
 
-def test_damage_that_was_accounted_for_as_such_is_no_difference(tmp_path: Path, server: EventsServer) -> None:
+def test_damage_that_is_accounted_for_is_no_difference(tmp_path: Path, server: EventsServer) -> None:
     write_destination(tmp_path, destination(server.url))
     spooled(tmp_path, [record(1), record(2)])
     in_first_segment(lambda c: c[:60] + bytes([c[60] ^ 1]) + c[61:])(tmp_path)
@@ -115,7 +118,7 @@ def test_damage_that_was_accounted_for_as_such_is_no_difference(tmp_path: Path, 
     assert found.damaged_bytes > 0
 
 
-def test_what_waits_is_recounted_line_by_line(tmp_path: Path) -> None:
+def test_waiting_events_are_compared_by_ledger_line(tmp_path: Path) -> None:
     with serving(EventsServer(lambda _: Answer(503))) as server:
         write_destination(tmp_path, destination(server.url))
         spooled(tmp_path, [record(1), record(2, 3, subject="consumer:bob", time=NEW), skip()])

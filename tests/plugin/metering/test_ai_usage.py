@@ -1,4 +1,4 @@
-"""Tokens: wherever a Kong version puts them, each count once."""
+"""Token counts of every Kong version, each billed once."""
 
 from __future__ import annotations
 
@@ -8,13 +8,12 @@ from openmeter_plugin.metering.rules import Rules, SkipReason
 from tests.harness.recordings import llm_request
 from tests.plugin.outcomes import SHAPES, USAGE, authenticated, events, result
 
-# AI usage, wherever a Kong version puts it
-
 
 def tokens_of(ai: object) -> list[tuple[str, object, object]]:
-    made = events(authenticated(ai=ai))[1:]
+    found = events(authenticated(ai=ai))[1:]
     return [
-        (e["id"].removeprefix(f"{made[0]['id'][:32]}:"), e["data"]["type"], e["data"]["tokens"]) for e in made
+        (e["id"].removeprefix(f"{found[0]['id'][:32]}:"), e["data"]["type"], e["data"]["tokens"])
+        for e in found
     ]
 
 
@@ -37,7 +36,7 @@ def test_the_usage_of_each_kong_version_names_model_and_provider(shape: str) -> 
         )
 
 
-def test_the_model_of_the_response_stands_in_where_the_request_named_none() -> None:
+def test_the_response_model_is_used_if_the_request_names_none() -> None:
     ai = {"proxy": {"usage": USAGE, "meta": {"response_model": "gpt-4o-2024"}}}
     assert {e["data"]["model"] for e in events(authenticated(ai=ai))[1:]} == {"gpt-4o-2024"}
 
@@ -54,38 +53,35 @@ def test_the_model_of_the_response_stands_in_where_the_request_named_none() -> N
         "usage",
     ],
 )
-def test_no_tokens_or_none_that_are_a_number_are_no_usage(usage: object) -> None:
+def test_token_counts_that_are_zero_or_not_numbers_make_no_events(usage: object) -> None:
     assert len(events(authenticated(ai={"proxy": {"usage": usage}}))) == 1
 
 
-def test_a_direction_without_tokens_has_no_event_beside_one_that_has() -> None:
+def test_a_direction_without_tokens_has_no_event() -> None:
     ai = {"proxy": {"usage": {"prompt_tokens": 5, "completion_tokens": 0}}}
     assert tokens_of(ai) == [("proxy:input", "input", 5)]
 
 
-def test_tokens_that_are_no_whole_number_are_rounded_rather_than_lost() -> None:
+def test_fractional_tokens_are_rounded() -> None:
     assert tokens_of({"proxy": {"usage": {"prompt_tokens": 12.6}}}) == [("proxy:input", "input", 13)]
 
 
-def test_tokens_are_not_metered_where_that_is_off() -> None:
+def test_tokens_are_not_metered_if_that_is_off() -> None:
     rules = Rules(source="kong-test", meter_ai_token_usage=False)
     assert [e["type"] for e in events(llm_request().parsed, None, rules)] == ["kong.api_request"]
 
 
-def test_requests_are_not_metered_where_that_is_off_but_their_tokens_are() -> None:
+def test_requests_are_not_metered_if_that_is_off_but_their_tokens_are() -> None:
     rules = Rules(source="kong-test", meter_api_requests=False)
     assert [e["data"]["tokens"] for e in events(llm_request().parsed, None, rules)] == [12, 30]
 
 
-def test_a_request_with_nothing_that_is_metered_is_counted_as_such() -> None:
+def test_a_request_with_nothing_to_meter_is_skipped_with_that_reason() -> None:
     rules = Rules(source="kong-test", meter_api_requests=False)
     assert result(authenticated(), None, rules) is SkipReason.NOTHING_TO_METER
 
 
-# Whatever Kong may send
-
-
-def test_two_usage_blocks_of_one_name_still_have_ids_of_their_own() -> None:
+def test_usage_blocks_with_the_same_name_have_different_event_ids() -> None:
     ai = {"usage": USAGE, "ai": {"usage": USAGE}, "": {"usage": USAGE}}
-    made = events(authenticated(ai=ai))
-    assert len({event["id"] for event in made}) == len(made) == 7
+    found = events(authenticated(ai=ai))
+    assert len({event["id"] for event in found}) == len(found) == 7

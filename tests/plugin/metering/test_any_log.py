@@ -1,4 +1,4 @@
-"""Whatever Kong may send has a valid outcome, the same each time."""
+"""Any log has a valid and deterministic decision."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from tests.plugin.outcomes import NOW, Log, ids, result
 
 @settings(max_examples=400, deadline=None)
 @given(damaged_logs(), applications, any_rules, captures)
-def test_a_recording_with_any_field_gone_or_of_any_type_has_a_valid_outcome(
+def test_a_recording_with_any_field_missing_or_of_any_type_has_a_valid_decision(
     log: Log, application: object, rules: Rules, captures: object
 ) -> None:
     assert_valid(result(log, application, rules, captures))
@@ -23,7 +23,7 @@ def test_a_recording_with_any_field_gone_or_of_any_type_has_a_valid_outcome(
 
 @settings(max_examples=150, deadline=None)
 @given(json_values, applications, any_rules, captures)
-def test_any_json_value_has_a_valid_outcome(
+def test_any_json_value_has_a_valid_decision(
     log: object, application: object, rules: Rules, captures: object
 ) -> None:
     assert_valid(result(log, application, rules, captures))
@@ -31,25 +31,25 @@ def test_any_json_value_has_a_valid_outcome(
 
 @settings(max_examples=300, deadline=None)
 @given(damaged_logs(), any_rules)
-def test_kong_is_asked_each_question_once_at_most_and_only_where_the_rules_depend_on_it(
+def test_each_pdk_query_is_made_at_most_once_and_only_if_the_rules_depend_on_it(
     log: Log, rules: Rules
 ) -> None:
-    answers, asked = QueryResults(), []
-    while isinstance(found := decide(log, answers, rules, now_ms=NOW, new_id=ids()), PdkQuery):
-        asked.append(found)
-        answers = answers.with_result(found, None)
-    assert len(set(asked)) == len(asked)
+    results, queries = QueryResults(), []
+    while isinstance(found := decide(log, results, rules, now_ms=NOW, new_id=ids()), PdkQuery):
+        queries.append(found)
+        results = results.with_result(found, None)
+    assert len(set(queries)) == len(queries)
     if rules.application_context == "never":
-        assert PdkQuery.APPLICATION not in asked
+        assert PdkQuery.APPLICATION not in queries
     if not any(attribute.place == "path_capture" for attribute in rules.attributes):
-        assert PdkQuery.CAPTURES not in asked
-    # Whether Kong is asked or not: what it would have answered has the same outcome.
-    assert repr(found) == repr(result(log, answers.completed().application, rules))
+        assert PdkQuery.CAPTURES not in queries
+    # The decision does not depend on whether the queries were made.
+    assert repr(found) == repr(result(log, results.completed().application, rules))
 
 
 @settings(max_examples=150, deadline=None)
 @given(damaged_logs(), applications, any_rules)
-def test_the_outcome_is_the_same_each_time_and_the_log_is_left_alone(
+def test_the_decision_is_deterministic_and_does_not_change_the_log(
     log: Log, application: object, rules: Rules
 ) -> None:
     before = copy.deepcopy((log, application))

@@ -1,4 +1,4 @@
-"""What else of a request goes into the data of its events."""
+"""Configured attributes in the data of events."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ def everything() -> dict[str, Any]:
 
 
 @pytest.mark.parametrize(("place", "name", "value"), FOUND)
-def test_each_source_has_its_value_in_the_data(place: AttributePlace, name: str, value: str) -> None:
+def test_each_source_puts_its_value_into_the_data(place: AttributePlace, name: str, value: str) -> None:
     assert data(everything(), place, name, CAPTURES)["x"] == value
 
 
@@ -57,7 +57,7 @@ def test_an_attribute_without_a_value_is_absent(place: AttributePlace) -> None:
     assert "x" not in data(everything(), place, "none", CAPTURES)
 
 
-def test_attributes_are_in_the_token_events_too() -> None:
+def test_attributes_are_in_token_events_too() -> None:
     rules = Rules(source="kong-test", attributes=(Attribute("constant", "eu", "region"),))
     assert [event["data"]["region"] for event in events(llm_request().parsed, None, rules)] == ["eu"] * 3
 
@@ -69,11 +69,11 @@ def test_a_consumer_without_the_tag_has_no_such_attribute(tags: object) -> None:
     assert "x" not in data(request(tags=tags), "consumer_tag", "tier")
 
 
-def test_of_a_tag_with_two_values_the_first_counts_and_a_colon_may_be_in_it() -> None:
+def test_the_first_of_two_tags_counts_and_its_value_may_contain_a_colon() -> None:
     assert data(request(tags=["tier:a:b", "tier:c"]), "consumer_tag", "tier")["x"] == "a:b"
 
 
-def test_of_a_response_header_that_was_given_twice_the_first_counts() -> None:
+def test_the_first_of_a_repeated_response_header_counts() -> None:
     assert data(request(response_headers={"x-a": ["1", "2"]}), "response_header", "x-a")["x"] == "1"
 
 
@@ -81,18 +81,18 @@ def test_of_a_response_header_that_was_given_twice_the_first_counts() -> None:
     "captures",
     [None, [], {}, "x", {"named": None}, {"named": []}, {"named": {"tenant": 3}}, {"named": {"tenant": ""}}],
 )
-def test_captures_that_are_none_are_absent(captures: object) -> None:
+def test_invalid_captures_are_absent(captures: object) -> None:
     assert "x" not in data(authenticated(), "path_capture", "tenant", captures)
 
 
-def test_an_attribute_of_any_source_is_cut_where_a_client_makes_it_long() -> None:
+def test_a_long_attribute_of_any_source_is_cut() -> None:
     long = "x" * 5000
     log = request(headers={"h": long}, response_headers={"h": long}, tags=[f"h:{long}"])
     for place in ("header", "response_header", "path_capture", "consumer_tag"):
         assert data(log, place, "h", {"named": {"h": long}})["x"] == "x" * MAX_TEXT
 
 
-def test_of_several_attributes_for_one_property_the_first_that_has_a_value_counts() -> None:
+def test_the_first_attribute_with_a_value_sets_a_property() -> None:
     rules = Rules(
         source="kong-test",
         attributes=(
@@ -107,25 +107,25 @@ def test_of_several_attributes_for_one_property_the_first_that_has_a_value_count
     assert only(request(), None, rules)["data"]["tier"] == "standard"
 
 
-# What Kong is asked
+# PDK queries
 
 CAPTURING = Rules(source="kong-test", attributes=(Attribute("path_capture", "tenant", "tenant"),))
 
 
-def test_captures_are_asked_for_only_where_an_attribute_is_one() -> None:
+def test_captures_are_queried_only_if_an_attribute_needs_them() -> None:
     assert result(authenticated(), None, CAPTURING, NOT_QUERIED) is PdkQuery.CAPTURES
     others = tuple(Attribute(place, name, "x") for place, name, _ in FOUND if place != "path_capture")
     assert isinstance(result(authenticated(), None, Rules("k", attributes=others), NOT_QUERIED), list)
 
 
-def test_captures_are_not_asked_for_where_there_is_no_route_or_no_event() -> None:
+def test_captures_are_not_queried_without_a_route_or_an_event() -> None:
     log = authenticated()
     del log["route"]
     assert isinstance(result(log, None, CAPTURING, NOT_QUERIED), list)
     assert result(serialized("401-no-key").parsed, None, CAPTURING, NOT_QUERIED) is SkipReason.NO_CONSUMER
 
 
-def test_the_application_is_asked_for_before_the_captures() -> None:
+def test_the_application_is_queried_before_the_captures() -> None:
     rules = Rules(
         source="kong-test",
         lookups=(Lookup("application", "id"), Lookup("consumer", "id")),

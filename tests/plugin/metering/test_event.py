@@ -1,4 +1,4 @@
-"""What is in an event: its id, its time, its data, the configured attributes."""
+"""The content of an event: id, time, data and configured attributes."""
 
 from __future__ import annotations
 
@@ -22,16 +22,16 @@ def test_a_request_without_an_id_gets_a_random_one_for_all_its_events() -> None:
     assert [e["id"] for e in events(log)] == ["random-1", "random-1:proxy:input", "random-1:proxy:output"]
 
 
-def test_a_request_with_an_id_asks_for_no_random_one() -> None:
+def test_no_random_id_is_generated_for_a_request_with_an_id() -> None:
     def refuse() -> str:
-        raise AssertionError("a random id was asked for")
+        raise AssertionError("a random id was generated")
 
-    made = decide(authenticated(), QueryResults(), RULES, now_ms=NOW, new_id=refuse)
-    assert isinstance(made, list)
+    found = decide(authenticated(), QueryResults(), RULES, now_ms=NOW, new_id=refuse)
+    assert isinstance(found, list)
 
 
 @pytest.mark.parametrize("started_at", [None, 0, -5, "soon", True, 253_402_300_800_000, 1e300, []])
-def test_a_request_without_a_usable_time_has_the_time_at_which_it_came(started_at: object) -> None:
+def test_a_request_without_a_valid_time_gets_the_current_time(started_at: object) -> None:
     assert only(authenticated(started_at=started_at))["time"] == NOW_TEXT
 
 
@@ -45,19 +45,19 @@ def test_a_request_without_a_usable_time_has_the_time_at_which_it_came(started_a
         (253_402_300_799_999, "9999-12-31T23:59:59.999Z"),
     ],
 )
-def test_the_time_is_that_of_the_requests_start(started_at: object, text: str) -> None:
+def test_the_time_is_the_requests_start(started_at: object, text: str) -> None:
     assert only(authenticated(started_at=started_at))["time"] == text
 
 
 @given(st.integers(0, 253_402_300_799_999))
-def test_times_are_what_datetime_makes_of_them(milliseconds: int) -> None:
+def test_times_are_formatted_as_datetime_formats_them(milliseconds: int) -> None:
     moment = datetime.fromtimestamp(milliseconds // 1000, UTC).replace(microsecond=milliseconds % 1000 * 1000)
     expected = moment.isoformat(timespec="milliseconds").replace("+00:00", "Z")
     assert rfc3339(milliseconds) == expected
     assert rfc3339(milliseconds) == expected
 
 
-def test_what_is_absent_in_the_log_is_absent_in_the_event() -> None:
+def test_fields_missing_in_the_log_are_missing_in_the_event() -> None:
     event = only({"consumer": {"id": "c"}, "request": {"id": "r"}, "started_at": 1})
     assert event["data"] == {"consumer_id": "c"}
 
@@ -88,7 +88,7 @@ def test_configured_attributes_are_in_the_data_of_every_event_of_the_request() -
         assert "never" not in event["data"]
 
 
-def test_an_attribute_that_a_client_makes_long_is_cut() -> None:
+def test_a_long_attribute_is_cut() -> None:
     log = authenticated()
     log["request"]["headers"]["user-agent"] = "a" * 10_000
     rules = Rules(source="kong-test", attributes=(Attribute("header", "user-agent", "agent"),))
@@ -96,11 +96,11 @@ def test_an_attribute_that_a_client_makes_long_is_cut() -> None:
 
 
 @pytest.mark.parametrize("log", [None, [], "", 0, True, 1.5, "null", [{}]])
-def test_a_log_that_is_no_object_is_counted_as_a_bad_record(log: object) -> None:
+def test_a_log_that_is_not_an_object_is_a_bad_record(log: object) -> None:
     assert result(log, NOT_QUERIED) is SkipReason.BAD_RECORD
 
 
-def test_a_request_id_that_is_too_long_to_be_one_is_replaced_rather_than_cut_to_that_of_another() -> None:
+def test_a_request_id_that_is_too_long_is_replaced_and_not_cut() -> None:
     log = authenticated()
     log["request"]["id"] = "r" * (MAX_TEXT + 1)
     assert only(log)["id"] == "random-1"
@@ -111,7 +111,7 @@ def test_a_request_id_that_is_too_long_to_be_one_is_replaced_rather_than_cut_to_
 @pytest.mark.parametrize(
     "size", ["9" * 17, "9" * 5000, str(2**53 + 1), "\N{SUPERSCRIPT TWO}", "-1", "1e3", ""]
 )
-def test_a_size_that_is_no_number_that_json_can_hold_is_left_out(size: str) -> None:
+def test_an_invalid_size_is_left_out(size: str) -> None:
     log = authenticated()
     log["request"]["size"] = size
     assert "request_bytes" not in only(log)["data"]

@@ -1,4 +1,4 @@
-"""The short way for usual requests: the same bytes as the long one, or nothing."""
+"""The fast path: the same bytes as `event.decide`, or None."""
 
 from __future__ import annotations
 
@@ -26,13 +26,13 @@ def rules(field: str = "id", **settings: Any) -> Rules:
     return Rules(source="kong-test", lookups=(Lookup("consumer", field),), **settings)
 
 
-def short_way(raw: bytes, by: Rules) -> bytes | None:
-    usual = fast_path_for(by)
-    assert usual is not None
-    return usual.record(raw)
+def fast_record(raw: bytes, by: Rules) -> bytes | None:
+    fast_path = fast_path_for(by)
+    assert fast_path is not None
+    return fast_path.record(raw)
 
 
-def long_way(raw: bytes, by: Rules) -> bytes | None:
+def slow_record(raw: bytes, by: Rules) -> bytes | None:
     found = decide(parse_log(raw), NO_RESULTS, by, now_ms=NOW, new_id=lambda: "made up")
     return usage_record(found) if isinstance(found, list) else None
 
@@ -45,15 +45,15 @@ RECORDINGS = {
 
 @pytest.mark.parametrize("field", FIELDS)
 @pytest.mark.parametrize("name", RECORDINGS)
-def test_of_every_recording_the_same_record_comes_out_or_none(name: str, field: str) -> None:
+def test_every_recording_has_the_same_record_or_none(name: str, field: str) -> None:
     raw, by = RECORDINGS[name], rules(field)
-    assert short_way(raw, by) in (None, long_way(raw, by))
+    assert fast_record(raw, by) in (None, slow_record(raw, by))
 
 
 @pytest.mark.parametrize("name", ["serialize-authenticated", "serialize-gzip", "serialize-head"])
-def test_the_usual_request_takes_the_short_way(name: str) -> None:
+def test_an_ordinary_request_takes_the_fast_path(name: str) -> None:
     raw = RECORDINGS[name]
-    assert short_way(raw, rules()) is not None
+    assert fast_record(raw, rules()) is not None
 
 
 @pytest.mark.parametrize(
@@ -65,19 +65,19 @@ def test_the_usual_request_takes_the_short_way(name: str) -> None:
         {"meter_api_requests": False},
     ],
 )
-def test_rules_that_look_at_more_have_no_short_way(settings: dict[str, Any]) -> None:
+def test_rules_that_need_more_fields_have_no_fast_path(settings: dict[str, Any]) -> None:
     assert fast_path_for(rules(**settings)) is None
 
 
-def test_a_subject_from_elsewhere_has_no_short_way() -> None:
+def test_a_subject_that_is_not_from_the_consumer_has_no_fast_path() -> None:
     by = Rules(source="kong-test", lookups=(Lookup("header", "x-customer"), Lookup("consumer", "id")))
     assert fast_path_for(by) is None
 
 
-def test_a_request_with_tokens_takes_the_long_way_where_they_are_metered() -> None:
+def test_a_request_with_metered_tokens_does_not_take_the_fast_path() -> None:
     log = orjson.dumps(serialized("authenticated").parsed | {"ai": {}})
-    assert short_way(log, rules()) is None
-    assert short_way(log, rules(meter_ai_token_usage=False)) is not None
+    assert fast_record(log, rules()) is None
+    assert fast_record(log, rules(meter_ai_token_usage=False)) is not None
 
 
 def paths(value: Any, path: tuple[str, ...] = ()) -> list[tuple[str, ...]]:
@@ -90,8 +90,8 @@ def paths(value: Any, path: tuple[str, ...] = ()) -> list[tuple[str, ...]]:
 
 LOG = serialized("authenticated").parsed
 LOG["consumer"]["tags"] = ["customer:acme", "gold"]
-TAKEN = {"started_at", "consumer", "request", "response", "latencies", "route", "service", "source"}
-PATHS = [p for p in paths(LOG) if p[0] in TAKEN | {"workspace_name", "authenticated_entity"}]
+READ = {"started_at", "consumer", "request", "response", "latencies", "route", "service", "source"}
+PATHS = [p for p in paths(LOG) if p[0] in READ | {"workspace_name", "authenticated_entity"}]
 
 TEXTS = st.one_of(
     st.text(),
@@ -111,7 +111,7 @@ CHANGES = st.lists(st.tuples(st.sampled_from(PATHS), VALUES | st.just(...)), max
 
 
 def changed(log: dict[str, Any], changes: list[tuple[tuple[str, ...], Any]]) -> dict[str, Any]:
-    """Return the log with values at some paths exchanged, or taken away for `...`."""
+    """Return the log with the values at some paths replaced, or removed for `...`."""
     log = copy.deepcopy(log)
     for path, value in changes:
         place: Any = log
@@ -128,9 +128,7 @@ def changed(log: dict[str, Any], changes: list[tuple[tuple[str, ...], Any]]) -> 
 
 @pytest.mark.parametrize("field", FIELDS)
 @pytest.mark.parametrize("path", PATHS, ids=".".join)
-def test_whatever_stands_in_one_place_the_same_record_comes_out_or_none(
-    path: tuple[str, ...], field: str
-) -> None:
+def test_any_value_in_one_place_has_the_same_record_or_none(path: tuple[str, ...], field: str) -> None:
     values: list[Any] = [
         ...,
         None,
@@ -149,33 +147,31 @@ def test_whatever_stands_in_one_place_the_same_record_comes_out_or_none(
     ]
     for value in values:
         raw = orjson.dumps(changed(LOG, [(path, value)]))
-        assert short_way(raw, rules(field)) in (None, long_way(raw, rules(field))), value
+        assert fast_record(raw, rules(field)) in (None, slow_record(raw, rules(field))), value
 
 
 @given(changes=CHANGES, field=st.sampled_from(FIELDS), anonymous=st.booleans())
-def test_whatever_the_log_holds_the_same_record_comes_out_or_none(
+def test_any_log_has_the_same_record_or_none(
     changes: list[tuple[tuple[str, ...], Any]], field: str, anonymous: bool
 ) -> None:
     by = rules(field, meter_anonymous_consumer=anonymous)
     try:
         raw = orjson.dumps(changed(LOG, changes))
     except TypeError:
-        return  # numbers and texts that no JSON holds
-    assert short_way(raw, by) in (None, long_way(raw, by))
+        return  # numbers and texts that JSON cannot express
+    assert fast_record(raw, by) in (None, slow_record(raw, by))
 
 
 @given(cut=st.integers(0, 2500), noise=st.binary(max_size=4), at=st.integers(0, 2500))
-def test_bytes_that_are_no_log_never_raise_and_never_make_another_record(
-    cut: int, noise: bytes, at: int
-) -> None:
+def test_damaged_bytes_never_raise_and_never_have_another_record(cut: int, noise: bytes, at: int) -> None:
     raw = orjson.dumps(LOG)
     raw = (raw[:at] + noise + raw[at:])[: cut or None]
-    assert short_way(raw, rules()) in (None, long_way(raw, rules()))
+    assert fast_record(raw, rules()) in (None, slow_record(raw, rules()))
 
 
-def test_a_member_given_twice_counts_as_the_last_on_both_ways() -> None:
+def test_the_last_of_a_repeated_member_counts_on_both_paths() -> None:
     raw = orjson.dumps(LOG)
-    twice = b'{"consumer":{"id":"other","username":"other","custom_id":"other"},' + raw[1:]
-    assert short_way(twice, rules()) == long_way(twice, rules()) is not None
+    repeated = b'{"consumer":{"id":"other","username":"other","custom_id":"other"},' + raw[1:]
+    assert fast_record(repeated, rules()) == slow_record(repeated, rules()) is not None
     last = raw[:-1] + b',"consumer":{"id":"other"}}'
-    assert short_way(last, rules()) == long_way(last, rules()) is not None
+    assert fast_record(last, rules()) == slow_record(last, rules()) is not None

@@ -1,4 +1,4 @@
-"""Which requests are metered, and how the others are counted."""
+"""Filters: which requests are metered, and the skip reasons of the others."""
 
 from __future__ import annotations
 
@@ -37,14 +37,14 @@ def with_status(status: object) -> dict[str, Any]:
     ],
     ids=repr,
 )
-def test_a_status_is_metered_where_it_is_in_the_list(statuses: list[Any], metered: set[int]) -> None:
+def test_a_status_in_the_list_is_metered(statuses: list[Any], metered: set[int]) -> None:
     for status in (100, 199, 200, 299, 300, 404, 499, 599):
         found = filtered(with_status(status), statuses=statuses)
         assert isinstance(found, list) if status in metered else found is SkipReason.STATUS_EXCLUDED
 
 
 @pytest.mark.parametrize("status", [None, "", "soon", True, [], 200.6, -200])
-def test_a_request_without_a_status_is_in_no_list_of_statuses(status: object) -> None:
+def test_a_request_without_a_valid_status_is_excluded(status: object) -> None:
     assert filtered(with_status(status), statuses=["200-200"]) is SkipReason.STATUS_EXCLUDED
 
 
@@ -69,9 +69,7 @@ def test_a_request_without_a_status_is_in_no_list_of_statuses(status: object) ->
     ],
     ids=repr,
 )
-def test_each_list_excludes_for_a_reason_of_its_own(
-    filters: dict[str, Any], reason: SkipReason | None
-) -> None:
+def test_each_list_has_its_own_skip_reason(filters: dict[str, Any], reason: SkipReason | None) -> None:
     found = filtered(authenticated(), **filters)
     assert found is reason if reason else isinstance(found, list)
 
@@ -85,7 +83,7 @@ def test_each_list_excludes_for_a_reason_of_its_own(
         ("source", {"response_sources": ["upstream"]}, SkipReason.RESPONSE_SOURCE_EXCLUDED),
     ],
 )
-def test_a_request_without_the_thing_in_question_is_excluded(
+def test_a_request_without_the_filtered_field_is_excluded(
     member: str, filters: dict[str, Any], reason: SkipReason
 ) -> None:
     log = authenticated()
@@ -93,7 +91,7 @@ def test_a_request_without_the_thing_in_question_is_excluded(
     assert filtered(log, **filters) is reason
 
 
-def test_what_kong_answered_itself_can_be_left_out() -> None:
+def test_responses_of_kong_itself_can_be_excluded() -> None:
     assert (
         filtered(serialized("502-upstream-down").parsed, response_sources=["upstream"])
         is SkipReason.RESPONSE_SOURCE_EXCLUDED
@@ -105,7 +103,7 @@ def test_the_tokens_of_an_excluded_request_are_excluded_with_it() -> None:
     assert len(events(llm_request().parsed)) == 3
 
 
-def test_an_excluded_request_is_counted_so_whoever_sent_it_and_kong_is_asked_nothing() -> None:
+def test_an_excluded_request_needs_no_pdk_query_even_without_a_consumer() -> None:
     _, rules = parse_config(
         {
             "ingest_endpoint": "http://h/e",
@@ -118,5 +116,5 @@ def test_an_excluded_request_is_counted_so_whoever_sent_it_and_kong_is_asked_not
     )
 
 
-def test_a_bad_record_is_a_bad_record_whatever_the_filters() -> None:
+def test_a_bad_record_is_not_filtered() -> None:
     assert filtered(None, statuses=["200"]) is SkipReason.BAD_RECORD

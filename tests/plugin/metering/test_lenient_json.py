@@ -1,4 +1,4 @@
-"""Reading the bytes of a serialized log: the bill must not depend on what a client put into a header."""
+"""Decoding of a serialized log: the bill must not depend on what a client sends in a header."""
 
 from __future__ import annotations
 
@@ -20,11 +20,11 @@ AGENT = b'"user-agent":"curl\\/7.88.1"'
 
 
 def billed(raw: bytes) -> dict[str, Any]:
-    made = decide(
+    found = decide(
         parse_log(raw), QueryResults(None, None), Rules(source="kong"), now_ms=1, new_id=lambda: "none"
     )
-    assert isinstance(made, list)
-    (event,) = made
+    assert isinstance(found, list)
+    (event,) = found
     encode_json(event)
     assert isinstance(event, dict)
     return event
@@ -37,7 +37,7 @@ def with_agent(value: bytes) -> bytes:
 
 
 @pytest.mark.parametrize("recording", [*all_serialized(), *protobuf_requests()], ids=lambda r: r.name)
-def test_a_recording_parses_to_what_the_standard_library_makes_of_it(recording: Any) -> None:
+def test_a_recording_parses_as_the_standard_library_parses_it(recording: Any) -> None:
     assert parse_log(recording.log) == json.loads(recording.log)
 
 
@@ -54,23 +54,23 @@ def test_a_recording_parses_to_what_the_standard_library_makes_of_it(recording: 
         b"\\udfff\\ud800",
     ],
 )
-def test_a_request_is_billed_whatever_bytes_its_client_put_into_a_header(value: bytes) -> None:
+def test_a_request_is_billed_whatever_bytes_are_in_its_headers(value: bytes) -> None:
     event = billed(with_agent(value))
     assert (event["id"], event["subject"]) == ("9ec5b3159fe16f1be3fabe698d170a33", ALICE)
     assert event == billed(serialized("authenticated").log)
 
 
-def test_text_that_is_not_utf_8_is_replaced_where_it_is_in_the_event() -> None:
+def test_text_that_is_not_utf_8_is_replaced_in_the_event() -> None:
     raw = serialized("authenticated").log.replace(b'"username":"alice"', b'"username":"al\xefce"')
     assert billed(raw)["data"]["consumer_username"] == "al\N{REPLACEMENT CHARACTER}ce"
 
 
-def test_half_a_surrogate_pair_in_the_event_is_encoded_as_a_question_mark() -> None:
+def test_a_lone_surrogate_is_encoded_as_a_question_mark() -> None:
     raw = serialized("authenticated").log.replace(b'"username":"alice"', b'"username":"a\\ud800"')
     assert json.loads(encode_json(billed(raw)))["data"]["consumer_username"] == "a?"
 
 
-def test_a_pair_of_surrogates_is_the_character_that_it_stands_for() -> None:
+def test_a_surrogate_pair_is_its_character() -> None:
     raw = serialized("authenticated").log.replace(b'"username":"alice"', b'"username":"\\ud83d\\ude00"')
     assert billed(raw)["data"]["consumer_username"] == "\N{GRINNING FACE}"
 
@@ -80,11 +80,11 @@ def test_a_pair_of_surrogates_is_the_character_that_it_stands_for() -> None:
     [b"", b"{", b"nul", b"\xff", b'{"a":1}}', b"[" * 200_000, b'{"a":' * 100_000, b"9" * 10_000, b'"\x00'],
     ids=lambda raw: repr(raw[:8]),
 )
-def test_bytes_that_are_no_json_are_no_log(raw: bytes) -> None:
+def test_bytes_that_are_not_json_have_no_log(raw: bytes) -> None:
     assert parse_log(raw) is None
 
 
-def test_a_log_with_something_deeply_nested_in_it_is_billed() -> None:
+def test_a_deeply_nested_log_is_billed() -> None:
     deep = b"[" * 1000 + b"]" * 1000
     raw = serialized("authenticated").log
     assert billed(b'{"deep":' + deep + b"," + raw[1:]) == billed(raw)
@@ -108,7 +108,7 @@ def test_no_bytes_raise(raw: bytes) -> None:
         max_leaves=8,
     )
 )
-def test_what_is_encoded_reads_back_as_it_was(value: object) -> None:
+def test_encoding_is_lossless(value: object) -> None:
     assert json.loads(encode_json(value)) == value
 
 

@@ -1,4 +1,4 @@
-"""From a request that Kong served to its CloudEvents: the exact outcome of every recording."""
+"""Recorded requests of a real Kong: the exact events or skip reason of each."""
 
 from __future__ import annotations
 
@@ -198,7 +198,7 @@ def test_a_stream_of_server_sent_events_becomes_exactly_this_event() -> None:
 
 
 def alices(request_id: str, time: str, **data: object) -> dict[str, Any]:
-    """An event of alice's on the route echo, from what is particular to it."""
+    """Return an event of alice on the route echo, with these particulars."""
     return {
         "specversion": "1.0",
         "id": request_id,
@@ -263,7 +263,7 @@ OTHERS_OF_ALICE = {
 
 
 @pytest.mark.parametrize("name", sorted(OTHERS_OF_ALICE))
-def test_an_authenticated_request_of_another_kind_becomes_exactly_its_event(name: str) -> None:
+def test_another_authenticated_request_becomes_exactly_its_event(name: str) -> None:
     assert result(serialized(name).parsed) == [OTHERS_OF_ALICE[name]]
 
 
@@ -279,11 +279,11 @@ NO_EVENT = {
 
 
 @pytest.mark.parametrize("name", sorted(NO_EVENT))
-def test_a_request_of_nobody_in_particular_becomes_no_event_for_the_named_reason(name: str) -> None:
+def test_a_request_without_a_subject_is_skipped_with_its_reason(name: str) -> None:
     assert result(serialized(name).parsed) is NO_EVENT[name]
 
 
-def test_every_serialized_recording_has_its_outcome_asserted_here() -> None:
+def test_every_serialized_recording_is_asserted_here() -> None:
     in_full = {"authenticated", "502-upstream-down", "stream-sse"}
     assert {recording.name for recording in all_serialized()} == in_full | set(OTHERS_OF_ALICE) | set(
         NO_EVENT
@@ -352,7 +352,7 @@ def test_no_secret_of_any_recording_is_in_any_event() -> None:
     logs = [r.parsed for r in (*all_serialized(), *protobuf_requests())]
     logs += posted_logs() + [log for _, log in msgpack_logs()]
     rules = looking(Lookup("consumer", "id"), Lookup("application", "id"), meter_anonymous_consumer=True)
-    made = [orjson.dumps(found) for log in logs if isinstance(found := result(log, CONTEXT, rules), list)]
-    assert len(made) == len(logs)
+    encoded = [orjson.dumps(found) for log in logs if isinstance(found := result(log, CONTEXT, rules), list)]
+    assert len(encoded) == len(logs)
     for secret in SECRETS:
-        assert all(secret.encode() not in event for event in made), secret
+        assert all(secret.encode() not in event for event in encoded), secret

@@ -1,4 +1,4 @@
-"""What is kept of a record that is set aside: enough for its events, and none of its secrets."""
+"""Redaction of logs in quarantine: enough for their events, and no secrets."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ FILTERS = (
 ATTRIBUTES = (Attribute("consumer_tag", "tier", "tier"), Attribute("constant", "eu", "region"))
 
 
-def made_of(log: object, application: object, rules: Rules) -> Decision:
+def decision(log: object, application: object, rules: Rules) -> Decision:
     return decide(log, QueryResults(application, None), rules, now_ms=1, new_id=lambda: "random")
 
 
@@ -84,27 +84,27 @@ def test_the_redacted_recording_holds_no_header_no_address_and_no_path(recording
         assert hint not in raw
 
 
-def test_the_recordings_do_hold_the_secrets_that_are_searched_for() -> None:
+def test_the_recordings_contain_the_secrets_that_are_searched_for() -> None:
     raw = b"".join(recording.log for recording in RECORDINGS)
     assert all(secret.encode() in raw for secret in ("alice-key", "bob-key", "x y", "flag&b"))
 
 
 @pytest.mark.parametrize("application", [None, CONTEXT], ids=["no application", "application"])
 @pytest.mark.parametrize("recording", RECORDINGS, ids=lambda r: r.name)
-def test_the_redacted_recording_has_the_outcome_of_the_whole_one(
+def test_a_redacted_recording_has_the_decision_of_the_original(
     recording: Recorded, application: object
 ) -> None:
     log = recording.parsed
     for rules in all_rules():
-        kept = made_of(redacted(log), redacted_application(application), rules)
-        assert kept == made_of(log, application, rules)
+        kept = decision(redacted(log), redacted_application(application), rules)
+        assert kept == decision(log, application, rules)
 
 
 @settings(max_examples=200, deadline=None)
 @given(damaged_logs(), st.sampled_from(all_rules()))
-def test_a_damaged_record_has_the_same_outcome_when_it_is_redacted(log: dict[str, Any], rules: Rules) -> None:
-    kept = made_of(redacted(log), redacted_application(CONTEXT), rules)
-    assert kept == made_of(log, CONTEXT, rules)
+def test_a_redacted_damaged_log_has_the_same_decision(log: dict[str, Any], rules: Rules) -> None:
+    kept = decision(redacted(log), redacted_application(CONTEXT), rules)
+    assert kept == decision(log, CONTEXT, rules)
 
 
 def test_an_anonymous_consumer_stays_anonymous() -> None:
@@ -119,7 +119,7 @@ def test_a_spoofed_anonymous_header_of_an_authenticated_client_is_not_kept() -> 
     assert b"anonymous" not in orjson.dumps(redacted(log))
 
 
-def test_what_an_ai_plugin_logs_of_the_conversation_is_not_kept() -> None:
+def test_the_conversation_that_an_ai_plugin_logs_is_not_kept() -> None:
     block = {
         "usage": {"prompt_tokens": 1, "cost": 3},
         "meta": {"request_model": "m", "plugin_id": "p"},
@@ -138,11 +138,11 @@ def test_the_usage_of_every_kong_version_is_kept_with_its_model_and_provider() -
     }
     log = serialized("authenticated").parsed | {"ai": blocks}
     for rules in all_rules():
-        assert made_of(redacted(log), None, rules) == made_of(log, None, rules)
+        assert decision(redacted(log), None, rules) == decision(log, None, rules)
 
 
 @pytest.mark.parametrize("value", [None, [], "x", 1, True, {}])
-def test_what_is_no_log_is_redacted_to_nothing(value: object) -> None:
+def test_a_value_that_is_not_a_log_is_redacted_to_nothing(value: object) -> None:
     assert redacted(value) == {}
     assert redacted_application(value) is None
 
@@ -154,7 +154,7 @@ def test_only_the_named_ids_of_an_application_are_kept() -> None:
 
 
 @given(damaged_logs())
-def test_what_is_redacted_can_always_be_encoded(log: dict[str, Any]) -> None:
+def test_a_redacted_log_can_always_be_encoded(log: dict[str, Any]) -> None:
     kept = redacted(log)
     assert set(kept) <= {
         *("request", "response", "latencies", "route", "service", "consumer", "authenticated_entity"),
@@ -163,6 +163,6 @@ def test_what_is_redacted_can_always_be_encoded(log: dict[str, Any]) -> None:
     json.dumps(kept)
 
 
-def test_of_a_consumers_tags_only_texts_are_kept() -> None:
+def test_only_the_text_tags_of_a_consumer_are_kept() -> None:
     log = {"consumer": {"id": "c", "tags": ["tier:gold", {"secret": "s"}, ["nested"], 5, None, "team:a"]}}
     assert redacted(log)["consumer"] == {"id": "c", "tags": ["tier:gold", "team:a"]}

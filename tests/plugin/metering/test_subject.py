@@ -1,4 +1,4 @@
-"""Whose usage it is: the lookups, their order, and why there is nobody."""
+"""Subject lookups: consumer, application, header and query, their order, and the skip reasons."""
 
 from __future__ import annotations
 
@@ -16,32 +16,32 @@ def test_a_consumers_name_or_custom_id_is_the_bare_subject(field: str, subject: 
     assert only(authenticated(), None, looking(Lookup("consumer", field)))["subject"] == subject
 
 
-def test_a_consumer_without_the_wanted_field_is_counted_as_such() -> None:
+def test_a_consumer_without_the_field_has_that_skip_reason() -> None:
     rules = looking(Lookup("consumer", "custom_id"))
     assert result(llm_request().parsed, None, rules) is SkipReason.CONSUMER_WITHOUT_FIELD
 
 
-def test_a_header_is_the_subject_where_that_is_configured() -> None:
+def test_a_header_is_the_subject_if_configured() -> None:
     assert only(authenticated(), None, looking(Lookup("header", "x-consumer-username")))["subject"] == "alice"
 
 
-def test_the_first_of_a_header_that_was_given_twice_is_the_subject() -> None:
+def test_the_first_of_a_repeated_header_is_the_subject() -> None:
     log = authenticated()
     log["request"]["headers"]["x-customer"] = ["acme", "other"]
     assert only(log, None, looking(Lookup("header", "x-customer")))["subject"] == "acme"
 
 
-def test_a_query_argument_is_the_subject_and_the_first_where_it_was_given_twice() -> None:
+def test_the_first_of_a_repeated_query_argument_is_the_subject() -> None:
     assert only(authenticated(), None, looking(Lookup("query", "b")))["subject"] == "x y"
     assert only(authenticated(), None, looking(Lookup("query", "a")))["subject"] == "1"
 
 
-def test_a_query_argument_without_a_value_names_nobody() -> None:
+def test_a_query_argument_without_a_value_is_no_subject() -> None:
     rules = looking(Lookup("query", "flag"))
     assert result(authenticated(), None, rules) is SkipReason.NO_QUERY_ARGUMENT
 
 
-def test_a_missing_header_is_counted_as_such() -> None:
+def test_a_missing_header_has_that_skip_reason() -> None:
     assert result(authenticated(), None, looking(Lookup("header", "x-none"))) is SkipReason.NO_HEADER
 
 
@@ -52,11 +52,11 @@ def test_an_applications_other_ids_are_the_bare_subject(field: str) -> None:
 
 
 @pytest.mark.parametrize("context", [None, {}, [], "x", 1.0, {"application_id": 3}, {"application_id": ""}])
-def test_a_context_without_an_application_is_counted_as_such(context: object) -> None:
+def test_a_context_without_an_application_has_that_skip_reason(context: object) -> None:
     assert result(authenticated(), context, looking(Lookup("application", "id"))) is SkipReason.NO_APPLICATION
 
 
-def test_the_first_lookup_that_finds_somebody_decides() -> None:
+def test_the_first_lookup_that_finds_a_subject_decides() -> None:
     found = {
         "header": looking(Lookup("header", "x-consumer-username"), Lookup("consumer", "id")),
         "consumer": looking(Lookup("header", "x-none"), Lookup("consumer", "id"), Lookup("query", "a")),
@@ -66,12 +66,12 @@ def test_the_first_lookup_that_finds_somebody_decides() -> None:
     assert subjects == {"header": "alice", "consumer": f"consumer:{ALICE}", "query": "1"}
 
 
-def test_the_reason_for_no_event_is_that_of_the_first_lookup() -> None:
+def test_the_skip_reason_is_that_of_the_first_lookup() -> None:
     rules = looking(Lookup("header", "x-none"), Lookup("query", "none"))
     assert result(authenticated(), None, rules) is SkipReason.NO_HEADER
 
 
-def test_a_name_that_is_too_long_to_be_one_names_nobody_rather_than_somebody_else() -> None:
+def test_a_name_that_is_too_long_is_no_subject_and_not_cut() -> None:
     log = authenticated()
     log["request"]["headers"]["x-customer"] = "c" * (MAX_TEXT + 1)
     assert result(log, None, looking(Lookup("header", "x-customer"))) is SkipReason.NO_HEADER
@@ -79,25 +79,25 @@ def test_a_name_that_is_too_long_to_be_one_names_nobody_rather_than_somebody_els
     assert only(log, None, looking(Lookup("header", "x-customer")))["subject"] == "c" * MAX_TEXT
 
 
-def test_the_application_is_asked_for_only_where_no_consumer_is_found() -> None:
+def test_the_application_is_queried_only_without_a_consumer() -> None:
     assert isinstance(result(authenticated(), NOT_QUERIED), list)
     assert result(serialized("401-no-key").parsed, NOT_QUERIED) is PdkQuery.APPLICATION
 
 
-def test_the_application_is_asked_for_always_where_that_is_configured() -> None:
+def test_the_application_is_always_queried_if_configured() -> None:
     rules = Rules(source="kong-test", application_context="always")
     assert result(authenticated(), NOT_QUERIED, rules) is PdkQuery.APPLICATION
     assert only(authenticated(), CONTEXT, rules)["data"]["application_id"] == APPLICATION
 
 
-def test_the_application_is_never_asked_for_where_that_is_configured() -> None:
+def test_the_application_is_never_queried_if_configured() -> None:
     rules = Rules(source="kong-test", application_context="never")
     assert result(serialized("401-no-key").parsed, NOT_QUERIED, rules) is SkipReason.NO_CONSUMER
     rules = looking(Lookup("application", "id"), application_context="never")
     assert result(serialized("401-no-key").parsed, NOT_QUERIED, rules) is SkipReason.NO_APPLICATION
 
 
-def test_an_anonymous_consumer_is_metered_where_that_is_configured() -> None:
+def test_an_anonymous_consumer_is_metered_if_configured() -> None:
     rules = Rules(source="kong-test", meter_anonymous_consumer=True)
     event = only(serialized("anonymous-consumer").parsed, None, rules)
     assert event["subject"] == "consumer:1cd57acc-61b9-5afa-9668-80123fa9b98d"
@@ -108,20 +108,20 @@ def test_an_anonymous_consumers_application_pays() -> None:
     assert event["subject"] == f"application:{APPLICATION}"
 
 
-def test_a_client_that_calls_itself_anonymous_is_billed_when_it_is_authenticated() -> None:
+def test_an_authenticated_client_that_calls_itself_anonymous_is_billed() -> None:
     log = authenticated()
     log["request"]["headers"]["x-anonymous-consumer"] = "true"
     assert only(log)["subject"] == f"consumer:{ALICE}"
 
 
-def test_a_consumer_without_the_anonymous_header_is_billed_although_no_credential_is_named() -> None:
+def test_a_consumer_without_credential_and_anonymous_header_is_billed() -> None:
     log = authenticated()
     del log["authenticated_entity"]
     assert only(log)["subject"] == f"consumer:{ALICE}"
 
 
 @pytest.mark.parametrize("header", ["false", "TRUE", "1", "", ["true"]])
-def test_only_the_word_that_kong_writes_makes_a_consumer_anonymous(header: object) -> None:
+def test_only_the_exact_value_that_kong_writes_makes_a_consumer_anonymous(header: object) -> None:
     log = authenticated()
     del log["authenticated_entity"]
     log["request"]["headers"]["x-anonymous-consumer"] = header
@@ -129,7 +129,7 @@ def test_only_the_word_that_kong_writes_makes_a_consumer_anonymous(header: objec
 
 
 @pytest.mark.parametrize("missing", ["skip", "fallback", "quarantine"])
-def test_a_request_of_nobody_in_which_nothing_is_metered_is_skipped_whatever_becomes_of_others(
+def test_a_request_without_subject_and_usage_is_skipped_under_every_policy(
     missing: Missing,
 ) -> None:
     rules = Rules(

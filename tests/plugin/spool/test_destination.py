@@ -1,4 +1,4 @@
-"""Where a queue's events go: described beside the queue, the token apart and its owner's alone."""
+"""Destination descriptions: stored with the queue, with the token in a separate private file."""
 
 from __future__ import annotations
 
@@ -11,7 +11,6 @@ import orjson
 import pytest
 
 from openmeter_plugin.instances.instance import start_instance
-from openmeter_plugin.spool import writer as writer_module
 from openmeter_plugin.spool.destination import (
     destination_id,
     queues_directory,
@@ -25,7 +24,7 @@ from tests.plugin.spool_records import payload, record
 from tests.plugin.spools import QUEUE, Acknowledged, Disk, destination, file_of, payloads, running_writer
 
 
-def test_a_destination_is_described_beside_its_queue_and_read_back_with_its_token(tmp_path: Path) -> None:
+def test_a_description_is_stored_with_its_queue_and_read_back_with_its_token(tmp_path: Path) -> None:
     described = destination("https://host/events", token="the-token", max_batch_size=7, ssl_verify=False)
     with running_writer(tmp_path) as writer:
         queue = writer.describe(described)
@@ -33,7 +32,7 @@ def test_a_destination_is_described_beside_its_queue_and_read_back_with_its_toke
     assert read_destination(tmp_path, QUEUE) == described
 
 
-def test_a_file_that_cannot_be_replaced_leaves_nothing_half_made(tmp_path: Path, disk: Disk) -> None:
+def test_a_file_that_cannot_be_replaced_leaves_no_temporary_file(tmp_path: Path, disk: Disk) -> None:
     write_destination(tmp_path, destination())
     before = sorted(tmp_path.rglob("*"))
     (tmp_path / "tokens" / QUEUE).mkdir(parents=True)
@@ -43,7 +42,7 @@ def test_a_file_that_cannot_be_replaced_leaves_nothing_half_made(tmp_path: Path,
 
 
 @pytest.mark.parametrize("token", ["", None])
-def test_a_reference_that_kong_could_not_resolve_keeps_the_last_token_and_says_so(
+def test_a_reference_that_kong_could_not_resolve_keeps_the_last_token_and_logs_it(
     tmp_path: Path, lines: list[Any], token: str | None
 ) -> None:
     reference = {"api_token": "{vault://env/token}"}
@@ -59,7 +58,7 @@ def test_a_reference_that_kong_could_not_resolve_keeps_the_last_token_and_says_s
     assert token_file(tmp_path, first.queue.id).read_text() == "rotated"
 
 
-def test_the_files_with_destination_and_token_are_readable_by_their_owner_only(tmp_path: Path) -> None:
+def test_description_and_token_files_are_readable_by_their_owner_only(tmp_path: Path) -> None:
     before = os.umask(0)
     try:
         write_destination(tmp_path, destination(token="the-token"))
@@ -81,7 +80,7 @@ def test_the_token_is_in_no_file_but_its_own_and_in_no_repr(tmp_path: Path) -> N
     assert "the-token" not in repr(described)
 
 
-def test_a_new_token_takes_the_place_of_the_old_one_and_none_removes_it(tmp_path: Path) -> None:
+def test_a_new_token_replaces_the_old_one_and_no_token_removes_it(tmp_path: Path) -> None:
     write_destination(tmp_path, destination(token="old"))
     write_destination(tmp_path, destination(token="new"))
     assert token_file(tmp_path, QUEUE).read_text() == "new"
@@ -91,7 +90,7 @@ def test_a_new_token_takes_the_place_of_the_old_one_and_none_removes_it(tmp_path
     assert found.token is None
 
 
-def test_white_space_around_a_token_in_a_file_is_not_part_of_it(tmp_path: Path) -> None:
+def test_white_space_around_a_token_is_ignored(tmp_path: Path) -> None:
     write_destination(tmp_path, destination(token="old"))
     token_file(tmp_path, QUEUE).write_text("  new\n")
     found = read_destination(tmp_path, QUEUE)
@@ -99,7 +98,7 @@ def test_white_space_around_a_token_in_a_file_is_not_part_of_it(tmp_path: Path) 
     assert found.token == "new"
 
 
-def test_a_description_that_says_the_same_again_leaves_the_file_alone(tmp_path: Path) -> None:
+def test_an_unchanged_description_leaves_the_files_alone(tmp_path: Path) -> None:
     write_destination(tmp_path, destination(token="the-token"))
     files = [token_file(tmp_path, QUEUE), queues_directory(tmp_path) / QUEUE / "destination.json"]
     before = [(f.stat().st_ino, f.stat().st_mtime_ns) for f in files]
@@ -107,17 +106,14 @@ def test_a_description_that_says_the_same_again_leaves_the_file_alone(tmp_path: 
     assert [(f.stat().st_ino, f.stat().st_mtime_ns) for f in files] == before
 
 
-def test_a_description_that_cannot_be_written_holds_up_no_record(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(writer_module, "_RETRY_AFTER", 0.01)
+def test_a_description_that_cannot_be_written_delays_no_record(tmp_path: Path) -> None:
     obstacle = tmp_path / "tokens"
     obstacle.write_text("in the way")
     acknowledged = Acknowledged()
     with running_writer(tmp_path, acknowledged) as writer:
         queue = writer.describe(destination(token="the-token"))
         writer.append(queue, record(1), 1)
-        eventually(lambda: acknowledged.tokens == [1], what="an answer for Kong")
+        eventually(lambda: acknowledged.tokens == [1], what="the answers to Kong")
         assert payloads(tmp_path) == [payload(1)]
         obstacle.unlink()
         eventually(token_file(tmp_path, QUEUE).exists, what="the token's file")
@@ -136,20 +132,20 @@ def test_a_queue_without_a_description_has_no_destination(tmp_path: Path) -> Non
     assert read_destination(tmp_path, QUEUE) is None
 
 
-def test_what_a_later_version_describes_besides_is_passed_over(tmp_path: Path) -> None:
+def test_unknown_members_from_a_later_version_are_ignored(tmp_path: Path) -> None:
     write_destination(tmp_path, destination())
     file = queues_directory(tmp_path) / QUEUE / "destination.json"
     file.write_bytes(orjson.dumps(orjson.loads(file.read_bytes()) | {"later": 1}))
     assert read_destination(tmp_path, QUEUE) == destination()
 
 
-def test_destinations_are_told_apart_by_endpoint_and_credential() -> None:
+def test_endpoint_and_credential_identify_a_destination() -> None:
     ids = {destination_id(e, c) for e in ("http://a", "http://b") for c in ("", "plugin", "{vault://x}")}
     assert len(ids) == 6
     assert destination_id("http://a", "plugin") == destination_id("http://a", "plugin")
 
 
-def test_a_new_description_is_on_the_disk_before_it_takes_the_place_of_the_old_one(
+def test_a_new_description_is_synced_before_it_replaces_the_old_one(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     path = tmp_path / "described"

@@ -1,4 +1,4 @@
-"""Asking the file system for its room: rarely enough to be quick, often enough to leave others theirs."""
+"""Checks of free space: rare enough to be quick, frequent enough to leave space for other writers."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import pytest
 
 from openmeter_plugin.spool.queue import Rotation, SpoolQueue
 from openmeter_plugin.spool.segment import SKIPPED, encode_record
-from openmeter_plugin.spool.segment_file import Segment, room
+from openmeter_plugin.spool.segment_file import Segment, writable_bytes
 from tests.plugin.spools import QUEUE, small_file_system
 
 MIB = 1024 * 1024
@@ -21,14 +21,14 @@ RECORD = encode_record(SKIPPED + bytes(8 * 1024))
     [("1m", (MIB - MIB // 8) // 4), ("64m", MIB // 2)],
     ids=["a quarter of what is left on a small one", "half a MiB on a large one"],
 )
-def test_no_more_is_written_before_the_file_system_is_asked_again(
+def test_free_space_is_checked_again_after_a_bounded_number_of_bytes(
     tmp_path: Path, file_system: str, most: int
 ) -> None:
     with small_file_system(tmp_path / "disk", file_system) as spool:
         retired: SimpleQueue[Segment] = SimpleQueue()
         queue = SpoolQueue(spool, QUEUE, Rotation(16 * MIB, 3600.0, retired))
         assert queue.append([RECORD]) == 1
-        left = room(queue.directory)
+        left = writable_bytes(queue.directory)
         written = 0
         while queue.append_quickly([RECORD]):
             written += len(RECORD)

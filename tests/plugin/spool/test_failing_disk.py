@@ -1,4 +1,4 @@
-"""A disk that is full, slow or broken: nothing is lost that memory holds, and what is lost is counted."""
+"""A full, slow or broken disk: nothing that fits into memory is lost, and what is lost is counted."""
 
 from __future__ import annotations
 
@@ -10,9 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import orjson
-import pytest
 
-from openmeter_plugin.spool import writer as writer_module
 from openmeter_plugin.spool.destination import queues_directory
 from openmeter_plugin.spool.segment import LOST, MAGIC, Damage
 from openmeter_plugin.spool.writer import SpoolWriter
@@ -49,63 +47,63 @@ def test_a_full_disk_loses_nothing_that_fits_into_memory_and_keeps_the_order(
     with running_writer(tmp_path, acknowledged) as writer:
         disk.room = len(MAGIC) + 2 * SIZE + SIZE // 2
         hand_over(writer, range(10))
-        eventually(lambda: len(acknowledged.tokens) == 10, what="an answer for Kong")
-        eventually(lambda: disk.refused > 3, what="a few tries")
+        eventually(lambda: len(acknowledged.tokens) == 10, what="the answers to Kong")
+        eventually(lambda: disk.refused > 3, what="a few retries")
         assert payloads(tmp_path) == [payload(0), payload(1)]
         hand_over(writer, range(10, 20))
-        eventually(lambda: len(acknowledged.tokens) == 20, what="an answer for Kong")
+        eventually(lambda: len(acknowledged.tokens) == 20, what="the answers to Kong")
         disk.room = None
-        eventually(lambda: len(payloads(tmp_path)) == 20, what="writing again")
+        eventually(lambda: len(payloads(tmp_path)) == 20, what="the recovery")
     assert payloads(tmp_path) == [payload(n) for n in range(20)]
     assert [d.end - d.start for d in items(tmp_path) if isinstance(d, Damage)] == [SIZE // 2]
     first, *_ = segments(tmp_path)
     assert first.stat().st_size == len(MAGIC) + 2 * SIZE + SIZE // 2  # left as it was
 
 
-def test_a_disk_that_takes_a_little_at_a_time_gets_every_record_once(tmp_path: Path, disk: Disk) -> None:
+def test_a_disk_that_accepts_a_little_at_a_time_gets_every_record_once(tmp_path: Path, disk: Disk) -> None:
     acknowledged = Acknowledged()
     with running_writer(tmp_path, acknowledged) as writer:
         disk.room = 0
         hand_over(writer, range(30))
-        eventually(lambda: len(acknowledged.tokens) == 30, what="an answer for Kong")
+        eventually(lambda: len(acknowledged.tokens) == 30, what="the answers to Kong")
         for room in (len(MAGIC) + SIZE - 1, len(MAGIC) + SIZE, len(MAGIC) + 3 * SIZE + 1, 5, len(MAGIC)):
             refused = disk.refused
             disk.room = room
             eventually(lambda refused=refused: disk.refused > refused + 1)  # type: ignore[misc]
         disk.room = None
-        eventually(lambda: len(payloads(tmp_path)) >= 30, what="writing again")
+        eventually(lambda: len(payloads(tmp_path)) >= 30, what="the recovery")
     assert payloads(tmp_path) == [payload(n) for n in range(30)]
 
 
-def test_a_disk_that_takes_half_a_header_leaves_no_segment_that_readers_would_misread(
+def test_a_disk_that_accepts_half_a_header_leaves_no_segment_that_readers_would_misread(
     tmp_path: Path, disk: Disk
 ) -> None:
     with running_writer(tmp_path) as writer:
         disk.room = len(MAGIC) - 3
         hand_over(writer, range(1))
-        eventually(lambda: disk.refused > 1, what="a few tries")
+        eventually(lambda: disk.refused > 1, what="a few retries")
         assert segments(tmp_path) == []
         disk.room = None
-        eventually(lambda: payloads(tmp_path) == [payload(0)], what="writing again")
+        eventually(lambda: payloads(tmp_path) == [payload(0)], what="the recovery")
     assert [path.suffix for path in (queues_directory(tmp_path) / QUEUE).iterdir()] == [".seg"]
 
 
-def test_what_has_no_room_in_memory_is_counted_as_lost_in_the_spool(
+def test_records_that_do_not_fit_into_memory_are_counted_as_lost_in_the_spool(
     tmp_path: Path, disk: Disk, lines: list[Any]
 ) -> None:
     acknowledged = Acknowledged()
     with running_writer(tmp_path, acknowledged, max_waiting_bytes=5 * SIZE) as writer:
         disk.room = 0
         hand_over(writer, range(12))
-        eventually(lambda: len(acknowledged.tokens) == 12, what="an answer for Kong")
+        eventually(lambda: len(acknowledged.tokens) == 12, what="the answers to Kong")
         disk.room = None
-        eventually(lambda: len(payloads(tmp_path)) == 6, what="writing again")
+        eventually(lambda: len(payloads(tmp_path)) == 6, what="the recovery")
     assert losses(tmp_path) == [7]
     assert not_losses(tmp_path) == [payload(n) for n in range(5)]
     assert [line["records"] for line in lines if line["event"] == "usage_lost"] != []
 
 
-def test_the_bound_of_the_memory_is_for_all_queues_together(tmp_path: Path, disk: Disk) -> None:
+def test_all_queues_share_one_memory_bound(tmp_path: Path, disk: Disk) -> None:
     acknowledged = Acknowledged()
     with running_writer(tmp_path, acknowledged, max_waiting_bytes=6 * SIZE) as writer:
         disk.room = 0
@@ -126,34 +124,32 @@ def test_the_bound_of_the_memory_is_for_all_queues_together(tmp_path: Path, disk
     assert len([p for p in read if p[:1] != LOST]) == 12
 
 
-def test_a_long_outage_loses_no_more_than_came_beyond_the_bound(tmp_path: Path, disk: Disk) -> None:
+def test_a_long_outage_loses_only_what_exceeds_the_bound(tmp_path: Path, disk: Disk) -> None:
     acknowledged = Acknowledged()
     with running_writer(tmp_path, acknowledged, max_waiting_bytes=5 * SIZE) as writer:
         disk.room = 0
         for start in range(0, 12, 3):
             hand_over(writer, range(start, start + 3))
             eventually(lambda end=start + 3: len(acknowledged.tokens) == end)  # type: ignore[misc]
-        eventually(lambda: disk.refused > 30, what="many tries")
+        eventually(lambda: disk.refused > 30, what="many retries")
         disk.room = None
-        eventually(lambda: len(not_losses(tmp_path)) == 5, what="writing again")
+        eventually(lambda: len(not_losses(tmp_path)) == 5, what="the recovery")
         hand_over(writer, range(100, 101))
         eventually(lambda: payload(100) in payloads(tmp_path))
     assert sum(losses(tmp_path)) == 7
     assert not_losses(tmp_path) == [payload(n) for n in (*range(5), 100)]
 
 
-def test_a_count_of_losses_that_could_be_written_only_in_half_is_written_once(
-    tmp_path: Path, disk: Disk
-) -> None:
+def test_a_loss_record_that_was_half_written_is_counted_once(tmp_path: Path, disk: Disk) -> None:
     acknowledged = Acknowledged()
     with running_writer(tmp_path, acknowledged, max_waiting_bytes=SIZE) as writer:
         disk.room = 0
         hand_over(writer, range(3))
-        eventually(lambda: len(acknowledged.tokens) == 3, what="an answer for Kong")
+        eventually(lambda: len(acknowledged.tokens) == 3, what="the answers to Kong")
         disk.room = len(MAGIC) + 20
         eventually(lambda: disk.room == 0, what="half a record")
         disk.room = None
-        eventually(lambda: payload(0) in payloads(tmp_path), what="writing again")
+        eventually(lambda: payload(0) in payloads(tmp_path), what="the recovery")
     assert losses(tmp_path) == [2]
     assert not_losses(tmp_path) == [payload(0)]
 
@@ -165,53 +161,44 @@ def test_one_failing_queue_does_not_hold_up_another(tmp_path: Path) -> None:
     with running_writer(tmp_path, acknowledged) as writer:
         hand_over(writer, range(5), "broken")
         hand_over(writer, range(5, 10))
-        eventually(lambda: len(acknowledged.tokens) == 10, what="an answer for Kong")
+        eventually(lambda: len(acknowledged.tokens) == 10, what="the answers to Kong")
         assert payloads(tmp_path) == [payload(n) for n in range(5, 10)]
 
 
-def test_a_directory_that_cannot_be_made_at_first_gets_its_records_later(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(writer_module, "_RETRY_AFTER", 0.01)
+def test_a_directory_that_cannot_be_created_at_first_gets_its_records_later(tmp_path: Path) -> None:
     obstacle = queues_directory(tmp_path)
     obstacle.write_text("in the way")
     acknowledged = Acknowledged()
     with running_writer(tmp_path, acknowledged) as writer:
         hand_over(writer, range(5))
-        eventually(lambda: len(acknowledged.tokens) == 5, what="an answer for Kong")
+        eventually(lambda: len(acknowledged.tokens) == 5, what="the answers to Kong")
         obstacle.unlink()
         eventually(lambda: len(segments(tmp_path)) == 1 and len(payloads(tmp_path)) == 5)
     assert payloads(tmp_path) == [payload(n) for n in range(5)]
 
 
-def test_a_queue_whose_directory_somebody_removed_gets_a_new_one(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(writer_module, "_RETRY_AFTER", 0.01)
+def test_a_removed_queue_directory_is_created_again(tmp_path: Path) -> None:
     acknowledged = Acknowledged()
     with running_writer(tmp_path, acknowledged) as writer:
         hand_over(writer, range(1))
         eventually(lambda: acknowledged.tokens == [0])
         shutil.rmtree(queues_directory(tmp_path))
         hand_over(writer, range(1, 3))
-        eventually(lambda: payloads(tmp_path) == [payload(1), payload(2)], what="writing again")
+        eventually(lambda: payloads(tmp_path) == [payload(1), payload(2)], what="the recovery")
 
 
-def test_a_stop_with_a_full_disk_says_what_is_lost(tmp_path: Path, disk: Disk, lines: list[Any]) -> None:
+def test_a_stop_with_a_full_disk_logs_what_is_lost(tmp_path: Path, disk: Disk, lines: list[Any]) -> None:
     acknowledged = Acknowledged()
     writer = SpoolWriter(tmp_path, acknowledged, fsync="never", max_waiting_bytes=3 * SIZE)
     writer.start()
     disk.room = 0
     hand_over(writer, range(5))
-    eventually(lambda: len(acknowledged.tokens) == 5, what="an answer for Kong")
+    eventually(lambda: len(acknowledged.tokens) == 5, what="the answers to Kong")
     assert not writer.close(10)
     assert [line["records"] for line in lines if line["event"] == "usage_lost"][-1] == 5
 
 
-def test_a_full_file_system_takes_everything_once_it_has_room_again(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(writer_module, "_RETRY_AFTER", 0.01)
+def test_a_full_file_system_gets_everything_once_it_has_room_again(tmp_path: Path) -> None:
     with small_file_system(tmp_path / "spool", "256k") as spool:
         ballast = spool / "ballast"
         ballast.write_bytes(bytes(150 * 1024))
@@ -222,18 +209,18 @@ def test_a_full_file_system_takes_everything_once_it_has_room_again(
                 eventually(lambda end=start + 100: len(acknowledged.tokens) == end)  # type: ignore[misc]
             assert 0 < len(payloads(spool)) < 4000
             ballast.unlink()
-            eventually(lambda: len(payloads(spool)) >= 4000, what="writing again")
+            eventually(lambda: len(payloads(spool)) >= 4000, what="the recovery")
         assert payloads(spool) == [payload(n) for n in range(4000)]
 
 
-def test_a_file_system_is_never_filled_to_the_last_byte_and_the_full_segment_is_let_go(
+def test_a_file_system_is_never_filled_to_the_last_byte_and_the_full_segment_is_unlocked(
     tmp_path: Path,
 ) -> None:
     with small_file_system(tmp_path / "spool", "256k") as spool:
         acknowledged = Acknowledged()
         with running_writer(spool, acknowledged, fsync_interval=0.01) as writer:
             hand_over(writer, range(20_000))
-            eventually(lambda: len(acknowledged.tokens) == 20_000, what="an answer for Kong")
+            eventually(lambda: len(acknowledged.tokens) == 20_000, what="the answers to Kong")
             eventually(lambda: not any(is_locked(path) for path in segments(spool)))
             system = os.statvfs(spool)
         assert system.f_bavail * system.f_frsize >= 24 * 1024
@@ -244,12 +231,12 @@ def damaged_bytes(spool: Path) -> int:
     return sum(item.end - item.start for item in items(spool) if isinstance(item, Damage))
 
 
-def test_a_process_whose_writer_fails_ends_rather_than_leaving_kong_without_answers(tmp_path: Path) -> None:
+def test_a_process_whose_writer_fails_exits_instead_of_leaving_kong_without_answers(tmp_path: Path) -> None:
     program = """
 import sys, threading
 from pathlib import Path
 from openmeter_plugin.spool.writer import SpoolWriter
-def notify(tokens): raise RuntimeError("a fault of ours")
+def notify(tokens): raise RuntimeError("an internal error")
 writer = SpoolWriter(Path(sys.argv[1]), notify)
 writer.start()
 writer.append(writer.queue("q"), b"record", 1)

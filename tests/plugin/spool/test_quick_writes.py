@@ -1,4 +1,4 @@
-"""Writing on the thread that hands over: what is sure to be quick, with the same guarantees."""
+"""Writes on the serving thread: only if they are certain to be quick, and with the same guarantees."""
 
 from __future__ import annotations
 
@@ -12,7 +12,6 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from openmeter_plugin.spool import writer as pace
 from openmeter_plugin.spool import writer as writer_module
 from openmeter_plugin.spool.queue import Item
 from openmeter_plugin.spool.segment import SKIPPED, encode_record
@@ -24,9 +23,9 @@ from tests.plugin.spools import QUEUE, Acknowledged, Disk, payloads, running_wri
 
 @pytest.fixture(autouse=True, scope="module")
 def quick_disk() -> Iterator[None]:
-    """However busy the machine is, only the test of a slow write has one."""
+    """Make no write count as slow, however busy the machine is."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(pace, "SLOW", 60.0)
+        patch.setattr(writer_module, "SLOW_WRITE", 60.0)
         yield
 
 
@@ -35,14 +34,14 @@ def items(writer: SpoolWriter, numbers: range, queue: str = QUEUE) -> list[Item]
 
 
 def opened(writer: SpoolWriter, acknowledged: Acknowledged, queue: str = QUEUE) -> None:
-    """Have the writer's thread open the queue's first segment with record 0."""
+    """Make the writer's thread open the queue's first segment with record 0."""
     before = len(acknowledged.tokens)
     writer.append_all(items(writer, range(1), queue))
     eventually(lambda: len(acknowledged.tokens) > before, what="the first record")
-    eventually(lambda: not writer._disk.locked(), what="the thread's rest")
+    eventually(lambda: not writer._write_lock.locked(), what="the thread to be idle")
 
 
-def test_a_record_is_in_the_file_when_its_token_comes_back(tmp_path: Path) -> None:
+def test_a_record_is_in_the_file_when_its_token_is_returned(tmp_path: Path) -> None:
     acknowledged = Acknowledged()
     with running_writer(tmp_path, acknowledged) as writer:
         opened(writer, acknowledged)
@@ -58,7 +57,7 @@ def test_nothing_is_written_before_the_thread_has_opened_a_segment(tmp_path: Pat
         assert writer.append_now(wanted) == ([], wanted)
 
 
-def test_with_fsync_always_everything_is_left_to_the_thread(tmp_path: Path) -> None:
+def test_with_fsync_always_the_thread_writes_everything(tmp_path: Path) -> None:
     acknowledged = Acknowledged()
     with running_writer(tmp_path, acknowledged, fsync="always") as writer:
         opened(writer, acknowledged)
@@ -66,7 +65,7 @@ def test_with_fsync_always_everything_is_left_to_the_thread(tmp_path: Path) -> N
         assert writer.append_now(wanted) == ([], wanted)
 
 
-def test_what_would_need_another_segment_is_left_to_the_thread(tmp_path: Path) -> None:
+def test_the_thread_writes_what_needs_another_segment(tmp_path: Path) -> None:
     acknowledged = Acknowledged()
     with running_writer(tmp_path, acknowledged, segment_bytes=SIZE) as writer:
         opened(writer, acknowledged)
@@ -74,7 +73,7 @@ def test_what_would_need_another_segment_is_left_to_the_thread(tmp_path: Path) -
         assert writer.append_now(wanted) == ([], wanted)
 
 
-def test_while_the_thread_writes_nobody_waits_for_it(tmp_path: Path, disk: Disk) -> None:
+def test_the_serving_thread_does_not_wait_while_the_thread_writes(tmp_path: Path, disk: Disk) -> None:
     acknowledged = Acknowledged()
     with running_writer(tmp_path, acknowledged) as writer:
         opened(writer, acknowledged)
@@ -86,13 +85,13 @@ def test_while_the_thread_writes_nobody_waits_for_it(tmp_path: Path, disk: Disk)
         disk.open_gate.set()
 
 
-def test_after_a_slow_write_the_next_is_left_to_the_thread(
+def test_after_a_slow_write_the_thread_writes_the_next_record(
     tmp_path: Path, disk: Disk, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     acknowledged = Acknowledged()
     with running_writer(tmp_path, acknowledged) as writer:
         opened(writer, acknowledged)
-        monkeypatch.setattr(pace, "SLOW", 0.005)
+        monkeypatch.setattr(writer_module, "SLOW_WRITE", 0.005)
         disk.open_gate.clear()
         threading.Timer(0.05, disk.open_gate.set).start()
         assert writer.append_now(items(writer, range(1, 2)))[0] == [1]
@@ -100,7 +99,7 @@ def test_after_a_slow_write_the_next_is_left_to_the_thread(
         assert writer.append_now(wanted) == ([], wanted)
 
 
-def test_one_queue_that_has_no_segment_does_not_keep_another_from_being_quick(tmp_path: Path) -> None:
+def test_a_queue_without_a_segment_does_not_slow_down_another(tmp_path: Path) -> None:
     acknowledged = Acknowledged()
     with running_writer(tmp_path, acknowledged) as writer:
         opened(writer, acknowledged, "b" * 16)
@@ -109,14 +108,13 @@ def test_one_queue_that_has_no_segment_does_not_keep_another_from_being_quick(tm
 
 
 @given(room=st.integers(0, 5 * SIZE), count=st.integers(1, 5))
-def test_a_disk_that_takes_a_part_gets_every_record_once(
+def test_a_disk_that_accepts_only_a_part_gets_every_record_once(
     tmp_path_factory: pytest.TempPathFactory, room: int, count: int
 ) -> None:
     spool = tmp_path_factory.mktemp("spool")
     disk, acknowledged = Disk(spool), Acknowledged()
     with pytest.MonkeyPatch.context() as patch, running_writer(spool, acknowledged) as writer:
         patch.setattr(os, "write", disk.write)
-        patch.setattr(writer_module, "_RETRY_AFTER", 0.01)
         opened(writer, acknowledged)
         disk.room = room
         tokens, left = writer.append_now(items(writer, range(1, count + 1)))
@@ -129,25 +127,23 @@ def test_a_disk_that_takes_a_part_gets_every_record_once(
         assert payloads(spool) == [payload(n) for n in range(count + 1)]
 
 
-def test_while_records_wait_for_a_disk_that_refused_them_none_goes_before_them(
-    tmp_path: Path, disk: Disk
-) -> None:
+def test_no_record_overtakes_those_that_wait_for_a_failed_disk(tmp_path: Path, disk: Disk) -> None:
     acknowledged = Acknowledged()
     with running_writer(tmp_path, acknowledged) as writer:
         opened(writer, acknowledged)
         disk.room = 0
         writer.append_all(items(writer, range(1, 2)))
         eventually(lambda: acknowledged.tokens == [0, 1], what="an answer from memory")
-        eventually(lambda: writer._disk.acquire(blocking=False), what="the lock")
+        eventually(lambda: writer._write_lock.acquire(blocking=False), what="the lock")
         disk.room = None
-        writer._disk.release()
+        writer._write_lock.release()
         _, left = writer.append_now(items(writer, range(2, 3)))
         writer.append_all(left)
-        eventually(lambda: len(payloads(tmp_path)) == 3, what="writing again")
+        eventually(lambda: len(payloads(tmp_path)) == 3, what="the recovery")
         assert payloads(tmp_path) == [payload(n) for n in range(3)]
 
 
-def test_what_comes_while_the_disk_hangs_is_kept_within_a_bound_and_counted_past_it(
+def test_during_a_stall_records_wait_in_bounded_memory_and_those_beyond_are_counted_as_lost(
     tmp_path: Path, disk: Disk, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(writer_module, "STALLED_AFTER", 0.01)
@@ -157,16 +153,16 @@ def test_what_comes_while_the_disk_hangs_is_kept_within_a_bound_and_counted_past
         disk.open_gate.clear()
         writer.append_all(items(writer, range(1, 2)))
         eventually(lambda: writer.stalled, what="the stall")
-        writer.keep_for_later(items(writer, range(2, 7)))
+        writer.append_while_stalled(items(writer, range(2, 7)))
         disk.open_gate.set()
         eventually(lambda: not writer.stalled, what="the end of the stall")
-        eventually(lambda: len(payloads(tmp_path)) == 6, what="what was kept")
+        eventually(lambda: len(payloads(tmp_path)) == 6, what="the held records")
     written = payloads(tmp_path)
     assert [p for p in written if p[:1] == SKIPPED] == [payload(n) for n in range(5)]
     assert [p for p in written if p[:1] != SKIPPED] == [b'L{"count":2,"reason":"disk"}']
 
 
-def test_the_bound_of_one_hang_is_whole_again_for_the_next(
+def test_each_stall_has_the_whole_memory_bound(
     tmp_path: Path, disk: Disk, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(writer_module, "STALLED_AFTER", 0.01)
@@ -177,9 +173,9 @@ def test_the_bound_of_one_hang_is_whole_again_for_the_next(
             disk.open_gate.clear()
             writer.append_all(items(writer, range(first, first + 1)))
             eventually(lambda: writer.stalled, what="the stall")
-            writer.keep_for_later(items(writer, range(first + 1, first + 4)))
+            writer.append_while_stalled(items(writer, range(first + 1, first + 4)))
             disk.open_gate.set()
             eventually(lambda: not writer.stalled, what="the end of the stall")
             eventually(lambda n=first: len(payloads(tmp_path)) == n + 4, what="what was kept")  # type: ignore[misc]
-            writer.moves_again()
+            writer.end_stall()
     assert payloads(tmp_path) == [payload(n) for n in range(13)]

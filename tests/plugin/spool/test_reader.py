@@ -1,4 +1,4 @@
-"""Chunks: what `scan` finds, column by column, whatever the bytes are."""
+"""Chunks hold in columns what `scan` finds, whatever the bytes are; batches are slices of chunks."""
 
 from __future__ import annotations
 
@@ -61,12 +61,12 @@ contents = st.lists(st.one_of(records, records, records, noise), max_size=12).ma
 
 
 def rows(chunk: Chunk) -> dict[int, tuple[int, bytes, bytes, bytes]]:
-    columns = (chunk.counts, chunk.events, chunk.ids, chunk.rests)
+    columns = (chunk.counts, chunk.events, chunk.ids, chunk.usage_keys)
     return dict(zip(chunk.ends, zip(*columns, strict=True), strict=True))
 
 
 def usage_of(item: Record | Damage) -> tuple[int, bytes, bytes, bytes] | None:
-    """A record's row, None where it is no usage or its parts do not fit into it."""
+    """Return a record's row, or None if it is not usage or its lengths do not fit."""
     if not isinstance(item, Record) or item.kind != EVENTS:
         return None
     with contextlib.suppress(IndexError):
@@ -80,14 +80,14 @@ def usage_of(item: Record | Damage) -> tuple[int, bytes, bytes, bytes] | None:
 
 
 @given(contents, st.booleans(), st.integers(0, 10**12))
-def test_a_chunk_has_what_a_scan_finds_and_ends_where_it_ends(data: bytes, final: bool, base: int) -> None:
+def test_a_chunk_holds_what_a_scan_finds_and_ends_where_it_ends(data: bytes, final: bool, base: int) -> None:
     found = list(scan(data, base, final=final))
     chunk = read_chunk(data, base, final=final)
     assert (chunk.start, chunk.end) == (base, found[-1].end if found else base)
     assert chunk.records == len(found)
     assert list(chunk.ends) == sorted(chunk.ends)
     usage = {item.end: row for item in found if (row := usage_of(item)) is not None}
-    # What is too short to be told from an incomplete record in one look may come as one of the others.
+    # Usage that is too short for the fast path may be among the others.
     odd = {item.end: row for item in chunk.others if (row := usage_of(item)) is not None}
     assert rows(chunk) | odd == usage
     assert [item for item in chunk.others if item.end not in odd] == [
@@ -97,7 +97,7 @@ def test_a_chunk_has_what_a_scan_finds_and_ends_where_it_ends(data: bytes, final
 
 
 @given(contents, st.integers(1, 300))
-def test_read_piece_by_piece_it_comes_to_the_same(data: bytes, size: int) -> None:
+def test_reading_in_pieces_finds_the_same_records(data: bytes, size: int) -> None:
     whole = read_chunk(data, 0, final=True)
     ends: list[int] = []
     records, at, step = 0, 0, size
@@ -112,15 +112,15 @@ def test_read_piece_by_piece_it_comes_to_the_same(data: bytes, size: int) -> Non
     assert records == sum(isinstance(item, Record) for item in whole.others)
 
 
-def test_usage_without_a_summary_can_be_taken_as_a_record_again() -> None:
+def test_usage_without_a_summary_can_be_converted_back_to_a_record() -> None:
     chunk = read_chunk(encode_events([event(1), event(2)]), 8, final=True)
-    assert (chunk.ids, chunk.rests) == ([b""], [b""])
+    assert (chunk.ids, chunk.usage_keys) == ([b""], [b""])
     found = chunk.record(0)
     assert (found.event_count, found.events, found.summary) == (2, event(1) + b"," + event(2), None)
     assert found.end == chunk.ends[0]
 
 
-# Batches of it
+# Batches
 
 
 def events_of(counts: list[int], unsent: set[int]) -> list[str]:
@@ -138,7 +138,7 @@ def events_of(counts: list[int], unsent: set[int]) -> list[str]:
     st.sets(st.integers(0, 29)),
     st.lists(st.integers(0, 29)),
 )
-def test_batches_hold_every_event_once_in_order_but_for_the_unsent_and_no_more_than_they_may(
+def test_batches_hold_every_event_once_in_order_except_the_unsent_and_keep_to_their_limits(
     counts: list[int], limits: list[int], unsent: set[int], accounted: list[int]
 ) -> None:
     content, ends = MAGIC, []
@@ -173,7 +173,7 @@ def test_batches_hold_every_event_once_in_order_but_for_the_unsent_and_no_more_t
     assert sent == events_of(counts, unsent)
 
 
-def test_usage_whose_id_is_longer_than_its_summary_is_none() -> None:
+def test_a_record_whose_id_is_longer_than_its_summary_is_not_usage() -> None:
     summary = struct.pack("<H", 500) + b"id"
     whole = encode_record(EVENTS + struct.pack("<BH", 1, len(summary)) + summary + event(1))
     chunk = read_chunk(record(0) + whole + record(2), 0, final=True)

@@ -1,4 +1,4 @@
-"""The spool's file format: whatever becomes of a file, a reader finds what is whole and nothing else."""
+"""The spool's file format: whatever happens to a file, a reader finds the valid records and nothing else."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ from openmeter_plugin.spool.segment import (
 )
 
 kinds = st.sampled_from([EVENTS, SKIPPED, QUARANTINED, LOST])
-# Bodies that hold what looks like the format itself: markers, heads, whole records.
+# Bodies that look like the format itself: markers, heads, whole records.
 bodies = st.one_of(
     st.binary(max_size=60),
     st.binary(max_size=8).map(lambda b: b + MARKER),
@@ -38,7 +38,7 @@ payloads = st.builds(lambda kind, body: kind + body, kinds, bodies)
 
 
 def records_of(payloads: list[bytes]) -> tuple[bytes, list[tuple[int, int]]]:
-    """The segment's content behind its magic, and where each record lies in it."""
+    """Return a segment's content after its header, and the span of each record."""
     data = b""
     spans: list[tuple[int, int]] = []
     for payload in payloads:
@@ -57,7 +57,7 @@ def damage(data: bytes, *, final: bool = True) -> list[Damage]:
 
 
 @given(st.lists(payloads, max_size=8), st.integers(0, 2**40), st.booleans())
-def test_records_that_were_written_are_read_back_in_their_order_and_place(
+def test_written_records_are_read_back_in_their_order_and_place(
     written: list[bytes], base: int, final: bool
 ) -> None:
     data, spans = records_of(written)
@@ -67,7 +67,7 @@ def test_records_that_were_written_are_read_back_in_their_order_and_place(
 
 
 @given(st.lists(st.binary(max_size=30), min_size=1, max_size=MAX_EVENTS))
-def test_the_events_of_a_request_are_one_record_that_knows_their_number(events: list[bytes]) -> None:
+def test_the_events_of_a_request_are_one_record_with_their_number(events: list[bytes]) -> None:
     (item,) = scan(encode_events(events), len(MAGIC), final=True)
     assert isinstance(item, Record)
     assert (item.kind, item.event_count, item.events) == (EVENTS, len(events), b",".join(events))
@@ -80,7 +80,7 @@ def test_a_request_has_at_most_255_events_in_a_record() -> None:
 
 
 @given(st.lists(payloads, min_size=1, max_size=4), st.data())
-def test_a_file_that_is_cut_anywhere_loses_only_the_record_that_was_cut(
+def test_a_truncated_file_loses_only_the_record_that_was_cut(
     written: list[bytes], data: st.DataObject
 ) -> None:
     whole, spans = records_of(written)
@@ -89,7 +89,7 @@ def test_a_file_that_is_cut_anywhere_loses_only_the_record_that_was_cut(
     last = max([end for _, end in spans if end <= cut], default=0)
     items = list(scan(whole[:cut], 0, final=True))
     assert [i.kind + i.body for i in items[: len(complete)] if isinstance(i, Record)] == complete
-    # Of what is left of the cut record, records that a client wrote into its body may look whole.
+    # The rest of the cut record may contain valid records that a client wrote into its body.
     torn = items[len(complete) :]
     if cut > last:
         assert torn
@@ -99,7 +99,7 @@ def test_a_file_that_is_cut_anywhere_loses_only_the_record_that_was_cut(
 
 
 @given(st.lists(st.binary(max_size=40).filter(lambda b: b"\xf5" not in b), min_size=1, max_size=4), st.data())
-def test_a_torn_tail_is_reported_as_exactly_the_bytes_that_are_left_of_it(
+def test_a_torn_tail_is_reported_as_exactly_its_remaining_bytes(
     texts: list[bytes], data: st.DataObject
 ) -> None:
     whole, spans = records_of([SKIPPED + text for text in texts])
@@ -109,7 +109,7 @@ def test_a_torn_tail_is_reported_as_exactly_the_bytes_that_are_left_of_it(
 
 
 @given(st.lists(payloads, min_size=1, max_size=4), st.data())
-def test_what_is_still_being_written_is_left_for_the_next_look(
+def test_a_record_that_is_still_being_written_is_left_for_the_next_read(
     written: list[bytes], data: st.DataObject
 ) -> None:
     whole, spans = records_of(written)
@@ -120,7 +120,7 @@ def test_what_is_still_being_written_is_left_for_the_next_look(
 
 
 @given(st.lists(payloads, min_size=1, max_size=5), st.lists(st.integers(0, 400), max_size=4))
-def test_looking_again_and_again_while_it_is_written_reads_each_record_once(
+def test_repeated_reads_of_a_growing_file_return_each_record_once(
     written: list[bytes], cuts: list[int]
 ) -> None:
     whole, _ = records_of(written)
@@ -158,7 +158,7 @@ def test_a_flipped_byte_loses_at_most_its_record_and_never_makes_a_wrong_one(
 @given(
     st.lists(plain, max_size=3), st.binary(min_size=1, max_size=100), st.lists(plain, min_size=1, max_size=3)
 )
-def test_valid_records_behind_any_garbage_are_read(
+def test_valid_records_after_any_garbage_are_read(
     before: list[bytes], garbage: bytes, after: list[bytes]
 ) -> None:
     front, _ = records_of(before)
@@ -169,7 +169,7 @@ def test_valid_records_behind_any_garbage_are_read(
     assert damage(front + garbage + back)
 
 
-def test_damage_is_told_from_where_it_begins_to_where_reading_goes_on() -> None:
+def test_damage_spans_from_its_first_byte_to_where_reading_resumes() -> None:
     first, second = encode_record(SKIPPED + b"one"), encode_record(SKIPPED + b"two")
     data = first + b"garbage" + MARKER + b"more" + second
     start = len(first)
@@ -180,14 +180,14 @@ def test_damage_is_told_from_where_it_begins_to_where_reading_goes_on() -> None:
     ]
 
 
-def test_a_page_of_zeros_that_a_power_loss_left_is_damage() -> None:
+def test_a_page_of_zeros_left_by_a_power_loss_is_damage() -> None:
     first, second = encode_record(SKIPPED + b"one"), encode_record(SKIPPED + b"two")
     assert found(first + bytes(4096) + second) == [SKIPPED + b"one", SKIPPED + b"two"]
     assert damage(first + bytes(4096)) == [Damage(len(first), len(first) + 4096)]
 
 
 @pytest.mark.parametrize("length", [0, MAX_PAYLOAD + 1, 2**32 - 1])
-def test_a_length_that_no_record_has_is_damage_at_once_even_in_a_file_that_grows(length: int) -> None:
+def test_an_impossible_length_is_damage_at_once_even_in_a_growing_file(length: int) -> None:
     bad = MARKER + length.to_bytes(4, "little") + bytes(4)
     second = encode_record(SKIPPED + b"two")
     assert list(scan(bad + second, 0, final=False)) == [
@@ -196,7 +196,7 @@ def test_a_length_that_no_record_has_is_damage_at_once_even_in_a_file_that_grows
     ]
 
 
-def test_garbage_at_the_end_of_a_file_that_grows_waits_for_what_comes() -> None:
+def test_garbage_at_the_end_of_a_growing_file_is_not_damage_yet() -> None:
     first, second = encode_record(SKIPPED + b"one"), encode_record(SKIPPED + b"two")
     assert [type(i) for i in scan(first + b"garbage", 0, final=False)] == [Record]
     assert [type(i) for i in scan(first + b"garbage" + second, 0, final=False)] == [Record, Damage, Record]
@@ -204,7 +204,7 @@ def test_garbage_at_the_end_of_a_file_that_grows_waits_for_what_comes() -> None:
 
 @settings(max_examples=300)
 @given(st.binary(max_size=300), st.booleans())
-def test_arbitrary_bytes_are_scanned_without_an_error_and_without_a_gap(data: bytes, final: bool) -> None:
+def test_arbitrary_bytes_are_scanned_without_error_or_gap(data: bytes, final: bool) -> None:
     at = 0
     for item in scan(data, 0, final=final):
         if isinstance(item, Damage):
@@ -216,7 +216,7 @@ def test_arbitrary_bytes_are_scanned_without_an_error_and_without_a_gap(data: by
         assert at == len(data)
 
 
-def test_a_record_is_laid_out_as_the_module_says() -> None:
+def test_a_record_has_the_documented_layout() -> None:
     record = encode_record(SKIPPED + b"no_consumer")
     assert record[:4] == b"\xf5OMR"
     assert int.from_bytes(record[4:8], "little") == 12
@@ -234,7 +234,7 @@ def test_a_record_is_laid_out_as_the_module_says() -> None:
     ],
     ids=["type", "id", "subject", "half a character"],
 )
-def test_a_summary_that_has_no_place_for_what_the_events_are_is_left_out(
+def test_a_summary_that_the_format_cannot_express_is_left_out(
     types: list[str], first_id: str, subject: str
 ) -> None:
     summary = encode_summary(types, "2026-11-22T07:00:00Z", first_id, subject)

@@ -1,4 +1,4 @@
-"""Writing the spool: what is acknowledged is in a file, in segments, and on the disk as configured."""
+"""The spool writer: acknowledged records are in segment files, and synced as configured."""
 
 from __future__ import annotations
 
@@ -28,10 +28,10 @@ from tests.plugin.spools import (
     segments,
 )
 
-# What is acknowledged is there
+# Acknowledged records
 
 
-def test_a_record_is_in_the_file_when_its_token_comes_back(tmp_path: Path) -> None:
+def test_a_record_is_in_the_file_when_its_token_is_returned(tmp_path: Path) -> None:
     missing: list[int] = []
     acknowledged = Acknowledged()
 
@@ -42,13 +42,13 @@ def test_a_record_is_in_the_file_when_its_token_comes_back(tmp_path: Path) -> No
 
     with running_writer(tmp_path, notify, segment_bytes=20 * SIZE) as writer:
         hand_over(writer, range(500))
-        eventually(lambda: len(acknowledged.tokens) == 500, what="the answer to all")
+        eventually(lambda: len(acknowledged.tokens) == 500, what="all answers")
     assert missing == []
     assert acknowledged.tokens == list(range(500))
     assert payloads(tmp_path) == [payload(n) for n in range(500)]
 
 
-def test_records_of_many_threads_are_all_acknowledged_and_each_once_in_the_file(tmp_path: Path) -> None:
+def test_records_from_many_threads_are_all_acknowledged_and_in_the_file_once(tmp_path: Path) -> None:
     acknowledged = Acknowledged()
     with running_writer(tmp_path, acknowledged) as writer:
         threads = [
@@ -63,7 +63,7 @@ def test_records_of_many_threads_are_all_acknowledged_and_each_once_in_the_file(
     assert sorted(payloads(tmp_path)) == [payload(n) for n in range(1600)]
 
 
-def test_what_was_handed_over_before_the_stop_is_written(tmp_path: Path) -> None:
+def test_records_handed_over_before_a_stop_are_written(tmp_path: Path) -> None:
     acknowledged = Acknowledged()
     writer = SpoolWriter(tmp_path, acknowledged, fsync="never")
     writer.start()
@@ -73,7 +73,7 @@ def test_what_was_handed_over_before_the_stop_is_written(tmp_path: Path) -> None
     assert payloads(tmp_path) == [payload(n) for n in range(1000)]
 
 
-def test_records_that_come_while_one_write_is_under_way_share_the_next(tmp_path: Path, disk: Disk) -> None:
+def test_records_that_arrive_during_a_write_share_the_next_one(tmp_path: Path, disk: Disk) -> None:
     acknowledged = Acknowledged()
     with running_writer(tmp_path, acknowledged) as writer:
         hand_over(writer, range(1))
@@ -84,12 +84,12 @@ def test_records_that_come_while_one_write_is_under_way_share_the_next(tmp_path:
         hand_over(writer, range(2, 100))
         disk.writes.clear()
         disk.open_gate.set()
-        eventually(lambda: len(acknowledged.tokens) == 100, what="the answer to all")
+        eventually(lambda: len(acknowledged.tokens) == 100, what="all answers")
     assert disk.writes == [SIZE, 98 * SIZE]
     assert [len(group) for group in acknowledged.groups] == [1, 1, 98]
 
 
-def test_handing_over_does_not_wait_for_a_disk_that_hangs(tmp_path: Path, disk: Disk) -> None:
+def test_handing_over_does_not_wait_for_a_stalled_disk(tmp_path: Path, disk: Disk) -> None:
     acknowledged = Acknowledged()
     with running_writer(tmp_path, acknowledged) as writer:
         disk.open_gate.clear()
@@ -99,11 +99,11 @@ def test_handing_over_does_not_wait_for_a_disk_that_hangs(tmp_path: Path, disk: 
         waited = time.monotonic() - started
         assert acknowledged.tokens == []
         disk.open_gate.set()
-        eventually(lambda: len(acknowledged.tokens) == 2000, what="the answer to all")
+        eventually(lambda: len(acknowledged.tokens) == 2000, what="all answers")
     assert waited < 1
 
 
-def test_each_queue_has_files_of_its_own(tmp_path: Path) -> None:
+def test_each_queue_has_its_own_files(tmp_path: Path) -> None:
     with running_writer(tmp_path) as writer:
         hand_over(writer, range(5), "one")
         hand_over(writer, range(5, 9), "two")
@@ -114,7 +114,7 @@ def test_each_queue_has_files_of_its_own(tmp_path: Path) -> None:
 # Segments
 
 
-def test_a_segment_that_is_full_is_followed_by_another(tmp_path: Path) -> None:
+def test_a_full_segment_is_followed_by_another(tmp_path: Path) -> None:
     acknowledged = Acknowledged()
     with running_writer(tmp_path, acknowledged, segment_bytes=10 * SIZE) as writer:
         for number in range(35):
@@ -125,7 +125,7 @@ def test_a_segment_that_is_full_is_followed_by_another(tmp_path: Path) -> None:
     assert payloads(tmp_path) == [payload(n) for n in range(35)]
 
 
-def test_a_segment_that_is_old_is_followed_by_another(tmp_path: Path) -> None:
+def test_an_old_segment_is_followed_by_another(tmp_path: Path) -> None:
     acknowledged = Acknowledged()
     with running_writer(tmp_path, acknowledged, segment_seconds=0) as writer:
         for number in range(3):
@@ -135,7 +135,7 @@ def test_a_segment_that_is_old_is_followed_by_another(tmp_path: Path) -> None:
     assert payloads(tmp_path) == [payload(n) for n in range(3)]
 
 
-def test_a_segment_is_locked_while_it_may_grow_and_free_when_another_followed(tmp_path: Path) -> None:
+def test_a_segment_is_locked_while_it_may_grow_and_unlocked_once_another_follows(tmp_path: Path) -> None:
     acknowledged = Acknowledged()
     with running_writer(tmp_path, acknowledged, segment_bytes=SIZE, fsync_interval=0.01) as writer:
         hand_over(writer, range(1))
@@ -148,7 +148,7 @@ def test_a_segment_is_locked_while_it_may_grow_and_free_when_another_followed(tm
     assert not any(is_locked(path) for path in segments(tmp_path))
 
 
-def test_a_segment_has_its_name_only_when_it_is_locked_and_begun(
+def test_a_segment_gets_its_name_only_once_it_is_locked_and_has_its_header(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     named: list[tuple[bool, bytes]] = []
@@ -185,7 +185,7 @@ def test_a_segment_is_readable_by_its_owner_only(tmp_path: Path) -> None:
     assert stat.S_IMODE(segment.parent.stat().st_mode) == 0o700
 
 
-# Putting it on the disk
+# Syncing
 
 
 def synced(monkeypatch: pytest.MonkeyPatch) -> list[str]:
@@ -200,7 +200,7 @@ def synced(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     return calls
 
 
-def test_fsync_always_puts_a_record_on_the_disk_before_its_answer(
+def test_fsync_always_syncs_a_record_before_its_answer(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     calls = synced(monkeypatch)
@@ -213,7 +213,7 @@ def test_fsync_always_puts_a_record_on_the_disk_before_its_answer(
     assert at_answer == [1]
 
 
-def test_fsync_always_puts_the_new_segments_name_on_the_disk_before_the_answer_too(
+def test_fsync_always_also_syncs_a_new_segments_directories_before_the_answer(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     calls: list[Path] = []
@@ -233,7 +233,7 @@ def test_fsync_always_puts_the_new_segments_name_on_the_disk_before_the_answer_t
     assert at_answer == [[queues / QUEUE, queues, tmp_path]] * 2
 
 
-def test_fsync_interval_puts_a_record_on_the_disk_soon_after_and_then_rests(
+def test_fsync_interval_syncs_a_record_soon_and_then_does_nothing(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     calls = synced(monkeypatch)
@@ -241,11 +241,11 @@ def test_fsync_interval_puts_a_record_on_the_disk_soon_after_and_then_rests(
         hand_over(writer, range(1))
         eventually(lambda: calls, what="the sync")
         (segment,) = segments(tmp_path)
-        writer._syncer._stopped.wait(0.1)  # ten intervals in which nothing is written
+        writer._syncer._stopped.wait(0.1)  # ten intervals without a write
         assert calls == [str(segment)]
 
 
-def test_fsync_never_leaves_it_to_the_kernel(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_fsync_never_leaves_syncing_to_the_kernel(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     calls = synced(monkeypatch)
     with running_writer(tmp_path, fsync="never", fsync_interval=0.01, segment_bytes=SIZE) as writer:
         hand_over(writer, range(10))
@@ -253,9 +253,7 @@ def test_fsync_never_leaves_it_to_the_kernel(tmp_path: Path, monkeypatch: pytest
     assert calls == []
 
 
-def test_a_segment_is_put_on_the_disk_before_it_counts_as_finished(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_segment_is_synced_before_it_is_unlocked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     locked: list[bool] = []
     fdatasync = os.fdatasync
 
@@ -269,10 +267,10 @@ def test_a_segment_is_put_on_the_disk_before_it_counts_as_finished(
     assert locked == [True]
 
 
-# Where a queue's events go
+# Records
 
 
-def test_a_record_is_what_is_read_from_a_segment(tmp_path: Path) -> None:
+def test_a_record_is_read_back_from_its_segment(tmp_path: Path) -> None:
     with running_writer(tmp_path) as writer:
         hand_over(writer, range(1))
     (item,) = items(tmp_path)

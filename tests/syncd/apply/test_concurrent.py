@@ -165,7 +165,7 @@ def creations(count: int) -> Plan:
 
 
 def target_at(url: str, attempts: int = 3) -> closing[OpenMeterV1]:
-    endpoint = Endpoint("metering API", url, "metering.token", "write")
+    endpoint = Endpoint("metering", url, "metering.token", "write")
     return closing(OpenMeterV1(endpoint, Retry(attempts=attempts)))
 
 

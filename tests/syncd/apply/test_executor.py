@@ -15,7 +15,7 @@ from syncd.metering.v1 import OpenMeterV1
 from syncd.planning.plan import make_plan
 from syncd.sandbox.testing import running_sandbox
 from tests.syncd.builders import BY_TAG, OWNER, consumer
-from tests.syncd.targets import MARKS, Target, by_hand, fault, open_target, target_at
+from tests.syncd.targets import OWNERSHIP, Target, by_hand, fault, open_target, target_at
 
 ALICE, BOB, CAROL = consumer("1", "alice"), consumer("2", "bob"), consumer("3", "carol")
 ACME = [consumer("1", "alice", "customer:acme"), consumer("2", "bob", "customer:acme")]
@@ -169,7 +169,7 @@ def test_a_customer_that_got_another_owner_since_the_plan_is_not_changed(
     late = plan(target, changed) if changed else plan(target, *ACME)
     (there,) = customers(sandbox).values()
     taken = {name: there[name] for name in ("key", "name", "usageAttribution")}
-    taken["metadata"] = {**MARKS, "sync-owner": "someone-else"}
+    taken["metadata"] = {**OWNERSHIP, "sync-owner": "someone-else"}
     sandbox.put(f"/api/v1/customers/{there['id']}", json=taken).raise_for_status()
     found = apply_plan(late, target)
     assert found[0].status is Status.BLOCKED
@@ -259,7 +259,7 @@ def test_a_subject_entity_that_someone_wrote_since_the_plan_is_left_alone(
 
 def test_other_metadata_of_a_managed_subject_entity_survive(v1: OpenMeterV1) -> None:
     apply_plan(plan(v1, ALICE), v1)
-    v1.write_subjects([SubjectWrite("consumer:1", None, {**MARKS, "crm": "7"})])
+    v1.write_subjects([SubjectWrite("consumer:1", None, {**OWNERSHIP, "crm": "7"})])
     apply_plan(plan(v1, consumer("1", "alicia")), v1)
     (entity,) = v1.subjects() or ()
     assert (entity.display_name, entity.metadata["crm"]) == ("alicia", "7")

@@ -59,7 +59,7 @@ def sync(
     """One run of policy sync with moves and retirements allowed; returns how many changes were planned."""
     is_v3 = dialect == "openmeter-v3"
     base = f"{url.rstrip('/')}/api/v3" if is_v3 else url
-    endpoint = Endpoint("metering API", base, "metering.token", "read and write", timeout=timeout)
+    endpoint = Endpoint("metering", base, "metering.token", "read and write", timeout=timeout)
     retry = Retry(attempts=attempts, sleep=lambda _: None)
     target = OpenMeterV3(endpoint, retry) if is_v3 else OpenMeterV1(endpoint, retry)
     grace = Grace(START + timedelta(days=day), timedelta(days=40), timedelta(days=40))

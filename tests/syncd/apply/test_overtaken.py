@@ -9,7 +9,7 @@ import pytest
 
 from syncd.apply.executor import apply_plan
 from syncd.core.changes import Outcome, Plan
-from syncd.core.lifecycle_metadata import stamp
+from syncd.core.lifecycle_metadata import timestamp
 from syncd.core.model import ObservedCustomer, ObservedState, ObservedSubject, Principal
 from syncd.core.ownership import ownership_metadata
 from syncd.planning.orphans import Grace
@@ -49,7 +49,7 @@ def test_a_subject_is_not_detached_if_its_new_customer_can_no_longer_get_it(
 
 
 def test_the_entity_of_a_subject_that_stays_attached_is_not_deleted() -> None:
-    gone = customer("acme", "consumer:1", owner=OWNER, metadata={"orphaned-at": stamp(START)})
+    gone = customer("acme", "consumer:1", owner=OWNER, metadata={"orphaned-at": timestamp(START)})
     entity = ObservedSubject("consumer:1", "alice", ownership_metadata(OWNER, "1"))
     there = observed(gone, subjects=(entity,))
     for delete_after in (None, timedelta(days=40)):

@@ -70,7 +70,7 @@ def server() -> Iterator[str]:
 @pytest.mark.parametrize("dialect", ["openmeter-v1", "openmeter-v3"])
 def test_the_events_of_each_hour_and_subject_are_counted_at_their_hour(server: str, dialect: Dialect) -> None:
     base = server + ("/api/v3" if dialect == "openmeter-v3" else "")
-    with ApiClient(Endpoint("metering API", base, "metering.token", "read"), Retry(attempts=1)) as client:
+    with ApiClient(Endpoint("metering", base, "metering.token", "read"), Retry(attempts=1)) as client:
         client._client.event_hooks = {"response": [found.check for found in specs_of(dialect)]}
         meters = HourlyMeters(client, dialect)
         requests, tokens = meters.yardstick(REQUEST), meters.yardstick(TOKENS)
@@ -91,7 +91,7 @@ def answered(row: object, aggregation: str = "COUNT") -> dict[Line, int]:
         return Answer(listed if asked.path == "/api/v1/meters" else {"data": [row]})
 
     with serving(answer) as fake:
-        endpoint = Endpoint("metering API", fake.url, "metering.token", "read")
+        endpoint = Endpoint("metering", fake.url, "metering.token", "read")
         with ApiClient(endpoint, Retry(attempts=1)) as client:
             meters = HourlyMeters(client, "openmeter-v1")
             used = meters.yardstick(REQUEST)

@@ -54,7 +54,7 @@ def test_apply_ends_with_3_when_something_is_blocked_and_does_the_rest(
     assert project.call("plan").returncode == 2
     result = project.run("apply")
     assert result.returncode == 3
-    assert "no owner marks" in result.stdout
+    assert "no ownership metadata" in result.stdout
     assert sandbox.get("/api/v1/customers").json()["totalCount"] == 2
 
 

@@ -24,7 +24,7 @@ def tokens(config: Config) -> list[str | None]:
     return [one.token.get_secret_value() if one.token else None for one in config.gateways]
 
 
-def test_no_gateway_is_listed_unless_somebody_lists_one(tmp_path: Path) -> None:
+def test_there_are_no_gateways_by_default(tmp_path: Path) -> None:
     (tmp_path / "syncd.yaml").write_text(HEAD)
     assert load(tmp_path / "syncd.yaml").gateways == ()
 
@@ -40,11 +40,11 @@ def test_tokens_can_come_from_the_environment_one_by_one(
     assert tokens(loaded(tmp_path, EAST, WEST)) == ["from-the-environment", "another"]
 
 
-def test_a_variable_for_a_gateway_that_is_not_listed_is_refused_without_its_value(
+def test_a_variable_for_an_unlisted_gateway_is_refused_without_its_value(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("SYNCD_GATEWAYS__1__TOKEN", "hunter2")
-    with pytest.raises(ConfigError, match=r"SYNCD_GATEWAYS__1__.*the file has 1 gateways") as error:
+    with pytest.raises(ConfigError, match=r"SYNCD_GATEWAYS__1__.*the file has only 1 gateways") as error:
         loaded(tmp_path, EAST)
     assert "hunter2" not in str(error.value)
 
@@ -57,7 +57,7 @@ def test_a_variable_for_a_gateway_that_is_not_listed_is_refused_without_its_valu
         (["{name: 'a b', url: 'http://x'}"], "gateways[0].name"),
         (["{name: a, url: 'ftp://x'}"], "gateways[0].url"),
         (["{name: a, url: 'http://me:hunter2@x'}"], "gateways[0].url"),
-        (["{name: a, url: 'unix:api'}"], "with its whole path"),
+        (["{name: a, url: 'unix:api'}"], "needs an absolute path"),
         (["{name: a, url: 'http://x', token: ''}"], "gateways[0].token"),
         (['{name: a, url: "http://x", token: "hunter2\\n"}'], "gateways[0].token"),
         (["{name: a, url: 'http://x', timeout: 3}"], "gateways[0].timeout"),
@@ -69,7 +69,7 @@ def test_a_variable_for_a_gateway_that_is_not_listed_is_refused_without_its_valu
         ([EAST, "{name: again, url: 'http://10.0.0.1:8096/'}"], "http://10.0.0.1:8096 is listed twice"),
     ],
 )
-def test_a_bad_setting_is_refused_with_its_name_and_without_its_value(
+def test_an_invalid_setting_is_refused_with_its_name_and_without_its_value(
     tmp_path: Path, gateways: list[str], says: str
 ) -> None:
     with pytest.raises(ConfigError) as error:

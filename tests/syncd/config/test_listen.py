@@ -17,13 +17,13 @@ from syncd.config.types import Listen
         ("syncd.example:8890", "http://syncd.example:8890", False),
     ],
 )
-def test_an_address_is_understood(text: str, url: str, loopback: bool) -> None:
+def test_an_address_is_parsed(text: str, url: str, loopback: bool) -> None:
     address = Listen.parse(text)
     assert isinstance(address, Listen)
     assert (address.url, address.is_loopback) == (url, loopback)
 
 
 @pytest.mark.parametrize("text", ["", "8890", ":8890", "host:", "host:http", "host:65536", "host:-1"])
-def test_what_is_no_address_is_refused(text: str) -> None:
+def test_a_text_that_is_not_an_address_is_refused(text: str) -> None:
     with pytest.raises(ValueError, match="host:port"):
         Listen.parse(text)

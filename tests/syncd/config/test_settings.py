@@ -55,7 +55,9 @@ def test_relative_paths_are_relative_to_the_file(tmp_path: Path) -> None:
     assert second.path == Path("/srv/apps.json")
 
 
-def test_the_environment_wins_over_the_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_environment_takes_precedence_over_the_file(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setenv("SYNCD_METERING__TOKEN", "from-environment")
     monkeypatch.setenv("SYNCD_SCHEDULE__INTERVAL", "30s")
     config = loaded(tmp_path, MINIMAL + "schedule: {interval: 1h}\n")
@@ -78,7 +80,7 @@ def test_the_environment_can_set_the_token_of_one_source(
     assert second.token.get_secret_value() == "kong-secret"
 
 
-def test_an_environment_variable_for_a_source_that_is_not_there_is_refused(
+def test_an_environment_variable_for_a_missing_source_is_refused(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("SYNCD_SOURCES__7__TOKEN", "kong-secret")
@@ -87,7 +89,7 @@ def test_an_environment_variable_for_a_source_that_is_not_there_is_refused(
     assert "kong-secret" not in message
 
 
-def test_an_environment_variable_of_no_setting_of_a_section_is_refused(
+def test_an_environment_variable_for_an_unknown_setting_of_a_section_is_refused(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("SYNCD_METERING__TOKNE", "secret-value")
@@ -136,7 +138,9 @@ def test_an_environment_variable_of_no_setting_of_a_section_is_refused(
         ),
     ],
 )
-def test_a_bad_setting_is_refused_with_its_name_and_the_file(tmp_path: Path, text: str, field: str) -> None:
+def test_an_invalid_setting_is_refused_with_its_name_and_the_file(
+    tmp_path: Path, text: str, field: str
+) -> None:
     message = refusal(tmp_path, text)
     assert field in message
     assert str(tmp_path / "syncd.yaml") in message
@@ -151,7 +155,9 @@ def test_the_guards_and_grace_periods_have_careful_defaults(tmp_path: Path) -> N
     assert guards.max_changes is None
 
 
-def test_the_state_is_kept_where_the_system_wants_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_state_folder_follows_the_conventions_of_the_system(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setenv("STATE_DIRECTORY", "/srv/state:/other")
     assert loaded(tmp_path, MINIMAL).daemon.state_dir == Path("/srv/state")
     here = loaded(tmp_path, MINIMAL + "daemon: {state_dir: here}").daemon.state_dir
@@ -194,7 +200,7 @@ def test_a_missing_file_is_named(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("text", ["- a\n- b\n", "1: 2\n", "'a"])
-def test_a_file_that_is_no_mapping_of_settings_is_refused(tmp_path: Path, text: str) -> None:
+def test_a_file_that_is_not_a_mapping_of_settings_is_refused(tmp_path: Path, text: str) -> None:
     assert "syncd.yaml" in refusal(tmp_path, text)
 
 
@@ -212,7 +218,7 @@ def test_the_address_to_listen_on_can_come_from_the_environment(
     assert loaded(tmp_path, MINIMAL).daemon.listen.port == 1234
 
 
-def test_an_environment_variable_that_cannot_be_read_is_a_refusal_without_its_value(
+def test_an_unreadable_environment_variable_is_refused_without_its_value(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("SYNCD_DAEMON", "{secret-value")

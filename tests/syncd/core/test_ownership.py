@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from syncd.core.ownership import is_adoptable, is_ours, label_value, ownership_metadata
+from syncd.core.ownership import is_adoptable, is_managed, label_value, ownership_metadata
 
 SPECIFIED = re.compile(r"[a-z0-9A-Z]([a-z0-9A-Z._-]*[a-z0-9A-Z])?")
 """openmeter-v3.yaml, Labels."""
@@ -30,11 +30,11 @@ def test_a_uuid_or_a_plain_word_stays_readable(text: str) -> None:
 
 
 @pytest.mark.parametrize("text", ["a--b", "a_b-c.d", "a@b", "a b", "-a", "a.", ""])
-def test_what_servers_refuse_is_encoded(text: str) -> None:
+def test_a_text_that_servers_refuse_is_encoded(text: str) -> None:
     assert label_value(text).startswith("sha256-")
 
 
-def test_the_keys_of_the_marks_begin_with_no_reserved_prefix() -> None:
+def test_the_keys_of_ownership_metadata_have_no_reserved_prefix() -> None:
     reserved = ("kong", "konnect", "mesh", "kic", "kuma", "insomnia", "openmeter", "_")
     assert not any(key.startswith(reserved) for key in ownership_metadata("default", "1"))
 
@@ -48,13 +48,13 @@ def test_the_keys_of_the_marks_begin_with_no_reserved_prefix() -> None:
         {"managed-by": "kong-openmeter", "sync-owner": "x"},
     ],
 )
-def test_only_both_marks_together_make_it_ours(metadata: dict[str, str]) -> None:
-    assert not is_ours(metadata, "default")
-    assert is_ours(ownership_metadata("default", "1"), "default")
+def test_a_customer_is_managed_only_with_both_manager_and_owner(metadata: dict[str, str]) -> None:
+    assert not is_managed(metadata, "default")
+    assert is_managed(ownership_metadata("default", "1"), "default")
 
 
-@pytest.mark.parametrize("mark", ownership_metadata("someone", "1").items())
-def test_a_customer_with_any_mark_of_an_owner_is_not_for_adoption(mark: tuple[str, str]) -> None:
-    name, value = mark
+@pytest.mark.parametrize("entry", ownership_metadata("someone", "1").items())
+def test_a_customer_with_any_metadata_of_an_owner_is_not_adoptable(entry: tuple[str, str]) -> None:
+    name, value = entry
     assert is_adoptable({"crm": "7"})
     assert is_adoptable({name: value}) is (name == "source-id")

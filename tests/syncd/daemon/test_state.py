@@ -49,7 +49,7 @@ def test_the_metrics_tell_runs_changes_blocked_and_unbilled(project: Project, sa
     assert found["syncd_blocked"] == 2
     assert found['syncd_unbilled_events{fate="unknown"}'] == 1
     assert found["syncd_last_success_timestamp_seconds"] >= found["syncd_last_attempt_timestamp_seconds"] > 0
-    assert found['syncd_api_calls_total{api="metering API",method="POST",status="201"}'] >= 1
+    assert found['syncd_api_calls_total{api="metering",method="POST",status="201"}'] >= 1
 
 
 def test_a_failed_run_is_not_ready_and_is_counted_by_its_reason(project: Project) -> None:

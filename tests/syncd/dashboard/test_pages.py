@@ -148,7 +148,7 @@ def test_customers_show_subjects_and_usage_and_can_be_searched(
         page = visitor.see("/dashboard/customers")
         assert f"syncd {carol} 2 1,500" in row(page, "carol")
         assert "syncd 2 subjects" in row(page, "acme")
-        assert "someone else (it has no owner marks) none 0 0" in row(page, "Initech")
+        assert "someone else (it has no ownership metadata) none 0 0" in row(page, "Initech")
         assert "carol" not in text_of(visitor.see("/dashboard/customers", q="acme", by="key"))
         assert "No customer fits" in visitor.see("/dashboard/customers", q="nobody")
         assert "2 1,500" not in row(visitor.see("/dashboard/customers", span="last-month"), "carol")

@@ -1,4 +1,4 @@
-"""The client of the plugin's API, against a real plugin server and against what it must not answer."""
+"""The client of the plugin's API, against a real plugin server and against invalid answers."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ SECRET = "token-that-must-never-be-shown"
 
 
 @pytest.fixture(scope="module")
-def world(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Audited]:
+def deployment(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Audited]:
     """A gateway: 5 events of two hours delivered, 1 refused."""
     with audited(tmp_path_factory.mktemp("gateway"), "east") as running:
         (east,) = running.sites
@@ -41,8 +41,8 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Audited]:
 
 
 @pytest.fixture
-def there(world: Audited) -> Site:
-    return world.sites[0]
+def there(deployment: Audited) -> Site:
+    return deployment.sites[0]
 
 
 @pytest.fixture
@@ -57,7 +57,7 @@ def gateway_at(url: str, token: str | None = None) -> Gateway:
 
 
 def answered(there: Site, path: str) -> dict[str, Any]:
-    """What the plugin answers to a GET."""
+    """Return the plugin's own answer to a GET."""
     answer = httpx.get(f"{there.url}{path}", headers={"authorization": f"Bearer {TOKEN}"})
     found: dict[str, Any] = answer.raise_for_status().json()
     return found
@@ -71,7 +71,7 @@ def failure(url: str, token: str | None = SECRET) -> str:
     return str(error.value)
 
 
-# What it reads
+# Reads
 
 
 def test_the_books_are_read(gateway: Gateway, there: Site) -> None:
@@ -92,7 +92,7 @@ def test_the_ledger_is_read_to_its_last_page(gateway: Gateway, page_size: int) -
     assert ledger.hours_with_waiting_events == frozenset()
 
 
-def test_a_part_of_the_ledger_is_read(gateway: Gateway) -> None:
+def test_the_ledger_is_filtered_by_hours_and_subject(gateway: Gateway) -> None:
     assert [line.hour for line in gateway.ledger(SECOND, SECOND + HOUR).lines] == [SECOND]
     assert gateway.ledger(SECOND + HOUR, END).lines == ()
     assert gateway.ledger(BEGINNING, SECOND).lines == gateway.ledger(BEGINNING, END, ALICE).lines
@@ -106,7 +106,7 @@ def test_dead_letters_are_read_page_by_page(gateway: Gateway) -> None:
     assert page.next is None
 
 
-def test_events_are_sent_again_of_one_subject_or_of_all(gateway: Gateway) -> None:
+def test_events_of_one_subject_or_of_all_are_redelivered(gateway: Gateway) -> None:
     def done(number: int) -> bool:
         return gateway.redelivery(number).state == "done"
 
@@ -117,7 +117,7 @@ def test_events_are_sent_again_of_one_subject_or_of_all(gateway: Gateway) -> Non
         assert gateway.redelivery(asked.id).sent == sent
 
 
-def test_a_gateway_that_is_ready_says_so_and_one_that_is_not_says_why(there: Site) -> None:
+def test_readiness_includes_the_problems(there: Site) -> None:
     with gateway_at(there.url) as gateway:
         eventually(lambda: gateway.readiness().ready, what="readiness")
     not_ready = Answer({"ready": False, "problems": ["the spool's file system is full"]}, status=503)
@@ -125,23 +125,23 @@ def test_a_gateway_that_is_ready_says_so_and_one_that_is_not_says_why(there: Sit
         assert gateway.readiness().problems == ("the spool's file system is full",)
 
 
-def test_an_api_on_a_unix_socket_is_read_too(tmp_path: Path) -> None:
+def test_an_api_on_a_unix_socket_is_read(tmp_path: Path) -> None:
     options = ("--api", f"unix:{tmp_path}/api")
     with site(tmp_path, "east", "http://127.0.0.1:9", *options) as local, local.client() as gateway:
         eventually(lambda: gateway.readiness().ready, what="readiness")
         assert gateway.spool().destinations == ()
 
 
-def test_a_unix_socket_that_is_not_there_is_named(tmp_path: Path) -> None:
+def test_a_missing_unix_socket_is_named(tmp_path: Path) -> None:
     with warnings.catch_warnings():
-        # httpcore leaves a socket that could not connect to the garbage collector.
+        # httpcore leaves a socket whose connect failed to the garbage collector.
         warnings.simplefilter("ignore", ResourceWarning)
         message = failure(f"unix:{tmp_path}/nothing")
         gc.collect()
     assert f"unix:{tmp_path}/nothing" in message
 
 
-def test_hours_with_waiting_events_are_told(tmp_path: Path) -> None:
+def test_hours_with_waiting_events_are_returned(tmp_path: Path) -> None:
     with site(tmp_path, "east", "http://127.0.0.1:9") as away, away.client() as gateway:
         hour = hours_ago(5)
         away.serve("alice", hour, 2, settled=False)
@@ -150,7 +150,7 @@ def test_hours_with_waiting_events_are_told(tmp_path: Path) -> None:
         assert gateway.ledger(hour + HOUR, hour + 2 * HOUR).hours_with_waiting_events == frozenset()
 
 
-# What goes wrong
+# Failures
 
 
 def test_a_wrong_token_is_named_by_its_setting_and_never_shown(there: Site) -> None:
@@ -183,35 +183,33 @@ SPOOL_WITHOUT_BOOKS = {"delivery_running": True, "destinations": [], "dead_lette
         Answer(cut=True),
     ],
 )
-def test_any_answer_but_the_plugins_is_an_error_that_names_the_gateway(answer: Answer) -> None:
+def test_an_answer_that_is_not_the_plugins_is_an_error_that_names_the_gateway(answer: Answer) -> None:
     with serving(lambda _: answer) as fake:
         assert failure(fake.url).startswith("gateway east: ")
 
 
 @pytest.mark.parametrize("change", [{"delivery_running": "yes"}, {"dead_letters": "0"}, {"quarantined": -1}])
-def test_a_value_of_another_kind_is_an_error_and_not_guessed_at(
-    there: Site, change: dict[str, object]
-) -> None:
+def test_a_value_of_another_type_is_an_error(there: Site, change: dict[str, object]) -> None:
     books = answered(there, "/v1/spool")
     with serving(lambda _: Answer(books | change)) as fake:
         assert next(iter(change)) in failure(fake.url)
 
 
-def test_what_a_newer_plugin_answers_besides_is_left_alone(gateway: Gateway, there: Site) -> None:
+def test_additional_fields_of_a_newer_plugin_are_ignored(gateway: Gateway, there: Site) -> None:
     newer = answered(there, "/v1/spool") | {"more": 1}
     newer["destinations"] = [part | {"more": {}} for part in newer["destinations"]]
     with serving(lambda _: Answer(newer)) as fake, gateway_at(fake.url) as other:
         assert other.spool().total.books == gateway.spool().total.books
 
 
-def test_a_waiting_hour_that_only_one_page_tells_of_is_kept() -> None:
-    """What waits changes from page to page; an hour that waited at any of them is not complete."""
+def test_a_waiting_hour_on_only_one_page_is_returned() -> None:
+    """Waiting events change between pages; an hour that has some on any page is not complete."""
     pages = {"": (FIRST, "more"), "more": (SECOND, None)}
 
     def answer(asked: Asked) -> Answer:
         hour, following = pages[asked.query.get("after", "")]
-        told = [hour.strftime("%Y-%m-%dT%H")]
-        return Answer({"lines": [], "hours_with_waiting_events": told, "next": following})
+        waiting = [hour.strftime("%Y-%m-%dT%H")]
+        return Answer({"lines": [], "hours_with_waiting_events": waiting, "next": following})
 
     with serving(answer) as fake, gateway_at(fake.url) as gateway:
         assert gateway.ledger(BEGINNING, END).hours_with_waiting_events == {FIRST, SECOND}
@@ -225,7 +223,7 @@ def test_a_ledger_that_never_ends_is_an_error() -> None:
         assert len(fake.asked) == 2
 
 
-def test_a_redelivery_is_asked_for_once_even_where_no_answer_comes() -> None:
+def test_a_redelivery_is_requested_once_even_without_an_answer() -> None:
     with serving(lambda _: Answer(cut=True)) as fake:
         config = GatewayConfig(name="east", url=fake.url)
         with Gateway(config, attempts=5) as gateway, pytest.raises(GatewayError):
@@ -233,7 +231,7 @@ def test_a_redelivery_is_asked_for_once_even_where_no_answer_comes() -> None:
         assert len(fake.asked) == 1
 
 
-def test_a_reading_is_tried_again() -> None:
+def test_a_read_is_retried() -> None:
     answers = iter([Answer(cut=True), Answer(status=503), Answer({"dead_letters": [], "next": None})])
     with serving(lambda _: next(answers)) as fake:
         config = GatewayConfig(name="east", url=fake.url)
@@ -244,33 +242,33 @@ def test_a_reading_is_tried_again() -> None:
 # doctor
 
 
-def doctor(world: Audited, **change: object) -> tuple[str, str]:
-    """The level and the text of its finding about the gateway."""
-    world.gateways = [world.sites[0].settings | change]
-    result = world.project().call("doctor", "--json")
+def doctor(deployment: Audited, **change: object) -> tuple[str, str]:
+    """Return level and text of the finding about the gateway."""
+    deployment.gateways = [deployment.sites[0].settings | change]
+    result = deployment.project().call("doctor", "--json")
     (finding,) = (one for one in json.loads(result.stdout) if one["check"] == "gateway")
     return finding["level"], finding["text"]
 
 
-def test_doctor_finds_a_gateway_that_is_reachable_ready_and_opened_by_the_token(
-    world: Audited, tmp_path: Path
+def test_doctor_accepts_a_reachable_ready_gateway_with_the_right_token(
+    deployment: Audited, tmp_path: Path
 ) -> None:
-    httpx.delete(f"{world.metering.url}/sandbox/v1/faults").raise_for_status()
-    with site(tmp_path, "west", world.metering.url) as west:
+    httpx.delete(f"{deployment.metering.url}/sandbox/v1/faults").raise_for_status()
+    with site(tmp_path, "west", deployment.metering.url) as west:
         west.serve("alice", FIRST, 1)
-        level, text = doctor(world, name="west", url=west.url)
+        level, text = doctor(deployment, name="west", url=west.url)
     assert (level, text) == ("ok", "west: ready, and the token is valid")
 
 
-def test_doctor_tells_of_a_gateway_that_cannot_be_read(world: Audited) -> None:
-    level, text = doctor(world, token=SECRET)
+def test_doctor_reports_a_gateway_that_cannot_be_read(deployment: Audited) -> None:
+    level, text = doctor(deployment, token=SECRET)
     assert level == "problem"
     assert "gateways[0].token" in text
     assert SECRET not in text
-    assert doctor(world, url="http://127.0.0.1:9")[0] == "problem"
+    assert doctor(deployment, url="http://127.0.0.1:9")[0] == "problem"
 
 
-def test_doctor_tells_of_a_gateway_that_is_not_ready(world: Audited, there: Site) -> None:
+def test_doctor_reports_a_gateway_that_is_not_ready(deployment: Audited, there: Site) -> None:
     books = answered(there, "/v1/spool")
 
     def not_ready(asked: Asked) -> Answer:
@@ -278,21 +276,23 @@ def test_doctor_tells_of_a_gateway_that_is_not_ready(world: Audited, there: Site
         return Answer(problem, status=503) if asked.path == "/readyz" else Answer(books)
 
     with serving(not_ready) as fake:
-        level, text = doctor(world, url=fake.url)
+        level, text = doctor(deployment, url=fake.url)
     assert (level, text) == ("problem", "east: its plugin is not ready: the disk is full")
 
 
-def test_doctor_warns_of_a_gateway_whose_events_go_elsewhere(world: Audited, tmp_path: Path) -> None:
+def test_doctor_warns_of_a_gateway_whose_events_go_to_another_host(
+    deployment: Audited, tmp_path: Path
+) -> None:
     with site(tmp_path, "west", "http://127.0.0.1:9") as west:
         west.serve("alice", FIRST, 1, settled=False)
-        level, text = doctor(world, name="west", url=west.url)
+        level, text = doctor(deployment, name="west", url=west.url)
         assert level == "warning"
         assert "metering_hosts" in text
-        assert doctor(world, name="west", url=west.url, metering_hosts=["127.0.0.1:9"])[0] == "ok"
+        assert doctor(deployment, name="west", url=west.url, metering_hosts=["127.0.0.1:9"])[0] == "ok"
 
 
-def test_doctor_warns_of_events_that_were_refused(world: Audited) -> None:
-    level, text = doctor(world)
+def test_doctor_warns_of_refused_events(deployment: Audited) -> None:
+    level, text = doctor(deployment)
     assert level == "warning"
     assert "1 events were refused" in text
 
@@ -300,14 +300,14 @@ def test_doctor_warns_of_events_that_were_refused(world: Audited) -> None:
 # Settings
 
 
-def test_the_gateways_of_the_configuration_keep_their_order_and_settings(world: Audited) -> None:
+def test_the_gateways_of_the_configuration_keep_their_order_and_settings(deployment: Audited) -> None:
     from syncd.config.settings import load
 
-    world.gateways = [
+    deployment.gateways = [
         {"name": "b", "url": "https://b.example:8096/", "timeout": "3s"},
         {"name": "a", "url": "unix:/run/openmeter/api", "token": SECRET},
     ]
-    config = load(world.project().config)
+    config = load(deployment.project().config)
     assert [(one.name, one.config.url) for one in gateways_of(config)] == [
         ("b", "https://b.example:8096"),
         ("a", "unix:/run/openmeter/api"),

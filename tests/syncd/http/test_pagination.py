@@ -1,4 +1,4 @@
-"""Lists paged by number that change while they are read: always a whole list, or an error."""
+"""Lists paged by number that change during the read: the result is complete, or an error."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ class Server:
     def fetch(self, number: int, size: int) -> Page:
         self.requests += 1
         self.between(self, self.requests)
-        size = 2 if size > 1 else 1  # a page of ours is 1000, and no test wants so many
+        size = 2 if size > 1 else 1  # syncd asks for 1000, too many for a test
         return Page(self.entries[(number - 1) * size : number * size], len(self.entries))
 
     def read(self) -> list[str]:
@@ -41,14 +41,14 @@ class Server:
 
 
 @pytest.mark.parametrize("count", [0, 1, 2, 3, 4, 5, 9])
-def test_a_quiet_list_is_read_once_and_whole(count: int) -> None:
+def test_an_unchanging_list_is_read_once_and_completely(count: int) -> None:
     server = Server(count)
     assert server.read() == [str(number) for number in range(count)]
     pages = max(1, -(-count // 2))
     assert server.requests == pages + 2 * (pages > 1)
 
 
-def test_a_deletion_that_shifts_a_page_makes_the_list_be_read_again() -> None:
+def test_a_deletion_that_shifts_a_page_causes_another_read() -> None:
     def delete(server: Server, request: int) -> None:
         if request == 4:
             del server.entries[0]
@@ -56,8 +56,8 @@ def test_a_deletion_that_shifts_a_page_makes_the_list_be_read_again() -> None:
     assert Server(6, delete).read() == ["1", "2", "3", "4", "5"]
 
 
-def test_one_that_goes_as_another_comes_does_not_hide_a_third() -> None:
-    # The total stays, and each page is full: only the youngest entry tells.
+def test_a_deletion_and_an_addition_at_once_do_not_hide_another_entry() -> None:
+    # The total stays and each page is full: only the youngest entry reveals the change.
     def swap(server: Server, request: int) -> None:
         if request == 4:
             del server.entries[0]
@@ -66,7 +66,7 @@ def test_one_that_goes_as_another_comes_does_not_hide_a_third() -> None:
     assert Server(6, swap).read() == ["1", "2", "3", "4", "5", "6"]
 
 
-def test_an_order_that_is_not_the_same_twice_makes_the_list_be_read_again() -> None:
+def test_a_changing_order_causes_another_read() -> None:
     def shuffle(server: Server, request: int) -> None:
         if request == 4:
             server.entries[1], server.entries[2] = server.entries[2], server.entries[1]
@@ -74,7 +74,7 @@ def test_an_order_that_is_not_the_same_twice_makes_the_list_be_read_again() -> N
     assert sorted(Server(6, shuffle).read()) == ["0", "1", "2", "3", "4", "5"]
 
 
-def test_a_list_that_never_rests_is_an_error_and_not_a_smaller_world() -> None:
+def test_a_list_that_keeps_changing_is_an_error_and_not_a_shorter_list() -> None:
     def grow(server: Server, _request: int) -> None:
         server.add()
 
@@ -110,7 +110,7 @@ def test_a_server_that_refuses_large_pages_is_asked_for_smaller_ones() -> None:
     assert sizes == [1000, 100]
 
 
-def test_times_that_cannot_be_read_leave_the_total_as_the_only_witness() -> None:
+def test_without_readable_times_only_the_total_is_checked() -> None:
     def fetch(number: int, size: int) -> Page:
         names = ["a", "b"] if size > 1 and number == 1 else ["c"]
         return Page([{"id": name, "created_at": 7} for name in names], 3)
@@ -123,10 +123,10 @@ def test_times_that_cannot_be_read_leave_the_total_as_the_only_witness() -> None
     st.integers(0, 9),
     st.dictionaries(st.integers(1, 12), st.lists(st.one_of(st.none(), st.integers(0, 9)), max_size=3)),
 )
-def test_whatever_comes_and_goes_all_that_stayed_is_there(
+def test_entries_that_stay_during_the_read_are_never_missed(
     count: int, script: dict[int, list[int | None]]
 ) -> None:
-    """None adds an entry, a number deletes the one at that place."""
+    """None adds an entry, a number deletes the one at that position."""
 
     def change(server: Server, request: int) -> None:
         for step in script.get(request, []):
@@ -146,14 +146,14 @@ def test_whatever_comes_and_goes_all_that_stayed_is_there(
 
 
 @pytest.mark.parametrize("total", [1, 2], ids=["more than it says", "one entry twice"])
-def test_a_single_page_that_is_not_what_its_total_says_is_not_taken_for_the_list(total: int) -> None:
+def test_a_single_page_that_contradicts_its_total_is_rejected(total: int) -> None:
     twice = [entry(0), entry(0)] if total == 2 else [entry(0), entry(1)]
     with pytest.raises(MalformedError, match="the list changed during each of 3 readings"):
         read_all(lambda _number, _size: Page(twice, total), "the list", created="created_at")
 
 
 def test_a_list_that_shrank_while_its_youngest_was_asked_for_is_read_again() -> None:
-    """Then nobody knows the youngest, and one that goes as another comes would hide a third."""
+    """Without the youngest entry, a deletion and an addition at once would hide another entry."""
 
     def change(server: Server, request: int) -> None:
         if request in (2, 4):
@@ -164,7 +164,7 @@ def test_a_list_that_shrank_while_its_youngest_was_asked_for_is_read_again() -> 
     assert Server(6, change).read() == ["2", "3", "4", "5", "6", "7"]
 
 
-def test_where_entries_tell_no_time_a_total_that_changes_is_enough() -> None:
+def test_without_times_a_changed_total_causes_another_read() -> None:
     def change(server: Server, request: int) -> None:
         for one in server.entries:
             one.pop("created_at", None)

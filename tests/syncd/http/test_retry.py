@@ -13,7 +13,7 @@ from tests.syncd.servers import Answer, Asked, Server, serving
 
 
 def client(server: Server, waits: list[float], attempts: int = 3) -> ApiClient:
-    endpoint = Endpoint("the API", server.url, "metering.token", "do it", token="s3cr3t")
+    endpoint = Endpoint("metering", server.url, "metering.token", "do it", token="s3cr3t")
     return ApiClient(endpoint, Retry(attempts=attempts, first_wait=1, sleep=waits.append))
 
 
@@ -23,14 +23,14 @@ def answers(*script: Answer) -> Callable[[Asked], Answer]:
 
 
 @pytest.mark.parametrize("status", [429, 500, 502, 503, 504])
-def test_a_passing_failure_is_tried_again(status: int) -> None:
+def test_a_transient_failure_is_retried(status: int) -> None:
     waits: list[float] = []
     with serving(answers(Answer(status=status), Answer({"ok": 1}))) as server, client(server, waits) as api:
         assert api.get("/x") == {"ok": 1}
     assert len(waits) == 1
 
 
-def test_the_wait_grows_and_is_spread() -> None:
+def test_the_wait_grows_and_has_jitter() -> None:
     waits: list[float] = []
     with (
         serving(answers(*[Answer(status=500)] * 4)) as server,
@@ -59,7 +59,7 @@ def test_retry_after_is_obeyed_up_to_a_minute(header: Callable[[], str], least: 
     assert least - 0.1 <= waits[0] <= most
 
 
-def test_a_refusal_is_not_tried_again_and_carries_what_the_server_said() -> None:
+def test_a_refusal_is_not_retried_and_carries_the_servers_explanation() -> None:
     problem = Answer({"title": "Bad Request", "detail": "name is too long"}, 400)
     with (
         serving(answers(problem)) as server,
@@ -95,7 +95,7 @@ def test_an_authentication_problem_names_the_setting_and_the_rights_and_not_the_
     assert "s3cr3t" not in str(caught.value)
 
 
-def test_what_the_server_asked_of_one_who_gave_up_is_still_asked_of_the_next() -> None:
+def test_a_retry_after_outlasts_the_request_that_gave_up() -> None:
     waits: list[float] = []
     limited = Answer(status=429, headers={"Retry-After": "7"})
     with serving(answers(limited, Answer({}))) as server, client(server, waits, attempts=1) as api:

@@ -13,42 +13,42 @@ from tests.syncd.builders import BY_TAG, OWNER, RULES, consumer, static
 UUID = "b32379d9-3d28-5683-a79c-72139be6e34f"
 
 
-def shape(world: DesiredState) -> dict[str, list[str]]:
-    return {customer.key: [subject.key for subject in customer.subjects] for customer in world.customers}
+def shape(desired: DesiredState) -> dict[str, list[str]]:
+    return {customer.key: [subject.key for subject in customer.subjects] for customer in desired.customers}
 
 
-def only_problem(world: DesiredState) -> str:
-    assert len(world.problems) == 1
-    return world.problems[0].reason
+def only_problem(desired: DesiredState) -> str:
+    assert len(desired.problems) == 1
+    return desired.problems[0].reason
 
 
-def test_a_consumer_gets_a_customer_whose_key_is_another_text_than_its_subject() -> None:
-    world = desired_state([consumer(UUID, "alice")], MappingRules(OWNER))
-    assert shape(world) == {f"consumer-{UUID}": [f"consumer:{UUID}"]}
+def test_the_key_of_a_consumers_customer_differs_from_its_subject() -> None:
+    desired = desired_state([consumer(UUID, "alice")], MappingRules(OWNER))
+    assert shape(desired) == {f"consumer-{UUID}": [f"consumer:{UUID}"]}
 
 
 @pytest.mark.parametrize("customer", ["acme", "batch"])
-def test_a_static_subject_has_the_key_that_is_given_else_one_like_everybody(customer: str) -> None:
-    world = desired_state([static("batch", customer=customer), static("other")], MappingRules(OWNER))
-    assert shape(world) == {customer: ["batch"], "static-other": ["other"]}
+def test_a_static_subject_joins_the_given_customer_else_gets_one_of_its_own(customer: str) -> None:
+    desired = desired_state([static("batch", customer=customer), static("other")], MappingRules(OWNER))
+    assert shape(desired) == {customer: ["batch"], "static-other": ["other"]}
 
 
 @pytest.mark.parametrize("key", ["consumer-1", "application-1"])
-def test_a_group_may_be_named_after_somebodys_own_customer(key: str) -> None:
+def test_a_group_may_have_the_key_of_a_principals_own_customer(key: str) -> None:
     people = [
         consumer("1", "alice"),
         Principal("application", "1", "portal", "Widget"),
         consumer("2", "bob", f"customer:{key}"),
     ]
-    world = desired_state(people, MappingRules(OWNER, "tag"))
-    assert not world.problems
-    assert shape(world)[key] == [f"{key.replace('-', ':')}", "consumer:2"]
+    desired = desired_state(people, MappingRules(OWNER, "tag"))
+    assert not desired.problems
+    assert shape(desired)[key] == [f"{key.replace('-', ':')}", "consumer:2"]
 
 
 def test_an_application_gets_a_customer_under_its_own_prefix() -> None:
-    world = desired_state([Principal("application", UUID, "portal", "Weather Widget")], RULES)
-    assert shape(world) == {f"application:{UUID}": [f"application:{UUID}"]}
-    assert world.customers[0].name == "Weather Widget"
+    desired = desired_state([Principal("application", UUID, "portal", "Weather Widget")], RULES)
+    assert shape(desired) == {f"application:{UUID}": [f"application:{UUID}"]}
+    assert desired.customers[0].name == "Weather Widget"
 
 
 @pytest.mark.parametrize(
@@ -58,62 +58,62 @@ def test_an_application_gets_a_customer_under_its_own_prefix() -> None:
 def test_the_name_is_the_username_else_the_custom_id_else_the_id(
     username: str | None, custom_id: str | None, name: str
 ) -> None:
-    world = desired_state([consumer("7", username, custom_id=custom_id)], RULES)
-    assert world.customers[0].name == name
+    desired = desired_state([consumer("7", username, custom_id=custom_id)], RULES)
+    assert desired.customers[0].name == name
 
 
 @pytest.mark.parametrize(("field", "subject"), [("username", "alice"), ("custom_id", "crm-1")])
-def test_the_subject_is_the_bare_field_where_one_is_configured(field: str, subject: str) -> None:
+def test_the_subject_is_the_bare_value_of_the_configured_field(field: str, subject: str) -> None:
     rules = MappingRules("default", subject_field=field)  # type: ignore[arg-type]
-    world = desired_state([consumer("7", "alice", custom_id="crm-1")], rules)
-    assert shape(world) == {"consumer-7": [subject]}
+    desired = desired_state([consumer("7", "alice", custom_id="crm-1")], rules)
+    assert shape(desired) == {"consumer-7": [subject]}
 
 
 def test_an_application_keeps_its_default_subject_whatever_the_field() -> None:
     rules = MappingRules("default", subject_field="username")
-    world = desired_state([Principal("application", "9", "portal", "Widget")], rules)
-    assert shape(world) == {"application-9": ["application:9"]}
+    desired = desired_state([Principal("application", "9", "portal", "Widget")], rules)
+    assert shape(desired) == {"application-9": ["application:9"]}
 
 
 def test_a_consumer_without_the_configured_field_is_reported_and_not_mapped() -> None:
     rules = MappingRules("default", subject_field="username")
-    world = desired_state([consumer("7", None, custom_id="crm-1")], rules)
-    assert not world.customers
-    assert "has no username" in only_problem(world)
+    desired = desired_state([consumer("7", None, custom_id="crm-1")], rules)
+    assert not desired.customers
+    assert "has no username" in only_problem(desired)
 
 
 def test_consumers_with_the_same_tag_share_a_customer_named_after_it() -> None:
-    world = desired_state(
+    desired = desired_state(
         [consumer("1", "alice", "gold", "customer:acme"), consumer("2", "bob", "customer:acme")], BY_TAG
     )
-    assert shape(world) == {"acme": ["consumer:1", "consumer:2"]}
-    assert (world.customers[0].name, world.customers[0].name_follows_source) == ("acme", False)
+    assert shape(desired) == {"acme": ["consumer:1", "consumer:2"]}
+    assert (desired.customers[0].name, desired.customers[0].name_follows_source) == ("acme", False)
 
 
-def test_tags_do_not_group_unless_asked_to() -> None:
-    world = desired_state([consumer("1", "alice", "customer:acme")], RULES)
-    assert shape(world) == {"consumer:1": ["consumer:1"]}
+def test_tags_group_only_with_group_by_tag() -> None:
+    desired = desired_state([consumer("1", "alice", "customer:acme")], RULES)
+    assert shape(desired) == {"consumer:1": ["consumer:1"]}
 
 
 @pytest.mark.parametrize("tags", [("customer:acme", "customer:globex"), ("customer:",), ("customer: ",)])
-def test_a_consumer_whose_tags_name_no_single_customer_is_reported(tags: tuple[str, ...]) -> None:
-    world = desired_state([consumer("1", "alice", *tags), consumer("2", "bob")], BY_TAG)
-    assert shape(world) == {"consumer:2": ["consumer:2"]}
-    assert "must carry one tag" in only_problem(world)
+def test_a_consumer_whose_tags_do_not_name_exactly_one_customer_is_reported(tags: tuple[str, ...]) -> None:
+    desired = desired_state([consumer("1", "alice", *tags), consumer("2", "bob")], BY_TAG)
+    assert shape(desired) == {"consumer:2": ["consumer:2"]}
+    assert "must carry one tag" in only_problem(desired)
 
 
 def test_a_static_subject_joins_the_customer_it_names() -> None:
-    world = desired_state(
+    desired = desired_state(
         [consumer("1", "alice", "customer:acme"), static("batch", customer="acme", team="data")], BY_TAG
     )
-    assert shape(world) == {"acme": ["batch", "consumer:1"]}
-    assert world.customers[0].subjects[0].metadata["team"] == "data"
+    assert shape(desired) == {"acme": ["batch", "consumer:1"]}
+    assert desired.customers[0].subjects[0].metadata["team"] == "data"
 
 
-def test_a_static_subject_without_a_customer_is_one_itself() -> None:
-    world = desired_state([static("batch", name="Batch export")], RULES)
-    assert shape(world) == {"batch": ["batch"]}
-    assert world.customers[0].name == "Batch export"
+def test_a_static_subject_without_a_customer_gets_its_own() -> None:
+    desired = desired_state([static("batch", name="Batch export")], RULES)
+    assert shape(desired) == {"batch": ["batch"]}
+    assert desired.customers[0].name == "Batch export"
 
 
 def test_an_anonymous_consumer_gets_no_customer() -> None:
@@ -125,26 +125,26 @@ def test_an_anonymous_consumer_gets_no_customer() -> None:
 @pytest.mark.parametrize("name", ["1", "guest"])
 def test_a_consumer_configured_as_anonymous_gets_no_customer(name: str) -> None:
     rules = MappingRules("default", anonymous_consumers=frozenset({name}))
-    world = desired_state([consumer("1", "guest"), consumer("2", "alice")], rules)
-    assert shape(world) == {"consumer-2": ["consumer:2"]}
+    desired = desired_state([consumer("1", "guest"), consumer("2", "alice")], rules)
+    assert shape(desired) == {"consumer-2": ["consumer:2"]}
 
 
 def test_a_consumer_read_from_two_sources_is_one_consumer() -> None:
     twice = [consumer("1", "alice", "a", "b", source="x"), consumer("1", "alice", "b", "a", source="y")]
-    world = desired_state(twice, RULES)
-    assert shape(world) == {"consumer:1": ["consumer:1"]}
-    assert not world.problems
+    desired = desired_state(twice, RULES)
+    assert shape(desired) == {"consumer:1": ["consumer:1"]}
+    assert not desired.problems
 
 
-def test_a_consumer_that_one_of_two_sources_calls_anonymous_is_anonymous() -> None:
+def test_a_consumer_that_is_anonymous_in_one_of_two_sources_is_anonymous() -> None:
     one = consumer("1", "guest", source="x")
     assert not desired_state([one, replace(one, source="y", anonymous=True)], RULES).customers
 
 
 def test_two_sources_that_disagree_about_a_consumer_block_it_and_name_both() -> None:
-    world = desired_state([consumer("1", "alice", source="x"), consumer("1", "bob", source="y")], RULES)
-    assert not world.customers
-    reason = only_problem(world)
+    desired = desired_state([consumer("1", "alice", source="x"), consumer("1", "bob", source="y")], RULES)
+    assert not desired.customers
+    reason = only_problem(desired)
     assert "consumer alice (id 1, from x)" in reason
     assert "consumer bob (id 1, from y)" in reason
 
@@ -158,18 +158,18 @@ def test_two_sources_that_disagree_about_a_consumer_block_it_and_name_both() -> 
     ],
     ids=["tag", "no tag", "custom_id"],
 )
-def test_two_sources_that_name_a_consumer_alike_but_group_it_otherwise_block_it(other: Principal) -> None:
-    world = desired_state([consumer("1", "alice", "customer:acme", source="x"), other], BY_TAG)
-    assert not world.customers
-    assert "have the same subject 'consumer:1'" in only_problem(world)
+def test_two_sources_that_group_a_consumer_differently_block_it(other: Principal) -> None:
+    desired = desired_state([consumer("1", "alice", "customer:acme", source="x"), other], BY_TAG)
+    assert not desired.customers
+    assert "have the same subject 'consumer:1'" in only_problem(desired)
 
 
-def test_two_static_subjects_of_one_key_block_each_other_and_nothing_else() -> None:
-    world = desired_state([static("s", name="one"), static("s", name="two"), static("t")], RULES)
-    assert shape(world) == {"t": ["t"]}
-    assert "static subject one" in only_problem(world)
-    assert "static subject two" in only_problem(world)
-    assert world.problems[0].subject_keys == ("s",)
+def test_two_static_subjects_with_one_key_block_each_other_and_nothing_else() -> None:
+    desired = desired_state([static("s", name="one"), static("s", name="two"), static("t")], RULES)
+    assert shape(desired) == {"t": ["t"]}
+    assert "static subject one" in only_problem(desired)
+    assert "static subject two" in only_problem(desired)
+    assert desired.problems[0].subject_keys == ("s",)
 
 
 def test_a_customer_key_that_is_the_subject_of_another_customer_blocks_both() -> None:
@@ -178,68 +178,68 @@ def test_a_customer_key_that_is_the_subject_of_another_customer_blocks_both() ->
         consumer("2", "bob", "customer:acme"),
         consumer("3", "carol"),
     ]
-    world = desired_state(principals, BY_TAG)
-    assert shape(world) == {"consumer:3": ["consumer:3"]}
-    reason = only_problem(world)
+    desired = desired_state(principals, BY_TAG)
+    assert shape(desired) == {"consumer:3": ["consumer:3"]}
+    reason = only_problem(desired)
     assert "consumer alice" in reason
     assert "consumer bob" in reason
 
 
 def test_a_tag_may_put_a_consumer_into_the_customer_of_another() -> None:
-    world = desired_state([consumer("1", "alice", "customer:consumer:2"), consumer("2", "bob")], BY_TAG)
-    assert shape(world) == {"consumer:2": ["consumer:1", "consumer:2"]}
-    assert world.customers[0].name == "bob"
+    desired = desired_state([consumer("1", "alice", "customer:consumer:2"), consumer("2", "bob")], BY_TAG)
+    assert shape(desired) == {"consumer:2": ["consumer:1", "consumer:2"]}
+    assert desired.customers[0].name == "bob"
 
 
-def test_a_consumer_without_a_lasting_id_is_reported() -> None:
-    world = desired_state([consumer("", None, custom_id="crm-1")], RULES)
-    assert not world.customers
-    assert "Give it an id" in only_problem(world)
+def test_a_consumer_without_a_stable_id_is_reported() -> None:
+    desired = desired_state([consumer("", None, custom_id="crm-1")], RULES)
+    assert not desired.customers
+    assert "Give it an id" in only_problem(desired)
 
 
 @pytest.mark.parametrize(
     ("key", "fault"), [("x" * 257, "257 characters"), (" ", "is empty"), ("\ud800", "not valid Unicode")]
 )
-def test_a_key_that_the_metering_api_cannot_hold_is_reported(key: str, fault: str) -> None:
-    world = desired_state([static(key), static("fine")], RULES)
-    assert shape(world) == {"fine": ["fine"]}
-    assert fault in only_problem(world)
+def test_a_key_that_the_metering_api_does_not_accept_is_reported(key: str, fault: str) -> None:
+    desired = desired_state([static(key), static("fine")], RULES)
+    assert shape(desired) == {"fine": ["fine"]}
+    assert fault in only_problem(desired)
 
 
 def test_a_name_is_one_line_of_at_most_256_characters() -> None:
-    world = desired_state([consumer("1", " al\nice\x1b[31m" + "e" * 300)], RULES)
-    name = world.customers[0].name
+    desired = desired_state([consumer("1", " al\nice\x1b[31m" + "e" * 300)], RULES)
+    name = desired.customers[0].name
     assert name.startswith("al ice [31me")
     assert len(name) == 256
 
 
-def test_a_name_of_blanks_gives_way_to_the_id() -> None:
+def test_a_blank_name_is_replaced_by_the_id() -> None:
     assert desired_state([consumer("1", "\t")], RULES).customers[0].name == "1"
 
 
 @pytest.mark.parametrize(
     "tag", ["customer:acme", "customer:Größe & Söhne", "customer:a--b", "customer:" + "x" * 200]
 )
-def test_the_owner_marks_are_valid_labels_whatever_the_key(tag: str) -> None:
-    world = desired_state([consumer("1", "alice", tag)], BY_TAG)
-    marks = world.customers[0].marks
-    assert all(is_label_value(value) for value in marks.values())
-    assert marks["sync-owner"] == "default"
-    assert marks["managed-by"] == "kong-openmeter"
+def test_ownership_metadata_are_valid_labels_for_every_key(tag: str) -> None:
+    desired = desired_state([consumer("1", "alice", tag)], BY_TAG)
+    ownership = desired.customers[0].ownership
+    assert all(is_label_value(value) for value in ownership.values())
+    assert ownership["sync-owner"] == "default"
+    assert ownership["managed-by"] == "kong-openmeter"
 
 
 def test_the_source_id_of_a_consumer_is_its_id() -> None:
-    assert desired_state([consumer(UUID, "alice")], RULES).customers[0].marks["source-id"] == UUID
+    assert desired_state([consumer(UUID, "alice")], RULES).customers[0].ownership["source-id"] == UUID
 
 
-def test_a_subject_of_a_group_brings_no_display_name_that_a_server_could_copy_onto_the_customer() -> None:
-    world = desired_state(
+def test_a_subject_of_a_group_has_no_display_name_that_a_server_could_copy_onto_the_customer() -> None:
+    desired = desired_state(
         [consumer("1", "alice", "customer:acme"), static("s", customer="acme", name="S")], BY_TAG
     )
-    names = {subject.key: subject.display_name for subject in world.customers[0].subjects}
+    names = {subject.key: subject.display_name for subject in desired.customers[0].subjects}
     assert names == {"consumer:1": None, "s": "S"}
 
 
-def test_the_metadata_of_a_subject_carry_the_marks_of_its_customer() -> None:
+def test_a_subject_carries_the_ownership_metadata_of_its_customer() -> None:
     customer = desired_state([consumer("1", "alice", "customer:acme")], BY_TAG).customers[0]
-    assert customer.subjects[0].metadata == customer.marks
+    assert customer.subjects[0].metadata == customer.ownership

@@ -1,4 +1,4 @@
-"""People begin with a customer for each consumer and tag later: by the command line, in both dialects."""
+"""Consumers get tags after each has a customer of its own: on the command line, in both dialects."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ consumers:
 def project(
     folder: Path, sandbox: httpx.Client, dialect: str, key: str, policy: str = "upsert-only"
 ) -> Project:
-    """A folder in which alice and bob have a customer each, with usage, and are tagged since."""
+    """A project in which alice and bob, with a customer and usage each, were tagged afterwards."""
     made = Project(folder, str(sandbox.base_url))
     url = str(sandbox.base_url)
     made.config.write_text(SETTINGS.format(dialect=dialect, url=url, key=key, policy=policy))
@@ -46,11 +46,11 @@ def project(
 
 
 def usage(project: Project) -> dict[str, Any]:
-    """The requests of each customer by its key, and of nobody as ''."""
+    """Return the requests of each customer by its key, and the unbilled ones as ''."""
     found = json.loads(project.call("usage", "--json").stdout)
     assert found["totals"]["requests"] == 3
-    lost = sum(subject["requests"] for subject in found["unattributed"])
-    return {customer["key"]: customer["requests"] for customer in found["customers"]} | {"": lost}
+    unbilled = sum(subject["requests"] for subject in found["unattributed"])
+    return {customer["key"]: customer["requests"] for customer in found["customers"]} | {"": unbilled}
 
 
 def plan(project: Project, *flags: str) -> list[dict[str, Any]]:
@@ -58,7 +58,7 @@ def plan(project: Project, *flags: str) -> list[dict[str, Any]]:
     return changes
 
 
-def test_with_keys_as_they_come_a_move_is_enough_and_it_can_be_taken_back(
+def test_with_default_keys_a_move_is_enough_and_can_be_reversed(
     tmp_path: Path, sandbox: httpx.Client, dialect: str
 ) -> None:
     there = project(tmp_path, sandbox, dialect, "{kind}-{id}")
@@ -75,7 +75,7 @@ def test_with_keys_as_they_come_a_move_is_enough_and_it_can_be_taken_back(
     assert usage(there) == {"acme": 0, "consumer-a": 2, "consumer-b": 1, "": 0}
 
 
-def test_where_the_key_is_the_subject_its_customer_has_to_go_and_no_usage_is_lost(
+def test_with_the_subject_as_key_the_customer_is_retired_and_no_usage_is_lost(
     tmp_path: Path, sandbox: httpx.Client, dialect: str
 ) -> None:
     there = project(tmp_path, sandbox, dialect, "{subject}")
@@ -90,9 +90,7 @@ def test_where_the_key_is_the_subject_its_customer_has_to_go_and_no_usage_is_los
     assert usage(there) == {"acme": 3, "": 0}
 
 
-def test_a_reviewed_plan_may_retire_and_nothing_else_does(
-    tmp_path: Path, sandbox: httpx.Client, dialect: str
-) -> None:
+def test_a_reviewed_plan_may_retire(tmp_path: Path, sandbox: httpx.Client, dialect: str) -> None:
     there = project(tmp_path, sandbox, dialect, "{subject}")
     assert there.call("plan", "--allow-retire", "--out", "plan.json").returncode == 2
     assert there.call("apply", "--plan", "plan.json").returncode == 0
@@ -100,7 +98,7 @@ def test_a_reviewed_plan_may_retire_and_nothing_else_does(
 
 
 @pytest.mark.parametrize("touched", ["email", "entitlement", "subscription", "ended subscription"])
-def test_a_customer_that_anything_hangs_on_stays_and_the_other_one_goes(
+def test_a_customer_in_use_stays_and_the_other_one_is_retired(
     tmp_path: Path, sandbox: httpx.Client, dialect: str, touched: str
 ) -> None:
     there = project(tmp_path, sandbox, dialect, "{subject}")
@@ -123,7 +121,7 @@ def test_a_customer_that_anything_hangs_on_stays_and_the_other_one_goes(
     assert touched.rpartition(" ")[2] in blocked["reason"]
 
 
-def test_a_customer_that_is_due_for_deletion_but_has_an_entitlement_is_known_beforehand(
+def test_a_plan_blocks_the_deletion_of_a_customer_with_an_entitlement(
     tmp_path: Path, sandbox: httpx.Client, dialect: str
 ) -> None:
     there = project(tmp_path, sandbox, dialect, "{kind}-{id}", "sync")

@@ -30,7 +30,7 @@ def read(folder: Path, text: str | bytes, name: str = "customers.csv") -> tuple[
     return read_mapping_file(path)
 
 
-def test_csv_and_yaml_say_the_same(tmp_path: Path) -> None:
+def test_csv_and_yaml_are_equivalent(tmp_path: Path) -> None:
     first, second = read(tmp_path, CSV)
     assert (first.kind, first.id, first.customer, first.name) == ("consumer", "1", "acme", "ACME")
     assert first.details == ACME
@@ -41,7 +41,7 @@ def test_csv_and_yaml_say_the_same(tmp_path: Path) -> None:
     ]
 
 
-def test_a_file_as_a_spreadsheet_saves_it_is_read(tmp_path: Path) -> None:
+def test_a_file_saved_by_a_spreadsheet_is_read(tmp_path: Path) -> None:
     (row,) = read(tmp_path, b'\xef\xbb\xbfusername,customer\r\n"a, b", acme \r\n')
     assert (row.username, row.customer) == ("a, b", "acme")
 
@@ -52,26 +52,26 @@ def test_a_file_as_a_spreadsheet_saves_it_is_read(tmp_path: Path) -> None:
         ("id,customer\n1,a\n1,b\n", "line 2 and customers.csv line 3 are both about consumer 1"),
         ("id,custmer\n1,a\n", "unknown column 'custmer'"),
         ("id,billing_planet\n1,x\n", "unknown column"),
-        ("customer\nacme\n", "names nobody"),
+        ("customer\nacme\n", "names no principal"),
         ("kind,id\nrobot,1\n", "robot"),
-        ("id,customer\n1\n", "not as many fields"),
-        ("id,customer\n1,a,b\n", "not as many fields"),
+        ("id,customer\n1\n", "number of fields differs"),
+        ("id,customer\n1,a,b\n", "number of fields differs"),
         ('id,customer\n"1,a\n', "customers.csv line"),
-        ("id,metadata.sync-owner\n1,x\n", "syncd's own mark"),
+        ("id,metadata.sync-owner\n1,x\n", "reserved for syncd's own metadata"),
         (b"id\n\xff\n", "not UTF-8"),
     ],
 )
-def test_a_wrong_row_is_refused_with_its_place(tmp_path: Path, text: str | bytes, says: str) -> None:
+def test_an_invalid_row_is_refused_with_its_line(tmp_path: Path, text: str | bytes, says: str) -> None:
     with pytest.raises(ConfigError, match=says):
         read(tmp_path, text)
 
 
 @pytest.mark.parametrize("text", ["a: 1", "- 1", "- {id: [1]}", "- {id: true}", "{"])
-def test_a_yaml_file_that_is_no_list_of_mappings_is_refused(tmp_path: Path, text: str) -> None:
+def test_a_yaml_file_that_is_not_a_list_of_mappings_is_refused(tmp_path: Path, text: str) -> None:
     with pytest.raises(ConfigError, match=r"customers\.yaml"):
         read(tmp_path, text, "customers.yaml")
 
 
-def test_a_file_that_is_not_there_is_named(tmp_path: Path) -> None:
+def test_a_missing_file_is_named(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=r"gone\.csv"):
         read_mapping_file(tmp_path / "gone.csv")

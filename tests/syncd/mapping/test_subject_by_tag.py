@@ -1,4 +1,4 @@
-"""`mapping.subject_field: tag`: a group sends its customer's key as subject, so nothing need be attached."""
+"""`mapping.subject_field: tag`: a group sends its customer's key, so no subject has to be attached."""
 
 from __future__ import annotations
 
@@ -17,34 +17,34 @@ CAROL = consumer("3", "carol")
 ALL = PlanOptions(allow_move=True, adopt=True)
 
 
-def test_a_group_has_its_key_as_the_only_subject_and_the_others_go_by_their_id() -> None:
+def test_a_group_has_its_key_as_the_only_subject_and_other_consumers_have_their_id() -> None:
     assert lines(plan_for([ALICE, BOB, CAROL], observed(), rules=RULES)) == [
         "create-customer acme acme",
         "create-customer consumer-3 consumer:3",
     ]
     (acme, _) = desired_state([BOB, ALICE, CAROL], RULES).customers
-    assert (acme.name, acme.name_follows_source, acme.marks["source-id"]) == ("acme", False, "acme")
+    assert (acme.name, acme.name_follows_source, acme.ownership["source-id"]) == ("acme", False, "acme")
 
 
-def test_a_new_consumer_of_a_paying_customer_is_not_blocked() -> None:
+def test_a_new_consumer_of_a_customer_with_a_subscription_is_not_blocked() -> None:
     acme = customer("acme", owner=OWNER, subscription="SUB")
     assert lines(plan_for([ALICE, BOB], observed(acme), rules=RULES)) == []
     by_id = plan_for([ALICE, BOB], observed(acme), rules=replace(RULES, subject_field="id"))
     assert lines(by_id) == ["blocked acme consumer:1 consumer:2"]
 
 
-def test_subjects_of_the_members_from_before_stay_where_they_are_under_every_policy() -> None:
+def test_earlier_subjects_of_group_members_stay_where_they_are_under_policy_sync() -> None:
     there = observed(
         customer("acme", "consumer:1", owner=OWNER, subscription="SUB"),
         customer("consumer-2", "consumer:2", owner=OWNER),
     )
-    for world in (there, replace(there, customers=there.customers[:1])):
-        assert lines(plan_for([ALICE, BOB], world, rules=RULES, policy="sync", options=ALL)) == []
+    for state in (there, replace(there, customers=there.customers[:1])):
+        assert lines(plan_for([ALICE, BOB], state, rules=RULES, policy="sync", options=ALL)) == []
     gone = plan_for([BOB], there, rules=RULES, policy="sync")
     assert lines(gone) == ["mark-orphaned acme consumer:1"]
 
 
-def test_members_that_something_stands_in_the_way_of_are_not_gone() -> None:
+def test_blocked_members_are_not_orphaned() -> None:
     batch = static("acme", customer="globex")
     there = observed(customer("consumer-1", "consumer:1", owner=OWNER))
     plan = plan_for([ALICE, batch], there, rules=RULES, policy="sync")
@@ -63,7 +63,7 @@ def test_a_consumer_without_an_id_has_the_subject_of_its_group() -> None:
     assert lines(plan_for([nameless], observed(), rules=RULES)) == ["create-customer acme acme"]
 
 
-def test_two_different_tags_are_still_in_doubt() -> None:
+def test_two_different_tags_are_still_ambiguous() -> None:
     torn = consumer("1", "alice", "customer:acme", "customer:globex")
     there = observed(customer("acme", "consumer:1", owner=OWNER))
     plan = plan_for([torn], there, rules=RULES, policy="sync")
@@ -73,7 +73,7 @@ def test_two_different_tags_are_still_in_doubt() -> None:
 
 def test_one_subject_for_a_group_is_within_every_limit() -> None:
     rules = replace(RULES, max_subjects_per_customer=1)
-    world = within_limits(desired_state([ALICE, BOB], rules), observed(), rules)
-    assert [[subject.key for subject in one.subjects] for one in world.customers] == [["acme"]]
-    assert world.problems == ()
-    assert world.known == {"consumer:1", "consumer:2"}
+    desired = within_limits(desired_state([ALICE, BOB], rules), observed(), rules)
+    assert [[subject.key for subject in one.subjects] for one in desired.customers] == [["acme"]]
+    assert desired.problems == ()
+    assert desired.known == {"consumer:1", "consumer:2"}

@@ -1,6 +1,6 @@
-"""What every dialect of the metering API promises, over real HTTP against the sandbox.
+"""Contract of a metering target, for both dialects over real HTTP against the sandbox.
 
-Where the specifications are at hand (tests/specs.py), each request and answer is held against them.
+If the specifications are available (tests/specs.py), each request and answer is checked against them.
 """
 
 from __future__ import annotations
@@ -21,14 +21,14 @@ from syncd.core.model import CustomerDetails, ObservedCustomer
 from syncd.metering.base import CustomerEdit
 from syncd.sandbox.testing import running_sandbox
 from tests.specs import Spec, spec
-from tests.syncd.targets import MARKS, Target, by_hand, fault, open_target, subscribe
+from tests.syncd.targets import OWNERSHIP, Target, by_hand, fault, open_target, subscribe
 
 
 def specs_of(dialect: str) -> list[Spec]:
     if dialect == "openmeter-v1":
         found = [spec("openmeter-v1")]
     else:
-        # The sandbox plays a self-hosted server, whose answers have more fields than Konnect's.
+        # The sandbox acts as a self-hosted server, whose answers have more fields than Konnect's.
         konnect = spec("konnect-metering-and-billing-v3", "/api/v3", answers=False)
         found = [spec("openmeter-v3", "/api/v3"), konnect]
     return [document for document in found if document]
@@ -43,10 +43,10 @@ def target(sandbox: httpx.Client, dialect: str) -> Iterator[Target]:
 
 
 def test_a_created_customer_is_observed_as_it_was_created(target: Target) -> None:
-    target.create_customer("acme", "ACME", ["consumer:1", "consumer:2"], MARKS)
+    target.create_customer("acme", "ACME", ["consumer:1", "consumer:2"], OWNERSHIP)
     (found,) = target.observe().customers
     assert (found.key, found.name, found.subject_keys) == ("acme", "ACME", ("consumer:1", "consumer:2"))
-    assert found.metadata == MARKS
+    assert found.metadata == OWNERSHIP
     assert found.active_subscription is None
 
 
@@ -54,7 +54,7 @@ def test_details_are_given_at_creation(target: Target, sandbox: httpx.Client) ->
     details = CustomerDetails(
         "pay@acme.example", "EUR", "Ask Jane", {"country": "DE", "postal_code": "10115"}
     )
-    target.create_customer("acme", "ACME", ["consumer:1"], MARKS, details)
+    target.create_customer("acme", "ACME", ["consumer:1"], OWNERSHIP, details)
     there = sandbox.get("/api/v1/customers/acme").json()
     assert (there["primaryEmail"], there["currency"], there["description"]) == (
         "pay@acme.example",
@@ -64,27 +64,25 @@ def test_details_are_given_at_creation(target: Target, sandbox: httpx.Client) ->
     assert there["billingAddress"] == {"country": "DE", "postalCode": "10115"}
 
 
-def test_what_is_created_through_one_dialect_is_the_same_through_the_other(
+def test_a_customer_created_through_one_dialect_is_the_same_through_the_other(
     target: Target, sandbox: httpx.Client, dialect: str
 ) -> None:
-    target.create_customer("consumer:1/ä", "Ä", ["consumer:1/ä", "日本"], MARKS)
+    target.create_customer("consumer:1/ä", "Ä", ["consumer:1/ä", "日本"], OWNERSHIP)
     other = {"openmeter-v1": "openmeter-v3", "openmeter-v3": "openmeter-v1"}[dialect]
     reader = open_target(other, str(sandbox.base_url))
     assert reader.observe().customers == target.observe().customers
     reader.close()
 
 
-def test_a_running_subscription_is_observed(target: Target, sandbox: httpx.Client) -> None:
-    target.create_customer("acme", "ACME", ["consumer:1"], MARKS)
-    target.create_customer("free", "Free", ["consumer:2"], MARKS)
+def test_an_active_subscription_is_observed(target: Target, sandbox: httpx.Client) -> None:
+    target.create_customer("acme", "ACME", ["consumer:1"], OWNERSHIP)
+    target.create_customer("free", "Free", ["consumer:2"], OWNERSHIP)
     subscribe(sandbox, "acme")
     paying = {customer.key: bool(customer.active_subscription) for customer in target.observe().customers}
     assert paying == {"acme": True, "free": False}
 
 
-def test_a_subscription_is_known_wherever_one_customer_is_looked_at(
-    target: Target, sandbox: httpx.Client
-) -> None:
+def test_every_read_of_one_customer_includes_its_subscription(target: Target, sandbox: httpx.Client) -> None:
     made = by_hand(sandbox, key="acme", name="ACME")
     subscribe(sandbox, "acme")
     by_key = target.customer_by_key("acme")
@@ -95,7 +93,7 @@ def test_a_subscription_is_known_wherever_one_customer_is_looked_at(
     assert seen[0].active_subscription == by_key.active_subscription
 
 
-def test_an_edit_keeps_all_that_it_does_not_name(target: Target, sandbox: httpx.Client) -> None:
+def test_an_edit_keeps_every_field_that_it_does_not_name(target: Target, sandbox: httpx.Client) -> None:
     before = by_hand(
         sandbox,
         key="acme",
@@ -103,7 +101,7 @@ def test_an_edit_keeps_all_that_it_does_not_name(target: Target, sandbox: httpx.
         description="Ask Jane",
         primaryEmail="pay@acme.example",
         currency="EUR",
-        metadata={**MARKS, "externalId": "crm-7"},
+        metadata={**OWNERSHIP, "externalId": "crm-7"},
         billingAddress={"country": "DE", "city": "Berlin"},
         usageAttribution={"subjectKeys": ["z", "a"]},
     )
@@ -116,7 +114,7 @@ def test_an_edit_keeps_all_that_it_does_not_name(target: Target, sandbox: httpx.
     assert {name: after[name] for name in unchanged} == {name: before[name] for name in unchanged}
 
 
-def test_a_paying_customer_can_be_renamed_because_its_subjects_go_back_as_they_came(
+def test_a_customer_with_a_subscription_can_be_renamed_since_its_subjects_are_sent_back_unchanged(
     target: Target, sandbox: httpx.Client
 ) -> None:
     made = by_hand(sandbox, key="acme", name="ACME", usageAttribution={"subjectKeys": ["z", "a", "m"]})
@@ -128,8 +126,8 @@ def test_a_paying_customer_can_be_renamed_because_its_subjects_go_back_as_they_c
 
 def test_metadata_are_merged(target: Target, sandbox: httpx.Client) -> None:
     made = by_hand(sandbox, key="acme", name="ACME", metadata={"externalId": "crm-7"})
-    assert target.edit_customer(str(made["id"]), lambda _: CustomerEdit(metadata=MARKS))
-    assert sandbox.get("/api/v1/customers/acme").json()["metadata"] == {"externalId": "crm-7", **MARKS}
+    assert target.edit_customer(str(made["id"]), lambda _: CustomerEdit(metadata=OWNERSHIP))
+    assert sandbox.get("/api/v1/customers/acme").json()["metadata"] == {"externalId": "crm-7", **OWNERSHIP}
 
 
 def test_an_edit_that_changes_nothing_writes_nothing(target: Target, sandbox: httpx.Client) -> None:
@@ -139,7 +137,7 @@ def test_an_edit_that_changes_nothing_writes_nothing(target: Target, sandbox: ht
     assert not target.edit_customer(str(made["id"]), lambda _: None)
 
 
-def test_an_edit_whose_answer_was_lost_looks_again_before_it_writes_again(
+def test_an_edit_whose_answer_was_lost_reads_again_before_it_writes_again(
     target: Target, sandbox: httpx.Client
 ) -> None:
     made = by_hand(sandbox, key="acme", name="old")
@@ -183,7 +181,7 @@ def test_an_edit_of_a_customer_that_is_deleted_between_reading_and_writing_is_bl
         target.edit_customer(str(made["id"]), too_late)
 
 
-def test_a_refused_edit_says_what_the_server_said(target: Target, sandbox: httpx.Client) -> None:
+def test_a_refused_edit_carries_the_servers_explanation(target: Target, sandbox: httpx.Client) -> None:
     made = by_hand(sandbox, key="acme", name="ACME", usageAttribution={"subjectKeys": ["a"]})
     subscribe(sandbox, "acme")
     with pytest.raises(RefusedError) as caught:
@@ -203,10 +201,10 @@ def test_a_customer_is_found_by_its_exact_key_only(target: Target, sandbox: http
 
 
 def test_a_key_or_subject_in_use_is_refused_with_409(target: Target) -> None:
-    target.create_customer("acme", "ACME", ["consumer:1"], MARKS)
+    target.create_customer("acme", "ACME", ["consumer:1"], OWNERSHIP)
     for key, subject in (("acme", "consumer:2"), ("other", "consumer:1"), ("consumer:1", "consumer:3")):
         with pytest.raises(RefusedError) as caught:
-            target.create_customer(key, "ACME", [subject], MARKS)
+            target.create_customer(key, "ACME", [subject], OWNERSHIP)
         assert caught.value.status == 409
 
 
@@ -215,11 +213,11 @@ def test_a_creation_whose_answer_was_lost_is_repeated_and_refused_as_in_use(
 ) -> None:
     fault(sandbox, method="POST", action="accept_then_cut", count=1)
     with pytest.raises(RefusedError) as caught:
-        target.create_customer("acme", "ACME", ["consumer:1"], MARKS)
+        target.create_customer("acme", "ACME", ["consumer:1"], OWNERSHIP)
     assert caught.value.status == 409
     there = target.customer_by_key("acme")
     assert there is not None
-    assert there.metadata == MARKS
+    assert there.metadata == OWNERSHIP
 
 
 @pytest.mark.parametrize("token", [None, "wrong"])
@@ -244,6 +242,6 @@ def test_usage_is_read_by_subject(target: Target, sandbox: httpx.Client) -> None
     assert target.usage("kong_api_requests", "2026-01-02T00:00:00Z", None) == {"a": 1, "b": 1}
 
 
-def test_a_meter_that_is_not_there_is_named(target: Target) -> None:
+def test_a_missing_meter_is_named(target: Target) -> None:
     with pytest.raises(MeterMissingError, match="no_such_meter"):
         target.usage("no_such_meter", None, None)

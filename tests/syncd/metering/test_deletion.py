@@ -1,4 +1,4 @@
-"""What hangs on a customer, over real HTTP: from the sandbox in both dialects, and by scripted answers."""
+"""Inspection before a deletion, over real HTTP: the sandbox in both dialects, and scripted answers."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from syncd.metering.deletion import ApiInspector
 from syncd.metering.meters import Dialect
 from tests.syncd.metering.test_contract import specs_of
 from tests.syncd.servers import Answer, Asked, serving
-from tests.syncd.targets import MARKS, by_hand, subscribe
+from tests.syncd.targets import OWNERSHIP, by_hand, subscribe
 
 
 def inspector(client: ApiClient, dialect: Dialect) -> ApiInspector:
@@ -25,7 +25,7 @@ def inspector(client: ApiClient, dialect: Dialect) -> ApiInspector:
 
 
 def opened(url: str) -> ApiClient:
-    return ApiClient(Endpoint("metering API", url, "metering.token", "read"), Retry(attempts=1))
+    return ApiClient(Endpoint("metering", url, "metering.token", "read"), Retry(attempts=1))
 
 
 @pytest.fixture
@@ -40,12 +40,12 @@ def inspect(
 Inspect = Callable[[dict[str, object]], Inspection | None]
 
 
-def test_a_customer_as_syncd_made_it_has_nothing(inspect: Inspect, sandbox: httpx.Client) -> None:
-    made = by_hand(sandbox, key="acme", name="ACME", metadata=MARKS)
-    assert inspect(made) == Inspection("ACME", CustomerDetails(metadata=MARKS), (), {}, ())
+def test_nothing_depends_on_a_customer_that_syncd_created(inspect: Inspect, sandbox: httpx.Client) -> None:
+    made = by_hand(sandbox, key="acme", name="ACME", metadata=OWNERSHIP)
+    assert inspect(made) == Inspection("ACME", CustomerDetails(metadata=OWNERSHIP), (), {}, ())
 
 
-def test_all_that_people_wrote_into_it_is_seen(inspect: Inspect, sandbox: httpx.Client) -> None:
+def test_every_field_that_a_person_filled_in_is_found(inspect: Inspect, sandbox: httpx.Client) -> None:
     made = by_hand(
         sandbox,
         key="acme",
@@ -62,7 +62,7 @@ def test_all_that_people_wrote_into_it_is_seen(inspect: Inspect, sandbox: httpx.
     assert found.details == CustomerDetails("a@x.example", "EUR", "Ask Jane", address, {"crm": "7"})
 
 
-def test_entitlements_and_subscriptions_are_seen_ended_ones_too(
+def test_entitlements_and_subscriptions_are_found_including_ended_ones(
     inspect: Inspect, sandbox: httpx.Client
 ) -> None:
     made = by_hand(sandbox, key="acme", name="ACME")
@@ -79,7 +79,7 @@ def test_entitlements_and_subscriptions_are_seen_ended_ones_too(
     assert len(found.open_subscriptions) == 1
 
 
-def test_a_customer_that_is_gone_is_none(inspect: Inspect, sandbox: httpx.Client) -> None:
+def test_a_deleted_or_unknown_customer_is_none(inspect: Inspect, sandbox: httpx.Client) -> None:
     made = by_hand(sandbox, key="acme", name="ACME")
     sandbox.delete("/api/v1/customers/acme").raise_for_status()
     assert inspect(made) is None
@@ -87,7 +87,7 @@ def test_a_customer_that_is_gone_is_none(inspect: Inspect, sandbox: httpx.Client
 
 
 def scripted(dialect: Dialect, **answers: Answer) -> Inspection | None:
-    """Ask a server that has a customer C; `answers` by the last part of their path, else 404."""
+    """Inspect a customer C on a server with `answers` by the last part of their path, else 404."""
 
     def answer(asked: Asked) -> Answer:
         last = asked.path.rpartition("/")[2]
@@ -97,28 +97,34 @@ def scripted(dialect: Dialect, **answers: Answer) -> Inspection | None:
         return ApiInspector(client, dialect).inspect("C")
 
 
-def test_an_edition_without_billing_has_nothing_that_could_hang_on_a_customer(dialect: Dialect) -> None:
+def test_on_a_server_without_billing_nothing_depends_on_a_customer(dialect: Dialect) -> None:
     assert scripted(dialect) == Inspection("C", subscriptions={})
 
 
-def test_an_account_with_a_payment_app_is_seen() -> None:
-    apps = Answer({"items": [{"type": "sandbox"}, {"type": "stripe", "stripeCustomerId": "cus_1"}]})
-    found = scripted("openmeter-v1", apps=apps)
+STRIPE_V1 = {"items": [{"type": "sandbox"}, {"type": "stripe", "stripeCustomerId": "cus_1"}]}
+STRIPE_V3 = {"billing_profile": {"id": "P"}, "app_data": {"stripe": {"customer_id": "cus_1"}}}
+UNKNOWN_TO_STRIPE = {"detail": "stripe customer data not found"}
+
+
+@pytest.mark.parametrize(
+    ("dialect", "part", "answer", "others"),
+    [
+        ("openmeter-v1", "apps", Answer(STRIPE_V1), ("an account with stripe",)),
+        ("openmeter-v3", "billing", Answer(STRIPE_V3), ("an account with stripe",)),
+        ("openmeter-v3", "billing", Answer(UNKNOWN_TO_STRIPE, 400), ()),
+        ("openmeter-v3", "grants", Answer({"data": [{"id": "G"}], "meta": {}}), ("credits",)),
+    ],
+    ids=["v1 account", "v3 account", "v3 no account", "v3 credits"],
+)
+def test_accounts_with_payment_apps_and_credits_are_found(
+    dialect: Dialect, part: str, answer: Answer, others: tuple[str, ...]
+) -> None:
+    found = scripted(dialect, **{part: answer})
     assert found is not None
-    assert found.others == ("an account with stripe",)
-    billing = Answer({"billing_profile": {"id": "P"}, "app_data": {"stripe": {"customer_id": "cus_1"}}})
-    found = scripted("openmeter-v3", billing=billing)
-    assert found is not None
-    assert found.others == ("an account with stripe",)
+    assert found.others == others
 
 
-def test_a_payment_app_that_does_not_know_the_customer_is_no_account() -> None:
-    found = scripted("openmeter-v3", billing=Answer({"detail": "stripe customer data not found"}, 400))
-    assert found is not None
-    assert found.others == ()
-
-
-def test_more_subscriptions_than_are_listed_count_as_one_that_runs(dialect: Dialect) -> None:
+def test_a_full_page_of_subscriptions_counts_as_an_open_one(dialect: Dialect) -> None:
     ended = [{"id": f"S{number}", "status": "inactive"} for number in range(100)]
     for listed, runs in ((ended[:99], False), (ended, True)):
         found = scripted(dialect, subscriptions=Answer({"items": listed, "data": listed}))
@@ -126,14 +132,10 @@ def test_more_subscriptions_than_are_listed_count_as_one_that_runs(dialect: Dial
         assert bool(found.open_subscriptions) is runs
 
 
-def test_credits_are_seen() -> None:
-    found = scripted("openmeter-v3", grants=Answer({"data": [{"id": "G"}], "meta": {}}))
-    assert found is not None
-    assert found.others == ("credits",)
-
-
 @pytest.mark.parametrize("part", ["access", "subscriptions", "apps"])
-def test_what_must_not_or_cannot_be_read_is_an_error_and_not_nothing(part: str) -> None:
-    for status, error in ((403, UnauthorizedError), (400, RefusedError)):
-        with pytest.raises(error):
-            scripted("openmeter-v1", **{part: Answer({}, status)})
+@pytest.mark.parametrize(("status", "error"), [(403, UnauthorizedError), (400, RefusedError)])
+def test_a_part_that_cannot_be_read_is_an_error_and_not_nothing(
+    part: str, status: int, error: type[Exception]
+) -> None:
+    with pytest.raises(error):
+        scripted("openmeter-v1", **{part: Answer({}, status)})

@@ -1,4 +1,4 @@
-"""`syncd meters apply` over real HTTP, through both dialects."""
+"""`syncd meters apply` over real HTTP, in both dialects."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ KEYS = [meter.key for meter in STANDARD_METERS]
 @pytest.fixture
 def api(sandbox: httpx.Client, dialect: Dialect) -> Iterator[MeterApi]:
     base = str(sandbox.base_url).rstrip("/") + ("/api/v3" if dialect == "openmeter-v3" else "")
-    endpoint = Endpoint("metering API", base, "metering.token", "read and write")
+    endpoint = Endpoint("metering", base, "metering.token", "read and write")
     with ApiClient(endpoint, Retry(attempts=2, first_wait=0.001)) as client:
         client._client.event_hooks = {"response": [found.check for found in specs_of(dialect)]}
         yield MeterApi(client, dialect)
@@ -44,7 +44,7 @@ def test_missing_meters_are_created_and_then_present(api: MeterApi, sandbox: htt
     assert [api.meters()[key] for key in KEYS] == list(STANDARD_METERS)
 
 
-def test_the_meters_that_the_sandbox_begins_with_are_the_standard_ones(api: MeterApi) -> None:
+def test_the_sandbox_starts_with_the_standard_meters(api: MeterApi) -> None:
     assert statuses(api) == ["present"] * 3
 
 
@@ -70,7 +70,7 @@ def test_a_meter_that_differs_is_reported_and_left_alone(api: MeterApi, sandbox:
     assert sandbox.get("/api/v1/meters/kong_llm_tokens").json() == before
 
 
-def test_a_creation_whose_answer_was_lost_is_recognised(api: MeterApi, sandbox: httpx.Client) -> None:
+def test_a_creation_whose_answer_was_lost_is_recognized(api: MeterApi, sandbox: httpx.Client) -> None:
     without_meters(sandbox)
     fault(sandbox, method="POST", action="accept_then_cut", count=1)
     assert statuses(api) == ["created"] * 3

@@ -4,7 +4,7 @@ from syncd.metering.usage import attribute
 from tests.syncd.builders import customer
 
 
-def test_usage_goes_to_the_customer_whose_id_key_or_subject_key_it_came_under() -> None:
+def test_usage_is_attributed_by_id_key_and_subject_key_of_a_customer() -> None:
     acme = customer("acme", "a", "b", identity="ID")
     usage = attribute((acme,), {"a": 1, "acme": 2, "ID": 4, "stranger": 8}, {"b": 16})
     (found,) = usage.customers
@@ -36,7 +36,7 @@ def test_usage_without_any_subject_is_unattributed() -> None:
     assert [(subject.key, subject.requests) for subject in usage.unattributed] == [("", 3)]
 
 
-def test_usage_that_is_counted_for_two_customers_shows_for_both_and_happened_once() -> None:
+def test_usage_counted_for_two_customers_is_shown_for_both_and_once_in_the_totals() -> None:
     named, carrier = customer("x"), customer("acme", "x")
     usage = attribute((named, carrier), {"x": 3}, {"x": 10})
     assert {one.key: (one.requests, one.tokens) for one in usage.customers} == {"x": (3, 10), "acme": (3, 10)}

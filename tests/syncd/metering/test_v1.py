@@ -1,4 +1,4 @@
-"""What v1 has that v3 has not, and scripted answers; test_target_contract.py has what both promise."""
+"""The v1 dialect: its own features, and scripted answers. test_contract.py covers both dialects."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from syncd.metering.base import CustomerEdit, SubjectWrite
 from syncd.metering.v1 import OpenMeterV1
 from syncd.sandbox.testing import running_sandbox
 from tests.syncd.servers import Answer, Asked, serving
-from tests.syncd.targets import MARKS, target_at
+from tests.syncd.targets import OWNERSHIP, target_at
 
 
 @pytest.fixture
@@ -24,13 +24,13 @@ def target(sandbox: httpx.Client) -> Iterator[OpenMeterV1]:
 
 
 def test_subject_entities_are_written_and_observed(target: OpenMeterV1) -> None:
-    target.write_subjects([SubjectWrite("s", "S", {"team": "a"}), SubjectWrite("t", None, MARKS)])
+    target.write_subjects([SubjectWrite("s", "S", {"team": "a"}), SubjectWrite("t", None, OWNERSHIP)])
     found = {subject.key: subject for subject in target.subjects() or ()}
     assert (found["s"].display_name, dict(found["s"].metadata)) == ("S", {"team": "a"})
-    assert (found["t"].display_name, dict(found["t"].metadata)) == (None, MARKS)
+    assert (found["t"].display_name, dict(found["t"].metadata)) == (None, OWNERSHIP)
 
 
-def test_a_write_without_a_display_name_leaves_the_one_that_is_there(target: OpenMeterV1) -> None:
+def test_a_write_without_a_display_name_keeps_the_existing_one(target: OpenMeterV1) -> None:
     target.write_subjects([SubjectWrite("s", "S", {})])
     target.write_subjects([SubjectWrite("s", None, {"a": "b"})])
     (found,) = target.subjects() or ()
@@ -44,10 +44,10 @@ def test_a_server_without_subject_entities_is_fine() -> None:
         target.close()
 
 
-# Scripted answers from here on.
+# Scripted answers
 
 
-def test_an_edit_sends_back_the_usage_attribution_as_it_was_but_for_what_it_adds() -> None:
+def test_an_edit_sends_the_usage_attribution_back_with_only_its_own_additions() -> None:
     attribution = {"type": "customer_usage_attribution.v1", "subjectKeys": ["z", "a", "m"]}
     there = {"id": "C", "name": "C", "usageAttribution": attribution, "annotations": {"x": 1}}
     with serving(lambda _: Answer(there)) as server:
@@ -109,7 +109,7 @@ def test_all_pages_of_customers_are_read_with_their_subscriptions() -> None:
         Answer({"totalCount": 1}),
     ],
 )
-def test_an_answer_that_is_no_list_of_customers_is_an_error(answer: Answer) -> None:
+def test_an_answer_that_is_not_a_list_of_customers_is_an_error(answer: Answer) -> None:
     with pytest.raises(MalformedError):
         observing(lambda _: answer)
 
@@ -125,7 +125,9 @@ def test_an_answer_that_is_no_list_of_customers_is_an_error(answer: Answer) -> N
         ({}, None),
     ],
 )
-def test_a_subscription_counts_while_it_runs(fields: dict[str, object], subscription: str | None) -> None:
+def test_a_subscription_counts_while_it_is_active(
+    fields: dict[str, object], subscription: str | None
+) -> None:
     (customer,) = observing(lambda _: page([item("a", **fields)], 1))
     assert customer.active_subscription == subscription
 

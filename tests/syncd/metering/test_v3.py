@@ -1,4 +1,4 @@
-"""What v3 has that v1 has not, by scripted answers; test_target_contract.py has what both promise."""
+"""The v3 dialect, with scripted answers. test_contract.py covers both dialects."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ def test_there_are_no_subject_entities() -> None:
     target.close()
 
 
-def test_labels_that_the_server_would_refuse_are_left_out(sandbox: httpx.Client) -> None:
+def test_labels_that_the_server_would_refuse_are_omitted(sandbox: httpx.Client) -> None:
     target = target_at(f"{sandbox.base_url}/api/v3")
     mixed = {
         "sync-owner": "default",
@@ -59,7 +59,7 @@ def test_labels_that_the_server_would_refuse_are_left_out(sandbox: httpx.Client)
     target.close()
 
 
-def test_labels_that_the_server_made_itself_are_not_sent_back() -> None:
+def test_labels_that_the_server_created_are_not_sent_back() -> None:
     there = {"id": "C", "key": "c", "name": "C", "labels": {"team": "a", "openmeter_managed": "x"}}
     server = doing(
         lambda target: target.edit_customer("C", lambda _: CustomerEdit(name="D")), lambda _: Answer(there)
@@ -67,7 +67,7 @@ def test_labels_that_the_server_made_itself_are_not_sent_back() -> None:
     assert server.asked[-1].body == {"name": "D", "labels": {"team": "a"}}
 
 
-def test_the_attribution_goes_back_as_it_was_but_for_what_is_added() -> None:
+def test_an_edit_sends_the_usage_attribution_back_with_only_its_own_additions() -> None:
     attribution = {"subject_keys": ["z", "a", "m"]}
     there = {"id": "C", "key": "c", "name": "C", "usage_attribution": attribution}
 
@@ -84,8 +84,7 @@ def test_the_attribution_goes_back_as_it_was_but_for_what_is_added() -> None:
     assert server.asked[-1].body == {"name": "C", "usage_attribution": {"subject_keys": ["z", "a", "m", "b"]}}
 
 
-def test_subscriptions_that_still_run_are_asked_for_the_canceled_ones_too() -> None:
-    worlds: list[ObservedState] = []
+def test_active_subscriptions_include_canceled_ones() -> None:
     running = {"id": "S", "customer_id": "C", "status": "canceled"}
 
     def answer(asked: Asked) -> Answer:
@@ -97,13 +96,13 @@ def test_subscriptions_that_still_run_are_asked_for_the_canceled_ones_too() -> N
 
     with serving(answer) as server:
         target = target_at(server.url)
-        worlds.append(target.observe())
+        observed = target.observe()
         target.close()
-    assert worlds == [ObservedState((ObservedCustomer("C", "c", "C", (), {}, "S"),), None)]
+    assert observed == ObservedState((ObservedCustomer("C", "c", "C", (), {}, "S"),), None)
     assert server.asked[0].query["filter[status][oeq]"] == "active,canceled"
 
 
-def test_all_pages_are_read_although_the_server_makes_them_smaller_than_asked() -> None:
+def test_all_pages_are_read_even_if_the_server_makes_them_smaller() -> None:
     everyone = [
         {"id": f"{n}", "name": f"{n}", "key": f"{n}", "created_at": f"2026-01-0{n}T00:00:00Z"}
         for n in range(1, 6)
@@ -129,13 +128,13 @@ def usage_from(row: dict[str, object]) -> dict[str, float]:
     return found
 
 
-def test_usage_is_text_of_any_precision_and_may_lack_a_subject() -> None:
+def test_a_usage_value_is_a_string_and_its_subject_may_be_missing() -> None:
     assert usage_from({"value": "12.5", "dimensions": {"subject": "a"}}) == {"a": 12.5}
     assert usage_from({"value": "3", "dimensions": {}}) == {"": 3}
 
 
 @pytest.mark.parametrize("value", [None, "many", True])
-def test_a_usage_that_is_no_number_is_an_error(value: object) -> None:
+def test_a_usage_value_that_is_not_a_number_is_an_error(value: object) -> None:
     with pytest.raises(MalformedError, match="no number"):
         usage_from({"value": value, "dimensions": {"subject": "a"}})
 
@@ -149,6 +148,6 @@ def test_a_usage_that_is_no_number_is_an_error(value: object) -> None:
         Answer(b"<html>"),
     ],
 )
-def test_an_answer_that_is_no_list_of_customers_is_an_error(answer: Answer) -> None:
+def test_an_answer_that_is_not_a_list_of_customers_is_an_error(answer: Answer) -> None:
     with pytest.raises(MalformedError):
         doing(lambda target: target.observe(), lambda _: answer)

@@ -8,7 +8,7 @@ from syncd.apply.executor import apply_plan
 from syncd.core.changes import ChangeKind, Outcome, Status
 from syncd.core.errors import RefusedError
 from syncd.core.model import ObservedCustomer, ObservedSubject, Principal
-from syncd.core.ownership import ADOPTED, is_ours
+from syncd.core.ownership import ADOPTED, is_managed
 from syncd.metering.base import Decide
 from syncd.planning.plan import PlanOptions
 from tests.syncd.builders import BY_TAG, OWNER, consumer, customer, lines, observed, plan_for
@@ -121,7 +121,7 @@ def test_adopting_adds_ownership_metadata_and_nothing_else() -> None:
     by_hand = customer("consumer:1", "consumer:1", "x", name="Alice GmbH", metadata={"crm": "7"})
     target = adopt(by_hand, consumer("1", "alice"))
     (after,) = target.customers.values()
-    assert is_ours(after.metadata, OWNER)
+    assert is_managed(after.metadata, OWNER)
     assert after.metadata["crm"] == "7"
     assert replace(after, metadata=by_hand.metadata) == by_hand
 

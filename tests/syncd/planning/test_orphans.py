@@ -210,13 +210,13 @@ def test_more_than_sixteen_orphaned_subjects_take_turns() -> None:
 
 
 def test_marks_are_valid_labels() -> None:
-    metadata = lifecycle_metadata.new_marks({}, ["consumer:1", "Ünï cödé"], START)
+    metadata = lifecycle_metadata.newly_orphaned({}, ["consumer:1", "Ünï cödé"], START)
     assert all(
-        is_label_value(value) for value in (*metadata.values(), lifecycle_metadata.stamp(START), "none")
+        is_label_value(value) for value in (*metadata.values(), lifecycle_metadata.timestamp(START), "none")
     )
-    assert set(lifecycle_metadata.subject_marks(metadata)) == {
-        lifecycle_metadata.digest("consumer:1"),
-        lifecycle_metadata.digest("Ünï cödé"),
+    assert set(lifecycle_metadata.orphaned_subjects(metadata)) == {
+        lifecycle_metadata.subject_digest("consumer:1"),
+        lifecycle_metadata.subject_digest("Ünï cödé"),
     }
 
 
@@ -273,6 +273,6 @@ def test_the_entity_of_a_subject_that_is_the_key_of_its_customer_stays_while_tha
 
 
 def test_of_several_marks_of_one_subject_the_oldest_counts() -> None:
-    name = lifecycle_metadata.digest("consumer:1")
+    name = lifecycle_metadata.subject_digest("consumer:1")
     slots = {f"orphaned-at-{slot}": f"2026010{day}T000000Z-{name}" for slot, day in ((1, 3), (2, 1), (3, 2))}
-    assert lifecycle_metadata.subject_marks(slots) == {name: ("orphaned-at-2", START)}
+    assert lifecycle_metadata.orphaned_subjects(slots) == {name: ("orphaned-at-2", START)}

@@ -69,7 +69,7 @@ def test_an_unmanaged_customer_with_the_wanted_key_blocks_the_subjects_that_it_d
     assert lines(plan) == ["blocked acme consumer:2", "unmanaged acme consumer:1"]
     assert not plan.in_sync
     reason = plan.changes[0].reason
-    assert "other-owner" in reason if owner else "no owner marks" in reason
+    assert "other-owner" in reason if owner else "no ownership metadata" in reason
 
 
 def test_a_customer_of_another_tool_is_unmanaged_even_with_the_same_owner_id() -> None:

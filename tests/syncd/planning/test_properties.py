@@ -17,7 +17,7 @@ from syncd.apply.executor import apply_plan
 from syncd.core.changes import ChangeKind, Plan, Status
 from syncd.core.errors import ApplyStoppedError, UnreachableError
 from syncd.core.model import ObservedCustomer, ObservedState, ObservedSubject, Principal
-from syncd.core.ownership import is_adoptable, is_ours, ownership_metadata
+from syncd.core.ownership import is_adoptable, is_managed, ownership_metadata
 from syncd.core.policy import Policy
 from syncd.mapping.desired_state import desired_state
 from syncd.mapping.rules import MappingRules, Templates
@@ -161,7 +161,7 @@ def test_no_run_causes_double_counting_and_existing_double_counting_is_reported_
     blocked = [(change.subject_keys, change.reason) for change in plan.of(ChangeKind.BLOCKED)]
     for key in double_counted(start.customers):
         both = [one for one in start.customers if key in (one.key, *one.subject_keys)]
-        if key in named or any(is_ours(one.metadata, OWNER) for one in both):
+        if key in named or any(is_managed(one.metadata, OWNER) for one in both):
             assert any(
                 key in keys and all(repr(one.key or one.id) in reason for one in both)
                 for keys, reason in blocked
@@ -178,7 +178,7 @@ def test_unmanaged_customers_and_entities_are_never_changed(
     apply_plan(plan, target)
     for before in start.customers:
         after = target.customers[before.id]
-        if is_ours(before.metadata, OWNER):
+        if is_managed(before.metadata, OWNER):
             assert after.key == before.key
             assert after.metadata == before.metadata
             assert after.subject_keys[: len(before.subject_keys)] == before.subject_keys
@@ -186,7 +186,7 @@ def test_unmanaged_customers_and_entities_are_never_changed(
             assert after == before
     kept = {subject.key: subject for subject in target.subjects() or ()}
     for entity in start.subjects or ():
-        if entity.metadata and not is_ours(entity.metadata, OWNER):
+        if entity.metadata and not is_managed(entity.metadata, OWNER):
             assert kept[entity.key] == entity
 
 
@@ -280,7 +280,7 @@ def test_with_time_passing_and_principals_coming_and_going_each_run_leaves_nothi
         assert again.actionable == ()
         for before in start.customers:
             adopted = flags and is_adoptable(before.metadata)
-            if not is_ours(before.metadata, OWNER) and not adopted:
+            if not is_managed(before.metadata, OWNER) and not adopted:
                 assert target.customers[before.id] == before
 
 
@@ -389,7 +389,7 @@ def test_moves_and_retirements_lose_no_usage_however_often_they_are_interrupted(
         assert billed(MemoryTarget(start)) <= billed(target)
         for gone in (c for c in start.customers if c.id not in target.customers):
             assert retire
-            assert is_ours(gone.metadata, OWNER)
+            assert is_managed(gone.metadata, OWNER)
             assert not gone.active_subscription
             assert set(gone.subject_keys) <= {gone.key}
 

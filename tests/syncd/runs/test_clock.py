@@ -112,7 +112,7 @@ def dateless() -> Iterator[str]:
 
 
 def ahead_of(url: str, clock: SettableClock) -> timedelta | None:
-    return clock_skew(Endpoint("metering API", url, "metering.token", "read", timeout=2), Stopwatch(clock))
+    return clock_skew(Endpoint("metering", url, "metering.token", "read", timeout=2), Stopwatch(clock))
 
 
 def test_the_skew_is_measured_against_the_date_of_any_answer() -> None:

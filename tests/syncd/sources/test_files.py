@@ -20,20 +20,20 @@ def kong_yml(folder: Path, text: str) -> DeclarativeFile:
     return DeclarativeFile(path)
 
 
-def test_consumers_get_the_ids_that_a_real_kong_gave_them(tmp_path: Path) -> None:
+def test_consumers_get_the_ids_that_a_real_kong_assigned(tmp_path: Path) -> None:
     recorded = json.loads((WIRE / "admin-consumers-all.json").read_text())["data"]
     usernames = [consumer["username"] for consumer in recorded]
     source = kong_yml(tmp_path, f"consumers: {json.dumps([{'username': name} for name in usernames])}")
     assert {p.username: p.id for p in source.read()} == {c["username"]: c["id"] for c in recorded}
 
 
-def test_an_id_in_the_file_is_kept(tmp_path: Path) -> None:
+def test_an_id_in_the_file_is_used(tmp_path: Path) -> None:
     source = kong_yml(tmp_path, "consumers: [{username: alice, id: my-id, custom_id: crm, tags: [a, b]}]")
     (alice,) = source.read()
     assert (alice.id, alice.custom_id, alice.tags) == ("my-id", "crm", ("a", "b"))
 
 
-def test_a_consumer_with_only_a_custom_id_has_no_lasting_id(tmp_path: Path) -> None:
+def test_a_consumer_with_only_a_custom_id_has_no_stable_id(tmp_path: Path) -> None:
     (nobody,) = kong_yml(tmp_path, "consumers: [{custom_id: crm}]").read()
     assert (nobody.id, nobody.custom_id) == ("", "crm")
 
@@ -54,7 +54,7 @@ def test_the_anonymous_consumer_is_found_wherever_a_plugin_names_it(tmp_path: Pa
     assert {p.username: p.anonymous for p in source.read()} == {"guest": True, "alice": False}
 
 
-def test_a_plugin_without_configuration_is_no_trouble(tmp_path: Path) -> None:
+def test_a_plugin_without_configuration_names_no_anonymous_consumer(tmp_path: Path) -> None:
     source = kong_yml(
         tmp_path,
         "consumers: [{username: alice}]\nplugins: [{name: cors}, {name: x, config: {anonymous: null}}]",
@@ -79,7 +79,7 @@ def test_a_file_without_consumers_has_none(tmp_path: Path) -> None:
         ("_format_version: [", "not YAML"),
     ],
 )
-def test_a_file_that_is_no_declarative_configuration_is_an_error_and_not_an_empty_world(
+def test_a_file_that_is_not_a_declarative_configuration_is_an_error_and_not_an_empty_list(
     tmp_path: Path, content: str, says: str
 ) -> None:
     path = tmp_path / "kong.yml"
@@ -88,7 +88,7 @@ def test_a_file_that_is_no_declarative_configuration_is_an_error_and_not_an_empt
         DeclarativeFile(path).read()
 
 
-def test_a_file_that_is_not_there_is_an_error(tmp_path: Path) -> None:
+def test_a_missing_file_is_an_error(tmp_path: Path) -> None:
     with pytest.raises(SourceError, match="No such file"):
         DeclarativeFile(tmp_path / "kong.yml").read()
 
@@ -110,7 +110,7 @@ def test_the_example_applications_are_read() -> None:
         ([], "not a JSON object"),
     ],
 )
-def test_an_applications_file_that_is_not_a_whole_list_is_an_error(
+def test_an_applications_file_without_a_complete_list_is_an_error(
     tmp_path: Path, document: object, says: str
 ) -> None:
     path = tmp_path / "applications.json"
@@ -119,7 +119,7 @@ def test_an_applications_file_that_is_not_a_whole_list_is_an_error(
         ApplicationsFile(path).read()
 
 
-def test_an_applications_file_that_is_cut_off_is_an_error(tmp_path: Path) -> None:
+def test_a_truncated_applications_file_is_an_error(tmp_path: Path) -> None:
     path = tmp_path / "applications.json"
     path.write_text('{"data": [')
     with pytest.raises(SourceError, match="not JSON"):

@@ -1,4 +1,4 @@
-"""The Admin API played by a real HTTP server with the answers of a real Kong (tests/data/kong-wire)."""
+"""The source kong-admin, against an HTTP server with recordings of a real Kong (tests/data/kong-wire)."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def recorded(name: str) -> dict[str, object]:
 
 
 class Kong:
-    """Answers as recorded, three pages of one consumer each; `override` goes first."""
+    """Recorded answers: three pages of one consumer each; `override` may answer instead."""
 
     def __init__(
         self, *, status: str = "admin-status", override: Callable[[Asked], Answer | None] | None = None
@@ -46,7 +46,7 @@ class Kong:
             return Answer(recorded("admin-plugins"))
         if path == "/consumers":
             return Answer(self._page(asked.query.get("offset")))
-        return Answer(recorded("admin-consumers-by-tag-500"), 500)  # what GET / answers
+        return Answer(recorded("admin-consumers-by-tag-500"), 500)  # the answer to GET /
 
     @staticmethod
     def _page(offset: str | None) -> dict[str, object]:
@@ -61,7 +61,7 @@ def source(
     server: Server, *, workspace: str | None = None, tags: tuple[str, ...] = (), token: str | None = None
 ) -> KongAdmin:
     endpoint = Endpoint(
-        "Kong's Admin API", server.url, "sources[0].token", "read consumers", "Kong-Admin-Token", token
+        "kong-admin", server.url, "sources[0].token", "read consumers", "Kong-Admin-Token", token
     )
     return KongAdmin(endpoint, Retry(attempts=3, sleep=lambda _: None), workspace, tags)
 
@@ -82,26 +82,26 @@ def test_all_pages_are_read_to_the_end() -> None:
     assert {query["size"] for query in asked} == {"1000"}
 
 
-def test_an_empty_page_may_be_an_empty_object_as_lua_writes_it() -> None:
+def test_an_empty_object_as_lua_writes_it_is_an_empty_page() -> None:
     def empty(asked: Asked) -> Answer | None:
         return Answer({"data": {}, "next": None}) if asked.path == "/consumers" else None
 
     assert read(Kong(override=empty))[0] == []
 
 
-def test_the_fields_of_a_consumer_are_taken_over() -> None:
+def test_the_fields_of_a_consumer_are_read() -> None:
     principals, _ = read(Kong())
     alice = principals[1]
     assert (alice.id, alice.custom_id) == ("b32379d9-3d28-5683-a79c-72139be6e34f", "cust-alice-001")
     assert alice.tags == ("gold", "team-a")
 
 
-def test_the_consumer_that_a_plugin_names_as_anonymous_is_marked() -> None:
+def test_the_consumer_that_a_plugin_uses_as_anonymous_is_flagged() -> None:
     principals, _ = read(Kong())
     assert {p.username: p.anonymous for p in principals} == {"anonymous": True, "alice": False, "bob": False}
 
 
-def test_an_anonymous_consumer_named_by_id_is_marked() -> None:
+def test_an_anonymous_consumer_named_by_id_is_flagged() -> None:
     bob = "def4f7d3-9863-5ad2-8fa9-c949bf26f55e"
 
     def by_id(asked: Asked) -> Answer | None:
@@ -112,7 +112,7 @@ def test_an_anonymous_consumer_named_by_id_is_marked() -> None:
     assert {p.username for p in principals if p.anonymous} == {"bob"}
 
 
-def test_the_root_is_never_asked_because_it_answers_500() -> None:
+def test_the_root_is_never_requested_because_it_answers_500() -> None:
     _, server = read(Kong())
     assert "GET /" not in server.paths()
 
@@ -152,14 +152,14 @@ def test_with_a_database_tags_are_sent_and_filtered_here_as_well() -> None:
     assert set(sent) == {"gold,team-a"}
 
 
-def test_a_workspace_prefixes_the_lists_and_the_token_goes_along() -> None:
+def test_the_workspace_prefixes_the_lists_and_the_token_is_sent() -> None:
     principals, server = read(Kong(), workspace="team-a", token="t0ken")
     assert len(principals) == 3
     assert {"GET /team-a/consumers", "GET /team-a/plugins", "GET /status"} == set(server.paths())
     assert {request.headers["kong-admin-token"] for request in server.asked} == {"t0ken"}
 
 
-def test_a_kong_that_has_no_configuration_yet_is_not_a_kong_without_consumers() -> None:
+def test_a_kong_without_a_configuration_is_not_a_kong_without_consumers() -> None:
     def unconfigured(asked: Asked) -> Answer | None:
         return Answer({"configuration_hash": "0" * 32}) if asked.path == "/status" else None
 
@@ -171,7 +171,7 @@ def test_a_kong_that_has_no_configuration_yet_is_not_a_kong_without_consumers() 
     assert server.paths() == ["GET /status"]
 
 
-def test_an_answer_500_is_tried_again() -> None:
+def test_a_500_is_retried() -> None:
     failures = [Answer(recorded("admin-consumers-by-tag-500"), 500), Answer(cut=True)]
 
     def flaky(asked: Asked) -> Answer | None:
@@ -197,9 +197,7 @@ def test_an_answer_500_is_tried_again() -> None:
         (Answer({}, 302, {"Location": "/login"}), "is its URL right"),
     ],
 )
-def test_a_second_page_that_cannot_be_read_is_an_error_and_not_a_smaller_world(
-    answer: Answer, says: str
-) -> None:
+def test_an_unreadable_second_page_is_an_error_and_not_a_shorter_list(answer: Answer, says: str) -> None:
     def fail(asked: Asked) -> Answer | None:
         return answer if asked.path == "/consumers" and "offset" in asked.query else None
 
@@ -215,15 +213,15 @@ def test_a_list_that_never_ends_is_an_error() -> None:
         source(server).read()
 
 
-def test_a_kong_that_is_not_there_is_an_error_that_names_it() -> None:
+def test_an_unreachable_kong_is_an_error_that_names_it() -> None:
     with serving(Kong()) as server:
         gone = source(server)
     with pytest.raises(SourceError, match=r"source kong-admin: .* at http://127\.0\.0\.1:"):
         gone.read()
 
 
-def test_a_configuration_that_changes_during_the_reading_makes_it_be_read_again() -> None:
-    # Without a database an offset counts places in a list that a new configuration replaces.
+def test_a_configuration_that_changes_during_the_read_causes_another_read() -> None:
+    # Without a database an offset is a position in a list that a new configuration replaces.
     hashes = iter(["a", "b", "b", "b"])
 
     def reloading(asked: Asked) -> Answer | None:
@@ -234,7 +232,7 @@ def test_a_configuration_that_changes_during_the_reading_makes_it_be_read_again(
     assert sum("offset" not in asked.query for asked in server.asked if asked.path == "/consumers") == 2
 
 
-def test_an_offset_that_a_new_configuration_made_invalid_makes_it_be_read_again() -> None:
+def test_an_offset_that_a_new_configuration_made_invalid_causes_another_read() -> None:
     hashes, failures = iter("abbb"), [Answer(recorded("admin-consumers-bad-offset-error"), 400)]
 
     def reloading(asked: Asked) -> Answer | None:
@@ -245,7 +243,7 @@ def test_an_offset_that_a_new_configuration_made_invalid_makes_it_be_read_again(
     assert len(read(Kong(override=reloading))[0]) == 3
 
 
-def test_a_configuration_that_never_rests_is_an_error() -> None:
+def test_a_configuration_that_keeps_changing_is_an_error() -> None:
     hashes = itertools.count()
 
     def reloading(asked: Asked) -> Answer | None:
@@ -255,7 +253,7 @@ def test_a_configuration_that_never_rests_is_an_error() -> None:
         source(server).read()
 
 
-def test_a_configuration_that_is_gone_after_the_reading_is_an_error() -> None:
+def test_a_configuration_that_is_missing_after_the_read_is_an_error() -> None:
     hashes = iter(["a", "0" * 32])
 
     def resetting(asked: Asked) -> Answer | None:
@@ -276,7 +274,7 @@ def test_an_unchanged_configuration_is_read_once() -> None:
     assert server.paths().count("GET /plugins") == 1
 
 
-def test_another_configuration_is_read_again_and_so_is_another_source() -> None:
+def test_a_new_configuration_or_another_source_is_read_again() -> None:
     hashes = ["a"]
 
     def answer(asked: Asked) -> Answer | None:
@@ -301,7 +299,7 @@ def test_a_kong_with_a_database_has_no_fingerprint_and_is_read_each_time() -> No
     assert server.paths().count("GET /plugins") == 2
 
 
-def test_a_reading_that_fails_is_not_remembered() -> None:
+def test_a_failed_reading_is_not_cached() -> None:
     failing = [True]
 
     def answer(asked: Asked) -> Answer | None:

@@ -1,4 +1,4 @@
-"""Konnect's lists, read whole from a real HTTP server that pages, shifts and fails."""
+"""The Konnect sources against an HTTP server whose lists have pages, shift and fail."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from tests.syncd.servers import Answer, Asked, Server, serving
 
 
 def endpoint(server: Server) -> Endpoint:
-    return Endpoint("Konnect", server.url, "sources[0].token", "read", token="kpat_secret")
+    return Endpoint("konnect", server.url, "sources[0].token", "read", token="kpat_secret")
 
 
 def retry(waits: list[float] | None = None) -> Retry:
@@ -52,7 +52,7 @@ def test_a_portal_without_applications_is_an_empty_list() -> None:
     assert applications(Konnect()) == []
 
 
-def test_the_consumer_that_an_application_is_mapped_to_comes_along_once() -> None:
+def test_the_consumer_that_an_application_is_mapped_to_is_returned_once() -> None:
     registrations = [
         registration(1, "app-1", "alice", custom_id="crm-1"),
         registration(2, "app-1", "alice", custom_id="crm-1"),
@@ -67,17 +67,17 @@ def test_the_consumer_that_an_application_is_mapped_to_comes_along_once() -> Non
     assert (found[2].id, found[2].custom_id) == (uid("alice"), "crm-1")
 
 
-def test_a_registration_of_an_application_that_came_meanwhile_waits_for_the_next_run() -> None:
+def test_a_registration_of_an_application_added_during_the_read_waits_for_the_next_run() -> None:
     assert names(applications(Konnect([application(1)], [registration(1, "app-9", "alice")]))) == ["app-1"]
 
 
-def test_registrations_need_not_be_asked_for() -> None:
+def test_registrations_are_optional() -> None:
     with serving(Konnect([application(1)])) as server:
         KonnectApplications(endpoint(server), retry(), PORTAL, mapped_consumers=False).read()
     assert server.paths() == [f"GET /v3/portals/{PORTAL}/applications"]
 
 
-def test_a_page_that_shifts_while_it_is_read_is_noticed_and_the_list_read_again() -> None:
+def test_a_page_that_shifts_during_the_read_causes_another_read() -> None:
     def delete_one(konnect: Konnect, asked: Asked) -> None:
         if asked.query.get("page[number]") == "2" and len(konnect.applications) == 5:
             del konnect.applications[0]
@@ -86,7 +86,7 @@ def test_a_page_that_shifts_while_it_is_read_is_noticed_and_the_list_read_again(
     assert names(found) == ["app-1", "app-2", "app-3", "app-4"]
 
 
-def test_one_that_goes_as_another_comes_hides_nobody() -> None:
+def test_a_deletion_and_an_addition_at_once_hide_no_entry() -> None:
     def swap(konnect: Konnect, asked: Asked) -> None:
         if asked.query.get("page[number]") == "2" and len(konnect.applications) == 5:
             konnect.applications[:] = [*konnect.applications[1:], application(9)]
@@ -96,7 +96,7 @@ def test_one_that_goes_as_another_comes_hides_nobody() -> None:
     assert names(found) == ["app-1", "app-2", "app-3", "app-4", "app-9"]
 
 
-def test_a_list_that_never_rests_is_an_error() -> None:
+def test_a_list_that_keeps_changing_is_an_error() -> None:
     def grow(konnect: Konnect, _asked: Asked) -> None:
         konnect.applications.append(application(len(konnect.applications)))
 
@@ -124,14 +124,14 @@ def fail_on(number: str, answer: Answer, times: int) -> Konnect:
         (Answer(b"<html>", 200), "not JSON"),
     ],
 )
-def test_a_failure_on_page_7_is_an_error_and_not_a_smaller_world(answer: Answer, says: str) -> None:
+def test_a_failure_on_page_7_is_an_error_and_not_a_shorter_list(answer: Answer, says: str) -> None:
     with pytest.raises(SourceError, match=says) as caught:
         applications(fail_on("7", answer, 9))
     assert "kpat_secret" not in str(caught.value)
     assert "source konnect-applications" in str(caught.value)
 
 
-def test_a_failure_that_passes_is_waited_for_as_long_as_the_server_asks() -> None:
+def test_a_transient_failure_is_retried_after_the_wait_that_the_server_asks_for() -> None:
     waits: list[float] = []
     found = applications(fail_on("7", Answer({"title": "Too many"}, 429, {"Retry-After": "7"}), 2), waits)
     assert len(found) == 20
@@ -158,7 +158,7 @@ def test_a_control_plane_without_consumers_is_an_empty_list() -> None:
     assert consumers(Konnect()) == []
 
 
-def test_consumers_that_come_and_go_meanwhile_hide_nobody_who_stays() -> None:
+def test_consumers_deleted_during_the_read_hide_none_that_stay() -> None:
     def change(konnect: Konnect, asked: Asked) -> None:
         if "offset" in asked.query and asked.path.endswith("/consumers"):
             konnect.consumers[:] = [c for c in konnect.consumers if c["username"] != "c0"]
@@ -168,12 +168,12 @@ def test_consumers_that_come_and_go_meanwhile_hide_nobody_who_stays() -> None:
     assert {f"c{n}" for n in range(1, 9)} <= {str(name) for name in names(found)}
 
 
-def test_only_consumers_with_all_tags_are_taken() -> None:
+def test_only_consumers_with_all_tags_are_returned() -> None:
     everyone = [consumer("a", tags=["x", "y"]), consumer("b", tags=["x"]), consumer("c", tags=None)]
     assert names(consumers(Konnect(consumers=everyone), "x", "y")) == ["a"]
 
 
-def test_the_anonymous_consumer_of_a_control_plane_is_marked() -> None:
+def test_the_anonymous_consumer_of_a_control_plane_is_flagged() -> None:
     konnect = Konnect(
         consumers=[consumer("guest"), consumer("alice")],
         plugins=[{"id": uid("plugin"), "name": "key-auth", "config": {"anonymous": uid("guest")}}],
@@ -181,7 +181,7 @@ def test_the_anonymous_consumer_of_a_control_plane_is_marked() -> None:
     assert {p.username for p in consumers(konnect) if p.anonymous} == {"guest"}
 
 
-def test_the_token_goes_along_as_a_bearer_token() -> None:
+def test_the_token_is_sent_as_a_bearer_token() -> None:
     with serving(Konnect()) as server:
         KonnectConsumers(endpoint(server), retry(), PLANE).read()
     assert {asked.headers["authorization"] for asked in server.asked} == {"Bearer kpat_secret"}

@@ -1,4 +1,4 @@
-"""How sending ends: at an age limit, and at a stop."""
+"""The end of sending: age limits and stops."""
 
 from __future__ import annotations
 
@@ -53,7 +53,7 @@ def test_events_older_than_the_age_limit_become_dead_letters_with_the_reason(tmp
     assert_balanced(tmp_path)
 
 
-def test_events_that_become_too_old_while_the_endpoint_is_dead_do_not_hold_the_queue_up(
+def test_events_that_grow_too_old_while_the_endpoint_is_down_do_not_block_the_queue(
     tmp_path: Path,
 ) -> None:
     with serving(EventsServer(lambda _: Answer(503))) as server:
@@ -61,11 +61,11 @@ def test_events_that_become_too_old_while_the_endpoint_is_dead_do_not_hold_the_q
         spooled(tmp_path, [record(n, time=stamp(timedelta(0))) for n in range(5)])
         with delivering(tmp_path, max_age=timedelta(seconds=1)):
             eventually(lambda: waiting(tmp_path) == 5 and server.posts)
-            eventually(lambda: count(tmp_path, "dead_lettered") == 5, what="the end of their time")
+            eventually(lambda: count(tmp_path, "dead_lettered") == 5, what="their expiry")
     assert_balanced(tmp_path)
 
 
-def test_events_that_become_too_old_while_a_bad_one_is_searched_for_do_not_hold_the_queue_up(
+def test_events_that_grow_too_old_during_the_search_for_a_bad_one_do_not_block_the_queue(
     tmp_path: Path,
 ) -> None:
     def script(post: Post) -> Answer:
@@ -76,14 +76,14 @@ def test_events_that_become_too_old_while_a_bad_one_is_searched_for_do_not_hold_
         spooled(tmp_path, [record(n, time=stamp(timedelta(0))) for n in range(4)])
         with delivering(tmp_path, max_age=timedelta(seconds=2)):
             eventually(lambda: [post for post in server.posts if len(post.ids) == 1], what="the search")
-            eventually(lambda: count(tmp_path, "dead_lettered") == 4, what="the end of their time")
+            eventually(lambda: count(tmp_path, "dead_lettered") == 4, what="their expiry")
     assert_balanced(tmp_path)
 
 
 # A clean stop
 
 
-def test_a_post_under_way_at_a_stop_is_waited_for_and_its_batch_not_sent_again(tmp_path: Path) -> None:
+def test_a_stop_waits_for_the_post_in_flight_so_that_its_batch_is_not_sent_again(tmp_path: Path) -> None:
     answering = threading.Event()
 
     def script(post: Post) -> Answer:
@@ -102,11 +102,11 @@ def test_a_post_under_way_at_a_stop_is_waited_for_and_its_batch_not_sent_again(t
 
 
 @pytest.mark.parametrize("way", ["pause", "hang"])
-def test_a_stop_does_not_wait_for_a_pause_nor_for_ever(
+def test_a_stop_waits_neither_for_a_pause_nor_for_ever(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, way: str
 ) -> None:
     if way == "hang":
-        monkeypatch.setattr(pipeline_module, "_GRACE", 0.2)
+        monkeypatch.setattr(pipeline_module, "_STOP_GRACE", 0.2)
     hang = threading.Event()
 
     def script(post: Post) -> Answer:
@@ -124,7 +124,7 @@ def test_a_stop_does_not_wait_for_a_pause_nor_for_ever(
         hang.set()
 
 
-def test_a_post_that_fails_during_a_stop_is_left_to_the_next_start(tmp_path: Path) -> None:
+def test_a_post_that_fails_during_a_stop_is_retried_by_the_next_start(tmp_path: Path) -> None:
     arrived, fail = threading.Event(), threading.Event()
 
     def script(post: Post) -> Answer:
@@ -137,7 +137,7 @@ def test_a_post_that_fails_during_a_stop_is_left_to_the_next_start(tmp_path: Pat
         spooled(tmp_path, [record(n) for n in range(10)])
         with delivering(tmp_path):
             assert arrived.wait(10)
-            failing = threading.Timer(0.2, fail.set)  # once it is being stopped
+            failing = threading.Timer(0.2, fail.set)  # once the stop has begun
             failing.start()
         failing.join()
         assert len(server.posts) == 1
@@ -146,10 +146,10 @@ def test_a_post_that_fails_during_a_stop_is_left_to_the_next_start(tmp_path: Pat
     assert server.taken == ids(range(10))
 
 
-def test_a_stop_while_the_books_fail_ends_within_the_grace(
+def test_a_stop_while_the_books_fail_ends_within_the_grace_period(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(pipeline_module, "_GRACE", 0.2)
+    monkeypatch.setattr(pipeline_module, "_STOP_GRACE", 0.2)
     with serving(EventsServer()) as server:
         write_destination(tmp_path, destination(server.url))
         spooled(tmp_path, [record(1)])

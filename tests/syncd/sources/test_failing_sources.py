@@ -1,4 +1,4 @@
-"""A daemon of policy sync that was healthy, and whose Kong falls ill: nothing is removed, and it recovers."""
+"""A daemon with policy sync whose Kong starts to fail: nothing is removed, and the daemon recovers."""
 
 from __future__ import annotations
 
@@ -18,15 +18,15 @@ PAGES = 8
 
 
 class Kong:
-    """An Admin API with eight pages of two consumers; `illness` may answer instead."""
+    """An Admin API with eight pages of two consumers; `fault` may answer instead."""
 
     def __init__(self, *, database: bool) -> None:
         self.database = database
         self.hash = "a" * 32
-        self.illness: Callable[[Asked], Answer | None] = lambda _: None
+        self.fault: Callable[[Asked], Answer | None] = lambda _: None
 
     def __call__(self, asked: Asked) -> Answer:
-        return self.illness(asked) or self._healthy(asked)
+        return self.fault(asked) or self._healthy(asked)
 
     def _healthy(self, asked: Asked) -> Answer:
         if asked.path == "/status":
@@ -40,7 +40,7 @@ class Kong:
         return Answer({"data": data, "offset": following, "next": link})
 
     def change(self) -> None:
-        """Have another configuration, so that a daemon reads it."""
+        """Change the configuration, so that a daemon reads it again."""
         self.hash = "b" * 32 if self.hash[0] == "a" else "a" * 32
 
 
@@ -62,7 +62,7 @@ def customers(sandbox: httpx.Client) -> list[dict[str, Any]]:
 
 @contextmanager
 def healthy_daemon(folder: Path, sandbox: httpx.Client, kong: Kong) -> Iterator[httpx.Client]:
-    """A daemon of policy sync that has synced everybody of this Kong."""
+    """A daemon with policy sync that has synced all consumers of this Kong."""
     with serving(kong) as admin:
         settings = f"sources: [{{type: kong-admin, url: '{admin.url}'}}]\npolicy: sync\n"
         project = Project(folder, str(sandbox.base_url), settings + "schedule: {interval: 1h}\n")
@@ -71,7 +71,7 @@ def healthy_daemon(folder: Path, sandbox: httpx.Client, kong: Kong) -> Iterator[
             yield client
 
 
-ILLNESSES = {
+FAULTS = {
     "500 on page 7": (on_page(7, Answer({"message": "boom"}, 500)), "boom"),
     "cut on page 7": (on_page(7, Answer(cut=True)), "did not answer"),
     "token revoked on page 4": (on_page(4, Answer({"message": "Unauthorized"}, 401)), "sources[0].token"),
@@ -82,35 +82,35 @@ ILLNESSES = {
 
 
 @pytest.mark.parametrize("database", [True, False])
-@pytest.mark.parametrize("name", ILLNESSES)
+@pytest.mark.parametrize("name", FAULTS)
 def test_a_run_that_cannot_read_its_source_fails_and_removes_nothing(
     tmp_path: Path, sandbox: httpx.Client, name: str, database: bool
 ) -> None:
     kong = Kong(database=database)
-    illness, says = ILLNESSES[name]
+    fault, says = FAULTS[name]
     with healthy_daemon(tmp_path, sandbox, kong) as client:
         before = customers(sandbox)
         assert len(before) == 2 * PAGES
-        kong.illness = illness
+        kong.fault = fault
         kong.change()
         failed = finished(client, client.post("/v1/syncs").json()["id"])
         assert failed["state"] == "failed"
         assert says in str(failed["error"])
         assert customers(sandbox) == before
-        kong.illness = lambda _: None
+        kong.fault = lambda _: None
         well = finished(client, client.post("/v1/syncs").json()["id"])
         assert (well["state"], well["in_sync"]) == ("succeeded", True)
         assert customers(sandbox) == before
 
 
 @pytest.mark.parametrize("database", [True, False])
-def test_a_kong_that_names_nobody_any_more_is_told_and_removes_nothing(
+def test_a_kong_without_any_consumers_is_reported_and_removes_nothing(
     tmp_path: Path, sandbox: httpx.Client, database: bool
 ) -> None:
     kong = Kong(database=database)
     with healthy_daemon(tmp_path, sandbox, kong) as client:
         before = customers(sandbox)
-        kong.illness = at("/consumers", Answer({"data": [], "next": None}))
+        kong.fault = at("/consumers", Answer({"data": [], "next": None}))
         kong.change()
         run = finished(client, client.post("/v1/syncs").json()["id"])
         assert run["state"] == "succeeded"

@@ -1,4 +1,4 @@
-"""Sending again: what was refused, and what the metering API lost; the books hold."""
+"""Replay of dead letters and redelivery of retained events; the books stay balanced."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from typing import Any
 import orjson
 import pytest
 
-from openmeter_plugin.books import replay as sending_again_module
+from openmeter_plugin.books import replay as replay_module
 from openmeter_plugin.books.database import FILE
 from openmeter_plugin.books.replay import replay_dead_letters, request_redelivery
 from openmeter_plugin.maintenance.quarantine_replay import QuarantineReplay, replay_quarantine
@@ -55,7 +55,7 @@ def dead(spool: Path) -> dict[int, str]:
 # Dead letters
 
 
-def test_a_dead_letter_that_is_taken_at_its_replay_is_one_no_more(
+def test_a_replayed_dead_letter_that_is_delivered_is_no_longer_a_dead_letter(
     tmp_path: Path, server: EventsServer
 ) -> None:
     with_dead_letters(tmp_path, server, {3, 4})
@@ -68,7 +68,7 @@ def test_a_dead_letter_that_is_taken_at_its_replay_is_one_no_more(
     assert_balanced(tmp_path)
 
 
-def test_one_that_is_refused_again_stays_with_the_new_answer_and_is_not_tried_again(
+def test_a_dead_letter_that_is_refused_again_keeps_the_new_answer_and_is_not_retried(
     tmp_path: Path, server: EventsServer
 ) -> None:
     with_dead_letters(tmp_path, server, {3, 4})
@@ -87,7 +87,7 @@ def test_one_that_is_refused_again_stays_with_the_new_answer_and_is_not_tried_ag
 def test_only_the_named_dead_letters_are_replayed_each_marked_once(
     tmp_path: Path, server: EventsServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(sending_again_module, "_PER_TRANSACTION", 2)
+    monkeypatch.setattr(replay_module, "_PER_TRANSACTION", 2)
     with_dead_letters(tmp_path, server, set(range(7)))
     server.script = lambda _: Answer()
     assert replay_dead_letters(tmp_path, [2, 3, 5, 99]) == 3
@@ -97,7 +97,7 @@ def test_only_the_named_dead_letters_are_replayed_each_marked_once(
     assert_balanced(tmp_path)
 
 
-def test_a_replay_is_asked_for_beside_a_delivery_that_runs(tmp_path: Path, server: EventsServer) -> None:
+def test_a_replay_can_be_requested_while_a_delivery_runs(tmp_path: Path, server: EventsServer) -> None:
     with_dead_letters(tmp_path, server, {3})
     server.script = lambda _: Answer()
     with delivering(tmp_path):
@@ -106,7 +106,7 @@ def test_a_replay_is_asked_for_beside_a_delivery_that_runs(tmp_path: Path, serve
         eventually(lambda: delivered(tmp_path) == 10)
 
 
-def test_a_replay_waits_for_an_endpoint_that_is_away_and_for_the_age_limit_it_does_not_care(
+def test_a_replay_waits_for_an_endpoint_that_is_down_and_ignores_the_age_limit(
     tmp_path: Path, server: EventsServer
 ) -> None:
     with_dead_letters(tmp_path, server, {3})
@@ -116,7 +116,7 @@ def test_a_replay_waits_for_an_endpoint_that_is_away_and_for_the_age_limit_it_do
     assert dead(tmp_path) == {}
 
 
-def test_in_a_spool_without_books_there_is_nothing_to_replay(tmp_path: Path) -> None:
+def test_a_spool_without_books_has_nothing_to_replay(tmp_path: Path) -> None:
     assert replay_dead_letters(tmp_path) == 0
     assert replay_quarantine(tmp_path, {"ingest_endpoint": "http://127.0.0.1:9/events"}) == QuarantineReplay()
 
@@ -133,11 +133,11 @@ def test_in_a_spool_without_books_there_is_nothing_to_replay(tmp_path: Path) -> 
         (END, BEGINNING),
         (BEGINNING, BEGINNING),
         ("2026-13-01T00:00:00Z", END),
-        (datetime(2026, 1, 1), END),  # noqa: DTZ001 - that it has no zone is what is wrong
+        (datetime(2026, 1, 1), END),  # noqa: DTZ001 - the missing time zone is the error
         ("0001-01-01T00:00:00+23:00", END),
     ],
 )
-def test_a_span_that_is_none_is_refused(tmp_path: Path, since: str | datetime, until: str | datetime) -> None:
+def test_an_invalid_span_is_refused(tmp_path: Path, since: str | datetime, until: str | datetime) -> None:
     with pytest.raises(ValueError, match=r"since|until"):
         request_redelivery(tmp_path, since, until)
     with pytest.raises(ValueError, match="subject"):
@@ -149,7 +149,7 @@ def spans(spool: Path) -> list[Any]:
         return db.execute("SELECT since, until, subject FROM redeliveries ORDER BY id").fetchall()
 
 
-def test_a_span_is_written_as_the_times_of_events_are(tmp_path: Path) -> None:
+def test_a_span_is_stored_in_the_format_of_event_times(tmp_path: Path) -> None:
     east = timezone(timedelta(hours=2))
     until = datetime(2026, 11, 22, 10, tzinfo=east)
     assert request_redelivery(tmp_path, "2026-11-22T09:00:00.500+02:00", until, "bob") == 1
@@ -160,7 +160,9 @@ def test_a_span_is_written_as_the_times_of_events_are(tmp_path: Path) -> None:
     ]
 
 
-def test_retained_events_of_a_span_and_a_subject_are_sent_again(tmp_path: Path, server: EventsServer) -> None:
+def test_retained_events_of_a_span_and_a_subject_are_redelivered(
+    tmp_path: Path, server: EventsServer
+) -> None:
     write_destination(tmp_path, destination(server.url, max_batch_size=4))
     for n in range(24):
         spooled(
@@ -180,7 +182,7 @@ def test_retained_events_of_a_span_and_a_subject_are_sent_again(tmp_path: Path, 
     assert_balanced(tmp_path)
 
 
-def test_what_was_refused_or_came_twice_is_not_sent_again(tmp_path: Path, server: EventsServer) -> None:
+def test_refused_and_resent_events_are_not_redelivered(tmp_path: Path, server: EventsServer) -> None:
     server.script = rejects({"event-000001"})
     write_destination(tmp_path, destination(server.url))
     spooled(tmp_path, [record(0), record(0), record(1), record(2)])
@@ -193,7 +195,7 @@ def test_what_was_refused_or_came_twice_is_not_sent_again(tmp_path: Path, server
     assert_balanced(tmp_path)
 
 
-def test_a_dead_endpoint_holds_up_no_redelivery_to_another(tmp_path: Path) -> None:
+def test_a_dead_endpoint_delays_no_redelivery_to_another(tmp_path: Path) -> None:
     with serving() as good, serving() as bad:
         for queue, url in (("0-bad", bad.url), ("1-good", good.url)):
             write_destination(tmp_path, destination(url, id=queue))
@@ -220,7 +222,7 @@ def delivery_process(spool: Path) -> Iterator[subprocess.Popen[bytes]]:
         process.wait(20)
 
 
-def test_a_redelivery_that_was_killed_goes_on_where_it_was(tmp_path: Path) -> None:
+def test_a_killed_redelivery_resumes_where_it_was(tmp_path: Path) -> None:
     half, go_on = threading.Event(), threading.Event()
 
     def script(post: Post) -> Answer:
