@@ -20,12 +20,12 @@ def adopting(change: Change) -> Decide:
     """Add ownership metadata, unless the customer has got an owner since the plan was made."""
 
     def decide(current: ObservedCustomer) -> CustomerEdit | None:
-        marks = _metadata(change.after)
-        if all(current.metadata.get(name) == value for name, value in marks.items()):
+        ownership = _metadata(change.after)
+        if all(current.metadata.get(name) == value for name, value in ownership.items()):
             return None
         if not is_adoptable(current.metadata):
             raise BlockedError(f"customer {current.key or current.id} now belongs to {owner_of(current)}")
-        return CustomerEdit(metadata=marks)
+        return CustomerEdit(metadata=ownership)
 
     return decide
 

@@ -230,7 +230,7 @@ class _Applier:
             return False
         return True
 
-    def _is_already_created(self, change: Change, marks: dict[str, str]) -> bool:
+    def _is_already_created(self, change: Change, metadata: dict[str, str]) -> bool:
         """Return whether the customer that conflicts with a creation is the one to create.
 
         It is if the answer to the first attempt was lost, or another syncd with the same owner_id was faster.
@@ -243,7 +243,7 @@ class _Applier:
                 f"customer {there.key} was created by {owner_of(there)} since the plan was made; plan again"
             )
         missing = [key for key in change.subject_keys if not there.carries(key)]
-        if missing or any(there.metadata.get(name) != value for name, value in marks.items()):
+        if missing or any(there.metadata.get(name) != value for name, value in metadata.items()):
             raise BlockedError(
                 f"customer {there.key} was created since the plan was made and differs; plan again"
             )

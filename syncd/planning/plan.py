@@ -234,7 +234,7 @@ class _Planner:
         )
 
     def _adopt(self, want: DesiredCustomer, have: ObservedCustomer) -> Iterator[Change]:
-        marks = {**want.ownership, ADOPTED: "true"}
+        ownership = {**want.ownership, ADOPTED: "true"}
         yield Change(
             ChangeKind.ADOPT_CUSTOMER,
             want.key,
@@ -242,10 +242,10 @@ class _Planner:
             f"exists already with the key that syncd would give it: {principals_of(list(want.subjects))}."
             " syncd adds its ownership metadata and keeps the name",
             have.id,
-            EntityState(metadata={name: have.metadata[name] for name in marks if name in have.metadata}),
-            EntityState(metadata=marks),
+            EntityState(metadata={name: have.metadata[name] for name in ownership if name in have.metadata}),
+            EntityState(metadata=ownership),
         )
-        yield from self._update(want, replace(have, metadata={**have.metadata, **marks}))
+        yield from self._update(want, replace(have, metadata={**have.metadata, **ownership}))
 
     def _moves(
         self, want: DesiredCustomer, taken: list[Taken], have: ObservedCustomer | None
