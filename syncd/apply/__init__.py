@@ -1,5 +1,6 @@
-"""Carrying out a plan: each change once, and only on what syncd owns.
+"""The executor: applies a plan, each change once and only to customers that syncd manages.
 
-Start with `executor`.
-May import: `planning`, `metering`, `core`.
+`executor` decides the order, `edits` what each change writes, `pool` runs several changes concurrently.
+
+Open `executor` first. May import: `planning`, `metering`, `core`.
 """

@@ -1,7 +1,7 @@
-"""What a change writes into a customer, decided on the customer as it is now. Pure.
+"""Edits: what a change writes to a customer, decided on the customer as it is now. Pure.
 
-Each function returns a `Decide`: it gives the edit, None where all is as wanted already, and raises
-BlockedError where the world has overtaken the plan: another owner, a subscription, another mark.
+Each function returns a `Decide`. It returns the edit, or None if nothing has to change, and raises
+BlockedError if the customer has changed since the plan was made: another owner, a subscription, a mark.
 """
 
 from __future__ import annotations
@@ -13,111 +13,117 @@ from syncd.core.ownership import is_adoptable, is_managed, owner_of
 from syncd.metering.base import CustomerEdit, Decide
 from syncd.planning.customer_index import subscription_reason
 
+_MARKS_CHANGED = "its marks have changed since the plan was made; plan again"
+
 
 def adopting(change: Change) -> Decide:
-    """Give it our marks, unless somebody was faster."""
+    """Add ownership metadata, unless the customer has got an owner since the plan was made."""
 
-    def decide(there: ObservedCustomer) -> CustomerEdit | None:
-        marks = _metadata(change.after)
-        if all(there.metadata.get(name) == value for name, value in marks.items()):
+    def decide(current: ObservedCustomer) -> CustomerEdit | None:
+        ownership = _metadata(change.after)
+        if all(current.metadata.get(name) == value for name, value in ownership.items()):
             return None
-        if not is_adoptable(there.metadata):
-            raise BlockedError(f"customer {there.key or there.id} was taken by {owner_of(there)} meanwhile")
-        return CustomerEdit(metadata=marks)
+        if not is_adoptable(current.metadata):
+            raise BlockedError(f"customer {current.key or current.id} now belongs to {owner_of(current)}")
+        return CustomerEdit(metadata=ownership)
 
     return decide
 
 
 def marking(change: Change, owner_id: str) -> Decide:
-    """Note since when it is gone, or take that back."""
+    """Set the orphan marks of a customer, or remove them."""
 
-    def decide(there: ObservedCustomer) -> CustomerEdit | None:
-        require_ours(there, owner_id)
+    def decide(current: ObservedCustomer) -> CustomerEdit | None:
+        require_managed(current, owner_id)
         after, before = _metadata(change.after), _metadata(change.before)
-        if all(there.metadata.get(name) == value for name, value in after.items()):
+        if all(current.metadata.get(name) == value for name, value in after.items()):
             return None
-        if any(there.metadata.get(name) != before.get(name) for name in after):
-            raise BlockedError("its marks changed meanwhile; plan again")
+        if any(current.metadata.get(name) != before.get(name) for name in after):
+            raise BlockedError(_MARKS_CHANGED)
         return CustomerEdit(metadata=after)
 
     return decide
 
 
 def detaching(change: Change, owner_id: str) -> Decide:
-    """Take subjects off it: those that are gone with their marks, or those that move (they have none)."""
+    """Remove subjects: orphans together with their marks, or subjects that move (these have no marks)."""
 
-    def decide(there: ObservedCustomer) -> CustomerEdit | None:
-        require_ours(there, owner_id)
-        rest = tuple(key for key in there.subject_keys if key not in change.subject_keys)
+    def decide(current: ObservedCustomer) -> CustomerEdit | None:
+        require_managed(current, owner_id)
+        rest = tuple(key for key in current.subject_keys if key not in change.subject_keys)
         marks = _metadata(change.after)
-        if rest == there.subject_keys and all(there.metadata.get(k) == v for k, v in marks.items()):
+        if rest == current.subject_keys and all(current.metadata.get(k) == v for k, v in marks.items()):
             return None
-        if there.active_subscription:
-            raise BlockedError(subscription_reason(there))
-        _require_same_marks(change, there)
+        if current.active_subscription:
+            raise BlockedError(subscription_reason(current))
+        _require_same_marks(change, current)
         return CustomerEdit(subject_keys=rest, metadata=marks or None)
 
     return decide
 
 
 def deleting(change: Change, owner_id: str) -> Decide:
-    """Write nothing, but look whether it may still be deleted."""
+    """Write nothing, but check that the customer may still be deleted."""
 
-    def look(there: ObservedCustomer) -> None:
-        require_ours(there, owner_id)
-        if there.active_subscription:
-            raise BlockedError(subscription_reason(there))
-        if set(there.subject_keys) - set(change.subject_keys):
-            raise BlockedError(f"customer {there.key} got further subjects meanwhile; plan again")
-        _require_same_marks(change, there)
+    def decide(current: ObservedCustomer) -> None:
+        require_managed(current, owner_id)
+        if current.active_subscription:
+            raise BlockedError(subscription_reason(current))
+        if set(current.subject_keys) - set(change.subject_keys):
+            raise BlockedError(
+                f"customer {current.key} has got further subjects since the plan was made; plan again"
+            )
+        _require_same_marks(change, current)
 
-    return look
+    return decide
 
 
 def adding(keys: tuple[str, ...], owner_id: str) -> Decide:
-    """Append subjects; the order of the others stays."""
+    """Append subjects, and keep the order of the others."""
 
-    def decide(there: ObservedCustomer) -> CustomerEdit | None:
-        require_ours(there, owner_id)
-        missing = tuple(key for key in keys if not there.carries(key))
+    def decide(current: ObservedCustomer) -> CustomerEdit | None:
+        require_managed(current, owner_id)
+        missing = tuple(key for key in keys if not current.carries(key))
         if not missing:
             return None
-        if there.active_subscription:
-            raise BlockedError(subscription_reason(there))
-        return CustomerEdit(subject_keys=there.subject_keys + missing)
+        if current.active_subscription:
+            raise BlockedError(subscription_reason(current))
+        return CustomerEdit(subject_keys=current.subject_keys + missing)
 
     return decide
 
 
 def renaming(change: Change, owner_id: str) -> Decide:
-    """Give it the name that the source has."""
+    """Set the name that the source has."""
 
-    def decide(there: ObservedCustomer) -> CustomerEdit | None:
-        require_ours(there, owner_id)
+    def decide(current: ObservedCustomer) -> CustomerEdit | None:
+        require_managed(current, owner_id)
         name = change.after.name if change.after else None
-        return None if name == there.name else CustomerEdit(name=name)
+        return None if name == current.name else CustomerEdit(name=name)
 
     return decide
 
 
-def require_ours(there: ObservedCustomer, owner_id: str) -> None:
-    """Raise BlockedError for a customer of somebody else."""
-    if not is_managed(there.metadata, owner_id):
-        raise BlockedError(f"customer {there.key or there.id} now belongs to {owner_of(there)}; left alone")
+def require_managed(current: ObservedCustomer, owner_id: str) -> None:
+    """Raise BlockedError if syncd does not manage the customer."""
+    if not is_managed(current.metadata, owner_id):
+        raise BlockedError(
+            f"customer {current.key or current.id} now belongs to {owner_of(current)}; left alone"
+        )
 
 
-def require_open(there: ObservedCustomer, owner_id: str) -> None:
-    """Raise BlockedError for a customer that could not take another subject."""
-    require_ours(there, owner_id)
-    if there.active_subscription:
-        raise BlockedError(subscription_reason(there))
+def require_accepts_subjects(current: ObservedCustomer, owner_id: str) -> None:
+    """Raise BlockedError if the customer cannot get another subject."""
+    require_managed(current, owner_id)
+    if current.active_subscription:
+        raise BlockedError(subscription_reason(current))
 
 
-def _require_same_marks(change: Change, there: ObservedCustomer) -> None:
-    """Another syncd may have seen the principal again since the plan, and taken its mark back."""
+def _require_same_marks(change: Change, current: ObservedCustomer) -> None:
+    """Raise BlockedError if another syncd has removed or renewed a mark since the plan was made."""
     before = _metadata(change.before)
-    if any(there.metadata.get(name) != value for name, value in before.items()):
-        raise BlockedError("its marks changed meanwhile; plan again")
+    if any(current.metadata.get(name) != value for name, value in before.items()):
+        raise BlockedError(_MARKS_CHANGED)
 
 
 def _metadata(state: EntityState | None) -> dict[str, str]:

@@ -1,9 +1,9 @@
-"""Jobs carried out by a few threads at once, in order where they touch the same thing.
+"""Thread pool for jobs; jobs that share a resource run in order.
 
-What became of them is noted a few at a time, since each note may cost a commit: when there are as many
-as there are threads, or the last note is a moment ago. So however the process ends, at most three times
-as many jobs as there are threads are done without a note of it: those that are just being noted, those
-that wait for that, and the ones under way.
+Results are recorded a few at a time, because each call of `record` may cost a commit: once there are as
+many results as threads, or some time after the last call. So however the process ends, the number of jobs
+done without a record is at most three times the number of threads: results being recorded, results
+waiting for that, and jobs still running.
 """
 
 from __future__ import annotations
@@ -19,44 +19,43 @@ from typing import Generic, TypeVar
 
 _T = TypeVar("_T")
 
-_MOMENT = 0.05
-"""Seconds."""
+_RECORD_INTERVAL_SECONDS = 0.05
 
 
 @dataclass(frozen=True, slots=True)
 class Job(Generic[_T]):
-    """Something to do. Two jobs that share one of their `names` are done one after the other, in order."""
+    """A piece of work. Jobs that share one of their `resources` run one after the other, in order."""
 
     work: Callable[[], _T]
-    names: frozenset[str]
+    resources: frozenset[str]
 
 
 class Pool(Generic[_T]):
-    """Does jobs, `concurrency` of them at once.
+    """Runs jobs, `concurrency` of them at once.
 
-    `note` is told the results as jobs end, in the order in which they ended, never by two threads at
-    a time. `should_stop` is asked after each job; once it says yes, no further one begins.
+    `record` receives results in the order in which jobs ended, never from two threads at a time.
+    `should_stop` is called after each job; once it returns true, no further job starts.
     """
 
     def __init__(
-        self, concurrency: int, note: Callable[[list[_T]], None], should_stop: Callable[[], bool]
+        self, concurrency: int, record: Callable[[list[_T]], None], should_stop: Callable[[], bool]
     ) -> None:
         self._concurrency = concurrency
-        self._note = note
+        self._record = record
         self._should_stop = should_stop
-        self._turn = threading.Condition()
+        self._condition = threading.Condition()
         self._waiting: deque[Job[_T]] = deque()
         self._busy: set[str] = set()
         self._ended: list[tuple[Job[_T], _T]] = []
-        self._noting = False
-        self._noted_at = 0.0
+        self._recording = False
+        self._recorded_at = 0.0
         self._error: BaseException | None = None
         self.stopped = False
 
     def run(self, jobs: Sequence[Job[_T]]) -> bool:
-        """Do these jobs, and tell whether all of them were done; raises what the first to fail raised.
+        """Run these jobs and return whether all of them ran; raises the error of the first job that failed.
 
-        After that, or a request to stop, those under way are still brought to their end and noted.
+        After an error or a request to stop, running jobs still finish and are recorded.
         """
         self._waiting.extend(jobs)
         threads = min(self._concurrency, len(jobs))
@@ -66,9 +65,9 @@ class Pool(Generic[_T]):
             else:
                 self._work()
         finally:
-            with self._turn:
-                self._turn.wait_for(lambda: not self._noting)
-                self._note_ended()
+            with self._condition:
+                self._condition.wait_for(lambda: not self._recording)
+                self._record_ended()
         left = bool(self._waiting)
         self._waiting.clear()
         if self._error is not None:
@@ -77,11 +76,11 @@ class Pool(Generic[_T]):
 
     def _run_in(self, threads: int) -> None:
         with ThreadPoolExecutor(threads, thread_name_prefix="syncd-change") as executor:
-            # Each in a context of its own, so that log lines carry the id of the run.
+            # Each in its own copy of the context, so that log lines carry the run id.
             started = [executor.submit(contextvars.copy_context().run, self._work) for _ in range(threads)]
             try:
                 wait(started)
-            except BaseException:  # Ctrl-C: the threads end after what they have in hand
+            except BaseException:  # Ctrl-C: each thread ends after its current job
                 self.stopped = True
                 raise
 
@@ -95,51 +94,53 @@ class Pool(Generic[_T]):
                 self._done(job, result)
 
     def _next(self) -> Job[_T] | None:
-        """Take the next job, as soon as nothing that is under way or not yet noted shares a name with it."""
-        with self._turn:
+        """Return the next job once no running or unrecorded job shares a resource with it."""
+        with self._condition:
             while self._waiting and not self.stopped and self._error is None:
-                if self._busy.isdisjoint(self._waiting[0].names):
+                if self._busy.isdisjoint(self._waiting[0].resources):
                     job = self._waiting.popleft()
-                    self._busy |= job.names
+                    self._busy |= job.resources
                     return job
-                if self._ended and not self._noting:
-                    self._note_ended()
+                if self._ended and not self._recording:
+                    self._record_ended()
                 else:
-                    self._turn.wait()
+                    self._condition.wait()
             return None
 
     def _done(self, job: Job[_T], result: _T) -> None:
-        with self._turn:
-            self._turn.wait_for(lambda: not self._noting or len(self._ended) < self._concurrency)
+        with self._condition:
+            self._condition.wait_for(lambda: not self._recording or len(self._ended) < self._concurrency)
             self._ended.append((job, result))
             try:
                 self.stopped = self.stopped or self._should_stop()
             except BaseException as error:
                 self._error = self._error or error
             full = len(self._ended) >= self._concurrency
-            if not self._noting and (full or time.monotonic() - self._noted_at >= _MOMENT):
-                self._note_ended()
+            if not self._recording and (
+                full or time.monotonic() - self._recorded_at >= _RECORD_INTERVAL_SECONDS
+            ):
+                self._record_ended()
 
-    def _note_ended(self) -> None:
-        """Note what has ended. The caller has the turn, and gives it away while it waits for a commit."""
+    def _record_ended(self) -> None:
+        """Record ended jobs. The caller holds the lock, which is released while `record` may commit."""
         ended, self._ended = self._ended, []
         if not ended:
             return
-        self._noting, error = True, None
-        self._turn.release()
+        self._recording, error = True, None
+        self._condition.release()
         try:
-            self._note([result for _, result in ended])
+            self._record([result for _, result in ended])
         except BaseException as failed:
             error = failed
         finally:
-            self._turn.acquire()
-        self._noting = False
+            self._condition.acquire()
+        self._recording = False
         self._error = self._error or error
-        self._busy.difference_update(*(job.names for job, _ in ended))
-        self._noted_at = time.monotonic()
-        self._turn.notify_all()
+        self._busy.difference_update(*(job.resources for job, _ in ended))
+        self._recorded_at = time.monotonic()
+        self._condition.notify_all()
 
     def _failed(self, error: BaseException) -> None:
-        with self._turn:
+        with self._condition:
             self._error = self._error or error
-            self._turn.notify_all()
+            self._condition.notify_all()

@@ -1,4 +1,4 @@
-"""Subject entities: which of them a plan writes, and writing them."""
+"""Writer of subject entities, in batches."""
 
 from __future__ import annotations
 
@@ -14,71 +14,73 @@ from syncd.metering.base import MeteringTarget, SubjectWrite
 
 _SUBJECTS_AT_ONCE = 100
 
-Placed = tuple[int, Change]
-"""A change and its place in the plan."""
+Indexed = tuple[int, Change]
+"""A change and its index in the plan."""
 Results = list[tuple[int, Outcome]]
-"""What became of changes, each with its place in the plan."""
-_Ready = tuple[Placed, SubjectWrite]
+"""Outcomes, each with the index of its change in the plan."""
+_Ready = tuple[Indexed, SubjectWrite]
 
 
 class EntityWriter:
-    """Writes subject entities; none for `unplaced` subjects: a server may make a customer for such a one."""
+    """Writes subject entities, but not of `unattached` subjects: a server may create customers for those."""
 
-    def __init__(self, owner_id: str, target: MeteringTarget, unplaced: set[str]) -> None:
+    def __init__(self, owner_id: str, target: MeteringTarget, unattached: set[str]) -> None:
         self._owner_id = owner_id
         self._target = target
-        self._unplaced = unplaced
+        self._unattached = unattached
         self._refused: list[_Ready] = []
 
     def jobs(
-        self, changes: Sequence[Placed], note: Callable[[list[Results]], None]
+        self, changes: Sequence[Indexed], record: Callable[[list[Results]], None]
     ) -> Iterator[list[Job[Results]]]:
-        """Look at the entities that are there, and yield jobs that write a hundred at once.
+        """Read the existing entities, and yield jobs that write a hundred at once.
 
-        What is not to be written is told to `note` at once. Of a hundred that are refused together the
-        single ones follow, when those jobs are done: one by one tells which of them it was.
+        `record` receives at once the outcomes that need no write. If a batch is refused, its entities follow
+        one by one after all batches, which shows which of them the server refuses.
         """
-        ready, rest = self._looked_at(changes)
-        note([rest])
+        ready, rest = self._split(changes)
+        record([rest])
         batches = iter(ready)
         yield [self._job(batch) for batch in iter(lambda: list(islice(batches, _SUBJECTS_AT_ONCE)), [])]
         yield [self._job([single]) for single in sorted(self._refused, key=lambda entry: entry[0][0])]
 
-    def _looked_at(self, changes: Sequence[Placed]) -> tuple[list[_Ready], Results]:
-        """Return what is to be written, and what became of the rest."""
+    def _split(self, changes: Sequence[Indexed]) -> tuple[list[_Ready], Results]:
+        """Return the entities to write, and the outcomes of the rest."""
         entities = self._target.subjects()
-        there = {entity.key: entity for entity in entities or ()}
+        existing = {entity.key: entity for entity in entities or ()}
         ready: list[_Ready] = []
         rest: Results = []
-        for place, change in changes:
+        for index, change in changes:
             key = change.subject_keys[0]
-            if key in self._unplaced:
-                rest.append((place, _skipped(change, "its customer could not be given this subject")))
+            if key in self._unattached:
+                rest.append((index, _skipped(change, "its subject could not be attached")))
             elif entities is None:
-                rest.append((place, _skipped(change, "the metering API has no subject entities any more")))
-            elif (write := self._write(change, there.get(key))) is None:
-                rest.append((place, Outcome(change, Status.UNCHANGED)))
+                rest.append((index, _skipped(change, "the metering API no longer has subject entities")))
+            elif (write := self._write(change, existing.get(key))) is None:
+                rest.append((index, Outcome(change, Status.UNCHANGED)))
             else:
-                ready.append(((place, change), write))
+                ready.append(((index, change), write))
         return ready, rest
 
     def _job(self, batch: list[_Ready]) -> Job[Results]:
-        # The customers are among the names: a server with the subject hook copies an entity onto its own.
-        names = [names_of(change) for (_, change), _ in batch]
+        # Customers are resources too: a server with the subject hook copies an entity to its customer.
+        names = [resources_of(change) for (_, change), _ in batch]
         return Job(lambda: self._write_batch(batch), frozenset[str]().union(*names))
 
-    def _write(self, change: Change, there: ObservedSubject | None) -> SubjectWrite | None:
-        """Merge our fields into the entity as it is now; None where nothing differs or it is not ours."""
+    def _write(self, change: Change, existing: ObservedSubject | None) -> SubjectWrite | None:
+        """Return the entity as it is now with syncd's fields; None if it is equal or not writable."""
         after = change.after
         assert after is not None  # noqa: S101 - the planner gives every upsert its state
-        ours = dict(after.metadata or {})
-        if there is None:
-            return SubjectWrite(change.subject_keys[0], after.name, ours)
-        metadata = {**there.metadata, **ours}
-        renamed = after.name is not None and after.name != there.display_name
-        if not may_write_subject(there, self._owner_id) or (metadata == there.metadata and not renamed):
+        fields = dict(after.metadata or {})
+        if existing is None:
+            return SubjectWrite(change.subject_keys[0], after.name, fields)
+        metadata = {**existing.metadata, **fields}
+        renamed = after.name is not None and after.name != existing.display_name
+        if not may_write_subject(existing, self._owner_id):
             return None
-        return SubjectWrite(there.key, after.name, metadata)
+        if metadata == existing.metadata and not renamed:
+            return None
+        return SubjectWrite(existing.key, after.name, metadata)
 
     def _write_batch(self, batch: list[_Ready]) -> Results:
         try:
@@ -87,24 +89,24 @@ class EntityWriter:
             if len(batch) > 1:
                 self._refused += batch
                 return []
-            ((place, change), _) = batch[0]
-            return [(place, Outcome(change, Status.BLOCKED, refusal(error)))]
-        return [(place, Outcome(change, Status.DONE)) for (place, change), _ in batch]
+            ((index, change), _) = batch[0]
+            return [(index, Outcome(change, Status.BLOCKED, refusal_reason(error)))]
+        return [(index, Outcome(change, Status.DONE)) for (index, change), _ in batch]
 
 
 def _skipped(change: Change, why: str) -> Outcome:
     return Outcome(change, Status.SKIPPED, why)
 
 
-def names_of(change: Change) -> frozenset[str]:
-    """Return the customers and subjects that a change is about: ids, keys, subject keys."""
+def resources_of(change: Change) -> frozenset[str]:
+    """Return the customers and subjects of a change: ids, keys, subject keys."""
     customers = (change.customer_id, change.customer_key, change.to_customer_key)
     return frozenset(name for name in (*customers, *change.subject_keys) if name)
 
 
-def refusal(error: RefusedError) -> str:
-    """Say what a refused change means."""
+def refusal_reason(error: RefusedError) -> str:
+    """Return the reason of a refused change, for its outcome."""
     said = error.detail or f"HTTP {error.status}"
     if error.status == 409:
-        return f"in conflict with what was created meanwhile: {said}. Plan again"
-    return f"the metering API refuses it: {said}"
+        return f"conflicts with something created since the plan was made: {said}. Plan again"
+    return f"the metering API refused it: {said}"

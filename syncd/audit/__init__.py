@@ -1,5 +1,8 @@
-"""The audit: compares the gateways' ledgers with the meters.
+"""The audit: compares the gateways' ledgers with the meters, and requests redeliveries of missing events.
 
-Start with `run`; `compare` is its pure core.
-May import: `runs`, `gateways`, `metering`.
+`run` reads both sides and repeats, `books` decides which hours of a ledger are final, `meter_queries`
+reads the meters, `compare` finds differences, and `redelivery` plans and requests redeliveries.
+`books` and `compare` are pure.
+
+Open `run` first. May import: `runs`, `gateways`, `metering`.
 """

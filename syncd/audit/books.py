@@ -1,8 +1,8 @@
-"""What a gateway's ledger, read before and after the meters, says for certain.
+"""Final hours of a gateway's ledger, found by reading it before and after the meters. Pure.
 
-Pure. The meters are read in between, so an hour can be compared when, in the later reading, none of its
-events waits, and its lines are those of the earlier one: all that the meters could have was delivered before
-they were read, and nothing came while they were.
+The meters are read in between. So an hour can be compared if none of its events is waiting in the later
+reading, and its lines equal those of the earlier one: then everything that the meters can contain was
+delivered before they were read, and nothing arrived while they were.
 """
 
 from __future__ import annotations
@@ -19,8 +19,8 @@ _PORTS = {"http": 80, "https": 443}
 
 
 @dataclass(frozen=True, slots=True)
-class Elsewhere:
-    """A destination whose events do not go to the metering API of this configuration, so far as is known."""
+class OtherDestination:
+    """A destination whose events, as far as is known, do not go to the configured metering API."""
 
     gateway: str
     destination: str
@@ -38,9 +38,9 @@ class Elsewhere:
 
 
 def leads_to(endpoint: str | None, metering_url: str, other_hosts: Iterable[str] = ()) -> bool:
-    """Tell whether an endpoint is on the metering API's host and port, or on one of the other hosts.
+    """Return whether an endpoint is on the metering API's host and port, or on one of the other hosts.
 
-    Another host without a port stands for all of its ports.
+    Another host without a port matches all of its ports.
     """
     if endpoint is None:
         return False
@@ -55,59 +55,63 @@ def _address(parts: SplitResult) -> tuple[str | None, int | None]:
     return parts.hostname, parts.port or _PORTS.get(parts.scheme)
 
 
-def settled(gateway: str, before: Ledger, spool: Spool, after: Ledger, ours: frozenset[str]) -> GatewayBooks:
-    """Return what was sent to the destinations in `ours`, and the hours that cannot be compared.
+def gateway_books(
+    gateway: str, before: Ledger, spool: Spool, after: Ledger, included: frozenset[str]
+) -> GatewayBooks:
+    """Return the events sent to the destinations in `included`, and the hours that cannot be compared.
 
     `spool` was read after the meters and before `after`.
     """
-    earlier, lines = _sent(before.lines, ours), _sent(after.lines, ours)
-    open_hours = dict.fromkeys(_waiting_hours(spool, after, ours), f"events of {gateway} wait")
+    earlier, lines = _sent(before.lines, included), _sent(after.lines, included)
+    open_hours = dict.fromkeys(_waiting_hours(spool, after, included), f"events of {gateway} are waiting")
     for line in earlier.keys() | lines.keys():
         if earlier.get(line) != lines.get(line):
             open_hours.setdefault(line.hour, f"the ledger of {gateway} changed while it was read")
     return GatewayBooks(gateway, lines, open_hours)
 
 
-def _waiting_hours(spool: Spool, after: Ledger, ours: frozenset[str]) -> set[datetime]:
-    """Return the hours with waiting events of our destinations, all hours with any where that is not known.
+def _waiting_hours(spool: Spool, after: Ledger, included: frozenset[str]) -> set[datetime]:
+    """Return the hours with waiting events of included destinations; of any destination if unknown.
 
-    The ledger names the hours of events that are written and not accounted for, but not their destination.
-    Where none of ours had such events after the meters were read, its lines alone tell.
+    The ledger has the hours of events that are written but not accounted for, but not their destinations.
+    If none of them had such events after the meters were read, its lines are enough.
     """
-    if all(part.not_accounted.events == 0 for part in spool.destinations if part.id in ours):
-        return {line.hour for line in after.lines if line.waiting and line.destination in ours}
+    if all(part.not_accounted.events == 0 for part in spool.destinations if part.id in included):
+        return {line.hour for line in after.lines if line.waiting and line.destination in included}
     return set(after.hours_with_waiting_events)
 
 
-def _sent(lines: Iterable[LedgerLine], ours: frozenset[str]) -> dict[Line, Sent]:
+def _sent(lines: Iterable[LedgerLine], included: frozenset[str]) -> dict[Line, Sent]:
     found: dict[Line, Sent] = {}
     for entry in lines:
-        if entry.destination in ours:
+        if entry.destination in included:
             line = Line(entry.hour, entry.type, entry.subject)
             number = Sent(entry.delivered, entry.dead_lettered)
             found[line] = found[line].plus(number) if line in found else number
     return found
 
 
-def elsewhere(gateway: str, spool: Spool, ledger: Ledger, ours: frozenset[str]) -> tuple[Elsewhere, ...]:
-    """Return the other destinations that have events in the ledger."""
+def other_destinations(
+    gateway: str, spool: Spool, ledger: Ledger, included: frozenset[str]
+) -> tuple[OtherDestination, ...]:
+    """Return the destinations that are not in `included` and have events in the ledger."""
     endpoints = {part.id: part.endpoint for part in spool.destinations}
     events: dict[str, int] = {}
     for line in ledger.lines:
-        if line.destination not in ours:
+        if line.destination not in included:
             events[line.destination] = events.get(line.destination, 0) + line.accepted
     return tuple(
-        Elsewhere(gateway, destination, endpoints.get(destination), number)
+        OtherDestination(gateway, destination, endpoints.get(destination), number)
         for destination, number in sorted(events.items())
     )
 
 
-def together(found: Iterable[Elsewhere]) -> tuple[Elsewhere, ...]:
-    """Return each destination once, with the events of all spans."""
+def merged(found: Iterable[OtherDestination]) -> tuple[OtherDestination, ...]:
+    """Return each destination once, with the sum of its events."""
     sums: dict[tuple[str, str, str | None], int] = {}
     for one in found:
         key = (one.gateway, one.destination, one.endpoint)
         sums[key] = sums.get(key, 0) + one.events
     return tuple(
-        Elsewhere(*key, events) for key, events in sorted(sums.items(), key=lambda item: item[0][:2])
+        OtherDestination(*key, events) for key, events in sorted(sums.items(), key=lambda item: item[0][:2])
     )

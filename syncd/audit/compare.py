@@ -1,13 +1,12 @@
-"""What the gateways have delivered against what the meters count, by hour of event time, type and subject.
+"""Comparison of delivered events with the meters, by hour of event time, type and subject. Pure.
 
-Pure: `syncd.audit.run` reads, `syncd.audit.run` repeats. Of the events that the gateways are done with in
-an hour, `delivered` were taken by the metering API and `dead_lettered` were refused by it. Counted there are
-`counted`, and always::
+Of the events of an hour that a gateway has finished, the metering API accepted `delivered` and refused
+`dead_lettered`. The meters count `counted`. Always::
 
     counted = delivered + dead_lettered - missing - refused + surplus
 
-A refused event may be counted nevertheless (one that grew too old had perhaps arrived), so what is counted
-beyond `delivered` is taken for refused ones first.
+A refused event may still be counted (one that grew too old may have arrived), so events counted beyond
+`delivered` are assumed to be refused ones first.
 """
 
 from __future__ import annotations
@@ -22,7 +21,7 @@ HOUR = timedelta(hours=1)
 
 
 class Line(NamedTuple):
-    """What is compared: the events of one hour (its beginning, UTC), type and subject."""
+    """The unit of comparison: the events of one hour (its start, UTC), type and subject."""
 
     hour: datetime
     type: str
@@ -30,7 +29,7 @@ class Line(NamedTuple):
 
 
 class Sent(NamedTuple):
-    """Events of a line that a gateway is done with."""
+    """Events of a line that a gateway has finished."""
 
     delivered: int = 0
     dead_lettered: int = 0
@@ -42,7 +41,7 @@ class Sent(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class GatewayBooks:
-    """What one gateway has sent to this metering API; `open_hours` cannot be compared, and why."""
+    """Events that one gateway sent here. `open_hours`: hours that cannot be compared -> why."""
 
     gateway: str
     lines: Mapping[Line, Sent]
@@ -53,8 +52,8 @@ class GatewayBooks:
 class Yardstick:
     """The meter that a type of event is compared with.
 
-    `exact`: it counts events. Else it only tells that there are any: a sum that is not 0. Events before
-    `since` (a whole hour) are not in it.
+    `exact`: it counts events. Otherwise it sums, and a sum other than 0 only shows that there are events.
+    It has no events before `since` (a whole hour).
     """
 
     type: str
@@ -63,13 +62,13 @@ class Yardstick:
     since: datetime | None = None
 
     def covers(self, line: Line) -> bool:
-        """Tell whether it counts the events of a line."""
+        """Return whether the meter has the events of a line."""
         return self.since is None or line.hour >= self.since
 
 
 @dataclass(frozen=True, slots=True)
 class Difference:
-    """A line on which both sides differ, and what each gateway has of it that has any."""
+    """A line on which both sides differ, and the events of each gateway that has any."""
 
     line: Line
     delivered: int
@@ -82,7 +81,7 @@ class Difference:
 
     @property
     def is_unlisted(self) -> bool:
-        """Tell whether no listed gateway has any events of this line."""
+        """Return whether no listed gateway has any events of this line."""
         return not self.gateways
 
 
@@ -107,7 +106,7 @@ _TOTALS = tuple(entry.name for entry in fields(Totals))
 
 @dataclass(frozen=True, slots=True)
 class Comparison:
-    """What came of comparing the hours from `since` up to, not including, `until`."""
+    """Result of comparing the hours from `since` up to, not including, `until`."""
 
     since: datetime
     until: datetime
@@ -115,28 +114,28 @@ class Comparison:
     totals: Mapping[str, Totals] = field(default_factory=dict)
     """By type of event."""
     left_out: Mapping[datetime, tuple[str, ...]] = field(default_factory=dict)
-    """Hours that were not compared, and why."""
+    """Hours that were not compared -> why."""
     not_compared: Mapping[str, int] = field(default_factory=dict)
-    """Events by type for which there is no yardstick."""
+    """Events without a yardstick, by type."""
 
     @property
     def hours(self) -> int:
-        """Return how many hours there are."""
+        """Return the number of hours."""
         return (self.until - self.since) // HOUR
 
     @property
     def hours_compared(self) -> int:
-        """Return how many hours were compared."""
+        """Return the number of hours that were compared."""
         return self.hours - len(self.left_out)
 
     @property
     def missing(self) -> int:
-        """Return how many events were taken and are not counted."""
+        """Return how many delivered events are not counted."""
         return sum(difference.missing for difference in self.differences)
 
 
 def joined(comparisons: Iterable[Comparison]) -> Comparison:
-    """Return the comparisons of adjoining spans, in their order, as one."""
+    """Return comparisons of adjoining spans, in order, as one."""
     found = list(comparisons)
     not_compared: Counter[str] = Counter()
     totals: dict[str, Totals] = {}
@@ -161,7 +160,7 @@ def compare(
     values: Mapping[Line, int],
     yardsticks: Mapping[str, Yardstick],
 ) -> Comparison:
-    """Compare the hours of a span; `values` is what the meter of each type says of a line."""
+    """Compare the hours of a span; `values` are the values of each type's meter, by line."""
     left_out = _left_out(books, since, until)
     sent: dict[Line, Sent] = {}
     senders: defaultdict[Line, list[tuple[str, Sent]]] = defaultdict(list)
@@ -205,7 +204,7 @@ def _difference(
     delivered, dead_lettered = sent.get(line, Sent())
     counted = values.get(line, 0)
     if not yardstick.exact:
-        # Any usage at all: as many events as were delivered, or one that nobody has delivered.
+        # Any usage counts as all delivered events, or as one event if none was delivered.
         counted = (delivered or 1) if counted > 0 else 0
     return Difference(
         line,
@@ -231,7 +230,7 @@ def _left_out(
 
 
 def spans(hours: Iterable[datetime]) -> list[tuple[datetime, datetime]]:
-    """Return the spans that hours make up, adjoining ones merged; each from, up to and not including."""
+    """Return hours as spans with adjoining hours merged; the end of a span is not included."""
     found: list[tuple[datetime, datetime]] = []
     for hour in sorted(set(hours)):
         if found and found[-1][1] == hour:
@@ -242,20 +241,20 @@ def spans(hours: Iterable[datetime]) -> list[tuple[datetime, datetime]]:
 
 
 def whole_hours(
-    since: datetime | None, until: datetime | None, now: datetime, usual: timedelta
+    since: datetime | None, until: datetime | None, now: datetime, default: timedelta
 ) -> tuple[datetime, datetime]:
-    """Return the span widened to whole hours, without the current one, which is not over.
+    """Return the span widened to whole hours, without the current hour, which is not over.
 
-    Without `until` it ends there; without `since` it is `usual` long. It is empty or negative where
-    nothing is left.
+    Without `until` it ends at the current hour; without `since` it is `default` long. It is empty or
+    negative if no hour is left.
     """
     end = hour_of(now)
     if until is not None:
         end = min(end, hour_of(until, up=True))
-    return (end - usual if since is None else hour_of(since)), end
+    return (end - default if since is None else hour_of(since)), end
 
 
 def hour_of(moment: datetime, *, up: bool = False) -> datetime:
-    """Return the hour that a moment lies in, with `up` the next unless it begins there."""
+    """Return the start of the hour of a moment; with `up`, round up."""
     begin = moment.astimezone(UTC).replace(minute=0, second=0, microsecond=0)
     return begin + HOUR if up and begin != moment else begin

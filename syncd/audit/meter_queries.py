@@ -1,7 +1,7 @@
-"""The meters by hour and subject: which one tells of a type of event, and what it says.
+"""Meter queries by hour and subject: selects the meter of an event type and reads its values.
 
-Rows come in windows of an hour, UTC; a window in which nothing was counted has none. v1 answers numbers, v3
-numbers as text. By v1's specification `to` is inclusive, so rows outside the span are left out here.
+Rows have windows of an hour, UTC; a window without events has no row. v1 returns numbers, v3 numbers as
+text. In v1's specification `to` is inclusive, so rows outside the span are dropped here.
 """
 
 from __future__ import annotations
@@ -23,9 +23,9 @@ _STANDARD = (REQUESTS_METER, TOKENS_METER, EVENTS_METER)
 
 
 def yardstick(event_type: str, meters: Mapping[str, Meter]) -> Yardstick | None:
-    """Return what a type of event is compared with: a meter that counts, else one that sums, else None.
+    """Return the meter to compare a type of event with: one that counts, else one that sums, else None.
 
-    Of several the standard one, else the first by its key.
+    Of several, the standard meter wins, then the first by key.
     """
     fitting = [meter for meter in meters.values() if meter.event_type == event_type]
     for aggregation in ("count", "sum"):
@@ -42,24 +42,26 @@ def _since(meter: Meter) -> datetime | None:
     try:
         return hour_of(_moment(meter.events_from), up=True)
     except ValueError:
-        raise MalformedError(f"{_API}: meter {meter.key} counts events since {meter.events_from!r}") from None
+        raise MalformedError(
+            f"{_API}: meter {meter.key} has an invalid start time {meter.events_from!r}"
+        ) from None
 
 
 class HourlyMeters:
-    """The meters of a metering API of either dialect, listed once."""
+    """Hourly values of the meters of a metering API, in either dialect; the meters are listed once."""
 
     def __init__(self, client: ApiClient, dialect: Dialect) -> None:
-        """List the meters; raises the ApiError that fits."""
+        """List the meters. Raises ApiError."""
         self._client = client
         self._is_v3 = dialect == "openmeter-v3"
         self._meters = MeterApi(client, dialect).meters()
 
     def yardstick(self, event_type: str) -> Yardstick | None:
-        """Return what a type of event is compared with, None where no meter tells of it."""
+        """Return the meter to compare a type of event with, None if no meter has it."""
         return yardstick(event_type, self._meters)
 
     def values(self, used: Yardstick, since: datetime, until: datetime) -> dict[Line, int]:
-        """Return a meter's values of whole hours; of one that sums, 1 for any that is not 0."""
+        """Return the values of a meter by hour and subject; for one that sums, 1 for any value but 0."""
         found: dict[Line, float] = {}
         for row in self._rows(self._meters[used.meter], since, until):
             hour, subject, value = self._row(row)
@@ -69,7 +71,9 @@ class HourlyMeters:
         if not used.exact:
             return {line: 1 for line, value in found.items() if value}
         if odd := next((line for line, value in found.items() if not value.is_integer()), None):
-            raise MalformedError(f"{_API}: meter {used.meter} counted a part of an event of {odd.subject!r}")
+            raise MalformedError(
+                f"{_API}: meter {used.meter} returned a fractional count for {odd.subject!r}"
+            )
         return {line: int(value) for line, value in found.items()}
 
     def _rows(self, meter: Meter, since: datetime, until: datetime) -> list[object]:
@@ -77,7 +81,7 @@ class HourlyMeters:
         if self._is_v3:
             path = f"/openmeter/meters/{quote(meter.id or meter.key, safe='')}/query"
             body = {**period, "granularity": "PT1H", "group_by_dimensions": ["subject"]}
-            # A POST that only asks: repeated like a GET.
+            # This POST only reads, so it is retried like a GET.
             answer = self._client.request("POST", path, body=body)
         else:
             path = f"/api/v1/meters/{quote(meter.key, safe='')}/query"

@@ -1,7 +1,7 @@
-"""Having the gateways send the missing events again: what to ask for, asking, and what came of it.
+"""Redelivery of missing events: plans what to request from each gateway, requests it, and waits.
 
-A redelivery sends everything that the gateway retains of a span of event time, of one subject or of all: also
-what is counted already, which a metering API that deduplicates counts no second time.
+A redelivery sends everything that the gateway retains of a span of event time, for one subject or all. That
+includes events that are already counted, which a metering API that deduplicates does not count again.
 """
 
 from __future__ import annotations
@@ -18,13 +18,13 @@ from syncd.core.errors import GatewayError
 from syncd.gateways.client import Gateway
 from syncd.runs.unbilled import rfc3339
 
-MOST_REQUESTS = 200
-"""To one gateway: each makes it look through its spool, so beyond that whole hours are asked for."""
+MAX_REQUESTS = 200
+"""To one gateway. Each request makes it scan its spool, so beyond this number, whole hours are requested."""
 _FIRST_PAUSE, _MAX_PAUSE = 0.2, 2.0
 
 
 class RedeliveryState(StrEnum):
-    """How far a redelivery is."""
+    """State of a redelivery."""
 
     PLANNED = "planned"
     WAITING = "waiting"
@@ -34,10 +34,10 @@ class RedeliveryState(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class Redelivery:
-    """Asked of one gateway: a span, `subject` None for all, and the events that are missing of it.
+    """A request to one gateway: a span, a subject (None for all), and the number of missing events.
 
-    `expected` are all events that the gateway delivered of the span; those that were not `sent` again are
-    no longer retained there.
+    `expected` is the number of events that the gateway delivered in the span; those that were not `sent`
+    again are no longer retained there.
     """
 
     gateway: str
@@ -53,7 +53,7 @@ class Redelivery:
 
     @property
     def gone(self) -> int:
-        """Return how many events cannot be sent again."""
+        """Return how many events cannot be redelivered."""
         return max(0, self.expected - self.sent) if self.expected is not None else 0
 
     def to_json(self) -> dict[str, object]:
@@ -72,21 +72,24 @@ class Redelivery:
         }
 
 
-def why_not(comparison: Comparison) -> str | None:
-    """Say why sending again could count events twice; None where nothing hints at that."""
+def double_billing_risk(comparison: Comparison) -> str | None:
+    """Return why a redelivery could bill events twice; None if nothing suggests that."""
     doubled = [one for one in comparison.differences if one.surplus and not one.is_unlisted]
     if not doubled:
         return None
     return (
-        f"on {len(doubled)} lines more is counted than the gateways have sent. If the metering API does not"
-        " deduplicate, sending again bills twice: `syncd doctor --probe` tells. --force asks nevertheless"
+        f"on {len(doubled)} lines the meters count more than the gateways sent. If the metering API does not"
+        " deduplicate, a redelivery bills events twice: check with `syncd doctor --probe`. --force redelivers"
+        " anyway"
     )
 
 
-def plan_redeliveries(differences: Iterable[Difference], most: int = MOST_REQUESTS) -> tuple[Redelivery, ...]:
-    """Return what to ask for, of each gateway that delivered such events: by subject, adjoining hours merged.
+def plan_redeliveries(
+    differences: Iterable[Difference], max_requests: int = MAX_REQUESTS
+) -> tuple[Redelivery, ...]:
+    """Return the redeliveries of each gateway that delivered missing events: by subject, in merged hours.
 
-    Of a gateway with more than `most` of them, whole hours are asked for, of all subjects.
+    For a gateway with more than `max_requests` of them, request whole hours of all subjects instead.
     """
     wanted: defaultdict[str, defaultdict[str | None, dict[datetime, int]]] = defaultdict(
         lambda: defaultdict(dict)
@@ -99,7 +102,9 @@ def plan_redeliveries(differences: Iterable[Difference], most: int = MOST_REQUES
     planned: list[Redelivery] = []
     for gateway, subjects in sorted(wanted.items()):
         found = _of_gateway(gateway, subjects)
-        planned += found if len(found) <= most else _of_gateway(gateway, {None: _summed(subjects.values())})
+        planned += (
+            found if len(found) <= max_requests else _of_gateway(gateway, {None: _summed(subjects.values())})
+        )
     return tuple(planned)
 
 
@@ -121,13 +126,13 @@ def _summed(found: Iterable[Mapping[datetime, int]]) -> dict[datetime, int]:
     return sums
 
 
-def ask(planned: Iterable[Redelivery], gateways: Sequence[Gateway]) -> tuple[Redelivery, ...]:
-    """Ask for each; one that fails holds up no other."""
+def request(planned: Iterable[Redelivery], gateways: Sequence[Gateway]) -> tuple[Redelivery, ...]:
+    """Request each redelivery; one that fails does not stop the others."""
     by_name = {gateway.name: gateway for gateway in gateways}
-    return tuple(_asked(one, by_name[one.gateway]) for one in planned)
+    return tuple(_request_one(one, by_name[one.gateway]) for one in planned)
 
 
-def _asked(planned: Redelivery, gateway: Gateway) -> Redelivery:
+def _request_one(planned: Redelivery, gateway: Gateway) -> Redelivery:
     try:
         answer = gateway.redeliver(planned.since, planned.until, planned.subject)
     except GatewayError as error:
@@ -136,28 +141,28 @@ def _asked(planned: Redelivery, gateway: Gateway) -> Redelivery:
 
 
 def wait(
-    asked: Iterable[Redelivery],
+    requested: Iterable[Redelivery],
     gateways: Sequence[Gateway],
     timeout: float,
     *,
     sleep: Callable[[float], object] = time.sleep,
     clock: Callable[[], float] = time.monotonic,
 ) -> tuple[Redelivery, ...]:
-    """Return them once each is done or has failed, or after `timeout` seconds as they are then."""
+    """Wait at most `timeout` seconds until each redelivery is done or has failed; return the last states."""
     by_name = {gateway.name: gateway for gateway in gateways}
-    found, deadline, pause = list(asked), clock() + timeout, _FIRST_PAUSE
+    found, deadline, pause = list(requested), clock() + timeout, _FIRST_PAUSE
     while True:
         found = [
-            _seen(one, by_name[one.gateway]) if one.state is RedeliveryState.WAITING else one for one in found
+            _poll(one, by_name[one.gateway]) if one.state is RedeliveryState.WAITING else one for one in found
         ]
         left = deadline - clock()
         if left <= 0 or all(one.state is not RedeliveryState.WAITING for one in found):
-            return tuple(_counted(one, by_name[one.gateway]) for one in found)
+            return tuple(_with_expected(one, by_name[one.gateway]) for one in found)
         sleep(min(pause, left))
         pause = min(2 * pause, _MAX_PAUSE)
 
 
-def _seen(waiting: Redelivery, gateway: Gateway) -> Redelivery:
+def _poll(waiting: Redelivery, gateway: Gateway) -> Redelivery:
     try:
         answer = gateway.redelivery(waiting.id or 0)
     except GatewayError as error:
@@ -165,8 +170,8 @@ def _seen(waiting: Redelivery, gateway: Gateway) -> Redelivery:
     return replace(waiting, state=RedeliveryState(answer.state), sent=answer.sent)
 
 
-def _counted(done: Redelivery, gateway: Gateway) -> Redelivery:
-    """Return what was done with how many events the gateway had delivered of it, of all types."""
+def _with_expected(done: Redelivery, gateway: Gateway) -> Redelivery:
+    """Return a finished redelivery with the number of events that the gateway delivered in its span."""
     if done.state is not RedeliveryState.DONE:
         return done
     try:

@@ -1,6 +1,7 @@
-"""An audit: the span part by part, and once more where events are missing that may only be late.
+"""Audit run: reads and compares a span part by part, and repeats parts whose missing events may be late.
 
-A metering API answers 2xx when an event is queued, not when it is counted, so what was delivered moments ago
+Each part reads the gateways' ledgers, then the meters, then the ledgers again (`syncd.audit.books`). A
+metering API answers 2xx when an event is queued, not when it is counted, so events delivered moments ago
 may not be in the meters yet. Parts with missing events are therefore read again for a while.
 """
 
@@ -13,37 +14,35 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import TypeVar
 
-from syncd.audit.books import Elsewhere, elsewhere, leads_to, settled, together
+from syncd.audit.books import OtherDestination, gateway_books, leads_to, merged, other_destinations
 from syncd.audit.compare import HOUR, Comparison, GatewayBooks, Line, Yardstick, compare, joined
 from syncd.audit.meter_queries import HourlyMeters
 from syncd.core.errors import MeterMissingError
 from syncd.gateways.client import Gateway
 from syncd.gateways.models import Ledger, Spool
 
-# MERGED: Reading both sides of an audit: each gateway's ledger, the meters, and each ledger once more.
-
 REQUESTS = "kong.api_request"
 TOKENS = "kong.llm_request"
-_AT_ONCE = 8
+_MAX_CONCURRENCY = 8
 _T = TypeVar("_T")
 
 
 @dataclass(frozen=True, slots=True)
 class Reading:
-    """What was read of a span; `yardsticks` are those of the types that occur.
+    """A span as read; `yardsticks` are those of the event types that occur.
 
-    `lines` is how many ledger lines the gateway with the most has.
+    `lines` is the largest number of ledger lines of one gateway.
     """
 
     comparison: Comparison
-    elsewhere: tuple[Elsewhere, ...]
+    other_destinations: tuple[OtherDestination, ...]
     yardsticks: tuple[Yardstick, ...]
     lines: int
 
 
 @dataclass(frozen=True, slots=True)
 class Reader:
-    """Both sides; `metering_url` tells which destinations of a gateway lead here."""
+    """Reads gateways and meters; `metering_url` decides which destinations of a gateway are compared."""
 
     gateways: Sequence[Gateway]
     meters: HourlyMeters
@@ -52,8 +51,8 @@ class Reader:
     def read(self, since: datetime, until: datetime) -> Reading:
         """Read and compare a span of whole hours.
 
-        Raises GatewayError or the ApiError that fits where either side cannot be read to its end,
-        MeterMissingError where no meter counts requests.
+        Raises GatewayError or ApiError if either side cannot be read completely, MeterMissingError if no
+        meter counts requests.
         """
         before = self._each(lambda gateway: gateway.ledger(since, until))
         types = {REQUESTS, TOKENS} | {line.type for ledger in before for line in ledger.lines}
@@ -80,66 +79,69 @@ class Reader:
         yardsticks: dict[str, Yardstick],
     ) -> Reading:
         books: list[GatewayBooks] = []
-        others: list[Elsewhere] = []
+        others: list[OtherDestination] = []
         for gateway, first, spool, last in zip(self.gateways, before, spools, after, strict=True):
-            ours = frozenset(
+            included = frozenset(
                 part.id
                 for part in spool.destinations
                 if leads_to(part.endpoint, self.metering_url, gateway.config.metering_hosts)
             )
-            books.append(settled(gateway.name, first, spool, last, ours))
-            others += elsewhere(gateway.name, spool, last, ours)
+            books.append(gateway_books(gateway.name, first, spool, last, included))
+            others += other_destinations(gateway.name, spool, last, included)
         comparison = compare(since, until, books, values, yardsticks)
         occurring = {line.type for one in books for line in one.lines} | {line.type for line in values}
         used = tuple(found for kind, found in yardsticks.items() if kind in occurring or kind == REQUESTS)
         return Reading(comparison, tuple(others), used, max(len(ledger.lines) for ledger in after))
 
     def _each(self, ask: Callable[[Gateway], _T]) -> list[_T]:
-        """Ask all gateways, several at once; raises the first error."""
-        with ThreadPoolExecutor(max_workers=max(1, min(_AT_ONCE, len(self.gateways)))) as pool:
+        """Query all gateways concurrently; raises the first error."""
+        with ThreadPoolExecutor(max_workers=max(1, min(_MAX_CONCURRENCY, len(self.gateways)))) as pool:
             return list(pool.map(ask, self.gateways))
 
 
 MANY_LINES = 50_000
-"""Of one gateway, in one part: both sides of a part are held in memory."""
-_LONGEST = 24
-_PAUSE = 2.0
+"""Ledger lines of one gateway in one part, above which parts get shorter: both sides are held in memory."""
+_MAX_PART_HOURS = 24
+_PAUSE_SECONDS = 2.0
 
 
 @dataclass(frozen=True, slots=True)
 class Audit:
-    """What came of it; exit status and output are made of this."""
+    """Result of an audit, for the exit status and the output."""
 
     comparison: Comparison
-    elsewhere: tuple[Elsewhere, ...]
+    other_destinations: tuple[OtherDestination, ...]
     yardsticks: tuple[Yardstick, ...]
 
     @property
     def is_equal(self) -> bool:
-        """Tell whether all that was compared is the same on both sides."""
+        """Return whether everything that was compared is equal on both sides."""
         return not self.comparison.differences
 
     @property
-    def why_nothing(self) -> str | None:
-        """Say why nothing at all could be compared; None where something was."""
+    def incomparable_reason(self) -> str | None:
+        """Return why nothing could be compared; None if something was."""
         comparison = self.comparison
         if comparison.hours_compared == 0:
-            return "no hour of the span could be compared: events wait, or came while it was read. Try again"
+            return (
+                "no hour of the span could be compared: events are waiting, or arrived during the audit."
+                " Try again"
+            )
         sent = sum(totals.delivered + totals.dead_lettered for totals in comparison.totals.values())
-        if self.elsewhere and not sent:
+        if self.other_destinations and not sent:
             places = ", ".join(
-                f"{one.endpoint or 'an unknown endpoint'} at {one.gateway}" for one in self.elsewhere
+                f"{one.endpoint or 'an unknown endpoint'} at {one.gateway}" for one in self.other_destinations
             )
             return (
-                f"no events of the gateways go to metering.url, but to {places}. If that is the same server"
-                " by another name, list it in metering_hosts of the gateway"
+                f"the gateways send no events to metering.url, only to {places}. If that is the same server"
+                " under another name, add it to the gateway's metering_hosts"
             )
         return None
 
 
 @dataclass
 class AuditRun:
-    """Audits a span, and can do so again; `settle` is in seconds, for the whole of each time."""
+    """Audits a span; can be repeated. `settle` is the time in seconds to wait for late events, each time."""
 
     reader: Reader
     since: datetime
@@ -154,7 +156,7 @@ class AuditRun:
         self._readings: dict[tuple[datetime, datetime], Reading] = {}
 
     def audit(self) -> Audit:
-        """Read and compare all of it, parts with missing events again until `settle` is over."""
+        """Read and compare the whole span, and parts with missing events again until `settle` is over."""
         start, hours = self.since, 1
         while start < self.until:
             end = min(start + hours * HOUR, self.until)
@@ -163,25 +165,25 @@ class AuditRun:
             if reading.lines > MANY_LINES:
                 hours = max(1, hours // 2)
             elif reading.lines < MANY_LINES // 4:
-                hours = min(_LONGEST, 2 * hours)
+                hours = min(_MAX_PART_HOURS, 2 * hours)
             start = end
         return self._settled()
 
     def again(self) -> Audit:
-        """Read the parts with missing events once more."""
+        """Read the parts with missing events again."""
         for span in self._with_missing():
             self._readings[span] = self.reader.read(*span)
         return self._settled()
 
     def _settled(self) -> Audit:
-        """Read the parts with missing events until none is missing, or `settle` is over."""
+        """Read the parts with missing events until none is missing or `settle` is over."""
         deadline = self.clock() + self.settle
         while missing := self._with_missing():
             left = deadline - self.clock()
             if left <= 0:
                 break
             self.on_wait(sum(reading.comparison.missing for reading in missing.values()))
-            self.sleep(min(_PAUSE, left))
+            self.sleep(min(_PAUSE_SECONDS, left))
             for span in missing:
                 self._readings[span] = self.reader.read(*span)
         return self._audit()
@@ -194,6 +196,6 @@ class AuditRun:
         yardsticks = {used.type: used for one in readings for used in one.yardsticks}
         return Audit(
             joined(one.comparison for one in readings),
-            together(other for one in readings for other in one.elsewhere),
+            merged(other for one in readings for other in one.other_destinations),
             tuple(yardsticks[kind] for kind in sorted(yardsticks)),
         )

@@ -95,7 +95,7 @@ def audit(
             found, asked = _redeliver(run, found, options, problems)
     if as_json:
         print_json(to_json(found, asked))
-    problems += [found.why_nothing] if found.why_nothing is not None else []
+    problems += [found.incomparable_reason] if found.incomparable_reason is not None else []
     for problem in problems:
         print(f"syncd: {problem}", file=sys.stderr)
     finish(ERROR if problems else APPLIED if found.is_equal else DRIFT)
@@ -170,10 +170,10 @@ def _redeliver(
         show_planned(console(), planned)
     if options.dry or not planned:
         return found, planned
-    if not options.force and (why_not := redelivery.why_not(found.comparison)):
+    if not options.force and (why_not := redelivery.double_billing_risk(found.comparison)):
         problems.append(f"nothing was sent again: {why_not}")
         return found, planned
-    asked = redelivery.ask(planned, run.reader.gateways)
+    asked = redelivery.request(planned, run.reader.gateways)
     if options.wait is not None:
         asked = redelivery.wait(asked, run.reader.gateways, options.wait)
         found = run.again()

@@ -40,13 +40,13 @@ def to_json(audit: Audit, redeliveries: Sequence[Redelivery] = ()) -> dict[str, 
     return {
         "from": rfc3339(comparison.since),
         "to": rfc3339(comparison.until),
-        "equal": audit.is_equal and audit.why_nothing is None,
+        "equal": audit.is_equal and audit.incomparable_reason is None,
         "hours": comparison.hours,
         "hours_compared": comparison.hours_compared,
         "hours_left_out": [
             {"hour": rfc3339(hour), "reasons": list(why)} for hour, why in comparison.left_out.items()
         ],
-        "destinations_left_out": [one.to_json() for one in audit.elsewhere],
+        "destinations_left_out": [one.to_json() for one in audit.other_destinations],
         "types": [_type_json(used, comparison) for used in audit.yardsticks],
         "not_compared": dict(comparison.not_compared),
         "differences": [_difference_json(one) for one in comparison.differences],
@@ -111,7 +111,7 @@ def show_audit(console: Console, audit: Audit) -> None:
     span = f"{_hour(comparison.since)} to {_hour(comparison.until)} (UTC)"
     hours = f"{comparison.hours_compared} of {comparison.hours} hours compared"
     result = "equal" if audit.is_equal else _differences(comparison)
-    line(console, f"Audit {span}, {hours}: {audit.why_nothing or result}.")
+    line(console, f"Audit {span}, {hours}: {audit.incomparable_reason or result}.")
 
 
 def show_planned(console: Console, planned: Sequence[Redelivery]) -> None:
@@ -220,7 +220,7 @@ def _elsewhere(audit: Audit) -> list[str]:
     return [
         f"Left out: {one.events:,} events of {one.gateway} for {one.endpoint or 'an unknown endpoint'}"
         f" (destination {one.destination}), which is not where metering.url is."
-        for one in audit.elsewhere
+        for one in audit.other_destinations
     ]
 
 

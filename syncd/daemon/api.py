@@ -19,7 +19,7 @@ from syncd.daemon.metrics import CONTENT_TYPE, Metrics
 from syncd.dashboard.app import create_dashboard
 from syncd.planning.scope import Scope
 from syncd.runs.history import History
-from syncd.runs.queue import Runs
+from syncd.runs.queue import RunQueue
 from syncd.runs.reconciler import RunOptions
 from syncd.runs.run import RunState
 
@@ -66,7 +66,7 @@ class SyncRequest(BaseModel):
 class Daemon:
     """What API and dashboard show; `config`, `token` and `schedule` are asked for anew each time."""
 
-    runs: Runs
+    runs: RunQueue
     history: History
     metrics: Metrics
     config: Callable[[], Config]
@@ -138,7 +138,7 @@ def _health(daemon: Daemon) -> APIRouter:
     return router
 
 
-def _asked_for(request: SyncRequest, runs: Runs) -> RunOptions:
+def _asked_for(request: SyncRequest, runs: RunQueue) -> RunOptions:
     """Return what is asked for; raises HTTPException where the dry run that it names cannot be applied."""
     if request.reviewed is None:
         return request.options()

@@ -18,7 +18,7 @@ CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
 
 
 class Metrics:
-    """An observer of runs (`syncd.runs.queue.Observer`) that counts; one for each daemon."""
+    """An observer of runs (`syncd.runs.queue.RunObserver`) that counts; one for each daemon."""
 
     def __init__(self) -> None:
         self.registry = registry = CollectorRegistry()

@@ -24,11 +24,11 @@ from syncd.core.errors import ConfigError, QueueFullError
 from syncd.daemon.api import Daemon, create_app
 from syncd.daemon.metrics import Metrics
 from syncd.runs import reconciler
-from syncd.runs.clock import JumpWatch, Now, utc_now
+from syncd.runs.clock import ClockJumpDetector, Now, utc_now
 from syncd.runs.factory import rules_of
 from syncd.runs.history import History, HistoryRecorder
 from syncd.runs.lock import write_lock
-from syncd.runs.queue import Runs
+from syncd.runs.queue import RunQueue
 from syncd.runs.reconciler import Result, RunOptions
 from syncd.sources.base import Readings
 
@@ -98,7 +98,7 @@ class Running:
 
     def watch_clock(self, now: Now) -> None:
         """Look out for jumps of the clock until the daemon stops."""
-        watch = JumpWatch(now)
+        watch = ClockJumpDetector(now)
         while not self.stopping.wait(_CLOCK_SECONDS):
             if jump := watch.jumped():
                 self.on_clock_jump(jump)
@@ -168,7 +168,7 @@ def running(config: Config, now: Now = utc_now) -> Iterator[Running]:
         )
         perform = Performer(lambda: daemon.config, lambda: daemon.readings, history, stopping.wait, now)
         observers = (HistoryRecorder(history, lambda: daemon.config.daemon.keep_runs), metrics)
-        runs = Runs(perform, stopping, observers=observers)
+        runs = RunQueue(perform, stopping, observers=observers)
         server = _server(Daemon(runs, history, metrics, lambda: daemon.config, daemon.token, daemon.describe))
         threads = [
             threading.Thread(target=server.run, args=([listener],), name="syncd-api"),
@@ -192,7 +192,7 @@ def running(config: Config, now: Now = utc_now) -> Iterator[Running]:
                 thread.join()
 
 
-def _request(runs: Runs) -> None:
+def _request(runs: RunQueue) -> None:
     try:
         runs.request("schedule")
     except QueueFullError as error:

@@ -19,11 +19,11 @@ from syncd.dashboard.queries import Queries
 from syncd.dashboard.session import SecureHeaders
 from syncd.dashboard.web import Web
 from syncd.runs.history import History
-from syncd.runs.queue import Runs
+from syncd.runs.queue import RunQueue
 
 
 def create_dashboard(
-    runs: Runs,
+    runs: RunQueue,
     history: History,
     config: Callable[[], Config],
     token: Callable[[], str | None],

@@ -20,7 +20,7 @@ from syncd.dashboard.views import Drift, Level, RunLine, UnbilledView, drift, la
 from syncd.gateways.models import DeadLetters
 from syncd.planning.plan_file import from_json
 from syncd.runs.history import History
-from syncd.runs.queue import Runs
+from syncd.runs.queue import RunQueue
 from syncd.runs.reconciler import RunOptions
 from syncd.runs.run import FINISHED, Run, RunState
 
@@ -56,7 +56,7 @@ class RunDetail:
 class Queries:
     """All that pages may know; safe to use from any thread."""
 
-    def __init__(self, runs: Runs, history: History, config: Callable[[], Config]) -> None:
+    def __init__(self, runs: RunQueue, history: History, config: Callable[[], Config]) -> None:
         self.runs = runs
         self._history = history
         self._config = config

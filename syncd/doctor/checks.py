@@ -1,4 +1,4 @@
-"""What `syncd doctor` looks for: pure functions from what was read to findings."""
+"""Checks of `syncd doctor` as pure functions from values to findings."""
 
 from __future__ import annotations
 
@@ -10,24 +10,22 @@ from urllib.parse import urlsplit
 
 from syncd.metering.usage import EVENTS_METER, REQUESTS_METER, TOKENS_METER
 
-OUR_PLUGIN = "openmeter"
+METERING_PLUGIN = "openmeter"
 OTHER_METERING = frozenset(
     {"metering-and-billing", "konnect-application-metering", "moesif", "amberflo", "stripe-metering"}
 )
-"""Plugins that bill the same requests; names that begin with one of these count too."""
+"""Plugins that bill the same requests, by name or the start of a name."""
 MAX_SKEW = timedelta(seconds=30)
 
 _METERS = {
     REQUESTS_METER: ("kong.api_request", "COUNT"),
     TOKENS_METER: ("kong.llm_request", "SUM"),
 }
-
-
 _COUNTED = ("kong.llm_request", "COUNT")
 
 
 class Level(StrEnum):
-    """How bad it is; only a problem makes `syncd doctor` end with 1."""
+    """Severity of a finding; only a problem makes `syncd doctor` exit with 1."""
 
     OK = "ok"
     WARNING = "warning"
@@ -36,7 +34,7 @@ class Level(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class Finding:
-    """What one check found; where it is not ok, the text says what to do."""
+    """Result of one check; unless it is ok, the text says what to do."""
 
     check: str
     level: Level
@@ -49,10 +47,10 @@ class Finding:
 
 @dataclass(frozen=True, slots=True)
 class Plugin:
-    """A plugin as Kong has it; `where` says in which Kong.
+    """A plugin of a Kong; `where` is the name of that Kong in messages.
 
-    `consumer`: it is for this one only, by id, username or custom_id. `is_of_a_group`: only for consumers of
-    some group. `is_partial`: only for one service or route.
+    `consumer`: id, username or custom_id of its only consumer. `is_of_a_group`: only for consumers of a
+    group. `is_partial`: only for one service or route.
     """
 
     name: str
@@ -65,24 +63,25 @@ class Plugin:
 
 
 def check_plugins(plugins: Iterable[Plugin], subject_field: str, metering_url: str) -> Iterator[Finding]:
-    """Yield whether plugin and syncd agree, and whether something else meters the same requests."""
+    """Check that plugin and syncd agree, and that nothing else meters the same requests."""
     enabled = [plugin for plugin in plugins if plugin.enabled]
-    ours = [plugin for plugin in enabled if plugin.name == OUR_PLUGIN]
-    if not ours:
+    metering = [plugin for plugin in enabled if plugin.name == METERING_PLUGIN]
+    if not metering:
         text = (
-            f"no plugin {OUR_PLUGIN} is enabled in any Kong that syncd reads: nothing is metered there,"
-            " unless its http-log posts to `openmeter-plugin serve --http-log`: compare its file by hand"
+            f"no plugin {METERING_PLUGIN} is enabled in any Kong that syncd reads: nothing is metered there,"
+            " unless its http-log plugin posts to `openmeter-plugin serve --http-log`. In that case, compare"
+            " that server's configuration file by hand"
         )
         yield Finding("plugin", Level.WARNING, text)
-    for plugin in ours:
+    for plugin in metering:
         yield from _agreement(plugin, subject_field, metering_url)
     for plugin in enabled:
         if any(plugin.name.startswith(other) for other in OTHER_METERING):
             text = (
-                f"{plugin.where}: {plugin.name} is enabled beside {OUR_PLUGIN}: the same requests are billed"
-                " twice. Disable one of them"
+                f"{plugin.where}: {plugin.name} is enabled next to {METERING_PLUGIN}: the same requests are"
+                " billed twice. Disable one of them"
             )
-            level = Level.PROBLEM if ours else Level.WARNING
+            level = Level.PROBLEM if metering else Level.WARNING
             yield Finding("double billing", level, text)
 
 
@@ -96,8 +95,8 @@ def _agreement(plugin: Plugin, subject_field: str, metering_url: str) -> Iterato
         yield Finding("subject", Level.OK, text)
     elif place != "consumer":
         text = (
-            f"{plugin.where}: the plugin looks its subjects up in {place}, which syncd does not map; name"
-            " them as static subjects"
+            f"{plugin.where}: the plugin takes its subjects from {place}, which syncd does not map. List them"
+            " as static subjects"
         )
         yield Finding("subject", Level.WARNING, text)
     elif field == subject_field == "tag":
@@ -105,42 +104,44 @@ def _agreement(plugin: Plugin, subject_field: str, metering_url: str) -> Iterato
         yield Finding("subject", Level.OK, text)
     elif field == "tag":
         text = (
-            f"{plugin.where}: the plugin sends the key of a consumer's tag as subject, but"
-            f" mapping.subject_field is {subject_field!r}: syncd attaches subjects that nobody sends, and"
-            " calls blocked what is not. Set it to tag"
+            f"{plugin.where}: the plugin sends the customer key in a consumer's tag as subject, but"
+            f" mapping.subject_field is {subject_field!r}: syncd attaches subjects without usage, and reports"
+            " others as blocked although their usage is attributed. Set mapping.subject_field to tag"
         )
         yield Finding("subject", Level.WARNING, text)
     elif field != subject_field:
         text = (
             f"{plugin.where}: the plugin sends subject.field {field!r}, but mapping.subject_field is"
-            f" {subject_field!r}: no usage meets its customer. Make them the same"
+            f" {subject_field!r}: no usage reaches its customer. Set both to the same field"
         )
         yield Finding("subject", Level.PROBLEM, text)
     else:
-        yield Finding("subject", Level.OK, f"{plugin.where}: plugin and syncd name subjects by {field}")
+        yield Finding("subject", Level.OK, f"{plugin.where}: plugin and syncd both use {field} as subject")
     endpoint = str(plugin.config.get("ingest_endpoint") or "")
-    host, ours = urlsplit(endpoint).hostname, urlsplit(metering_url).hostname
-    if host == ours:
-        yield Finding("endpoint", Level.OK, f"{plugin.where}: events go to {host}, where customers are kept")
+    host, metering_host = urlsplit(endpoint).hostname, urlsplit(metering_url).hostname
+    if host == metering_host:
+        yield Finding(
+            "endpoint", Level.OK, f"{plugin.where}: events go to {host}, the server of the customers"
+        )
     else:
         text = (
-            f"{plugin.where}: events go to {host}, but customers are kept at {ours} (metering.url)."
-            " Right where both names lead to one server; else nothing is ever attributed"
+            f"{plugin.where}: events go to {host}, but customers are at {metering_host} (metering.url)."
+            " Unless these are two names of one server, no usage is ever attributed"
         )
         yield Finding("endpoint", Level.WARNING, text)
 
 
 def check_meters(meters: Mapping[str, tuple[str, str]]) -> Iterator[Finding]:
-    """Yield whether the standard meters are there; `meters` is key -> event type and aggregation."""
+    """Check that the standard meters exist; `meters` is key -> event type and aggregation."""
     for key, (event_type, aggregation) in _METERS.items():
         found = meters.get(key)
         if found is None:
-            text = f"meter {key} is missing, so its usage is invisible. `syncd meters apply` creates it"
+            text = f"meter {key} is missing, so its usage cannot be seen. `syncd meters apply` creates it"
             yield Finding("meter", Level.PROBLEM, text)
         elif (found[0], found[1].upper()) != (event_type, aggregation):
             text = (
-                f"meter {key} is {found[1]} of {found[0]}, and must be {aggregation} of {event_type}:"
-                " what it shows is wrong. Delete it and create it anew"
+                f"meter {key} is {found[1]} of {found[0]}, but must be {aggregation} of {event_type}: its"
+                " values are wrong. Delete it and create it again"
             )
             yield Finding("meter", Level.PROBLEM, text)
         else:
@@ -152,48 +153,49 @@ def check_meters(meters: Mapping[str, tuple[str, str]]) -> Iterator[Finding]:
     else:
         text = (
             f"no meter counts {_COUNTED[0]} events ({EVENTS_METER}), so `syncd audit` compares them only"
-            " roughly. `syncd meters apply` creates it"
+            " roughly. `syncd meters apply` creates that meter"
         )
         yield Finding("meter", Level.WARNING, text)
 
 
 def check_gateway(name: str, problems: Iterable[str], leads_here: bool, dead_letters: int) -> Finding:
-    """Tell whether a gateway's plugin can do its work, and sends its events to this metering API."""
-    if said := "; ".join(problems):
-        return Finding("gateway", Level.PROBLEM, f"{name}: its plugin is not ready: {said}")
+    """Check that a gateway's plugin is ready and sends its events to this metering API."""
+    if reasons := "; ".join(problems):
+        return Finding("gateway", Level.PROBLEM, f"{name}: its plugin is not ready: {reasons}")
     if not leads_here:
         text = (
-            f"{name}: none of its events go to metering.url, so `syncd audit` leaves it out. Right where"
-            " nothing was metered yet; if that server has another name there, list it in metering_hosts"
+            f"{name}: none of its events go to metering.url, so `syncd audit` leaves it out. This is normal"
+            " before the first metered request. If that server has another name there, add it to"
+            " metering_hosts"
         )
         return Finding("gateway", Level.WARNING, text)
     if dead_letters:
         text = (
-            f"{name}: {dead_letters} events were refused by the metering API and are billed to nobody:"
-            " `openmeter-plugin spool dead-letters` there tells why"
+            f"{name}: {dead_letters} events were refused by the metering API and are not billed. To see"
+            " why, run `openmeter-plugin spool dead-letters` there"
         )
         return Finding("gateway", Level.WARNING, text)
-    return Finding("gateway", Level.OK, f"{name}: ready, and its token is right")
+    return Finding("gateway", Level.OK, f"{name}: ready, and the token is valid")
 
 
-def check_clock(server: datetime | None, ours: datetime) -> Finding:
-    """Tell whether this machine's clock goes with the metering API's."""
+def check_clock(server: datetime | None, local: datetime) -> Finding:
+    """Check that this machine's clock agrees with the metering API's."""
     if server is None:
         return Finding("clock", Level.WARNING, "the metering API sends no Date header to compare with")
-    skew = ours - server
+    skew = local - server
     seconds = f"{abs(skew).total_seconds():.0f} s {'ahead of' if skew > timedelta(0) else 'behind'}"
     if abs(skew) > MAX_SKEW:
         text = (
-            f"this machine's clock is {seconds} the metering API's: events get the wrong hour, grace periods"
-            " the wrong end. Set it by NTP"
+            f"this machine's clock is {seconds} the metering API's: events get the wrong hour, and grace"
+            " periods end at the wrong time. Synchronize it with NTP"
         )
         return Finding("clock", Level.PROBLEM, text)
     return Finding("clock", Level.OK, f"this machine's clock is {seconds} the metering API's")
 
 
 def check_empty(source: str, principals: int) -> Finding:
-    """Tell whether a source names anybody."""
+    """Check that a source returns principals."""
     if principals:
         return Finding("source", Level.OK, f"{source}: {principals} principals")
-    text = f"{source} names nobody; while it is empty, nothing is removed (--allow-empty)"
+    text = f"{source} returns no principals; while it is empty, nothing is removed (--allow-empty)"
     return Finding("source", Level.WARNING, text)

@@ -1,4 +1,4 @@
-"""``syncd doctor``: is everything reachable, allowed, and of one mind? Changes nothing, but for `--probe`."""
+"""The checkup of ``syncd doctor``: reads all systems and runs all checks. Only `--probe` writes anything."""
 
 from __future__ import annotations
 
@@ -25,12 +25,12 @@ from syncd.runs.factory import gateways_of, metering_endpoint, sources_of, targe
 from syncd.runs.history import History
 
 PROBE_TYPE = "kong-openmeter.doctor"
-"""The type of the events that `--probe` sends; no meter of ours counts it."""
+"""The type of the events that `--probe` sends; no standard meter counts it."""
 PROBE_SECONDS = 60.0
 
 
 def examine(config: Config, *, probe: bool = False, now: Now = utc_now) -> Iterator[Finding]:
-    """Yield what is found, as it is found."""
+    """Run all checks; yield findings as they are found."""
     read: dict[str, Sequence[Principal]] = {}
     yield from _sources(config, read)
     yield from _metering(config)
@@ -43,7 +43,7 @@ def examine(config: Config, *, probe: bool = False, now: Now = utc_now) -> Itera
 
 
 def _sources(config: Config, read: dict[str, Sequence[Principal]]) -> Iterator[Finding]:
-    """Read the sources; `read` gets what those say that can be read, by name."""
+    """Read the sources; add the principals of readable ones to `read`, by name of the source."""
     for source in sources_of(config):
         try:
             read[source.name] = source.read()
@@ -64,11 +64,11 @@ def _metering(config: Config) -> Iterator[Finding]:
     with ApiClient(metering_endpoint(config), Retry(attempts=config.metering.attempts)) as client:
         yield from check_writes(client, config)
         try:
-            there = MeterApi(client, config.metering.dialect).meters()
+            meters = MeterApi(client, config.metering.dialect).meters()
         except ApiError as error:
             yield Finding("meter", Level.PROBLEM, str(error))
             return
-    yield from check_meters({key: (meter.event_type, meter.aggregation) for key, meter in there.items()})
+    yield from check_meters({key: (meter.event_type, meter.aggregation) for key, meter in meters.items()})
 
 
 def _gateways(config: Config) -> Iterator[Finding]:
@@ -80,21 +80,21 @@ def _gateways(config: Config) -> Iterator[Finding]:
                 yield Finding("gateway", Level.PROBLEM, str(error))
                 continue
         hosts = gateway.config.metering_hosts
-        here = any(leads_to(part.endpoint, config.metering.url, hosts) for part in spool.destinations)
-        problems = () if readiness.ready else readiness.problems or ("it does not say why",)
-        yield check_gateway(gateway.name, problems, here, spool.dead_letters)
+        leads_here = any(leads_to(part.endpoint, config.metering.url, hosts) for part in spool.destinations)
+        problems = () if readiness.ready else readiness.problems or ("no reason given",)
+        yield check_gateway(gateway.name, problems, leads_here, spool.dead_letters)
 
 
 def _clock(config: Config, now: Now) -> Finding:
     try:
         before = now()
-        told = server_time(metering_endpoint(config))
+        server = server_time(metering_endpoint(config))
         middle = before + (now() - before) / 2
     except httpx.HTTPError as error:
         return Finding(
             "clock", Level.WARNING, f"the metering API's clock cannot be read: {type(error).__name__}"
         )
-    return check_clock(told, middle)
+    return check_clock(server, middle)
 
 
 def _state(config: Config) -> Finding:
@@ -103,12 +103,12 @@ def _state(config: Config) -> Finding:
             last = next(iter(history.runs(1)), None)
     except SyncdError as error:
         return Finding("state", Level.PROBLEM, str(error))
-    when = f"the last run was asked for at {last['requested_at'][:19]}" if last else "no run yet"
-    return Finding("state", Level.OK, f"{config.daemon.state_dir} can be written; {when}")
+    when = f"the last run was requested at {last['requested_at'][:19]}" if last else "no run yet"
+    return Finding("state", Level.OK, f"{config.daemon.state_dir} is writable; {when}")
 
 
 def _probe(config: Config) -> Finding:
-    """Send one event twice and see how often it is there; deduplication is off on a server as it comes."""
+    """Send one event twice and check how often it arrives; by default, servers do not deduplicate."""
     event_id = f"doctor-{uuid.uuid4().hex}"
     event = {"specversion": "1.0", "id": event_id, "source": "syncd", "type": PROBE_TYPE}
     event |= {"subject": "syncd-doctor", "time": datetime.now(UTC).isoformat()}
@@ -124,19 +124,19 @@ def _probe(config: Config) -> Finding:
     except httpx.HTTPError as error:
         return Finding("deduplication", Level.PROBLEM, f"the probe failed: {error}")
     if times == 0:
-        text = f"the probe {event_id} has not arrived after {PROBE_SECONDS:.0f} s; is the sink working?"
+        text = f"the probe {event_id} has not arrived after {PROBE_SECONDS:.0f} s. Check the sink worker"
         return Finding("deduplication", Level.WARNING, text)
     if times > 1:
         text = (
-            "an event that was sent twice is there twice: every retry of a delivery is billed again."
+            "an event that was sent twice is stored twice, so every retry of a delivery is billed again."
             " Configure the sink's `dedupe` (not the ingest side's, which loses retried events)"
         )
         return Finding("deduplication", Level.PROBLEM, text)
-    return Finding("deduplication", Level.OK, "an event that was sent twice is there once")
+    return Finding("deduplication", Level.OK, "an event that was sent twice is stored once")
 
 
 def _arrived(read: Callable[[], object]) -> int:
-    """Return how often the probe is there once it has come, and has had a moment to come again."""
+    """Return how often the probe has arrived: once it is there, wait a moment for a second copy."""
     deadline = time.monotonic() + PROBE_SECONDS
     while time.monotonic() < deadline:
         answer = read()

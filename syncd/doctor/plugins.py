@@ -1,4 +1,4 @@
-"""Which plugins the Kongs of the sources have: read from Admin APIs, Konnect control planes and files."""
+"""Reader of Kong's plugins, from Admin APIs, Konnect control planes and files, for the checks."""
 
 from __future__ import annotations
 
@@ -18,18 +18,18 @@ from syncd.config.sources import (
 from syncd.core.errors import ApiError, ConfigError
 from syncd.core.model import Principal
 from syncd.doctor.checks import Finding, Level, Plugin, check_plugins
-from syncd.doctor.subjects import CHECK, Kong, check_subjects, mapped
+from syncd.doctor.subjects import CHECK, Kong, check_subjects, mapped_subjects
 from syncd.http.client import ApiClient, Endpoint, expect_list, expect_object
 from syncd.http.retry import Retry
-from syncd.runs.factory import CONSUMERS, kong_endpoint, konnect_endpoint, rules_of
+from syncd.runs.factory import CONSUMER_RIGHTS, kong_endpoint, konnect_endpoint, rules_of
 
 _PAGE = 1000
 
 
 def check_agreement(config: Config, read: Mapping[str, Sequence[Principal]]) -> Iterator[Finding]:
-    """Yield whether plugin and syncd agree, in all Kongs that syncd reads.
+    """Check that plugin and syncd agree, in all Kongs that syncd reads.
 
-    `read` are the principals of each source that could be read, by its name.
+    `read` are the principals of each readable source, by its name.
     """
     kongs: list[Kong] = []
     others: dict[str, Sequence[Principal]] = {}
@@ -47,29 +47,29 @@ def check_agreement(config: Config, read: Mapping[str, Sequence[Principal]]) -> 
         else:
             kongs.append(Kong(name, found, read.get(name)))
     if not kongs and not unreadable:
-        text = "no source tells which plugins Kong has; compare subject.field and ingest_endpoint by hand"
+        text = "no source shows Kong's plugins. Compare subject.field and ingest_endpoint by hand"
         yield Finding("plugin", Level.WARNING, text)
         return
-    there = [plugin for kong in kongs for plugin in kong.plugins]
-    yield from check_plugins(there, config.mapping.subject_field, config.metering.url)
+    plugins = [plugin for kong in kongs for plugin in kong.plugins]
+    yield from check_plugins(plugins, config.mapping.subject_field, config.metering.url)
     try:
         rules = rules_of(config)
     except ConfigError as error:
         yield Finding(CHECK, Level.PROBLEM, f"consumers cannot be compared: {error}")
         return
     principals = [principal for found in read.values() for principal in found]
-    yield from check_subjects(kongs, others, mapped(principals, rules))
+    yield from check_subjects(kongs, others, mapped_subjects(principals, rules))
 
 
 def _plugins(source: SourceConfig, index: int, attempts: int) -> tuple[Plugin, ...] | None:
-    """Return the plugins of a source's Kong, None where it tells none; raises what reading raises."""
+    """Return the plugins of a source's Kong, None if the source has no plugins; raises errors of reading."""
     match source:
         case KongAdminSource():
             prefix = f"/{quote(source.workspace, safe='')}" if source.workspace else ""
             return tuple(_listed(kong_endpoint(source, index), prefix, f"Kong at {source.url}", attempts))
         case KonnectConsumersSource():
             prefix = f"/v2/control-planes/{quote(source.control_plane_id, safe='')}/core-entities"
-            endpoint = konnect_endpoint(source, index, CONSUMERS)
+            endpoint = konnect_endpoint(source, index, CONSUMER_RIGHTS)
             return tuple(_listed(endpoint, prefix, f"control plane {source.control_plane_id}", attempts))
         case DeclarativeFileSource():
             return tuple(_of_file(source))
@@ -78,7 +78,7 @@ def _plugins(source: SourceConfig, index: int, attempts: int) -> tuple[Plugin, .
 
 
 def _listed(endpoint: Endpoint, prefix: str, where: str, attempts: int) -> Iterator[Plugin]:
-    """Yield the plugins of a list that Kong pages, to its end."""
+    """Yield the plugins of all pages of a list."""
     with ApiClient(endpoint, Retry(attempts=attempts)) as client:
         offset: str | None = None
         while True:
@@ -96,7 +96,7 @@ def _listed(endpoint: Endpoint, prefix: str, where: str, attempts: int) -> Itera
 
 
 def _of_file(source: DeclarativeFileSource) -> Iterator[Plugin]:
-    """Yield the plugins of a file, which stand at its top or within what they are for."""
+    """Yield the plugins of a file, at its top level or nested in the entity that they are for."""
 
     def walk(node: object, parents: Mapping[str, object]) -> Iterator[Plugin]:
         if isinstance(node, dict):
@@ -134,7 +134,10 @@ def _plugin(item: Mapping[str, object], where: str) -> Plugin:
 
 
 def _reference(consumer: object) -> str | None:
-    """Return what names a consumer: Kong's API has ``{"id": ...}``, a file that, a name, or the consumer."""
+    """Return the id or name in a reference to a consumer.
+
+    Kong's API has ``{"id": ...}``; a file has that, a name, or the whole consumer.
+    """
     if isinstance(consumer, dict):
         consumer = consumer.get("id") or consumer.get("username") or consumer.get("custom_id")
     return str(consumer) if consumer else None

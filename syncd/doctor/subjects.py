@@ -1,7 +1,7 @@
-"""Whether the plugin sends each consumer under the subject that syncd maps it to.
+"""Check that the plugin sends each consumer under the subject that syncd maps it to.
 
-Asked of the plugin's own code, consumer by consumer, for a request that names nobody else: one without a
-Dev Portal application, and without the headers and arguments that the configuration looks into.
+It runs the plugin's own code for each consumer, with a request that identifies nobody else: one without a
+Dev Portal application, and without the headers and arguments that the plugin's lookups read.
 """
 
 from __future__ import annotations
@@ -15,20 +15,20 @@ from openmeter_plugin.config.metering_settings import Subject
 from openmeter_plugin.metering.rules import Rules
 from openmeter_plugin.metering.subject import find_subject
 from syncd.core.model import Principal
-from syncd.doctor.checks import OUR_PLUGIN, Finding, Level, Plugin
+from syncd.doctor.checks import METERING_PLUGIN, Finding, Level, Plugin
 from syncd.mapping.claims import claims_of, distinct, is_excluded
 from syncd.mapping.rules import MappingRules
 
 CHECK = "consumers"
-_SHOWN = 3
+_MAX_NAMED = 3
 
 Mapped = Mapping[tuple[str, str], str | None]
-"""Kind and id of each principal to its subject, None where syncd can say none (`syncd plan` tells why)."""
+"""Kind and id of a principal -> its subject, None if syncd cannot map it (`syncd plan` shows why)."""
 
 
 @dataclass(frozen=True, slots=True)
 class Kong:
-    """What one source tells of a Kong; `consumers` is None where they could not be read."""
+    """Plugins and consumers of a Kong, from one source; `consumers` is None if they could not be read."""
 
     source: str
     plugins: tuple[Plugin, ...]
@@ -37,15 +37,15 @@ class Kong:
 
 @dataclass(frozen=True, slots=True)
 class _Compared:
-    """The subject that the plugin sends for a consumer, and the one that syncd maps; None for none."""
+    """The subject that the plugin sends for a consumer, and the one that syncd maps it to; None for none."""
 
     consumer: Principal
     sent: str | None
     mapped: str | None
 
 
-def mapped(principals: Iterable[Principal], rules: MappingRules) -> Mapped:
-    """Return the subjects that syncd maps; who is left out on purpose, or has no id, is not in it."""
+def mapped_subjects(principals: Iterable[Principal], rules: MappingRules) -> Mapped:
+    """Return the subjects that syncd maps, without principals that are excluded or have no id."""
     principals = distinct(principals)
     claims, _ = claims_of(principals, rules)
     subjects = {(claim.principal.kind, claim.principal.id): claim.subject_key for claim in claims}
@@ -56,13 +56,13 @@ def mapped(principals: Iterable[Principal], rules: MappingRules) -> Mapped:
 def check_subjects(
     kongs: Sequence[Kong], others: Mapping[str, Sequence[Principal]], subjects: Mapped
 ) -> Iterator[Finding]:
-    """Yield where plugin and syncd disagree; `others` are sources that tell no plugins, by name."""
-    ours = {kong.source: _ours(kong) for kong in kongs}
-    if not any(ours.values()):
-        return  # `check_plugins` says so
+    """Find differences between plugin and syncd; `others` are the principals of sources without plugins."""
+    by_source = {kong.source: _metering_plugins(kong) for kong in kongs}
+    if not any(by_source.values()):
+        return  # `check_plugins` reports it
     for kong in kongs:
-        yield from _of_kong(kong, ours[kong.source], subjects)
-    plugins = [plugin for found in ours.values() for plugin in found]
+        yield from _of_kong(kong, by_source[kong.source], subjects)
+    plugins = [plugin for found in by_source.values() for plugin in found]
     seen = {one.id for kong in kongs for one in kong.consumers or ()}
     for source, principals in others.items():
         applications = [one for one in principals if one.kind == "application"]
@@ -70,41 +70,41 @@ def check_subjects(
         unseen = {one.id for one in principals if one.kind == "consumer"} - seen
         if unseen:
             text = (
-                f"{source} names {len(unseen)} consumers of gateways whose plugins syncd cannot read: compare"
+                f"{source} names {len(unseen)} consumers of gateways whose plugins syncd cannot read. Compare"
                 " subject.field and subject.fallbacks there with mapping.subject_field by hand"
             )
             yield Finding(CHECK, Level.WARNING, text)
 
 
-def _ours(kong: Kong) -> list[Plugin]:
-    return [plugin for plugin in kong.plugins if plugin.enabled and plugin.name == OUR_PLUGIN]
+def _metering_plugins(kong: Kong) -> list[Plugin]:
+    return [plugin for plugin in kong.plugins if plugin.enabled and plugin.name == METERING_PLUGIN]
 
 
-def _of_kong(kong: Kong, ours: Sequence[Plugin], subjects: Mapped) -> Iterator[Finding]:
+def _of_kong(kong: Kong, metering_plugins: Sequence[Plugin], subjects: Mapped) -> Iterator[Finding]:
     if kong.consumers is None:
         text = f"{kong.source}: its consumers could not be read, so they are not compared with its plugins"
         yield Finding(CHECK, Level.WARNING, text)
         return
-    there = [one for one in kong.consumers if (one.kind, one.id) in subjects]
-    if there and not ours:
+    consumers = [one for one in kong.consumers if (one.kind, one.id) in subjects]
+    if consumers and not metering_plugins:
         text = (
-            f"{kong.source} shows no plugin {OUR_PLUGIN}: under which subjects its {len(there)} consumers are"
-            " sent cannot be told. Compare by hand"
+            f"{kong.source} shows no plugin {METERING_PLUGIN}, so the subjects of its {len(consumers)}"
+            " consumers are unknown. Compare by hand"
         )
         yield Finding(CHECK, Level.WARNING, text)
-    own = [plugin for plugin in ours if plugin.consumer and not plugin.is_partial]
-    for plugin in ours:
+    own = [plugin for plugin in metering_plugins if plugin.consumer and not plugin.is_partial]
+    for plugin in metering_plugins:
         if plugin.is_of_a_group:
             text = (
-                f"{plugin.where}: a plugin is for one consumer group, and who is in it is not read: compare"
-                " its subject.field and subject.fallbacks with mapping.subject_field by hand"
+                f"{plugin.where}: a plugin is for one consumer group, whose members syncd does not read."
+                " Compare its subject.field and subject.fallbacks with mapping.subject_field by hand"
             )
             yield Finding(CHECK, Level.WARNING, text)
         elif plugin.consumer:
-            yield from _compared(plugin, [one for one in there if _is_for(plugin, one)], subjects)
+            yield from _compared(plugin, [one for one in consumers if _is_for(plugin, one)], subjects)
         else:
-            # Kong prefers a consumer's own plugin.
-            rest = [one for one in there if not any(_is_for(other, one) for other in own)]
+            # A consumer's own plugin takes precedence in Kong.
+            rest = [one for one in consumers if not any(_is_for(other, one) for other in own)]
             yield from _compared(plugin, rest, subjects)
 
 
@@ -118,61 +118,63 @@ def _compared(plugin: Plugin, consumers: Sequence[Principal], subjects: Mapped) 
     try:
         rules = rules_of(plugin)
     except ValidationError as error:
-        said = "; ".join(fault["msg"] for fault in error.errors(include_input=False, include_url=False))
-        yield Finding(CHECK, Level.PROBLEM, f"{plugin.where}: the plugin's subject cannot be used: {said}")
+        messages = "; ".join(fault["msg"] for fault in error.errors(include_input=False, include_url=False))
+        yield Finding(CHECK, Level.PROBLEM, f"{plugin.where}: the plugin's subject is invalid: {messages}")
         return
     if not any(lookup.place == "consumer" for lookup in rules.lookups):
-        text = f"{plugin.where}: the plugin looks for no consumer: {len(consumers)} of them are not compared"
+        text = (
+            f"{plugin.where}: the plugin looks for no consumer: {len(consumers)} consumers are not compared"
+        )
         yield Finding(CHECK, Level.WARNING, text)
         return
-    found = [_Compared(one, _sent(one, rules), subjects[one.kind, one.id]) for one in consumers]
-    yield from _told(plugin, found, rules)
+    found = [_Compared(one, _sent_subject(one, rules), subjects[one.kind, one.id]) for one in consumers]
+    yield from _findings(plugin, found, rules)
 
 
-def _told(plugin: Plugin, found: Sequence[_Compared], rules: Rules) -> Iterator[Finding]:
-    apart = sorted((one for one in found if one.sent != one.mapped), key=lambda one: one.consumer.label())
-    if not apart:
+def _findings(plugin: Plugin, found: Sequence[_Compared], rules: Rules) -> Iterator[Finding]:
+    differing = sorted((one for one in found if one.sent != one.mapped), key=lambda one: one.consumer.label())
+    if not differing:
         text = f"{plugin.where}: {len(found)} consumers are sent under the subjects that syncd maps"
         yield Finding(CHECK, Level.OK, text)
-    if nobody := [one for one in apart if one.sent is None]:
-        yield Finding(CHECK, Level.PROBLEM, _nobody(plugin, _named(nobody, found), rules))
-    if otherwise := [one for one in apart if one.sent and one.mapped]:
-        first = otherwise[0]
+    if not_found := [one for one in differing if one.sent is None]:
+        yield Finding(CHECK, Level.PROBLEM, _not_found_text(plugin, _named(not_found, found), rules))
+    if sent_differently := [one for one in differing if one.sent and one.mapped]:
+        first = sent_differently[0]
         text = (
-            f"{plugin.where}: {_named(otherwise, found)} are sent under another subject than syncd maps,"
-            f" {first.consumer.label()} as {first.sent!r} and not as {first.mapped!r}: that usage is none of"
-            " their customers'. Make subject.field, subject.fallbacks and mapping.subject_field agree"
+            f"{plugin.where}: {_named(sent_differently, found)} are sent under another subject than syncd"
+            f" maps, {first.consumer.label()} as {first.sent!r} and not as {first.mapped!r}: their customers"
+            " do not get that usage. Make subject.field, subject.fallbacks and mapping.subject_field agree"
         )
         yield Finding(CHECK, Level.PROBLEM, text)
-    if unmapped := [one for one in apart if one.mapped is None]:
+    if unmapped := [one for one in differing if one.mapped is None]:
         first = unmapped[0]
         text = (
             f"{plugin.where}: {_named(unmapped, found)} are sent, {first.consumer.label()} as {first.sent!r},"
-            " but syncd maps them to no subject: `syncd plan` tells why, and what to do"
+            " but syncd maps them to no subject. `syncd plan` shows why and what to do"
         )
         yield Finding(CHECK, Level.WARNING, text)
 
 
-def _nobody(plugin: Plugin, who: str, rules: Rules) -> str:
+def _not_found_text(plugin: Plugin, who: str, rules: Rules) -> str:
     fates = {
         "skip": "are not billed",
         "fallback": f"are billed to {rules.fallback_subject!r}",
-        "quarantine": "wait in quarantine",
+        "quarantine": "go to the quarantine",
     }
     elsewhere = " or ".join(sorted({one.place for one in rules.lookups} - {"consumer"}))
-    unless = f", unless the {elsewhere} names somebody" if elsewhere else ""
+    unless = f", unless the {elsewhere} identifies someone" if elsewhere else ""
     return (
-        f"{plugin.where}: the plugin's lookups do not name {who}, so their requests"
+        f"{plugin.where}: the plugin's lookups do not find {who}, so their requests"
         f" {fates[rules.missing]}{unless}; syncd maps them. Add `look_up_value_in: consumer` to"
-        " subject.fallbacks, which sends them by their id, or give each what subject.field looks for"
+        " subject.fallbacks, which sends their id as subject, or give each the field that subject.field names"
     )
 
 
 def _named(some: Sequence[_Compared], of: Sequence[_Compared]) -> str:
     names = [one.consumer.username or one.consumer.custom_id or one.consumer.id for one in some]
-    rest = len(names) - _SHOWN
+    rest = len(names) - _MAX_NAMED
     more = f" and {rest} more" if rest > 0 else ""
-    return f"{len(names)} of {len(of)} consumers ({', '.join(names[:_SHOWN])}{more})"
+    return f"{len(names)} of {len(of)} consumers ({', '.join(names[:_MAX_NAMED])}{more})"
 
 
 def _applications(
@@ -185,23 +187,23 @@ def _applications(
         try:
             rules = rules_of(plugin)
         except ValidationError:
-            continue  # told where its consumers are compared
-        if all(_sent(one, rules) == key for one, key in wanted):
+            continue  # reported with its consumers
+        if all(_sent_subject(one, rules) == key for one, key in wanted):
             text = f"{plugin.where}: {len(wanted)} applications of {source} are sent as syncd maps them"
             yield Finding("applications", Level.OK, text)
             return
     text = (
         f"no plugin that syncd can read sends the {len(wanted)} applications of {source} by their id,"
-        " as syncd maps them. Add `look_up_value_in: application` to subject.fallbacks where they call; right"
-        " where that gateway is not among the sources"
+        " as syncd maps them. Add `look_up_value_in: application` to subject.fallbacks of the gateways that"
+        " they call. This is normal if such a gateway is not among the sources"
     )
     yield Finding("applications", Level.WARNING, text)
 
 
 def rules_of(plugin: Plugin) -> Rules:
-    """Return how the plugin finds subjects; raises ValidationError.
+    """Return the plugin's rules to find subjects; raises ValidationError.
 
-    The Admin API shows what is not set as null.
+    The Admin API shows unset fields as null.
     """
     given = plugin.config.get("subject")
     fields = (
@@ -219,8 +221,8 @@ def rules_of(plugin: Plugin) -> Rules:
     )
 
 
-def _sent(principal: Principal, rules: Rules) -> str | None:
-    """Return the subject of a request of this principal, None where the plugin finds nobody."""
+def _sent_subject(principal: Principal, rules: Rules) -> str | None:
+    """Return the subject that the plugin finds for a request of this principal, None if it finds none."""
     if principal.kind == "application":
         asked = rules.application_context != "never"
         found = find_subject({}, {"application_id": principal.id} if asked else None, rules)

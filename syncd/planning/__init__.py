@@ -1,5 +1,8 @@
-"""Pure core: what must change to reach the desired state, and what must not.
+"""The planner: compares the desired with the observed state and returns the changes between them. Pure.
 
-Start with `plan`; `guards` stops a plan, `orphans` decides about removals.
-May import: `metering` (its types), `mapping`, `core`.
+`plan` makes the plan, with `moves` and `orphans` for subjects that change customer or lose their source.
+`guards` stops a plan that changes too much, `scope` cuts it down to some principals, and `plan_file`
+writes a plan for review and compares it with a fresh one.
+
+Open `plan` first. May import: `metering` (its types), `mapping`, `core`.
 """

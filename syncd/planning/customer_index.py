@@ -1,4 +1,12 @@
-"""The observed world, indexed: who carries a subject, who refuses changes, what a plan takes off whom."""
+"""Index of the observed state: which customer carries a subject, and which ones refuse changes. Pure.
+
+It also finds usage that is counted for two customers: one carries the subject, and the subject is the
+key of the other. OpenMeter refuses a key that is another customer's subject, but accepts a subject that
+is another customer's key (openmeter/customer/adapter/customer.go, CreateCustomer and UpdateCustomer look
+at the key only). It then counts the usage for both (streaming/clickhouse/queryhelper.go, customersWhere)
+and answers 409 to every later change of the customer that has the key. syncd never plans such a pair.
+One that people created is blocked: syncd cannot decide which of the two pays.
+"""
 
 from __future__ import annotations
 
@@ -11,80 +19,74 @@ from syncd.core.model import DesiredCustomer, ObservedCustomer, ObservedState
 from syncd.core.ownership import is_managed
 from syncd.planning.moves import customer_name
 
-# MERGED: Usage that is counted for two customers: one carries the subject, and it is the key of the
-# other. Pure.
-#
-# OpenMeter refuses a key that is another customer's subject, but accepts a subject that is another customer's
-# key (openmeter/customer/adapter/customer.go, CreateCustomer and UpdateCustomer look at the key only).
-# Then it
-# counts the usage for both (streaming/clickhouse/queryhelper.go, customersWhere), and answers 409 to every
-# later change of the one whose key it is. syncd's plans never make such a pair. One that people have made is
-# blocked: which of the two shall pay is not for syncd to say.
-
 
 @dataclass(frozen=True, slots=True)
-class Pair:
-    """Two customers that usage under one subject is counted for."""
+class DoubleCounting:
+    """A subject whose usage is counted for two customers."""
 
     subject_key: str
-    named: ObservedCustomer
-    """Its key is the subject. The metering API refuses every change of it, but not its deletion."""
+    key_customer: ObservedCustomer
+    """Has the subject as its key. The metering API refuses every change of it, but not its deletion."""
     carrier: ObservedCustomer
-    """It has the subject among its subject keys."""
+    """Has the subject among its subject keys."""
 
     @property
     def reason(self) -> str:
-        """Say what is wrong, and what to do."""
+        """Explain what is wrong and what to do."""
         return (
-            f"usage under {self.subject_key!r} is counted twice: for customer {customer_name(self.named)},"
-            f" whose key it is, and for customer {customer_name(self.carrier)}, which carries it as a"
-            " subject. Decide who pays, then take the subject off the one or delete the other"
+            f"usage under {self.subject_key!r} is counted twice: for customer"
+            f" {customer_name(self.key_customer)}, whose key it is, and for customer"
+            f" {customer_name(self.carrier)}, which carries it as a subject. Decide which of them pays, then"
+            " remove the subject from the second or delete the first"
         )
 
     @property
     def refusal(self) -> str:
-        """Say why the one whose key it is cannot be changed, and what to do."""
+        """Explain why the customer with the key cannot be changed, and what to do."""
         return (
-            f"the metering API refuses every change of customer {customer_name(self.named)} while customer"
-            f" {customer_name(self.carrier)} carries its key as a subject. Take it off there"
+            f"the metering API refuses every change of customer {customer_name(self.key_customer)} while"
+            f" customer {customer_name(self.carrier)} carries its key as a subject. Remove the subject there"
         )
 
 
-Pairs = Mapping[str, Pair]
+DoubleCounted = Mapping[str, DoubleCounting]
 """By subject."""
 
 
-def double_counted(
+def find_double_counting(
     by_key: Mapping[str, ObservedCustomer], by_subject: Mapping[str, ObservedCustomer]
-) -> dict[str, Pair]:
-    """Return the subjects whose usage two customers are charged for."""
+) -> dict[str, DoubleCounting]:
+    """Return the subjects whose usage is counted for two customers."""
     return {
-        key: Pair(key, named, carrier)
-        for key, named in by_key.items()
-        if (carrier := by_subject.get(key, named)) is not named
+        key: DoubleCounting(key, key_customer, carrier)
+        for key, key_customer in by_key.items()
+        if (carrier := by_subject.get(key, key_customer)) is not key_customer
     }
 
 
-def apart(want: DesiredCustomer, pairs: Pairs) -> DesiredCustomer:
-    """Return a customer without the subjects that are counted twice: nothing is done about those."""
-    if pairs.keys().isdisjoint(subject.key for subject in want.subjects):
+def without_double_counted(want: DesiredCustomer, double_counted: DoubleCounted) -> DesiredCustomer:
+    """Return a customer without the double-counted subjects, which no plan changes."""
+    if double_counted.keys().isdisjoint(subject.key for subject in want.subjects):
         return want
-    return replace(want, subjects=tuple(subject for subject in want.subjects if subject.key not in pairs))
+    subjects = tuple(subject for subject in want.subjects if subject.key not in double_counted)
+    return replace(want, subjects=subjects)
 
 
-def pair_changes(pairs: Pairs, customers: Iterable[DesiredCustomer], owner_id: str) -> Iterator[Change]:
-    """Report the pairs that concern us: a source names the subject, or one of the two is ours."""
-    if not pairs:
+def double_counting_changes(
+    double_counted: DoubleCounted, customers: Iterable[DesiredCustomer], owner_id: str
+) -> Iterator[Change]:
+    """Report double counting if a source names the subject, or syncd manages one of the two customers."""
+    if not double_counted:
         return
     named = {subject.key for customer in customers for subject in customer.subjects}
-    for key, pair in sorted(pairs.items()):
-        both = (pair.named, pair.carrier)
+    for key, pair in sorted(double_counted.items()):
+        both = (pair.key_customer, pair.carrier)
         if key in named or any(is_managed(customer.metadata, owner_id) for customer in both):
-            yield Change(ChangeKind.BLOCKED, pair.named.key, (key,), pair.reason, pair.named.id)
+            yield Change(ChangeKind.BLOCKED, pair.key_customer.key, (key,), pair.reason, pair.key_customer.id)
 
 
 class CustomerIndex:
-    """What the metering API has; `leave` notes the moves and retirements of the plan that is being made."""
+    """Customers of the metering API by key, subject and id, less what the plan in the making moves away."""
 
     def __init__(self, observed: ObservedState) -> None:
         self._observed = observed
@@ -94,59 +96,59 @@ class CustomerIndex:
         self._by_subject = {key: customer for customer in observed.customers for key in customer.subject_keys}
         entities = observed.subjects
         self.entities = None if entities is None else {subject.key: subject for subject in entities}
-        self.pairs = double_counted(self.by_key, self._by_subject)
-        """The subjects that are counted for two customers already."""
+        self.double_counted = find_double_counting(self.by_key, self._by_subject)
+        """The subjects whose usage is already counted for two customers."""
 
     @cached_property
     def _by_id(self) -> dict[str, ObservedCustomer]:
-        # Asked for only where something is missing, which is nowhere in nearly all runs.
+        # Built only if a subject is missing, which is rare.
         return {customer.id: customer for customer in self._observed.customers}
 
-    def of(self, subject_key: str) -> ObservedCustomer | None:
-        """Return the customer that usage of this subject goes to today: by subject key, key or id."""
+    def carrier_of(self, subject_key: str) -> ObservedCustomer | None:
+        """Return the customer that pays for this subject today, found by subject key, key or id."""
         return (
             self._by_subject.get(subject_key) or self.by_key.get(subject_key) or self._by_id.get(subject_key)
         )
 
-    def refusal(self, customer: ObservedCustomer) -> str | None:
-        """Return why the metering API will refuse other subject keys on a customer, None if it will not."""
+    def subject_refusal(self, customer: ObservedCustomer) -> str | None:
+        """Return why the metering API would refuse new subject keys on a customer; None if it would not."""
         if customer.active_subscription:
             return subscription_reason(customer)
-        return self.frozen(customer)
+        return self.change_refusal(customer)
 
-    def frozen(self, customer: ObservedCustomer) -> str | None:
-        """Return why the metering API will refuse any change of a customer, None if it will not."""
-        pair = self.pairs.get(customer.key or "")
+    def change_refusal(self, customer: ObservedCustomer) -> str | None:
+        """Return why the metering API would refuse any change of a customer; None if it would not."""
+        pair = self.double_counted.get(customer.key or "")
         return pair.refusal if pair else None
 
-    def leave(self, moves: Iterable[Change]) -> None:
-        """Note what moves off a customer, or has a customer retired."""
+    def record_moves(self, moves: Iterable[Change]) -> None:
+        """Record subjects that leave a customer by a move, and customers that are retired."""
         for move in moves:
             self._leaving.setdefault(move.customer_id or "", set()).update(move.subject_keys)
             if move.kind is ChangeKind.RETIRE_CUSTOMER:
                 self._retired.add(move.customer_id or "")
 
     def after_moves(self) -> ObservedState:
-        """Return the observed world without the subjects and customers that leave it by a move."""
+        """Return the observed state without the recorded moves and retirements."""
         if not self._leaving:
             return self._observed
         customers = tuple(
-            replace(customer, subject_keys=self._staying(customer))
+            replace(customer, subject_keys=self._remaining(customer))
             for customer in self._observed.customers
             if customer.id not in self._retired
         )
         return replace(self._observed, customers=customers)
 
-    def _staying(self, customer: ObservedCustomer) -> tuple[str, ...]:
+    def _remaining(self, customer: ObservedCustomer) -> tuple[str, ...]:
         leaving = self._leaving.get(customer.id, ())
         return tuple(key for key in customer.subject_keys if key not in leaving)
 
 
 def subscription_reason(have: ObservedCustomer) -> str:
-    """Say why the subject keys of a paying customer cannot change, and what to do."""
+    """Explain why the subject keys of a customer with a subscription cannot change, and what to do."""
     return (
-        f"customer {customer_name(have)} has an active subscription ({have.active_subscription}); the"
-        " metering API refuses to change its subject keys, not even their order. Attach the subject by hand"
-        " between two subscriptions, or send this usage under a subject that the customer carries already,"
-        " such as its key (the plugin's subject.field and mapping.subject_field: tag)"
+        f"customer {customer_name(have)} has an active subscription ({have.active_subscription}), and the"
+        " metering API then refuses any change of its subject keys, even of their order. Attach the subject"
+        " by hand between two subscriptions, or send this usage under a subject that the customer already"
+        " carries, such as its key (the plugin's subject.field and mapping.subject_field: tag)"
     )

@@ -1,8 +1,9 @@
-"""Which customers must not be deleted although a plan would: whatever is in doubt stays.
+"""Final checks before deletions: a customer stays if anything about it is in doubt.
 
-Asked between two plannings, for the deletions of the first only; the second then reports those that
-stay as blocked, with the reason. Anything that people gave a customer speaks against *retiring* it
-(`syncd.planning.moves`), for that is not the end of a grace period but the means to an end.
+A run plans, checks the customers that this first plan deletes, and plans again: the second plan reports
+customers that have to stay as blocked, with the reason. *Retiring* a customer (`syncd.planning.moves`)
+is checked more strictly, because no grace period precedes it: anything that people added to the customer
+prevents it.
 """
 
 from __future__ import annotations
@@ -20,18 +21,18 @@ from syncd.mapping.rules import MappingRules
 from syncd.metering.base import Inspection, Inspector
 
 _MAX_DELETIONS = 100
-"""Beyond these the server's refusal is left to tell: each costs a few requests."""
+"""Later deletions are left to the server, which refuses them itself: each check costs a few requests."""
 
 
 @dataclass(frozen=True, slots=True)
 class DeletionChecks:
-    """`kept`: id of a customer -> why it must stay. `details` of those that may be retired, by id."""
+    """Results. `undeletable`: customer id -> why it must stay. `details`: of checked customers, by id."""
 
-    kept: Mapping[str, str] = field(default_factory=dict)
+    undeletable: Mapping[str, str] = field(default_factory=dict)
     details: Mapping[str, CustomerDetails] = field(default_factory=dict)
 
     def with_details(self, plan: Plan) -> Plan:
-        """Return the plan with what retired customers have, should one have to be made again."""
+        """Return the plan with the details of retired customers, in case one has to be created again."""
         return replace(plan, changes=tuple(map(self._with_details, plan.changes)))
 
     def _with_details(self, change: Change) -> Change:
@@ -44,29 +45,34 @@ class DeletionChecks:
 def check_deletions(
     plan: Plan, inspector: Inspector, principals: Sequence[Principal], rules: MappingRules
 ) -> DeletionChecks:
-    """Look at each customer that this plan deletes; raises the ApiError that fits."""
+    """Inspect each customer that this plan deletes. Raises ApiError."""
     retired = plan.of(ChangeKind.RETIRE_CUSTOMER)
-    own = _own_customers(retired, principals, rules)
-    kept: dict[str, str] = {}
+    expected = _expected_customers(retired, principals, rules)
+    undeletable: dict[str, str] = {}
     details: dict[str, CustomerDetails] = {}
     for change in (*retired, *islice(plan.of(ChangeKind.DELETE_CUSTOMER), _MAX_DELETIONS)):
         identity = change.customer_id or ""
         try:
             found = inspector.inspect(identity)
         except (RefusedError, UnauthorizedError) as error:
-            kept[identity] = f"what hangs on it cannot be looked at ({error})"
+            undeletable[identity] = f"its entitlements and subscriptions cannot be read ({error})"
             continue
         if found is None:
             continue
         details[identity] = replace(found.details, metadata={})
         is_retired = change.kind is ChangeKind.RETIRE_CUSTOMER
-        if why := _touched(found, own.get(change.subject_keys[0])) if is_retired else _bound(found):
-            kept[identity] = why
-    return DeletionChecks(kept, details)
+        obstacle = (
+            _retirement_obstacle(found, expected.get(change.subject_keys[0]))
+            if is_retired
+            else _deletion_obstacle(found)
+        )
+        if obstacle:
+            undeletable[identity] = obstacle
+    return DeletionChecks(undeletable, details)
 
 
-def _bound(found: Inspection) -> str | None:
-    """Return what forbids to delete a customer in any case."""
+def _deletion_obstacle(found: Inspection) -> str | None:
+    """Return what rules out any deletion of a customer."""
     if found.entitlements:
         return f"it has entitlements ({', '.join(found.entitlements)})"
     if found.open_subscriptions:
@@ -74,37 +80,37 @@ def _bound(found: Inspection) -> str | None:
     return None
 
 
-def _touched(found: Inspection, own: DesiredCustomer | None) -> str | None:
-    """Return what people, or billing, have made of a customer that syncd made."""
-    if why := _bound(found):
+def _retirement_obstacle(found: Inspection, expected: DesiredCustomer | None) -> str | None:
+    """Return what rules out retiring a customer: what people or billing changed since syncd created it."""
+    if why := _deletion_obstacle(found):
         return why
     if found.subscriptions:
-        return f"it had a subscription once ({', '.join(found.subscriptions)})"
+        return f"it has had a subscription ({', '.join(found.subscriptions)})"
     if found.others:
         return f"it has {' and '.join(found.others)}"
-    if own is None:
-        return "what syncd would give it is not known"
-    edited = [what for what, is_, should in _fields(found, own) if is_ and is_ != should]
-    return f"its {' and '.join(edited)} is not what syncd gave it" if edited else None
+    if expected is None:
+        return "its principal is unknown, so syncd cannot check whether it was edited"
+    edited = [what for what, actual, wanted in _fields(found, expected) if actual and actual != wanted]
+    return f"these fields were edited since syncd created it: {', '.join(edited)}" if edited else None
 
 
-def _fields(found: Inspection, own: DesiredCustomer) -> Iterable[tuple[str, object, object]]:
-    is_, should = found.details, own.details
-    foreign = {name: value for name, value in is_.metadata.items() if name not in RESERVED_KEYS}
+def _fields(found: Inspection, expected: DesiredCustomer) -> Iterable[tuple[str, object, object]]:
+    actual, wanted = found.details, expected.details
+    foreign = {name: value for name, value in actual.metadata.items() if name not in RESERVED_KEYS}
     return (
-        ("name", found.name, own.name),
-        ("email", is_.email, should.email),
-        ("currency", is_.currency, should.currency),
-        ("description", is_.description, should.description),
-        ("billing address", is_.billing_address, should.billing_address),
-        ("metadata", foreign, should.metadata),
+        ("name", found.name, expected.name),
+        ("email", actual.email, wanted.email),
+        ("currency", actual.currency, wanted.currency),
+        ("description", actual.description, wanted.description),
+        ("billing address", actual.billing_address, wanted.billing_address),
+        ("metadata", foreign, wanted.metadata),
     )
 
 
-def _own_customers(
+def _expected_customers(
     retired: Iterable[Change], principals: Iterable[Principal], rules: MappingRules
 ) -> dict[str, DesiredCustomer]:
-    """Return by subject what a customer of each of these alone would be, grouped by nothing."""
+    """Return, by subject, the customer that syncd would create for the principal alone, without grouping."""
     wanted = {key for change in retired for key in change.subject_keys}
     if not wanted:
         return {}

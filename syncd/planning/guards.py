@@ -1,15 +1,16 @@
-"""What stops a run before its first change: too much at once, and sources that are suddenly empty.
+"""Guards: limits that stop a whole plan before its first change, or turn its removals into reports.
 
-The idea and the numbers are octoDNS's: a plan that updates or removes more than 30 % of what is there
-is more often a broken source than a decision. The message names the numbers, the limit and the flag.
+The idea and the numbers are octoDNS's: a plan that updates or removes more than 30 % of what exists is
+more often caused by a broken source than intended. The message names the numbers, the limit and the flag.
 
-- Updates are customers of ours that exist and change; the share is that of all customers of ours.
-- Removals are subjects that are marked, detached, moved or deleted; the share is that of all subjects
-  on customers of ours. A mark harms nobody, but it is where a broken source shows 40 days early.
-- Fewer than `min_changes` of a kind pass whatever their share.
-- `max_changes` is a cap on all changes of one run that no flag lifts, only the setting.
-- Removals go by the clock (grace periods count from marks), so a clock that the metering API's Date
-  contradicts by more than `max_clock_skew` turns them into reports.
+- Updates are managed customers that exist and change, as a share of all managed customers.
+- Removals are subjects that are marked, detached, moved or deleted, as a share of all subjects on managed
+  customers. A mark is harmless, but it reveals a broken source 40 days early.
+- Fewer than `min_changes` of a kind pass, whatever their share.
+- `max_changes` caps all changes of one run; only the setting lifts it, no flag does.
+- Removals depend on the clock (grace periods count from marks). If the clock differs from the metering
+  API's Date header by more than `max_clock_skew`, they become reports.
+- If a source returns no principals, removals become reports as well.
 """
 
 from __future__ import annotations
@@ -45,7 +46,7 @@ _REMOVALS = frozenset(
 
 @dataclass(frozen=True, slots=True)
 class Limits:
-    """The settings `guards`."""
+    """The settings below `guards`."""
 
     max_update_percent: int = 30
     max_removal_percent: int = 30
@@ -54,73 +55,73 @@ class Limits:
     max_clock_skew: timedelta | None = timedelta(minutes=5)
 
 
-def removes(plan: Plan) -> bool:
-    """Tell whether the plan marks, detaches or deletes what is gone."""
+def has_removals(plan: Plan) -> bool:
+    """Return whether the plan marks, detaches or deletes orphans."""
     return any(change.kind in REMOVALS for change in plan.changes)
 
 
-def clock_in_doubt(skew: timedelta | None, bound: timedelta) -> str | None:
-    """Return why this machine's clock must not decide about removals, None where it may.
+def clock_distrust_reason(skew: timedelta | None, bound: timedelta) -> str | None:
+    """Return why this machine's clock cannot be trusted for removals; None if it can.
 
-    `skew` is how far it is ahead of the metering API's, None where that one does not tell the time.
+    `skew` is how far it is ahead of the metering API's clock; None if the API sends no time.
     """
     if skew is None:
         return (
-            "the metering API does not tell the time (no Date header), so this machine's clock is in doubt."
-            " Have the proxy in between pass it on, or set guards.max_clock_skew to null"
+            "the metering API sends no Date header, so this machine's clock cannot be checked. Have the proxy"
+            " in between pass the header on, or set guards.max_clock_skew to null"
         )
     if abs(skew) <= bound:
         return None
     return (
-        f"this machine's clock is {_whole(abs(skew))} {'ahead of' if skew > timedelta(0) else 'behind'} the"
-        f" metering API's, and the limit is {bound} (guards.max_clock_skew). Set it by NTP"
+        f"this machine's clock is {_rounded(abs(skew))} {'ahead of' if skew > timedelta(0) else 'behind'} the"
+        f" metering API's, and the limit is {bound} (guards.max_clock_skew). Synchronize it with NTP"
     )
 
 
-def _whole(period: timedelta) -> timedelta:
+def _rounded(period: timedelta) -> timedelta:
     return timedelta(seconds=round(period.total_seconds()))
 
 
 def withhold_for_clock(plan: Plan, why: str) -> Plan:
-    """Turn removals into reports while the clock is in doubt: a wrong one ends grace periods too soon."""
-    changes = ordered(without_removals(plan.changes, "left alone while the clock is in doubt"))
+    """Turn removals into reports: a wrong clock would end grace periods too soon."""
+    changes = ordered(without_removals(plan.changes, "left alone while the clock cannot be trusted"))
     note = f"nothing is marked, detached or deleted: {why}"
     return replace(plan, changes=changes, notes=(*plan.notes, note))
 
 
-def withhold_removals(plan: Plan, empty_sources: Sequence[str]) -> Plan:
-    """Turn removals into reports while a source is empty: a source that lost everything is a broken one."""
+def withhold_for_empty_sources(plan: Plan, empty_sources: Sequence[str]) -> Plan:
+    """Turn removals into reports if a source is empty: it is more likely broken than really empty."""
     if not empty_sources:
         return plan
     changes = ordered(without_removals(plan.changes, "left alone while a source is empty"))
     note = (
-        f"{' and '.join(empty_sources)} named nobody at all, so nothing is marked, detached or deleted."
-        " If that is right, pass --allow-empty"
+        f"{' and '.join(empty_sources)} returned no principals, so nothing is marked, detached or"
+        " deleted. If that is correct, pass --allow-empty"
     )
     return replace(plan, changes=changes, notes=(*plan.notes, note))
 
 
-def danger(plan: Plan, observed: ObservedState, limits: Limits, *, force: bool = False) -> str | None:
-    """Return why this plan must not be applied, None where it may."""
+def unsafe_reason(plan: Plan, observed: ObservedState, limits: Limits, *, force: bool = False) -> str | None:
+    """Return why this plan must not be applied; None if it may."""
     total = len(plan.actionable)
     if limits.max_changes is not None and total > limits.max_changes:
         return (
             f"the plan has {total} changes, and guards.max_changes allows {limits.max_changes} in one run."
-            " Raise that setting if this is right"
+            " If this is intended, raise that setting"
         )
     if force:
         return None
-    ours = [customer for customer in observed.customers if is_managed(customer.metadata, plan.owner_id)]
-    subjects = sum(len(customer.subject_keys) for customer in ours)
+    managed = [customer for customer in observed.customers if is_managed(customer.metadata, plan.owner_id)]
+    subjects = sum(len(customer.subject_keys) for customer in managed)
     updates, removals = _updated(plan.actionable), _removed(plan.actionable)
     return _too_many(
-        "updates", len(updates), len(ours), "customers", limits.max_update_percent, limits
+        "updates", len(updates), len(managed), "customers", limits.max_update_percent, limits
     ) or _too_many("removals", len(removals), subjects, "subjects", limits.max_removal_percent, limits)
 
 
 def require_safe(plan: Plan, observed: ObservedState, limits: Limits, *, force: bool = False) -> None:
-    """Raise UnsafePlanError where the plan must not be applied."""
-    if why := danger(plan, observed, limits, force=force):
+    """Raise UnsafePlanError if the plan must not be applied."""
+    if why := unsafe_reason(plan, observed, limits, force=force):
         raise UnsafePlanError(why)
 
 
@@ -129,7 +130,7 @@ def _updated(changes: Iterable[Change]) -> set[str]:
 
 
 def _removed(changes: Iterable[Change]) -> set[tuple[str | None, str]]:
-    """Return the subjects concerned; a customer without subjects counts as one."""
+    """Return the removed subjects; a customer without subjects counts as one."""
     return {
         (change.customer_id, key)
         for change in changes
@@ -143,7 +144,7 @@ def _too_many(what: str, number: int, existing: int, of: str, percent: int, limi
         return None
     share = f"{number * 100 / existing:.1f} %" if existing else "all"
     return (
-        f"too many {what}: {number} of {existing} {of} ({share}), and the limit is"
-        f" {percent} % (guards.max_{what[:-1]}_percent) from {limits.min_changes} {what} on"
-        f" (guards.min_changes). Look at `syncd plan`; if this is right, pass --force"
+        f"too many {what}: {number} of {existing} {of} ({share}). The limit is {percent} %"
+        f" (guards.max_{what[:-1]}_percent), checked from {limits.min_changes} {what} upwards"
+        f" (guards.min_changes). Review `syncd plan`; if this is intended, pass --force"
     )

@@ -1,18 +1,19 @@
-"""What is ours in the metering API but named by no source any more: marked, then detached, then deleted.
+"""Orphans: managed customers and subjects that no source names any more; marked, detached, then deleted.
 
-These are the changes of policy ``sync``; the other policies turn them into reports (`syncd.core.policy`).
+Only policy ``sync`` makes these changes; the other policies report them (`syncd.core.policy`).
 
 =============================  =====================================================================
-a customer of ours             then
+a managed customer             then
 =============================  =====================================================================
-no source names it at all      mark; after `detach_after` detach the subjects that are ours; after
+no source names it             mark; after `detach_after` detach the managed subjects; after
                                `delete_after` (never by default) delete it
-a source names it              mark each subject of ours that is gone; after `detach_after` detach it
-a source names it *again*      take the mark back, so that the grace period starts anew another time
+a source names it              mark each orphaned subject; after `detach_after` detach it
+a source names it *again*      remove the mark, so that the next grace period starts from zero
 =============================  =====================================================================
 
-Keys that a `Problem` is about are in doubt, not gone. With an active subscription the server refuses:
-blocked. An adopted customer loses nothing, and one that carries subjects of other people is not deleted.
+Keys named in a `Problem` are uncertain and so not orphaned. An active subscription blocks the change,
+because the server would refuse it. Nothing is detached from an adopted customer, and a customer that
+carries subjects that syncd did not attach is not deleted.
 """
 
 from __future__ import annotations
@@ -26,13 +27,13 @@ from syncd.core.changes import Change, ChangeKind, EntityState
 from syncd.core.model import DesiredState, ObservedCustomer, ObservedState
 from syncd.core.ownership import ADOPTED, is_managed
 
-NOTHING_KEPT: Mapping[str, str] = {}
-_OUR_PREFIXES = ("consumer:", "application:")
+_ALL_DELETABLE: Mapping[str, str] = {}
+_SYNCD_PREFIXES = ("consumer:", "application:")
 
 
 @dataclass(frozen=True, slots=True)
 class Grace:
-    """How long what is gone stays; `delete_after` None deletes no customer, both count from the mark."""
+    """Grace periods of orphans, counted from the mark; with `delete_after` None no customer is deleted."""
 
     now: datetime = field(default_factory=lambda: datetime.now(UTC))
     detach_after: timedelta = timedelta(days=40)
@@ -44,18 +45,22 @@ def orphan_changes(
     observed: ObservedState,
     owner_id: str,
     grace: Grace,
-    kept: Mapping[str, str] = NOTHING_KEPT,
-    frozen: Collection[str] = frozenset(),
+    undeletable: Mapping[str, str] = _ALL_DELETABLE,
+    unchangeable: Collection[str] = frozenset(),
 ) -> Iterator[Change]:
-    """Yield what becomes of each customer and subject of ours that no source names.
+    """Yield the changes of managed customers and subjects that no source names.
 
-    `kept` names customers that must not be deleted: id -> why. Of those whose id is `frozen` nothing is said:
-    the metering API refuses any change of them, which the plan reports already.
+    `undeletable` are customers that must stay: id -> why. Customers whose id is in `unchangeable` are left
+    out: the metering API refuses any change of them, which the plan reports elsewhere.
     """
-    lifecycle = _Lifecycle(desired, observed, owner_id, grace, kept)
-    ours = (customer for customer in observed.customers if is_managed(customer.metadata, owner_id))
-    moving = [customer for customer in ours if customer.id not in frozen and not lifecycle.at_rest(customer)]
-    for customer in sorted(moving, key=lambda c: (c.key or "", c.id)):
+    lifecycle = _Lifecycle(desired, observed, owner_id, grace, undeletable)
+    managed = (customer for customer in observed.customers if is_managed(customer.metadata, owner_id))
+    affected = [
+        customer
+        for customer in managed
+        if customer.id not in unchangeable and not lifecycle.is_unaffected(customer)
+    ]
+    for customer in sorted(affected, key=lambda c: (c.key or "", c.id)):
         yield from lifecycle.customer(customer)
     yield from lifecycle.entities()
 
@@ -67,10 +72,10 @@ class _Lifecycle:
         observed: ObservedState,
         owner_id: str,
         grace: Grace,
-        kept: Mapping[str, str],
+        undeletable: Mapping[str, str],
     ) -> None:
         self._grace = grace
-        self._kept = kept
+        self._undeletable = undeletable
         self._observed = observed
         self._wanted_customers = {customer.key for customer in desired.customers}
         self._wanted = {subject.key for customer in desired.customers for subject in customer.subjects}
@@ -82,25 +87,25 @@ class _Lifecycle:
         self._entities = {entity.key for entity in entities if is_managed(entity.metadata, owner_id)}
         self._freed: set[str] = set()
 
-    def at_rest(self, customer: ObservedCustomer) -> bool:
-        """Tell whether a source names it, all that is ours on it too, and no mark says otherwise."""
+    def is_unaffected(self, customer: ObservedCustomer) -> bool:
+        """Return whether a source names it and all its managed subjects, and it carries no mark."""
         if customer.key not in self._wanted_customers and self._wanted.isdisjoint(customer.subject_keys):
             return False
         if not lifecycle_metadata.LIFECYCLE_KEYS.isdisjoint(customer.metadata):
             return False
-        return self._wanted.issuperset(customer.subject_keys) or not self._ours_of(customer)
+        return self._wanted.issuperset(customer.subject_keys) or not self._managed_keys(customer)
 
     def customer(self, customer: ObservedCustomer) -> Iterator[Change]:
         named = customer.key in self._wanted_customers
         if ADOPTED in customer.metadata:
             yield from self._adopted(customer)
         elif named or self._wanted.intersection(customer.subject_keys):
-            yield from self._living(customer)
+            yield from self._with_orphaned_subjects(customer)
         else:
-            yield from self._gone(customer)
+            yield from self._orphaned(customer)
 
     def entities(self) -> Iterator[Change]:
-        """Yield the subject entities of ours that are gone and that no customer carries (after this plan)."""
+        """Yield the deletions of orphaned subject entities that no customer carries after this plan."""
         if not self._entities - self._wanted:
             return
         held = {
@@ -111,80 +116,88 @@ class _Lifecycle:
                 ChangeKind.DELETE_SUBJECT, None, (key,), "no source names it and no customer carries it"
             )
 
-    def _ours_of(self, customer: ObservedCustomer) -> tuple[str, ...]:
-        # Subject keys that people attached by hand are theirs; ours are known by their form or their entity.
+    def _managed_keys(self, customer: ObservedCustomer) -> tuple[str, ...]:
+        # Managed keys have a known prefix or a managed entity. Other keys were attached by people.
         return tuple(
             key
             for key in customer.subject_keys
-            if key not in self._wanted and (key in self._entities or key.startswith(_OUR_PREFIXES))
+            if key not in self._wanted and (key in self._entities or key.startswith(_SYNCD_PREFIXES))
         )
 
-    def _living(self, customer: ObservedCustomer) -> Iterator[Change]:
-        gone = self._ours_of(customer)
+    def _with_orphaned_subjects(self, customer: ObservedCustomer) -> Iterator[Change]:
+        orphaned = self._managed_keys(customer)
         marks = lifecycle_metadata.orphaned_subjects(customer.metadata)
         since = {
             key: marks[lifecycle_metadata.subject_digest(key)][1]
-            for key in gone
+            for key in orphaned
             if lifecycle_metadata.subject_digest(key) in marks
         }
         fresh = lifecycle_metadata.newly_orphaned(
-            customer.metadata, [k for k in gone if k not in since], self._grace.now
+            customer.metadata, [k for k in orphaned if k not in since], self._grace.now
         )
         newly = {value.rpartition("-")[2] for value in fresh.values()}
-        marked = tuple(key for key in gone if lifecycle_metadata.subject_digest(key) in newly)
-        due = tuple(key for key in gone if key in since and self._over(since[key], self._grace.detach_after))
+        marked = tuple(key for key in orphaned if lifecycle_metadata.subject_digest(key) in newly)
+        due = tuple(
+            key for key in orphaned if key in since and self._has_passed(since[key], self._grace.detach_after)
+        )
         stale = {
             slot: lifecycle_metadata.CLEARED
             for name, (slot, _) in marks.items()
-            if name not in {lifecycle_metadata.subject_digest(key) for key in gone}
+            if name not in {lifecycle_metadata.subject_digest(key) for key in orphaned}
         }
         if lifecycle_metadata.customer_orphaned_since(customer.metadata):
             stale[lifecycle_metadata.ORPHANED_AT] = lifecycle_metadata.CLEARED
         if stale:
             yield _marking(ChangeKind.UNMARK_ORPHANED, customer, (), "a source names it again", stale)
         if marked:
-            yield _marking(ChangeKind.MARK_ORPHANED, customer, marked, self._will_detach(marked), fresh)
+            yield _marking(ChangeKind.MARK_ORPHANED, customer, marked, self._detach_notice(marked), fresh)
         if due:
             freed = {
                 marks[lifecycle_metadata.subject_digest(key)][0]: lifecycle_metadata.CLEARED for key in due
             }
             yield self._detach(customer, due, min(since[key] for key in due), freed)
-        waiting = tuple(key for key in gone if key not in marked and key not in due)
+        waiting = tuple(key for key in orphaned if key not in marked and key not in due)
         if waiting:
-            yield self._waiting(
+            yield self._report(
                 customer, waiting, max((since[k] for k in waiting if k in since), default=None)
             )
 
     def _adopted(self, customer: ObservedCustomer) -> Iterator[Change]:
-        """Report only: which of its subjects people attached themselves cannot be told."""
-        if gone := self._ours_of(customer):
-            reason = "no source names it any more; left alone, since people made this customer"
-            yield Change(ChangeKind.ORPHANED, customer.key, gone, reason, customer.id)
+        """Report only: syncd cannot know which of its subjects people attached themselves."""
+        if orphaned := self._managed_keys(customer):
+            reason = "no source names it any more; left alone, because this customer was created by hand"
+            yield Change(ChangeKind.ORPHANED, customer.key, orphaned, reason, customer.id)
 
-    def _gone(self, customer: ObservedCustomer) -> Iterator[Change]:
+    def _orphaned(self, customer: ObservedCustomer) -> Iterator[Change]:
         since = lifecycle_metadata.customer_orphaned_since(customer.metadata)
-        ours = self._ours_of(customer)
+        managed = self._managed_keys(customer)
         if since is None:
             metadata = {lifecycle_metadata.ORPHANED_AT: lifecycle_metadata.timestamp(self._grace.now)}
-            reason = self._will_detach(ours)
+            reason = self._detach_notice(managed)
             yield _marking(ChangeKind.MARK_ORPHANED, customer, customer.subject_keys, reason, metadata)
             return
         delete_after = self._grace.delete_after
-        if delete_after is not None and self._over(since, delete_after) and ours == customer.subject_keys:
+        if (
+            delete_after is not None
+            and self._has_passed(since, delete_after)
+            and managed == customer.subject_keys
+        ):
             yield self._delete(customer, since)
-        elif ours and self._over(since, self._grace.detach_after):
-            yield self._detach(customer, ours, since, {})
+        elif managed and self._has_passed(since, self._grace.detach_after):
+            yield self._detach(customer, managed, since, {})
         else:
-            yield self._waiting(customer, customer.subject_keys, since)
+            yield self._report(customer, customer.subject_keys, since)
 
-    def _over(self, since: datetime, period: timedelta) -> bool:
+    def _has_passed(self, since: datetime, period: timedelta) -> bool:
         return self._grace.now - since >= period
 
     def _detach(
         self, customer: ObservedCustomer, keys: tuple[str, ...], since: datetime, marks: dict[str, str]
     ) -> Change:
         if customer.active_subscription:
-            return self._refused(customer, keys, f"{_paying(customer)}, so its subject keys cannot change")
+            return self._blocked(
+                customer, keys, f"{_subscription_of(customer)}, so its subject keys cannot change"
+            )
         self._freed |= set(keys) - {customer.key}
         leaving = set(keys)
         rest = tuple(key for key in customer.subject_keys if key not in leaving)
@@ -196,7 +209,7 @@ class _Lifecycle:
             ChangeKind.DETACH_SUBJECTS,
             customer.key,
             keys,
-            f"no source names it since {since:%Y-%m-%d}, more than {days} days ago (detach_after).{by_key}",
+            f"no source has named it since {since:%Y-%m-%d}, {days} or more days ago (detach_after).{by_key}",
             customer.id,
             EntityState(
                 None, customer.subject_keys, _marks_of(customer, marks or (lifecycle_metadata.ORPHANED_AT,))
@@ -206,54 +219,58 @@ class _Lifecycle:
 
     def _delete(self, customer: ObservedCustomer, since: datetime) -> Change:
         if customer.active_subscription:
-            return self._refused(
-                customer, customer.subject_keys, f"{_paying(customer)}, so it cannot be deleted"
+            return self._blocked(
+                customer, customer.subject_keys, f"{_subscription_of(customer)}, so it cannot be deleted"
             )
-        if why := self._kept.get(customer.id):
-            return self._refused(customer, customer.subject_keys, f"it is not deleted, since {why}")
+        if why := self._undeletable.get(customer.id):
+            return self._blocked(customer, customer.subject_keys, f"syncd does not delete it: {why}")
         self._freed |= {*customer.subject_keys, customer.key or ""}
         return Change(
             ChangeKind.DELETE_CUSTOMER,
             customer.key,
             customer.subject_keys,
-            f"no source names it since {since:%Y-%m-%d} (delete_after)",
+            f"no source has named it since {since:%Y-%m-%d} (delete_after)",
             customer.id,
             EntityState(
                 customer.name, customer.subject_keys, _marks_of(customer, (lifecycle_metadata.ORPHANED_AT,))
             ),
         )
 
-    def _refused(self, customer: ObservedCustomer, keys: tuple[str, ...], why: str) -> Change:
-        reason = f"no source names it any more, but {why}. End that, or name the principal again"
+    def _blocked(self, customer: ObservedCustomer, keys: tuple[str, ...], why: str) -> Change:
+        reason = (
+            f"no source names it any more, but {why}. Resolve that, or add the principal to a source again"
+        )
         return Change(ChangeKind.BLOCKED, customer.key, keys, reason, customer.id)
 
-    def _waiting(self, customer: ObservedCustomer, keys: tuple[str, ...], since: datetime | None) -> Change:
+    def _report(self, customer: ObservedCustomer, keys: tuple[str, ...], since: datetime | None) -> Change:
         if since is None:
-            reason = "no source names it any more; it is marked as soon as one of the 16 marks is free"
+            reason = "no source names it any more; it is marked once one of the customer's 16 marks is free"
         else:
-            reason = f"no source names it since {since:%Y-%m-%d}; {self._next(customer, keys, since)}"
+            reason = (
+                f"no source has named it since {since:%Y-%m-%d}; {self._next_step(customer, keys, since)}"
+            )
         return Change(ChangeKind.ORPHANED, customer.key, keys, reason, customer.id)
 
-    def _next(self, customer: ObservedCustomer, keys: tuple[str, ...], since: datetime) -> str:
-        grace, ours = self._grace, self._ours_of(customer)
-        if set(keys) & set(ours) and not self._over(since, grace.detach_after):
-            return f"to be detached on {since + grace.detach_after:%Y-%m-%d}"
+    def _next_step(self, customer: ObservedCustomer, keys: tuple[str, ...], since: datetime) -> str:
+        grace, managed = self._grace, self._managed_keys(customer)
+        if set(keys) & set(managed) and not self._has_passed(since, grace.detach_after):
+            return f"it will be detached on {since + grace.detach_after:%Y-%m-%d}"
         if grace.delete_after is None:
             return "left alone"
-        if ours != customer.subject_keys:
-            return "kept, since it carries subjects that are not ours"
-        return f"to be deleted on {since + grace.delete_after:%Y-%m-%d}"
+        if managed != customer.subject_keys:
+            return "not deleted, because it carries subjects that syncd does not manage"
+        return f"it will be deleted on {since + grace.delete_after:%Y-%m-%d}"
 
-    def _will_detach(self, keys: tuple[str, ...]) -> str:
+    def _detach_notice(self, keys: tuple[str, ...]) -> str:
         when = self._grace.now + self._grace.detach_after
         return (
-            f"no source names it any more; to be detached on {when:%Y-%m-%d}"
+            f"no source names it any more; it will be detached on {when:%Y-%m-%d}"
             if keys
-            else ("no source names it any more")
+            else "no source names it any more"
         )
 
 
-def _paying(customer: ObservedCustomer) -> str:
+def _subscription_of(customer: ObservedCustomer) -> str:
     return f"it has an active subscription ({customer.active_subscription})"
 
 

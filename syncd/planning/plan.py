@@ -1,34 +1,33 @@
-"""The planner: desired + observed -> ordered changes. Pure.
+"""The planner: compares the desired with the observed state and returns ordered changes. Pure.
 
 For each desired customer, in this order:
 
 ==============================  ====================================================================
 the metering API has            then
 ==============================  ====================================================================
-no customer of that key         create it with the subjects that are free
-one that is ours                attach what is missing, rename; with an active subscription its
-                                subject keys cannot change (the server refuses): blocked
-one without any owner's marks   subjects it carries are *unmanaged* (a clean result), others blocked;
-                                with `adopt` it gets our marks and is then treated as ours, but for
-                                its name
-one of another owner            as one without marks; never adopted
+no customer with that key       create it with the subjects that are free
+a managed customer              attach missing subjects, rename; with an active subscription the server
+                                refuses any change of its subject keys: blocked
+one without ownership metadata  subjects that it carries are *unmanaged* (a clean result), others are
+                                blocked; with `adopt` it gets syncd's ownership metadata and is then
+                                managed, but keeps its name
+one of another owner            the same, but it is never adopted
 ==============================  ====================================================================
 
-A subject that another customer carries already is *unmanaged* where that customer is not ours. Where
-it is ours, it is blocked, or with `allow_move` moved: that changes usage that has not been invoiced
-yet, because attribution is evaluated when usage is queried. Where the subject is that customer's own
-key, `allow_retire` has the customer make room for it (`syncd.planning.moves`).
+A subject that another customer already carries is *unmanaged* if syncd does not manage that customer.
+If it does, the subject is blocked, or with `allow_move` moved. A move also changes usage that has not
+been invoiced yet, because attribution is evaluated when usage is queried. If the subject is the other
+customer's own key, `allow_retire` deletes that customer first (`syncd.planning.moves`).
 
-A subject that is counted for two customers already is blocked, and stays where it is
+A subject whose usage is already counted for two customers is blocked and stays where it is
 (`syncd.planning.customer_index`).
 
-What is gone from the sources is the business of `syncd.planning.orphans`, what a policy allows of
-`syncd.core.policy`.
+`syncd.planning.orphans` plans removals; `syncd.core.policy` decides which changes a policy allows.
 """
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from datetime import timedelta
 
@@ -41,16 +40,11 @@ from syncd.core.model import (
     ObservedState,
     ObservedSubject,
 )
-from syncd.core.ownership import ADOPTED, is_adoptable, is_managed, owner_of
+from syncd.core.ownership import ADOPTED, is_adoptable, is_managed, may_write_subject, owner_of
 from syncd.core.policy import POLICIES, Policy
-from syncd.planning.customer_index import CustomerIndex, apart, pair_changes
-from syncd.planning.entity_changes import differs, entity_changes
-from syncd.planning.moves import Held, customer_name, held_reason, moves_to, principals_of, retirements_for
+from syncd.planning.customer_index import CustomerIndex, double_counting_changes, without_double_counted
+from syncd.planning.moves import Taken, customer_name, moves_to, principals_of, retirements_for, taken_reason
 from syncd.planning.orphans import Grace, orphan_changes
-
-# MERGED: Customers with which there is surely nothing to do: nearly all of them in nearly all runs.
-#
-# The planner looks at the others only. What is not surely at rest may still turn out to be so there.
 
 
 def is_unchanged(
@@ -59,7 +53,11 @@ def is_unchanged(
     entities: Mapping[str, ObservedSubject] | None,
     owner_id: str,
 ) -> bool:
-    """Tell whether a customer of ours is as wanted: its name, all subjects on it, their entities."""
+    """Return whether a managed customer already has the wanted name, subjects and subject entities.
+
+    A cheap check that lets the planner skip nearly all customers in nearly all runs. It may miss an
+    unchanged customer; the planner then finds no changes for it.
+    """
     if have is None or want.name != have.name or not is_managed(have.metadata, owner_id):
         return False
     carried: Collection[str] = have.subject_keys
@@ -70,13 +68,13 @@ def is_unchanged(
             return False
         if entities is not None:
             entity = entities.get(subject.key)
-            if entity is None or differs(subject, entity):
+            if entity is None or _differs(subject, entity):
                 return False
     return True
 
 
 _NEVER = timedelta(days=36500)
-_IGNORED = (
+_IGNORED_FLAGS_NOTE = (
     "policy create-only never changes a customer that exists, so --adopt, --allow-move and --allow-retire do"
     " nothing"
 )
@@ -84,13 +82,13 @@ _IGNORED = (
 
 @dataclass(frozen=True, slots=True)
 class PlanOptions:
-    """What the planner may plan beyond the policy's own; `kept` must not be deleted: id -> why."""
+    """What a run allows beyond its policy. `undeletable`: ids of customers that must stay -> why."""
 
     adopt: bool = False
     allow_move: bool = False
     grace: Grace = field(default_factory=Grace)
     allow_retire: bool = False
-    kept: Mapping[str, str] = field(default_factory=dict)
+    undeletable: Mapping[str, str] = field(default_factory=dict)
 
 
 def make_plan(
@@ -101,77 +99,79 @@ def make_plan(
     policy: Policy,
     options: PlanOptions | None = None,
 ) -> Plan:
-    """Return what has to be done so that the metering API has what the sources ask for."""
+    """Return the changes that bring the metering API from the observed to the desired state."""
     options = options or PlanOptions()
     grace = options.grace
     notes: tuple[str, ...] = ()
     if policy == "create-only":
         if options.adopt or options.allow_move or options.allow_retire:
-            notes = (_IGNORED,)
+            notes = (_IGNORED_FLAGS_NOTE,)
         options = replace(options, adopt=False, allow_move=False, allow_retire=False)
     if policy != "sync":
         grace = Grace(grace.now, _NEVER)
-    holders = CustomerIndex(observed)
-    planner = _Planner(holders, owner_id, options)
+    index = CustomerIndex(observed)
+    planner = _Planner(index, owner_id, options)
     changes = [
         change
         for customer in desired.customers
-        if not is_unchanged(customer, holders.by_key.get(customer.key), holders.entities, owner_id)
-        for change in planner.customer(apart(customer, holders.pairs))
+        if not is_unchanged(customer, index.by_key.get(customer.key), index.entities, owner_id)
+        for change in planner.customer(without_double_counted(customer, index.double_counted))
     ]
     changes += [
         Change(ChangeKind.BLOCKED, problem.customer_key, problem.subject_keys, problem.reason)
         for problem in desired.problems
     ]
-    changes += pair_changes(holders.pairs, desired.customers, owner_id)
-    frozen = {pair.named.id for pair in holders.pairs.values()}
-    changes += orphan_changes(desired, holders.after_moves(), owner_id, grace, options.kept, frozen)
+    changes += double_counting_changes(index.double_counted, desired.customers, owner_id)
+    unchangeable = {pair.key_customer.id for pair in index.double_counted.values()}
+    changes += orphan_changes(
+        desired, index.after_moves(), owner_id, grace, options.undeletable, unchangeable
+    )
     return Plan(owner_id, policy, ordered(POLICIES[policy](changes)), notes)
 
 
 class _Planner:
-    """The rules for one customer at a time."""
+    """Plans one customer at a time."""
 
-    def __init__(self, holders: CustomerIndex, owner_id: str, options: PlanOptions) -> None:
-        self._holders = holders
+    def __init__(self, index: CustomerIndex, owner_id: str, options: PlanOptions) -> None:
+        self._index = index
         self._owner_id = owner_id
         self._options = options
 
     def customer(self, want: DesiredCustomer) -> Iterator[Change]:
-        have = self._holders.by_key.get(want.key)
+        have = self._index.by_key.get(want.key)
         if have is None:
             yield from self._create(want)
         elif is_managed(have.metadata, self._owner_id):
             yield from self._update(want, have)
-        elif self._options.adopt and is_adoptable(have.metadata) and not self._holders.frozen(have):
+        elif self._options.adopt and is_adoptable(have.metadata) and not self._index.change_refusal(have):
             yield from self._adopt(want, have)
         else:
-            yield from self._foreign(want, have)
+            yield from self._unmanaged(want, have)
 
     def _create(self, want: DesiredCustomer) -> Iterator[Change]:
         free: list[DesiredSubject] = []
-        held: list[Held] = []
+        taken: list[Taken] = []
         for subject in want.subjects:
-            holder = self._holders.of(subject.key)
-            if holder is None:
+            carrier = self._index.carrier_of(subject.key)
+            if carrier is None:
                 free.append(subject)
             else:
-                held.append((subject, holder))
-        moves = self._moves(want, held, None)
+                taken.append((subject, carrier))
+        moves = self._moves(want, taken, None)
         moved = {key for move in moves for key in move.subject_keys}
-        in_the_way = None if want.key in moved else self._holders.of(want.key)
-        if in_the_way is not None:
+        key_conflict = None if want.key in moved else self._index.carrier_of(want.key)
+        if key_conflict is not None:
             moved = set()
         else:
-            self._holders.leave(moves)
+            self._index.record_moves(moves)
             yield from moves
-        yield from self._all_held(want, held, moved)
+        yield from self._report_taken(want, taken, moved)
         moved |= {subject.key for subject in free}
         free = [subject for subject in want.subjects if subject.key in moved]
         if not free:
             return
-        if in_the_way is not None:
-            yield _blocked(want, free, _key_reason(want, in_the_way), in_the_way)
+        if key_conflict is not None:
+            yield _blocked(want, free, _key_reason(want, key_conflict), key_conflict)
             return
         keys = tuple(subject.key for subject in free)
         yield Change(
@@ -185,21 +185,21 @@ class _Planner:
 
     def _update(self, want: DesiredCustomer, have: ObservedCustomer) -> Iterator[Change]:
         if ADOPTED in have.metadata:
-            want = _unnamed(want)
-        attached, missing, held = [], [], []
+            want = _without_names(want)
+        attached, missing, taken = [], [], []
         carried = {*have.subject_keys, have.key, have.id}
         for subject in want.subjects:
             if subject.key in carried:
                 attached.append(subject)
-            elif (holder := self._holders.of(subject.key)) is None:
+            elif (carrier := self._index.carrier_of(subject.key)) is None:
                 missing.append(subject)
             else:
-                held.append((subject, holder))
-        moves = self._moves(want, held, have)
-        self._holders.leave(moves)
+                taken.append((subject, carrier))
+        moves = self._moves(want, taken, have)
+        self._index.record_moves(moves)
         yield from moves
         moved = {key for move in moves for key in move.subject_keys}
-        yield from self._all_held(want, held, moved)
+        yield from self._report_taken(want, taken, moved)
         moved |= {subject.key for subject in missing}
         missing = [subject for subject in want.subjects if subject.key in moved]
         if missing:
@@ -207,7 +207,7 @@ class _Planner:
             yield change
             if change.actionable:
                 attached += missing
-        if want.name_follows_source and want.name != have.name and not self._holders.frozen(have):
+        if want.name_follows_source and want.name != have.name and not self._index.change_refusal(have):
             yield Change(
                 ChangeKind.RENAME_CUSTOMER,
                 want.key,
@@ -220,7 +220,7 @@ class _Planner:
         yield from self._entity_changes(want, attached, have)
 
     def _attach(self, want: DesiredCustomer, have: ObservedCustomer, missing: list[DesiredSubject]) -> Change:
-        if refusal := self._holders.refusal(have):
+        if refusal := self._index.subject_refusal(have):
             return _blocked(want, missing, refusal, have)
         keys = tuple(subject.key for subject in missing)
         return Change(
@@ -234,50 +234,54 @@ class _Planner:
         )
 
     def _adopt(self, want: DesiredCustomer, have: ObservedCustomer) -> Iterator[Change]:
-        marks = {**want.ownership, ADOPTED: "true"}
+        ownership = {**want.ownership, ADOPTED: "true"}
         yield Change(
             ChangeKind.ADOPT_CUSTOMER,
             want.key,
             tuple(subject.key for subject in want.subjects),
-            f"made by hand with the key that we would give it: {principals_of(list(want.subjects))}."
-            " It gets our marks; its name stays",
+            f"exists already with the key that syncd would give it: {principals_of(list(want.subjects))}."
+            " syncd adds its ownership metadata and keeps the name",
             have.id,
-            EntityState(metadata={name: have.metadata[name] for name in marks if name in have.metadata}),
-            EntityState(metadata=marks),
+            EntityState(metadata={name: have.metadata[name] for name in ownership if name in have.metadata}),
+            EntityState(metadata=ownership),
         )
-        yield from self._update(want, replace(have, metadata={**have.metadata, **marks}))
+        yield from self._update(want, replace(have, metadata={**have.metadata, **ownership}))
 
-    def _moves(self, want: DesiredCustomer, held: list[Held], have: ObservedCustomer | None) -> list[Change]:
-        if not held or (have and self._holders.refusal(have)):
+    def _moves(
+        self, want: DesiredCustomer, taken: list[Taken], have: ObservedCustomer | None
+    ) -> list[Change]:
+        if not taken or (have and self._index.subject_refusal(have)):
             return []
-        ours = [
-            (subject, holder)
-            for subject, holder in held
-            if is_managed(holder.metadata, self._owner_id) and not self._holders.frozen(holder)
+        managed = [
+            (subject, carrier)
+            for subject, carrier in taken
+            if is_managed(carrier.metadata, self._owner_id) and not self._index.change_refusal(carrier)
         ]
-        moves = moves_to(want, ours) if self._options.allow_move else []
-        retired = retirements_for(want, ours, self._options.kept) if self._options.allow_retire else []
+        moves = moves_to(want, managed) if self._options.allow_move else []
+        retired = (
+            retirements_for(want, managed, self._options.undeletable) if self._options.allow_retire else []
+        )
         return moves + retired
 
-    def _all_held(
+    def _report_taken(
         self,
         want: DesiredCustomer,
-        held: list[Held],
+        taken: list[Taken],
         moved: set[str],
     ) -> Iterator[Change]:
-        for subject, holder in held:
+        for subject, carrier in taken:
             if subject.key not in moved:
-                yield self._held(want, subject, holder)
+                yield self._report_one_taken(want, subject, carrier)
 
-    def _foreign(self, want: DesiredCustomer, have: ObservedCustomer) -> Iterator[Change]:
+    def _unmanaged(self, want: DesiredCustomer, have: ObservedCustomer) -> Iterator[Change]:
         for subject in want.subjects:
-            holder = have if have.carries(subject.key) else self._holders.of(subject.key)
-            if holder is not None:
-                yield self._held(want, subject, holder)
+            carrier = have if have.carries(subject.key) else self._index.carrier_of(subject.key)
+            if carrier is not None:
+                yield self._report_one_taken(want, subject, carrier)
                 continue
             reason = (
-                f"customer {customer_name(have)} belongs to {owner_of(have)}, so nothing is changed there and"
-                f" the usage of {subject.principal} stays unattributed. Attach the subject by hand, or use"
+                f"customer {customer_name(have)} belongs to {owner_of(have)}, so syncd does not change it"
+                f" and the usage of {subject.principal} stays unbilled. Attach the subject by hand, or use"
                 f" another customer key{self._adoption_hint(have)}"
             )
             yield _blocked(want, [subject], reason, have)
@@ -285,40 +289,71 @@ class _Planner:
     def _adoption_hint(self, have: ObservedCustomer) -> str:
         if self._options.adopt or not is_adoptable(have.metadata):
             return ""
-        return "; or allow with --adopt that syncd takes it over, with our marks (its name stays)"
+        return "; or pass --adopt to let syncd manage this customer (it keeps its name)"
 
-    def _held(self, want: DesiredCustomer, subject: DesiredSubject, holder: ObservedCustomer) -> Change:
-        """Report a subject that is on another customer than the one we want, or on one that is not ours."""
-        if not is_managed(holder.metadata, self._owner_id):
-            whose = f"{customer_name(holder)}, which belongs to {owner_of(holder)}"
+    def _report_one_taken(
+        self, want: DesiredCustomer, subject: DesiredSubject, carrier: ObservedCustomer
+    ) -> Change:
+        """Report a subject that another customer, or an unmanaged one, carries."""
+        if not is_managed(carrier.metadata, self._owner_id):
+            whose = f"{customer_name(carrier)}, which belongs to {owner_of(carrier)}"
             reason = f"already attributed to {whose}; left alone"
-            return Change(ChangeKind.UNMANAGED, holder.key, (subject.key,), reason, holder.id)
-        frozen = self._holders.frozen(holder)
-        reason = held_reason(want, subject, holder, self._options.kept, frozen)
-        return _blocked(want, [subject], reason, holder)
+            return Change(ChangeKind.UNMANAGED, carrier.key, (subject.key,), reason, carrier.id)
+        refusal = self._index.change_refusal(carrier)
+        reason = taken_reason(want, subject, carrier, self._options.undeletable, refusal)
+        return _blocked(want, [subject], reason, carrier)
 
     def _entity_changes(
         self, want: DesiredCustomer, subjects: list[DesiredSubject], have: ObservedCustomer | None
     ) -> Iterator[Change]:
-        if self._holders.entities is not None:
-            yield from entity_changes(want, subjects, have, self._holders.entities, self._owner_id)
+        if self._index.entities is not None:
+            yield from _upsert_changes(want, subjects, have, self._index.entities, self._owner_id)
 
 
-def _unnamed(want: DesiredCustomer) -> DesiredCustomer:
-    """Leave the name of an adopted customer to the people who gave it.
+def _upsert_changes(
+    want: DesiredCustomer,
+    subjects: Iterable[DesiredSubject],
+    have: ObservedCustomer | None,
+    entities: Mapping[str, ObservedSubject],
+    owner_id: str,
+) -> Iterator[Change]:
+    """Yield the subject entities to write, so that these subjects have entities with syncd's fields."""
+    for subject in subjects:
+        entity = entities.get(subject.key)
+        if entity is None:
+            reason, before = f"no subject entity yet: {subject.principal}", None
+        elif _differs(subject, entity) and may_write_subject(entity, owner_id):
+            reason = f"the subject entity differs: {subject.principal}"
+            before = EntityState(entity.display_name, None, dict(entity.metadata))
+        else:
+            continue
+        after = EntityState(subject.display_name, None, dict(subject.metadata))
+        identity = have.id if have else None
+        yield Change(ChangeKind.UPSERT_SUBJECT, want.key, (subject.key,), reason, identity, before, after)
 
-    The display names of its subject entities too: servers with the subject hook copy them onto the customer.
+
+def _differs(subject: DesiredSubject, entity: ObservedSubject) -> bool:
+    """Return whether an entity lacks a field that the subject should have."""
+    if subject.display_name is not None and subject.display_name != entity.display_name:
+        return True
+    return any(entity.metadata.get(name) != value for name, value in subject.metadata.items())
+
+
+def _without_names(want: DesiredCustomer) -> DesiredCustomer:
+    """Return an adopted customer without names, so that it keeps those that people gave it.
+
+    Display names of its subject entities go too: servers with the subject hook copy them to the customer.
     """
     subjects = tuple(replace(subject, display_name=None) for subject in want.subjects)
     return replace(want, name_follows_source=False, subjects=subjects)
 
 
-def _key_reason(want: DesiredCustomer, in_the_way: ObservedCustomer) -> str:
-    if in_the_way.id == want.key:
-        return f"its key {want.key!r} is the id of customer {customer_name(in_the_way)}. Use another key"
+def _key_reason(want: DesiredCustomer, key_conflict: ObservedCustomer) -> str:
+    if key_conflict.id == want.key:
+        return f"its key {want.key!r} is the id of customer {customer_name(key_conflict)}. Use another key"
     return (
-        f"its key {want.key!r} is a subject of customer {customer_name(in_the_way)}, and the metering"
-        " API refuses a key that is another customer's subject. Take the subject off that customer,"
+        f"its key {want.key!r} is a subject of customer {customer_name(key_conflict)}, and the metering"
+        " API refuses a key that is another customer's subject. Remove the subject from that customer,"
         " or use another key"
     )
 

@@ -1,7 +1,7 @@
-"""A reviewed plan: written by ``plan --out FILE``, applied by ``apply --plan FILE`` or refused.
+"""Plan files: written by ``plan --out FILE`` for review, checked by ``apply --plan FILE``.
 
-What is applied is always a plan made afresh; the file decides whether it may be. They must be the
-same change by change (`Change.identity`), so that nothing happens that nobody has read.
+A run always applies a fresh plan. The file only decides whether it may: both must be the same change by
+change (`Change.identity`), so that only reviewed changes happen.
 """
 
 from __future__ import annotations
@@ -15,11 +15,11 @@ from syncd.core.changes import PLAN_VERSION, Change, ChangeKind, EntityState, Mo
 from syncd.core.errors import PlanFileError
 from syncd.core.model import CustomerDetails
 
-_SHOWN = 5
+_MAX_SHOWN = 5
 
 
 def write(plan: Plan, path: Path, options: Mapping[str, object]) -> None:
-    """Write a plan with the options that it was made with; raises PlanFileError."""
+    """Write a plan and the options that it was made with; raises PlanFileError."""
     document = {**plan.to_json(), "options": dict(options)}
     try:
         path.write_text(json.dumps(document, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
@@ -28,7 +28,7 @@ def write(plan: Plan, path: Path, options: Mapping[str, object]) -> None:
 
 
 def read(path: Path) -> tuple[Plan, dict[str, object]]:
-    """Return a written plan and its options; raises PlanFileError where it is not one, or was edited."""
+    """Return a written plan and its options; raises PlanFileError if the file is no plan or was edited."""
     try:
         document = json.loads(path.read_bytes())
     except OSError as error:
@@ -38,20 +38,21 @@ def read(path: Path) -> tuple[Plan, dict[str, object]]:
     if not isinstance(document, dict) or document.get("version") != PLAN_VERSION:
         version = document.get("version") if isinstance(document, dict) else None
         raise PlanFileError(
-            f"{path} is not a plan of version {PLAN_VERSION} (it says {version!r}); make it with `plan --out`"
+            f"{path} is not a plan of version {PLAN_VERSION} (its version is {version!r}); create one with"
+            " `plan --out`"
         )
     try:
         plan = from_json(document)
     except (KeyError, TypeError, ValueError) as error:
         raise PlanFileError(f"the plan {path} cannot be read: {type(error).__name__} {error}") from None
     if plan.checksum() != document.get("checksum"):
-        raise PlanFileError(f"the plan {path} was changed after it was written; make a new one")
+        raise PlanFileError(f"the plan {path} was edited after it was written; create a new one")
     options = document.get("options")
     return plan, options if isinstance(options, dict) else {}
 
 
 def from_json(document: Mapping[str, Any]) -> Plan:
-    """Return the plan that `Plan.to_json` gave, without its unbilled usage; raises KeyError or ValueError."""
+    """Return the plan of a `Plan.to_json` document, without unbilled usage; raises KeyError or ValueError."""
     changes = tuple(_change(item) for item in document["changes"])
     notes = tuple(str(note) for note in document.get("notes", ()))
     return Plan(str(document["owner_id"]), str(document["policy"]), changes, notes)
@@ -81,24 +82,24 @@ def _state(item: Mapping[str, Any] | None) -> EntityState | None:
 
 
 def require_same(reviewed: Plan, fresh: Plan) -> None:
-    """Raise PlanFileError with the first differences unless both plans change the same."""
+    """Raise PlanFileError with the first differences unless both plans make the same changes."""
     if reviewed.checksum() == fresh.checksum():
         return
-    said = []
+    differences = []
     if (reviewed.owner_id, reviewed.policy) != (fresh.owner_id, fresh.policy):
-        said.append(
+        differences.append(
             f"it was made for owner_id {reviewed.owner_id!r} and policy {reviewed.policy!r}, the"
             f" configuration has {fresh.owner_id!r} and {fresh.policy!r}"
         )
     before, now = _identities(reviewed), _identities(fresh)
-    said += [f"no longer: {before[key]}" for key in before.keys() - now.keys()]
-    said += [f"new: {now[key]}" for key in now.keys() - before.keys()]
-    rest = len(said) - _SHOWN
+    differences += [f"no longer: {before[key]}" for key in before.keys() - now.keys()]
+    differences += [f"new: {now[key]}" for key in now.keys() - before.keys()]
+    rest = len(differences) - _MAX_SHOWN
     more = [f"and {rest} more"] if rest > 0 else []
-    listed = "\n  ".join([*sorted(said)[:_SHOWN], *more]) or "the order of the changes is another"
+    listed = "\n  ".join([*sorted(differences)[:_MAX_SHOWN], *more]) or "the order of the changes differs"
     raise PlanFileError(
-        "the world is not as it was when this plan was made, so nothing was changed. Plan and review"
-        f" again:\n  {listed}"
+        "the plan is out of date: a fresh plan differs, so nothing was changed. Plan and review again:"
+        f"\n  {listed}"
     )
 
 

@@ -1,7 +1,7 @@
-"""A run for some principals only: their changes, and never a removal.
+"""The scope of a run: only the changes of some principals, and never a removal.
 
-All sources are read nevertheless: with a part of them a shared subject, a key in use or the members
-of a group would not be known, and the partial run would build another world than the full one.
+All sources are still read in full. Otherwise shared subjects, keys in use and group members would be
+unknown, and a scoped run would reach a different state from a full one.
 """
 
 from __future__ import annotations
@@ -18,18 +18,18 @@ from syncd.mapping.rules import MappingRules
 
 @dataclass(frozen=True, slots=True)
 class Scope:
-    """The principals of one source (by its name in messages), or of an id, username or custom_id, or both."""
+    """Selects principals by source (its name in messages), by id, username or custom_id, or by both."""
 
     source: str | None = None
     principal: str | None = None
 
     @property
     def whole(self) -> bool:
-        """Tell whether nothing is left out."""
+        """Return whether all principals are selected."""
         return self.source is None and self.principal is None
 
     def select(self, principals: Iterable[Principal]) -> list[Principal]:
-        """Return the selected principals; raises ScopeError where there is none."""
+        """Return the selected principals; raises ScopeError if there are none."""
         found = [
             principal
             for principal in principals
@@ -42,7 +42,7 @@ class Scope:
         if not found:
             what = [f"source {self.source}"] * (self.source is not None)
             what += [f"principal {self.principal}"] * (self.principal is not None)
-            raise ScopeError(f"no source names anyone that fits {' and '.join(what)}")
+            raise ScopeError(f"no principal matches {' and '.join(what)}")
         return found
 
     def _named(self, source: str) -> bool:
@@ -50,13 +50,13 @@ class Scope:
 
 
 def restricted(plan: Plan, scope: Scope, principals: Sequence[Principal], rules: MappingRules) -> Plan:
-    """Return the plan with only what concerns the selected principals."""
+    """Return the plan with only the changes of the selected principals."""
     if scope.whole:
         return plan
     wanted = desired_state(scope.select(principals), rules)
     subjects = {subject.key for customer in wanted.customers for subject in customer.subjects}
     subjects |= {key for problem in wanted.problems for key in problem.subject_keys}
-    # A principal that gets no subject at all is known by what is said of it.
+    # A principal that gets no subject at all is recognized by the reason of its problem.
     reasons = {problem.reason for problem in wanted.problems}
     customers = {customer.key for customer in wanted.customers}
 
@@ -67,5 +67,5 @@ def restricted(plan: Plan, scope: Scope, principals: Sequence[Principal], rules:
             return not subjects.isdisjoint(change.subject_keys)
         return change.customer_key in customers or change.reason in reasons
 
-    note = "only what concerns the selected principals; nothing is marked, detached or deleted"
+    note = "limited to the selected principals; nothing is marked, detached or deleted"
     return replace(plan, changes=tuple(filter(concerns, plan.changes)), notes=(*plan.notes, note))

@@ -1,5 +1,7 @@
-"""One run, from reading to its record: reconcile, queue, history, lock.
+"""Runs: one reconcile from reading to applying, its record in the history, and the queue of the daemon.
 
-Start with `reconciler`.
-May import: `apply`, `planning`, `sources`, `metering`, `config`.
+`reconciler` does one run; `factory` makes its sources and target from the configuration. `lock` allows one
+writer at a time, `history` records runs, and `queue` runs them one after the other.
+
+Open `reconciler` first. May import: `apply`, `planning`, `sources`, `metering`, `config`.
 """

@@ -1,7 +1,7 @@
-"""What time is it, and is that so? The metering API's Date header is the witness; a jump is told by a timer.
+"""Clock checks: skew against the metering API's Date header, and detection of clock jumps by a timer.
 
-Grace periods are days, so a bound of minutes (`guards.max_clock_skew`) is tight enough. Where syncd and
-the metering API run on one machine both may be wrong alike: then the witness is of no use.
+Grace periods are days long, so a limit of minutes (`guards.max_clock_skew`) is strict enough. If syncd and
+the metering API share one machine, both clocks may be wrong alike, and the check finds nothing.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from syncd.http.client import Endpoint
 
 Now = Callable[[], datetime]
 
-_NO_JUMP = timedelta(seconds=30)
+_MIN_JUMP = timedelta(seconds=30)
 _HALF_SECOND = timedelta(milliseconds=500)
 
 
@@ -27,17 +27,17 @@ def utc_now() -> datetime:
 
 
 def date_of(header: str | None) -> datetime | None:
-    """Return the time that a Date header tells (RFC 9110), None where it tells none."""
+    """Return the time of a Date header (RFC 9110), None if it has none."""
     try:
-        told = parsedate_to_datetime(header or "")
+        server = parsedate_to_datetime(header or "")
     except ValueError:
         return None
     # It has whole seconds: on average it is half a second behind.
-    return told.replace(tzinfo=told.tzinfo or UTC) + _HALF_SECOND
+    return server.replace(tzinfo=server.tzinfo or UTC) + _HALF_SECOND
 
 
 class Stopwatch:
-    """A moment of this machine's clock that goes on by a timer, whatever the clock does afterwards."""
+    """Reads the clock once, then continues from there by a timer that clock changes do not affect."""
 
     def __init__(self, now: Now, timer: Callable[[], float] = time.monotonic) -> None:
         self.start = now()
@@ -45,12 +45,12 @@ class Stopwatch:
         self._began = timer()
 
     def now(self) -> datetime:
-        """Return what the clock would say had it gone on from the start."""
+        """Return the start time plus the elapsed time."""
         return self.start + timedelta(seconds=self._timer() - self._began)
 
 
-class JumpWatch:
-    """Tells when this machine's clock was set, or slept."""
+class ClockJumpDetector:
+    """Detects that this machine's clock was set, or that the machine slept."""
 
     def __init__(self, now: Now, timer: Callable[[], float] = time.monotonic) -> None:
         self._now = now
@@ -58,27 +58,27 @@ class JumpWatch:
         self._watch = Stopwatch(now, timer)
 
     def jumped(self) -> timedelta:
-        """Return by how much it jumped ahead (or, negative, back) since it did last; zero if not by much."""
+        """Return how far the clock has jumped ahead (negative: back) since the last jump; zero if not far."""
         ahead = self._now() - self._watch.now()
-        if abs(ahead) < _NO_JUMP:
+        if abs(ahead) < _MIN_JUMP:
             return timedelta(0)
         self._watch = Stopwatch(self._now, self._timer)
         return ahead
 
 
 def server_time(endpoint: Endpoint) -> datetime | None:
-    """Return the time that an API tells by the Date header of any answer, None where it tells none.
+    """Return the time in the Date header of an API's answer, None if it has none.
 
-    Raises httpx.HTTPError where there is no answer.
+    Any answer will do. Raises httpx.HTTPError if there is none.
     """
     answer = httpx.get(endpoint.url, headers=endpoint.headers(), timeout=endpoint.timeout)
     return date_of(answer.headers.get("date"))
 
 
 def clock_skew(endpoint: Endpoint, watch: Stopwatch) -> timedelta | None:
-    """Return how far this machine is ahead of an API, None where that does not tell the time."""
+    """Return how far this machine's clock is ahead of an API's; None if the API's time is unknown."""
     try:
-        told = server_time(endpoint)
+        server = server_time(endpoint)
     except httpx.HTTPError:
         return None
-    return None if told is None else watch.now() - told
+    return None if server is None else watch.now() - server

@@ -1,4 +1,4 @@
-"""From configuration to sources, target and rules; the only place that knows all of them."""
+"""Factory: makes sources, target, gateways and rules from the configuration."""
 
 from __future__ import annotations
 
@@ -31,19 +31,19 @@ from syncd.sources.kong_admin import KongAdmin
 from syncd.sources.konnect import KonnectApplications, KonnectConsumers
 from syncd.sources.static import Static, StaticSubject
 
-CONSUMERS = "read consumers and plugins of the control plane (role Viewer of Control Planes)"
-"""The rights that a source of consumers needs in Konnect."""
+CONSUMER_RIGHTS = "read consumers and plugins of the control plane (role Viewer of Control Planes)"
+"""Permissions that a source of consumers needs in Konnect."""
 
 
 def sources_of(config: Config, sleep: Callable[[float], object] = time.sleep) -> tuple[Source, ...]:
-    """Return the sources in the order of the configuration; equal settings give equal sources."""
+    """Return the sources in the order of the configuration; equal settings make equal sources."""
     retry = Retry(attempts=config.metering.attempts, sleep=sleep)
     named = zip(config.sources, source_names(config.sources), strict=True)
     return tuple(_source(source, index, name, retry) for index, (source, name) in enumerate(named))
 
 
 def metering_endpoint(config: Config) -> Endpoint:
-    """Return where the metering API of the configured dialect is, and the token for it."""
+    """Return the endpoint and token of the metering API."""
     metering = config.metering
     roles = " (roles Billing Admin and Metering Viewer)" if metering.is_konnect else ""
     return Endpoint(
@@ -57,7 +57,7 @@ def metering_endpoint(config: Config) -> Endpoint:
 
 
 def target_of(config: Config, sleep: Callable[[float], object] = time.sleep) -> MeteringTarget:
-    """Return the metering API; close it after use."""
+    """Return the client of the metering API; close it after use."""
     kind = OpenMeterV3 if config.metering.dialect == "openmeter-v3" else OpenMeterV1
     return kind(metering_endpoint(config), Retry(attempts=config.metering.attempts, sleep=sleep))
 
@@ -72,7 +72,7 @@ def gateways_of(config: Config, sleep: Callable[[float], object] = time.sleep) -
 
 
 def rules_of(config: Config) -> MappingRules:
-    """Return the rules of the mapping, the mapping file as it is now; raises ConfigError."""
+    """Return the mapping rules, with the current content of the mapping file; raises ConfigError."""
     return MappingRules(
         owner_id=config.owner_id,
         group_by=config.mapping.group_by,
@@ -92,7 +92,7 @@ def _source(source: SourceConfig, index: int, name: str, retry: Retry) -> Source
         case KongAdminSource():
             return KongAdmin(kong_endpoint(source, index), retry, source.workspace, source.tags, name)
         case KonnectConsumersSource():
-            endpoint = konnect_endpoint(source, index, CONSUMERS)
+            endpoint = konnect_endpoint(source, index, CONSUMER_RIGHTS)
             return KonnectConsumers(endpoint, retry, source.control_plane_id, source.tags, name)
         case KonnectApplicationsSource():
             endpoint = konnect_endpoint(source, index, "read applications and registrations of the portal")
@@ -110,7 +110,7 @@ def _source(source: SourceConfig, index: int, name: str, retry: Retry) -> Source
 
 
 def kong_endpoint(source: KongAdminSource, index: int) -> Endpoint:
-    """Return where the Admin API of this source is, and the token for it."""
+    """Return the endpoint and token of this source's Admin API."""
     return Endpoint(
         api="kong-admin",
         url=source.url,
@@ -125,7 +125,7 @@ def kong_endpoint(source: KongAdminSource, index: int) -> Endpoint:
 def konnect_endpoint(
     source: KonnectConsumersSource | KonnectApplicationsSource, index: int, rights: str
 ) -> Endpoint:
-    """Return where Konnect is for this source, and the token for it, which must allow `rights`."""
+    """Return the endpoint and token of Konnect for this source; the token needs `rights`."""
     return Endpoint(
         api="konnect",
         url=source.base_url,

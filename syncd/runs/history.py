@@ -1,11 +1,11 @@
-"""Run history and audit log in SQLite: who asked for what when, the plan, each change and its answer.
+"""Run history in SQLite: the trigger and options of each run, its plan, each change and its outcome.
 
-Each change is written down as it happens, so that the log is true even where the process was killed.
-Plans that say the same are stored once. A run that was killed is closed as failed by the next writer.
+Each change is written as it happens, so the history is correct even if the process is killed. Equal plans
+are stored once. The next writer closes a killed run as failed.
 
-Runs are in the order in which they were written down, whatever time they tell: a clock may be set. They are
-forgotten by the time that passed from run to run, so that a clock that is wrong by more than `LONGEST_PAUSE`
-forgets nothing, already when syncd starts, and one that is wrong by less ages runs by so much at most.
+Runs are ordered by insertion, not by time, because clocks may be set. They expire by the time between runs:
+a clock that is wrong by more than `MAX_RUN_GAP` expires no run, not even at the start of syncd, and one
+that is wrong by less ages runs by at most that much.
 """
 
 from __future__ import annotations
@@ -44,19 +44,19 @@ CREATE TABLE IF NOT EXISTS changes (
 
 Document = dict[str, Any]
 
-ALWAYS_KEPT = 100
-"""So many of the latest runs stay, however old they are."""
-LONGEST_PAUSE = timedelta(days=8)
-"""Longer than a weekly schedule waits. A longer time from one run to the next may be a clock that was set."""
+MIN_RUNS = 100
+"""Number of latest runs that never expire."""
+MAX_RUN_GAP = timedelta(days=8)
+"""Longer than a weekly schedule. A longer time between two runs may mean that a clock was set."""
 
 
 class History:
-    """The log of one state directory; safe to use from any thread. All methods raise HistoryError."""
+    """The history of one state directory; thread-safe. All methods raise HistoryError."""
 
     def __init__(self, state_dir: Path) -> None:
         self._path = state_dir / _FILE
         self._lock = threading.Lock()
-        with self._told():
+        with self._access():
             state_dir.mkdir(parents=True, exist_ok=True, mode=0o700)
             self._db = sqlite3.connect(self._path, timeout=30, isolation_level=None, check_same_thread=False)
             self._db.execute("PRAGMA journal_mode = WAL")
@@ -70,10 +70,10 @@ class History:
             self._db.close()
 
     def save(self, run: Document, plan: Plan | None = None) -> None:
-        """Write a run as it is now (`Run.summary`), and its plan once there is one."""
+        """Insert or update a run (`Run.summary`), and its plan once there is one."""
         digest, packed = _packed(plan) if plan else (None, None)
         row = (run["id"], run["requested_at"], run["finished_at"], run["dry_run"], run["state"])
-        with self._told(), self._db:
+        with self._access(), self._db:
             if packed:
                 self._db.execute("INSERT OR IGNORE INTO plans VALUES (?, ?)", (digest, packed))
             self._db.execute(
@@ -84,7 +84,7 @@ class History:
             )
 
     def record(self, run_id: str, first: int, outcomes: Sequence[Outcome]) -> None:
-        """Write changes, numbered from `first`, and what became of them: all or none."""
+        """Insert outcomes of changes, numbered from `first`: all or none."""
         now = datetime.now(UTC).isoformat()
         rows = [
             (
@@ -98,18 +98,20 @@ class History:
             )
             for number, outcome in enumerate(outcomes, first)
         ]
-        with self._told(), self._db:
+        with self._access(), self._db:
             self._db.execute("BEGIN")
             self._db.executemany("INSERT INTO changes VALUES (?, ?, ?, ?, ?, ?, ?)", rows)
 
     def close_interrupted(self) -> list[str]:
-        """Mark runs as failed whose process is gone; for the holder of the write lock, before it plans."""
+        """Mark runs as failed whose process is gone. Call it with the write lock, before planning."""
         ended = datetime.now(UTC).isoformat()
         closed: list[str] = []
-        with self._told(), self._db:
+        with self._access(), self._db:
             rows = self._db.execute("SELECT id, document FROM runs WHERE state = 'running' AND NOT dry_run")
             for run_id, text in rows.fetchall():
-                error = "interrupted: its process ended before it did; what it had done until then is below"
+                error = (
+                    "interrupted: its process ended before the run did; the changes made until then are below"
+                )
                 document = {**json.loads(text), "state": "failed", "finished_at": ended, "error": error}
                 self._db.execute(
                     "UPDATE runs SET state = 'failed', finished_at = ?, document = ? WHERE id = ?",
@@ -118,37 +120,37 @@ class History:
                 closed.append(run_id)
         return closed
 
-    def prune(self, keep: timedelta, *, at_least: int = ALWAYS_KEPT) -> None:
-        """Forget runs that are older than that (`outlived`), but for the latest `at_least`."""
-        with self._told(), self._db:
+    def prune(self, keep: timedelta, *, at_least: int = MIN_RUNS) -> None:
+        """Delete runs that are older than `keep` (`count_expired`), except the latest `at_least`."""
+        with self._access(), self._db:
             self._db.execute("BEGIN IMMEDIATE")
-            # The index has all that is asked for, the table has the documents too.
+            # The index alone answers this; the table would read the documents too.
             select = "SELECT rowid, requested_at FROM runs INDEXED BY runs_by_time"
             rows = sorted(self._db.execute(select).fetchall())
-            asked = [datetime.fromisoformat(text) for _, text in rows]
-            gone = min(outlived(asked, keep), len(rows) - at_least)
-            if gone > 0:
-                last = rows[gone - 1][0]
+            requested = [datetime.fromisoformat(text) for _, text in rows]
+            expired = min(count_expired(requested, keep), len(rows) - at_least)
+            if expired > 0:
+                last = rows[expired - 1][0]
                 self._db.execute("DELETE FROM runs WHERE rowid <= ? AND state <> 'running'", (last,))
             self._db.execute(
                 "DELETE FROM plans WHERE hash NOT IN (SELECT plan FROM runs WHERE plan IS NOT NULL)"
             )
 
     def runs(self, limit: int, offset: int = 0) -> list[Document]:
-        """Return the latest runs, the latest first, without the first `offset`."""
+        """Return the latest runs, newest first, without the first `offset`."""
         select = "SELECT document FROM runs ORDER BY rowid DESC LIMIT ? OFFSET ?"
-        with self._told():
+        with self._access():
             return [json.loads(text) for (text,) in self._db.execute(select, (limit, offset)).fetchall()]
 
     def progress(self, run_id: str) -> int:
-        """Return how many changes of a run are written down so far."""
-        with self._told():
+        """Return how many changes of a run are recorded so far."""
+        with self._access():
             row = self._db.execute("SELECT count(*) FROM changes WHERE run = ?", (run_id,)).fetchone()
             return int(row[0])
 
     def run(self, run_id: str) -> Document | None:
-        """Return a run by its id, or by the beginning of one, with its plan and changes."""
-        with self._told():
+        """Return a run by its id or a prefix of it, with its plan and changes."""
+        with self._access():
             row = self._db.execute(
                 "SELECT r.id, r.document, p.document FROM runs r LEFT JOIN plans p ON p.hash = r.plan"
                 " WHERE substr(r.id, 1, length(?)) = ? ORDER BY r.rowid DESC LIMIT 1",
@@ -164,7 +166,7 @@ class History:
         return {**json.loads(row[1]), "plan": plan, "results": results}
 
     @contextmanager
-    def _told(self) -> Iterator[None]:
+    def _access(self) -> Iterator[None]:
         try:
             with self._lock:
                 yield
@@ -174,60 +176,62 @@ class History:
             ) from None
 
 
-def outlived(asked: Sequence[datetime], keep: timedelta) -> int:
-    """Return how many of the first runs are older than `keep`, by the times at which runs were asked for.
+def count_expired(requested: Sequence[datetime], keep: timedelta) -> int:
+    """Return how many of the first runs are older than `keep`.
 
-    `asked` is in the order of the runs. The age of a run is the time from it to the last one, without
-    steps of more than `LONGEST_PAUSE` from one run to the next, forth or back.
+    `requested` are the times at which the runs were requested, in order of insertion. The age of a run is
+    the time from it to the last run, without gaps between two runs of more than `MAX_RUN_GAP` forwards or
+    backwards.
     """
-    age, gone = timedelta(0), 0
-    for place in range(len(asked) - 2, -1, -1):
-        step = asked[place + 1] - asked[place]
-        if abs(step) <= LONGEST_PAUSE:
+    age, expired = timedelta(0), 0
+    for index in range(len(requested) - 2, -1, -1):
+        step = requested[index + 1] - requested[index]
+        if abs(step) <= MAX_RUN_GAP:
             age += step
         if age <= keep:
-            gone = 0
-        elif not gone:
-            gone = place + 1
-    return gone
+            expired = 0
+        elif not expired:
+            expired = index + 1
+    return expired
 
 
 def _packed(plan: Plan) -> tuple[str, bytes]:
-    """Return the plan and the name of its content; what changes with every look at usage is left out."""
-    usual = tuple([replace(change, usage=None) if change.usage else change for change in plan.changes])
-    document = replace(plan, changes=usual).to_json()
+    """Return the hash of a plan and the packed plan, without usage, which differs in each run."""
+    changes = tuple([replace(change, usage=None) if change.usage else change for change in plan.changes])
+    document = replace(plan, changes=changes).to_json()
     del document["unbilled"]
     text = json.dumps(document, sort_keys=True).encode("utf-8", "surrogatepass")
     return hashlib.sha256(text).hexdigest(), zlib.compress(text, level=1)
 
 
-# MERGED: Writes what runs do into the history; where it cannot, the run ends before it changes anything more.
-
-
 class HistoryRecorder:
-    """An observer of runs (`syncd.runs.queue.Observer`); `keep` is asked each time how long runs stay."""
+    """Records runs in the history (a `syncd.runs.queue.RunObserver`).
+
+    If it cannot, the run ends before its next change. `keep` returns how long runs stay; it is called at the
+    end of each run.
+    """
 
     def __init__(self, history: History, keep: Callable[[], timedelta]) -> None:
         self._history = history
         self._keep = keep
         self._number = 0
 
-    def started(self, run: Run) -> None:  # noqa: ARG002 - as all observers are told
-        """Begin a new list of changes; the run is written with its plan, under the write lock."""
+    def started(self, run: Run) -> None:  # noqa: ARG002 - the signature of all observers
+        """Reset the number of changes; the run itself is recorded with its plan, under the write lock."""
         self._number = 0
 
     def planned(self, run: Run) -> None:
-        """Write its plan down, before anything is done about it."""
+        """Record the run and its plan before the first change."""
         self._history.save(run.summary(), run.plan)
 
     def changed(self, run: Run, outcomes: Sequence[Outcome]) -> None:
-        """Write changes down; what the plan itself blocks stands in the plan."""
+        """Record outcomes; changes that the plan itself blocks are part of the plan."""
         done = [outcome for outcome in outcomes if outcome.change.actionable]
         if done:
             self._history.record(run.id, self._number + 1, done)
             self._number += len(done)
 
     def finished(self, run: Run) -> None:
-        """Write its end down, and forget what is too old."""
+        """Record the end of the run, and delete expired runs."""
         self._history.save(run.summary())
         self._history.prune(self._keep())

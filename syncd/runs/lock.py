@@ -1,7 +1,7 @@
-"""One writer at a time: a lock on a file of the state directory, held by a run from plan to last change.
+"""Write lock: a lock on a file of the state directory, held by a run from its plan to its last change.
 
-The kernel frees it when its holder dies, however it dies. It keeps apart what shares a state
-directory; several machines must be kept apart by running one daemon (see docs/syncd.md).
+The kernel releases it when the holder dies, however it dies. It excludes processes that share a state
+directory. On several machines, run only one daemon (see docs/syncd.md).
 """
 
 from __future__ import annotations
@@ -25,13 +25,13 @@ _POLL_SECONDS = 0.1
 @contextmanager
 def write_lock(
     state_dir: Path,
-    who: str,
+    holder: str,
     *,
     patience: float = 60.0,
     should_stop: Callable[[], bool] = lambda: False,
     sleep: Callable[[float], object] = time.sleep,
 ) -> Iterator[None]:
-    """Hold the lock; waits `patience` seconds for another holder, then raises LockedError that names it."""
+    """Hold the lock. Waits up to `patience` seconds, then raises LockedError with the name of the holder."""
     path = state_dir / _FILE
     try:
         state_dir.mkdir(parents=True, exist_ok=True, mode=0o700)
@@ -42,14 +42,14 @@ def write_lock(
         ) from None
     with file:
         deadline = time.monotonic() + patience
-        while not _taken(file):
+        while not _try_lock(file):
             if should_stop() or time.monotonic() >= deadline:
                 raise LockedError(
-                    f"another syncd is writing: {_holder(path)}. Wait for its end, or stop it;"
-                    f" the lock is {path}"
+                    f"another syncd is writing: {_read_holder(path)}. Wait for it to finish, or stop it;"
+                    f" the lock file is {path}"
                 )
             sleep(_POLL_SECONDS)
-        _sign(file, who)
+        _write_holder(file, holder)
         try:
             yield
         finally:
@@ -57,7 +57,7 @@ def write_lock(
             fcntl.flock(file, fcntl.LOCK_UN)
 
 
-def _taken(file: IO[str]) -> bool:
+def _try_lock(file: IO[str]) -> bool:
     try:
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
@@ -65,16 +65,16 @@ def _taken(file: IO[str]) -> bool:
     return True
 
 
-def _sign(file: IO[str], who: str) -> None:
+def _write_holder(file: IO[str], holder: str) -> None:
     file.truncate(0)
-    holder = {"who": who, "pid": os.getpid(), "since": datetime.now(UTC).isoformat(timespec="seconds")}
-    file.write(json.dumps(holder))
+    since = datetime.now(UTC).isoformat(timespec="seconds")
+    file.write(json.dumps({"who": holder, "pid": os.getpid(), "since": since}))
     file.flush()
 
 
-def _holder(path: Path) -> str:
+def _read_holder(path: Path) -> str:
     try:
         holder = json.loads(path.read_text(encoding="utf-8"))
         return f"{holder['who']} (process {holder['pid']}, since {holder['since']})"
     except (OSError, ValueError, KeyError, TypeError):
-        return "one that has not said who it is"
+        return "an unknown process"

@@ -1,4 +1,4 @@
-"""The daemon's runs: one at a time, at most one dry and one real waiting, the last ones remembered."""
+"""Run queue of the daemon: runs one at a time, merges equal requests, and remembers the latest runs."""
 
 from __future__ import annotations
 
@@ -42,30 +42,30 @@ _FAILURES: tuple[tuple[type[SyncdError], str], ...] = (
 )
 
 
-def _kind(error: SyncdError) -> str:
+def _failure_kind(error: SyncdError) -> str:
     if isinstance(error, ApplyStoppedError):
         return "metering" if isinstance(error.__cause__, ApiError) else "stopped"
     return next((kind for type_, kind in _FAILURES if isinstance(error, type_)), "other")
 
 
-class Observer(Protocol):
-    """Who is told what runs do, by one thread at a time: the history and the metrics."""
+class RunObserver(Protocol):
+    """Observer of run events, called from one thread at a time: the history and the metrics."""
 
     def started(self, run: Run) -> None:
-        """Hear that a run begins; a SyncdError here ends it."""
+        """Handle the start of a run; a SyncdError ends the run."""
 
     def planned(self, run: Run) -> None:
-        """Hear of its plan; a SyncdError here ends it before its first change."""
+        """Handle the plan; a SyncdError ends the run before its first change."""
 
     def changed(self, run: Run, outcomes: Sequence[Outcome]) -> None:
-        """Hear, in any thread, what became of a few changes; a SyncdError here ends the run."""
+        """Handle outcomes of some changes, in any thread; a SyncdError ends the run."""
 
     def finished(self, run: Run) -> None:
-        """Hear of its end."""
+        """Handle the end of the run."""
 
 
 class Perform(Protocol):
-    """What a run does: `syncd.runs.reconciler.run` with a configuration, under the write lock."""
+    """Does a run: `syncd.runs.reconciler.run` with a configuration, under the write lock."""
 
     def __call__(
         self,
@@ -78,8 +78,8 @@ class Perform(Protocol):
         """Do one run; raises SyncdError."""
 
 
-class Runs:
-    """Queue, worker and memory of runs. `request`, `get` and `status` may be called from any thread."""
+class RunQueue:
+    """Queue, worker and memory of runs. `request`, `get` and `status` are thread-safe."""
 
     def __init__(
         self,
@@ -87,7 +87,7 @@ class Runs:
         stopping: threading.Event,
         *,
         remember: int = 50,
-        observers: Sequence[Observer] = (),
+        observers: Sequence[RunObserver] = (),
     ) -> None:
         self._perform = perform
         self._observers = observers
@@ -100,14 +100,14 @@ class Runs:
         self._last_success: datetime | None = None
 
     def request(self, trigger: str, options: RunOptions | None = None) -> Run:
-        """Queue a run and return it; one that waits already for the same serves this request too."""
+        """Queue a run and return it; a queued run with the same options serves this request too."""
         options = options or RunOptions()
         with self._changed:
-            for waiting in self._queue:
-                if self._runs[waiting].options == options:
-                    return self._runs[waiting]
+            for queued in self._queue:
+                if self._runs[queued].options == options:
+                    return self._runs[queued]
             if len(self._queue) >= _MAX_WAITING:
-                raise QueueFullError(f"{_MAX_WAITING} different runs wait already; ask again later")
+                raise QueueFullError(f"{_MAX_WAITING} different runs are already queued; try again later")
             run = Run(uuid.uuid4().hex, trigger, options, datetime.now(UTC))
             self._runs[run.id] = run
             self._queue.append(run.id)
@@ -120,26 +120,26 @@ class Runs:
             return self._runs.get(run_id)
 
     def last_planned(self) -> Run | None:
-        """Return the latest run that got as far as a plan."""
+        """Return the latest run that has a plan."""
         with self._changed:
             return next((run for run in reversed(self._runs.values()) if run.plan), None)
 
     def last_real(self) -> Run | None:
-        """Return the latest run that ended and was no dry run.
+        """Return the latest finished run that was not a dry run.
 
-        One that refused an outdated reviewed plan does not count: it found nothing wrong with the daemon.
+        A run that refused an outdated reviewed plan does not count, because nothing is wrong with the daemon.
         """
         with self._changed:
             real = (run for run in reversed(self._runs.values()) if not run.dry_run)
             return next((run for run in real if run.state in FINISHED and run.failure != "review"), None)
 
     def recent(self) -> tuple[Run, ...]:
-        """Return the runs that are remembered, the latest first."""
+        """Return the remembered runs, newest first."""
         with self._changed:
             return tuple(reversed(self._runs.values()))
 
     def status(self) -> dict[str, object]:
-        """Return what is going on: the shape of GET /v1/status without the schedule."""
+        """Return the status of the queue, as in GET /v1/status, without the schedule."""
         with self._changed:
             finished = [run for run in self._runs.values() if run.state in FINISHED]
             return {
@@ -151,13 +151,13 @@ class Runs:
             }
 
     def stop(self) -> None:
-        """Set `stopping`: the run in hand ends at its next change, no other starts, and `work` returns."""
+        """Set `stopping`: the current run ends at its next change, no other starts, and `work` returns."""
         self._stopping.set()
         with self._changed:
             self._changed.notify_all()
 
     def work(self) -> None:
-        """Do the runs of the queue, one after the other, until `stop`."""
+        """Run the queue, one run after the other, until `stop`."""
         while run := self._next():
             with structlog.contextvars.bound_contextvars(run=run.id, trigger=run.trigger):
                 self._do(run)
@@ -171,32 +171,36 @@ class Runs:
             return self._update(self._current, state=RunState.RUNNING, started_at=datetime.now(UTC))
 
     def _do(self, run: Run) -> None:
-        def keep_plan(plan: Plan) -> None:
+        def record_plan(plan: Plan) -> None:
             with self._changed:
                 planned = self._update(run.id, plan=plan)
             for observer in self._observers:
                 observer.planned(planned)
 
-        def tell(outcomes: Sequence[Outcome]) -> None:
+        def record_outcomes(outcomes: Sequence[Outcome]) -> None:
             for observer in self._observers:
                 observer.changed(run, outcomes)
 
-        _log.info("sync_started", dry_run=run.dry_run)
+        _log.info("run_started", dry_run=run.dry_run)
         try:
             for observer in self._observers:
                 observer.started(run)
             result = self._perform(
-                run.options, should_stop=self._stopping.is_set, on_plan=keep_plan, report=tell
+                run.options, should_stop=self._stopping.is_set, on_plan=record_plan, report=record_outcomes
             )
         except ApplyStoppedError as error:
             self._finish(
-                run.id, state=RunState.FAILED, error=str(error), outcomes=error.outcomes, failure=_kind(error)
+                run.id,
+                state=RunState.FAILED,
+                error=str(error),
+                outcomes=error.outcomes,
+                failure=_failure_kind(error),
             )
         except SyncdError as error:
-            self._finish(run.id, state=RunState.FAILED, error=str(error), failure=_kind(error))
+            self._finish(run.id, state=RunState.FAILED, error=str(error), failure=_failure_kind(error))
         except Exception:
-            # One run that meets a mistake of ours must not end the daemon.
-            _log.exception("sync_crashed")
+            # An internal error in one run must not end the daemon.
+            _log.exception("run_crashed")
             said = "internal error; the daemon's log has the details"
             self._finish(run.id, state=RunState.FAILED, error=said, failure="other")
         else:
@@ -204,7 +208,8 @@ class Runs:
             self._finish(run.id, state=state, outcomes=result.outcomes)
 
     def _finish(self, run_id: str, *, state: RunState, **fields: object) -> None:
-        self._tell_end(replace(self._runs[run_id], state=state, finished_at=datetime.now(UTC), **fields))  # type: ignore[arg-type]
+        finished = replace(self._runs[run_id], state=state, finished_at=datetime.now(UTC), **fields)  # type: ignore[arg-type]
+        self._notify_finished(finished)
         with self._changed:
             self._current = None
             run = self._update(run_id, state=state, finished_at=datetime.now(UTC), **fields)
@@ -216,15 +221,15 @@ class Runs:
                     break
                 del self._runs[oldest]
         level = _log.error if state is RunState.FAILED else _log.info
-        level("sync_finished", **{k: v for k, v in run.summary().items() if k not in {"id", "trigger"}})
+        level("run_finished", **{k: v for k, v in run.summary().items() if k not in {"id", "trigger"}})
 
-    def _tell_end(self, run: Run) -> None:
-        """Tell before anyone can see that it has ended, so that its history is there when they look."""
+    def _notify_finished(self, run: Run) -> None:
+        """Call the observers before the run shows as finished, so that its history is complete by then."""
         for observer in self._observers:
             try:
                 observer.finished(run)
             except SyncdError as error:
-                _log.error("run_not_recorded", error=str(error))
+                _log.error("run_record_failed", error=str(error))
 
     def _update(self, run_id: str, **fields: object) -> Run:
         run = replace(self._runs[run_id], **fields)  # type: ignore[arg-type]

@@ -1,6 +1,6 @@
-"""One run: read all sources, map, observe, plan, check, and apply if asked.
+"""Reconciler: reads the sources, maps, observes, plans, checks the plan and applies it.
 
-A source that cannot be read ends the run before anything was looked at, let alone changed.
+A dry run ends before it applies. A source that cannot be read ends the run before it plans.
 """
 
 from __future__ import annotations
@@ -30,12 +30,12 @@ from syncd.metering.deletion import ApiInspector, ApiRemover
 from syncd.planning.deletion_checks import check_deletions
 from syncd.planning.guards import (
     Limits,
-    clock_in_doubt,
-    danger,
-    removes,
+    clock_distrust_reason,
+    has_removals,
     require_safe,
+    unsafe_reason,
     withhold_for_clock,
-    withhold_removals,
+    withhold_for_empty_sources,
 )
 from syncd.planning.orphans import Grace
 from syncd.planning.plan import PlanOptions, make_plan
@@ -46,18 +46,14 @@ from syncd.runs.factory import metering_endpoint, rules_of, sources_of, target_o
 from syncd.runs.unbilled import with_usage
 from syncd.sources.base import Readings, Source
 
-# MERGED: Python's garbage collector for cycles, held off while both worlds are read and compared.
-#
-# Hundreds of thousands of values come to stay and none of them is in a cycle, but each pass of the
-# collector looks at all of them: a third of the time that a plan of 100,000 principals takes.
-
 
 @contextmanager
 def gc_paused() -> Iterator[None]:
-    """Collect nothing inside; afterwards again, but without a look at what is there by then.
+    """Pause Python's cycle collector while both states are read and compared, then freeze what was created.
 
-    What an earlier use left out of sight is looked at again from here on. Memory that is no longer
-    referred to is freed at once in any case: the collector is for cycles only.
+    Hundreds of thousands of values are created to stay, none of them in a cycle, but each pass of the
+    collector visits all of them: a third of the time of a plan for 100,000 principals. Objects that an
+    earlier call froze are unfrozen first. Reference counting still frees unused memory at once.
     """
     enabled = gc.isenabled()
     gc.unfreeze()
@@ -72,14 +68,14 @@ def gc_paused() -> Iterator[None]:
 
 _log = structlog.get_logger("syncd.runs.reconciler")
 
-_WARNINGS_SHOWN = 20
+_MAX_WARNINGS = 20
 
 
 @dataclass(frozen=True, slots=True)
 class RunOptions:
-    """What is asked of one run: its extent, and which guards a person has lifted.
+    """Options of one run: its scope, and the guards and policies that the operator lifted.
 
-    With `reviewed`, the run applies exactly that plan, or refuses.
+    With `reviewed`, the run applies exactly that plan or fails.
     """
 
     dry_run: bool = False
@@ -92,12 +88,12 @@ class RunOptions:
     reviewed: Plan | None = None
 
     def reviewable(self) -> dict[str, object]:
-        """Return what decides a plan, for its file."""
+        """Return the options that affect a plan, for its file."""
         options = self.to_json().items()
         return {name: value for name, value in options if name not in ("dry_run", "force", "reviewed")}
 
     def as_reviewed(self, options: Mapping[str, object]) -> RunOptions:
-        """Return these options with those that a plan file was made with."""
+        """Return these options combined with those that a plan file was made with."""
         source, principal = options.get("source"), options.get("principal")
         return replace(
             self,
@@ -109,7 +105,7 @@ class RunOptions:
         )
 
     def to_json(self) -> dict[str, object]:
-        """Return the options as they stand in the history."""
+        """Return the options as in the history."""
         return {
             "dry_run": self.dry_run,
             "force": self.force,
@@ -125,14 +121,14 @@ class RunOptions:
 
 @dataclass(frozen=True, slots=True)
 class Result:
-    """What a run found and did; `outcomes` is empty for a dry run."""
+    """The plan and outcomes of a run; a dry run has no outcomes."""
 
     plan: Plan
     outcomes: tuple[Outcome, ...] = ()
 
     @property
     def blocked(self) -> bool:
-        """Tell whether something is left for a person to do."""
+        """Return whether a change was blocked, which a person has to resolve."""
         return any(outcome.status is Status.BLOCKED for outcome in self.outcomes)
 
     def to_json(self) -> dict[str, object]:
@@ -145,8 +141,8 @@ class Result:
 
 
 @dataclass(frozen=True, slots=True)
-class Rules:
-    """What of the configuration decides a plan."""
+class PlanRules:
+    """The settings that affect a plan."""
 
     mapping: MappingRules
     policy: Policy
@@ -164,15 +160,15 @@ def run(
     on_plan: Callable[[Plan], None] = lambda _plan: None,
     report: Report = lambda _outcomes: None,
 ) -> Result:
-    """Do one run with what the configuration names; raises SyncdError.
+    """Do one run with this configuration; raises SyncdError.
 
-    `on_plan` sees the plan before it is checked and applied. `now` is this machine's clock.
-    A daemon passes the same `readings` to all its runs: what has not changed is then not read again.
+    `on_plan` receives the plan before it is checked and applied. `now` is this machine's clock.
+    A daemon passes the same `readings` to all its runs, so that unchanged sources are not read again.
     """
     watch = Stopwatch(now)
     waits = config.policy_options
     grace = Grace(watch.start, waits.detach_after, waits.delete_after)
-    rules = Rules(rules_of(config), config.policy, grace)
+    rules = PlanRules(rules_of(config), config.policy, grace)
     limits = Limits(**config.guards.model_dump())
     sources = sources_of(config, sleep)
     retry = Retry(attempts=config.metering.attempts, sleep=sleep)
@@ -182,13 +178,13 @@ def run(
     ):
         inspector = ApiInspector(client, config.metering.dialect)
         with gc_paused():
-            plan, observed = plan_run(sources, target, rules, options, readings or Readings(), inspector)
-        if limits.max_clock_skew is not None and removes(plan):
+            plan, observed = plan_changes(sources, target, rules, options, readings or Readings(), inspector)
+        if limits.max_clock_skew is not None and has_removals(plan):
             ahead = clock_skew(metering_endpoint(config), watch)
-            if why := clock_in_doubt(ahead, limits.max_clock_skew):
+            if why := clock_distrust_reason(ahead, limits.max_clock_skew):
                 plan = withhold_for_clock(plan, why)
         plan = with_usage(plan, target, observed, watch.start)
-        if options.dry_run and (why := danger(plan, observed, limits, force=options.force)):
+        if options.dry_run and (why := unsafe_reason(plan, observed, limits, force=options.force)):
             plan = plan.noting(f"apply would stop: {why}")
         on_plan(plan)
         if options.dry_run:
@@ -208,33 +204,33 @@ def run(
         return Result(plan, outcomes)
 
 
-def plan_run(
+def plan_changes(
     sources: Sequence[Source],
     target: MeteringTarget,
-    rules: Rules,
+    rules: PlanRules,
     options: RunOptions,
     readings: Readings,
     inspector: Inspector,
 ) -> tuple[Plan, ObservedState]:
-    """Read both sides and compare them; raises SourceError or ApiError."""
+    """Read sources and metering API concurrently, and plan; raises SourceError or ApiError."""
     with ThreadPoolExecutor(1, thread_name_prefix="syncd-observe") as executor:
-        # The other side meanwhile, in the same context, so that log lines carry the id of the run.
+        # In the same context, so that log lines carry the run id.
         observing = executor.submit(contextvars.copy_context().run, target.observe)
-        principals, empty = _read(sources, readings)
+        principals, empty = _read_sources(sources, readings)
         desired = desired_state(principals, rules.mapping)
         observed = observing.result()
     desired = within_limits(desired, observed, rules.mapping)
     _log.debug("metering_read", customers=len(observed.customers))
-    plan = _planned(desired, observed, principals, rules, options, inspector)
-    for note in _notes(desired.warnings):
+    plan = _plan_with_deletion_checks(desired, observed, principals, rules, options, inspector)
+    for note in _warning_notes(desired.warnings):
         plan = plan.noting(note)
     if not options.allow_empty and rules.policy == "sync":
-        plan = withhold_removals(plan, empty)
+        plan = withhold_for_empty_sources(plan, empty)
     return restricted(plan, options.scope, principals, rules.mapping), observed
 
 
-def _read(sources: Sequence[Source], readings: Readings) -> tuple[list[Principal], list[str]]:
-    """Return the principals of all sources, and the names of the sources that have none."""
+def _read_sources(sources: Sequence[Source], readings: Readings) -> tuple[list[Principal], list[str]]:
+    """Return the principals of all sources, and the names of empty sources."""
     principals: list[Principal] = []
     empty: list[str] = []
     for source in sources:
@@ -246,15 +242,15 @@ def _read(sources: Sequence[Source], readings: Readings) -> tuple[list[Principal
     return principals, empty
 
 
-def _planned(
+def _plan_with_deletion_checks(
     desired: DesiredState,
     observed: ObservedState,
     principals: Sequence[Principal],
-    rules: Rules,
+    rules: PlanRules,
     options: RunOptions,
     inspector: Inspector,
 ) -> Plan:
-    """Return the plan, in which nothing is deleted that something hangs on."""
+    """Plan, check the customers that the plan deletes, and plan again if some of them have to stay."""
 
     def make(allowed: PlanOptions) -> Plan:
         owner_id = rules.mapping.owner_id
@@ -264,11 +260,13 @@ def _planned(
     plan = make(allowed)
     if not any(change.kind in DELETIONS for change in plan.changes):
         return plan
-    looked = check_deletions(plan, inspector, principals, rules.mapping)
-    return looked.with_details(make(replace(allowed, kept=looked.kept)) if looked.kept else plan)
+    checks = check_deletions(plan, inspector, principals, rules.mapping)
+    return checks.with_details(
+        make(replace(allowed, undeletable=checks.undeletable)) if checks.undeletable else plan
+    )
 
 
-def _notes(warnings: Sequence[str]) -> list[str]:
-    rest = len(warnings) - _WARNINGS_SHOWN
+def _warning_notes(warnings: Sequence[str]) -> list[str]:
+    rest = len(warnings) - _MAX_WARNINGS
     more = [f"and {rest} more details are left out"] if rest > 0 else []
-    return [*warnings[:_WARNINGS_SHOWN], *more]
+    return [*warnings[:_MAX_WARNINGS], *more]

@@ -1,4 +1,4 @@
-"""One run as a value: who asked for it, where it is, what it found and did."""
+"""A run as a value: its trigger and options, its state, its plan and outcomes."""
 
 from __future__ import annotations
 
@@ -12,13 +12,13 @@ from syncd.runs.reconciler import RunOptions
 
 
 class RunState(StrEnum):
-    """Where a run is."""
+    """State of a run."""
 
     QUEUED = "queued"
     RUNNING = "running"
     SUCCEEDED = "succeeded"
     BLOCKED = "blocked"
-    """It went to its end, but something is left for a person to do."""
+    """Finished, but some changes were blocked and need a person."""
     FAILED = "failed"
 
 
@@ -40,15 +40,15 @@ class Run:
     plan: Plan | None = None
     outcomes: tuple[Outcome, ...] = ()
     failure: str | None = None
-    """What went wrong, for metrics: guard, source, metering, lock, history, review, stopped, other."""
+    """Kind of error, for metrics: guard, source, metering, lock, history, review, stopped, other."""
 
     @property
     def dry_run(self) -> bool:
-        """Tell whether it only plans."""
+        """Return whether the run only plans."""
         return self.options.dry_run
 
     def summary(self) -> dict[str, object]:
-        """Return the run without the single changes, as in GET /v1/status."""
+        """Return the run without its changes, as in GET /v1/status."""
         return {
             "id": self.id,
             "trigger": self.trigger,
@@ -82,6 +82,6 @@ class Run:
 
 
 def new_run(trigger: str, options: RunOptions) -> Run:
-    """Return a run that starts right now, without a queue."""
+    """Return a run that starts now, without a queue."""
     now = datetime.now(UTC)
     return Run(uuid.uuid4().hex, trigger, options, now, RunState.RUNNING, now)

@@ -1,7 +1,7 @@
-"""Looks up what usage a plan concerns: unbilled usage, and the events that its changes move.
+"""Usage of a plan: looks up unbilled usage, and the events that the changes of a plan concern.
 
-A metering API without these meters, or a token without the right to read them, spoils no run: the
-figures are then missing, and a note says why.
+If the metering API lacks these meters, or the token may not read them, the run continues: the figures
+are missing, and a note says why.
 """
 
 from __future__ import annotations
@@ -17,20 +17,20 @@ from syncd.core.unbilled import WINDOW, UnbilledSubject, UnbilledUsage, first_da
 from syncd.metering.base import MeteringTarget
 from syncd.metering.usage import REQUESTS_METER, TOKENS_METER, whole
 
-_COUNTED = REMOVALS | {ChangeKind.MOVE_SUBJECTS, ChangeKind.RETIRE_CUSTOMER, ChangeKind.BLOCKED}
+_KINDS_WITH_EVENTS = REMOVALS | {ChangeKind.MOVE_SUBJECTS, ChangeKind.RETIRE_CUSTOMER, ChangeKind.BLOCKED}
 
 
 def with_usage(plan: Plan, target: MeteringTarget, observed: ObservedState, now: datetime) -> Plan:
-    """Return the plan with its unbilled usage, and with the usage that its changes move or leave unbilled."""
+    """Return the plan with unbilled usage, and with the usage that its changes move or leave unbilled."""
     start = (now - WINDOW).astimezone(UTC).replace(hour=0, minute=0, second=0, microsecond=0)
     try:
         requests = target.usage(REQUESTS_METER, rfc3339(start), None)
         tokens = target.usage(TOKENS_METER, rfc3339(start), None)
         unbilled = _unbilled(plan, target, observed, requests, tokens, start)
     except (ApiError, MeterMissingError) as error:
-        note = f"unbilled usage is not known: {error}"
+        note = f"unbilled usage is unknown: {error}"
         return replace(plan, notes=(*plan.notes, note))
-    changes = tuple(_counted(change, requests, rfc3339(start)) for change in plan.changes)
+    changes = tuple(_with_events(change, requests, rfc3339(start)) for change in plan.changes)
     return replace(plan, changes=changes, unbilled=unbilled)
 
 
@@ -65,13 +65,13 @@ def _since(target: MeteringTarget, subjects: tuple[UnbilledSubject, ...], start:
     return first_day(start, WINDOW // timedelta(days=1) + 1, used_until)
 
 
-def _counted(change: Change, requests: Mapping[str, float], since: str) -> Change:
-    if change.kind not in _COUNTED or not change.subject_keys:
+def _with_events(change: Change, requests: Mapping[str, float], since: str) -> Change:
+    if change.kind not in _KINDS_WITH_EVENTS or not change.subject_keys:
         return change
     events = whole(sum(requests.get(key, 0) for key in change.subject_keys))
     return replace(change, usage=MovedUsage(events, since))
 
 
 def rfc3339(when: datetime) -> str:
-    """Return a time as metering APIs take it."""
+    """Return a time in the format of the metering APIs."""
     return when.astimezone(UTC).strftime("%Y-%m-%dT%H:%M:%SZ")

@@ -34,13 +34,13 @@ def read(path: Path) -> float:
     loaded = settings.load(path)
     client = ApiClient(metering_endpoint(loaded), Retry())
     with closing(target_of(loaded)) as target, client:
-        rules = reconciler.Rules(rules_of(loaded), loaded.policy)
+        rules = reconciler.PlanRules(rules_of(loaded), loaded.policy)
         inspector = ApiInspector(client, loaded.metering.dialect)
         options = reconciler.RunOptions(dry_run=True)
         started = time.perf_counter()
         with reconciler.gc_paused():
             sources = sources_of(loaded)
-            plan, observed = reconciler.plan_run(sources, target, rules, options, Readings(), inspector)
+            plan, observed = reconciler.plan_changes(sources, target, rules, options, Readings(), inspector)
         seconds = time.perf_counter() - started
     assert observed.customers
     assert plan.changes == ()

@@ -1,4 +1,4 @@
-"""What the tests of `syncd audit` share: gateways with traffic of past hours, a metering API that loses."""
+"""Helpers for tests of `syncd audit`: gateways with past traffic, and a metering API that loses events."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ NOW = datetime.now(UTC).replace(minute=0, second=0, microsecond=0)
 
 
 def hours_ago(number: int) -> datetime:
-    """The beginning of an hour that is over."""
+    """The start of a past hour."""
     return NOW - number * HOUR
 
 
@@ -40,7 +40,7 @@ def subject_of(consumer: str) -> str:
 
 
 def recorded(consumer: str, hour: datetime, *, llm: bool = False, request_id: str | None = None) -> Recorded:
-    """A request of a consumer in the middle of an hour; with `llm` it makes two events of tokens besides."""
+    """A request of a consumer in the middle of an hour; with `llm` it makes two more events, of tokens."""
     request = llm_request() if llm else serialized("authenticated")
     log = orjson.loads(request.log)
     log["request"]["id"] = request_id or uuid.uuid4().hex
@@ -51,7 +51,7 @@ def recorded(consumer: str, hour: datetime, *, llm: bool = False, request_id: st
 
 @dataclass
 class Site:
-    """A gateway: its plugin server, and what syncd is told of it."""
+    """A gateway: its plugin server, and its settings for syncd."""
 
     name: str
     server: PluginServer
@@ -79,7 +79,7 @@ class Site:
         request_id: str | None = None,
         **config: object,
     ) -> None:
-        """Log requests of an hour; `settled` waits until the plugin is done with their events."""
+        """Log requests of an hour; with `settled`, wait until the plugin has finished their events."""
         plugin = PluginInstance(self.config | config)
         logs = (recorded(consumer, hour, llm=llm, request_id=request_id) for _ in range(number))
         requests = [(plugin, log, str(n)) for n, log in enumerate(logs)]
@@ -107,7 +107,7 @@ class Site:
 
 @contextmanager
 def site(folder: Path, name: str, metering: str, *arguments: str) -> Iterator[Site]:
-    """Run a gateway's plugin server with an API, for events to this metering API."""
+    """Run a gateway's plugin server with its API, delivering to this metering API."""
     (folder / name).mkdir(exist_ok=True)
     (folder / name / "log").unlink(missing_ok=True)  # of an earlier one on the same spool
     environment = {"OPENMETER_PLUGIN_ADMIN_TOKEN": TOKEN}
@@ -127,28 +127,28 @@ def site(folder: Path, name: str, metering: str, *arguments: str) -> Iterator[Si
 
 @dataclass
 class Metering:
-    """A sandbox, and what happens to its events behind everybody's back."""
+    """A sandbox whose events tests can lose or duplicate."""
 
     url: str
     db: Path
 
     def lose(self, consumer: str, hour: datetime, number: int, kind: str = "kong.api_request") -> None:
-        """Forget some events of an hour."""
+        """Delete some events of an hour."""
         start = int(hour.timestamp())
         with closing(sqlite3.connect(self.db, timeout=10)) as db, db:
-            forgotten = db.execute(
+            deleted = db.execute(
                 "DELETE FROM events WHERE rowid IN (SELECT rowid FROM events WHERE subject = ? AND type = ?"
                 " AND time >= ? AND time < ? LIMIT ?)",
                 (subject_of(consumer), kind, start, start + 3600, number),
             ).rowcount
-        assert forgotten == number
+        assert deleted == number
 
     def count_twice(self, consumer: str, hour: datetime, number: int) -> None:
-        """Take events of an hour once more, as a server does that does not deduplicate."""
+        """Ingest events of an hour again, as a server does that does not deduplicate."""
         for event in self.events(consumer, hour)[:number]:
-            self.take(event | {"id": f"{event['id']}-again"})
+            self.ingest(event | {"id": f"{event['id']}-again"})
 
-    def take(self, event: dict[str, Any]) -> None:
+    def ingest(self, event: dict[str, Any]) -> None:
         headers = {"content-type": "application/cloudevents+json"}
         httpx.post(f"{self.url}/api/v1/events", json=event, headers=headers).raise_for_status()
 
@@ -160,7 +160,7 @@ class Metering:
     def fault(self, **fault: object) -> None:
         httpx.post(f"{self.url}/sandbox/v1/faults", json=fault).raise_for_status()
 
-    def mend(self) -> None:
+    def clear_faults(self) -> None:
         httpx.delete(f"{self.url}/sandbox/v1/faults").raise_for_status()
 
 
@@ -220,6 +220,6 @@ def found(document: dict[str, Any]) -> list[tuple[datetime, str, int, int, int]]
 def audited(folder: Path, *names: str, dialect: str = "openmeter-v1") -> Iterator[Audited]:
     folder.mkdir(exist_ok=True)
     with ExitStack() as stack:
-        there = stack.enter_context(metering(folder))
-        sites = [stack.enter_context(site(folder, name, there.url)) for name in names]
-        yield Audited(folder, there, sites, dialect)
+        api = stack.enter_context(metering(folder))
+        sites = [stack.enter_context(site(folder, name, api.url)) for name in names]
+        yield Audited(folder, api, sites, dialect)

@@ -1,4 +1,4 @@
-"""A clock of this machine that a test can set, for syncd and for the scheduler that it uses."""
+"""A settable clock, for syncd and its scheduler."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ import apscheduler.triggers.interval
 
 
 class SettableClock:
-    """Goes on as the real one does, `ahead` of it."""
+    """Runs like the real clock, `ahead` of it."""
 
     def __init__(self, ahead: timedelta = timedelta(0)) -> None:
         self.ahead = ahead
@@ -23,15 +23,15 @@ class SettableClock:
 
 @contextmanager
 def scheduling_by(clock: SettableClock) -> Iterator[None]:
-    """Have APScheduler read this clock."""
+    """Make APScheduler use this clock."""
 
-    class Shown(datetime):
+    class Shifted(datetime):
         @classmethod
         def now(cls, tz: tzinfo | None = None) -> datetime:  # type: ignore[override]
             return datetime.now(tz) + clock.ahead
 
     with (
-        patch.object(apscheduler.schedulers.base, "datetime", Shown),
-        patch.object(apscheduler.triggers.interval, "datetime", Shown),
+        patch.object(apscheduler.schedulers.base, "datetime", Shifted),
+        patch.object(apscheduler.triggers.interval, "datetime", Shifted),
     ):
         yield

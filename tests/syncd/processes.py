@@ -1,4 +1,4 @@
-"""syncd as a real process, and a folder with all that it needs."""
+"""syncd as a real process, in a folder with its configuration."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ def command(*args: str) -> list[str]:
 
 @dataclass
 class Result:
-    """What a command ended with, named as subprocess names it."""
+    """Result of a command, with the field names of subprocess."""
 
     returncode: int
     stdout: str
@@ -105,7 +105,7 @@ class Project:
 
 
 def logged(log: Path, event: str) -> dict[str, object] | None:
-    """The first line of a daemon's log that tells of this event."""
+    """The first line of a daemon's log with this event."""
     lines = log.read_text().splitlines() if log.exists() else []
     parsed = [json.loads(line) for line in lines if line.startswith("{")]
     return next((line for line in parsed if line.get("event") == event), None)
@@ -121,7 +121,7 @@ def when_logged(log: Path, event: str, process: subprocess.Popen[str]) -> dict[s
 
 @contextmanager
 def started_daemon(project: Project, name: str = "") -> Iterator[tuple[subprocess.Popen[str], Path]]:
-    """The daemon as a process with the configuration as it is, and its log."""
+    """The daemon as a process with the current configuration, and its log."""
     log = project.folder / f"log{name}"
     with (
         log.open("w") as stderr,

@@ -1,4 +1,4 @@
-"""Waiting for something to become true, with a deadline instead of a sleep that hopes."""
+"""Polling for a condition, with a deadline instead of a fixed sleep."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Several changes under way at once: the same world, however it ends, and no more than allowed."""
+"""Concurrent changes: the same state as one at a time, and no more requests at once than allowed."""
 
 from __future__ import annotations
 
@@ -25,20 +25,20 @@ from syncd.metering.v1 import OpenMeterV1
 from syncd.planning.plan import PlanOptions, make_plan
 from tests.syncd.builders import OWNER, customer, observed
 from tests.syncd.memory_target import MemoryTarget
-from tests.syncd.planning.test_properties import at, observed_worlds, principals, rules, worlds_grouped_later
+from tests.syncd.planning.test_properties import at, observed_states, principals, rules, states_grouped_later
 from tests.syncd.servers import Answer, Asked, serving
 
 AT_ONCE = 4
 
 
 class Racing(MemoryTarget):
-    """Lets other threads in wherever it can, and notices two of them with the same customer.
+    """Yields to other threads wherever it can, and fails if two of them write the same customer.
 
-    Fails for good after as many writes as its budget allows; `refused` are keys that it creates nobody for.
+    Fails every write once its budget is used up; `refused` are keys for which it refuses a creation.
     """
 
-    def __init__(self, world: ObservedState, refused: frozenset[str] = frozenset()) -> None:
-        super().__init__(world)
+    def __init__(self, state: ObservedState, refused: frozenset[str] = frozenset()) -> None:
+        super().__init__(state)
         self.budget = 10**6
         self._refused = refused
         self._data = threading.RLock()
@@ -94,15 +94,15 @@ def run(target: MemoryTarget, cast: list[Principal], how: MappingRules, day: int
     options = at(day, timedelta(days=40))
     plan = make_plan(desired, target.observe(), owner_id=OWNER, policy="sync", options=options)
     outcomes = apply_plan(plan, target, remover=target, concurrency=AT_ONCE)
-    order = {id(change): place for place, change in enumerate(plan.changes)}
+    order = {id(change): index for index, change in enumerate(plan.changes)}
     places = [order[id(outcome.change)] for outcome in outcomes if id(outcome.change) in order]
     assert places == sorted(places)
     return outcomes
 
 
 @settings(max_examples=100, deadline=None)
-@given(principals, principals, observed_worlds(), rules, st.integers(0, 8))
-def test_interrupted_after_any_write_and_run_again_it_is_the_world_of_a_straight_run(
+@given(principals, principals, observed_states(), rules, st.integers(0, 8))
+def test_a_run_interrupted_after_any_write_and_repeated_reaches_the_state_of_an_uninterrupted_one(
     first: list[Principal], then: list[Principal], start: ObservedState, how: MappingRules, writes: int
 ) -> None:
     cut, straight = Racing(start), Racing(start)
@@ -119,8 +119,8 @@ def test_interrupted_after_any_write_and_run_again_it_is_the_world_of_a_straight
 
 
 @settings(max_examples=100, deadline=None)
-@given(worlds_grouped_later(), st.booleans(), st.booleans())
-def test_several_at_once_make_the_world_that_one_at_a_time_makes(
+@given(states_grouped_later(), st.booleans(), st.booleans())
+def test_concurrent_changes_reach_the_same_state_as_one_at_a_time(
     began: tuple[ObservedState, list[Principal], MappingRules], move: bool, retire: bool
 ) -> None:
     start, wanted, how = began
@@ -170,7 +170,7 @@ def target_at(url: str, attempts: int = 3) -> closing[OpenMeterV1]:
 
 
 @pytest.mark.parametrize("concurrency", [1, 3, 8])
-def test_the_server_sees_as_many_requests_at_once_as_allowed_and_never_more(concurrency: int) -> None:
+def test_the_server_gets_as_many_requests_at_once_as_allowed_and_never_more(concurrency: int) -> None:
     changed, inside, most = threading.Condition(), 0, 0
 
     def answer(_asked: Asked) -> Answer:
@@ -214,7 +214,7 @@ def test_outcomes_are_reported_as_they_happen_and_returned_in_the_order_of_the_p
     assert reported.index("c000") >= 4
 
 
-def test_after_a_retry_after_nobody_asks_before_it_is_over() -> None:
+def test_no_thread_sends_a_request_before_a_retry_after_is_over() -> None:
     lock, seen, limited_at = threading.Lock(), [], 0.0
 
     def answer(_asked: Asked) -> Answer:
@@ -229,11 +229,11 @@ def test_after_a_retry_after_nobody_asks_before_it_is_over() -> None:
     with serving(answer) as server, target_at(server.url) as target:
         apply_plan(creations(60), target, concurrency=6)
     assert len(seen) == 61
-    # Those that were on their way already come within a moment.
+    # Requests that were already sent arrive within a moment.
     assert [when for when in seen if limited_at + 0.3 < when < limited_at + 0.95] == []
 
 
-def test_whoever_is_refused_is_not_crowded_out_by_the_others() -> None:
+def test_a_throttled_request_is_not_crowded_out_by_the_others() -> None:
     lock, window, left = threading.Lock(), 0.0, 0
 
     def answer(_asked: Asked) -> Answer:
@@ -251,7 +251,7 @@ def test_whoever_is_refused_is_not_crowded_out_by_the_others() -> None:
     assert {outcome.status for outcome in outcomes} == {Status.DONE}
 
 
-def test_a_token_that_is_refused_ends_the_run_once_with_at_most_the_requests_under_way() -> None:
+def test_a_refused_token_ends_the_run_once_with_at_most_the_running_requests() -> None:
     with (
         serving(lambda _asked: Answer({}, 401)) as server,
         target_at(server.url) as target,

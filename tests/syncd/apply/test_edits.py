@@ -1,4 +1,4 @@
-"""What a change writes, decided on the customer as it is now: nothing where the world has moved on."""
+"""Edits: what a change writes to a customer as it is now, and what stops it."""
 
 from __future__ import annotations
 
@@ -16,14 +16,20 @@ from syncd.metering.base import CustomerEdit, Decide
 from tests.syncd.builders import OWNER, customer
 
 SINCE = {"orphaned-at": "20260101T000000Z"}
-OURS = customer("acme", "consumer:1", "consumer:2", owner=OWNER)
-MARKED = replace(OURS, metadata={**OURS.metadata, **SINCE})
-THEIRS = replace(OURS, metadata=ownership_metadata("someone", "acme"))
-PAYING = replace(OURS, active_subscription="SUB")
-GONE = ("consumer:2",)
+MANAGED = customer("acme", "consumer:1", "consumer:2", owner=OWNER)
+MARKED = replace(MANAGED, metadata={**MANAGED.metadata, **SINCE})
+OTHER_OWNER = replace(MANAGED, metadata=ownership_metadata("someone", "acme"))
+SUBSCRIBED = replace(MANAGED, active_subscription="SUB")
+ORPHANED = ("consumer:2",)
 
 MARK = Change(
-    ChangeKind.MARK_ORPHANED, "acme", (), "", OURS.id, EntityState(metadata={}), EntityState(metadata=SINCE)
+    ChangeKind.MARK_ORPHANED,
+    "acme",
+    (),
+    "",
+    MANAGED.id,
+    EntityState(metadata={}),
+    EntityState(metadata=SINCE),
 )
 UNMARK = replace(
     MARK,
@@ -34,10 +40,10 @@ UNMARK = replace(
 MOVE = Change(
     ChangeKind.MOVE_SUBJECTS,
     "acme",
-    GONE,
+    ORPHANED,
     "",
-    OURS.id,
-    EntityState(subject_keys=OURS.subject_keys),
+    MANAGED.id,
+    EntityState(subject_keys=MANAGED.subject_keys),
     EntityState(subject_keys=("consumer:1",)),
     "globex",
 )
@@ -45,14 +51,14 @@ DETACH = replace(
     MOVE,
     kind=ChangeKind.DETACH_SUBJECTS,
     to_customer_key=None,
-    before=EntityState(None, OURS.subject_keys, SINCE),
+    before=EntityState(None, MANAGED.subject_keys, SINCE),
     after=EntityState(None, ("consumer:1",), {}),
 )
 DELETE = replace(
     DETACH,
     kind=ChangeKind.DELETE_CUSTOMER,
-    subject_keys=OURS.subject_keys,
-    before=EntityState("acme", OURS.subject_keys, SINCE),
+    subject_keys=MANAGED.subject_keys,
+    before=EntityState("acme", MANAGED.subject_keys, SINCE),
     after=None,
 )
 RENAME = replace(MARK, kind=ChangeKind.RENAME_CUSTOMER, after=EntityState(name="ACME"))
@@ -72,47 +78,51 @@ EVERY: dict[str, Callable[[str], Decide]] = {
 
 
 @pytest.mark.parametrize("name", EVERY)
-def test_nothing_is_written_into_a_customer_that_somebody_else_took_meanwhile(name: str) -> None:
-    for there in (THEIRS, replace(OURS, metadata={}), replace(THEIRS, metadata={**THEIRS.metadata, **SINCE})):
+def test_nothing_is_written_to_a_customer_that_got_another_owner(name: str) -> None:
+    for there in (
+        OTHER_OWNER,
+        replace(MANAGED, metadata={}),
+        replace(OTHER_OWNER, metadata={**OTHER_OWNER.metadata, **SINCE}),
+    ):
         with pytest.raises(BlockedError, match="now belongs to"):
             EVERY[name](OWNER)(there)
 
 
 @pytest.mark.parametrize("name", ["move", "detach", "delete", "attach"])
-def test_a_customer_that_pays_by_now_keeps_its_subjects(name: str) -> None:
-    for there in (PAYING, replace(MARKED, active_subscription="SUB")):
+def test_a_customer_with_a_new_subscription_keeps_its_subjects(name: str) -> None:
+    for there in (SUBSCRIBED, replace(MARKED, active_subscription="SUB")):
         with pytest.raises(BlockedError, match=r"active subscription \(SUB\)"):
             EVERY[name](OWNER)(there)
 
 
 @pytest.mark.parametrize("name", ["detach", "delete", "unmark"])
-def test_what_is_not_marked_any_more_or_anew_is_left_for_another_plan(name: str) -> None:
-    """Another syncd has seen the principal again, or has seen it go again since."""
+def test_a_removed_or_renewed_mark_blocks_the_change(name: str) -> None:
+    """Another syncd has seen the principal come back, or disappear again."""
     for mark in ({}, {"orphaned-at": "none!"}, {"orphaned-at": "20260301T000000Z"}):
-        there = replace(OURS, metadata={**OURS.metadata, **mark})
-        with pytest.raises(BlockedError, match="marks changed meanwhile"):
+        there = replace(MANAGED, metadata={**MANAGED.metadata, **mark})
+        with pytest.raises(BlockedError, match="marks have changed"):
             EVERY[name](OWNER)(there)
 
 
-def test_a_mark_that_is_there_already_is_not_set_later_nor_twice() -> None:
-    assert edits.marking(MARK, OWNER)(OURS) == CustomerEdit(metadata=SINCE)
+def test_an_existing_mark_is_never_replaced() -> None:
+    assert edits.marking(MARK, OWNER)(MANAGED) == CustomerEdit(metadata=SINCE)
     assert edits.marking(MARK, OWNER)(MARKED) is None
-    earlier = replace(OURS, metadata={**OURS.metadata, "orphaned-at": "20250101T000000Z"})
-    with pytest.raises(BlockedError, match="marks changed meanwhile"):
+    earlier = replace(MANAGED, metadata={**MANAGED.metadata, "orphaned-at": "20250101T000000Z"})
+    with pytest.raises(BlockedError, match="marks have changed"):
         edits.marking(MARK, OWNER)(earlier)
 
 
-def test_adoption_gives_marks_to_nobody_elses_customer() -> None:
-    nobody = replace(OURS, metadata={"crm": "7"})
-    assert edits.adopting(ADOPT)(nobody) == CustomerEdit(metadata=ownership_metadata(OWNER, "acme"))
-    assert edits.adopting(ADOPT)(OURS) is None
+def test_adoption_never_takes_a_customer_of_another_owner() -> None:
+    by_hand = replace(MANAGED, metadata={"crm": "7"})
+    assert edits.adopting(ADOPT)(by_hand) == CustomerEdit(metadata=ownership_metadata(OWNER, "acme"))
+    assert edits.adopting(ADOPT)(MANAGED) is None
     for metadata in (
         ownership_metadata("someone", "acme"),
         {"managed-by": "terraform"},
         {"sync-owner": "someone"},
     ):
-        with pytest.raises(BlockedError, match="was taken by"):
-            edits.adopting(ADOPT)(replace(OURS, metadata=metadata))
+        with pytest.raises(BlockedError, match="now belongs to"):
+            edits.adopting(ADOPT)(replace(MANAGED, metadata=metadata))
 
 
 def test_a_customer_that_got_further_subjects_is_not_deleted() -> None:
@@ -132,12 +142,12 @@ def test_only_the_named_subjects_come_off_and_the_others_keep_their_order(change
     assert edit.metadata is None
 
 
-def test_subjects_that_are_off_already_take_no_write_but_their_mark_is_freed() -> None:
+def test_already_detached_subjects_need_no_write_except_for_their_mark() -> None:
     slot = {"orphaned-at-1": "20260101T000000Z-0123456789abcdef"}
     change = replace(
         DETACH, before=EntityState(metadata=slot), after=EntityState(metadata={"orphaned-at-1": "none"})
     )
-    off = replace(OURS, subject_keys=("consumer:1",), metadata={**OURS.metadata, **slot})
+    off = replace(MANAGED, subject_keys=("consumer:1",), metadata={**MANAGED.metadata, **slot})
     assert edits.detaching(change, OWNER)(off) == CustomerEdit(
         subject_keys=("consumer:1",), metadata={"orphaned-at-1": "none"}
     )
@@ -147,18 +157,20 @@ def test_subjects_that_are_off_already_take_no_write_but_their_mark_is_freed() -
 
 def test_subjects_are_appended_and_only_those_that_are_missing() -> None:
     adding = edits.adding(("consumer:1", "consumer:3", "acme"), OWNER)
-    there = replace(OURS, subject_keys=("z", "consumer:1"))
+    there = replace(MANAGED, subject_keys=("z", "consumer:1"))
     assert adding(there) == CustomerEdit(subject_keys=("z", "consumer:1", "consumer:3"))
-    assert edits.adding(("consumer:2",), OWNER)(PAYING) is None
+    assert edits.adding(("consumer:2",), OWNER)(SUBSCRIBED) is None
 
 
 def test_a_name_is_written_only_where_it_differs() -> None:
-    assert edits.renaming(RENAME, OWNER)(OURS) == CustomerEdit(name="ACME")
-    assert edits.renaming(RENAME, OWNER)(replace(OURS, name="ACME")) is None
+    assert edits.renaming(RENAME, OWNER)(MANAGED) == CustomerEdit(name="ACME")
+    assert edits.renaming(RENAME, OWNER)(replace(MANAGED, name="ACME")) is None
 
 
-@pytest.mark.parametrize(("there", "said"), [(THEIRS, "now belongs to"), (PAYING, "active subscription")])
-def test_a_customer_that_cannot_take_a_subject_is_not_open(there: ObservedCustomer, said: str) -> None:
-    edits.require_open(OURS, OWNER)
+@pytest.mark.parametrize(
+    ("there", "said"), [(OTHER_OWNER, "now belongs to"), (SUBSCRIBED, "active subscription")]
+)
+def test_a_customer_that_cannot_get_a_subject_is_blocked(there: ObservedCustomer, said: str) -> None:
+    edits.require_accepts_subjects(MANAGED, OWNER)
     with pytest.raises(BlockedError, match=said):
-        edits.require_open(there, OWNER)
+        edits.require_accepts_subjects(there, OWNER)

@@ -1,4 +1,4 @@
-"""Each request of a run spoiled in turn, in each way: the run ends or stops, and the next ones converge."""
+"""Faults in each request of a run in turn: the run ends or stops, and the next runs converge."""
 
 from __future__ import annotations
 
@@ -75,14 +75,14 @@ def sync(
 
 
 def before(sandbox: httpx.Client) -> None:
-    """A world in which the run of day 40 creates, moves, retires, attaches, renames and deletes."""
+    """Prepare a state in which the run of day 40 creates, moves, retires, attaches, renames and deletes."""
     sandbox.post("/sandbox/v1/reset").raise_for_status()
     url = str(sandbox.base_url)
     sync(url, BEFORE, 0)
     sync(url, [one for one in BEFORE if one.username != "gone"], 0)
 
 
-def world(sandbox: httpx.Client) -> list[tuple[str, str, tuple[str, ...]]]:
+def customers(sandbox: httpx.Client) -> list[tuple[str, str, tuple[str, ...]]]:
     items = sandbox.get("/api/v1/customers", params={"pageSize": 1000}).json()["items"]
     found = [(c["key"], c["name"], tuple(sorted(c["usageAttribution"]["subjectKeys"]))) for c in items]
     assert len({key for key, _, _ in found}) == len(found)
@@ -97,12 +97,12 @@ WANTED = [
 
 
 @pytest.mark.parametrize("dialect", ["openmeter-v1", "openmeter-v3"])
-def test_without_a_mishap_one_run_makes_the_world_as_wanted(
+def test_without_a_mishap_one_run_reaches_the_desired_state(
     sandbox: httpx.Client, proxy: Proxy, dialect: Dialect
 ) -> None:
     before(sandbox)
     assert sync(proxy.url, AFTER, 40, dialect) >= 6
-    assert world(sandbox) == WANTED
+    assert customers(sandbox) == WANTED
     assert sync(proxy.url, AFTER, 40, dialect) == 0
 
 
@@ -112,12 +112,12 @@ HOW: list[tuple[Dialect, int, int]] = [
     ("openmeter-v1", 3, 1),
     ("openmeter-v3", 1, 1),
 ]
-# Of several requests at once it is left to chance which are late together.
+# With concurrent requests, chance decides which are late together.
 CASES = [(*how, mishap) for how in HOW for mishap in MISHAPS if (how[2], mishap) != (4, "delay")]
 
 
 @pytest.mark.parametrize(("dialect", "attempts", "concurrency", "mishap"), CASES)
-def test_a_mishap_with_any_request_is_made_good(
+def test_later_runs_repair_a_mishap_with_any_request(
     sandbox: httpx.Client,
     proxy: Proxy,
     dialect: Dialect,
@@ -129,7 +129,7 @@ def test_a_mishap_with_any_request_is_made_good(
     proxy.spoil(mishap, -1)
     sync(proxy.url, AFTER, 40, dialect, concurrency=concurrency)
     requests = proxy.seen
-    # A delay costs the time of a timeout, so it is tried at each second request.
+    # A delay takes as long as a timeout, so only every third request gets one.
     for number in range(0, requests, 3 if mishap == "delay" else 1):
         before(sandbox)
         proxy.spoil(mishap, number)
@@ -138,8 +138,8 @@ def test_a_mishap_with_any_request_is_made_good(
             spoilt = {"attempts": attempts, "concurrency": concurrency}
             sync(proxy.url, AFTER, 40, dialect, timeout=timeout, **spoilt)
         except (ApiError, ApplyStoppedError):
-            assert attempts == 1 or mishap == "repeat", f"request {number} was not tried again"
+            assert attempts == 1 or mishap == "repeat", f"request {number} was not retried"
         for _ in range(3):
             if sync(str(sandbox.base_url), AFTER, 40, dialect) == 0:
                 break
-        assert world(sandbox) == WANTED, f"after {mishap} of request {number}"
+        assert customers(sandbox) == WANTED, f"after {mishap} of request {number}"

@@ -1,4 +1,4 @@
-"""The world moves on between a plan and its changes: what is not surely right any more is not done."""
+"""Changes whose premises no longer hold when they are applied: they are not made."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def statuses(outcomes: tuple[Outcome, ...]) -> list[str]:
         (replace(ACME, metadata=ownership_metadata("someone", "acme")), "now belongs to"),
     ],
 )
-def test_a_subject_is_not_taken_off_where_its_new_customer_cannot_take_it_any_more(
+def test_a_subject_is_not_detached_if_its_new_customer_can_no_longer_get_it(
     now: ObservedCustomer, said: str
 ) -> None:
     target = MemoryTarget(observed(OLD, ACME))
@@ -48,7 +48,7 @@ def test_a_subject_is_not_taken_off_where_its_new_customer_cannot_take_it_any_mo
     assert target.writes == 0
 
 
-def test_the_entity_of_a_subject_that_its_customer_keeps_after_all_is_not_deleted() -> None:
+def test_the_entity_of_a_subject_that_stays_attached_is_not_deleted() -> None:
     gone = customer("acme", "consumer:1", owner=OWNER, metadata={"orphaned-at": timestamp(START)})
     entity = ObservedSubject("consumer:1", "alice", ownership_metadata(OWNER, "1"))
     there = observed(gone, subjects=(entity,))
@@ -68,13 +68,13 @@ def _late_plan(principals: list[Principal], there: ObservedState, delete_after: 
     return plan_for(principals, there, policy="sync", options=PlanOptions(grace=grace))
 
 
-def test_a_customer_that_another_syncd_made_meanwhile_for_somebody_else_is_not_taken_for_ours() -> None:
-    """Its key and subjects are those that we wanted, but not the principal whose it is."""
+def test_a_customer_that_another_syncd_created_for_another_principal_is_not_mistaken_for_ours() -> None:
+    """It has the wanted key and subjects, but belongs to another principal."""
     target = MemoryTarget(observed())
     plan = plan_for([consumer("1", "alice")], target.observe(), rules=BY_TAG)
     same = customer("consumer:1", "consumer:1", owner=OWNER, metadata={"source-id": "another"})
     target.customers[same.id] = same
     outcomes = apply_plan(plan, target)
     assert statuses(outcomes) == ["create-customer blocked"]
-    assert "was created meanwhile and differs" in outcomes[0].detail
+    assert "was created since the plan was made and differs" in outcomes[0].detail
     assert target.customers == {same.id: same}

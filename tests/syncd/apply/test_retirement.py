@@ -1,4 +1,4 @@
-"""A subject that is the key of its own customer, and that joins a group: its customer makes room for it."""
+"""Retirements: a subject that is its own customer's key joins a group, so that customer is deleted first."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def carried(target: MemoryTarget) -> dict[str | None, tuple[str, ...]]:
     return {customer.key: customer.subject_keys for customer in target.customers.values()}
 
 
-def test_the_customer_goes_and_the_group_takes_its_subject() -> None:
+def test_the_customer_is_deleted_and_its_subject_attached_to_the_group() -> None:
     plan = planned(OWN, ACME)
     assert lines(plan) == ["retire-customer consumer:1 consumer:1", "attach-subjects acme consumer:1"]
     assert plan.changes[0].to_customer_key == "acme"
@@ -44,7 +44,7 @@ def test_the_customer_goes_and_the_group_takes_its_subject() -> None:
     assert carried(target) == {"acme": ("consumer:2", "consumer:1")}
 
 
-def test_a_group_that_does_not_exist_yet_is_created_with_it() -> None:
+def test_a_group_that_does_not_exist_yet_is_created_with_the_subject() -> None:
     target = MemoryTarget(observed(OWN))
     plan = planned(OWN)
     assert lines(plan) == [
@@ -55,7 +55,7 @@ def test_a_group_that_does_not_exist_yet_is_created_with_it() -> None:
     assert carried(target) == {"acme": ("consumer:1", "consumer:2")}
 
 
-def test_one_whose_subject_is_reached_by_the_key_alone_goes_as_well() -> None:
+def test_a_customer_that_has_the_subject_only_as_its_key_is_retired_too() -> None:
     assert lines(planned(replace(OWN, subject_keys=()), ACME))[0] == "retire-customer consumer:1 consumer:1"
 
 
@@ -69,7 +69,7 @@ def test_without_its_own_flag_nothing_is_deleted_and_the_plan_says_what_to_do(
     assert "delete customer 'consumer:1' by hand" in plan.changes[0].reason
 
 
-def test_a_customer_that_its_subject_can_leave_is_not_deleted_for_it() -> None:
+def test_a_customer_that_its_subject_can_leave_is_not_retired() -> None:
     own = customer("consumer-1", "consumer:1", name="alice", owner=OWNER)
     plan = planned(own, ACME)
     assert lines(plan) == ["blocked acme consumer:1"]
@@ -78,7 +78,7 @@ def test_a_customer_that_its_subject_can_leave_is_not_deleted_for_it() -> None:
     assert [str(change.kind) for change in both.actionable] == ["move-subjects", "attach-subjects"]
 
 
-def test_policy_create_only_retires_nobody() -> None:
+def test_policy_create_only_retires_no_customer() -> None:
     assert planned(OWN, ACME, policy="create-only").actionable == ()
 
 
@@ -97,25 +97,25 @@ def test_a_customer_that_has_anything_else_stays(own: ObservedCustomer, says: st
     assert "--allow-retire" not in plan.changes[0].reason
 
 
-def test_a_customer_that_is_not_ours_stays() -> None:
+def test_an_unmanaged_customer_stays() -> None:
     for metadata in ({}, {"managed-by": "kong-openmeter", "sync-owner": "north"}):
         plan = planned(replace(OWN, metadata=metadata), ACME)
         assert lines(plan) == ["unmanaged consumer:1 consumer:1"]
 
 
-def test_a_customer_that_something_hangs_on_stays_and_the_plan_says_what() -> None:
-    plan = planned(OWN, ACME, options=replace(RETIRE, kept={OWN.id: "it has credits"}))
+def test_a_customer_that_must_stay_is_not_retired_and_the_plan_says_why() -> None:
+    plan = planned(OWN, ACME, options=replace(RETIRE, undeletable={OWN.id: "it has credits"}))
     assert lines(plan) == ["blocked acme consumer:1"]
     assert "it has credits" in plan.changes[0].reason
 
 
-def test_nothing_is_retired_for_a_customer_that_cannot_take_the_subject() -> None:
+def test_nothing_is_retired_for_a_customer_that_cannot_get_the_subject() -> None:
     for acme in (replace(ACME, active_subscription="S"), replace(ACME, metadata={})):
         plan = planned(OWN, acme)
         assert not plan.of(ChangeKind.RETIRE_CUSTOMER)
 
 
-def test_it_is_no_orphan_in_the_plan_that_retires_it() -> None:
+def test_a_retired_customer_is_no_orphan_in_the_same_plan() -> None:
     assert lines(planned(OWN, ACME, policy="sync")) == [
         "retire-customer consumer:1 consumer:1",
         "attach-subjects acme consumer:1",
@@ -123,7 +123,7 @@ def test_it_is_no_orphan_in_the_plan_that_retires_it() -> None:
 
 
 def late(target: MemoryTarget, *changed: ObservedCustomer) -> tuple[Outcome, ...]:
-    """Apply a plan to a world that has changed since."""
+    """Apply a plan to a state that has changed since."""
     plan = planned(OWN, ACME)
     for customer_ in changed:
         target.customers[customer_.id] = customer_
@@ -140,13 +140,13 @@ def late(target: MemoryTarget, *changed: ObservedCustomer) -> tuple[Outcome, ...
         replace(ACME, metadata={}),
     ],
 )
-def test_what_came_since_the_plan_stops_the_retirement(changed: ObservedCustomer) -> None:
+def test_a_customer_that_changed_since_the_plan_is_not_retired(changed: ObservedCustomer) -> None:
     target = MemoryTarget(observed(OWN, ACME))
     assert [outcome.status for outcome in late(target, changed)] == [Status.BLOCKED, Status.SKIPPED]
     assert target.writes == 0
 
 
-def test_one_that_somebody_deleted_since_the_plan_is_planned_anew() -> None:
+def test_a_customer_that_someone_deleted_since_the_plan_is_planned_again() -> None:
     target = MemoryTarget(observed(OWN, ACME))
     del target.customers[OWN.id]
     assert late(target)[0].status is Status.BLOCKED
@@ -165,7 +165,7 @@ class OneSubjectEach(MemoryTarget):
 
 
 @pytest.mark.parametrize("there", [(OWN, ACME), (OWN,)])
-def test_a_customer_whose_subject_the_group_refuses_is_made_again(
+def test_a_retired_customer_is_recreated_if_the_group_refuses_its_subject(
     there: tuple[ObservedCustomer, ...],
 ) -> None:
     target = OneSubjectEach(observed(*there))
@@ -187,7 +187,7 @@ def test_a_plan_with_a_retirement_survives_its_file() -> None:
     assert plan_file.from_json(plan.to_json()).checksum() == plan.checksum()
 
 
-def test_who_leaves_the_group_again_gets_a_customer_of_its_own_again() -> None:
+def test_a_consumer_that_leaves_the_group_gets_its_own_customer_again() -> None:
     target = MemoryTarget(observed(OWN, ACME))
     apply_plan(planned(OWN, ACME), target, remover=target)
     people: list[Principal] = [ALONE, BOB]

@@ -1,4 +1,4 @@
-"""`syncd audit` from end to end: real plugin servers, a real metering API, each test in hours of its own."""
+"""`syncd audit` end to end, with real plugin servers and a real metering API; each test has its own hours."""
 
 from __future__ import annotations
 
@@ -28,13 +28,13 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Audited]:
 
 @pytest.fixture
 def hour(world: Audited) -> Iterator[datetime]:
-    """An hour that no other test uses, nor the one before it."""
+    """An hour that no other test uses; the hour before it is unused too."""
     yield hours_ago(next(_hours))
-    world.metering.mend()
+    world.metering.clear_faults()
 
 
 @pytest.mark.parametrize("dialect", ["openmeter-v1", "openmeter-v3"])
-def test_what_was_lost_is_found_sent_again_and_then_equal(
+def test_lost_events_are_found_and_redelivered_and_the_next_audit_is_equal(
     world: Audited, hour: datetime, dialect: str
 ) -> None:
     world = replace(world, dialect=dialect)
@@ -63,7 +63,7 @@ def test_what_was_lost_is_found_sent_again_and_then_equal(
     assert world.audit(hour)[0] == 0
 
 
-def test_a_dry_run_shows_what_it_would_ask_for_and_asks_for_nothing(world: Audited, hour: datetime) -> None:
+def test_a_dry_run_shows_redeliveries_without_requesting_them(world: Audited, hour: datetime) -> None:
     east, _ = world.sites
     east.serve("alice", hour, 3)
     world.metering.lose("alice", hour, 2)
@@ -76,9 +76,7 @@ def test_a_dry_run_shows_what_it_would_ask_for_and_asks_for_nothing(world: Audit
     assert (status, found(document)) == (2, [(hour, _ALICE, 2, 0, 0)])
 
 
-def test_a_redelivery_that_is_not_waited_for_leaves_the_difference_to_the_next_audit(
-    world: Audited, hour: datetime
-) -> None:
+def test_without_wait_the_next_audit_shows_the_result_of_a_redelivery(world: Audited, hour: datetime) -> None:
     east, _ = world.sites
     east.serve("alice", hour, 3)
     world.metering.lose("alice", hour, 2)
@@ -90,9 +88,7 @@ def test_a_redelivery_that_is_not_waited_for_leaves_the_difference_to_the_next_a
     assert result.returncode == 0, result.stdout + result.stderr
 
 
-def test_what_is_counted_twice_is_a_difference_and_nothing_is_sent_again_on_top_of_it(
-    world: Audited, hour: datetime
-) -> None:
+def test_events_counted_twice_are_a_difference_and_stop_redeliveries(world: Audited, hour: datetime) -> None:
     east, _ = world.sites
     east.serve("alice", hour, 4)
     east.serve("bob", hour, 2)
@@ -107,7 +103,7 @@ def test_what_is_counted_twice_is_a_difference_and_nothing_is_sent_again_on_top_
     assert (status, found(document)) == (2, [(hour, _ALICE, 0, 0, 3)])
 
 
-def test_what_no_listed_gateway_has_sent_is_told_apart(world: Audited, hour: datetime) -> None:
+def test_events_of_no_listed_gateway_are_reported_as_never_sent(world: Audited, hour: datetime) -> None:
     east, west = world.sites
     east.serve("alice", hour, 2)
     west.serve("bob", hour, 3)
@@ -118,7 +114,7 @@ def test_what_no_listed_gateway_has_sent_is_told_apart(world: Audited, hour: dat
     assert "by a gateway that is not listed" in result.stdout
 
 
-def test_refused_events_are_told_apart_and_not_asked_for_again(world: Audited, hour: datetime) -> None:
+def test_refused_events_are_reported_as_such_and_not_redelivered(world: Audited, hour: datetime) -> None:
     east, _ = world.sites
     east.serve("alice", hour, 2)
     refused = "refused-by-the-server"
@@ -133,7 +129,9 @@ def test_refused_events_are_told_apart_and_not_asked_for_again(world: Audited, h
     assert "openmeter-plugin spool dead-letters" in result.stdout
 
 
-def test_hours_whose_events_wait_are_left_out_and_the_others_compared(world: Audited, hour: datetime) -> None:
+def test_hours_with_waiting_events_are_left_out_and_the_others_compared(
+    world: Audited, hour: datetime
+) -> None:
     east, west = world.sites
     east.serve("alice", hour - HOUR, 3)
     world.metering.fault(path="/api/v1/events", method="POST", status=503)
@@ -141,17 +139,17 @@ def test_hours_whose_events_wait_are_left_out_and_the_others_compared(world: Aud
     project = world.project()
     result = project.call("audit", *span(hour - HOUR, hour))
     assert result.returncode == 0, result.stdout + result.stderr
-    assert f"Left out: {hour:%Y-%m-%d %H:00}: events of west wait." in result.stdout
+    assert f"Left out: {hour:%Y-%m-%d %H:00}: events of west are waiting." in result.stdout
     assert "1 of 2 hours compared: equal." in result.stdout
     only = project.call("audit", *span(hour))
     assert only.returncode == 1
     assert "no hour of the span could be compared" in only.stderr
-    world.metering.mend()
+    world.metering.clear_faults()
     west.settle()
     assert world.audit(hour - HOUR, hour)[0] == 0
 
 
-def test_without_a_meter_that_counts_them_only_hours_without_any_tokens_are_noticed(
+def test_without_a_meter_that_counts_them_only_hours_without_any_tokens_are_found(
     world: Audited, hour: datetime
 ) -> None:
     east, _ = world.sites
@@ -177,7 +175,7 @@ def test_without_a_meter_that_counts_them_only_hours_without_any_tokens_are_noti
     assert world.audit(hour, arguments=("--redeliver", "--wait"))[0] == 0
 
 
-def test_one_missing_event_of_a_model_call_is_noticed_however_few_its_tokens(
+def test_one_missing_event_of_a_model_call_is_found_however_few_its_tokens(
     world: Audited, hour: datetime
 ) -> None:
     east, _ = world.sites
@@ -198,7 +196,7 @@ def test_without_the_requests_meter_there_is_no_audit(world: Audited, hour: date
     assert "`syncd meters apply`" in result.stderr
 
 
-def test_events_for_another_metering_api_are_left_out_and_said_so(
+def test_events_for_another_metering_api_are_left_out_with_a_message(
     world: Audited, hour: datetime, tmp_path: Path
 ) -> None:
     with audited(tmp_path / "other") as other, site(tmp_path, "north", world.metering.url) as north:
@@ -226,7 +224,7 @@ def _ends_with_an_error_where_nothing_leads_here(audit: Audited, other: Audited,
     assert (status, document["equal"], len(document["destinations_left_out"])) == (0, True, 1)
 
 
-def test_what_the_retention_has_removed_cannot_be_sent_again_and_it_says_so(
+def test_events_removed_by_the_retention_cannot_be_redelivered_and_are_reported(
     world: Audited, hour: datetime, tmp_path: Path
 ) -> None:
     with site(tmp_path, "south", world.metering.url) as south:
@@ -265,13 +263,13 @@ def test_a_gateway_that_cannot_be_read_is_an_error_and_never_a_clean_audit(
 
 
 def _passed_on(gateway: str, asked: Asked) -> Answer:
-    """What the gateway answers to a GET."""
+    """The gateway's answer to a GET."""
     headers = {"authorization": asked.headers["authorization"]}
     found = httpx.get(f"{gateway}{asked.path}", params=asked.query, headers=headers)
     return Answer(found.content, status=found.status_code)
 
 
-def test_an_hour_in_which_events_came_while_it_was_read_is_left_out(world: Audited, hour: datetime) -> None:
+def test_an_hour_with_events_that_arrive_during_the_audit_is_left_out(world: Audited, hour: datetime) -> None:
     east, _ = world.sites
     east.serve("alice", hour, 2)
     readings: list[Asked] = []
@@ -297,7 +295,7 @@ def _refuses_to_redeliver(gateway: str, asked: Asked) -> Answer:
     return Answer({"detail": "no"}, status=503) if asked.method == "POST" else _passed_on(gateway, asked)
 
 
-def test_a_gateway_that_goes_away_before_it_is_asked_is_an_error_that_holds_up_no_other(
+def test_a_gateway_that_goes_away_before_its_redelivery_does_not_stop_the_others(
     world: Audited, hour: datetime, tmp_path: Path
 ) -> None:
     east, _ = world.sites

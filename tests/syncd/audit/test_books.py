@@ -1,4 +1,4 @@
-"""What a gateway's ledger says for certain, however events move while it and the meters are read."""
+"""Final hours of a gateway's ledger, however events move while it and the meters are read."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from syncd.audit.books import Elsewhere, elsewhere, leads_to, settled, together
+from syncd.audit.books import OtherDestination, gateway_books, leads_to, merged, other_destinations
 from syncd.audit.compare import HOUR, Line, Yardstick, compare
 from syncd.gateways.models import Ledger, LedgerLine, Spool
 
@@ -23,7 +23,7 @@ BOOKS: dict[str, object] = {**dict.fromkeys(NUMBERS, 0), "skipped": {}, "lost": 
 
 @dataclass
 class Event:
-    """An event on its way; sent and accounted for in any order, then booked as delivered or as dead."""
+    """An event that is sent and accounted for in any order, then delivered or dead-lettered."""
 
     destination: str
     hour: datetime
@@ -40,7 +40,7 @@ class Event:
 
 @dataclass
 class Moving:
-    """A spool in motion, and a meter that counts what was sent to it."""
+    """A spool whose events move, and a meter that counts the events sent to it."""
 
     events: list[Event] = field(default_factory=list)
 
@@ -112,7 +112,7 @@ class Moving:
             elif what == "finish" and event.waits:
                 event.accounted = event.sent = event.booked = True
             elif event.accounted and event.waits:
-                # One that is refused may have come all the same: an answer that never arrived, then its age.
+                # A refused event may still be counted: its answer was lost, and then it grew too old.
                 event.booked, event.dead = event.sent and what == "book", what == "refuse"
 
 
@@ -121,7 +121,7 @@ steps = st.lists(st.tuples(st.sampled_from(MOVES), st.integers(0, 63)), max_size
 
 
 @given(steps, steps, steps, steps)
-def test_no_difference_is_ever_made_by_events_that_move_while_it_is_read(
+def test_events_that_move_during_the_audit_never_cause_a_difference(
     before: list[tuple[str, int]],
     first: list[tuple[str, int]],
     second: list[tuple[str, int]],
@@ -139,7 +139,7 @@ def test_no_difference_is_ever_made_by_events_that_move_while_it_is_read(
     spool = moving.spool()
     for step in third:
         moving.move(step)
-    books = settled("east", earlier, spool, moving.ledger(), frozenset({OURS}))
+    books = gateway_books("east", earlier, spool, moving.ledger(), frozenset({OURS}))
     result = compare(START, END, [books], counted, {KIND: Yardstick(KIND, "requests")})
     assert [one for one in result.differences if one.missing or one.surplus] == []
 
@@ -150,35 +150,35 @@ def still(*events: Event) -> Moving:
 
 def open_hours(moving: Moving) -> set[datetime]:
     ledger = moving.ledger()
-    return set(settled("east", ledger, moving.spool(), ledger, frozenset({OURS})).open_hours)
+    return set(gateway_books("east", ledger, moving.spool(), ledger, frozenset({OURS})).open_hours)
 
 
 def booked(destination: str, hour: datetime) -> Event:
     return Event(destination, hour, "alice", accounted=True, sent=True, booked=True)
 
 
-def test_what_waits_for_another_destination_leaves_out_nothing() -> None:
+def test_events_waiting_for_another_destination_leave_out_no_hour() -> None:
     waiting = Event(OTHER, START, "alice", accounted=True)
     assert open_hours(still(waiting, booked(OURS, START))) == set()
 
 
-def test_what_waits_for_ours_leaves_out_its_hour_only() -> None:
+def test_events_waiting_for_our_destination_leave_out_their_hour_only() -> None:
     waiting = Event(OURS, START, "alice", accounted=True)
     others = (booked(OURS, START + HOUR), Event(OTHER, START + HOUR, "bob"))
     assert open_hours(still(waiting, *others)) == {START}
 
 
-def test_where_ours_has_written_events_that_are_not_accounted_for_every_waiting_hour_is_left_out() -> None:
+def test_events_of_our_destination_not_accounted_for_leave_out_every_waiting_hour() -> None:
     new = Event(OURS, START, "alice")
     waiting = Event(OTHER, START + HOUR, "bob", accounted=True)
     assert open_hours(still(new, waiting)) == {START, START + HOUR}
 
 
-def test_an_hour_whose_lines_changed_is_left_out_and_says_why() -> None:
+def test_an_hour_whose_lines_changed_is_left_out_with_the_reason() -> None:
     moving = still(booked(OURS, START))
     before = moving.ledger()
     moving.events.append(booked(OURS, START))
-    books = settled("east", before, moving.spool(), moving.ledger(), frozenset({OURS}))
+    books = gateway_books("east", before, moving.spool(), moving.ledger(), frozenset({OURS}))
     assert books.open_hours == {START: "the ledger of east changed while it was read"}
 
 
@@ -208,8 +208,8 @@ def test_the_port_of_a_scheme_may_be_left_out() -> None:
     assert leads_to("https://us.api.konghq.com:443/v3/openmeter/events", "https://us.api.konghq.com/v3")
 
 
-def test_other_destinations_are_told_once_with_all_their_events() -> None:
+def test_other_destinations_are_listed_once_with_all_their_events() -> None:
     moving = still(booked(OTHER, START), booked(OTHER, START + HOUR), booked(OURS, START))
-    found = elsewhere("east", moving.spool(), moving.ledger(), frozenset({OURS}))
-    assert found == (Elsewhere("east", OTHER, "http://other/api/v1/events", 2),)
-    assert together([*found, *found]) == (Elsewhere("east", OTHER, "http://other/api/v1/events", 4),)
+    found = other_destinations("east", moving.spool(), moving.ledger(), frozenset({OURS}))
+    assert found == (OtherDestination("east", OTHER, "http://other/api/v1/events", 2),)
+    assert merged([*found, *found]) == (OtherDestination("east", OTHER, "http://other/api/v1/events", 4),)

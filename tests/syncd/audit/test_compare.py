@@ -1,4 +1,4 @@
-"""Ledgers against meters: what is compared, what is left out, what each difference is."""
+"""Comparison of ledgers with meters: lines compared, lines left out, and kinds of differences."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from syncd.audit.compare import (
     spans,
     whole_hours,
 )
-from syncd.audit.redelivery import Redelivery, plan_redeliveries, why_not
+from syncd.audit.redelivery import Redelivery, double_billing_risk, plan_redeliveries
 
 START = datetime(2026, 11, 22, 7, tzinfo=UTC)
 HOURS = [START + n * HOUR for n in range(4)]
@@ -62,9 +62,7 @@ def summed(found: list[GatewayBooks]) -> dict[Line, Sent]:
 
 
 @given(gateways, st.data())
-def test_what_was_lost_and_what_was_added_is_found_exactly(
-    found: list[GatewayBooks], data: st.DataObject
-) -> None:
+def test_lost_and_added_events_are_found_exactly(found: list[GatewayBooks], data: st.DataObject) -> None:
     sent = summed(found)
     lost = {key: data.draw(st.integers(0, sent[key].delivered)) for key in sent}
     added = {key: data.draw(numbers) if not lost.get(key) else 0 for key in sent | dict.fromkeys([line()])}
@@ -96,7 +94,7 @@ def test_every_difference_accounts_for_every_event(
 
 
 @given(gateways, meters)
-def test_how_events_are_spread_over_gateways_changes_nothing_but_their_names(
+def test_the_split_of_events_over_gateways_changes_nothing_but_their_names(
     found: list[GatewayBooks], counted: dict[Line, int]
 ) -> None:
     spread = compare(START, END, found, counted, EXACT)
@@ -132,19 +130,19 @@ def test_an_open_hour_of_any_gateway_is_left_out_and_no_other(
     ]
 
 
-def test_a_refused_event_that_is_counted_nevertheless_is_no_difference() -> None:
+def test_a_refused_event_that_is_counted_is_no_difference() -> None:
     assert one(Sent(5, 2), 7) is None
     assert one(Sent(5, 2), 5) == Difference(line(), 5, 2, 5, 0, 2, 0, (("east", Sent(5, 2)),))
 
 
-def test_what_nobody_has_sent_is_told_from_what_was_counted_twice() -> None:
+def test_events_that_were_never_sent_differ_from_events_counted_twice() -> None:
     twice, strange = one(Sent(5), 6), one(Sent(), 6)
     assert twice is not None
     assert strange is not None
     assert (twice.is_unlisted, strange.is_unlisted) == (False, True)
 
 
-def test_a_meter_that_does_not_count_events_tells_only_whether_there_are_any() -> None:
+def test_a_meter_that_does_not_count_events_only_shows_whether_there_are_any() -> None:
     assert one(Sent(5), 1, exact=False) is None
     assert one(Sent(5), 900, exact=False) is None
     nothing, unlisted = one(Sent(5), 0, exact=False), one(Sent(), 900, exact=False)
@@ -153,7 +151,7 @@ def test_a_meter_that_does_not_count_events_tells_only_whether_there_are_any() -
     assert (nothing.missing, unlisted.surplus) == (5, 1)
 
 
-def test_events_that_no_meter_counts_are_named_with_their_number() -> None:
+def test_events_that_no_meter_counts_are_reported_with_their_number() -> None:
     found = [
         GatewayBooks("east", {line(kind="other"): Sent(3, 1), line(hour=1): Sent(2), line(hour=2): Sent(4)})
     ]
@@ -179,14 +177,14 @@ def test_a_span_is_widened_to_whole_hours_and_ends_before_the_current_one() -> N
 
 
 @given(st.sets(st.sampled_from(range(12))))
-def test_hours_make_up_spans_that_do_not_touch(numbers: set[int]) -> None:
+def test_hours_are_merged_into_spans_that_do_not_touch(numbers: set[int]) -> None:
     found = spans(START + n * HOUR for n in numbers)
     covered = {start + n * HOUR for start, end in found for n in range((end - start) // HOUR)}
     assert covered == {START + n * HOUR for n in numbers}
     assert all(end < start for (_, end), (start, _) in pairwise(found))
 
 
-# What to send again
+# Redeliveries
 
 
 def covers(planned: Redelivery, key: Line) -> bool:
@@ -194,7 +192,7 @@ def covers(planned: Redelivery, key: Line) -> bool:
 
 
 @given(gateways, meters, st.integers(0, 4))
-def test_all_that_is_missing_is_asked_for_once_of_each_gateway_that_delivered_it_and_nothing_else(
+def test_exactly_the_missing_events_are_requested_once_from_each_gateway_that_delivered_them(
     found: list[GatewayBooks], counted: dict[Line, int], most: int
 ) -> None:
     differences = compare(START, END, found, counted, EXACT).differences
@@ -220,7 +218,7 @@ def test_all_that_is_missing_is_asked_for_once_of_each_gateway_that_delivered_it
             assert {one.subject for one in planned if one.gateway == gateway} == {None}
 
 
-def test_adjoining_hours_of_a_subject_are_asked_for_together() -> None:
+def test_adjoining_hours_of_a_subject_are_one_request() -> None:
     found = [GatewayBooks("east", {line(hour=n): Sent(2) for n in (0, 1, 3)} | {line("bob", 1): Sent(1)})]
     planned = plan_redeliveries(compare(START, END, found, {}, EXACT).differences)
     assert [(one.subject, one.since, one.until, one.missing) for one in planned] == [
@@ -230,16 +228,14 @@ def test_adjoining_hours_of_a_subject_are_asked_for_together() -> None:
     ]
 
 
-def test_a_gateway_that_delivered_none_of_it_is_not_asked() -> None:
+def test_a_gateway_that_delivered_none_of_the_missing_events_gets_no_request() -> None:
     found = [GatewayBooks("east", {line(): Sent(0, 2)}), GatewayBooks("west", {line(): Sent(1)})]
     planned = plan_redeliveries(compare(START, END, found, {}, EXACT).differences)
     assert [one.gateway for one in planned] == ["west"]
 
 
 @pytest.mark.parametrize(("counted", "is_safe"), [(1, True), (2, True), (3, False)])
-def test_where_something_is_counted_beyond_what_was_sent_nothing_is_sent_again(
-    counted: int, is_safe: bool
-) -> None:
+def test_a_surplus_stops_redeliveries(counted: int, is_safe: bool) -> None:
     found = [GatewayBooks("east", {line(): Sent(2), line("bob"): Sent(1)})]
     values = {line(): counted, line("stranger"): 5}
-    assert (why_not(compare(START, END, found, values, EXACT)) is None) == is_safe
+    assert (double_billing_risk(compare(START, END, found, values, EXACT)) is None) == is_safe

@@ -1,4 +1,4 @@
-"""The meters by hour and subject, through both dialects, held against the specifications."""
+"""Meter queries by hour and subject, in both dialects, validated against the specifications."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def chosen(*meters: Meter, kind: str = TOKENS) -> Yardstick | None:
     return yardstick(kind, {one.key: one for one in meters})
 
 
-def test_a_meter_that_counts_is_taken_before_one_that_sums_and_the_standard_one_before_others() -> None:
+def test_a_counting_meter_is_preferred_to_a_summing_one_and_the_standard_one_to_others() -> None:
     summing, counting = meter("kong_llm_tokens", "sum"), meter("zzz", "count")
     assert chosen(summing, meter("max", "max")) == Yardstick(TOKENS, "kong_llm_tokens", exact=False)
     assert chosen(meter("aaa", "sum"), summing) == Yardstick(TOKENS, "kong_llm_tokens", exact=False)
@@ -42,7 +42,7 @@ def test_a_meter_that_counts_is_taken_before_one_that_sums_and_the_standard_one_
     )
 
 
-def test_a_meter_tells_only_of_whole_hours_after_it_began_to_count() -> None:
+def test_a_meter_covers_only_whole_hours_after_it_began_to_count() -> None:
     assert chosen(meter("m", "count", events_from="2026-11-22T06:00:01Z")) == Yardstick(
         TOKENS, "m", since=HOUR_7
     )
@@ -99,11 +99,11 @@ def answered(row: object, aggregation: str = "COUNT") -> dict[Line, int]:
             return meters.values(used, HOUR_7, HOUR_7 + HOUR)
 
 
-def test_the_hour_at_the_end_which_a_server_may_include_is_left_out() -> None:
+def test_the_hour_after_the_end_that_a_server_may_include_is_dropped() -> None:
     assert answered({"windowStart": "2026-11-22T08:00:00Z", "subject": "alice", "value": 7}) == {}
 
 
-def test_an_event_without_a_subject_is_counted_under_none() -> None:
+def test_an_event_without_a_subject_is_counted_under_the_empty_subject() -> None:
     row = {"windowStart": "2026-11-22T07:00:00Z", "subject": None, "value": 7}
     assert answered(row) == {Line(HOUR_7, REQUEST, ""): 7}
 
@@ -125,6 +125,6 @@ def test_a_sum_of_nothing_is_no_usage() -> None:
         "row",
     ],
 )
-def test_an_answer_that_cannot_be_compared_is_an_error_and_never_a_zero(row: object) -> None:
+def test_an_unusable_answer_is_an_error_and_never_a_zero(row: object) -> None:
     with pytest.raises(MalformedError):
         answered(row)

@@ -1,4 +1,4 @@
-"""An audit part by part, and its patience with events that are only late."""
+"""Audit runs part by part, and their patience with late events."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import cast
 
 import pytest
 
-from syncd.audit.books import Elsewhere
+from syncd.audit.books import OtherDestination
 from syncd.audit.compare import HOUR, GatewayBooks, Line, Sent, Yardstick, compare
 from syncd.audit.run import MANY_LINES, Audit, AuditRun, Reader, Reading
 
@@ -20,7 +20,7 @@ USED = Yardstick(KIND, "requests")
 
 @dataclass
 class Late:
-    """An event in the first hour of each part; counted once that part has been read `late` times before."""
+    """One event in the first hour of each part, counted after that part has been read `late` times."""
 
     late: dict[datetime, int] = field(default_factory=dict)
     lines: list[int] = field(default_factory=list)
@@ -36,10 +36,10 @@ class Late:
         books = [GatewayBooks("east", {line: Sent(1)})]
         comparison = compare(since, until, books, counted, {KIND: USED})
         lines = self.lines.pop(0) if self.lines else 1
-        return Reading(comparison, (Elsewhere("east", "d", "http://other", 2),), (USED,), lines)
+        return Reading(comparison, (OtherDestination("east", "d", "http://other", 2),), (USED,), lines)
 
     def parts(self) -> list[int]:
-        """The hours of each part, in their order."""
+        """The number of hours of each part, in order."""
         return [(until - since) // HOUR for since, until in self.read_spans]
 
     def sleep(self, seconds: float) -> None:
@@ -51,38 +51,38 @@ class Late:
         return AuditRun(reader, START, until, settle, sleep=self.sleep, clock=lambda: self.now)
 
 
-def test_parts_grow_up_to_a_day_where_there_is_little_to_hold() -> None:
+def test_parts_grow_up_to_a_day_if_ledgers_are_short() -> None:
     world = Late()
     world.run(START + 4 * DAY, settle=0).audit()
     assert world.parts() == [1, 2, 4, 8, 16, 24, 24, 17]
     assert [until for _, until in world.read_spans[:-1]] == [since for since, _ in world.read_spans[1:]]
 
 
-def test_parts_shrink_down_to_an_hour_where_there_is_much() -> None:
+def test_parts_shrink_down_to_an_hour_if_ledgers_are_long() -> None:
     much = [1, 1, MANY_LINES + 1, MANY_LINES, MANY_LINES + 1, MANY_LINES + 1]
     world = Late(lines=much)
     world.run(START + 14 * HOUR, settle=0).audit()
     assert world.parts() == [1, 2, 4, 2, 2, 1, 1, 1]
 
 
-def test_only_parts_with_missing_events_are_read_again_and_only_until_they_are_there() -> None:
+def test_only_parts_with_missing_events_are_read_again_until_none_is_missing() -> None:
     world = Late({START + HOUR: 2})
     audit = world.run(START + 7 * HOUR, settle=60).audit()
     assert audit.is_equal
     assert world.parts() == [1, 2, 4, 2, 2]
     assert audit.comparison.totals[KIND].counted == 3
-    assert audit.elsewhere == (Elsewhere("east", "d", "http://other", 6),)
+    assert audit.other_destinations == (OtherDestination("east", "d", "http://other", 6),)
 
 
 @pytest.mark.parametrize("settle", [0.0, 3.0, 30.0])
-def test_what_does_not_come_within_the_bound_is_missing(settle: float) -> None:
+def test_events_that_do_not_arrive_in_time_are_missing(settle: float) -> None:
     world = Late({START: 10**6})
     audit = world.run(START + HOUR, settle).audit()
     assert audit.comparison.missing == 1
     assert sum(world.pauses) == settle
 
 
-def test_again_reads_at_least_once_however_short_the_bound_is() -> None:
+def test_again_reads_at_least_once_however_short_the_time() -> None:
     world = Late({START: 1})
     run = world.run(START + 3 * HOUR, settle=0)
     assert not run.audit().is_equal
@@ -97,4 +97,4 @@ def test_a_span_of_which_no_hour_could_be_compared_is_not_called_equal() -> None
         books = [GatewayBooks("east", {}, dict.fromkeys(waiting, "events wait"))]
         audit = Audit(compare(START, until, books, {}, {KIND: USED}), (), (USED,))
         assert audit.is_equal
-        assert ("no hour of the span" in (audit.why_nothing or "")) is (waiting == hours)
+        assert ("no hour of the span" in (audit.incomparable_reason or "")) is (waiting == hours)

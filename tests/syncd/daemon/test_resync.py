@@ -41,7 +41,7 @@ def test_a_move_that_is_allowed_for_one_run_is_shown_first_and_then_made(
     project: Project, sandbox: httpx.Client
 ) -> None:
     with daemon_process(project) as (process, log):
-        when_logged(log, "sync_finished", process)
+        when_logged(log, "run_finished", process)
         group(project, "globex")
         dry = project.call("resync", "--dry-run", "--wait")
         assert dry.returncode == 2
@@ -71,7 +71,7 @@ def test_a_customer_is_adopted_when_that_is_allowed_and_json_is_one_document(
     people = TAGGED % "acme" + "- {username: carol, id: '3', tags: ['customer:zulu']}\n"
     (project.folder / "kong.yml").write_text(people)
     with daemon_process(project) as (process, log):
-        when_logged(log, "sync_finished", process)
+        when_logged(log, "run_finished", process)
         assert "--adopt" in project.call("resync", "--dry-run", "--wait").stdout
         done = json.loads(project.call("resync", "--adopt", "--wait", "--json").stdout)
         assert done["state"] == "succeeded"
@@ -94,7 +94,7 @@ def test_a_customer_whose_key_is_the_subject_is_retired_when_that_is_allowed(
     assert project.call("apply").returncode == 0
     project.settings = settings.replace("{group_by: tag}", '{group_by: tag, key: "{subject}"}')
     with daemon_process(project) as (process, log):
-        when_logged(log, "sync_finished", process)
+        when_logged(log, "run_finished", process)
         assert "--allow-retire" in project.call("resync", "--dry-run", "--wait").stdout
         retired = project.call("resync", "--allow-retire", "--wait")
         assert retired.returncode == 0
@@ -112,7 +112,7 @@ def test_what_is_not_as_it_was_shown_is_refused(project: Project, sandbox: httpx
         run = client.post("/v1/syncs", json={"reviewed": asked["id"]}).json()
         refused = finished(client, run["id"])
         assert refused["state"] == "failed"
-        assert "not as it was when this plan was made" in str(refused["error"])
+        assert "the plan is out of date" in str(refused["error"])
         assert client.get("/readyz").status_code == 200
         assert ALICE in subjects(sandbox, "acme")
         group(project, "globex")

@@ -206,7 +206,7 @@ def test_resync_makes_the_daemon_sync_and_ends_as_the_run_did(
     project: Project, sandbox: httpx.Client
 ) -> None:
     with daemon_process(project) as (process, log):
-        when_logged(log, "sync_finished", process)
+        when_logged(log, "run_finished", process)
         sandbox.post("/sandbox/v1/reset").raise_for_status()
         dry = project.call("resync", "--dry-run", "--wait", "--json")
         assert dry.returncode == 2

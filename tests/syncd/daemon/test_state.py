@@ -90,7 +90,7 @@ def test_a_sync_of_one_principal_does_nothing_else(project: Project, sandbox: ht
         assert finished(client, asked["id"])["state"] == "succeeded"
         assert [customer["name"] for customer in customers(sandbox)] == ["carol"]
         lost = finished(client, client.post("/v1/syncs", json={"principal": "nobody"}).json()["id"])
-        assert "no source names anyone" in str(lost["error"])
+        assert "no principal matches" in str(lost["error"])
 
 
 def test_a_restarted_daemon_still_knows_its_runs(project: Project) -> None:
@@ -204,7 +204,7 @@ def test_a_cron_schedule_with_jitter_is_what_the_status_tells(project: Project) 
 def test_sighup_reloads_and_a_bad_configuration_is_refused_loudly(project: Project) -> None:
     project.configure("daemon: {listen: '127.0.0.1:0'}\n")
     with started_daemon(project) as (started, log):
-        when_logged(log, "sync_finished", started)
+        when_logged(log, "run_finished", started)
         good = project.config.read_text()
         project.config.write_text("polciy: sync\n")
         started.send_signal(signal.SIGHUP)
@@ -264,7 +264,7 @@ def test_two_daemons_take_turns_and_make_nobody_twice(project: Project, sandbox:
     project.configure("daemon: {listen: '127.0.0.1:0'}\n")
     with started_daemon(project, "1") as (one, log1), started_daemon(project, "2") as (other, log2):
         for started, log in ((one, log1), (other, log2)):
-            assert when_logged(log, "sync_finished", started)["state"] == "succeeded"
+            assert when_logged(log, "run_finished", started)["state"] == "succeeded"
     assert len(customers(sandbox)) == 2
     runs = json.loads(project.call("history", "--json").stdout)
     assert sorted(run["outcomes"]["done"] for run in runs) == [0, 5]
@@ -291,7 +291,7 @@ def test_apply_beside_a_daemon_that_writes_waits_for_it(project: Project, sandbo
                 out, _ = beside.communicate(timeout=20)
                 assert beside.returncode == 0
                 assert "nothing to do" in out
-                assert logged(log, "sync_finished")
+                assert logged(log, "run_finished")
                 assert started.poll() is None
         finally:
             slow.gate.set()

@@ -137,7 +137,7 @@ def test_the_options_that_an_advice_names_are_on_the_form(project: Project) -> N
 def test_a_principal_that_nobody_names_is_told(project: Project) -> None:
     with site(project) as found, found.operator() as visitor:
         page = text_of(visitor.preview(principal="nobody"))
-    assert "no source names anyone that fits principal nobody" in page
+    assert "no principal matches principal nobody" in page
 
 
 def test_a_guard_has_to_be_lifted_on_purpose(project: Project, sandbox: httpx.Client) -> None:

@@ -207,7 +207,7 @@ def test_nothing_else_can() -> None:
 @pytest.mark.parametrize(
     ("said", "can_force"),
     [
-        ("too many removals: 12 of 20 ... if this is right, pass --force", True),
+        ("too many removals: 12 of 20 ... if this is intended, pass --force", True),
         ("the plan has 12 changes, and guards.max_changes allows 10 in one run", False),
     ],
 )

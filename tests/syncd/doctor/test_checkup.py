@@ -1,4 +1,4 @@
-"""What `syncd doctor` finds, and what it says about it."""
+"""Findings of `syncd doctor`."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ NOW = datetime(2026, 1, 1, tzinfo=UTC)
 HERE = "http://metering:8888"
 
 
-def ours(field: str | None = None, look_up: str = "consumer", endpoint: str = HERE) -> Plugin:
+def openmeter(field: str | None = None, look_up: str = "consumer", endpoint: str = HERE) -> Plugin:
     subject = {"look_up_value_in": look_up} | ({"field": field} if field else {})
     return Plugin(
         "openmeter", True, {"subject": subject, "ingest_endpoint": f"{endpoint}/api/v1/events"}, "Kong"
@@ -30,25 +30,25 @@ def found(*plugins: Plugin, field: str = "id") -> list[tuple[str, str]]:
     return [(finding.check, str(finding.level)) for finding in check_plugins(plugins, field, HERE)]
 
 
-def test_a_plugin_that_names_subjects_otherwise_is_a_problem() -> None:
-    assert found(ours()) == [("subject", "ok"), ("endpoint", "ok")]
-    assert found(ours("username"))[0] == ("subject", "problem")
-    assert found(ours("username"), field="username")[0] == ("subject", "ok")
-    assert found(ours("tag"), field="tag")[0] == ("subject", "ok")
-    assert found(ours("tag"))[0] == ("subject", "warning")
-    assert found(ours("id"), field="tag")[0] == ("subject", "problem")
-    assert found(ours(look_up="header"))[0] == ("subject", "warning")
+def test_a_plugin_with_another_subject_field_is_a_problem() -> None:
+    assert found(openmeter()) == [("subject", "ok"), ("endpoint", "ok")]
+    assert found(openmeter("username"))[0] == ("subject", "problem")
+    assert found(openmeter("username"), field="username")[0] == ("subject", "ok")
+    assert found(openmeter("tag"), field="tag")[0] == ("subject", "ok")
+    assert found(openmeter("tag"))[0] == ("subject", "warning")
+    assert found(openmeter("id"), field="tag")[0] == ("subject", "problem")
+    assert found(openmeter(look_up="header"))[0] == ("subject", "warning")
 
 
-def test_events_that_go_elsewhere_are_a_warning() -> None:
-    assert found(ours(endpoint="http://other:8888"))[1] == ("endpoint", "warning")
+def test_events_for_another_server_are_a_warning() -> None:
+    assert found(openmeter(endpoint="http://other:8888"))[1] == ("endpoint", "warning")
 
 
-def test_another_metering_plugin_beside_ours_bills_twice() -> None:
+def test_another_metering_plugin_next_to_ours_bills_twice() -> None:
     other = Plugin("metering-and-billing", True, {}, "Kong")
-    assert found(ours(), other)[-1] == ("double billing", "problem")
+    assert found(openmeter(), other)[-1] == ("double billing", "problem")
     assert found(other)[-1] == ("double billing", "warning")
-    assert found(ours(), Plugin("moesif", False, {}, "Kong"))[-1] == ("endpoint", "ok")
+    assert found(openmeter(), Plugin("moesif", False, {}, "Kong"))[-1] == ("endpoint", "ok")
 
 
 def test_no_plugin_at_all_is_a_warning() -> None:
@@ -56,7 +56,7 @@ def test_no_plugin_at_all_is_a_warning() -> None:
     assert found(Plugin("openmeter", False, {}, "Kong")) == [("plugin", "warning")]
 
 
-def test_a_meter_that_is_missing_or_counts_otherwise_is_a_problem() -> None:
+def test_a_missing_or_different_meter_is_a_problem() -> None:
     right = {
         "kong_api_requests": ("kong.api_request", "COUNT"),
         "kong_llm_tokens": ("kong.llm_request", "SUM"),
@@ -69,14 +69,14 @@ def test_a_meter_that_is_missing_or_counts_otherwise_is_a_problem() -> None:
     assert [finding.level for finding in check_meters(wrong)][:2] == [Level.PROBLEM, Level.PROBLEM]
 
 
-def test_without_a_meter_that_counts_them_the_audit_of_model_calls_is_rough_and_doctor_says_so() -> None:
+def test_without_a_meter_that_counts_model_calls_doctor_warns_of_a_rough_audit() -> None:
     meters = {
         "kong_api_requests": ("kong.api_request", "COUNT"),
         "kong_llm_tokens": ("kong.llm_request", "SUM"),
     }
     last = list(check_meters(meters))[-1]
     assert (last.level, "`syncd audit` compares them only roughly" in last.text) == (Level.WARNING, True)
-    # Under another key it serves as well.
+    # Its key does not matter.
     assert list(check_meters(meters | {"mine": ("kong.llm_request", "count")}))[-1].level is Level.OK
 
 
@@ -104,15 +104,31 @@ def levels(project: Project, *args: str) -> dict[str, str]:
     return {finding["check"]: finding["level"] for finding in document}
 
 
-def test_where_all_is_well_every_check_is_ok_and_nothing_is_written(project: Project, server: str) -> None:
+def dialect(project: Project, name: str, url: str = "", extra: str = "") -> None:
+    """Set the dialect of the project."""
+    url = url or project.metering
+    project.config.write_text(
+        f"{project.settings}{extra}metering: {{dialect: {name}, url: '{url}', attempts: 1}}\n"
+    )
+
+
+BOTH = pytest.mark.parametrize("name", ["openmeter-v1", "openmeter-v3"])
+
+
+@BOTH
+def test_in_a_healthy_system_every_check_is_ok_and_nothing_is_written(
+    project: Project, server: str, name: str
+) -> None:
+    dialect(project, name)
     result = project.call("doctor")
     assert result.returncode == 0
     assert set(levels(project).values()) == {"ok"}
     assert "ok       source: " in result.stdout
     assert httpx.get(f"{server}/api/v1/events").json() == []
+    assert httpx.get(f"{server}/api/v1/customers").json()["totalCount"] == 0
 
 
-def test_the_probe_tells_that_the_server_deduplicates(project: Project, server: str) -> None:
+def test_the_probe_shows_that_the_server_deduplicates(project: Project, server: str) -> None:
     assert levels(project, "--probe")["deduplication"] == "ok"
     (event,) = httpx.get(f"{server}/api/v1/events").json()
     assert event["event"]["type"] == "kong-openmeter.doctor"
@@ -132,7 +148,7 @@ def test_a_server_that_does_not_deduplicate_is_a_problem(project: Project) -> No
         assert levels(project, "--probe")["deduplication"] == "problem"
 
 
-def test_what_cannot_be_reached_is_a_problem_and_the_other_checks_go_on(project: Project) -> None:
+def test_an_unreachable_system_is_a_problem_and_the_other_checks_go_on(project: Project) -> None:
     project.metering = "http://127.0.0.1:9"
     project.configure()
     (project.folder / "kong.yml").write_text("")
@@ -158,26 +174,7 @@ def test_the_plugins_of_a_running_kong_are_read_to_the_last_page(project: Projec
         assert levels(project)["subject"] == "problem"
 
 
-def dialect(project: Project, name: str, url: str = "", extra: str = "") -> None:
-    """Have the project speak this dialect."""
-    url = url or project.metering
-    project.config.write_text(
-        f"{project.settings}{extra}metering: {{dialect: {name}, url: '{url}', attempts: 1}}\n"
-    )
-
-
-BOTH = pytest.mark.parametrize("name", ["openmeter-v1", "openmeter-v3"])
-
-
-def test_over_v3_all_is_well_too_and_nothing_is_written(project: Project, server: str) -> None:
-    dialect(project, "openmeter-v3")
-    result = project.call("doctor", "--json")
-    assert result.returncode == 0
-    assert {finding["level"] for finding in json.loads(result.stdout)} == {"ok"}
-    assert httpx.get(f"{server}/api/v1/customers").json()["totalCount"] == 0
-
-
-def test_over_v3_the_probe_tells_that_the_server_deduplicates(project: Project, server: str) -> None:
+def test_over_v3_the_probe_shows_that_the_server_deduplicates(project: Project, server: str) -> None:
     arrived: list[object] = []
 
     def konnect(asked: Asked) -> Answer:
@@ -230,7 +227,7 @@ def test_a_meter_on_a_later_page_is_found_over_v3(project: Project) -> None:
 
 
 class ReadOnly:
-    """A metering API whose token may do so much: what is not in `allowed` is a 403."""
+    """A metering API that answers 403 to methods that are not in `allowed`."""
 
     def __init__(self, server: str, *allowed: str) -> None:
         self.server = server
@@ -246,9 +243,7 @@ class ReadOnly:
 
 
 @BOTH
-def test_a_token_that_may_only_read_is_found_before_the_first_run(
-    project: Project, server: str, name: str
-) -> None:
+def test_a_read_only_token_is_found_before_the_first_run(project: Project, server: str, name: str) -> None:
     with serving(ReadOnly(server)) as fake:
         dialect(project, name, fake.url)
         result = project.call("doctor")
@@ -260,7 +255,7 @@ def test_a_token_that_may_only_read_is_found_before_the_first_run(
 
 
 @BOTH
-def test_the_right_to_delete_is_asked_for_only_where_syncd_may_delete(
+def test_the_right_to_delete_is_checked_only_if_syncd_may_delete(
     project: Project, server: str, name: str
 ) -> None:
     proxy = ReadOnly(server, "POST", "PUT")
@@ -279,7 +274,7 @@ def test_the_right_to_delete_is_asked_for_only_where_syncd_may_delete(
 
 
 def rights(project: Project, answer: Answer) -> list[tuple[str, str]]:
-    """What doctor says of a server that gives this answer to every write."""
+    """The findings about a server that gives this answer to every write."""
 
     def metering(asked: Asked) -> Answer:
         if asked.method != "GET":
@@ -293,16 +288,16 @@ def rights(project: Project, answer: Answer) -> list[tuple[str, str]]:
     return [(finding["level"], finding["text"]) for finding in found if finding["check"] == "rights"]
 
 
-def test_a_server_that_has_no_such_path_or_takes_anything_is_not_the_right_one(project: Project) -> None:
+def test_a_server_without_the_path_or_that_accepts_anything_is_a_problem(project: Project) -> None:
     [(level, text), _] = rights(project, Answer({}, 404))
     assert level == "problem"
     assert "metering.dialect" in text
-    taken = rights(project, Answer({}, 201))
-    assert [level for level, _ in taken] == ["problem", "problem", "ok"]
-    assert all("without a name" in text for _, text in taken[:2])
+    accepted = rights(project, Answer({}, 201))
+    assert [level for level, _ in accepted] == ["problem", "problem", "ok"]
+    assert all("without a name" in text for _, text in accepted[:2])
 
 
-def test_a_server_that_cannot_answer_now_is_a_warning(project: Project) -> None:
+def test_a_failing_server_is_a_warning(project: Project) -> None:
     assert {level for level, _ in rights(project, Answer({}, 503))} == {"warning"}
 
 

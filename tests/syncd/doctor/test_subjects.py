@@ -1,4 +1,4 @@
-"""`syncd doctor`: is each consumer sent under the subject that syncd maps it to?"""
+"""`syncd doctor` compares the subject of each consumer in the plugin with the one in syncd."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ import pytest
 
 from syncd.core.model import Principal
 from syncd.doctor.checks import Plugin
-from syncd.doctor.subjects import Kong, check_subjects, mapped
+from syncd.doctor.subjects import Kong, check_subjects, mapped_subjects
 from syncd.mapping.rules import MappingRules
 from tests.syncd.builders import OWNER, consumer
 from tests.syncd.konnect import PLANE, PORTAL, Konnect, application, registration, uid
@@ -31,7 +31,7 @@ Fields = Mapping[str, object]
 BY_ID_TOO: Fields = {"field": "tag", "fallbacks": [{"look_up_value_in": "consumer"}]}
 
 
-def ours(**subject: object) -> Plugin:
+def openmeter(**subject: object) -> Plugin:
     return Plugin("openmeter", True, {"subject": subject}, "Kong")
 
 
@@ -41,122 +41,122 @@ def found(
     rules: MappingRules = BY_TAG,
     others: Mapping[str, Sequence[Principal]] | None = None,
 ) -> list[tuple[str, str]]:
-    """Level and text of each finding."""
+    """Levels and texts of findings."""
     everybody = [*(consumers or ()), *(one for named in (others or {}).values() for one in named)]
     kong = Kong("kong-admin-0", plugins, consumers)
-    findings = check_subjects([kong], others or {}, mapped(everybody, rules))
+    findings = check_subjects([kong], others or {}, mapped_subjects(everybody, rules))
     return [(str(finding.level), finding.text) for finding in findings]
 
 
-def test_consumers_without_the_tag_agree_where_the_plugin_falls_back_to_their_id() -> None:
-    assert found(ours(**BY_ID_TOO)) == [
+def test_consumers_without_the_tag_agree_if_the_plugin_falls_back_to_their_id() -> None:
+    assert found(openmeter(**BY_ID_TOO)) == [
         ("ok", "Kong: 3 consumers are sent under the subjects that syncd maps")
     ]
 
 
 def test_consumers_without_the_tag_that_no_fallback_finds_are_a_problem_with_their_names() -> None:
-    # Kong's default, which only looks for an application.
+    # The plugin's default, which only looks for an application.
     for fields in ({"field": "tag"}, {"field": "tag", "fallbacks": [{"look_up_value_in": "application"}]}):
-        [(level, text)] = found(ours(**fields))
+        [(level, text)] = found(openmeter(**fields))
         assert level == "problem"
-        assert "the plugin's lookups do not name 2 of 3 consumers (bob, carol)" in text
-        assert "their requests are not billed, unless the application names somebody" in text
+        assert "the plugin's lookups do not find 2 of 3 consumers (bob, carol)" in text
+        assert "their requests are not billed, unless the application identifies someone" in text
         assert "Add `look_up_value_in: consumer` to subject.fallbacks" in text
-    [(_, text)] = found(ours(field="tag", fallbacks={}))
+    [(_, text)] = found(openmeter(field="tag", fallbacks={}))
     assert "are not billed; syncd maps them" in text
 
 
-def test_what_becomes_of_those_that_nobody_finds_is_told() -> None:
-    [(_, text)] = found(ours(field="tag", fallbacks=[], missing="fallback", fallback_subject="rest"))
+def test_the_finding_says_what_happens_to_requests_of_consumers_not_found() -> None:
+    [(_, text)] = found(openmeter(field="tag", fallbacks=[], missing="fallback", fallback_subject="rest"))
     assert "are billed to 'rest'" in text
-    [(_, text)] = found(ours(field="tag", fallbacks=[], missing="quarantine"))
-    assert "wait in quarantine" in text
+    [(_, text)] = found(openmeter(field="tag", fallbacks=[], missing="quarantine"))
+    assert "go to the quarantine" in text
 
 
-def test_consumers_that_the_plugin_sends_otherwise_are_a_problem_with_an_example() -> None:
+def test_consumers_sent_under_another_subject_are_a_problem_with_an_example() -> None:
     fields = {"field": "tag", "fallbacks": [{"look_up_value_in": "consumer", "field": "username"}]}
-    [(level, text)] = found(ours(**fields))
+    [(level, text)] = found(openmeter(**fields))
     assert level == "problem"
     assert "2 of 3 consumers (bob, carol) are sent under another subject than syncd maps" in text
     assert "consumer bob as 'bob' and not as 'consumer:2'" in text
-    # The tag in the plugin alone concerns those who carry it.
-    [(level, text)] = found(ours(**BY_ID_TOO), rules=BY_ID)
+    # A tag that only the plugin uses affects only consumers with that tag.
+    [(level, text)] = found(openmeter(**BY_ID_TOO), rules=BY_ID)
     assert (level, "1 of 3 consumers (alice)" in text) == ("problem", True)
-    [(level, _)] = found(ours(**BY_ID_TOO), rules=BY_ID, consumers=(BOB, CAROL))
+    [(level, _)] = found(openmeter(**BY_ID_TOO), rules=BY_ID, consumers=(BOB, CAROL))
     assert level == "ok"
 
 
 def test_consumers_that_syncd_maps_to_nothing_but_the_plugin_sends_are_a_warning() -> None:
     torn = consumer("4", "dave", "customer:acme", "customer:globex")
-    [(level, text)] = found(ours(**BY_ID_TOO), consumers=(*ALL, torn))
+    [(level, text)] = found(openmeter(**BY_ID_TOO), consumers=(*ALL, torn))
     assert level == "warning"
     assert "1 of 4 consumers (dave) are sent, consumer dave as 'consumer:4'" in text
-    # Where both find nobody, there is nothing to disagree on.
-    assert found(ours(field="tag", fallbacks=[]), consumers=(ALICE, torn))[0][0] == "ok"
+    # If neither finds a subject, they agree.
+    assert found(openmeter(field="tag", fallbacks=[]), consumers=(ALICE, torn))[0][0] == "ok"
 
 
 def test_the_first_few_are_named_and_the_others_counted() -> None:
     many = tuple(consumer(str(number), f"user-{number}") for number in range(9))
-    [(_, text)] = found(ours(field="tag"), consumers=many)
+    [(_, text)] = found(openmeter(field="tag"), consumers=many)
     assert "9 of 9 consumers (user-0, user-1, user-2 and 6 more)" in text
 
 
 def test_an_anonymous_consumer_that_syncd_leaves_out_is_not_compared() -> None:
     guest = replace(consumer("5", "guest"), anonymous=True)
-    assert found(ours(field="tag"), consumers=(ALICE, guest))[0][0] == "ok"
+    assert found(openmeter(field="tag"), consumers=(ALICE, guest))[0][0] == "ok"
     included = replace(BY_TAG, include_anonymous=True)
-    assert found(ours(field="tag"), consumers=(ALICE, guest), rules=included)[0][0] == "problem"
+    assert found(openmeter(field="tag"), consumers=(ALICE, guest), rules=included)[0][0] == "problem"
 
 
-def test_nulls_of_the_admin_api_are_settings_that_are_not_there() -> None:
+def test_nulls_of_the_admin_api_are_unset_settings() -> None:
     nulls = {"require_consumer": None, "missing": None, "fallback_subject": None, "look_up_value_in": None}
     last = [{"look_up_value_in": "consumer", "field": None}]
-    assert found(ours(field="tag", fallbacks=last, **nulls))[0][0] == "ok"
+    assert found(openmeter(field="tag", fallbacks=last, **nulls))[0][0] == "ok"
 
 
-def test_a_subject_that_the_plugin_cannot_use_is_a_problem_that_says_why() -> None:
-    [(level, text)] = found(ours(field="email"))
+def test_an_invalid_subject_is_a_problem_with_the_reason() -> None:
+    [(level, text)] = found(openmeter(field="email"))
     assert level == "problem"
-    assert "the plugin's subject cannot be used" in text
+    assert "the plugin's subject is invalid" in text
     assert "a consumer has the fields id, username" in text
 
 
 def test_a_plugin_that_looks_for_no_consumer_is_not_compared_and_doctor_says_so() -> None:
-    [(level, text)] = found(ours(look_up_value_in="header", field="x-customer"))
+    [(level, text)] = found(openmeter(look_up_value_in="header", field="x-customer"))
     assert (level, "looks for no consumer" in text) == ("warning", True)
 
 
-def test_a_plugin_of_one_consumer_is_compared_with_that_one_and_takes_it_from_the_others() -> None:
-    everybody = ours(field="tag")
+def test_a_plugin_of_one_consumer_is_compared_with_that_one_only() -> None:
+    everybody = openmeter(field="tag")
     for name in ("2", "bob"):
-        own = replace(ours(field="id"), consumer=name)
+        own = replace(openmeter(field="id"), consumer=name)
         levels = [(level, text) for level, text in found(everybody, own)]
         assert [level for level, _ in levels] == ["problem", "ok"]
         assert "1 of 2 consumers (carol)" in levels[0][1]
         assert levels[1][1].startswith("Kong: 1 consumers")
-        # On one route only, it leaves the others to the plugin of everybody.
+        # A plugin of one route leaves the other routes to the global plugin.
         partial = found(everybody, replace(own, is_partial=True))
         assert "2 of 3 consumers (bob, carol)" in partial[0][1]
 
 
-def test_what_cannot_be_compared_is_said() -> None:
-    group = replace(ours(), is_of_a_group=True)
+def test_consumers_that_cannot_be_compared_are_reported() -> None:
+    group = replace(openmeter(), is_of_a_group=True)
     [(level, text)] = found(group)
     assert (level, "one consumer group" in text) == ("warning", True)
-    [(level, text)] = found(ours(), consumers=None)
+    [(level, text)] = found(openmeter(), consumers=None)
     assert (level, "could not be read" in text) == ("warning", True)
     bare = Kong("kong-admin-1", (Plugin("cors", True, {}, "Kong"),), ALL)
-    there = Kong("kong-admin-0", (ours(**BY_ID_TOO),), ())
-    [finding] = check_subjects([there, bare], {}, mapped(ALL, BY_TAG))
+    there = Kong("kong-admin-0", (openmeter(**BY_ID_TOO),), ())
+    [finding] = check_subjects([there, bare], {}, mapped_subjects(ALL, BY_TAG))
     assert str(finding.level) == "warning"
     assert "kong-admin-1 shows no plugin openmeter" in finding.text
-    # Without a plugin anywhere one warning is enough.
-    assert list(check_subjects([bare], {}, mapped(ALL, BY_TAG))) == []
+    # Without any plugin, one warning is enough.
+    assert list(check_subjects([bare], {}, mapped_subjects(ALL, BY_TAG))) == []
 
 
-def test_consumers_of_gateways_whose_plugins_nobody_tells_are_counted() -> None:
+def test_consumers_of_gateways_with_unreadable_plugins_are_counted() -> None:
     away = consumer("9", "zoe", source="portal")
-    [_, (level, text)] = found(ours(**BY_ID_TOO), others={"portal": (away, BOB)})
+    [_, (level, text)] = found(openmeter(**BY_ID_TOO), others={"portal": (away, BOB)})
     assert level == "warning"
     assert "portal names 1 consumers of gateways whose plugins syncd cannot read" in text
 
@@ -167,14 +167,14 @@ def test_applications_are_compared_with_every_plugin() -> None:
     def said(*plugins: Plugin) -> tuple[str, str]:
         return found(*plugins, others={"portal": apps})[-1]
 
-    assert said(ours(fallbacks=[]), ours()) == (
+    assert said(openmeter(fallbacks=[]), openmeter()) == (
         "ok",
         "Kong: 2 applications of portal are sent as syncd maps them",
     )
     for plugin in (
-        ours(fallbacks=[]),
-        ours(fallbacks=[{"look_up_value_in": "application", "field": "developer_id"}]),
-        replace(ours(), config={"application_context": "never"}),
+        openmeter(fallbacks=[]),
+        openmeter(fallbacks=[{"look_up_value_in": "application", "field": "developer_id"}]),
+        replace(openmeter(), config={"application_context": "never"}),
     ):
         level, text = said(plugin)
         assert level == "warning"
@@ -196,7 +196,7 @@ def said(project: Project) -> list[tuple[str, str]]:
     return [(one["level"], one["text"]) for one in json.loads(result.stdout) if one["check"] in named]
 
 
-def test_the_plugins_of_a_file_are_told_apart_by_what_they_are_for(project: Project) -> None:
+def test_plugins_of_a_file_are_distinguished_by_their_entity(project: Project) -> None:
     fallback = "fallbacks: [{look_up_value_in: consumer}]"
     endpoint = f"ingest_endpoint: '{project.metering}/api/v1/events'"
     plugin = f"{{name: openmeter, config: {{{endpoint}, subject: {{field: tag}}}}}}"
@@ -244,7 +244,7 @@ def test_the_plugins_of_a_running_kong_are_compared_with_its_consumers(project: 
     assert "1 of 1 consumers (bob)" in text
 
 
-def test_a_portal_and_a_control_plane_are_compared_where_they_can_be(project: Project) -> None:
+def test_a_portal_and_a_control_plane_are_compared_if_possible(project: Project) -> None:
     config = {"ingest_endpoint": f"{project.metering}/x", "subject": {"field": "tag"}}
     konnect = Konnect(
         plugins=[{"id": uid("openmeter"), "name": "openmeter", "enabled": True, "config": config}],
@@ -264,7 +264,7 @@ def test_a_portal_and_a_control_plane_are_compared_where_they_can_be(project: Pr
     assert "konnect-applications-1 names 1 consumers of gateways" in levels[2][1]
 
 
-def test_consumers_that_could_not_be_read_are_said_to_be_not_compared(project: Project) -> None:
+def test_consumers_that_could_not_be_read_are_reported_as_not_compared(project: Project) -> None:
     def kong(asked: Asked) -> Answer:
         if asked.path == "/consumers":
             return Answer({}, 500)

@@ -257,7 +257,7 @@ def test_doctor_accepts_a_reachable_ready_gateway_with_the_right_token(
     with site(tmp_path, "west", deployment.metering.url) as west:
         west.serve("alice", FIRST, 1)
         level, text = doctor(deployment, name="west", url=west.url)
-    assert (level, text) == ("ok", "west: ready, and its token is right")
+    assert (level, text) == ("ok", "west: ready, and the token is valid")
 
 
 def test_doctor_reports_a_gateway_that_cannot_be_read(deployment: Audited) -> None:

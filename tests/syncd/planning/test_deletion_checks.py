@@ -1,4 +1,4 @@
-"""What speaks against deleting a customer: asked for the deletions of a plan only."""
+"""Obstacles to deleting a customer, checked for the deletions of a plan only."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ UNTOUCHED = Inspection("alice", DETAILS, subscriptions={})
 
 
 class Server:
-    """Answers as it is told, and remembers whom it was asked about."""
+    """Gives a fixed answer, and remembers which customers were inspected."""
 
     def __init__(self, answer: Inspection | Exception | None) -> None:
         self.answer = answer
@@ -39,19 +39,19 @@ def change(kind: ChangeKind, subject: str = "consumer:1", identity: str = "C") -
     return Change(kind, subject, (subject,), "because", identity, EntityState("alice", (subject,)))
 
 
-def why_kept(
+def why_undeletable(
     answer: Inspection | Exception | None,
     *principals: Principal,
     kind: ChangeKind = ChangeKind.RETIRE_CUSTOMER,
     rules: MappingRules = RULES,
 ) -> str | None:
     plan = Plan(OWNER, "sync", (change(kind),))
-    return check_deletions(plan, Server(answer), principals or (ALICE,), rules).kept.get("C")
+    return check_deletions(plan, Server(answer), principals or (ALICE,), rules).undeletable.get("C")
 
 
-def test_one_that_is_as_syncd_made_it_may_go() -> None:
-    assert why_kept(UNTOUCHED) is None
-    assert why_kept(None) is None
+def test_a_customer_that_is_as_syncd_created_it_may_be_deleted() -> None:
+    assert why_undeletable(UNTOUCHED) is None
+    assert why_undeletable(None) is None
 
 
 @pytest.mark.parametrize(
@@ -64,37 +64,39 @@ def test_one_that_is_as_syncd_made_it_may_go() -> None:
         (replace(UNTOUCHED, details=replace(DETAILS, billing_address={"country": "DE"})), "billing address"),
         (replace(UNTOUCHED, details=replace(DETAILS, metadata={"crm": "7"})), "metadata"),
         (replace(UNTOUCHED, entitlements=("gpt",)), "gpt"),
-        (replace(UNTOUCHED, subscriptions={"S1": "inactive"}), "once (S1)"),
+        (replace(UNTOUCHED, subscriptions={"S1": "inactive"}), "has had a subscription (S1)"),
         (replace(UNTOUCHED, subscriptions={"S1": "scheduled"}), "not ended (S1)"),
         (replace(UNTOUCHED, others=("an account with stripe", "credits")), "stripe and credits"),
-        (UnauthorizedError("403"), "cannot be looked at"),
-        (RefusedError("no", status=400, detail="no"), "cannot be looked at"),
+        (UnauthorizedError("403"), "cannot be read (403)"),
+        (RefusedError("no", status=400, detail="no"), "cannot be read (no)"),
     ],
 )
-def test_whatever_people_or_billing_made_of_it_keeps_it(found: Inspection | Exception, says: str) -> None:
-    assert says in (why_kept(found) or "")
+def test_anything_that_people_or_billing_added_rules_out_a_retirement(
+    found: Inspection | Exception, says: str
+) -> None:
+    assert says in (why_undeletable(found) or "")
 
 
-def test_a_detail_that_people_took_away_does_not_keep_it() -> None:
-    assert why_kept(replace(UNTOUCHED, details=CustomerDetails())) is None
+def test_a_detail_that_people_removed_does_not_rule_it_out() -> None:
+    assert why_undeletable(replace(UNTOUCHED, details=CustomerDetails())) is None
 
 
-def test_one_whose_principal_is_not_known_stays() -> None:
-    assert "not known" in (why_kept(UNTOUCHED, consumer("2", "bob")) or "")
+def test_a_customer_whose_principal_is_unknown_stays() -> None:
+    assert "its principal is unknown" in (why_undeletable(UNTOUCHED, consumer("2", "bob")) or "")
 
 
-def test_a_row_of_the_mapping_file_that_groups_it_now_changes_nothing() -> None:
+def test_a_row_of_the_mapping_file_that_now_groups_it_changes_nothing() -> None:
     row = Assignment("consumer", "line 2", id="1", customer="acme", name="ACME Ltd")
-    assert why_kept(UNTOUCHED, rules=replace(RULES, group_by="file", assignments=(row,))) is None
+    assert why_undeletable(UNTOUCHED, rules=replace(RULES, group_by="file", assignments=(row,))) is None
 
 
 @pytest.mark.parametrize(
     "principal", [static("consumer:1", customer="acme"), consumer("9", "consumer:1", "customer:acme")]
 )
-def test_a_principal_is_known_by_whatever_its_subject_is_made_of(principal: Principal) -> None:
+def test_a_principal_is_found_by_the_field_that_its_subject_comes_from(principal: Principal) -> None:
     rules = MappingRules(OWNER, "tag", "username", templates=Templates("{subject}"))
     name = principal.username or principal.id
-    assert why_kept(Inspection(name, subscriptions={}), principal, rules=rules) is None
+    assert why_undeletable(Inspection(name, subscriptions={}), principal, rules=rules) is None
 
 
 @pytest.mark.parametrize(
@@ -106,12 +108,14 @@ def test_a_principal_is_known_by_whatever_its_subject_is_made_of(principal: Prin
         (replace(UNTOUCHED, entitlements=("gpt",)), "gpt"),
     ],
 )
-def test_at_the_end_of_a_grace_period_only_what_binds_keeps_it(found: Inspection, says: str | None) -> None:
-    why = why_kept(found, kind=ChangeKind.DELETE_CUSTOMER)
+def test_after_a_grace_period_only_entitlements_and_open_subscriptions_rule_out_a_deletion(
+    found: Inspection, says: str | None
+) -> None:
+    why = why_undeletable(found, kind=ChangeKind.DELETE_CUSTOMER)
     assert (says in why) if says and why else why is says
 
 
-def test_only_deletions_are_looked_at_and_of_very_many_only_the_first() -> None:
+def test_only_deletions_are_checked_and_of_very_many_only_the_first() -> None:
     server = Server(replace(UNTOUCHED, entitlements=("gpt",)))
     others = tuple(change(kind, identity=kind) for kind in ChangeKind if "customer" not in kind)
     many = tuple(change(ChangeKind.DELETE_CUSTOMER, identity=str(number)) for number in range(120))
@@ -119,7 +123,7 @@ def test_only_deletions_are_looked_at_and_of_very_many_only_the_first() -> None:
     assert server.asked == [str(number) for number in range(100)]
 
 
-def test_the_details_of_a_retired_customer_are_remembered_in_the_plan() -> None:
+def test_the_plan_keeps_the_details_of_a_retired_customer() -> None:
     plan = Plan(OWNER, "sync", (change(ChangeKind.RETIRE_CUSTOMER), change(ChangeKind.BLOCKED)))
     again = check_deletions(plan, Server(UNTOUCHED), (ALICE,), RULES).with_details(plan)
     (retired, other) = again.changes

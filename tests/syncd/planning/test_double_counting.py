@@ -1,4 +1,4 @@
-"""A subject that is another customer's key is counted for both: never made, and told where people made it."""
+"""Double counting: a subject that is another customer's key; never planned, and reported if it exists."""
 
 from __future__ import annotations
 
@@ -28,13 +28,13 @@ def reasons(plan: Plan) -> str:
 
 @pytest.mark.parametrize("owners", [(OWNER, OWNER), (OWNER, None), (None, OWNER), (None, None)])
 @pytest.mark.parametrize("options", [PlanOptions(), FLAGS])
-def test_what_is_counted_twice_is_blocked_with_both_customers_named_and_left_alone(
+def test_double_counting_is_blocked_with_both_customers_named_and_left_alone(
     owners: tuple[str | None, str | None], options: PlanOptions
 ) -> None:
-    named = customer("consumer:1", owner=owners[0], name="alice")
+    key_customer = customer("consumer:1", owner=owners[0], name="alice")
     carrier = customer("acme", "consumer:1", owner=owners[1])
     people = [consumer("1", "alice")]
-    plan = plan_for(people, observed(named, carrier), rules=RULES, options=options)
+    plan = plan_for(people, observed(key_customer, carrier), rules=RULES, options=options)
     assert lines(plan) == ["blocked consumer:1 consumer:1"]
     assert "counted twice" in reasons(plan)
     assert "'consumer:1' (alice), whose key it is" in reasons(plan)
@@ -43,65 +43,71 @@ def test_what_is_counted_twice_is_blocked_with_both_customers_named_and_left_alo
 
 
 @pytest.mark.parametrize("acme", [[], [customer("acme", "y", owner=OWNER)]], ids=["create", "attach"])
-def test_a_subject_that_is_another_customers_key_is_put_on_nobody(acme: list[ObservedCustomer]) -> None:
-    """Though the metering API would take it: no server tells."""
+def test_a_subject_that_is_another_customers_key_is_not_attached(acme: list[ObservedCustomer]) -> None:
+    """Although the metering API would accept it without an error."""
     people = [consumer("1", "alice", "customer:acme"), static("y", customer="acme")]
     ours = plan_for(people, observed(*acme, customer("consumer:1", "z", owner=OWNER)), rules=BY_TAG)
     put = [change for change in ours.actionable if "consumer:1" in change.subject_keys]
     assert put == []
     assert "blocked acme consumer:1" in lines(ours)
-    assert "is to be in customer 'acme' but is attributed to 'consumer:1'" in reasons(ours)
+    assert "should be in customer 'acme' but is attributed to 'consumer:1'" in reasons(ours)
     by_hand = plan_for(people, observed(*acme, customer("consumer:1", "z")), rules=BY_TAG)
     assert "unmanaged consumer:1 consumer:1" in lines(by_hand)
     assert [change for change in by_hand.actionable if "consumer:1" in change.subject_keys] == []
 
 
-def test_a_pair_that_is_none_of_our_business_is_not_told() -> None:
-    world = observed(customer("x"), customer("acme", "x"))
-    assert lines(plan_for([consumer("1")], world, rules=DEFAULT_KEYS)) == [
+def test_double_counting_of_other_owners_is_not_reported() -> None:
+    state = observed(customer("x"), customer("acme", "x"))
+    assert lines(plan_for([consumer("1")], state, rules=DEFAULT_KEYS)) == [
         "create-customer consumer-1 consumer:1"
     ]
 
 
-def test_the_one_whose_key_it_is_gets_no_change_that_the_server_would_refuse() -> None:
-    named = customer("acme", "consumer:1", owner=OWNER, name="old name")
+def test_the_key_customer_gets_no_change_that_the_server_would_refuse() -> None:
+    key_customer = customer("acme", "consumer:1", owner=OWNER, name="old name")
     carrier = customer("globex", "acme", owner="other")
     people = [consumer("1", "a", "customer:acme"), consumer("2", "b", "customer:acme")]
-    plan = plan_for(people, observed(named, carrier), rules=BY_TAG, options=FLAGS)
+    plan = plan_for(people, observed(key_customer, carrier), rules=BY_TAG, options=FLAGS)
     assert lines(plan) == ["blocked acme consumer:2", "blocked acme acme"]
-    assert "carries its key as a subject. Take it off there" in reasons(plan)
-    renamed = replace(named, key="consumer:1")
+    assert "carries its key as a subject. Remove the subject there" in reasons(plan)
+    renamed = replace(key_customer, key="consumer:1")
     again = plan_for([consumer("1", "new name")], observed(renamed, customer("g", "consumer:1")), rules=RULES)
     assert again.of(ChangeKind.RENAME_CUSTOMER) == ()
 
 
-def test_nothing_moves_to_or_from_the_one_whose_key_it_is() -> None:
-    named, carrier = customer("acme", "consumer:1", owner=OWNER), customer("globex", "acme", owner=OWNER)
+def test_nothing_moves_to_or_from_the_key_customer() -> None:
+    key_customer, carrier = (
+        customer("acme", "consumer:1", owner=OWNER),
+        customer("globex", "acme", owner=OWNER),
+    )
     away = plan_for(
-        [consumer("1", "a", "customer:else")], observed(named, carrier), rules=BY_TAG, options=FLAGS
+        [consumer("1", "a", "customer:else")], observed(key_customer, carrier), rules=BY_TAG, options=FLAGS
     )
     assert not away.actionable
     assert (
-        "is to be in customer 'else' but is attributed to 'acme' (acme). The metering API refuses"
+        "should be in customer 'else' but is attributed to 'acme' (acme). The metering API refuses"
         in reasons(away)
     )
     here = customer("else", "consumer:1", owner=OWNER)
     to = plan_for(
         [consumer("1", "a", "customer:acme")],
-        observed(replace(named, subject_keys=()), carrier, here),
+        observed(replace(key_customer, subject_keys=()), carrier, here),
         rules=BY_TAG,
         options=FLAGS,
     )
     assert not to.actionable
 
 
-def test_policy_sync_marks_nothing_on_the_one_whose_key_it_is() -> None:
-    named, carrier = customer("acme", "consumer:1", owner=OWNER), customer("globex", "acme", owner="other")
-    plan = plan_for([consumer("2")], observed(named, carrier), rules=DEFAULT_KEYS, policy="sync")
+def test_policy_sync_marks_nothing_on_the_key_customer() -> None:
+    key_customer, carrier = (
+        customer("acme", "consumer:1", owner=OWNER),
+        customer("globex", "acme", owner="other"),
+    )
+    plan = plan_for([consumer("2")], observed(key_customer, carrier), rules=DEFAULT_KEYS, policy="sync")
     assert lines(plan) == ["create-customer consumer-2 consumer:2", "blocked acme acme"]
 
 
-def test_a_customers_id_reaches_it_too_and_is_given_to_nobody_else() -> None:
+def test_a_subject_that_is_a_customers_id_is_attached_to_no_other() -> None:
     ours = customer("acme", "x", owner=OWNER, identity="01ABC")
     elsewhere = plan_for([static("01ABC", customer="globex")], observed(ours), rules=RULES)
     assert lines(elsewhere)[0] == "blocked globex 01ABC"
@@ -112,7 +118,7 @@ def test_a_customers_id_reaches_it_too_and_is_given_to_nobody_else() -> None:
     assert "is the id of customer 'acme'" in reasons(taken)
 
 
-def test_a_pair_made_by_hand_is_told_by_plan_and_apply_and_ends_when_one_lets_go(tmp_path: Path) -> None:
+def test_double_counting_made_by_hand_is_reported_until_one_customer_lets_go(tmp_path: Path) -> None:
     with running_sandbox() as url:
         project = Project(tmp_path, url)
         assert project.call("apply").returncode == 0
@@ -130,9 +136,9 @@ def test_a_pair_made_by_hand_is_told_by_plan_and_apply_and_ends_when_one_lets_go
         assert project.call("plan").returncode == 0
 
 
-def test_being_at_rest_by_all_else_does_not_hide_it() -> None:
-    named = customer("x", "consumer:1", owner=OWNER, metadata=ownership_metadata(OWNER, "1"))
+def test_double_counting_is_reported_for_an_otherwise_unchanged_customer() -> None:
+    key_customer = customer("x", "consumer:1", owner=OWNER, metadata=ownership_metadata(OWNER, "1"))
     carrier = customer("consumer:2", "consumer:2", "x", owner=OWNER)
-    world = observed(named, carrier)
+    state = observed(key_customer, carrier)
     people = [static("consumer:1", customer="x"), consumer("2", "consumer:2")]
-    assert lines(plan_for(people, world, rules=RULES)) == ["blocked x x"]
+    assert lines(plan_for(people, state, rules=RULES)) == ["blocked x x"]

@@ -1,4 +1,4 @@
-"""What stops a run before its first change."""
+"""Guards that stop a run before its first change, and scopes."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from syncd.core.errors import ScopeError, UnsafePlanError
 from syncd.core.model import ObservedState, Principal
 from syncd.core.policy import Policy
 from syncd.mapping.rules import MappingRules
-from syncd.planning.guards import Limits, danger, require_safe, withhold_removals
+from syncd.planning.guards import Limits, require_safe, unsafe_reason, withhold_for_empty_sources
 from syncd.planning.plan import PlanOptions
 from syncd.planning.scope import Scope, restricted
 from tests.syncd.builders import (
@@ -29,7 +29,7 @@ EVERYBODY = [consumer(str(number), f"user-{number}") for number in range(40)]
 RULES = MappingRules(owner_id=OWNER, group_by="none", templates=KEYED_BY_SUBJECT)
 
 
-def world(*, renamed: int = 0) -> ObservedState:
+def state(*, renamed: int = 0) -> ObservedState:
     """All of EVERYBODY, some under an old name."""
     return observed(
         *(
@@ -46,8 +46,8 @@ def plan(principals: list[Principal], there: ObservedState, policy: Policy = "sy
 
 
 def test_updates_beyond_the_share_stop_the_run_with_numbers_limit_and_flag() -> None:
-    there = world(renamed=13)
-    why = danger(plan(EVERYBODY, there), there, Limits())
+    there = state(renamed=13)
+    why = unsafe_reason(plan(EVERYBODY, there), there, Limits())
     assert why is not None
     for part in ("too many updates", "13 of 40 customers (32.5 %)", "30 %", "max_update_percent", "--force"):
         assert part in why
@@ -57,21 +57,21 @@ def test_updates_beyond_the_share_stop_the_run_with_numbers_limit_and_flag() -> 
 
 @pytest.mark.parametrize("renamed", [0, 12])
 def test_updates_up_to_the_share_pass(renamed: int) -> None:
-    there = world(renamed=renamed)
-    assert danger(plan(EVERYBODY, there), there, Limits()) is None
+    there = state(renamed=renamed)
+    assert unsafe_reason(plan(EVERYBODY, there), there, Limits()) is None
 
 
 def test_fewer_than_ten_pass_whatever_their_share() -> None:
     there = observed(*(customer(f"consumer:{n}", name="old", owner=OWNER) for n in range(9)))
-    assert danger(plan(EVERYBODY[:9], there), there, Limits()) is None
-    assert danger(plan(EVERYBODY[:9], there), there, Limits(min_changes=9)) is not None
+    assert unsafe_reason(plan(EVERYBODY[:9], there), there, Limits()) is None
+    assert unsafe_reason(plan(EVERYBODY[:9], there), there, Limits(min_changes=9)) is not None
 
 
 def test_marks_count_as_removals_so_that_a_broken_source_shows_at_once() -> None:
-    why = danger(plan(EVERYBODY[:20], world()), world(), Limits())
+    why = unsafe_reason(plan(EVERYBODY[:20], state()), state(), Limits())
     assert why is not None
     assert "too many removals: 20 of 40 subjects (50.0 %)" in why
-    assert danger(plan(EVERYBODY[:20], world(), "upsert-only"), world(), Limits()) is None
+    assert unsafe_reason(plan(EVERYBODY[:20], state(), "upsert-only"), state(), Limits()) is None
 
 
 @pytest.mark.parametrize("tagged", [12, 13])
@@ -81,51 +81,53 @@ def test_moves_and_retirements_count_as_removals(tagged: int) -> None:
         for one in EVERYBODY
     ]
     apart = observed(*(customer(f"c{n}", f"consumer:{n}", owner=OWNER) for n in range(40)))
-    for there, options in ((world(), PlanOptions(allow_retire=True)), (apart, PlanOptions(allow_move=True))):
+    for there, options in ((state(), PlanOptions(allow_retire=True)), (apart, PlanOptions(allow_move=True))):
         wanted = people if there is not apart else people[:tagged]
         found = plan_for(wanted, there, rules=BY_TAG, options=options)
-        why = danger(found, there, Limits(max_update_percent=100))
+        why = unsafe_reason(found, there, Limits(max_update_percent=100))
         assert why is None if tagged == 12 else "13 of 40 subjects (32.5 %)" in (why or "")
 
 
-def test_creations_are_no_updates() -> None:
-    assert danger(plan(EVERYBODY, observed()), observed(), Limits()) is None
+def test_creations_do_not_count_as_updates() -> None:
+    assert unsafe_reason(plan(EVERYBODY, observed()), observed(), Limits()) is None
 
 
 def test_force_lifts_the_shares_but_not_the_cap() -> None:
-    there = world(renamed=40)
-    assert danger(plan(EVERYBODY, there), there, Limits(), force=True) is None
-    why = danger(plan(EVERYBODY, there), there, Limits(max_changes=39), force=True)
+    there = state(renamed=40)
+    assert unsafe_reason(plan(EVERYBODY, there), there, Limits(), force=True) is None
+    why = unsafe_reason(plan(EVERYBODY, there), there, Limits(max_changes=39), force=True)
     assert why == (
         "the plan has 40 changes, and guards.max_changes allows 39 in one run."
-        " Raise that setting if this is right"
+        " If this is intended, raise that setting"
     )
-    assert danger(plan(EVERYBODY, there), there, Limits(max_changes=40), force=True) is None
+    assert unsafe_reason(plan(EVERYBODY, there), there, Limits(max_changes=40), force=True) is None
 
 
 def test_customers_without_subjects_count_as_one_removal_each() -> None:
     bare = [customer(f"consumer-{number}", owner=OWNER) for number in range(10)]
     there = observed(*bare)
-    why = danger(plan([], there), there, Limits())
+    why = unsafe_reason(plan([], there), there, Limits())
     assert why is not None
     assert "too many removals: 10 of 0 subjects (all)" in why
-    assert danger(plan([], observed(*bare[1:])), there, Limits()) is None
+    assert unsafe_reason(plan([], observed(*bare[1:])), there, Limits()) is None
 
 
-def test_while_a_source_is_empty_what_is_gone_is_only_reported() -> None:
-    gone = plan(EVERYBODY[:39], world())
+def test_while_a_source_is_empty_orphans_are_only_reported() -> None:
+    gone = plan(EVERYBODY[:39], state())
     assert lines(gone) == ["mark-orphaned consumer:39 consumer:39"]
-    withheld = withhold_removals(gone, ["kong"])
+    withheld = withhold_for_empty_sources(gone, ["kong"])
     assert lines(withheld) == ["orphaned consumer:39 consumer:39"]
     assert withheld.in_sync
-    assert "kong named nobody" in withheld.notes[0]
+    assert "kong returned no principals" in withheld.notes[0]
     assert "--allow-empty" in withheld.notes[0]
-    assert withhold_removals(gone, []) is gone
+    assert withhold_for_empty_sources(gone, []) is gone
 
 
 def test_an_empty_source_still_lets_the_others_create() -> None:
-    fresh = plan([consumer("new", "new")], world())
-    assert [change.kind for change in withhold_removals(fresh, ["kong"]).actionable] == ["create-customer"]
+    fresh = plan([consumer("new", "new")], state())
+    assert [change.kind for change in withhold_for_empty_sources(fresh, ["kong"]).actionable] == [
+        "create-customer"
+    ]
 
 
 ACME = [consumer("1", "alice", "customer:acme"), consumer("2", "bob", "customer:acme", source="portal")]
@@ -166,7 +168,7 @@ def test_what_is_blocked_for_another_member_of_a_group_does_not_concern_the_sele
     assert lines(cut) == ["blocked acme consumer:2"]
 
 
-def test_a_selected_principal_that_gets_no_subject_is_not_said_to_be_in_order() -> None:
+def test_a_selected_principal_that_gets_no_subject_is_reported() -> None:
     rules = replace(BY_TAG, subject_field="username")
     nameless = consumer("5", None, custom_id="crm-5")
     full = plan_for([consumer("1", "alice"), nameless], observed(), rules=rules)
@@ -178,6 +180,6 @@ def test_without_a_selection_everything_stays() -> None:
     assert "mark-orphaned consumer:9 consumer:9" in scoped(Scope())
 
 
-def test_a_selection_that_fits_nobody_is_an_error() -> None:
-    with pytest.raises(ScopeError, match="source nowhere and principal bob"):
+def test_a_selection_without_any_match_is_an_error() -> None:
+    with pytest.raises(ScopeError, match="no principal matches source nowhere and principal bob"):
         scoped(Scope("nowhere", "bob"))

@@ -1,4 +1,4 @@
-"""Moves and adoptions: what people allow by a flag."""
+"""Moves and adoptions, which need a flag."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def carried(target: MemoryTarget) -> dict[str | None, tuple[str, ...]]:
     return {customer.key: customer.subject_keys for customer in target.customers.values()}
 
 
-def test_a_subject_moves_off_first_and_then_to_where_it_belongs() -> None:
+def test_a_move_detaches_the_subject_first_and_then_attaches_it() -> None:
     plan = plan_for([ALICE, BOB, CAROL], observed(ACME, GLOBEX), rules=BY_TAG, options=MOVE)
     assert lines(plan) == ["move-subjects acme consumer:1", "attach-subjects globex consumer:1"]
     move = plan.changes[0]
@@ -68,15 +68,15 @@ def test_nothing_moves_without_the_flag_or_under_create_only() -> None:
 
 
 def test_nothing_moves_from_or_to_a_paying_customer() -> None:
-    for world in (
+    for state in (
         observed(replace(ACME, active_subscription="S"), GLOBEX),
         observed(ACME, replace(GLOBEX, active_subscription="S")),
     ):
-        plan = plan_for([ALICE, BOB, CAROL], world, rules=BY_TAG, options=MOVE)
+        plan = plan_for([ALICE, BOB, CAROL], state, rules=BY_TAG, options=MOVE)
         assert lines(plan) == ["blocked globex consumer:1"]
 
 
-def test_nothing_moves_from_a_customer_that_is_not_ours() -> None:
+def test_nothing_moves_from_an_unmanaged_customer() -> None:
     plan = plan_for([ALICE, BOB], observed(replace(ACME, metadata={})), rules=BY_TAG, options=MOVE)
     assert plan.actionable == ()
 
@@ -92,7 +92,7 @@ def test_a_subscription_that_began_since_the_plan_keeps_the_subject_where_it_is(
 
 
 class Refusing(MemoryTarget):
-    """Refuses to put anything on globex."""
+    """Refuses every edit of globex."""
 
     def edit_customer(self, customer_id: str, decide: Decide) -> bool:
         if customer_id == "id-globex":
@@ -109,15 +109,15 @@ def test_a_subject_that_its_new_customer_refuses_goes_back() -> None:
     assert sorted(carried(target)["acme"]) == ["consumer:1", "consumer:2"]
 
 
-def adopt(world: ObservedCustomer, *principals: Principal) -> MemoryTarget:
-    target = MemoryTarget(observed(world, subjects=()))
+def adopt(state: ObservedCustomer, *principals: Principal) -> MemoryTarget:
+    target = MemoryTarget(observed(state, subjects=()))
     options = ADOPT
     apply_plan(plan_for(list(principals), target.observe(), rules=BY_TAG, options=options), target)
     assert plan_for(list(principals), target.observe(), rules=BY_TAG).changes == ()
     return target
 
 
-def test_adopting_adds_our_marks_and_nothing_else() -> None:
+def test_adopting_adds_ownership_metadata_and_nothing_else() -> None:
     by_hand = customer("consumer:1", "consumer:1", "x", name="Alice GmbH", metadata={"crm": "7"})
     target = adopt(by_hand, consumer("1", "alice"))
     (after,) = target.customers.values()
@@ -146,12 +146,12 @@ def test_no_subject_is_moved_off_an_adopted_customer() -> None:
 
 def test_a_customer_of_another_owner_is_never_adopted() -> None:
     for metadata in ({"managed-by": "hubspot"}, {"managed-by": "kong-openmeter", "sync-owner": "north"}):
-        world = observed(customer("consumer:1", metadata=metadata))
-        plan = plan_for([consumer("1", "alice")], world, options=ADOPT)
+        state = observed(customer("consumer:1", metadata=metadata))
+        plan = plan_for([consumer("1", "alice")], state, options=ADOPT)
         assert lines(plan) == ["unmanaged consumer:1 consumer:1"]
 
 
-def test_a_customer_that_someone_took_since_the_plan_is_not_adopted() -> None:
+def test_a_customer_that_got_another_owner_since_the_plan_is_not_adopted() -> None:
     by_hand = customer("consumer:1", "consumer:1")
     plan = plan_for([consumer("1", "alice")], observed(by_hand), options=ADOPT)
     assert plan.changes[0].kind is ChangeKind.ADOPT_CUSTOMER
@@ -160,8 +160,8 @@ def test_a_customer_that_someone_took_since_the_plan_is_not_adopted() -> None:
     assert target.writes == 0
 
 
-def test_nothing_moves_to_a_customer_that_cannot_be_made() -> None:
-    """Its key is a subject of somebody's customer: a subject that left its own would be on none."""
+def test_nothing_moves_to_a_customer_that_cannot_be_created() -> None:
+    """Its key is a subject of another customer, so a subject that moves to it would be unbilled."""
     own = customer("consumer-1", "consumer:1", owner=OWNER)
     by_hand = customer("legacy", "globex")
     plan = plan_for([ALICE], observed(own, by_hand), rules=BY_TAG, options=MOVE)

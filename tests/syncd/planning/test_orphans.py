@@ -1,4 +1,4 @@
-"""What becomes of principals that are gone, with time passing; and what the policies make of it."""
+"""Orphans over time: marked, detached and deleted; and what each policy allows."""
 
 from __future__ import annotations
 
@@ -23,8 +23,8 @@ ALICE, BOB = consumer("1", "alice", "customer:acme"), consumer("2", "bob", "cust
 BOTH = customer("acme", "consumer:1", "consumer:2", owner=OWNER)
 
 
-class World:
-    """A metering API, and a syncd with policy sync at a day of the test's choice."""
+class Scenario:
+    """A metering API, and a syncd with policy sync that runs on any day."""
 
     def __init__(
         self,
@@ -38,8 +38,8 @@ class World:
     def plan(self, day: int, *principals: Principal, policy: Policy = "sync") -> Plan:
         grace = Grace(START + timedelta(days=day), timedelta(days=40), self.delete_after)
         options = PlanOptions(grace=grace)
-        world = self.target.observe()
-        return plan_for(list(principals), world, rules=BY_TAG, policy=policy, options=options)
+        state = self.target.observe()
+        return plan_for(list(principals), state, rules=BY_TAG, policy=policy, options=options)
 
     def sync(self, day: int, *principals: Principal) -> list[str]:
         plan = self.plan(day, *principals)
@@ -53,116 +53,121 @@ class World:
         return [customer.subject_keys for customer in self.target.customers.values()]
 
 
-def test_a_subject_that_is_gone_is_marked_then_waits_then_is_detached() -> None:
-    world = World(BOTH)
-    assert world.sync(0, ALICE) == ["mark-orphaned acme consumer:2"]
-    assert world.sync(39, ALICE) == ["orphaned acme consumer:2"]
-    assert world.subjects == [("consumer:1", "consumer:2")]
-    assert world.sync(40, ALICE) == ["detach-subjects acme consumer:2"]
-    assert world.subjects == [("consumer:1",)]
-    assert world.sync(41, ALICE) == []
+def test_an_orphaned_subject_is_marked_then_waits_then_is_detached() -> None:
+    scenario = Scenario(BOTH)
+    assert scenario.sync(0, ALICE) == ["mark-orphaned acme consumer:2"]
+    assert scenario.sync(39, ALICE) == ["orphaned acme consumer:2"]
+    assert scenario.subjects == [("consumer:1", "consumer:2")]
+    assert scenario.sync(40, ALICE) == ["detach-subjects acme consumer:2"]
+    assert scenario.subjects == [("consumer:1",)]
+    assert scenario.sync(41, ALICE) == []
 
 
-def test_one_that_comes_back_loses_its_mark_and_gets_a_new_grace_period() -> None:
-    world = World(BOTH)
-    world.sync(0, ALICE)
-    assert world.sync(30, ALICE, BOB) == ["unmark-orphaned acme"]
-    assert world.sync(50, ALICE) == ["mark-orphaned acme consumer:2"]
-    assert world.sync(60, ALICE) == ["orphaned acme consumer:2"]
+def test_a_subject_that_comes_back_loses_its_mark_and_gets_a_new_grace_period() -> None:
+    scenario = Scenario(BOTH)
+    scenario.sync(0, ALICE)
+    assert scenario.sync(30, ALICE, BOB) == ["unmark-orphaned acme"]
+    assert scenario.sync(50, ALICE) == ["mark-orphaned acme consumer:2"]
+    assert scenario.sync(60, ALICE) == ["orphaned acme consumer:2"]
 
 
 def test_each_subject_has_a_grace_period_of_its_own() -> None:
     carol = consumer("3", "carol", "customer:acme")
-    world = World(customer("acme", "consumer:1", "consumer:2", "consumer:3", owner=OWNER))
-    world.sync(0, ALICE, carol)
-    world.sync(20, ALICE)
-    assert world.sync(40, ALICE) == ["detach-subjects acme consumer:2", "orphaned acme consumer:3"]
-    assert world.sync(60, ALICE) == ["detach-subjects acme consumer:3"]
+    scenario = Scenario(customer("acme", "consumer:1", "consumer:2", "consumer:3", owner=OWNER))
+    scenario.sync(0, ALICE, carol)
+    scenario.sync(20, ALICE)
+    assert scenario.sync(40, ALICE) == ["detach-subjects acme consumer:2", "orphaned acme consumer:3"]
+    assert scenario.sync(60, ALICE) == ["detach-subjects acme consumer:3"]
 
 
-def test_a_customer_that_is_gone_is_marked_then_loses_our_subjects_and_is_kept() -> None:
-    world = World(customer("acme", "consumer:1", "by-hand", owner=OWNER))
-    assert world.sync(0) == ["mark-orphaned acme consumer:1 by-hand"]
-    assert world.sync(40) == ["detach-subjects acme consumer:1"]
-    assert world.subjects == [("by-hand",)]
-    assert world.sync(4000) == ["orphaned acme by-hand"]
+def test_an_orphaned_customer_is_marked_then_loses_its_managed_subjects_and_stays() -> None:
+    scenario = Scenario(customer("acme", "consumer:1", "by-hand", owner=OWNER))
+    assert scenario.sync(0) == ["mark-orphaned acme consumer:1 by-hand"]
+    assert scenario.sync(40) == ["detach-subjects acme consumer:1"]
+    assert scenario.subjects == [("by-hand",)]
+    assert scenario.sync(4000) == ["orphaned acme by-hand"]
 
 
-def test_a_customer_that_is_gone_and_comes_back_is_as_before() -> None:
-    world = World(customer("acme", "consumer:1", owner=OWNER))
-    world.sync(0)
-    world.sync(40)
-    assert world.sync(41, ALICE) == ["unmark-orphaned acme", "attach-subjects acme consumer:1"]
-    assert world.sync(42) == ["mark-orphaned acme consumer:1"]
-    assert world.sync(50) == ["orphaned acme consumer:1"]
+def test_an_orphaned_customer_that_comes_back_is_as_before() -> None:
+    scenario = Scenario(customer("acme", "consumer:1", owner=OWNER))
+    scenario.sync(0)
+    scenario.sync(40)
+    assert scenario.sync(41, ALICE) == ["unmark-orphaned acme", "attach-subjects acme consumer:1"]
+    assert scenario.sync(42) == ["mark-orphaned acme consumer:1"]
+    assert scenario.sync(50) == ["orphaned acme consumer:1"]
 
 
 def test_a_customer_is_deleted_only_by_the_further_setting_and_after_its_own_period() -> None:
-    world = World(customer("acme", "consumer:1", owner=OWNER), delete_after=100)
-    world.sync(0)
-    assert world.sync(40) == ["detach-subjects acme consumer:1"]
-    assert world.sync(99) == ["orphaned acme"]
-    assert world.sync(100) == ["delete-customer acme"]
-    assert world.subjects == []
+    scenario = Scenario(customer("acme", "consumer:1", owner=OWNER), delete_after=100)
+    scenario.sync(0)
+    assert scenario.sync(40) == ["detach-subjects acme consumer:1"]
+    assert scenario.sync(99) == ["orphaned acme"]
+    assert scenario.sync(100) == ["delete-customer acme"]
+    assert scenario.subjects == []
 
 
 @pytest.mark.parametrize("subjects", [("by-hand",), ("consumer:1", "by-hand")])
 def test_a_customer_with_subjects_of_others_is_never_deleted(subjects: tuple[str, ...]) -> None:
-    world = World(customer("acme", *subjects, owner=OWNER), delete_after=50)
-    world.sync(0)
-    world.sync(40)
-    assert world.sync(4000) == ["orphaned acme by-hand"]
-    assert "not ours" in world.plan(4000).changes[0].reason
+    scenario = Scenario(customer("acme", *subjects, owner=OWNER), delete_after=50)
+    scenario.sync(0)
+    scenario.sync(40)
+    assert scenario.sync(4000) == ["orphaned acme by-hand"]
+    assert "syncd does not manage" in scenario.plan(4000).changes[0].reason
 
 
 @pytest.mark.parametrize("why", ["it has entitlements (f)", None])
-def test_a_customer_that_something_hangs_on_is_not_deleted(why: str | None) -> None:
-    kept = {"id-acme": why} if why else {}
-    world = World(customer("acme", "consumer:1", owner=OWNER), delete_after=40)
-    world.sync(0)
+def test_a_customer_that_must_stay_is_not_deleted(why: str | None) -> None:
+    undeletable = {"id-acme": why} if why else {}
+    scenario = Scenario(customer("acme", "consumer:1", owner=OWNER), delete_after=40)
+    scenario.sync(0)
     grace = Grace(START + timedelta(days=40), timedelta(days=40), timedelta(days=40))
-    options = PlanOptions(grace=grace, kept=kept)
-    plan = plan_for([], world.target.observe(), rules=BY_TAG, policy="sync", options=options)
+    options = PlanOptions(grace=grace, undeletable=undeletable)
+    plan = plan_for([], scenario.target.observe(), rules=BY_TAG, policy="sync", options=options)
     assert lines(plan) == [f"{'blocked' if why else 'delete-customer'} acme consumer:1"]
     assert (why or "delete_after") in plan.changes[0].reason
 
 
 def test_an_adopted_customer_loses_nothing() -> None:
     adopted = customer("acme", "consumer:1", owner=OWNER, metadata={"adopted": "true"})
-    world = World(adopted, delete_after=50)
-    assert world.sync(0) == ["orphaned acme consumer:1"]
-    assert world.sync(4000) == ["orphaned acme consumer:1"]
+    scenario = Scenario(adopted, delete_after=50)
+    assert scenario.sync(0) == ["orphaned acme consumer:1"]
+    assert scenario.sync(4000) == ["orphaned acme consumer:1"]
 
 
 @pytest.mark.parametrize("delete_after", [None, 50])
 def test_a_subscription_blocks_what_is_due(delete_after: int | None) -> None:
-    world = World(customer("acme", "consumer:1", owner=OWNER, subscription="S1"), delete_after=delete_after)
-    world.sync(0)
-    (blocked,) = world.plan(60).changes
+    scenario = Scenario(
+        customer("acme", "consumer:1", owner=OWNER, subscription="S1"), delete_after=delete_after
+    )
+    scenario.sync(0)
+    (blocked,) = scenario.plan(60).changes
     assert blocked.kind is ChangeKind.BLOCKED
     assert "S1" in blocked.reason
-    assert world.plan(60, policy="upsert-only").in_sync
+    assert scenario.plan(60, policy="upsert-only").in_sync
 
 
 def test_a_subscription_or_a_subject_that_came_since_the_plan_stops_the_deletion() -> None:
     for change in ({"active_subscription": "S"}, {"subject_keys": ("consumer:1", "by-hand")}):
-        world = World(customer("acme", "consumer:1", owner=OWNER), delete_after=40)
-        world.sync(0)
-        late = world.plan(40)
-        there = world.target.customers["id-acme"]
-        world.target.customers["id-acme"] = replace(there, **change)
-        (outcome,) = apply_plan(late, world.target, remover=world.target)
+        scenario = Scenario(customer("acme", "consumer:1", owner=OWNER), delete_after=40)
+        scenario.sync(0)
+        late = scenario.plan(40)
+        there = scenario.target.customers["id-acme"]
+        scenario.target.customers["id-acme"] = replace(there, **change)
+        (outcome,) = apply_plan(late, scenario.target, remover=scenario.target)
         assert outcome.status is Status.BLOCKED
-        assert world.subjects
+        assert scenario.subjects
 
 
 def test_a_principal_that_came_back_since_the_plan_is_not_detached() -> None:
-    world = World(BOTH)
-    world.sync(0, ALICE)
-    late = world.plan(40, ALICE)
-    world.sync(40, ALICE, BOB)
-    (outcome,) = apply_plan(late, world.target)
-    assert (outcome.status, outcome.detail) == (Status.BLOCKED, "its marks changed meanwhile; plan again")
+    scenario = Scenario(BOTH)
+    scenario.sync(0, ALICE)
+    late = scenario.plan(40, ALICE)
+    scenario.sync(40, ALICE, BOB)
+    (outcome,) = apply_plan(late, scenario.target)
+    assert (outcome.status, outcome.detail) == (
+        Status.BLOCKED,
+        "its marks have changed since the plan was made; plan again",
+    )
 
 
 def test_the_entity_of_a_detached_subject_is_deleted_with_it_and_one_of_others_is_not() -> None:
@@ -174,34 +179,34 @@ def test_the_entity_of_a_detached_subject_is_deleted_with_it_and_one_of_others_i
             ("consumer:3", {}),
         )
     )
-    world = World(BOTH, subjects=entities)
-    world.sync(0, ALICE)
-    assert world.sync(40, ALICE) == ["detach-subjects acme consumer:2", "delete-subject - consumer:2"]
-    assert [entity.key for entity in world.target.subjects() or ()] == ["consumer:1", "consumer:3"]
+    scenario = Scenario(BOTH, subjects=entities)
+    scenario.sync(0, ALICE)
+    assert scenario.sync(40, ALICE) == ["detach-subjects acme consumer:2", "delete-subject - consumer:2"]
+    assert [entity.key for entity in scenario.target.subjects() or ()] == ["consumer:1", "consumer:3"]
 
 
 def test_a_clock_that_jumps_back_detaches_nothing() -> None:
-    world = World(BOTH)
-    world.sync(100, ALICE)
-    assert world.sync(0, ALICE) == ["orphaned acme consumer:2"]
+    scenario = Scenario(BOTH)
+    scenario.sync(100, ALICE)
+    assert scenario.sync(0, ALICE) == ["orphaned acme consumer:2"]
 
 
 def test_a_mark_that_cannot_be_read_is_no_mark() -> None:
     broken = customer("acme", "consumer:1", owner=OWNER, metadata={"orphaned-at": "19991399T000000Z"})
-    assert lines(World(broken).plan(0)) == ["mark-orphaned acme consumer:1"]
+    assert lines(Scenario(broken).plan(0)) == ["mark-orphaned acme consumer:1"]
 
 
-def test_more_than_sixteen_subjects_at_once_take_turns() -> None:
+def test_more_than_sixteen_orphaned_subjects_take_turns() -> None:
     gone = [f"consumer:{number}" for number in range(20)]
-    world = World(customer("acme", "consumer:1000", *gone, owner=OWNER))
+    scenario = Scenario(customer("acme", "consumer:1000", *gone, owner=OWNER))
     stays = consumer("1000", "zoe", "customer:acme")
-    plan = world.plan(0, stays)
+    plan = scenario.plan(0, stays)
     assert [len(change.subject_keys) for change in plan.changes] == [16, 4]
-    world.sync(0, stays)
-    apply_plan(world.plan(40, stays), world.target)
-    world.sync(41, stays)
-    world.sync(81, stays)
-    assert world.subjects == [("consumer:1000",)]
+    scenario.sync(0, stays)
+    apply_plan(scenario.plan(40, stays), scenario.target)
+    scenario.sync(41, stays)
+    scenario.sync(81, stays)
+    assert scenario.subjects == [("consumer:1000",)]
 
 
 def test_marks_are_valid_labels() -> None:
@@ -216,19 +221,19 @@ def test_marks_are_valid_labels() -> None:
 
 
 @pytest.mark.parametrize("policy", ["create-only", "upsert-only"])
-def test_other_policies_report_what_is_gone_in_one_line_for_each_customer(policy: Policy) -> None:
-    world = World(BOTH, customer("finance", "x"), delete_after=40)
-    world.sync(0, ALICE)
-    plan = world.plan(100, ALICE, policy=policy)
+def test_other_policies_report_orphans_in_one_line_for_each_customer(policy: Policy) -> None:
+    scenario = Scenario(BOTH, customer("finance", "x"), delete_after=40)
+    scenario.sync(0, ALICE)
+    plan = scenario.plan(100, ALICE, policy=policy)
     assert lines(plan) == ["orphaned acme consumer:2"]
     assert plan.in_sync
 
 
-def test_upsert_only_takes_back_marks_that_policy_sync_left() -> None:
-    world = World(BOTH)
-    world.sync(0, ALICE)
-    assert lines(world.plan(1, ALICE, BOB, policy="upsert-only")) == ["unmark-orphaned acme"]
-    assert lines(world.plan(1, ALICE, BOB, policy="create-only")) == []
+def test_upsert_only_removes_marks_that_policy_sync_left() -> None:
+    scenario = Scenario(BOTH)
+    scenario.sync(0, ALICE)
+    assert lines(scenario.plan(1, ALICE, BOB, policy="upsert-only")) == ["unmark-orphaned acme"]
+    assert lines(scenario.plan(1, ALICE, BOB, policy="create-only")) == []
 
 
 @pytest.mark.parametrize(
@@ -251,20 +256,20 @@ def test_a_policy_lets_through_only_its_kinds(policy: Policy, allowed: set[str])
     assert {change.kind for change in POLICIES[policy](every)} <= allowed
 
 
-def test_a_customer_whose_key_is_in_doubt_is_not_gone() -> None:
+def test_a_customer_whose_key_is_uncertain_is_not_orphaned() -> None:
     doubt = [static("x", customer="acme", name="a"), static("x", customer="acme", name="b")]
-    world = World(customer("acme", "by-hand", owner=OWNER))
-    assert lines(world.plan(0, *doubt)) == ["blocked acme x"]
-    assert lines(world.plan(0)) == ["mark-orphaned acme by-hand"]
+    scenario = Scenario(customer("acme", "by-hand", owner=OWNER))
+    assert lines(scenario.plan(0, *doubt)) == ["blocked acme x"]
+    assert lines(scenario.plan(0)) == ["mark-orphaned acme by-hand"]
 
 
 def test_the_entity_of_a_subject_that_is_the_key_of_its_customer_stays_while_that_one_does() -> None:
-    """Usage under the key stays attributed, whatever is detached."""
+    """Usage under the key stays attributed even after the subject is detached."""
     entity = ObservedSubject("consumer:1", "alice", ownership_metadata(OWNER, "1"))
-    world = World(customer("consumer:1", "consumer:1", owner=OWNER), subjects=(entity,))
-    assert world.sync(0) == ["mark-orphaned consumer:1 consumer:1"]
-    assert world.sync(40) == ["detach-subjects consumer:1 consumer:1"]
-    assert world.target.subjects() == (entity,)
+    scenario = Scenario(customer("consumer:1", "consumer:1", owner=OWNER), subjects=(entity,))
+    assert scenario.sync(0) == ["mark-orphaned consumer:1 consumer:1"]
+    assert scenario.sync(40) == ["detach-subjects consumer:1 consumer:1"]
+    assert scenario.target.subjects() == (entity,)
 
 
 def test_of_several_marks_of_one_subject_the_oldest_counts() -> None:

@@ -23,15 +23,15 @@ def test_a_principal_without_a_customer_gets_one() -> None:
     assert after.metadata == ownership_metadata(OWNER, "1")
 
 
-def test_a_world_that_is_as_desired_needs_nothing() -> None:
+def test_a_state_that_is_as_desired_needs_no_changes() -> None:
     plan = plan_for(ACME, observed(customer("acme", "consumer:2", "consumer:1", owner=OWNER)), rules=BY_TAG)
     assert plan.in_sync
     assert plan.changes == ()
 
 
 def test_a_missing_subject_is_appended_so_that_the_order_of_the_others_stays() -> None:
-    world = observed(customer("acme", "z", "consumer:2", "a", owner=OWNER))
-    plan = plan_for(ACME, world, rules=BY_TAG)
+    state = observed(customer("acme", "z", "consumer:2", "a", owner=OWNER))
+    plan = plan_for(ACME, state, rules=BY_TAG)
     assert lines(plan) == ["attach-subjects acme consumer:1"]
     after = plan.changes[0].after
     assert after is not None
@@ -45,9 +45,9 @@ def test_a_name_that_changed_at_the_source_renames_our_customer() -> None:
     assert lines(plan) == ["rename-customer consumer:1"]
 
 
-def test_the_name_that_people_gave_to_a_group_stays() -> None:
-    world = observed(customer("acme", "consumer:1", "consumer:2", name="ACME Inc.", owner=OWNER))
-    assert plan_for(ACME, world, rules=BY_TAG).in_sync
+def test_a_group_keeps_the_name_that_people_gave_it() -> None:
+    state = observed(customer("acme", "consumer:1", "consumer:2", name="ACME Inc.", owner=OWNER))
+    assert plan_for(ACME, state, rules=BY_TAG).in_sync
 
 
 def test_a_subject_on_a_customer_made_by_hand_is_unmanaged_and_clean() -> None:
@@ -56,13 +56,15 @@ def test_a_subject_on_a_customer_made_by_hand_is_unmanaged_and_clean() -> None:
     assert plan.in_sync
 
 
-def test_a_foreign_customer_whose_key_is_the_subject_is_unmanaged_and_never_renamed() -> None:
+def test_an_unmanaged_customer_whose_key_is_the_subject_is_never_renamed() -> None:
     plan = plan_for([consumer("1", "alice")], observed(customer("consumer:1", name="Alice GmbH")))
     assert lines(plan) == ["unmanaged consumer:1 consumer:1"]
 
 
 @pytest.mark.parametrize("owner", [None, "other-owner"])
-def test_a_foreign_customer_in_the_way_blocks_the_subjects_that_it_does_not_carry(owner: str | None) -> None:
+def test_an_unmanaged_customer_with_the_wanted_key_blocks_the_subjects_that_it_does_not_carry(
+    owner: str | None,
+) -> None:
     plan = plan_for(ACME, observed(customer("acme", "consumer:1", owner=owner)), rules=BY_TAG)
     assert lines(plan) == ["blocked acme consumer:2", "unmanaged acme consumer:1"]
     assert not plan.in_sync
@@ -70,33 +72,33 @@ def test_a_foreign_customer_in_the_way_blocks_the_subjects_that_it_does_not_carr
     assert "other-owner" in reason if owner else "no ownership metadata" in reason
 
 
-def test_a_customer_marked_by_another_tool_is_foreign_though_the_owner_id_is_the_same() -> None:
+def test_a_customer_of_another_tool_is_unmanaged_even_with_the_same_owner_id() -> None:
     there = customer("acme", metadata={"managed-by": "terraform", "sync-owner": OWNER})
     plan = plan_for(ACME, observed(there), rules=BY_TAG)
     assert {change.kind for change in plan.changes} == {ChangeKind.BLOCKED}
 
 
 def test_a_customer_with_an_active_subscription_blocks_a_new_subject_and_says_what_to_do() -> None:
-    world = observed(customer("acme", "consumer:1", owner=OWNER, subscription="SUB1"))
-    plan = plan_for(ACME, world, rules=BY_TAG)
+    state = observed(customer("acme", "consumer:1", owner=OWNER, subscription="SUB1"))
+    plan = plan_for(ACME, state, rules=BY_TAG)
     assert lines(plan) == ["blocked acme consumer:2"]
     assert "SUB1" in plan.changes[0].reason
     assert "by hand" in plan.changes[0].reason
 
 
 def test_a_subject_that_the_customer_carries_by_its_key_needs_no_attachment() -> None:
-    world = observed(customer("consumer:1", name="alice", owner=OWNER, subscription="SUB1"))
-    assert plan_for([consumer("1", "alice")], world).changes == ()
+    state = observed(customer("consumer:1", name="alice", owner=OWNER, subscription="SUB1"))
+    assert plan_for([consumer("1", "alice")], state).changes == ()
 
 
 def test_a_subscribed_customer_can_still_be_renamed() -> None:
-    world = observed(customer("consumer:1", "consumer:1", name="old", owner=OWNER, subscription="SUB1"))
-    assert lines(plan_for([consumer("1", "alice")], world)) == ["rename-customer consumer:1"]
+    state = observed(customer("consumer:1", "consumer:1", name="old", owner=OWNER, subscription="SUB1"))
+    assert lines(plan_for([consumer("1", "alice")], state)) == ["rename-customer consumer:1"]
 
 
-def test_a_subject_on_another_customer_of_ours_is_not_moved() -> None:
-    world = observed(customer("consumer:1", "consumer:1", name="alice", owner=OWNER))
-    plan = plan_for(ACME, world, rules=BY_TAG)
+def test_a_subject_on_another_managed_customer_is_not_moved() -> None:
+    state = observed(customer("consumer:1", "consumer:1", name="alice", owner=OWNER))
+    plan = plan_for(ACME, state, rules=BY_TAG)
     assert lines(plan) == ["create-customer acme consumer:2", "blocked acme consumer:1"]
     assert "own key" in plan.of(ChangeKind.BLOCKED)[0].reason
 
@@ -111,31 +113,31 @@ def test_a_customer_key_that_is_a_subject_of_someone_blocks_the_creation() -> No
     assert lines(plan) == ["blocked acme consumer:1 consumer:2"]
 
 
-def test_what_no_source_names_any_more_is_reported_and_left_alone() -> None:
+def test_orphans_are_reported_and_left_alone() -> None:
     plan = plan_for([], observed(customer("consumer:9", "consumer:9", owner=OWNER), customer("finance", "x")))
     assert lines(plan) == ["orphaned consumer:9 consumer:9"]
     assert plan.in_sync
 
 
-def test_a_subject_that_no_source_names_any_more_is_reported_but_one_attached_by_hand_is_not() -> None:
-    world = observed(customer("acme", "consumer:1", "consumer:2", "consumer:3", "by-hand", owner=OWNER))
-    plan = plan_for(ACME, world, rules=BY_TAG)
+def test_an_orphaned_subject_is_reported_but_one_attached_by_hand_is_not() -> None:
+    state = observed(customer("acme", "consumer:1", "consumer:2", "consumer:3", "by-hand", owner=OWNER))
+    plan = plan_for(ACME, state, rules=BY_TAG)
     assert lines(plan) == ["orphaned acme consumer:3"]
 
 
-def test_what_is_in_doubt_is_not_called_orphaned() -> None:
+def test_uncertain_subjects_are_not_orphaned() -> None:
     two = [consumer("1", "alice", source="x"), consumer("1", "bob", source="y")]
     plan = plan_for(two, observed(customer("consumer:1", "consumer:1", owner=OWNER)))
     assert lines(plan) == ["blocked consumer:1 consumer:1"]
 
 
 def test_create_only_never_changes_a_customer_that_exists() -> None:
-    world = observed(
+    state = observed(
         customer("acme", "consumer:1", owner=OWNER),
         customer("consumer:3", "consumer:3", name="old", owner=OWNER),
     )
     principals = [*ACME, consumer("3", "new"), consumer("4", "dave")]
-    plan = plan_for(principals, world, rules=BY_TAG, policy="create-only")
+    plan = plan_for(principals, state, rules=BY_TAG, policy="create-only")
     assert lines(plan) == ["create-customer consumer:4 consumer:4", "blocked acme consumer:2"]
     assert "create-only" in plan.changes[1].reason
 
@@ -147,13 +149,13 @@ def test_subject_entities_come_after_all_customers() -> None:
     ] * 2
 
 
-def test_a_subject_that_finds_no_place_gets_no_entity() -> None:
-    world = observed(customer("acme", "consumer:1", owner=OWNER, subscription="S"), subjects=())
-    plan = plan_for(ACME, world, rules=BY_TAG)
+def test_a_subject_that_cannot_be_attached_gets_no_entity() -> None:
+    state = observed(customer("acme", "consumer:1", owner=OWNER, subscription="S"), subjects=())
+    plan = plan_for(ACME, state, rules=BY_TAG)
     assert lines(plan) == ["upsert-subject acme consumer:1", "blocked acme consumer:2"]
 
 
-def test_a_subject_on_a_foreign_customer_gets_no_entity() -> None:
+def test_a_subject_on_an_unmanaged_customer_gets_no_entity() -> None:
     plan = plan_for([consumer("1", "alice")], observed(customer("finance", "consumer:1"), subjects=()))
     assert lines(plan) == ["unmanaged finance consumer:1"]
 
@@ -163,7 +165,7 @@ def entity_plan(entity: ObservedSubject, name: str = "alice") -> list[str]:
     return lines(plan_for([consumer("1", name)], observed(there, subjects=(entity,))))
 
 
-def test_a_subject_entity_of_ours_follows_the_name() -> None:
+def test_a_managed_subject_entity_follows_the_name() -> None:
     entity = ObservedSubject("consumer:1", "old", ownership_metadata(OWNER, "1"))
     assert entity_plan(entity) == ["upsert-subject consumer:1 consumer:1"]
     assert entity_plan(ObservedSubject("consumer:1", "alice", ownership_metadata(OWNER, "1"))) == []
@@ -193,8 +195,8 @@ def test_a_server_without_subject_entities_gets_none() -> None:
 
 
 def test_the_plan_as_json_has_each_change_with_reason_before_and_after() -> None:
-    world = observed(customer("consumer:1", "consumer:1", name="alice", owner=OWNER))
-    document: dict[str, Any] = plan_for([consumer("1", "alicia")], world).to_json()
+    state = observed(customer("consumer:1", "consumer:1", name="alice", owner=OWNER))
+    document: dict[str, Any] = plan_for([consumer("1", "alicia")], state).to_json()
     assert {kind: count for kind, count in document["summary"].items() if count} == {"rename-customer": 1}
     assert document["changes"] == [
         {
@@ -209,14 +211,14 @@ def test_the_plan_as_json_has_each_change_with_reason_before_and_after() -> None
     ]
 
 
-def test_two_owners_share_a_metering_api_in_peace() -> None:
-    world = observed(customer("consumer:1", "consumer:1", name="alice", owner="north"))
+def test_two_owners_can_share_a_metering_api() -> None:
+    state = observed(customer("consumer:1", "consumer:1", name="alice", owner="north"))
     rules = MappingRules(owner_id="south")
-    plan = plan_for([consumer("1", "alicia")], world, rules=rules)
+    plan = plan_for([consumer("1", "alicia")], state, rules=rules)
     assert lines(plan) == ["unmanaged consumer:1 consumer:1"]
 
 
-def test_flags_that_policy_create_only_does_not_heed_are_said_to_do_nothing() -> None:
+def test_a_note_names_the_flags_that_policy_create_only_ignores() -> None:
     plan = plan_for([], observed(), policy="create-only", options=PlanOptions(adopt=True))
     assert "--adopt" in plan.notes[0]
     assert plan_for([], observed(), policy="create-only").notes == ()
@@ -225,5 +227,5 @@ def test_flags_that_policy_create_only_does_not_heed_are_said_to_do_nothing() ->
 
 def test_a_subject_that_is_the_id_of_its_customer_needs_no_attachment() -> None:
     """A metering API attributes usage by id too."""
-    world = observed(customer("acme", owner=OWNER, identity="01J"))
-    assert lines(plan_for([static("01J", customer="acme")], world)) == []
+    state = observed(customer("acme", owner=OWNER, identity="01J"))
+    assert lines(plan_for([static("01J", customer="acme")], state)) == []

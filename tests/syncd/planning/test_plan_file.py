@@ -1,4 +1,4 @@
-"""A plan that people review, and its application to exactly that world."""
+"""Plan files: reviewed plans, applied only while a fresh plan is the same."""
 
 from __future__ import annotations
 
@@ -15,11 +15,11 @@ from syncd.mapping.desired_state import desired_state
 from syncd.planning import plan_file
 from syncd.planning.plan import make_plan
 from tests.syncd.builders import OWNER, RULES, consumer, customer, observed, plan_for
-from tests.syncd.planning.test_properties import observed_worlds, principals
+from tests.syncd.planning.test_properties import observed_states, principals
 from tests.syncd.processes import KONG_YML, Project
 
 
-def test_what_was_reviewed_is_applied(project: Project) -> None:
+def test_a_reviewed_plan_is_applied(project: Project) -> None:
     assert project.call("plan", "--out", "plan.json").returncode == 2
     assert project.call("apply", "--plan", "plan.json").returncode == 0
     assert project.call("plan").returncode == 0
@@ -30,18 +30,18 @@ def test_a_plan_that_was_printed_as_json_can_be_applied_too(project: Project) ->
     assert project.call("apply", "--plan", "plan.json").returncode == 0
 
 
-def test_a_world_that_is_another_by_now_is_refused_and_told(project: Project, server: str) -> None:
+def test_an_outdated_plan_is_refused_with_the_differences(project: Project, server: str) -> None:
     project.call("plan", "--out", "plan.json")
     (project.folder / "kong.yml").write_text(KONG_YML.replace("carol", "caroline"))
     refused = project.call("apply", "--plan", "plan.json")
     assert refused.returncode == 1
-    assert "the world is not as it was" in refused.stderr
+    assert "the plan is out of date" in refused.stderr
     assert "no longer: create-customer consumer-" in refused.stderr
     assert "new: create-customer consumer-" in refused.stderr
     assert httpx.get(f"{server}/api/v1/customers").json()["totalCount"] == 0
 
 
-def test_the_flags_of_the_review_are_those_of_the_application(project: Project, server: str) -> None:
+def test_a_reviewed_plan_is_applied_with_its_own_flags(project: Project, server: str) -> None:
     httpx.post(f"{server}/api/v1/customers", json={"key": "acme", "name": "ACME Inc."}).raise_for_status()
     assert "adopt-customer  acme" in project.call("plan", "--adopt", "--out", "plan.json").stdout
     assert project.call("apply", "--plan", "plan.json").returncode == 0
@@ -49,8 +49,8 @@ def test_the_flags_of_the_review_are_those_of_the_application(project: Project, 
     assert (acme["name"], acme["metadata"]["adopted"]) == ("ACME Inc.", "true")
 
 
-def test_a_state_that_is_another_by_now_is_not_the_one_that_was_reviewed() -> None:
-    """The change would be the same, but what it overwrites is not what people have seen."""
+def test_a_plan_that_would_overwrite_another_state_is_not_the_reviewed_one() -> None:
+    """The change would be the same, but it would overwrite a state that was not reviewed."""
 
     def renaming(name: str) -> Plan:
         return plan_for(
@@ -58,12 +58,12 @@ def test_a_state_that_is_another_by_now_is_not_the_one_that_was_reviewed() -> No
         )
 
     plan_file.require_same(renaming("alice"), renaming("alice"))
-    with pytest.raises(PlanFileError, match="the world is not as it was"):
+    with pytest.raises(PlanFileError, match="the plan is out of date"):
         plan_file.require_same(renaming("alice"), renaming("Alice GmbH"))
 
 
 @pytest.mark.parametrize("flag", ["--allow-move", "--adopt", "--allow-empty", "--principal=alice"])
-def test_a_flag_beside_a_reviewed_plan_is_wrong_usage_and_not_ignored(project: Project, flag: str) -> None:
+def test_a_flag_together_with_a_reviewed_plan_is_a_usage_error(project: Project, flag: str) -> None:
     project.call("plan", "--out", "plan.json")
     ended = project.call("apply", "--plan", "plan.json", flag)
     assert ended.returncode == 64
@@ -92,13 +92,13 @@ def test_the_checksum_is_about_what_changes_and_not_about_words_or_reports() -> 
     assert same.checksum() == one.checksum() != plan_for([consumer("1", "bob")], observed()).checksum()
 
 
-def test_another_owner_or_policy_is_refused_in_words() -> None:
+def test_another_owner_or_policy_is_refused_by_name() -> None:
     with pytest.raises(PlanFileError, match="owner_id 'a'"):
         plan_file.require_same(Plan("a", "sync", ()), Plan("b", "sync", ()))
 
 
-@given(principals, observed_worlds())
-def test_a_plan_survives_being_written_and_read(wanted: list[Principal], world: ObservedState) -> None:
-    plan = make_plan(desired_state(wanted, RULES), world, owner_id=OWNER, policy="sync")
+@given(principals, observed_states())
+def test_a_plan_survives_being_written_and_read(wanted: list[Principal], state: ObservedState) -> None:
+    plan = make_plan(desired_state(wanted, RULES), state, owner_id=OWNER, policy="sync")
     again = plan_file.from_json(json.loads(json.dumps(plan.to_json())))
     assert again.to_json() == plan.to_json()

@@ -1,4 +1,4 @@
-"""What holds for every pair of worlds, tried on worlds made of few names so that they meet often."""
+"""Properties of the planner over random desired and observed states, with few names so that they collide."""
 
 from __future__ import annotations
 
@@ -77,8 +77,8 @@ def at(day: int, delete_after: timedelta | None = None, *, flags: bool = True) -
 
 
 @st.composite
-def crossed(draw: st.DrawFn, customers: list[ObservedCustomer]) -> list[ObservedCustomer]:
-    """Somebody has made one customer's key a subject of another one: both are charged."""
+def double_counting(draw: st.DrawFn, customers: list[ObservedCustomer]) -> list[ObservedCustomer]:
+    """Make one customer's key a subject of another one, so that usage is counted for both."""
     named = [one for one in customers if one.key and one.key not in one.subject_keys]
     if not named or len(customers) < 2:
         return customers
@@ -88,15 +88,15 @@ def crossed(draw: st.DrawFn, customers: list[ObservedCustomer]) -> list[Observed
     return [both if one is carrier else one for one in customers]
 
 
-def twice(customers: Iterable[ObservedCustomer]) -> set[str]:
-    """The subjects that two customers are charged for."""
+def double_counted(customers: Iterable[ObservedCustomer]) -> set[str]:
+    """The subjects whose usage is counted for two customers."""
     names = Counter(name for one in customers for name in {one.id, one.key, *one.subject_keys} if name)
     return {name for name, times in names.items() if times > 1}
 
 
 @st.composite
-def observed_worlds(draw: st.DrawFn) -> ObservedState:
-    """A world that the server would allow: no key and no subject twice, but perhaps one as the other."""
+def observed_states(draw: st.DrawFn) -> ObservedState:
+    """A state that the server would allow: unique keys and subjects, but a subject may be another's key."""
     keys = ["acme", "globex", "s", "consumer:1", "consumer:2", "consumer-2", "application:1", "by-hand"]
     free = draw(st.permutations(keys))
     customers: list[ObservedCustomer] = []
@@ -118,7 +118,7 @@ def observed_worlds(draw: st.DrawFn) -> ObservedState:
             )
         )
     if draw(st.integers(0, 3)) == 0:
-        customers = draw(crossed(customers))
+        customers = draw(double_counting(customers))
     if not draw(st.booleans()):
         return ObservedState(tuple(customers), None)
     entities = draw(st.dictionaries(KEYS, st.tuples(st.one_of(st.none(), NAMES), OWNERS), max_size=4))
@@ -130,11 +130,11 @@ def observed_worlds(draw: st.DrawFn) -> ObservedState:
 
 
 @settings(max_examples=300, deadline=None)
-@given(principals, observed_worlds(), rules, policies)
+@given(principals, observed_states(), rules, policies)
 def test_after_applying_there_is_nothing_left_to_apply_and_a_second_run_writes_nothing(
-    wanted: list[Principal], world: ObservedState, how: MappingRules, policy: str
+    wanted: list[Principal], start: ObservedState, how: MappingRules, policy: str
 ) -> None:
-    target = MemoryTarget(world)
+    target = MemoryTarget(start)
     desired = desired_state(wanted, how)
     first = make_plan(desired, target.observe(), owner_id=OWNER, policy=policy)  # type: ignore[arg-type]
     outcomes = apply_plan(first, target)
@@ -147,20 +147,20 @@ def test_after_applying_there_is_nothing_left_to_apply_and_a_second_run_writes_n
 
 
 @settings(max_examples=300, deadline=None)
-@given(principals, observed_worlds(), rules, all_policies, st.integers(0, 60), st.booleans())
-def test_no_run_has_a_subject_counted_twice_and_one_that_is_already_is_told_with_both_its_customers(
-    wanted: list[Principal], world: ObservedState, how: MappingRules, policy: Policy, day: int, flags: bool
+@given(principals, observed_states(), rules, all_policies, st.integers(0, 60), st.booleans())
+def test_no_run_causes_double_counting_and_existing_double_counting_is_reported_with_both_customers(
+    wanted: list[Principal], start: ObservedState, how: MappingRules, policy: Policy, day: int, flags: bool
 ) -> None:
-    target = MemoryTarget(world)
+    target = MemoryTarget(start)
     desired = desired_state(wanted, how)
     options = at(day, timedelta(days=40), flags=flags)
-    plan = make_plan(desired, world, owner_id=OWNER, policy=policy, options=options)
+    plan = make_plan(desired, start, owner_id=OWNER, policy=policy, options=options)
     apply_plan(plan, target, remover=target)
-    assert twice(target.customers.values()) <= twice(world.customers)
+    assert double_counted(target.customers.values()) <= double_counted(start.customers)
     named = {subject.key for customer in desired.customers for subject in customer.subjects}
     blocked = [(change.subject_keys, change.reason) for change in plan.of(ChangeKind.BLOCKED)]
-    for key in twice(world.customers):
-        both = [one for one in world.customers if key in (one.key, *one.subject_keys)]
+    for key in double_counted(start.customers):
+        both = [one for one in start.customers if key in (one.key, *one.subject_keys)]
         if key in named or any(is_managed(one.metadata, OWNER) for one in both):
             assert any(
                 key in keys and all(repr(one.key or one.id) in reason for one in both)
@@ -169,14 +169,14 @@ def test_no_run_has_a_subject_counted_twice_and_one_that_is_already_is_told_with
 
 
 @settings(max_examples=300, deadline=None)
-@given(principals, observed_worlds(), rules)
-def test_nothing_that_is_not_ours_is_ever_changed(
-    wanted: list[Principal], world: ObservedState, how: MappingRules
+@given(principals, observed_states(), rules)
+def test_unmanaged_customers_and_entities_are_never_changed(
+    wanted: list[Principal], start: ObservedState, how: MappingRules
 ) -> None:
-    target = MemoryTarget(world)
-    plan = make_plan(desired_state(wanted, how), world, owner_id=OWNER, policy="upsert-only")
+    target = MemoryTarget(start)
+    plan = make_plan(desired_state(wanted, how), start, owner_id=OWNER, policy="upsert-only")
     apply_plan(plan, target)
-    for before in world.customers:
+    for before in start.customers:
         after = target.customers[before.id]
         if is_managed(before.metadata, OWNER):
             assert after.key == before.key
@@ -185,29 +185,29 @@ def test_nothing_that_is_not_ours_is_ever_changed(
         else:
             assert after == before
     kept = {subject.key: subject for subject in target.subjects() or ()}
-    for entity in world.subjects or ():
+    for entity in start.subjects or ():
         if entity.metadata and not is_managed(entity.metadata, OWNER):
             assert kept[entity.key] == entity
 
 
 @settings(max_examples=200, deadline=None)
-@given(principals, observed_worlds(), rules, st.randoms(use_true_random=False))
+@given(principals, observed_states(), rules, st.randoms(use_true_random=False))
 def test_the_order_of_principals_and_pages_never_matters(
-    wanted: list[Principal], world: ObservedState, how: MappingRules, shuffler: random.Random
+    wanted: list[Principal], start: ObservedState, how: MappingRules, shuffler: random.Random
 ) -> None:
-    plan = make_plan(desired_state(wanted, how), world, owner_id=OWNER, policy="upsert-only")
-    principals, customers = list(wanted), list(world.customers)
+    plan = make_plan(desired_state(wanted, how), start, owner_id=OWNER, policy="upsert-only")
+    principals, customers = list(wanted), list(start.customers)
     shuffler.shuffle(principals)
     shuffler.shuffle(customers)
-    shuffled = ObservedState(tuple(customers), world.subjects)
+    shuffled = ObservedState(tuple(customers), start.subjects)
     again = make_plan(desired_state(principals, how), shuffled, owner_id=OWNER, policy="upsert-only")
     assert again.to_json() == plan.to_json()
 
 
 @settings(max_examples=200, deadline=None)
-@given(principals, observed_worlds(), rules, st.integers(0, 5))
+@given(principals, observed_states(), rules, st.integers(0, 5))
 def test_a_run_that_was_stopped_is_completed_by_the_next_one(
-    wanted: list[Principal], world: ObservedState, how: MappingRules, steps: int
+    wanted: list[Principal], start: ObservedState, how: MappingRules, steps: int
 ) -> None:
     desired = desired_state(wanted, how)
 
@@ -216,7 +216,7 @@ def test_a_run_that_was_stopped_is_completed_by_the_next_one(
         changes = full.changes if keep is None else full.actionable[:keep]
         apply_plan(type(full)(OWNER, "upsert-only", changes), target)
 
-    stopped, straight = MemoryTarget(world), MemoryTarget(world)
+    stopped, straight = MemoryTarget(start), MemoryTarget(start)
     plan(stopped, steps)
     plan(stopped)
     plan(straight)
@@ -228,14 +228,14 @@ def test_a_run_that_was_stopped_is_completed_by_the_next_one(
     assert content(stopped) == content(straight)
 
 
-@given(principals, observed_worlds(), rules)
+@given(principals, observed_states(), rules)
 def test_every_principal_is_accounted_for(
-    wanted: list[Principal], world: ObservedState, how: MappingRules
+    wanted: list[Principal], start: ObservedState, how: MappingRules
 ) -> None:
     desired = desired_state(wanted, how)
-    plan = make_plan(desired, world, owner_id=OWNER, policy="upsert-only")
+    plan = make_plan(desired, start, owner_id=OWNER, policy="upsert-only")
     spoken_of = {key for change in plan.changes for key in change.subject_keys}
-    settled = {key for c in world.customers for key in (*c.subject_keys, c.key)}
+    settled = {key for c in start.customers for key in (*c.subject_keys, c.key)}
     for customer in desired.customers:
         for subject in customer.subjects:
             assert subject.key in spoken_of | settled
@@ -249,7 +249,7 @@ graces = st.sampled_from([None, timedelta(days=40), timedelta(days=100)])
 @settings(max_examples=150, deadline=None)
 @given(
     st.lists(principals, min_size=1, max_size=3),
-    observed_worlds(),
+    observed_states(),
     rules,
     st.lists(st.tuples(all_policies, st.integers(0, 60)), min_size=3, max_size=6),
     graces,
@@ -257,13 +257,13 @@ graces = st.sampled_from([None, timedelta(days=40), timedelta(days=100)])
 )
 def test_with_time_passing_and_principals_coming_and_going_each_run_leaves_nothing_to_apply(
     casts: list[list[Principal]],
-    world: ObservedState,
+    start: ObservedState,
     how: MappingRules,
     runs: list[tuple[Policy, int]],
     delete_after: timedelta | None,
     flags: bool,
 ) -> None:
-    target, day = MemoryTarget(world), 0
+    target, day = MemoryTarget(start), 0
     for number, (policy, passed) in enumerate(runs):
         day += passed
         desired = desired_state(casts[number % len(casts)], how)
@@ -273,12 +273,12 @@ def test_with_time_passing_and_principals_coming_and_going_each_run_leaves_nothi
         assert {outcome.status for outcome in outcomes if outcome.change.actionable} <= {Status.DONE}
         again = make_plan(desired, target.observe(), owner_id=OWNER, policy=policy, options=options)
         if any(change.kind in FREEING for change in plan.changes):
-            # A key that this run freed may be what a creation was blocked by, and a subject that moved
-            # what kept a customer from being retired.
+            # A key that this run freed may have blocked a creation, and a subject that moved may have
+            # prevented a retirement.
             apply_plan(again, target, remover=target)
             again = make_plan(desired, target.observe(), owner_id=OWNER, policy=policy, options=options)
         assert again.actionable == ()
-        for before in world.customers:
+        for before in start.customers:
             adopted = flags and is_adoptable(before.metadata)
             if not is_managed(before.metadata, OWNER) and not adopted:
                 assert target.customers[before.id] == before
@@ -312,9 +312,9 @@ class Broken(MemoryTarget):
 
 
 @settings(max_examples=150, deadline=None)
-@given(principals, principals, observed_worlds(), rules, st.integers(0, 8))
+@given(principals, principals, observed_states(), rules, st.integers(0, 8))
 def test_a_sync_run_that_was_interrupted_after_any_write_is_completed_by_the_next(
-    first: list[Principal], then: list[Principal], world: ObservedState, how: MappingRules, writes: int
+    first: list[Principal], then: list[Principal], start: ObservedState, how: MappingRules, writes: int
 ) -> None:
     def run(target: MemoryTarget, cast: list[Principal], day: int) -> None:
         options = at(day, timedelta(days=40))
@@ -322,7 +322,7 @@ def test_a_sync_run_that_was_interrupted_after_any_write_is_completed_by_the_nex
         plan = make_plan(desired, target.observe(), owner_id=OWNER, policy="sync", options=options)
         apply_plan(plan, target, remover=target)
 
-    cut, straight = Broken(world), MemoryTarget(world)
+    cut, straight = Broken(start), MemoryTarget(start)
     for target in (cut, straight):
         run(target, first, 0)
         run(target, then, 0)
@@ -330,7 +330,8 @@ def test_a_sync_run_that_was_interrupted_after_any_write_is_completed_by_the_nex
     with suppress(ApplyStoppedError):
         run(cut, then, 40)
     cut.budget = 10**6
-    # Twice: what was moved off before the cut is attached by the first, and its old customer marked.
+    # Twice: the first run attaches a subject that was detached before the cut, and then its old customer
+    # is marked.
     for target in (cut, cut, straight, straight):
         run(target, then, 40)
 
@@ -345,11 +346,11 @@ def test_a_sync_run_that_was_interrupted_after_any_write_is_completed_by_the_nex
 
 
 @st.composite
-def worlds_grouped_later(draw: st.DrawFn) -> tuple[ObservedState, list[Principal], MappingRules]:
-    """Everybody began with a customer, some of which pay by now; now they are grouped."""
+def states_grouped_later(draw: st.DrawFn) -> tuple[ObservedState, list[Principal], MappingRules]:
+    """All principals have their own customer, some with subscriptions; now a tag groups them."""
     people = draw(st.lists(st.one_of(consumers, applications), min_size=2, max_size=5))
     alone = replace(draw(rules), group_by="none", subject_field="id")
-    target = MemoryTarget(draw(observed_worlds()))
+    target = MemoryTarget(draw(observed_states()))
     begin = make_plan(desired_state(people, alone), target.observe(), owner_id=OWNER, policy="upsert-only")
     apply_plan(begin, target)
     for identity, customer in target.customers.items():
@@ -360,23 +361,23 @@ def worlds_grouped_later(draw: st.DrawFn) -> tuple[ObservedState, list[Principal
 
 
 def billed(target: MemoryTarget) -> set[str]:
-    """The subjects whose usage somebody is charged for."""
+    """The subjects whose usage is billed to some customer."""
     return {key for c in target.customers.values() for key in (c.key, *c.subject_keys) if key}
 
 
 @settings(max_examples=300, deadline=None)
-@given(worlds_grouped_later(), st.integers(0, 8), st.booleans(), st.booleans())
+@given(states_grouped_later(), st.integers(0, 8), st.booleans(), st.booleans())
 def test_moves_and_retirements_lose_no_usage_however_often_they_are_interrupted(
     began: tuple[ObservedState, list[Principal], MappingRules], writes: int, move: bool, retire: bool
 ) -> None:
-    world, wanted, how = began
+    start, wanted, how = began
 
     def plan(target: MemoryTarget) -> Plan:
         options = PlanOptions(allow_move=move, allow_retire=retire)
         desired = desired_state(wanted, how)
         return make_plan(desired, target.observe(), owner_id=OWNER, policy="upsert-only", options=options)
 
-    cut, straight = Broken(world), MemoryTarget(world)
+    cut, straight = Broken(start), MemoryTarget(start)
     cut.budget = writes
     with suppress(ApplyStoppedError):
         apply_plan(plan(cut), cut, remover=cut)
@@ -385,8 +386,8 @@ def test_moves_and_retirements_lose_no_usage_however_often_they_are_interrupted(
         outcomes = apply_plan(plan(target), target, remover=target)
         assert {outcome.status for outcome in outcomes if outcome.change.actionable} <= {Status.DONE}
         assert plan(target).actionable == ()
-        assert billed(MemoryTarget(world)) <= billed(target)
-        for gone in (c for c in world.customers if c.id not in target.customers):
+        assert billed(MemoryTarget(start)) <= billed(target)
+        for gone in (c for c in start.customers if c.id not in target.customers):
             assert retire
             assert is_managed(gone.metadata, OWNER)
             assert not gone.active_subscription

@@ -1,4 +1,4 @@
-"""Clocks that are wrong, and clocks that jump under a running daemon."""
+"""Wrong clocks, and clocks that jump under a running daemon."""
 
 from __future__ import annotations
 
@@ -18,9 +18,9 @@ from syncd.core.changes import ChangeKind
 from syncd.daemon import service as syncd_daemon
 from syncd.daemon.service import running
 from syncd.http.client import Endpoint
-from syncd.planning.guards import clock_in_doubt
+from syncd.planning.guards import clock_distrust_reason
 from syncd.runs import reconciler
-from syncd.runs.clock import JumpWatch, Stopwatch, clock_skew, date_of
+from syncd.runs.clock import ClockJumpDetector, Stopwatch, clock_skew, date_of
 from syncd.runs.reconciler import RunOptions
 from tests.syncd.clocks import SettableClock, scheduling_by
 from tests.syncd.daemon.test_service import finished
@@ -33,7 +33,7 @@ NOON = datetime(2026, 1, 1, 12, tzinfo=UTC)
 
 
 class Ticks:
-    """A timer and a clock that go by hand."""
+    """A timer and a clock that tests advance."""
 
     def __init__(self) -> None:
         self.seconds = 0.0
@@ -44,7 +44,7 @@ class Ticks:
         self.moment += timedelta(seconds=seconds)
 
 
-def test_a_stopwatch_goes_on_evenly_whatever_the_clock_does() -> None:
+def test_a_stopwatch_ignores_clock_changes() -> None:
     ticks = Ticks()
     watch = Stopwatch(lambda: ticks.moment, lambda: ticks.seconds)
     ticks.pass_(90)
@@ -52,9 +52,9 @@ def test_a_stopwatch_goes_on_evenly_whatever_the_clock_does() -> None:
     assert watch.now() == NOON + timedelta(seconds=90)
 
 
-def test_a_jump_is_told_once_with_its_length_and_direction() -> None:
+def test_a_jump_is_reported_once_with_its_length_and_direction() -> None:
     ticks = Ticks()
-    watch = JumpWatch(lambda: ticks.moment, lambda: ticks.seconds)
+    watch = ClockJumpDetector(lambda: ticks.moment, lambda: ticks.seconds)
     ticks.pass_(3600)
     assert watch.jumped() == timedelta(0)
     ticks.moment += timedelta(days=60)
@@ -66,7 +66,7 @@ def test_a_jump_is_told_once_with_its_length_and_direction() -> None:
 
 def test_a_clock_that_is_corrected_by_seconds_does_not_jump() -> None:
     ticks = Ticks()
-    watch = JumpWatch(lambda: ticks.moment, lambda: ticks.seconds)
+    watch = ClockJumpDetector(lambda: ticks.moment, lambda: ticks.seconds)
     ticks.moment += timedelta(seconds=20)
     assert watch.jumped() == timedelta(0)
 
@@ -83,20 +83,20 @@ def test_a_date_header_is_read() -> None:
 
 
 @pytest.mark.parametrize(("off", "says"), [(-301, "behind"), (301, "ahead of"), (60 * 86400, "60 days")])
-def test_a_clock_that_the_metering_api_contradicts_is_in_doubt(off: int, says: str) -> None:
-    why = clock_in_doubt(timedelta(seconds=off), BOUND) or ""
+def test_a_clock_that_differs_from_the_metering_api_is_not_trusted(off: int, says: str) -> None:
+    why = clock_distrust_reason(timedelta(seconds=off), BOUND) or ""
     assert says in why
     assert "guards.max_clock_skew" in why
 
 
-def test_a_clock_within_the_bound_is_in_no_doubt() -> None:
-    assert clock_in_doubt(timedelta(seconds=299), BOUND) is None
-    assert clock_in_doubt(timedelta(seconds=-299), BOUND) is None
+def test_a_clock_within_the_limit_is_trusted() -> None:
+    assert clock_distrust_reason(timedelta(seconds=299), BOUND) is None
+    assert clock_distrust_reason(timedelta(seconds=-299), BOUND) is None
 
 
 @contextmanager
 def dateless() -> Iterator[str]:
-    """A server that tells no time."""
+    """A server without Date headers."""
 
     class Handler(socketserver.BaseRequestHandler):
         def handle(self) -> None:
@@ -122,11 +122,11 @@ def test_the_skew_is_measured_against_the_date_of_any_answer() -> None:
     assert abs(found - timedelta(hours=1)) < timedelta(seconds=5)
 
 
-def test_a_server_that_tells_no_time_or_does_not_answer_leaves_the_clock_in_doubt() -> None:
+def test_without_a_date_or_an_answer_the_clock_is_not_trusted() -> None:
     with dateless() as url:
         assert ahead_of(url, SettableClock()) is None
     assert ahead_of("http://127.0.0.1:9", SettableClock()) is None
-    assert "Date" in (clock_in_doubt(None, BOUND) or "")
+    assert "Date" in (clock_distrust_reason(None, BOUND) or "")
 
 
 SETTINGS = """
@@ -143,7 +143,7 @@ ALICE = "_format_version: '3.0'\nconsumers: [{id: a, username: alice}]\n"
 DAY = timedelta(days=1)
 
 
-def gone_since(
+def orphaned_since(
     folder: Path,
     sandbox: httpx.Client,
     days: int | None,
@@ -151,7 +151,7 @@ def gone_since(
     dialect: str = "openmeter-v1",
     guards: str = "",
 ) -> Project:
-    """A project in which bob is gone from Kong, and was marked so many days ago."""
+    """A project in which bob was removed from Kong, and marked `days` days ago."""
     project = Project(folder, str(sandbox.base_url))
     url = str(sandbox.base_url)
     project.config.write_text(SETTINGS.format(dialect=dialect, url=url, guards=guards))
@@ -188,17 +188,19 @@ def run(project: Project, clock: SettableClock) -> reconciler.Result:
 def test_a_clock_60_days_ahead_ends_no_grace_period_and_the_plan_says_why(
     tmp_path: Path, sandbox: httpx.Client, dialect: str
 ) -> None:
-    project = gone_since(tmp_path, sandbox, 1, dialect=dialect)
+    project = orphaned_since(tmp_path, sandbox, 1, dialect=dialect)
     result = run(project, SettableClock(60 * DAY))
     assert attributed(sandbox)
     assert "60 days" in result.plan.notes[-1]
-    assert result.plan.of(ChangeKind.ORPHANED)[0].reason.endswith("left alone while the clock is in doubt")
+    assert result.plan.of(ChangeKind.ORPHANED)[0].reason.endswith(
+        "left alone while the clock cannot be trusted"
+    )
 
 
 def test_a_clock_60_days_behind_sets_no_mark_that_would_be_60_days_old(
     tmp_path: Path, sandbox: httpx.Client
 ) -> None:
-    project = gone_since(tmp_path, sandbox, None)
+    project = orphaned_since(tmp_path, sandbox, None)
     run(project, SettableClock(-60 * DAY))
     assert "orphaned-at" not in bob(sandbox)["metadata"]
     run(project, SettableClock())
@@ -206,29 +208,29 @@ def test_a_clock_60_days_behind_sets_no_mark_that_would_be_60_days_old(
     assert attributed(sandbox)
 
 
-def test_a_clock_that_is_right_ends_it(tmp_path: Path, sandbox: httpx.Client) -> None:
-    project = gone_since(tmp_path, sandbox, 41)
+def test_a_correct_clock_ends_a_grace_period(tmp_path: Path, sandbox: httpx.Client) -> None:
+    project = orphaned_since(tmp_path, sandbox, 41)
     assert not run(project, SettableClock()).plan.notes
     assert not attributed(sandbox)
 
 
-def test_the_bound_can_be_set_and_lifted(tmp_path: Path, sandbox: httpx.Client) -> None:
-    project = gone_since(tmp_path, sandbox, 41, guards="max_clock_skew: 1h")
+def test_the_limit_can_be_set_and_lifted(tmp_path: Path, sandbox: httpx.Client) -> None:
+    project = orphaned_since(tmp_path, sandbox, 41, guards="max_clock_skew: 1h")
     run(project, SettableClock(timedelta(hours=2)))
     assert attributed(sandbox)
     run(project, SettableClock(timedelta(minutes=30)))
     assert not attributed(sandbox)
     (tmp_path / "lifted").mkdir()
     sandbox.post("/sandbox/v1/reset").raise_for_status()
-    project = gone_since(tmp_path / "lifted", sandbox, 1, guards="max_clock_skew: null")
+    project = orphaned_since(tmp_path / "lifted", sandbox, 1, guards="max_clock_skew: null")
     run(project, SettableClock(60 * DAY))
     assert not attributed(sandbox)
 
 
-def test_what_has_nothing_to_do_with_time_goes_on_whatever_the_clock_says(
+def test_changes_that_do_not_depend_on_time_are_made_with_a_wrong_clock(
     tmp_path: Path, sandbox: httpx.Client
 ) -> None:
-    project = gone_since(tmp_path, sandbox, 1)
+    project = orphaned_since(tmp_path, sandbox, 1)
     (tmp_path / "kong.yml").write_text(ALICE.replace("alice}", "alice}, {id: c, username: carol}"))
     run(project, SettableClock(60 * DAY))
     assert sandbox.get("/api/v1/customers/consumer-c").status_code == 200
@@ -246,13 +248,13 @@ def jumpy(project: Project, clock: SettableClock, monkeypatch: pytest.MonkeyPatc
 
 
 def asked(client: httpx.Client) -> dict[str, Any]:
-    """Ask for a run, and return it with its plan."""
+    """Request a run, and return it with its plan."""
     found: dict[str, Any] = finished(client, client.post("/v1/syncs").json()["id"])
     return found
 
 
 def next_scheduled(client: httpx.Client, after: str) -> str:
-    """Wait for a run by schedule that is another than `after`, and return its id."""
+    """Wait for a scheduled run other than `after`, and return its id."""
 
     def probe() -> str | None:
         last = client.get("/v1/status").json()["last"]
@@ -261,10 +263,10 @@ def next_scheduled(client: httpx.Client, after: str) -> str:
     return eventually(probe, what="a run by schedule")
 
 
-def test_a_clock_that_jumps_ahead_under_a_daemon_and_back_again_detaches_nobody(
+def test_a_clock_that_jumps_ahead_under_a_daemon_and_back_again_detaches_nothing(
     tmp_path: Path, sandbox: httpx.Client, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    project, clock = gone_since(tmp_path, sandbox, 1), SettableClock()
+    project, clock = orphaned_since(tmp_path, sandbox, 1), SettableClock()
     project.config.write_text(project.config.read_text().replace("interval: 1s", "interval: 10m"))
     with jumpy(project, clock, monkeypatch) as client:
         first = next_scheduled(client, "")
@@ -283,7 +285,7 @@ def test_a_clock_that_jumps_ahead_under_a_daemon_and_back_again_detaches_nobody(
 def test_a_clock_that_jumps_back_under_a_daemon_does_not_stop_its_schedule(
     tmp_path: Path, sandbox: httpx.Client, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    project, clock = gone_since(tmp_path, sandbox, 1), SettableClock()
+    project, clock = orphaned_since(tmp_path, sandbox, 1), SettableClock()
     with jumpy(project, clock, monkeypatch) as client:
         next_scheduled(client, "")
         clock.ahead = -60 * DAY
@@ -300,7 +302,7 @@ def test_a_clock_that_jumps_back_under_a_daemon_does_not_stop_its_schedule(
 def test_a_clock_that_jumps_ahead_has_a_cron_schedule_run_what_is_due(
     tmp_path: Path, sandbox: httpx.Client, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    project, clock = gone_since(tmp_path, sandbox, 1), SettableClock()
+    project, clock = orphaned_since(tmp_path, sandbox, 1), SettableClock()
     later = datetime.now(UTC) + 2 * DAY
     cron = f"cron: '{later.minute} {later.hour} {later.day} * *'"
     project.config.write_text(project.config.read_text().replace("interval: 1s", cron))

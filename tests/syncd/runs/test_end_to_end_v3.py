@@ -1,4 +1,4 @@
-"""Plan, apply and plan again through the command line, on a server spoken to in v3."""
+"""Plan, apply and plan again through the command line, in dialect v3."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""From a configuration to sources, target and rules."""
+"""The factory: sources, target and rules from a configuration."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ def refusal(folder: Path, text: str) -> str:
     return str(caught.value)
 
 
-def test_sources_are_called_by_their_name_else_by_type_and_place(tmp_path: Path) -> None:
+def test_sources_are_named_by_their_name_or_else_by_type_and_location(tmp_path: Path) -> None:
     consumers, applications, kong = sources_of(loaded(tmp_path, KONNECT))
     assert [source.name for source in (consumers, applications, kong)] == [
         "europe",
@@ -54,7 +54,7 @@ def test_sources_are_called_by_their_name_else_by_type_and_place(tmp_path: Path)
     assert isinstance(kong, KongAdmin)
 
 
-def test_the_same_configuration_gives_equal_sources_so_their_readings_can_be_kept(
+def test_the_same_configuration_makes_equal_sources_so_readings_can_be_reused(
     tmp_path: Path,
 ) -> None:
     config = loaded(tmp_path, KONNECT)
@@ -92,7 +92,7 @@ def test_the_paths_of_v3_are_found_on_konnect_and_on_ones_own_server(
     target.close()
 
 
-def test_the_rules_of_the_mapping_come_from_the_configuration_and_its_file(tmp_path: Path) -> None:
+def test_mapping_rules_come_from_the_configuration_and_the_mapping_file(tmp_path: Path) -> None:
     (tmp_path / "customers.csv").write_text("id,customer\n1,acme\n")
     config = loaded(
         tmp_path,
@@ -135,11 +135,11 @@ mapping:
         ("max_subjects_per_customer: 0", "mapping.max_subjects_per_customer"),
     ],
 )
-def test_a_mapping_that_cannot_work_is_refused_at_the_start(tmp_path: Path, setting: str, says: str) -> None:
+def test_an_invalid_mapping_is_refused_at_the_start(tmp_path: Path, setting: str, says: str) -> None:
     assert says in refusal(tmp_path, f"{MINIMAL}mapping: {{{setting}}}\n")
 
 
-def test_a_mapping_file_that_is_not_there_stops_the_run(tmp_path: Path) -> None:
+def test_a_missing_mapping_file_stops_the_run(tmp_path: Path) -> None:
     config = loaded(tmp_path, MINIMAL + "mapping: {group_by: file, file: gone.csv}\n")
     with pytest.raises(ConfigError, match=r"gone\.csv"):
         rules_of(config)

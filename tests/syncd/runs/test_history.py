@@ -1,4 +1,4 @@
-"""The run history, the audit log and the lock between writers, on real files."""
+"""The run history and the write lock, on real files."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from hypothesis import strategies as st
 
 from syncd.core.changes import Outcome, Status
 from syncd.core.errors import HistoryError, LockedError
-from syncd.runs.history import History, HistoryRecorder, outlived
+from syncd.runs.history import History, HistoryRecorder, count_expired
 from syncd.runs.lock import write_lock
 from syncd.runs.reconciler import RunOptions
 from syncd.runs.run import Run, RunState, new_run
@@ -41,7 +41,7 @@ def history(tmp_path: Path) -> Iterator[History]:
     history.close()
 
 
-def test_a_run_is_kept_with_its_plan_and_each_change(history: History) -> None:
+def test_a_run_is_recorded_with_its_plan_and_each_change(history: History) -> None:
     one = run()
     history.save(one.summary(), one.plan)
     history.record(one.id, 1, [Outcome(PLAN.changes[0], Status.BLOCKED, "in conflict")])
@@ -56,50 +56,50 @@ def test_a_run_is_kept_with_its_plan_and_each_change(history: History) -> None:
 
 
 def saved(history: History, *days_ago: float) -> list[str]:
-    """Write runs down in this order; their ids."""
+    """Record runs in this order; return their ids."""
     runs = [run(days_ago=days) for days in days_ago]
     for one in runs:
         history.save(one.summary(), one.plan)
     return [one.id for one in runs]
 
 
-def kept(history: History) -> list[str]:
-    """The ids of the runs that are there, the latest last."""
+def recorded_ids(history: History) -> list[str]:
+    """The ids of the recorded runs, newest last."""
     return [str(one["id"]) for one in reversed(history.runs(1000))]
 
 
-def test_the_latest_runs_come_first_and_old_ones_are_forgotten(history: History) -> None:
+def test_the_latest_runs_come_first_and_old_ones_expire(history: History) -> None:
     made = saved(history, 42, 35, 28, 21, 14, 7, 3, 2)
     history.prune(timedelta(days=30), at_least=1)
-    # Ages are counted from the last run: what was 28 days ago was 26 days before it.
-    assert kept(history) == made[2:]
+    # Ages count from the last run: a run of 28 days ago was 26 days before it.
+    assert recorded_ids(history) == made[2:]
     assert [one["id"] for one in history.runs(2)] == [made[-1], made[-2]]
     history.prune(timedelta(days=4), at_least=1)
-    assert kept(history) == made[-2:]
+    assert recorded_ids(history) == made[-2:]
 
 
-def test_the_latest_runs_stay_whatever_their_age(history: History) -> None:
+def test_the_latest_runs_never_expire(history: History) -> None:
     made = saved(history, *range(110, -1, -1))
     history.prune(timedelta(days=3))
-    assert kept(history) == made[-100:]
+    assert recorded_ids(history) == made[-100:]
     history.prune(timedelta(days=3), at_least=7)
-    assert kept(history) == made[-7:]
+    assert recorded_ids(history) == made[-7:]
 
 
-def test_the_order_of_runs_is_that_in_which_they_were_written_whatever_time_they_tell(
+def test_runs_are_ordered_by_insertion_whatever_their_times(
     history: History,
 ) -> None:
     ahead, right = saved(history, -400, 0)
-    assert kept(history) == [ahead, right]
-    # Changed afterwards, a run keeps its place.
+    assert recorded_ids(history) == [ahead, right]
+    # A run keeps its place when it is updated.
     first = history.run(ahead)
     assert first is not None
     history.save({name: value for name, value in first.items() if name not in ("plan", "results")})
-    assert kept(history) == [ahead, right]
+    assert recorded_ids(history) == [ahead, right]
 
 
 @pytest.mark.parametrize("wrong_by", [-20_000, -400, -20, 20, 400, 20_000], ids="{} days".format)
-def test_a_clock_that_is_wrong_when_syncd_starts_forgets_nothing_nor_when_it_is_right_again(
+def test_a_clock_that_is_wrong_at_the_start_expires_no_run_nor_does_its_correction(
     history: History, wrong_by: int
 ) -> None:
     made = saved(history, 30, 25, 20, 15, 10, 5)
@@ -108,39 +108,39 @@ def test_a_clock_that_is_wrong_when_syncd_starts_forgets_nothing_nor_when_it_is_
         history.prune(timedelta(days=90), at_least=1)
         made += saved(history, 1, 0)
         history.prune(timedelta(days=90), at_least=1)
-    assert kept(history) == made
+    assert recorded_ids(history) == made
 
 
-def test_runs_made_under_a_wrong_clock_age_as_all_others_do(history: History) -> None:
+def test_runs_of_a_wrong_clock_expire_as_all_others_do(history: History) -> None:
     made = saved(history, 1000, 999, 998, 20, 15, 10, 5, 0)
     history.prune(timedelta(days=14), at_least=1)
-    assert kept(history) == made[-3:]
+    assert recorded_ids(history) == made[-3:]
 
 
-def test_a_clock_that_was_far_ahead_for_a_while_keeps_nothing_for_ever(history: History) -> None:
+def test_a_clock_that_was_far_ahead_for_a_while_lets_all_runs_expire(history: History) -> None:
     made = saved(history, 30, 25, -400, 20, 15, 10, 5, 0)
     history.prune(timedelta(days=12), at_least=1)
-    assert kept(history) == made[-3:]
+    assert recorded_ids(history) == made[-3:]
 
 
-def test_a_run_that_is_young_enough_is_not_forgotten_for_one_behind_it_that_is_not(history: History) -> None:
+def test_a_young_run_does_not_expire_with_a_later_one_that_seems_older(history: History) -> None:
     """The clock was six days behind for one run."""
     made = saved(history, 20, 14, 8, 3, 8.5, 1, 0)
     history.prune(timedelta(days=5), at_least=1)
-    assert kept(history) == made[3:]
+    assert recorded_ids(history) == made[3:]
 
 
-def test_a_run_that_is_still_running_is_not_forgotten_and_keeps_no_other(history: History) -> None:
+def test_a_running_run_does_not_expire_and_preserves_no_other(history: History) -> None:
     hanging = run(state=RunState.RUNNING, days_ago=9)
     first = saved(history, 10)
     history.save(hanging.summary())
     made = saved(history, 8, 2, 0)
     history.prune(timedelta(days=5), at_least=1)
-    assert kept(history) == [hanging.id, *made[1:]]
-    assert first[0] not in kept(history)
+    assert recorded_ids(history) == [hanging.id, *made[1:]]
+    assert first[0] not in recorded_ids(history)
 
 
-def test_the_plans_of_forgotten_runs_go_with_them(history: History) -> None:
+def test_the_plans_of_expired_runs_are_deleted(history: History) -> None:
     other = plan_for([consumer("2", "bob")], observed())
     old, new = run(days_ago=7), run()
     history.save(old.summary(), other)
@@ -152,16 +152,16 @@ def test_the_plans_of_forgotten_runs_go_with_them(history: History) -> None:
     assert found["plan"]["summary"]["create-customer"] == 1
 
 
-def test_a_recorder_forgets_by_the_setting_of_that_moment(history: History) -> None:
+def test_a_recorder_uses_the_current_retention_setting(history: History) -> None:
     keep = [timedelta(days=90)]
     recorder = HistoryRecorder(history, lambda: keep[0])
     made = saved(history, *(7 - number / 20 for number in range(120)))
     recorder.finished(run())
-    assert len(kept(history)) == 121
+    assert len(recorded_ids(history)) == 121
     keep[0] = timedelta(days=3)
     recorder.finished(run())
-    assert len(kept(history)) == 100
-    assert not set(made[:20]) & set(kept(history))
+    assert len(recorded_ids(history)) == 100
+    assert not set(made[:20]) & set(recorded_ids(history))
 
 
 START = datetime(2026, 1, 1, tzinfo=UTC)
@@ -169,22 +169,22 @@ DAYS = st.floats(0, 8).map(lambda days: timedelta(days=days))
 
 
 def times(steps: list[timedelta]) -> list[datetime]:
-    """The time of each run, with these steps between them."""
+    """The times of runs with these steps between them."""
     return list(itertools.accumulate(steps, lambda time, step: time + step, initial=START))
 
 
 @given(st.lists(DAYS), DAYS.map(lambda days: 4 * days))
-def test_by_a_right_clock_those_go_that_are_too_old(steps: list[timedelta], keep: timedelta) -> None:
+def test_with_a_right_clock_exactly_the_old_runs_expire(steps: list[timedelta], keep: timedelta) -> None:
     asked = times(steps)
-    assert outlived(asked, keep) == sum(asked[-1] - time > keep for time in asked)
+    assert count_expired(asked, keep) == sum(asked[-1] - time > keep for time in asked)
 
 
 OFF = st.integers(-40_000, 40_000).map(lambda number: timedelta(days=17 * number))
-"""By how much a clock is wrong; each time that it is set, it jumps by more than two of the longest pauses."""
+"""Error of a clock; each time it is set, it jumps by more than twice `MAX_RUN_GAP`."""
 
 
 @given(st.lists(st.tuples(DAYS, st.none() | OFF)), DAYS.map(lambda days: 4 * days))
-def test_a_clock_that_is_far_off_at_times_forgets_no_more_than_a_right_one(
+def test_a_clock_that_is_far_off_at_times_expires_no_more_than_a_right_one(
     steps: list[tuple[timedelta, timedelta | None]], keep: timedelta
 ) -> None:
     true = times([step for step, _ in steps])
@@ -192,19 +192,19 @@ def test_a_clock_that_is_far_off_at_times_forgets_no_more_than_a_right_one(
     for time, (_, reset) in zip(true[1:], steps, strict=True):
         off = off if reset is None else reset
         wrong.append(time + off)
-    assert outlived(wrong, keep) <= outlived(true, keep)
+    assert count_expired(wrong, keep) <= count_expired(true, keep)
 
 
 @given(st.lists(st.tuples(st.floats(0, 1), st.floats(-3.5, 3.5))), DAYS.map(lambda days: 4 * days))
-def test_a_clock_that_is_a_little_off_ages_runs_by_so_much_at_most(
+def test_a_clock_that_is_a_little_off_ages_runs_by_at_most_that_much(
     steps: list[tuple[float, float]], keep: timedelta
 ) -> None:
     true = times([timedelta(days=step) for step, _ in steps])
     wrong = [true[0], *(time + timedelta(days=off) for time, (_, off) in zip(true[1:], steps, strict=True))]
-    assert outlived(wrong, keep + timedelta(days=7)) <= outlived(true, keep)
+    assert count_expired(wrong, keep + timedelta(days=7)) <= count_expired(true, keep)
 
 
-def test_plans_that_say_the_same_are_stored_once(history: History, tmp_path: Path) -> None:
+def test_equal_plans_are_stored_once(history: History, tmp_path: Path) -> None:
     for _ in range(3):
         one = run()
         history.save(one.summary(), one.plan)
@@ -222,7 +222,7 @@ def test_a_run_whose_process_was_killed_is_closed_by_the_next_writer(history: Hi
     assert history.close_interrupted() == []
 
 
-def test_a_dry_run_of_another_process_is_not_closed_for_it_holds_no_lock(history: History) -> None:
+def test_a_dry_run_of_another_process_is_not_closed_because_it_holds_no_lock(history: History) -> None:
     dry = replace(run(state=RunState.RUNNING), options=RunOptions(dry_run=True))
     history.save(dry.summary(), dry.plan)
     assert history.close_interrupted() == []
@@ -259,20 +259,22 @@ def holder(tmp_path: Path) -> Iterator[subprocess.Popen[str]]:
         process.kill()
 
 
-def test_who_comes_second_is_told_who_holds_the_lock(tmp_path: Path, holder: subprocess.Popen[str]) -> None:
+def test_the_error_of_the_second_writer_names_the_holder_of_the_lock(
+    tmp_path: Path, holder: subprocess.Popen[str]
+) -> None:
     said = rf"another syncd is writing: syncd apply \(process {holder.pid}, since"
     with pytest.raises(LockedError, match=said), write_lock(tmp_path, "syncd run", patience=0):
         pass
 
 
-def test_a_lock_is_waited_for(tmp_path: Path, holder: subprocess.Popen[str]) -> None:
-    def let_go(_seconds: float) -> None:
+def test_a_writer_waits_for_the_lock(tmp_path: Path, holder: subprocess.Popen[str]) -> None:
+    def release(_seconds: float) -> None:
         assert holder.stdin is not None
         if not holder.stdin.closed:
             holder.stdin.close()
         holder.wait(10)
 
-    with write_lock(tmp_path, "syncd run", patience=10, sleep=let_go):
+    with write_lock(tmp_path, "syncd run", patience=10, sleep=release):
         pass
 
 
@@ -283,9 +285,7 @@ def test_the_lock_of_a_killed_process_is_free(tmp_path: Path, holder: subprocess
         pass
 
 
-def test_waiting_for_the_lock_ends_when_the_daemon_is_to_stop(
-    tmp_path: Path, holder: subprocess.Popen[str]
-) -> None:
+def test_a_stop_ends_the_wait_for_the_lock(tmp_path: Path, holder: subprocess.Popen[str]) -> None:
     with (
         pytest.raises(LockedError),
         write_lock(tmp_path, "syncd run", patience=60, should_stop=lambda: True),
@@ -293,7 +293,7 @@ def test_waiting_for_the_lock_ends_when_the_daemon_is_to_stop(
         pass
 
 
-def test_apply_writes_history_that_people_and_programs_can_read(tmp_path: Path) -> None:
+def test_history_shows_runs_as_text_and_json(tmp_path: Path) -> None:
     with running_sandbox() as url:
         project = Project(tmp_path, url)
         assert "No runs yet" in project.call("history").stdout

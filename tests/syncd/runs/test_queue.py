@@ -1,4 +1,4 @@
-"""The daemon's queue of runs, with a run that does what the test says."""
+"""The daemon's run queue, with a fake run."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from contextlib import contextmanager
 from syncd.apply.executor import Report
 from syncd.core.changes import Outcome, Plan
 from syncd.core.errors import ApplyStoppedError, SourceError
-from syncd.runs.queue import Runs
+from syncd.runs.queue import RunQueue
 from syncd.runs.reconciler import Result, RunOptions
 from syncd.runs.run import FINISHED, Run, RunState
 from tests.syncd.waiting import eventually
@@ -20,7 +20,7 @@ Behave = Callable[[bool], Result]
 
 
 @contextmanager
-def working(behave: Behave, *, remember: int = 50) -> Iterator[Runs]:
+def working(behave: Behave, *, remember: int = 50) -> Iterator[RunQueue]:
     def perform(
         options: RunOptions,
         *,
@@ -31,7 +31,7 @@ def working(behave: Behave, *, remember: int = 50) -> Iterator[Runs]:
         on_plan(EMPTY)
         return behave(options.dry_run)
 
-    runs = Runs(perform, threading.Event(), remember=remember)
+    runs = RunQueue(perform, threading.Event(), remember=remember)
     worker = threading.Thread(target=runs.work)
     worker.start()
     try:
@@ -41,7 +41,7 @@ def working(behave: Behave, *, remember: int = 50) -> Iterator[Runs]:
         worker.join()
 
 
-def run(runs: Runs, *, dry_run: bool = False) -> Run:
+def run(runs: RunQueue, *, dry_run: bool = False) -> Run:
     asked = runs.request("manual", RunOptions(dry_run=dry_run))
 
     def ended() -> Run | None:
@@ -52,12 +52,12 @@ def run(runs: Runs, *, dry_run: bool = False) -> Run:
     return eventually(ended)
 
 
-def test_a_mistake_of_ours_fails_one_run_and_not_the_daemon() -> None:
-    mistakes = [ZeroDivisionError("secret-detail")]
+def test_an_internal_error_fails_one_run_and_not_the_daemon() -> None:
+    errors = [ZeroDivisionError("secret-detail")]
 
     def behave(_dry_run: bool) -> Result:
-        if mistakes:
-            raise mistakes.pop()
+        if errors:
+            raise errors.pop()
         return Result(EMPTY)
 
     with working(behave) as runs:
@@ -67,7 +67,7 @@ def test_a_mistake_of_ours_fails_one_run_and_not_the_daemon() -> None:
         assert run(runs).state is RunState.SUCCEEDED
 
 
-def test_a_run_that_was_stopped_tells_what_was_done_and_what_was_planned() -> None:
+def test_a_stopped_run_has_its_plan_and_outcomes() -> None:
     outcomes: tuple[Outcome, ...] = ()
 
     def behave(_dry_run: bool) -> Result:
@@ -82,7 +82,7 @@ def test_a_run_that_was_stopped_tells_what_was_done_and_what_was_planned() -> No
     )
 
 
-def test_only_a_real_run_that_ended_well_counts_as_a_success() -> None:
+def test_only_a_real_run_without_an_error_counts_as_a_success() -> None:
     failures = [SourceError("kong", "gone")]
 
     def behave(_dry_run: bool) -> Result:
@@ -106,7 +106,7 @@ def test_the_oldest_runs_are_forgotten() -> None:
         assert runs.get(third.id) is not None
 
 
-def test_a_request_after_the_start_of_a_run_gets_a_run_of_its_own() -> None:
+def test_a_request_after_the_start_of_a_run_queues_another_run() -> None:
     gate, inside = threading.Event(), threading.Event()
 
     def behave(_dry_run: bool) -> Result:

@@ -1,4 +1,4 @@
-"""A run reads its sources and the metering API at once: errors on either side, on both, and a stop."""
+"""Concurrent reads of sources and metering API: errors on either side, on both, and a stop."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def broken() -> Answer:
 
 
 class Sides:
-    """A Kong and a metering API; a test says what each answers when it is asked for its list."""
+    """A Kong and a metering API; a test sets what each answers to the request for its list."""
 
     def __init__(self) -> None:
         self.kong: Behave = consumers
@@ -69,12 +69,12 @@ def run(project: Project, should_stop: Callable[[], bool] = lambda: False) -> re
 
 
 def require_no_reader() -> None:
-    """Nothing of a run is left when it has ended, however it did."""
+    """Require that no thread of a run is left."""
     assert not [thread.name for thread in threading.enumerate() if thread.name.startswith("syncd-")]
 
 
 def after(do: Callable[[], object], answer: Behave) -> Behave:
-    """Do something when asked, then answer."""
+    """Do something on a request, then answer."""
 
     def behave() -> Answer:
         do()
@@ -84,12 +84,12 @@ def after(do: Callable[[], object], answer: Behave) -> Behave:
 
 
 def rendezvous(first: Behave, second: Behave) -> tuple[Behave, Behave]:
-    """Have the first side answer only when the second was asked, and the other way round."""
+    """Make each side answer only after both were requested."""
     both = threading.Barrier(2)
     return after(lambda: both.wait(20), first), after(lambda: both.wait(20), second)
 
 
-def test_both_sides_are_read_at_once(project: Project, sides: Sides) -> None:
+def test_both_sides_are_read_concurrently(project: Project, sides: Sides) -> None:
     sides.kong, sides.metering = rendezvous(consumers, customers)
     assert run(project).plan.summary()["create-customer"] == 1
     assert sides.written
@@ -104,7 +104,7 @@ def test_both_sides_are_read_at_once(project: Project, sides: Sides) -> None:
     ],
     ids=["source", "metering", "both"],
 )
-def test_an_error_on_either_side_ends_the_run_and_of_two_the_sources_is_told(
+def test_an_error_on_either_side_ends_the_run_and_the_sources_error_wins(
     project: Project,
     sides: Sides,
     kong: Behave,
@@ -119,7 +119,7 @@ def test_an_error_on_either_side_ends_the_run_and_of_two_the_sources_is_told(
 
 
 @pytest.mark.parametrize("first", ["kong", "metering"])
-def test_which_error_is_told_does_not_depend_on_which_came_first(
+def test_which_error_is_reported_does_not_depend_on_their_order(
     project: Project, sides: Sides, first: str
 ) -> None:
     gone = threading.Event()
@@ -130,9 +130,7 @@ def test_which_error_is_told_does_not_depend_on_which_came_first(
     assert not sides.written
 
 
-def test_an_answer_of_one_side_that_makes_no_sense_leaves_no_thread_either(
-    project: Project, sides: Sides
-) -> None:
+def test_a_malformed_answer_leaves_no_thread(project: Project, sides: Sides) -> None:
     sides.kong, sides.metering = rendezvous(consumers, lambda: Answer(b"<html>"))
     with pytest.raises(ApiError, match="metering API"):
         run(project)
@@ -149,19 +147,19 @@ def test_ctrl_c_while_a_source_is_read_waits_for_the_other_side_and_leaves_no_th
         assert asked.wait(20)
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("syncd.runs.reconciler._read", interrupted)
+    monkeypatch.setattr("syncd.runs.reconciler._read_sources", interrupted)
     with pytest.raises(KeyboardInterrupt):
         run(project)
     assert not sides.written
 
 
-def test_a_mistake_of_ours_while_the_metering_api_is_read_is_not_taken_for_an_empty_one(
+def test_an_internal_error_in_reading_the_metering_api_is_not_mistaken_for_an_empty_one(
     project: Project, sides: Sides, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def mistaken(*_: object) -> None:
+    def fail(*_: object) -> None:
         raise ZeroDivisionError
 
-    monkeypatch.setattr("syncd.metering.v1.OpenMeterV1.observe", mistaken)
+    monkeypatch.setattr("syncd.metering.v1.OpenMeterV1.observe", fail)
     with pytest.raises(ZeroDivisionError):
         run(project)
     assert not sides.written
@@ -199,11 +197,11 @@ def test_sigterm_while_both_sides_are_read_ends_the_daemon_with_nothing_changed(
     finally:
         go_on.set()
     assert not sides.written
-    [told] = json.loads(project.call("history", "--json").stdout)
-    assert (told["state"], "before its first change" in told["error"]) == ("failed", True)
+    [recorded] = json.loads(project.call("history", "--json").stdout)
+    assert (recorded["state"], "before its first change" in recorded["error"]) == ("failed", True)
 
 
-def test_after_an_error_on_a_side_the_next_run_reads_both_and_goes_on(project: Project, sides: Sides) -> None:
+def test_after_an_error_on_one_side_the_next_run_succeeds(project: Project, sides: Sides) -> None:
     sides.metering = broken
     with pytest.raises(ApiError):
         run(project)

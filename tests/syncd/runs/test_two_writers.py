@@ -1,4 +1,4 @@
-"""Two syncds on two machines, which share no lock, at one metering API: nobody twice, nothing lost."""
+"""Two syncds without a shared lock, on one metering API: no duplicates, nothing lost."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ SETTINGS = """
 sources: [{{type: declarative-file, path: kong.yml}}]
 metering: {{dialect: {dialect}, url: "{url}", attempts: 2}}
 mapping: {{group_by: tag}}
-guards: {{max_update_percent: 100}}  # the later one may find half done, and much to add
+guards: {{max_update_percent: 100}}  # the second may find many customers to change
 """
 KONG = "_format_version: '3.0'\nconsumers:\n" + "".join(
     f"- {{id: c{number}, username: user-{number}, tags: ['customer:group-{number % 3}']}}\n"
@@ -25,9 +25,7 @@ KONG = "_format_version: '3.0'\nconsumers:\n" + "".join(
 
 
 @pytest.mark.parametrize("dialect", ["openmeter-v1", "openmeter-v3"])
-def test_two_that_apply_at_the_same_time_make_one_world(
-    tmp_path: Path, sandbox: httpx.Client, dialect: str
-) -> None:
+def test_two_concurrent_applies_reach_one_state(tmp_path: Path, sandbox: httpx.Client, dialect: str) -> None:
     machines: list[Project] = []
     for name in ("one", "other"):
         (tmp_path / name).mkdir()
@@ -41,7 +39,7 @@ def test_two_that_apply_at_the_same_time_make_one_world(
         )
         for machine in machines
     ]
-    # 3: what the other one was faster with may be blocked, and is planned anew by the next run.
+    # 3: changes that the other process made first may be blocked; the next run plans them again.
     assert {process.wait(timeout=60) for process in started} <= {0, 3}
     assert machines[0].call("apply").returncode == 0
     assert machines[1].call("plan").returncode == 0

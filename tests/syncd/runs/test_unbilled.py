@@ -1,4 +1,4 @@
-"""Usage that no customer is charged for: how much, since when, and what becomes of it."""
+"""Unbilled usage: how much, since when, and its fate."""
 
 from __future__ import annotations
 
@@ -26,8 +26,8 @@ NOW = datetime(2026, 2, 1, 12, tzinfo=UTC)
 class Metered(MemoryTarget):
     """Knows when each subject made its requests."""
 
-    def __init__(self, world: ObservedState, requests: dict[str, list[datetime]]) -> None:
-        super().__init__(world)
+    def __init__(self, state: ObservedState, requests: dict[str, list[datetime]]) -> None:
+        super().__init__(state)
         self.requests = requests
         self.queries = 0
 
@@ -45,11 +45,11 @@ def days(*ago: int) -> list[datetime]:
     return [NOW - timedelta(days=number, minutes=5) for number in ago]
 
 
-def test_exposure_tells_how_much_since_when_and_what_becomes_of_it() -> None:
-    world = observed(customer("acme", "x"), customer("finance", owner="other"))
+def test_unbilled_usage_has_events_start_and_fate() -> None:
+    state = observed(customer("acme", "x"), customer("finance", owner="other"))
     used = {"x": days(1), "consumer:1": days(3, 2), "stranger": days(9, 9, 1), "finance": days(1)}
-    target = Metered(world, used)
-    plan = with_usage(plan_for([consumer("1", "alice")], world), target, world, NOW)
+    target = Metered(state, used)
+    plan = with_usage(plan_for([consumer("1", "alice")], state), target, state, NOW)
     unbilled = plan.unbilled
     assert unbilled is not None
     assert [(s.key, s.events, s.fate) for s in unbilled.subjects] == [
@@ -61,11 +61,11 @@ def test_exposure_tells_how_much_since_when_and_what_becomes_of_it() -> None:
     assert unbilled.looked_from[:10] == "2026-01-01"
 
 
-def test_a_blocked_change_tells_the_events_that_it_leaves_unbilled() -> None:
-    world = observed(customer("acme", "consumer:1", owner=OWNER, subscription="S"))
-    target = Metered(world, {"consumer:2": days(2, 1)})
+def test_a_blocked_change_has_the_events_that_it_leaves_unbilled() -> None:
+    state = observed(customer("acme", "consumer:1", owner=OWNER, subscription="S"))
+    target = Metered(state, {"consumer:2": days(2, 1)})
     tagged = [consumer("1", "alice", "customer:acme"), consumer("2", "bob", "customer:acme")]
-    plan = with_usage(plan_for(tagged, world, rules=BY_TAG), target, world, NOW)
+    plan = with_usage(plan_for(tagged, state, rules=BY_TAG), target, state, NOW)
     (blocked,) = plan.changes
     assert blocked.usage is not None
     assert blocked.usage.events == 2
@@ -73,25 +73,25 @@ def test_a_blocked_change_tells_the_events_that_it_leaves_unbilled() -> None:
     assert plan.unbilled.to_json()["blocked_events"] == 2
 
 
-def test_a_server_without_the_meters_spoils_no_plan() -> None:
+def test_without_the_meters_the_plan_has_a_note() -> None:
     class Bare(MemoryTarget):
         def usage(self, meter: str, since: str | None, until: str | None) -> Mapping[str, float]:
             raise MeterMissingError("no meter")
 
     plan = with_usage(plan_for([consumer("1", "alice")], observed()), Bare(observed()), observed(), NOW)
     assert plan.unbilled is None
-    assert plan.notes == ("unbilled usage is not known: no meter",)
+    assert plan.notes == ("unbilled usage is unknown: no meter",)
     assert plan.actionable
 
 
-def test_without_exposure_the_first_day_is_not_asked_for() -> None:
+def test_without_unbilled_usage_the_first_day_is_not_searched() -> None:
     target = Metered(observed(), {})
     with_usage(plan_for([], observed()), target, observed(), NOW)
     assert target.queries == 2
 
 
 @given(st.integers(0, 30))
-def test_the_first_day_is_found_in_five_questions(day: int) -> None:
+def test_the_first_day_is_found_with_five_queries(day: int) -> None:
     asked = []
     used = NOW + timedelta(days=day, hours=3)
 
@@ -114,14 +114,14 @@ def test_plan_shows_the_figure_in_table_and_json(tmp_path: Path, server: str) ->
     assert (figure["subjects"], figure["events"], figure["blocked_events"]) == (1, 3, 0)
 
 
-def test_the_usage_that_a_retirement_moves_is_told_as_that_of_a_move() -> None:
+def test_a_retirement_has_the_usage_that_it_moves_as_a_move_has() -> None:
     alice = consumer("1", "alice", "customer:acme")
     for key, options in (
         ("consumer:1", PlanOptions(allow_retire=True)),
         ("consumer-1", PlanOptions(allow_move=True)),
     ):
-        world = observed(customer(key, "consumer:1", owner=OWNER))
-        target = Metered(world, {"consumer:1": days(3, 2)})
-        plan = with_usage(plan_for([alice], world, rules=BY_TAG, options=options), target, world, NOW)
+        state = observed(customer(key, "consumer:1", owner=OWNER))
+        target = Metered(state, {"consumer:1": days(3, 2)})
+        plan = with_usage(plan_for([alice], state, rules=BY_TAG, options=options), target, state, NOW)
         assert plan.changes[0].usage is not None
         assert plan.changes[0].usage.events == 2
