@@ -14,7 +14,7 @@ import httpx
 import yaml
 
 from syncd.config import settings
-from syncd.daemon.service import Running, running
+from syncd.daemon.service import RunningDaemon, running
 from tests.syncd.processes import Project
 
 TOKEN = "token-of-whoever-operates-it"
@@ -83,7 +83,7 @@ def form_token(page: str) -> str:
 class Site:
     """A running daemon and its address."""
 
-    running: Running
+    running: RunningDaemon
     url: str
     project: Project
 

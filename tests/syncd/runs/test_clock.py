@@ -15,7 +15,6 @@ import pytest
 
 from syncd.config import settings
 from syncd.core.changes import ChangeKind
-from syncd.daemon import service as syncd_daemon
 from syncd.daemon.service import running
 from syncd.http.client import Endpoint
 from syncd.planning.guards import clock_in_doubt
@@ -235,11 +234,10 @@ def test_what_has_nothing_to_do_with_time_goes_on_whatever_the_clock_says(
 
 
 @contextmanager
-def jumpy(project: Project, clock: SettableClock, monkeypatch: pytest.MonkeyPatch) -> Iterator[httpx.Client]:
-    monkeypatch.setattr(syncd_daemon, "_CLOCK_SECONDS", 0.05)
+def jumpy(project: Project, clock: SettableClock) -> Iterator[httpx.Client]:
     with (
         scheduling_by(clock),
-        running(settings.load(project.config), clock) as daemon,
+        running(settings.load(project.config), clock, clock_check_seconds=0.05) as daemon,
         httpx.Client(base_url=daemon.address.url) as client,
     ):
         yield client
@@ -262,11 +260,11 @@ def next_scheduled(client: httpx.Client, after: str) -> str:
 
 
 def test_a_clock_that_jumps_ahead_under_a_daemon_and_back_again_detaches_nobody(
-    tmp_path: Path, sandbox: httpx.Client, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, sandbox: httpx.Client
 ) -> None:
     project, clock = gone_since(tmp_path, sandbox, 1), SettableClock()
     project.config.write_text(project.config.read_text().replace("interval: 1s", "interval: 10m"))
-    with jumpy(project, clock, monkeypatch) as client:
+    with jumpy(project, clock) as client:
         first = next_scheduled(client, "")
         clock.ahead = 60 * DAY
         due = next_scheduled(client, first)
@@ -281,10 +279,10 @@ def test_a_clock_that_jumps_ahead_under_a_daemon_and_back_again_detaches_nobody(
 
 
 def test_a_clock_that_jumps_back_under_a_daemon_does_not_stop_its_schedule(
-    tmp_path: Path, sandbox: httpx.Client, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, sandbox: httpx.Client
 ) -> None:
     project, clock = gone_since(tmp_path, sandbox, 1), SettableClock()
-    with jumpy(project, clock, monkeypatch) as client:
+    with jumpy(project, clock) as client:
         next_scheduled(client, "")
         clock.ahead = -60 * DAY
 
@@ -298,13 +296,13 @@ def test_a_clock_that_jumps_back_under_a_daemon_does_not_stop_its_schedule(
 
 
 def test_a_clock_that_jumps_ahead_has_a_cron_schedule_run_what_is_due(
-    tmp_path: Path, sandbox: httpx.Client, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, sandbox: httpx.Client
 ) -> None:
     project, clock = gone_since(tmp_path, sandbox, 1), SettableClock()
     later = datetime.now(UTC) + 2 * DAY
     cron = f"cron: '{later.minute} {later.hour} {later.day} * *'"
     project.config.write_text(project.config.read_text().replace("interval: 1s", cron))
-    with jumpy(project, clock, monkeypatch) as client:
+    with jumpy(project, clock) as client:
         first = next_scheduled(client, "")
         clock.ahead = 3 * DAY
         next_scheduled(client, first)
