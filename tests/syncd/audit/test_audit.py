@@ -56,7 +56,7 @@ def test_what_was_lost_is_found_sent_again_and_then_equal(
     assert again.returncode == 0, again.stdout + again.stderr
     assert f"{_ALICE}  10 delivered  7 counted  3 missing  east, west" in again.stdout
     assert f"{_BOB}  5 delivered  0 counted  5 missing  west" in again.stdout
-    assert "Sent again: 15 events in 3 spans." in again.stdout
+    assert "Redelivered: 15 events in 3 spans." in again.stdout
     assert "1 of 1 hours compared: 8 missing." in again.stdout
     assert again.stdout.endswith("1 of 1 hours compared: equal.\n")
 
@@ -100,7 +100,7 @@ def test_what_is_counted_twice_is_a_difference_and_nothing_is_sent_again_on_top_
     world.metering.lose("bob", hour, 1)
     status, document, errors = world.audit(hour, arguments=("--redeliver", "--wait"))
     assert (status, found(document)) == (1, [(hour, _ALICE, 0, 0, 3), (hour, _BOB, 1, 0, 0)])
-    assert "nothing was sent again" in errors
+    assert "nothing was redelivered" in errors
     assert "syncd doctor --probe" in errors
     assert {one["state"] for one in document["redeliveries"]} == {"planned"}
     status, document, _ = world.audit(hour, arguments=("--redeliver", "--wait", "--force"))
@@ -239,7 +239,7 @@ def test_what_the_retention_has_removed_cannot_be_sent_again_and_it_says_so(
         result = project.call(*arguments)
         assert result.returncode == 2
         assert "0 sent, 4 no longer retained" in result.stdout
-        assert "cannot be sent again" in result.stdout
+        assert "cannot be redelivered" in result.stdout
 
 
 @pytest.mark.parametrize(
