@@ -81,10 +81,10 @@ def _outcome(summary: Mapping[str, Any], state: RunState) -> tuple[Level, str]:
             return "ok", "in sync"
         return "warning", ", ".join(_nonzero(("to do", to_do), ("blocked", blocked)))
     outcomes = summary["outcomes"] or {}
-    blocked = outcomes.get(str(Status.BLOCKED), 0) + outcomes.get(str(Status.SKIPPED), 0)
+    failed = outcomes.get(str(Status.BLOCKED), 0) + outcomes.get(str(Status.SKIPPED), 0)
     done = outcomes.get(str(Status.DONE), 0)
-    text = ", ".join(_nonzero(("done", done), ("blocked", blocked))) or "nothing to do"
-    return ("warning" if blocked else "ok"), text
+    text = ", ".join(_nonzero(("done", done), ("blocked", failed))) or "nothing to do"
+    return ("warning" if failed else "ok"), text
 
 
 def _nonzero(*counts: tuple[str, int]) -> list[str]:
