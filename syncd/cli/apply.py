@@ -1,4 +1,4 @@
-"""``syncd apply``: a run of the command line that shows its plan first, under the lock that writers share."""
+"""``syncd apply``: prints a plan, applies it under the write lock and records the run in the history."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def apply(
     *,
     plan_path: Path | None = None,
 ) -> reconciler.Result:
-    """Plan, show, apply, show what became of it; JSON at the end where there is no console."""
+    """Plan and apply, printing the plan and the outcomes; without a console, print JSON at the end."""
     if plan_path is not None:
         reviewed, made_with = plan_file.read(plan_path)
         options = replace(options.as_reviewed(made_with), reviewed=reviewed)
@@ -52,7 +52,7 @@ def apply(
 
     try:
         with steps() as progress, write_lock(config.daemon.state_dir, "syncd apply"):
-            result = _recorded(config, options, on_plan, progress)
+            result = _run_recorded(config, options, on_plan, progress)
     except ApplyStoppedError as error:
         show(error.outcomes, str(error))
         raise
@@ -60,10 +60,10 @@ def apply(
     return result
 
 
-def _recorded(
+def _run_recorded(
     config: Config, options: reconciler.RunOptions, show: Callable[[Plan], None], progress: Steps
 ) -> reconciler.Result:
-    """Do the run and write it into the history, as the daemon does with its own."""
+    """Perform the run and record it in the history, as the daemon does."""
     run = new_run("apply", options)
     with closing(History(config.daemon.state_dir)) as history:
         history.close_interrupted()

@@ -1,4 +1,4 @@
-"""`syncd audit`: what the gateways have delivered against what the meters count."""
+"""`syncd audit`: compares what the gateways delivered with what the meters count."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     from syncd.audit.run import Audit, AuditRun
     from syncd.config.settings import Config
 
-_USUAL = timedelta(days=1)
+_DEFAULT_PERIOD = timedelta(days=1)
 
 
 def _moment(value: str) -> datetime:
@@ -51,37 +51,42 @@ def audit(
     since: Annotated[
         datetime | None,
         typer.Option(
-            "--from", parser=_moment, metavar="TIME", help="RFC 3339 or a day. Default: a day before the end."
+            "--from",
+            parser=_moment,
+            metavar="TIME",
+            help="Start: RFC 3339 or a day. Default: a day before the end.",
         ),
     ] = None,
     until: Annotated[
         datetime | None,
-        typer.Option("--to", parser=_moment, metavar="TIME", help="Not included. Default: this hour."),
+        typer.Option(
+            "--to", parser=_moment, metavar="TIME", help="End, exclusive. Default: the current hour."
+        ),
     ] = None,
     redeliver: Annotated[
-        bool, typer.Option("--redeliver", help="Have the gateways send what is missing again.")
+        bool, typer.Option("--redeliver", help="Ask the gateways to redeliver missing events.")
     ] = False,
     dry_run: Annotated[
-        bool, typer.Option("--dry-run", help="With --redeliver: only show what would be asked for.")
+        bool, typer.Option("--dry-run", help="With --redeliver: only show what would be requested.")
     ] = False,
     wait: Annotated[
-        bool, typer.Option("--wait", help="With --redeliver: wait until it is done, and compare again.")
+        bool, typer.Option("--wait", help="With --redeliver: wait until it is done, then compare again.")
     ] = False,
-    timeout: Annotated[float, typer.Option(min=0, help="How long to --wait, in seconds.")] = 300,
+    timeout: Annotated[float, typer.Option(min=0, help="Maximum time to --wait, in seconds.")] = 300,
     force: Annotated[
-        bool, typer.Option("--force", help="Redeliver although something may be counted twice.")
+        bool, typer.Option("--force", help="Redeliver even if events may be counted twice.")
     ] = False,
     settle: Annotated[
-        float, typer.Option(min=0, help="How long to look again while events are missing, in seconds.")
+        float, typer.Option(min=0, help="How long to keep checking while events are missing, in seconds.")
     ] = 30,
     as_json: JsonOption = False,
 ) -> None:
-    """Compare the gateways' ledgers with the meters, hour by hour. Exit status: 0 equal, 2 not, 1 error."""
+    """Compare the gateways' ledgers with the meters by hour. Exit status: 0 equal, 2 different, 1 error."""
     from syncd.cli.audit_report import show_audit, to_json
     from syncd.config import settings
 
     if (dry_run or wait or force) and not redeliver:
-        raise typer.BadParameter("--dry-run, --wait and --force go with --redeliver")
+        raise typer.BadParameter("--dry-run, --wait and --force need --redeliver")
     loaded = settings.load(config_path(context, config))
     with ExitStack() as stack:
         run = _run(stack, loaded, since, until, settle)
@@ -113,14 +118,14 @@ def _run(
 
     if not config.gateways:
         raise ConfigError(
-            "gateways: none is listed, and syncd audit compares their ledgers with the meters. List each"
+            "gateways: none is listed, but syncd audit compares their ledgers with the meters. List each"
             ' gateway with name, url and token of its plugin\'s API (docs/syncd.md, "Audit")'
         )
-    begin, end = whole_hours(since, until, datetime.now(UTC), _USUAL)
+    begin, end = whole_hours(since, until, datetime.now(UTC), _DEFAULT_PERIOD)
     if begin >= end:
         raise SyncdError(
-            f"there is no whole hour from {begin:%Y-%m-%d %H:%M} to {end:%Y-%m-%d %H:%M} (UTC) to compare:"
-            " --from must be before --to, and the current hour is not over"
+            f"there is no complete hour from {begin:%Y-%m-%d %H:%M} to {end:%Y-%m-%d %H:%M} (UTC) to compare:"
+            " --from must be before --to, and the current hour is not complete"
         )
     gateways = [stack.enter_context(gateway) for gateway in factory.gateways_of(config)]
     retry = Retry(attempts=config.metering.attempts)
@@ -128,11 +133,11 @@ def _run(
     meters = HourlyMeters(client, config.metering.dialect)
     reader = Reader(gateways, meters, config.metering.url)
     on_part = _progress(stack, (end - begin) // HOUR)
-    return AuditRun(reader, begin, end, settle, on_part=on_part, on_wait=_tell)
+    return AuditRun(reader, begin, end, settle, on_part=on_part, on_wait=_report_waiting)
 
 
 def _progress(stack: ExitStack, total: int) -> Callable[[int], object]:
-    """Return what to call with the hours that are done; a bar on a terminal."""
+    """Return a function that counts compared hours; shows a progress bar on a terminal."""
     from rich.console import Console
     from rich.progress import Progress
 
@@ -143,14 +148,14 @@ def _progress(stack: ExitStack, total: int) -> Callable[[int], object]:
     return lambda hours: bar.advance(task, hours)
 
 
-def _tell(missing: int) -> None:
-    text = f"syncd: {missing:,} events are missing or on their way: looking again (--settle)"
+def _report_waiting(missing: int) -> None:
+    text = f"syncd: {missing:,} events are missing or still in transit; checking again (--settle)"
     print(text, file=sys.stderr, flush=True)
 
 
 @dataclass(frozen=True, slots=True)
 class _Options:
-    """How to redeliver; `wait` is in seconds, None not to wait."""
+    """Options of a redelivery; `wait` is in seconds, None means not to wait."""
 
     force: bool
     dry: bool
@@ -161,7 +166,7 @@ class _Options:
 def _redeliver(
     run: AuditRun, found: Audit, options: _Options, problems: list[str]
 ) -> tuple[Audit, Sequence[Redelivery]]:
-    """Show what will be asked for and ask; where waited for, compare again; what fails joins the problems."""
+    """Show and request the redeliveries, optionally wait and compare again; failures join `problems`."""
     from syncd.audit import redelivery
     from syncd.cli.audit_report import show_audit, show_planned, show_redeliveries
 
@@ -171,7 +176,7 @@ def _redeliver(
     if options.dry or not planned:
         return found, planned
     if not options.force and (why_not := redelivery.double_billing_risk(found.comparison)):
-        problems.append(f"nothing was sent again: {why_not}")
+        problems.append(f"nothing was redelivered: {why_not}")
         return found, planned
     asked = redelivery.request(planned, run.reader.gateways)
     if options.wait is not None:

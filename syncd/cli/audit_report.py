@@ -1,4 +1,4 @@
-"""An audit for people and for programs."""
+"""Output of an audit: tables and sentences for people, JSON for programs."""
 
 from __future__ import annotations
 
@@ -11,31 +11,31 @@ from rich.console import Console
 from syncd.audit.compare import Comparison, Difference, Totals, Yardstick, spans
 from syncd.audit.redelivery import Redelivery, RedeliveryState
 from syncd.audit.run import Audit
-from syncd.cli.render import counts, line, show
+from syncd.cli.render import counts, line, show_rows
 from syncd.runs.unbilled import rfc3339
 
-_MEANING = {
+_EXPLANATIONS = {
     "missing": (
-        "Missing: the metering API has taken these events and does not count them."
-        " `syncd audit --redeliver` has the gateways send them again."
+        "Missing: the metering API accepted these events but does not count them."
+        " `syncd audit --redeliver` asks the gateways to redeliver them."
     ),
     "refused": (
-        "Refused: dead letters. `openmeter-plugin spool dead-letters` on the gateway has the metering API's"
-        " answer; once the cause is mended, `spool replay` sends them again."
+        "Refused: dead letters. `openmeter-plugin spool dead-letters` on the gateway shows the metering API's"
+        " answers. Fix the cause, then run `openmeter-plugin spool replay`."
     ),
     "surplus": (
-        "Counted beyond what was sent: counted twice (`syncd doctor --probe` tells whether the metering API"
-        " deduplicates), or sent by a gateway that is not listed, or by somebody else."
+        "Counted more than were sent: counted twice (`syncd doctor --probe` checks whether the metering API"
+        " deduplicates), or sent by a gateway that is not listed, or by another sender."
     ),
     "unlisted": (
-        "Counted and never sent: by a gateway that is not listed, or whose spool was replaced, or by other"
-        " senders of such events."
+        "Counted but never sent by the listed gateways: by a gateway that is not listed, or whose spool was"
+        " replaced, or by another sender of such events."
     ),
 }
 
 
 def to_json(audit: Audit, redeliveries: Sequence[Redelivery] = ()) -> dict[str, object]:
-    """Return it as ``syncd audit --json`` prints it."""
+    """Return an audit as ``syncd audit --json`` prints it."""
     comparison = audit.comparison
     return {
         "from": rfc3339(comparison.since),
@@ -86,7 +86,7 @@ def _difference_json(one: Difference) -> dict[str, object]:
 
 
 def show_audit(console: Console, audit: Audit) -> None:
-    """Print the differences, what was not compared, and the sums."""
+    """Print the differences, what was not compared, and the totals."""
     comparison = audit.comparison
     rows = [
         (
@@ -95,27 +95,27 @@ def show_audit(console: Console, audit: Audit) -> None:
             (one.line.subject or "(no subject)", ""),
             (f"{one.delivered:,} delivered", ""),
             (f"{one.counted:,} counted", ""),
-            (_what(one), "bold red"),
+            (_difference(one), "bold red"),
             (", ".join(name for name, _ in one.gateways), ""),
         )
         for one in comparison.differences
     ]
     header = ("hour (UTC)", "type", "subject", "sent", "metering API", "difference", "gateways")
-    show(console, header, rows)
+    show_rows(console, header, rows)
     for text in (*_left_out(comparison), *_elsewhere(audit), *_not_compared(comparison)):
         line(console, text)
     for kind in _kinds(comparison.differences):
-        line(console, _MEANING[kind])
+        line(console, _EXPLANATIONS[kind])
     for used in audit.yardsticks:
-        line(console, _sum(used, comparison.totals.get(used.type, Totals())))
+        line(console, _total(used, comparison.totals.get(used.type, Totals())))
     span = f"{_hour(comparison.since)} to {_hour(comparison.until)} (UTC)"
     hours = f"{comparison.hours_compared} of {comparison.hours} hours compared"
-    result = "equal" if audit.is_equal else _differences(comparison)
+    result = "equal" if audit.is_equal else _totals(comparison)
     line(console, f"Audit {span}, {hours}: {audit.incomparable_reason or result}.")
 
 
 def show_planned(console: Console, planned: Sequence[Redelivery]) -> None:
-    """Print what will be asked for."""
+    """Print the redeliveries to request."""
     rows = [
         (
             (one.gateway, ""),
@@ -125,12 +125,12 @@ def show_planned(console: Console, planned: Sequence[Redelivery]) -> None:
         )
         for one in planned
     ]
-    show(console, ("gateway", "subject", "hours (UTC)", "of them"), rows)
-    line(console, f"To be sent again: {len(planned)} spans, with all that is retained of them.")
+    show_rows(console, ("gateway", "subject", "hours (UTC)", "missing"), rows)
+    line(console, f"To redeliver: {len(planned)} spans, with all events that are retained of them.")
 
 
 def show_redeliveries(console: Console, asked: Sequence[Redelivery]) -> None:
-    """Print what came of it."""
+    """Print the result of the redeliveries."""
     styles = {RedeliveryState.DONE: "green", RedeliveryState.FAILED: "bold red"}
     rows = [
         (
@@ -138,32 +138,35 @@ def show_redeliveries(console: Console, asked: Sequence[Redelivery]) -> None:
             (one.subject if one.subject is not None else "all subjects", ""),
             (_span(one), ""),
             (str(one.state), styles.get(one.state, "yellow")),
-            (_came_of(one), ""),
+            (_redelivery_result(one), ""),
         )
         for one in asked
     ]
-    show(console, ("gateway", "subject", "hours (UTC)", "state", ""), rows)
+    show_rows(console, ("gateway", "subject", "hours (UTC)", "state", ""), rows)
     waiting = sum(one.state is RedeliveryState.WAITING for one in asked)
     gone = sum(one.gone for one in asked)
-    line(console, f"Sent again: {sum(one.sent for one in asked):,} events in {len(asked)} spans.")
+    line(console, f"Redelivered: {sum(one.sent for one in asked):,} events in {len(asked)} spans.")
     if waiting:
-        line(console, f"{waiting} are not done yet. Audit again later: what they send is counted then.")
+        line(
+            console,
+            f"{waiting} are still in progress. Run the audit again later: it will count what they send.",
+        )
     if gone:
         line(
             console,
             f"{gone:,} events of these spans are no longer retained on their gateways (--retention of the"
-            " plugin): those of them that are missing cannot be sent again.",
+            " plugin): if they are missing, they cannot be redelivered.",
         )
 
 
-def _came_of(one: Redelivery) -> str:
+def _redelivery_result(one: Redelivery) -> str:
     if one.error is not None and one.state is RedeliveryState.FAILED:
         return one.error
     text = f"{one.sent:,} sent"
     return f"{text}, {one.gone:,} no longer retained" if one.gone else text
 
 
-def _what(one: Difference) -> str:
+def _difference(one: Difference) -> str:
     surplus = one.surplus if not one.is_unlisted else 0
     unlisted = one.surplus if one.is_unlisted else 0
     return counts(
@@ -183,20 +186,20 @@ def _kinds(differences: Iterable[Difference]) -> list[str]:
         found |= {"refused"} if one.refused else set()
         if one.surplus:
             found.add("unlisted" if one.is_unlisted else "surplus")
-    return [kind for kind in _MEANING if kind in found]
+    return [kind for kind in _EXPLANATIONS if kind in found]
 
 
-def _sum(used: Yardstick, totals: Totals) -> str:
+def _total(used: Yardstick, totals: Totals) -> str:
     if not used.exact:
         return (
             f"{used.type}: {totals.delivered:,} delivered, compared only roughly: meter {used.meter} does not"
-            " count events, so a missing one is noticed only where a subject has no usage at all in an hour."
-            " `syncd meters apply` creates the meter that has all compared."
+            " count events, so missing ones are noticed only if a subject has no usage at all in an hour."
+            " `syncd meters apply` creates the meter for an exact comparison."
         )
     return f"{used.type}: {totals.delivered:,} delivered, {totals.counted:,} counted by meter {used.meter}."
 
 
-def _differences(comparison: Comparison) -> str:
+def _totals(comparison: Comparison) -> str:
     sums = {
         "missing": sum(one.missing for one in comparison.differences),
         "refused": sum(one.refused for one in comparison.differences),
@@ -219,7 +222,7 @@ def _left_out(comparison: Comparison) -> list[str]:
 def _elsewhere(audit: Audit) -> list[str]:
     return [
         f"Left out: {one.events:,} events of {one.gateway} for {one.endpoint or 'an unknown endpoint'}"
-        f" (destination {one.destination}), which is not where metering.url is."
+        f" (destination {one.destination}), which is not at metering.url."
         for one in audit.other_destinations
     ]
 

@@ -1,4 +1,4 @@
-"""The commands around the daemon: run, resync, status, history, doctor."""
+"""Commands around the daemon: run, resync, status, history, doctor."""
 
 from __future__ import annotations
 
@@ -35,11 +35,11 @@ from syncd.core.errors import SyncdError
 if TYPE_CHECKING:
     from syncd.daemon.client import DaemonClient
 
-RunArgument = Annotated[str | None, typer.Argument(metavar="[RUN]", help="A run's id, or its beginning.")]
+RunArgument = Annotated[str | None, typer.Argument(metavar="[RUN]", help="Run id, or its first characters.")]
 
 
 def run(context: typer.Context, config: ConfigOption = None) -> None:
-    """Run the daemon: a sync at the start, then by schedule, more on request (resync)."""
+    """Run the daemon: syncs at start, then on schedule and on request (`resync`)."""
     from syncd.config import settings
     from syncd.daemon import service
 
@@ -52,8 +52,8 @@ def run(context: typer.Context, config: ConfigOption = None) -> None:
 def resync(
     context: typer.Context,
     config: ConfigOption = None,
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="Plan only.")] = False,
-    wait: Annotated[bool, typer.Option("--wait", help="Wait for its end; the exit status tells it.")] = False,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Plan only; change nothing.")] = False,
+    wait: Annotated[bool, typer.Option("--wait", help="Wait for the run and exit with its result.")] = False,
     allow_move: MoveOption = False,
     allow_retire: RetireOption = False,
     adopt: AdoptOption = False,
@@ -63,39 +63,39 @@ def resync(
     force: ForceOption = False,
     as_json: JsonOption = False,
 ) -> None:
-    """Ask the running daemon for a sync now.
+    """Trigger a run in the daemon.
 
-    With --allow-move, --allow-retire or --adopt it shows the plan first, and has exactly that one applied.
+    With --allow-move, --allow-retire or --adopt it shows the plan first, then applies exactly that plan.
     """
     client = daemon_client(context, config)
-    asked: dict[str, bool | str | None] = {
+    options: dict[str, bool | str | None] = {
         "source": source,
         "principal": principal,
         "allow_empty": allow_empty,
     }
-    asked |= {"allow_move": allow_move, "allow_retire": allow_retire, "adopt": adopt}
+    options |= {"allow_move": allow_move, "allow_retire": allow_retire, "adopt": adopt}
     if (allow_move or allow_retire or adopt) and not dry_run:
-        shown = _ended(client, client.request(**asked, dry_run=True))
-        _show_plan(shown, as_json=as_json)
-        asked = {"reviewed": str(shown["id"])}
+        preview = _wait(client, client.request(**options, dry_run=True))
+        _show_plan(preview, as_json=as_json)
+        options = {"reviewed": str(preview["id"])}
     elif dry_run:
-        asked["dry_run"] = True
-    run: Mapping[str, Any] = client.request(**asked, force=force)
+        options["dry_run"] = True
+    run: Mapping[str, Any] = client.request(**options, force=force)
     if wait:
-        run = _ended(client, run, show=lambda failed: _show_run(failed, as_json=as_json))
+        run = _wait(client, run, on_failure=lambda failed: _show_run(failed, as_json=as_json))
         if dry_run:
             _show_plan(run, as_json=as_json)
     _show_run(run, as_json=as_json)
     if wait:
-        finish(_status_of(run))
+        finish(_exit_status(run))
 
 
-def _ended(
+def _wait(
     client: DaemonClient,
     run: Mapping[str, Any],
-    show: Callable[[Mapping[str, Any]], object] = lambda _run: None,
+    on_failure: Callable[[Mapping[str, Any]], object] = lambda _run: None,
 ) -> Mapping[str, Any]:
-    """Wait for the end of a run; raises SyncdError, after `show`, where it failed."""
+    """Wait until a run has ended; if it failed, call `on_failure` and raise SyncdError."""
     from syncd.cli.render import steps
     from syncd.runs.run import RunState
 
@@ -103,7 +103,7 @@ def _ended(
         progress.begin(f"waiting for run {run['id']}")
         ended = client.wait(dict(run))
     if ended["state"] == RunState.FAILED:
-        show(ended)
+        on_failure(ended)
         raise SyncdError(f"the run failed: {ended['error']}")
     return ended
 
@@ -125,7 +125,7 @@ def _show_plan(run: Mapping[str, Any], *, as_json: bool) -> None:
         render.show_plan(console(), plan_file.from_json(run["plan"]))
 
 
-def _status_of(run: Mapping[str, Any]) -> int:
+def _exit_status(run: Mapping[str, Any]) -> int:
     from syncd.runs.run import RunState
 
     if run["state"] == RunState.BLOCKED:
@@ -134,7 +134,7 @@ def _status_of(run: Mapping[str, Any]) -> int:
 
 
 def status(context: typer.Context, config: ConfigOption = None, as_json: JsonOption = False) -> None:
-    """Show how the running daemon is. Exit status: 0, 1 where its last run failed or none runs."""
+    """Show the daemon's status. Exit status: 1 if its last run failed or no daemon is running, else 0."""
     from syncd.cli import render
 
     result = daemon_client(context, config).status()
@@ -148,20 +148,18 @@ def status(context: typer.Context, config: ConfigOption = None, as_json: JsonOpt
 
 def history(
     context: typer.Context,
-    run_id: Annotated[
-        str | None, typer.Argument(metavar="[RUN]", help="A run's id, or its beginning.")
-    ] = None,
+    run_id: RunArgument = None,
     config: ConfigOption = None,
     as_json: JsonOption = False,
-    limit: Annotated[int, typer.Option(min=1, help="How many runs.")] = 20,
+    limit: Annotated[int, typer.Option(min=1, help="Maximum number of runs.")] = 20,
 ) -> None:
-    """Show the latest runs, or one with its plan and each change. Reads daemon.state_dir, not the daemon."""
+    """Show the latest runs, or one run with its changes. Reads daemon.state_dir, not the daemon."""
     from syncd.cli import render
     from syncd.config import settings
     from syncd.runs.history import History
 
-    with closing(History(settings.load(config_path(context, config)).daemon.state_dir)) as log:
-        found = log.runs(limit) if run_id is None else log.run(run_id)
+    with closing(History(settings.load(config_path(context, config)).daemon.state_dir)) as history:
+        found = history.runs(limit) if run_id is None else history.run(run_id)
     if found is None:
         raise SyncdError(f"no run {run_id!r} in the history")
     if as_json:
@@ -178,10 +176,13 @@ def doctor(
     as_json: JsonOption = False,
     probe: Annotated[
         bool,
-        typer.Option("--probe", help="Send one event (of a type of its own) twice."),
+        typer.Option("--probe", help="Send one event, of its own type, twice to test deduplication."),
     ] = False,
 ) -> None:
-    """Check reach, rights and agreement of all that syncd meets. Exit status: 0, 1 with a problem."""
+    """Check connectivity, permissions and configuration of everything syncd talks to.
+
+    Exit status: 1 if there is a problem, else 0.
+    """
     from syncd.cli.render import line
     from syncd.config import settings
     from syncd.doctor.checks import Level
@@ -198,7 +199,7 @@ def doctor(
 
 
 def daemon_client(context: typer.Context, config: Path | None) -> DaemonClient:
-    """Return the client of the daemon that this configuration is for."""
+    """Return a client of the daemon that uses this configuration."""
     from syncd.config import settings
     from syncd.daemon.client import DaemonClient
 

@@ -1,7 +1,8 @@
-"""The command line. Data goes to stdout, errors to stderr.
+"""Entry point and main commands of `syncd`. Data goes to stdout, errors to stderr.
 
-Exit status: `plan` 0 in sync, 2 drift; `apply` 0 applied, 3 something is blocked; 1 error; 64 wrong usage.
-`resync --wait` ends as the run did: 0, 2 (dry run with drift), 3 or 1. `audit` 0 equal, 2 different, 1 error.
+Exit status: `plan` 0 in sync, 2 drift; `apply` 0 applied, 3 something is blocked; 1 error; 64 usage error.
+`resync --wait` exits with the result of the run: 0, 2 (dry run with drift), 3 or 1. `audit`: 0 equal, 2
+different, 1 error.
 """
 
 from __future__ import annotations
@@ -42,7 +43,7 @@ from syncd.core.errors import SyncdError
 
 app = typer.Typer(
     name="syncd",
-    help="Kong consumers and Dev Portal applications become customers and subjects of a metering API.",
+    help="Keep the customers of a metering API in sync with Kong consumers and Dev Portal applications.",
     no_args_is_help=True,
     pretty_exceptions_enable=False,
 )
@@ -87,7 +88,8 @@ def plan(
     config: ConfigOption = None,
     as_json: JsonOption = False,
     out: Annotated[
-        Path | None, typer.Option("--out", metavar="FILE", help="Write the plan for apply --plan FILE.")
+        Path | None,
+        typer.Option("--out", metavar="FILE", help="Write the plan to a file for `apply --plan FILE`."),
     ] = None,
     allow_move: MoveOption = False,
     allow_retire: RetireOption = False,
@@ -96,7 +98,7 @@ def plan(
     source: SourceOption = None,
     principal: PrincipalOption = None,
 ) -> None:
-    """Show what apply would do. Changes nothing. Exit status: 0 in sync, 2 drift, 1 error."""
+    """Show what `apply` would do, without changing anything. Exit status: 0 in sync, 2 drift, 1 error."""
     from syncd.cli import render
     from syncd.cli.render import steps
     from syncd.config import settings
@@ -132,7 +134,7 @@ def apply(
     config: ConfigOption = None,
     as_json: JsonOption = False,
     plan: Annotated[
-        Path | None, typer.Option("--plan", metavar="FILE", help="Apply this reviewed plan, or refuse.")
+        Path | None, typer.Option("--plan", metavar="FILE", help="Apply exactly this reviewed plan, or fail.")
     ] = None,
     allow_move: MoveOption = False,
     allow_retire: RetireOption = False,
@@ -142,15 +144,15 @@ def apply(
     source: SourceOption = None,
     principal: PrincipalOption = None,
 ) -> None:
-    """Show the plan and carry it out. Exit status: 0 applied, 3 something is blocked, 1 error."""
-    from syncd.cli import apply as applying
+    """Show the plan and apply it. Exit status: 0 applied, 3 something is blocked, 1 error."""
+    from syncd.cli.apply import apply as apply_plan
     from syncd.config import settings
     from syncd.planning.scope import Scope
     from syncd.runs import reconciler
 
     if plan is not None and any((allow_move, allow_retire, adopt, allow_empty, source, principal)):
-        said = "only --force goes with it; the plan has the flags that it was made with"
-        raise typer.BadParameter(said, param_hint="--plan")
+        problem = "only --force can be combined with it; the plan contains the options it was made with"
+        raise typer.BadParameter(problem, param_hint="--plan")
     scope = Scope(source, principal)
     options = reconciler.RunOptions(
         force=force,
@@ -162,7 +164,7 @@ def apply(
     )
     loaded = settings.load(config_path(context, config))
     printer = None if as_json else console()
-    result = applying.apply(loaded, options, printer, print_json, plan_path=plan)
+    result = apply_plan(loaded, options, printer, print_json, plan_path=plan)
     finish(BLOCKED if result.blocked else APPLIED)
 
 
@@ -170,11 +172,15 @@ def apply(
 def usage(
     context: typer.Context,
     config: ConfigOption = None,
-    since: Annotated[str | None, typer.Option("--from", help="RFC 3339, inclusive.")] = None,
-    until: Annotated[str | None, typer.Option("--to", help="RFC 3339.")] = None,
+    since: Annotated[
+        str | None, typer.Option("--from", help="Start of the period (RFC 3339), inclusive.")
+    ] = None,
+    until: Annotated[
+        str | None, typer.Option("--to", help="End of the period (RFC 3339), exclusive.")
+    ] = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Show what each customer and subject used, and what no customer is charged for."""
+    """Show usage by customer and subject, and usage that no customer is billed for."""
     from syncd.cli import render
     from syncd.cli.render import steps
     from syncd.config import settings
@@ -193,18 +199,22 @@ def usage(
 
 @app.command()
 def sandbox(
-    db: Annotated[Path, typer.Option(metavar="FILE", help="The SQLite file; made if it is not there.")],
+    db: Annotated[Path, typer.Option(metavar="FILE", help="SQLite file; created if it does not exist.")],
     host: Annotated[str, typer.Option(help="Address to listen on.")] = "127.0.0.1",
-    port: Annotated[int, typer.Option(min=0, max=65535, help="Port to listen on; 0 takes any.")] = 8888,
+    port: Annotated[
+        int, typer.Option(min=0, max=65535, help="Port to listen on; 0 picks a free one.")
+    ] = 8888,
     token: Annotated[
-        str | None, typer.Option(envvar="SYNCD_SANDBOX_TOKEN", help="Ask for this bearer token.")
+        str | None, typer.Option(envvar="SYNCD_SANDBOX_TOKEN", help="Require this bearer token.")
     ] = None,
-    no_subjects: Annotated[bool, typer.Option("--no-subjects", help="Have no /api/v1/subjects.")] = False,
+    no_subjects: Annotated[
+        bool, typer.Option("--no-subjects", help="Emulate a server without /api/v1/subjects.")
+    ] = False,
     max_subjects_per_customer: Annotated[
-        int | None, typer.Option(min=1, help="Refuse more subjects on one customer.")
+        int | None, typer.Option(min=1, help="Refuse customers with more subjects.")
     ] = None,
 ) -> None:
-    """Serve an embedded metering API for development, demo and tests. Not for production."""
+    """Serve an embedded metering API for development, demos and tests. Not for production."""
     import sqlite3
 
     from syncd.sandbox import serve

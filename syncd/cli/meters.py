@@ -1,4 +1,4 @@
-"""`syncd meters`: the standard meters."""
+"""`syncd meters`: creates the standard meters."""
 
 from __future__ import annotations
 
@@ -6,19 +6,19 @@ import typer
 
 from syncd.cli.options import APPLIED, BLOCKED, ConfigOption, JsonOption, config_path, finish, print_json
 
-app = typer.Typer(help="The standard meters.", no_args_is_help=True)
+app = typer.Typer(help="Manage the standard meters.", no_args_is_help=True)
 
 
 @app.callback()
 def _meters() -> None:
-    """Have `apply` be a command of its own although it is the only one."""
+    """Keep `apply` a subcommand: typer would merge the only command into its parent."""
 
 
 @app.command()
 def apply(context: typer.Context, config: ConfigOption = None, as_json: JsonOption = False) -> None:
-    """Create the standard meters that are missing. Exit status: 0 all there, 3 one differs, 1 error.
+    """Create missing standard meters. Exit status: 0 all exist, 3 one differs, 1 error.
 
-    A meter that differs is reported and never changed.
+    A meter that differs is reported but never changed.
     """
     from syncd.config import settings
     from syncd.http.client import ApiClient
@@ -33,6 +33,6 @@ def apply(context: typer.Context, config: ConfigOption = None, as_json: JsonOpti
         print_json({"meters": [result.to_json() for result in results]})
     else:
         for result in results:
-            why = f": {'; '.join(result.differences)}. Left alone" if result.differences else ""
-            print(f"{result.key}: {result.status}{why}")
+            detail = f": {'; '.join(result.differences)}. Not changed" if result.differences else ""
+            print(f"{result.key}: {result.status}{detail}")
     finish(BLOCKED if any(result.status == "differs" for result in results) else APPLIED)

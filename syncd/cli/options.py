@@ -1,4 +1,4 @@
-"""What the commands of the command line share: options, exit statuses, output."""
+"""Options, exit statuses and output helpers shared by the commands."""
 
 from __future__ import annotations
 
@@ -15,58 +15,65 @@ ERROR = 1
 DRIFT = 2
 BLOCKED = 3
 USAGE = 64
-"""EX_USAGE of sysexits.h; the library's own 2 would be taken for drift."""
+"""EX_USAGE of sysexits.h; the 2 that typer exits with would look like drift."""
 
 DEFAULT_CONFIG = Path("syncd.yaml")
-CONFIG_HELP = "The configuration (default: syncd.yaml)."
+CONFIG_HELP = "Configuration file (default: syncd.yaml)."
 
 ConfigOption = Annotated[
     Path | None, typer.Option("--config", "-c", envvar="SYNCD_CONFIG", metavar="FILE", help=CONFIG_HELP)
 ]
-JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")]
-
-
+JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 MoveOption = Annotated[
-    bool, typer.Option("--allow-move", help="Move subjects between customers of ours, with their open usage.")
+    bool,
+    typer.Option(
+        "--allow-move", help="Move subjects between managed customers, with usage not yet invoiced."
+    ),
 ]
 RetireOption = Annotated[
     bool,
     typer.Option(
-        "--allow-retire", help="Delete a customer of ours whose own key is a subject that joins a group."
+        "--allow-retire", help="Delete managed customers whose key is a subject that moves to another."
     ),
 ]
 AdoptOption = Annotated[
-    bool, typer.Option("--adopt", help="Take over customers that people made with exactly our key.")
+    bool, typer.Option("--adopt", help="Adopt existing customers whose key matches exactly.")
 ]
 EmptyOption = Annotated[
-    bool, typer.Option("--allow-empty", help="Let an empty source remove (policy sync) what it named before.")
+    bool,
+    typer.Option("--allow-empty", help="Allow removals (policy sync) even if a source returns no consumers."),
 ]
-ForceOption = Annotated[bool, typer.Option("--force", help="Lift the guards on the share of changes.")]
+ForceOption = Annotated[bool, typer.Option("--force", help="Override the guards on the share of changes.")]
 SourceOption = Annotated[
-    str | None, typer.Option("--source", metavar="NAME", help="Only principals of this source; no removals.")
+    str | None,
+    typer.Option("--source", metavar="NAME", help="Only principals of this source; removes nothing."),
 ]
 PrincipalOption = Annotated[
     str | None,
-    typer.Option("--principal", metavar="ID", help="Only this id, username or custom_id; no removals."),
+    typer.Option(
+        "--principal",
+        metavar="ID",
+        help="Only the principal with this id, username or custom_id; removes nothing.",
+    ),
 ]
 
 
 class Finished(SystemExit):
-    """A command's own exit status; told apart from the 2 that the command-line library exits with."""
+    """A command's own exit status, as opposed to the 2 with which typer exits."""
 
 
 def config_path(context: typer.Context, here: Path | None) -> Path:
-    """Return the configuration named after the command, else the one before it, else syncd.yaml."""
+    """Return the configuration file given after the command, else the one before it, else syncd.yaml."""
     return here or context.obj or DEFAULT_CONFIG
 
 
 def console() -> Console:
-    """Return where tables go."""
+    """Return the console for tables."""
     return Console(file=sys.stdout)
 
 
 def print_json(value: object) -> None:
-    """Print data for programs."""
+    """Print a value as JSON."""
     print(json.dumps(value, indent=2, ensure_ascii=False))
 
 

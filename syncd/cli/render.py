@@ -1,4 +1,8 @@
-"""Plans, outcomes and usage for people: a table on a terminal, one line each elsewhere."""
+"""Output for people: plans, outcomes, usage, history, daemon status and progress.
+
+Rows are a table on a terminal and plain lines elsewhere. Progress goes to stderr, only on a terminal, and
+disappears when the work is done.
+"""
 
 from __future__ import annotations
 
@@ -34,14 +38,14 @@ _CHANGE_STYLES = {
     ChangeKind.UNMANAGED: "dim",
     ChangeKind.ORPHANED: "dim",
 }
-_ROWS_ON_TERMINAL = 200
+_MAX_TABLE_ROWS = 200
 
 Row = Sequence[tuple[str, str]]
-"""Cells of a row: text and style."""
+"""Text and style of each cell."""
 
 
 def show_plan(console: Console, plan: Plan) -> None:
-    """Print what applying this plan does, what it cannot do, and what it leaves alone."""
+    """Print the changes of a plan, what is blocked, and what is only reported."""
     rows = [
         (
             (str(change.kind), _CHANGE_STYLES[change.kind]),
@@ -51,7 +55,7 @@ def show_plan(console: Console, plan: Plan) -> None:
         )
         for change in plan.changes
     ]
-    show(console, ("change", "customer", "what", "why"), rows)
+    show_rows(console, ("change", "customer", "what", "why"), rows)
     for note in plan.notes:
         line(console, f"Note: {_printable(note)}.")
     if plan.unbilled and plan.unbilled.subjects:
@@ -63,7 +67,7 @@ def show_plan(console: Console, plan: Plan) -> None:
 
 
 def show_outcomes(console: Console, outcomes: tuple[Outcome, ...]) -> None:
-    """Print what went otherwise than planned, and how many went well."""
+    """Print the changes that were blocked or skipped, and the number of each outcome."""
     rows = [
         (
             (str(outcome.status), "bold red"),
@@ -75,20 +79,20 @@ def show_outcomes(console: Console, outcomes: tuple[Outcome, ...]) -> None:
         if outcome.status in {Status.BLOCKED, Status.SKIPPED}
         and outcome.change.kind is not ChangeKind.BLOCKED
     ]
-    show(console, ("outcome", "customer", "what", "why"), rows)
+    show_rows(console, ("outcome", "customer", "what", "why"), rows)
     line(console, f"Applied: {counts(count(outcomes))}.")
 
 
 def show_usage(console: Console, usage: Usage) -> None:
-    """Print requests and tokens for each customer and subject, and those of nobody."""
+    """Print requests and tokens by customer and subject, and those of subjects without a customer."""
     rows: list[Row] = []
     for customer in usage.customers:
         names = itertools.chain([f"{customer.name} ({customer.key or customer.id})"], itertools.repeat(""))
         lines = zip(names, customer.subjects, strict=False)
         rows += [_usage_row((name, ""), subject) for name, subject in lines]
-    rows += [_usage_row(("unattributed", "bold red"), subject) for subject in usage.unattributed]
-    show(console, ("customer", "subject", "requests", "tokens"), rows)
-    line(console, f"Unattributed subjects: {len(usage.unattributed)}.")
+    rows += [_usage_row(("unbilled", "bold red"), subject) for subject in usage.unattributed]
+    show_rows(console, ("customer", "subject", "requests", "tokens"), rows)
+    line(console, f"Unbilled subjects: {len(usage.unattributed)}.")
 
 
 def _usage_row(customer: tuple[str, str], subject: SubjectUsage) -> Row:
@@ -97,7 +101,7 @@ def _usage_row(customer: tuple[str, str], subject: SubjectUsage) -> Row:
 
 
 def _what(change: Change) -> str:
-    """Say what changes: the name before and after, or the subjects."""
+    """Describe what changes: the name before and after, or the subjects."""
     before, after = change.before, change.after
     if change.kind is ChangeKind.RENAME_CUSTOMER and before and after:
         return f"{before.name!r} -> {after.name!r}"
@@ -110,7 +114,7 @@ def _what(change: Change) -> str:
 
 
 def _why(change: Change) -> str:
-    """Give the reason, with the usage that is at stake."""
+    """Return the reason of a change with the usage it affects."""
     if change.usage is None:
         return change.reason
     events = f"{change.usage.events:,} events since {change.usage.since[:10]}"
@@ -122,11 +126,11 @@ def _why(change: Change) -> str:
         case ChangeKind.DELETE_SUBJECT:
             return f"{change.reason} ({events})"
         case _:
-            return f"{change.reason} ({events}, unbilled after that unless they are invoiced)"
+            return f"{change.reason} ({events}, unbilled afterwards unless already invoiced)"
 
 
 def _unbilled(unbilled: UnbilledUsage) -> str:
-    text = f"{unbilled.events():,} events of {len(unbilled.subjects)} subjects on no customer"
+    text = f"{unbilled.events():,} events of {len(unbilled.subjects)} subjects without a customer"
     if unbilled.since:
         text += f", since {unbilled.since[:10]}"
     if planned := unbilled.count("planned"):
@@ -137,68 +141,68 @@ def _unbilled(unbilled: UnbilledUsage) -> str:
 
 
 def counts(numbers: Mapping[str, int]) -> str:
-    """Say how many of what, without those that are none."""
+    """Return the counts above zero with their names: ``2 blocked, 1 skipped``."""
     return ", ".join(f"{number} {name}" for name, number in numbers.items() if number) or "nothing"
 
 
-def show(console: Console, header: Sequence[str], rows: Sequence[Row]) -> None:
+def show_rows(console: Console, header: Sequence[str], rows: Sequence[Row]) -> None:
     """Print rows: a table on a terminal, one line each elsewhere."""
     if not rows:
         return
     if not console.is_terminal:
-        # Past Rich, which would take seconds for 20,000 lines.
+        # Without Rich, which takes seconds for 20,000 lines.
         lines = ("  ".join([_printable(text) for text, _ in row if text]) + "\n" for row in rows)
         console.file.writelines(lines)
         return
     table = Table(*header)
-    for row in rows[:_ROWS_ON_TERMINAL]:
+    for row in rows[:_MAX_TABLE_ROWS]:
         table.add_row(*_cells(row))
     console.print(table)
-    if len(rows) > _ROWS_ON_TERMINAL:
-        line(console, f"... and {len(rows) - _ROWS_ON_TERMINAL} more; --json has them all")
+    if len(rows) > _MAX_TABLE_ROWS:
+        line(console, f"... and {len(rows) - _MAX_TABLE_ROWS} more; --json shows all")
 
 
 def _cells(row: Row) -> Iterable[Text]:
-    # Text, not markup: a consumer may be called "[red]".
+    # Text, not markup: a consumer may be named "[red]".
     return (Text(_printable(text), style=style, overflow="fold") for text, style in row)
 
 
 def line(console: Console, text: str) -> None:
-    """Print a line as it is."""
+    """Print a line without wrapping or markup."""
     console.print(text, markup=False, highlight=False, soft_wrap=True)
 
 
 def _printable(text: str) -> str:
-    """Take out what could steer a terminal: names come from outside."""
+    """Replace control characters, which could steer a terminal: names come from outside."""
     return text if text.isprintable() else "".join(char if char.isprintable() else "?" for char in text)
 
 
-# MERGED: Progress of long work for people: on stderr, on a terminal only, and gone when the work is done.
+# Progress
 
 
 class Steps:
-    """Work in steps: `begin` names one, with a total where it is known, `advance` counts."""
+    """Progress of work in steps: `begin` starts a step, with a total if known; `advance` counts."""
 
     def __init__(self, bar: Progress) -> None:
         self._bar = bar
         self._task = bar.add_task("", total=None, visible=False)
 
     def begin(self, what: str, total: int | None = None) -> None:
-        """Show a step: a bar up to `total`, a spinner where nobody knows it."""
+        """Show a step: a bar up to `total`, or a spinner if the total is unknown."""
         self._bar.reset(self._task, total=total, description=what, visible=True)
 
     def advance(self, done: int = 1) -> None:
-        """Count more as done."""
+        """Count work as done."""
         self._bar.advance(self._task, done)
 
     def hide(self) -> None:
-        """Show nothing until the next step begins."""
+        """Hide the progress until the next step begins."""
         self._bar.update(self._task, visible=False)
 
 
 @contextmanager
 def steps() -> Iterator[Steps]:
-    """Show steps for as long as the block runs."""
+    """Show progress while the block runs."""
     columns = (SpinnerColumn(), TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn())
     bar = Progress(
         *columns,
@@ -211,13 +215,13 @@ def steps() -> Iterator[Steps]:
         yield Steps(bar)
 
 
-# MERGED: The history for people.
+# History
 
 _STATE_STYLES = {"failed": "bold red", "blocked": "bold yellow", "succeeded": "green"}
 
 
 def show_runs(console: Console, runs: Sequence[Mapping[str, Any]]) -> None:
-    """Print a line for each run."""
+    """Print one line per run."""
     rows: list[Row] = [
         (
             (run["id"][:12], ""),
@@ -229,13 +233,13 @@ def show_runs(console: Console, runs: Sequence[Mapping[str, Any]]) -> None:
         )
         for run in runs
     ]
-    show(console, ("run", "asked for (UTC)", "trigger", "state", "changes", "error"), rows)
+    show_rows(console, ("run", "requested (UTC)", "trigger", "state", "changes", "error"), rows)
     if not rows:
         line(console, "No runs yet.")
 
 
 def show_recorded_run(console: Console, run: Mapping[str, Any]) -> None:
-    """Print one run with each of its changes and the answer to it."""
+    """Print one run with each change and its outcome."""
     show_runs(console, [run])
     rows: list[Row] = [
         (
@@ -248,46 +252,44 @@ def show_recorded_run(console: Console, run: Mapping[str, Any]) -> None:
         )
         for result in run["results"]
     ]
-    show(console, ("at (UTC)", "change", "customer", "subjects", "outcome", "answer"), rows)
-    line(console, f"Planned: {counts((run['plan'] or {}).get('summary', {}))}. --json has the plan.")
+    show_rows(console, ("time (UTC)", "change", "customer", "subjects", "outcome", "detail"), rows)
+    line(console, f"Planned: {counts((run['plan'] or {}).get('summary', {}))}. --json shows the plan.")
 
 
-# MERGED: The daemon's state and its runs for people.
+# The daemon
 
-_STATE_STYLES = {"failed": "bold red", "blocked": "bold yellow", "succeeded": "green"}
-
-_HEADER = ("", "run", "state", "planned", "done", "error")
+_STATUS_HEADER = ("", "run", "state", "planned", "done", "error")
 
 
 def show_status(console: Console, status: Mapping[str, Any]) -> None:
-    """Print what goes on, how the last run ended and when the next is due, from GET /v1/status."""
+    """Print the current run, the last run and the time of the next, from GET /v1/status."""
     rows = [
         _status_row(what, status[what])
         for what in ("current", "last")
         if isinstance(status.get(what), Mapping)
     ]
-    show(console, _HEADER, rows)
+    show_rows(console, _STATUS_HEADER, rows)
     last = status.get("last")
     if isinstance(last, Mapping):
         _show_unbilled(console, last)
     else:
-        line(console, "No run has ended yet.")
+        line(console, "No run has finished yet.")
     if queued := status["queued"]:
-        line(console, f"Waiting runs: {queued}.")
-    line(console, f"Last success: {_minute(status.get('last_success')) or 'none'}.")
-    line(console, f"Next run: {_minute(status.get('next_run')) or 'none is due'}.")
+        line(console, f"Queued runs: {queued}.")
+    line(console, f"Last success: {_second(status.get('last_success')) or 'none'}.")
+    line(console, f"Next run: {_second(status.get('next_run')) or 'none scheduled'}.")
     if refused := status.get("configuration_refused"):
-        line(console, f"The configuration was refused, the one before is in use: {refused}")
+        line(console, f"The reloaded configuration was refused, the previous one is still in use: {refused}")
 
 
 def show_run(console: Console, run: Mapping[str, Any]) -> None:
-    """Print one run as GET /v1/syncs/{id} tells it."""
-    show(console, _HEADER, [_status_row(run["trigger"], run)])
+    """Print one run, from GET /v1/syncs/{id}."""
+    show_rows(console, _STATUS_HEADER, [_status_row(run["trigger"], run)])
     _show_unbilled(console, run)
 
 
 def _status_row(what: str, run: Mapping[str, Any]) -> Row:
-    when = _minute(run["finished_at"] or run["started_at"] or run["requested_at"])
+    when = _second(run["finished_at"] or run["started_at"] or run["requested_at"])
     state = f"{run['state']}{' (dry run)' if run['dry_run'] else ''}, {when}"
     planned = "in sync" if run["in_sync"] else counts(run["planned"]) if run["planned"] else ""
     done = counts(run["outcomes"]) if any(run["outcomes"].values()) else ""
@@ -299,9 +301,9 @@ def _show_unbilled(console: Console, run: Mapping[str, Any]) -> None:
     unbilled = run.get("unbilled")
     if isinstance(unbilled, Mapping) and unbilled.get("subjects"):
         subjects, events = unbilled["subjects"], unbilled["events"]
-        line(console, f"Unbilled: {events:,} events of {subjects} subjects on no customer.")
+        line(console, f"Unbilled: {events:,} events of {subjects} subjects without a customer.")
 
 
-def _minute(moment: object) -> str:
-    """Return a moment up to the second, in UTC as the daemon tells it."""
+def _second(moment: object) -> str:
+    """Return a time, which the daemon sends in UTC, to the second."""
     return f"{str(moment)[:19].replace('T', ' ')} UTC" if moment else ""

@@ -1,5 +1,6 @@
-"""`syncd run`: the schedule, the HTTP API, metrics.
+"""The daemon that `syncd run` starts: schedule, HTTP API, metrics, configuration reloads.
 
-Start with `service`.
-May import: `dashboard`, `runs`.
+Start with `service`, which puts the parts together. `api` has the HTTP routes, `metrics` the Prometheus
+metrics, `client` the client that `syncd resync` and `syncd status` use. May import: `dashboard`, `runs` and
+the rooms below them.
 """

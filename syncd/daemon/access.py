@@ -1,8 +1,8 @@
-"""Which requests the daemon answers at all, by their Host and Origin: against web pages that forge some.
+"""Host and Origin checks of the daemon, against requests forged by web pages.
 
-A page of the web can have its visitor's browser ask this daemon, from inside the network and, after its
-name was made to lead to a loopback address (DNS rebinding), as if it were the daemon's own page. So
-without a token only loopback names are answered, and nothing is changed for another origin.
+A web page can make its visitor's browser send requests to this daemon from inside the network, and, once its
+name resolves to a loopback address (DNS rebinding), even as if it were the daemon's own page. Therefore
+without a token only loopback names are answered, and requests from another origin never change anything.
 """
 
 from __future__ import annotations
@@ -16,15 +16,15 @@ from starlette.datastructures import Headers
 from starlette.responses import JSONResponse
 from starlette.types import ASGIApp, Receive, Scope, Send
 
-OPEN_PATHS: Final = frozenset({"/healthz", "/readyz"})
-"""For probes, which may come under any name; their answers hold no secrets."""
+PROBE_PATHS: Final = frozenset({"/healthz", "/readyz"})
+"""Health probes, answered under any host name; their answers hold no secrets."""
 
 _SAFE_METHODS: Final = frozenset({"GET", "HEAD", "OPTIONS"})
 _OWN_SITE: Final = frozenset({"same-origin", "none"})
 
 
 class AccessMiddleware:
-    """Lets requests through, or answers them. `public_url` is the setting daemon.public_url."""
+    """ASGI middleware that rejects forged requests. `public_url` is the setting daemon.public_url."""
 
     def __init__(
         self, app: ASGIApp, has_token: Callable[[], bool], public_url: Callable[[], str | None]
@@ -40,16 +40,16 @@ class AccessMiddleware:
             await self._app(scope, receive, send)
             return
         status, detail = refusal
-        # The body was not read, and would stand before the next request.
+        # The body was not read, so the connection cannot be reused.
         response = JSONResponse({"detail": detail}, status, {"Connection": "close"})
         await response(scope, receive, send)
 
     def _refusal(self, scope: Scope) -> tuple[int, str] | None:
         headers = Headers(scope=scope)
         path = scope["path"]
-        if path not in OPEN_PATHS and not self._has_token() and not is_loopback(headers.get("host", "")):
-            return 421, "call this address as localhost or 127.0.0.1; other names need daemon.token"
-        if scope["method"] not in _SAFE_METHODS and is_from_elsewhere(headers, self._public_url()):
+        if path not in PROBE_PATHS and not self._has_token() and not is_loopback(headers.get("host", "")):
+            return 421, "use localhost or 127.0.0.1 for this address; other host names need daemon.token"
+        if scope["method"] not in _SAFE_METHODS and is_cross_origin(headers, self._public_url()):
             return 403, (
                 "the request comes from a page of another origin. Behind a reverse proxy that changes Host,"
                 " set daemon.public_url"
@@ -58,7 +58,7 @@ class AccessMiddleware:
 
 
 def is_loopback(host_header: str) -> bool:
-    """Tell whether a Host header names this machine's loopback."""
+    """Return whether a Host header names a loopback address."""
     try:
         host = urlsplit(f"//{host_header}").hostname or ""
     except ValueError:
@@ -71,10 +71,10 @@ def is_loopback(host_header: str) -> bool:
         return False
 
 
-def is_from_elsewhere(headers: Mapping[str, str], public_url: str | None = None) -> bool:
-    """Tell whether a browser says that a page of another origin sent this.
+def is_cross_origin(headers: Mapping[str, str], public_url: str | None = None) -> bool:
+    """Return whether a browser sent this for a page of another origin.
 
-    Sec-Fetch-Site is the browser's own verdict, sent over https and to loopback. Origin is the older way;
+    Sec-Fetch-Site is the browser's own verdict, sent over https and to loopback. Origin is the older header;
     programs send neither. ``Origin: null`` (a sandboxed page) is another origin.
     """
     if (site := headers.get("sec-fetch-site")) is not None:

@@ -1,4 +1,4 @@
-"""The daemon's HTTP API: ask for a run, look at it, see how the daemon is."""
+"""The daemon's HTTP API: request runs, follow them, and read status, plan and metrics."""
 
 from __future__ import annotations
 
@@ -25,10 +25,10 @@ from syncd.runs.run import RunState
 
 
 class SyncRequest(BaseModel):
-    """The body of POST /v1/syncs; `source` and `principal` restrict the run, which then removes nothing.
+    """The body of POST /v1/syncs. A run restricted by `source` or `principal` removes nothing.
 
-    `reviewed` is the id of a dry run: what that one has planned is applied, or the run refuses. All but
-    `force` then comes from there.
+    `reviewed` is the id of a dry run: the new run applies exactly that plan or fails. Only `force` may be
+    given with it; all other options come from the dry run.
     """
 
     model_config = ConfigDict(extra="forbid")
@@ -44,13 +44,13 @@ class SyncRequest(BaseModel):
     reviewed: Annotated[str, Field(min_length=1)] | None = None
 
     @model_validator(mode="after")
-    def _agree(self) -> Self:
+    def _check_reviewed(self) -> Self:
         if self.reviewed is not None and self.model_fields_set - {"reviewed", "force"}:
-            raise ValueError("with reviewed only force may be given: the dry run has the rest")
+            raise ValueError("with reviewed only force may be given: all other options come from the dry run")
         return self
 
     def options(self) -> RunOptions:
-        """Return the request in syncd's words."""
+        """Return the options of the requested run."""
         return RunOptions(
             dry_run=self.dry_run,
             force=self.force,
@@ -64,7 +64,7 @@ class SyncRequest(BaseModel):
 
 @dataclass(frozen=True, slots=True)
 class Daemon:
-    """What API and dashboard show; `config`, `token` and `schedule` are asked for anew each time."""
+    """What the API and the dashboard read; `config`, `token` and `schedule` are called for each request."""
 
     runs: RunQueue
     history: History
@@ -75,8 +75,8 @@ class Daemon:
 
 
 def create_app(daemon: Daemon) -> FastAPI:
-    """Return API and dashboard; with a token, the API (not /healthz, /readyz) needs it as a bearer token."""
-    # Without FastAPI's own pages: they load scripts from elsewhere, which would run beside the dashboard.
+    """Return API and dashboard; with a token, all of the API except /healthz and /readyz requires it."""
+    # No /docs and /redoc: they load third-party scripts, which would run on the dashboard's origin.
     app = FastAPI(title="kong-openmeter syncd", version=__version__, docs_url=None, redoc_url=None)
     app.add_middleware(
         AccessMiddleware,
@@ -89,23 +89,23 @@ def create_app(daemon: Daemon) -> FastAPI:
         if token is None:
             return
         scheme, _, given = authorization.partition(" ")
-        # Compared in constant time: the time of an answer must not tell how much of a guess was right.
-        fits = hmac.compare_digest(given.strip().encode(), token.encode())
-        if scheme.lower() != "bearer" or not fits:
+        # Constant time, so that response times do not reveal how much of a guess was right.
+        matches = hmac.compare_digest(given.strip().encode(), token.encode())
+        if scheme.lower() != "bearer" or not matches:
             raise HTTPException(
                 status.HTTP_401_UNAUTHORIZED,
-                "send the token of daemon.token as Authorization: Bearer",
+                "send the value of daemon.token as Authorization: Bearer",
                 {"WWW-Authenticate": "Bearer"},
             )
 
     app.include_router(_health(daemon))
     app.include_router(_v1(daemon), dependencies=[Depends(authorized)])
     if daemon.config().daemon.dashboard:
-        _offer_dashboard(app, daemon)
+        _mount_dashboard(app, daemon)
     return app
 
 
-def _offer_dashboard(app: FastAPI, daemon: Daemon) -> None:
+def _mount_dashboard(app: FastAPI, daemon: Daemon) -> None:
     def to_dashboard() -> RedirectResponse:
         return RedirectResponse("/dashboard/")
 
@@ -120,17 +120,17 @@ def _offer_dashboard(app: FastAPI, daemon: Daemon) -> None:
 def _health(daemon: Daemon) -> APIRouter:
     router = APIRouter(tags=["health"])
 
-    @router.get("/healthz")
+    @router.get("/healthz", summary="Liveness")
     def healthz() -> dict[str, str]:
-        """Tell that the daemon lives."""
+        """Answer 200 while the process serves requests."""
         return {"status": "ok"}
 
-    @router.get("/readyz")
+    @router.get("/readyz", summary="Readiness")
     def readyz() -> JSONResponse:
-        """Tell whether the last real run went to its end; 503 before the first has, or after a failed one."""
+        """Answer 200 if the last real run did not fail, 503 if it did or if none has ended yet."""
         last = daemon.runs.last_real()
         if last is None:
-            return JSONResponse({"status": "no run has ended yet"}, 503)
+            return JSONResponse({"status": "no run has finished yet"}, 503)
         if last.state is RunState.FAILED:
             return JSONResponse({"status": "the last run failed; see /v1/status"}, 503)
         return JSONResponse({"status": "ok"})
@@ -138,56 +138,61 @@ def _health(daemon: Daemon) -> APIRouter:
     return router
 
 
-def _asked_for(request: SyncRequest, runs: RunQueue) -> RunOptions:
-    """Return what is asked for; raises HTTPException where the dry run that it names cannot be applied."""
+def _requested_options(request: SyncRequest, runs: RunQueue) -> RunOptions:
+    """Return the options of the requested run; raises HTTPException if `reviewed` cannot be applied."""
     if request.reviewed is None:
         return request.options()
-    shown = runs.get(request.reviewed)
-    if shown is None or shown.plan is None or not shown.dry_run or shown.state is not RunState.SUCCEEDED:
-        said = "reviewed is no dry run that went to its end, or it is forgotten. Ask for a new one"
-        raise HTTPException(status.HTTP_409_CONFLICT, said)
-    return replace(shown.options, dry_run=False, force=request.force, reviewed=shown.plan)
+    dry_run = runs.get(request.reviewed)
+    if (
+        dry_run is None
+        or dry_run.plan is None
+        or not dry_run.dry_run
+        or dry_run.state is not RunState.SUCCEEDED
+    ):
+        detail = "reviewed is not a successful dry run, or the daemon has forgotten it. Request a new one"
+        raise HTTPException(status.HTTP_409_CONFLICT, detail)
+    return replace(dry_run.options, dry_run=False, force=request.force, reviewed=dry_run.plan)
 
 
 def _v1(daemon: Daemon) -> APIRouter:
     router = APIRouter()
     runs = daemon.runs
 
-    @router.get("/metrics", tags=["health"])
+    @router.get("/metrics", tags=["health"], summary="Prometheus metrics")
     def metrics() -> Response:
-        """Return the metrics for Prometheus."""
+        """Return the metrics in Prometheus' text format."""
         return Response(daemon.metrics.exposition(), media_type=CONTENT_TYPE)
 
-    @router.get("/v1/status")
+    @router.get("/v1/status", summary="Status")
     def daemon_status() -> dict[str, object]:
-        """Tell what is going on, how the last run ended, and when the next one is due."""
+        """Return the current run, the last run, and when the next one is due."""
         return {**runs.status(), **daemon.schedule(), "version": __version__}
 
-    @router.get("/v1/plan")
+    @router.get("/v1/plan", summary="Latest plan")
     def plan() -> JSONResponse:
-        """Return the plan of the latest run that had one; ask for a dry run to have a fresh one."""
+        """Return the latest plan of any run; request a dry run for a fresh one."""
         run = runs.last_planned()
         if run is None or run.plan is None:
             raise HTTPException(status.HTTP_404_NOT_FOUND, "no run has made a plan yet")
         return JSONResponse({"run": run.summary(), "plan": run.plan.to_json()})
 
-    @router.post("/v1/syncs", status_code=status.HTTP_202_ACCEPTED)
+    @router.post("/v1/syncs", status_code=status.HTTP_202_ACCEPTED, summary="Request a run")
     def request_sync(request: SyncRequest | None = None) -> JSONResponse:
-        """Ask for a run; while one is going, one more waits, and serves all who ask for the same."""
-        options = _asked_for(request or SyncRequest(), runs)
+        """Queue a run. While a run is queued, further requests with the same options return that one."""
+        options = _requested_options(request or SyncRequest(), runs)
         try:
             run = runs.request("manual", options)
         except QueueFullError as error:
             raise HTTPException(status.HTTP_429_TOO_MANY_REQUESTS, str(error)) from None
         return JSONResponse(run.summary(), 202, {"Location": f"/v1/syncs/{run.id}"})
 
-    @router.get("/v1/syncs/{run_id}")
+    @router.get("/v1/syncs/{run_id}", summary="One run")
     def sync(run_id: str) -> JSONResponse:
-        """Return one run with its plan and outcomes, from the history where it is an old one."""
+        """Return one run with its plan and outcomes; older runs are read from the history."""
         run = runs.get(run_id)
         document = run.to_json() if run else daemon.history.run(run_id)
         if document is None:
-            raise HTTPException(status.HTTP_404_NOT_FOUND, "no such run, or forgotten (daemon.keep_runs)")
+            raise HTTPException(status.HTTP_404_NOT_FOUND, "no such run, or deleted (daemon.keep_runs)")
         return JSONResponse(document)
 
     return router

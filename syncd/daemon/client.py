@@ -1,4 +1,4 @@
-"""What ``syncd resync`` says to the daemon."""
+"""HTTP client of the daemon, for ``syncd resync`` and ``syncd status``."""
 
 from __future__ import annotations
 
@@ -17,18 +17,18 @@ _POLL_SECONDS = 0.25
 
 @dataclass(frozen=True, slots=True)
 class DaemonClient:
-    """The HTTP API of a running daemon; every method raises DaemonError or the ApiError that fits."""
+    """The HTTP API of a running daemon; every method raises DaemonError or another ApiError."""
 
     url: str
     token: str | None = None
     sleep: Callable[[float], object] = time.sleep
 
     def request(self, **options: bool | str | None) -> dict[str, object]:
-        """Ask for a run with these options of POST /v1/syncs and return it as it is queued."""
+        """Request a run with these options of POST /v1/syncs and return the queued run."""
         return self._call("POST", "/v1/syncs", options)
 
     def status(self) -> dict[str, object]:
-        """Return how the daemon is."""
+        """Return the daemon's status."""
         return self._call("GET", "/v1/status", None)
 
     def get(self, run_id: str) -> dict[str, object]:
@@ -36,18 +36,18 @@ class DaemonClient:
         return self._call("GET", f"/v1/syncs/{run_id}", None)
 
     def wait(self, run: dict[str, object]) -> dict[str, object]:
-        """Return the run once it has ended, however long that takes."""
+        """Poll until the run has ended, without a time limit, and return it."""
         while RunState(str(run["state"])) not in FINISHED:
             self.sleep(_POLL_SECONDS)
             run = self.get(str(run["id"]))
         return run
 
     def _call(self, method: str, path: str, body: object) -> dict[str, object]:
-        endpoint = Endpoint("daemon", self.url, "daemon.token", "ask for runs", token=self.token)
+        endpoint = Endpoint("daemon", self.url, "daemon.token", "request runs", token=self.token)
         try:
             with ApiClient(endpoint, Retry(attempts=3)) as client:
                 return expect_object(client.request(method, path, body=body), _API, path)
         except UnreachableError as error:
             raise DaemonError(f"{error}. Is `syncd run` running with this configuration?") from None
         except RefusedError as error:
-            raise DaemonError(f"{error}. Was the daemon restarted meanwhile?") from None
+            raise DaemonError(f"{error}. Was the daemon restarted?") from None

@@ -1,4 +1,4 @@
-"""The daemon's Prometheus metrics; what each alarm means is in docs/runbook.md."""
+"""The daemon's Prometheus metrics; docs/runbook.md explains the alerts on them."""
 
 from __future__ import annotations
 
@@ -18,35 +18,39 @@ CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
 
 
 class Metrics:
-    """An observer of runs (`syncd.runs.queue.RunObserver`) that counts; one for each daemon."""
+    """An observer of runs (`syncd.runs.queue.RunObserver`) that updates the metrics of one daemon."""
 
     def __init__(self) -> None:
         self.registry = registry = CollectorRegistry()
-        registry.register(_Calls())
+        registry.register(_ApiCalls())
         info = Gauge("syncd_info", "Always 1; the version is a label.", ["version"], registry=registry)
         info.labels(__version__).set(1)
         self._attempt = _gauge(registry, "last_attempt_timestamp_seconds", "Start of the last real run.")
         self._success = _gauge(
-            registry, "last_success_timestamp_seconds", "End of the last real run that went to its end."
+            registry, "last_success_timestamp_seconds", "End of the last real run that did not fail."
         )
-        self._in_sync = _gauge(registry, "in_sync", "1 where the last plan had nothing to do or blocked.")
-        self._blocked = _gauge(registry, "blocked", "Blocked changes of the last plan.")
+        self._in_sync = _gauge(
+            registry, "in_sync", "1 if the last plan was empty and nothing was blocked, else 0."
+        )
+        self._blocked = _gauge(registry, "blocked", "Blocked changes in the last plan.")
         self._subjects = Gauge(
             "syncd_unbilled_subjects",
-            "Subjects with usage but no customer, by what becomes of them.",
-            ["fate"],
+            "Subjects with usage but no customer: planned (the plan attributes them), blocked or unknown.",
+            ["status"],
             registry=registry,
         )
         self._events = Gauge(
             "syncd_unbilled_events",
-            "Events of the last 31 days of subjects without a customer.",
-            ["fate"],
+            "Events of subjects without a customer in the last 31 days, by status of the subject.",
+            ["status"],
             registry=registry,
         )
-        self._known = _gauge(registry, "unbilled_known", "1 where unbilled usage could be looked up.")
+        self._known = _gauge(
+            registry, "unbilled_known", "1 if unbilled usage could be read from the meters, else 0."
+        )
         self._runs = Counter(
             "syncd_runs",
-            "Runs by trigger, extent and result.",
+            "Runs by trigger, dry run or not, and result.",
             ["trigger", "dry_run", "result"],
             registry=registry,
         )
@@ -54,13 +58,15 @@ class Metrics:
             "syncd_run_failures", "Failed runs by reason.", ["reason"], registry=registry
         )
         self._changes = Counter(
-            "syncd_changes", "Changes by kind and outcome.", ["kind", "outcome"], registry=registry
+            "syncd_changes", "Changes tried, by kind and outcome.", ["kind", "outcome"], registry=registry
         )
         self._planned = Gauge(
-            "syncd_planned_changes", "Changes of the last plan by kind.", ["kind"], registry=registry
+            "syncd_planned_changes", "Changes in the last plan, by kind.", ["kind"], registry=registry
         )
         self.config_current = _gauge(
-            registry, "config_current", "0 where a reloaded configuration was refused and the old one stays."
+            registry,
+            "config_current",
+            "0 if the last reload was refused and the previous configuration is still in use, else 1.",
         )
         self.config_current.set(1)
 
@@ -69,12 +75,12 @@ class Metrics:
         return generate_latest(self.registry)
 
     def started(self, run: Run) -> None:
-        """Note the attempt."""
+        """Record the attempt."""
         if not run.dry_run:
             self._attempt.set_to_current_time()
 
     def planned(self, run: Run) -> None:
-        """Note what the plan says; that of a part of the principals says nothing of the whole."""
+        """Record the plan, unless the run is restricted to some principals."""
         plan = run.plan
         if plan is None or not run.options.scope.whole:
             return
@@ -83,20 +89,20 @@ class Metrics:
         self._blocked.set(len(plan.of(ChangeKind.BLOCKED)))
         self._in_sync.set(plan.in_sync)
         self._known.set(plan.unbilled is not None)
-        for fate in ("planned", "blocked", "unknown"):
+        for status in ("planned", "blocked", "unknown"):
             unbilled = plan.unbilled
-            self._subjects.labels(fate).set(unbilled.count(fate) if unbilled else 0)
-            self._events.labels(fate).set(unbilled.events(fate) if unbilled else 0)
+            self._subjects.labels(status).set(unbilled.count(status) if unbilled else 0)
+            self._events.labels(status).set(unbilled.events(status) if unbilled else 0)
 
-    def changed(self, run: Run, outcomes: Sequence[Outcome]) -> None:  # noqa: ARG002 - as all observers are told
-        """Count the changes; what the plan itself blocks is in `syncd_blocked` already."""
+    def changed(self, run: Run, outcomes: Sequence[Outcome]) -> None:  # noqa: ARG002 - the Observer protocol
+        """Count the changes; those blocked by the plan itself are in `syncd_blocked`."""
         for outcome in filter(lambda outcome: outcome.change.actionable, outcomes):
             self._changes.labels(str(outcome.change.kind), str(outcome.status)).inc()
 
     def finished(self, run: Run) -> None:
         """Count the run."""
-        extent = "true" if run.dry_run else "false"
-        self._runs.labels(run.trigger, extent, str(run.state)).inc()
+        dry_run = "true" if run.dry_run else "false"
+        self._runs.labels(run.trigger, dry_run, str(run.state)).inc()
         if run.failure:
             self._failures.labels(run.failure).inc()
         if run.state is not RunState.FAILED and not run.dry_run:
@@ -107,13 +113,15 @@ def _gauge(registry: CollectorRegistry, name: str, text: str) -> Gauge:
     return Gauge(f"syncd_{name}", text, registry=registry)
 
 
-class _Calls(Collector):
-    """Requests that this process sent, as `syncd.http.client` counts them."""
+class _ApiCalls(Collector):
+    """Requests sent by this process, as counted by `syncd.http.client`."""
 
     def collect(self) -> Iterator[Metric]:
         """Yield the counter."""
         family = CounterMetricFamily(
-            "syncd_api_calls", "Requests by API, method and status.", labels=["api", "method", "status"]
+            "syncd_api_calls",
+            "Requests sent, by API, method and status.",
+            labels=["api", "method", "status"],
         )
         for labels, number in request_counts().items():
             family.add_metric(list(labels), number)

@@ -1,4 +1,4 @@
-"""``syncd run``: a run at the start, one each interval or by cron, more on request; never two at once."""
+"""``syncd run``: runs at start, on schedule and on request, never two at once."""
 
 from __future__ import annotations
 
@@ -35,20 +35,20 @@ from syncd.sources.base import Readings
 _log = structlog.get_logger("syncd.daemon.service")
 
 _JOB = "sync"
-_LOCK_PATIENCE = 300.0
-_CLOCK_SECONDS = 5.0
+_LOCK_TIMEOUT = 300.0
+_CLOCK_CHECK_SECONDS = 5.0
 
 
 def run_until_signalled(config: Config, load: Callable[[], Config]) -> None:
     """Run the daemon until SIGTERM or SIGINT, which stop it between two changes; raises DaemonError.
 
-    SIGHUP has it `load` its configuration again.
+    SIGHUP reloads the configuration with `load`.
     """
-    woken, stop, reload = threading.Event(), threading.Event(), threading.Event()
+    wakeup, stop, reload = threading.Event(), threading.Event(), threading.Event()
 
     def on_signal(number: int, _frame: object) -> None:
         (reload if number == signal.SIGHUP else stop).set()
-        woken.set()
+        wakeup.set()
 
     before = {
         number: signal.signal(number, on_signal) for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
@@ -56,8 +56,8 @@ def run_until_signalled(config: Config, load: Callable[[], Config]) -> None:
     try:
         with running(config) as daemon:
             while not stop.is_set():
-                woken.wait()
-                woken.clear()
+                wakeup.wait()
+                wakeup.clear()
                 if reload.is_set():
                     reload.clear()
                     daemon.reload(load)
@@ -68,8 +68,8 @@ def run_until_signalled(config: Config, load: Callable[[], Config]) -> None:
             signal.signal(number, handler)
 
 
-class Running:
-    """A daemon that runs: its address, and its configuration, which `reload` exchanges between two runs."""
+class RunningDaemon:
+    """A running daemon: its address, and its configuration, which `reload` replaces between two runs."""
 
     def __init__(self, config: Config, address: Listen, metrics: Metrics, stopping: threading.Event) -> None:
         self.address = address
@@ -81,14 +81,14 @@ class Running:
         self._refused: str | None = None
 
     def start(self, request: Callable[[], object]) -> None:
-        """Begin with the schedule."""
+        """Start the schedule."""
         schedule(self._scheduler, request, self.config.schedule, datetime.now(UTC))
         self._scheduler.start()
 
     def on_clock_jump(self, jump: timedelta) -> None:
-        """Have runs follow the clock: what is due by now is due, and none waits for a time long past.
+        """Reschedule after a clock jump: overdue runs start, and the next run follows the new time.
 
-        APScheduler would sleep on until the time that it chose before, which after a jump back is far off.
+        APScheduler would sleep until the time it had computed before, which after a jump back is far off.
         """
         _log.warning("clock_jumped", seconds=round(jump.total_seconds()))
         if jump < timedelta(0):
@@ -96,20 +96,20 @@ class Running:
         else:
             self._scheduler.wakeup()
 
-    def watch_clock(self, now: Now) -> None:
-        """Look out for jumps of the clock until the daemon stops."""
+    def watch_clock(self, now: Now, check_seconds: float) -> None:
+        """Watch for clock jumps until the daemon stops."""
         watch = ClockJumpDetector(now)
-        while not self.stopping.wait(_CLOCK_SECONDS):
+        while not self.stopping.wait(check_seconds):
             if jump := watch.jumped():
                 self.on_clock_jump(jump)
 
     def stop(self) -> None:
-        """End the schedule."""
+        """Stop the schedule."""
         if self._scheduler.running:
             self._scheduler.shutdown()
 
     def reload(self, load: Callable[[], Config]) -> None:
-        """Take the configuration that `load` gives; a bad one is refused, and the old one stays."""
+        """Switch to the configuration that `load` returns; if it is invalid, keep the old one."""
         try:
             config = load()
             self._require_token(config)
@@ -117,11 +117,11 @@ class Running:
         except ConfigError as error:
             self._refused = str(error)
             self.metrics.config_current.set(0)
-            _log.error("configuration_refused", error=str(error), still="the configuration before")
+            _log.error("configuration_refused", error=str(error), in_use="previous configuration")
             return
         fixed = {"listen": self.config.daemon.listen, "state_dir": self.config.daemon.state_dir}
         if any(getattr(config.daemon, name) != value for name, value in fixed.items()):
-            _log.warning("restart_needed", settings="daemon.listen and daemon.state_dir stay until a restart")
+            _log.warning("restart_required", settings=["daemon.listen", "daemon.state_dir"])
         if config.schedule != self.config.schedule:
             self._scheduler.reschedule_job(_JOB, trigger=trigger_of(config.schedule))
         self.config = config.model_copy(update={"daemon": config.daemon.model_copy(update=fixed)})
@@ -131,7 +131,7 @@ class Running:
         _log.info("configuration_reloaded")
 
     def _require_token(self, config: Config) -> None:
-        """Raise ConfigError where the address of before, which stays, would be open to everybody."""
+        """Raise ConfigError if the address, which stays until a restart, would be open without a token."""
         if config.daemon.token is None and not self.config.daemon.listen.is_loopback:
             raise ConfigError(
                 "daemon.token must stay set (SYNCD_DAEMON__TOKEN) until a restart: the daemon still listens"
@@ -139,7 +139,7 @@ class Running:
             )
 
     def token(self) -> str | None:
-        """Return the token that the API asks for."""
+        """Return the token that the API requires."""
         token = self.config.daemon.token
         return token.get_secret_value() if token else None
 
@@ -151,19 +151,21 @@ class Running:
 
 
 @contextmanager
-def running(config: Config, now: Now = utc_now) -> Iterator[Running]:
-    """Run the daemon in threads of this process; its `address` is the one that it really listens on.
+def running(
+    config: Config, now: Now = utc_now, *, clock_check_seconds: float = _CLOCK_CHECK_SECONDS
+) -> Iterator[RunningDaemon]:
+    """Run the daemon in threads of this process; its `address` is the one it actually listens on.
 
-    `now` is this machine's clock.
+    `now` is this machine's clock, checked for jumps every `clock_check_seconds`.
     """
-    rules_of(config)  # a mapping file that cannot be read is an error now, not at the first run
+    rules_of(config)  # an unreadable mapping file is an error now, not at the first run
     stopping = threading.Event()
     with (
         listening(config.daemon.listen) as listener,
         closing(History(config.daemon.state_dir)) as history,
     ):
         metrics = Metrics()
-        daemon = Running(
+        daemon = RunningDaemon(
             config, Listen(config.daemon.listen.host, listener.getsockname()[1]), metrics, stopping
         )
         perform = Performer(lambda: daemon.config, lambda: daemon.readings, history, stopping.wait, now)
@@ -173,7 +175,7 @@ def running(config: Config, now: Now = utc_now) -> Iterator[Running]:
         threads = [
             threading.Thread(target=server.run, args=([listener],), name="syncd-api"),
             threading.Thread(target=runs.work, name="syncd-worker"),
-            threading.Thread(target=daemon.watch_clock, args=(now,), name="syncd-clock"),
+            threading.Thread(target=daemon.watch_clock, args=(now, clock_check_seconds), name="syncd-clock"),
         ]
         for thread in threads:
             thread.start()
@@ -196,7 +198,7 @@ def _request(runs: RunQueue) -> None:
     try:
         runs.request("schedule")
     except QueueFullError as error:
-        _log.warning("schedule_skipped", error=str(error))
+        _log.warning("scheduled_run_skipped", error=str(error))
 
 
 def _server(daemon: Daemon) -> uvicorn.Server:
@@ -208,7 +210,7 @@ def _server(daemon: Daemon) -> uvicorn.Server:
             ws="none",
             lifespan="off",
             server_header=False,
-            # What a proxy says of its clients is not believed: anyone on this machine could say it.
+            # Forwarded headers are not trusted: anyone on this machine could send them.
             proxy_headers=False,
         )
     )
@@ -216,10 +218,10 @@ def _server(daemon: Daemon) -> uvicorn.Server:
 
 @dataclass(frozen=True, slots=True)
 class Performer:
-    """Does one run with the configuration of this moment; a real one under the lock that writers share.
+    """Performs one run with the current configuration; a real run holds the write lock.
 
-    `readings` are shared by all runs until the configuration is read again: a source that has not
-    changed is not read again.
+    All runs share `readings` until the configuration is reloaded, so that unchanged sources are not read
+    again.
     """
 
     config: Callable[[], Config]
@@ -236,10 +238,10 @@ class Performer:
         on_plan: Callable[[Plan], None],
         report: Report,
     ) -> Result:
-        """Do the run; raises SyncdError."""
+        """Perform the run; raises SyncdError."""
         config, readings = self.config(), self.readings()
 
-        def go() -> Result:
+        def reconcile() -> Result:
             return reconciler.run(
                 config,
                 options,
@@ -252,21 +254,21 @@ class Performer:
             )
 
         if options.dry_run:
-            return go()
+            return reconcile()
         with write_lock(
             config.daemon.state_dir,
             "syncd run",
-            patience=_LOCK_PATIENCE,
+            patience=_LOCK_TIMEOUT,
             should_stop=should_stop,
             sleep=self.pause,
         ):
             for run_id in self.history.close_interrupted():
-                _log.warning("interrupted_run_closed", interrupted=run_id)
-            return go()
+                _log.warning("interrupted_run_closed", interrupted_run=run_id)
+            return reconcile()
 
 
 def trigger_of(config: ScheduleConfig) -> CronTrigger | IntervalTrigger:
-    """Return when runs are due."""
+    """Return the APScheduler trigger for the schedule."""
     jitter = int(config.jitter.total_seconds()) if config.jitter else None
     if config.cron is not None:
         trigger = CronTrigger.from_crontab(config.cron, timezone=UTC)
@@ -278,9 +280,9 @@ def trigger_of(config: ScheduleConfig) -> CronTrigger | IntervalTrigger:
 def schedule(
     scheduler: BackgroundScheduler, request: Callable[[], object], config: ScheduleConfig, first: datetime
 ) -> None:
-    """Have `request` called at `first` and whenever it is due; what is late is made up for, once.
+    """Call `request` at `first` and then on schedule; missed calls are made up for once.
 
-    APScheduler's own defaults start after one interval, and skip what is a second late.
+    APScheduler's defaults start after one interval and skip calls that are one second late.
     """
     scheduler.add_job(
         request,

@@ -1,5 +1,7 @@
-"""The pages that the daemon serves below /dashboard, rendered here, readable without scripts.
+"""The dashboard below /dashboard: server-rendered pages and forms without scripts.
 
-Start with `pages` (what is shown) and `views` (how it is said).
-May import: `runs`, `gateways`, `sources`, `metering`.
+Start with `app` (the routes), then `pages` (one function per page) and `actions` (the forms). `queries`
+collects what the pages show, `views` and `diffs` turn runs and plans into what the templates print, `web` and
+`session` handle logins, forms and errors. May import: `runs`, `gateways`, `sources`, `metering` and the rooms
+below them.
 """

@@ -1,4 +1,4 @@
-"""The routes of the dashboard as one ASGI application, to be mounted at `web.ROOT`."""
+"""The dashboard's routes as one ASGI application, to be mounted at `web.ROOT`."""
 
 from __future__ import annotations
 
@@ -29,11 +29,11 @@ def create_dashboard(
     token: Callable[[], str | None],
     schedule: Callable[[], dict[str, object]],
 ) -> Starlette:
-    """Return the dashboard of a daemon; `token` and `schedule` are asked for anew each time."""
+    """Return the dashboard of a daemon; `token` and `schedule` are called for each request."""
     web = Web(token, config, schedule)
     queries = Queries(runs, history, config)
     pages, actions = Pages(web, queries), Actions(web, queries)
-    shown = {
+    page_routes = {
         "/": pages.overview,
         "/runs": pages.runs,
         "/runs/{run_id}": pages.run,
@@ -42,14 +42,14 @@ def create_dashboard(
         "/gateways": pages.gateways,
         "/gateways/{name}": pages.dead_letters,
     }
-    done = {
+    form_routes = {
         "/logout": actions.logout,
         "/resync": actions.preview,
         "/runs/{run_id}/apply": actions.apply,
     }
     routes = [
-        *(Route(path, web.page(page), methods=["GET"]) for path, page in shown.items()),
-        *(Route(path, web.action(action), methods=["POST"]) for path, action in done.items()),
+        *(Route(path, web.page(page), methods=["GET"]) for path, page in page_routes.items()),
+        *(Route(path, web.action(action), methods=["POST"]) for path, action in form_routes.items()),
         Route("/login", actions.login_form, methods=["GET"]),
         Route("/login", web.action(actions.login, needs_login=False), methods=["POST"]),
         Route("/static/{name}", web.static, methods=["GET"]),
@@ -60,10 +60,10 @@ def create_dashboard(
 def _handlers(web: Web) -> dict[int | type[Exception], ExceptionHandler]:
     async def refused(_request: Request, error: Exception) -> Response:
         status = error.status_code if isinstance(error, HTTPException) else 500
-        title = {404: "There is no such page", 405: "This cannot be asked for so"}.get(status, "Refused")
-        return web.error(status, title, "Go to the overview and take the way from there.")
+        title = {404: "Page not found", 405: "Method not allowed"}.get(status, "Request refused")
+        return web.error(status, title, "Start from the overview.")
 
     async def crashed(_request: Request, _error: Exception) -> Response:
-        return web.error(500, "A mistake of ours", "The daemon's log has the details.")
+        return web.error(500, "Internal error", "The daemon's log has the details.")
 
     return {HTTPException: refused, Exception: crashed}

@@ -1,6 +1,7 @@
-"""A page of customers with what they used, read from the metering API: a bounded part, never all of it.
+"""One page of customers with their usage, read from the metering API.
 
-The metering API itself searches, pages and attributes usage to customers: at most five requests a page.
+The metering API itself searches, paginates and attributes usage to customers, so a page takes at most five
+requests, however many customers there are.
 """
 
 from __future__ import annotations
@@ -14,28 +15,28 @@ from urllib.parse import quote
 
 from syncd.config.settings import Config
 from syncd.core.errors import ApiError, MalformedError, MeterMissingError, RefusedError
-from syncd.dashboard.probes import impatient
+from syncd.dashboard.probes import probe_client
 from syncd.http.client import ApiClient, Params, expect_list, expect_object
 from syncd.metering.usage import REQUESTS_METER, TOKENS_METER
 from syncd.runs.factory import metering_endpoint
 from syncd.runs.unbilled import rfc3339
 
 PAGE_SIZE: Final = 25
-MOST_SUBJECTS: Final = 100
-"""Subjects that are shown of one customer; its figures count all of them."""
+MAX_SUBJECTS: Final = 100
+"""Subjects shown of one customer; its totals include all of them."""
 
 Field = Literal["name", "key", "subject"]
 FIELDS: Final[tuple[Field, ...]] = ("name", "key", "subject")
 _API: Final = "metering API"
 _V3_FIELDS: Final = {"name": "name", "key": "key", "subject": "usage_attribution_subject_key"}
 
-Used = Mapping[str, Mapping[str, float]]
+UsageByCustomer = Mapping[str, Mapping[str, float]]
 """Customer id -> subject -> value of a meter."""
 
 
 @dataclass(frozen=True, slots=True)
 class Span:
-    """A span of event time; `until` None is now. Both are midnights UTC."""
+    """A span of event time; `until` None means now. Both ends are midnight UTC."""
 
     name: str
     title: str
@@ -44,8 +45,8 @@ class Span:
 
 
 @dataclass(frozen=True, slots=True)
-class Listed:
-    """A customer as the list has it; subjects in the order of the metering API."""
+class ListedCustomer:
+    """A customer of the list; subjects in the order of the metering API."""
 
     id: str
     key: str | None
@@ -56,20 +57,20 @@ class Listed:
 
 @dataclass(frozen=True, slots=True)
 class Page:
-    """One page of customers. `total` is how many there are on all pages, None where it is not told.
+    """One page of customers. `total` counts all pages; it is None if the API does not send it.
 
-    Where usage cannot be read, `usage_problem` says why, and there is none.
+    If usage cannot be read, it is empty and `usage_problem` has the reason.
     """
 
-    customers: tuple[Listed, ...]
+    customers: tuple[ListedCustomer, ...]
     total: int | None
-    requests: Used
-    tokens: Used
+    requests: UsageByCustomer
+    tokens: UsageByCustomer
     usage_problem: str | None = None
 
 
 def spans(now: datetime) -> tuple[Span, ...]:
-    """Return the spans that can be chosen, the default first."""
+    """Return the selectable spans, the default first."""
     today = now.astimezone(UTC).replace(hour=0, minute=0, second=0, microsecond=0)
     month = today.replace(day=1)
     last_month = (month - timedelta(days=1)).replace(day=1)
@@ -84,7 +85,7 @@ def spans(now: datetime) -> tuple[Span, ...]:
 
 def read_page(config: Config, field: Field, text: str, number: int, span: Span) -> Page:
     """Return a page of the customers whose `field` contains `text`; raises ApiError."""
-    with impatient(metering_endpoint(config)) as client:
+    with probe_client(metering_endpoint(config)) as client:
         kind: type[_V1 | _V3] = _V3 if config.metering.dialect == "openmeter-v3" else _V1
         api = kind(client)
         customers, total = api.customers(field, text, number)
@@ -101,18 +102,18 @@ def read_page(config: Config, field: Field, text: str, number: int, span: Span) 
 
 
 _Row = tuple[str | None, str, float]
-"""Customer id where the server tells it, subject, value."""
+"""Customer id if the server sends it, subject, value."""
 
 
-def _by_customer(customers: Sequence[Listed], rows: Iterable[_Row]) -> Used:
-    """Sum rows up; what a server that does not filter by customer tells of others is left out."""
-    home = {customer.id: customer.id for customer in customers}
-    home.update({customer.key: customer.id for customer in customers if customer.key})
-    home.update({key: customer.id for customer in customers for key in customer.subject_keys})
+def _by_customer(customers: Sequence[ListedCustomer], rows: Iterable[_Row]) -> UsageByCustomer:
+    """Add up rows by customer; leaves out other customers, which some servers do not filter out."""
+    customer_of = {customer.id: customer.id for customer in customers}
+    customer_of.update({customer.key: customer.id for customer in customers if customer.key})
+    customer_of.update({key: customer.id for customer in customers for key in customer.subject_keys})
     ids = {customer.id for customer in customers}
     used: dict[str, dict[str, float]] = defaultdict(lambda: defaultdict(float))
     for customer_id, subject, value in rows:
-        owner = customer_id if customer_id in ids else home.get(subject)
+        owner = customer_id if customer_id in ids else customer_of.get(subject)
         if owner is not None:
             used[owner][subject] += value
     return used
@@ -122,7 +123,9 @@ class _V1:
     def __init__(self, client: ApiClient) -> None:
         self._client = client
 
-    def customers(self, field: Field, text: str, number: int) -> tuple[tuple[Listed, ...], int | None]:
+    def customers(
+        self, field: Field, text: str, number: int
+    ) -> tuple[tuple[ListedCustomer, ...], int | None]:
         path = "/api/v1/customers"
         params: dict[str, str | int | list[str]] = {"page": number, "pageSize": PAGE_SIZE, "orderBy": "name"}
         if text:
@@ -156,7 +159,9 @@ class _V3:
     def __init__(self, client: ApiClient) -> None:
         self._client = client
 
-    def customers(self, field: Field, text: str, number: int) -> tuple[tuple[Listed, ...], int | None]:
+    def customers(
+        self, field: Field, text: str, number: int
+    ) -> tuple[tuple[ListedCustomer, ...], int | None]:
         path = "/openmeter/customers"
         params: Params = {"page[size]": PAGE_SIZE, "page[number]": number, "sort": "name"}
         if text:
@@ -196,19 +201,19 @@ def _missing(meter: str) -> MeterMissingError:
     return MeterMissingError(f"the {_API} has no meter {meter!r}; `syncd meters apply` creates it")
 
 
-def _listed(item: object, attribution: str, keys: str, metadata: str) -> Listed:
+def _listed(item: object, attribution: str, keys: str, metadata: str) -> ListedCustomer:
     document = _object(item)
     identity, name, key = document.get("id"), document.get("name"), document.get("key")
     subjects = _mapping(document.get(attribution)).get(keys) or []
     if not isinstance(identity, str) or not isinstance(name, str) or not isinstance(subjects, list):
         raise MalformedError(f"{_API}: a customer without id, name or a list of subject keys")
-    marks = _mapping(document.get(metadata))
-    return Listed(
+    entries = _mapping(document.get(metadata))
+    return ListedCustomer(
         identity,
         key if isinstance(key, str) and key else None,
         name,
         tuple(str(subject) for subject in subjects),
-        {name: value for name, value in marks.items() if isinstance(value, str)},
+        {name: value for name, value in entries.items() if isinstance(value, str)},
     )
 
 
@@ -219,7 +224,7 @@ def _row(row: Mapping[str, object], customer: object, subject: object) -> _Row:
     try:
         figure = float(value)
     except ValueError:
-        raise MalformedError(f"{_API}: a row of usage has no number as its value") from None
+        raise MalformedError(f"{_API}: the value of a row of usage is not a number") from None
     return customer if isinstance(customer, str) else None, str(subject or ""), figure
 
 

@@ -1,4 +1,4 @@
-"""A plan as a readable diff: what each change takes away and adds. Pure."""
+"""A plan as a diff: what each change removes and adds. Pure."""
 
 from __future__ import annotations
 
@@ -12,16 +12,16 @@ from syncd.dashboard.text import number
 Sign = Literal["+", "-", " "]
 Tone = Literal["add", "change", "remove", "blocked", "report"]
 
-MOST_LINES: Final = 60
-"""Lines of one change; the rest is counted."""
-_CONTEXT: Final = 5
+MAX_LINES: Final = 60
+"""Lines shown of one change; the rest is only counted."""
+_MAX_UNCHANGED: Final = 5
 
-_OPTION_OF: Final = {
+FORM_OPTIONS: Final = {
     "--allow-move": "Move subjects",
     "--allow-retire": "Retire customers",
-    "belongs to someone else": "Adopt customers",
+    "belongs to someone else": "Adopt existing customers",
 }
-"""Words of a reason -> how the form of a resync calls the option that lifts it."""
+"""Words in a blocked change's reason -> the option on the resync form that allows the change."""
 _ADDS: Final = frozenset(
     {
         ChangeKind.CREATE_CUSTOMER,
@@ -34,7 +34,7 @@ _ADDS: Final = frozenset(
 
 @dataclass(frozen=True, slots=True)
 class Line:
-    """One line of a diff: a field, and a value that goes, comes or stays."""
+    """One line of a diff: a field, and a value that is removed, added or unchanged."""
 
     sign: Sign
     field: str
@@ -43,7 +43,7 @@ class Line:
 
 @dataclass(frozen=True, slots=True)
 class ChangeView:
-    """A change with its diff and, once it was tried, what became of it."""
+    """A change with its diff and, once tried, its result."""
 
     change: Change
     tone: Tone
@@ -57,7 +57,7 @@ class ChangeView:
 
 @dataclass(frozen=True, slots=True)
 class Result:
-    """What became of a change: a word of `syncd.core.changes.Status`, and why."""
+    """The result of a change: a value of `syncd.core.changes.Status`, and the reason."""
 
     status: str
     detail: str
@@ -67,7 +67,7 @@ Key = tuple[object, ...]
 
 
 class Results:
-    """What became of the changes of a run, found again by what the change is about."""
+    """The results of a run's changes, looked up by kind, customer and subjects."""
 
     def __init__(self, found: Iterable[tuple[Key, Result]]) -> None:
         self._exact: dict[Key, Result] = {}
@@ -78,18 +78,18 @@ class Results:
 
     @classmethod
     def of_outcomes(cls, outcomes: Iterable[Outcome]) -> Results:
-        """Return the results of a run that is still remembered."""
+        """Return the results of a run in memory."""
         return cls((key_of(o.change), Result(str(o.status), o.detail)) for o in outcomes)
 
     @classmethod
     def of_history(cls, results: Iterable[Mapping[str, Any]]) -> Results:
-        """Return the results as the history has them."""
-        return cls(_recorded(item) for item in results)
+        """Return the results of a run in the history."""
+        return cls(_from_history(item) for item in results)
 
     def of(self, change: Change) -> Result | None:
-        """Return what became of this change, None where it was not tried.
+        """Return the result of this change, or None if it was not tried.
 
-        A change that only part of its subjects were left of when it was tried is found by its customer.
+        A change that was tried with only some of its subjects is found by its customer.
         """
         key = key_of(change)
         found = self._exact.get(key)
@@ -99,30 +99,30 @@ class Results:
 
 
 def key_of(change: Change) -> Key:
-    """Return what a change is about; the subjects come last."""
+    """Return the lookup key of a change; the subjects come last."""
     who = (str(change.kind), change.customer_key, change.customer_id, change.to_customer_key)
     return (*who, tuple(change.subject_keys))
 
 
-def _recorded(item: Mapping[str, Any]) -> tuple[Key, Result]:
+def _from_history(item: Mapping[str, Any]) -> tuple[Key, Result]:
     change = item["change"]
     who = (change["kind"], change["customer_key"], change["customer_id"], change.get("to_customer_key"))
     return (*who, tuple(change["subject_keys"])), Result(item["status"], item["detail"])
 
 
 def change_views(changes: Sequence[Change], results: Results) -> list[ChangeView]:
-    """Return the changes as they are shown."""
+    """Return the changes as the page shows them."""
     return [_view(change, results.of(change)) for change in changes]
 
 
 def kinds(plan: Plan) -> list[tuple[ChangeKind, int, Tone]]:
-    """Return how many changes of which kind there are, without those that are none."""
+    """Return the kinds that occur in a plan, with their count and tone."""
     summary = plan.summary()
     return [(kind, summary[kind], tone(kind)) for kind in ChangeKind if summary[kind]]
 
 
 def tone(kind: ChangeKind) -> Tone:
-    """Return how a kind of change is to be read."""
+    """Return the tone in which a kind of change is shown."""
     if kind is ChangeKind.BLOCKED:
         return "blocked"
     if kind in (ChangeKind.UNMANAGED, ChangeKind.ORPHANED):
@@ -135,12 +135,12 @@ def tone(kind: ChangeKind) -> Tone:
 def _view(change: Change, result: Result | None) -> ChangeView:
     lines = tuple(_lines(change))
     if change.kind is ChangeKind.BLOCKED:
-        result = None  # it says the same again
+        result = None  # it would only repeat the reason
     return ChangeView(
         change,
         tone(change.kind),
-        lines[:MOST_LINES],
-        max(0, len(lines) - MOST_LINES),
+        lines[:MAX_LINES],
+        max(0, len(lines) - MAX_LINES),
         _usage(change),
         _advice(change),
         result.status if result else None,
@@ -164,7 +164,7 @@ def _lines(change: Change) -> Iterator[Line]:
 
 
 def _scalar(field: str, before: str | None, after: str | None, *, gone: bool) -> Iterator[Line]:
-    """Yield a value before and after; None after means that it is not changed, unless all is `gone`."""
+    """Yield a value before and after; None after means unchanged, unless the whole entity is `gone`."""
     if before is not None and (gone or (after is not None and after != before)):
         yield Line("-", field, before)
     if after is not None and after != before:
@@ -176,16 +176,16 @@ def _subjects(before: tuple[str, ...] | None, after: tuple[str, ...] | None, *, 
         yield from (Line("-" if gone else " ", "subject", key) for key in before or ())
         return
     old, new = set(before or ()), set(after)
-    staying = [key for key in before or () if key in new]
-    yield from (Line(" ", "subject", key) for key in staying[:_CONTEXT])
-    if (rest := len(staying) - _CONTEXT) > 0:
-        yield Line(" ", "subject", f"... and {number(rest)} more that stay")
+    unchanged = [key for key in before or () if key in new]
+    yield from (Line(" ", "subject", key) for key in unchanged[:_MAX_UNCHANGED])
+    if (rest := len(unchanged) - _MAX_UNCHANGED) > 0:
+        yield Line(" ", "subject", f"... and {number(rest)} more unchanged")
     yield from (Line("-", "subject", key) for key in before or () if key not in new)
     yield from (Line("+", "subject", key) for key in after if key not in old)
 
 
 def _metadata(before: Mapping[str, object], after: Mapping[str, object], *, gone: bool) -> Iterator[Line]:
-    """Yield metadata that are written; they are merged, so what `after` does not name stays."""
+    """Yield the metadata; they are merged, so entries missing from `after` stay."""
     for name, value in before.items():
         if gone:
             yield Line("-", "metadata", f"{name} = {value}")
@@ -208,20 +208,20 @@ def _flat(details: Mapping[str, object]) -> dict[str, str]:
 
 
 def _usage(change: Change) -> str | None:
-    """Say what usage is at stake."""
+    """Return what happens to the usage that a change affects."""
     if change.usage is None or not change.usage.events:
         return None
     events = f"{number(change.usage.events)} events since {change.usage.since[:10]}"
     if change.kind is ChangeKind.BLOCKED:
-        return f"{events} stay unbilled until then"
+        return f"{events} remain unbilled until then"
     if change.kind in {ChangeKind.MOVE_SUBJECTS, ChangeKind.RETIRE_CUSTOMER}:
-        return f"{events} change hands"
+        return f"{events} move as well"
     return events if change.kind is ChangeKind.DELETE_SUBJECT else f"{events} become unbilled"
 
 
 def _advice(change: Change) -> str | None:
-    """Say how to do here what the reason says in the words of the command line."""
-    for words, option in _OPTION_OF.items():
+    """Return which option of the form allows a blocked change; its reason names that of the command line."""
+    for words, option in FORM_OPTIONS.items():
         if change.kind is ChangeKind.BLOCKED and words in change.reason:
             return f"To allow it, preview again with “{option}” under Options."
     return None

@@ -1,7 +1,7 @@
-"""Whether each source and the metering API can be read right now: one small request each, no more.
+"""Health probes: check with one small request whether each source and the metering API can be read.
 
-A probe returns what it saw in a few words and raises SyncdError where it cannot be read. Runs read
-everything; a page view must not.
+A probe returns a short summary and raises SyncdError if the system cannot be read. Runs read everything; a
+page view must stay cheap.
 """
 
 from __future__ import annotations
@@ -27,20 +27,20 @@ from syncd.sources.konnect import KonnectApplications, KonnectConsumers
 from syncd.sources.static import Static
 
 TIMEOUT: Final = 5.0
-"""Seconds that a request of the dashboard may take, whatever the configuration gives to those of runs."""
+"""Maximum seconds for a request of the dashboard, even if the configuration allows more for runs."""
 
 
 @dataclass(frozen=True, slots=True)
 class Probe:
-    """What to look at, and how. `address` holds no secrets."""
+    """One system and the check for it. `address` holds no secrets."""
 
     name: str
     address: str
-    look: Callable[[], str]
+    check: Callable[[], str]
 
 
-def impatient(endpoint: Endpoint) -> ApiClient:
-    """Return a client that asks once and does not wait long."""
+def probe_client(endpoint: Endpoint) -> ApiClient:
+    """Return a client without retries and with a short timeout."""
     return ApiClient(replace(endpoint, timeout=min(endpoint.timeout, TIMEOUT)), Retry(attempts=1))
 
 
@@ -50,18 +50,18 @@ def source_probes(config: Config) -> list[Probe]:
 
 
 def metering_probe(config: Config) -> Probe:
-    """Return the probe of the metering API: its first customer is asked for."""
+    """Return the probe of the metering API, which reads its first customer."""
     endpoint = metering_endpoint(config)
     if config.metering.dialect == "openmeter-v3":
         path, params = "/openmeter/customers", {"page[size]": 1, "page[number]": 1}
     else:
         path, params = "/api/v1/customers", {"page": 1, "pageSize": 1}
 
-    def look() -> str:
-        total = _total(_asked(endpoint, path, params, "metering API"))
+    def check() -> str:
+        total = _total(_get(endpoint, path, params, "metering API"))
         return f"{plural(total, 'customer')}" if total is not None else "customers can be read"
 
-    return Probe(config.metering.dialect, endpoint.url, look)
+    return Probe(config.metering.dialect, endpoint.url, check)
 
 
 def _source_probe(source: Source) -> Probe:
@@ -80,28 +80,28 @@ def _source_probe(source: Source) -> Probe:
         case Static(subjects=subjects):
             return Probe(source.name, "the configuration", lambda: plural(len(subjects), "subject"))
         case _:
-            return Probe(source.name, "", lambda: "not looked at; runs read it")
+            return Probe(source.name, "", lambda: "not checked here; runs read it")
 
 
 def _consumers(name: str, endpoint: Endpoint, prefix: str) -> Probe:
-    def look() -> str:
-        page = _asked(endpoint, f"{prefix}/consumers", {"size": 1}, name)
-        # Lua cannot tell an empty list from an empty object.
+    def check() -> str:
+        page = _get(endpoint, f"{prefix}/consumers", {"size": 1}, name)
+        # Lua does not distinguish an empty list from an empty object.
         entries = [] if page.get("data") == {} else page.get("data")
         found = expect_list(entries, name, "data of /consumers")
-        return "consumers can be read" if found else "answers, and names nobody"
+        return "consumers can be read" if found else "answers, but has no consumers"
 
-    return Probe(name, endpoint.url, look)
+    return Probe(name, endpoint.url, check)
 
 
 def _applications(name: str, endpoint: Endpoint, portal: str) -> Probe:
     path = f"/v3/portals/{quote(portal, safe='')}/applications"
 
-    def look() -> str:
-        total = _total(_asked(endpoint, path, {"page[size]": 1, "page[number]": 1}, name))
+    def check() -> str:
+        total = _total(_get(endpoint, path, {"page[size]": 1, "page[number]": 1}, name))
         return plural(total, "application") if total is not None else "applications can be read"
 
-    return Probe(name, endpoint.url, look)
+    return Probe(name, endpoint.url, check)
 
 
 def _file(name: str, path: Path) -> str:
@@ -114,13 +114,13 @@ def _file(name: str, path: Path) -> str:
     return f"{size(found.st_size)}, changed {ago(changed, datetime.now(UTC))}"
 
 
-def _asked(endpoint: Endpoint, path: str, params: Params, name: str) -> Mapping[str, object]:
-    with impatient(endpoint) as client:
+def _get(endpoint: Endpoint, path: str, params: Params, name: str) -> Mapping[str, object]:
+    with probe_client(endpoint) as client:
         return expect_object(client.get(path, params), name, path)
 
 
 def _total(document: Mapping[str, object]) -> int | None:
-    """Return how many there are, as v1 (totalCount) and v3 and Konnect (meta.page.total) tell it."""
+    """Return the total count: v1 sends totalCount, v3 and Konnect meta.page.total."""
     meta = document.get("meta")
     page = meta.get("page") if isinstance(meta, dict) else None
     value = document.get("totalCount") if not isinstance(page, dict) else page.get("total")

@@ -1,4 +1,4 @@
-"""What the pages ask: of the daemon's runs, its history, and (through a Reader) of other systems."""
+"""Data for the pages: from the daemon's runs, its history, and, through a Reader, other systems."""
 
 from __future__ import annotations
 
@@ -16,7 +16,16 @@ from syncd.dashboard.diffs import Results
 from syncd.dashboard.gateways import GatewayState, gateway_named, read_dead_letters, read_state
 from syncd.dashboard.probes import Probe, metering_probe, source_probes
 from syncd.dashboard.reading import Answer, Reader
-from syncd.dashboard.views import Drift, Level, RunLine, UnbilledView, drift, latest, run_line, unbilled
+from syncd.dashboard.views import (
+    Drift,
+    Level,
+    RunLine,
+    UnbilledView,
+    drift,
+    latest_full_run,
+    run_line,
+    unbilled,
+)
 from syncd.gateways.models import DeadLetters
 from syncd.planning.plan_file import from_json
 from syncd.runs.history import History
@@ -24,15 +33,15 @@ from syncd.runs.queue import RunQueue
 from syncd.runs.reconciler import RunOptions
 from syncd.runs.run import FINISHED, Run, RunState
 
-_USAGE_PATIENCE: Final = 5.0
-"""Seconds for which the page of customers waits: meter queries take longer than a probe."""
+_USAGE_TIMEOUT: Final = 5.0
+"""Seconds that the customers page waits: meter queries take longer than a probe."""
 _MAX_DETAILS: Final = 4
-"""Finished runs whose plan is kept at hand for the next page of it."""
+"""Finished runs whose plan is cached for their next page."""
 
 
 @dataclass(frozen=True, slots=True)
 class Health:
-    """One system, and how it is. `kind`: source, metering API or gateway."""
+    """State of one system. `kind`: source, metering API or gateway."""
 
     kind: str
     name: str
@@ -44,7 +53,7 @@ class Health:
 
 @dataclass(frozen=True, slots=True)
 class RunDetail:
-    """A run with its plan, if it got that far, and what became of its changes."""
+    """A run with its plan, if it has one, and the outcomes of its changes."""
 
     line: RunLine
     options: RunOptions
@@ -54,7 +63,7 @@ class RunDetail:
 
 
 class Queries:
-    """All that pages may know; safe to use from any thread."""
+    """Data for the pages; thread-safe."""
 
     def __init__(self, runs: RunQueue, history: History, config: Callable[[], Config]) -> None:
         self.runs = runs
@@ -63,22 +72,22 @@ class Queries:
         self._lock = threading.Lock()
         self._read_for: Config | None = None
         self._reader = Reader()
-        self._standing: tuple[Run | None, Drift | None, UnbilledView | None] = (None, None, None)
+        self._drift_and_unbilled: tuple[Run | None, Drift | None, UnbilledView | None] = (None, None, None)
         self._finished: OrderedDict[str, RunDetail] = OrderedDict()
 
     def config(self) -> Config:
-        """Return the configuration of this moment."""
+        """Return the current configuration."""
         return self._config()
 
     def health(self) -> list[Health]:
-        """Return how each source, the metering API and each gateway is; takes `PATIENCE` seconds at most."""
+        """Return the state of sources, metering API and gateways; takes at most `PAGE_TIMEOUT` seconds."""
         config, reader = self._current()
         sources, target = source_probes(config), metering_probe(config)
-        looks: dict[str, Callable[[], object]] = {f"source {probe.name}": probe.look for probe in sources}
-        looks["metering API"] = target.look
+        checks: dict[str, Callable[[], object]] = {f"source {probe.name}": probe.check for probe in sources}
+        checks["metering API"] = target.check
         for index, gateway in enumerate(config.gateways):
-            looks[f"gateway {gateway.name}"] = _state_reader(config, index)
-        answers = reader.ask(looks)
+            checks[f"gateway {gateway.name}"] = _state_reader(config, index)
+        answers = reader.read_all(checks)
         last = next((run for run in self.runs.recent() if run.state in FINISHED), None)
         found = [
             _with_last_run(_probed("source", probe, answers[f"source {probe.name}"]), last)
@@ -96,18 +105,18 @@ class Queries:
     def gateways(self) -> list[tuple[str, str, Answer[GatewayState]]]:
         """Return name, address and state of each gateway."""
         config, reader = self._current()
-        looks = {f"gateway {g.name}": _state_reader(config, i) for i, g in enumerate(config.gateways)}
-        answers = reader.ask(looks)
+        checks = {f"gateway {g.name}": _state_reader(config, i) for i, g in enumerate(config.gateways)}
+        answers = reader.read_all(checks)
         return [(g.name, g.url, answers[f"gateway {g.name}"]) for g in config.gateways]
 
     def dead_letters(self, name: str, after: int) -> Answer[DeadLetters] | None:
-        """Return a page of dead letters, None where no gateway has this name."""
+        """Return a page of dead letters, or None if no gateway has this name."""
         config, reader = self._current()
         found = gateway_named(config, name)
         if found is None:
             return None
         index, gateway = found
-        return reader.ask_one(
+        return reader.read_one(
             f"dead letters {name} {after}", lambda: read_dead_letters(gateway, index, after)
         )
 
@@ -117,37 +126,37 @@ class Queries:
         """Return a page of customers with their usage."""
         config, reader = self._current()
         key = f"customers {field} {text} {number} {span.since} {span.until}"
-        return reader.ask_one(
+        return reader.read_one(
             key,
             lambda: customers.read_page(config, field, text, number, span),
-            patience=_USAGE_PATIENCE,
+            timeout=_USAGE_TIMEOUT,
         )
 
-    def standing(self) -> tuple[Drift | None, UnbilledView | None]:
-        """Return drift and unbilled usage by the latest plan of all principals.
+    def drift_and_unbilled(self) -> tuple[Drift | None, UnbilledView | None]:
+        """Return drift and unbilled usage according to the latest plan of all principals.
 
-        Worked out once for each: with a hundred thousand changes it takes seconds.
+        Computed once per run: with a hundred thousand changes it takes seconds.
         """
-        run = latest(self.runs.recent())
+        run = latest_full_run(self.runs.recent())
         with self._lock:
-            if run is not self._standing[0]:
-                self._standing = (run, drift(run), unbilled(run))
-            return self._standing[1:]
+            if run is not self._drift_and_unbilled[0]:
+                self._drift_and_unbilled = (run, drift(run), unbilled(run))
+            return self._drift_and_unbilled[1:]
 
     def run_lines(self, limit: int, now: datetime, offset: int = 0) -> list[RunLine]:
-        """Return runs, the latest first: those that wait or run only on the first page."""
-        going = [run for run in self.runs.recent() if run.state not in FINISHED]
-        ids = {run.id for run in going}
-        lines = [run_line(run.summary(), now) for run in going] if offset == 0 else []
+        """Return runs, latest first; queued and running ones only on the first page."""
+        unfinished = [run for run in self.runs.recent() if run.state not in FINISHED]
+        ids = {run.id for run in unfinished}
+        lines = [run_line(run.summary(), now) for run in unfinished] if offset == 0 else []
         recorded = self._history.runs(limit, offset)
         return lines + [run_line(document, now) for document in recorded if document["id"] not in ids]
 
     def run(self, run_id: str, now: datetime) -> RunDetail | None:
-        """Return one run, by its whole id, from memory or from the history."""
+        """Return one run by its complete id, from memory or from the history."""
         with self._lock:
             if run_id in self._finished:
                 return self._finished[run_id]
-        detail = self._remembered(run_id, now) or self._recorded(run_id, now)
+        detail = self._from_memory(run_id, now) or self._from_history(run_id, now)
         if detail is not None and detail.line.is_finished:
             with self._lock:
                 self._finished[run_id] = detail
@@ -155,17 +164,17 @@ class Queries:
                     self._finished.popitem(last=False)
         return detail
 
-    def _remembered(self, run_id: str, now: datetime) -> RunDetail | None:
+    def _from_memory(self, run_id: str, now: datetime) -> RunDetail | None:
         run = self.runs.get(run_id)
         if run is None:
             return None
-        going = run.state not in FINISHED and not run.dry_run and run.plan is not None
-        done = self._history.progress(run_id) if going else None
+        applying = run.state not in FINISHED and not run.dry_run and run.plan is not None
+        done = self._history.progress(run_id) if applying else None
         return RunDetail(
             run_line(run.summary(), now), run.options, run.plan, Results.of_outcomes(run.outcomes), done
         )
 
-    def _recorded(self, run_id: str, now: datetime) -> RunDetail | None:
+    def _from_history(self, run_id: str, now: datetime) -> RunDetail | None:
         document = self._history.run(run_id)
         if document is None or document["id"] != run_id:
             return None
@@ -175,7 +184,7 @@ class Queries:
         return RunDetail(run_line(document, now), options, plan, results)
 
     def reviewable(self, run_id: str) -> RunOptions | None:
-        """Return the options of a dry run, with its plan as the reviewed one; None where it has none."""
+        """Return the options for applying the plan of a dry run, or None if it cannot be applied."""
         detail = self.run(run_id, datetime.now(UTC))
         if detail is None or detail.plan is None:
             return None
@@ -184,11 +193,11 @@ class Queries:
         return replace(detail.options, reviewed=detail.plan)
 
     def source_names(self) -> Sequence[str]:
-        """Return what the sources are called."""
+        """Return the names of the sources."""
         return [probe.name for probe in source_probes(self._config())]
 
     def _current(self) -> tuple[Config, Reader]:
-        """Return the configuration and a reader for it: what another configuration read is forgotten."""
+        """Return the configuration and its reader; a reload discards what was read before."""
         config = self._config()
         with self._lock:
             if config is not self._read_for:
@@ -203,7 +212,7 @@ def _probed(kind: str, probe: Probe, answer: Answer[object]) -> Health:
 
 
 def _with_last_run(health: Health, run: Run | None) -> Health:
-    """Return what a probe found, or the problem of the last run, which reads more than a probe."""
+    """Return the probe's result, or the last run's problem: a run reads more than a probe."""
     if run is None or run.error is None or health.level != "ok":
         return health
     of_source = run.failure == "source" and run.error.startswith(f"source {health.name}: ")

@@ -1,8 +1,8 @@
-"""Looking at other systems without waiting for them: in threads, at once, kept for a while, with a deadline.
+"""Cached, concurrent reads of other systems with a deadline, so that a slow system never blocks a page.
 
-A page asks for all that it shows together and waits `patience` seconds at most. What has not answered by
-then is shown as unread, or as it was the last time, while its reading goes on for the next view. Of each
-thing there is one reading at a time, however many people look.
+A page starts all its reads at once and waits at most `timeout` seconds. What has not answered by then is
+shown with its previous answer, or as unread, while the read continues in its thread for the next view. Each
+system is read once at a time, however many people look at the page.
 """
 
 from __future__ import annotations
@@ -22,72 +22,72 @@ from syncd.core.errors import SyncdError
 _log = structlog.get_logger("syncd.dashboard")
 _T = TypeVar("_T")
 
-FRESH: Final = 15.0  # seconds for which an answer is shown again
-PATIENCE: Final = 2.0  # seconds for which a page waits
-_MAX_AT_ONCE: Final = 16
-_MAX_KEPT: Final = 200
+FRESH_SECONDS: Final = 15.0  # for which an answer is reused
+PAGE_TIMEOUT: Final = 2.0  # seconds for which a page waits
+_MAX_CONCURRENT: Final = 16
+_MAX_ENTRIES: Final = 200
 
 
 @dataclass(frozen=True, slots=True)
 class Answer(Generic[_T]):
-    """What was read, or why it could not be; `read_at` is when. `late`: it is an older answer."""
+    """What was read at `read_at`, or why it could not be. `stale`: an older answer, being refreshed."""
 
     value: _T | None
     problem: str | None = None
     read_at: datetime | None = None
-    late: bool = False
+    stale: bool = False
 
 
 @dataclass(slots=True)
 class _Entry:
     answer: Answer[object] | None = None
-    read: float = 0.0
+    finished: float = 0.0
     busy: bool = False
     done: threading.Event = field(default_factory=threading.Event)
 
 
 class Reader:
-    """Readings by key; safe to use from any thread."""
+    """Reads by key; thread-safe."""
 
     def __init__(
         self,
         clock: Callable[[], float] = time.monotonic,
         *,
-        fresh: float = FRESH,
-        patience: float = PATIENCE,
-        at_once: int = _MAX_AT_ONCE,
+        fresh: float = FRESH_SECONDS,
+        timeout: float = PAGE_TIMEOUT,
+        max_concurrent: int = _MAX_CONCURRENT,
     ) -> None:
         self._clock = clock
         self._fresh = fresh
-        self._patience = patience
-        self._slots = threading.Semaphore(at_once)
+        self._timeout = timeout
+        self._slots = threading.Semaphore(max_concurrent)
         self._lock = threading.Lock()
         self._entries: OrderedDict[Hashable, _Entry] = OrderedDict()
 
-    def ask(
-        self, questions: Mapping[str, Callable[[], _T]], *, patience: float | None = None
+    def read_all(
+        self, reads: Mapping[str, Callable[[], _T]], *, timeout: float | None = None
     ) -> dict[str, Answer[_T]]:
-        """Return an answer to each question, all within `patience` seconds."""
-        patience = self._patience if patience is None else patience
-        deadline = time.monotonic() + patience
-        entries = {key: self._begun(key, read) for key, read in questions.items()}
+        """Return an answer for each read, all within `timeout` seconds."""
+        timeout = self._timeout if timeout is None else timeout
+        deadline = time.monotonic() + timeout
+        entries = {key: self._start(key, read) for key, read in reads.items()}
         for entry in entries.values():
             if entry is not None:
                 entry.done.wait(max(0.0, deadline - time.monotonic()))
-        return {key: self._answer(entry, patience) for key, entry in entries.items()}
+        return {key: self._answer(entry, timeout) for key, entry in entries.items()}
 
-    def ask_one(self, key: str, read: Callable[[], _T], *, patience: float | None = None) -> Answer[_T]:
-        """Return the answer to one question."""
-        return self.ask({key: read}, patience=patience)[key]
+    def read_one(self, key: str, read: Callable[[], _T], *, timeout: float | None = None) -> Answer[_T]:
+        """Return the answer for one read."""
+        return self.read_all({key: read}, timeout=timeout)[key]
 
-    def _begun(self, key: str, read: Callable[[], object]) -> _Entry | None:
-        """Return the entry of a question, its reading begun where needed; None where that cannot be."""
+    def _start(self, key: str, read: Callable[[], object]) -> _Entry | None:
+        """Start a read if needed and return its entry; None if too many reads are running."""
         with self._lock:
             entry = self._entries.setdefault(key, _Entry())
             self._entries.move_to_end(key)
-            while len(self._entries) > _MAX_KEPT:
+            while len(self._entries) > _MAX_ENTRIES:
                 self._entries.popitem(last=False)
-            fresh = entry.answer is not None and self._clock() - entry.read < self._fresh
+            fresh = entry.answer is not None and self._clock() - entry.finished < self._fresh
             if entry.busy or fresh:
                 return entry
             if not self._slots.acquire(blocking=False):
@@ -106,19 +106,19 @@ class Reader:
         except SyncdError as error:
             answer = Answer(None, str(error), datetime.now(UTC))
         except Exception:
-            _log.exception("reading_failed", what=key)
+            _log.exception("dashboard_read_failed", system=key)
             answer = Answer(None, "internal error; the daemon's log has the details", datetime.now(UTC))
         with self._lock:
-            entry.answer, entry.read, entry.busy = answer, self._clock(), False
+            entry.answer, entry.finished, entry.busy = answer, self._clock(), False
             entry.done.set()
         self._slots.release()
 
-    def _answer(self, entry: _Entry | None, patience: float) -> Answer[_T]:
+    def _answer(self, entry: _Entry | None, timeout: float) -> Answer[_T]:
         if entry is None:
-            return Answer(None, "too much is being read at once; look again in a moment")
+            return Answer(None, "too many systems are being read; try again in a moment")
         with self._lock:
             answer, busy = entry.answer, entry.busy
         if answer is None:
-            return Answer(None, f"no answer within {patience:g} s; look again in a moment")
-        # What is kept for a key is what the questions of that key give.
-        return replace(cast("Answer[_T]", answer), late=busy)
+            return Answer(None, f"no answer within {timeout:g} s; try again in a moment")
+        # All reads of one key return the same type.
+        return replace(cast("Answer[_T]", answer), stale=busy)

@@ -1,7 +1,8 @@
-"""Who is logged in, and which form is ours: random session ids, kept in memory, gone with the process.
+"""Sessions, login limit, security headers, cookies and forms of the dashboard.
 
-The cookie holds a random id and nothing else. A visitor who is not logged in has an id too, so that the
-login form, and all forms where the daemon has no token, can be told from forged ones.
+Sessions live in the memory of this process. The cookie holds a random id and nothing else. A visitor who is
+not logged in has an id too, so that forged login forms, and forged forms of a daemon without a token, can be
+detected.
 """
 
 from __future__ import annotations
@@ -24,7 +25,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-LIFETIME: Final = 12 * 3600.0  # seconds, whatever happens
+LIFETIME: Final = 12 * 3600.0  # seconds, even if used
 IDLE: Final = 3600.0  # seconds without a request
 
 _MAX_SESSIONS: Final = 200
@@ -40,10 +41,10 @@ class _Session:
 
 
 class Sessions:
-    """Sessions of this process; safe to use from any thread.
+    """Sessions of this process; thread-safe.
 
-    A session ends by logout, after `LIFETIME`, after `IDLE` without a request, and when the daemon's
-    token is another than the one it was opened with.
+    A session ends by logout, after `LIFETIME`, after `IDLE` without a request, and when the daemon's token
+    changes.
     """
 
     def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
@@ -53,7 +54,7 @@ class Sessions:
         self._open: OrderedDict[str, _Session] = OrderedDict()
 
     def begin(self, token: str) -> str:
-        """Open a session and return its id; the oldest ends where there are too many."""
+        """Open a session and return its id; if there are too many, the oldest ends."""
         identity, now = new_id(), self._clock()
         with self._lock:
             self._open[identity] = _Session(self._digest(token), now, now)
@@ -62,14 +63,14 @@ class Sessions:
         return identity
 
     def is_open(self, identity: str, token: str) -> bool:
-        """Tell whether this is the id of a session that was opened with the token of now."""
+        """Return whether this is the id of a session that was opened with the current token."""
         now = self._clock()
         with self._lock:
             session = self._open.get(identity)
             if session is None:
                 return False
-            lives = now - session.begun < LIFETIME and now - session.seen < IDLE
-            if not lives or not hmac.compare_digest(session.token, self._digest(token)):
+            alive = now - session.begun < LIFETIME and now - session.seen < IDLE
+            if not alive or not hmac.compare_digest(session.token, self._digest(token)):
                 del self._open[identity]
                 return False
             session.seen = now
@@ -81,11 +82,11 @@ class Sessions:
             self._open.pop(identity, None)
 
     def form_token(self, identity: str) -> str:
-        """Return what a form of this visitor carries; only this process can make it."""
+        """Return the token for this visitor's forms; only this process can make it."""
         return hmac.new(self._key, b"form " + identity.encode(), hashlib.sha256).hexdigest()
 
     def owns_form(self, identity: str, given: str) -> bool:
-        """Tell whether a form was made for this visitor."""
+        """Return whether a form was issued to this visitor."""
         return hmac.compare_digest(self.form_token(identity).encode(), given.encode())
 
     def _digest(self, token: str) -> bytes:
@@ -93,19 +94,19 @@ class Sessions:
 
 
 def new_id() -> str:
-    """Return an id that nobody can guess: 256 bits."""
+    """Return an unguessable id of 256 bits."""
     return secrets.token_urlsafe(32)
 
 
 def is_id(text: str) -> bool:
-    """Tell whether this could be an id of ours."""
+    """Return whether this has the form of a session id."""
     return _ID.fullmatch(text) is not None
 
 
 class LoginLimit:
-    """How often a token may be tried, right or wrong: by address, and by all addresses together.
+    """Limits login attempts, right or wrong: per address, and for all addresses together.
 
-    Behind a reverse proxy all come from one address. What is right is forgiven.
+    Behind a reverse proxy all attempts come from one address. A successful login clears its attempts.
     """
 
     def __init__(
@@ -125,32 +126,32 @@ class LoginLimit:
         self._all: deque[float] = deque()
 
     def admit(self, address: str) -> float:
-        """Count an attempt and return 0, or the seconds until the next one may be made."""
+        """Count an attempt and return 0, or return the seconds until the next attempt is allowed."""
         now = self._clock()
         with self._lock:
             tried = self._tried.setdefault(address, deque())
             self._tried.move_to_end(address)
             while len(self._tried) > _MAX_ADDRESSES:
                 self._tried.popitem(last=False)
-            for times, most in ((tried, self._by_address), (self._all, self._by_all)):
+            for times, limit in ((tried, self._by_address), (self._all, self._by_all)):
                 while times and now - times[0] >= self._seconds:
                     times.popleft()
-                if len(times) >= most:
+                if len(times) >= limit:
                     return self._seconds - (now - times[0])
             tried.append(now)
             self._all.append(now)
             return 0.0
 
     def forgive(self, address: str) -> None:
-        """Forget the attempts of an address whose token was right."""
+        """Clear the attempts of an address whose token was right."""
         with self._lock:
-            mine = self._tried.pop(address, deque())
-            for when in mine:
+            attempts = self._tried.pop(address, deque())
+            for when in attempts:
                 if when in self._all:
                     self._all.remove(when)
 
 
-# MERGED: What every answer of the dashboard carries, and how its cookie and its forms are read.
+# Response headers, cookies and forms
 
 HEADERS: Final[Mapping[str, str]] = {
     "Content-Security-Policy": (
@@ -159,19 +160,19 @@ HEADERS: Final[Mapping[str, str]] = {
     ),
     "X-Content-Type-Options": "nosniff",
     "X-Frame-Options": "DENY",
-    # Not no-referrer: that would have browsers send our own forms with `Origin: null`.
+    # Not no-referrer: browsers would then send the dashboard's own forms with `Origin: null`.
     "Referrer-Policy": "same-origin",
     "Cross-Origin-Opener-Policy": "same-origin",
     "Cross-Origin-Resource-Policy": "same-origin",
     "Permissions-Policy": "camera=(), geolocation=(), microphone=(), payment=(), usb=()",
 }
-_LARGEST_FORM: Final = 16 * 1024
+_MAX_FORM_BYTES: Final = 16 * 1024
 _MAX_FIELDS: Final = 30
-_FORM_SECONDS: Final = 10.0
+_FORM_TIMEOUT: Final = 10.0
 
 
 class FormError(Exception):
-    """The body is no form of ours."""
+    """The body is not a valid form."""
 
 
 class SecureHeaders:
@@ -195,37 +196,37 @@ class SecureHeaders:
 
 
 def cookie_name(*, secure: bool) -> str:
-    """Return the cookie's name; with this prefix browsers take it over https from this very host only."""
+    """Return the cookie's name; the `__Host-` prefix limits it to https and to this exact host."""
     return "__Host-syncd-session" if secure else "syncd-session"
 
 
 def visitor_id(request: Request, *, secure: bool) -> str | None:
-    """Return the id in the visitor's cookie, None where there is none that could be ours."""
+    """Return the id in the visitor's cookie, or None if there is no valid one."""
     given = request.cookies.get(cookie_name(secure=secure), "")
     return given if is_id(given) else None
 
 
 def set_visitor_id(response: Response, identity: str, *, secure: bool) -> None:
-    """Give the visitor a cookie, which ends with the browser at the latest."""
+    """Set the visitor's cookie, which lasts at most until the browser closes."""
     response.set_cookie(
         cookie_name(secure=secure), identity, path="/", secure=secure, httponly=True, samesite="strict"
     )
 
 
 async def read_form(request: Request) -> dict[str, str]:
-    """Return the fields of a form; raises FormError. Of a field that comes twice the last one counts."""
+    """Return the fields of a form, the last value of a repeated field; raises FormError."""
     kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
     if kind != "application/x-www-form-urlencoded":
         raise FormError("send the form as application/x-www-form-urlencoded")
     try:
-        async with asyncio.timeout(_FORM_SECONDS):
+        async with asyncio.timeout(_FORM_TIMEOUT):
             body = await _body(request)
     except TimeoutError:
-        raise FormError(f"the form did not come within {_FORM_SECONDS:.0f} s") from None
+        raise FormError(f"the form did not arrive within {_FORM_TIMEOUT:.0f} s") from None
     try:
         fields = parse_qsl(body.decode(), keep_blank_values=True, max_num_fields=_MAX_FIELDS)
     except ValueError:
-        raise FormError("the form cannot be read") from None
+        raise FormError("the form is malformed") from None
     return dict(fields)
 
 
@@ -233,6 +234,6 @@ async def _body(request: Request) -> bytes:
     body = bytearray()
     async for chunk in request.stream():
         body += chunk
-        if len(body) > _LARGEST_FORM:
-            raise FormError(f"a form may have {_LARGEST_FORM} bytes")
+        if len(body) > _MAX_FORM_BYTES:
+            raise FormError(f"a form may have at most {_MAX_FORM_BYTES} bytes")
     return bytes(body)

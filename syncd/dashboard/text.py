@@ -1,4 +1,4 @@
-"""How values are written for people: names from outside made harmless, times, numbers."""
+"""Formatting of values for people: untrusted names made safe, times, numbers."""
 
 from __future__ import annotations
 
@@ -7,27 +7,27 @@ from datetime import UTC, datetime
 
 from markupsafe import Markup
 
-_PLAIN = frozenset("\n\t")
-_UNSEEN = frozenset({"Cc", "Cf", "Cs", "Co", "Cn", "Zl", "Zp"})
-"""Unicode categories of what is not seen, or steers what is: control, format (bidi), surrogates, ..."""
+_ALLOWED_CONTROLS = frozenset("\n\t")
+_INVISIBLE = frozenset({"Cc", "Cf", "Cs", "Co", "Cn", "Zl", "Zp"})
+"""Unicode categories of invisible or text-steering characters: control, format (bidi), surrogates, ..."""
 
 
 def visible(value: object) -> object:
-    """Return a text with each unseen character written out as ⟨U+202E⟩; anything else as it is.
+    """Return a text with each invisible character written as ⟨U+202E⟩; other values unchanged.
 
-    For Jinja2's `finalize`, so no template can forget it. Markup is ours already.
+    Used as Jinja2's `finalize`, so that no template can forget it. Markup is already safe.
     """
     if not isinstance(value, str) or isinstance(value, Markup) or (value.isascii() and value.isprintable()):
         return value
-    return "".join(char if _is_seen(char) else f"⟨U+{ord(char):04X}⟩" for char in value)
+    return "".join(char if _is_visible(char) else f"⟨U+{ord(char):04X}⟩" for char in value)
 
 
-def _is_seen(char: str) -> bool:
-    return char in _PLAIN or unicodedata.category(char) not in _UNSEEN
+def _is_visible(char: str) -> bool:
+    return char in _ALLOWED_CONTROLS or unicodedata.category(char) not in _INVISIBLE
 
 
 def moment(text: object) -> datetime | None:
-    """Return an RFC 3339 time as it stands in runs, None for none."""
+    """Parse an RFC 3339 time; returns None if it is missing or invalid."""
     if not isinstance(text, str) or not text:
         return None
     try:
@@ -38,12 +38,12 @@ def moment(text: object) -> datetime | None:
 
 
 def clock(when: datetime | None) -> str:
-    """Write a time: ``2026-11-22 07:03:11 UTC``."""
+    """Format a time: ``2026-11-22 07:03:11 UTC``."""
     return f"{when.astimezone(UTC):%Y-%m-%d %H:%M:%S} UTC" if when else ""
 
 
 def ago(when: datetime | None, now: datetime) -> str:
-    """Write how long ago a time is, or in how long it comes."""
+    """Format a time relative to now: ``5 min ago``, ``in 5 min``."""
     if when is None:
         return "never"
     seconds = round((now - when).total_seconds())
@@ -53,7 +53,7 @@ def ago(when: datetime | None, now: datetime) -> str:
 
 
 def duration(seconds: float) -> str:
-    """Write a length of time in its two largest units: ``2 h 14 min``."""
+    """Format a duration in its two largest units: ``2 h 14 min``."""
     if seconds < 1:
         return f"{max(seconds, 0) * 1000:.0f} ms"
     if seconds < 10 and not float(seconds).is_integer():
@@ -70,12 +70,12 @@ def duration(seconds: float) -> str:
 
 
 def number(value: float) -> str:
-    """Write a count with a separator for thousands."""
+    """Format a number with thousands separators."""
     return f"{int(value):,}" if float(value).is_integer() else f"{value:,.2f}"
 
 
 def size(number_of_bytes: float) -> str:
-    """Write a size: ``1.5 KiB``."""
+    """Format a size in bytes: ``1.5 KiB``."""
     value = float(number_of_bytes)
     for unit in ("B", "KiB", "MiB", "GiB"):
         if value < 1024:
@@ -85,5 +85,5 @@ def size(number_of_bytes: float) -> str:
 
 
 def plural(count: float, one: str, many: str | None = None) -> str:
-    """Write a count with its noun: ``1 change``, ``1,200 changes``."""
+    """Format a count with its noun: ``1 change``, ``1,200 changes``."""
     return f"{number(count)} {one if count == 1 else many or one + 's'}"

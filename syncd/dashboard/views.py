@@ -1,4 +1,4 @@
-"""What the pages show, made from runs and plans. Pure: nothing here reads anything."""
+"""Views of runs and plans for the templates. Pure: no I/O."""
 
 from __future__ import annotations
 
@@ -16,13 +16,13 @@ from syncd.runs.run import FINISHED, Run, RunState
 Level = Literal["ok", "warning", "problem", "busy", "none"]
 
 _DONE: Final = frozenset({str(Status.DONE), str(Status.UNCHANGED)})
-_FOUND_BY_GUARD: Final = "apply would stop: "
-_UNLIFTABLE: Final = "guards.max_changes"
+_GUARD_NOTE: Final = "apply would stop: "
+_NOT_OVERRIDABLE: Final = "guards.max_changes"
 
 
 @dataclass(frozen=True, slots=True)
 class RunLine:
-    """A run in a list. `outcome` says in words what came of it."""
+    """A run in a list; `outcome` is its result in words."""
 
     id: str
     trigger: str
@@ -38,17 +38,17 @@ class RunLine:
 
     @property
     def title(self) -> str:
-        """Return what it is called."""
+        """Return the heading."""
         return "Dry run" if self.dry_run else "Run"
 
     @property
     def is_finished(self) -> bool:
-        """Tell whether it has ended."""
+        """Return whether the run has ended."""
         return RunState(self.state) in FINISHED
 
 
 def run_line(summary: Mapping[str, Any], now: datetime) -> RunLine:
-    """Return the line of a run from its summary (`Run.summary`), of the daemon or of the history."""
+    """Return the line of a run from its summary (`Run.summary`), of the daemon or the history."""
     started, finished = moment(summary["started_at"]), moment(summary["finished_at"])
     state = RunState(summary["state"])
     end = finished or (now if state is RunState.RUNNING else None)
@@ -72,44 +72,44 @@ def _outcome(summary: Mapping[str, Any], state: RunState) -> tuple[Level, str]:
     planned = summary["planned"] or {}
     blocked = planned.get(str(ChangeKind.BLOCKED), 0)
     if state in (RunState.QUEUED, RunState.RUNNING):
-        return "busy", "waits for its turn" if state is RunState.QUEUED else "running"
+        return "busy", "queued" if state is RunState.QUEUED else "running"
     if state is RunState.FAILED:
         return "problem", "failed"
     if summary["dry_run"]:
         to_do = sum(planned.get(str(kind), 0) for kind in ChangeKind if Change(kind, None, (), "").actionable)
         if not to_do and not blocked:
             return "ok", "in sync"
-        return "warning", ", ".join(_some(("to do", to_do), ("blocked", blocked)))
+        return "warning", ", ".join(_nonzero(("to do", to_do), ("blocked", blocked)))
     outcomes = summary["outcomes"] or {}
-    stuck = outcomes.get(str(Status.BLOCKED), 0) + outcomes.get(str(Status.SKIPPED), 0)
+    failed = outcomes.get(str(Status.BLOCKED), 0) + outcomes.get(str(Status.SKIPPED), 0)
     done = outcomes.get(str(Status.DONE), 0)
-    said = ", ".join(_some(("done", done), ("blocked", stuck))) or "nothing to do"
-    return ("warning" if stuck else "ok"), said
+    text = ", ".join(_nonzero(("done", done), ("blocked", failed))) or "nothing to do"
+    return ("warning" if failed else "ok"), text
 
 
-def _some(*counted: tuple[str, int]) -> list[str]:
-    return [f"{count:,} {what}" for what, count in counted if count]
+def _nonzero(*counts: tuple[str, int]) -> list[str]:
+    return [f"{count:,} {name}" for name, count in counts if count]
 
 
 _OPTION_WORDS: Final = {
-    "force": "guards lifted",
+    "force": "guards overridden",
     "allow_empty": "empty sources allowed",
     "allow_move": "moves allowed",
     "allow_retire": "retirements allowed",
-    "adopt": "adopts customers",
+    "adopt": "adoptions allowed",
     "reviewed": "as reviewed",
 }
 
 
 def _options(options: Mapping[str, Any]) -> tuple[str, ...]:
-    said = [words for name, words in _OPTION_WORDS.items() if options.get(name)]
-    said += [f"{name} {options[name]}" for name in ("source", "principal") if options.get(name)]
-    return tuple(said)
+    texts = [words for name, words in _OPTION_WORDS.items() if options.get(name)]
+    texts += [f"{name} {options[name]}" for name in ("source", "principal") if options.get(name)]
+    return tuple(texts)
 
 
 @dataclass(frozen=True, slots=True)
 class Drift:
-    """What is to do by the latest plan of all principals, less what its run has done."""
+    """Changes of the latest plan of all principals that its run has not made."""
 
     run_id: str
     at: datetime
@@ -119,55 +119,55 @@ class Drift:
 
     @property
     def level(self) -> Level:
-        """Return how good that is."""
+        """Return the level to show."""
         if self.applying:
             return "busy"
         return "warning" if self.to_do or self.blocked else "ok"
 
 
-def latest(runs: Iterable[Run]) -> Run | None:
-    """Return the latest run that has a plan of all principals; `runs` come latest first."""
+def latest_full_run(runs: Iterable[Run]) -> Run | None:
+    """Return the latest run with a plan of all principals; `runs` are sorted latest first."""
     return next((run for run in runs if run.plan is not None and run.options.scope.whole), None)
 
 
 def drift(run: Run | None) -> Drift | None:
-    """Return the drift that is left after this run, None where none has planned yet."""
+    """Return the drift that remains after this run, or None without a plan."""
     if run is None or run.plan is None:
         return None
-    left, stuck = _left(run, run.plan)
+    untried, failed = _remaining(run, run.plan)
     at = run.finished_at or run.started_at or run.requested_at
     applying = run.state is RunState.RUNNING and not run.dry_run
-    return Drift(run.id, at, len(left), len(run.plan.of(ChangeKind.BLOCKED)) + len(stuck), applying)
+    return Drift(run.id, at, len(untried), len(run.plan.of(ChangeKind.BLOCKED)) + len(failed), applying)
 
 
-def _left(run: Run, plan: Plan) -> tuple[list[Change], list[Change]]:
-    """Return the changes that were not tried, and those that were tried in vain."""
+def _remaining(run: Run, plan: Plan) -> tuple[list[Change], list[Change]]:
+    """Return the changes that were not tried, and those that failed."""
     results = Results.of_outcomes(run.outcomes)
-    left: list[Change] = []
-    stuck: list[Change] = []
+    untried: list[Change] = []
+    failed: list[Change] = []
     for change in plan.actionable:
         result = results.of(change)
         if result is None:
-            left.append(change)
+            untried.append(change)
         elif result.status not in _DONE:
-            stuck.append(change)
-    return left, stuck
+            failed.append(change)
+    return untried, failed
 
 
 @dataclass(frozen=True, slots=True)
 class UnbilledRow:
-    """A subject with usage that nobody pays for, and why."""
+    """A subject with unbilled usage, and the reason."""
 
     key: str
     events: int | float
     tokens: int | float
-    fate: Fate
+    status: Fate
     reason: str
 
 
 @dataclass(frozen=True, slots=True)
 class UnbilledView:
-    """The unbilled usage that the latest plan found, less what its run has attributed since."""
+    """The unbilled usage of the latest plan that its run has not attributed since."""
 
     run_id: str
     at: datetime
@@ -185,18 +185,18 @@ class UnbilledView:
         """Return the tokens of all subjects."""
         return sum(subject.tokens for subject in self.subjects)
 
-    def count(self, fate: str) -> int:
-        """Return the number of subjects of one fate."""
-        return sum(1 for subject in self.subjects if subject.fate == fate)
+    def count(self, status: str) -> int:
+        """Return the number of subjects with a status."""
+        return sum(1 for subject in self.subjects if subject.status == status)
 
     @property
     def level(self) -> Level:
-        """Return how good that is: what the next run attributes is no reason to worry."""
-        return "warning" if any(subject.fate != "planned" for subject in self.subjects) else "ok"
+        """Return the level to show: usage that the next run attributes is no warning."""
+        return "warning" if any(subject.status != "planned" for subject in self.subjects) else "ok"
 
 
 def unbilled(run: Run | None) -> UnbilledView | None:
-    """Return the unbilled usage after this run, None where it is not known."""
+    """Return the unbilled usage after this run, or None if it is unknown."""
     if run is None or run.plan is None or run.plan.unbilled is None:
         return None
     plan, unbilled = run.plan, run.plan.unbilled
@@ -210,13 +210,13 @@ def unbilled(run: Run | None) -> UnbilledView | None:
 
 _Reasons = Mapping[str, tuple[Fate, str] | None]
 _UNKNOWN: Final = (
-    "No source names this subject: its consumer is gone, its Kong is not among the sources, or plugin and"
-    " syncd name subjects differently (`syncd doctor` tells)."
+    "No source names this subject: its consumer was deleted, its Kong is not among the sources, or plugin and"
+    " syncd name subjects differently (`syncd doctor` checks this)."
 )
 
 
 def _reasons(run: Run, plan: Plan) -> _Reasons:
-    """Return fate and reason by subject; None for those that the run has given a customer."""
+    """Return status and reason by subject; None for subjects that the run has attributed."""
     results = Results.of_outcomes(run.outcomes)
     reasons: dict[str, tuple[Fate, str] | None] = {}
     for change in plan.of(ChangeKind.BLOCKED):
@@ -226,8 +226,8 @@ def _reasons(run: Run, plan: Plan) -> _Reasons:
         result = results.of(change)
         for key in change.subject_keys:
             if result is None:
-                said = f"The next run puts it on customer {change.customer_key}: {change.reason}."
-                reasons[key] = ("planned", said)
+                reason = f"The next run attributes it to customer {change.customer_key}: {change.reason}."
+                reasons[key] = ("planned", reason)
             else:
                 reasons[key] = None if result.status in _DONE else ("blocked", result.detail)
     return reasons
@@ -241,8 +241,8 @@ def _described(subject: UnbilledSubject, reasons: _Reasons) -> UnbilledRow | Non
 
 
 @dataclass(frozen=True, slots=True)
-class Offer:
-    """The form that applies what a dry run has shown. `guard` would stop it; `can_force` lifts that."""
+class ApplyForm:
+    """The form that applies a dry run's plan. `guard` would stop the run, unless `can_force` and forced."""
 
     run_id: str
     changes: int
@@ -250,8 +250,8 @@ class Offer:
     can_force: bool
 
 
-def offer(line: RunLine, plan: Plan | None) -> Offer | None:
-    """Return the form for a dry run whose plan has something to do."""
+def apply_form(line: RunLine, plan: Plan | None) -> ApplyForm | None:
+    """Return the form for a successful dry run whose plan has changes."""
     if (
         plan is None
         or not line.dry_run
@@ -259,13 +259,15 @@ def offer(line: RunLine, plan: Plan | None) -> Offer | None:
         or not plan.actionable
     ):
         return None
-    found = next((note for note in plan.notes if note.startswith(_FOUND_BY_GUARD)), None)
-    guard = found.removeprefix(_FOUND_BY_GUARD) if found else None
-    return Offer(line.id, len(plan.actionable), guard, guard is not None and _UNLIFTABLE not in guard)
+    found = next((note for note in plan.notes if note.startswith(_GUARD_NOTE)), None)
+    guard = found.removeprefix(_GUARD_NOTE) if found else None
+    return ApplyForm(
+        line.id, len(plan.actionable), guard, guard is not None and _NOT_OVERRIDABLE not in guard
+    )
 
 
 def page_of(total: int, number: int, size: int) -> Pages:
-    """Return where a page of a list is; a number beyond the end is the last page."""
+    """Return the position of a page in a list; a number beyond the end means the last page."""
     last = max(1, -(-total // size))
     return Pages(min(max(1, number), last), last, size, total)
 
@@ -285,6 +287,6 @@ class Pages:
 
     @property
     def place(self) -> str:
-        """Say which entries these are: ``26 to 50 of 1,204``."""
+        """Return which entries these are: ``26 to 50 of 1,204``."""
         first = (self.number - 1) * self.size + 1 if self.total else 0
         return f"{first:,} to {min(self.number * self.size, self.total):,} of {self.total:,}"

@@ -1,4 +1,4 @@
-"""The frame of all pages: who asks, templates, and what becomes of errors."""
+"""Request handling shared by all pages: visitors, form checks, templates, error pages."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ _STATIC: Final = {"dashboard.css": "text/css; charset=utf-8", "icon.svg": "image
 
 @dataclass(frozen=True, slots=True)
 class Visitor:
-    """Who asks. `form_token` goes into each form; `logged_in` is False also where no login is needed."""
+    """The visitor of a request. Each form contains `form_token`; without a login `logged_in` is False."""
 
     id: str
     form_token: str
@@ -53,7 +53,7 @@ Endpoint = Callable[[Request], Awaitable[Response]]
 
 
 class Web:
-    """Wraps pages and actions: who has no session goes to the login, a form that is not ours nowhere."""
+    """Wraps pages and actions: sends visitors without a session to the login, and rejects forged forms."""
 
     def __init__(
         self,
@@ -71,19 +71,19 @@ class Web:
 
     @property
     def secure(self) -> bool:
-        """Tell whether people come over https only."""
+        """Return whether the dashboard is reached over https only."""
         return (self.config().daemon.public_url or "").startswith("https:")
 
     def page(self, handler: Page) -> Endpoint:
-        """Return the endpoint of a page for visitors who may see it."""
+        """Return an endpoint that shows a page to logged-in visitors."""
 
         async def endpoint(request: Request) -> Response:
-            if (hop := self.hop(request)) is not None:
-                return hop
+            if (redirect := self.cross_site_redirect(request)) is not None:
+                return redirect
             visitor = self.visitor(request)
             if visitor is None:
-                return RedirectResponse(login_url(_place(request)), 303)
-            response = await run_in_threadpool(self._safely, handler, request, visitor)
+                return RedirectResponse(login_url(_path_and_query(request)), 303)
+            response = await run_in_threadpool(self._run_handler, handler, request, visitor)
             if visitor.is_new:
                 set_visitor_id(response, visitor.id, secure=self.secure)
             return response
@@ -91,42 +91,42 @@ class Web:
         return endpoint
 
     def action(self, handler: Action, *, needs_login: bool = True) -> Endpoint:
-        """Return the endpoint of a form that was made for this very visitor."""
+        """Return an endpoint that accepts only forms issued to the same visitor."""
 
         async def endpoint(request: Request) -> Response:
-            visitor = self.visitor(request) if needs_login else self.anybody(request)
+            visitor = self.visitor(request) if needs_login else self.anonymous(request)
             if visitor is None:
                 return RedirectResponse(login_url(), 303)
             try:
                 form = await read_form(request)
             except FormError as error:
-                return self.error(400, "This is not a form of this dashboard", str(error))
+                return self.error(400, "Invalid form", str(error))
             if visitor.is_new or not self.sessions.owns_form(visitor.id, form.get(FORM_TOKEN, "")):
                 _log.warning("form_refused", path=request.url.path)
                 return self.error(
                     403,
-                    "This form was not made for you",
-                    "It is from another session, or was forged. Nothing was done. Go back, reload the page"
-                    " and send it again.",
+                    "Form not accepted",
+                    "It belongs to another session or was forged. Nothing was changed. Go back, reload the"
+                    " page and send it again.",
                 )
             return await run_in_threadpool(
-                self._safely, lambda asked, who: handler(asked, who, form), request, visitor
+                self._run_handler, lambda received, sender: handler(received, sender, form), request, visitor
             )
 
         return endpoint
 
     def visitor(self, request: Request) -> Visitor | None:
-        """Return who asks, None where a login is needed first."""
+        """Return the visitor, or None if a login is needed first."""
         token = self.token()
         if token is None:
-            return self.anybody(request)
+            return self.anonymous(request)
         identity = visitor_id(request, secure=self.secure)
         if identity is None or not self.sessions.is_open(identity, token):
             return None
         return Visitor(identity, self.sessions.form_token(identity), logged_in=True)
 
-    def anybody(self, request: Request) -> Visitor:
-        """Return who asks, logged in or not; without a cookie of ours they get a new id."""
+    def anonymous(self, request: Request) -> Visitor:
+        """Return the visitor as not logged in, with a new id if there is no valid cookie."""
         identity = visitor_id(request, secure=self.secure)
         fresh = identity or new_id()
         return Visitor(fresh, self.sessions.form_token(fresh), logged_in=False, is_new=identity is None)
@@ -134,7 +134,7 @@ class Web:
     def render(
         self, visitor: Visitor, template: str, *, status: int = 200, **context: object
     ) -> HTMLResponse:
-        """Return a page with the frame around it."""
+        """Return a page inside the common layout."""
         frame = {
             "visitor": visitor,
             "now": datetime.now(UTC),
@@ -144,35 +144,35 @@ class Web:
         return self._html(status, template, **(frame | context))
 
     def error(self, status: int, title: str, detail: str, **context: object) -> HTMLResponse:
-        """Return a page that says what went wrong."""
+        """Return an error page."""
         return self._html(status, "error.html", title=title, detail=detail, **context)
 
     async def static(self, request: Request) -> Response:
-        """Serve the style sheet and the icon; their addresses change with their content."""
+        """Serve the style sheet and the icon; their URLs change with their content."""
         name = request.path_params["name"]
         if name not in self._static:
-            return self.error(404, "Not found", "There is no such file.")
-        keep = {"Cache-Control": "public, max-age=31536000, immutable"}
-        return Response(self._static[name], media_type=_STATIC[name], headers=keep)
+            return self.error(404, "Not found", "No such file.")
+        caching = {"Cache-Control": "public, max-age=31536000, immutable"}
+        return Response(self._static[name], media_type=_STATIC[name], headers=caching)
 
-    def _safely(self, handler: Page, request: Request, visitor: Visitor) -> Response:
+    def _run_handler(self, handler: Page, request: Request, visitor: Visitor) -> Response:
         try:
             return handler(request, visitor)
         except QueueFullError as error:
-            return self.error(429, "Too many runs wait", str(error))
+            return self.error(429, "Too many queued runs", str(error))
         except SyncdError as error:
-            return self.error(503, "This cannot be shown", str(error))
+            return self.error(503, "This page cannot be shown", str(error))
 
-    def hop(self, request: Request) -> HTMLResponse | None:
-        """Return a page that asks for the same again, for whoever follows a link from another site.
+    def cross_site_redirect(self, request: Request) -> HTMLResponse | None:
+        """Return a page that requests the same URL again, for visitors who followed a link from another site.
 
-        With such a link browsers do not send a SameSite=Strict cookie, though there may well be one.
+        For such a link browsers withhold a SameSite=Strict cookie, even if the visitor has one.
         """
         if request.headers.get("sec-fetch-site") != "cross-site":
             return None
         if visitor_id(request, secure=self.secure) is not None:
             return None
-        return self._html(200, "hop.html", place=_place(request), refresh=0)
+        return self._html(200, "redirect.html", path=_path_and_query(request), refresh=0)
 
     def _html(self, status: int, template: str, **context: object) -> HTMLResponse:
         body = self._templates.get_template(template).render(**context)
@@ -208,22 +208,22 @@ def _environment(static: dict[str, bytes]) -> jinja2.Environment:
 
 
 def url(*parts: str, **query: object) -> str:
-    """Return the address of a page; what is None is left out of its query."""
+    """Return the URL of a page; query parameters that are None are left out."""
     path = "/".join([ROOT, *(quote(part, safe="") for part in parts)]) if parts else f"{ROOT}/"
     given = {name: value for name, value in query.items() if value is not None}
     return f"{path}?{urlencode(given)}" if given else path
 
 
-def login_url(place: str | None = None) -> str:
-    """Return the address of the login that leads on to a page."""
-    return url("login", next=place if place not in (None, f"{ROOT}/") else None)
+def login_url(next_path: str | None = None) -> str:
+    """Return the URL of the login, which continues to `next_path`."""
+    return url("login", next=next_path if next_path not in (None, f"{ROOT}/") else None)
 
 
-def is_own_page(place: str) -> bool:
-    """Tell whether this is the path of a page of ours, so that a login may lead on to it."""
-    return place.startswith(f"{ROOT}/") and place.isascii() and place.isprintable() and "\\" not in place
+def is_dashboard_path(path: str) -> bool:
+    """Return whether this is a path of the dashboard, so that a login may redirect to it."""
+    return path.startswith(f"{ROOT}/") and path.isascii() and path.isprintable() and "\\" not in path
 
 
-def _place(request: Request) -> str:
+def _path_and_query(request: Request) -> str:
     path = request.url.path
     return f"{path}?{request.url.query}" if request.url.query else path

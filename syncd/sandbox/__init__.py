@@ -1,8 +1,11 @@
 """An embedded metering API on SQLite that speaks OpenMeter v1 and v3: for development, demos and tests only.
 
-It is not OpenMeter: nothing is priced, invoiced or replicated. It answers the paths that the plugin and syncd
-use, in the same shapes and with the same refusals, so that the same client works on the real server. Where a
-behaviour comes from OpenMeter's source it was read at commit 7e57a39 (2026-08-18).
+It is not OpenMeter: it prices, invoices and replicates nothing. It serves the paths that the plugin and syncd
+use, with the same shapes and the same errors, so that the same client works against the real server.
+Behaviour taken from OpenMeter's source was read at commit 7e57a39 (2026-08-18).
+
+Start with `api.app`. `api` holds the HTTP routes, `store` the SQLite database and its rules.
+May import: nothing else of syncd, so that a bug in syncd cannot hide in its own test double.
 """
 
 from pathlib import Path
@@ -19,13 +22,13 @@ def serve(
     subjects: bool = True,
     max_subjects_per_customer: int | None = None,
 ) -> None:
-    """Serve the sandbox until SIGTERM or SIGINT, then finish the requests in hand and return.
+    """Serve the sandbox until SIGTERM or SIGINT, then finish the requests in progress and return.
 
-    `port` 0 takes a free one; the line on stderr tells which. `db` is created, with the standard meters, when
-    it does not exist. With a `token` every request but /healthz needs `Authorization: Bearer <token>`.
+    `port` 0 picks a free port, which is printed on stderr. `db` is created, with the standard meters, if it
+    does not exist. With a `token`, every request except /healthz needs `Authorization: Bearer <token>`.
     `subjects=False` answers 404 on /api/v1/subjects, as newer servers do.
 
-    Raises OSError when the address cannot be bound and sqlite3.Error when `db` is not a usable database.
+    Raises OSError if the address cannot be bound, and sqlite3.Error if `db` is not a usable database.
     """
     from syncd.sandbox.server import run_until_signalled
     from syncd.sandbox.settings import Settings

@@ -1,4 +1,4 @@
-"""`python -m syncd.sandbox`: the same options as `syncd sandbox`, without the rest of syncd."""
+"""`python -m syncd.sandbox`: same options as `syncd sandbox`, but without importing the rest of syncd."""
 
 import argparse
 from pathlib import Path
@@ -7,21 +7,27 @@ from syncd.sandbox import serve
 
 
 def main() -> None:
-    """Parse the command line and serve until a signal comes."""
+    """Parse the command line and serve until a signal arrives."""
     parser = argparse.ArgumentParser(
         prog="python -m syncd.sandbox",
-        description="A metering API in OpenMeter v1's shapes on SQLite. A development tool, not OpenMeter.",
+        description="A metering API on SQLite in OpenMeter's shapes. A development tool, not OpenMeter.",
     )
     parser.add_argument("--host", default="127.0.0.1")
-    parser.add_argument("--port", type=int, default=8888, help="0 takes a free port (default: %(default)s)")
+    parser.add_argument("--port", type=int, default=8888, help="0 picks a free port (default: %(default)s)")
+    parser.add_argument("--db", type=Path, required=True, metavar="FILE", help="created if it does not exist")
+    parser.add_argument("--token", help="require this bearer token")
     parser.add_argument(
-        "--db", type=Path, required=True, metavar="FILE", help="created when it does not exist"
+        "--no-subjects",
+        dest="subjects",
+        action="store_false",
+        help="emulate a server without /api/v1/subjects",
     )
-    parser.add_argument("--token", help="demand this bearer token")
     parser.add_argument(
-        "--no-subjects", dest="subjects", action="store_false", help="as newer servers: no /subjects"
+        "--max-subjects-per-customer",
+        type=int,
+        metavar="N",
+        help="answer 400 to customers with more than N subjects",
     )
-    parser.add_argument("--max-subjects-per-customer", type=int, metavar="N", help="answer 400 beyond N")
     options = parser.parse_args()
     serve(
         options.host,

@@ -1,4 +1,4 @@
-"""What all request bodies share: OpenMeter's are checked as its OpenAPI validator checks them."""
+"""Base classes of request bodies: OpenMeter's are validated as by its OpenAPI validator."""
 
 from typing import Any, ClassVar
 
@@ -9,13 +9,13 @@ Metadata = dict[str, str]
 
 
 class SandboxBody(BaseModel):
-    """A body of the sandbox's own paths: in snake_case, and unknown properties are refused."""
+    """A body of the sandbox's own routes: snake_case, unknown properties refused."""
 
     model_config = ConfigDict(extra="forbid")
 
 
 class Body(BaseModel):
-    """A body of OpenMeter's: in camelCase, strictly typed, unknown properties ignored, rarely nullable."""
+    """A body of OpenMeter: camelCase, strictly typed, unknown properties ignored, rarely nullable."""
 
     model_config = ConfigDict(strict=True, extra="ignore", alias_generator=to_camel)
 
@@ -31,5 +31,5 @@ class Body(BaseModel):
         return data
 
     def document(self) -> dict[str, Any]:
-        """Give the properties that have a value, in the API's spelling."""
+        """Return the properties that have a value, in the API's spelling."""
         return self.model_dump(by_alias=True, exclude_none=True)

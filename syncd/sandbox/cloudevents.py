@@ -1,4 +1,4 @@
-"""Reading CloudEvents 1.0 as OpenMeter's ingest endpoint does: three content types, one set of rules."""
+"""CloudEvents 1.0 as OpenMeter's ingest endpoint parses them: three content types, one set of rules."""
 
 import time
 from collections.abc import Mapping
@@ -27,10 +27,10 @@ class Event(NamedTuple):
 
 
 def split_body(content_type: str, body: bytes) -> list[object]:
-    """Take the events out of a request body, unchecked.
+    """Extract the events from a request body, without validating them.
 
     The content type is compared exactly: a charset parameter is refused. Raises the 400 that OpenMeter
-    answers to that, to malformed JSON and to an empty application/json array
+    answers for that, for malformed JSON and for an empty application/json array
     (openmeter/ingest/httpdriver/ingest.go).
     """
     if content_type not in (SINGLE, BATCH, EITHER):
@@ -51,9 +51,9 @@ def split_body(content_type: str, body: bytes) -> list[object]:
 def read_events(
     documents: list[object], poison: Mapping[str, int]
 ) -> tuple[list[Event], ProblemError | None]:
-    """Check events in order up to the first bad one; give those before it, and its refusal if there is one.
+    """Validate events in order; return those before the first invalid one, and the error for that one.
 
-    `poison` maps ids of events to the status that a test wants them refused with.
+    `poison` maps event ids to the status with which a test wants them refused.
     """
     now = int(time.time())
     events: list[Event] = []
@@ -63,7 +63,7 @@ def read_events(
         except _BadEventError as error:
             return events, bad_schema(f"/{index}{error.pointer}", error.reason)
         if event.id in poison:
-            return events, ProblemError(poison[event.id], f"event {event.id} is refused on a test's demand")
+            return events, ProblemError(poison[event.id], f"event {event.id} is refused: injected by a test")
         events.append(event)
     return events, None
 

@@ -1,4 +1,4 @@
-"""Failures on demand: what a test wants to go wrong, so often and no more."""
+"""Fault injection: failures that a test requests, each for a given number of times."""
 
 from enum import StrEnum
 from threading import Lock
@@ -11,7 +11,7 @@ from syncd.sandbox.values import ulid
 
 
 class Action(StrEnum):
-    """What happens instead of the normal answer; `accept_then_...` handles the request first."""
+    """The action that replaces the normal answer; `accept_then_...` handles the request first."""
 
     ANSWER = "answer"
     CUT = "cut"
@@ -23,10 +23,10 @@ class Action(StrEnum):
 class Fault(SandboxBody):
     """The body of POST /sandbox/v1/faults.
 
-    A fault of requests names `path`, `method`, both or neither (then it meets all requests outside /sandbox).
-    A fault of events names an `event_id`, which is then refused with `status` as an invalid event is: those
-    before it in a batch are in. `count` is how often (left out: until cleared); `retry_after` is in seconds.
-    A `timeout` lasts until the client gives up.
+    A request fault names `path`, `method`, both or neither (then it matches all requests outside /sandbox).
+    An event fault names an `event_id`, and that event is refused with `status` like an invalid one: the
+    events before it in a batch are stored. `count` limits how often the fault triggers (default: until
+    cleared); `retry_after` is in seconds. A `timeout` lasts until the client gives up.
     """
 
     path: str | None = None
@@ -37,8 +37,8 @@ class Fault(SandboxBody):
     retry_after: int | None = None
     count: int | None = Field(default=None, ge=1)
 
-    def meets(self, method: str, path: str) -> bool:
-        """Tell whether a request is to fail."""
+    def matches(self, method: str, path: str) -> bool:
+        """Return whether this fault applies to a request."""
         return (
             self.event_id is None
             and self.path in (None, path)
@@ -48,7 +48,7 @@ class Fault(SandboxBody):
 
 
 class Faults:
-    """The faults in force, oldest first; safe to use from any thread."""
+    """The active faults, oldest first; thread-safe."""
 
     def __init__(self) -> None:
         self._lock = Lock()
@@ -56,7 +56,7 @@ class Faults:
         self._hits: dict[str, int] = {}
 
     def add(self, fault: Fault) -> dict[str, Any]:
-        """Put a fault in force, and describe it as `describe` does."""
+        """Add a fault and return its description, as `describe` does."""
         with self._lock:
             fault_id = ulid()
             self._faults[fault_id] = fault
@@ -64,26 +64,26 @@ class Faults:
             return self._described(fault_id)
 
     def clear(self) -> None:
-        """Let everything work again."""
+        """Remove all faults."""
         with self._lock:
             self._faults.clear()
             self._hits.clear()
 
     def describe(self) -> list[dict[str, Any]]:
-        """List the faults added since the last clearing, spent or not, each with its `id` and its `hits`."""
+        """List the faults added since the last clearing, exhausted ones too, with `id` and `hits`."""
         with self._lock:
             return [self._described(fault_id) for fault_id in self._faults]
 
     def take(self, method: str, path: str) -> Fault | None:
-        """Use up one occurrence of the first fault that meets the request."""
+        """Consume and return one occurrence of the first fault that matches the request."""
         with self._lock:
             for fault_id, fault in self._faults.items():
-                if fault.meets(method, path) and self._use(fault_id, fault):
+                if fault.matches(method, path) and self._use(fault_id, fault):
                     return fault
         return None
 
     def poison(self) -> dict[str, int]:
-        """Give the ids of the events to be refused, and the status of each."""
+        """Return the ids of the events to refuse, and the status for each."""
         with self._lock:
             return {
                 fault.event_id: fault.status
@@ -92,7 +92,7 @@ class Faults:
             }
 
     def event_refused(self, event_id: str) -> None:
-        """Use up one occurrence of the faults of an event."""
+        """Consume one occurrence of the faults of an event."""
         with self._lock:
             for fault_id, fault in self._faults.items():
                 if fault.event_id == event_id:

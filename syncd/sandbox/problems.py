@@ -1,6 +1,6 @@
-"""Errors as OpenMeter words them: RFC 7807, `application/problem+json`.
+"""Error answers in OpenMeter's wording: RFC 7807, `application/problem+json`.
 
-OpenMeter begins the detail with the kind of error, such as "conflict error: " (pkg/models/errors.go).
+OpenMeter starts the detail with the kind of error, such as "conflict error: " (pkg/models/errors.go).
 """
 
 from collections.abc import Mapping
@@ -12,13 +12,13 @@ import orjson
 from starlette.responses import Response
 
 NAMESPACE = "default"
-"""OpenMeter's messages name the namespace; a self-hosted one has only this."""
+"""The namespace that OpenMeter's messages name; a self-hosted server has only this one."""
 
 _request_numbers = count(1)
 
 
 class ProblemError(Exception):
-    """An answer other than 2xx: its status, its detail and any headers of its own."""
+    """An answer other than 2xx, with its status, detail and additional headers."""
 
     def __init__(self, status: int, detail: str, *, headers: Mapping[str, str] | None = None) -> None:
         super().__init__(detail)
@@ -27,7 +27,7 @@ class ProblemError(Exception):
         self.headers = headers
 
     def response(self) -> Response:
-        """Give the problem document: type, title, status, instance and, unless it is empty, detail."""
+        """Return the problem document: type, title, status, instance and, unless empty, detail."""
         problem: dict[str, Any] = {
             "type": "about:blank",
             "title": HTTPStatus(self.status).phrase,
@@ -42,26 +42,26 @@ class ProblemError(Exception):
 
 
 def invalid(detail: str) -> ProblemError:
-    """Make a 400."""
+    """Return a 400."""
     return ProblemError(HTTPStatus.BAD_REQUEST, f"validation error: {detail}")
 
 
 def bad_schema(pointer: str, reason: str) -> ProblemError:
-    """Make the 400 of OpenMeter's OpenAPI validator; `pointer` is a JSON pointer into the body."""
+    """Return the 400 of OpenMeter's OpenAPI validator; `pointer` is a JSON pointer into the body."""
     detail = f'request body has an error: doesn\'t match schema: Error at "{pointer}": {reason}'
     return ProblemError(HTTPStatus.BAD_REQUEST, detail)
 
 
 def not_found(detail: str) -> ProblemError:
-    """Make a 404."""
+    """Return a 404."""
     return ProblemError(HTTPStatus.NOT_FOUND, f"not found error: {detail}")
 
 
 def conflict(detail: str) -> ProblemError:
-    """Make a 409."""
+    """Return a 409."""
     return ProblemError(HTTPStatus.CONFLICT, f"conflict error: {detail}")
 
 
 def precondition_failed(detail: str) -> ProblemError:
-    """Make a 412."""
+    """Return a 412."""
     return ProblemError(HTTPStatus.PRECONDITION_FAILED, f"precondition failed error: {detail}")

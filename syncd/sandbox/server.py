@@ -1,4 +1,4 @@
-"""Runs the sandbox on a real socket."""
+"""The sandbox's HTTP server, on a real socket."""
 
 import asyncio
 import signal
@@ -12,27 +12,27 @@ from starlette.types import Receive, Scope, Send
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
 from syncd.sandbox.api.app import create_app
-from syncd.sandbox.gate import ABORT
+from syncd.sandbox.middleware import ABORT
 from syncd.sandbox.settings import Settings
 
 GRACE_SECONDS = 5
-"""How long the requests in hand may take once the server is told to stop."""
+"""How long requests in progress may take after a stop was requested."""
 
 
 def listen(host: str, port: int) -> socket.socket:
-    """Bind the address, so that its port is known and is refused to others. Raises OSError."""
+    """Bind the address, which fixes its port and reserves it. Raises OSError."""
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
     return socket.create_server((host, port), family=family)
 
 
 def url_of(listener: socket.socket) -> str:
-    """Give the base URL of a listening socket."""
+    """Return the base URL of a listening socket."""
     host, port = listener.getsockname()[:2]
     return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
 
 
 class SandboxServer(uvicorn.Server):
-    """A uvicorn server that says when it really listens."""
+    """A uvicorn server that calls `on_start` once it accepts connections."""
 
     def __init__(
         self, settings: Settings, on_start: Callable[[], None], *, grace_seconds: int = GRACE_SECONDS
@@ -51,13 +51,13 @@ class SandboxServer(uvicorn.Server):
         self._on_start = on_start
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
-        """Start, then tell."""
+        """Start, then call `on_start`."""
         await super().startup(sockets)
         self._on_start()
 
 
 def run_until_signalled(host: str, port: int, settings: Settings) -> None:
-    """Serve in this thread until SIGTERM or SIGINT; `syncd.sandbox.serve` tells the rest."""
+    """Serve in this thread until SIGTERM or SIGINT, as `syncd.sandbox.serve` describes."""
     with listen(host, port) as listener:
         _run(listener, settings)
 
@@ -67,7 +67,7 @@ def _run(listener: socket.socket, settings: Settings) -> None:
         print(f"sandbox: {url_of(listener)} (development only)", file=sys.stderr, flush=True)
 
     server = SandboxServer(settings, announce)
-    # uvicorn raises the signal again once it has stopped: for us that is a normal end, not a death.
+    # uvicorn raises the signal again after it has stopped; here that is a normal exit.
     before = {number: signal.signal(number, _ignore) for number in (signal.SIGTERM, signal.SIGINT)}
     try:
         server.run(sockets=[listener])
@@ -77,11 +77,11 @@ def _run(listener: socket.socket, settings: Settings) -> None:
 
 
 def _ignore(_signal: int, _frame: object) -> None:
-    """Do nothing, unlike the default."""
+    """Replace the default handler, which would kill the process."""
 
 
 class _AbortableProtocol(H11Protocol):
-    """HTTP/1.1 whose handlers can close the connection unanswered, which faults need and ASGI cannot say."""
+    """HTTP/1.1 whose handlers can abort the connection: faults need that, and ASGI has no message for it."""
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         super().connection_made(transport)

@@ -1,4 +1,4 @@
-"""What one sandbox is started with."""
+"""Settings of one sandbox."""
 
 from dataclasses import dataclass
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""A sandbox for tests: a real server on a real socket, in a thread of this process."""
+"""Runs a sandbox for tests: a real server on a real socket, in a thread of this process."""
 
 import tempfile
 import threading
@@ -24,8 +24,9 @@ def running_sandbox(
 ) -> Iterator[str]:
     """Serve a sandbox on 127.0.0.1 and yield its base URL, such as http://127.0.0.1:41234.
 
-    Without `db` it starts empty and leaves nothing behind. The port and the file of an earlier one make it
-    look like the same server after a restart. Requests still running at the end are cancelled after a second.
+    Without `db` it starts empty and leaves nothing behind. With the port and the file of an earlier sandbox,
+    it looks like the same server after a restart. Requests still running at the end are cancelled after a
+    second.
     """
     with ExitStack() as stack:
         folder = stack.enter_context(tempfile.TemporaryDirectory())

@@ -1,4 +1,4 @@
-"""The small values that cross the API: timestamps, ULIDs, numbers and JSON paths."""
+"""Values used across the API: timestamps, ULIDs, numbers and JSON paths."""
 
 import os
 import re
@@ -17,37 +17,37 @@ _JSON_PATH = re.compile(rf"\$(\.{_NAME})+", flags=re.ASCII)
 
 
 def ulid() -> str:
-    """Make a new ULID: 26 characters of Crockford's base 32, sortable by the millisecond."""
+    """Return a new ULID: 26 characters of Crockford's base 32, sortable by the millisecond."""
     number = (time.time_ns() // 1_000_000 << 80) | int.from_bytes(os.urandom(10))
     return "".join(_CROCKFORD[number >> shift & 31] for shift in range(125, -1, -5))
 
 
 def parse_time(text: str) -> datetime:
-    """Read an RFC 3339 timestamp. Raises ValueError."""
+    """Parse an RFC 3339 timestamp. Raises ValueError."""
     if not _RFC3339.fullmatch(text):
         raise ValueError(f'"{text}" is not an RFC 3339 timestamp')
     return datetime.fromisoformat(text.upper())
 
 
 def epoch_seconds(moment: datetime) -> int:
-    """Give whole seconds since 1970, rounded down: OpenMeter keeps no finer times (ClickHouse's DateTime)."""
+    """Return seconds since 1970, rounded down: OpenMeter stores no finer times (ClickHouse's DateTime)."""
     return int(moment.timestamp() // 1)
 
 
 def rfc3339(seconds: int) -> str:
-    """Write whole seconds since 1970 the way OpenMeter does: in UTC, ending in Z."""
+    """Format whole seconds since 1970 as OpenMeter does: in UTC, ending in Z."""
     return datetime.fromtimestamp(seconds, UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
 
 
 def now_rfc3339() -> str:
-    """Write the present moment to the millisecond, in UTC."""
+    """Return the current time in UTC, to the millisecond."""
     return datetime.now(UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
 
 
 def parse_number(value: object) -> Decimal | None:
-    """Read what OpenMeter accepts as a metered value: a JSON number, or a string that is one.
+    """Parse what OpenMeter accepts as a metered value: a JSON number, or a string that is one.
 
-    A float goes through its shortest decimal form, so 0.1 is one tenth exactly.
+    A float is read by its shortest decimal form, so 0.1 is exactly one tenth.
     """
     match value:
         case bool():
@@ -62,17 +62,17 @@ def parse_number(value: object) -> Decimal | None:
 
 
 def json_path_names(path: str) -> list[str]:
-    """Split a path of the form `$.a.b` into its names. Raises ValueError on any other JSONPath.
+    """Split a path of the form `$.a.b` into its names. Raises ValueError for any other JSONPath.
 
     Such a path means the same to OpenMeter and to SQLite's json_extract.
     """
     if not _JSON_PATH.fullmatch(path):
-        raise ValueError(f"the sandbox only knows JSON paths of the form $.a.b, not {path}")
+        raise ValueError(f"the sandbox only supports JSON paths of the form $.a.b, not {path}")
     return path.split(".")[1:]
 
 
 def look_up(data: object, path: str) -> object:
-    """Find the value at `path` in decoded JSON. Raises KeyError where there is none."""
+    """Return the value at `path` in decoded JSON. Raises KeyError if there is none."""
     for name in json_path_names(path):
         if not isinstance(data, dict):
             raise KeyError(name)

@@ -1,1 +1,1 @@
-"""The HTTP side of the sandbox: OpenMeter's paths under /api/v1 and /api/v3, its own under /sandbox/v1."""
+"""The sandbox's HTTP routes: OpenMeter's under /api/v1 and /api/v3, its own under /sandbox/v1."""

@@ -1,4 +1,4 @@
-"""Puts the sandbox together: the database, the routes, and the gate around them."""
+"""Assembles the sandbox: the database, the routes and the middleware around them."""
 
 from collections import Counter
 from collections.abc import AsyncIterator
@@ -13,7 +13,7 @@ from starlette.responses import Response
 from syncd import __version__
 from syncd.sandbox.api import control, customers, events, meters, subjects, v3
 from syncd.sandbox.faults import Faults
-from syncd.sandbox.gate import Gate
+from syncd.sandbox.middleware import SandboxMiddleware
 from syncd.sandbox.problems import ProblemError, bad_schema
 from syncd.sandbox.settings import Settings
 from syncd.sandbox.store import meters as meter_store
@@ -22,10 +22,10 @@ from syncd.sandbox.store.database import Database
 TITLE = "kong-openmeter sandbox (a development tool, not OpenMeter)"
 
 
-def create_app(settings: Settings) -> Gate:
-    """Open the database and build the application, which closes it when its server ends.
+def create_app(settings: Settings) -> SandboxMiddleware:
+    """Open the database and build the application, which closes the database when its server stops.
 
-    Raises sqlite3.Error when the file is not a database of this sandbox.
+    Raises sqlite3.Error if the file is not a database of this sandbox.
     """
     database = Database(settings.db)
     if database.is_new:
@@ -48,7 +48,7 @@ def create_app(settings: Settings) -> Gate:
     app.add_exception_handler(ProblemError, _answer_problem)
     app.add_exception_handler(RequestValidationError, _answer_invalid_request)
     app.add_exception_handler(HTTPException, _answer_http_error)
-    return Gate(app, app.state.faults, app.state.requests, settings.token)
+    return SandboxMiddleware(app, app.state.faults, app.state.requests, settings.token)
 
 
 async def _answer_problem(_request: Request, error: Exception) -> Response:
@@ -58,14 +58,14 @@ async def _answer_problem(_request: Request, error: Exception) -> Response:
 
 
 async def _answer_http_error(_request: Request, error: Exception) -> Response:
-    # Unknown paths and methods; OpenMeter gives these no detail.
+    # Unknown paths and methods: OpenMeter sends no detail for these.
     if not isinstance(error, HTTPException):
         raise error
     return ProblemError(error.status_code, "", headers=error.headers).response()
 
 
 async def _answer_invalid_request(_request: Request, error: Exception) -> Response:
-    # FastAPI would answer 422; OpenMeter's validator answers 400 and names the first fault.
+    # FastAPI would answer 422; OpenMeter's validator answers 400 and names the first error.
     if not isinstance(error, RequestValidationError):
         raise error
     first = error.errors()[0]

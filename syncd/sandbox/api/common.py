@@ -1,4 +1,4 @@
-"""What the routes share: the state of the sandbox, JSON answers, and times in query strings."""
+"""Helpers shared by the routes: dependencies, JSON answers, and times in query strings."""
 
 from collections import Counter
 from typing import Annotated, Any
@@ -50,11 +50,11 @@ FaultsInForce = Annotated[Faults, Depends(_faults)]
 RequestCounts = Annotated[Counter[str], Depends(_requests)]
 RejectedCounts = Annotated[Counter[str], Depends(_rejected)]
 Moment = Annotated[str, AfterValidator(_checked)]
-"""An RFC 3339 timestamp, kept as it was written because answers repeat it."""
+"""An RFC 3339 timestamp, kept as it was written because the answers repeat it."""
 
 
 def seconds(moment: Moment | None) -> int | None:
-    """Give a checked timestamp in seconds since 1970."""
+    """Return a validated timestamp in seconds since 1970."""
     return None if moment is None else epoch_seconds(parse_time(moment))
 
 

@@ -1,4 +1,4 @@
-"""What OpenMeter does not have: /healthz, and under /sandbox/v1 the means to set up and to observe a test."""
+"""Routes that OpenMeter does not have: /healthz, and /sandbox/v1 to set up and observe a test."""
 
 from fastapi import APIRouter
 from pydantic import Field
@@ -28,13 +28,13 @@ class EntitlementBody(SandboxBody):
 
 @router.get("/healthz")
 def healthz() -> Response:
-    """Answer {"status": "ok"}; needs no token."""
+    """Return {"status": "ok"}; needs no token."""
     return answer({"status": "ok"})
 
 
 @router.get("/sandbox/v1/stats")
 def stats(db: Db, rejected: RejectedCounts, requests: RequestCounts) -> Response:
-    """Count events and customers over the life of the database, refusals and requests since the start."""
+    """Count the events and customers in the database, and the refusals and requests since the start."""
     with db.reading() as connection:
         counts = events.statistics(connection) | {"customers": customers.count(connection)}
     return answer(counts | {"events_rejected": rejected["events"], "requests_by_endpoint": dict(requests)})
@@ -42,7 +42,7 @@ def stats(db: Db, rejected: RejectedCounts, requests: RequestCounts) -> Response
 
 @router.post("/sandbox/v1/reset")
 def reset(db: Db, faults: FaultsInForce, rejected: RejectedCounts, requests: RequestCounts) -> Response:
-    """Start over, as with a new database: the standard meters, nothing else, no faults; 204."""
+    """Reset to a new database with only the standard meters, and clear all faults; 204."""
     db.empty()
     with db.writing() as connection:
         meters.create_standard_meters(connection)
@@ -54,7 +54,7 @@ def reset(db: Db, faults: FaultsInForce, rejected: RejectedCounts, requests: Req
 
 @router.get("/sandbox/v1/duplicates")
 def list_duplicates(db: Db) -> Response:
-    """List the events that came more than once: [{source, id, received}]."""
+    """List the events that were received more than once: [{source, id, received}]."""
     with db.reading() as connection:
         return answer(events.duplicates(connection))
 
@@ -87,7 +87,7 @@ def entitle(id_or_key: str, db: Db, body: EntitlementBody | None = None) -> Resp
 
 @router.delete(_CUSTOMER + "/entitlements")
 def withdraw(id_or_key: str, db: Db) -> Response:
-    """Take all entitlements from a customer; 204."""
+    """Remove all entitlements of a customer; 204."""
     with db.writing() as connection:
         billing.withdraw(connection, customers.get_live(connection, id_or_key)["id"])
     return no_content()
@@ -95,18 +95,18 @@ def withdraw(id_or_key: str, db: Db) -> Response:
 
 @router.get("/sandbox/v1/faults")
 def list_faults(faults: FaultsInForce) -> Response:
-    """List the faults and how often each was met."""
+    """List the faults and how often each was triggered."""
     return answer(faults.describe())
 
 
 @router.post("/sandbox/v1/faults")
 def add_fault(fault: Fault, faults: FaultsInForce) -> Response:
-    """Put a fault in force; 201."""
+    """Add a fault; 201."""
     return answer(faults.add(fault), 201)
 
 
 @router.delete("/sandbox/v1/faults")
 def clear_faults(faults: FaultsInForce) -> Response:
-    """Let everything work again; 204."""
+    """Remove all faults; 204."""
     faults.clear()
     return no_content()

@@ -1,4 +1,4 @@
-"""The paths under /api/v1/customers. Keys may hold slashes, hence `:path`."""
+"""Routes under /api/v1/customers. Keys may contain slashes, hence `:path`."""
 
 from typing import Annotated, Literal
 
@@ -16,7 +16,8 @@ router = APIRouter(tags=["Customers"])
 
 PageNumber = Annotated[int, Query(ge=1)]
 PageSize = Annotated[int, Query(alias="pageSize", ge=1, le=1000)]
-# Its only value is what OpenMeter shows without it, too: openmeter/customer/httpdriver/customer.go.
+# Its only value has no effect: OpenMeter always expands subscriptions:
+# openmeter/customer/httpdriver/customer.go.
 Expand = Annotated[list[Literal["subscriptions"]] | None, Query()]
 
 
@@ -43,7 +44,7 @@ def list_customers(
     plan_key: Annotated[str | None, Query(alias="planKey")] = None,
     _expand: Annotated[Expand, Query(alias="expand")] = None,
 ) -> Response:
-    """List customers, a page at a time: {totalCount, page, pageSize, items}."""
+    """List customers, one page at a time: {totalCount, page, pageSize, items}."""
     wanted = store.CustomerFilter(
         page=page,
         page_size=page_size,
@@ -63,7 +64,7 @@ def list_customers(
 
 @router.get("/api/v1/customers/{id_or_key:path}/access")
 def get_access(id_or_key: str, db: Db) -> Response:
-    """Get the features that a customer has access to: {entitlements}."""
+    """Return the features that a customer has access to: {entitlements}."""
     with db.reading() as connection:
         found = billing.entitlements(connection, store.get_live(connection, id_or_key)["id"])
     return answer({"entitlements": {item["feature_key"]: {"hasAccess": True} for item in found}})
@@ -71,7 +72,7 @@ def get_access(id_or_key: str, db: Db) -> Response:
 
 @router.get("/api/v1/customers/{id_or_key:path}/subscriptions")
 def list_subscriptions(id_or_key: str, db: Db, page: PageNumber = 1, page_size: PageSize = 100) -> Response:
-    """List the subscriptions of a customer, ended ones too, a page at a time."""
+    """List the subscriptions of a customer, including ended ones, one page at a time."""
     with db.reading() as connection:
         found = billing.all_subscriptions(connection, store.get_live(connection, id_or_key)["id"])
     shown = found[(page - 1) * page_size : page * page_size]
@@ -80,7 +81,7 @@ def list_subscriptions(id_or_key: str, db: Db, page: PageNumber = 1, page_size: 
 
 @router.get("/api/v1/customers/{id_or_key:path}/apps")
 def list_apps(id_or_key: str, db: Db, page: PageNumber = 1, page_size: PageSize = 100) -> Response:
-    """List the customer's accounts with apps such as Stripe: none, for the sandbox has no apps."""
+    """List the customer's accounts with apps such as Stripe: none, because the sandbox has no apps."""
     with db.reading() as connection:
         store.get_live(connection, id_or_key)
     return answer({"totalCount": 0, "page": page, "pageSize": page_size, "items": []})
@@ -90,14 +91,14 @@ def list_apps(id_or_key: str, db: Db, page: PageNumber = 1, page_size: PageSize 
 def get_customer(
     id_or_key: str, db: Db, _expand: Annotated[Expand, Query(alias="expand")] = None
 ) -> Response:
-    """Get a customer by id, even a deleted one, or by the key of a live one."""
+    """Return a customer by id, even if deleted, or by key if it is not deleted."""
     with db.reading() as connection:
         return answer(store.get(connection, id_or_key, expand=True))
 
 
 @router.put("/api/v1/customers/{id_or_key:path}")
 def replace_customer(id_or_key: str, body: CustomerBody, db: Db, options: Options) -> Response:
-    """Replace a customer by id or key; what the body leaves out is cleared."""
+    """Replace a customer by id or key; properties missing from the body are cleared."""
     refuse_too_many_subjects(body, options)
     with db.writing() as connection:
         return answer(store.replace(connection, id_or_key, body))
@@ -112,7 +113,7 @@ def delete_customer(id_or_key: str, db: Db) -> Response:
 
 
 def refuse_too_many_subjects(body: CustomerBody, options: Settings) -> None:
-    """Refuse more subject keys than the sandbox was started to allow. Raises the 400."""
+    """Raise the 400 if a customer has more subject keys than the sandbox allows."""
     limit = options.max_subjects_per_customer
     subjects = body.usage_attribution.subject_keys if body.usage_attribution else []
     if limit is not None and len(subjects) > limit:

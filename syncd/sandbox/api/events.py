@@ -17,7 +17,7 @@ from syncd.sandbox.store.database import Database
 from syncd.sandbox.values import rfc3339
 
 LOOK_BACK_SECONDS = 32 * 24 * 3600
-"""How far back GET goes: openmeter/meterevent/service.go, MaximumFromDuration."""
+"""How far back GET looks: openmeter/meterevent/service.go, MaximumFromDuration."""
 
 router = APIRouter(tags=["Events"])
 
@@ -26,14 +26,14 @@ router = APIRouter(tags=["Events"])
 async def ingest_events(
     request: Request, db: Db, faults: FaultsInForce, rejected: RejectedCounts
 ) -> Response:
-    """Take one event or a batch; 204.
+    """Ingest one event or a batch; 204.
 
-    A batch is not atomic: when one event is bad, those before it are in and the answer is 400.
+    A batch is not atomic: if one event is invalid, those before it are stored and the answer is 400.
     """
     content_type = request.headers.get("content-type", "")
     try:
         body = await request.body()
-    except ClientDisconnect:  # a sender that was killed; nobody hears the answer
+    except ClientDisconnect:  # the sender was killed, so the answer goes nowhere
         return Response(status_code=400)
     refused = await run_in_threadpool(_ingest, db, faults, content_type, body)
     if refused is not None:
@@ -51,9 +51,9 @@ def _ingest(db: Database, faults: Faults, content_type: str, body: bytes) -> tup
         store.store(connection, events)
     if problem is None:
         return None
-    bad = documents[len(events)]
-    if isinstance(bad, dict) and bad.get("id") in poison:
-        faults.event_refused(bad["id"])
+    invalid_event = documents[len(events)]
+    if isinstance(invalid_event, dict) and invalid_event.get("id") in poison:
+        faults.event_refused(invalid_event["id"])
     return problem, len(documents) - len(events)
 
 
@@ -70,7 +70,7 @@ def list_events(
     limit: Annotated[int, Query(ge=1, le=100)] = 100,
     _client_id: Annotated[str | None, Query(alias="clientId", min_length=1, max_length=36)] = None,
 ) -> Response:
-    """List the latest events of the last 32 days or of the period asked for."""
+    """List the latest events of the last 32 days or of the requested period."""
     oldest = int(time.time()) - LOOK_BACK_SECONDS
     since = seconds(time_from)
     if since is not None and since < oldest:

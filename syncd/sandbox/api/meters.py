@@ -1,4 +1,4 @@
-"""The paths under /api/v1/meters."""
+"""Routes under /api/v1/meters."""
 
 import re
 from typing import Annotated, Literal
@@ -20,28 +20,28 @@ _GROUP_FILTER = re.compile(r"filterGroupBy\[(\w+)\]")
 
 @router.get("/api/v1/meters")
 def list_meters(db: Db) -> Response:
-    """List all meters: an array. OpenMeter does not page them either."""
+    """List all meters: an array, not paginated in OpenMeter either."""
     with db.reading() as connection:
         return answer(store.list_meters(connection))
 
 
 @router.post("/api/v1/meters")
 def create_meter(body: MeterBody, db: Db) -> Response:
-    """Create a meter; 201 by OpenMeter's specification (its code answers 200)."""
+    """Create a meter; 201 according to OpenMeter's specification (its code answers 200)."""
     with db.writing() as connection:
         return answer(store.create(connection, body), 201)
 
 
 @router.get("/api/v1/meters/{id_or_slug}")
 def get_meter(id_or_slug: str, db: Db) -> Response:
-    """Get a meter."""
+    """Return a meter."""
     with db.reading() as connection:
         return answer(store.get(connection, id_or_slug))
 
 
 @router.delete("/api/v1/meters/{id_or_slug}")
 def delete_meter(id_or_slug: str, db: Db) -> Response:
-    """Delete a meter; 204. Its events stay."""
+    """Delete a meter but not its events; 204."""
     with db.writing() as connection:
         store.delete(connection, id_or_slug)
     return no_content()
@@ -64,9 +64,9 @@ def query_meter(
     advanced_filters: Annotated[str | None, Query(alias="advancedMeterGroupByFilters")] = None,
     _client_id: Annotated[str | None, Query(alias="clientId", min_length=1, max_length=36)] = None,
 ) -> Response:
-    """Query usage: {from, to, windowSize, data}. Subjects and customers to filter by are grouped by, too."""
+    """Query usage: {from, to, windowSize, data}. Filtering by subject or customer also groups by it."""
     if advanced_filters is not None:
-        raise invalid("the sandbox has no advancedMeterGroupByFilters, use filterGroupBy")
+        raise invalid("the sandbox does not support advancedMeterGroupByFilters; use filterGroupBy")
     _refuse_unknown_zone(time_zone)
     wanted = usage.Query(
         time_from=seconds(time_from),

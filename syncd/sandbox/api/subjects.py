@@ -1,4 +1,4 @@
-"""The paths under /api/v1/subjects: deprecated in OpenMeter, and absent with --no-subjects."""
+"""Routes under /api/v1/subjects: deprecated in OpenMeter, and absent with --no-subjects."""
 
 from fastapi import APIRouter
 from starlette.responses import Response
@@ -19,14 +19,14 @@ def list_subjects(db: Db) -> Response:
 
 @router.post("/api/v1/subjects")
 def upsert_subjects(bodies: list[SubjectBody], db: Db) -> Response:
-    """Create or change subjects: an array in, the same subjects out."""
+    """Create or update subjects: takes an array and returns the same subjects."""
     with db.writing() as connection:
         return answer(store.upsert(connection, bodies))
 
 
 @router.get("/api/v1/subjects/{id_or_key:path}")
 def get_subject(id_or_key: str, db: Db) -> Response:
-    """Get a subject."""
+    """Return a subject."""
     with db.reading() as connection:
         return answer(store.get(connection, id_or_key))
 

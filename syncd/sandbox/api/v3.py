@@ -1,4 +1,4 @@
-"""The v3 API under /api/v3/openmeter, over the same store as v1: customers and what is theirs, meters."""
+"""Routes of the v3 API under /api/v3/openmeter, over the same store as v1."""
 
 import re
 import sqlite3
@@ -36,7 +36,7 @@ def create_customer(body: CreateCustomer, db: Db, options: Options) -> Response:
 def list_customers(
     request: Request, db: Db, size: Size = 20, number: Number = 1, sort: str = "name"
 ) -> Response:
-    """List customers that are not deleted, a page at a time."""
+    """List customers that are not deleted, one page at a time."""
     filters = _filters(request, {"key", "name", "primary_email", "usage_attribution_subject_key", "plan_key"})
     orders = {"id": "id", "name": "name", "created_at": "createdAt"}
     field, _, direction = sort.partition(" ")
@@ -62,32 +62,32 @@ def list_customers(
 
 @router.get("/customers/{customer_id}")
 def get_customer(customer_id: str, db: Db) -> Response:
-    """Get a customer by its id, even a deleted one; not by its key."""
+    """Return a customer by id, even if deleted; keys are not accepted."""
     with db.reading() as connection:
         return answer(shapes.customer(_by_id(customers.get(connection, customer_id), customer_id)))
 
 
 @router.put("/customers/{customer_id}")
 def replace_customer(customer_id: str, body: UpsertCustomer, db: Db, options: Options) -> Response:
-    """Replace a customer but for its key; what the body leaves out is cleared."""
+    """Replace a customer except its key; properties missing from the body are cleared."""
     with db.writing() as connection:
-        there = _live(connection, customer_id)
-        stored = body.stored(there.get("key", ""))
+        customer = _live(connection, customer_id)
+        stored = body.stored(customer.get("key", ""))
         refuse_too_many_subjects(stored, options)
         return answer(shapes.customer(customers.replace(connection, customer_id, stored)))
 
 
 @router.delete("/customers/{customer_id}")
 def delete_customer(customer_id: str, db: Db) -> Response:
-    """Delete a customer by its id; 204, also where there is none (openmeter/customer/service/customer.go)."""
+    """Delete a customer by id; 204 even if there is none (openmeter/customer/service/customer.go)."""
     with db.writing() as connection:
         try:
-            there = _live(connection, customer_id)
+            customer = _live(connection, customer_id)
         except ProblemError as problem:
             if problem.status not in (404, 410, 412):
                 raise
         else:
-            customers.delete(connection, there["id"])
+            customers.delete(connection, customer["id"])
     return no_content()
 
 
@@ -103,7 +103,7 @@ def list_entitlement_access(customer_id: str, db: Db) -> Response:
 
 @router.get("/customers/{customer_id}/billing")
 def get_billing(customer_id: str, db: Db) -> Response:
-    """Show the billing data of a customer: none, as with OpenMeter's own sandbox app."""
+    """Return the billing data of a customer: none, as with OpenMeter's own sandbox app."""
     with db.reading() as connection:
         _live(connection, customer_id)
     return answer({"app_data": {}})
@@ -111,7 +111,7 @@ def get_billing(customer_id: str, db: Db) -> Response:
 
 @router.get("/customers/{customer_id}/credits/grants")
 def list_credit_grants(customer_id: str, db: Db, size: Size = 20, number: Number = 1) -> Response:
-    """List the credits of a customer: none, for the sandbox prices nothing."""
+    """List the credits of a customer: none, because the sandbox prices nothing."""
     with db.reading() as connection:
         _live(connection, customer_id)
     return _page([], size, number, 0)
@@ -119,7 +119,7 @@ def list_credit_grants(customer_id: str, db: Db, size: Size = 20, number: Number
 
 @router.get("/subscriptions")
 def list_subscriptions(request: Request, db: Db, size: Size = 20, number: Number = 1) -> Response:
-    """List subscriptions, a page at a time: active ones, and inactive ones that have ended."""
+    """List subscriptions, one page at a time: active ones, and inactive ones that have ended."""
     filters = _filters(request, {"customer_id", "status"})
     statuses = filters.get(("status", "eq")) or filters.get(("status", "oeq")) or "active,inactive"
     with db.reading() as connection:
@@ -130,7 +130,7 @@ def list_subscriptions(request: Request, db: Db, size: Size = 20, number: Number
 
 @router.get("/meters")
 def list_meters(request: Request, db: Db, size: Size = 20, number: Number = 1) -> Response:
-    """List meters, a page at a time."""
+    """List meters, one page at a time."""
     key = _filters(request, {"key", "name"}).get(("key", "eq"))
     with db.reading() as connection:
         found = [item for item in meters.list_meters(connection) if key in (None, item["slug"])]
@@ -147,7 +147,7 @@ def create_meter(body: CreateMeter, db: Db) -> Response:
 
 @router.get("/meters/{meter_id}")
 def get_meter(meter_id: str, db: Db) -> Response:
-    """Get a meter by its id."""
+    """Return a meter by id."""
     with db.reading() as connection:
         return answer(shapes.meter(_by_id(meters.get(connection, meter_id), meter_id)))
 
@@ -175,22 +175,22 @@ def query_meter(meter_id: str, body: QueryMeter, db: Db) -> Response:
 
 
 def _live(connection: sqlite3.Connection, customer_id: str) -> dict[str, Any]:
-    """Give a customer that is not deleted. Raises the 404, and the 410 of one that is."""
-    there = _by_id(customers.get(connection, customer_id), customer_id)
-    if "deletedAt" in there:
+    """Return a customer that is not deleted. Raises the 404, or the 410 for a deleted one."""
+    customer = _by_id(customers.get(connection, customer_id), customer_id)
+    if "deletedAt" in customer:
         raise ProblemError(410, "customer is deleted")
-    return there
+    return customer
 
 
 def _by_id(document: dict[str, Any], wanted: str) -> dict[str, Any]:
-    """Refuse what was found by its key: v3 takes ids only."""
+    """Raise the 404 for a document found by its key: v3 accepts ids only."""
     if document["id"] != wanted:
         raise not_found(f"{wanted} not found in {NAMESPACE} namespace")
     return document
 
 
 def _filters(request: Request, known: set[str]) -> dict[tuple[str, str], str]:
-    """Give the filters of a query string by field and operator; without an operator it is `eq`."""
+    """Return the filters of a query string by field and operator; the default operator is `eq`."""
     found: dict[tuple[str, str], str] = {}
     for name, value in request.query_params.multi_items():
         match = _FILTER.fullmatch(name)
@@ -200,7 +200,7 @@ def _filters(request: Request, known: set[str]) -> dict[tuple[str, str], str]:
         if field not in known:
             raise invalid(f"unknown filter field: {field}")
         if operator not in ("eq", "oeq", "contains"):
-            raise invalid(f"the sandbox has no filter operator {operator}")
+            raise invalid(f"the sandbox does not support the filter operator {operator}")
         found[field, operator] = value
     return found
 

@@ -1,4 +1,4 @@
-"""The bodies and answers of the v3 API, and what they are in the words of the store (which are v1's)."""
+"""Request bodies and answers of the v3 API, converted from and to those of the store, which are v1's."""
 
 import re
 from typing import Annotated, Any, ClassVar, Literal
@@ -53,7 +53,7 @@ class Address(V3Body):
 
 
 class UpsertCustomer(V3Body):
-    """UpsertCustomerRequest: no key, which never changes."""
+    """UpsertCustomerRequest: without the key, which never changes."""
 
     name: str = Field(min_length=1, max_length=256)
     description: str | None = Field(default=None, max_length=1024)
@@ -64,13 +64,13 @@ class UpsertCustomer(V3Body):
     billing_address: Address | None = None
 
     def stored(self, key: str) -> CustomerBody:
-        """Give the body that the store knows. Raises the 400 for labels that break the rules."""
+        """Return the body for the store. Raises the 400 for invalid labels."""
         given = self.model_dump(exclude_none=True) | {"key": key}
         labels = given.pop("labels", None)
         if labels:
             _check_labels(labels)
             given["metadata"] = labels
-        return CustomerBody.model_validate(_camelled(given))
+        return CustomerBody.model_validate(_to_camel(given))
 
 
 class CreateCustomer(UpsertCustomer):
@@ -80,7 +80,7 @@ class CreateCustomer(UpsertCustomer):
 
 
 class CreateMeter(V3Body):
-    """CreateMeterRequest, but for the aggregation latest, which the sandbox lacks."""
+    """CreateMeterRequest, without the aggregation `latest`, which the sandbox does not support."""
 
     name: str = Field(min_length=1, max_length=256)
     key: str = Field(pattern=r"^[a-z0-9]+(_[a-z0-9]+)*$", max_length=64)
@@ -93,7 +93,7 @@ class CreateMeter(V3Body):
     dimensions: dict[str, str] | None = None
 
     def stored(self) -> MeterBody:
-        """Give the body that the store knows. Raises the 400s of labels and of what does not fit together."""
+        """Return the body for the store. Raises the 400 for invalid labels or contradictory properties."""
         if self.labels:
             _check_labels(self.labels)
         fields = {
@@ -116,7 +116,7 @@ class CreateMeter(V3Body):
 
 
 class DimensionFilter(V3Body):
-    """QueryFilterStringMapItem, of which the sandbox knows eq and in."""
+    """QueryFilterStringMapItem, of which the sandbox supports `eq` and `in`."""
 
     model_config = ConfigDict(strict=True, extra="forbid", populate_by_name=True)
 
@@ -124,7 +124,7 @@ class DimensionFilter(V3Body):
     within: Annotated[list[str] | None, Field(alias="in", min_length=1, max_length=100)] = None
 
     def values(self) -> list[str]:
-        """Give what is accepted."""
+        """Return the accepted values."""
         return ([self.eq] if self.eq is not None else []) + (self.within or [])
 
 
@@ -153,8 +153,8 @@ class QueryMeter(V3Body):
 
 
 def customer(document: dict[str, Any]) -> dict[str, Any]:
-    """Show a customer; metadata that are no valid labels are not shown."""
-    shown = _snaked(document)
+    """Return a customer in v3's shape; metadata that are not valid labels are left out."""
+    shown = _to_snake(document)
     for name in ("current_subscription_id", "subscriptions"):
         shown.pop(name, None)
     shown["labels"] = _visible(shown.pop("metadata", None) or {})
@@ -162,7 +162,7 @@ def customer(document: dict[str, Any]) -> dict[str, Any]:
 
 
 def meter(document: dict[str, Any]) -> dict[str, Any]:
-    """Show a meter."""
+    """Return a meter in v3's shape."""
     names = {"slug": "key", "groupBy": "dimensions", "eventFrom": "events_from", "metadata": "labels"}
     shown = {names.get(name, to_snake(name)): value for name, value in document.items()}
     shown["aggregation"] = document["aggregation"].lower()
@@ -171,13 +171,13 @@ def meter(document: dict[str, Any]) -> dict[str, Any]:
 
 
 def subscription(document: dict[str, Any]) -> dict[str, Any]:
-    """Show a subscription; the sandbox's have no phases."""
+    """Return a subscription in v3's shape; the sandbox has no phases."""
     shown = {to_snake(name): value for name, value in document.items() if name != "currency"}
     return shown | {"invoice_currency": document["currency"], "phases": []}
 
 
 def usage_row(row: dict[str, Any]) -> dict[str, Any]:
-    """Show a row of usage: its value as text, all that it is grouped by in one map."""
+    """Return a row of usage in v3's shape: the value as text, and all dimensions in one map."""
     dimensions = {"subject": row["subject"], "customer_id": row.get("customerId"), **row["groupBy"]}
     return {
         "value": format(row["value"], "f") if isinstance(row["value"], float) else str(row["value"]),
@@ -188,16 +188,16 @@ def usage_row(row: dict[str, Any]) -> dict[str, Any]:
 
 
 def _visible(metadata: dict[str, str]) -> dict[str, str]:
-    return {name: value for name, value in metadata.items() if _fault(name, value) is None}
+    return {name: value for name, value in metadata.items() if _label_error(name, value) is None}
 
 
 def _check_labels(labels: dict[str, str]) -> None:
     for name, value in labels.items():
-        if fault := _fault(name, value):
-            raise invalid(fault)
+        if error := _label_error(name, value):
+            raise invalid(error)
 
 
-def _fault(name: str, value: str) -> str | None:
+def _label_error(name: str, value: str) -> str | None:
     if not _LABEL.fullmatch(name):
         return "label key must be in valid format"
     if not _LABEL.fullmatch(value):
@@ -205,11 +205,11 @@ def _fault(name: str, value: str) -> str | None:
     return "label key must not have reserved prefix" if _RESERVED.match(name) else None
 
 
-def _camelled(document: dict[str, Any]) -> dict[str, Any]:
+def _to_camel(document: dict[str, Any]) -> dict[str, Any]:
     return _renamed(document, to_camel)
 
 
-def _snaked(document: dict[str, Any]) -> dict[str, Any]:
+def _to_snake(document: dict[str, Any]) -> dict[str, Any]:
     return _renamed(document, to_snake)
 
 

@@ -1,1 +1,1 @@
-"""What the sandbox keeps, and its rules: SQL and plain functions, no HTTP."""
+"""The sandbox's data and its rules: SQL and plain functions, no HTTP."""

@@ -1,4 +1,4 @@
-"""SQL functions that SQLite lacks: exact sums of decimals and calendar windows in a time zone."""
+"""SQL functions missing from SQLite: exact sums of decimals, and calendar windows in a time zone."""
 
 import sqlite3
 from datetime import datetime, timedelta
@@ -9,9 +9,9 @@ from zoneinfo import ZoneInfo
 from syncd.sandbox.values import parse_number
 
 WINDOW_SECONDS = {"MINUTE": 60, "HOUR": 3600}
-"""Windows of a fixed length; DAY and MONTH follow the calendar."""
+"""Lengths of the fixed windows; DAY and MONTH follow the calendar."""
 
-# Every offset in use since 1986 is a multiple of a quarter of an hour: all times in one share their window.
+# Every UTC offset since 1986 is a multiple of 15 minutes, so all times in one quarter share their window.
 _QUARTER = 900
 
 # Python's default of 28 digits is fewer than OpenMeter's Decimal128 has.
@@ -19,25 +19,25 @@ _EXACT = Context(prec=100)
 
 
 def register_functions(connection: sqlite3.Connection) -> None:
-    """Make decimal_sum(value), number(value) and window_start(seconds, size, zone) known to a connection."""
+    """Register decimal_sum(value), number(value) and window_start(seconds, size, zone) on a connection."""
     connection.create_aggregate("decimal_sum", 1, _DecimalSum)  # type: ignore[arg-type]  # result is text or NULL
     connection.create_function("number", 1, _number, deterministic=True)
     connection.create_function("window_start", 3, _window_start, deterministic=True)
 
 
 def window_end(start: int, size: str, zone: str) -> int:
-    """Give the end of the window that begins at `start`, both in seconds since 1970."""
+    """Return the end of the window that starts at `start`, both in seconds since 1970."""
     if size in WINDOW_SECONDS:
         return start + WINDOW_SECONDS[size]
     first = datetime.fromtimestamp(start, ZoneInfo(zone))
-    # From the first, 32 days always end in the next month; a day of any length ends on the next date.
+    # 32 days after the first is always in the next month; a day ends on the next date, however long it is.
     later = first + timedelta(days=1 if size == "DAY" else 32)
     end = later if size == "DAY" else later.replace(day=1)
     return int(end.timestamp())
 
 
 class _DecimalSum:
-    """SUM over numbers and numeric strings, without rounding; other values are skipped, as OpenMeter does."""
+    """SUM over numbers and numeric strings without rounding; skips other values, as OpenMeter does."""
 
     def __init__(self) -> None:
         self._whole = 0

@@ -1,6 +1,6 @@
-"""Just enough of subscriptions and entitlements to make customers as hard to change as real ones.
+"""Subscriptions and entitlements, just enough to make customers as hard to change as real ones.
 
-OpenMeter makes them from plans and features; the sandbox lets a test make them directly, under /sandbox/v1.
+OpenMeter creates them from plans and features; here a test creates them directly, under /sandbox/v1.
 """
 
 import sqlite3
@@ -10,7 +10,7 @@ from syncd.sandbox.values import now_rfc3339, ulid
 
 
 def subscribe(connection: sqlite3.Connection, customer_id: str, plan_key: str | None) -> dict[str, Any]:
-    """Begin a subscription that stays active until `unsubscribe`. Gives it in the shape of Subscription."""
+    """Start a subscription, active until `unsubscribe`, and return it in the shape of Subscription."""
     connection.execute(
         "INSERT INTO subscriptions VALUES (?, ?, ?, ?, NULL)", (ulid(), customer_id, plan_key, now_rfc3339())
     )
@@ -35,7 +35,7 @@ def active_subscriptions(connection: sqlite3.Connection, customer_id: str) -> li
 
 
 def all_subscriptions(connection: sqlite3.Connection, customer_id: str | None = None) -> list[dict[str, Any]]:
-    """List the subscriptions of all customers or of one, ended ones too, by id, as Subscription."""
+    """List the subscriptions of all customers or of one, including ended ones, by id, as Subscription."""
     rows = connection.execute(
         "SELECT * FROM subscriptions WHERE :one IS NULL OR customer_id = :one ORDER BY id",
         {"one": customer_id},
@@ -44,7 +44,7 @@ def all_subscriptions(connection: sqlite3.Connection, customer_id: str | None = 
 
 
 def entitle(connection: sqlite3.Connection, customer_id: str, feature_key: str) -> dict[str, Any]:
-    """Give a customer an entitlement, as {id, feature_key}."""
+    """Give a customer an entitlement and return it as {id, feature_key}."""
     entitlement_id = ulid()
     connection.execute(
         "INSERT INTO entitlements VALUES (?, ?, ?)", (entitlement_id, customer_id, feature_key)
@@ -53,7 +53,7 @@ def entitle(connection: sqlite3.Connection, customer_id: str, feature_key: str) 
 
 
 def withdraw(connection: sqlite3.Connection, customer_id: str) -> None:
-    """Take all entitlements from a customer."""
+    """Remove all entitlements of a customer."""
     connection.execute("DELETE FROM entitlements WHERE customer_id = ?", (customer_id,))
 
 

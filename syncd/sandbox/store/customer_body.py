@@ -1,4 +1,4 @@
-"""The body of a customer, and what replacing one customer by another keeps."""
+"""The body of a customer, and which properties survive when a PUT replaces it."""
 
 from typing import Annotated, Any, Self
 
@@ -49,14 +49,15 @@ class CustomerBody(Body):
 
 
 def replaced(previous: dict[str, Any], body: CustomerBody) -> dict[str, Any]:
-    """Give the document of a customer after `body` was PUT over `previous`, which is empty for a new one.
+    """Return the document of a customer after `body` was PUT over `previous`, which is empty for a new one.
 
-    E-mail address, currency, and the parts of a billing address that is given survive when left out; the rest
-    is cleared (openmeter/customer/adapter/customer.go, UpdateCustomer). Subject keys are kept sorted, because
-    the API sorts them when it shows them (entitymapping.go); empty lists and maps are not shown at all.
+    The e-mail address, the currency, and missing parts of a given billing address are preserved; everything
+    else missing from the body is cleared (openmeter/customer/adapter/customer.go, UpdateCustomer). Subject
+    keys are stored sorted, because the API sorts them in its answers (entitymapping.go); empty lists and maps
+    are left out.
     """
-    kept = {name: previous[name] for name in ("primaryEmail", "currency") if name in previous}
-    document = kept | body.document()
+    preserved = {name: previous[name] for name in ("primaryEmail", "currency") if name in previous}
+    document = preserved | body.document()
     if "billingAddress" in document:
         document["billingAddress"] = previous.get("billingAddress", {}) | document["billingAddress"]
     if "usageAttribution" in document:
@@ -70,6 +71,6 @@ def replaced(previous: dict[str, Any], body: CustomerBody) -> dict[str, Any]:
 
 
 def subject_keys(document: dict[str, Any]) -> list[str]:
-    """Give the subject keys of a customer in the API's shape."""
+    """Return the subject keys of a customer in the API's shape."""
     keys: list[str] = document.get("usageAttribution", {}).get("subjectKeys", [])
     return keys

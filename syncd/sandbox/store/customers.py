@@ -1,8 +1,9 @@
-"""The customers, with the refusals of the real server.
+"""Customers, with the same refusals as the real server.
 
-Sources: openmeter/customer/adapter/customer.go and openmeter/subscription/validators/customer/validator.go.
-A key that is a subject of another customer is refused, but a subject may be the key of another: then both get
-its events, and every later change of the one whose key it is meets the first rule. So does the real server.
+Sources: openmeter/customer/adapter/customer.go and openmeter/subscription/validators/customer/validator.go. A
+key that is a subject of another customer is refused, but a subject may be the key of another customer: then
+both get its events, and every later change of the customer with that key fails on the first rule. The real
+server behaves the same.
 """
 
 import sqlite3
@@ -19,9 +20,9 @@ from syncd.sandbox.values import now_rfc3339, ulid
 
 @dataclass(frozen=True, slots=True)
 class CustomerFilter:
-    """Which customers to list, and how.
+    """Which customers to list, and in which order.
 
-    Texts match in part, in any case of letters; `plan_key`, `key_is` and `subject_is` exactly.
+    Texts match partially and ignore case; `plan_key`, `key_is` and `subject_is` match exactly.
     """
 
     page: int = 1
@@ -59,7 +60,7 @@ _COLUMNS = {"id": "id", "name": "name", "createdAt": "created_at"}
 def list_customers(
     connection: sqlite3.Connection, wanted: CustomerFilter, *, expand: bool
 ) -> tuple[int, list[dict[str, Any]]]:
-    """Give the number of all matching customers and the wanted page of them, in the shape of Customer."""
+    """Return the number of matching customers and the requested page of them, in the shape of Customer."""
     order = "DESC" if wanted.order == "DESC" else "ASC"
     parameters = {name: getattr(wanted, name) for name in CustomerFilter.__slots__}
     parameters["offset"] = (wanted.page - 1) * wanted.page_size
@@ -73,12 +74,12 @@ def list_customers(
 
 
 def get(connection: sqlite3.Connection, id_or_key: str, *, expand: bool = False) -> dict[str, Any]:
-    """Find a customer by id, deleted or not, or by the key of a live one. Raises the 404."""
+    """Return a customer by id, even if deleted, or by key if it is not deleted. Raises the 404."""
     return _customer(connection, _find(connection, id_or_key), expand=expand)
 
 
 def get_live(connection: sqlite3.Connection, id_or_key: str) -> dict[str, Any]:
-    """Find a customer that is to be changed. Raises the 404, and the 412 for a deleted one."""
+    """Return a customer in order to change it. Raises the 404, or the 412 for a deleted one."""
     customer = get(connection, id_or_key)
     if "deletedAt" in customer:
         raise precondition_failed(f"customer is deleted [namespace={NAMESPACE} customer.id={customer['id']}]")
@@ -86,7 +87,7 @@ def get_live(connection: sqlite3.Connection, id_or_key: str) -> dict[str, Any]:
 
 
 def create(connection: sqlite3.Connection, body: CustomerBody) -> dict[str, Any]:
-    """Create a customer and give it in the shape of Customer. Raises the 400s and 409s of its rules."""
+    """Create a customer and return it in the shape of Customer. Raises the 400s and 409s of its rules."""
     customer_id = ulid()
     document = replaced({}, body)
     _attribute(connection, customer_id, document)
@@ -99,11 +100,12 @@ def create(connection: sqlite3.Connection, body: CustomerBody) -> dict[str, Any]
 
 
 def replace(connection: sqlite3.Connection, id_or_key: str, body: CustomerBody) -> dict[str, Any]:
-    """Replace a customer: what the body leaves out is cleared, but for the e-mail address and the currency.
+    """Replace a customer: properties missing from the body are cleared, except e-mail address and currency.
 
-    Raises the 404, the 412 of a deleted customer, the 409s, and the 400 for subject keys that differ in any
-    way, order included, from those the API shows (sorted) while a subscription is active. A body without
-    usageAttribution passes that check and clears the subjects: a trap of the real server, kept on purpose.
+    Raises the 404, the 412 for a deleted customer, the 409s, and, while a subscription is active, the 400 for
+    subject keys that differ in any way, order included, from those the API shows (sorted). A body without
+    usageAttribution passes that check and clears the subjects: a trap of the real server, reproduced on
+    purpose.
     """
     customer = get_live(connection, id_or_key)
     given = body.usage_attribution
@@ -162,7 +164,7 @@ def _find(connection: sqlite3.Connection, id_or_key: str) -> sqlite3.Row:
 
 
 def _attribute(connection: sqlite3.Connection, customer_id: str, document: dict[str, Any]) -> None:
-    """Let the customer's id, key and subject keys reach it, and nothing else. Raises the 409s."""
+    """Attribute the customer's id, key and subject keys to it, and nothing else. Raises the 409s."""
     key, subjects = document.get("key"), subject_keys(document)
     connection.execute("DELETE FROM attribution WHERE customer_id = ?", (customer_id,))
     if key is not None:
@@ -174,10 +176,10 @@ def _attribute(connection: sqlite3.Connection, customer_id: str, document: dict[
                 f"one or multiple subject keys of [{', '.join(subjects)}] are already associated with "
                 f"an different customer in the namespace {NAMESPACE}"
             )
-    reached = [(customer_id, "id"), *((subject, "subject") for subject in dict.fromkeys(subjects))]
-    reached += [(key, "key")] if key else []
+    attributed = [(customer_id, "id"), *((subject, "subject") for subject in dict.fromkeys(subjects))]
+    attributed += [(key, "key")] if key else []
     connection.executemany(
-        "INSERT INTO attribution VALUES (?, ?, ?)", [(name, customer_id, role) for name, role in reached]
+        "INSERT INTO attribution VALUES (?, ?, ?)", [(name, customer_id, role) for name, role in attributed]
     )
 
 

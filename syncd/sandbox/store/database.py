@@ -1,4 +1,4 @@
-"""The SQLite database: one writer at a time, readers beside it (WAL), one transaction for each request."""
+"""The SQLite database: one writer at a time, concurrent readers (WAL), one transaction per request."""
 
 import sqlite3
 import threading
@@ -12,7 +12,7 @@ from syncd.sandbox.store.aggregates import register_functions
 SCHEMA_VERSION = 2
 
 _SCHEMA = """
--- Deduplicated by (source, id); `received` counts how often each came.
+-- Deduplicated by (source, id); `received` counts how often each event was received.
 CREATE TABLE events (
     source TEXT NOT NULL, id TEXT NOT NULL, type TEXT NOT NULL, subject TEXT NOT NULL,
     time INTEGER NOT NULL, data TEXT, ingested_at INTEGER NOT NULL, received INTEGER NOT NULL DEFAULT 1,
@@ -31,8 +31,8 @@ CREATE TABLE customers (
 );
 CREATE INDEX customers_by_name ON customers (name, id);
 
--- Which customers an event's subject reaches, as of now. `role` is id, key or subject; live customers only.
--- It is two customers where a subject of one is the key of another: both are charged.
+-- The customers to which a subject is attributed now. `role` is id, key or subject; customers not deleted
+-- only. If a subject of one customer is the key of another, both are charged.
 CREATE TABLE attribution (
     subject TEXT NOT NULL, customer_id TEXT NOT NULL, role TEXT NOT NULL, PRIMARY KEY (subject, role)
 ) WITHOUT ROWID;
@@ -59,7 +59,7 @@ CREATE TABLE meters (
 
 
 class Database:
-    """Hands out connections: `writing()` to one request at a time, `reading()` to any number."""
+    """Lends connections: `writing()` to one request at a time, `reading()` to any number."""
 
     def __init__(self, path: Path) -> None:
         self._path = path
@@ -68,8 +68,8 @@ class Database:
         self._writer = self._connect()
         try:
             self.is_new = self._create_schema()
-            # A commit need not wait for the disk: the sandbox is to survive its own death, not a power cut.
-            # The cache (in KiB) holds the index of ids, which come in no order, for fast inserts.
+            # A commit need not wait for the disk: the sandbox has to survive a kill, not a power cut.
+            # The cache (in KiB) holds the index of ids, which arrive in random order, for fast inserts.
             self._writer.executescript(
                 "PRAGMA journal_mode = WAL; PRAGMA synchronous = NORMAL; PRAGMA cache_size = -65536;"
             )
@@ -85,7 +85,7 @@ class Database:
                 connection.execute(f"DELETE FROM {table}")  # noqa: S608 - the names are those of _SCHEMA
 
     def close(self) -> None:
-        """Close every connection. Call it when no request is running."""
+        """Close all connections; no request may be running."""
         while self._idle_readers:
             self._idle_readers.pop().close()
         with self._write_lock:
@@ -99,7 +99,7 @@ class Database:
             try:
                 yield self._writer
             except BaseException:
-                # SQLite has rolled back by itself after the worst of errors.
+                # After severe errors SQLite has already rolled back.
                 if self._writer.in_transaction:
                     self._writer.execute("ROLLBACK")
                 raise
@@ -107,7 +107,7 @@ class Database:
 
     @contextmanager
     def reading(self) -> Iterator[sqlite3.Connection]:
-        """Lend a reader for one transaction, so that all its queries see the same moment."""
+        """Lend a reader for one transaction, so that all its queries see the same snapshot."""
         try:
             reader = self._idle_readers.pop()
         except IndexError:
@@ -121,7 +121,7 @@ class Database:
             self._idle_readers.append(reader)
 
     def _connect(self) -> sqlite3.Connection:
-        # isolation_level None: the module opens no transactions of its own, the two methods above do.
+        # isolation_level None: the sqlite3 module starts no transactions; the two methods above do.
         connection = sqlite3.connect(self._path, isolation_level=None, check_same_thread=False)
         connection.row_factory = sqlite3.Row
         register_functions(connection)

@@ -1,4 +1,4 @@
-"""The events: stored once for each (source, id), attributed to customers only when they are queried."""
+"""Events: stored once per (source, id), and attributed to customers at query time."""
 
 import sqlite3
 from collections.abc import Iterable, Sequence
@@ -12,7 +12,7 @@ from syncd.sandbox.problems import NAMESPACE, invalid
 from syncd.sandbox.store import meters
 from syncd.sandbox.values import rfc3339
 
-# The sink's deduplication: one that is known already changes nothing but how often it came.
+# The sink's deduplication: a duplicate only increases the count.
 _INSERT = """
 INSERT INTO events (source, id, type, subject, time, data, ingested_at) VALUES (?, ?, ?, ?, ?, ?, ?)
 ON CONFLICT (source, id) DO UPDATE SET received = received + 1
@@ -20,7 +20,7 @@ ON CONFLICT (source, id) DO UPDATE SET received = received + 1
 
 
 def store(connection: sqlite3.Connection, events: Iterable[Event]) -> None:
-    """Store what is new among the events, and count what is not."""
+    """Store the new events and count the duplicates."""
     connection.executemany(_INSERT, events)
 
 
@@ -39,11 +39,11 @@ class EventFilter:
 
 
 def list_events(connection: sqlite3.Connection, wanted: EventFilter) -> list[dict[str, Any]]:
-    """List events in the shape of IngestedEvent, latest first. Raises the 400 for an unknown customer id."""
+    """Return events as IngestedEvent, latest first. Raises the 400 for an unknown customer id."""
     _refuse_unknown_customers(connection, wanted.customer_ids)
     customer_ids = orjson.dumps(list(wanted.customer_ids)).decode()
     rows = connection.execute(
-        # The id matches in part, the subject only as a whole: openmeter/streaming/clickhouse/event_query.go.
+        # The id matches partially, the subject only whole: openmeter/streaming/clickhouse/event_query.go.
         """
         SELECT events.*, (
             SELECT customer_id FROM attribution WHERE attribution.subject = events.subject
@@ -75,7 +75,7 @@ def list_events(connection: sqlite3.Connection, wanted: EventFilter) -> list[dic
 
 
 def statistics(connection: sqlite3.Connection) -> dict[str, Any]:
-    """Count what came, what is stored, what came again, and what reaches no customer at the moment."""
+    """Count received, stored, duplicate, and currently unattributed events."""
     stored, received = connection.execute(
         "SELECT count(*), coalesce(sum(received), 0) FROM events"
     ).fetchone()
@@ -97,7 +97,7 @@ def statistics(connection: sqlite3.Connection) -> dict[str, Any]:
 
 
 def duplicates(connection: sqlite3.Connection) -> list[dict[str, Any]]:
-    """List each event that came more than once: {source, id, received}."""
+    """List each event that was received more than once: {source, id, received}."""
     rows = connection.execute(
         "SELECT source, id, received FROM events WHERE received > 1 ORDER BY source, id"
     )
@@ -112,7 +112,7 @@ def _refuse_unknown_customers(connection: sqlite3.Connection, customer_ids: Iter
 
 
 def _ingested_event(row: sqlite3.Row, known_meters: Iterable[dict[str, Any]]) -> dict[str, Any]:
-    # Like OpenMeter, which stores no extension attributes and no fractions of a second.
+    # As in OpenMeter, which stores no extension attributes and no fractions of a second.
     event = {"specversion": "1.0", "id": row["id"], "source": row["source"], "type": row["type"]}
     event |= {"subject": row["subject"], "time": rfc3339(row["time"])}
     if row["data"] is not None:
@@ -129,7 +129,7 @@ def _ingested_event(row: sqlite3.Row, known_meters: Iterable[dict[str, Any]]) ->
 def _validation_errors(
     event: dict[str, Any], customer_id: str | None, known_meters: Iterable[dict[str, Any]]
 ) -> list[str]:
-    # The order and the words: openmeter/meterevent/adapter/event.go, validateEvents.
+    # Order and wording: openmeter/meterevent/adapter/event.go, validateEvents.
     matching = [meter for meter in known_meters if meter["eventType"] == event["type"]]
     errors = [error for meter in matching if (error := meters.why_not_metered(meter, event.get("data")))]
     if not matching:

@@ -1,4 +1,4 @@
-"""The meters: which events they count, and whether an event can be counted."""
+"""Meters: which events they count, and whether an event can be counted."""
 
 import re
 import sqlite3
@@ -13,7 +13,7 @@ from syncd.sandbox.values import json_path_names, look_up, now_rfc3339, parse_nu
 
 
 class MeterBody(Body):
-    """The body of POST /api/v1/meters, but for the aggregation LATEST, which the sandbox lacks."""
+    """The body of POST /api/v1/meters, without the aggregation LATEST, which the sandbox does not support."""
 
     slug: str = Field(pattern=r"^[a-z0-9]+(_[a-z0-9]+)*$", max_length=64)
     aggregation: Literal["SUM", "COUNT", "UNIQUE_COUNT", "AVG", "MIN", "MAX"]
@@ -29,7 +29,7 @@ class MeterBody(Body):
 
     @model_validator(mode="after")
     def _agree(self) -> Self:
-        # The rules and the words: openmeter/meter/meter.go.
+        # Rules and wording: openmeter/meter/meter.go.
         if self.aggregation == "COUNT" and self.value_property is not None:
             raise ValueError("meter value property is not allowed when the aggregation is count")
         if self.aggregation != "COUNT" and not self.value_property:
@@ -93,17 +93,17 @@ STANDARD_METERS = (
         ),
     },
 )
-"""What a new database starts with: meters for the two types of event of Kong's own metering plugin."""
+"""The meters of a new database, for the two event types of Kong's own metering plugin."""
 
 
 def create_standard_meters(connection: sqlite3.Connection) -> None:
-    """Put the standard meters into a database that has no meters yet."""
+    """Create the standard meters in a database without meters."""
     for meter in STANDARD_METERS:
         create(connection, MeterBody.model_validate(meter))
 
 
 def create(connection: sqlite3.Connection, body: MeterBody) -> dict[str, Any]:
-    """Create a meter and give it in the shape of Meter. Raises the 409 when the slug is in use."""
+    """Create a meter and return it in the shape of Meter. Raises the 409 if the slug is in use."""
     document = {"name": body.slug} | body.document()
     now = now_rfc3339()
     try:
@@ -122,7 +122,7 @@ def list_meters(connection: sqlite3.Connection) -> list[dict[str, Any]]:
 
 
 def get(connection: sqlite3.Connection, id_or_slug: str) -> dict[str, Any]:
-    """Find a meter. Raises the 404."""
+    """Return a meter. Raises the 404."""
     row = connection.execute("SELECT * FROM meters WHERE ? IN (id, slug)", (id_or_slug,)).fetchone()
     if row is None:
         raise not_found(f"meter not found: {id_or_slug}")
@@ -130,12 +130,12 @@ def get(connection: sqlite3.Connection, id_or_slug: str) -> dict[str, Any]:
 
 
 def delete(connection: sqlite3.Connection, id_or_slug: str) -> None:
-    """Delete a meter; its events stay. Raises the 404."""
+    """Delete a meter but not its events. Raises the 404."""
     connection.execute("DELETE FROM meters WHERE id = ?", (get(connection, id_or_slug)["id"],))
 
 
 def why_not_metered(meter: dict[str, Any], data: object) -> str | None:
-    """Say, as OpenMeter does, why an event of the meter's type counts nothing; None when it counts.
+    """Return OpenMeter's reason why an event of the meter's type is not counted, None if it is.
 
     Source: openmeter/meter/parse.go.
     """

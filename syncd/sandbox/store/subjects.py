@@ -1,4 +1,4 @@
-"""The subjects: names for subject keys, deprecated in OpenMeter and needed for nothing."""
+"""Subject entities: display names for subject keys, deprecated in OpenMeter and not needed for billing."""
 
 import sqlite3
 from collections.abc import Iterable
@@ -13,7 +13,7 @@ from syncd.sandbox.values import now_rfc3339, ulid
 
 
 class SubjectBody(Body):
-    """SubjectUpsert of the API, but for its deprecated properties."""
+    """SubjectUpsert of the API, without its deprecated properties."""
 
     key: str = Field(min_length=1)
     display_name: str | None = None
@@ -23,7 +23,7 @@ class SubjectBody(Body):
 
 
 def upsert(connection: sqlite3.Connection, bodies: Iterable[SubjectBody]) -> list[dict[str, Any]]:
-    """Create the subjects that are new, change of the others what is given (null clears); give them all."""
+    """Create new subjects, update the given properties of others (null clears), and return them all."""
     return [_upsert(connection, body) for body in bodies]
 
 
@@ -33,7 +33,7 @@ def list_subjects(connection: sqlite3.Connection) -> list[dict[str, Any]]:
 
 
 def get(connection: sqlite3.Connection, id_or_key: str) -> dict[str, Any]:
-    """Find a subject. Raises the 404."""
+    """Return a subject. Raises the 404."""
     row = connection.execute("SELECT * FROM subjects WHERE id = ?1 OR key = ?1", (id_or_key,)).fetchone()
     if row is None:
         raise not_found(f"subject with id or key {id_or_key} not found in {NAMESPACE} namespace")

@@ -12,7 +12,7 @@ from syncd.sandbox.problems import invalid, not_found
 from syncd.sandbox.store.aggregates import window_end
 from syncd.sandbox.values import epoch_seconds, json_path_names, parse_time, rfc3339
 
-# What ClickHouse's JSON_VALUE gives: text of any scalar, and "" where there is none.
+# ClickHouse's JSON_VALUE: the text of any scalar, and "" if there is none.
 _TEXT = """
 CASE json_type(data, {path}) WHEN 'true' THEN 'true' WHEN 'false' THEN 'false' WHEN 'null' THEN 'null'
 WHEN 'object' THEN '' WHEN 'array' THEN '' ELSE coalesce(CAST(json_extract(data, {path}) AS TEXT), '') END
@@ -28,7 +28,7 @@ _AGGREGATIONS = {
     "MAX": f"max(number({_NUMERIC}))",
     "UNIQUE_COUNT": f"count(DISTINCT nullif({_TEXT}, 'null'))",
 }
-# The customers asked for, by what reaches them now.
+# The requested customers, by the current attribution.
 _OF_CUSTOMERS = """
 JOIN (
     SELECT DISTINCT subject, customer_id FROM attribution
@@ -43,7 +43,7 @@ _BEGINNING, _END = -(2**62), 2**62
 
 @dataclass(frozen=True, slots=True)
 class Query:
-    """What to ask a meter. Times are seconds since 1970, `time_from` inclusive and `time_to` exclusive."""
+    """A query to a meter. Times are seconds since 1970, `time_from` inclusive and `time_to` exclusive."""
 
     time_from: int | None = None
     time_to: int | None = None
@@ -58,22 +58,22 @@ class Query:
 def query(connection: sqlite3.Connection, meter: dict[str, Any], wanted: Query) -> list[dict[str, Any]]:
     """Aggregate the meter's events into rows in the shape of MeterQueryRow.
 
-    Raises the 400s for names that the meter does not group by, for an empty period, and for customer_id as a
-    group without customers to filter by; the 404 for an unknown customer.
+    Raises the 400s for names that the meter does not group by, for an empty period, and for grouping by
+    customer_id without a customer filter; the 404 for an unknown customer.
     """
     groups = _groups(wanted)
-    _refuse_what_cannot_be_asked(connection, meter, wanted, groups)
+    _validate(connection, meter, wanted, groups)
     rows = connection.execute(_sql(meter, wanted, groups), _parameters(meter, wanted))
     return [_row(row, wanted, groups) for row in rows if row["value"] is not None]
 
 
 def _groups(wanted: Query) -> list[str]:
-    # Filtering by subjects or customers groups by them too: openmeter/meter/httphandler/mapping.go.
+    # Filtering by subjects or customers also groups by them: openmeter/meter/httphandler/mapping.go.
     implied = ["subject"] * bool(wanted.subjects) + ["customer_id"] * bool(wanted.customer_ids)
     return sorted({*wanted.group_by, *implied})
 
 
-def _refuse_what_cannot_be_asked(
+def _validate(
     connection: sqlite3.Connection, meter: dict[str, Any], wanted: Query, groups: Iterable[str]
 ) -> None:
     known = meter.get("groupBy", {}).keys()
@@ -109,7 +109,7 @@ def _sql(meter: dict[str, Any], wanted: Query, groups: Iterable[str]) -> str:
         names.append(f"group_{name}")
     filters = [f"{_group(meter, name)} = :filter_{name}" for name in wanted.group_filters]
     conditions = " AND ".join([*_CONDITIONS, *(_WITH_SUBJECTS if wanted.subjects else ()), *filters])
-    # Only the meter's own names (letters, digits, underscores) and checked paths are written into it.
+    # Only the meter's own names (letters, digits, underscores) and validated paths are interpolated.
     source = f"events {_OF_CUSTOMERS if wanted.customer_ids else ''}"
     statement = f"SELECT {', '.join(columns)} FROM {source} WHERE {conditions}"  # noqa: S608
     return f"{statement} GROUP BY {', '.join(names)} ORDER BY {', '.join(names)}" if names else statement
@@ -155,7 +155,7 @@ def _window(row: sqlite3.Row, wanted: Query) -> tuple[int, int]:
     if wanted.window_size:
         start: int = row["window_start"]
         return start, window_end(start, wanted.window_size, wanted.time_zone)
-    # Without windows OpenMeter shows the period asked for, and where it is open the minutes of the events.
+    # Without windows OpenMeter shows the requested period; where that is open, the minutes of the events.
     first, last = row["first"] or 0, row["last"] or 0
     start = first // 60 * 60 if wanted.time_from is None else wanted.time_from
     return start, last // 60 * 60 + 60 if wanted.time_to is None else wanted.time_to
@@ -163,5 +163,5 @@ def _window(row: sqlite3.Row, wanted: Query) -> tuple[int, int]:
 
 def _json_number(value: float | str) -> int | float:
     number = Decimal(value)
-    # Whole numbers as such, up to where a double, which is what OpenMeter answers with, still holds them.
+    # Whole numbers as integers, as far as a double, which OpenMeter answers with, is exact.
     return int(number) if number == number.to_integral_value() and abs(number) <= 2**53 else float(number)

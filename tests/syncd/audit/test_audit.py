@@ -56,7 +56,7 @@ def test_lost_events_are_found_and_redelivered_and_the_next_audit_is_equal(
     assert again.returncode == 0, again.stdout + again.stderr
     assert f"{_ALICE}  10 delivered  7 counted  3 missing  east, west" in again.stdout
     assert f"{_BOB}  5 delivered  0 counted  5 missing  west" in again.stdout
-    assert "Sent again: 15 events in 3 spans." in again.stdout
+    assert "Redelivered: 15 events in 3 spans." in again.stdout
     assert "1 of 1 hours compared: 8 missing." in again.stdout
     assert again.stdout.endswith("1 of 1 hours compared: equal.\n")
 
@@ -96,7 +96,7 @@ def test_events_counted_twice_are_a_difference_and_stop_redeliveries(world: Audi
     world.metering.lose("bob", hour, 1)
     status, document, errors = world.audit(hour, arguments=("--redeliver", "--wait"))
     assert (status, found(document)) == (1, [(hour, _ALICE, 0, 0, 3), (hour, _BOB, 1, 0, 0)])
-    assert "nothing was sent again" in errors
+    assert "nothing was redelivered" in errors
     assert "syncd doctor --probe" in errors
     assert {one["state"] for one in document["redeliveries"]} == {"planned"}
     status, document, _ = world.audit(hour, arguments=("--redeliver", "--wait", "--force"))
@@ -237,7 +237,7 @@ def test_events_removed_by_the_retention_cannot_be_redelivered_and_are_reported(
         result = project.call(*arguments)
         assert result.returncode == 2
         assert "0 sent, 4 no longer retained" in result.stdout
-        assert "cannot be sent again" in result.stdout
+        assert "cannot be redelivered" in result.stdout
 
 
 @pytest.mark.parametrize(

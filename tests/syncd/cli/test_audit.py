@@ -1,4 +1,4 @@
-"""What `syncd audit` says where it cannot begin."""
+"""Errors with which `syncd audit` refuses to start."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ def test_without_gateways_there_is_nothing_to_compare(project: Project) -> None:
         ("--redeliver", "--wait", "--timeout", "-1"),
     ],
 )
-def test_wrong_usage_is_told_from_a_difference(project: Project, arguments: tuple[str, ...]) -> None:
+def test_a_usage_error_has_its_own_exit_status(project: Project, arguments: tuple[str, ...]) -> None:
     assert project.call("audit", *arguments).returncode == 64
 
 
@@ -52,15 +52,15 @@ def test_wrong_usage_is_told_from_a_difference(project: Project, arguments: tupl
         ("--from", hours_ago(2).isoformat(), "--to", hours_ago(2).isoformat()),
     ],
 )
-def test_a_span_without_a_whole_hour_is_an_error(project: Project, arguments: tuple[str, ...]) -> None:
-    # The hour may turn between the two readings of the clock; then there is one, which cannot be read.
+def test_a_span_without_a_complete_hour_is_an_error(project: Project, arguments: tuple[str, ...]) -> None:
+    # The hour may change between the two clock readings; then there is one, but it cannot be read.
     result = project.call("audit", *arguments)
     assert result.returncode == 1
-    assert datetime.now(UTC) >= hours_ago(0) + HOUR or "no whole hour" in result.stderr
+    assert datetime.now(UTC) >= hours_ago(0) + HOUR or "no complete hour" in result.stderr
 
 
 @pytest.mark.parametrize("moment", ["2026-11-20", "2026-11-20T05:30:00Z", "2026-11-20T05:30:00+05:30"])
-def test_a_time_or_a_day_is_taken_and_the_metering_api_is_named_that_does_not_answer(
+def test_a_time_or_a_day_is_accepted_and_an_unreachable_metering_api_is_named(
     project: Project, moment: str
 ) -> None:
     result = project.call("audit", "--from", moment, "--to", "2026-11-21")

@@ -1,4 +1,4 @@
-"""The command line as real processes: exit statuses, what goes where, and what never shows."""
+"""The command line as real processes: exit statuses, stdout and stderr, and secrets."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ def test_plan_as_json_is_nothing_but_json(project: Project) -> None:
     assert document["summary"]["create-customer"] == 2
 
 
-def test_apply_as_json_has_the_plan_and_each_outcome(project: Project) -> None:
+def test_apply_as_json_contains_the_plan_and_each_outcome(project: Project) -> None:
     document = json.loads(project.call("apply", "--json").stdout)
     assert document["summary"] == {"done": 5, "unchanged": 0, "blocked": 0, "skipped": 0}
     assert len(document["plan"]["changes"]) == len(document["outcomes"]) == 5
@@ -58,7 +58,7 @@ def test_apply_ends_with_3_when_something_is_blocked_and_does_the_rest(
     assert sandbox.get("/api/v1/customers").json()["totalCount"] == 2
 
 
-def test_what_people_made_by_hand_is_in_sync(project: Project, sandbox: httpx.Client) -> None:
+def test_customers_made_by_hand_count_as_in_sync(project: Project, sandbox: httpx.Client) -> None:
     subjects = [
         change["subject_keys"] for change in json.loads(project.call("plan", "--json").stdout)["changes"]
     ]
@@ -83,7 +83,7 @@ def test_a_source_that_cannot_be_read_ends_with_1_and_changes_nothing(
     assert sandbox.get("/api/v1/customers").json()["totalCount"] == 0
 
 
-def test_a_metering_api_that_is_not_there_ends_with_1(project: Project) -> None:
+def test_an_unreachable_metering_api_ends_with_1(project: Project) -> None:
     project.metering = "http://127.0.0.1:9"
     project.configure()
     result = project.call("plan")
@@ -91,7 +91,7 @@ def test_a_metering_api_that_is_not_there_ends_with_1(project: Project) -> None:
     assert "metering API at http://127.0.0.1:9 did not answer" in result.stderr
 
 
-def test_an_apply_that_breaks_off_ends_with_1_and_tells_what_was_done(
+def test_an_interrupted_apply_ends_with_1_and_reports_what_was_done(
     project: Project, sandbox: httpx.Client
 ) -> None:
     fault = {"method": "POST", "path": "/api/v1/subjects", "action": "cut"}
@@ -151,7 +151,7 @@ def test_the_version_is_printed(tmp_path: Path) -> None:
     assert (result.returncode, result.stdout) == (0, f"syncd {__version__}\n")
 
 
-def test_a_token_never_shows(tmp_path: Path) -> None:
+def test_a_token_is_never_printed(tmp_path: Path) -> None:
     with running_sandbox(token="right-t0ken") as url:
         project = Project(tmp_path, url)
         wrong = project.run("plan", SYNCD_METERING__TOKEN="wr0ng-t0ken")
@@ -163,7 +163,7 @@ def test_a_token_never_shows(tmp_path: Path) -> None:
         assert "right-t0ken" not in right.stdout + right.stderr
 
 
-def test_usage_shows_customers_and_the_unattributed(project: Project, sandbox: httpx.Client) -> None:
+def test_usage_shows_customers_and_unbilled_subjects(project: Project, sandbox: httpx.Client) -> None:
     project.call("apply")
     alice = "consumer:b32379d9-3d28-5683-a79c-72139be6e34f"
     for number, (kind, subject, data) in enumerate(
@@ -184,17 +184,17 @@ def test_usage_shows_customers_and_the_unattributed(project: Project, sandbox: h
     table = project.call("usage")
     assert table.returncode == 0
     assert f"acme (acme)  {alice}  1  1,200" in table.stdout
-    assert "unattributed  stranger  1  0" in table.stdout
+    assert "unbilled  stranger  1  0" in table.stdout
 
 
-def test_resync_without_a_daemon_ends_with_1_and_asks_whether_it_runs(project: Project) -> None:
+def test_resync_without_a_daemon_ends_with_1_and_suggests_starting_it(project: Project) -> None:
     project.configure("daemon: {listen: '127.0.0.1:9'}\n")
     result = project.call("resync")
     assert result.returncode == 1
     assert "Is `syncd run` running" in result.stderr
 
 
-def test_the_sandbox_serves_until_it_is_told_to_end(tmp_path: Path) -> None:
+def test_the_sandbox_serves_until_sigterm(tmp_path: Path) -> None:
     arguments = (
         "sandbox",
         "--port",

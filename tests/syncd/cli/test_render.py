@@ -1,3 +1,5 @@
+"""What the command line prints for people."""
+
 from __future__ import annotations
 
 import io
@@ -39,13 +41,13 @@ def test_a_terminal_gets_a_table() -> None:
     assert "create-customer" in text
 
 
-def test_a_name_from_outside_can_neither_style_nor_steer_the_terminal() -> None:
+def test_a_name_from_outside_can_neither_style_nor_control_the_terminal() -> None:
     text = shown(terminal=True)
     assert "[red]eve" in text
     assert "\x1b[2J" not in text
 
 
-def test_usage_that_loses_its_customer_is_said_to_be_unbilled_and_not_to_change_hands() -> None:
+def test_usage_that_loses_its_customer_is_shown_as_unbilled_not_moved() -> None:
     marked = Change(
         ChangeKind.MARK_ORPHANED,
         "acme",
@@ -57,9 +59,7 @@ def test_usage_that_loses_its_customer_is_said_to_be_unbilled_and_not_to_change_
     text = io.StringIO()
     show_plan(Console(file=text, width=200), Plan(OWNER, "sync", (marked, entity)))
     first, second = text.getvalue().splitlines()[:2]
-    assert first.endswith(
-        "gone (1,234 events since 2026-01-02, unbilled after that unless they are invoiced)"
-    )
+    assert first.endswith("gone (1,234 events since 2026-01-02, unbilled afterwards unless already invoiced)")
     assert second.endswith("gone (1,234 events since 2026-01-02)")
 
 
@@ -69,7 +69,7 @@ def test_an_empty_plan_says_so() -> None:
     assert text.getvalue() == "Plan: nothing to do, nothing to report.\n"
 
 
-def test_outcomes_show_what_went_otherwise_than_planned() -> None:
+def test_outcomes_show_blocked_and_skipped_changes() -> None:
     text = io.StringIO()
     outcomes = (
         Outcome(PLAN.changes[0], Status.BLOCKED, "in conflict"),
@@ -83,7 +83,7 @@ def test_outcomes_show_what_went_otherwise_than_planned() -> None:
     assert lines[1] == "Applied: 1 done, 2 blocked."
 
 
-def test_usage_is_a_line_for_each_subject_with_readable_numbers() -> None:
+def test_usage_is_one_line_per_subject_with_thousands_separators() -> None:
     text = io.StringIO()
     show_usage(
         Console(file=text, width=200), attribute((customer("acme", "a", "b"),), {"a": 1234567, "x": 0.5}, {})
@@ -91,6 +91,6 @@ def test_usage_is_a_line_for_each_subject_with_readable_numbers() -> None:
     assert text.getvalue().splitlines() == [
         "acme (acme)  a  1,234,567  0",
         "b  0  0",
-        "unattributed  x  0.5  0",
-        "Unattributed subjects: 1.",
+        "unbilled  x  0.5  0",
+        "Unbilled subjects: 1.",
     ]

@@ -1,4 +1,4 @@
-"""What people see: tables and progress on a terminal, plain lines elsewhere, no colours unless wanted."""
+"""Output for people: tables and progress on a terminal, plain lines elsewhere, no unwanted colours."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def project(tmp_path: Path, sandbox: str) -> Project:
 
 
 def on_a_terminal(project: Project, *arguments: str, **variables: str) -> tuple[int, str]:
-    """Run a command on a terminal; returns its exit status and what stands on the terminal."""
+    """Run a command on a terminal; return its exit status and the terminal's content."""
     master, slave = pty.openpty()
     environment = project.environment(COLUMNS="160", TERM="xterm", **variables)
     with closing(os.fdopen(master, "rb", buffering=0)) as screen:
@@ -41,7 +41,7 @@ def on_a_terminal(project: Project, *arguments: str, **variables: str) -> tuple[
         try:
             while more := screen.read(65536):
                 seen += more
-        except OSError:  # how a terminal ends
+        except OSError:  # how a terminal signals its end
             pass
         return process.wait(20), seen.decode()
 
@@ -54,13 +54,13 @@ def test_a_plan_is_a_table_with_colours_on_a_terminal_and_progress_is_shown(proj
     assert "reading sources and customers" in screen
 
 
-def test_no_color_takes_the_colours_off_and_leaves_the_table(project: Project) -> None:
+def test_no_color_removes_colours_but_keeps_the_table(project: Project) -> None:
     _, screen = on_a_terminal(project, "plan", NO_COLOR="1")
     assert "┏" in screen
     assert "\x1b[32m" not in screen
 
 
-def test_elsewhere_a_plan_is_plain_lines_and_nothing_else_is_said(project: Project) -> None:
+def test_elsewhere_a_plan_is_plain_lines_only(project: Project) -> None:
     result = project.run("plan")
     assert result.returncode == 2
     assert result.stderr == ""
@@ -68,7 +68,7 @@ def test_elsewhere_a_plan_is_plain_lines_and_nothing_else_is_said(project: Proje
     assert [line.split()[0] for line in result.stdout.splitlines()].count("create-customer") == 2
 
 
-def test_on_a_terminal_json_is_json_on_stdout_whatever_progress_says_on_stderr(project: Project) -> None:
+def test_json_goes_to_stdout_without_progress(project: Project) -> None:
     result = project.run("plan", "--json")
     assert json.loads(result.stdout)["summary"]
     assert result.stderr == ""
@@ -93,9 +93,9 @@ def test_the_shell_can_complete_commands() -> None:
     assert ended.stdout.split() == ["resync"]
 
 
-def test_status_and_resync_tell_people_what_the_daemon_did(project: Project) -> None:
+def test_status_and_resync_show_what_the_daemon_did(project: Project) -> None:
     with daemon_process(project):
-        result = eventually(lambda: told if "last" in (told := project.call("status").stdout) else None)
+        result = eventually(lambda: text if "last" in (text := project.call("status").stdout) else None)
         assert "succeeded" in result
         assert "Next run: 20" in result
         ended = project.call("resync", "--wait")

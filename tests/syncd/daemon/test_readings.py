@@ -1,4 +1,4 @@
-"""A daemon asks a Kong without a database for its hash first, and for the consumers only where it changed."""
+"""A daemon reads the configuration hash of a DB-less Kong first, and the consumers only if it changed."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from tests.syncd.servers import Answer, Asked, Server, serving
 
 
 class Kong:
-    """An Admin API without a database; `hash` is that of its configuration."""
+    """The Admin API of a DB-less Kong; `hash` is its configuration hash."""
 
     def __init__(self) -> None:
         self.hash = "a" * 32
@@ -49,7 +49,7 @@ def project(tmp_path: Path, sandbox: httpx.Client, admin: Server) -> Project:
 
 
 def sync(client: httpx.Client, admin: Server) -> dict[str, object]:
-    """One run; `admin.asked` then holds what Kong was asked in it."""
+    """Perform one run; `admin.asked` then has its requests to Kong."""
     admin.asked.clear()
     return finished(client, client.post("/v1/syncs").json()["id"])
 
@@ -70,7 +70,7 @@ def test_with_an_unchanged_hash_a_run_reads_no_consumers_and_still_does_its_work
     assert names(sandbox) == ["alice", "bob"]
 
 
-def test_with_another_hash_the_consumers_are_read_again(
+def test_with_a_changed_hash_the_consumers_are_read_again(
     project: Project, sandbox: httpx.Client, admin: Server, kong: Kong
 ) -> None:
     with daemon(project) as client:
@@ -83,7 +83,7 @@ def test_with_another_hash_the_consumers_are_read_again(
     assert names(sandbox) == ["alice", "bob", "carol"]
 
 
-def test_thirty_two_zeros_are_not_ready_and_never_unchanged(
+def test_a_hash_of_zeros_means_not_ready_and_never_unchanged(
     project: Project, sandbox: httpx.Client, admin: Server, kong: Kong
 ) -> None:
     kong.hash = "0" * 32
@@ -100,7 +100,7 @@ def test_thirty_two_zeros_are_not_ready_and_never_unchanged(
     assert names(sandbox) == ["alice", "bob"]
 
 
-def test_a_reloaded_configuration_has_the_consumers_read_again(project: Project, admin: Server) -> None:
+def test_a_configuration_reload_reads_the_consumers_again(project: Project, admin: Server) -> None:
     project.configure("daemon: {listen: '127.0.0.1:0', state_dir: state}\n")
     with (
         running(settings.load(project.config)) as there,

@@ -1,4 +1,4 @@
-"""`syncd resync` with flags that a person allows for one run: the plan is shown, and that one is applied."""
+"""`syncd resync` with options that hold for one run: it shows the plan and applies exactly that one."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ def subjects(sandbox: httpx.Client, key: str) -> list[str]:
     return found
 
 
-def test_a_move_that_is_allowed_for_one_run_is_shown_first_and_then_made(
+def test_a_move_allowed_for_one_run_is_shown_before_it_is_made(
     project: Project, sandbox: httpx.Client
 ) -> None:
     with daemon_process(project) as (process, log):
@@ -58,7 +58,7 @@ def test_a_move_that_is_allowed_for_one_run_is_shown_first_and_then_made(
         assert f"move-subjects  acme  {ALICE} -> globex" in moved.stdout
         assert subjects(sandbox, "globex") == [ALICE]
 
-        # For that one run only.
+        # The option held for that run only.
         group(project, "acme")
         assert project.call("resync", "--wait").returncode == 3
         assert subjects(sandbox, "globex") == [ALICE]
@@ -102,7 +102,7 @@ def test_a_customer_whose_key_is_the_subject_is_retired_when_that_is_allowed(
         assert ALICE in subjects(sandbox, "acme")
 
 
-def test_what_is_not_as_it_was_shown_is_refused(project: Project, sandbox: httpx.Client) -> None:
+def test_a_plan_that_changed_since_it_was_shown_is_refused(project: Project, sandbox: httpx.Client) -> None:
     with daemon(project) as client:
         idle(client)
         group(project, "globex")
@@ -121,13 +121,13 @@ def test_what_is_not_as_it_was_shown_is_refused(project: Project, sandbox: httpx
         assert subjects(sandbox, "globex") == [ALICE]
 
 
-def test_only_a_dry_run_that_is_there_can_be_named_and_nothing_beside_it(project: Project) -> None:
+def test_reviewed_needs_a_known_dry_run_and_no_other_option(project: Project) -> None:
     with daemon(project) as client:
         real = str(idle(client)["last"]["id"])  # type: ignore[index]
         for named in (real, "nosuch"):
             refused = client.post("/v1/syncs", json={"reviewed": named})
             assert refused.status_code == 409
-            assert "Ask for a new one" in refused.json()["detail"]
+            assert "Request a new one" in refused.json()["detail"]
         mixed = client.post("/v1/syncs", json={"reviewed": real, "allow_move": True})
         assert mixed.status_code == 422
         assert "only force" in mixed.text

@@ -1,3 +1,5 @@
+"""The daemon's schedule, runs, API and signals."""
+
 from __future__ import annotations
 
 import json
@@ -47,10 +49,10 @@ def idle(client: httpx.Client) -> dict[str, object]:
         status: dict[str, object] = client.get("/v1/status").json()
         return status if status["state"] == "idle" and status["last"] and not status["queued"] else None
 
-    return eventually(probe, what="a daemon at rest")
+    return eventually(probe, what="an idle daemon")
 
 
-def test_the_daemon_syncs_once_at_its_start(project: Project, sandbox: httpx.Client) -> None:
+def test_the_daemon_runs_once_at_start(project: Project, sandbox: httpx.Client) -> None:
     with daemon(project) as client:
         status = idle(client)
     last = status["last"]
@@ -61,7 +63,7 @@ def test_the_daemon_syncs_once_at_its_start(project: Project, sandbox: httpx.Cli
     assert sandbox.get("/api/v1/customers").json()["totalCount"] == 2
 
 
-def test_the_daemon_syncs_again_after_each_interval(project: Project) -> None:
+def test_the_daemon_runs_again_after_each_interval(project: Project) -> None:
     project.settings = project.settings.replace("1h", "1s")
     with daemon(project) as client:
         first = idle(client)["last"]
@@ -74,7 +76,7 @@ def test_the_daemon_syncs_again_after_each_interval(project: Project) -> None:
         assert eventually(another, what="the second sync")
 
 
-def test_what_the_daemon_missed_while_the_machine_slept_is_made_up_for_once() -> None:
+def test_runs_missed_while_the_machine_slept_are_made_up_for_once() -> None:
     calls = threading.Semaphore(0)
     scheduler = BackgroundScheduler(timezone=UTC)
     schedule(
@@ -91,7 +93,7 @@ def test_what_the_daemon_missed_while_the_machine_slept_is_made_up_for_once() ->
     assert not calls.acquire(blocking=False)
 
 
-def test_a_requested_sync_can_be_followed_to_its_end(project: Project, sandbox: httpx.Client) -> None:
+def test_a_requested_run_can_be_followed_to_its_end(project: Project, sandbox: httpx.Client) -> None:
     with daemon(project) as client:
         idle(client)
         sandbox.post("/sandbox/v1/reset").raise_for_status()
@@ -149,7 +151,7 @@ def test_requests_during_a_run_are_queued_once_and_never_overlap(project: Projec
     assert all(most)
 
 
-def test_a_failed_run_is_told_and_the_next_one_works(project: Project) -> None:
+def test_a_failed_run_is_reported_and_the_next_one_works(project: Project) -> None:
     with daemon(project) as client:
         idle(client)
         kong_yml = project.folder / "kong.yml"
@@ -202,9 +204,7 @@ def test_an_address_in_use_is_an_error_that_names_the_setting(project: Project) 
             pass
 
 
-def test_resync_makes_the_daemon_sync_and_ends_as_the_run_did(
-    project: Project, sandbox: httpx.Client
-) -> None:
+def test_resync_starts_a_run_and_exits_with_its_result(project: Project, sandbox: httpx.Client) -> None:
     with daemon_process(project) as (process, log):
         when_logged(log, "run_finished", process)
         sandbox.post("/sandbox/v1/reset").raise_for_status()
@@ -223,7 +223,7 @@ def test_resync_makes_the_daemon_sync_and_ends_as_the_run_did(
 
 
 @pytest.mark.parametrize("concurrency", [1, 3])
-def test_sigterm_ends_the_changes_under_way_and_begins_no_other_with_status_0(
+def test_sigterm_finishes_the_changes_in_progress_and_starts_no_other(
     project: Project, concurrency: int
 ) -> None:
     gate, under_way, changes = threading.Event(), threading.Semaphore(0), []

@@ -1,4 +1,4 @@
-"""The daemon over time: reloads, restarts, kills, a second one beside it, and what its figures say."""
+"""The daemon over time: reloads, restarts, kills, a second daemon, and its metrics."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ from tests.syncd.servers import Answer, Asked, serving
 from tests.syncd.waiting import eventually
 
 
-def figures(client: httpx.Client) -> dict[str, float]:
+def metric_values(client: httpx.Client) -> dict[str, float]:
     lines = [line for line in client.get("/metrics").text.splitlines() if line[0] != "#"]
     return {name: float(value) for name, _, value in (line.rpartition(" ") for line in lines)}
 
@@ -35,19 +35,19 @@ def customers(sandbox: httpx.Client) -> list[dict[str, object]]:
     return items
 
 
-def test_the_metrics_tell_runs_changes_blocked_and_unbilled(project: Project, sandbox: httpx.Client) -> None:
+def test_the_metrics_count_runs_changes_blocked_and_unbilled(project: Project, sandbox: httpx.Client) -> None:
     sandbox.post("/api/v1/customers", json={"key": "acme", "name": "by hand"}).raise_for_status()
     event = {"specversion": "1.0", "id": "1", "source": "kong", "type": "kong.api_request", "subject": "x"}
     headers = {"Content-Type": "application/cloudevents+json"}
     sandbox.post("/api/v1/events", json=event, headers=headers).raise_for_status()
     with daemon(project) as client:
         idle(client)
-        found = figures(client)
+        found = metric_values(client)
         assert client.get("/v1/plan").json()["plan"]["unbilled"]["events"] == 1
     assert found['syncd_runs_total{dry_run="false",result="blocked",trigger="schedule"}'] == 1
     assert found['syncd_changes_total{kind="create-customer",outcome="done"}'] == 1
     assert found["syncd_blocked"] == 2
-    assert found['syncd_unbilled_events{fate="unknown"}'] == 1
+    assert found['syncd_unbilled_events{status="unknown"}'] == 1
     assert found["syncd_last_success_timestamp_seconds"] >= found["syncd_last_attempt_timestamp_seconds"] > 0
     assert found['syncd_api_calls_total{api="metering",method="POST",status="201"}'] >= 1
 
@@ -58,8 +58,8 @@ def test_a_failed_run_is_not_ready_and_is_counted_by_its_reason(project: Project
         idle(client)
         assert client.get("/readyz").status_code == 503
         assert client.get("/v1/plan").status_code == 404
-        assert figures(client)['syncd_run_failures_total{reason="source"}'] == 1
-        assert figures(client)["syncd_last_success_timestamp_seconds"] == 0
+        assert metric_values(client)['syncd_run_failures_total{reason="source"}'] == 1
+        assert metric_values(client)["syncd_last_success_timestamp_seconds"] == 0
         (project.folder / "kong.yml").write_text(KONG_YML)
         finished(client, client.post("/v1/syncs").json()["id"])
         assert client.get("/readyz").status_code == 200
@@ -77,12 +77,12 @@ def test_a_guard_stops_the_daemon_until_a_person_forces_the_run(
         stopped = finished(client, client.post("/v1/syncs").json()["id"])
         assert stopped["state"] == "failed"
         assert "1 of 2 customers (50.0 %)" in str(stopped["error"])
-        assert figures(client)['syncd_run_failures_total{reason="guard"}'] == 1
+        assert metric_values(client)['syncd_run_failures_total{reason="guard"}'] == 1
         forced = finished(client, client.post("/v1/syncs", json={"force": True}).json()["id"])
         assert forced["state"] == "succeeded"
 
 
-def test_a_sync_of_one_principal_does_nothing_else(project: Project, sandbox: httpx.Client) -> None:
+def test_a_run_for_one_principal_changes_nothing_else(project: Project, sandbox: httpx.Client) -> None:
     with daemon(project) as client:
         idle(client)
         sandbox.post("/sandbox/v1/reset").raise_for_status()
@@ -116,7 +116,7 @@ def test_a_reload_takes_the_new_configuration_and_refuses_a_bad_one(
         project.config.write_text(good.replace("group_by: tag", "group_by: nobody"))
         there.reload(lambda: settings.load(project.config))
         assert "mapping.group_by" in client.get("/v1/status").json()["configuration_refused"]
-        assert figures(client)["syncd_config_current"] == 0
+        assert metric_values(client)["syncd_config_current"] == 0
         sandbox.post("/sandbox/v1/reset").raise_for_status()
         assert finished(client, client.post("/v1/syncs").json()["id"])["state"] == "succeeded"
         assert len(customers(sandbox)) == 2
@@ -126,7 +126,7 @@ def test_a_reload_takes_the_new_configuration_and_refuses_a_bad_one(
         project.config.write_text(changed + "\n")
         there.reload(lambda: settings.load(project.config))
         assert client.get("/v1/status").json()["configuration_refused"] is None
-        assert figures(client)["syncd_config_current"] == 1
+        assert metric_values(client)["syncd_config_current"] == 1
         finished(client, client.post("/v1/syncs").json()["id"])
         assert len(customers(sandbox)) == 3
 
@@ -146,8 +146,8 @@ def test_a_mapping_file_that_cannot_be_read_is_refused_at_the_start_and_at_a_rel
     assert "groups.csv" in ended.stderr
 
 
-def test_a_reload_cannot_take_the_token_off_an_address_that_everybody_reaches(project: Project) -> None:
-    """The socket stays until a restart, whatever the new configuration says about the address."""
+def test_a_reload_cannot_remove_the_token_of_an_address_beyond_loopback(project: Project) -> None:
+    """The socket stays open until a restart, whatever address the new configuration has."""
     project.configure("daemon: {listen: '0.0.0.0:0', state_dir: state, token: sesame}\n")
     with running(settings.load(project.config)) as there:
         url = f"http://127.0.0.1:{there.address.port}"
@@ -194,14 +194,14 @@ def test_a_reload_changes_how_long_runs_are_kept(project: Project, tmp_path: Pat
             assert history.run(old.id) is None
 
 
-def test_a_cron_schedule_with_jitter_is_what_the_status_tells(project: Project) -> None:
+def test_the_status_shows_the_next_run_of_a_cron_schedule_with_jitter(project: Project) -> None:
     project.settings = project.settings.replace("interval: 1h", "cron: '0 3 * * *', jitter: 1m")
     with daemon(project) as client:
         status = idle(client)
     assert "T03:0" in str(status["next_run"]) or "T02:59" in str(status["next_run"])
 
 
-def test_sighup_reloads_and_a_bad_configuration_is_refused_loudly(project: Project) -> None:
+def test_sighup_reloads_and_an_invalid_configuration_is_logged_and_refused(project: Project) -> None:
     project.configure("daemon: {listen: '127.0.0.1:0'}\n")
     with started_daemon(project) as (started, log):
         when_logged(log, "run_finished", started)
@@ -217,7 +217,7 @@ def test_sighup_reloads_and_a_bad_configuration_is_refused_loudly(project: Proje
 
 
 class Slow:
-    """A metering API that holds the second creation until it is told to go on."""
+    """A metering API that blocks the second creation until `gate` is set."""
 
     def __init__(self, sandbox: httpx.Client) -> None:
         self.gate, self.reached = threading.Event(), threading.Event()
@@ -234,7 +234,7 @@ class Slow:
         return Answer(answer.content, answer.status_code, {"Content-Type": "application/json"})
 
 
-def test_a_daemon_killed_in_the_middle_of_a_run_leaves_a_true_log_and_the_next_one_completes_it(
+def test_a_daemon_killed_mid_run_leaves_a_correct_history_and_the_next_run_completes_it(
     project: Project, sandbox: httpx.Client
 ) -> None:
     slow = Slow(sandbox)
@@ -260,7 +260,7 @@ def test_a_daemon_killed_in_the_middle_of_a_run_leaves_a_true_log_and_the_next_o
     assert states == ["succeeded", "failed"]
 
 
-def test_two_daemons_take_turns_and_make_nobody_twice(project: Project, sandbox: httpx.Client) -> None:
+def test_two_daemons_take_turns_and_create_no_customer_twice(project: Project, sandbox: httpx.Client) -> None:
     project.configure("daemon: {listen: '127.0.0.1:0'}\n")
     with started_daemon(project, "1") as (one, log1), started_daemon(project, "2") as (other, log2):
         for started, log in ((one, log1), (other, log2)):
@@ -270,7 +270,7 @@ def test_two_daemons_take_turns_and_make_nobody_twice(project: Project, sandbox:
     assert sorted(run["outcomes"]["done"] for run in runs) == [0, 5]
 
 
-def test_apply_beside_a_daemon_that_writes_waits_for_it(project: Project, sandbox: httpx.Client) -> None:
+def test_apply_waits_for_a_daemon_that_is_writing(project: Project, sandbox: httpx.Client) -> None:
     slow = Slow(sandbox)
     with serving(slow) as server:
         project.metering = server.url
@@ -278,7 +278,7 @@ def test_apply_beside_a_daemon_that_writes_waits_for_it(project: Project, sandbo
         try:
             with started_daemon(project) as (started, log):
                 assert slow.reached.wait(20)
-                beside = subprocess.Popen(
+                concurrent = subprocess.Popen(
                     command("apply"),
                     cwd=project.folder,
                     env=project.environment(),
@@ -286,10 +286,10 @@ def test_apply_beside_a_daemon_that_writes_waits_for_it(project: Project, sandbo
                     text=True,
                 )
                 with pytest.raises(subprocess.TimeoutExpired):
-                    beside.wait(1.5)
+                    concurrent.wait(1.5)
                 slow.gate.set()
-                out, _ = beside.communicate(timeout=20)
-                assert beside.returncode == 0
+                out, _ = concurrent.communicate(timeout=20)
+                assert concurrent.returncode == 0
                 assert "nothing to do" in out
                 assert logged(log, "run_finished")
                 assert started.poll() is None
@@ -298,7 +298,7 @@ def test_apply_beside_a_daemon_that_writes_waits_for_it(project: Project, sandbo
     assert len(slow.creations) == 2
 
 
-def test_a_token_that_is_revoked_in_the_middle_of_a_run_ends_it_and_names_the_setting(
+def test_a_token_revoked_mid_run_ends_the_run_and_names_the_setting(
     project: Project, sandbox: httpx.Client
 ) -> None:
     fault = {"method": "POST", "path": "/api/v1/subjects", "status": 401}

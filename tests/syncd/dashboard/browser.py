@@ -1,7 +1,7 @@
-"""A real Chromium without a window, and what it has to say about a page.
+"""A headless Chromium for the browser tests.
 
-Chromium and its driver come from the system (.ci/chromium installs Debian's). `BROWSER=no` leaves the
-browser tests out, for machines where neither is and nobody may install them.
+Chromium and its driver come from the system (.ci/chromium installs Debian's). `BROWSER=no` skips the browser
+tests, for machines where they cannot be installed.
 """
 
 from __future__ import annotations
@@ -26,13 +26,13 @@ from tests.syncd.waiting import eventually
 _BROWSERS = ("chromium", "chromium-browser", "google-chrome")
 _MISSING = (
     "no Chromium: install it and its driver (on Debian: apt-get install chromium chromium-driver, which"
-    " `make test` does as root), or leave the browser tests out with `make test BROWSER=no`"
+    " `make test` does as root), or skip the browser tests with `make test BROWSER=no`"
 )
 
 
 @dataclass
 class Browser:
-    """One window."""
+    """One browser window."""
 
     driver: webdriver.Chrome
 
@@ -58,7 +58,7 @@ class Browser:
         return len(self.driver.find_elements(By.CSS_SELECTOR, css))
 
     def labelled(self, label: str) -> WebElement:
-        """The field with this label, as somebody finds it who hears the page."""
+        """The field with this label, as a screen reader finds it."""
         found = self.driver.find_element(By.XPATH, f"//label[normalize-space()={label!r}]")
         return self.find(f"#{found.get_attribute('for')}")
 
@@ -69,7 +69,7 @@ class Browser:
         self._leave(By.LINK_TEXT, link)
 
     def _leave(self, by: str, what: str) -> None:
-        """Click, and wait for the page that comes."""
+        """Click, and wait for the next page."""
         self.evaluate("window.leaving = true")
         self.driver.find_element(by, what).click()
         arrived = "return !window.leaving && document.readyState === 'complete'"
@@ -81,28 +81,28 @@ class Browser:
 
     @staticmethod
     def _now(look: Callable[[], str]) -> str:
-        """Look at a page that may be leaving at this very moment: then there is nothing to see."""
+        """Read a page that may be unloading: then the result is empty."""
         try:
             return look()
         except WebDriverException:
             return ""
 
     def until(self, text: str) -> None:
-        """Wait until the page, which reads itself again, says this."""
+        """Wait until the page, which refreshes itself, contains this text."""
         eventually(lambda: text in self._now(lambda: self.text), seconds=20, what=f"{text!r} on {self.path}")
 
     def evaluate(self, script: str) -> Any:
         return self.driver.execute_script(script)
 
     def complaints(self) -> list[str]:
-        """What the console has said since the last time: violations of the policy, errors of scripts."""
+        """Console messages since the last call: policy violations and script errors."""
         entries = self.driver.get_log("browser")  # type: ignore[no-untyped-call]
         return [str(entry["message"]) for entry in entries if entry["source"] != "recommendation"]
 
 
 @contextmanager
 def browser(profile: Path) -> Iterator[Browser]:
-    """Run a browser with an empty profile; skips with BROWSER=no, fails where there is none."""
+    """Run a browser with an empty profile; skips with BROWSER=no, fails if there is no browser."""
     if os.environ.get("BROWSER") == "no":
         pytest.skip("BROWSER=no")
     program = next((found for name in _BROWSERS if (found := shutil.which(name))), None)
@@ -113,7 +113,7 @@ def browser(profile: Path) -> Iterator[Browser]:
     options.binary_location = program
     arguments = ["headless=new", "disable-dev-shm-usage", "window-size=1280,1000", f"user-data-dir={profile}"]
     arguments += ["no-first-run", "disable-background-networking", "disable-component-update", "disable-gpu"]
-    # Chromium's own sandbox refuses to run as root, as which tests run in a container.
+    # Chromium's own sandbox refuses to run as root, and in a container tests run as root.
     arguments += ["no-sandbox"] * (os.geteuid() == 0)
     for argument in arguments:
         options.add_argument(f"--{argument}")

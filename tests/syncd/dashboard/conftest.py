@@ -1,4 +1,4 @@
-"""One sandbox for all tests of a file, empty at the start of each."""
+"""One sandbox per test file, emptied before each test."""
 
 from __future__ import annotations
 

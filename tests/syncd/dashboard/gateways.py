@@ -1,4 +1,4 @@
-"""The plugin's API on a gateway, as far as the dashboard asks it, with figures of a test's choice."""
+"""A fake of the plugin's API on a gateway, limited to what the dashboard reads."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ GATEWAY_TOKEN = "token-of-the-gateway-s-api"
 
 @dataclass
 class FakeGateway:
-    """What the gateway says of itself; `dead` are its dead letters."""
+    """The gateway's state; `dead` are its dead letters."""
 
     ready: bool = True
     problems: list[str] = field(default_factory=list)

@@ -1,4 +1,4 @@
-"""A daemon with its dashboard, and somebody who looks at it as a browser without scripts would."""
+"""A daemon with its dashboard, and a visitor who uses it like a browser without scripts."""
 
 from __future__ import annotations
 
@@ -14,16 +14,16 @@ import httpx
 import yaml
 
 from syncd.config import settings
-from syncd.daemon.service import Running, running
+from syncd.daemon.service import RunningDaemon, running
 from tests.syncd.processes import Project
 
-TOKEN = "token-of-whoever-operates-it"
+TOKEN = "token-of-the-operator"
 FORM_TOKEN = re.compile(r'name="form_token" value="([0-9a-f]+)"')
 
 
 @dataclass
 class Visitor:
-    """Somebody with a browser; `client` keeps cookies and does not follow redirects."""
+    """A person with a browser; `client` keeps cookies and does not follow redirects."""
 
     client: httpx.Client
 
@@ -48,13 +48,13 @@ class Visitor:
         return self.client.post(path, data={"form_token": self.form_token(page), **fields})
 
     def preview(self, **fields: str) -> str:
-        """Ask for a dry run by fields that are on the form, and return its page when it has ended."""
+        """Request a dry run with fields of the form, and return its page when it has ended."""
         offered = {field.attributes.get("name") for field in elements(self.see()).of("input", "select")}
         assert set(fields) <= offered, f"not on the form: {set(fields) - offered}"
         return self.finished(self.send("/dashboard/resync", **fields))
 
     def apply(self, dry_run_page: str, **fields: str) -> str:
-        """Confirm what the page of a dry run shows, and return the page of the real run when it has ended."""
+        """Confirm the plan of a dry run, and return the page of the real run when it has ended."""
         return self.finished(self.confirm(dry_run_page, **fields))
 
     def confirm(self, dry_run_page: str, **fields: str) -> httpx.Response:
@@ -83,7 +83,7 @@ def form_token(page: str) -> str:
 class Site:
     """A running daemon and its address."""
 
-    running: Running
+    running: RunningDaemon
     url: str
     project: Project
 
@@ -94,7 +94,7 @@ class Site:
 
     @contextmanager
     def operator(self) -> Iterator[Visitor]:
-        """Somebody who has logged in."""
+        """A visitor who has logged in."""
         with self.visitor() as visitor:
             assert visitor.log_in().status_code == 303
             yield visitor
@@ -120,7 +120,7 @@ def site(project: Project, *, token: str | None = TOKEN, extra: str = "", daemon
 
 
 def consumers(project: Project, *names: str, tags: dict[str, str] | None = None) -> None:
-    """Have Kong's file name these consumers."""
+    """Write these consumers to Kong's file."""
     tagged = tags or {}
     listed = [
         {"username": name, **({"tags": [f"customer:{tagged[name]}"]} if name in tagged else {})}
@@ -144,7 +144,7 @@ class Element:
 
 @dataclass
 class Elements(HTMLParser):
-    """All elements of a page, each with the tags that it is inside of."""
+    """All elements of a page, each with its enclosing tags."""
 
     found: list[Element] = field(default_factory=list)
     _open: list[str] = field(default_factory=list)

@@ -1,4 +1,4 @@
-"""The operator's way through the dashboard, and the attacker's, in a real Chromium."""
+"""The dashboard in a real Chromium, used by an operator and by an attacker."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def window(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Browser]:
 
 @pytest.fixture
 def chromium(window: Browser) -> Browser:
-    """The browser without anything of an earlier test."""
+    """The browser without state of an earlier test."""
     window.open("about:blank")
     window.driver.delete_all_cookies()
     window.complaints()
@@ -50,7 +50,7 @@ def drift(chromium: Browser) -> str:
     return chromium.find(".tile").text.replace("\n", " ")
 
 
-def test_log_in_see_drift_preview_resync_see_it_gone(
+def test_an_operator_logs_in_sees_drift_previews_and_applies_a_resync(
     project: Project, sandbox: httpx.Client, chromium: Browser
 ) -> None:
     with site(project) as found:
@@ -58,7 +58,7 @@ def test_log_in_see_drift_preview_resync_see_it_gone(
         with found.api() as client:
             client.post("/v1/syncs", json={"dry_run": True}).raise_for_status()
         log_in(chromium, found.url)
-        chromium.until("drift by the plan")
+        chromium.until("drift according to the plan")
         assert re.search(r"Drift now [1-9]\d* to do", drift(chromium))
 
         chromium.press("Preview changes")
@@ -85,16 +85,16 @@ def test_log_in_see_drift_preview_resync_see_it_gone(
 def test_a_wrong_token_opens_nothing(project: Project, chromium: Browser) -> None:
     with site(project) as found:
         log_in(chromium, found.url, "wrong")
-        assert "This is not the token" in chromium.text
+        assert "Wrong token" in chromium.text
         chromium.open(f"{found.url}/dashboard/runs")
         assert chromium.path == "/dashboard/login"
         chromium.labelled("Token").send_keys(TOKEN)
         chromium.press("Log in")
-        assert chromium.path == "/dashboard/runs", "the login leads to where one wanted to go"
+        assert chromium.path == "/dashboard/runs", "the login continues to the requested page"
 
 
 def test_a_forged_form_does_nothing(project: Project, sandbox: httpx.Client, chromium: Browser) -> None:
-    """The attacker's page is on another port, which for cookies is the same site: ours is sent along."""
+    """The attacker's page is on another port: cookies count that as the same site and are sent."""
     with site(project) as found:
 
         def attack(token: str) -> Answer:
@@ -114,7 +114,7 @@ def test_a_forged_form_does_nothing(project: Project, sandbox: httpx.Client, chr
             chromium.open(f"{other_site}/stolen")
             chromium.until("another origin")
         chromium.open(f"{found.url}/dashboard/runs")
-        assert chromium.count("main tbody tr") == 1, "only the daemon's own first run is there"
+        assert chromium.count("main tbody tr") == 1, "only the daemon's own first run exists"
         assert "dashboard" not in chromium.find("main").text
 
 
@@ -134,14 +134,14 @@ def test_scripts_in_names_and_answers_do_nothing(
             assert "owned" not in chromium.driver.title
         chromium.follow("Runs")
         chromium.follow(chromium.find("main tbody a").text)
-        assert OWNED in chromium.text, "it is shown as the text that it is"
+        assert OWNED in chromium.text, "it is shown as plain text"
         assert "⟨U+202E⟩" in chromium.text or "(U+202E)" in chromium.text
         assert chromium.evaluate("return window.owned") is None
         assert chromium.complaints() == [], "not even the policy had anything to stop"
 
 
 def test_the_policy_would_stop_a_script_that_got_through(project: Project, chromium: Browser) -> None:
-    """The second line of defence: what escaping is for, the policy stops as well."""
+    """Second line of defence: the policy also stops what escaping prevents."""
     with site(project) as found:
         chromium.open(f"{found.url}/dashboard/login")
         chromium.evaluate(

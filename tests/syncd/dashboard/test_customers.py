@@ -51,7 +51,7 @@ def used(page: Page, name: str) -> dict[str, tuple[float, float]]:
     }
 
 
-def test_customers_come_with_what_each_subject_used(config: Config, sandbox: httpx.Client) -> None:
+def test_customers_come_with_the_usage_of_each_subject(config: Config, sandbox: httpx.Client) -> None:
     create_customer(sandbox, "Acme", key="acme", subjects=["alice", "bob"])
     create_customer(sandbox, "Carol", key="carol-key", subjects=["carol"])
     send(sandbox, event("1"), event("2"), event("3", subject="bob"), tokens("4", 30, subject="bob"))
@@ -128,7 +128,7 @@ def test_a_missing_meter_leaves_the_customers_and_says_what_to_do(
     assert "syncd meters apply" in (page.usage_problem or "")
 
 
-def test_five_requests_are_the_most_for_a_page(config: Config, sandbox: httpx.Client) -> None:
+def test_a_page_takes_at_most_five_requests(config: Config, sandbox: httpx.Client) -> None:
     for number in range(40):
         create_customer(sandbox, f"c{number}")
 
@@ -140,7 +140,7 @@ def test_five_requests_are_the_most_for_a_page(config: Config, sandbox: httpx.Cl
 
 @pytest.fixture
 def odd() -> Iterator[tuple[Server, dict[str, object]]]:
-    """A v1 server that answers as a test says, and does not filter usage by customer."""
+    """A v1 server with answers set by the test, which does not filter usage by customer."""
     answers: dict[str, object] = {}
 
     def answer(asked: Asked) -> Answer:
@@ -157,7 +157,7 @@ def odd() -> Iterator[tuple[Server, dict[str, object]]]:
         yield server, answers
 
 
-def test_a_server_that_tells_the_usage_of_all_is_understood(
+def test_a_server_that_sends_the_usage_of_all_customers_is_understood(
     tmp_path: Path, odd: tuple[Server, dict[str, object]]
 ) -> None:
     server, answers = odd
@@ -173,7 +173,7 @@ def test_a_server_that_tells_the_usage_of_all_is_understood(
     "document",
     [[], {"items": 1}, {"items": [{"id": "1"}]}, {"items": [{"id": 1, "name": "x"}]}, {"items": [7]}],
 )
-def test_answers_that_are_no_customers_are_told(
+def test_malformed_customers_are_an_error(
     tmp_path: Path, odd: tuple[Server, dict[str, object]], document: object
 ) -> None:
     server, answers = odd
@@ -182,7 +182,7 @@ def test_answers_that_are_no_customers_are_told(
         read_page(configured(tmp_path, server.url), "name", "", 1, MONTH)
 
 
-def test_a_dead_server_is_asked_once(tmp_path: Path) -> None:
+def test_a_dead_server_is_tried_once(tmp_path: Path) -> None:
     with serving(lambda _asked: Answer(status=503)) as server:
         with pytest.raises(UnreachableError):
             read_page(configured(tmp_path, server.url), "name", "", 1, MONTH)

@@ -1,4 +1,4 @@
-"""How good a gateway is, by what it says of itself."""
+"""The level and summary of a gateway."""
 
 from __future__ import annotations
 
@@ -30,11 +30,11 @@ def state_of(folder: Path, fake: FakeGateway) -> GatewayState:
     [
         (FakeGateway(backlog=2), "ok", "2 events waiting"),
         (FakeGateway(backlog=1, oldest_seconds=899), "ok", "1 event waiting"),
-        (FakeGateway(backlog=1, oldest_seconds=901), "warning", "events wait since 15 min 1 s"),
+        (FakeGateway(backlog=1, oldest_seconds=901), "warning", "events have been waiting for 15 min 1 s"),
         (FakeGateway(dead=[dead_letter(1)]), "warning", "1 dead letter"),
         (FakeGateway(quarantined=2), "warning", "2 requests in quarantine"),
         (FakeGateway(lost={"disk_full": 2, "memory": 1}), "warning", "3 requests lost"),
-        (FakeGateway(delivery_running=False), "problem", "no delivery runs on its spool"),
+        (FakeGateway(delivery_running=False), "problem", "no delivery process is running on its spool"),
         (FakeGateway(ready=False, problems=["the spool is full"]), "problem", "the spool is full"),
         (
             FakeGateway(ready=False, problems=["a", "b"], quarantined=1),
@@ -43,12 +43,14 @@ def state_of(folder: Path, fake: FakeGateway) -> GatewayState:
         ),
     ],
 )
-def test_a_gateway_is_as_good_as_it_says(tmp_path: Path, fake: FakeGateway, level: str, said: str) -> None:
+def test_a_gateway_has_a_level_and_a_summary(
+    tmp_path: Path, fake: FakeGateway, level: str, said: str
+) -> None:
     state = state_of(tmp_path, fake)
     assert (state.level, state.summary) == (level, said)
 
 
-def test_a_dead_gateway_is_asked_once_and_named(tmp_path: Path) -> None:
+def test_a_dead_gateway_is_tried_once_and_named(tmp_path: Path) -> None:
     path = tmp_path / "syncd.yaml"
     path.write_text(
         "sources: [{type: static, subjects: []}]\nmetering: {url: 'http://127.0.0.1:9'}\n"

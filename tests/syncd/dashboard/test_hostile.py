@@ -1,4 +1,4 @@
-"""Names and answers from outside are text on every page, and every page is sound."""
+"""Names and answers from outside stay text, and every page is valid HTML."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ EVERY_PAGE = ("/", "/login", "/runs", "/customers", "/unbilled", "/gateways", "/
 
 @pytest.fixture(scope="module")
 def hostile(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Site]:
-    """A world in which every name and answer is a script, and one tries to reverse what is read."""
+    """A site where every name and answer is a script, and one contains a bidi override."""
     names = (SCRIPT, '"><img src=x onerror=alert(1)>', "abc\u202egnp.exe", "{{ 7 * 7 }}", "a\u0000b")
     fake = FakeGateway(dead=[dead_letter(1, SCRIPT, subject=SCRIPT, event_id=SCRIPT, type=SCRIPT)])
     with running_sandbox() as url, httpx.Client(base_url=url, timeout=20) as sandbox, gateway(fake) as there:
@@ -54,8 +54,8 @@ def test_scripts_and_bidi_characters_from_outside_stay_text_on_every_page(hostil
 
 
 @pytest.mark.parametrize("path", EVERY_PAGE)
-def test_every_page_is_sound(hostile: Site, path: str) -> None:
-    """Closed elements, headings, labels, scopes, and nothing that the policy would forbid."""
+def test_every_page_is_valid(hostile: Site, path: str) -> None:
+    """Closed elements, headings, labels, scopes, and nothing that the policy forbids."""
     with hostile.visitor() if path == "/login" else hostile.operator() as visitor:
         answer = visitor.client.get(f"/dashboard{path}")
     page = elements(answer.text)

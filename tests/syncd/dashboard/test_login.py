@@ -1,4 +1,4 @@
-"""Who gets in, who stays in, and what browsers are told: over real HTTP to a real daemon."""
+"""Login, sessions and response headers, over real HTTP to a real daemon."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ FORMS = ("/resync", "/runs/x/apply", "/logout")
 
 @pytest.fixture(scope="module")
 def there(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Site]:
-    """One daemon for all tests that change nothing of it."""
+    """One daemon for all tests that do not change it."""
     with running_sandbox() as url, site(Project(tmp_path_factory.mktemp("site"), url)) as found:
         yield found
 
@@ -32,7 +32,7 @@ def cookie(answer: httpx.Response) -> str:
     return str(found)
 
 
-def test_the_address_of_the_daemon_leads_to_the_dashboard(there: Site) -> None:
+def test_the_root_redirects_to_the_dashboard(there: Site) -> None:
     with there.visitor() as visitor:
         for path in ("/", "/dashboard"):
             answer = visitor.client.get(path)
@@ -40,7 +40,7 @@ def test_the_address_of_the_daemon_leads_to_the_dashboard(there: Site) -> None:
 
 
 @pytest.mark.parametrize("page", PAGES)
-def test_without_a_login_every_page_leads_to_it_and_from_there_back(there: Site, page: str) -> None:
+def test_without_a_login_every_page_redirects_to_it_and_back(there: Site, page: str) -> None:
     with there.visitor() as visitor:
         answer = visitor.client.get(f"/dashboard{page}?page=2")
         assert answer.status_code == 303
@@ -84,9 +84,9 @@ def test_a_wrong_token_opens_nothing(there: Site) -> None:
     for wrong in ("wrong", "", TOKEN[:-1], TOKEN + "x", "für"):
         with there.visitor() as visitor:
             answer = visitor.log_in(wrong)
-            there_is = text_of(answer.text)
+            page = text_of(answer.text)
             assert answer.status_code == 403
-            assert "This is not the token" in there_is
+            assert "Wrong token" in page
             assert visitor.client.get("/dashboard/").status_code == 303
             visitor.log_in()
 
@@ -94,12 +94,12 @@ def test_a_wrong_token_opens_nothing(there: Site) -> None:
 @pytest.mark.parametrize(
     "place", ["https://evil.example/", "//evil.example/", "/dashboard\\evil", "/v1/status", "/dashboardx", ""]
 )
-def test_a_login_leads_to_pages_of_ours_only(there: Site, place: str) -> None:
+def test_a_login_redirects_only_to_the_dashboard(there: Site, place: str) -> None:
     with there.visitor() as visitor:
         assert visitor.log_in(place=place).headers["location"] == "/dashboard/"
 
 
-def test_an_id_that_somebody_planted_is_not_logged_in_by_its_victim(there: Site) -> None:
+def test_a_planted_id_is_not_logged_in_by_its_victim(there: Site) -> None:
     planted = session.new_id()
     with there.visitor(cookie=f"syncd-session={planted}") as victim:
         page = victim.see("/dashboard/login")
@@ -117,7 +117,7 @@ def test_a_logout_ends_the_session_everywhere(there: Site) -> None:
             assert thief.get("/dashboard/").status_code == 303
 
 
-def test_a_session_that_nobody_uses_ends(
+def test_a_session_ends_without_requests(
     tmp_path: Path, sandbox: httpx.Client, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(session, "IDLE", 0.0)
@@ -126,7 +126,7 @@ def test_a_session_that_nobody_uses_ends(
         assert visitor.client.get("/dashboard/").headers["location"] == "/dashboard/login"
 
 
-def test_another_token_ends_all_sessions(tmp_path: Path, sandbox: httpx.Client) -> None:
+def test_a_changed_token_ends_all_sessions(tmp_path: Path, sandbox: httpx.Client) -> None:
     project = Project(tmp_path, str(sandbox.base_url))
     with site(project) as found, found.operator() as visitor:
         visitor.see()
@@ -137,7 +137,7 @@ def test_another_token_ends_all_sessions(tmp_path: Path, sandbox: httpx.Client) 
         assert visitor.log_in("another-token-of-the-daemon").headers["location"] == "/dashboard/"
 
 
-def test_who_tries_too_often_has_to_wait_even_with_the_right_token(project: Project) -> None:
+def test_too_many_attempts_must_wait_even_with_the_right_token(project: Project) -> None:
     with site(project) as found, found.visitor() as visitor:
         assert [visitor.log_in("wrong").status_code for _ in range(5)] == [403] * 5
         answer = visitor.log_in()
@@ -147,7 +147,7 @@ def test_who_tries_too_often_has_to_wait_even_with_the_right_token(project: Proj
         assert visitor.client.get("/dashboard/").status_code == 303
 
 
-def test_a_header_that_a_client_makes_up_gives_no_further_attempts(project: Project) -> None:
+def test_a_forged_header_allows_no_further_attempts(project: Project) -> None:
     with site(project) as found:
         codes = []
         for number in range(6):
@@ -156,7 +156,7 @@ def test_a_header_that_a_client_makes_up_gives_no_further_attempts(project: Proj
     assert codes == [403] * 5 + [429]
 
 
-def test_the_token_stands_in_no_page(there: Site) -> None:
+def test_the_token_is_on_no_page(there: Site) -> None:
     with there.operator() as visitor:
         for path in ("/dashboard/", "/dashboard/runs", "/dashboard/customers", "/dashboard/gateways"):
             assert TOKEN not in visitor.see(path)
@@ -185,7 +185,7 @@ def test_every_answer_carries_the_headers(there: Site, path: str) -> None:
             assert {name: answer.headers.get(name) for name in HEADERS} == HEADERS, answer.status_code
 
 
-def test_the_style_sheet_may_be_kept_because_its_address_changes_with_it(there: Site) -> None:
+def test_the_style_sheet_may_be_cached_because_its_url_changes_with_it(there: Site) -> None:
     with there.visitor() as visitor:
         page = visitor.see("/dashboard/login")
         found = re.search(r'href="(/dashboard/static/dashboard\.css\?v=[0-9a-f]{12})"', page)
@@ -195,14 +195,14 @@ def test_the_style_sheet_may_be_kept_because_its_address_changes_with_it(there: 
     assert "immutable" in answer.headers["cache-control"]
 
 
-def test_no_page_is_offered_that_loads_scripts_from_elsewhere(there: Site) -> None:
+def test_no_page_loads_third_party_scripts(there: Site) -> None:
     with there.visitor() as visitor:
         for path in ("/docs", "/redoc"):
             assert visitor.client.get(path).status_code == 404
 
 
 def test_a_link_from_another_site_keeps_the_session(there: Site) -> None:
-    """Browsers do not send a SameSite=Strict cookie with such a link, though there is one."""
+    """For such a link browsers withhold the SameSite=Strict cookie."""
     with there.operator() as visitor:
         with there.visitor(**{"sec-fetch-site": "cross-site"}) as browser:
             for path in ("/dashboard/runs?page=2", "/dashboard/login"):
@@ -222,12 +222,12 @@ def test_over_https_the_cookie_is_sent_over_https_only(project: Project) -> None
             r"__Host-syncd-session=[A-Za-z0-9_-]{43}; HttpOnly; Path=/; SameSite=strict; Secure",
             cookie(answer),
         )
-        # A program sends a Secure cookie over http to nobody, so by hand:
-        made = cookie(answer).split(";")[0]
+        # httpx never sends a Secure cookie over http, so the test sets it by hand:
+        secure_cookie = cookie(answer).split(";")[0]
         logged_in = visitor.client.post(
             "/dashboard/login",
             data={"form_token": form_token(answer.text), "token": TOKEN},
-            headers={"cookie": made, "origin": "https://syncd.example.com"},
+            headers={"cookie": secure_cookie, "origin": "https://syncd.example.com"},
         )
         assert logged_in.status_code == 303
         opened = {"cookie": cookie(logged_in).split(";")[0]}
@@ -240,7 +240,7 @@ def test_a_public_address_without_a_token_is_refused_at_the_start(project: Proje
         settings.load(project.config)
 
 
-def test_the_dashboard_can_be_left_out(project: Project) -> None:
+def test_the_dashboard_can_be_disabled(project: Project) -> None:
     with site(project, daemon=", dashboard: false") as found, found.visitor() as visitor:
         assert visitor.client.get("/dashboard/").status_code == 404
         assert visitor.client.get("/").status_code == 404
@@ -286,7 +286,7 @@ def test_with_a_token_any_name_is_answered(there: Site) -> None:
         assert client.get("/v1/status").status_code == 200
 
 
-def test_the_api_too_does_nothing_for_a_page_of_another_origin(open_to_all: Site) -> None:
+def test_the_api_does_nothing_for_a_page_of_another_origin_either(open_to_all: Site) -> None:
     with open_to_all.visitor() as visitor:
         for headers in ({"origin": "https://evil.example"}, {"sec-fetch-site": "same-site"}):
             answer = visitor.client.post("/v1/syncs", headers=headers)

@@ -1,4 +1,4 @@
-"""What the pages show, over real HTTP from a real daemon, sandbox and gateways."""
+"""The pages, over real HTTP from a real daemon, sandbox and gateways."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def silent() -> Iterator[str]:
 
 @contextmanager
 def looking_at(project: Project, fake: FakeGateway) -> Iterator[Visitor]:
-    """An operator of a daemon that knows this gateway."""
+    """An operator of a daemon with this gateway."""
     with (
         gateway(fake) as there,
         site(project, extra=configured(eu=there.url)) as found,
@@ -49,7 +49,7 @@ def subject_of(sandbox: httpx.Client, name: str) -> str:
 
 
 def rerun(found: Site, **options: object) -> None:
-    """Have the daemon do a run and wait for its end."""
+    """Run once in the daemon and wait for the end."""
     with found.api() as client:
         run = client.post("/v1/syncs", json=options).raise_for_status().json()
         deadline = time.monotonic() + 10
@@ -59,41 +59,43 @@ def rerun(found: Site, **options: object) -> None:
 
 
 def row(page: str, name: str) -> str:
-    """The row of a table whose first cell begins with this word."""
+    """The table row whose first cell starts with this word."""
     rows = re.findall(r"<tr>\s*(<th scope=\"row\".*?</th>)(.*?)</tr>\s*(?=<tr>|</tbody>)", page, re.DOTALL)
     (found,) = [text_of(head + rest) for head, rest in rows if f"{text_of(head)} ".startswith(f"{name} ")]
     return found
 
 
-def test_the_overview_shows_drift_exposure_and_the_last_runs(project: Project, sandbox: httpx.Client) -> None:
+def test_the_overview_shows_drift_unbilled_usage_and_the_latest_runs(
+    project: Project, sandbox: httpx.Client
+) -> None:
     with site(project) as found, found.operator() as visitor:
-        assert "in sync by the plan" in text_of(visitor.see())
+        assert "in sync according to the plan" in text_of(visitor.see())
         send(sandbox, event("1", subject="stranger"), event("2", subject="stranger"))
         consumers(project, "alice", "bob", "carol", "guest", "dave")
         rerun(found, dry_run=True)
         page = text_of(visitor.see())
         assert re.search(r"Drift now [1-9]\d* to do", page)
-        assert "Unbilled usage 2 events 1 subject on no customer" in page
+        assert "Unbilled usage 2 events 1 subject without a customer" in page
         assert re.search(r"Next run in (1 h|59 min)", page)
         assert re.search(r"Last success (just now|\d+ s ago)", page)
         assert "dry run" in page
 
 
-def test_the_health_of_each_system_is_told(project: Project, sandbox: httpx.Client) -> None:
+def test_the_health_of_each_system_is_shown(project: Project, sandbox: httpx.Client) -> None:
     fake = FakeGateway(backlog=3, oldest_seconds=4000, dead=[dead_letter(1)])
     with looking_at(project, fake) as visitor:
         page = visitor.see()
     assert re.search(r"source ok \d+ B, changed (just now|.* ago)", row(page, "declarative-file-0"))
     assert "metering API ok 2 customers" in row(page, "openmeter-v1")
-    assert "gateway warning events wait since 1 h 6 min; 1 dead letter" in row(page, "eu")
+    assert "gateway warning events have been waiting for 1 h 6 min; 1 dead letter" in row(page, "eu")
 
 
-def test_what_is_dead_or_silent_hangs_no_page(project: Project) -> None:
+def test_a_dead_or_silent_system_blocks_no_page(project: Project) -> None:
     with silent() as url, gateway(FakeGateway()) as alive:
         kong = f"- {{type: kong-admin, name: kong, url: '{url}', timeout: 30s}}"
         listed = configured(dead="http://127.0.0.1:9", silent=url, alive=alive.url)
         with site(project, extra=listed) as found, found.operator() as visitor:
-            # A run cannot end with a silent source, so it comes by a reload.
+            # A run never ends with a silent source, so a reload adds it after the first run.
             text = project.config.read_text().replace("sources: [", f"sources: [{kong[2:]}, ")
             project.config.write_text(text)
             found.running.reload(lambda: settings.load(project.config))
@@ -106,7 +108,7 @@ def test_what_is_dead_or_silent_hangs_no_page(project: Project) -> None:
     assert "gateway ok 0 events waiting" in row(page, "alive")
 
 
-def test_a_dead_metering_api_hangs_no_page_and_the_others_stay(project: Project) -> None:
+def test_a_dead_metering_api_blocks_no_page(project: Project) -> None:
     calls: list[str] = []
 
     def metering(asked: Asked) -> Answer:
@@ -150,7 +152,7 @@ def test_customers_show_subjects_and_usage_and_can_be_searched(
         assert "syncd 2 subjects" in row(page, "acme")
         assert "someone else (it has no ownership metadata) none 0 0" in row(page, "Initech")
         assert "carol" not in text_of(visitor.see("/dashboard/customers", q="acme", by="key"))
-        assert "No customer fits" in visitor.see("/dashboard/customers", q="nobody")
+        assert "No matching customers" in visitor.see("/dashboard/customers", q="nobody")
         assert "2 1,500" not in row(visitor.see("/dashboard/customers", span="last-month"), "carol")
 
 
@@ -192,7 +194,7 @@ def test_unbilled_usage_has_a_reason_for_each_subject(project: Project, sandbox:
         page = visitor.see("/dashboard/unbilled")
         assert "1 0 blocked" in row(page, late)
         assert "has an active subscription" in row(page, late)
-        assert "1 0 next run The next run puts it on customer" in row(page, new)
+        assert "1 0 next run The next run attributes it to customer" in row(page, new)
         assert "1 0 unknown No source names this subject" in row(page, "stranger")
 
 
@@ -205,7 +207,7 @@ def test_dead_letters_show_the_answers_and_are_paged(project: Project) -> None:
         assert 'href="/dashboard/gateways/eu"' in gateways
         first = visitor.see("/dashboard/gateways/eu")
         assert "too old older than --max-age" in row(first, "1")
-        assert "will be sent again" in row(first, "2")
+        assert "will be replayed" in row(first, "2")
         assert "HTTP 400 answer 50" in row(first, "50")
         assert "event-000051" not in first
         second = visitor.see("/dashboard/gateways/eu", after="50")
@@ -226,7 +228,7 @@ def test_a_gateway_that_refuses_the_token_says_which_setting_it_is(project: Proj
 def test_runs_are_listed_and_paged_and_their_plans_outlive_the_daemon(
     project: Project, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(pages, "_RUNS", 5)
+    monkeypatch.setattr(pages, "_RUNS_PER_PAGE", 5)
     with site(project) as found, found.operator() as visitor:
         (first,) = re.findall(r'href="/dashboard/runs/(\w+)"', visitor.see("/dashboard/runs"))
         for _ in range(7):
@@ -235,7 +237,7 @@ def test_runs_are_listed_and_paged_and_their_plans_outlive_the_daemon(
         assert len(re.findall(r'href="/dashboard/runs/\w+"', page)) == 5
         older = visitor.see("/dashboard/runs", page="2")
         assert first in older
-        assert "No runs as old as that" in visitor.see("/dashboard/runs", page="999")
+        assert "No older runs" in visitor.see("/dashboard/runs", page="999")
     with site(project) as found, found.operator() as visitor:
         page = text_of(visitor.see(f"/dashboard/runs/{first}"))
         assert "create-customer acme done" in page
@@ -255,7 +257,7 @@ def test_a_run_can_be_looked_at_by_kind_of_change_and_page(project: Project, san
         assert visitor.see(f"/dashboard/runs/{run}", kind="nonsense", page="-1").count("<article") == 100
 
 
-def test_a_run_that_goes_on_reads_itself_again_unless_told_not_to(project: Project) -> None:
+def test_the_page_of_an_unfinished_run_refreshes_unless_stopped(project: Project) -> None:
     gate = threading.Event()
 
     def kong(asked: Asked) -> Answer:
@@ -271,7 +273,7 @@ def test_a_run_that_goes_on_reads_itself_again_unless_told_not_to(project: Proje
             redirect = visitor.send("/dashboard/resync", page="/dashboard/runs")
             page = visitor.see(redirect.headers["location"])
             assert '<meta http-equiv="refresh" content="1">' in page
-            assert "Stop that" in page
+            assert ">Stop</a>" in page
             still = visitor.see(redirect.headers["location"] + "?live=off")
             assert "http-equiv" not in still
             assert "running" in text_of(visitor.see())
@@ -280,7 +282,7 @@ def test_a_run_that_goes_on_reads_itself_again_unless_told_not_to(project: Proje
         assert "in sync" in visitor.finished(redirect)
 
 
-def test_a_refused_configuration_is_told_on_every_page(project: Project) -> None:
+def test_a_refused_configuration_is_shown_on_every_page(project: Project) -> None:
     with site(project) as found, found.operator() as visitor:
         project.config.write_text("nonsense: 1\n")
         found.running.reload(lambda: settings.load(project.config))

@@ -1,4 +1,4 @@
-"""Looking at other systems: at once, with a deadline, remembered for a while."""
+"""Reads of other systems: concurrent, cached, with a deadline."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from tests.syncd.waiting import eventually
 
 @pytest.fixture
 def gate() -> Iterator[threading.Event]:
-    """What slow readings wait for; open at the end, so that no thread stays."""
+    """Blocks slow reads; set at the end, so that no thread is left."""
     event = threading.Event()
     yield event
     event.set()
@@ -35,47 +35,47 @@ def counted(answers: list[object]) -> tuple[list[int], Callable[[], object]]:
     return calls, read
 
 
-def test_an_answer_is_shown_again_while_it_is_fresh() -> None:
+def test_an_answer_is_reused_while_it_is_fresh() -> None:
     clock = Clock()
     reader = Reader(clock, fresh=15)
     calls, read = counted(["first", "second"])
-    assert reader.ask_one("x", read).value == "first"
+    assert reader.read_one("x", read).value == "first"
     clock.now += 14
-    assert reader.ask_one("x", read).value == "first"
+    assert reader.read_one("x", read).value == "first"
     clock.now += 1
-    assert reader.ask_one("x", read).value == "second"
+    assert reader.read_one("x", read).value == "second"
     assert len(calls) == 2
 
 
-def test_what_cannot_be_read_says_why_and_is_not_asked_at_each_view() -> None:
+def test_a_failed_read_has_a_reason_and_is_not_repeated_at_each_view() -> None:
     clock = Clock()
     reader = Reader(clock)
     calls, read = counted([SourceError("kong", "HTTP 500"), "back again"])
-    answer = reader.ask_one("x", read)
+    answer = reader.read_one("x", read)
     assert (answer.value, answer.problem) == (None, "source kong: HTTP 500")
-    assert reader.ask_one("x", read).problem == "source kong: HTTP 500"
+    assert reader.read_one("x", read).problem == "source kong: HTTP 500"
     assert len(calls) == 1
     clock.now += 60
-    assert reader.ask_one("x", read).value == "back again"
+    assert reader.read_one("x", read).value == "back again"
 
 
-def test_a_mistake_of_ours_shows_nothing_of_itself() -> None:
-    answer = Reader().ask_one("x", counted([ZeroDivisionError("secret")])[1])
+def test_an_internal_error_reveals_no_details() -> None:
+    answer = Reader().read_one("x", counted([ZeroDivisionError("secret")])[1])
     assert answer.problem == "internal error; the daemon's log has the details"
 
 
-def test_all_questions_together_wait_no_longer_than_the_patience(gate: threading.Event) -> None:
-    reader = Reader(patience=0.2)
+def test_all_reads_together_wait_no_longer_than_the_timeout(gate: threading.Event) -> None:
+    reader = Reader(timeout=0.2)
     begun = time.monotonic()
-    answers = reader.ask({"a": gate.wait, "b": gate.wait, "c": gate.wait, "quick": lambda: True})
+    answers = reader.read_all({"a": gate.wait, "b": gate.wait, "c": gate.wait, "quick": lambda: True})
     took = time.monotonic() - begun
     assert 0.2 <= took < 0.5
     assert answers["quick"].value is True
-    assert answers["a"].problem == "no answer within 0.2 s; look again in a moment"
+    assert answers["a"].problem == "no answer within 0.2 s; try again in a moment"
 
 
-def test_of_one_thing_there_is_one_reading_at_a_time(gate: threading.Event) -> None:
-    reader = Reader(patience=0.01)
+def test_each_system_is_read_once_at_a_time(gate: threading.Event) -> None:
+    reader = Reader(timeout=0.01)
     calls: list[int] = []
 
     def read() -> bool:
@@ -83,39 +83,39 @@ def test_of_one_thing_there_is_one_reading_at_a_time(gate: threading.Event) -> N
         return gate.wait(10)
 
     for _ in range(20):
-        reader.ask_one("x", read)
+        reader.read_one("x", read)
     assert len(calls) == 1
 
 
-def test_a_late_answer_is_there_for_the_next_view(gate: threading.Event) -> None:
-    reader = Reader(patience=0.01)
-    assert reader.ask_one("x", lambda: gate.wait(10) and "late").problem
+def test_a_late_answer_is_available_to_the_next_view(gate: threading.Event) -> None:
+    reader = Reader(timeout=0.01)
+    assert reader.read_one("x", lambda: gate.wait(10) and "late").problem
     gate.set()
-    assert eventually(lambda: reader.ask_one("x", lambda: "another").value, what="the answer") == "late"
+    assert eventually(lambda: reader.read_one("x", lambda: "another").value, what="the answer") == "late"
 
 
-def test_what_answers_no_more_is_shown_as_it_was(gate: threading.Event) -> None:
+def test_a_system_that_stopped_answering_keeps_its_previous_answer(gate: threading.Event) -> None:
     clock = Clock()
-    reader = Reader(clock, patience=0.01)
-    first = reader.ask_one("x", lambda: "as it was", patience=10)
+    reader = Reader(clock, timeout=0.01)
+    first = reader.read_one("x", lambda: "as it was", timeout=10)
     clock.now += 100
-    answer = reader.ask_one("x", lambda: gate.wait(10) and "new")
-    assert (answer.value, answer.late, answer.read_at) == ("as it was", True, first.read_at)
+    answer = reader.read_one("x", lambda: gate.wait(10) and "new")
+    assert (answer.value, answer.stale, answer.read_at) == ("as it was", True, first.read_at)
 
 
-def test_too_many_slow_readings_at_once_are_refused_and_told(gate: threading.Event) -> None:
-    reader = Reader(patience=0.01, at_once=2)
+def test_too_many_concurrent_slow_reads_are_refused(gate: threading.Event) -> None:
+    reader = Reader(timeout=0.01, max_concurrent=2)
     for name in ("a", "b"):
-        reader.ask_one(name, lambda: gate.wait(10))
-    assert reader.ask_one("c", lambda: "never asked").problem == (
-        "too much is being read at once; look again in a moment"
+        reader.read_one(name, lambda: gate.wait(10))
+    assert reader.read_one("c", lambda: "never asked").problem == (
+        "too many systems are being read; try again in a moment"
     )
     gate.set()
-    assert eventually(lambda: reader.ask_one("c", lambda: "asked").value, what="a free place") == "asked"
+    assert eventually(lambda: reader.read_one("c", lambda: "asked").value, what="a free place") == "asked"
 
 
-def test_what_nobody_looks_at_any_more_is_forgotten() -> None:
+def test_the_oldest_answers_are_evicted() -> None:
     reader = Reader()
     for number in range(300):
-        reader.ask_one(str(number), lambda: True)
+        reader.read_one(str(number), lambda: True)
     assert len(reader._entries) == 200

@@ -1,4 +1,4 @@
-"""Preview, confirm, applied or refused: the forms, and who may send them."""
+"""Preview and apply, and forged forms."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ def run_ids(visitor: Visitor) -> list[str]:
     return re.findall(r'href="/dashboard/runs/(\w+)"', visitor.see("/dashboard/runs"))
 
 
-def test_a_resync_shows_first_and_then_does_exactly_that(project: Project, sandbox: httpx.Client) -> None:
+def test_a_resync_previews_and_then_applies_exactly_that(project: Project, sandbox: httpx.Client) -> None:
     with site(project) as found, found.operator() as visitor:
         consumers(project, "carol", "dave")
         shown = visitor.preview()
@@ -33,18 +33,18 @@ def test_a_resync_shows_first_and_then_does_exactly_that(project: Project, sandb
         assert "dave" in names(sandbox)
         assert re.search(r"create-customer \S+ done", text_of(done))
         assert "as reviewed" in text_of(done)
-        assert "in sync by the plan" in text_of(visitor.see())
+        assert "in sync according to the plan" in text_of(visitor.see())
         assert "dashboard" in text_of(visitor.see("/dashboard/runs"))
 
 
-def test_nothing_to_do_offers_nothing_to_confirm(project: Project) -> None:
+def test_an_empty_plan_has_nothing_to_confirm(project: Project) -> None:
     with site(project) as found, found.operator() as visitor:
         page = visitor.preview()
         assert "Nothing to do, nothing to report" in page
         assert "Apply" not in text_of(page)
 
 
-def test_a_world_that_changed_since_the_preview_is_refused_and_told(
+def test_a_plan_that_changed_since_the_preview_is_refused_with_the_differences(
     project: Project, sandbox: httpx.Client
 ) -> None:
     with site(project) as found, found.operator() as visitor:
@@ -78,7 +78,7 @@ def test_a_preview_can_be_confirmed_after_a_restart(project: Project, sandbox: h
         shown = visitor.preview()
     fault(sandbox, method="POST", path="/api/v1/customers")
     with site(project) as found, found.operator() as visitor:
-        # The run at the start has failed, so what was shown is still to do.
+        # The run at start has failed, so the previewed changes are still to do.
         assert "dave" not in names(sandbox)
         sandbox.delete("/sandbox/v1/faults").raise_for_status()
         fresh = visitor.see(re.findall(r"(/dashboard/runs/\w+)/apply", shown)[0])
@@ -92,12 +92,12 @@ def test_options_of_the_preview_are_those_of_the_real_run(project: Project, sand
         consumers(project, "carol", "dave", tags={"dave": "group"})
         blocked = text_of(visitor.preview())
         assert "blocked group" in blocked
-        assert "preview again with “Adopt customers” under Options" in blocked
+        assert "preview again with “Adopt existing customers” under Options" in blocked
         shown = visitor.preview(adopt="on", principal="dave")
         assert "adopt-customer group" in text_of(shown)
         done = text_of(visitor.apply(shown))
         assert "adopt-customer group done" in done
-        assert "adopts customers" in done
+        assert "adoptions allowed" in done
         assert "principal dave" in done
 
 
@@ -127,25 +127,25 @@ def test_a_customer_is_retired_only_after_a_preview_with_its_option_has_shown_it
 
 
 def test_the_options_that_an_advice_names_are_on_the_form(project: Project) -> None:
-    from syncd.dashboard.diffs import _OPTION_OF
+    from syncd.dashboard.diffs import FORM_OPTIONS
 
     with site(project) as found, found.operator() as visitor:
         form = text_of(visitor.see())
-    assert [option for option in _OPTION_OF.values() if option not in form] == []
+    assert [option for option in FORM_OPTIONS.values() if option not in form] == []
 
 
-def test_a_principal_that_nobody_names_is_told(project: Project) -> None:
+def test_an_unknown_principal_is_reported(project: Project) -> None:
     with site(project) as found, found.operator() as visitor:
         page = text_of(visitor.preview(principal="nobody"))
     assert "no principal matches principal nobody" in page
 
 
-def test_a_guard_has_to_be_lifted_on_purpose(project: Project, sandbox: httpx.Client) -> None:
+def test_a_guard_must_be_overridden_explicitly(project: Project, sandbox: httpx.Client) -> None:
     extra = "guards: {min_changes: 1, max_update_percent: 1}\n"
     with site(project, extra=extra) as found, found.operator() as visitor:
         consumers(project, "alice", "bob", "eve", tags=dict.fromkeys(("alice", "bob", "eve"), "acme"))
         shown = visitor.preview()
-        assert "A guard would stop it: too many updates" in text_of(shown)
+        assert "A guard would stop this run: too many updates" in text_of(shown)
         assert re.search(r'name="force" required', shown)
         assert "too many updates" in text_of(visitor.apply(shown))
         acme = sandbox.get("/api/v1/customers/acme").json()
@@ -153,11 +153,11 @@ def test_a_guard_has_to_be_lifted_on_purpose(project: Project, sandbox: httpx.Cl
         assert "attach-subjects acme done" in text_of(visitor.apply(shown, force="on"))
 
 
-def test_a_cap_cannot_be_lifted_here(project: Project) -> None:
+def test_max_changes_cannot_be_overridden_here(project: Project) -> None:
     with site(project, extra="guards: {max_changes: 1}\n") as found, found.operator() as visitor:
         consumers(project, "dave", "eve", "frank")
         shown = visitor.preview()
-        assert "A guard would stop it: the plan has" in text_of(shown)
+        assert "A guard would stop this run: the plan has" in text_of(shown)
         assert "Apply 6 changes" not in text_of(shown)
         assert 'name="force"' not in shown
 
@@ -176,9 +176,9 @@ def test_only_a_dry_run_can_be_applied(project: Project, which: str) -> None:
 
 
 def forged(found: Site, visitor: Visitor, path: str) -> list[httpx.Response]:
-    """Everything that is almost a form of this visitor."""
-    with found.operator() as somebody:
-        of_another = somebody.form_token()
+    """Requests that are almost a form of this visitor."""
+    with found.operator() as other:
+        of_another = other.form_token()
     mine = visitor.form_token()
     client = visitor.client
 

@@ -1,4 +1,4 @@
-"""Sessions, the tokens of forms, and how often a login may be tried."""
+"""Sessions, form tokens and the login limit."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from syncd.dashboard.session import IDLE, LIFETIME, LoginLimit, Sessions, is_id,
 
 
 class Clock:
-    """A clock that stands still until it is set."""
+    """A clock that only moves when it is set."""
 
     def __init__(self) -> None:
         self.now = 1000.0
@@ -30,7 +30,7 @@ def test_a_session_that_met_another_token_stays_closed() -> None:
     assert not sessions.is_open(identity, "t0ken")
 
 
-def test_a_session_ends_when_nobody_uses_it() -> None:
+def test_an_idle_session_ends() -> None:
     clock = Clock()
     sessions = Sessions(clock)
     identity = sessions.begin("t0ken")
@@ -60,7 +60,7 @@ def test_a_session_ends_by_logout() -> None:
     assert not sessions.is_open(identity, "t0ken")
 
 
-def test_the_oldest_session_makes_room() -> None:
+def test_the_oldest_session_is_evicted() -> None:
     sessions = Sessions()
     opened = [sessions.begin("t0ken") for _ in range(201)]
     assert not sessions.is_open(opened[0], "t0ken")
@@ -70,17 +70,17 @@ def test_the_oldest_session_makes_room() -> None:
 
 def test_a_form_belongs_to_one_visitor_of_one_process() -> None:
     sessions, other = Sessions(), Sessions()
-    me, somebody = new_id(), new_id()
-    mine = sessions.form_token(me)
-    assert sessions.owns_form(me, mine)
-    assert not sessions.owns_form(somebody, mine)
-    assert not sessions.owns_form(me, "")
-    assert not sessions.owns_form(me, "für mich")
-    assert not other.owns_form(me, mine)
-    assert me not in mine
+    identity, other_identity = new_id(), new_id()
+    mine = sessions.form_token(identity)
+    assert sessions.owns_form(identity, mine)
+    assert not sessions.owns_form(other_identity, mine)
+    assert not sessions.owns_form(identity, "")
+    assert not sessions.owns_form(identity, "für mich")
+    assert not other.owns_form(identity, mine)
+    assert identity not in mine
 
 
-def test_ids_are_long_and_each_is_another() -> None:
+def test_ids_are_long_and_unique() -> None:
     ids = {new_id() for _ in range(100)}
     assert len(ids) == 100
     assert all(map(is_id, ids))
@@ -89,7 +89,7 @@ def test_ids_are_long_and_each_is_another() -> None:
     assert not is_id("<" * 43)
 
 
-def test_five_wrong_tokens_of_an_address_have_it_wait() -> None:
+def test_five_attempts_from_an_address_make_it_wait() -> None:
     clock = Clock()
     limit = LoginLimit(clock)
     assert [limit.admit("a") for _ in range(5)] == [0.0] * 5
@@ -100,7 +100,7 @@ def test_five_wrong_tokens_of_an_address_have_it_wait() -> None:
     assert limit.admit("a") == 0.0
 
 
-def test_what_is_refused_for_being_too_often_does_not_prolong_the_wait() -> None:
+def test_refused_attempts_do_not_prolong_the_wait() -> None:
     clock = Clock()
     limit = LoginLimit(clock)
     for _ in range(5):
@@ -111,7 +111,7 @@ def test_what_is_refused_for_being_too_often_does_not_prolong_the_wait() -> None
     assert limit.admit("a") == 0.0
 
 
-def test_a_right_token_is_forgiven() -> None:
+def test_a_right_token_clears_the_attempts() -> None:
     limit = LoginLimit(Clock(), by_all=6)
     for _ in range(5):
         limit.admit("a")

@@ -1,4 +1,4 @@
-"""The style sheet: legible by the numbers of WCAG, and nothing from elsewhere."""
+"""The style sheet: contrast as WCAG requires, and no external resources."""
 
 from __future__ import annotations
 
@@ -37,16 +37,16 @@ def contrast(one: str, other: str) -> float:
 
 @pytest.mark.parametrize("colours", [LIGHT, DARK], ids=["light", "dark"])
 @pytest.mark.parametrize(("ink", "ground"), TEXT)
-def test_text_stands_out_from_its_ground(colours: dict[str, str], ink: str, ground: str) -> None:
+def test_text_has_enough_contrast(colours: dict[str, str], ink: str, ground: str) -> None:
     assert contrast(colours[ink], colours[ground]) >= 4.5
 
 
-def test_the_measure_is_that_of_wcag() -> None:
+def test_contrast_is_computed_as_in_wcag() -> None:
     assert contrast("#000000", "#ffffff") == pytest.approx(21)
     assert contrast("#767676", "#ffffff") == pytest.approx(4.54, abs=0.01)
 
 
-def test_nothing_comes_from_elsewhere() -> None:
+def test_nothing_is_loaded_from_elsewhere() -> None:
     assert "@import" not in STYLE
     assert "url(" not in STYLE
     assert "http" not in ICON.replace("http://www.w3.org/2000/svg", "")
@@ -55,5 +55,7 @@ def test_nothing_comes_from_elsewhere() -> None:
 
 def test_focus_is_never_hidden() -> None:
     hidden = re.findall(r"([^{}]+)\{[^}]*outline: none", STYLE)
-    assert [selector.strip() for selector in hidden] == ["main:focus"], "only what no key can reach"
+    assert [selector.strip() for selector in hidden] == ["main:focus"], (
+        "only elements that the keyboard cannot reach"
+    )
     assert ":focus-visible { outline: 3px" in STYLE

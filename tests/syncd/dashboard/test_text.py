@@ -1,4 +1,4 @@
-"""How values are written for people."""
+"""Formatting of values for people."""
 
 from __future__ import annotations
 
@@ -28,11 +28,11 @@ NOW = datetime(2026, 11, 22, 7, 0, tzinfo=UTC)
         ("a\u2028b", "a⟨U+2028⟩b"),
     ],
 )
-def test_what_is_not_seen_is_written_out(given: str, shown: str) -> None:
+def test_invisible_characters_are_written_out(given: str, shown: str) -> None:
     assert visible(given) == shown
 
 
-def test_what_is_no_text_and_what_is_markup_stays() -> None:
+def test_markup_and_values_other_than_text_stay() -> None:
     markup = Markup("<b>\u200b</b>")
     assert visible(markup) is markup
     assert visible(3) == 3
@@ -40,7 +40,7 @@ def test_what_is_no_text_and_what_is_markup_stays() -> None:
 
 
 @given(st.text(st.characters()))
-def test_no_text_from_outside_steers_a_page_or_breaks_its_encoding(text: str) -> None:
+def test_no_text_from_outside_controls_a_page_or_breaks_its_encoding(text: str) -> None:
     shown = visible(text)
     assert isinstance(shown, str)
     shown.encode()
@@ -62,11 +62,11 @@ def test_no_text_from_outside_steers_a_page_or_breaks_its_encoding(text: str) ->
         (-300, "in 5 min"),
     ],
 )
-def test_a_time_is_told_by_how_far_it_is(seconds: float, said: str) -> None:
+def test_a_time_is_shown_relative_to_now(seconds: float, said: str) -> None:
     assert ago(NOW - timedelta(seconds=seconds), NOW) == said
 
 
-def test_what_has_not_happened_was_never() -> None:
+def test_a_missing_time_is_never() -> None:
     assert ago(None, NOW) == "never"
     assert clock(None) == ""
 
@@ -74,7 +74,7 @@ def test_what_has_not_happened_was_never() -> None:
 @pytest.mark.parametrize(
     ("seconds", "said"), [(0.0213, "21 ms"), (1.26, "1.3 s"), (12.7, "12 s"), (3600, "1 h"), (-1, "0 ms")]
 )
-def test_a_length_of_time_has_two_units_at_most(seconds: float, said: str) -> None:
+def test_a_duration_has_two_units_at_most(seconds: float, said: str) -> None:
     assert duration(seconds) == said
 
 
@@ -84,7 +84,7 @@ def test_times_are_shown_in_utc() -> None:
 
 
 @pytest.mark.parametrize("text", [None, "", "yesterday", 7])
-def test_what_is_no_time_is_none(text: object) -> None:
+def test_an_invalid_time_is_none(text: object) -> None:
     assert moment(text) is None
 
 

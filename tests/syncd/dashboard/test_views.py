@@ -1,4 +1,4 @@
-"""What pages show of runs and plans."""
+"""Views of runs and plans."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import pytest
 
 from syncd.core.changes import Change, ChangeKind, EntityState, Outcome, Plan, Status
 from syncd.core.unbilled import UnbilledSubject, UnbilledUsage
-from syncd.dashboard.views import drift, latest, offer, page_of, run_line, unbilled
+from syncd.dashboard.views import apply_form, drift, latest_full_run, page_of, run_line, unbilled
 from syncd.planning.scope import Scope
 from syncd.runs.reconciler import RunOptions
 from syncd.runs.run import Run, RunState
@@ -20,7 +20,7 @@ CREATE = Change(
 )
 ATTACH = Change(ChangeKind.ATTACH_SUBJECTS, "b", ("s2",), "new in this customer", "2")
 STUCK = Change(ChangeKind.BLOCKED, "c", ("s3",), "c has an active subscription", "3")
-EXPOSURE = UnbilledUsage(
+UNBILLED = UnbilledUsage(
     (
         UnbilledSubject("s1", 100, 5, "planned"),
         UnbilledSubject("s3", 20, 0, "blocked"),
@@ -50,7 +50,7 @@ def run(
     return Run("r", "manual", options, *times, error, made, outcomes)
 
 
-def told(found: Run) -> tuple[str, str]:
+def outcome_of(found: Run) -> tuple[str, str]:
     line = run_line(found.summary(), NOW)
     return line.level, line.outcome
 
@@ -58,7 +58,7 @@ def told(found: Run) -> tuple[str, str]:
 @pytest.mark.parametrize(
     ("found", "level", "outcome"),
     [
-        (run(None, state=RunState.QUEUED), "busy", "waits for its turn"),
+        (run(None, state=RunState.QUEUED), "busy", "queued"),
         (run(None, state=RunState.RUNNING), "busy", "running"),
         (run(None, state=RunState.FAILED, error="Kong is away"), "problem", "failed"),
         (run(plan(), dry=True), "ok", "in sync"),
@@ -73,22 +73,22 @@ def told(found: Run) -> tuple[str, str]:
         ),
     ],
 )
-def test_a_run_is_told_by_what_came_of_it(found: Run, level: str, outcome: str) -> None:
-    assert told(found) == (level, outcome)
+def test_a_run_shows_its_level_and_outcome(found: Run, level: str, outcome: str) -> None:
+    assert outcome_of(found) == (level, outcome)
 
 
-def test_a_run_that_goes_on_has_taken_so_long_until_now() -> None:
+def test_the_duration_of_an_unfinished_run_lasts_until_now() -> None:
     assert run_line(run(None, state=RunState.RUNNING).summary(), NOW).seconds == 9
     assert run_line(run(plan()).summary(), NOW).seconds == 4
     assert run_line(run(None, state=RunState.QUEUED).summary(), NOW).seconds is None
 
 
-def test_the_options_of_a_run_are_told_in_words() -> None:
+def test_the_options_of_a_run_are_shown_in_words() -> None:
     options = RunOptions(force=True, adopt=True, scope=Scope("edge", "alice"), reviewed=plan())
     line = run_line(replace(run(plan()), options=options).summary(), NOW)
     assert line.options == (
-        "guards lifted",
-        "adopts customers",
+        "guards overridden",
+        "adoptions allowed",
         "as reviewed",
         "source edge",
         "principal alice",
@@ -108,14 +108,14 @@ def test_the_drift_of_a_dry_run_is_its_plan() -> None:
     assert found.at == NOW - timedelta(seconds=5)
 
 
-def test_what_a_run_has_done_is_no_drift_any_more() -> None:
+def test_what_a_run_has_done_is_no_longer_drift() -> None:
     done = (Outcome(CREATE, Status.DONE), Outcome(ATTACH, Status.UNCHANGED))
     found = drift(run(plan(CREATE, ATTACH), *done))
     assert found
     assert (found.to_do, found.blocked, found.level) == (0, 0, "ok")
 
 
-def test_what_a_run_tried_in_vain_is_blocked_and_what_it_did_not_reach_is_to_do() -> None:
+def test_failed_changes_are_blocked_and_untried_changes_are_to_do() -> None:
     found = drift(
         run(plan(CREATE, ATTACH, STUCK), Outcome(CREATE, Status.BLOCKED, "409"), state=RunState.FAILED)
     )
@@ -129,74 +129,74 @@ def test_a_plan_that_is_being_applied_says_so() -> None:
     assert (found.applying, found.level) == (True, "busy")
 
 
-def test_without_a_plan_the_drift_is_not_known() -> None:
+def test_without_a_plan_the_drift_is_unknown() -> None:
     assert drift(None) is None
     assert drift(run(None, state=RunState.FAILED)) is None
 
 
-def test_the_latest_plan_is_that_of_all_principals() -> None:
+def test_the_latest_plan_covers_all_principals() -> None:
     whole = run(plan(CREATE))
     part = run(plan(), scope=Scope("edge"))
     failed = run(None, state=RunState.FAILED)
-    assert latest([failed, part, whole]) is whole
-    assert latest([failed, part]) is None
+    assert latest_full_run([failed, part, whole]) is whole
+    assert latest_full_run([failed, part]) is None
 
 
 def test_each_unbilled_subject_has_its_reason() -> None:
-    found = unbilled(run(plan(CREATE, STUCK, unbilled=EXPOSURE), dry=True))
+    found = unbilled(run(plan(CREATE, STUCK, unbilled=UNBILLED), dry=True))
     assert found
-    assert [(s.key, s.fate) for s in found.subjects] == [
+    assert [(s.key, s.status) for s in found.subjects] == [
         ("s1", "planned"),
         ("s3", "blocked"),
         ("gone", "unknown"),
     ]
     reasons = [subject.reason for subject in found.subjects]
-    assert reasons[0] == "The next run puts it on customer a: new: consumer alice."
+    assert reasons[0] == "The next run attributes it to customer a: new: consumer alice."
     assert reasons[1] == "c has an active subscription"
     assert "No source names this subject" in reasons[2]
     assert (found.events, found.tokens, found.count("blocked")) == (123, 5, 1)
     assert found.since == datetime(2026, 11, 1, tzinfo=UTC)
 
 
-def test_what_the_run_has_attributed_is_billed_now() -> None:
-    found = unbilled(run(plan(CREATE, STUCK, unbilled=EXPOSURE), Outcome(CREATE, Status.DONE)))
+def test_usage_that_the_run_has_attributed_is_no_longer_unbilled() -> None:
+    found = unbilled(run(plan(CREATE, STUCK, unbilled=UNBILLED), Outcome(CREATE, Status.DONE)))
     assert found
     assert [subject.key for subject in found.subjects] == ["s3", "gone"]
     assert found.events == 23
 
 
-def test_what_the_run_attributed_in_vain_is_blocked_with_the_answer() -> None:
-    found = unbilled(run(plan(CREATE, unbilled=EXPOSURE), Outcome(CREATE, Status.BLOCKED, "key in use")))
+def test_usage_that_the_run_failed_to_attribute_is_blocked_with_the_answer() -> None:
+    found = unbilled(run(plan(CREATE, unbilled=UNBILLED), Outcome(CREATE, Status.BLOCKED, "key in use")))
     assert found
-    assert (found.subjects[0].fate, found.subjects[0].reason) == ("blocked", "key in use")
+    assert (found.subjects[0].status, found.subjects[0].reason) == ("blocked", "key in use")
 
 
-def test_usage_that_the_next_run_attributes_is_no_reason_to_worry() -> None:
-    only_planned = replace(EXPOSURE, subjects=EXPOSURE.subjects[:1])
+def test_usage_that_the_next_run_attributes_is_no_warning() -> None:
+    only_planned = replace(UNBILLED, subjects=UNBILLED.subjects[:1])
     calm = unbilled(run(plan(CREATE, unbilled=only_planned), dry=True))
-    alarm = unbilled(run(plan(CREATE, unbilled=EXPOSURE), dry=True))
+    alarm = unbilled(run(plan(CREATE, unbilled=UNBILLED), dry=True))
     assert calm
     assert alarm
     assert (calm.level, alarm.level) == ("ok", "warning")
 
 
-def test_without_meters_the_exposure_is_not_known() -> None:
+def test_without_meters_unbilled_usage_is_unknown() -> None:
     assert unbilled(run(plan(CREATE))) is None
     assert unbilled(None) is None
 
 
 def offered(made: Plan | None, **fields: object) -> object:
     found = run(made, **{"dry": True, **fields})  # type: ignore[arg-type]
-    return offer(run_line(found.summary(), NOW), found.plan)
+    return apply_form(run_line(found.summary(), NOW), found.plan)
 
 
 def test_a_dry_run_with_something_to_do_can_be_applied() -> None:
-    found = offer(run_line(run(plan(CREATE, STUCK), dry=True).summary(), NOW), plan(CREATE, STUCK))
+    found = apply_form(run_line(run(plan(CREATE, STUCK), dry=True).summary(), NOW), plan(CREATE, STUCK))
     assert found
     assert (found.changes, found.guard, found.can_force) == (1, None, False)
 
 
-def test_nothing_else_can() -> None:
+def test_no_other_run_can_be_applied() -> None:
     assert offered(plan(STUCK)) is None
     assert offered(plan(CREATE), dry=False) is None
     assert offered(plan(CREATE), state=RunState.RUNNING) is None
@@ -211,11 +211,9 @@ def test_nothing_else_can() -> None:
         ("the plan has 12 changes, and guards.max_changes allows 10 in one run", False),
     ],
 )
-def test_a_guard_that_would_stop_it_is_told_and_lifted_only_where_it_can_be(
-    said: str, can_force: bool
-) -> None:
+def test_a_guard_is_shown_and_can_be_overridden_only_where_allowed(said: str, can_force: bool) -> None:
     made = plan(CREATE, notes=("another note", f"apply would stop: {said}"))
-    found = offer(run_line(run(made, dry=True).summary(), NOW), made)
+    found = apply_form(run_line(run(made, dry=True).summary(), NOW), made)
     assert found
     assert (found.guard, found.can_force) == (said, can_force)
 

@@ -15,7 +15,6 @@ import pytest
 
 from syncd.config import settings
 from syncd.core.changes import ChangeKind
-from syncd.daemon import service as syncd_daemon
 from syncd.daemon.service import running
 from syncd.http.client import Endpoint
 from syncd.planning.guards import clock_distrust_reason
@@ -237,11 +236,10 @@ def test_changes_that_do_not_depend_on_time_are_made_with_a_wrong_clock(
 
 
 @contextmanager
-def jumpy(project: Project, clock: SettableClock, monkeypatch: pytest.MonkeyPatch) -> Iterator[httpx.Client]:
-    monkeypatch.setattr(syncd_daemon, "_CLOCK_SECONDS", 0.05)
+def jumpy(project: Project, clock: SettableClock) -> Iterator[httpx.Client]:
     with (
         scheduling_by(clock),
-        running(settings.load(project.config), clock) as daemon,
+        running(settings.load(project.config), clock, clock_check_seconds=0.05) as daemon,
         httpx.Client(base_url=daemon.address.url) as client,
     ):
         yield client
@@ -263,12 +261,12 @@ def next_scheduled(client: httpx.Client, after: str) -> str:
     return eventually(probe, what="a run by schedule")
 
 
-def test_a_clock_that_jumps_ahead_under_a_daemon_and_back_again_detaches_nothing(
-    tmp_path: Path, sandbox: httpx.Client, monkeypatch: pytest.MonkeyPatch
+def test_a_clock_that_jumps_ahead_under_a_daemon_and_back_again_detaches_nobody(
+    tmp_path: Path, sandbox: httpx.Client
 ) -> None:
     project, clock = orphaned_since(tmp_path, sandbox, 1), SettableClock()
     project.config.write_text(project.config.read_text().replace("interval: 1s", "interval: 10m"))
-    with jumpy(project, clock, monkeypatch) as client:
+    with jumpy(project, clock) as client:
         first = next_scheduled(client, "")
         clock.ahead = 60 * DAY
         due = next_scheduled(client, first)
@@ -283,10 +281,10 @@ def test_a_clock_that_jumps_ahead_under_a_daemon_and_back_again_detaches_nothing
 
 
 def test_a_clock_that_jumps_back_under_a_daemon_does_not_stop_its_schedule(
-    tmp_path: Path, sandbox: httpx.Client, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, sandbox: httpx.Client
 ) -> None:
     project, clock = orphaned_since(tmp_path, sandbox, 1), SettableClock()
-    with jumpy(project, clock, monkeypatch) as client:
+    with jumpy(project, clock) as client:
         next_scheduled(client, "")
         clock.ahead = -60 * DAY
 
@@ -300,13 +298,13 @@ def test_a_clock_that_jumps_back_under_a_daemon_does_not_stop_its_schedule(
 
 
 def test_a_clock_that_jumps_ahead_has_a_cron_schedule_run_what_is_due(
-    tmp_path: Path, sandbox: httpx.Client, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, sandbox: httpx.Client
 ) -> None:
     project, clock = orphaned_since(tmp_path, sandbox, 1), SettableClock()
     later = datetime.now(UTC) + 2 * DAY
     cron = f"cron: '{later.minute} {later.hour} {later.day} * *'"
     project.config.write_text(project.config.read_text().replace("interval: 1s", cron))
-    with jumpy(project, clock, monkeypatch) as client:
+    with jumpy(project, clock) as client:
         first = next_scheduled(client, "")
         clock.ahead = 3 * DAY
         next_scheduled(client, first)

@@ -1,4 +1,4 @@
-"""Shorthand for the requests that many tests make."""
+"""Helpers for common sandbox requests."""
 
 from typing import Any
 
@@ -9,7 +9,7 @@ SINGLE = "application/cloudevents+json"
 
 
 def event(event_id: str, **changes: Any) -> dict[str, Any]:
-    """Make a valid event of an API request; None in `changes` leaves a property out."""
+    """Return a valid event of an API request; None in `changes` leaves a property out."""
     made = {
         "specversion": "1.0",
         "id": event_id,
@@ -22,7 +22,7 @@ def event(event_id: str, **changes: Any) -> dict[str, Any]:
 
 
 def tokens(event_id: str, amount: Any, **changes: Any) -> dict[str, Any]:
-    """Make a valid event of an LLM request."""
+    """Return a valid event of an LLM request."""
     data = {"tokens": amount, "model": "tiny", "type": "total"}
     return event(event_id, **({"type": "kong.llm_request", "data": data} | changes))
 
@@ -69,7 +69,7 @@ def ok(response: httpx.Response) -> Any:
 
 
 def refused(response: httpx.Response, status: int) -> str:
-    """Check that the answer is a problem document of that status, and give its detail."""
+    """Check that the answer is a problem document with this status, and return its detail."""
     assert response.status_code == status, response.text
     assert response.headers["content-type"] == "application/problem+json"
     problem = response.json()

@@ -1,4 +1,4 @@
-"""/api/v1/customers: what is refused because of other customers, subscriptions or entitlements."""
+"""/api/v1/customers: refusals caused by other customers, subscriptions or entitlements."""
 
 from typing import Any
 
@@ -52,7 +52,7 @@ def test_a_subject_that_is_the_key_of_another_customer_is_counted_for_both(api: 
 
 
 @pytest.mark.parametrize("how", ["created", "changed"])
-def test_whose_key_became_a_subject_of_another_customer_can_be_changed_no_more(
+def test_a_customer_whose_key_became_a_subject_of_another_can_no_longer_change(
     api: httpx.Client, how: str
 ) -> None:
     named = create_customer(api, "named", key="both", subjects=["a"])
@@ -63,12 +63,12 @@ def test_whose_key_became_a_subject_of_another_customer_can_be_changed_no_more(
     change = body_of(named, name="renamed")
     said = refused(api.put(f"/api/v1/customers/{named['id']}", json=change), 409)
     assert f"overlaps with subject of another customer: {carrier['id']}" in said
-    # The other one can: so the way out is to take the subject off there.
+    # The other customer can, so the way out is to remove the subject from it.
     ok(api.put("/api/v1/customers/carrier", json=body_of(carrier, usageAttribution={"subjectKeys": ["c"]})))
     assert ok(api.put(f"/api/v1/customers/{named['id']}", json=change))["name"] == "renamed"
 
 
-def test_a_subject_that_is_key_and_subject_of_one_customer_is_no_other_customers_subject(
+def test_a_subject_that_is_key_and_subject_of_one_customer_cannot_be_a_subject_of_another(
     api: httpx.Client,
 ) -> None:
     create_customer(api, "a", key="both", subjects=["both"])
@@ -89,7 +89,7 @@ def test_a_key_may_be_a_subject_of_the_same_customer(api: httpx.Client) -> None:
     }
 
 
-def test_a_subject_moves_once_the_other_customer_has_let_go(api: httpx.Client) -> None:
+def test_a_subject_can_move_once_the_other_customer_released_it(api: httpx.Client) -> None:
     old = create_customer(api, "old", key="old", subjects=["s", "t"])
     new = create_customer(api, "new", key="new", subjects=["n"])
     wanted = body_of(new, usageAttribution={"subjectKeys": ["n", "s"]})
@@ -113,7 +113,7 @@ def test_the_rest_of_a_customer_may_change_under_a_subscription(api: httpx.Clien
     assert ok(api.put("/api/v1/customers/k", json=body_of(customer, name="New", key="l")))["name"] == "New"
 
 
-def test_leaving_out_usage_attribution_slips_past_the_subscription_as_on_the_real_server(
+def test_omitting_usage_attribution_bypasses_the_subscription_check_as_on_the_real_server(
     api: httpx.Client,
 ) -> None:
     subscribed(api, key="k", subjects=["a"])

@@ -1,4 +1,4 @@
-"""/api/v1/customers: what is kept, shown and found."""
+"""/api/v1/customers: create, replace, delete, list and search."""
 
 import re
 from concurrent.futures import ThreadPoolExecutor
@@ -53,7 +53,7 @@ def test_an_unknown_customer_is_a_404(api: httpx.Client) -> None:
     refused(api.put("/api/v1/customers/nobody", json=FULL), 404)
 
 
-def test_what_is_empty_is_not_shown(api: httpx.Client) -> None:
+def test_empty_properties_are_not_shown(api: httpx.Client) -> None:
     customer = create_customer(
         api, key="a", metadata={}, usageAttribution={"subjectKeys": []}, billingAddress={}
     )
@@ -81,7 +81,9 @@ def test_subject_keys_are_shown_sorted(api: httpx.Client) -> None:
         ({"description": "d" * 1025}, "/description"),
     ],
 )
-def test_a_body_against_the_specification_is_refused(api: httpx.Client, change: Any, pointer: str) -> None:
+def test_a_body_that_violates_the_specification_is_refused(
+    api: httpx.Client, change: Any, pointer: str
+) -> None:
     assert f'Error at "{pointer}":' in refused(api.post("/api/v1/customers", json=FULL | change), 400)
 
 
@@ -94,7 +96,7 @@ def test_a_customer_needs_a_key_or_a_subject(api: httpx.Client) -> None:
     assert "either key or usageAttribution.subjectKeys must be provided" in refused(response, 400)
 
 
-def test_put_clears_what_is_left_out_but_for_email_and_currency(api: httpx.Client) -> None:
+def test_put_clears_missing_properties_except_email_and_currency(api: httpx.Client) -> None:
     before = ok(api.post("/api/v1/customers", json=FULL))
     body = {"name": "Alice Inc", "usageAttribution": {"subjectKeys": ["alice-2"]}}
     after = ok(api.put("/api/v1/customers/alice", json=body))
@@ -110,7 +112,7 @@ def test_put_without_usage_attribution_clears_the_subjects(api: httpx.Client) ->
     assert create_customer(api, "Bob", subjects=["alice-1"])
 
 
-def test_put_keeps_the_parts_of_an_address_that_it_does_not_name(api: httpx.Client) -> None:
+def test_put_keeps_missing_parts_of_an_address(api: httpx.Client) -> None:
     api.post("/api/v1/customers", json=FULL)
     after = ok(api.put("/api/v1/customers/alice", json=FULL | {"billingAddress": {"city": "Paris"}}))
     assert after["billingAddress"] == {"city": "Paris", "country": "FR"}
@@ -137,7 +139,7 @@ def test_a_deleted_customer_frees_its_key_and_subjects(api: httpx.Client) -> Non
     assert create_customer(api, key="a", subjects=["s"])["id"] == ok(api.get("/api/v1/customers/a"))["id"]
 
 
-def test_deleted_customers_are_listed_only_on_demand(api: httpx.Client) -> None:
+def test_deleted_customers_are_listed_only_on_request(api: httpx.Client) -> None:
     create_customer(api, "a")
     create_customer(api, "b")
     api.delete("/api/v1/customers/a")
@@ -145,7 +147,7 @@ def test_deleted_customers_are_listed_only_on_demand(api: httpx.Client) -> None:
     assert keys(api, includeDeleted="true") == ["a", "b"]
 
 
-def test_pages_hold_what_was_asked_and_tell_the_total(api: httpx.Client) -> None:
+def test_pages_have_the_requested_size_and_the_total(api: httpx.Client) -> None:
     for number in range(5):
         create_customer(api, f"c{number}")
     page = ok(api.get("/api/v1/customers", params={"page": 2, "pageSize": 2}))
@@ -166,7 +168,7 @@ def test_the_largest_page_is_1000(api: httpx.Client) -> None:
     assert ok(api.get("/api/v1/customers", params={"pageSize": 1000}))["pageSize"] == 1000
 
 
-def test_customers_come_by_name_or_in_the_order_asked_for(api: httpx.Client) -> None:
+def test_customers_are_sorted_by_name_or_as_requested(api: httpx.Client) -> None:
     for key, name in (("1", "Zoe"), ("2", "Ada"), ("3", "Kim")):
         create_customer(api, name, key=key)
     assert keys(api) == ["2", "3", "1"]
@@ -190,7 +192,7 @@ def test_customers_are_found_by_part_of_a_text_in_any_case(api: httpx.Client, qu
     assert keys(api, **query) == ["alice"]
 
 
-def test_a_percent_sign_in_a_filter_is_only_itself(api: httpx.Client) -> None:
+def test_a_percent_sign_in_a_filter_is_literal(api: httpx.Client) -> None:
     create_customer(api, "a")
     assert keys(api, key="%") == []
 

@@ -1,4 +1,4 @@
-"""/sandbox/v1/faults: failures on demand."""
+"""/sandbox/v1/faults: fault injection."""
 
 import time
 from typing import Any
@@ -17,7 +17,7 @@ def hits(api: httpx.Client) -> list[int]:
     return [fault["hits"] for fault in ok(api.get("/sandbox/v1/faults"))]
 
 
-def test_a_fault_answers_in_place_of_the_api_as_often_as_it_was_told(api: httpx.Client) -> None:
+def test_a_fault_replaces_the_answer_for_the_given_number_of_times(api: httpx.Client) -> None:
     add_fault(api, path="/api/v1/events", method="POST", status=429, retry_after=2, count=2)
     for _ in range(2):
         response = send(api, event("a"))
@@ -36,27 +36,27 @@ def test_a_fault_without_a_count_lasts_until_it_is_cleared(api: httpx.Client) ->
     ok(api.get("/api/v1/customers"))
 
 
-def test_a_fault_meets_only_its_method_and_path(api: httpx.Client) -> None:
+def test_a_fault_matches_only_its_method_and_path(api: httpx.Client) -> None:
     add_fault(api, path="/api/v1/customers", method="POST")
     ok(api.get("/api/v1/customers"))
     ok(api.get("/api/v1/meters"))
     refused(api.post("/api/v1/customers", json={}), 503)
 
 
-def test_faults_are_met_in_the_order_they_were_added(api: httpx.Client) -> None:
+def test_faults_trigger_in_the_order_they_were_added(api: httpx.Client) -> None:
     add_fault(api, status=500, count=1)
     add_fault(api, status=502, count=1)
     assert [api.get("/api/v1/meters").status_code for _ in range(3)] == [500, 502, 200]
 
 
-def test_a_cut_connection_brings_no_answer_and_nothing_is_in(api: httpx.Client) -> None:
+def test_a_cut_connection_stores_nothing(api: httpx.Client) -> None:
     add_fault(api, action="cut", count=1)
     with pytest.raises(httpx.TransportError):
         send(api, event("a"))
     assert stored_ids(api) == set()
 
 
-def test_a_connection_can_be_cut_after_the_events_are_in(api: httpx.Client) -> None:
+def test_a_connection_can_be_cut_after_the_events_were_stored(api: httpx.Client) -> None:
     add_fault(api, action="accept_then_cut", count=1)
     with pytest.raises(httpx.TransportError):
         send(api, event("a"))
@@ -68,13 +68,13 @@ def send_impatiently(api: httpx.Client) -> None:
         send(impatient, event("a"))
 
 
-def test_an_answer_can_fail_to_come(api: httpx.Client) -> None:
+def test_a_request_can_time_out(api: httpx.Client) -> None:
     add_fault(api, action="timeout", count=1)
     send_impatiently(api)
     assert stored_ids(api) == set()
 
 
-def test_an_answer_can_fail_to_come_after_the_events_are_in(api: httpx.Client) -> None:
+def test_a_request_can_time_out_after_the_events_were_stored(api: httpx.Client) -> None:
     add_fault(api, action="accept_then_timeout", count=1)
     send_impatiently(api)
     deadline = time.monotonic() + 10
@@ -91,12 +91,12 @@ def test_a_poisoned_event_is_refused_alone_or_in_a_batch(api: httpx.Client) -> N
     assert hits(api) == [2]
 
 
-def test_a_poisoned_event_is_taken_once_its_count_is_used_up(api: httpx.Client) -> None:
+def test_a_poisoned_event_is_accepted_once_its_count_is_used_up(api: httpx.Client) -> None:
     add_fault(api, event_id="b", status=400, count=1)
     refused(send(api, event("b")), 400)
     assert send(api, event("b")).status_code == 204
 
 
 @pytest.mark.parametrize("fault", [{"actoin": "cut"}, {"action": "explode"}, {"status": 200}, {"count": 0}])
-def test_a_fault_that_makes_no_sense_is_refused(api: httpx.Client, fault: dict[str, Any]) -> None:
+def test_an_invalid_fault_is_refused(api: httpx.Client, fault: dict[str, Any]) -> None:
     refused(api.post("/sandbox/v1/faults", json=fault), 400)

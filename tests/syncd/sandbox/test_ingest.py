@@ -81,14 +81,14 @@ def test_optional_attributes_may_be_null(api: httpx.Client) -> None:
     assert "data" not in listed(api)[0]["event"]
 
 
-def test_a_batch_is_not_atomic_what_precedes_the_bad_event_is_in(api: httpx.Client) -> None:
+def test_a_batch_is_not_atomic_events_before_the_invalid_one_are_stored(api: httpx.Client) -> None:
     response = send(api, event("a"), event("b"), event("bad", subject=None), event("c"))
     assert '"/2/subject"' in refused(response, 400)
     assert stored_ids(api) == {"a", "b"}
     assert ok(api.get("/sandbox/v1/stats"))["events_rejected"] == 2
 
 
-def test_an_event_that_comes_twice_is_stored_once_and_counted(api: httpx.Client) -> None:
+def test_a_duplicate_event_is_stored_once_and_counted(api: httpx.Client) -> None:
     send(api, event("a"), event("b"), event("a"))
     send(api, event("a", data={"status": 500}))
     assert sorted(item["event"]["id"] for item in listed(api)) == ["a", "b"]
@@ -97,7 +97,7 @@ def test_an_event_that_comes_twice_is_stored_once_and_counted(api: httpx.Client)
     assert (stats["events_received"], stats["events_stored"], stats["duplicates_received"]) == (4, 2, 2)
 
 
-def test_the_first_of_two_events_with_one_id_stays(api: httpx.Client) -> None:
+def test_the_first_of_two_events_with_the_same_id_wins(api: httpx.Client) -> None:
     send(api, event("a", subject="first"))
     send(api, event("a", subject="second"))
     assert [item["event"]["subject"] for item in listed(api)] == ["first"]

@@ -18,7 +18,7 @@ def ids(api: httpx.Client, **filters: str | int | list[str]) -> list[str]:
     return [item["event"]["id"] for item in listed(api, **filters)]
 
 
-def test_an_event_is_shown_as_it_came_with_the_time_in_whole_seconds(api: httpx.Client) -> None:
+def test_an_event_is_listed_as_received_with_its_time_in_whole_seconds(api: httpx.Client) -> None:
     moment = NOW - timedelta(hours=1)
     local = moment.astimezone().isoformat(timespec="milliseconds")
     send(api, event("a", time=local.replace(".000", ".789"), data={"a": {"b": [1, 2.5, None]}}))
@@ -35,7 +35,7 @@ def test_an_event_is_shown_as_it_came_with_the_time_in_whole_seconds(api: httpx.
     }
 
 
-def test_an_event_without_a_time_gets_the_time_it_came(api: httpx.Client) -> None:
+def test_an_event_without_a_time_gets_the_time_of_ingestion(api: httpx.Client) -> None:
     send(api, event("a"))
     [item] = listed(api)
     assert item["event"]["time"] == item["ingestedAt"] == item["storedAt"]
@@ -77,7 +77,7 @@ def test_events_can_be_found_by_the_whole_subject_only(api: httpx.Client) -> Non
     assert ids(api, subject="consumer:1") == ["a"]
 
 
-def test_events_older_than_32_days_are_not_listed_and_cannot_be_asked_for(api: httpx.Client) -> None:
+def test_events_older_than_32_days_are_not_listed_and_cannot_be_requested(api: httpx.Client) -> None:
     send(api, event("old", time=ago(days=33)), event("new", time=ago(days=31)))
     assert ids(api) == ["new"]
     assert "too old" in refused(api.get("/api/v1/events", params={"from": ago(days=33)}), 400)
@@ -88,11 +88,11 @@ def test_a_period_that_ends_before_it_begins_is_refused(api: httpx.Client) -> No
     assert "to date is before from date" in refused(api.get("/api/v1/events", params=period), 400)
 
 
-def test_a_time_that_is_none_is_refused(api: httpx.Client) -> None:
+def test_an_invalid_time_is_refused(api: httpx.Client) -> None:
     assert '"from" in query' in refused(api.get("/api/v1/events", params={"from": "today"}), 400)
 
 
-def test_an_event_that_no_customer_owns_says_so_until_there_is_one(api: httpx.Client) -> None:
+def test_an_event_without_a_customer_says_so_until_there_is_one(api: httpx.Client) -> None:
     send(api, event("a"))
     [before] = listed(api)
     assert before["validationError"] == "no customer found for event subject: alice"
@@ -139,7 +139,7 @@ def test_an_event_that_its_meter_cannot_count_says_why(
     assert listed(api)[0]["validationError"] == f"invalid event: {reason}"
 
 
-def test_all_that_is_wrong_with_an_event_is_told_line_by_line(api: httpx.Client) -> None:
+def test_all_errors_of_an_event_are_listed_line_by_line(api: httpx.Client) -> None:
     send(api, tokens("a", "x"))
     assert listed(api)[0]["validationError"].splitlines() == [
         "invalid event: value cannot be parsed as float64: x",

@@ -68,7 +68,7 @@ def test_a_slug_in_use_is_a_409(api: httpx.Client) -> None:
         ({"eventFrom": "yesterday"}, "RFC 3339"),
     ],
 )
-def test_a_meter_that_cannot_be_is_refused(api: httpx.Client, change: dict[str, Any], reason: str) -> None:
+def test_an_invalid_meter_is_refused(api: httpx.Client, change: dict[str, Any], reason: str) -> None:
     assert reason in refused(api.post("/api/v1/meters", json=METER | change), 400)
 
 
@@ -80,20 +80,20 @@ def test_a_meter_other_than_count_needs_a_value(api: httpx.Client) -> None:
 @pytest.mark.parametrize(
     ("aggregation", "value"), [("SUM", 10.5), ("AVG", 3.5), ("MIN", 0.5), ("MAX", 8), ("UNIQUE_COUNT", 3)]
 )
-def test_each_aggregation_counts_its_way(api: httpx.Client, aggregation: str, value: float) -> None:
+def test_each_aggregation_computes_its_value(api: httpx.Client, aggregation: str, value: float) -> None:
     ok(api.post("/api/v1/meters", json=METER | {"aggregation": aggregation}))
     sizes: list[float | str] = [2, "8", 0.5]
     send(api, *[event(str(number), data={"size": {"out": size}}) for number, size in enumerate(sizes)])
     assert total(api, "bytes") == [value]
 
 
-def test_a_meter_counts_events_that_came_before_it(api: httpx.Client) -> None:
+def test_a_meter_counts_events_older_than_itself(api: httpx.Client) -> None:
     send(api, event("a", data={"size": {"out": 5}}))
     ok(api.post("/api/v1/meters", json=METER))
     assert total(api, "bytes") == [5]
 
 
-def test_a_meter_skips_events_before_its_beginning(api: httpx.Client) -> None:
+def test_a_meter_skips_events_before_its_event_from(api: httpx.Client) -> None:
     ok(api.post("/api/v1/meters", json=METER | {"eventFrom": "2026-01-02T00:00:00+01:00"}))
     data = {"size": {"out": 1}}
     send(
@@ -117,7 +117,7 @@ def test_sums_of_large_and_small_are_exact(api: httpx.Client) -> None:
     assert total(api, "kong_llm_tokens") == [0.6000001]
 
 
-def test_what_is_no_number_adds_nothing_to_a_sum(api: httpx.Client) -> None:
+def test_values_that_are_not_numbers_add_nothing_to_a_sum(api: httpx.Client) -> None:
     amounts = [1, "2", True, "many", None, [3], {"a": 4}, "NaN", "1e999", " 5"]
     send(api, *[tokens(str(number), amount) for number, amount in enumerate(amounts)])
     assert total(api, "kong_llm_tokens") == [3]

@@ -1,4 +1,4 @@
-"""The server around the API: start, stop, token, persistence, and what it says about itself."""
+"""The server around the API: start, stop, token, persistence, and how it identifies itself."""
 
 import os
 import re
@@ -49,7 +49,7 @@ def test_a_signal_ends_the_command_quietly_and_with_success(tmp_path: Path, numb
         assert process.stderr.read() == ""
 
 
-def test_a_sender_that_dies_in_the_middle_of_a_batch_is_no_error_of_the_sandbox(tmp_path: Path) -> None:
+def test_a_sender_killed_mid_batch_is_not_an_error(tmp_path: Path) -> None:
     with sandbox_process(tmp_path / "db") as (process, line):
         url = httpx.URL(line.split()[1])
         with socket.create_connection((url.host, url.port)) as sender:
@@ -62,7 +62,7 @@ def test_a_sender_that_dies_in_the_middle_of_a_batch_is_no_error_of_the_sandbox(
         assert process.stderr.read() == ""
 
 
-def test_what_was_answered_survives_the_death_of_the_process(tmp_path: Path) -> None:
+def test_acknowledged_data_survive_a_kill(tmp_path: Path) -> None:
     with sandbox_process(tmp_path / "db") as (process, line):
         with httpx.Client(base_url=line.split()[1]) as api:
             assert send(api, event("a")).status_code == 204
@@ -99,7 +99,7 @@ def test_a_port_in_use_is_an_error() -> None:
 
 def test_a_file_that_is_not_a_sandbox_is_left_alone(tmp_path: Path) -> None:
     text, other = tmp_path / "text", tmp_path / "other"
-    text.write_text("not a database, but something that somebody may want to keep" * 100)
+    text.write_text("not a database, but something worth keeping" * 100)
     connection = sqlite3.connect(other)
     connection.execute("CREATE TABLE precious (x)")
     connection.close()
@@ -121,7 +121,7 @@ def test_an_unknown_path_or_method_is_a_problem_too(api: httpx.Client) -> None:
     refused(api.patch("/api/v1/events"), 405)
 
 
-def test_a_token_is_demanded_of_all_but_the_health_check() -> None:
+def test_every_request_except_the_health_check_needs_the_token() -> None:
     with running_sandbox(token="s3cret") as url, httpx.Client(base_url=url) as api:
         for wrong in ({}, {"authorization": "Bearer wrong"}, {"authorization": "s3cret"}):
             for path in ("/api/v1/meters", "/sandbox/v1/stats", "/openapi.json", "/nothing"):
@@ -130,7 +130,7 @@ def test_a_token_is_demanded_of_all_but_the_health_check() -> None:
         ok(api.get("/api/v1/meters", headers={"authorization": "Bearer s3cret"}))
 
 
-def test_the_statistics_tell_what_came_and_what_reaches_nobody(api: httpx.Client) -> None:
+def test_the_statistics_count_received_and_unattributed_events(api: httpx.Client) -> None:
     create_customer(api, key="alice")
     send(
         api,

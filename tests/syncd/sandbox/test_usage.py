@@ -109,7 +109,7 @@ def test_a_subject_that_is_also_the_key_counts_once(api: httpx.Client) -> None:
     assert total(api, filterCustomerId=customer["id"]) == [1]
 
 
-def test_usage_moves_with_the_subject_even_what_was_used_before(api: httpx.Client) -> None:
+def test_past_usage_moves_with_the_subject(api: httpx.Client) -> None:
     old = create_customer(api, "old", key="old", subjects=["s"])
     new = create_customer(api, "new", key="new")
     send(api, event("a", subject="s"))
@@ -122,7 +122,7 @@ def test_usage_moves_with_the_subject_even_what_was_used_before(api: httpx.Clien
     assert by_customer(usage(api, **both)) == {new["id"]: 1}
 
 
-def test_customers_are_told_apart_in_each_window(api: httpx.Client) -> None:
+def test_each_window_is_split_by_customer(api: httpx.Client) -> None:
     first, second = create_customer(api, "a"), create_customer(api, "b")
     send(api, event("1", subject="a"), event("2", subject="b"), event("3", subject="b"))
     rows = usage(api, filterCustomerId=[first["id"], second["id"]], windowSize="DAY")
@@ -199,7 +199,5 @@ def test_groups_can_be_filtered_by_without_being_shown(api: httpx.Client) -> Non
         ({"advancedMeterGroupByFilters": "{}"}, "advancedMeterGroupByFilters"),
     ],
 )
-def test_a_question_that_has_no_answer_is_refused(
-    api: httpx.Client, parameters: dict[str, str], reason: str
-) -> None:
+def test_an_invalid_query_is_refused(api: httpx.Client, parameters: dict[str, str], reason: str) -> None:
     assert reason in refused(api.get("/api/v1/meters/kong_api_requests/query", params=parameters), 400)

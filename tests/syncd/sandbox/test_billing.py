@@ -1,4 +1,4 @@
-"""What belongs to a customer in both dialects: entitlements, subscriptions, accounts, credits."""
+"""Entitlements, subscriptions, accounts and credits of a customer, in both dialects."""
 
 import httpx
 import pytest
@@ -17,7 +17,7 @@ def test_entitlements_are_shown_as_access(api: httpx.Client) -> None:
     assert shown == [{"type": "boolean", "feature_key": "gpt", "has_access": True}]
 
 
-def test_subscriptions_are_listed_ended_ones_too(api: httpx.Client) -> None:
+def test_subscriptions_are_listed_including_ended_ones(api: httpx.Client) -> None:
     customer = create_customer(api, key="k")
     ok(api.post("/sandbox/v1/customers/k/subscriptions"))
     api.delete("/sandbox/v1/customers/k/subscriptions")
@@ -42,7 +42,7 @@ def test_there_are_no_accounts_and_no_credits(api: httpx.Client) -> None:
 
 
 @pytest.mark.parametrize("part", ["access", "subscriptions", "apps"])
-def test_a_customer_that_is_deleted_or_never_was_has_nothing_to_show(api: httpx.Client, part: str) -> None:
+def test_a_deleted_or_unknown_customer_is_refused(api: httpx.Client, part: str) -> None:
     customer = create_customer(api, key="k")
     api.delete("/api/v1/customers/k")
     refused(api.get(f"/api/v1/customers/{customer['id']}/{part}"), 412)
@@ -57,14 +57,16 @@ def test_over_v3_a_deleted_customer_is_gone(api: httpx.Client, part: str) -> Non
     refused(api.get(f"{V3}/customers/nobody/{part}"), 404)
 
 
-def test_over_v3_deleting_nobody_is_no_error(api: httpx.Client) -> None:
+def test_over_v3_deleting_an_unknown_customer_is_not_an_error(api: httpx.Client) -> None:
     customer = create_customer(api, key="k")
     for _ in range(2):
         assert api.delete(f"{V3}/customers/{customer['id']}").status_code == 204
     assert api.delete(f"{V3}/customers/nobody").status_code == 204
 
 
-def test_over_v3_a_customer_with_a_subscription_or_an_entitlement_stays(api: httpx.Client) -> None:
+def test_over_v3_a_customer_with_a_subscription_or_an_entitlement_cannot_be_deleted(
+    api: httpx.Client,
+) -> None:
     customer = create_customer(api, key="k")
     ok(api.post("/sandbox/v1/customers/k/subscriptions"))
     refused(api.delete(f"{V3}/customers/{customer['id']}"), 400)

@@ -1,10 +1,10 @@
-"""Host and Origin: what a web page could have its visitor's browser send."""
+"""Host and Origin checks against what a web page could make its visitor's browser send."""
 
 from __future__ import annotations
 
 import pytest
 
-from syncd.daemon.access import is_from_elsewhere, is_loopback
+from syncd.daemon.access import is_cross_origin, is_loopback
 
 OWN = {"host": "syncd.example.com"}
 
@@ -12,7 +12,7 @@ OWN = {"host": "syncd.example.com"}
 @pytest.mark.parametrize(
     "host", ["localhost", "localhost:8890", "LOCALHOST", "127.0.0.1:8890", "127.9.9.9", "[::1]", "[::1]:8890"]
 )
-def test_names_and_numbers_of_this_machine_are_loopback(host: str) -> None:
+def test_loopback_names_and_addresses_are_recognized(host: str) -> None:
     assert is_loopback(host)
 
 
@@ -29,7 +29,7 @@ def test_names_and_numbers_of_this_machine_are_loopback(host: str) -> None:
         "0.0.0.0",
     ],
 )
-def test_other_names_are_not(host: str) -> None:
+def test_other_names_are_not_loopback(host: str) -> None:
     assert not is_loopback(host)
 
 
@@ -44,8 +44,8 @@ def test_other_names_are_not(host: str) -> None:
         {"host": "syncd:8890", "origin": "https://syncd.example.com", "sec-fetch-site": "same-origin"},
     ],
 )
-def test_our_own_pages_and_programs_are_not_from_elsewhere(headers: dict[str, str]) -> None:
-    assert not is_from_elsewhere(headers)
+def test_own_pages_and_programs_are_not_cross_origin(headers: dict[str, str]) -> None:
+    assert not is_cross_origin(headers)
 
 
 @pytest.mark.parametrize(
@@ -61,16 +61,16 @@ def test_our_own_pages_and_programs_are_not_from_elsewhere(headers: dict[str, st
         {"sec-fetch-site": "cross-site", "origin": "https://syncd.example.com"},
     ],
 )
-def test_pages_of_other_origins_are(headers: dict[str, str]) -> None:
-    assert is_from_elsewhere(OWN | headers)
+def test_pages_of_other_origins_are_cross_origin(headers: dict[str, str]) -> None:
+    assert is_cross_origin(OWN | headers)
 
 
 def test_a_request_without_a_host_has_no_own_origin() -> None:
-    assert is_from_elsewhere({"origin": "null"})
+    assert is_cross_origin({"origin": "null"})
 
 
-def test_the_public_url_is_our_own_origin_too() -> None:
-    behind = {"host": "syncd:8890", "origin": "https://syncd.example.com"}
-    assert is_from_elsewhere(behind)
-    assert not is_from_elsewhere(behind, "https://syncd.example.com")
-    assert is_from_elsewhere(behind, "https://other.example.com")
+def test_the_public_url_is_an_own_origin_too() -> None:
+    proxied = {"host": "syncd:8890", "origin": "https://syncd.example.com"}
+    assert is_cross_origin(proxied)
+    assert not is_cross_origin(proxied, "https://syncd.example.com")
+    assert is_cross_origin(proxied, "https://other.example.com")

@@ -1,4 +1,4 @@
-"""What every request passes before and after its handler: the token, the faults and the count of requests."""
+"""ASGI middleware around every request: checks the token, injects faults, counts requests."""
 
 import hmac
 from collections import Counter
@@ -10,10 +10,10 @@ from syncd.sandbox.faults import Action, Fault, Faults
 from syncd.sandbox.problems import ProblemError
 
 ABORT = "syncd.sandbox.abort"
-"""The scope's key for a function that closes the client's connection at once: see server.py."""
+"""Key in the ASGI scope of a function that aborts the client's connection; set in server.py."""
 
 
-class Gate:
+class SandboxMiddleware:
     """The ASGI application around the API."""
 
     def __init__(self, api: ASGIApp, faults: Faults, requests: Counter[str], token: str | None) -> None:
@@ -23,7 +23,7 @@ class Gate:
         self._expected = None if token is None else f"Bearer {token}".encode()
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Answer one request, or fail it as a fault demands."""
+        """Handle one request, or make it fail if a fault matches."""
         if scope["type"] != "http":
             await self._api(scope, receive, send)
             return
@@ -36,7 +36,7 @@ class Gate:
             await self._api(scope, receive, send)
         else:
             await self._fail(fault, scope, receive, send)
-        # The router leaves its choice in the scope: one entry for all customers, not one for each.
+        # The router stores the matched route in the scope: one entry for all customers, not one per customer.
         path = getattr(scope.get("route"), "path", scope["path"])
         self._requests[f"{scope['method']} {path}"] += 1
 
@@ -49,17 +49,17 @@ class Gate:
     async def _fail(self, fault: Fault, scope: Scope, receive: Receive, send: Send) -> None:
         if fault.action is Action.ANSWER:
             headers = {} if fault.retry_after is None else {"retry-after": str(fault.retry_after)}
-            problem = ProblemError(fault.status, "a failure on a test's demand", headers=headers)
+            problem = ProblemError(fault.status, "injected by a test", headers=headers)
             await problem.response()(scope, receive, send)
             return
         if fault.action in (Action.ACCEPT_THEN_CUT, Action.ACCEPT_THEN_TIMEOUT):
-            await self._api(scope, receive, _swallow)
+            await self._api(scope, receive, _discard)
         if fault.action in (Action.CUT, Action.ACCEPT_THEN_CUT):
             scope[ABORT]()
-        # Without an answer of ours the server would make one, unless the client has gone by then.
+        # If this returned without an answer, uvicorn would send one, so wait until the client has gone.
         while (await receive())["type"] != "http.disconnect":
             pass
 
 
-async def _swallow(_message: Message) -> None:
-    """Answer nobody."""
+async def _discard(_message: Message) -> None:
+    """Drop the answer."""
