@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: setup browser demo newcomer test bench soak lint format typecheck unit clean
+.PHONY: setup browser demo newcomer test bench soak docs screenshot lint format typecheck unit clean
 
 setup: $(VENV)/.ready
 
@@ -32,7 +32,24 @@ bench: setup
 soak: setup
 	@$(BIN)/python -m tests.soak $(ARGS)
 
-test: browser lint typecheck unit
+$(VENV)/.docs: $(VENV)/.ready
+	PIP_CONSTRAINT='$(CURDIR)/.ci/constraints.txt' PIP_BUILD_CONSTRAINT='$(CURDIR)/.ci/constraints.txt' \
+		$(BIN)/pip install --quiet --disable-pip-version-check --constraint .ci/constraints.txt --editable '.[docs]'
+	@touch $@
+
+# The documentation as a site, in site/. Tables that are made of the code are written anew first.
+docs: export NO_MKDOCS_2_WARNING := 1
+docs: $(VENV)/.docs
+	$(BIN)/python -m tests.settings_reference
+	$(BIN)/python -m tests.deploy.metrics_reference
+	$(BIN)/python -m mkdocs build --clean
+
+# The picture in the README, from a running demo. Needs Chromium.
+screenshot: setup
+	$(BIN)/python -m tests.demo.screenshot
+
+# With the documentation, so that its strict build is among the tests.
+test: browser lint typecheck $(VENV)/.docs unit
 
 lint: setup
 	$(BIN)/ruff check .
@@ -49,4 +66,4 @@ unit: setup browser
 	$(BIN)/pytest -n 4 $(ARGS)
 
 clean:
-	rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache .hypothesis
+	rm -rf $(VENV) site .mypy_cache .ruff_cache .pytest_cache .hypothesis
