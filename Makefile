@@ -37,14 +37,14 @@ $(VENV)/.docs: $(VENV)/.ready
 		$(BIN)/pip install --quiet --disable-pip-version-check --constraint .ci/constraints.txt --editable '.[docs]'
 	@touch $@
 
-# The documentation as a site, in site/. Tables that are made of the code are written anew first.
+#? docs: build the documentation as a site into site/, its tables made of the code first
 docs: export NO_MKDOCS_2_WARNING := 1
 docs: $(VENV)/.docs
 	$(BIN)/python -m tests.settings_reference
 	$(BIN)/python -m tests.deploy.metrics_reference
 	$(BIN)/python -m mkdocs build --clean
 
-# The picture in the README, from a running demo. Needs Chromium.
+#? screenshot: take the README's picture of the dashboard from a running demo (needs Chromium)
 screenshot: setup
 	$(BIN)/python -m tests.demo.screenshot
 

@@ -14,13 +14,11 @@ from pathlib import Path
 from typing import Any, Final
 
 ROOT: Final = Path(__file__).parents[1]
-TOP_LEVEL: Final = {
+TOP_LEVEL: Final = {path.name: path.name.lower().replace("_", "-") for path in ROOT.glob("*.md")} | {
     "README.md": "index.md",
-    "CHANGELOG.md": "changelog.md",
-    "CONTRIBUTING.md": "contributing.md",
-    "SECURITY.md": "security-policy.md",
+    "SECURITY.md": "security-policy.md",  # docs/security.md is another page
 }
-"""The page of the site that each file of the top level becomes."""
+"""The page of the site that each Markdown file of the top level becomes."""
 
 _FENCED: Final = re.compile(r"^```.*?^```$", re.MULTILINE | re.DOTALL)
 _LINK: Final = re.compile(
@@ -37,17 +35,22 @@ def on_config(config: Any) -> Any:
 
 def on_files(files: Any, config: Any) -> Any:
     """Add the pages of the top level, and the files that pages link to."""
-    from mkdocs.structure.files import File
+    from mkdocs.structure.files import File, InclusionLevel
 
-    pages = {name: (ROOT / name).read_text() for name in TOP_LEVEL}
-    for name, text in pages.items():
-        files.append(File.generated(config, TOP_LEVEL[name], content=text))
     docs = Path(config.docs_dir)
+    pages = {name: (ROOT / name).read_text() for name in TOP_LEVEL}
+    # Those that mkdocs.yml does not list are still pages, which others may link to.
+    listed = set(_listed(config.nav))
+    for name, place in TOP_LEVEL.items():
+        inclusion = InclusionLevel.INCLUDED if place in listed else InclusionLevel.NOT_IN_NAV
+        files.append(File.generated(config, place, content=pages[name], inclusion=inclusion))
     pages |= {f"docs/{path.relative_to(docs).as_posix()}": path.read_text() for path in docs.rglob("*.md")}
-    linked = {target for source, text in pages.items() for target in _linked(source, text)}
-    for target in sorted(linked):
+    for target in sorted({target for source, text in pages.items() for target in _linked(source, text)}):
         if not target.startswith("docs/") and target not in TOP_LEVEL and (ROOT / target).is_file():
-            files.append(File.generated(config, f"{_FILES}/{target}", abs_src_path=str(ROOT / target)))
+            place = f"{_FILES}/{target}"
+            source = str(ROOT / target)
+            level = InclusionLevel.NOT_IN_NAV
+            files.append(File.generated(config, place, abs_src_path=source, inclusion=level))
     return files
 
 
@@ -62,6 +65,7 @@ def rewritten(markdown: str, page: str) -> str:
     A link to a folder outside docs/ becomes plain text: a site has no page for it.
     """
     source = next((name for name, made in TOP_LEVEL.items() if made == page), f"docs/{page}")
+    source = source.removeprefix(f"docs/{_FILES}/")
 
     def link(match: re.Match[str]) -> str:
         target = _resolved(source, match["target"])
@@ -97,6 +101,15 @@ def _outside_blocks(markdown: str, change: Callable[[str], str]) -> str:
     return "".join(part + block for part, block in zip(changed, [*blocks, ""], strict=True))
 
 
+def _listed(nav: Any) -> Iterator[str]:
+    """Yield every page that a navigation lists."""
+    if isinstance(nav, str):
+        yield nav
+    else:
+        for entry in nav.values() if isinstance(nav, dict) else nav:
+            yield from _listed(entry)
+
+
 def _expanded(nav: list[Any], docs: Path) -> Iterator[Any]:
     for entry in nav:
         if not isinstance(entry, dict):
@@ -104,7 +117,8 @@ def _expanded(nav: list[Any], docs: Path) -> Iterator[Any]:
             continue
         ((title, inner),) = entry.items()
         if isinstance(inner, str) and inner.endswith("/*.md"):
-            inner = sorted(path.relative_to(docs).as_posix() for path in docs.glob(inner))
+            found = sorted(docs.glob(inner), key=lambda path: (path.name != "index.md", path.name))
+            inner = [path.relative_to(docs).as_posix() for path in found]
         elif isinstance(inner, list):
             inner = list(_expanded(inner, docs))
         if inner:
