@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: help setup browser tools demo newcomer test unit cov bench soak lint format typecheck clean
+.PHONY: help setup browser tools demo newcomer test unit cov bench soak docs screenshot lint format typecheck clean
 .DEFAULT_GOAL := help
 
 #? help: print this list
@@ -45,7 +45,7 @@ unit: setup
 	$(BIN)/pytest -n 2 -m 'not slow' $(ARGS)
 
 #? cov: run all tests and fail below the coverage floor
-cov: setup browser tools
+cov: setup browser tools $(VENV)/.docs
 	$(BIN)/pytest -n 4 --cov --cov-report=term:skip-covered $(ARGS)
 
 #? bench: measure against kong-pdk and a bare loop (KONG=1: against http-log in a real Kong)
@@ -55,6 +55,22 @@ bench: setup
 #? soak: kill every process at random points for a hundred rounds, then count
 soak: setup
 	@$(BIN)/python -m tests.soak $(ARGS)
+
+$(VENV)/.docs: $(VENV)/.ready
+	PIP_CONSTRAINT='$(CURDIR)/.ci/constraints.txt' PIP_BUILD_CONSTRAINT='$(CURDIR)/.ci/constraints.txt' \
+		$(BIN)/pip install --quiet --disable-pip-version-check --constraint .ci/constraints.txt --editable '.[docs]'
+	@touch $@
+
+#? docs: build the documentation into site/, its reference tables from the code
+docs: export NO_MKDOCS_2_WARNING := 1
+docs: $(VENV)/.docs
+	$(BIN)/python -m tests.settings_reference
+	$(BIN)/python -m tests.deploy.metrics_reference
+	$(BIN)/python -m mkdocs build --clean
+
+#? screenshot: take the README's picture of the dashboard from a running demo
+screenshot: setup
+	$(BIN)/python -m tests.demo.screenshot
 
 #? lint: check style, format and the direction of imports
 lint: setup
@@ -73,4 +89,4 @@ typecheck: setup
 
 #? clean: remove .venv and all caches
 clean:
-	rm -rf $(VENV) .tools .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache .coverage
+	rm -rf $(VENV) .tools site .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache .coverage

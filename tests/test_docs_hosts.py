@@ -60,7 +60,7 @@ def clone(tmp_path: Path) -> Iterator[Clone]:
 
 
 @contextmanager
-def readme(clone: Clone) -> Prepared:
+def enable_the_plugin(clone: Clone) -> Prepared:
     """The folder for the socket; what is installed there afterwards is the clone's, of the same versions."""
     (clone.host / "run" / "openmeter").mkdir()
     yield
@@ -113,8 +113,8 @@ def migration(clone: Clone) -> Prepared:
 
 
 PREPARED: Final[dict[str, Callable[[Clone], AbstractContextManager[None]]]] = {
-    "README.md": readme,
     "docs/deployment.md": deployment,
+    "docs/howto/enable-the-plugin.md": enable_the_plugin,
     "docs/http-log.md": http_log,
     "docs/migration.md": migration,
 }

@@ -46,7 +46,7 @@ def test_every_console_is_compared_by_a_test() -> None:
     typed = [(page, console.split()) for page in PAGES for console, _ in consoles(page)]
     assert {(page, *words[:2]) for page, words in typed if words[0] != "curl"} == {
         ("docs/plugin-operations.md", "openmeter-plugin", "spool"),
-        ("docs/syncd.md", "syncd", "audit"),
+        ("docs/audit.md", "syncd", "audit"),
     }
     assert [page for page, words in typed if words[0] == "curl"] == ["docs/plugin-operations.md"]
 
@@ -70,7 +70,7 @@ def moved(text: str, hour: datetime) -> str:
 
 
 def test_an_audit_prints_what_the_page_shows(tmp_path: Path) -> None:
-    ((typed, shown),) = consoles("docs/syncd.md")
+    ((typed, shown),) = consoles("docs/audit.md")
     hour = hours_ago(2)
     with ExitStack() as stack:
         metering = stack.enter_context(audits.metering(tmp_path))

@@ -84,10 +84,16 @@ def drive_recordings(
     gateway = Gateway.load(f"{sandbox}/api/v1/events")
     server = stack.enter_context(plugin_server(directory))
     console.print(f"plugin server     {server.socket}")
+    drive(server.socket, gateway, count, expected)
+    return gateway
+
+
+def drive(socket: Path, gateway: Gateway, count: int, expected: Expected) -> None:
+    """Send recorded requests to the socket of a plugin server, as Kong does."""
     plugin = PluginInstance(gateway.plugin_config(TOKEN))
 
-    async def drive(advance: Callable[[], None]) -> None:
-        worker = KongWorker(server.socket)
+    async def send(advance: Callable[[], None]) -> None:
+        worker = KongWorker(socket)
         pending = traffic(gateway.consumers, count, expected)
 
         async def lane() -> None:
@@ -103,8 +109,7 @@ def drive_recordings(
         await worker.close()
 
     with progress(count, "requests, as Kong sends them") as advance:
-        asyncio.run(drive(advance))
-    return gateway
+        asyncio.run(send(advance))
 
 
 def drive_real_kong(

@@ -34,7 +34,7 @@ OF_THE_SCRAPE = {"instance", "job"}
 """Labels that Prometheus adds; `up` is its own metric."""
 
 EXPRESSIONS = [(rule["alert"], rule["expr"]) for rule in rules()] + list(dashboard_expressions())
-PAGES = sorted([ROOT / "README.md", ROOT / "CHANGELOG.md", *(ROOT / "docs").glob("*.md")])
+PAGES = sorted([ROOT / "README.md", ROOT / "CHANGELOG.md", *(ROOT / "docs").rglob("*.md")])
 
 each_rule = pytest.mark.parametrize("rule", rules(), ids=lambda rule: rule["alert"])
 

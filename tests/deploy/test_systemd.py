@@ -29,6 +29,7 @@ from tests.harness.process import eventually
 from tests.harness.recordings import serialized
 
 SERVICES = ("openmeter-plugin.service", "syncd.service")
+ENABLE_THE_PLUGIN = ROOT / "docs" / "howto" / "enable-the-plugin.md"
 HERE = str(Path(sys.executable).parent)
 EXPOSURE = 2.0
 """systemd's own mark for what a service could do to the machine: 10 is everything."""
@@ -77,7 +78,7 @@ def test_a_service_could_do_little_to_the_machine(name: str, tmp_path: Path) -> 
 def test_the_commands_are_those_of_the_project(name: str) -> None:
     programs = {shlex.split(command)[0] for command in unit(name)["Service"]["ExecStart"]}
     assert programs <= {f"{BIN}/openmeter-plugin", f"{BIN}/syncd"}
-    assert f"{BIN}/" in (ROOT / "README.md").read_text()
+    assert f"{BIN}/" in ENABLE_THE_PLUGIN.read_text()
 
 
 @each
@@ -108,7 +109,7 @@ def test_the_socket_is_the_services_and_systemd_holds_it() -> None:
     # The service's own folder of this name would be removed with it, the socket in it.
     assert "RuntimeDirectory" not in service["Service"]
     held = unit("openmeter-plugin.socket")
-    assert one(held, "ListenStream", "Socket") in (ROOT / "README.md").read_text()
+    assert one(held, "ListenStream", "Socket") in ENABLE_THE_PLUGIN.read_text()
     assert one(held, "FileDescriptorName", "Socket") == systemd.PLUGIN
     assert int(one(held, "Backlog", "Socket")) == BACKLOG
 
