@@ -34,7 +34,8 @@ def list_subjects(connection: sqlite3.Connection) -> list[dict[str, Any]]:
 
 def get(connection: sqlite3.Connection, id_or_key: str) -> dict[str, Any]:
     """Return a subject. Raises the 404."""
-    row = connection.execute("SELECT * FROM subjects WHERE id = ?1 OR key = ?1", (id_or_key,)).fetchone()
+    both = (id_or_key, id_or_key)  # a numbered parameter with a tuple warns on 3.12 and fails on 3.14
+    row = connection.execute("SELECT * FROM subjects WHERE id = ? OR key = ?", both).fetchone()
     if row is None:
         raise not_found(f"subject with id or key {id_or_key} not found in {NAMESPACE} namespace")
     return _subject(row)

@@ -329,7 +329,8 @@ class Delivery_(RuleBasedStateMachine):  # noqa: N801 - its TestCase has the nam
         self.sent.update(found)
         if killed:
             self.may_come_again.update(found)
-            self._open()  # nothing was closed or committed
+            self.books.close()  # as the process that held it; nothing was committed
+            self._open()
             return
         delivery = Delivery(batch.positions, batch.lines())
         if refused and events:

@@ -120,7 +120,7 @@ def test_another_content_type_and_a_compressed_body_are_415(tmp_path: Path) -> N
 
 
 def test_a_bad_entry_is_counted_and_its_good_neighbours_are_accepted(tmp_path: Path) -> None:
-    too_deep = b'{"a":' * 2000 + b"1" + b"}" * 2000
+    too_deep = b'{"a":' * 20_000 + b"1" + b"}" * 20_000  # 3.13 takes 10,000 levels, 3.11 and 3.12 fewer
     bad = [b"null", b"17", b"[]", b'"text"', b"nonsense", b'{"a":oops}', too_deep]
 
     async def test() -> None:

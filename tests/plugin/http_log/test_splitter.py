@@ -132,7 +132,7 @@ def test_shortened_entries_depend_on_the_bytes_and_not_on_the_cuts(
         (b'"},{"', "},{"),
         (b"nonsense", None),
         (b'{"a":oops}', None),
-        (b'{"a":' * 2000 + b"1" + b"}" * 2000, None),
+        (b'{"a":' * 20_000 + b"1" + b"}" * 20_000, None),  # 3.13 takes 10,000 levels, 3.11 and 3.12 fewer
         (b'{"a":"\xe9"}', {"a": "�"}),
         (b"[]", []),
         (b"", None),

@@ -1,0 +1,146 @@
+"""The map for contributors, docs/development.md: its rooms, files and functions are those of the code."""
+
+from __future__ import annotations
+
+import ast
+import re
+import tomllib
+from functools import cache
+from pathlib import Path
+from typing import Final
+
+import pytest
+
+from tests.documents import PAGES, ROOT, blocks
+
+MAP: Final = ROOT / "docs" / "development.md"
+FOR_CONTRIBUTORS: Final = [
+    page
+    for page in PAGES
+    if page in {"CONTRIBUTING.md", "docs/development.md"} or page.startswith("docs/decisions/")
+]
+CONTRACTS: Final = {
+    contract["containers"][0]: contract["layers"]
+    for contract in tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["importlinter"]["contracts"]
+    if contract["type"] == "layers"
+}
+
+
+# Rooms
+
+
+def drawn(diagram: str) -> list[set[str]]:
+    """Return the layers of a diagram, top to bottom; each line of arrows begins where the last one ended."""
+    layers: list[set[str]] = []
+    for upper, lower in re.findall(r"^  (\S.*) --> (.*)$", diagram, re.MULTILINE):
+        here, below = set(upper.split(" & ")), set(lower.split(" & "))
+        assert not layers or layers[-1] == here, upper
+        layers = [*(layers or [here]), below]
+    return layers
+
+
+@pytest.mark.parametrize(("number", "package"), [(0, "openmeter_plugin"), (1, "syncd")])
+def test_a_diagram_shows_the_layers_that_imports_are_held_to(number: int, package: str) -> None:
+    diagram = blocks("docs/development.md", "mermaid")[number].text
+    assert drawn(diagram) == [set(layer.split(" | ")) for layer in CONTRACTS[package]]
+
+
+@pytest.mark.parametrize("number", [0, 1])
+def test_a_diagram_labels_only_rooms_that_it_shows(number: int) -> None:
+    diagram = blocks("docs/development.md", "mermaid")[number].text
+    labelled = set(re.findall(r"^  (\w+)\[", diagram, re.MULTILINE))
+    painted = set(re.search(r"^  class (\S+) pure$", diagram, re.MULTILINE)[1].split(","))  # type: ignore[index]
+    assert labelled | painted <= set().union(*drawn(diagram))
+
+
+# Files and functions
+
+
+@cache
+def definitions(path: Path) -> frozenset[str]:
+    """Return the names that a module defines at its top and, after a dot, those in its classes."""
+    found = set()
+    for node in ast.parse(path.read_text()).body:
+        match node:
+            case ast.FunctionDef(name=name) | ast.AsyncFunctionDef(name=name):
+                found.add(name)
+            case ast.ClassDef(name=name, body=body):
+                found.add(name)
+                inner = [n for n in body if isinstance(n, ast.FunctionDef | ast.AsyncFunctionDef)]
+                found |= {f"{name}.{n.name}" for n in inner}
+            case ast.AnnAssign(target=ast.Name(id=name)) | ast.Assign(targets=[ast.Name(id=name)]):
+                found.add(name)
+    return frozenset(found)
+
+
+def steps() -> list[str]:
+    """Return each step of the two paths through the code, on one line."""
+    start, end = "## The path of one event", "## To change X, open Y"
+    text = MAP.read_text().partition(start)[2].partition(end)[0]
+    parts = [" ".join(part.split()) for part in re.split(r"\n(?=\d+\. )|\n\n", text)]
+    return [part for part in parts if "](../" in part]
+
+
+@pytest.mark.parametrize("step", steps(), ids=lambda step: step[:60])
+def test_a_step_names_functions_of_the_files_that_it_links(step: str) -> None:
+    files = [MAP.parent / link for link in re.findall(r"\]\((\.\./[^)]+\.py)\)", step)]
+    there: set[str] = set().union(*(definitions(file) for file in files))
+    named = re.findall(r"`([A-Za-z_][\w.]*)`", step)
+    assert named
+    assert [name for name in named if name not in there] == []
+
+
+def test_the_paths_have_steps_of_event_and_consumer() -> None:
+    assert len(steps()) > 30
+    assert {"plugin", "syncd"} == {re.search(r"\(\.\./(\w+)", step)[1] for step in steps()}  # type: ignore[index]
+
+
+def rows() -> list[tuple[str, str]]:
+    """Return what to change and which files to open."""
+    text = MAP.read_text().partition("## To change X, open Y")[2].partition("## Tests")[0]
+    return [(what, files) for what, files in re.findall(r"^\| (.+?) \| (\[.+) \|$", text, re.MULTILINE)]
+
+
+def test_the_table_leads_to_files_from_thirty_intentions_and_more() -> None:
+    assert len(rows()) > 60
+    assert len({what for what, _ in rows()}) == len(rows())
+
+
+def contents(page: str) -> str:
+    return (ROOT / page).read_text()
+
+
+def test_a_link_says_where_it_leads() -> None:
+    wrong = [
+        (page, label, target)
+        for page in FOR_CONTRIBUTORS
+        for label, target in re.findall(r"\[([\w\\./-]+/[\w\\./-]+)\]\(([^)#]+)\)", contents(page))
+        if not re.sub(r"(index|README)\.md$", "", target).rstrip("/").endswith(label.rstrip("/"))
+    ]
+    assert wrong == []
+
+
+@pytest.mark.parametrize("page", FOR_CONTRIBUTORS)
+def test_a_path_in_the_text_exists(page: str) -> None:
+    named = set(re.findall(r"`((?:plugin|syncd|tests|docs|\.ci|\.github)/[\w./-]+)`", contents(page)))
+    assert [path for path in sorted(named) if not (ROOT / path).exists()] == []
+
+
+def test_every_room_says_what_to_open_first_and_the_map_names_each_room() -> None:
+    text = MAP.read_text()
+    for folder in (ROOT / "plugin" / "openmeter_plugin", ROOT / "syncd"):
+        for room in sorted(path.parent for path in folder.glob("*/__init__.py")):
+            assert f"{room.relative_to(ROOT)}/" in text, room
+
+
+# Decisions
+
+
+def test_every_decision_is_in_the_index_and_has_the_four_parts() -> None:
+    folder = ROOT / "docs" / "decisions"
+    index = (folder / "index.md").read_text()
+    parts = ["Context", "Decision", "What was measured", "What would change our mind"]
+    for path in folder.glob("*.md"):
+        if path.name != "index.md":
+            assert f"({path.name})" in index
+            assert re.findall(r"^## (.+)$", path.read_text(), re.MULTILINE) == parts, path.name
