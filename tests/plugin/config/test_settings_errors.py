@@ -68,11 +68,11 @@ def test_a_line_break_after_an_endpoint_from_a_secret_store_is_stripped() -> Non
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("ingest_endpoint: http://other/x\n", "ingest_endpoint: is there twice, again in line 2"),
-        ("subject:\n  field: id\n  field: tag\n", "field: is there twice, again in line 4"),
+        ("ingest_endpoint: http://other/x\n", "ingest_endpoint: is set twice, the second time in line 2"),
+        ("subject:\n  field: id\n  field: tag\n", "field: is set twice, the second time in line 4"),
         ("attributes: " + "[" * 5000, "is nested too deeply"),
-        ("attributes: &all [*all]\n", "may hold texts, numbers, lists and mappings only"),
-        ("api_token: !!binary aGVsbG8=\n", "may hold texts, numbers, lists and mappings only"),
+        ("attributes: &all [*all]\n", "may contain only texts, numbers, lists and mappings"),
+        ("api_token: !!binary aGVsbG8=\n", "may contain only texts, numbers, lists and mappings"),
         ("timeout: .inf\n", "timeout: Input should be a finite number"),
         ("http_log: {secret: []}\n", "http_log.secret: must have at least one"),
         ("http_log: {secrets: x}\n", "http_log.secrets: there is no such setting"),

@@ -67,10 +67,12 @@ def test_a_full_disk_is_503_until_there_is_room_again(
             assert receiver.ids() == []
             disk.room = None
             async with asyncio.timeout(10):
-                while (await receiver.post(batch("a"))).status_code != 200:
+                while (await receiver.post(batch("b"))).status_code != 200:
                     pass
-            # Only the first was kept in memory; the others would pile up there.
-            assert receiver.ids() == ["a", "a"]
+            # Only the first was kept in memory; the others would pile up there. A post that is refused
+            # because the disk is slow may be written after all, so how many of b there are is open.
+            assert receiver.ids().count("a") == 1
+            assert "b" in receiver.ids()
 
     run(test())
 
