@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: help setup browser tools demo newcomer test unit cov bench soak docs screenshot lint format typecheck clean
+.PHONY: help setup browser tools demo newcomer test unit cov slow bench soak docs screenshot lint format typecheck clean
 .DEFAULT_GOAL := help
 
 #? help: print this list
@@ -37,16 +37,20 @@ demo: setup
 newcomer:
 	@$(PYTHON) -m tests.newcomer $(ARGS)
 
-#? test: run every check: lint, types and all tests
-test: browser tools lint typecheck cov
+#? test: run every check (lint, types, all tests, the coverage floor)
+test: browser tools lint typecheck cov slow
 
 #? unit: run the quick tests only, in under a minute
 unit: setup
 	$(BIN)/pytest -n 2 -m 'not slow' $(ARGS)
 
-#? cov: run all tests and fail below the coverage floor
-cov: setup browser tools $(VENV)/.docs
-	$(BIN)/pytest -n 4 --cov --cov-report=term:skip-covered $(ARGS)
+#? cov: run the quick tests and fail if they cover less than the floor
+cov: setup
+	$(BIN)/pytest -n 4 -m 'not slow' --cov --cov-report=term:skip-covered $(ARGS)
+
+#? slow: run the tests that need processes, servers, a browser or many examples
+slow: setup browser tools $(VENV)/.docs
+	$(BIN)/pytest -n 4 -m slow $(ARGS)
 
 #? bench: measure against kong-pdk and a bare loop (KONG=1: against http-log in a real Kong)
 bench: setup

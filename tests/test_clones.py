@@ -13,6 +13,8 @@ import pytest
 from tests import checkout
 from tests.clones import Clone, shared_packages
 
+pytestmark = pytest.mark.slow
+
 PROGRAMS = (
     ".venv/bin/syncd --version",
     "syncd --version",

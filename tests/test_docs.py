@@ -24,6 +24,8 @@ from syncd.config.settings import Config
 from tests.clones import Clone
 from tests.documents import PAGES, ROOT, Block, anchors, blocks, commands, links, prose
 
+pytestmark = pytest.mark.slow
+
 RUN = [page for page in PAGES if page != "README.md" and commands(page)]
 ALL = [block for page in PAGES for block in blocks(page)]
 SHELL = [block for block in ALL if block.kind in {"sh", "console"}]

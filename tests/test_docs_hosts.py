@@ -28,6 +28,8 @@ from tests.plugin.events_server import EventsServer, serving, take_all
 from tests.plugin.spools import destination
 from tests.syncd.sandbox.support import create_customer, event, send
 
+pytestmark = pytest.mark.slow
+
 Prepared = Iterator[None]
 WITHOUT_NETWORK: Final = {
     "PIP_NO_INDEX": "1",

@@ -17,6 +17,8 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any
 
+import pytest
+
 from openmeter_plugin.api.access import TOKEN_VARIABLE
 from openmeter_plugin.spool.destination import write_destination
 from tests.documents import PAGES, ROOT, blocks
@@ -28,6 +30,8 @@ from tests.plugin.operations_api import ADMIN_TOKEN, address_of
 from tests.plugin.spools import destination
 from tests.syncd import audits
 from tests.syncd.audits import HOUR, Audited, hours_ago
+
+pytestmark = pytest.mark.slow
 
 SHOWN = "2026-11-22T07"
 """The hour of the documentation's examples."""

@@ -15,6 +15,8 @@ import yaml
 from tests.docs_site import TOP_LEVEL, rewritten
 from tests.documents import PAGES, ROOT
 
+pytestmark = pytest.mark.slow
+
 needs_mkdocs = pytest.mark.skipif(
     find_spec("mkdocs") is None, reason="MkDocs is not installed: `make docs` installs it"
 )

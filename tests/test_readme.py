@@ -21,6 +21,8 @@ from tests.clones import Clone
 from tests.documents import blocks, commands
 from tests.harness.recordings import llm_request, serialized
 
+pytestmark = pytest.mark.slow
+
 ENABLE: str = "docs/howto/enable-the-plugin.md"
 FIRST_SYNC: str = "docs/howto/first-sync.md"
 

@@ -13,6 +13,8 @@ from jsonschema import Draft7Validator
 
 from tests.deploy.files import COMPOSE, ROOT, compose, mounts, service
 
+pytestmark = pytest.mark.slow
+
 SERVICES = sorted(compose()["services"])
 OWN = ["plugin", "sandbox", "syncd"]
 

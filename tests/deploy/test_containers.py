@@ -24,6 +24,8 @@ from tests.deploy.files import ROOT, mounts, service
 from tests.harness.ports import free_port
 from tests.harness.process import eventually
 
+pytestmark = pytest.mark.slow
+
 TOKEN = "sandbox-token"
 COMMANDS = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
 

@@ -36,7 +36,7 @@ WHOLES: dict[str, Whole] = {
 FIRST, LATEST = "1.29.0", kubernetes_validate.latest_version()
 """The first version with sidecars on by default, and the last one whose schemas are there."""
 
-pytestmark = needs("kustomize")
+pytestmark = [needs("kustomize"), pytest.mark.slow]
 wholes = pytest.mark.parametrize("whole", [pytest.param(make, id=name) for name, make in WHOLES.items()])
 
 

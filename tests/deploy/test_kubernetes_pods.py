@@ -30,7 +30,7 @@ from tests.plugin.deliveries import record, spooled
 from tests.plugin.events_server import Answer, EventsServer, serving, take_all
 from tests.plugin.spools import destination
 
-pytestmark = needs("kustomize")
+pytestmark = [needs("kustomize"), pytest.mark.slow]
 API_TOKEN = "token-of-whoever-may-use-the-api"
 OVERLAY = KUBERNETES / "overlays" / "deployment"
 

@@ -30,6 +30,8 @@ from tests.deploy.scraped import Family, scrape
 from tests.deploy.tools import needs, tool
 from tests.documents import blocks
 
+pytestmark = pytest.mark.slow
+
 OF_THE_SCRAPE = {"instance", "job"}
 """Labels that Prometheus adds; `up` is its own metric."""
 

@@ -28,6 +28,8 @@ from tests.harness.kong import KongWorker, PluginInstance
 from tests.harness.process import eventually
 from tests.harness.recordings import serialized
 
+pytestmark = pytest.mark.slow
+
 SERVICES = ("openmeter-plugin.service", "syncd.service")
 ENABLE_THE_PLUGIN = ROOT / "docs" / "howto" / "enable-the-plugin.md"
 HERE = str(Path(sys.executable).parent)

@@ -26,6 +26,8 @@ from tests.harness.process import eventually
 from tests.harness.recordings import serialized
 from tests.packaging.distributions import ROOT, build, files_of_wheel, unpacked
 
+pytestmark = pytest.mark.slow
+
 VERSION = __version__
 PACKAGES = {"openmeter_plugin": ROOT / "plugin" / "openmeter_plugin", "syncd": ROOT / "syncd"}
 NOT_IN_THE_WHEEL = {"syncd/Dockerfile"}

@@ -8,6 +8,8 @@ import pytest
 
 from tests.soak.round import Trouble, run_round
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.mark.parametrize("trouble", list(Trouble), ids=lambda trouble: trouble.name.lower())
 def test_what_was_acknowledged_is_billed_once_whatever_is_killed_while_the_metering_api(

@@ -15,6 +15,8 @@ from openmeter_plugin.api.access import TOKEN_VARIABLE
 from tests.harness.process import eventually, plugin_server
 from tests.plugin.operations_api import ADMIN_TOKEN, EVENTS_TOKEN, Api, address_of
 
+pytestmark = pytest.mark.slow
+
 # Off by default, access
 
 

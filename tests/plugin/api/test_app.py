@@ -15,6 +15,8 @@ from tests.plugin.operations_api import Api
 from tests.plugin.spool_commands import run
 from tests.plugin.spools import QUEUE
 
+pytestmark = pytest.mark.slow
+
 METRICS = {
     "openmeter_plugin_build_info": "gauge",
     "openmeter_plugin_books_readable": "gauge",

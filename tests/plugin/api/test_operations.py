@@ -9,6 +9,7 @@ import threading
 from pathlib import Path
 
 import httpx
+import pytest
 
 from openmeter_plugin.process.heartbeat import Heartbeats
 from tests.harness.process import eventually
@@ -16,6 +17,8 @@ from tests.plugin.deliveries import record, spooled
 from tests.plugin.events_server import Answer, take_all
 from tests.plugin.operations_api import ADMIN_TOKEN, NEW, OLD, api
 from tests.plugin.spools import QUEUE
+
+pytestmark = pytest.mark.slow
 
 # Actions
 

@@ -44,6 +44,8 @@ from tests.plugin.deliveries import (
 from tests.plugin.events_server import Answer, EventsServer, serving, take_all
 from tests.plugin.spools import QUEUE, destination, running_writer
 
+pytestmark = pytest.mark.slow
+
 
 @contextmanager
 def accounting(spool: Path, queue: str = QUEUE) -> Iterator[Accountant]:

@@ -38,6 +38,8 @@ from tests.plugin.deliveries import (
 from tests.plugin.events_server import Answer, EventsServer, Post, serving
 from tests.plugin.spools import destination
 
+pytestmark = pytest.mark.slow
+
 BEGINNING, END = "2000-01-01T00:00:00Z", "2100-01-01T00:00:00Z"
 
 

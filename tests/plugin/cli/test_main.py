@@ -14,6 +14,8 @@ import pytest
 from openmeter_plugin import __version__
 from openmeter_plugin.config.schema import FIELDS
 
+pytestmark = pytest.mark.slow
+
 
 def run(*arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(

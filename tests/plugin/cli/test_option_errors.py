@@ -12,6 +12,8 @@ import pytest
 from openmeter_plugin.units import duration
 from tests.harness.process import eventually, plugin_server
 
+pytestmark = pytest.mark.slow
+
 
 def serve(directory: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(

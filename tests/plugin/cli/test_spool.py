@@ -24,6 +24,8 @@ from tests.plugin.events_server import EventsServer
 from tests.plugin.spool_commands import NEW, OLD, TOKEN, on_a_terminal, printed, run, run_process
 from tests.plugin.spools import QUEUE, destination, running_writer, segments
 
+pytestmark = pytest.mark.slow
+
 # status
 
 

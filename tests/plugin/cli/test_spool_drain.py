@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import pytest
+
 from openmeter_plugin.books.status import read_status
 from openmeter_plugin.spool.destination import write_destination
 from tests.harness.process import eventually
@@ -11,6 +13,8 @@ from tests.plugin.deliveries import delivering, record, run_until_empty, spooled
 from tests.plugin.events_server import EventsServer, serving
 from tests.plugin.spool_commands import TOKEN, on_a_terminal, run_process
 from tests.plugin.spools import QUEUE, destination, segments
+
+pytestmark = pytest.mark.slow
 
 
 def test_drain_delivers_an_orphaned_volume_and_exits_with_0(history: Path, server: EventsServer) -> None:

@@ -12,6 +12,8 @@ from openmeter_plugin.maintenance.verify import verify
 from tests.plugin.events_server import EventsServer, take_all
 from tests.plugin.spool_commands import printed, run, run_process
 
+pytestmark = pytest.mark.slow
+
 CONFIG = """
 ingest_endpoint: {url}
 subject:

@@ -27,6 +27,8 @@ from tests.harness.recordings import llm_request, serialized
 from tests.plugin.any_logs import assert_valid, damaged_logs, json_values
 from tests.plugin.outcomes import CONTEXT, NOW, ids
 
+pytestmark = pytest.mark.slow
+
 # Names that are in the recordings, and some that are not.
 WORDS = (
     "id",

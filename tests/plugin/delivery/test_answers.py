@@ -33,6 +33,8 @@ from tests.plugin.deliveries import (
 from tests.plugin.events_server import Answer, EventsServer, Post, serving
 from tests.plugin.spools import destination
 
+pytestmark = pytest.mark.slow
+
 # Retries
 
 

@@ -42,6 +42,8 @@ from tests.plugin.deliveries import (
 from tests.plugin.events_server import Answer, EventsServer, Post, serving
 from tests.plugin.spools import QUEUE, destination, running_writer, small_file_system
 
+pytestmark = pytest.mark.slow
+
 BAD = {f"event-{n:06d}" for n in range(0, 5000, 97)}
 
 

@@ -22,6 +22,8 @@ from tests.plugin.deliveries import count, delivered, delivering, event, ids, re
 from tests.plugin.events_server import Answer, EventsServer, Post, serving, take_all
 from tests.plugin.spools import QUEUE, destination, running_writer
 
+pytestmark = pytest.mark.slow
+
 TOKEN = "token-of-the-delivery-tests"
 
 

@@ -22,6 +22,8 @@ from tests.plugin.deliveries import delivered, delivering, event, ids, record, s
 from tests.plugin.events_server import Answer, EventsServer, Post, serving
 from tests.plugin.spools import QUEUE, destination
 
+pytestmark = pytest.mark.slow
+
 # Pauses
 
 

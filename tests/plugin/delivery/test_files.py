@@ -42,6 +42,8 @@ from tests.plugin.spools import (
     small_file_system,
 )
 
+pytestmark = pytest.mark.slow
+
 TOKEN = "token-of-the-delivery-tests"
 
 

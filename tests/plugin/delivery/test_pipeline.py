@@ -34,6 +34,8 @@ from tests.plugin.deliveries import (
 from tests.plugin.events_server import Answer, EventsServer, Post, serving
 from tests.plugin.spools import destination, segments
 
+pytestmark = pytest.mark.slow
+
 
 class Gauge:
     """Measures the POSTs in flight, and delays some of them."""

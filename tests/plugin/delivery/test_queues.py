@@ -21,6 +21,8 @@ from tests.plugin.deliveries import delivered, delivering, fails_first, ids, rec
 from tests.plugin.events_server import Answer, EventsServer, Post, Script, serving
 from tests.plugin.spools import QUEUE, destination, running_writer, segments
 
+pytestmark = pytest.mark.slow
+
 TOKEN = "token-of-the-delivery-tests"
 
 

@@ -42,6 +42,8 @@ from tests.plugin.deliveries import (
 from tests.plugin.events_server import Answer, EventsServer, serving
 from tests.plugin.spools import QUEUE, destination, file_of, segments
 
+pytestmark = pytest.mark.slow
+
 HOUR = 3600.0
 
 

@@ -31,6 +31,8 @@ from tests.plugin.deliveries import (
 from tests.plugin.events_server import Answer, EventsServer, Post, serving, take_all
 from tests.plugin.spools import destination
 
+pytestmark = pytest.mark.slow
+
 # Age limits
 
 

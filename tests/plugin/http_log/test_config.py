@@ -18,6 +18,8 @@ from openmeter_plugin.http_log.receiver import QUERY_FIELDS
 from openmeter_plugin.process.sockets import listen_on
 from tests.plugin.http_log_posts import SECRET, TOKEN, configuration
 
+pytestmark = pytest.mark.slow
+
 
 def test_a_server_without_http_log_imports_no_web_server() -> None:
     code = """

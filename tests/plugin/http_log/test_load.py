@@ -22,6 +22,8 @@ from openmeter_plugin.spool.writer import SpoolWriter
 from tests.plugin.http_log_posts import SECRET, batch, log_of, receiving, run
 from tests.plugin.spools import Disk
 
+pytestmark = pytest.mark.slow
+
 
 def test_idle_connections_do_not_lock_others_out(tmp_path: Path) -> None:
     async def test() -> None:

@@ -8,6 +8,7 @@ from collections.abc import AsyncIterator
 from pathlib import Path
 
 import orjson
+import pytest
 
 from openmeter_plugin.http_log.config import load
 from tests.plugin.http_log_posts import (
@@ -21,6 +22,8 @@ from tests.plugin.http_log_posts import (
     recorded_logs,
     run,
 )
+
+pytestmark = pytest.mark.slow
 
 
 async def bytes_answered(port: int, request: bytes) -> bytes:

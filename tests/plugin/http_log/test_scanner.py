@@ -23,6 +23,8 @@ from openmeter_plugin.metering.lenient_json import MAX_TEXT
 from openmeter_plugin.metering.pdk_queries import QueryResults
 from tests.harness.recordings import llm_request, serialized
 
+pytestmark = pytest.mark.slow
+
 CHUNK = 64 * 1024
 LIMITS = Limits()
 

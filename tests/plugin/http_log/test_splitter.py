@@ -14,6 +14,8 @@ from openmeter_plugin.http_log.splitter import Encode, EncodedRecord, EntrySplit
 from openmeter_plugin.metering.fast_path import fast_path_for
 from tests.plugin.metering.test_fast_path import LOG, rules, slow_record
 
+pytestmark = pytest.mark.slow
+
 _ODD_TEXT = st.text(st.sampled_from('},{"[]\\ aé'), max_size=12)
 _VALUES = st.recursive(
     st.none() | st.booleans() | st.integers(-(10**6), 10**6) | _ODD_TEXT | st.text(),

@@ -20,6 +20,8 @@ from tests.harness.recordings import WIRE
 from tests.plugin.spools import running_writer
 from tests.plugin.traffic import TOKEN, plugin, request, stored
 
+pytestmark = pytest.mark.slow
+
 
 def only_file(server: PluginServer) -> Path:
     (path,) = eventually(lambda: list(server.spool.glob("instances/*.json")), what="the file")

@@ -16,6 +16,8 @@ from hypothesis import strategies as st
 from openmeter_plugin.kong import codec
 from tests.harness.recordings import URI_CAPTURES, WIRE, frames, protobuf_requests
 
+pytestmark = pytest.mark.slow
+
 TO_US = "kong->pluginserver"
 FROM_US = "pluginserver->kong"
 

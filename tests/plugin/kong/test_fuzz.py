@@ -17,6 +17,8 @@ from tests.bench.driver import ProtoBuf, connect
 from tests.harness.process import PluginServer, plugin_server
 from tests.harness.recordings import serialized
 
+pytestmark = pytest.mark.slow
+
 FUZZ = settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 
 instance = st.integers(0, 2**31 - 1)

@@ -18,6 +18,8 @@ from tests.harness.kong_msgpack import MsgPackKong
 from tests.harness.process import eventually, takes_connections
 from tests.harness.recordings import URI_CAPTURES, Recorded, application_request, llm_request, serialized
 
+pytestmark = pytest.mark.slow
+
 PLUGINS = Path(__file__).parents[3] / "plugin"
 
 

@@ -35,6 +35,8 @@ from tests.harness.recordings import (
 )
 from tests.plugin.spools import payloads
 
+pytestmark = pytest.mark.slow
+
 TOKEN = "token-of-this-test"
 ALICE = "consumer:b32379d9-3d28-5683-a79c-72139be6e34f"
 

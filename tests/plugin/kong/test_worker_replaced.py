@@ -14,6 +14,8 @@ from syncd.sandbox.testing import running_sandbox
 from tests.harness.process import PluginServer, eventually, plugin_server
 from tests.plugin.traffic import TOKEN, assert_nothing_lost, drive_through
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.mark.parametrize(
     ("how", "arguments"),

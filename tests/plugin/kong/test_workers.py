@@ -15,6 +15,8 @@ from tests.harness.kong import KongWorker, PluginInstance, drive
 from tests.harness.process import PluginServer, eventually, plugin_server
 from tests.harness.recordings import Recorded, serialized
 
+pytestmark = pytest.mark.slow
+
 
 def configuration(sandbox: str, source: str) -> PluginInstance:
     return PluginInstance(

@@ -22,6 +22,8 @@ from tests.plugin.events_server import Answer, EventsServer, serving, take_all
 from tests.plugin.spool_commands import NEW, printed, run
 from tests.plugin.spools import QUEUE, destination, segments
 
+pytestmark = pytest.mark.slow
+
 
 def test_verify_accepts_a_correct_spool(history: Path) -> None:
     result = run("verify", str(history))

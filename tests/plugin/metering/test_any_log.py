@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 
+import pytest
 from hypothesis import given, settings
 
 from openmeter_plugin.metering.event import decide
@@ -11,6 +12,8 @@ from openmeter_plugin.metering.pdk_queries import PdkQuery, QueryResults
 from openmeter_plugin.metering.rules import Rules
 from tests.plugin.any_logs import any_rules, applications, assert_valid, captures, damaged_logs, json_values
 from tests.plugin.outcomes import NOW, Log, ids, result
+
+pytestmark = pytest.mark.slow
 
 
 @settings(max_examples=400, deadline=None)

@@ -19,6 +19,8 @@ from tests.harness.recordings import SECRETS, all_serialized, llm_request, proto
 from tests.plugin.any_logs import any_rules, damaged_logs
 from tests.plugin.outcomes import CONTEXT, NOW, NOW_TEXT, ids
 
+pytestmark = pytest.mark.slow
+
 ATTRIBUTES = (
     Attribute("header", "user-agent", "agent"),
     Attribute("path_capture", "city", "city"),

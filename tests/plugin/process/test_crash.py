@@ -12,11 +12,14 @@ from pathlib import Path
 from typing import Any
 
 import httpx
+import pytest
 
 from syncd.sandbox.testing import running_sandbox
 from tests.harness.kong import KongWorker, PluginInstance, drive
 from tests.harness.process import PluginServer, eventually, plugin_server
 from tests.harness.recordings import Recorded, serialized
+
+pytestmark = pytest.mark.slow
 
 
 def configuration(sandbox: str, source: str, field: str = "id") -> PluginInstance:

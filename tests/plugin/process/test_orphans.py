@@ -8,10 +8,14 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 from syncd.sandbox.testing import running_sandbox
 from tests.harness.process import eventually
 from tests.harness.service_manager import managed, unix_listener
 from tests.plugin.traffic import TOKEN, assert_nothing_lost, drive_through
+
+pytestmark = pytest.mark.slow
 
 # A child process that ignores SIGTERM after it has noted it.
 _STUBBORN = """

@@ -16,6 +16,8 @@ from tests.harness.process import children_of, eventually, plugin_server
 from tests.harness.service_manager import managed, unix_listener
 from tests.plugin.traffic import TOKEN, assert_nothing_lost, drive_through, plugin, request
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.mark.parametrize("signalled", ["the supervisor", "all processes"])
 def test_a_restart_with_socket_activation_loses_nothing(tmp_path: Path, signalled: str) -> None:

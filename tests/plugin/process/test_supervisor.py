@@ -9,8 +9,12 @@ import sys
 import time
 from pathlib import Path
 
+import pytest
+
 from openmeter_plugin.process.supervisor import Child
 from tests.harness.process import eventually, plugin_server
+
+pytestmark = pytest.mark.slow
 
 STUBBORN = """
 import os, signal, subprocess, sys

@@ -26,6 +26,8 @@ from tests.harness.process import eventually
 from tests.harness.recordings import Recorded, serialized
 from tests.harness.service_manager import managed, unix_listener
 
+pytestmark = pytest.mark.slow
+
 
 def plugin(sandbox: str) -> PluginInstance:
     return PluginInstance(

@@ -31,6 +31,8 @@ from tests.plugin.events_server import EventsServer
 from tests.plugin.spool_commands import TOKEN, printed, quarantine_record, run, run_process
 from tests.plugin.spools import QUEUE, destination, segments
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture
 def spool(tmp_path: Path, server: EventsServer) -> Path:

@@ -20,6 +20,8 @@ from tests.harness.process import eventually
 from tests.plugin.spool_records import SIZE, payload
 from tests.plugin.spools import QUEUE, Acknowledged, Disk, payloads, running_writer
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture(autouse=True, scope="module")
 def quick_disk() -> Iterator[None]:

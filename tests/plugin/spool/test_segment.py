@@ -26,6 +26,8 @@ from openmeter_plugin.spool.segment import (
     scan,
 )
 
+pytestmark = pytest.mark.slow
+
 kinds = st.sampled_from([EVENTS, SKIPPED, QUARANTINED, LOST])
 # Bodies that look like the format itself: markers, heads, whole records.
 bodies = st.one_of(

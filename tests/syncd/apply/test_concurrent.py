@@ -28,6 +28,8 @@ from tests.syncd.memory_target import MemoryTarget
 from tests.syncd.planning.test_properties import at, observed_states, principals, rules, states_grouped_later
 from tests.syncd.servers import Answer, Asked, serving
 
+pytestmark = pytest.mark.slow
+
 AT_ONCE = 4
 
 

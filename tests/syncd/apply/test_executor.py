@@ -17,6 +17,8 @@ from syncd.sandbox.testing import running_sandbox
 from tests.syncd.builders import BY_TAG, OWNER, consumer
 from tests.syncd.targets import OWNERSHIP, Target, by_hand, fault, open_target, target_at
 
+pytestmark = pytest.mark.slow
+
 ALICE, BOB, CAROL = consumer("1", "alice"), consumer("2", "bob"), consumer("3", "carol")
 ACME = [consumer("1", "alice", "customer:acme"), consumer("2", "bob", "customer:acme")]
 

@@ -23,6 +23,8 @@ from syncd.planning.plan import PlanOptions, make_plan
 from tests.syncd.builders import BY_TAG, OWNER, consumer
 from tests.syncd.proxy import MISHAPS, Mishap, Proxy, proxying
 
+pytestmark = pytest.mark.slow
+
 START = datetime(2026, 1, 1, tzinfo=UTC)
 BEFORE = [
     consumer("1", "alice", "customer:acme"),

@@ -16,6 +16,8 @@ from tests.harness.process import eventually
 from tests.syncd.audits import HOUR, TOKEN, Audited, audited, found, hours_ago, site, span, subject_of
 from tests.syncd.servers import Answer, Asked, serving
 
+pytestmark = pytest.mark.slow
+
 _hours = count(3, 2)
 _ALICE, _BOB = subject_of("alice"), subject_of("bob")
 

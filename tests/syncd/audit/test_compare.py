@@ -25,6 +25,8 @@ from syncd.audit.compare import (
 )
 from syncd.audit.redelivery import Redelivery, double_billing_risk, plan_redeliveries
 
+pytestmark = pytest.mark.slow
+
 START = datetime(2026, 11, 22, 7, tzinfo=UTC)
 HOURS = [START + n * HOUR for n in range(4)]
 END = START + 4 * HOUR

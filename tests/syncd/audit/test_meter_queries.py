@@ -18,6 +18,8 @@ from syncd.sandbox.testing import running_sandbox
 from tests.syncd.metering.test_contract import specs_of
 from tests.syncd.servers import Answer, Asked, serving
 
+pytestmark = pytest.mark.slow
+
 REQUEST, TOKENS = "kong.api_request", "kong.llm_request"
 HOUR_7 = datetime(2026, 11, 22, 7, tzinfo=UTC)
 

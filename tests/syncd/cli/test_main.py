@@ -15,6 +15,8 @@ from syncd.sandbox.testing import running_sandbox
 from tests.syncd.processes import Project, command, environment
 from tests.syncd.waiting import eventually
 
+pytestmark = pytest.mark.slow
+
 
 def test_plan_apply_plan_goes_from_drift_to_in_sync(project: Project, sandbox: httpx.Client) -> None:
     first = project.run("plan")

@@ -16,6 +16,8 @@ from syncd.sandbox.testing import running_sandbox
 from tests.syncd.processes import Project, command, daemon_process
 from tests.syncd.waiting import eventually
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture(scope="module")
 def sandbox(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:

@@ -14,6 +14,8 @@ from tests.syncd.daemon.test_service import daemon, finished, idle
 from tests.syncd.processes import Project
 from tests.syncd.servers import Answer, Asked, Server, serving
 
+pytestmark = pytest.mark.slow
+
 
 class Kong:
     """The Admin API of a DB-less Kong; `hash` is its configuration hash."""

@@ -11,6 +11,8 @@ import pytest
 from tests.syncd.daemon.test_service import daemon, finished, idle
 from tests.syncd.processes import Project, daemon_process, when_logged
 
+pytestmark = pytest.mark.slow
+
 TAGGED = """
 _format_version: "3.0"
 consumers:

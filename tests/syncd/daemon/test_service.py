@@ -22,6 +22,8 @@ from tests.syncd.processes import Project, daemon_process, when_logged
 from tests.syncd.servers import Answer, Asked, serving
 from tests.syncd.waiting import eventually
 
+pytestmark = pytest.mark.slow
+
 FINISHED = {"succeeded", "blocked", "failed"}
 
 

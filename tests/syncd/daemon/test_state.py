@@ -24,6 +24,8 @@ from tests.syncd.processes import KONG_YML, Project, command, logged, started_da
 from tests.syncd.servers import Answer, Asked, serving
 from tests.syncd.waiting import eventually
 
+pytestmark = pytest.mark.slow
+
 
 def metric_values(client: httpx.Client) -> dict[str, float]:
     lines = [line for line in client.get("/metrics").text.splitlines() if line[0] != "#"]

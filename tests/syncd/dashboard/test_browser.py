@@ -16,6 +16,8 @@ from tests.syncd.sandbox.support import event, send
 from tests.syncd.servers import Answer, serving
 from tests.syncd.targets import by_hand
 
+pytestmark = pytest.mark.slow
+
 OWNED = "<script>window.owned = 1; document.title = 'owned'</script>"
 IMAGE = '"><img src=x onerror="window.owned = 1">'
 PAGES = ("", "runs", "customers", "unbilled", "gateways", "gateways/eu")

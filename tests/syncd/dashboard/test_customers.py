@@ -16,6 +16,8 @@ from syncd.http.client import request_counts
 from tests.syncd.sandbox.support import create_customer, event, send, tokens
 from tests.syncd.servers import Answer, Asked, Server, serving
 
+pytestmark = pytest.mark.slow
+
 NOW = datetime.now(UTC)
 MONTH = spans(NOW)[0]
 

@@ -16,6 +16,8 @@ from syncd.sandbox.testing import running_sandbox
 from tests.syncd.dashboard.support import TOKEN, Site, form_token, site, text_of
 from tests.syncd.processes import Project
 
+pytestmark = pytest.mark.slow
+
 PAGES = ("/", "/runs", "/runs/x", "/customers", "/unbilled", "/gateways", "/gateways/x")
 FORMS = ("/resync", "/runs/x/apply", "/logout")
 

@@ -21,6 +21,8 @@ from tests.syncd.sandbox.support import event, ok, send, tokens
 from tests.syncd.servers import Answer, Asked, serving
 from tests.syncd.targets import by_hand, subscribe
 
+pytestmark = pytest.mark.slow
+
 SCRIPT = "<script>document.title='owned'</script>"
 
 

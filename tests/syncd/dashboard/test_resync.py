@@ -12,6 +12,8 @@ from tests.syncd.dashboard.support import TOKEN, Site, Visitor, consumers, form_
 from tests.syncd.processes import Project
 from tests.syncd.targets import by_hand, fault
 
+pytestmark = pytest.mark.slow
+
 
 def names(sandbox: httpx.Client) -> set[str]:
     items = sandbox.get("/api/v1/customers", params={"pageSize": 1000}).json()["items"]

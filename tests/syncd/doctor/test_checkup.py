@@ -15,6 +15,8 @@ from tests.syncd.konnect import PLANE, Konnect, uid
 from tests.syncd.processes import KONG_YML, Project
 from tests.syncd.servers import Answer, Asked, serving
 
+pytestmark = pytest.mark.slow
+
 NOW = datetime(2026, 1, 1, tzinfo=UTC)
 HERE = "http://metering:8888"
 

@@ -21,6 +21,8 @@ from tests.harness.process import eventually
 from tests.syncd.audits import HOUR, TOKEN, Audited, Site, audited, hours_ago, site, subject_of
 from tests.syncd.servers import Answer, Asked, serving
 
+pytestmark = pytest.mark.slow
+
 FIRST, SECOND = hours_ago(30), hours_ago(4)
 BEGINNING, END = hours_ago(40), hours_ago(0)
 ALICE, BOB = subject_of("alice"), subject_of("bob")

@@ -12,6 +12,8 @@ import pytest
 from tests.syncd.processes import Project
 from tests.syncd.targets import subscribe
 
+pytestmark = pytest.mark.slow
+
 SETTINGS = """
 sources: [{{type: declarative-file, path: kong.yml}}]
 metering: {{dialect: {dialect}, url: "{url}", attempts: 1}}

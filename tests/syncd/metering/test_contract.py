@@ -23,6 +23,8 @@ from syncd.sandbox.testing import running_sandbox
 from tests.specs import Spec, spec
 from tests.syncd.targets import OWNERSHIP, Target, by_hand, fault, open_target, subscribe
 
+pytestmark = pytest.mark.slow
+
 
 def specs_of(dialect: str) -> list[Spec]:
     if dialect == "openmeter-v1":

@@ -16,6 +16,8 @@ from tests.syncd.metering.test_contract import specs_of
 from tests.syncd.processes import Project
 from tests.syncd.targets import fault
 
+pytestmark = pytest.mark.slow
+
 KEYS = [meter.key for meter in STANDARD_METERS]
 
 

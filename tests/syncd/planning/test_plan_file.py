@@ -18,6 +18,8 @@ from tests.syncd.builders import OWNER, RULES, consumer, customer, observed, pla
 from tests.syncd.planning.test_properties import observed_states, principals
 from tests.syncd.processes import KONG_YML, Project
 
+pytestmark = pytest.mark.slow
+
 
 def test_a_reviewed_plan_is_applied(project: Project) -> None:
     assert project.call("plan", "--out", "plan.json").returncode == 2

@@ -10,6 +10,7 @@ from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
+import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -26,6 +27,8 @@ from syncd.planning.orphans import Grace
 from syncd.planning.plan import PlanOptions, make_plan
 from tests.syncd.builders import KEYED_BY_SUBJECT, OWNER
 from tests.syncd.memory_target import MemoryTarget
+
+pytestmark = pytest.mark.slow
 
 IDS = st.sampled_from(["1", "2", "3"])
 KEYS = st.sampled_from(["acme", "globex", "s", "consumer:1", "consumer:2", "consumer:3", "application:1"])

@@ -27,6 +27,8 @@ from tests.syncd.processes import Project
 from tests.syncd.servers import Answer, serving
 from tests.syncd.waiting import eventually
 
+pytestmark = pytest.mark.slow
+
 BOUND = timedelta(minutes=5)
 NOON = datetime(2026, 1, 1, 12, tzinfo=UTC)
 

@@ -16,6 +16,8 @@ from tests.syncd.builders import lines
 from tests.syncd.processes import Project
 from tests.syncd.targets import subscribe
 
+pytestmark = pytest.mark.slow
+
 SETTINGS = """
 sources: [{{type: declarative-file, path: kong.yml}}]
 metering: {{dialect: {dialect}, url: "{url}", attempts: 1}}

@@ -18,6 +18,8 @@ from syncd.runs.reconciler import RunOptions
 from tests.syncd.processes import Project, daemon_process, when_logged
 from tests.syncd.servers import Answer, Asked, serving
 
+pytestmark = pytest.mark.slow
+
 Behave = Callable[[], Answer]
 
 

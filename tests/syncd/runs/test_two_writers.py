@@ -10,6 +10,8 @@ import pytest
 
 from tests.syncd.processes import Project, command
 
+pytestmark = pytest.mark.slow
+
 SETTINGS = """
 sources: [{{type: declarative-file, path: kong.yml}}]
 metering: {{dialect: {dialect}, url: "{url}", attempts: 2}}

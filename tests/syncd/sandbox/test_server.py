@@ -17,6 +17,8 @@ import pytest
 from syncd.sandbox.testing import running_sandbox
 from tests.syncd.sandbox.support import create_customer, event, ok, refused, send, stored_ids
 
+pytestmark = pytest.mark.slow
+
 ROOT = Path(__file__).parents[3]
 
 

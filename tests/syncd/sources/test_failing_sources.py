@@ -14,6 +14,8 @@ from tests.syncd.daemon.test_service import daemon, finished, idle
 from tests.syncd.processes import Project
 from tests.syncd.servers import Answer, Asked, serving
 
+pytestmark = pytest.mark.slow
+
 PAGES = 8
 
 
