@@ -19,9 +19,9 @@ from openmeter_plugin.api.health import HealthMonitor
 from openmeter_plugin.api.metrics import Metrics
 from openmeter_plugin.api.problems import CONTENT_TYPE, Problem, add_problem_handlers
 from openmeter_plugin.books import ledger, status
+from openmeter_plugin.books.database import MAX_ROW_ID
 from openmeter_plugin.books.models import DeadLetters, Ledger, RedeliveryStatus, SpoolStatus
 from openmeter_plugin.books.replay import replay_dead_letters, request_redelivery
-from openmeter_plugin.defaults import MAX_ROW_ID
 
 _ERRORS: dict[int | str, dict[str, Any]] = {
     code: {"model": Problem, "description": what, "content": {CONTENT_TYPE: {}}}

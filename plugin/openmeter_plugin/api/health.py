@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
 from openmeter_plugin.books.read_models import SpoolError, reading
-from openmeter_plugin.process.heartbeat import Heartbeats
+from openmeter_plugin.process.supervisor import Heartbeats
 from openmeter_plugin.spool.segment_file import writable_bytes
 
 if TYPE_CHECKING:

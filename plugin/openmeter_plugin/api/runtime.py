@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from openmeter_plugin.api.access import Access
 from openmeter_plugin.delivery.options import DeliveryOptions
 from openmeter_plugin.delivery.process import run_delivery
-from openmeter_plugin.process.heartbeat import Heartbeats
+from openmeter_plugin.process.supervisor import Heartbeats
 
 BackgroundTask = Coroutine[None, None, None]
 

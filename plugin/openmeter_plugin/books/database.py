@@ -19,6 +19,8 @@ from typing import Final
 
 from openmeter_plugin.log import get_logger
 
+MAX_ROW_ID: Final = 2**63 - 1
+"""The largest id of a row (SQLite)."""
 FILE: Final = "books.db"
 
 SCHEMA: Final = """

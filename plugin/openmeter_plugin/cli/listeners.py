@@ -9,13 +9,7 @@ from typing import TYPE_CHECKING, Final
 
 from openmeter_plugin.cli.options import fail
 from openmeter_plugin.log import get_logger
-from openmeter_plugin.process.sockets import (
-    Listener,
-    Listeners,
-    TcpListener,
-    UnixListener,
-    listen_on,
-)
+from openmeter_plugin.process.sockets import Listener, Listeners, TcpListener, UnixListener, listen_on
 from openmeter_plugin.process.systemd import ActivationError, clear_environment, use_passed_sockets
 
 if TYPE_CHECKING:

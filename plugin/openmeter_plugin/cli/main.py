@@ -22,14 +22,13 @@ from openmeter_plugin.cli.listeners import (
     parse_mode,
 )
 from openmeter_plugin.cli.options import delivery_options, fail
-from openmeter_plugin.defaults import DEFAULT_SPOOL, SPOOL_VARIABLE
 from openmeter_plugin.delivery.options import DEFAULT_LEDGER_DAYS, TOKEN_VARIABLE
 from openmeter_plugin.instances.worker_sync import Mailboxes
 from openmeter_plugin.log import configure_logging
 from openmeter_plugin.process.handoff import Handoff, raise_connection_limit
-from openmeter_plugin.process.heartbeat import Heartbeats
 from openmeter_plugin.process.sockets import DEFAULT_MODE, Listeners
-from openmeter_plugin.process.supervisor import Child, supervise
+from openmeter_plugin.process.supervisor import Child, Heartbeats, supervise
+from openmeter_plugin.spool.destination import DEFAULT_SPOOL, SPOOL_VARIABLE
 
 _CLICK_USAGE_ERROR: Final = 2
 _UMASK: Final = 0o077

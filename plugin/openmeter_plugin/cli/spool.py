@@ -14,8 +14,9 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from openmeter_plugin.books.database import MAX_ROW_ID
 from openmeter_plugin.cli.options import fail, parse_option
-from openmeter_plugin.defaults import DEFAULT_SPOOL, MAX_ROW_ID, SPOOL_VARIABLE
+from openmeter_plugin.spool.destination import DEFAULT_SPOOL, SPOOL_VARIABLE
 from openmeter_plugin.units import duration
 
 if TYPE_CHECKING:

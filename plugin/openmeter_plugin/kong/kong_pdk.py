@@ -19,13 +19,12 @@ from pathlib import Path
 from typing import Any, Final
 
 from openmeter_plugin.config.schema import FIELDS, PRIORITY, VERSION
-from openmeter_plugin.defaults import DEFAULT_SPOOL
 from openmeter_plugin.instances.instance import Instance, InstanceIds, start_instance
 from openmeter_plugin.instances.record import spool_record
 from openmeter_plugin.log import RateLimit, configure_logging, get_logger
 from openmeter_plugin.metering.lenient_json import encode_json, parse_log
 from openmeter_plugin.metering.pdk_queries import NO_RESULTS, PdkQuery
-from openmeter_plugin.spool.destination import make_private
+from openmeter_plugin.spool.destination import DEFAULT_SPOOL, make_private
 from openmeter_plugin.spool.writer import SpoolWriter
 
 _MAX_WAIT: Final = 2.0  # seconds for the disk; after that Kong is answered anyway

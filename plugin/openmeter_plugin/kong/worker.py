@@ -22,7 +22,7 @@ from openmeter_plugin.kong.server import Server
 from openmeter_plugin.kong.shutdown import drain
 from openmeter_plugin.log import get_logger
 from openmeter_plugin.process.handoff import Handoff
-from openmeter_plugin.process.heartbeat import Heartbeats
+from openmeter_plugin.process.supervisor import Heartbeats
 from openmeter_plugin.spool.writer import Fsync, SpoolWriter
 
 if TYPE_CHECKING:

@@ -7,11 +7,14 @@ little in it that can fail. It has one thread, so that forking is safe.
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import ctypes
+import mmap
 import os
 import select
 import signal
+import struct
 import sys
 import threading
 import time
@@ -20,8 +23,49 @@ from typing import Final, NoReturn
 
 from openmeter_plugin.log import configure_logging, get_logger
 from openmeter_plugin.process.handoff import Handoff
-from openmeter_plugin.process.heartbeat import INTERVAL, Heartbeats
 from openmeter_plugin.process.sockets import STOP_SIGNALS, Listeners
+
+_SLOT: Final = struct.Struct("<dQ")
+_TIME: Final = struct.Struct("<d")
+_COUNT: Final = struct.Struct("<Q")
+INTERVAL: Final = 0.5  # seconds between two heartbeats
+
+
+class Heartbeats:
+    """Heartbeats, by which the supervisor detects a hung child process; created before the forks.
+
+    The processes share a page of memory with one slot per child process. The child's event loop writes the
+    time into its slot, and the supervisor reads it: CLOCK_MONOTONIC, which is the same in all processes and
+    never jumps. In the same slot the supervisor counts restarts, for the metrics.
+    """
+
+    def __init__(self, slots: int) -> None:
+        self._memory = mmap.mmap(-1, slots * _SLOT.size)
+
+    def beat(self, slot: int) -> None:
+        """Write a heartbeat."""
+        _TIME.pack_into(self._memory, slot * _SLOT.size, time.monotonic())
+
+    def silence(self, slot: int) -> float:
+        """Return the seconds since the last heartbeat."""
+        last, _ = _SLOT.unpack_from(self._memory, slot * _SLOT.size)
+        return time.monotonic() - float(last)
+
+    def count_restart(self, slot: int) -> None:
+        """Count a restart; called by the supervisor."""
+        _COUNT.pack_into(self._memory, slot * _SLOT.size + _TIME.size, self.restarts(slot) + 1)
+
+    def restarts(self, slot: int) -> int:
+        """Return how often the child process was restarted."""
+        _, restarts = _SLOT.unpack_from(self._memory, slot * _SLOT.size)
+        return int(restarts)
+
+    async def keep_beating(self, slot: int) -> None:
+        """Write heartbeats for as long as the event loop runs."""
+        while True:
+            self.beat(slot)
+            await asyncio.sleep(INTERVAL)
+
 
 _STOP_SECONDS: Final = 12.0  # for all child processes together; then they are killed
 _SHORT_LIFE: Final = 1.0  # seconds; a child process that ends sooner is restarted with a delay

@@ -15,6 +15,9 @@ from typing import Final
 
 import orjson
 
+DEFAULT_SPOOL: Final = Path("/var/lib/openmeter-plugin/spool")
+SPOOL_VARIABLE: Final = "OPENMETER_PLUGIN_SPOOL"
+"""The environment variable that names the spool."""
 DELIVERY_LOCK: Final = "delivery.lock"
 """The lock file of a spool, held by the one process that delivers it."""
 QUARANTINE: Final = "quarantine"

@@ -11,7 +11,7 @@ from pathlib import Path
 import httpx
 import pytest
 
-from openmeter_plugin.process.heartbeat import Heartbeats
+from openmeter_plugin.process.supervisor import Heartbeats
 from tests.harness.process import eventually
 from tests.plugin.deliveries import record, spooled
 from tests.plugin.events_server import Answer, take_all
