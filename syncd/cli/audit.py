@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 from contextlib import ExitStack
 from dataclasses import dataclass
-from datetime import UTC, date, datetime, timedelta
+from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -19,6 +19,7 @@ from syncd.cli.options import (
     config_path,
     console,
     finish,
+    moment,
     print_json,
 )
 from syncd.core.errors import ConfigError, SyncdError
@@ -33,18 +34,6 @@ if TYPE_CHECKING:
 _DEFAULT_PERIOD = timedelta(days=1)
 
 
-def _moment(value: str) -> datetime:
-    try:
-        if len(value) == len("2026-11-22"):
-            return datetime.combine(date.fromisoformat(value), datetime.min.time(), UTC)
-        moment = datetime.fromisoformat(value)
-    except ValueError:
-        raise typer.BadParameter("must be a time such as 2026-11-22T07:00:00Z, or a day (UTC)") from None
-    if moment.tzinfo is None:
-        raise typer.BadParameter("needs a time zone, as in 2026-11-22T07:00:00Z")
-    return moment
-
-
 def audit(
     context: typer.Context,
     config: ConfigOption = None,
@@ -52,15 +41,15 @@ def audit(
         datetime | None,
         typer.Option(
             "--from",
-            parser=_moment,
+            parser=moment,
             metavar="TIME",
-            help="Start: RFC 3339 or a day. Default: a day before the end.",
+            help="Start, inclusive: RFC 3339 or a day (UTC). Default: a day before the end.",
         ),
     ] = None,
     until: Annotated[
         datetime | None,
         typer.Option(
-            "--to", parser=_moment, metavar="TIME", help="End, exclusive. Default: the current hour."
+            "--to", parser=moment, metavar="TIME", help="End, exclusive. Default: the current hour."
         ),
     ] = None,
     redeliver: Annotated[

@@ -10,6 +10,7 @@ from __future__ import annotations
 import logging
 import sys
 from contextlib import closing
+from datetime import datetime
 from pathlib import Path
 from typing import Annotated
 
@@ -37,6 +38,7 @@ from syncd.cli.options import (
     config_path,
     console,
     finish,
+    moment,
     print_json,
 )
 from syncd.core.errors import SyncdError
@@ -173,10 +175,14 @@ def usage(
     context: typer.Context,
     config: ConfigOption = None,
     since: Annotated[
-        str | None, typer.Option("--from", help="Start of the period (RFC 3339), inclusive.")
+        datetime | None,
+        typer.Option(
+            "--from", parser=moment, metavar="TIME", help="Start, inclusive: RFC 3339 or a day (UTC)."
+        ),
     ] = None,
     until: Annotated[
-        str | None, typer.Option("--to", help="End of the period (RFC 3339), exclusive.")
+        datetime | None,
+        typer.Option("--to", parser=moment, metavar="TIME", help="End, exclusive: RFC 3339 or a day (UTC)."),
     ] = None,
     as_json: JsonOption = False,
 ) -> None:
@@ -184,13 +190,14 @@ def usage(
     from syncd.cli import render
     from syncd.cli.render import steps
     from syncd.config import settings
+    from syncd.core.period import rfc3339
     from syncd.metering.usage import read_usage
     from syncd.runs import factory
 
     loaded = settings.load(config_path(context, config))
     with closing(factory.target_of(loaded)) as target, steps() as progress:
         progress.begin("reading the meters")
-        found = read_usage(target, since, until)
+        found = read_usage(target, *(rfc3339(time) if time else None for time in (since, until)))
     if as_json:
         print_json(found.to_json())
     else:

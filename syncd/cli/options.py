@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import json
 import sys
+from datetime import datetime
 from pathlib import Path
 from typing import Annotated, NoReturn
 
 import typer
 from rich.console import Console
+
+from syncd.core.period import parse_moment
 
 IN_SYNC = APPLIED = 0
 ERROR = 1
@@ -56,6 +59,14 @@ PrincipalOption = Annotated[
         help="Only the principal with this id, username or custom_id; removes nothing.",
     ),
 ]
+
+
+def moment(text: str) -> datetime:
+    """Return the time of an option; a day means its first moment, in UTC."""
+    try:
+        return parse_moment(text)
+    except ValueError as error:
+        raise typer.BadParameter(str(error)) from None
 
 
 class Finished(SystemExit):

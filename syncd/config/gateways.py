@@ -9,7 +9,7 @@ from urllib.parse import urlsplit
 
 from pydantic import AfterValidator, Field, SecretStr, TypeAdapter
 
-from syncd.config.types import Duration, HttpUrl, Section
+from syncd.config.types import Duration, HttpUrl, Section, Token
 
 _UNIX = "unix:"
 _HTTP_URL: TypeAdapter[str] = TypeAdapter(HttpUrl)
@@ -23,10 +23,9 @@ def _gateway_url(value: str) -> str:
     return value
 
 
-def _printable_ascii(value: SecretStr) -> SecretStr:
-    text = value.get_secret_value()
-    if not text or not text.isascii() or not text.isprintable():
-        raise ValueError("must be printable ASCII characters, as the plugin requires")
+def _not_empty(value: SecretStr) -> SecretStr:
+    if not value.get_secret_value():
+        raise ValueError("must not be empty")
     return value
 
 
@@ -52,7 +51,7 @@ class GatewayConfig(Section):
     """Unique name for messages."""
     url: GatewayUrl
     """URL of the plugin's API (`serve --api`): `http(s)://host:port`, or `unix:/path` on this machine."""
-    token: Annotated[SecretStr, AfterValidator(_printable_ascii)] | None = None
+    token: Annotated[Token, AfterValidator(_not_empty)] | None = None
     """The token in `--api-token-file` or `OPENMETER_PLUGIN_ADMIN_TOKEN` on the gateway."""
     timeout: Duration = timedelta(seconds=10)
     """Limit for each request."""

@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 import os
-from datetime import timedelta
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Annotated, Self
 
-from apscheduler.triggers.cron import CronTrigger
 from pydantic import AfterValidator, BeforeValidator, Field, SecretStr, model_validator
 from pydantic_settings import NoDecode
 
-from syncd.config.types import Duration, HttpUrl, Listen, Section
+from syncd.config import cron
+from syncd.config.types import Duration, HttpUrl, Listen, Section, Token
 
 Percent = Annotated[int, Field(ge=0, le=100)]
 
@@ -47,10 +47,7 @@ class GuardsConfig(Section):
 
 
 def _cron(value: str) -> str:
-    try:
-        CronTrigger.from_crontab(value)
-    except ValueError as error:
-        raise ValueError(f"must be five crontab fields, such as '*/10 * * * *': {error}") from None
+    cron.next_times(value, datetime.now(UTC), 1)
     return value
 
 
@@ -60,15 +57,25 @@ class ScheduleConfig(Section):
     interval: Duration = timedelta(minutes=5)
     """Time between two runs."""
     cron: Annotated[str, AfterValidator(_cron)] | None = None
-    """Five crontab fields in UTC, instead of `interval`: `*/10 * * * *`."""
+    """Five crontab fields in UTC, instead of `interval`: `*/10 * * * *`. As in cron, Sunday is 0 and 7, a day
+    fits by day of month or by weekday if both are restricted, and there are names and `@daily`."""
     jitter: Duration | None = None
     """Maximum random delay of each run."""
 
 
-def _not_blank(token: SecretStr) -> SecretStr:
+_SHORTEST_TOKEN = 16
+"""As the plugin's API asks for: shorter ones can be guessed."""
+
+
+def _hard_to_guess(token: SecretStr) -> SecretStr:
     # An empty environment variable must not open the daemon to everyone.
-    if not token.get_secret_value().strip():
+    if not token.get_secret_value():
         raise ValueError("must not be empty; leave it out if no token is wanted")
+    if len(token.get_secret_value()) < _SHORTEST_TOKEN:
+        raise ValueError(
+            f"must have at least {_SHORTEST_TOKEN} characters, so that nobody can guess it;"
+            " `openssl rand -hex 24` makes one"
+        )
     return token
 
 
@@ -90,8 +97,8 @@ class DaemonConfig(Section):
     # NoDecode: an environment variable holds plain text, not JSON.
     listen: Annotated[Listen, NoDecode, BeforeValidator(Listen.parse)] = Listen("127.0.0.1", 8890)
     """Host and port of the HTTP API and the dashboard. Any address other than loopback requires `token`."""
-    token: Annotated[SecretStr, AfterValidator(_not_blank)] | None = None
-    """Bearer token of the HTTP API, and the login for the dashboard."""
+    token: Annotated[Token, AfterValidator(_hard_to_guess)] | None = None
+    """Bearer token of the HTTP API, and the login for the dashboard. At least 16 characters."""
     dashboard: bool = True
     """Whether the dashboard is served."""
     public_url: HttpUrl | None = None

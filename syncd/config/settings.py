@@ -1,24 +1,20 @@
 """The whole configuration: syncd.yaml, overridden by the environment.
 
 ``SYNCD_METERING__TOKEN`` sets metering.token, ``SYNCD_SOURCES__0__TOKEN`` the token of the first source,
-``SYNCD_GATEWAYS__0__TOKEN`` that of the first gateway. Relative paths are relative to the file.
+``SYNCD_GATEWAYS__0__TOKEN`` that of the first gateway. ``${VAR}`` in the file is that variable's value.
+Relative paths are relative to the file.
 """
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping
 from datetime import timedelta
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, cast
 from urllib.parse import urlsplit
 
-import yaml
-from pydantic import (
-    Field,
-    SecretStr,
-    ValidationError,
-    field_validator,
-)
+from pydantic import Field, ValidationError, field_validator
 from pydantic_settings import (
     BaseSettings,
     EnvSettingsSource,
@@ -27,19 +23,21 @@ from pydantic_settings import (
     SettingsError,
 )
 
+from syncd.config.faults import explain
 from syncd.config.gateways import GatewayConfig, check_unique
 from syncd.config.mapping import MappingConfig
 from syncd.config.run import DaemonConfig, GuardsConfig, PolicyOptionsConfig, ScheduleConfig
 from syncd.config.sources import (
-    SOURCE_TYPES,
     ApplicationsFileSource,
     DeclarativeFileSource,
     SourceConfig,
     source_names,
 )
-from syncd.config.types import Duration, HttpUrl, Label, Section
+from syncd.config.types import Duration, HttpUrl, Label, Section, Token
+from syncd.config.variables import expanded, refuse_unknown
 from syncd.core.errors import ConfigError
 from syncd.core.policy import Policy
+from syncd.core.text_yaml import Document, YamlError, parse
 
 _MAX_CONCURRENCY = 64
 """Threads, and thus requests in flight to one API."""
@@ -54,7 +52,7 @@ class MeteringConfig(Section):
     """`openmeter-v1`: a self-hosted OpenMeter. `openmeter-v3`: Konnect and newer self-hosted servers."""
     url: HttpUrl
     """URL of the metering API: `http://openmeter:8888`, `https://eu.api.konghq.com`."""
-    token: SecretStr | None = None
+    token: Token | None = None
     """Bearer token; needs permission to read and write customers and subjects."""
     timeout: Duration = timedelta(seconds=10)
     """Limit for each request."""
@@ -167,13 +165,21 @@ class _Environment(EnvSettingsSource):
 def load(path: Path) -> Config:
     """Read and check the configuration; raises ConfigError, which names the field and the file."""
     document = _read(path)
+    refuse_unknown(os.environ, Config)
     try:
-        config = Config(**document)
+        settings = expanded(document.value or {}, os.environ)
+    except ConfigError as error:
+        raise ConfigError(f"{path}: {error}") from None
+    try:
+        config = Config(**cast("dict[str, Any]", settings))
     except ValidationError as error:
-        raise ConfigError(_explain(error, path)) from None
+        faults = "\n".join(f"  {line}" for line in explain(error, Config, document, os.environ))
+        raise ConfigError(f"{path}: the configuration is invalid\n{faults}") from None
     except SettingsError as error:
         # The message names the field; only its cause has the value, which may be a secret.
-        raise ConfigError(f"the environment (SYNCD_...): {error}") from None
+        raise ConfigError(
+            f'the environment (SYNCD_...): {error}. Lists and sections there are JSON: ["a", "b"]'
+        ) from None
     sources = tuple(_resolved(source, path.parent) for source in config.sources)
     state_dir = path.parent / config.daemon.state_dir.expanduser()
     daemon = config.daemon.model_copy(update={"state_dir": state_dir})
@@ -181,44 +187,23 @@ def load(path: Path) -> Config:
     return config.model_copy(update={"sources": sources, "mapping": mapping, "daemon": daemon})
 
 
-def _read(path: Path) -> dict[str, Any]:
+def _read(path: Path) -> Document:
     try:
-        document = yaml.safe_load(path.read_bytes())
+        document = parse(path.read_bytes())
     except OSError as error:
         raise ConfigError(
             f"cannot read the configuration {path}: {error.strerror}. Pass --config FILE"
         ) from None
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise ConfigError(f"{path} is not YAML: {_where(error)}") from None
-    if document is None:
-        return {}
-    if not isinstance(document, dict) or not all(isinstance(name, str) for name in document):
+    except YamlError as error:
+        raise ConfigError(f"{path} is not YAML: {error}") from None
+    if document.value is None:
+        return document
+    if not isinstance(document.value, dict) or not all(isinstance(name, str) for name in document.value):
         raise ConfigError(f"{path} must be a mapping of settings")
     return document
-
-
-def _where(error: Exception) -> str:
-    """Return position and kind of a YAML error, never the text around it, which may be a token."""
-    mark, problem = getattr(error, "problem_mark", None), getattr(error, "problem", None)
-    place = f"line {mark.line + 1}, column {mark.column + 1}: " if mark else ""
-    return f"{place}{problem or 'it cannot be parsed'}"
 
 
 def _resolved(source: SourceConfig, folder: Path) -> SourceConfig:
     if isinstance(source, DeclarativeFileSource | ApplicationsFileSource):
         return source.model_copy(update={"path": folder / source.path})
     return source
-
-
-def _explain(error: ValidationError, path: Path) -> str:
-    """Return a message with each field, its fault and its environment variable; never its value."""
-    lines = []
-    for fault in error.errors(include_url=False, include_input=False, include_context=False):
-        parts = [part for part in fault["loc"] if part not in SOURCE_TYPES]
-        field = "".join(f"[{part}]" if isinstance(part, int) else f".{part}" for part in parts).lstrip(".")
-        message = fault["msg"].removeprefix("Value error, ")
-        variable = f" (environment: SYNCD_{'__'.join(str(part).upper() for part in parts)})"
-        if "SYNCD_" in message:  # a fault of a whole section: the message names the field
-            variable = ""
-        lines.append(f"  {field or 'settings'}: {message}{variable}")
-    return f"{path}: the configuration is invalid\n" + "\n".join(lines)

@@ -6,9 +6,9 @@ from datetime import timedelta
 from pathlib import Path
 from typing import Annotated, Literal, Self, get_args
 
-from pydantic import Field, SecretStr, model_validator
+from pydantic import Field, model_validator
 
-from syncd.config.types import Duration, HttpUrl, Key, Metadata, Section, Tag
+from syncd.config.types import Duration, HttpUrl, Key, Metadata, Section, Tag, Token
 
 
 class _Source(Section):
@@ -25,7 +25,7 @@ class KongAdminSource(_Source):
     """Consumers from Kong's Admin API."""
     url: HttpUrl
     """URL of the Admin API, without the workspace: `http://127.0.0.1:8001`."""
-    token: SecretStr | None = None
+    token: Token | None = None
     """Sent as Kong-Admin-Token; Enterprise only."""
     workspace: str | None = Field(None, min_length=1)
     """Read only this workspace; Enterprise only."""
@@ -42,7 +42,7 @@ class _Konnect(_Source):
     """Region of Konnect, such as `us` or `eu`. Set either this or `url`."""
     url: HttpUrl | None = None
     """URL of Konnect's API instead of `region`, without /v2 or /v3."""
-    token: SecretStr | None = None
+    token: Token | None = None
     """Konnect access token; needs permission to read what this source reads."""
     timeout: Duration = timedelta(seconds=10)
     """Limit for each request."""

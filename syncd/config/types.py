@@ -5,6 +5,7 @@ from __future__ import annotations
 import ipaddress
 import re
 import socket
+import unicodedata
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -12,10 +13,10 @@ from datetime import timedelta
 from typing import Annotated
 from urllib.parse import urlsplit
 
-from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, SecretStr
 
 from syncd.core.errors import DaemonError
-from syncd.core.ownership import RESERVED_KEYS, is_label_value
+from syncd.core.ownership import RESERVED_KEYS
 
 _UNITS = {"s": 1, "m": 60, "h": 3600, "d": 86400}
 _DURATION = re.compile(r"(\d+)\s*([smhd])")
@@ -41,9 +42,33 @@ def _http_url(value: str) -> str:
     return value.rstrip("/")
 
 
+# Wider than what the v3 API takes (`team-a-1`): ownership metadata hold a stand-in for the rest.
+_LABEL = re.compile(r"(?=.{1,63}$)[A-Za-z0-9]+(?:-[A-Za-z0-9]+)*")
+
+
 def _label(value: str) -> str:
-    if not is_label_value(value):
+    if not _LABEL.fullmatch(value):
         raise ValueError("must be 1 to 63 letters and digits, with single dashes between them")
+    return value
+
+
+def _header_text(value: SecretStr) -> SecretStr:
+    # Secrets that come from files end with a line break more often than not.
+    text = value.get_secret_value().strip()
+    if not text.isascii() or not text.isprintable():
+        raise ValueError("contains characters that no HTTP header can hold; it must be printable ASCII")
+    return SecretStr(text)
+
+
+def _storable(value: str) -> str:
+    if any(unicodedata.category(char) == "Cc" for char in value):
+        raise ValueError("must not contain control characters")
+    return value
+
+
+def _storable_map(value: dict[str, str]) -> dict[str, str]:
+    for text in (*value, *value.values()):
+        _storable(text)
     return value
 
 
@@ -55,10 +80,12 @@ def _not_reserved(value: dict[str, str]) -> dict[str, str]:
 
 Duration = Annotated[timedelta, BeforeValidator(_duration)]
 HttpUrl = Annotated[str, AfterValidator(_http_url)]
-Key = Annotated[str, Field(min_length=1, max_length=256)]
+Token = Annotated[SecretStr, AfterValidator(_header_text)]
+"""A secret that is sent in a header; white space around it is dropped."""
+Key = Annotated[str, Field(min_length=1, max_length=256), AfterValidator(_storable)]
 Tag = Annotated[str, Field(min_length=1, pattern=r"^[^,/]+$")]
 Label = Annotated[str, AfterValidator(_label)]
-Metadata = Annotated[dict[str, str], AfterValidator(_not_reserved)]
+Metadata = Annotated[dict[str, str], AfterValidator(_not_reserved), AfterValidator(_storable_map)]
 
 
 class Section(BaseModel):

@@ -147,8 +147,9 @@ class Problem:
 class DesiredState:
     """The customers that the sources call for, sorted by key; `problems` could not be mapped.
 
-    `warnings` name details that customers are created without. `known` are subjects that need no customer
-    but are not orphaned: those of consumers whose group sends a subject of its own.
+    `warnings` name details that customers are created without, and rows of the mapping file without an
+    effect. `known` are subjects that need no customer but are not orphaned: those of consumers whose group
+    sends a subject of its own.
     """
 
     customers: tuple[DesiredCustomer, ...]

@@ -2,11 +2,17 @@
 
 A customer is managed if its metadata carry both syncd's name and this `owner_id`; with another owner_id
 it is as foreign as without ownership metadata. The values keep the label rules of the v3 API, so that a
-v1 customer keeps its owner when it is read through v3.
+v1 customer keeps its owner when it is read through v3. What no label can hold is written as a stand-in
+(`label_value`). Earlier versions wrote some such texts as they are, through v1; both forms mean the same
+(`is_same_value`).
 
-The label rules are those of the v3 specification and of its server: api/v3/labels/validate.go is narrower
-than the specification. It allows only single separators, which also refuses ``a--b``, and reserves more
-prefixes. A label is safe if both accept it.
+The label rules are those of the v3 specification and of its server, which is narrower
+(api/v3/labels/validate.go): keys and values have to match ::
+
+    ^(?:[a-zA-Z0-9](?:[a-zA-Z0-9._-]?[a-zA-Z0-9])?){1,63}$
+
+So separators stand alone, and a single letter or digit between two of them is refused: ``a-b-c``, but not
+``a-b`` or ``a-bc-d``. It reserves more prefixes as well. A label is safe if both accept it.
 """
 
 from __future__ import annotations
@@ -19,9 +25,9 @@ from syncd.core.lifecycle_metadata import LIFECYCLE_KEYS
 from syncd.core.model import ObservedCustomer, ObservedSubject
 
 _RESERVED = re.compile(r"_|kong|konnect|insomnia|mesh|kic|kuma|openmeter")
-# Letters and digits with single dashes between them. The server's own expression reads pairs and refuses
-# some texts with dots or underscores (``a_b-c.d``), so only dashes are safe.
-_SAFE = re.compile(r"[A-Za-z0-9]+(?:-[A-Za-z0-9]+)*")
+# The server's expression for texts whose only separator is a dash, without its ambiguity: tried on a text
+# that does not match, that one takes time exponential in the length (Go's engine does not backtrack).
+_SAFE = re.compile(r"[A-Za-z0-9]+(?:-[A-Za-z0-9]{2,})*(?:-[A-Za-z0-9]+)?")
 _MAX_LENGTH = 63
 
 
@@ -63,20 +69,25 @@ _PROVISIONER = "subject.provisioner"
 
 
 def label_value(text: str) -> str:
-    """Return `text` if it is a valid label value, else a stable replacement: ``sha256-<48 hex>``."""
+    """Return `text` if it is a valid label value, else its stand-in: ``sha256-<48 hex>``."""
     if is_label_value(text):
         return text
     return f"sha256-{hashlib.sha256(text.encode('utf-8', 'surrogatepass')).hexdigest()[:48]}"
 
 
+def is_same_value(found: object, wanted: str) -> bool:
+    """Return whether a value of ownership metadata is the wanted one, as it is or as its stand-in."""
+    return found == wanted or (isinstance(found, str) and label_value(found) == label_value(wanted))
+
+
 def ownership_metadata(owner_id: str, source_id: str) -> dict[str, str]:
-    """Return the ownership metadata; `source_id` is encoded if a label cannot hold it."""
-    return {MANAGED_BY: MANAGER, SYNC_OWNER: owner_id, SOURCE_ID: label_value(source_id)}
+    """Return the ownership metadata; what a label cannot hold is replaced by its stand-in."""
+    return {MANAGED_BY: MANAGER, SYNC_OWNER: label_value(owner_id), SOURCE_ID: label_value(source_id)}
 
 
 def is_managed(metadata: Mapping[str, object], owner_id: str) -> bool:
     """Return whether these metadata carry the ownership metadata of this owner_id."""
-    return metadata.get(MANAGED_BY) == MANAGER and metadata.get(SYNC_OWNER) == owner_id
+    return metadata.get(MANAGED_BY) == MANAGER and is_same_value(metadata.get(SYNC_OWNER), owner_id)
 
 
 def is_adoptable(metadata: Mapping[str, object]) -> bool:

@@ -12,10 +12,11 @@ from datetime import UTC, datetime, timedelta
 import structlog
 import uvicorn
 from apscheduler.schedulers.background import BackgroundScheduler
-from apscheduler.triggers.cron import CronTrigger
+from apscheduler.triggers.base import BaseTrigger
 from apscheduler.triggers.interval import IntervalTrigger
 
 from syncd.apply.executor import Report
+from syncd.config.cron import next_times
 from syncd.config.run import ScheduleConfig
 from syncd.config.settings import Config
 from syncd.config.types import Listen, listening
@@ -267,13 +268,25 @@ class Performer:
             return reconcile()
 
 
+class CronTrigger(BaseTrigger):  # type: ignore[misc]
+    """The times of `schedule.cron`, for APScheduler."""
+
+    def __init__(self, expression: str, jitter: int | None) -> None:
+        self._expression = expression
+        self._jitter = jitter
+
+    def get_next_fire_time(self, previous: datetime | None, now: datetime) -> datetime:
+        """Return the time after the previous one; if the clock was set back, the one after now."""
+        after = now if previous is None else min(now, previous)
+        found: datetime = self._apply_jitter(next_times(self._expression, after, 1)[0], self._jitter, now)
+        return found
+
+
 def trigger_of(config: ScheduleConfig) -> CronTrigger | IntervalTrigger:
     """Return the APScheduler trigger for the schedule."""
     jitter = int(config.jitter.total_seconds()) if config.jitter else None
     if config.cron is not None:
-        trigger = CronTrigger.from_crontab(config.cron, timezone=UTC)
-        trigger.jitter = jitter
-        return trigger
+        return CronTrigger(config.cron, jitter)
     return IntervalTrigger(seconds=int(config.interval.total_seconds()), jitter=jitter, timezone=UTC)
 
 

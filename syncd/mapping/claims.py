@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import unicodedata
 from collections.abc import Iterable, Mapping
 from dataclasses import replace
 
@@ -171,11 +172,14 @@ def _subject_key(principal: Principal, rules: MappingRules) -> str | Problem:
         )
         return Problem(None, (), reason)
     if not principal.id:
-        reason = (
-            f"{principal.describe()} has neither an id nor a username, so Kong gives it another id at each"
-            " load of the file. Give it an id"
+        why = (
+            "comes from a decK file without an id, so Kong gave it a random one. Give it an id there, read it"
+            " from the source kong-admin or konnect-consumers, or use mapping.subject_field: username"
+            if principal.username
+            else "has neither an id nor a username, so Kong gives it another id at each load of the file."
+            " Give it an id"
         )
-        return Problem(None, (), reason)
+        return Problem(None, (), f"{principal.describe()} {why}")
     return default_subject(principal.kind, principal.id)
 
 
@@ -212,7 +216,7 @@ def _tagged(principal: Principal) -> str | Problem | None:
 
 def _is_plain(key: str) -> bool:
     """Return whether a key is certainly valid, by a cheap check."""
-    return key.isascii() and 0 < len(key) <= MAX_KEY and not key.isspace()
+    return key.isascii() and key.isprintable() and 0 < len(key) <= MAX_KEY and not key.isspace()
 
 
 def _key_fault(key: str) -> str | None:
@@ -224,6 +228,11 @@ def _key_fault(key: str) -> str | None:
         key.encode()
     except UnicodeEncodeError:
         return "is not valid Unicode"
+    # The metering API answers 500 to NUL in any text, since PostgreSQL cannot store it. Other control
+    # characters can be stored, and then hide from whoever reads a list, an invoice or a log.
+    control = next((char for char in key if unicodedata.category(char) == "Cc"), None)
+    if control is not None:
+        return f"contains the control character U+{ord(control):04X}"
     return None
 
 

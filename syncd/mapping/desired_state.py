@@ -23,16 +23,31 @@ _CUSTOMER_KEY = attrgetter("customer_key")
 
 def desired_state(principals: Iterable[Principal], rules: MappingRules) -> DesiredState:
     """Return the customers that these principals call for."""
+    principals = list(principals)
     claims, problems = claims_of(principals, rules)
     known = _known(claims)
     claims, collisions = without_collisions(claims)
     claims.sort(key=_CUSTOMER_KEY)
-    warnings: list[str] = []
+    warnings = _rows_of_nobody(principals, rules)
     customers = tuple(
         [_customer(key, list(inside), rules, warnings) for key, inside in groupby(claims, key=_CUSTOMER_KEY)]
     )
     ordered = sorted(problems + collisions, key=lambda problem: problem.reason)
     return DesiredState(customers, tuple(ordered), tuple(warnings), known)
+
+
+def _rows_of_nobody(principals: Iterable[Principal], rules: MappingRules) -> list[str]:
+    """Return a warning for each row of the mapping file that names no principal: mostly a slip of the pen."""
+    if not rules.assignments:
+        return []
+    names = {(principal.kind, principal.id) for principal in principals}
+    names |= {(principal.kind, principal.username) for principal in principals if principal.username}
+    return [
+        f"{row.place}: no source has {row.kind} {row.id or row.username!r}, so this row has no effect."
+        f" Correct its {'id' if row.id else 'username'}, or remove the row"
+        for row in rules.assignments
+        if (row.kind, row.id or row.username) not in names
+    ]
 
 
 def _known(claims: Iterable[Claim]) -> frozenset[str]:
@@ -68,7 +83,7 @@ def _customer(key: str, claims: list[Claim], rules: MappingRules, warnings: list
             own = claim
             break
     namesake = own.principal if own else None
-    ownership = ownership_metadata(rules.owner_id, namesake.id if namesake else key)
+    ownership = ownership_metadata(rules.owner_id, namesake.id if namesake and namesake.id else key)
     name = _customer_name(key, own, claims, rules, warnings)
     return DesiredCustomer(
         key=key,

@@ -15,9 +15,20 @@ from syncd.mapping.rules import MappingRules
 from syncd.mapping.templates import fill
 
 _MAX_DESCRIPTION = 1024
-_CURRENCY = re.compile(r"[A-Z]{3}")
 _COUNTRY = re.compile(r"[A-Z]{2}")
 _EMAIL = re.compile(r"[^@\s]+@[^@\s]+")
+# ISO 4217, list one (SIX, published 2026-01-01), without funds, metals and units of account. The server
+# refuses a customer with any other code: "invalid fiat currency".
+_ISO_4217 = """
+AED AFN ALL AMD AOA ARS AUD AWG AZN BAM BBD BDT BHD BIF BMD BND BOB BRL BSD BTN BWP BYN BZD CAD
+CDF CHF CLP CNY COP CRC CUP CVE CZK DJF DKK DOP DZD EGP ERN ETB EUR FJD FKP GBP GEL GHS GIP GMD
+GNF GTQ GYD HKD HNL HTG HUF IDR ILS INR IQD IRR ISK JMD JOD JPY KES KGS KHR KMF KPW KRW KWD KYD
+KZT LAK LBP LKR LRD LSL LYD MAD MDL MGA MKD MMK MNT MOP MRU MUR MVR MWK MXN MYR MZN NAD NGN NIO
+NOK NPR NZD OMR PAB PEN PGK PHP PKR PLN PYG QAR RON RSD RUB RWF SAR SBD SCR SDG SEK SGD SHP SLE
+SOS SRD SSP STN SVC SYP SZL THB TJS TMT TND TOP TRY TTD TWD TZS UAH UGX USD UYU UYW UZS VED VES
+VND VUV WST XAF XCD XCG XOF XPF YER ZAR ZMW ZWG
+"""
+_CURRENCIES = frozenset(_ISO_4217.split())
 
 Warn = Callable[[str], None]
 
@@ -61,12 +72,12 @@ def details_of(key: str, claims: Sequence[Claim], rules: MappingRules, warn: War
         for name in _names([row.metadata for row in rows], templates.metadata)
         if (value := agreed(name, [row.metadata.get(name) for row in rows], templates.metadata.get(name)))
     }
-    country = _fitting("country", address.pop("country", None), _COUNTRY, warn_of_customer)
+    country = _fitting("country", address.pop("country", None), _COUNTRY.fullmatch, warn_of_customer)
     if country:
         address["country"] = country
     return CustomerDetails(
-        email=_fitting("email", email, _EMAIL, warn_of_customer),
-        currency=_fitting("currency", currency, _CURRENCY, warn_of_customer),
+        email=_fitting("email", email, _EMAIL.fullmatch, warn_of_customer),
+        currency=_fitting("currency", currency, _CURRENCIES.__contains__, warn_of_customer),
         description=_shortened(description, warn_of_customer),
         billing_address=address,
         metadata=_labels(metadata, warn_of_customer) if rules.labels_only else metadata,
@@ -77,8 +88,8 @@ def _names(given: Sequence[Mapping[str, str]], templates: Mapping[str, str]) -> 
     return sorted({name for mapping in given for name in mapping} | set(templates))
 
 
-def _fitting(what: str, value: str | None, form: re.Pattern[str], warn: Warn) -> str | None:
-    if value is None or form.fullmatch(value):
+def _fitting(what: str, value: str | None, accepted: Callable[[str], object], warn: Warn) -> str | None:
+    if value is None or accepted(value):
         return value
     warn(f"{what} {value!r} is omitted: the metering API would refuse it")
     return None

@@ -1,6 +1,8 @@
 """The mapping file: the customer of each principal, and the details that the customer is created with.
 
-CSV with a header, or YAML with a list of mappings. The columns (all but `kind` may be left empty):
+CSV with a header, separated by commas, semicolons (as spreadsheets in much of Europe save it) or tabs; or
+YAML with a list of mappings, in which all values are text as written: a customer ``0017`` is not ``15``. The
+columns (all but `kind` may be left empty):
 
 kind            consumer or application; empty is consumer
 id, username    the principal, by id or else by username
@@ -13,21 +15,21 @@ metadata.<key>  for example metadata.externalId
 from __future__ import annotations
 
 import csv
+import difflib
 import io
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 
-import yaml
-
 from syncd.core.errors import ConfigError
 from syncd.core.model import CustomerDetails
 from syncd.core.ownership import RESERVED_KEYS
+from syncd.core.text_yaml import YamlError, parse
 from syncd.mapping.rules import Assignment
 
 ADDRESS_PARTS = ("country", "postal_code", "state", "city", "line1", "line2", "phone_number")
 _PLAIN = ("kind", "id", "username", "customer", "name", "email", "currency", "description")
 _BILLING, _METADATA = "billing_", "metadata."
-_LOADER = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
+_DELIMITERS = ",;\t"
 
 
 def read_mapping_file(path: Path) -> tuple[Assignment, ...]:
@@ -45,8 +47,13 @@ def read_mapping_file(path: Path) -> tuple[Assignment, ...]:
 
 
 def _csv_rows(text: str, path: Path) -> Iterator[tuple[str, dict[str, str]]]:
-    reader = csv.DictReader(io.StringIO(text, newline=""), strict=True)
+    header = text.partition("\n")[0]
+    delimiter = next((one for one in _DELIMITERS if one in header), ",")
+    reader = csv.DictReader(io.StringIO(text, newline=""), delimiter=delimiter, strict=True)
     try:
+        names = [name.strip() for name in reader.fieldnames or ()]
+        if twice := sorted({name for name in names if names.count(name) > 1}):
+            raise ConfigError(f"{path.name} line 1: column {twice[0]!r} is there twice; remove one of them")
         for row in reader:
             place = f"{path.name} line {reader.line_num}"
             if None in row or None in row.values():
@@ -58,13 +65,13 @@ def _csv_rows(text: str, path: Path) -> Iterator[tuple[str, dict[str, str]]]:
 
 def _yaml_rows(text: str, path: Path) -> Iterator[tuple[str, dict[str, str]]]:
     try:
-        document = yaml.load(text, Loader=_LOADER)  # noqa: S506 - plain values only, as SafeLoader
-    except yaml.YAMLError as error:
+        document = parse(text)
+    except YamlError as error:
         raise ConfigError(f"the mapping file {path} is not YAML: {error}") from None
-    if not isinstance(document, list):
+    if not isinstance(document.value, list):
         raise ConfigError(f"the mapping file {path} must be a list of mappings")
-    for number, entry in enumerate(document, 1):
-        place = f"{path.name} entry {number}"
+    for index, (entry, line) in enumerate(zip(document.value, document.lines(), strict=True)):
+        place = f"{path.name} line {line} (entry {index + 1})"
         if not isinstance(entry, dict):
             raise ConfigError(f"{place}: is not a mapping")
         yield place, dict(_flat(entry, place))
@@ -76,18 +83,18 @@ def _flat(entry: Mapping[object, object], place: str) -> Iterator[tuple[str, str
         prefix = {"metadata": _METADATA, "billing_address": _BILLING}.get(str(name))
         if prefix and isinstance(value, dict):
             yield from _flat({f"{prefix}{inner}": text for inner, text in value.items()}, place)
-        elif isinstance(value, str | int) and not isinstance(value, bool):
-            yield str(name), str(value)
+        elif isinstance(value, str):
+            yield str(name), value
         elif value is not None:
-            raise ConfigError(f"{place}: {name} must be text; put it in quotes")
+            raise ConfigError(f"{place}: {name} must be text, not a list or a mapping")
 
 
 def _assignment(row: Mapping[str, str], place: str) -> Assignment:
     for name in row:
         part = name.removeprefix(_BILLING)
         known = name in _PLAIN or (name != part and part in ADDRESS_PARTS) or name.startswith(_METADATA)
-        if not known:
-            raise ConfigError(f"{place}: unknown column {name!r}")
+        if not known or not name.isprintable():
+            raise ConfigError(f"{place}: unknown column {name!r}{_suggested(name)}")
         if name.removeprefix(_METADATA) in RESERVED_KEYS:
             raise ConfigError(f"{place}: cannot set {name}: it is reserved for syncd's own metadata")
     kind = row.get("kind", "consumer")
@@ -110,6 +117,12 @@ def _assignment(row: Mapping[str, str], place: str) -> Assignment:
             metadata=_prefixed(row, _METADATA),
         ),
     )
+
+
+def _suggested(name: str) -> str:
+    known = (*_PLAIN, *(f"{_BILLING}{part}" for part in ADDRESS_PARTS))
+    close = difflib.get_close_matches(name, known, 1)
+    return f"; did you mean {close[0]!r}?" if close else ""
 
 
 def _prefixed(row: Mapping[str, str], prefix: str) -> dict[str, str]:

@@ -40,7 +40,15 @@ from syncd.core.model import (
     ObservedState,
     ObservedSubject,
 )
-from syncd.core.ownership import ADOPTED, is_adoptable, is_managed, may_write_subject, owner_of
+from syncd.core.ownership import (
+    ADOPTED,
+    RESERVED_KEYS,
+    is_adoptable,
+    is_managed,
+    is_same_value,
+    may_write_subject,
+    owner_of,
+)
 from syncd.core.policy import POLICIES, Policy
 from syncd.planning.customer_index import CustomerIndex, double_counting_changes, without_double_counted
 from syncd.planning.moves import Taken, customer_name, moves_to, principals_of, retirements_for, taken_reason
@@ -336,7 +344,11 @@ def _differs(subject: DesiredSubject, entity: ObservedSubject) -> bool:
     """Return whether an entity lacks a field that the subject should have."""
     if subject.display_name is not None and subject.display_name != entity.display_name:
         return True
-    return any(entity.metadata.get(name) != value for name, value in subject.metadata.items())
+    return any(
+        found != value and not (name in RESERVED_KEYS and is_same_value(found, value))
+        for name, value in subject.metadata.items()
+        for found in (entity.metadata.get(name),)
+    )
 
 
 def _without_names(want: DesiredCustomer) -> DesiredCustomer:

@@ -1,26 +1,39 @@
-"""Consumers from Kong's declarative file (kong.yml, DB-less mode).
+"""Consumers from Kong's declarative file (kong.yml, DB-less mode), or from decK's.
 
 A consumer without an `id` gets the one that Kong assigns, as recorded from a real Kong and computed in
 kong/db/schema/others/declarative_config.lua: uuid5(uuid5(namespace, "consumers"), username).
 Kong assigns a random id at each load to a consumer with neither id nor username; its id is "" here.
-If decK syncs the same file into a database, Kong assigns random ids; use the source kong-admin then.
+
+The file is read as Kong reads it: JSON if it is JSON, else YAML without dates.
+
+decK puts its files into a database, where Kong assigns a random id to each consumer without one: its id is
+"" here, too. Its files are known by the keys that only decK has, and read as decK reads them
+(docs.konghq.com/deck, go-database-reconciler/pkg/file): ``${{ env "DECK_X" }}`` is replaced wherever it
+stands, by variables that begin with DECK_; the tags of `_info.select_tags` are on all entities; a plugin's
+`_config` names one of `_plugin_configs`.
 """
 
 from __future__ import annotations
 
+import json
+import os
+import re
 import uuid
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-
-import yaml
+from typing import cast
 
 from syncd.core.errors import SourceError
 from syncd.core.model import Principal
+from syncd.core.text_yaml import YamlError, parse_as_kong
 from syncd.sources.base import anonymous_reference, tags, text
 
 _NAMESPACE = uuid.uuid5(uuid.UUID("fd02801f-0957-4a15-a55a-c8d9606f30b5"), "consumers")
-_LOADER = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
+_DECK_KEYS = frozenset({"_info", "_konnect", "_plugin_configs"})
+"""Top-level keys that decK has and Kong refuses."""
+_TEMPLATE = "${{"
+_DECK_ENV = re.compile(r"""\$\{\{\s*env\s+["']([A-Za-z0-9_]+)["']\s*\}\}""")
 
 
 def consumer_id(username: str) -> str:
@@ -40,30 +53,56 @@ class DeclarativeFile:
 
     def read(self) -> Sequence[Principal]:
         """Return the consumers; those that any plugin in the file uses as `anonymous` are flagged."""
-        document = self._document()
-        anonymous = set(_anonymous(document))
+        document, is_deck = self._document()
+        try:
+            anonymous = set(_anonymous(document, _objects(document.get("_plugin_configs"))))
+        except RecursionError:
+            raise SourceError(self.name, f"{self.path} is nested too deeply, or contains itself") from None
         listed = document.get("consumers") or []
         if not isinstance(listed, list):
             raise SourceError(self.name, "consumers is not a list")
-        return [self._principal(item, index, anonymous) for index, item in enumerate(listed)]
+        common = tags({"tags": _objects(document.get("_info")).get("select_tags")}, self.name, "_info")
+        return [
+            self._principal(item, index, anonymous, common, is_deck=is_deck)
+            for index, item in enumerate(listed)
+        ]
 
-    def _document(self) -> dict[str, object]:
+    def _document(self) -> tuple[dict[str, object], bool]:
+        """Return the document, and whether it is one of decK's."""
         try:
-            # CSafeLoader constructs plain values only, as SafeLoader does, and is ten times faster.
-            document = yaml.load(self.path.read_bytes(), Loader=_LOADER)  # noqa: S506
+            content = self.path.read_bytes().decode("utf-8-sig")
         except OSError as error:
             raise SourceError(self.name, f"cannot read {self.path}: {error.strerror}") from None
-        except (yaml.YAMLError, UnicodeDecodeError) as error:
-            raise SourceError(self.name, f"{self.path} is not YAML: {error}") from None
+        except UnicodeDecodeError:
+            raise SourceError(self.name, f"{self.path} is not UTF-8") from None
+        is_deck = _DECK_ENV.search(content) is not None
+        document = self._parsed(_with_environment(content) if is_deck else content)
         # An empty or unrelated file must not count as "no consumers".
         if not isinstance(document, dict) or "_format_version" not in document:
             raise SourceError(self.name, f"{self.path} is not a declarative file: it has no _format_version")
-        return document
+        return document, is_deck or not _DECK_KEYS.isdisjoint(document)
 
-    def _principal(self, item: object, index: int, anonymous: set[str]) -> Principal:
+    def _parsed(self, content: str) -> object:
+        if content.lstrip().startswith("{"):
+            try:
+                return cast("object", json.loads(content))
+            except (ValueError, RecursionError):
+                pass  # YAML in flow style may begin like that
+        try:
+            return parse_as_kong(content).value
+        except YamlError as error:
+            raise SourceError(self.name, f"{self.path} is not YAML: {error}{_unset(content)}") from None
+
+    def _principal(
+        self, item: object, index: int, anonymous: set[str], common: tuple[str, ...], *, is_deck: bool
+    ) -> Principal:
         what = f"consumers[{index}]"
         if not isinstance(item, dict):
             raise SourceError(self.name, f"{what} is not a mapping")
+        tagged = tags(item, self.name, what)
+        for field, value in ((name, item.get(name)) for name in ("id", "username", "custom_id", "tags")):
+            if _TEMPLATE in str(value):
+                raise SourceError(self.name, f"{what}: {field} has a template of decK's{_unset(str(value))}")
         username = text(item, "username", self.name, what)
         custom_id = text(item, "custom_id", self.name, what)
         identity = text(item, "id", self.name, what)
@@ -72,27 +111,56 @@ class DeclarativeFile:
                 self.name, f"{what} has neither username nor custom_id; Kong would refuse the file"
             )
         if identity is None:
-            identity = consumer_id(username) if username else ""
+            identity = consumer_id(username) if username and not is_deck else ""
         return Principal(
             kind="consumer",
             id=identity,
             source=self.name,
             username=username,
             custom_id=custom_id,
-            tags=tags(item, self.name, what),
+            tags=tuple(dict.fromkeys((*tagged, *common))),
             anonymous=bool({identity, username} & anonymous),
         )
 
 
-def _anonymous(node: object) -> Iterator[str]:
+def _with_environment(content: str) -> str:
+    """Return the text with decK's references replaced; those without a value stay as they are."""
+
+    def value(match: re.Match[str]) -> str:
+        name = match[1]
+        return os.environ.get(name, match[0]) if name.startswith("DECK_") else match[0]
+
+    return _DECK_ENV.sub(value, content)
+
+
+def _unset(text: str) -> str:
+    """Return what to do about templates that are still there, for the end of a message."""
+    if _TEMPLATE not in text:
+        return ""
+    name = _DECK_ENV.search(text)
+    if name is None:
+        return '. Of decK\'s templates, only ${{ env "DECK_..." }} is supported here'
+    return (
+        f": set the environment variable {name[1]} for syncd, as for decK"
+        if name[1].startswith("DECK_")
+        else f": decK replaces only variables that begin with DECK_, not {name[1]}"
+    )
+
+
+def _objects(value: object) -> Mapping[str, object]:
+    return value if isinstance(value, dict) else {}
+
+
+def _anonymous(node: object, configs: Mapping[str, object]) -> Iterator[str]:
     """Yield the anonymous consumers of all plugins: global, and of services, routes, consumers."""
     if isinstance(node, dict):
         plugins = node.get("plugins")
         for plugin in plugins if isinstance(plugins, list) else ():
-            if name := anonymous_reference(plugin):
+            shared = configs.get(str(_objects(plugin).get("_config")))
+            if name := anonymous_reference(plugin) or anonymous_reference({"config": shared}):
                 yield name
         for value in node.values():
-            yield from _anonymous(value)
+            yield from _anonymous(value, configs)
     elif isinstance(node, list):
         for value in node:
-            yield from _anonymous(value)
+            yield from _anonymous(value, configs)

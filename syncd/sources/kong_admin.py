@@ -7,6 +7,9 @@ Behaviour of the API (kong-admin-oss-3.9.yaml; recordings tests/data/kong-wire/a
 - GET /status has `configuration_hash` only without a database or on a data plane; 32 zeros mean
   "not configured yet", which is not "no consumers". Without a database an offset is a position in a list
   that a new configuration replaces at once, so a hash that changes during the read causes another read.
+- A token of Enterprise's RBAC may be limited to one workspace; then all requests have to begin with the
+  workspace, and /status may be refused (403). Such a Kong has a database, where the hash is not needed.
+- A path that begins with a workspace is 404 in open-source Kong, which has none.
 - Without a database the filter `tags` answers 500 if some consumers have no tags, so it is sent only to a
   Kong with a database; the answer is filtered here as well.
 """
@@ -17,13 +20,14 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from urllib.parse import quote
 
-from syncd.core.errors import ApiError, RefusedError, SourceError
+from syncd.core.errors import ApiError, RefusedError, SourceError, UnauthorizedError
 from syncd.core.model import Principal
 from syncd.http.client import ApiClient, Endpoint, expect_object
 from syncd.http.retry import Retry
 from syncd.sources.consumers import read_consumers
 
 _NOT_CONFIGURED = "0" * 32
+_NOT_FOUND = 404
 _MAX_READS = 3
 
 
@@ -41,7 +45,7 @@ class KongAdmin:
         """Return the hash of Kong's configuration, None for a Kong with a database."""
         try:
             with ApiClient(self.endpoint, self.retry) as client:
-                return self._hash(client)
+                return _hash(self._status(client))
         except ApiError as error:
             raise SourceError(self.name, str(error)) from None
 
@@ -61,21 +65,53 @@ class KongAdmin:
 
     def _read_once(self, client: ApiClient) -> list[Principal] | None:
         """Return the consumers, None if the configuration changed during the read."""
-        before = self._hash(client)
-        prefix = f"/{quote(self.workspace, safe='')}" if self.workspace else ""
+        status = self._status(client)
+        before = _hash(status)
+        # Where it is not known whether there is a database, Kong is not asked to filter.
+        send_tags = status is not None and before is None
         try:
-            found = read_consumers(client, prefix, self.tags, source=self.name, send_tags=before is None)
-        except RefusedError:
+            found = read_consumers(client, self._prefix, self.tags, source=self.name, send_tags=send_tags)
+        except RefusedError as error:
+            if error.status == _NOT_FOUND and self.workspace:
+                raise self._no_workspace() from None
             # An offset into a list that a new configuration replaced.
-            if self._hash(client) == before:
+            if _hash(self._status(client)) == before:
                 raise
             return None
-        return found if self._hash(client) == before else None
+        return found if _hash(self._status(client)) == before else None
 
-    def _hash(self, client: ApiClient) -> str | None:
-        """Return the hash, None with a database; raises SourceError while Kong has no configuration."""
-        status = expect_object(client.get("/status"), self.name, "/status")
-        value = status.get("configuration_hash")
-        if value == _NOT_CONFIGURED:
+    @property
+    def _prefix(self) -> str:
+        return f"/{quote(self.workspace, safe='')}" if self.workspace else ""
+
+    def _status(self, client: ApiClient) -> dict[str, object] | None:
+        """Return Kong's status, None if it cannot be read with this token.
+
+        Raises SourceError while Kong has no configuration.
+        """
+        path = f"{self._prefix}/status"
+        try:
+            status = expect_object(client.get(path), self.name, path)
+        except UnauthorizedError:
+            return None  # a token that is wrong altogether is refused by the lists, too
+        except RefusedError as error:
+            if error.status == _NOT_FOUND and self.workspace:
+                return None  # no such workspace, as the lists will say
+            raise
+        if status.get("configuration_hash") == _NOT_CONFIGURED:
             raise SourceError(self.name, "Kong has not loaded its configuration yet; try again later")
-        return value if isinstance(value, str) and value else None
+        return status
+
+    def _no_workspace(self) -> SourceError:
+        return SourceError(
+            self.name,
+            f"Kong's Admin API at {self.endpoint.url} has no workspace {self.workspace!r}. Workspaces are a"
+            " feature of Kong Gateway Enterprise: with an open-source Kong, remove the setting `workspace` of"
+            " this source; with Enterprise, check its name",
+        )
+
+
+def _hash(status: dict[str, object] | None) -> str | None:
+    """Return the hash of Kong's configuration, None with a database."""
+    value = status.get("configuration_hash") if status else None
+    return value if isinstance(value, str) and value else None

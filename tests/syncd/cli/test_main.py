@@ -183,6 +183,9 @@ def test_usage_shows_customers_and_unbilled_subjects(project: Project, sandbox: 
     assert (acme["requests"], acme["tokens"]) == (1, 1200)
     assert document["unattributed"] == [{"key": "stranger", "requests": 1, "tokens": 0}]
     assert document["totals"] == {"requests": 2, "tokens": 1200}
+    for period, requests in (("2020-01-01", 2), ("2099-01-01", 0), ("2020-01-01T01:00:00+01:00", 2)):
+        document = json.loads(project.call("usage", "--json", "--from", period).stdout)
+        assert document["totals"]["requests"] == requests
     table = project.call("usage")
     assert table.returncode == 0
     assert f"acme (acme)  {alice}  1  1,200" in table.stdout

@@ -59,7 +59,7 @@ def test_a_variable_for_an_unlisted_gateway_is_refused_without_its_value(
         (["{name: a, url: 'http://me:hunter2@x'}"], "gateways[0].url"),
         (["{name: a, url: 'unix:api'}"], "needs an absolute path"),
         (["{name: a, url: 'http://x', token: ''}"], "gateways[0].token"),
-        (['{name: a, url: "http://x", token: "hunter2\\n"}'], "gateways[0].token"),
+        (['{name: a, url: "http://x", token: "hunter\\n2"}'], "gateways[0].token"),
         (["{name: a, url: 'http://x', timeout: 3}"], "gateways[0].timeout"),
         (["{name: a, url: 'http://x', metering_hosts: ['http://x']}"], "gateways[0].metering_hosts[0]"),
         (["{name: a, url: 'http://x', metering_hosts: ['x:y']}"], "gateways[0].metering_hosts[0]"),

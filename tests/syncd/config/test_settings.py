@@ -94,7 +94,8 @@ def test_an_environment_variable_for_an_unknown_setting_of_a_section_is_refused(
 ) -> None:
     monkeypatch.setenv("SYNCD_METERING__TOKNE", "secret-value")
     message = refusal(tmp_path, MINIMAL)
-    assert "metering.tokne" in message
+    assert "SYNCD_METERING__TOKNE" in message
+    assert "did you mean SYNCD_METERING__TOKEN?" in message
     assert "secret-value" not in message
 
 
@@ -190,7 +191,7 @@ def test_a_token_is_not_shown_when_the_configuration_is_printed(tmp_path: Path) 
 
 
 def test_an_address_beyond_loopback_is_accepted_with_a_token(tmp_path: Path) -> None:
-    config = loaded(tmp_path, MINIMAL + "daemon: {listen: '0.0.0.0:8890', token: t}")
+    config = loaded(tmp_path, MINIMAL + "daemon: {listen: '0.0.0.0:8890', token: a-token-of-16-or-more}")
     assert not config.daemon.listen.is_loopback
 
 

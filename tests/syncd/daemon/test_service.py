@@ -174,14 +174,14 @@ def test_a_run_with_something_blocked_says_so(project: Project, sandbox: httpx.C
     assert last["state"] == "blocked"
 
 
-@pytest.mark.parametrize("authorization", ["", "Bearer wrong", "Basic t0ken", "Bearer"])
+@pytest.mark.parametrize("authorization", ["", "Bearer wrong", "Basic t0ken-of-16-chars", "Bearer"])
 def test_with_a_token_everything_but_healthz_needs_it(project: Project, authorization: str) -> None:
-    with daemon(project, "token: t0ken", authorization=authorization) as client:
+    with daemon(project, "token: t0ken-of-16-chars", authorization=authorization) as client:
         assert client.get("/healthz").json() == {"status": "ok"}
         assert client.post("/v1/syncs", json={}).status_code == 401
         assert client.get("/v1/status").status_code == 401
         assert client.get("/v1/syncs/x").status_code == 401
-        right = {"Authorization": "Bearer t0ken"}
+        right = {"Authorization": "Bearer t0ken-of-16-chars"}
         assert client.get("/v1/status", headers=right).status_code == 200
 
 

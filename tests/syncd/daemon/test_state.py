@@ -150,19 +150,22 @@ def test_a_mapping_file_that_cannot_be_read_is_refused_at_the_start_and_at_a_rel
 
 def test_a_reload_cannot_remove_the_token_of_an_address_beyond_loopback(project: Project) -> None:
     """The socket stays open until a restart, whatever address the new configuration has."""
-    project.configure("daemon: {listen: '0.0.0.0:0', state_dir: state, token: sesame}\n")
+    project.configure("daemon: {listen: '0.0.0.0:0', state_dir: state, token: open-sesame-please}\n")
     with running(settings.load(project.config)) as there:
         url = f"http://127.0.0.1:{there.address.port}"
         project.configure("daemon: {listen: '127.0.0.1:0', state_dir: state}\n")
         there.reload(lambda: settings.load(project.config))
         assert httpx.get(f"{url}/v1/status").status_code == 401
-        authorized = {"Authorization": "Bearer sesame"}
+        authorized = {"Authorization": "Bearer open-sesame-please"}
         status = httpx.get(f"{url}/v1/status", headers=authorized).json()
         assert "daemon.token must stay set" in status["configuration_refused"]
-        project.configure("daemon: {listen: '127.0.0.1:0', state_dir: state, token: other}\n")
+        project.configure("daemon: {listen: '127.0.0.1:0', state_dir: state, token: another-of-16-chars}\n")
         there.reload(lambda: settings.load(project.config))
         assert httpx.get(f"{url}/v1/status", headers=authorized).status_code == 401
-        assert httpx.get(f"{url}/v1/status", headers={"Authorization": "Bearer other"}).status_code == 200
+        assert (
+            httpx.get(f"{url}/v1/status", headers={"Authorization": "Bearer another-of-16-chars"}).status_code
+            == 200
+        )
 
 
 def test_an_address_beyond_loopback_without_a_token_is_refused_before_anything_is_read(

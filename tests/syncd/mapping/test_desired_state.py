@@ -7,7 +7,7 @@ import pytest
 from syncd.core.model import DesiredState, Principal
 from syncd.core.ownership import is_label_value
 from syncd.mapping.desired_state import desired_state
-from syncd.mapping.rules import MappingRules
+from syncd.mapping.rules import Assignment, MappingRules, Templates
 from tests.syncd.builders import BY_TAG, OWNER, RULES, consumer, static
 
 UUID = "b32379d9-3d28-5683-a79c-72139be6e34f"
@@ -198,12 +198,40 @@ def test_a_consumer_without_a_stable_id_is_reported() -> None:
 
 
 @pytest.mark.parametrize(
-    ("key", "fault"), [("x" * 257, "257 characters"), (" ", "is empty"), ("\ud800", "not valid Unicode")]
+    ("key", "fault"),
+    [
+        ("x" * 257, "257 characters"),
+        (" ", "is empty"),
+        ("\ud800", "not valid Unicode"),
+        ("a\0b", "control character U+0000"),
+        ("a\nb", "control character U+000A"),
+        ("ä\x85b", "control character U+0085"),
+    ],
 )
 def test_a_key_that_the_metering_api_does_not_accept_is_reported(key: str, fault: str) -> None:
     desired = desired_state([static(key), static("fine")], RULES)
     assert shape(desired) == {"fine": ["fine"]}
     assert fault in only_problem(desired)
+
+
+def test_a_consumer_with_nul_in_its_username_is_blocked_by_name_and_the_others_go_on() -> None:
+    rules = MappingRules("default", subject_field="username", templates=Templates(key="{username}"))
+    desired = desired_state([consumer("1", "a\0b"), consumer("2", "bob")], rules)
+    assert shape(desired) == {"bob": ["bob"]}
+    assert "(id 1, from" in only_problem(desired)
+    assert "control character U+0000; change it at the source" in only_problem(desired)
+
+
+def test_a_row_of_the_mapping_file_that_names_nobody_is_told_with_its_line() -> None:
+    rows = (
+        Assignment("consumer", "customers.csv line 2", username="alice", customer="acme"),
+        Assignment("consumer", "customers.csv line 3", username="alcie", customer="acme"),
+        Assignment("application", "customers.csv line 4", id="1", customer="acme"),
+    )
+    rules = MappingRules("default", group_by="file", assignments=rows)
+    first, second = desired_state([consumer("1", "alice")], rules).warnings
+    assert first.startswith("customers.csv line 3: no source has consumer 'alcie'")
+    assert second.startswith("customers.csv line 4: no source has application '1'")
 
 
 def test_a_name_is_one_line_of_at_most_256_characters() -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -197,6 +198,23 @@ def test_a_detail_that_the_metering_api_would_refuse_is_omitted_with_a_warning()
     desired = desired_state([consumer("1", "alice")], MappingRules(OWNER, templates=bad))
     assert desired.customers[0].details == CustomerDetails()
     assert len(desired.warnings) == 3
+
+
+@pytest.mark.parametrize("currency", ["ZZZ", "XXX", "XAU", "eur", "DEM"])
+def test_a_currency_that_iso_4217_does_not_list_is_omitted_with_a_note(currency: str) -> None:
+    rules = MappingRules(OWNER, templates=Templates(currency=currency))
+    desired = desired_state([consumer("1", "alice")], rules)
+    assert desired.customers[0].details.currency is None
+    assert f"currency '{currency}' is omitted" in desired.warnings[0]
+
+
+@pytest.mark.parametrize("value", ["cid-d-0", "team-a-1"])
+def test_metadata_that_a_v3_server_refuses_are_omitted_with_a_note(value: str) -> None:
+    templates = Templates(metadata={"externalId": "{custom_id}"})
+    rules = MappingRules(OWNER, templates=templates, labels_only=True)
+    desired = desired_state([consumer("1", "alice", custom_id=value)], rules)
+    assert desired.customers[0].details.metadata == {}
+    assert f"externalId {value!r} is omitted" in desired.warnings[0]
 
 
 def test_metadata_that_break_the_label_rules_are_omitted_if_the_api_accepts_only_labels() -> None:

@@ -50,7 +50,8 @@ def test_a_file_saved_by_a_spreadsheet_is_read(tmp_path: Path) -> None:
     ("text", "says"),
     [
         ("id,customer\n1,a\n1,b\n", "line 2 and customers.csv line 3 are both about consumer 1"),
-        ("id,custmer\n1,a\n", "unknown column 'custmer'"),
+        ("id,custmer\n1,a\n", "unknown column 'custmer'; did you mean 'customer'"),
+        ("id,customer,customer\n1,a,b\n", "line 1: column 'customer' is there twice"),
         ("id,billing_planet\n1,x\n", "unknown column"),
         ("customer\nacme\n", "names no principal"),
         ("kind,id\nrobot,1\n", "robot"),
@@ -66,10 +67,45 @@ def test_an_invalid_row_is_refused_with_its_line(tmp_path: Path, text: str | byt
         read(tmp_path, text)
 
 
-@pytest.mark.parametrize("text", ["a: 1", "- 1", "- {id: [1]}", "- {id: true}", "{"])
+@pytest.mark.parametrize("text", ["a: 1", "- 1", "- {id: [1]}", "- {id: 1, id: 2}", "- id: 1\n---\n", "{"])
 def test_a_yaml_file_that_is_not_a_list_of_mappings_is_refused(tmp_path: Path, text: str) -> None:
     with pytest.raises(ConfigError, match=r"customers\.yaml"):
         read(tmp_path, text, "customers.yaml")
+
+
+def test_the_values_of_a_yaml_file_keep_their_text(tmp_path: Path) -> None:
+    rows = read(
+        tmp_path,
+        """\
+- username: alice
+  customer: 0017
+  billing_address: {country: NO, postal_code: 02134, phone_number: 0151234567}
+- {username: 0123, customer: 1_000}
+- {username: 12:30, customer: 0x1F}
+- {username: true, customer: 2024-02-30}
+- {username: 1.0, customer: ~}
+""",
+        "customers.yaml",
+    )
+    assert [(row.username, row.customer) for row in rows] == [
+        ("alice", "0017"),
+        ("0123", "1_000"),
+        ("12:30", "0x1F"),
+        ("true", "2024-02-30"),
+        ("1.0", None),
+    ]
+    assert rows[0].details.billing_address == {
+        "country": "NO",
+        "postal_code": "02134",
+        "phone_number": "0151234567",
+    }
+
+
+@pytest.mark.parametrize("delimiter", [";", "\t"])
+def test_a_csv_file_with_another_delimiter_is_read(tmp_path: Path, delimiter: str) -> None:
+    text = "username;customer;name\nalice;acme;ACME, Inc.\n".replace(";", delimiter)
+    (row,) = read(tmp_path, text)
+    assert (row.username, row.customer, row.name) == ("alice", "acme", "ACME, Inc.")
 
 
 def test_a_missing_file_is_named(tmp_path: Path) -> None:

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -169,6 +170,17 @@ def test_a_managed_subject_entity_follows_the_name() -> None:
     entity = ObservedSubject("consumer:1", "old", ownership_metadata(OWNER, "1"))
     assert entity_plan(entity) == ["upsert-subject consumer:1 consumer:1"]
     assert entity_plan(ObservedSubject("consumer:1", "alice", ownership_metadata(OWNER, "1"))) == []
+
+
+@pytest.mark.parametrize("owner", ["eu-a-1", OWNER])
+def test_marks_of_earlier_versions_in_plain_text_are_still_ours_and_not_written_again(owner: str) -> None:
+    plain = {"managed-by": "kong-openmeter", "sync-owner": owner, "source-id": "team-a-1"}
+    principals = [consumer("1", "alice", "customer:team-a-1")]
+    there = customer("team-a-1", "consumer:1", metadata=plain)
+    world = observed(there, subjects=(ObservedSubject("consumer:1", None, plain),))
+    assert lines(plan_for(principals, world, rules=replace(BY_TAG, owner_id=owner))) == []
+    foreign = plan_for(principals, world, rules=replace(BY_TAG, owner_id="eu-a-2"))
+    assert lines(foreign) == ["unmanaged team-a-1 consumer:1"]
 
 
 def test_a_subject_entity_that_the_server_made_by_itself_is_filled_in() -> None:

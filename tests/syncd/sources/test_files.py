@@ -6,10 +6,13 @@ from pathlib import Path
 import pytest
 
 from syncd.core.errors import SourceError
+from syncd.mapping.desired_state import desired_state
+from syncd.mapping.rules import MappingRules, Templates
 from syncd.sources.applications_file import ApplicationsFile
 from syncd.sources.declarative_file import DeclarativeFile
 from syncd.sources.static import Static, StaticSubject
 
+DECLARATIVE = Path(__file__).parents[2] / "data" / "declarative"
 WIRE = Path(__file__).parents[2] / "data" / "kong-wire"
 EXAMPLES = Path(__file__).parents[3] / "docs" / "examples"
 
@@ -36,6 +39,85 @@ def test_an_id_in_the_file_is_used(tmp_path: Path) -> None:
 def test_a_consumer_with_only_a_custom_id_has_no_stable_id(tmp_path: Path) -> None:
     (nobody,) = kong_yml(tmp_path, "consumers: [{custom_id: crm}]").read()
     assert (nobody.id, nobody.custom_id) == ("", "crm")
+
+
+def declarative(name: str) -> DeclarativeFile:
+    return DeclarativeFile(DECLARATIVE / name)
+
+
+def test_dates_are_the_text_that_kong_sees() -> None:
+    alice, bob = declarative("datetag.yml").read()
+    assert alice.tags == ("gold", "2024-01-15")
+    assert bob.custom_id == "2024-02-01"
+
+
+def test_a_file_with_an_impossible_date_is_read() -> None:
+    assert [consumer.username for consumer in declarative("baddate.yml").read()] == ["alice"]
+
+
+def test_a_json_file_with_surrogate_pairs_is_read() -> None:
+    (alice,) = declarative("emoji.json").read()
+    assert alice.tags == ("team:\U0001f680",)
+
+
+def test_a_file_with_two_documents_is_refused_with_the_line() -> None:
+    with pytest.raises(SourceError, match="line 4, column 1: a second document begins here"):
+        declarative("multi.yml").read()
+
+
+@pytest.mark.parametrize(
+    "text", ["a: !!timestamp 2023-02-30", "a: !!int x", "a: &x [*x]", "{" * 3000, "a: \x00", "a: [*x]"]
+)
+def test_an_odd_file_is_an_error_and_never_a_traceback(tmp_path: Path, text: str) -> None:
+    with pytest.raises(SourceError, match=r"kong\.yml"):
+        kong_yml(tmp_path, text).read()
+
+
+def test_the_ids_of_a_deck_file_are_not_computed() -> None:
+    one, two = declarative("deck.yml").read()
+    assert (one.id, two.id) == ("", "")
+    assert one.username == "partner-one"
+    assert one.tags == ("customer:acme", "team-a")
+    assert two.tags == ("team-a",)
+    problems = desired_state([one, two], MappingRules("default")).problems
+    assert all("comes from a decK file without an id" in problem.reason for problem in problems)
+    by_name = MappingRules("default", subject_field="username", templates=Templates(key="{username}"))
+    assert [customer.key for customer in desired_state([one, two], by_name).customers] == [
+        "partner-one",
+        "partner-two",
+    ]
+
+
+def test_the_variables_of_a_deck_file_are_expanded(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("DECK_PARTNER_NAME", "partner-one")
+    monkeypatch.setenv("DECK_PARTNER_ID", "crm-1")
+    monkeypatch.delenv("DECK_PARTNER_KEY", raising=False)  # a credential, of which syncd needs nothing
+    (partner,) = declarative("env.yml").read()
+    assert (partner.id, partner.username, partner.custom_id) == ("", "partner-one", "crm-1")
+
+
+def test_a_variable_of_a_deck_file_that_is_not_set_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("DECK_PARTNER", raising=False)
+    with pytest.raises(SourceError, match=r"consumers\[1\]: username .* set .* DECK_PARTNER for syncd"):
+        declarative("combo.yml").read()
+
+
+def test_only_variables_for_deck_are_expanded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("SYNCD_METERING__TOKEN", "hunter2")
+    source = kong_yml(tmp_path, """consumers: [{username: '${{ env "SYNCD_METERING__TOKEN" }}'}]""")
+    with pytest.raises(SourceError, match="only variables that begin with DECK_") as caught:
+        source.read()
+    assert "hunter2" not in str(caught.value)
+
+
+def test_the_anonymous_consumer_of_a_shared_plugin_configuration_is_found(tmp_path: Path) -> None:
+    source = kong_yml(
+        tmp_path,
+        "_plugin_configs: {auth: {anonymous: guest}}\n"
+        "plugins: [{name: key-auth, _config: auth}]\n"
+        "consumers: [{username: guest}, {username: alice}]\n",
+    )
+    assert {p.username: p.anonymous for p in source.read()} == {"guest": True, "alice": False}
 
 
 @pytest.mark.parametrize(

@@ -152,11 +152,43 @@ def test_with_a_database_tags_are_sent_and_filtered_here_as_well() -> None:
     assert set(sent) == {"gold,team-a"}
 
 
-def test_the_workspace_prefixes_the_lists_and_the_token_is_sent() -> None:
+def test_the_workspace_prefixes_all_requests_and_the_token_is_sent() -> None:
     principals, server = read(Kong(), workspace="team-a", token="t0ken")
     assert len(principals) == 3
-    assert {"GET /team-a/consumers", "GET /team-a/plugins", "GET /status"} == set(server.paths())
+    assert {"GET /team-a/consumers", "GET /team-a/plugins", "GET /team-a/status"} == set(server.paths())
     assert {request.headers["kong-admin-token"] for request in server.asked} == {"t0ken"}
+
+
+@pytest.mark.parametrize("workspace", ["team-a", None])
+def test_a_token_that_may_not_read_the_status_still_reads_consumers(workspace: str | None) -> None:
+    def limited(asked: Asked) -> Answer | None:
+        denied = {"message": "reader, you do not have permissions to read this resource"}
+        return Answer(denied, 403) if asked.path.endswith("/status") else None
+
+    principals, server = read(Kong(override=limited), workspace=workspace, token="t0ken", tags=("gold",))
+    assert [principal.username for principal in principals] == ["alice"]
+    assert all("tags" not in request.query for request in server.asked)
+
+
+def test_a_token_that_may_read_nothing_is_refused_by_name() -> None:
+    def refused(asked: Asked) -> Answer:
+        return Answer({"message": "no"}, 403)
+
+    with serving(refused) as server, pytest.raises(SourceError, match=r"sources\[0\]\.token"):
+        source(server, workspace="team-a", token="t0ken").read()
+
+
+@pytest.mark.parametrize("status", [404, 403], ids=["status unknown", "status forbidden"])
+def test_a_workspace_on_an_open_source_kong_is_refused_with_the_cure(status: int) -> None:
+    def open_source(asked: Asked) -> Answer | None:
+        if asked.path == "/team-a/status":
+            return Answer({"message": "Not found"}, status)
+        return Answer({"message": "Not found"}, 404) if asked.path.startswith("/team-a") else None
+
+    with serving(Kong(override=open_source)) as server, pytest.raises(SourceError) as caught:
+        source(server, workspace="team-a").read()
+    assert "has no workspace 'team-a'" in str(caught.value)
+    assert "Kong Gateway Enterprise" in str(caught.value)
 
 
 def test_a_kong_without_a_configuration_is_not_a_kong_without_consumers() -> None:

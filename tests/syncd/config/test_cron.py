@@ -1,0 +1,52 @@
+"""What cron means, as crontab(5) says, not as APScheduler counts."""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime, timedelta
+
+import pytest
+
+from syncd.config.cron import next_times
+from syncd.config.run import ScheduleConfig
+from syncd.daemon.service import trigger_of
+
+NOW = datetime(2026, 11, 28, 22, 0, tzinfo=UTC)  # a Saturday
+
+
+def days(expression: str, count: int = 3) -> list[str]:
+    return [f"{time:%a %d %b %H:%M}" for time in next_times(expression, NOW, count)]
+
+
+@pytest.mark.parametrize("weekday", ["0", "7", "sun", "SUN"])
+def test_sunday_is_0_and_7_and_sun(weekday: str) -> None:
+    assert days(f"0 3 * * {weekday}", 2) == ["Sun 29 Nov 03:00", "Sun 06 Dec 03:00"]
+
+
+def test_a_day_of_the_month_or_a_weekday_is_enough() -> None:
+    assert days("0 9 1 * 1") == ["Mon 30 Nov 09:00", "Tue 01 Dec 09:00", "Mon 07 Dec 09:00"]
+
+
+def test_names_and_ranges_are_read() -> None:
+    assert days("@daily", 1) == ["Sun 29 Nov 00:00"]
+    assert days("@Weekly", 1) == ["Sun 29 Nov 00:00"]
+    assert days("30 6 * dec mon-fri", 2) == ["Tue 01 Dec 06:30", "Wed 02 Dec 06:30"]
+    assert next_times("0 0 29 2 *", NOW, 1) == [datetime(2028, 2, 29, tzinfo=UTC)]
+
+
+@pytest.mark.parametrize(
+    "expression",
+    ["30 2 31 2 *", "0 0 31 4,6 *", "61 * * * *", "* * * *", "* * * * * *", "@reboot", "", "0 0 * * 8"],
+)
+def test_an_expression_that_never_comes_or_is_none_is_refused(expression: str) -> None:
+    with pytest.raises(ValueError, match="five crontab fields"):
+        next_times(expression, NOW, 1)
+
+
+def test_the_daemon_runs_at_these_times_and_goes_on_when_the_clock_was_set_back() -> None:
+    trigger = trigger_of(ScheduleConfig(cron="0 3 * * 0"))
+    first = trigger.get_next_fire_time(None, NOW)
+    assert first == datetime(2026, 11, 29, 3, tzinfo=UTC)
+    late = first + timedelta(minutes=1)
+    assert trigger.get_next_fire_time(first, late) == datetime(2026, 12, 6, 3, tzinfo=UTC)
+    before = NOW - timedelta(days=7)
+    assert trigger.get_next_fire_time(first, before) == datetime(2026, 11, 22, 3, tzinfo=UTC)
