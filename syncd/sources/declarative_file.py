@@ -53,7 +53,9 @@ class DeclarativeFile:
 
     def read(self) -> Sequence[Principal]:
         """Return the consumers; those that any plugin in the file uses as `anonymous` are flagged."""
-        document, is_deck = self._document()
+        content = self._content()
+        document = self.document(content)
+        is_deck = _DECK_ENV.search(content) is not None or not _DECK_KEYS.isdisjoint(document)
         try:
             anonymous = set(_anonymous(document, _objects(document.get("_plugin_configs"))))
         except RecursionError:
@@ -67,20 +69,21 @@ class DeclarativeFile:
             for index, item in enumerate(listed)
         ]
 
-    def _document(self) -> tuple[dict[str, object], bool]:
-        """Return the document, and whether it is one of decK's."""
+    def document(self, content: str | None = None) -> dict[str, object]:
+        """Return the whole file as Kong or decK reads it; raises SourceError."""
+        document = self._parsed(_with_environment(self._content() if content is None else content))
+        # An empty or unrelated file must not count as "no consumers".
+        if not isinstance(document, dict) or "_format_version" not in document:
+            raise SourceError(self.name, f"{self.path} is not a declarative file: it has no _format_version")
+        return document
+
+    def _content(self) -> str:
         try:
-            content = self.path.read_bytes().decode("utf-8-sig")
+            return self.path.read_bytes().decode("utf-8-sig")
         except OSError as error:
             raise SourceError(self.name, f"cannot read {self.path}: {error.strerror}") from None
         except UnicodeDecodeError:
             raise SourceError(self.name, f"{self.path} is not UTF-8") from None
-        is_deck = _DECK_ENV.search(content) is not None
-        document = self._parsed(_with_environment(content) if is_deck else content)
-        # An empty or unrelated file must not count as "no consumers".
-        if not isinstance(document, dict) or "_format_version" not in document:
-            raise SourceError(self.name, f"{self.path} is not a declarative file: it has no _format_version")
-        return document, is_deck or not _DECK_KEYS.isdisjoint(document)
 
     def _parsed(self, content: str) -> object:
         if content.lstrip().startswith("{"):

@@ -16,6 +16,7 @@ sources: [{type: declarative-file, path: kong.yml}]
 metering: {url: "http://127.0.0.1:8888"}
 """
 TYPES = "applications-file, declarative-file, kong-admin, konnect-applications, konnect-consumers, static"
+ALL = f"The types: {TYPES}"
 NAME = "must be 1 to 63 letters, digits, dots, dashes and underscores, and begin with a letter or a digit"
 
 
@@ -46,10 +47,7 @@ def faults(folder: Path, text: str) -> list[str]:
         (MINIMAL + "polciy: sync\n", ["line 3: polciy: there is no such setting; did you mean `policy`?"]),
         (
             MINIMAL.replace("{type: declarative-file", "{type: declarativ-file"),
-            [
-                "line 1: sources[0]: there is no such type of source; did you mean declarative-file? The types: "
-                + TYPES
-            ],
+            [f"line 1: sources[0]: there is no such type of source; did you mean declarative-file? {ALL}"],
         ),
         (
             MINIMAL.replace("type: declarative-file, ", ""),
