@@ -45,7 +45,9 @@ _WITH_CONTEXT: Mapping[str, Callable[[Mapping[str, Any]], str]] = {
     "too_short": lambda context: f"needs at least {_counted(context['min_length'], 'entry', 'entries')}",
     "string_too_long": lambda context: f"must have at most {context['max_length']} characters",
     "string_too_short": lambda _: "must not be empty",
-    "string_pattern_mismatch": lambda context: _PATTERNS[context["pattern"]],
+    "string_pattern_mismatch": lambda context: _PATTERNS.get(
+        context["pattern"], f"must match {context['pattern']}"
+    ),
     "union_tag_invalid": lambda context: _unknown_type(str(context["tag"])),
 }
 

@@ -62,6 +62,10 @@ class ScheduleConfig(Section):
     jitter: Duration | None = None
     """Maximum random delay of each run."""
 
+    def upcoming(self, now: datetime) -> list[datetime]:
+        """Return the next three times of `cron`, none without it: people misread crontab fields."""
+        return cron.next_times(self.cron, now, 3) if self.cron else []
+
 
 _SHORTEST_TOKEN = 16
 """As the plugin's API asks for: shorter ones can be guessed."""

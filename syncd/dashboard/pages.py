@@ -44,6 +44,7 @@ class Pages:
             runs=self._queries.run_lines(_LATEST_RUNS, now)[:_LATEST_RUNS],
             last_success=moment(status["last_success"]),
             next_run=moment(schedule.get("next_run")),
+            upcoming=self._queries.config().schedule.upcoming(now),
             sources=self._queries.source_names(),
             config=self._queries.config(),
         )

@@ -38,6 +38,7 @@ def examine(config: Config, *, probe: bool = False, now: Now = utc_now) -> Itera
     yield from _gateways(config)
     yield _clock(config, now)
     yield _state(config)
+    yield from _schedule(config, now)
     if probe:
         yield _probe(config)
 
@@ -105,6 +106,12 @@ def _state(config: Config) -> Finding:
         return Finding("state", Level.PROBLEM, str(error))
     when = f"the last run was requested at {last['requested_at'][:19]}" if last else "no run yet"
     return Finding("state", Level.OK, f"{config.daemon.state_dir} is writable; {when}")
+
+
+def _schedule(config: Config, now: Now) -> Iterator[Finding]:
+    if times := config.schedule.upcoming(now()):
+        shown = ", ".join(f"{time:%a %d %b %Y %H:%M}" for time in times)
+        yield Finding("schedule", Level.OK, f"the next runs of schedule.cron (UTC): {shown}")
 
 
 def _probe(config: Config) -> Finding:

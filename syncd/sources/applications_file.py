@@ -44,6 +44,8 @@ class ApplicationsFile:
             raise SourceError(self.name, f"cannot read {self.path}: {error.strerror}") from None
         except ValueError as error:
             raise SourceError(self.name, f"{self.path} is not JSON: {error}") from None
+        except RecursionError:
+            raise SourceError(self.name, f"{self.path} is not JSON: it is nested too deeply") from None
         if not isinstance(document, dict):
             raise SourceError(self.name, f"{self.path} is not a JSON object")
         return document

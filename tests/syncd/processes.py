@@ -77,8 +77,12 @@ class Project:
         return environment(STATE_DIRECTORY=str(self.folder / "state"), **extra)
 
     def configure(self, extra: str = "") -> None:
+        """Write the configuration; the top-level settings in `extra` replace the project's own."""
         metering = f"url: '{self.metering}', attempts: 1, concurrency: {self.concurrency}"
-        self.config.write_text(f"{self.settings}metering: {{{metering}}}\n{extra}")
+        replaced = tuple(f"{line.partition(':')[0]}:" for line in extra.splitlines() if line[:1].isalpha())
+        lines = f"{self.settings}metering: {{{metering}}}\n".splitlines(keepends=True)
+        own = "".join(line for line in lines if not replaced or not line.startswith(replaced))
+        self.config.write_text(own + extra)
 
     def call(self, *args: str) -> Result:
         """Run the command line inside this process, which takes a tenth of the time."""

@@ -67,6 +67,12 @@ def row(page: str, name: str) -> str:
     return found
 
 
+def test_the_overview_shows_when_a_crontab_expression_comes_next(project: Project) -> None:
+    with site(project, extra="schedule: {cron: '0 3 * * 0'}\n") as found, found.operator() as visitor:
+        page = text_of(visitor.see())
+        assert re.search(r"cron 0 3 \* \* 0, UTC: Sun \d\d \w\w\w 03:00, Sun .* 03:00, Sun .* 03:00", page)
+
+
 def test_the_overview_shows_drift_unbilled_usage_and_the_latest_runs(
     project: Project, sandbox: httpx.Client
 ) -> None:

@@ -150,6 +150,14 @@ def test_a_server_that_does_not_deduplicate_is_a_problem(project: Project) -> No
         assert levels(project, "--probe")["deduplication"] == "problem"
 
 
+def test_the_next_times_of_a_crontab_expression_are_shown(project: Project) -> None:
+    project.configure("schedule: {cron: '0 3 * * 0'}\n")
+    (line,) = [line for line in project.call("doctor").stdout.splitlines() if "schedule" in line]
+    assert line.count("Sun ") == 3
+    project.configure()
+    assert "schedule" not in project.call("doctor").stdout
+
+
 def test_an_unreachable_system_is_a_problem_and_the_other_checks_go_on(project: Project) -> None:
     project.metering = "http://127.0.0.1:9"
     project.configure()
