@@ -3,7 +3,8 @@
 The idea and the numbers are octoDNS's: a plan that updates or removes more than 30 % of what exists is
 more often caused by a broken source than intended. The message names the numbers, the limit and the flag.
 
-- Updates are managed customers that exist and change, as a share of all managed customers.
+- Updates are managed customers that exist and change, as a share of all managed customers. A subject entity
+  that is missing, or that only the server has written, completes a creation: it is no update.
 - Removals are subjects that are marked, detached, moved or deleted, as a share of all subjects on managed
   customers. A mark is harmless, but it reveals a broken source 40 days early.
 - Fewer than `min_changes` of a kind pass, whatever their share.
@@ -126,7 +127,11 @@ def require_safe(plan: Plan, observed: ObservedState, limits: Limits, *, force: 
 
 
 def _updated(changes: Iterable[Change]) -> set[str]:
-    return {change.customer_id for change in changes if change.kind in _UPDATES and change.customer_id}
+    return {
+        change.customer_id
+        for change in changes
+        if change.kind in _UPDATES and change.customer_id and not change.is_first_upsert
+    }
 
 
 def _removed(changes: Iterable[Change]) -> set[tuple[str | None, str]]:

@@ -6,7 +6,7 @@ are missing, and a note says why.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 
@@ -30,7 +30,8 @@ def with_usage(plan: Plan, target: MeteringTarget, observed: ObservedState, now:
     except (ApiError, MeterMissingError) as error:
         note = f"unbilled usage is unknown: {error}"
         return replace(plan, notes=(*plan.notes, note))
-    changes = tuple(_with_events(change, requests, rfc3339(start)) for change in plan.changes)
+    attributed = _attributed(observed)
+    changes = tuple(_with_events(change, requests, attributed, rfc3339(start)) for change in plan.changes)
     return replace(plan, changes=changes, unbilled=unbilled)
 
 
@@ -42,16 +43,20 @@ def _unbilled(
     tokens: Mapping[str, float],
     start: datetime,
 ) -> UnbilledUsage:
-    keys = (key for c in observed.customers for key in (c.id, c.key, *c.subject_keys) if key)
     planned = (
         key
         for change in (*plan.of(ChangeKind.CREATE_CUSTOMER), *plan.of(ChangeKind.ATTACH_SUBJECTS))
         for key in change.subject_keys
     )
     blocked = (key for change in plan.of(ChangeKind.BLOCKED) for key in change.subject_keys)
-    subjects = unbilled_usage(requests, tokens, frozenset(keys), planned, blocked)
+    subjects = unbilled_usage(requests, tokens, _attributed(observed), planned, blocked)
     since = rfc3339(_since(target, subjects, start)) if subjects else None
     return UnbilledUsage(subjects, rfc3339(start), since)
+
+
+def _attributed(observed: ObservedState) -> frozenset[str]:
+    """Return the subjects whose usage a customer is billed for."""
+    return frozenset(key for c in observed.customers for key in (c.id, c.key, *c.subject_keys) if key)
 
 
 def _since(target: MeteringTarget, subjects: tuple[UnbilledSubject, ...], start: datetime) -> datetime:
@@ -65,10 +70,16 @@ def _since(target: MeteringTarget, subjects: tuple[UnbilledSubject, ...], start:
     return first_day(start, WINDOW // timedelta(days=1) + 1, used_until)
 
 
-def _with_events(change: Change, requests: Mapping[str, float], since: str) -> Change:
-    if change.kind not in _KINDS_WITH_EVENTS or not change.subject_keys:
+def _with_events(
+    change: Change, requests: Mapping[str, float], attributed: frozenset[str], since: str
+) -> Change:
+    keys: Iterable[str] = change.subject_keys
+    if change.kind is ChangeKind.BLOCKED:
+        # A subject that a customer carries today is billed to that customer, whatever is blocked.
+        keys = [key for key in keys if key not in attributed]
+    if change.kind not in _KINDS_WITH_EVENTS or not keys:
         return change
-    events = whole(sum(requests.get(key, 0) for key in change.subject_keys))
+    events = whole(sum(requests.get(key, 0) for key in keys))
     return replace(change, usage=MovedUsage(events, since))
 
 
