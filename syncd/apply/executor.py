@@ -48,6 +48,7 @@ def recreate_retired(target: MeteringTarget, retired: Change) -> None:
 
 _ATTACHING = (ChangeKind.CREATE_CUSTOMER, ChangeKind.ATTACH_SUBJECTS)
 
+Begin = Callable[[Sequence[Change]], None]
 Report = Callable[[Sequence[Outcome]], None]
 
 
@@ -58,13 +59,14 @@ def apply_plan(
     remover: Remover | None = None,
     concurrency: int = 1,
     should_stop: Callable[[], bool] = lambda: False,
+    begin: Begin = lambda _changes: None,
     report: Report = lambda _outcomes: None,
 ) -> tuple[Outcome, ...]:
     """Apply the plan and return the outcome of each change in plan order, blocked ones included.
 
-    At most `concurrency` requests run at once. `report` receives outcomes as they happen, a few at a time
-    and never from two threads at once. `should_stop` is called before the first change, which may be long
-    after the run began, and after each change.
+    At most `concurrency` requests run at once. `begin` receives changes before they are made. `report`
+    receives outcomes as they happen, a few at a time and never from two threads at once. `should_stop` is
+    called before the first change, which may be long after the run began, and after each change.
     """
     done: dict[int, Outcome] = {}
 
@@ -75,7 +77,14 @@ def apply_plan(
 
     applier = _Applier(plan.owner_id, target, remover or NoRemover())
     health = applier.health
-    pool: Pool[Results] = Pool(concurrency, record, lambda: health.given_up is not None or should_stop())
+
+    def announce(jobs: Sequence[Job[Results]]) -> None:
+        begin([change for job in jobs for change in job.about])
+
+    def is_over() -> bool:
+        return health.given_up is not None or should_stop()
+
+    pool: Pool[Results] = Pool(concurrency, record, is_over, announce)
     try:
         for kind, changes in _by_kind(plan):
             stopped = pool.stopped or should_stop()
@@ -139,7 +148,7 @@ class _Applier:
             yield [self._job(index, change) for index, change in changes]
 
     def _job(self, index: int, change: Change) -> Job[Results]:
-        return Job(lambda: [(index, self._single(change))], self._resources(change))
+        return Job(lambda: [(index, self._single(change))], self._resources(change), (change,))
 
     def _resources(self, change: Change) -> frozenset[str]:
         """Return the customers and subjects that this change may touch."""

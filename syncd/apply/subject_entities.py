@@ -13,6 +13,8 @@ from syncd.core.model import ObservedSubject
 from syncd.core.ownership import may_write_subject
 from syncd.metering.base import MeteringTarget, SubjectWrite
 
+REFUSED = "the metering API refused it"
+"""How the reason of a change starts that the server refused."""
 _SUBJECTS_AT_ONCE = 100
 
 Indexed = tuple[int, Change]
@@ -76,7 +78,9 @@ class EntityWriter:
     def _job(self, batch: list[_Ready]) -> Job[Results]:
         # Customers are resources too: a server with the subject hook copies an entity to its customer.
         names = [resources_of(change) for (_, change), _ in batch]
-        return Job(lambda: self._write_batch(batch), frozenset[str]().union(*names))
+        return Job(
+            lambda: self._write_batch(batch), frozenset[str]().union(*names), tuple(c for (_, c), _ in batch)
+        )
 
     def _write(self, change: Change, existing: ObservedSubject | None) -> SubjectWrite | None:
         """Return the entity as it is now with syncd's fields; None if it is equal or not writable."""
@@ -131,4 +135,4 @@ def refusal_reason(error: RefusedError) -> str:
     said = error.detail or f"HTTP {error.status}"
     if error.status == 409:
         return f"conflicts with something created since the plan was made: {said}. Plan again"
-    return f"the metering API refused it: {said}"
+    return f"{REFUSED}: {said}"

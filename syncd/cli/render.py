@@ -303,7 +303,10 @@ def _show_unbilled(console: Console, run: Mapping[str, Any]) -> None:
     unbilled = run.get("unbilled")
     if isinstance(unbilled, Mapping) and unbilled.get("subjects"):
         subjects, events = unbilled["subjects"], unbilled["events"]
-        line(console, f"Unbilled: {events:,} events of {subjects} subjects without a customer.")
+        text = f"Unbilled: {events:,} events of {subjects} subjects without a customer"
+        if unknown := unbilled.get("unknown_subjects"):
+            text += f"; no source knows {unknown} ({unbilled['unknown_events']:,} events)"
+        line(console, f"{text}.")
 
 
 def _second(moment: object) -> str:

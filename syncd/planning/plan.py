@@ -165,7 +165,7 @@ class _Planner:
         else:
             self._index.record_moves(moves)
             yield from moves
-        why_not = key_conflict and _key_reason(want, key_conflict)
+        why_not = None if key_conflict is None else _key_reason(want, key_conflict)
         yield from self._report_taken(want, taken, moved, why_not)
         moved |= {subject.key for subject in free}
         free = [subject for subject in want.subjects if subject.key in moved]

@@ -129,11 +129,13 @@ def test_a_customer_is_retired_only_after_a_preview_with_its_option_has_shown_it
 
 
 def test_the_options_that_an_advice_names_are_on_the_form(project: Project) -> None:
-    from syncd.dashboard.diffs import FORM_OPTIONS
+    from syncd.runs.options import TABLE, hint_for
 
     with site(project) as found, found.operator() as visitor:
         form = text_of(visitor.see())
-    assert [option for option in FORM_OPTIONS.values() if option not in form] == []
+    assert [
+        entry.hint for entry in TABLE.values() if entry.hint and str(hint_for(entry.hint)) not in form
+    ] == []
 
 
 def test_an_unknown_principal_is_reported(project: Project) -> None:
