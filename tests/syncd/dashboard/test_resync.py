@@ -94,7 +94,7 @@ def test_options_of_the_preview_are_those_of_the_real_run(project: Project, sand
         consumers(project, "carol", "dave", tags={"dave": "group"})
         blocked = text_of(visitor.preview())
         assert "blocked group" in blocked
-        assert "preview again with “Adopt existing customers” under Options" in blocked
+        assert "preview again with “Adopt existing customers whose key matches” under Options" in blocked
         shown = visitor.preview(adopt="on", principal="dave")
         assert "adopt-customer group" in text_of(shown)
         done = text_of(visitor.apply(shown))
