@@ -3,9 +3,10 @@
 Changes run kind by kind. Within a kind several run concurrently, but changes that share a customer or a
 subject run one after the other, in the order of the plan.
 
-A change that the API refuses, or whose premises no longer hold, is recorded as blocked and the run
-continues. An error that concerns the whole run (network, token) ends it with `ApplyStoppedError`, which
-carries the outcomes so far.
+Each change stands on its own: one that the API refuses or fails on, or whose premises no longer hold, is
+recorded as blocked and the run continues. A wrong token, an API that answers no read either, or
+several different entities in a row that it fails on (`syncd.apply.health`) end the run with
+`ApplyStoppedError`, which carries the outcomes so far.
 """
 
 from __future__ import annotations
@@ -14,10 +15,23 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 
 from syncd.apply import edits
+from syncd.apply.health import FAILURES, Health
 from syncd.apply.pool import Job, Pool
-from syncd.apply.subject_entities import EntityWriter, Indexed, Results, refusal_reason, resources_of
+from syncd.apply.subject_entities import (
+    EntityWriter,
+    Indexed,
+    Results,
+    failure_reason,
+    refusal_reason,
+    resources_of,
+)
 from syncd.core.changes import Change, ChangeKind, Outcome, Plan, Status
-from syncd.core.errors import ApiError, ApplyStoppedError, BlockedError, RefusedError
+from syncd.core.errors import (
+    ApiError,
+    ApplyStoppedError,
+    BlockedError,
+    RefusedError,
+)
 from syncd.core.ownership import is_managed, owner_of
 from syncd.metering.base import Decide, MeteringTarget, Remover
 from syncd.metering.deletion import NoRemover
@@ -34,6 +48,7 @@ def recreate_retired(target: MeteringTarget, retired: Change) -> None:
 
 _ATTACHING = (ChangeKind.CREATE_CUSTOMER, ChangeKind.ATTACH_SUBJECTS)
 
+Begin = Callable[[Sequence[Change]], None]
 Report = Callable[[Sequence[Outcome]], None]
 
 
@@ -44,13 +59,14 @@ def apply_plan(
     remover: Remover | None = None,
     concurrency: int = 1,
     should_stop: Callable[[], bool] = lambda: False,
+    begin: Begin = lambda _changes: None,
     report: Report = lambda _outcomes: None,
 ) -> tuple[Outcome, ...]:
     """Apply the plan and return the outcome of each change in plan order, blocked ones included.
 
-    At most `concurrency` requests run at once. `report` receives outcomes as they happen, a few at a time
-    and never from two threads at once. `should_stop` is called before the first change, which may be long
-    after the run began, and after each change.
+    At most `concurrency` requests run at once. `begin` receives changes before they are made. `report`
+    receives outcomes as they happen, a few at a time and never from two threads at once. `should_stop` is
+    called before the first change, which may be long after the run began, and after each change.
     """
     done: dict[int, Outcome] = {}
 
@@ -60,13 +76,25 @@ def apply_plan(
         report([outcome for _, outcome in found])
 
     applier = _Applier(plan.owner_id, target, remover or NoRemover())
-    pool: Pool[Results] = Pool(concurrency, record, should_stop)
+    health = applier.health
+
+    def announce(jobs: Sequence[Job[Results]]) -> None:
+        begin([change for job in jobs for change in job.about])
+
+    def is_over() -> bool:
+        return health.given_up is not None or should_stop()
+
+    pool: Pool[Results] = Pool(concurrency, record, is_over, announce)
     try:
         for kind, changes in _by_kind(plan):
             stopped = pool.stopped or should_stop()
             if stopped or not all(map(pool.run, applier.jobs(kind, changes, record))):
+                if health.given_up is not None:
+                    break
                 when = "between two changes" if done else "before its first change"
                 raise ApplyStoppedError(f"stopped by request {when}", _in_order(done))
+        if health.given_up is not None:
+            raise health.given_up
     except ApiError as error:
         raise ApplyStoppedError(str(error), _in_order(done)) from error
     record(
@@ -99,6 +127,7 @@ class _Applier:
         self._owner_id = owner_id
         self._target = target
         self._remover = remover
+        self.health = Health(target)
         # The customer that a moving subject came from: it goes back if the new customer refuses it.
         self._moved_from: dict[str, str] = {}
         # The same for a subject whose customer was retired: that customer is created again.
@@ -112,12 +141,14 @@ class _Applier:
     ) -> Iterator[list[Job[Results]]]:
         """Yield lists of jobs of one kind, to run in order; `record` gets outcomes that need no job."""
         if kind is ChangeKind.UPSERT_SUBJECT:
-            yield from EntityWriter(self._owner_id, self._target, self._unattached).jobs(changes, record)
+            yield from EntityWriter(self._owner_id, self._target, self._unattached, self.health).jobs(
+                changes, record
+            )
         else:
             yield [self._job(index, change) for index, change in changes]
 
     def _job(self, index: int, change: Change) -> Job[Results]:
-        return Job(lambda: [(index, self._single(change))], self._resources(change))
+        return Job(lambda: [(index, self._single(change))], self._resources(change), (change,))
 
     def _resources(self, change: Change) -> frozenset[str]:
         """Return the customers and subjects that this change may touch."""
@@ -134,11 +165,18 @@ class _Applier:
                 )
             change = replace(change, subject_keys=keys)
         try:
-            return Outcome(change, Status.DONE if self._carry_out(change) else Status.UNCHANGED)
+            outcome = Outcome(change, Status.DONE if self._carry_out(change) else Status.UNCHANGED)
         except BlockedError as error:
             reason = str(error)
         except RefusedError as error:
+            self.health.answered()
             reason = refusal_reason(error)
+        except FAILURES as error:
+            self.health.failed(change.customer_key or change.customer_id or change.subject_keys[0], error)
+            reason = failure_reason(error)
+        else:
+            self.health.answered()
+            return outcome
         self._unattached.update(change.subject_keys)
         return Outcome(change, Status.BLOCKED, reason + self._put_back(change))
 
@@ -183,8 +221,11 @@ class _Applier:
                 self._target.edit_customer(origin, edits.adding(tuple(keys), self._owner_id))
             for gone in retired:
                 recreate_retired(self._target, gone)
-        except (BlockedError, RefusedError) as error:
-            return f". The moved subjects could not be put back ({error}) and are now on no customer"
+        except (BlockedError, RefusedError, *FAILURES) as error:
+            return (
+                f". The moved subjects could not be put back ({error}): the next plan shows on which customer"
+                " they are now, if on any"
+            )
         return ". The moved subjects were put back" if origins or retired else ""
 
     def _edit(self, change: Change, decide: Decide) -> bool:

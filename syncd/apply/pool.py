@@ -15,7 +15,10 @@ from collections import deque
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor, wait
 from dataclasses import dataclass
+from itertools import islice
 from typing import Generic, TypeVar
+
+from syncd.core.changes import Change
 
 _T = TypeVar("_T")
 
@@ -28,18 +31,27 @@ class Job(Generic[_T]):
 
     work: Callable[[], _T]
     resources: frozenset[str]
+    about: tuple[Change, ...] = ()
+    """The changes that it makes."""
 
 
 class Pool(Generic[_T]):
     """Runs jobs, `concurrency` of them at once.
 
-    `record` receives results in the order in which jobs ended, never from two threads at a time.
-    `should_stop` is called after each job; once it returns true, no further job starts.
+    `announce` receives jobs before they start, a few at a time. `record` receives results in the order in
+    which jobs ended, never from two threads at a time. `should_stop` is called after each job; once it
+    returns true, no further job starts.
     """
 
     def __init__(
-        self, concurrency: int, record: Callable[[list[_T]], None], should_stop: Callable[[], bool]
+        self,
+        concurrency: int,
+        record: Callable[[list[_T]], None],
+        should_stop: Callable[[], bool],
+        announce: Callable[[Sequence[Job[_T]]], None] = lambda _jobs: None,
     ) -> None:
+        self._announce = announce
+        self._announced = 0
         self._concurrency = concurrency
         self._record = record
         self._should_stop = should_stop
@@ -70,6 +82,7 @@ class Pool(Generic[_T]):
                 self._record_ended()
         left = bool(self._waiting)
         self._waiting.clear()
+        self._announced = 0
         if self._error is not None:
             raise self._error
         return not left
@@ -98,7 +111,13 @@ class Pool(Generic[_T]):
         with self._condition:
             while self._waiting and not self.stopped and self._error is None:
                 if self._busy.isdisjoint(self._waiting[0].resources):
+                    try:
+                        self._announce_next()
+                    except BaseException as error:
+                        self._error = error
+                        continue
                     job = self._waiting.popleft()
+                    self._announced -= 1
                     self._busy |= job.resources
                     return job
                 if self._ended and not self._recording:
@@ -106,6 +125,13 @@ class Pool(Generic[_T]):
                 else:
                     self._condition.wait()
             return None
+
+    def _announce_next(self) -> None:
+        """Announce as many jobs as there are threads: at once, because each call may cost a commit."""
+        if self._announced == 0:
+            jobs = list(islice(self._waiting, self._concurrency))
+            self._announce(jobs)
+            self._announced = len(jobs)
 
     def _done(self, job: Job[_T], result: _T) -> None:
         with self._condition:

@@ -5,13 +5,16 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from itertools import islice
 
+from syncd.apply.health import FAILURES, Health
 from syncd.apply.pool import Job
 from syncd.core.changes import Change, Outcome, Status
-from syncd.core.errors import RefusedError
+from syncd.core.errors import ApiError, RefusedError
 from syncd.core.model import ObservedSubject
 from syncd.core.ownership import may_write_subject
 from syncd.metering.base import MeteringTarget, SubjectWrite
 
+REFUSED = "the metering API refused it"
+"""How the reason of a change starts that the server refused."""
 _SUBJECTS_AT_ONCE = 100
 
 Indexed = tuple[int, Change]
@@ -22,9 +25,19 @@ _Ready = tuple[Indexed, SubjectWrite]
 
 
 class EntityWriter:
-    """Writes subject entities, but not of `unattached` subjects: a server may create customers for those."""
+    """Writes subject entities, but not of `unattached` subjects: a server may create customers for those.
 
-    def __init__(self, owner_id: str, target: MeteringTarget, unattached: set[str]) -> None:
+    `health` learns of each answer of the API; it raises ApiError if the run has to end.
+    """
+
+    def __init__(
+        self,
+        owner_id: str,
+        target: MeteringTarget,
+        unattached: set[str],
+        health: Health,
+    ) -> None:
+        self._health = health
         self._owner_id = owner_id
         self._target = target
         self._unattached = unattached
@@ -65,7 +78,9 @@ class EntityWriter:
     def _job(self, batch: list[_Ready]) -> Job[Results]:
         # Customers are resources too: a server with the subject hook copies an entity to its customer.
         names = [resources_of(change) for (_, change), _ in batch]
-        return Job(lambda: self._write_batch(batch), frozenset[str]().union(*names))
+        return Job(
+            lambda: self._write_batch(batch), frozenset[str]().union(*names), tuple(c for (_, c), _ in batch)
+        )
 
     def _write(self, change: Change, existing: ObservedSubject | None) -> SubjectWrite | None:
         """Return the entity as it is now with syncd's fields; None if it is equal or not writable."""
@@ -85,12 +100,18 @@ class EntityWriter:
     def _write_batch(self, batch: list[_Ready]) -> Results:
         try:
             self._target.write_subjects([write for _, write in batch])
-        except RefusedError as error:
+        except (RefusedError, *FAILURES) as error:
+            if isinstance(error, RefusedError):
+                self._health.answered()
+            else:
+                self._health.failed(batch[0][1].key, error)
             if len(batch) > 1:
                 self._refused += batch
                 return []
             ((index, change), _) = batch[0]
-            return [(index, Outcome(change, Status.BLOCKED, refusal_reason(error)))]
+            reason = refusal_reason(error) if isinstance(error, RefusedError) else failure_reason(error)
+            return [(index, Outcome(change, Status.BLOCKED, reason))]
+        self._health.answered()
         return [(index, Outcome(change, Status.DONE)) for (index, change), _ in batch]
 
 
@@ -104,9 +125,14 @@ def resources_of(change: Change) -> frozenset[str]:
     return frozenset(name for name in (*customers, *change.subject_keys) if name)
 
 
+def failure_reason(error: ApiError) -> str:
+    """Return the reason of a change that the API failed on, for its outcome."""
+    return f"the metering API failed on it, and whether it was made shows in the next plan: {error}"
+
+
 def refusal_reason(error: RefusedError) -> str:
     """Return the reason of a refused change, for its outcome."""
     said = error.detail or f"HTTP {error.status}"
     if error.status == 409:
         return f"conflicts with something created since the plan was made: {said}. Plan again"
-    return f"the metering API refused it: {said}"
+    return f"{REFUSED}: {said}"

@@ -16,21 +16,15 @@ from syncd.cli.options import (
     BLOCKED,
     DRIFT,
     ERROR,
-    AdoptOption,
     ConfigOption,
-    EmptyOption,
-    ForceOption,
     JsonOption,
-    MoveOption,
-    PrincipalOption,
-    RetireOption,
-    SourceOption,
     config_path,
     console,
     finish,
     print_json,
 )
 from syncd.core.errors import SyncdError
+from syncd.runs.options import TABLE, RunOptions, offering
 
 if TYPE_CHECKING:
     from syncd.daemon.client import DaemonClient
@@ -49,38 +43,29 @@ def run(context: typer.Context, config: ConfigOption = None) -> None:
     service.run_until_signalled(loaded, lambda: settings.load(path))
 
 
+@offering("resync")
 def resync(
     context: typer.Context,
     config: ConfigOption = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Plan only; change nothing.")] = False,
     wait: Annotated[bool, typer.Option("--wait", help="Wait for the run and exit with its result.")] = False,
-    allow_move: MoveOption = False,
-    allow_retire: RetireOption = False,
-    adopt: AdoptOption = False,
-    source: SourceOption = None,
-    principal: PrincipalOption = None,
-    allow_empty: EmptyOption = False,
-    force: ForceOption = False,
     as_json: JsonOption = False,
+    *,
+    options: RunOptions,
 ) -> None:
     """Trigger a run in the daemon.
 
     With --allow-move, --allow-retire or --adopt it shows the plan first, then applies exactly that plan.
     """
     client = daemon_client(context, config)
-    options: dict[str, bool | str | None] = {
-        "source": source,
-        "principal": principal,
-        "allow_empty": allow_empty,
-    }
-    options |= {"allow_move": allow_move, "allow_retire": allow_retire, "adopt": adopt}
-    if (allow_move or allow_retire or adopt) and not dry_run:
-        preview = _wait(client, client.request(**options, dry_run=True))
+    asked: dict[str, bool | str | None] = {name: getattr(options, name) for name in TABLE if name != "force"}
+    if any(entry.previewed and asked.get(name) for name, entry in TABLE.items()) and not dry_run:
+        preview = _wait(client, client.request(**asked, dry_run=True))
         _show_plan(preview, as_json=as_json)
-        options = {"reviewed": str(preview["id"])}
+        asked = {"reviewed": str(preview["id"])}
     elif dry_run:
-        options["dry_run"] = True
-    run: Mapping[str, Any] = client.request(**options, force=force)
+        asked["dry_run"] = True
+    run: Mapping[str, Any] = client.request(**asked, force=options.force)
     if wait:
         run = _wait(client, run, on_failure=lambda failed: _show_run(failed, as_json=as_json))
         if dry_run:
@@ -157,8 +142,12 @@ def history(
     from syncd.cli import render
     from syncd.config import settings
     from syncd.runs.history import History
+    from syncd.runs.lock import is_locked
 
-    with closing(History(settings.load(config_path(context, config)).daemon.state_dir)) as history:
+    state_dir = settings.load(config_path(context, config)).daemon.state_dir
+    with closing(History(state_dir)) as history:
+        if not is_locked(state_dir):
+            history.close_interrupted()
         found = history.runs(limit) if run_id is None else history.run(run_id)
     if found is None:
         raise SyncdError(f"no run {run_id!r} in the history")

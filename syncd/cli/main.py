@@ -11,6 +11,7 @@ import logging
 import sys
 from contextlib import closing
 from datetime import datetime
+from dataclasses import replace
 from pathlib import Path
 from typing import Annotated
 
@@ -25,16 +26,9 @@ from syncd.cli.options import (
     ERROR,
     IN_SYNC,
     USAGE,
-    AdoptOption,
     ConfigOption,
-    EmptyOption,
     Finished,
-    ForceOption,
     JsonOption,
-    MoveOption,
-    PrincipalOption,
-    RetireOption,
-    SourceOption,
     config_path,
     console,
     finish,
@@ -42,6 +36,7 @@ from syncd.cli.options import (
     print_json,
 )
 from syncd.core.errors import SyncdError
+from syncd.runs.options import RunOptions, offering
 
 app = typer.Typer(
     name="syncd",
@@ -85,6 +80,7 @@ def _options(
 
 
 @app.command()
+@offering("plan")
 def plan(
     context: typer.Context,
     config: ConfigOption = None,
@@ -93,44 +89,34 @@ def plan(
         Path | None,
         typer.Option("--out", metavar="FILE", help="Write the plan to a file for `apply --plan FILE`."),
     ] = None,
-    allow_move: MoveOption = False,
-    allow_retire: RetireOption = False,
-    adopt: AdoptOption = False,
-    allow_empty: EmptyOption = False,
-    source: SourceOption = None,
-    principal: PrincipalOption = None,
+    *,
+    options: RunOptions,
 ) -> None:
     """Show what `apply` would do, without changing anything. Exit status: 0 in sync, 2 drift, 1 error."""
     from syncd.cli import render
     from syncd.cli.render import steps
     from syncd.config import settings
     from syncd.planning import plan_file
-    from syncd.planning.scope import Scope
-    from syncd.runs import reconciler
+    from syncd.runs.history import existing_history
+    from syncd.runs.reconciler import Reconciler
+    from syncd.runs.run import new_run
 
     loaded = settings.load(config_path(context, config))
-    scope = Scope(source, principal)
-    options = reconciler.RunOptions(
-        dry_run=True,
-        allow_move=allow_move,
-        allow_retire=allow_retire,
-        adopt=adopt,
-        allow_empty=allow_empty,
-        scope=scope,
-    )
-    with steps() as progress:
+    with existing_history(loaded.daemon.state_dir) as history, steps() as progress:
         progress.begin("reading sources and customers")
-        result = reconciler.run(loaded, options)
+        run = Reconciler(loaded, history).reconcile(new_run("plan", replace(options, dry_run=True)))
+    made = run.made_plan
     if out is not None:
-        plan_file.write(result.plan, out, options.reviewable())
+        plan_file.write(made, out, options.reviewable())
     if as_json:
-        print_json(result.plan.to_json())
+        print_json(made.to_json())
     else:
-        render.show_plan(console(), result.plan)
-    finish(IN_SYNC if result.plan.in_sync else DRIFT)
+        render.show_plan(console(), made)
+    finish(IN_SYNC if made.in_sync else DRIFT)
 
 
 @app.command()
+@offering("apply")
 def apply(
     context: typer.Context,
     config: ConfigOption = None,
@@ -138,36 +124,20 @@ def apply(
     plan: Annotated[
         Path | None, typer.Option("--plan", metavar="FILE", help="Apply exactly this reviewed plan, or fail.")
     ] = None,
-    allow_move: MoveOption = False,
-    allow_retire: RetireOption = False,
-    adopt: AdoptOption = False,
-    allow_empty: EmptyOption = False,
-    force: ForceOption = False,
-    source: SourceOption = None,
-    principal: PrincipalOption = None,
+    *,
+    options: RunOptions,
 ) -> None:
     """Show the plan and apply it. Exit status: 0 applied, 3 something is blocked, 1 error."""
     from syncd.cli.apply import apply as apply_plan
     from syncd.config import settings
-    from syncd.planning.scope import Scope
-    from syncd.runs import reconciler
 
-    if plan is not None and any((allow_move, allow_retire, adopt, allow_empty, source, principal)):
+    if plan is not None and any(options.reviewable().values()):
         problem = "only --force can be combined with it; the plan contains the options it was made with"
         raise typer.BadParameter(problem, param_hint="--plan")
-    scope = Scope(source, principal)
-    options = reconciler.RunOptions(
-        force=force,
-        allow_move=allow_move,
-        allow_retire=allow_retire,
-        adopt=adopt,
-        allow_empty=allow_empty,
-        scope=scope,
-    )
     loaded = settings.load(config_path(context, config))
     printer = None if as_json else console()
-    result = apply_plan(loaded, options, printer, print_json, plan_path=plan)
-    finish(BLOCKED if result.blocked else APPLIED)
+    run = apply_plan(loaded, options, printer, print_json, plan_path=plan)
+    finish(BLOCKED if run.blocked else APPLIED)
 
 
 @app.command()

@@ -27,38 +27,6 @@ ConfigOption = Annotated[
     Path | None, typer.Option("--config", "-c", envvar="SYNCD_CONFIG", metavar="FILE", help=CONFIG_HELP)
 ]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON.")]
-MoveOption = Annotated[
-    bool,
-    typer.Option(
-        "--allow-move", help="Move subjects between managed customers, with usage not yet invoiced."
-    ),
-]
-RetireOption = Annotated[
-    bool,
-    typer.Option(
-        "--allow-retire", help="Delete managed customers whose key is a subject that moves to another."
-    ),
-]
-AdoptOption = Annotated[
-    bool, typer.Option("--adopt", help="Adopt existing customers whose key matches exactly.")
-]
-EmptyOption = Annotated[
-    bool,
-    typer.Option("--allow-empty", help="Allow removals (policy sync) even if a source returns no consumers."),
-]
-ForceOption = Annotated[bool, typer.Option("--force", help="Override the guards on the share of changes.")]
-SourceOption = Annotated[
-    str | None,
-    typer.Option("--source", metavar="NAME", help="Only principals of this source; removes nothing."),
-]
-PrincipalOption = Annotated[
-    str | None,
-    typer.Option(
-        "--principal",
-        metavar="ID",
-        help="Only the principal with this id, username or custom_id; removes nothing.",
-    ),
-]
 
 
 def moment(text: str) -> datetime:

@@ -120,7 +120,7 @@ def _why(change: Change) -> str:
     events = f"{change.usage.events:,} events since {change.usage.since[:10]}"
     match change.kind:
         case ChangeKind.BLOCKED:
-            return f"{change.reason} ({events})"
+            return f"{change.reason} ({events}, unbilled until then)"
         case ChangeKind.MOVE_SUBJECTS | ChangeKind.RETIRE_CUSTOMER:
             return f"{change.reason} ({events}, the last 31 days: without a subscription no period is open)"
         case ChangeKind.DELETE_SUBJECT:
@@ -137,6 +137,8 @@ def _unbilled(unbilled: UnbilledUsage) -> str:
         text += f"; this plan attributes {planned} of them"
     if blocked := unbilled.count("blocked"):
         text += f"; {blocked} are blocked ({unbilled.events('blocked'):,} events)"
+    if unknown := unbilled.count("unknown"):
+        text += f"; no source knows {unknown} ({unbilled.events('unknown'):,} events)"
     return text
 
 
@@ -301,7 +303,10 @@ def _show_unbilled(console: Console, run: Mapping[str, Any]) -> None:
     unbilled = run.get("unbilled")
     if isinstance(unbilled, Mapping) and unbilled.get("subjects"):
         subjects, events = unbilled["subjects"], unbilled["events"]
-        line(console, f"Unbilled: {events:,} events of {subjects} subjects without a customer.")
+        text = f"Unbilled: {events:,} events of {subjects} subjects without a customer"
+        if unknown := unbilled.get("unknown_subjects"):
+            text += f"; no source knows {unknown} ({unbilled['unknown_events']:,} events)"
+        line(console, f"{text}.")
 
 
 def _second(moment: object) -> str:

@@ -13,6 +13,7 @@ from dataclasses import dataclass, field, replace
 from enum import StrEnum
 
 from syncd.core.model import NO_DETAILS, CustomerDetails
+from syncd.core.ownership import is_blank_subject
 from syncd.core.unbilled import UnbilledUsage
 
 PLAN_VERSION = 2
@@ -121,6 +122,18 @@ class Change:
     def actionable(self) -> bool:
         """Return whether applying the plan writes anything for it."""
         return self.kind not in REPORTED_ONLY
+
+    @property
+    def is_first_upsert(self) -> bool:
+        """Return whether it writes a subject entity that is missing or that only the server has written.
+
+        OpenMeter creates a blank entity with each customer, so this completes a creation, perhaps one of an
+        interrupted run. It is no update of what exists.
+        """
+        if self.kind is not ChangeKind.UPSERT_SUBJECT:
+            return False
+        before = self.before
+        return before is None or is_blank_subject(self.subject_keys[0], before.name, before.metadata or {})
 
     def to_json(self) -> dict[str, object]:
         """Return the change as in ``syncd plan --json``."""

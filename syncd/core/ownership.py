@@ -109,9 +109,14 @@ def may_write_subject(subject: ObservedSubject, owner_id: str) -> bool:
 
     The server creates blank ones by itself for each managed customer.
     """
-    if is_managed(subject.metadata, owner_id):
-        return True
-    if subject.display_name not in (None, "", subject.key):
+    return is_managed(subject.metadata, owner_id) or is_blank_subject(
+        subject.key, subject.display_name, subject.metadata
+    )
+
+
+def is_blank_subject(key: str, display_name: str | None, metadata: Mapping[str, object]) -> bool:
+    """Return whether nobody has written to this subject entity: only its key and the server's own fields."""
+    if display_name not in (None, "", key):
         return False
-    made_by_server = subject.metadata.get("createdBy") == _PROVISIONER
-    return not subject.metadata or (made_by_server and set(subject.metadata) <= _PROVISIONER_KEYS)
+    made_by_server = metadata.get("createdBy") == _PROVISIONER
+    return not metadata or (made_by_server and set(metadata) <= _PROVISIONER_KEYS)

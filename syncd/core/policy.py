@@ -6,7 +6,7 @@ a change         create-only  upsert-only           sync
 create           yes          yes                   yes
 attach           blocked      yes                   yes
 rename           no           yes                   yes
-upsert subject   new ones     yes                   yes
+upsert subject   blank ones   yes                   yes
 adopt            no           with --adopt          with --adopt
 move             blocked      with --allow-move     with --allow-move
 retire           blocked      with --allow-retire   with --allow-retire
@@ -43,7 +43,9 @@ def create_only(changes: Changes) -> list[Change]:
         match change.kind:
             case ChangeKind.RENAME_CUSTOMER | ChangeKind.UNMARK_ORPHANED:
                 continue
-            case ChangeKind.UPSERT_SUBJECT if change.before or set(change.subject_keys) & withheld:
+            case ChangeKind.UPSERT_SUBJECT if (
+                not change.is_first_upsert or set(change.subject_keys) & withheld
+            ):
                 continue
             case ChangeKind.ATTACH_SUBJECTS:
                 reason = _CREATE_ONLY_REASON

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Collection, Iterable, Mapping
+from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
 from typing import Literal
 
@@ -46,6 +46,10 @@ class UnbilledUsage:
         """Return the number of subjects."""
         return sum(1 for subject in self.subjects if fate in (None, subject.fate))
 
+    def without(self, attributed: Collection[str]) -> UnbilledUsage:
+        """Return it without the subjects that have got a customer since."""
+        return replace(self, subjects=tuple(s for s in self.subjects if s.key not in attributed))
+
     def to_json(self) -> dict[str, object]:
         """Return it as in a plan and in GET /v1/status."""
         return {
@@ -53,6 +57,8 @@ class UnbilledUsage:
             "events": self.events(),
             "blocked_subjects": self.count("blocked"),
             "blocked_events": self.events("blocked"),
+            "unknown_subjects": self.count("unknown"),
+            "unknown_events": self.events("unknown"),
             "since": self.since,
             "looked_from": self.looked_from,
             "details": [subject.to_json() for subject in self.subjects],

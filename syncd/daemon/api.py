@@ -5,11 +5,11 @@ from __future__ import annotations
 import hmac
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from typing import Annotated, Self
+from typing import TYPE_CHECKING, Annotated, Self
 
 from fastapi import APIRouter, Depends, FastAPI, Header, HTTPException, Response, status
 from fastapi.responses import JSONResponse, RedirectResponse
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import BaseModel, ConfigDict, Field, create_model, model_validator
 
 from syncd import __version__
 from syncd.config.settings import Config
@@ -17,14 +17,15 @@ from syncd.core.errors import QueueFullError
 from syncd.daemon.access import AccessMiddleware
 from syncd.daemon.metrics import CONTENT_TYPE, Metrics
 from syncd.dashboard.app import create_dashboard
-from syncd.planning.scope import Scope
 from syncd.runs.history import History
+from syncd.runs.options import TABLE, RunOptions, is_flag
 from syncd.runs.queue import RunQueue
-from syncd.runs.reconciler import RunOptions
 from syncd.runs.run import RunState
 
+_Text = Annotated[str, Field(min_length=1)]
 
-class SyncRequest(BaseModel):
+
+class _SyncRequest(BaseModel):
     """The body of POST /v1/syncs. A run restricted by `source` or `principal` removes nothing.
 
     `reviewed` is the id of a dry run: the new run applies exactly that plan or fails. Only `force` may be
@@ -34,32 +35,25 @@ class SyncRequest(BaseModel):
     model_config = ConfigDict(extra="forbid")
 
     dry_run: bool = False
-    source: Annotated[str, Field(min_length=1)] | None = None
-    principal: Annotated[str, Field(min_length=1)] | None = None
-    allow_empty: bool = False
-    allow_move: bool = False
-    allow_retire: bool = False
-    adopt: bool = False
-    force: bool = False
-    reviewed: Annotated[str, Field(min_length=1)] | None = None
+    reviewed: _Text | None = None
 
     @model_validator(mode="after")
     def _check_reviewed(self) -> Self:
-        if self.reviewed is not None and self.model_fields_set - {"reviewed", "force"}:
+        given = {name for name in self.model_fields_set if name not in TABLE or TABLE[name].reviewed}
+        if self.reviewed is not None and given - {"reviewed"}:
             raise ValueError("with reviewed only force may be given: all other options come from the dry run")
         return self
 
     def options(self) -> RunOptions:
         """Return the options of the requested run."""
-        return RunOptions(
-            dry_run=self.dry_run,
-            force=self.force,
-            allow_empty=self.allow_empty,
-            allow_move=self.allow_move,
-            allow_retire=self.allow_retire,
-            adopt=self.adopt,
-            scope=Scope(self.source, self.principal),
-        )
+        return RunOptions(self.dry_run, **{name: getattr(self, name) for name in TABLE})
+
+
+if TYPE_CHECKING:
+    SyncRequest = _SyncRequest
+else:
+    _FIELDS = {name: (bool, False) if is_flag(name) else (_Text | None, None) for name in TABLE}
+    SyncRequest = create_model("SyncRequest", __base__=_SyncRequest, __doc__=_SyncRequest.__doc__, **_FIELDS)
 
 
 @dataclass(frozen=True, slots=True)
@@ -151,7 +145,7 @@ def _requested_options(request: SyncRequest, runs: RunQueue) -> RunOptions:
     ):
         detail = "reviewed is not a successful dry run, or the daemon has forgotten it. Request a new one"
         raise HTTPException(status.HTTP_409_CONFLICT, detail)
-    return replace(dry_run.options, dry_run=False, force=request.force, reviewed=dry_run.plan)
+    return replace(dry_run.options, dry_run=False, force=request.options().force, reviewed=dry_run.plan)
 
 
 def _v1(daemon: Daemon) -> APIRouter:

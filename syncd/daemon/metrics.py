@@ -11,13 +11,14 @@ from prometheus_client.registry import Collector
 
 from syncd import __version__
 from syncd.core.changes import ChangeKind, Outcome
+from syncd.core.unbilled import UnbilledUsage
 from syncd.http.client import request_counts
-from syncd.runs.run import Run, RunState
+from syncd.runs.run import Run, RunObserver, RunState
 
 CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
 
 
-class Metrics:
+class Metrics(RunObserver):
     """An observer of runs (`syncd.runs.queue.RunObserver`) that updates the metrics of one daemon."""
 
     def __init__(self) -> None:
@@ -89,8 +90,10 @@ class Metrics:
         self._blocked.set(len(plan.of(ChangeKind.BLOCKED)))
         self._in_sync.set(plan.in_sync)
         self._known.set(plan.unbilled is not None)
+        self._set_unbilled(run.unbilled)
+
+    def _set_unbilled(self, unbilled: UnbilledUsage | None) -> None:
         for status in ("planned", "blocked", "unknown"):
-            unbilled = plan.unbilled
             self._subjects.labels(status).set(unbilled.count(status) if unbilled else 0)
             self._events.labels(status).set(unbilled.events(status) if unbilled else 0)
 
@@ -100,7 +103,9 @@ class Metrics:
             self._changes.labels(str(outcome.change.kind), str(outcome.status)).inc()
 
     def finished(self, run: Run) -> None:
-        """Count the run."""
+        """Count the run; what it attributed is no longer unbilled."""
+        if run.outcomes and run.options.scope.whole:
+            self._set_unbilled(run.unbilled)
         dry_run = "true" if run.dry_run else "false"
         self._runs.labels(run.trigger, dry_run, str(run.state)).inc()
         if run.failure:

@@ -6,7 +6,6 @@ import signal
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import closing, contextmanager
-from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 
 import structlog
@@ -15,22 +14,19 @@ from apscheduler.schedulers.background import BackgroundScheduler
 from apscheduler.triggers.base import BaseTrigger
 from apscheduler.triggers.interval import IntervalTrigger
 
-from syncd.apply.executor import Report
 from syncd.config.cron import next_times
 from syncd.config.run import ScheduleConfig
 from syncd.config.settings import Config
 from syncd.config.types import Listen, listening
-from syncd.core.changes import Plan
 from syncd.core.errors import ConfigError, QueueFullError
 from syncd.daemon.api import Daemon, create_app
 from syncd.daemon.metrics import Metrics
-from syncd.runs import reconciler
 from syncd.runs.clock import ClockJumpDetector, Now, utc_now
 from syncd.runs.factory import rules_of
 from syncd.runs.history import History, HistoryRecorder
-from syncd.runs.lock import write_lock
 from syncd.runs.queue import RunQueue
-from syncd.runs.reconciler import Result, RunOptions
+from syncd.runs.reconciler import Reconciler
+from syncd.runs.run import Run
 from syncd.sources.base import Readings
 
 _log = structlog.get_logger("syncd.daemon.service")
@@ -169,9 +165,23 @@ def running(
         daemon = RunningDaemon(
             config, Listen(config.daemon.listen.host, listener.getsockname()[1]), metrics, stopping
         )
-        perform = Performer(lambda: daemon.config, lambda: daemon.readings, history, stopping.wait, now)
         observers = (HistoryRecorder(history, lambda: daemon.config.daemon.keep_runs), metrics)
-        runs = RunQueue(perform, stopping, observers=observers)
+
+        def reconcile(run: Run, *, should_stop: Callable[[], bool], on_update: Callable[[Run], None]) -> Run:
+            # Built for each run, with the configuration and readings of this moment.
+            reconciler = Reconciler(
+                daemon.config,
+                history,
+                observers,
+                readings=daemon.readings,
+                holder="syncd run",
+                patience=_LOCK_TIMEOUT,
+                sleep=stopping.wait,
+                now=now,
+            )
+            return reconciler.reconcile(run, should_stop=should_stop, on_update=on_update)
+
+        runs = RunQueue(reconcile, stopping)
         server = _server(Daemon(runs, history, metrics, lambda: daemon.config, daemon.token, daemon.describe))
         threads = [
             threading.Thread(target=server.run, args=([listener],), name="syncd-api"),
@@ -215,57 +225,6 @@ def _server(daemon: Daemon) -> uvicorn.Server:
             proxy_headers=False,
         )
     )
-
-
-@dataclass(frozen=True, slots=True)
-class Performer:
-    """Performs one run with the current configuration; a real run holds the write lock.
-
-    All runs share `readings` until the configuration is reloaded, so that unchanged sources are not read
-    again.
-    """
-
-    config: Callable[[], Config]
-    readings: Callable[[], Readings]
-    history: History
-    pause: Callable[[float], object]
-    now: Now = utc_now
-
-    def __call__(
-        self,
-        options: RunOptions,
-        *,
-        should_stop: Callable[[], bool],
-        on_plan: Callable[[Plan], None],
-        report: Report,
-    ) -> Result:
-        """Perform the run; raises SyncdError."""
-        config, readings = self.config(), self.readings()
-
-        def reconcile() -> Result:
-            return reconciler.run(
-                config,
-                options,
-                readings=readings,
-                should_stop=should_stop,
-                on_plan=on_plan,
-                report=report,
-                sleep=self.pause,
-                now=self.now,
-            )
-
-        if options.dry_run:
-            return reconcile()
-        with write_lock(
-            config.daemon.state_dir,
-            "syncd run",
-            patience=_LOCK_TIMEOUT,
-            should_stop=should_stop,
-            sleep=self.pause,
-        ):
-            for run_id in self.history.close_interrupted():
-                _log.warning("interrupted_run_closed", interrupted_run=run_id)
-            return reconcile()
 
 
 class CronTrigger(BaseTrigger):  # type: ignore[misc]

@@ -14,8 +14,7 @@ from syncd.dashboard.queries import Queries
 from syncd.dashboard.session import set_visitor_id
 from syncd.dashboard.text import plural
 from syncd.dashboard.web import Visitor, Web, is_dashboard_path, url
-from syncd.planning.scope import Scope
-from syncd.runs.reconciler import RunOptions
+from syncd.runs.options import from_form
 from syncd.runs.run import Run, RunState
 
 _log = structlog.get_logger("syncd.dashboard")
@@ -70,15 +69,7 @@ class Actions:
 
     def preview(self, _request: Request, _visitor: Visitor, form: dict[str, str]) -> Response:
         """Request a dry run and redirect to it."""
-        options = RunOptions(
-            dry_run=True,
-            allow_empty="allow_empty" in form,
-            allow_move="allow_move" in form,
-            allow_retire="allow_retire" in form,
-            adopt="adopt" in form,
-            scope=Scope(form.get("source") or None, form.get("principal", "").strip() or None),
-        )
-        return _redirect_to(self._queries.runs.request(TRIGGER, options))
+        return _redirect_to(self._queries.runs.request(TRIGGER, from_form(form)))
 
     def apply(self, request: Request, _visitor: Visitor, form: dict[str, str]) -> Response:
         """Request a run that applies exactly the plan of this dry run, and redirect to it."""

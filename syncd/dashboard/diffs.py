@@ -8,6 +8,7 @@ from typing import Any, Final, Literal
 
 from syncd.core.changes import DELETIONS, REMOVALS, Change, ChangeKind, EntityState, Outcome, Plan
 from syncd.dashboard.text import number
+from syncd.runs.options import hint_for
 
 Sign = Literal["+", "-", " "]
 Tone = Literal["add", "change", "remove", "blocked", "report"]
@@ -16,12 +17,6 @@ MAX_LINES: Final = 60
 """Lines shown of one change; the rest is only counted."""
 _MAX_UNCHANGED: Final = 5
 
-FORM_OPTIONS: Final = {
-    "--allow-move": "Move subjects",
-    "--allow-retire": "Retire customers",
-    "belongs to someone else": "Adopt existing customers",
-}
-"""Words in a blocked change's reason -> the option on the resync form that allows the change."""
 _ADDS: Final = frozenset(
     {
         ChangeKind.CREATE_CUSTOMER,
@@ -221,7 +216,5 @@ def _usage(change: Change) -> str | None:
 
 def _advice(change: Change) -> str | None:
     """Return which option of the form allows a blocked change; its reason names that of the command line."""
-    for words, option in FORM_OPTIONS.items():
-        if change.kind is ChangeKind.BLOCKED and words in change.reason:
-            return f"To allow it, preview again with “{option}” under Options."
-    return None
+    option = hint_for(change.reason) if change.kind is ChangeKind.BLOCKED else None
+    return f"To allow it, preview again with “{option}” under Options." if option else None

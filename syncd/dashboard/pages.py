@@ -15,6 +15,7 @@ from syncd.dashboard import customers, diffs, views
 from syncd.dashboard.queries import Queries, RunDetail
 from syncd.dashboard.text import moment
 from syncd.dashboard.web import Visitor, Web
+from syncd.runs.options import TABLE
 
 _RUNS_PER_PAGE: Final = 50
 _LATEST_RUNS: Final = 6
@@ -46,6 +47,7 @@ class Pages:
             next_run=moment(schedule.get("next_run")),
             upcoming=self._queries.config().schedule.upcoming(now),
             sources=self._queries.source_names(),
+            allowances=[(name, entry.label) for name, entry in TABLE.items() if entry.label],
             config=self._queries.config(),
         )
 

@@ -29,8 +29,8 @@ from syncd.dashboard.views import (
 from syncd.gateways.models import DeadLetters
 from syncd.planning.plan_file import from_json
 from syncd.runs.history import History
+from syncd.runs.options import RunOptions
 from syncd.runs.queue import RunQueue
-from syncd.runs.reconciler import RunOptions
 from syncd.runs.run import FINISHED, Run, RunState
 
 _USAGE_TIMEOUT: Final = 5.0

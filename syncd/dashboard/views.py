@@ -11,6 +11,7 @@ from syncd.core.changes import Change, ChangeKind, Plan, Status
 from syncd.core.unbilled import Fate, UnbilledSubject
 from syncd.dashboard.diffs import Results
 from syncd.dashboard.text import moment
+from syncd.runs.options import described
 from syncd.runs.run import FINISHED, Run, RunState
 
 Level = Literal["ok", "warning", "problem", "busy", "none"]
@@ -64,7 +65,7 @@ def run_line(summary: Mapping[str, Any], now: datetime) -> RunLine:
         started,
         (end - started).total_seconds() if end and started else None,
         summary["error"],
-        _options(summary.get("options") or {}),
+        described(summary.get("options") or {}),
     )
 
 
@@ -89,22 +90,6 @@ def _outcome(summary: Mapping[str, Any], state: RunState) -> tuple[Level, str]:
 
 def _nonzero(*counts: tuple[str, int]) -> list[str]:
     return [f"{count:,} {name}" for name, count in counts if count]
-
-
-_OPTION_WORDS: Final = {
-    "force": "guards overridden",
-    "allow_empty": "empty sources allowed",
-    "allow_move": "moves allowed",
-    "allow_retire": "retirements allowed",
-    "adopt": "adoptions allowed",
-    "reviewed": "as reviewed",
-}
-
-
-def _options(options: Mapping[str, Any]) -> tuple[str, ...]:
-    texts = [words for name, words in _OPTION_WORDS.items() if options.get(name)]
-    texts += [f"{name} {options[name]}" for name in ("source", "principal") if options.get(name)]
-    return tuple(texts)
 
 
 @dataclass(frozen=True, slots=True)

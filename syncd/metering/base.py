@@ -85,6 +85,8 @@ class Inspection:
     entitlements: tuple[str, ...] = ()
     subscriptions: Mapping[str, str] | None = None
     others: tuple[str, ...] = ()
+    open_invoices: tuple[str, ...] = ()
+    """Ids of invoices that are not final; v3 does not show them."""
 
     @property
     def open_subscriptions(self) -> list[str]:

@@ -22,6 +22,7 @@ from syncd.metering.base import Inspection
 _API = "metering API"
 _GONE = frozenset({404, 410, 412})
 _PAGE = 100
+_OPEN_INVOICE = ["gathering", "draft", "issuing"]
 
 
 class ApiInspector:
@@ -45,8 +46,21 @@ class ApiInspector:
             # Only the first page is read. An active one may follow on the next page, so assume that it does.
             listed["and perhaps more than were listed"] = "unknown"
         return Inspection(
-            str(document.get("name")), _details(document), tuple(sorted(entitlements)), listed, others
+            str(document.get("name")),
+            _details(document),
+            tuple(sorted(entitlements)),
+            listed,
+            others,
+            self._open_invoices(customer_id),
         )
+
+    def _open_invoices(self, customer_id: str) -> tuple[str, ...]:
+        """Return the invoices that forbid a deletion: a list without `statuses` leaves gathering ones out."""
+        if self._is_v3:  # refuses that filter, and answers 404 for such an invoice
+            return ()
+        params: Params = {"statuses": _OPEN_INVOICE, "customers": customer_id, "page": 1, "pageSize": _PAGE}
+        found = self._listed("/api/v1/billing/invoices", "items", params)
+        return tuple(str(entry.get("id")) for entry in found)
 
     def _v1(self, path: str, _id: str) -> tuple[list[str], list[dict[str, object]], tuple[str, ...]]:
         access = self._object(f"{path}/access") or {}

@@ -77,6 +77,8 @@ def _deletion_obstacle(found: Inspection) -> str | None:
         return f"it has entitlements ({', '.join(found.entitlements)})"
     if found.open_subscriptions:
         return f"it has a subscription that has not ended ({', '.join(found.open_subscriptions)})"
+    if found.open_invoices:
+        return f"it has an invoice that is not final ({', '.join(found.open_invoices)})"
     return None
 
 

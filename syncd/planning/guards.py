@@ -3,14 +3,15 @@
 The idea and the numbers are octoDNS's: a plan that updates or removes more than 30 % of what exists is
 more often caused by a broken source than intended. The message names the numbers, the limit and the flag.
 
-- Updates are managed customers that exist and change, as a share of all managed customers.
+- Updates are managed customers that exist and change, as a share of all managed customers. A subject entity
+  that is missing, or that only the server has written, completes a creation: it is no update.
 - Removals are subjects that are marked, detached, moved or deleted, as a share of all subjects on managed
   customers. A mark is harmless, but it reveals a broken source 40 days early.
 - Fewer than `min_changes` of a kind pass, whatever their share.
 - `max_changes` caps all changes of one run; only the setting lifts it, no flag does.
 - Removals depend on the clock (grace periods count from marks). If the clock differs from the metering
   API's Date header by more than `max_clock_skew`, they become reports.
-- If a source returns no principals, removals become reports as well.
+- If a source returns no principals, removals become reports as well, and one blocked change says why.
 """
 
 from __future__ import annotations
@@ -90,15 +91,21 @@ def withhold_for_clock(plan: Plan, why: str) -> Plan:
 
 
 def withhold_for_empty_sources(plan: Plan, empty_sources: Sequence[str]) -> Plan:
-    """Turn removals into reports if a source is empty: it is more likely broken than really empty."""
-    if not empty_sources:
+    """Turn removals into reports if a source is empty: it is more likely broken than really empty.
+
+    The reason is a blocked change, so that the run ends as one that a person has to look at.
+    """
+    orphaned = [c for c in plan.changes if c.kind in REMOVALS or c.kind is ChangeKind.ORPHANED]
+    if not empty_sources or not orphaned:
         return plan
-    changes = ordered(without_removals(plan.changes, "left alone while a source is empty"))
-    note = (
-        f"{' and '.join(empty_sources)} returned no principals, so nothing is marked, detached or"
-        " deleted. If that is correct, pass --allow-empty"
+    number = len({change.customer_id or change.subject_keys for change in orphaned})
+    reason = (
+        f"{' and '.join(empty_sources)} returned no principals, and no source names {number} customers or"
+        " subjects that syncd manages, so nothing is marked, detached or deleted. If the source is meant to"
+        " be empty, remove it from the configuration, or pass --allow-empty"
     )
-    return replace(plan, changes=changes, notes=(*plan.notes, note))
+    changes = without_removals(plan.changes, "left alone while a source is empty")
+    return replace(plan, changes=ordered([*changes, Change(ChangeKind.BLOCKED, None, (), reason)]))
 
 
 def unsafe_reason(plan: Plan, observed: ObservedState, limits: Limits, *, force: bool = False) -> str | None:
@@ -126,7 +133,11 @@ def require_safe(plan: Plan, observed: ObservedState, limits: Limits, *, force: 
 
 
 def _updated(changes: Iterable[Change]) -> set[str]:
-    return {change.customer_id for change in changes if change.kind in _UPDATES and change.customer_id}
+    return {
+        change.customer_id
+        for change in changes
+        if change.kind in _UPDATES and change.customer_id and not change.is_first_upsert
+    }
 
 
 def _removed(changes: Iterable[Change]) -> set[tuple[str | None, str]]:

@@ -53,7 +53,7 @@ def taken_reason(
 ) -> str:
     """Explain why a subject stays on another managed customer, and what to do.
 
-    `refusal`: why the metering API refuses any change of that customer, if it does.
+    `refusal`: why one of the two customers cannot change, if so; no option then helps.
     """
     reason = (
         f"{subject.principal} should be in customer {want.key!r} but is attributed to"

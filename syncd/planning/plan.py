@@ -173,7 +173,8 @@ class _Planner:
         else:
             self._index.record_moves(moves)
             yield from moves
-        yield from self._report_taken(want, taken, moved)
+        why_not = None if key_conflict is None else _key_reason(want, key_conflict)
+        yield from self._report_taken(want, taken, moved, why_not)
         moved |= {subject.key for subject in free}
         free = [subject for subject in want.subjects if subject.key in moved]
         if not free:
@@ -207,7 +208,7 @@ class _Planner:
         self._index.record_moves(moves)
         yield from moves
         moved = {key for move in moves for key in move.subject_keys}
-        yield from self._report_taken(want, taken, moved)
+        yield from self._report_taken(want, taken, moved, self._index.subject_refusal(have))
         moved |= {subject.key for subject in missing}
         missing = [subject for subject in want.subjects if subject.key in moved]
         if missing:
@@ -276,19 +277,20 @@ class _Planner:
         want: DesiredCustomer,
         taken: list[Taken],
         moved: set[str],
+        why_not: str | None,
     ) -> Iterator[Change]:
         for subject, carrier in taken:
             if subject.key not in moved:
-                yield self._report_one_taken(want, subject, carrier)
+                yield self._report_one_taken(want, subject, carrier, why_not)
 
     def _unmanaged(self, want: DesiredCustomer, have: ObservedCustomer) -> Iterator[Change]:
         for subject in want.subjects:
             carrier = have if have.carries(subject.key) else self._index.carrier_of(subject.key)
             if carrier is not None:
-                yield self._report_one_taken(want, subject, carrier)
+                yield self._report_one_taken(want, subject, carrier, _not_managed(have))
                 continue
             reason = (
-                f"customer {customer_name(have)} belongs to {owner_of(have)}, so syncd does not change it"
+                f"{_not_managed(have)}"
                 f" and the usage of {subject.principal} stays unbilled. Attach the subject by hand, or use"
                 f" another customer key{self._adoption_hint(have)}"
             )
@@ -300,14 +302,17 @@ class _Planner:
         return "; or pass --adopt to let syncd manage this customer (it keeps its name)"
 
     def _report_one_taken(
-        self, want: DesiredCustomer, subject: DesiredSubject, carrier: ObservedCustomer
+        self, want: DesiredCustomer, subject: DesiredSubject, carrier: ObservedCustomer, why_not: str | None
     ) -> Change:
-        """Report a subject that another customer, or an unmanaged one, carries."""
+        """Report a subject that another customer, or an unmanaged one, carries.
+
+        `why_not`: why the customer that it is meant for cannot get it, whatever is allowed.
+        """
         if not is_managed(carrier.metadata, self._owner_id):
             whose = f"{customer_name(carrier)}, which belongs to {owner_of(carrier)}"
             reason = f"already attributed to {whose}; left alone"
             return Change(ChangeKind.UNMANAGED, carrier.key, (subject.key,), reason, carrier.id)
-        refusal = self._index.change_refusal(carrier)
+        refusal = self._index.change_refusal(carrier) or why_not
         reason = taken_reason(want, subject, carrier, self._options.undeletable, refusal)
         return _blocked(want, [subject], reason, carrier)
 
@@ -358,6 +363,10 @@ def _without_names(want: DesiredCustomer) -> DesiredCustomer:
     """
     subjects = tuple(replace(subject, display_name=None) for subject in want.subjects)
     return replace(want, name_follows_source=False, subjects=subjects)
+
+
+def _not_managed(have: ObservedCustomer) -> str:
+    return f"customer {customer_name(have)} belongs to {owner_of(have)}, so syncd does not change it"
 
 
 def _key_reason(want: DesiredCustomer, key_conflict: ObservedCustomer) -> str:

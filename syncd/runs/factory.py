@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
+from dataclasses import replace
 
 from syncd.config.settings import Config
 from syncd.config.sources import (
@@ -34,6 +35,8 @@ from syncd.sources.static import Static, StaticSubject
 CONSUMER_RIGHTS = "read consumers and plugins of the control plane (role Viewer of Control Planes)"
 """Permissions that a source of consumers needs in Konnect."""
 
+_USAGE_TIMEOUT_SECONDS = 3.0
+
 
 def sources_of(config: Config, sleep: Callable[[float], object] = time.sleep) -> tuple[Source, ...]:
     """Return the sources in the order of the configuration; equal settings make equal sources."""
@@ -60,6 +63,14 @@ def target_of(config: Config, sleep: Callable[[float], object] = time.sleep) -> 
     """Return the client of the metering API; close it after use."""
     kind = OpenMeterV3 if config.metering.dialect == "openmeter-v3" else OpenMeterV1
     return kind(metering_endpoint(config), Retry(attempts=config.metering.attempts, sleep=sleep))
+
+
+def usage_reader_of(config: Config) -> MeteringTarget:
+    """Return a client for figures that are only a note: it asks once, and waits a short time."""
+    endpoint = metering_endpoint(config)
+    quick = replace(endpoint, timeout=min(endpoint.timeout, _USAGE_TIMEOUT_SECONDS))
+    kind = OpenMeterV3 if config.metering.dialect == "openmeter-v3" else OpenMeterV1
+    return kind(quick, Retry(attempts=1))
 
 
 def gateways_of(config: Config, sleep: Callable[[float], object] = time.sleep) -> tuple[Gateway, ...]:

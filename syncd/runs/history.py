@@ -1,7 +1,11 @@
 """Run history in SQLite: the trigger and options of each run, its plan, each change and its outcome.
 
-Each change is written as it happens, so the history is correct even if the process is killed. Equal plans
-are stored once. The next writer closes a killed run as failed.
+Each change is written before it is made, as *begun*, and its outcome replaces that afterwards. So the
+history of a killed process shows what was done and what may have been. Equal plans are stored once. The
+next reader or writer closes a killed run as failed.
+
+The schema has a version (`PRAGMA user_version`). A newer syncd brings older files up to date when it opens
+them (`_MIGRATIONS`); an older one refuses newer files.
 
 Runs are ordered by insertion, not by time, because clocks may be set. They expire by the time between runs:
 a clock that is wrong by more than `MAX_RUN_GAP` expires no run, not even at the start of syncd, and one
@@ -15,20 +19,25 @@ import json
 import sqlite3
 import threading
 import zlib
-from collections.abc import Callable, Iterator, Sequence
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
-from syncd.core.changes import Outcome, Plan
+from syncd.apply.subject_entities import REFUSED
+from syncd.core.changes import DELETIONS, Change, ChangeKind, Outcome, Plan, Status
 from syncd.core.errors import HistoryError
+from syncd.core.model import ObservedCustomer
 from syncd.http.client import encode_json
-from syncd.runs.run import Run
+from syncd.runs.run import Run, RunObserver
 
 _FILE = "history.sqlite3"
-_SCHEMA = """
+_MIGRATIONS = (
+    # 1: as files without a version have it, so its statements do nothing there.
+    """
 CREATE TABLE IF NOT EXISTS plans (hash TEXT PRIMARY KEY, document BLOB NOT NULL);
 CREATE TABLE IF NOT EXISTS runs (
   id TEXT PRIMARY KEY, requested_at TEXT NOT NULL, finished_at TEXT, dry_run INTEGER NOT NULL,
@@ -40,9 +49,29 @@ CREATE TABLE IF NOT EXISTS changes (
   kind TEXT NOT NULL, customer_key TEXT, status TEXT NOT NULL, document TEXT NOT NULL,
   PRIMARY KEY (run, number)
 ) WITHOUT ROWID;
-"""
+""",
+    # 2: changes that have begun, and deletions that the metering API refused.
+    """
+CREATE TABLE begun (
+  run TEXT NOT NULL REFERENCES runs (id) ON DELETE CASCADE, change TEXT NOT NULL, at TEXT NOT NULL,
+  document TEXT NOT NULL, PRIMARY KEY (run, change)
+) WITHOUT ROWID;
+CREATE TABLE refused_deletions (
+  customer TEXT PRIMARY KEY, state TEXT NOT NULL, at TEXT NOT NULL, reason TEXT NOT NULL
+) WITHOUT ROWID;
+""",
+)
+"""Scripts that lead from one version of the schema to the next; never edit one that was released."""
 
 Document = dict[str, Any]
+
+_INTERRUPTED = (
+    "interrupted: its process ended before the run did; the changes made until then are below, and the next"
+    " run continues"
+)
+_UNKNOWN = "begun, but its outcome is not recorded: it may have been made or not"
+_BY_SUBJECT = frozenset({ChangeKind.UPSERT_SUBJECT, ChangeKind.DELETE_SUBJECT})
+_REFUSAL_PERIOD = timedelta(days=1)
 
 MIN_RUNS = 100
 """Number of latest runs that never expire."""
@@ -62,7 +91,30 @@ class History:
             self._db.execute("PRAGMA journal_mode = WAL")
             self._db.execute("PRAGMA synchronous = NORMAL")
             self._db.execute("PRAGMA foreign_keys = ON")
-            self._db.executescript(_SCHEMA)
+            self._migrate()
+
+    def _migrate(self) -> None:
+        (version,) = self._db.execute("PRAGMA user_version").fetchone()
+        if version > len(_MIGRATIONS):
+            raise HistoryError(
+                f"the history {self._path} (daemon.state_dir) was written by a newer syncd: its schema has"
+                f" version {version}, and this syncd knows {len(_MIGRATIONS)}. Use that syncd, or another"
+                " daemon.state_dir"
+            )
+        if version == len(_MIGRATIONS):
+            return
+        # In one transaction: two processes may open an old file at once, and either may be killed.
+        steps = "".join(_MIGRATIONS[version:])
+        try:
+            self._db.executescript(
+                f"BEGIN IMMEDIATE; {steps} PRAGMA user_version = {len(_MIGRATIONS)}; COMMIT;"
+            )
+        except sqlite3.OperationalError:
+            if self._db.in_transaction:
+                self._db.execute("ROLLBACK")
+            (now,) = self._db.execute("PRAGMA user_version").fetchone()
+            if now != len(_MIGRATIONS):  # else another process was faster
+                raise
 
     def close(self) -> None:
         """Close the file."""
@@ -83,8 +135,16 @@ class History:
                 (*row, digest, json.dumps(run)),
             )
 
+    def begin(self, run_id: str, changes: Sequence[Change]) -> None:
+        """Insert changes that are about to be made."""
+        now = datetime.now(UTC).isoformat()
+        rows = [(run_id, _label(one), now, encode_json(one.to_json()).decode()) for one in changes]
+        with self._access(), self._db:
+            self._db.execute("BEGIN")
+            self._db.executemany("INSERT OR REPLACE INTO begun VALUES (?, ?, ?, ?)", rows)
+
     def record(self, run_id: str, first: int, outcomes: Sequence[Outcome]) -> None:
-        """Insert outcomes of changes, numbered from `first`: all or none."""
+        """Insert outcomes of changes, numbered from `first`, which then are no longer begun: all or none."""
         now = datetime.now(UTC).isoformat()
         rows = [
             (
@@ -101,6 +161,8 @@ class History:
         with self._access(), self._db:
             self._db.execute("BEGIN")
             self._db.executemany("INSERT INTO changes VALUES (?, ?, ?, ?, ?, ?, ?)", rows)
+            ended = [(run_id, _label(outcome.change)) for outcome in outcomes]
+            self._db.executemany("DELETE FROM begun WHERE run = ? AND change = ?", ended)
 
     def close_interrupted(self) -> list[str]:
         """Mark runs as failed whose process is gone. Call it with the write lock, before planning."""
@@ -109,10 +171,21 @@ class History:
         with self._access(), self._db:
             rows = self._db.execute("SELECT id, document FROM runs WHERE state = 'running' AND NOT dry_run")
             for run_id, text in rows.fetchall():
-                error = (
-                    "interrupted: its process ended before the run did; the changes made until then are below"
+                done = Counter(
+                    dict(
+                        self._db.execute(
+                            "SELECT status, count(*) FROM changes WHERE run = ? GROUP BY status", (run_id,)
+                        ).fetchall()
+                    )
                 )
-                document = {**json.loads(text), "state": "failed", "finished_at": ended, "error": error}
+                outcomes = {str(status): done[str(status)] for status in Status}
+                ending = {
+                    "state": "failed",
+                    "finished_at": ended,
+                    "error": _INTERRUPTED,
+                    "outcomes": outcomes,
+                }
+                document = {**json.loads(text), **ending}
                 self._db.execute(
                     "UPDATE runs SET state = 'failed', finished_at = ?, document = ? WHERE id = ?",
                     (ended, json.dumps(document), run_id),
@@ -161,9 +234,53 @@ class History:
             changes = self._db.execute(
                 "SELECT at, document FROM changes WHERE run = ? ORDER BY number", (row[0],)
             ).fetchall()
+            begun = self._db.execute(
+                "SELECT at, document FROM begun WHERE run = ? ORDER BY at, change", (row[0],)
+            ).fetchall()
         plan = json.loads(zlib.decompress(row[2])) if row[2] else None
         results = [{"at": at, **json.loads(text)} for at, text in changes]
+        # The outcome of these is not known: the process ended first, or is at work on them.
+        results += [
+            {"at": at, "status": "begun", "detail": _UNKNOWN, "change": json.loads(text)}
+            for at, text in begun
+        ]
         return {**json.loads(row[1]), "plan": plan, "results": results}
+
+    def refused_deletions(self, customers: Iterable[ObservedCustomer], now: datetime) -> dict[str, str]:
+        """Return why the metering API refused to delete these customers, by id.
+
+        A refusal holds while the customer is as it was then, and at most for `_REFUSAL_PERIOD`: an open
+        invoice, which v3 does not show, becomes final without a trace on the customer.
+        """
+        with self._access():
+            rows = self._db.execute("SELECT customer, state, at, reason FROM refused_deletions").fetchall()
+        if not rows:
+            return {}
+        there = {customer.id: customer for customer in customers}
+        return {
+            identity: reason
+            for identity, state, at, reason in rows
+            if identity in there
+            and _state_of(there[identity]) == state
+            and abs(now - datetime.fromisoformat(at)) < _REFUSAL_PERIOD
+        }
+
+    def remember_refused_deletions(
+        self, outcomes: Iterable[Outcome], customers: Iterable[ObservedCustomer], now: datetime
+    ) -> None:
+        """Keep the reasons of deletions that the metering API refused, and forget those of others."""
+        tried = [outcome for outcome in outcomes if outcome.change.kind in DELETIONS]
+        if not tried:
+            return
+        there = {customer.id: customer for customer in customers}
+        with self._access(), self._db:
+            self._db.execute("BEGIN")
+            for outcome in tried:
+                identity = outcome.change.customer_id or ""
+                self._db.execute("DELETE FROM refused_deletions WHERE customer = ?", (identity,))
+                if outcome.status is Status.BLOCKED and outcome.detail.startswith(REFUSED):
+                    row = (identity, _state_of(there[identity]), now.isoformat(), outcome.detail)
+                    self._db.execute("INSERT INTO refused_deletions VALUES (?, ?, ?, ?)", row)
 
     @contextmanager
     def _access(self) -> Iterator[None]:
@@ -174,6 +291,20 @@ class History:
             raise HistoryError(
                 f"the history {self._path} (daemon.state_dir) cannot be used: {error}"
             ) from None
+
+
+@contextmanager
+def existing_history(state_dir: Path) -> Iterator[History | None]:
+    """Open the history if there is one that can be used; a dry run needs none and creates none."""
+    try:
+        history = History(state_dir) if (state_dir / _FILE).exists() else None
+    except (HistoryError, OSError):
+        history = None
+    try:
+        yield history
+    finally:
+        if history is not None:
+            history.close()
 
 
 def count_expired(requested: Sequence[datetime], keep: timedelta) -> int:
@@ -195,6 +326,20 @@ def count_expired(requested: Sequence[datetime], keep: timedelta) -> int:
     return expired
 
 
+def _label(change: Change) -> str:
+    """Return what identifies a change within its run."""
+    subject = change.subject_keys[0] if change.kind in _BY_SUBJECT else None
+    parts = (str(change.kind), change.customer_id, change.customer_key, change.to_customer_key, subject)
+    return json.dumps(parts)
+
+
+def _state_of(customer: ObservedCustomer) -> str:
+    """Return a digest of a customer, by which a change of it shows."""
+    fields = (customer.name, customer.subject_keys, dict(customer.metadata), customer.active_subscription)
+    text = json.dumps(fields, sort_keys=True)
+    return hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()
+
+
 def _packed(plan: Plan) -> tuple[str, bytes]:
     """Return the hash of a plan and the packed plan, without usage, which differs in each run."""
     changes = tuple([replace(change, usage=None) if change.usage else change for change in plan.changes])
@@ -204,8 +349,8 @@ def _packed(plan: Plan) -> tuple[str, bytes]:
     return hashlib.sha256(text).hexdigest(), zlib.compress(text, level=1)
 
 
-class HistoryRecorder:
-    """Records runs in the history (a `syncd.runs.queue.RunObserver`).
+class HistoryRecorder(RunObserver):
+    """Records runs in the history.
 
     If it cannot, the run ends before its next change. `keep` returns how long runs stay; it is called at the
     end of each run.
@@ -223,6 +368,10 @@ class HistoryRecorder:
     def planned(self, run: Run) -> None:
         """Record the run and its plan before the first change."""
         self._history.save(run.summary(), run.plan)
+
+    def begun(self, run: Run, changes: Sequence[Change]) -> None:
+        """Record changes before they are made."""
+        self._history.begin(run.id, changes)
 
     def changed(self, run: Run, outcomes: Sequence[Outcome]) -> None:
         """Record outcomes; changes that the plan itself blocks are part of the plan."""

@@ -11,7 +11,7 @@ import json
 import os
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import IO
@@ -37,9 +37,7 @@ def write_lock(
         state_dir.mkdir(parents=True, exist_ok=True, mode=0o700)
         file = path.open("a+", encoding="utf-8")
     except OSError as error:
-        raise LockedError(
-            f"cannot use the state directory {state_dir} (daemon.state_dir): {error.strerror}"
-        ) from None
+        raise _unusable(state_dir, error) from None
     with file:
         deadline = time.monotonic() + patience
         while not _try_lock(file):
@@ -49,12 +47,33 @@ def write_lock(
                     f" the lock file is {path}"
                 )
             sleep(_POLL_SECONDS)
-        _write_holder(file, holder)
+        try:
+            _write_holder(file, holder)
+        except OSError as error:
+            with suppress(OSError):
+                file.close()  # would try to write again
+            raise _unusable(state_dir, error) from None
         try:
             yield
         finally:
             file.truncate(0)
             fcntl.flock(file, fcntl.LOCK_UN)
+
+
+def is_locked(state_dir: Path) -> bool:
+    """Return whether a process holds the lock."""
+    try:
+        with (state_dir / _FILE).open("r", encoding="utf-8") as file:
+            return not _try_lock(file)
+    except OSError:
+        return False
+
+
+def _unusable(state_dir: Path, error: OSError) -> LockedError:
+    return LockedError(
+        f"cannot use the state directory {state_dir} (daemon.state_dir), so nothing was changed:"
+        f" {error.strerror}"
+    )
 
 
 def _try_lock(file: IO[str]) -> bool:

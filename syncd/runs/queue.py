@@ -5,77 +5,28 @@ from __future__ import annotations
 import threading
 import uuid
 from collections import OrderedDict, deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import replace
 from datetime import UTC, datetime
 from typing import Protocol
 
 import structlog
 
-from syncd.apply.executor import Report
-from syncd.core.changes import Outcome, Plan
-from syncd.core.errors import (
-    ApiError,
-    ApplyStoppedError,
-    HistoryError,
-    LockedError,
-    PlanFileError,
-    QueueFullError,
-    SourceError,
-    SyncdError,
-    UnsafePlanError,
-)
-from syncd.runs.reconciler import Result, RunOptions
+from syncd.core.errors import QueueFullError, SyncdError
+from syncd.runs.options import RunOptions
 from syncd.runs.run import FINISHED, Run, RunState
 
 _log = structlog.get_logger("syncd.runs.queue")
 
 
 _MAX_WAITING = 100
-_FAILURES: tuple[tuple[type[SyncdError], str], ...] = (
-    (UnsafePlanError, "guard"),
-    (SourceError, "source"),
-    (ApiError, "metering"),
-    (LockedError, "lock"),
-    (HistoryError, "history"),
-    (PlanFileError, "review"),
-)
 
 
-def _failure_kind(error: SyncdError) -> str:
-    if isinstance(error, ApplyStoppedError):
-        return "metering" if isinstance(error.__cause__, ApiError) else "stopped"
-    return next((kind for type_, kind in _FAILURES if isinstance(error, type_)), "other")
+class Reconcile(Protocol):
+    """Does a run: `syncd.runs.reconciler.Reconciler.reconcile` with the configuration of that moment."""
 
-
-class RunObserver(Protocol):
-    """Observer of run events, called from one thread at a time: the history and the metrics."""
-
-    def started(self, run: Run) -> None:
-        """Handle the start of a run; a SyncdError ends the run."""
-
-    def planned(self, run: Run) -> None:
-        """Handle the plan; a SyncdError ends the run before its first change."""
-
-    def changed(self, run: Run, outcomes: Sequence[Outcome]) -> None:
-        """Handle outcomes of some changes, in any thread; a SyncdError ends the run."""
-
-    def finished(self, run: Run) -> None:
-        """Handle the end of the run."""
-
-
-class Perform(Protocol):
-    """Does a run: `syncd.runs.reconciler.run` with a configuration, under the write lock."""
-
-    def __call__(
-        self,
-        options: RunOptions,
-        *,
-        should_stop: Callable[[], bool],
-        on_plan: Callable[[Plan], None],
-        report: Report,
-    ) -> Result:
-        """Do one run; raises SyncdError."""
+    def __call__(self, run: Run, *, should_stop: Callable[[], bool], on_update: Callable[[Run], None]) -> Run:
+        """Do one run, telling `on_update` how it goes; raises SyncdError."""
 
 
 class RunQueue:
@@ -83,14 +34,12 @@ class RunQueue:
 
     def __init__(
         self,
-        perform: Perform,
+        reconcile: Reconcile,
         stopping: threading.Event,
         *,
         remember: int = 50,
-        observers: Sequence[RunObserver] = (),
     ) -> None:
-        self._perform = perform
-        self._observers = observers
+        self._reconcile = reconcile
         self._stopping = stopping
         self._remember = remember
         self._changed = threading.Condition()
@@ -171,65 +120,30 @@ class RunQueue:
             return self._update(self._current, state=RunState.RUNNING, started_at=datetime.now(UTC))
 
     def _do(self, run: Run) -> None:
-        def record_plan(plan: Plan) -> None:
-            with self._changed:
-                planned = self._update(run.id, plan=plan)
-            for observer in self._observers:
-                observer.planned(planned)
-
-        def record_outcomes(outcomes: Sequence[Outcome]) -> None:
-            for observer in self._observers:
-                observer.changed(run, outcomes)
-
         _log.info("run_started", dry_run=run.dry_run)
         try:
-            for observer in self._observers:
-                observer.started(run)
-            result = self._perform(
-                run.options, should_stop=self._stopping.is_set, on_plan=record_plan, report=record_outcomes
-            )
-        except ApplyStoppedError as error:
-            self._finish(
-                run.id,
-                state=RunState.FAILED,
-                error=str(error),
-                outcomes=error.outcomes,
-                failure=_failure_kind(error),
-            )
-        except SyncdError as error:
-            self._finish(run.id, state=RunState.FAILED, error=str(error), failure=_failure_kind(error))
+            self._reconcile(run, should_stop=self._stopping.is_set, on_update=self._on_update)
+        except SyncdError:
+            pass  # the run has it
         except Exception:
             # An internal error in one run must not end the daemon.
             _log.exception("run_crashed")
-            said = "internal error; the daemon's log has the details"
-            self._finish(run.id, state=RunState.FAILED, error=said, failure="other")
-        else:
-            state = RunState.BLOCKED if result.blocked else RunState.SUCCEEDED
-            self._finish(run.id, state=state, outcomes=result.outcomes)
 
-    def _finish(self, run_id: str, *, state: RunState, **fields: object) -> None:
-        finished = replace(self._runs[run_id], state=state, finished_at=datetime.now(UTC), **fields)  # type: ignore[arg-type]
-        self._notify_finished(finished)
+    def _on_update(self, run: Run) -> None:
         with self._changed:
+            self._runs[run.id] = run
+            if run.state not in FINISHED:
+                return
             self._current = None
-            run = self._update(run_id, state=state, finished_at=datetime.now(UTC), **fields)
-            if state is not RunState.FAILED and not run.dry_run:
+            if run.state is not RunState.FAILED and not run.dry_run:
                 self._last_success = run.finished_at
             while len(self._runs) > self._remember:
                 oldest = next(iter(self._runs))
                 if self._runs[oldest].state not in FINISHED:
                     break
                 del self._runs[oldest]
-        level = _log.error if state is RunState.FAILED else _log.info
+        level = _log.error if run.state is RunState.FAILED else _log.info
         level("run_finished", **{k: v for k, v in run.summary().items() if k not in {"id", "trigger"}})
-
-    def _notify_finished(self, run: Run) -> None:
-        """Call the observers before the run shows as finished, so that its history is complete by then."""
-        for observer in self._observers:
-            try:
-                observer.finished(run)
-            except SyncdError as error:
-                _log.error("run_record_failed", error=str(error))
 
     def _update(self, run_id: str, **fields: object) -> Run:
         run = replace(self._runs[run_id], **fields)  # type: ignore[arg-type]

@@ -1,6 +1,8 @@
-"""Reconciler: reads the sources, maps, observes, plans, checks the plan and applies it.
+"""Reconciler: one run, for the commands and the daemon alike.
 
-A dry run ends before it applies. A source that cannot be read ends the run before it plans.
+It reads the sources and the metering API, maps, plans, sends the plan through its passes
+(`syncd.runs.passes`), applies it under the write lock and records everything. A source that cannot be
+read ends the run before it plans, and a dry run ends before it applies.
 """
 
 from __future__ import annotations
@@ -8,43 +10,233 @@ from __future__ import annotations
 import contextvars
 import gc
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing, contextmanager
 from dataclasses import dataclass, field, replace
+from datetime import UTC, datetime
+from functools import partial
 
 import structlog
 
-from syncd.apply.executor import Report, apply_plan
+from syncd.apply.executor import apply_plan
 from syncd.config.settings import Config
-from syncd.core.changes import DELETIONS, Outcome, Plan, Status, count
-from syncd.core.model import DesiredState, ObservedState, Principal
-from syncd.core.policy import Policy
+from syncd.core.changes import Change, Outcome, Plan
+from syncd.core.errors import ApplyStoppedError, SyncdError
+from syncd.core.model import Principal
 from syncd.http.client import ApiClient
 from syncd.http.retry import Retry
 from syncd.mapping.desired_state import desired_state
 from syncd.mapping.limits import within_limits
 from syncd.mapping.rules import MappingRules
-from syncd.metering.base import Inspector, MeteringTarget
+from syncd.metering.base import Inspector, MeteringTarget, Remover
 from syncd.metering.deletion import ApiInspector, ApiRemover
-from syncd.planning.deletion_checks import check_deletions
-from syncd.planning.guards import (
-    Limits,
-    clock_distrust_reason,
-    has_removals,
-    require_safe,
-    unsafe_reason,
-    withhold_for_clock,
-    withhold_for_empty_sources,
-)
+from syncd.planning.guards import Limits, require_safe
 from syncd.planning.orphans import Grace
-from syncd.planning.plan import PlanOptions, make_plan
 from syncd.planning.plan_file import require_same
-from syncd.planning.scope import Scope, restricted
 from syncd.runs.clock import Now, Stopwatch, clock_skew, utc_now
-from syncd.runs.factory import metering_endpoint, rules_of, sources_of, target_of
-from syncd.runs.unbilled import with_usage
+from syncd.runs.factory import metering_endpoint, rules_of, sources_of, target_of, usage_reader_of
+from syncd.runs.history import History
+from syncd.runs.lock import write_lock
+from syncd.runs.options import RunOptions
+from syncd.runs.passes import PASSES, BothSides, PlanRules, Situation
+from syncd.runs.run import Run, RunObserver, RunState, failure_kind
 from syncd.sources.base import Readings, Source
+
+_log = structlog.get_logger("syncd.runs.reconciler")
+
+
+@dataclass(frozen=True, slots=True)
+class _Api:
+    """The metering API of one run."""
+
+    target: MeteringTarget
+    usage: MeteringTarget
+    inspector: Inspector
+    remover: Remover
+
+
+@dataclass(frozen=True, slots=True)
+class Reconciler:
+    """Does runs with one configuration.
+
+    A real run with a `history` holds the write lock of its directory; `holder` is the name that a second
+    writer reads, and `patience` is how many seconds this one waits. A daemon passes the same `readings` to
+    all its runs, so that unchanged sources are not read again. `now` is this machine's clock.
+    """
+
+    config: Config
+    history: History | None = None
+    observers: Sequence[RunObserver] = ()
+    readings: Readings = field(default_factory=Readings)
+    holder: str = "syncd apply"
+    patience: float = 60.0
+    sleep: Callable[[float], object] = time.sleep
+    now: Now = utc_now
+
+    def reconcile(
+        self,
+        run: Run,
+        *,
+        should_stop: Callable[[], bool] = lambda: False,
+        on_update: Callable[[Run], None] = lambda _run: None,
+    ) -> Run:
+        """Do this run and return it with its plan and outcomes; raises SyncdError.
+
+        `on_update` receives the run once it has its plan, and once it has ended, however it ended.
+        """
+        record = _Record(run, self.observers, on_update)
+        try:
+            record.start()
+            with self._locked(run.options, should_stop):
+                outcomes = self._perform(run.options, record, should_stop)
+        except BaseException as error:
+            record.fail(error)
+            raise
+        return record.finish(outcomes)
+
+    @contextmanager
+    def _locked(self, options: RunOptions, should_stop: Callable[[], bool]) -> Iterator[None]:
+        if self.history is None or options.dry_run:
+            yield
+            return
+        state_dir = self.config.daemon.state_dir
+        with write_lock(
+            state_dir, self.holder, patience=self.patience, should_stop=should_stop, sleep=self.sleep
+        ):
+            for run_id in self.history.close_interrupted():
+                _log.warning("interrupted_run_closed", interrupted_run=run_id)
+            yield
+
+    def _perform(
+        self, options: RunOptions, record: _Record, should_stop: Callable[[], bool]
+    ) -> tuple[Outcome, ...]:
+        watch = Stopwatch(self.now)
+        rules = plan_rules(self.config, watch.start)
+        sources = sources_of(self.config, self.sleep)
+        with self._api() as api:
+            with gc_paused():
+                read = read_both_sides(sources, api.target, rules.mapping, self.readings)
+                observed = read.observed
+                there = Situation(
+                    read,
+                    rules,
+                    options,
+                    api.inspector,
+                    api.usage,
+                    partial(clock_skew, metering_endpoint(self.config), watch),
+                    self.history.refused_deletions(observed.customers, watch.start) if self.history else {},
+                )
+                plan = there.plan()
+            for one in PASSES:
+                plan = one(plan, there)
+            record.planned(plan)
+            if options.dry_run:
+                return ()
+            if options.reviewed is not None:
+                require_same(options.reviewed, plan)
+            require_safe(plan, observed, rules.limits, force=options.force)
+            outcomes = apply_plan(
+                plan,
+                api.target,
+                remover=api.remover,
+                concurrency=self.config.metering.concurrency,
+                should_stop=should_stop,
+                begin=record.begun,
+                report=record.changed,
+            )
+            if self.history:
+                self.history.remember_refused_deletions(outcomes, observed.customers, watch.start)
+            return outcomes
+
+    @contextmanager
+    def _api(self) -> Iterator[_Api]:
+        config = self.config
+        retry = Retry(attempts=config.metering.attempts, sleep=self.sleep)
+        with (
+            closing(target_of(config, self.sleep)) as target,
+            closing(usage_reader_of(config)) as usage,
+            ApiClient(metering_endpoint(config), retry) as client,
+        ):
+            dialect = config.metering.dialect
+            yield _Api(target, usage, ApiInspector(client, dialect), ApiRemover(client, dialect))
+
+
+class _Record:
+    """Tells the observers what happens in one run, and keeps the run as it is so far."""
+
+    def __init__(self, run: Run, observers: Sequence[RunObserver], on_update: Callable[[Run], None]) -> None:
+        self._run = run
+        self._observers = observers
+        self._on_update = on_update
+        self._outcomes: list[Outcome] = []
+
+    def start(self) -> None:
+        for observer in self._observers:
+            observer.started(self._run)
+
+    def planned(self, plan: Plan) -> None:
+        self._run = replace(self._run, plan=plan)
+        self._on_update(self._run)
+        for observer in self._observers:
+            observer.planned(self._run)
+
+    def begun(self, changes: Sequence[Change]) -> None:
+        for observer in self._observers:
+            observer.begun(self._run, changes)
+
+    def changed(self, outcomes: Sequence[Outcome]) -> None:
+        self._outcomes += outcomes
+        for observer in self._observers:
+            observer.changed(self._run, outcomes)
+
+    def fail(self, error: BaseException) -> None:
+        """Record that the run failed, with the changes made until then."""
+        outcomes = error.outcomes if isinstance(error, ApplyStoppedError) else tuple(self._outcomes)
+        if isinstance(error, SyncdError):
+            text = str(error)
+        elif isinstance(error, KeyboardInterrupt):
+            text = "interrupted by Ctrl-C; the next run continues"
+        else:
+            text = "internal error; the log has the details"
+        self._end(RunState.FAILED, outcomes, error=text, failure=failure_kind(error))
+
+    def finish(self, outcomes: tuple[Outcome, ...]) -> Run:
+        """Record that the run reached its end."""
+        blocked = replace(self._run, outcomes=outcomes).blocked
+        return self._end(RunState.BLOCKED if blocked else RunState.SUCCEEDED, outcomes)
+
+    def _end(
+        self,
+        state: RunState,
+        outcomes: tuple[Outcome, ...],
+        *,
+        error: str | None = None,
+        failure: str | None = None,
+    ) -> Run:
+        self._run = replace(
+            self._run,
+            state=state,
+            outcomes=outcomes,
+            error=error,
+            failure=failure,
+            finished_at=datetime.now(UTC),
+        )
+        # The observers come first, so that the history of a run is complete once it shows as finished.
+        for observer in self._observers:
+            try:
+                observer.finished(self._run)
+            except SyncdError as failed:
+                _log.error("run_record_failed", error=str(failed))
+        self._on_update(self._run)
+        return self._run
+
+
+def plan_rules(config: Config, now: datetime) -> PlanRules:
+    """Return the settings that affect a plan; raises ConfigError if the mapping file cannot be read."""
+    waits = config.policy_options
+    grace = Grace(now, waits.detach_after, waits.delete_after)
+    return PlanRules(rules_of(config), config.policy, grace, Limits(**config.guards.model_dump()))
 
 
 @contextmanager
@@ -66,167 +258,18 @@ def gc_paused() -> Iterator[None]:
             gc.enable()
 
 
-_log = structlog.get_logger("syncd.runs.reconciler")
-
-_MAX_WARNINGS = 20
-
-
-@dataclass(frozen=True, slots=True)
-class RunOptions:
-    """Options of one run: its scope, and the guards and policies that the operator lifted.
-
-    With `reviewed`, the run applies exactly that plan or fails.
-    """
-
-    dry_run: bool = False
-    force: bool = False
-    allow_empty: bool = False
-    allow_move: bool = False
-    allow_retire: bool = False
-    adopt: bool = False
-    scope: Scope = field(default_factory=Scope)
-    reviewed: Plan | None = None
-
-    def reviewable(self) -> dict[str, object]:
-        """Return the options that affect a plan, for its file."""
-        options = self.to_json().items()
-        return {name: value for name, value in options if name not in ("dry_run", "force", "reviewed")}
-
-    def as_reviewed(self, options: Mapping[str, object]) -> RunOptions:
-        """Return these options combined with those that a plan file was made with."""
-        source, principal = options.get("source"), options.get("principal")
-        return replace(
-            self,
-            allow_empty=options.get("allow_empty") is True,
-            allow_move=options.get("allow_move") is True,
-            allow_retire=options.get("allow_retire") is True,
-            adopt=options.get("adopt") is True,
-            scope=Scope(str(source) if source else None, str(principal) if principal else None),
-        )
-
-    def to_json(self) -> dict[str, object]:
-        """Return the options as in the history."""
-        return {
-            "dry_run": self.dry_run,
-            "force": self.force,
-            "allow_empty": self.allow_empty,
-            "allow_move": self.allow_move,
-            "allow_retire": self.allow_retire,
-            "adopt": self.adopt,
-            "source": self.scope.source,
-            "principal": self.scope.principal,
-            "reviewed": self.reviewed is not None,
-        }
-
-
-@dataclass(frozen=True, slots=True)
-class Result:
-    """The plan and outcomes of a run; a dry run has no outcomes."""
-
-    plan: Plan
-    outcomes: tuple[Outcome, ...] = ()
-
-    @property
-    def blocked(self) -> bool:
-        """Return whether a change was blocked, which a person has to resolve."""
-        return any(outcome.status is Status.BLOCKED for outcome in self.outcomes)
-
-    def to_json(self) -> dict[str, object]:
-        """Return the result as ``syncd apply --json`` prints it."""
-        return {
-            "plan": self.plan.to_json(),
-            "summary": count(self.outcomes),
-            "outcomes": [outcome.to_json() for outcome in self.outcomes],
-        }
-
-
-@dataclass(frozen=True, slots=True)
-class PlanRules:
-    """The settings that affect a plan."""
-
-    mapping: MappingRules
-    policy: Policy
-    grace: Grace = field(default_factory=Grace)
-
-
-def run(
-    config: Config,
-    options: RunOptions,
-    *,
-    readings: Readings | None = None,
-    should_stop: Callable[[], bool] = lambda: False,
-    sleep: Callable[[float], object] = time.sleep,
-    now: Now = utc_now,
-    on_plan: Callable[[Plan], None] = lambda _plan: None,
-    report: Report = lambda _outcomes: None,
-) -> Result:
-    """Do one run with this configuration; raises SyncdError.
-
-    `on_plan` receives the plan before it is checked and applied. `now` is this machine's clock.
-    A daemon passes the same `readings` to all its runs, so that unchanged sources are not read again.
-    """
-    watch = Stopwatch(now)
-    waits = config.policy_options
-    grace = Grace(watch.start, waits.detach_after, waits.delete_after)
-    rules = PlanRules(rules_of(config), config.policy, grace)
-    limits = Limits(**config.guards.model_dump())
-    sources = sources_of(config, sleep)
-    retry = Retry(attempts=config.metering.attempts, sleep=sleep)
-    with (
-        closing(target_of(config, sleep)) as target,
-        ApiClient(metering_endpoint(config), retry) as client,
-    ):
-        inspector = ApiInspector(client, config.metering.dialect)
-        with gc_paused():
-            plan, observed = plan_changes(sources, target, rules, options, readings or Readings(), inspector)
-        if limits.max_clock_skew is not None and has_removals(plan):
-            ahead = clock_skew(metering_endpoint(config), watch)
-            if why := clock_distrust_reason(ahead, limits.max_clock_skew):
-                plan = withhold_for_clock(plan, why)
-        plan = with_usage(plan, target, observed, watch.start)
-        if options.dry_run and (why := unsafe_reason(plan, observed, limits, force=options.force)):
-            plan = plan.noting(f"apply would stop: {why}")
-        on_plan(plan)
-        if options.dry_run:
-            return Result(plan)
-        if options.reviewed is not None:
-            require_same(options.reviewed, plan)
-        require_safe(plan, observed, limits, force=options.force)
-        remover = ApiRemover(client, config.metering.dialect)
-        outcomes = apply_plan(
-            plan,
-            target,
-            remover=remover,
-            concurrency=config.metering.concurrency,
-            should_stop=should_stop,
-            report=report,
-        )
-        return Result(plan, outcomes)
-
-
-def plan_changes(
-    sources: Sequence[Source],
-    target: MeteringTarget,
-    rules: PlanRules,
-    options: RunOptions,
-    readings: Readings,
-    inspector: Inspector,
-) -> tuple[Plan, ObservedState]:
-    """Read sources and metering API concurrently, and plan; raises SourceError or ApiError."""
+def read_both_sides(
+    sources: Sequence[Source], target: MeteringTarget, mapping: MappingRules, readings: Readings
+) -> BothSides:
+    """Read sources and metering API concurrently, and map; raises SourceError or ApiError."""
     with ThreadPoolExecutor(1, thread_name_prefix="syncd-observe") as executor:
         # In the same context, so that log lines carry the run id.
         observing = executor.submit(contextvars.copy_context().run, target.observe)
         principals, empty = _read_sources(sources, readings)
-        desired = desired_state(principals, rules.mapping)
+        desired = desired_state(principals, mapping)
         observed = observing.result()
-    desired = within_limits(desired, observed, rules.mapping)
     _log.debug("metering_read", customers=len(observed.customers))
-    plan = _plan_with_deletion_checks(desired, observed, principals, rules, options, inspector)
-    for note in _warning_notes(desired.warnings):
-        plan = plan.noting(note)
-    if not options.allow_empty and rules.policy == "sync":
-        plan = withhold_for_empty_sources(plan, empty)
-    return restricted(plan, options.scope, principals, rules.mapping), observed
+    return BothSides(principals, empty, within_limits(desired, observed, mapping), observed)
 
 
 def _read_sources(sources: Sequence[Source], readings: Readings) -> tuple[list[Principal], list[str]]:
@@ -240,33 +283,3 @@ def _read_sources(sources: Sequence[Source], readings: Readings) -> tuple[list[P
         if not found:
             empty.append(source.name)
     return principals, empty
-
-
-def _plan_with_deletion_checks(
-    desired: DesiredState,
-    observed: ObservedState,
-    principals: Sequence[Principal],
-    rules: PlanRules,
-    options: RunOptions,
-    inspector: Inspector,
-) -> Plan:
-    """Plan, check the customers that the plan deletes, and plan again if some of them have to stay."""
-
-    def make(allowed: PlanOptions) -> Plan:
-        owner_id = rules.mapping.owner_id
-        return make_plan(desired, observed, owner_id=owner_id, policy=rules.policy, options=allowed)
-
-    allowed = PlanOptions(options.adopt, options.allow_move, rules.grace, options.allow_retire)
-    plan = make(allowed)
-    if not any(change.kind in DELETIONS for change in plan.changes):
-        return plan
-    checks = check_deletions(plan, inspector, principals, rules.mapping)
-    return checks.with_details(
-        make(replace(allowed, undeletable=checks.undeletable)) if checks.undeletable else plan
-    )
-
-
-def _warning_notes(warnings: Sequence[str]) -> list[str]:
-    rest = len(warnings) - _MAX_WARNINGS
-    more = [f"and {rest} more details are left out"] if rest > 0 else []
-    return [*warnings[:_MAX_WARNINGS], *more]

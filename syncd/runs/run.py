@@ -3,12 +3,24 @@
 from __future__ import annotations
 
 import uuid
+from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from enum import StrEnum
 
-from syncd.core.changes import Outcome, Plan, count
-from syncd.runs.reconciler import RunOptions
+from syncd.core.changes import Change, ChangeKind, Outcome, Plan, Status, count
+from syncd.core.errors import (
+    ApiError,
+    ApplyStoppedError,
+    HistoryError,
+    LockedError,
+    PlanFileError,
+    SourceError,
+    SyncdError,
+    UnsafePlanError,
+)
+from syncd.core.unbilled import UnbilledUsage
+from syncd.runs.options import RunOptions
 
 
 class RunState(StrEnum):
@@ -22,6 +34,8 @@ class RunState(StrEnum):
     FAILED = "failed"
 
 
+_ATTRIBUTING = frozenset({ChangeKind.CREATE_CUSTOMER, ChangeKind.ATTACH_SUBJECTS})
+_MADE = frozenset({Status.DONE, Status.UNCHANGED})
 FINISHED = frozenset({RunState.SUCCEEDED, RunState.BLOCKED, RunState.FAILED})
 
 
@@ -47,6 +61,18 @@ class Run:
         """Return whether the run only plans."""
         return self.options.dry_run
 
+    @property
+    def blocked(self) -> bool:
+        """Return whether a change was blocked, which a person has to resolve."""
+        return any(outcome.status is Status.BLOCKED for outcome in self.outcomes)
+
+    @property
+    def made_plan(self) -> Plan:
+        """Return the plan of a run that has got as far."""
+        if self.plan is None:
+            raise ValueError(f"run {self.id} has no plan")
+        return self.plan
+
     def summary(self) -> dict[str, object]:
         """Return the run without its changes, as in GET /v1/status."""
         return {
@@ -65,10 +91,23 @@ class Run:
             "unbilled": self._unbilled(),
         }
 
-    def _unbilled(self) -> dict[str, object] | None:
+    @property
+    def unbilled(self) -> UnbilledUsage | None:
+        """Return the unbilled usage as it is now: without the subjects that the run has attributed."""
         if self.plan is None or self.plan.unbilled is None:
             return None
-        figures = self.plan.unbilled.to_json()
+        attributed = {
+            key
+            for outcome in self.outcomes
+            if outcome.change.kind in _ATTRIBUTING and outcome.status in _MADE
+            for key in outcome.change.subject_keys
+        }
+        return self.plan.unbilled.without(attributed)
+
+    def _unbilled(self) -> dict[str, object] | None:
+        if self.unbilled is None:
+            return None
+        figures = self.unbilled.to_json()
         del figures["details"]
         return figures
 
@@ -85,3 +124,44 @@ def new_run(trigger: str, options: RunOptions) -> Run:
     """Return a run that starts now, without a queue."""
     now = datetime.now(UTC)
     return Run(uuid.uuid4().hex, trigger, options, now, RunState.RUNNING, now)
+
+
+_FAILURES: tuple[tuple[type[SyncdError], str], ...] = (
+    (UnsafePlanError, "guard"),
+    (SourceError, "source"),
+    (ApiError, "metering"),
+    (LockedError, "lock"),
+    (HistoryError, "history"),
+    (PlanFileError, "review"),
+)
+
+
+def failure_kind(error: BaseException) -> str:
+    """Return the kind of the error that ended a run, as in `Run.failure`."""
+    if isinstance(error, KeyboardInterrupt):
+        return "stopped"
+    if isinstance(error, ApplyStoppedError):
+        return "metering" if isinstance(error.__cause__, ApiError) else "stopped"
+    return next((kind for type_, kind in _FAILURES if isinstance(error, type_)), "other")
+
+
+class RunObserver:
+    """Observer of run events, called from one thread at a time: the history, the metrics, a terminal.
+
+    A SyncdError of any method but `finished` ends the run.
+    """
+
+    def started(self, run: Run) -> None:
+        """Handle the start of a run."""
+
+    def planned(self, run: Run) -> None:
+        """Handle the plan, before the first change."""
+
+    def begun(self, run: Run, changes: Sequence[Change]) -> None:
+        """Handle changes that begin now, before any of them is made."""
+
+    def changed(self, run: Run, outcomes: Sequence[Outcome]) -> None:
+        """Handle outcomes of some changes, in any thread."""
+
+    def finished(self, run: Run) -> None:
+        """Handle the end of the run."""

@@ -6,55 +6,73 @@ are missing, and a note says why.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import time
+from collections.abc import Iterable, Mapping
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
+from typing import Protocol
 
 from syncd.core.changes import REMOVALS, Change, ChangeKind, MovedUsage, Plan
 from syncd.core.errors import ApiError, MeterMissingError
 from syncd.core.model import ObservedState
 from syncd.core.unbilled import WINDOW, UnbilledSubject, UnbilledUsage, first_day, unbilled_usage
-from syncd.metering.base import MeteringTarget
 from syncd.metering.usage import REQUESTS_METER, TOKENS_METER, whole
 
+_QUICK_SECONDS = 1.0
 _KINDS_WITH_EVENTS = REMOVALS | {ChangeKind.MOVE_SUBJECTS, ChangeKind.RETIRE_CUSTOMER, ChangeKind.BLOCKED}
 
 
-def with_usage(plan: Plan, target: MeteringTarget, observed: ObservedState, now: datetime) -> Plan:
+class UsageReader(Protocol):
+    """Reads meters: a metering API that is asked once, with a short limit (`factory.usage_reader_of`)."""
+
+    def usage(self, meter: str, since: str | None, until: str | None) -> Mapping[str, float]:
+        """Return the value of a meter for each subject; raises ApiError or MeterMissingError."""
+
+
+def with_usage(plan: Plan, target: UsageReader, observed: ObservedState, now: datetime) -> Plan:
     """Return the plan with unbilled usage, and with the usage that its changes move or leave unbilled."""
     start = (now - WINDOW).astimezone(UTC).replace(hour=0, minute=0, second=0, microsecond=0)
+    began = time.monotonic()
     try:
         requests = target.usage(REQUESTS_METER, rfc3339(start), None)
         tokens = target.usage(TOKENS_METER, rfc3339(start), None)
-        unbilled = _unbilled(plan, target, observed, requests, tokens, start)
+        unbilled = _unbilled(plan, target, observed, requests, tokens, start, began)
     except (ApiError, MeterMissingError) as error:
         note = f"unbilled usage is unknown: {error}"
         return replace(plan, notes=(*plan.notes, note))
-    changes = tuple(_with_events(change, requests, rfc3339(start)) for change in plan.changes)
+    attributed = _attributed(observed)
+    changes = tuple(_with_events(change, requests, attributed, rfc3339(start)) for change in plan.changes)
     return replace(plan, changes=changes, unbilled=unbilled)
 
 
 def _unbilled(
     plan: Plan,
-    target: MeteringTarget,
+    target: UsageReader,
     observed: ObservedState,
     requests: Mapping[str, float],
     tokens: Mapping[str, float],
     start: datetime,
+    began: float,
 ) -> UnbilledUsage:
-    keys = (key for c in observed.customers for key in (c.id, c.key, *c.subject_keys) if key)
     planned = (
         key
         for change in (*plan.of(ChangeKind.CREATE_CUSTOMER), *plan.of(ChangeKind.ATTACH_SUBJECTS))
         for key in change.subject_keys
     )
     blocked = (key for change in plan.of(ChangeKind.BLOCKED) for key in change.subject_keys)
-    subjects = unbilled_usage(requests, tokens, frozenset(keys), planned, blocked)
-    since = rfc3339(_since(target, subjects, start)) if subjects else None
+    subjects = unbilled_usage(requests, tokens, _attributed(observed), planned, blocked)
+    # The first day takes five more queries: a slow server is not asked for it.
+    is_quick = time.monotonic() - began < _QUICK_SECONDS
+    since = rfc3339(_since(target, subjects, start)) if subjects and is_quick else None
     return UnbilledUsage(subjects, rfc3339(start), since)
 
 
-def _since(target: MeteringTarget, subjects: tuple[UnbilledSubject, ...], start: datetime) -> datetime:
+def _attributed(observed: ObservedState) -> frozenset[str]:
+    """Return the subjects whose usage a customer is billed for."""
+    return frozenset(key for c in observed.customers for key in (c.id, c.key, *c.subject_keys) if key)
+
+
+def _since(target: UsageReader, subjects: tuple[UnbilledSubject, ...], start: datetime) -> datetime:
     counted = {subject.key for subject in subjects if subject.events}
     meter = REQUESTS_METER if counted else TOKENS_METER
     counted = counted or {subject.key for subject in subjects}
@@ -65,10 +83,16 @@ def _since(target: MeteringTarget, subjects: tuple[UnbilledSubject, ...], start:
     return first_day(start, WINDOW // timedelta(days=1) + 1, used_until)
 
 
-def _with_events(change: Change, requests: Mapping[str, float], since: str) -> Change:
-    if change.kind not in _KINDS_WITH_EVENTS or not change.subject_keys:
+def _with_events(
+    change: Change, requests: Mapping[str, float], attributed: frozenset[str], since: str
+) -> Change:
+    keys: Iterable[str] = change.subject_keys
+    if change.kind is ChangeKind.BLOCKED:
+        # A subject that a customer carries today is billed to that customer, whatever is blocked.
+        keys = [key for key in keys if key not in attributed]
+    if change.kind not in _KINDS_WITH_EVENTS or not keys:
         return change
-    events = whole(sum(requests.get(key, 0) for key in change.subject_keys))
+    events = whole(sum(requests.get(key, 0) for key in keys))
     return replace(change, usage=MovedUsage(events, since))
 
 

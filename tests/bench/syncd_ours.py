@@ -11,6 +11,7 @@ import logging
 import sys
 import time
 from contextlib import closing
+from datetime import UTC, datetime
 from pathlib import Path
 
 from syncd import log
@@ -24,7 +25,9 @@ from syncd.mapping.rules import MappingRules
 from syncd.metering.deletion import ApiInspector
 from syncd.planning.plan import make_plan
 from syncd.runs import reconciler
-from syncd.runs.factory import metering_endpoint, rules_of, sources_of, target_of
+from syncd.runs.factory import metering_endpoint, sources_of, target_of
+from syncd.runs.options import RunOptions
+from syncd.runs.passes import Situation, keep_undeletable
 from syncd.sources.base import Readings
 from tests.bench.syncd_apis import consumer_id
 
@@ -34,15 +37,15 @@ def read(path: Path) -> float:
     loaded = settings.load(path)
     client = ApiClient(metering_endpoint(loaded), Retry())
     with closing(target_of(loaded)) as target, client:
-        rules = reconciler.PlanRules(rules_of(loaded), loaded.policy)
+        rules = reconciler.plan_rules(loaded, datetime.now(UTC))
         inspector = ApiInspector(client, loaded.metering.dialect)
-        options = reconciler.RunOptions(dry_run=True)
         started = time.perf_counter()
         with reconciler.gc_paused():
-            sources = sources_of(loaded)
-            plan, observed = reconciler.plan_changes(sources, target, rules, options, Readings(), inspector)
+            both = reconciler.read_both_sides(sources_of(loaded), target, rules.mapping, Readings())
+            there = Situation(both, rules, RunOptions(dry_run=True), inspector, target, lambda: None)
+            plan = keep_undeletable(there.plan(), there)
         seconds = time.perf_counter() - started
-    assert observed.customers
+    assert both.observed.customers
     assert plan.changes == ()
     return seconds
 

@@ -1,20 +1,22 @@
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 
 import httpx
 import pytest
 
 from syncd.apply.executor import apply_plan
 from syncd.core.changes import Change, ChangeKind, Outcome, Plan, Status
-from syncd.core.errors import ApplyStoppedError
-from syncd.core.model import ObservedSubject, Principal
+from syncd.core.errors import ApplyStoppedError, UnreachableError
+from syncd.core.model import NO_DETAILS, CustomerDetails, ObservedCustomer, ObservedSubject, Principal
 from syncd.mapping.desired_state import desired_state
 from syncd.metering.base import SubjectWrite
 from syncd.metering.v1 import OpenMeterV1
-from syncd.planning.plan import make_plan
+from syncd.planning.plan import PlanOptions, make_plan
 from syncd.sandbox.testing import running_sandbox
-from tests.syncd.builders import BY_TAG, OWNER, consumer
+from tests.syncd.builders import BY_TAG, OWNER, consumer, customer, observed, plan_for
+from tests.syncd.memory_target import MemoryTarget
 from tests.syncd.targets import OWNERSHIP, Target, by_hand, fault, open_target, target_at
 
 pytestmark = pytest.mark.slow
@@ -291,3 +293,86 @@ def test_a_reported_change_is_never_applied(target: Target) -> None:
         Change(kind, "x", ("y",), "because") for kind in (ChangeKind.UNMANAGED, ChangeKind.ORPHANED)
     )
     assert apply_plan(Plan(OWNER, "upsert-only", reported), target) == ()
+
+
+class Poisoned(MemoryTarget):
+    """Answers 500 to every creation of some customers, as OpenMeter does to a NUL in a key."""
+
+    def __init__(self, *poisoned: str) -> None:
+        super().__init__(observed(subjects=()))
+        self._poisoned = poisoned
+
+    def create_customer(
+        self,
+        key: str,
+        name: str,
+        subject_keys: Sequence[str],
+        metadata: Mapping[str, str],
+        details: CustomerDetails = NO_DETAILS,
+    ) -> None:
+        if key in self._poisoned:
+            raise UnreachableError("metering API did not answer POST: HTTP 500 (tried 5 times)")
+        super().create_customer(key, name, subject_keys, metadata, details)
+
+    def write_subjects(self, writes: Sequence[SubjectWrite]) -> None:
+        if any(write.key in self._poisoned for write in writes):
+            raise UnreachableError("metering API did not answer POST: HTTP 500 (tried 5 times)")
+        super().write_subjects(writes)
+
+
+def plan_many(number: int) -> Plan:
+    return plan_for([consumer(f"{n:02}", f"user-{n}") for n in range(number)], observed(subjects=()))
+
+
+def test_an_entity_that_the_server_fails_on_is_blocked_by_name_and_the_rest_goes_on() -> None:
+    target = Poisoned("consumer:03", "consumer:07")
+    found = apply_plan(plan_many(10), target)
+    blocked = [outcome for outcome in found if outcome.status is Status.BLOCKED]
+    assert [outcome.change.customer_key for outcome in blocked] == ["consumer:03", "consumer:07"]
+    assert "HTTP 500" in blocked[0].detail
+    assert len(target.customers) == 8
+    assert len(target.subjects() or ()) == 8
+    assert statuses(found)["upsert-subject consumer:03"] == ["skipped"]
+
+
+def test_one_subject_entity_that_the_server_fails_on_does_not_stop_the_others() -> None:
+    target = Poisoned()
+    first = plan_many(10)
+    target._poisoned = ("consumer:04",)
+    changes = tuple(change for change in first.changes if change.kind is ChangeKind.UPSERT_SUBJECT)
+    found = apply_plan(replace(first, changes=changes), target)
+    assert [o.change.subject_keys for o in found if o.status is Status.BLOCKED] == [("consumer:04",)]
+    assert len(target.subjects() or ()) == 9
+
+
+def test_several_entities_in_a_row_that_the_server_fails_on_stop_the_run() -> None:
+    target = Poisoned(*(f"consumer:{n:02}" for n in range(2, 9)))
+    with pytest.raises(ApplyStoppedError, match="5 different customers in a row") as caught:
+        apply_plan(plan_many(10), target)
+    assert [o.status for o in caught.value.outcomes] == [Status.DONE] * 2 + [Status.BLOCKED] * 5
+    assert isinstance(caught.value.__cause__, UnreachableError)
+
+
+def test_a_server_that_answers_no_read_stops_the_run_at_its_first_failure() -> None:
+    class Down(Poisoned):
+        def customer_by_key(self, key: str) -> ObservedCustomer | None:
+            raise UnreachableError("connection refused")
+
+    with pytest.raises(ApplyStoppedError, match="connection refused") as caught:
+        apply_plan(plan_many(3), Down("consumer:01"))
+    assert [outcome.change.customer_key for outcome in caught.value.outcomes] == ["consumer:00"]
+
+
+def test_a_moved_subject_is_put_back_if_the_server_fails_on_its_new_customer() -> None:
+    state = observed(customer("acme", "consumer:1", "consumer:2", owner=OWNER))
+    people = [consumer("1", "alice", "customer:bad"), consumer("2", "bob", "customer:acme")]
+    moving = plan_for(people, state, rules=BY_TAG, options=PlanOptions(allow_move=True))
+    target = Poisoned("bad")
+    target.customers = {one.id: one for one in state.customers}
+    found = apply_plan(moving, target)
+    assert [outcome.status for outcome in found][:2] == [Status.DONE, Status.BLOCKED]
+    assert "were put back" in found[1].detail
+    assert {key for one in target.customers.values() for key in one.subject_keys} == {
+        "consumer:1",
+        "consumer:2",
+    }

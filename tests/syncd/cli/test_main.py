@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import signal
 import subprocess
+import threading
 from pathlib import Path
 
 import httpx
@@ -13,6 +14,7 @@ import pytest
 from syncd import __version__
 from syncd.sandbox.testing import running_sandbox
 from tests.syncd.processes import Project, command, environment
+from tests.syncd.servers import Answer, Asked, serving
 from tests.syncd.waiting import eventually
 
 pytestmark = pytest.mark.slow
@@ -96,12 +98,13 @@ def test_an_unreachable_metering_api_ends_with_1(project: Project) -> None:
 def test_an_interrupted_apply_ends_with_1_and_reports_what_was_done(
     project: Project, sandbox: httpx.Client
 ) -> None:
-    fault = {"method": "POST", "path": "/api/v1/subjects", "action": "cut"}
-    sandbox.post("/sandbox/v1/faults", json=fault).raise_for_status()
+    for method, path in (("POST", "/api/v1/subjects"), ("GET", "/api/v1/customers/kong-openmeter")):
+        fault = {"method": method, "path": path, "action": "cut"}
+        sandbox.post("/sandbox/v1/faults", json=fault).raise_for_status()
     result = project.run("apply")
     assert result.returncode == 1
     assert "Applied: 2 done." in result.stdout
-    assert "did not answer POST /api/v1/subjects" in result.stderr
+    assert "did not answer" in result.stderr
     document = json.loads(project.call("apply", "--json").stdout)
     assert "did not answer" in document["error"]
 
@@ -236,3 +239,46 @@ def test_a_sandbox_that_cannot_start_ends_with_1(tmp_path: Path, sandbox: httpx.
     )
     assert result.returncode == 1
     assert "the sandbox cannot start" in result.stderr
+
+
+def test_ctrl_c_in_apply_says_what_was_done_and_the_history_says_interrupted(
+    project: Project, sandbox: httpx.Client
+) -> None:
+    reached, gate = threading.Event(), threading.Event()
+    creations: list[str] = []
+
+    def answer(asked: Asked) -> Answer:
+        if asked.method == "POST" and asked.path == "/api/v1/customers":
+            creations.append(asked.path)
+            if len(creations) == 2:
+                reached.set()
+                gate.wait(20)
+        reply = sandbox.request(asked.method, asked.path, params=asked.query, json=asked.body)
+        return Answer(reply.content, reply.status_code, {"Content-Type": "application/json"})
+
+    with serving(answer) as server:
+        project.metering, project.concurrency = server.url, 1
+        project.configure()
+        with subprocess.Popen(
+            command("apply"),
+            cwd=project.folder,
+            env=project.environment(),
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        ) as process:
+            try:
+                assert reached.wait(20)
+                process.send_signal(signal.SIGINT)
+                stdout, stderr = process.communicate(timeout=20)
+            finally:
+                gate.set()
+                process.kill()
+    assert process.returncode == 130
+    assert "Traceback" not in stderr
+    assert "Applied: 1 done." in stdout
+    assert "Not all was done: 4 changes are left. interrupted by Ctrl-C" in stdout
+    (listed,) = json.loads(project.call("history", "--json").stdout)
+    assert listed["state"] == "failed"
+    assert listed["error"].startswith("interrupted")
+    assert listed["outcomes"]["done"] == 1

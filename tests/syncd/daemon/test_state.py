@@ -17,7 +17,7 @@ import pytest
 from syncd.config import settings
 from syncd.daemon.service import running
 from syncd.runs.history import History
-from syncd.runs.reconciler import RunOptions
+from syncd.runs.options import RunOptions
 from syncd.runs.run import RunState, new_run
 from tests.syncd.daemon.test_service import daemon, finished, idle
 from tests.syncd.processes import KONG_YML, Project, command, logged, started_daemon, when_logged
@@ -255,9 +255,11 @@ def test_a_daemon_killed_mid_run_leaves_a_correct_history_and_the_next_run_compl
         finally:
             slow.gate.set()
         listed = json.loads(project.call("history", "--json").stdout)
-        assert [run["state"] for run in listed] == ["running"]
+        assert [run["state"] for run in listed] == ["failed"]
+        assert listed[0]["error"].startswith("interrupted: ")
+        assert listed[0]["outcomes"]["done"] == 1
         done = json.loads(project.call("history", listed[0]["id"], "--json").stdout)["results"]
-        assert [result["status"] for result in done] == ["done"]
+        assert [result["status"] for result in done] == ["done", "begun"]
         assert project.call("apply").returncode == 0
         assert project.call("plan").returncode == 0
     assert len(customers(sandbox)) == 2

@@ -137,7 +137,10 @@ def test_a_blocked_change_says_what_stays_unbilled_and_which_option_allows_it() 
     usage = MovedUsage(7, "2026-10-22T00:00:00Z")
     found = view(Change(ChangeKind.BLOCKED, "acme", ("s1",), reason, "1", usage=usage))
     assert found.usage == "7 events since 2026-10-22 remain unbilled until then"
-    assert found.advice == "To allow it, preview again with “Move subjects” under Options."
+    assert (
+        found.advice
+        == "To allow it, preview again with “Move subjects between managed customers” under Options."
+    )
 
 
 def test_the_result_of_a_change_is_found() -> None:

@@ -94,7 +94,7 @@ def test_options_of_the_preview_are_those_of_the_real_run(project: Project, sand
         consumers(project, "carol", "dave", tags={"dave": "group"})
         blocked = text_of(visitor.preview())
         assert "blocked group" in blocked
-        assert "preview again with “Adopt existing customers” under Options" in blocked
+        assert "preview again with “Adopt existing customers whose key matches” under Options" in blocked
         shown = visitor.preview(adopt="on", principal="dave")
         assert "adopt-customer group" in text_of(shown)
         done = text_of(visitor.apply(shown))
@@ -129,11 +129,13 @@ def test_a_customer_is_retired_only_after_a_preview_with_its_option_has_shown_it
 
 
 def test_the_options_that_an_advice_names_are_on_the_form(project: Project) -> None:
-    from syncd.dashboard.diffs import FORM_OPTIONS
+    from syncd.runs.options import TABLE, hint_for
 
     with site(project) as found, found.operator() as visitor:
         form = text_of(visitor.see())
-    assert [option for option in FORM_OPTIONS.values() if option not in form] == []
+    assert [
+        entry.hint for entry in TABLE.values() if entry.hint and str(hint_for(entry.hint)) not in form
+    ] == []
 
 
 def test_an_unknown_principal_is_reported(project: Project) -> None:

@@ -11,7 +11,7 @@ from syncd.core.changes import Change, ChangeKind, EntityState, Outcome, Plan, S
 from syncd.core.unbilled import UnbilledSubject, UnbilledUsage
 from syncd.dashboard.views import apply_form, drift, latest_full_run, page_of, run_line, unbilled
 from syncd.planning.scope import Scope
-from syncd.runs.reconciler import RunOptions
+from syncd.runs.options import RunOptions
 from syncd.runs.run import Run, RunState
 
 NOW = datetime(2026, 11, 22, 7, 0, tzinfo=UTC)
@@ -45,7 +45,8 @@ def run(
 ) -> Run:
     started = None if state is RunState.QUEUED else NOW - timedelta(seconds=9)
     finished = None if state in (RunState.QUEUED, RunState.RUNNING) else NOW - timedelta(seconds=5)
-    options = RunOptions(dry_run=dry, scope=scope or Scope())
+    chosen = scope or Scope()
+    options = RunOptions(dry_run=dry, source=chosen.source, principal=chosen.principal)
     times = (NOW - timedelta(seconds=10), state, started, finished)
     return Run("r", "manual", options, *times, error, made, outcomes)
 
@@ -84,7 +85,7 @@ def test_the_duration_of_an_unfinished_run_lasts_until_now() -> None:
 
 
 def test_the_options_of_a_run_are_shown_in_words() -> None:
-    options = RunOptions(force=True, adopt=True, scope=Scope("edge", "alice"), reviewed=plan())
+    options = RunOptions(force=True, adopt=True, source="edge", principal="alice", reviewed=plan())
     line = run_line(replace(run(plan()), options=options).summary(), NOW)
     assert line.options == (
         "guards overridden",

@@ -139,3 +139,21 @@ def test_a_part_that_cannot_be_read_is_an_error_and_not_nothing(
 ) -> None:
     with pytest.raises(error):
         scripted("openmeter-v1", **{part: Answer({}, status)})
+
+
+def test_an_invoice_that_is_not_final_is_found_where_the_dialect_shows_it() -> None:
+    """As a real OpenMeter answers: only the filter by status lists an invoice that still gathers."""
+
+    def answer(asked: Asked) -> Answer:
+        if asked.path == "/api/v1/billing/invoices":
+            assert asked.query["customers"] == "C"
+            gathering = asked.query.get("statuses") == "gathering"
+            return Answer({"items": [{"id": "I", "status": "gathering"}] if gathering else []})
+        if asked.path.endswith(("/access", "/subscriptions", "/apps")):
+            return Answer({"items": [], "entitlements": {}})
+        return Answer({"id": "C", "name": "ACME"})
+
+    with serving(answer) as server, opened(server.url) as client:
+        found = ApiInspector(client, "openmeter-v1").inspect("C")
+    assert found is not None
+    assert found.open_invoices == ("I",)

@@ -129,3 +129,9 @@ def test_the_plan_keeps_the_details_of_a_retired_customer() -> None:
     (retired, other) = again.changes
     assert retired.before == EntityState("alice", ("consumer:1",), None, CustomerDetails("alice@x.example"))
     assert other == plan.changes[1]
+
+
+@pytest.mark.parametrize("kind", [ChangeKind.RETIRE_CUSTOMER, ChangeKind.DELETE_CUSTOMER])
+def test_an_invoice_that_is_not_final_rules_out_a_deletion(kind: ChangeKind) -> None:
+    invoiced = replace(UNTOUCHED, open_invoices=("01M8",))
+    assert "invoice that is not final (01M8)" in str(why_undeletable(invoiced, kind=kind))

@@ -116,10 +116,10 @@ def test_while_a_source_is_empty_orphans_are_only_reported() -> None:
     gone = plan(EVERYBODY[:39], state())
     assert lines(gone) == ["mark-orphaned consumer:39 consumer:39"]
     withheld = withhold_for_empty_sources(gone, ["kong"])
-    assert lines(withheld) == ["orphaned consumer:39 consumer:39"]
-    assert withheld.in_sync
-    assert "kong returned no principals" in withheld.notes[0]
-    assert "--allow-empty" in withheld.notes[0]
+    assert lines(withheld) == ["blocked -", "orphaned consumer:39 consumer:39"]
+    assert "kong returned no principals" in withheld.changes[0].reason
+    assert "--allow-empty" in withheld.changes[0].reason
+    assert not withheld.actionable
     assert withhold_for_empty_sources(gone, []) is gone
 
 

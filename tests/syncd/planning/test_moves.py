@@ -177,3 +177,20 @@ def test_a_customer_that_loses_its_last_subject_by_a_move_is_marked_in_the_same_
         "attach-subjects globex consumer:1",
         "mark-orphaned consumer-1",
     ]
+
+
+def test_a_move_that_the_receiving_customer_blocks_names_that_reason_and_no_option() -> None:
+    """No option would help: the plan must not ask for one that was given."""
+    subscribed = observed(ACME, replace(GLOBEX, active_subscription="S"))
+    foreign = observed(ACME, customer("globex", "consumer:3"))
+    key_taken = observed(ACME, customer("other", "globex", owner=OWNER))
+    for state, says in (
+        (subscribed, "'globex' (globex) has an active subscription"),
+        (foreign, "'globex' (globex) belongs to someone else"),
+        (key_taken, "its key 'globex' is a subject of customer 'other'"),
+    ):
+        for options in (PlanOptions(), MOVE):
+            plan = plan_for([ALICE, BOB, CAROL], state, rules=BY_TAG, options=options)
+            (reason,) = {c.reason for c in plan.of(ChangeKind.BLOCKED) if "consumer:1" in c.subject_keys}
+            assert says.lower() in reason.lower()
+            assert "--allow-move" not in reason

@@ -18,9 +18,10 @@ from syncd.core.changes import ChangeKind
 from syncd.daemon.service import running
 from syncd.http.client import Endpoint
 from syncd.planning.guards import clock_distrust_reason
-from syncd.runs import reconciler
 from syncd.runs.clock import ClockJumpDetector, Stopwatch, clock_skew, date_of
-from syncd.runs.reconciler import RunOptions
+from syncd.runs.options import RunOptions
+from syncd.runs.reconciler import Reconciler
+from syncd.runs.run import Run, new_run
 from tests.syncd.clocks import SettableClock, scheduling_by
 from tests.syncd.daemon.test_service import finished
 from tests.syncd.processes import Project
@@ -181,8 +182,8 @@ def attributed(sandbox: httpx.Client) -> bool:
     return "consumer:b" in bob(sandbox).get("usageAttribution", {}).get("subjectKeys", [])
 
 
-def run(project: Project, clock: SettableClock) -> reconciler.Result:
-    return reconciler.run(settings.load(project.config), RunOptions(), now=clock)
+def run(project: Project, clock: SettableClock) -> Run:
+    return Reconciler(settings.load(project.config), now=clock).reconcile(new_run("test", RunOptions()))
 
 
 @pytest.mark.parametrize("dialect", ["openmeter-v1", "openmeter-v3"])
@@ -192,8 +193,8 @@ def test_a_clock_60_days_ahead_ends_no_grace_period_and_the_plan_says_why(
     project = orphaned_since(tmp_path, sandbox, 1, dialect=dialect)
     result = run(project, SettableClock(60 * DAY))
     assert attributed(sandbox)
-    assert "60 days" in result.plan.notes[-1]
-    assert result.plan.of(ChangeKind.ORPHANED)[0].reason.endswith(
+    assert "60 days" in result.made_plan.notes[-1]
+    assert result.made_plan.of(ChangeKind.ORPHANED)[0].reason.endswith(
         "left alone while the clock cannot be trusted"
     )
 
@@ -211,7 +212,7 @@ def test_a_clock_60_days_behind_sets_no_mark_that_would_be_60_days_old(
 
 def test_a_correct_clock_ends_a_grace_period(tmp_path: Path, sandbox: httpx.Client) -> None:
     project = orphaned_since(tmp_path, sandbox, 41)
-    assert not run(project, SettableClock()).plan.notes
+    assert not run(project, SettableClock()).made_plan.notes
     assert not attributed(sandbox)
 
 

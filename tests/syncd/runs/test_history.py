@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import itertools
 import json
+import sqlite3
 import subprocess
 import sys
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -20,7 +23,7 @@ from syncd.core.changes import Outcome, Status
 from syncd.core.errors import HistoryError, LockedError
 from syncd.runs.history import History, HistoryRecorder, count_expired
 from syncd.runs.lock import write_lock
-from syncd.runs.reconciler import RunOptions
+from syncd.runs.options import RunOptions
 from syncd.runs.run import Run, RunState, new_run
 from syncd.sandbox.testing import running_sandbox
 from tests.syncd.builders import consumer, observed, plan_for
@@ -214,12 +217,71 @@ def test_equal_plans_are_stored_once(history: History, tmp_path: Path) -> None:
 def test_a_run_whose_process_was_killed_is_closed_by_the_next_writer(history: History) -> None:
     dead = run(state=RunState.RUNNING)
     history.save(dead.summary(), dead.plan)
+    history.record(dead.id, 1, [Outcome(PLAN.changes[0], Status.DONE)])
     assert history.close_interrupted() == [dead.id]
     found = history.run(dead.id)
     assert found is not None
     assert found["state"] == "failed"
     assert "interrupted" in found["error"]
+    assert found["outcomes"]["done"] == 1
     assert history.close_interrupted() == []
+
+
+def test_a_change_is_recorded_before_it_is_made_and_its_outcome_replaces_that(history: History) -> None:
+    plan = plan_for([consumer("1", "alice"), consumer("2", "bob")], observed(subjects=()))
+    one = replace(run(state=RunState.RUNNING), plan=plan)
+    recorder = HistoryRecorder(history, lambda: timedelta(days=1))
+    recorder.started(one)
+    recorder.planned(one)
+    recorder.begun(one, plan.changes)
+    recorder.changed(one, [Outcome(plan.changes[0], Status.DONE), Outcome(plan.changes[3], Status.BLOCKED)])
+    history.close_interrupted()
+    found = history.run(one.id)
+    assert found is not None
+    seen = [(result["status"], result["change"]["subject_keys"]) for result in found["results"]]
+    assert seen[:2] == [("done", ["consumer:1"]), ("blocked", ["consumer:2"])]
+    assert sorted(seen[2:]) == [("begun", ["consumer:1"]), ("begun", ["consumer:2"])]
+    assert "may have been made or not" in found["results"][2]["detail"]
+
+
+def made_by_the_first_version(folder: Path) -> None:
+    """A file as syncd wrote it before the schema had a version: a finished run, and a killed one."""
+    script = (Path(__file__).parents[2] / "data" / "syncd" / "history-v1.sql").read_text()
+    with closing(sqlite3.connect(folder / "history.sqlite3")) as database:
+        database.executescript(script)
+
+
+def test_a_history_without_a_version_is_brought_up_to_date_and_keeps_its_runs(tmp_path: Path) -> None:
+    made_by_the_first_version(tmp_path)
+    for _ in range(2):
+        with closing(History(tmp_path)) as history:
+            assert history._db.execute("PRAGMA user_version").fetchone() == (2,)
+            old = history.run("aaaa")
+            assert old is not None
+            assert [result["status"] for result in old["results"]] == ["done", "done"]
+            assert old["plan"]["summary"]["create-customer"] == 2
+            assert RunOptions().as_reviewed(old["options"]).allow_move
+    with closing(History(tmp_path)) as history:
+        assert history.close_interrupted() == ["b" * 32]
+        history.begin("b" * 32, PLAN.changes)
+        closed = history.run("bbbb")
+    assert closed is not None
+    assert closed["outcomes"]["done"] == 1
+
+
+def test_two_processes_may_bring_one_history_up_to_date_at_once(tmp_path: Path) -> None:
+    made_by_the_first_version(tmp_path)
+    with ThreadPoolExecutor(8) as pool:
+        for history in pool.map(lambda _: History(tmp_path), range(8)):
+            assert len(history.runs(10)) == 2
+            history.close()
+
+
+def test_a_history_of_a_newer_syncd_is_refused_and_left_as_it_is(tmp_path: Path) -> None:
+    with closing(History(tmp_path)) as history:
+        history._db.execute("PRAGMA user_version = 99")
+    with pytest.raises(HistoryError, match="newer syncd: its schema has version 99"):
+        History(tmp_path)
 
 
 def test_a_dry_run_of_another_process_is_not_closed_because_it_holds_no_lock(history: History) -> None:

@@ -10,8 +10,9 @@ import pytest
 
 from syncd.config import settings
 from syncd.core.changes import ChangeKind
-from syncd.runs import reconciler
-from syncd.runs.reconciler import RunOptions
+from syncd.runs.options import RunOptions
+from syncd.runs.reconciler import Reconciler
+from syncd.runs.run import Run, new_run
 from tests.syncd.builders import lines
 from tests.syncd.processes import Project
 from tests.syncd.targets import subscribe
@@ -46,16 +47,17 @@ class Scenario:
             f"_format_version: '3.0'\nconsumers: [{', '.join(consumers)}]\n"
         )
         result = self._run(day)
-        assert not self._run(day).plan.actionable
+        assert not self._run(day).made_plan.actionable
         return [
             line
-            for line, change in zip(lines(result.plan), result.plan.changes, strict=True)
+            for line, change in zip(lines(result.made_plan), result.made_plan.changes, strict=True)
             if change.kind not in SUBJECT_ENTITIES
         ]
 
-    def _run(self, day: int) -> reconciler.Result:
+    def _run(self, day: int) -> Run:
         config = settings.load(self.project.config)
-        return reconciler.run(config, RunOptions(), now=lambda: START + timedelta(days=day))
+        reconciler = Reconciler(config, now=lambda: START + timedelta(days=day))
+        return reconciler.reconcile(new_run("test", RunOptions()))
 
 
 @pytest.fixture(params=["openmeter-v1", "openmeter-v3"])

@@ -6,32 +6,30 @@ import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
-from syncd.apply.executor import Report
+from syncd.config.settings import Config
 from syncd.core.changes import Outcome, Plan
 from syncd.core.errors import ApplyStoppedError, SourceError
+from syncd.runs.options import RunOptions
 from syncd.runs.queue import RunQueue
-from syncd.runs.reconciler import Result, RunOptions
+from syncd.runs.reconciler import Reconciler, _Record
 from syncd.runs.run import FINISHED, Run, RunState
 from tests.syncd.waiting import eventually
 
 EMPTY = Plan("default", "upsert-only", ())
 
-Behave = Callable[[bool], Result]
+Behave = Callable[[bool], tuple[Outcome, ...]]
 
 
 @contextmanager
 def working(behave: Behave, *, remember: int = 50) -> Iterator[RunQueue]:
-    def perform(
-        options: RunOptions,
-        *,
-        should_stop: Callable[[], bool],
-        on_plan: Callable[[Plan], None],
-        report: Report,
-    ) -> Result:
-        on_plan(EMPTY)
-        return behave(options.dry_run)
+    class Fake(Reconciler):
+        def _perform(
+            self, options: RunOptions, record: _Record, should_stop: Callable[[], bool]
+        ) -> tuple[Outcome, ...]:
+            record.planned(EMPTY)
+            return behave(options.dry_run)
 
-    runs = RunQueue(perform, threading.Event(), remember=remember)
+    runs = RunQueue(Fake(Config.model_construct()).reconcile, threading.Event(), remember=remember)
     worker = threading.Thread(target=runs.work)
     worker.start()
     try:
@@ -55,10 +53,10 @@ def run(runs: RunQueue, *, dry_run: bool = False) -> Run:
 def test_an_internal_error_fails_one_run_and_not_the_daemon() -> None:
     errors = [ZeroDivisionError("secret-detail")]
 
-    def behave(_dry_run: bool) -> Result:
+    def behave(_dry_run: bool) -> tuple[Outcome, ...]:
         if errors:
             raise errors.pop()
-        return Result(EMPTY)
+        return ()
 
     with working(behave) as runs:
         crashed = run(runs)
@@ -70,7 +68,7 @@ def test_an_internal_error_fails_one_run_and_not_the_daemon() -> None:
 def test_a_stopped_run_has_its_plan_and_outcomes() -> None:
     outcomes: tuple[Outcome, ...] = ()
 
-    def behave(_dry_run: bool) -> Result:
+    def behave(_dry_run: bool) -> tuple[Outcome, ...]:
         raise ApplyStoppedError("the metering API went away", outcomes)
 
     with working(behave) as runs:
@@ -85,10 +83,10 @@ def test_a_stopped_run_has_its_plan_and_outcomes() -> None:
 def test_only_a_real_run_without_an_error_counts_as_a_success() -> None:
     failures = [SourceError("kong", "gone")]
 
-    def behave(_dry_run: bool) -> Result:
+    def behave(_dry_run: bool) -> tuple[Outcome, ...]:
         if failures:
             raise failures.pop()
-        return Result(EMPTY)
+        return ()
 
     with working(behave) as runs:
         run(runs)
@@ -99,7 +97,7 @@ def test_only_a_real_run_without_an_error_counts_as_a_success() -> None:
 
 
 def test_the_oldest_runs_are_forgotten() -> None:
-    with working(lambda _: Result(EMPTY), remember=2) as runs:
+    with working(lambda _: (), remember=2) as runs:
         first, second, third = (run(runs) for _ in range(3))
         assert runs.get(first.id) is None
         assert runs.get(second.id) is not None
@@ -109,10 +107,10 @@ def test_the_oldest_runs_are_forgotten() -> None:
 def test_a_request_after_the_start_of_a_run_queues_another_run() -> None:
     gate, inside = threading.Event(), threading.Event()
 
-    def behave(_dry_run: bool) -> Result:
+    def behave(_dry_run: bool) -> tuple[Outcome, ...]:
         inside.set()
         gate.wait(10)
-        return Result(EMPTY)
+        return ()
 
     with working(behave) as runs:
         going = runs.request("manual")

@@ -13,8 +13,9 @@ import pytest
 
 from syncd.config import settings
 from syncd.core.errors import ApiError, ApplyStoppedError, SourceError, SyncdError
-from syncd.runs import reconciler
-from syncd.runs.reconciler import RunOptions
+from syncd.runs.options import RunOptions
+from syncd.runs.reconciler import Reconciler
+from syncd.runs.run import Run, new_run
 from tests.syncd.processes import Project, daemon_process, when_logged
 from tests.syncd.servers import Answer, Asked, serving
 
@@ -64,10 +65,12 @@ def project(tmp_path: Path, sides: Sides) -> Iterator[Project]:
         yield Project(tmp_path, metering.url, f"sources: [{{type: kong-admin, url: '{kong.url}'}}]\n")
 
 
-def run(project: Project, should_stop: Callable[[], bool] = lambda: False) -> reconciler.Result:
+def run(project: Project, should_stop: Callable[[], bool] = lambda: False) -> Run:
     with ExitStack() as stack:
         stack.callback(require_no_reader)
-        return reconciler.run(settings.load(project.config), RunOptions(), should_stop=should_stop)
+        return Reconciler(settings.load(project.config)).reconcile(
+            new_run("test", RunOptions()), should_stop=should_stop
+        )
 
 
 def require_no_reader() -> None:
@@ -93,7 +96,7 @@ def rendezvous(first: Behave, second: Behave) -> tuple[Behave, Behave]:
 
 def test_both_sides_are_read_concurrently(project: Project, sides: Sides) -> None:
     sides.kong, sides.metering = rendezvous(consumers, customers)
-    assert run(project).plan.summary()["create-customer"] == 1
+    assert run(project).made_plan.summary()["create-customer"] == 1
     assert sides.written
 
 

@@ -11,6 +11,7 @@ import httpx
 from hypothesis import given
 from hypothesis import strategies as st
 
+from syncd.core.changes import ChangeKind
 from syncd.core.errors import MeterMissingError
 from syncd.core.model import ObservedState
 from syncd.core.unbilled import first_day
@@ -125,3 +126,14 @@ def test_a_retirement_has_the_usage_that_it_moves_as_a_move_has() -> None:
         plan = with_usage(plan_for([alice], state, rules=BY_TAG, options=options), target, state, NOW)
         assert plan.changes[0].usage is not None
         assert plan.changes[0].usage.events == 2
+
+
+def test_a_blocked_move_leaves_nothing_unbilled_because_its_customer_pays_today() -> None:
+    state = observed(customer("acme", "consumer:1", owner=OWNER), customer("globex", owner=OWNER))
+    target = Metered(state, {"consumer:1": days(2, 1)})
+    tagged = [consumer("1", "alice", "customer:globex")]
+    plan = with_usage(plan_for(tagged, state, rules=BY_TAG), target, state, NOW)
+    (blocked,) = plan.of(ChangeKind.BLOCKED)
+    assert blocked.usage is None
+    assert plan.unbilled is not None
+    assert plan.unbilled.count() == 0

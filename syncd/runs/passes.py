@@ -1,0 +1,144 @@
+"""The passes over a plan, in the order in which they run: what a plan becomes before anybody sees it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from datetime import datetime, timedelta
+
+from syncd.core.changes import DELETIONS, Plan
+from syncd.core.model import DesiredState, ObservedState, Principal
+from syncd.core.policy import Policy
+from syncd.mapping.rules import MappingRules
+from syncd.metering.base import Inspector
+from syncd.planning import guards
+from syncd.planning.deletion_checks import check_deletions
+from syncd.planning.guards import Limits
+from syncd.planning.orphans import Grace
+from syncd.planning.plan import PlanOptions, make_plan
+from syncd.planning.scope import restricted
+from syncd.runs.options import RunOptions
+from syncd.runs.unbilled import UsageReader, with_usage
+
+_MAX_WARNINGS = 20
+
+
+@dataclass(frozen=True, slots=True)
+class PlanRules:
+    """The settings that affect a plan."""
+
+    mapping: MappingRules
+    policy: Policy
+    grace: Grace = field(default_factory=Grace)
+    limits: Limits = field(default_factory=Limits)
+
+
+@dataclass(frozen=True, slots=True)
+class BothSides:
+    """What a run has read: all principals, the names of empty sources, and both states."""
+
+    principals: Sequence[Principal]
+    empty_sources: Sequence[str]
+    desired: DesiredState
+    observed: ObservedState
+
+
+@dataclass(frozen=True, slots=True)
+class Situation:
+    """What a run has read, and what its passes may still ask."""
+
+    read: BothSides
+    rules: PlanRules
+    options: RunOptions
+    inspector: Inspector
+    usage: UsageReader
+    clock_skew: Callable[[], timedelta | None]
+    refused: Mapping[str, str] = field(default_factory=dict)
+    """Customers whose deletion the metering API refused before: id -> why."""
+
+    @property
+    def started(self) -> datetime:
+        """Return when the run started."""
+        return self.rules.grace.now
+
+    def plan(self, undeletable: Mapping[str, str] | None = None) -> Plan:
+        """Plan, without deleting the customers of `undeletable`: id -> why."""
+        options, rules = self.options, self.rules
+        allowed = PlanOptions(
+            options.adopt,
+            options.allow_move,
+            rules.grace,
+            options.allow_retire,
+            {**self.refused, **(undeletable or {})},
+        )
+        return make_plan(
+            self.read.desired,
+            self.read.observed,
+            owner_id=rules.mapping.owner_id,
+            policy=rules.policy,
+            options=allowed,
+        )
+
+
+Pass = Callable[[Plan, Situation], Plan]
+
+
+def keep_undeletable(plan: Plan, there: Situation) -> Plan:
+    """Check the customers that the plan deletes, and plan again if some of them have to stay."""
+    if not any(change.kind in DELETIONS for change in plan.changes):
+        return plan
+    checks = check_deletions(plan, there.inspector, there.read.principals, there.rules.mapping)
+    return checks.with_details(there.plan(checks.undeletable) if checks.undeletable else plan)
+
+
+def note_warnings(plan: Plan, there: Situation) -> Plan:
+    """Name the details that customers are created without."""
+    warnings = there.read.desired.warnings
+    rest = len(warnings) - _MAX_WARNINGS
+    more = [f"and {rest} more details are left out"] if rest > 0 else []
+    return replace(plan, notes=(*plan.notes, *warnings[:_MAX_WARNINGS], *more))
+
+
+def withhold_for_empty_sources(plan: Plan, there: Situation) -> Plan:
+    """Remove nothing while a source is empty, and say so as a blocked change."""
+    if there.options.allow_empty:
+        return plan
+    return guards.withhold_for_empty_sources(plan, there.read.empty_sources)
+
+
+def restrict_to_scope(plan: Plan, there: Situation) -> Plan:
+    """Keep the changes of the selected principals only."""
+    return restricted(plan, there.options.scope, there.read.principals, there.rules.mapping)
+
+
+def withhold_for_clock(plan: Plan, there: Situation) -> Plan:
+    """Remove nothing if this machine's clock differs from the metering API's."""
+    bound = there.rules.limits.max_clock_skew
+    if bound is None or not guards.has_removals(plan):
+        return plan
+    why = guards.clock_distrust_reason(there.clock_skew(), bound)
+    return guards.withhold_for_clock(plan, why) if why else plan
+
+
+def look_up_usage(plan: Plan, there: Situation) -> Plan:
+    """Add unbilled usage, and the usage that changes concern."""
+    return with_usage(plan, there.usage, there.read.observed, there.started)
+
+
+def note_guards(plan: Plan, there: Situation) -> Plan:
+    """Say in a dry run that a guard would stop the plan."""
+    if not there.options.dry_run:
+        return plan
+    why = guards.unsafe_reason(plan, there.read.observed, there.rules.limits, force=there.options.force)
+    return plan.noting(f"apply would stop: {why}") if why else plan
+
+
+PASSES: tuple[Pass, ...] = (
+    keep_undeletable,
+    note_warnings,
+    withhold_for_empty_sources,
+    restrict_to_scope,
+    withhold_for_clock,
+    look_up_usage,
+    note_guards,
+)
