@@ -98,6 +98,7 @@ class RunQueue:
         self._queue: deque[str] = deque()
         self._current: str | None = None
         self._last_success: datetime | None = None
+        self._reported: list[Outcome] = []
 
     def request(self, trigger: str, options: RunOptions | None = None) -> Run:
         """Queue a run and return it; a queued run with the same options serves this request too."""
@@ -156,6 +157,19 @@ class RunQueue:
         with self._changed:
             self._changed.notify_all()
 
+    def abandon(self) -> None:
+        """End the run that is still under way, which waits for an answer, as failed; call `stop` before."""
+        with self._changed:
+            current = self._current
+        if current is not None:
+            self._finish(
+                current,
+                state=RunState.FAILED,
+                error="stopped by request while it waited for an answer",
+                outcomes=tuple(self._reported),
+                failure="stopped",
+            )
+
     def work(self) -> None:
         """Run the queue, one run after the other, until `stop`."""
         while run := self._next():
@@ -177,7 +191,10 @@ class RunQueue:
             for observer in self._observers:
                 observer.planned(planned)
 
+        self._reported = []
+
         def record_outcomes(outcomes: Sequence[Outcome]) -> None:
+            self._reported += outcomes
             for observer in self._observers:
                 observer.changed(run, outcomes)
 
@@ -208,6 +225,8 @@ class RunQueue:
             self._finish(run.id, state=state, outcomes=result.outcomes)
 
     def _finish(self, run_id: str, *, state: RunState, **fields: object) -> None:
+        if self._runs[run_id].state in FINISHED:
+            return  # abandoned meanwhile
         finished = replace(self._runs[run_id], state=state, finished_at=datetime.now(UTC), **fields)  # type: ignore[arg-type]
         self._notify_finished(finished)
         with self._changed:
