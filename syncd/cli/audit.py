@@ -16,6 +16,7 @@ from syncd.cli.options import (
     ERROR,
     ConfigOption,
     JsonOption,
+    complain,
     config_path,
     console,
     finish,
@@ -102,7 +103,7 @@ def audit(
         print_json(to_json(found, asked))
     problems += [found.incomparable_reason] if found.incomparable_reason is not None else []
     for problem in problems:
-        print(f"syncd: {problem}", file=sys.stderr)
+        complain(problem)
     finish(ERROR if problems else APPLIED if found.is_equal else DRIFT)
 
 
@@ -149,8 +150,7 @@ def _progress(stack: ExitStack, total: int) -> Callable[[int], object]:
 
 
 def _report_waiting(missing: int) -> None:
-    text = f"syncd: {missing:,} events are missing or still in transit; checking again (--settle)"
-    print(text, file=sys.stderr, flush=True)
+    complain(f"{missing:,} events are missing or still in transit; checking again (--settle)")
 
 
 @dataclass(frozen=True, slots=True)

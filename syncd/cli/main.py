@@ -8,7 +8,6 @@ different, 1 error.
 from __future__ import annotations
 
 import logging
-import sys
 from contextlib import closing
 from pathlib import Path
 from typing import Annotated
@@ -34,6 +33,7 @@ from syncd.cli.options import (
     PrincipalOption,
     RetireOption,
     SourceOption,
+    complain,
     config_path,
     console,
     finish,
@@ -60,7 +60,7 @@ def main() -> int:
     except SystemExit as end:
         return USAGE if end.code == 2 else int(end.code or 0)
     except SyncdError as error:
-        print(f"syncd: {error}", file=sys.stderr)
+        complain(error)
         return ERROR
     return 0
 

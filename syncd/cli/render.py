@@ -18,6 +18,7 @@ from rich.table import Table
 from rich.text import Text
 
 from syncd.core.changes import Change, ChangeKind, Outcome, Plan, Status, count
+from syncd.core.text import printable
 from syncd.core.unbilled import UnbilledUsage
 from syncd.metering.usage import SubjectUsage, Usage, whole
 
@@ -57,7 +58,7 @@ def show_plan(console: Console, plan: Plan) -> None:
     ]
     show_rows(console, ("change", "customer", "what", "why"), rows)
     for note in plan.notes:
-        line(console, f"Note: {_printable(note)}.")
+        line(console, f"Note: {note}.")
     if plan.unbilled and plan.unbilled.subjects:
         line(console, f"Unbilled: {_unbilled(plan.unbilled)}.")
     line(
@@ -151,7 +152,7 @@ def show_rows(console: Console, header: Sequence[str], rows: Sequence[Row]) -> N
         return
     if not console.is_terminal:
         # Without Rich, which takes seconds for 20,000 lines.
-        lines = ("  ".join([_printable(text) for text, _ in row if text]) + "\n" for row in rows)
+        lines = ("  ".join([printable(text) for text, _ in row if text]) + "\n" for row in rows)
         console.file.writelines(lines)
         return
     table = Table(*header)
@@ -164,17 +165,12 @@ def show_rows(console: Console, header: Sequence[str], rows: Sequence[Row]) -> N
 
 def _cells(row: Row) -> Iterable[Text]:
     # Text, not markup: a consumer may be named "[red]".
-    return (Text(_printable(text), style=style, overflow="fold") for text, style in row)
+    return (Text(printable(text), style=style, overflow="fold") for text, style in row)
 
 
 def line(console: Console, text: str) -> None:
-    """Print a line without wrapping or markup."""
-    console.print(text, markup=False, highlight=False, soft_wrap=True)
-
-
-def _printable(text: str) -> str:
-    """Replace control characters, which could steer a terminal: names come from outside."""
-    return text if text.isprintable() else "".join(char if char.isprintable() else "?" for char in text)
+    """Print a line without wrapping or markup, and without anything that could steer a terminal."""
+    console.print(printable(text), markup=False, highlight=False, soft_wrap=True)
 
 
 # Progress
