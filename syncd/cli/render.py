@@ -110,11 +110,11 @@ def show_usage(console: Console, usage: Usage) -> None:
         names = itertools.chain([f"{customer.name} ({customer.key or customer.id})"], itertools.repeat(""))
         lines = zip(names, customer.subjects, strict=False)
         rows += [_usage_row((name, ""), subject) for name, subject in lines]
-    unbilled: list[Row] = [_usage_row(("unbilled", "bold red"), subject) for subject in usage.unattributed]
+    unbilled: list[Row] = [_usage_row(("unbilled", "bold red"), subject) for subject in usage.unbilled]
     rows = unbilled + rows if console.is_terminal else rows + unbilled
     header = ("customer", "subject", "requests", "tokens")
     show_rows(console, header, rows, urgent=len(unbilled))
-    line(console, f"Unbilled subjects: {len(usage.unattributed)}.")
+    line(console, f"Unbilled subjects: {len(usage.unbilled)}.")
 
 
 def _usage_row(customer: tuple[str, str], subject: SubjectUsage) -> Row:
