@@ -57,6 +57,19 @@ def test_every_command_of_a_page_ends_as_the_page_says(page: str, clone: Clone) 
     assert [block.text for block in blocks(page) if block.printed and block.text not in output] == [], output
 
 
+def test_a_trial_keeps_its_state_below_the_working_folder_and_removes_it() -> None:
+    """Otherwise root's trial writes history and lock of the real daemon, in /var/lib/syncd."""
+    writing = re.compile(r"\bsyncd (?:apply|run)\b")
+    for page in PAGES:
+        lines = commands(page)
+        first = next((number for number, line in enumerate(lines) if writing.search(line)), None)
+        if first is None:
+            continue
+        found = re.search(r'STATE_DIRECTORY="\$PWD/(\S+)"', "\n".join(lines[: first + 1]))
+        assert found, page
+        assert any(line.startswith("rm -r") and found[1] in line.split() for line in lines[first:]), page
+
+
 def test_the_pages_for_a_beginning_are_among_those_that_are_run() -> None:
     howtos = ("adopt-customers", "first-sync", "group-consumers-by-tag")
     assert {"docs/quickstart.md", *(f"docs/howto/{name}.md" for name in howtos)} <= set(RUN)

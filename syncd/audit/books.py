@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import dataclass
 from datetime import datetime
-from urllib.parse import SplitResult, urlsplit
+from urllib.parse import urlsplit
 
 from syncd.audit.compare import GatewayBooks, Line, Sent
 from syncd.gateways.models import Ledger, LedgerLine, Spool
@@ -44,15 +44,30 @@ def leads_to(endpoint: str | None, metering_url: str, other_hosts: Iterable[str]
     """
     if endpoint is None:
         return False
-    there = urlsplit(endpoint)
-    if _address(there) == _address(urlsplit(metering_url)):
+    there = _address(endpoint)
+    if there is None:
+        return False
+    if there == _address(metering_url):
         return True
     hosts = (urlsplit(f"//{host}") for host in other_hosts)
-    return any(there.hostname == host.hostname and host.port in (None, _address(there)[1]) for host in hosts)
+    return any(there[0] == host.hostname and host.port in (None, there[1]) for host in hosts)
 
 
-def _address(parts: SplitResult) -> tuple[str | None, int | None]:
-    return parts.hostname, parts.port or _PORTS.get(parts.scheme)
+def address_of(url: str) -> str | None:
+    """Return host and port of a URL, as ``host:port``; None if the text is no URL of HTTP."""
+    if (address := _address(url)) is None:
+        return None
+    host, port = address
+    return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
+
+
+def _address(url: str) -> tuple[str, int] | None:
+    try:
+        parts = urlsplit(url)
+        port = parts.port or _PORTS[parts.scheme]
+    except (KeyError, ValueError):  # a reference to a vault, a template, a port that is no number
+        return None
+    return (parts.hostname, port) if parts.hostname else None
 
 
 def gateway_books(

@@ -179,3 +179,22 @@ def _with_expected(done: Redelivery, gateway: Gateway) -> Redelivery:
     except GatewayError as error:
         return replace(done, error=str(error))
     return replace(done, expected=sum(line.delivered for line in lines))
+
+
+def without_effect(done: Iterable[Redelivery], differences: Iterable[Difference]) -> int:
+    """Return how many events are still missing although they were sent again; `differences` are later ones.
+
+    Events that a gateway no longer retains were not sent, so they are not among them.
+    """
+    ended = [one for one in done if one.state is RedeliveryState.DONE and one.sent]
+    missing = sum(
+        difference.missing for difference in differences if any(_covers(one, difference) for one in ended)
+    )
+    return max(0, missing - sum(one.gone for one in ended))
+
+
+def _covers(one: Redelivery, difference: Difference) -> bool:
+    line = difference.line
+    gateways = {name for name, _ in difference.gateways}
+    within = one.since <= line.hour < one.until and one.subject in (None, line.subject)
+    return within and one.gateway in gateways

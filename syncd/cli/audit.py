@@ -16,6 +16,7 @@ from syncd.cli.options import (
     ERROR,
     ConfigOption,
     JsonOption,
+    complain,
     config_path,
     console,
     finish,
@@ -81,17 +82,18 @@ def audit(
         run = _run(stack, loaded, since, until, settle)
         found = run.audit()
         if not as_json:
-            show_audit(console(), found)
+            show_audit(console(), found, redelivers=redeliver and not dry_run)
         asked: Sequence[Redelivery] = ()
+        no_effect: int | None = None
         problems: list[str] = []
         if redeliver:
             options = _Options(force, dry_run, timeout if wait else None, quiet=as_json)
-            found, asked = _redeliver(run, found, options, problems)
+            found, asked, no_effect = _redeliver(run, found, options, problems)
     if as_json:
-        print_json(to_json(found, asked))
+        print_json(to_json(found, asked, no_effect=no_effect))
     problems += [found.incomparable_reason] if found.incomparable_reason is not None else []
     for problem in problems:
-        print(f"syncd: {problem}", file=sys.stderr)
+        complain(problem)
     finish(ERROR if problems else APPLIED if found.is_equal else DRIFT)
 
 
@@ -138,8 +140,7 @@ def _progress(stack: ExitStack, total: int) -> Callable[[int], object]:
 
 
 def _report_waiting(missing: int) -> None:
-    text = f"syncd: {missing:,} events are missing or still in transit; checking again (--settle)"
-    print(text, file=sys.stderr, flush=True)
+    complain(f"{missing:,} events are missing or still in transit; checking again (--settle)")
 
 
 @dataclass(frozen=True, slots=True)
@@ -154,8 +155,11 @@ class _Options:
 
 def _redeliver(
     run: AuditRun, found: Audit, options: _Options, problems: list[str]
-) -> tuple[Audit, Sequence[Redelivery]]:
-    """Show and request the redeliveries, optionally wait and compare again; failures join `problems`."""
+) -> tuple[Audit, Sequence[Redelivery], int | None]:
+    """Show and request the redeliveries, optionally wait and compare again; failures join `problems`.
+
+    Returns the audit, the redeliveries, and how many events are still missing after them if it waited.
+    """
     from syncd.audit import redelivery
     from syncd.cli.audit_report import show_audit, show_planned, show_redeliveries
 
@@ -163,17 +167,19 @@ def _redeliver(
     if planned and not options.quiet:
         show_planned(console(), planned)
     if options.dry or not planned:
-        return found, planned
+        return found, planned, None
     if not options.force and (why_not := redelivery.double_billing_risk(found.comparison)):
         problems.append(f"nothing was redelivered: {why_not}")
-        return found, planned
+        return found, planned, None
+    no_effect: int | None = None
     asked = redelivery.request(planned, run.reader.gateways)
     if options.wait is not None:
         asked = redelivery.wait(asked, run.reader.gateways, options.wait)
         found = run.again()
+        no_effect = redelivery.without_effect(asked, found.comparison.differences)
     if not options.quiet:
         show_redeliveries(console(), asked)
         if options.wait is not None:
-            show_audit(console(), found)
+            show_audit(console(), found, redelivers=True, no_effect=no_effect or 0)
     problems += [one.error for one in asked if one.error is not None]
-    return found, asked
+    return found, asked, no_effect

@@ -15,10 +15,7 @@ from syncd.cli.render import counts, line, show_rows
 from syncd.runs.unbilled import rfc3339
 
 _EXPLANATIONS = {
-    "missing": (
-        "Missing: the metering API accepted these events but does not count them."
-        " `syncd audit --redeliver` asks the gateways to redeliver them."
-    ),
+    "missing": "Missing: the metering API accepted these events but does not count them.",
     "refused": (
         "Refused: dead letters. `openmeter-plugin spool dead-letters` on the gateway shows the metering API's"
         " answers. Fix the cause, then run `openmeter-plugin spool replay`."
@@ -32,10 +29,13 @@ _EXPLANATIONS = {
         " replaced, or by another sender of such events."
     ),
 }
+_REDELIVER = " `syncd audit --redeliver --wait` asks the gateways to redeliver them, and compares again."
 
 
-def to_json(audit: Audit, redeliveries: Sequence[Redelivery] = ()) -> dict[str, object]:
-    """Return an audit as ``syncd audit --json`` prints it."""
+def to_json(
+    audit: Audit, redeliveries: Sequence[Redelivery] = (), *, no_effect: int | None = None
+) -> dict[str, object]:
+    """Return an audit as ``syncd audit --json`` prints it; `no_effect` is None without a redelivery."""
     comparison = audit.comparison
     return {
         "from": rfc3339(comparison.since),
@@ -51,6 +51,7 @@ def to_json(audit: Audit, redeliveries: Sequence[Redelivery] = ()) -> dict[str, 
         "not_compared": dict(comparison.not_compared),
         "differences": [_difference_json(one) for one in comparison.differences],
         "redeliveries": [one.to_json() for one in redeliveries],
+        "redelivered_without_effect": no_effect,
     }
 
 
@@ -85,8 +86,11 @@ def _difference_json(one: Difference) -> dict[str, object]:
     }
 
 
-def show_audit(console: Console, audit: Audit) -> None:
-    """Print the differences, what was not compared, and the totals."""
+def show_audit(console: Console, audit: Audit, *, redelivers: bool = False, no_effect: int = 0) -> None:
+    """Print the differences, what was not compared, and the totals.
+
+    With `redelivers`, missing events are redelivered anyway, or were; `no_effect` of them are missing still.
+    """
     comparison = audit.comparison
     rows = [
         (
@@ -105,7 +109,9 @@ def show_audit(console: Console, audit: Audit) -> None:
     for text in (*_left_out(comparison), *_elsewhere(audit), *_not_compared(comparison)):
         line(console, text)
     for kind in _kinds(comparison.differences):
-        line(console, _EXPLANATIONS[kind])
+        line(console, _EXPLANATIONS[kind] + (_REDELIVER if kind == "missing" and not redelivers else ""))
+    if no_effect:
+        line(console, _no_effect(no_effect))
     for used in audit.yardsticks:
         line(console, _total(used, comparison.totals.get(used.type, Totals())))
     span = f"{_hour(comparison.since)} to {_hour(comparison.until)} (UTC)"
@@ -157,6 +163,18 @@ def show_redeliveries(console: Console, asked: Sequence[Redelivery]) -> None:
             f"{gone:,} events of these spans are no longer retained on their gateways (--retention of the"
             " plugin): if they are missing, they cannot be redelivered.",
         )
+
+
+def _no_effect(missing: int) -> str:
+    """Tell what a redelivery cannot bring back, and why the next one cannot either."""
+    return (
+        f"Without effect: {missing:,} redelivered events are still not counted. If a longer --settle does not"
+        " help, the deduplication of the metering API remembers their ids, although the events are lost, and"
+        " drops them. Another redelivery changes nothing until it forgets them: in OpenMeter after the"
+        " `expiration` of the sink's `dedupe`, or when whoever runs it deletes the ids from its Redis"
+        " (`<namespace>-<source>-<id>`). Redeliver then, as long as the gateways retain the events"
+        " (--retention of the plugin)."
+    )
 
 
 def _redelivery_result(one: Redelivery) -> str:

@@ -174,7 +174,7 @@ def doctor(
     """
     from syncd.cli.render import line
     from syncd.config import settings
-    from syncd.doctor.checks import Level
+    from syncd.doctor.checks import Level, summary
     from syncd.doctor.checkup import examine
 
     findings = []
@@ -184,6 +184,8 @@ def doctor(
             line(console(), f"{finding.level:<8} {finding.check}: {finding.text}")
     if as_json:
         print_json([finding.to_json() for finding in findings])
+    else:
+        line(console(), summary(findings))
     finish(ERROR if any(finding.level is Level.PROBLEM for finding in findings) else APPLIED)
 
 

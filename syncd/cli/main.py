@@ -8,10 +8,9 @@ different, 1 error.
 from __future__ import annotations
 
 import logging
-import sys
 from contextlib import closing
-from datetime import datetime
 from dataclasses import replace
+from datetime import datetime
 from pathlib import Path
 from typing import Annotated
 
@@ -29,6 +28,7 @@ from syncd.cli.options import (
     ConfigOption,
     Finished,
     JsonOption,
+    complain,
     config_path,
     console,
     finish,
@@ -57,7 +57,7 @@ def main() -> int:
     except SystemExit as end:
         return USAGE if end.code == 2 else int(end.code or 0)
     except SyncdError as error:
-        print(f"syncd: {error}", file=sys.stderr)
+        complain(error)
         return ERROR
     return 0
 

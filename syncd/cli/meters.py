@@ -21,6 +21,7 @@ def apply(context: typer.Context, config: ConfigOption = None, as_json: JsonOpti
     A meter that differs is reported but never changed.
     """
     from syncd.config import settings
+    from syncd.core.text import printable
     from syncd.http.client import ApiClient
     from syncd.http.retry import Retry
     from syncd.metering.meters import MeterApi, apply_meters
@@ -34,5 +35,5 @@ def apply(context: typer.Context, config: ConfigOption = None, as_json: JsonOpti
     else:
         for result in results:
             detail = f": {'; '.join(result.differences)}. Not changed" if result.differences else ""
-            print(f"{result.key}: {result.status}{detail}")
+            print(printable(f"{result.key}: {result.status}{detail}"))
     finish(BLOCKED if any(result.status == "differs" for result in results) else APPLIED)

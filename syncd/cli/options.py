@@ -12,6 +12,7 @@ import typer
 from rich.console import Console
 
 from syncd.core.period import parse_moment
+from syncd.core.text import printable
 
 IN_SYNC = APPLIED = 0
 ERROR = 1
@@ -52,8 +53,17 @@ def console() -> Console:
 
 
 def print_json(value: object) -> None:
-    """Print a value as JSON."""
-    print(json.dumps(value, indent=2, ensure_ascii=False))
+    """Print a value as JSON; what a terminal would act on is escaped by JSON's rules, which loses nothing."""
+    text = json.dumps(value, indent=2, ensure_ascii=False)
+    if not (plain := text.replace("\n", "")).isprintable():
+        for char in {char for char in plain if not char.isprintable()}:
+            text = text.replace(char, json.dumps(char)[1:-1])
+    print(text)
+
+
+def complain(problem: object) -> None:
+    """Print an error to stderr; it may quote what others wrote."""
+    print(f"syncd: {printable(str(problem), keep=chr(10))}", file=sys.stderr, flush=True)
 
 
 def finish(status: int) -> NoReturn:

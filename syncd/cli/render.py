@@ -18,6 +18,7 @@ from rich.table import Table
 from rich.text import Text
 
 from syncd.core.changes import Change, ChangeKind, Outcome, Plan, Status, count
+from syncd.core.text import printable
 from syncd.core.unbilled import UnbilledUsage
 from syncd.metering.usage import SubjectUsage, Usage, whole
 
@@ -44,8 +45,24 @@ Row = Sequence[tuple[str, str]]
 """Text and style of each cell."""
 
 
+_ADDITIONS = frozenset({ChangeKind.CREATE_CUSTOMER, ChangeKind.ATTACH_SUBJECTS, ChangeKind.UPSERT_SUBJECT})
+_REPORTS = frozenset({ChangeKind.UNMANAGED, ChangeKind.ORPHANED})
+
+
+def _urgency(change: Change) -> int:
+    """Return the order of a change on a terminal: problems, changes of what is there, additions, reports."""
+    if change.kind is ChangeKind.BLOCKED:
+        return 0
+    return 2 if change.kind in _ADDITIONS else 3 if change.kind in _REPORTS else 1
+
+
 def show_plan(console: Console, plan: Plan) -> None:
-    """Print the changes of a plan, what is blocked, and what is only reported."""
+    """Print the changes of a plan, what is blocked, and what is only reported.
+
+    On a terminal, which shows a part of a long plan, what is blocked comes first.
+    """
+    changes = sorted(plan.changes, key=_urgency) if console.is_terminal else plan.changes
+    blocked = sum(change.kind is ChangeKind.BLOCKED for change in plan.changes)
     rows = [
         (
             (str(change.kind), _CHANGE_STYLES[change.kind]),
@@ -53,11 +70,11 @@ def show_plan(console: Console, plan: Plan) -> None:
             (_what(change), ""),
             (_why(change), ""),
         )
-        for change in plan.changes
+        for change in changes
     ]
-    show_rows(console, ("change", "customer", "what", "why"), rows)
+    show_rows(console, ("change", "customer", "what", "why"), rows, urgent=blocked)
     for note in plan.notes:
-        line(console, f"Note: {_printable(note)}.")
+        line(console, f"Note: {note}.")
     if plan.unbilled and plan.unbilled.subjects:
         line(console, f"Unbilled: {_unbilled(plan.unbilled)}.")
     line(
@@ -79,19 +96,24 @@ def show_outcomes(console: Console, outcomes: tuple[Outcome, ...]) -> None:
         if outcome.status in {Status.BLOCKED, Status.SKIPPED}
         and outcome.change.kind is not ChangeKind.BLOCKED
     ]
-    show_rows(console, ("outcome", "customer", "what", "why"), rows)
+    show_rows(console, ("outcome", "customer", "what", "why"), rows, urgent=len(rows))
     line(console, f"Applied: {counts(count(outcomes))}.")
 
 
 def show_usage(console: Console, usage: Usage) -> None:
-    """Print requests and tokens by customer and subject, and those of subjects without a customer."""
+    """Print requests and tokens by customer and subject, and those of subjects without a customer.
+
+    On a terminal those without a customer come first.
+    """
     rows: list[Row] = []
     for customer in usage.customers:
         names = itertools.chain([f"{customer.name} ({customer.key or customer.id})"], itertools.repeat(""))
         lines = zip(names, customer.subjects, strict=False)
         rows += [_usage_row((name, ""), subject) for name, subject in lines]
-    rows += [_usage_row(("unbilled", "bold red"), subject) for subject in usage.unbilled]
-    show_rows(console, ("customer", "subject", "requests", "tokens"), rows)
+    unbilled: list[Row] = [_usage_row(("unbilled", "bold red"), subject) for subject in usage.unbilled]
+    rows = unbilled + rows if console.is_terminal else rows + unbilled
+    header = ("customer", "subject", "requests", "tokens")
+    show_rows(console, header, rows, urgent=len(unbilled))
     line(console, f"Unbilled subjects: {len(usage.unbilled)}.")
 
 
@@ -147,36 +169,34 @@ def counts(numbers: Mapping[str, int]) -> str:
     return ", ".join(f"{number} {name}" for name, number in numbers.items() if number) or "nothing"
 
 
-def show_rows(console: Console, header: Sequence[str], rows: Sequence[Row]) -> None:
-    """Print rows: a table on a terminal, one line each elsewhere."""
+def show_rows(console: Console, header: Sequence[str], rows: Sequence[Row], *, urgent: int = 0) -> None:
+    """Print rows: a table on a terminal, one line each elsewhere.
+
+    A long table ends after `_MAX_TABLE_ROWS`, but never within the first `urgent` rows: they are problems.
+    """
     if not rows:
         return
     if not console.is_terminal:
         # Without Rich, which takes seconds for 20,000 lines.
-        lines = ("  ".join([_printable(text) for text, _ in row if text]) + "\n" for row in rows)
+        lines = ("  ".join([printable(text) for text, _ in row if text]) + "\n" for row in rows)
         console.file.writelines(lines)
         return
-    table = Table(*header)
-    for row in rows[:_MAX_TABLE_ROWS]:
+    table, shown = Table(*header), max(_MAX_TABLE_ROWS, urgent)
+    for row in rows[:shown]:
         table.add_row(*_cells(row))
     console.print(table)
-    if len(rows) > _MAX_TABLE_ROWS:
-        line(console, f"... and {len(rows) - _MAX_TABLE_ROWS} more; --json shows all")
+    if len(rows) > shown:
+        line(console, f"... and {len(rows) - shown} more; --json shows all")
 
 
 def _cells(row: Row) -> Iterable[Text]:
     # Text, not markup: a consumer may be named "[red]".
-    return (Text(_printable(text), style=style, overflow="fold") for text, style in row)
+    return (Text(printable(text), style=style, overflow="fold") for text, style in row)
 
 
 def line(console: Console, text: str) -> None:
-    """Print a line without wrapping or markup."""
-    console.print(text, markup=False, highlight=False, soft_wrap=True)
-
-
-def _printable(text: str) -> str:
-    """Replace control characters, which could steer a terminal: names come from outside."""
-    return text if text.isprintable() else "".join(char if char.isprintable() else "?" for char in text)
+    """Print a line without wrapping or markup, and without anything that could steer a terminal."""
+    console.print(printable(text), markup=False, highlight=False, soft_wrap=True)
 
 
 # Progress

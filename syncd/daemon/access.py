@@ -1,4 +1,7 @@
-"""Host and Origin checks of the daemon, against requests forged by web pages.
+"""Access control of the daemon: decides from a request's head, before its body is read.
+
+The HTTP API takes the token with each request; the dashboard has its own login and sessions. Both count
+wrong tokens together. A body needs a length that is not too long, as in the plugin's API.
 
 A web page can make its visitor's browser send requests to this daemon from inside the network, and, once its
 name resolves to a loopback address (DNS rebinding), even as if it were the daemon's own page. Therefore
@@ -7,7 +10,9 @@ without a token only loopback names are answered, and requests from another orig
 
 from __future__ import annotations
 
+import hmac
 import ipaddress
+import math
 from collections.abc import Callable, Mapping
 from typing import Final
 from urllib.parse import urlsplit
@@ -16,22 +21,39 @@ from starlette.datastructures import Headers
 from starlette.responses import JSONResponse
 from starlette.types import ASGIApp, Receive, Scope, Send
 
+from openmeter_plugin.api.access import body_refusal
+from syncd.dashboard.session import LoginLimit
+from syncd.dashboard.web import ROOT
+
 PROBE_PATHS: Final = frozenset({"/healthz", "/readyz"})
-"""Health probes, answered under any host name; their answers hold no secrets."""
+"""Health probes, answered without a token and under any host name; their answers hold no secrets."""
+DASHBOARD_PATHS: Final = frozenset({"/", ROOT})
+"""With everything below `ROOT`: they have a login of their own."""
 
 _SAFE_METHODS: Final = frozenset({"GET", "HEAD", "OPTIONS"})
 _OWN_SITE: Final = frozenset({"same-origin", "none"})
 
 
+_Refusal = tuple[int, str, dict[str, str]]
+
+
 class AccessMiddleware:
-    """ASGI middleware that rejects forged requests. `public_url` is the setting daemon.public_url."""
+    """ASGI middleware that refuses forged requests, requests without the token, and bodies too long.
+
+    `public_url` is the setting daemon.public_url.
+    """
 
     def __init__(
-        self, app: ASGIApp, has_token: Callable[[], bool], public_url: Callable[[], str | None]
+        self,
+        app: ASGIApp,
+        token: Callable[[], str | None],
+        public_url: Callable[[], str | None],
+        limit: LoginLimit,
     ) -> None:
         self._app = app
-        self._has_token = has_token
+        self._token = token
         self._public_url = public_url
+        self._limit = limit
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Handle a request."""
@@ -39,22 +61,50 @@ class AccessMiddleware:
         if refusal is None:
             await self._app(scope, receive, send)
             return
-        status, detail = refusal
+        status, detail, headers = refusal
         # The body was not read, so the connection cannot be reused.
-        response = JSONResponse({"detail": detail}, status, {"Connection": "close"})
+        response = JSONResponse({"detail": detail}, status, {"Connection": "close", **headers})
         await response(scope, receive, send)
 
-    def _refusal(self, scope: Scope) -> tuple[int, str] | None:
+    def _refusal(self, scope: Scope) -> _Refusal | None:
         headers = Headers(scope=scope)
-        path = scope["path"]
-        if path not in PROBE_PATHS and not self._has_token() and not is_loopback(headers.get("host", "")):
-            return 421, "use localhost or 127.0.0.1 for this address; other host names need daemon.token"
+        path, token = scope["path"], self._token()
+        if path not in PROBE_PATHS and token is None and not is_loopback(headers.get("host", "")):
+            return 421, "use localhost or 127.0.0.1 for this address; other host names need daemon.token", {}
         if scope["method"] not in _SAFE_METHODS and is_cross_origin(headers, self._public_url()):
-            return 403, (
+            detail = (
                 "the request comes from a page of another origin. Behind a reverse proxy that changes Host,"
                 " set daemon.public_url"
             )
-        return None
+            return 403, detail, {}
+        if token is not None and not _has_own_check(path):
+            address = scope["client"][0] if scope.get("client") else ""
+            if (refusal := self._token_refusal(headers.get("authorization", ""), token, address)) is not None:
+                return refusal
+        unread = body_refusal(scope["method"], headers)
+        return None if unread is None else (*unread, {})
+
+    def _token_refusal(self, authorization: str, token: str, address: str) -> _Refusal | None:
+        """Refuse a wrong token, and any from an address that gave too many wrong ones.
+
+        The right token from another address always passes: a stranger must not lock out the operator.
+        """
+        scheme, _, given = authorization.partition(" ")
+        # Constant time, so that response times do not reveal how much of a guess was right.
+        matches = hmac.compare_digest(given.strip().encode(), token.encode())
+        wait = self._limit.blocked(address)
+        if not wait and scheme.lower() == "bearer" and matches:
+            return None
+        if not wait and given.strip():
+            wait = self._limit.admit(address)
+        if wait:
+            return 429, f"too many wrong tokens; try again in {math.ceil(wait)} s", {}
+        detail = "send the value of daemon.token as Authorization: Bearer"
+        return 401, detail, {"WWW-Authenticate": "Bearer"}
+
+
+def _has_own_check(path: str) -> bool:
+    return path in PROBE_PATHS or path in DASHBOARD_PATHS or path.startswith(f"{ROOT}/")
 
 
 def is_loopback(host_header: str) -> bool:

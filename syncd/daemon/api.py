@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import hmac
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Annotated, Self
 
-from fastapi import APIRouter, Depends, FastAPI, Header, HTTPException, Response, status
+from fastapi import APIRouter, Depends, FastAPI, HTTPException, Response, status
 from fastapi.responses import JSONResponse, RedirectResponse
+from fastapi.security import HTTPBearer
 from pydantic import BaseModel, ConfigDict, Field, create_model, model_validator
 
 from syncd import __version__
@@ -17,6 +17,7 @@ from syncd.core.errors import QueueFullError
 from syncd.daemon.access import AccessMiddleware
 from syncd.daemon.metrics import CONTENT_TYPE, Metrics
 from syncd.dashboard.app import create_dashboard
+from syncd.dashboard.session import LoginLimit
 from syncd.runs.history import History
 from syncd.runs.options import TABLE, RunOptions, is_flag
 from syncd.runs.queue import RunQueue
@@ -69,37 +70,25 @@ class Daemon:
 
 
 def create_app(daemon: Daemon) -> FastAPI:
-    """Return API and dashboard; with a token, all of the API except /healthz and /readyz requires it."""
+    """Return API and dashboard; with a token, all but the health probes and the login needs it."""
     # No /docs and /redoc: they load third-party scripts, which would run on the dashboard's origin.
     app = FastAPI(title="kong-openmeter syncd", version=__version__, docs_url=None, redoc_url=None)
+    limit = LoginLimit()
     app.add_middleware(
         AccessMiddleware,
-        has_token=lambda: daemon.token() is not None,
+        token=daemon.token,
         public_url=lambda: daemon.config().daemon.public_url,
+        limit=limit,
     )
-
-    def authorized(authorization: Annotated[str, Header()] = "") -> None:
-        token = daemon.token()
-        if token is None:
-            return
-        scheme, _, given = authorization.partition(" ")
-        # Constant time, so that response times do not reveal how much of a guess was right.
-        matches = hmac.compare_digest(given.strip().encode(), token.encode())
-        if scheme.lower() != "bearer" or not matches:
-            raise HTTPException(
-                status.HTTP_401_UNAUTHORIZED,
-                "send the value of daemon.token as Authorization: Bearer",
-                {"WWW-Authenticate": "Bearer"},
-            )
-
     app.include_router(_health(daemon))
-    app.include_router(_v1(daemon), dependencies=[Depends(authorized)])
+    # AccessMiddleware checks the token; this is for the OpenAPI document.
+    app.include_router(_v1(daemon), dependencies=[Depends(HTTPBearer(auto_error=False))])
     if daemon.config().daemon.dashboard:
-        _mount_dashboard(app, daemon)
+        _mount_dashboard(app, daemon, limit)
     return app
 
 
-def _mount_dashboard(app: FastAPI, daemon: Daemon) -> None:
+def _mount_dashboard(app: FastAPI, daemon: Daemon, limit: LoginLimit) -> None:
     def to_dashboard() -> RedirectResponse:
         return RedirectResponse("/dashboard/")
 
@@ -107,7 +96,7 @@ def _mount_dashboard(app: FastAPI, daemon: Daemon) -> None:
         app.get(path, include_in_schema=False)(to_dashboard)
     app.mount(
         "/dashboard",
-        create_dashboard(daemon.runs, daemon.history, daemon.config, daemon.token, daemon.schedule),
+        create_dashboard(daemon.runs, daemon.history, daemon.config, daemon.token, daemon.schedule, limit),
     )
 
 

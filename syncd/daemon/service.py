@@ -1,10 +1,17 @@
-"""``syncd run``: runs at start, on schedule and on request, never two at once."""
+"""``syncd run``: runs at start, on schedule and on request, never two at once.
+
+A stop waits `_STOP_SECONDS` at most. What is still under way then is a request that has no answer, and the
+process ends without it, as if it had been killed: the next run reads what it did.
+"""
 
 from __future__ import annotations
 
+import os
 import signal
+import sys
 import threading
-from collections.abc import Callable, Iterator
+import time
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing, contextmanager
 from datetime import UTC, datetime, timedelta
 
@@ -14,6 +21,7 @@ from apscheduler.schedulers.background import BackgroundScheduler
 from apscheduler.triggers.base import BaseTrigger
 from apscheduler.triggers.interval import IntervalTrigger
 
+from openmeter_plugin.process.web_server import limited_protocol
 from syncd.config.cron import next_times
 from syncd.config.run import ScheduleConfig
 from syncd.config.settings import Config
@@ -25,7 +33,7 @@ from syncd.runs.clock import ClockJumpDetector, Now, utc_now
 from syncd.runs.factory import rules_of
 from syncd.runs.history import History, HistoryRecorder
 from syncd.runs.queue import RunQueue
-from syncd.runs.reconciler import Reconciler
+from syncd.runs.reconciler import Reconciler, record_end
 from syncd.runs.run import Run
 from syncd.sources.base import Readings
 
@@ -34,16 +42,24 @@ _log = structlog.get_logger("syncd.daemon.service")
 _JOB = "sync"
 _LOCK_TIMEOUT = 300.0
 _CLOCK_CHECK_SECONDS = 5.0
+_STOP_SECONDS = 3.0
+"""How long a stop waits for requests under way: service managers kill after 10 s, Docker's default."""
+_MAX_CONNECTIONS = 64
+_HEAD_SECONDS = 10.0
+_KEEP_ALIVE_SECONDS = 30
 
 
 def run_until_signalled(config: Config, load: Callable[[], Config]) -> None:
     """Run the daemon until SIGTERM or SIGINT, which stop it between two changes; raises DaemonError.
 
-    SIGHUP reloads the configuration with `load`.
+    SIGHUP reloads the configuration with `load`. A second signal to stop ends the wait for requests.
     """
     wakeup, stop, reload = threading.Event(), threading.Event(), threading.Event()
+    running_daemon: RunningDaemon | None = None
 
     def on_signal(number: int, _frame: object) -> None:
+        if stop.is_set() and number != signal.SIGHUP and running_daemon is not None:
+            running_daemon.patience = 0.0
         (reload if number == signal.SIGHUP else stop).set()
         wakeup.set()
 
@@ -52,6 +68,7 @@ def run_until_signalled(config: Config, load: Callable[[], Config]) -> None:
     }
     try:
         with running(config) as daemon:
+            running_daemon = daemon
             while not stop.is_set():
                 wakeup.wait()
                 wakeup.clear()
@@ -60,6 +77,10 @@ def run_until_signalled(config: Config, load: Callable[[], Config]) -> None:
                     daemon.reload(load)
             daemon.stopping.set()
             _log.info("stopping")
+        if daemon.unfinished:
+            # Python would wait for the threads of these requests before it exits.
+            sys.stderr.flush()
+            os._exit(0)
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
@@ -74,6 +95,9 @@ class RunningDaemon:
         self.config = config
         self.readings = Readings()
         self.metrics = metrics
+        self.patience = _STOP_SECONDS
+        self.unfinished: tuple[str, ...] = ()
+        """After a stop: the threads that still wait for an answer."""
         self._scheduler = BackgroundScheduler(timezone=UTC)
         self._refused: str | None = None
 
@@ -104,6 +128,16 @@ class RunningDaemon:
         """Stop the schedule."""
         if self._scheduler.running:
             self._scheduler.shutdown()
+
+    def wait_for(self, threads: Sequence[threading.Thread]) -> None:
+        """Wait until the threads have ended, `patience` seconds at most; the others are `unfinished`."""
+        begun = time.monotonic()
+        for thread in threads:
+            while thread.is_alive() and time.monotonic() - begun < self.patience:
+                thread.join(0.05)
+        self.unfinished = tuple(thread.name for thread in threads if thread.is_alive())
+        if self.unfinished:
+            _log.warning("stopped_without_answer", waiting=self.unfinished)
 
     def reload(self, load: Callable[[], Config]) -> None:
         """Switch to the configuration that `load` returns; if it is invalid, keep the old one."""
@@ -184,9 +218,11 @@ def running(
         runs = RunQueue(reconcile, stopping)
         server = _server(Daemon(runs, history, metrics, lambda: daemon.config, daemon.token, daemon.describe))
         threads = [
-            threading.Thread(target=server.run, args=([listener],), name="syncd-api"),
-            threading.Thread(target=runs.work, name="syncd-worker"),
-            threading.Thread(target=daemon.watch_clock, args=(now, clock_check_seconds), name="syncd-clock"),
+            threading.Thread(target=server.run, args=([listener],), name="syncd-api", daemon=True),
+            threading.Thread(target=runs.work, name="syncd-worker", daemon=True),
+            threading.Thread(
+                target=daemon.watch_clock, args=(now, clock_check_seconds), name="syncd-clock", daemon=True
+            ),
         ]
         for thread in threads:
             thread.start()
@@ -201,8 +237,9 @@ def running(
             daemon.stop()
             runs.stop()
             server.should_exit = True
-            for thread in threads:
-                thread.join()
+            daemon.wait_for(threads)
+            if (abandoned := runs.abandon()) is not None:
+                record_end(abandoned, observers)
 
 
 def _request(runs: RunQueue) -> None:
@@ -216,6 +253,11 @@ def _server(daemon: Daemon) -> uvicorn.Server:
     return uvicorn.Server(
         uvicorn.Config(
             create_app(daemon),
+            # Whoever reaches the port may not take the descriptors that runs need.
+            http=limited_protocol(_HEAD_SECONDS, _MAX_CONNECTIONS),
+            backlog=_MAX_CONNECTIONS,  # asyncio accepts as many at once, before the limit sees them
+            timeout_keep_alive=_KEEP_ALIVE_SECONDS,
+            timeout_graceful_shutdown=1,
             log_config=None,
             access_log=False,
             ws="none",

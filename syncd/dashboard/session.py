@@ -104,9 +104,11 @@ def is_id(text: str) -> bool:
 
 
 class LoginLimit:
-    """Limits login attempts, right or wrong: per address, and for all addresses together.
+    """Limits attempts to give the token, by all doors: per address, and for all addresses together.
 
-    Behind a reverse proxy all attempts come from one address. A successful login clears its attempts.
+    A login of the dashboard counts right or wrong, and a successful one clears its attempts. The HTTP API,
+    which gets the token with each request, counts wrong ones. Behind a reverse proxy all attempts come from
+    one address.
     """
 
     def __init__(
@@ -141,6 +143,13 @@ class LoginLimit:
             tried.append(now)
             self._all.append(now)
             return 0.0
+
+    def blocked(self, address: str) -> float:
+        """Return the seconds until this address may try again, as far as its own attempts decide; else 0."""
+        now = self._clock()
+        with self._lock:
+            recent = [when for when in self._tried.get(address, ()) if now - when < self._seconds]
+        return self._seconds - (now - recent[0]) if len(recent) >= self._by_address else 0.0
 
     def forgive(self, address: str) -> None:
         """Clear the attempts of an address whose token was right."""

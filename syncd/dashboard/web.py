@@ -60,12 +60,13 @@ class Web:
         token: Callable[[], str | None],
         config: Callable[[], Config],
         schedule: Callable[[], dict[str, object]],
+        limit: LoginLimit,
     ) -> None:
         self.token = token
         self.config = config
         self.schedule = schedule
         self.sessions = Sessions()
-        self.limit = LoginLimit()
+        self.limit = limit
         self._static = {name: (files(__package__) / "static" / name).read_bytes() for name in _STATIC}
         self._templates = _environment(self._static)
 

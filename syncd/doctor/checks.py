@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections import Counter
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from enum import StrEnum
-from urllib.parse import urlsplit
 
+from syncd.audit.books import address_of, leads_to
+from syncd.gateways.models import Spool, SpoolPart
 from syncd.metering.usage import EVENTS_METER, REQUESTS_METER, TOKENS_METER
 
 METERING_PLUGIN = "openmeter"
@@ -16,6 +18,8 @@ OTHER_METERING = frozenset(
 )
 """Plugins that bill the same requests, by name or the start of a name."""
 MAX_SKEW = timedelta(seconds=30)
+MAX_WAIT = timedelta(minutes=5)
+"""An event that waits longer was not just sent: its delivery fails."""
 
 _METERS = {
     REQUESTS_METER: ("kong.api_request", "COUNT"),
@@ -50,7 +54,8 @@ class Plugin:
     """A plugin of a Kong; `where` is the name of that Kong in messages.
 
     `consumer`: id, username or custom_id of its only consumer. `is_of_a_group`: only for consumers of a
-    group. `is_partial`: only for one service or route.
+    group. `is_partial`: only for one service or route. `entities` are what it is bound to, in words, none for
+    a global one. `unread` is the name of a configuration that is kept elsewhere.
     """
 
     name: str
@@ -60,10 +65,26 @@ class Plugin:
     consumer: str | None = None
     is_of_a_group: bool = False
     is_partial: bool = False
+    entities: tuple[str, ...] = ()
+    unread: str | None = None
+
+    @property
+    def place(self) -> str:
+        """Return which instance this is: its Kong, and what it is bound to there."""
+        return f"{self.where}, {f'plugin of {_and(self.entities)}' if self.entities else 'global plugin'}"
 
 
-def check_plugins(plugins: Iterable[Plugin], subject_field: str, metering_url: str) -> Iterator[Finding]:
-    """Check that plugin and syncd agree, and that nothing else meters the same requests."""
+def _and(names: Sequence[str]) -> str:
+    return " and ".join(names)
+
+
+def check_plugins(
+    plugins: Iterable[Plugin], subject_field: str, metering_url: str, metering_hosts: Collection[str] = ()
+) -> Iterator[Finding]:
+    """Check that plugin and syncd agree, and that nothing else meters the same requests.
+
+    `metering_hosts` are other names of the metering API's host, as gateways know it.
+    """
     enabled = [plugin for plugin in plugins if plugin.enabled]
     metering = [plugin for plugin in enabled if plugin.name == METERING_PLUGIN]
     if not metering:
@@ -74,61 +95,77 @@ def check_plugins(plugins: Iterable[Plugin], subject_field: str, metering_url: s
         )
         yield Finding("plugin", Level.WARNING, text)
     for plugin in metering:
-        yield from _agreement(plugin, subject_field, metering_url)
+        if plugin.unread is not None:
+            text = (
+                f"{plugin.place}: its configuration is {plugin.unread!r}, which this file does not contain,"
+                " so its subject and its endpoint are unknown. Compare them by hand"
+            )
+            yield Finding("plugin", Level.WARNING, text)
+            continue
+        yield from _subject_agreement(plugin, subject_field)
+        yield _endpoint_agreement(plugin, metering_url, metering_hosts)
     for plugin in enabled:
         if any(plugin.name.startswith(other) for other in OTHER_METERING):
             text = (
-                f"{plugin.where}: {plugin.name} is enabled next to {METERING_PLUGIN}: the same requests are"
+                f"{plugin.place}: {plugin.name} is enabled next to {METERING_PLUGIN}: the same requests are"
                 " billed twice. Disable one of them"
             )
             level = Level.PROBLEM if metering else Level.WARNING
             yield Finding("double billing", level, text)
 
 
-def _agreement(plugin: Plugin, subject_field: str, metering_url: str) -> Iterator[Finding]:
+def _subject_agreement(plugin: Plugin, subject_field: str) -> Iterator[Finding]:
     subject = plugin.config.get("subject")
     fields = subject if isinstance(subject, dict) else {}
     field = fields.get("field") or "id"
     place = fields.get("look_up_value_in") or "consumer"
     if place == "application":
-        text = f"{plugin.where}: the plugin looks for a Dev Portal application first"
+        text = f"{plugin.place}: the plugin looks for a Dev Portal application first"
         yield Finding("subject", Level.OK, text)
     elif place != "consumer":
         text = (
-            f"{plugin.where}: the plugin takes its subjects from {place}, which syncd does not map. List them"
+            f"{plugin.place}: the plugin takes its subjects from {place}, which syncd does not map. List them"
             " as static subjects"
         )
         yield Finding("subject", Level.WARNING, text)
     elif field == subject_field == "tag":
-        text = f"{plugin.where}: the plugin sends the customer's key as subject, which needs no attachment"
+        text = f"{plugin.place}: the plugin sends the customer's key as subject, which needs no attachment"
         yield Finding("subject", Level.OK, text)
     elif field == "tag":
         text = (
-            f"{plugin.where}: the plugin sends the customer key in a consumer's tag as subject, but"
+            f"{plugin.place}: the plugin sends the customer key in a consumer's tag as subject, but"
             f" mapping.subject_field is {subject_field!r}: syncd attaches subjects without usage, and reports"
             " others as blocked although their usage is attributed. Set mapping.subject_field to tag"
         )
         yield Finding("subject", Level.WARNING, text)
     elif field != subject_field:
         text = (
-            f"{plugin.where}: the plugin sends subject.field {field!r}, but mapping.subject_field is"
+            f"{plugin.place}: the plugin sends subject.field {field!r}, but mapping.subject_field is"
             f" {subject_field!r}: no usage reaches its customer. Set both to the same field"
         )
         yield Finding("subject", Level.PROBLEM, text)
     else:
-        yield Finding("subject", Level.OK, f"{plugin.where}: plugin and syncd both use {field} as subject")
+        yield Finding("subject", Level.OK, f"{plugin.place}: plugin and syncd both use {field} as subject")
+
+
+def _endpoint_agreement(plugin: Plugin, metering_url: str, metering_hosts: Collection[str]) -> Finding:
     endpoint = str(plugin.config.get("ingest_endpoint") or "")
-    host, metering_host = urlsplit(endpoint).hostname, urlsplit(metering_url).hostname
-    if host == metering_host:
-        yield Finding(
-            "endpoint", Level.OK, f"{plugin.where}: events go to {host}, the server of the customers"
-        )
-    else:
+    here = address_of(endpoint)
+    if here is None:
+        given = f"is {endpoint!r}, which is no URL" if endpoint else "is not there"
         text = (
-            f"{plugin.where}: events go to {host}, but customers are at {metering_host} (metering.url)."
-            " Unless these are two names of one server, no usage is ever attributed"
+            f"{plugin.place}: its ingest_endpoint {given}, so where its events go is unknown. Compare it with"
+            " metering.url by hand"
         )
-        yield Finding("endpoint", Level.WARNING, text)
+        return Finding("endpoint", Level.WARNING, text)
+    if leads_to(endpoint, metering_url, metering_hosts):
+        text = f"{plugin.place}: events go to {here}, the server of the customers"
+        return Finding("endpoint", Level.OK, text)
+    text = (
+        f"{plugin.place}: events go to {here}, but customers are at {address_of(metering_url)}"
+        " (metering.url). Unless these are two names of one server, no usage is ever attributed"
+    )
+    return Finding("endpoint", Level.WARNING, text)
 
 
 def check_meters(meters: Mapping[str, tuple[str, str]]) -> Iterator[Finding]:
@@ -158,24 +195,61 @@ def check_meters(meters: Mapping[str, tuple[str, str]]) -> Iterator[Finding]:
         yield Finding("meter", Level.WARNING, text)
 
 
-def check_gateway(name: str, problems: Iterable[str], leads_here: bool, dead_letters: int) -> Finding:
-    """Check that a gateway's plugin is ready and sends its events to this metering API."""
+def check_gateway(name: str, problems: Iterable[str], leads_here: bool, spool: Spool) -> Iterator[Finding]:
+    """Check that a gateway's plugin is ready, sends its events to this metering API, and holds none back."""
     if reasons := "; ".join(problems):
-        return Finding("gateway", Level.PROBLEM, f"{name}: its plugin is not ready: {reasons}")
+        yield Finding("gateway", Level.PROBLEM, f"{name}: its plugin is not ready: {reasons}")
+        return
+    found = [Finding("gateway", Level.WARNING, f"{name}: {text}") for text in _held_back(leads_here, spool)]
+    if found:
+        yield from found
+    else:
+        text = f"{name}: ready, and the token is valid; {_waiting(spool.total)}"
+        yield Finding("gateway", Level.OK, text)
+
+
+def _held_back(leads_here: bool, spool: Spool) -> Iterator[str]:
     if not leads_here:
-        text = (
-            f"{name}: none of its events go to metering.url, so `syncd audit` leaves it out. This is normal"
-            " before the first metered request. If that server has another name there, add it to"
-            " metering_hosts"
+        yield (
+            "none of its events go to metering.url, so `syncd audit` leaves it out. This is normal before the"
+            " first metered request. If that server has another name there, add it to metering_hosts"
         )
-        return Finding("gateway", Level.WARNING, text)
-    if dead_letters:
-        text = (
-            f"{name}: {dead_letters} events were refused by the metering API and are not billed. To see"
-            " why, run `openmeter-plugin spool dead-letters` there"
+    if spool.dead_letters:
+        yield (
+            f"{spool.dead_letters:,} events were refused by the metering API and are not billed. To see why,"
+            " run `openmeter-plugin spool dead-letters` there"
         )
-        return Finding("gateway", Level.WARNING, text)
-    return Finding("gateway", Level.OK, f"{name}: ready, and the token is valid")
+    if spool.quarantined:
+        yield (
+            f"{spool.quarantined:,} requests are in quarantine, because nobody is known who pays for them,"
+            " and are not billed. Correct subject in the plugin's configuration, then run"
+            " `openmeter-plugin spool replay --quarantine` there"
+        )
+    oldest = spool.total.oldest_waiting
+    if oldest is not None and oldest.age_seconds > MAX_WAIT.total_seconds():
+        yield (
+            f"{_waiting(spool.total)}, so they are not billed yet. Its log says why the delivery fails"
+            " (docs/runbook.md)"
+        )
+
+
+def _waiting(part: SpoolPart) -> str:
+    if part.oldest_waiting is None:
+        return "no event waits for its delivery"
+    age = timedelta(seconds=round(part.oldest_waiting.age_seconds))
+    return f"{part.backlog:,} events wait for their delivery, the oldest for {age}"
+
+
+def summary(findings: Iterable[Finding]) -> str:
+    """Return how many findings of each level there are, in one sentence."""
+    levels = Counter(finding.level for finding in findings)
+    problems, warnings, fine = levels[Level.PROBLEM], levels[Level.WARNING], levels[Level.OK]
+    if not problems and not warnings:
+        return f"All {fine} checks are ok."
+    said = (
+        f"{problems} problem{'' if problems == 1 else 's'}, {warnings} warning{'' if warnings == 1 else 's'}"
+    )
+    return f"{said}, {fine} ok."
 
 
 def check_clock(server: datetime | None, local: datetime) -> Finding:

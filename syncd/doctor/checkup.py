@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 import uuid
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import closing
 from datetime import UTC, datetime
 
@@ -12,7 +12,8 @@ import httpx
 
 from syncd.audit.books import leads_to
 from syncd.config.settings import Config
-from syncd.core.errors import ApiError, GatewayError, SourceError, SyncdError
+from syncd.config.sources import KongAdminSource, source_names
+from syncd.core.errors import ApiError, GatewayError, SourceError, SyncdError, UnauthorizedError
 from syncd.core.model import Principal
 from syncd.doctor.checks import Finding, Level, check_clock, check_empty, check_gateway, check_meters
 from syncd.doctor.plugins import check_agreement
@@ -21,7 +22,7 @@ from syncd.http.client import ApiClient
 from syncd.http.retry import Retry
 from syncd.metering.meters import MeterApi
 from syncd.runs.clock import Now, server_time, utc_now
-from syncd.runs.factory import gateways_of, metering_endpoint, sources_of, target_of
+from syncd.runs.factory import gateways_of, kong_endpoint, metering_endpoint, sources_of, target_of
 from syncd.runs.history import History
 
 PROBE_TYPE = "kong-openmeter.doctor"
@@ -33,6 +34,7 @@ def examine(config: Config, *, probe: bool = False, now: Now = utc_now) -> Itera
     """Run all checks; yield findings as they are found."""
     read: dict[str, Sequence[Principal]] = {}
     yield from _sources(config, read)
+    yield from _statuses(config, read)
     yield from _metering(config)
     yield from check_agreement(config, read)
     yield from _gateways(config)
@@ -52,6 +54,24 @@ def _sources(config: Config, read: dict[str, Sequence[Principal]]) -> Iterator[F
             yield Finding("source", Level.PROBLEM, str(error))
         else:
             yield check_empty(source.name, len(read[source.name]))
+
+
+def _statuses(config: Config, read: Mapping[str, object]) -> Iterator[Finding]:
+    """Check that the tokens of Kong's Admin APIs may read the status; only of sources that could be read."""
+    for index, (source, name) in enumerate(zip(config.sources, source_names(config.sources), strict=True)):
+        if not isinstance(source, KongAdminSource) or name not in read:
+            continue
+        with ApiClient(kong_endpoint(source, index), Retry(attempts=1)) as client:
+            try:
+                client.get("/status")
+            except UnauthorizedError as error:
+                text = (
+                    f"{name}: the consumers can be read, but not the status, which shows a Kong without a"
+                    f" database that loads another configuration meanwhile: {error}"
+                )
+                yield Finding("source", Level.WARNING, text)
+            except ApiError:
+                continue  # the source could be read a moment ago
 
 
 def _metering(config: Config) -> Iterator[Finding]:
@@ -83,7 +103,7 @@ def _gateways(config: Config) -> Iterator[Finding]:
         hosts = gateway.config.metering_hosts
         leads_here = any(leads_to(part.endpoint, config.metering.url, hosts) for part in spool.destinations)
         problems = () if readiness.ready else readiness.problems or ("no reason given",)
-        yield check_gateway(gateway.name, problems, leads_here, spool.dead_letters)
+        yield from check_gateway(gateway.name, problems, leads_here, spool)
 
 
 def _clock(config: Config, now: Now) -> Finding:

@@ -51,7 +51,8 @@ def check_agreement(config: Config, read: Mapping[str, Sequence[Principal]]) -> 
         yield Finding("plugin", Level.WARNING, text)
         return
     plugins = [plugin for kong in kongs for plugin in kong.plugins]
-    yield from check_plugins(plugins, config.mapping.subject_field, config.metering.url)
+    hosts = {host for gateway in config.gateways for host in gateway.metering_hosts}
+    yield from check_plugins(plugins, config.mapping.subject_field, config.metering.url, hosts)
     try:
         rules = rules_of(config)
     except ConfigError as error:
@@ -96,20 +97,28 @@ def _listed(endpoint: Endpoint, prefix: str, where: str, attempts: int) -> Itera
 
 
 def _of_file(source: DeclarativeFileSource) -> Iterator[Plugin]:
-    """Yield the plugins of a file, at its top level or nested in the entity that they are for."""
+    """Yield the plugins of a file, at its top level or nested in the entity that they are for.
+
+    decK lets them share a configuration: `_config` names one of `_plugin_configs`, of which a plugin's own
+    fields replace those of the same name (fillPluginConfig in pkg/file/builder.go of go-database-reconciler).
+    """
+    document = yaml.safe_load(source.path.read_bytes())
+    shared = document.get("_plugin_configs") if isinstance(document, dict) else None
+    configs = shared if isinstance(shared, dict) else {}
 
     def walk(node: object, parents: Mapping[str, object]) -> Iterator[Plugin]:
         if isinstance(node, dict):
             listed = node.get("plugins")
             for item in listed if isinstance(listed, list) else ():
                 if isinstance(item, dict):
-                    yield _plugin({**parents, **item}, str(source.path.name))
+                    yield _plugin({**parents, **item}, str(source.path.name), configs)
             for name, value in node.items():
                 for member in value if isinstance(value, list) else [value]:
                     within = {_PARENTS[name]: member} if name in _PARENTS else {}
-                    yield from walk(member, {**parents, **within})
+                    outer = {} if name == "routes" else parents  # not of the whole service
+                    yield from walk(member, {**outer, **within})
 
-    yield from walk(yaml.safe_load(source.path.read_bytes()), {})
+    yield from walk(document, {})
 
 
 _PARENTS = {
@@ -120,17 +129,32 @@ _PARENTS = {
 }
 
 
-def _plugin(item: Mapping[str, object], where: str) -> Plugin:
-    config = item.get("config")
+def _plugin(item: Mapping[str, object], where: str, shared: Mapping[str, object] | None = None) -> Plugin:
+    config, source = item.get("config"), item.get("_config")
+    fields = config if isinstance(config, dict) else {}
+    common = (shared or {}).get(str(source)) if source else {}
     return Plugin(
         name=str(item.get("name")),
         enabled=item.get("enabled") is not False,
-        config=config if isinstance(config, dict) else {},
+        config={**common, **fields} if isinstance(common, dict) else fields,
         where=where,
         consumer=_reference(item.get("consumer")),
         is_of_a_group=bool(item.get("consumer_group")),
         is_partial=bool(item.get("service") or item.get("route")),
+        entities=tuple(_entities(item)),
+        unread=None if isinstance(common, dict) else str(source),
     )
+
+
+def _entities(item: Mapping[str, object]) -> Iterator[str]:
+    """Yield what a plugin is bound to: ``route orders``."""
+    for kind in ("route", "service", "consumer", "consumer_group"):
+        found, word = item.get(kind), kind.replace("_", " ")
+        if isinstance(found, dict):
+            named = (found.get(field) for field in ("name", "username", "id", "custom_id"))
+            found = next((name for name in named if name), "without a name")
+        if found:
+            yield f"{word} {found}"
 
 
 def _reference(consumer: object) -> str | None:

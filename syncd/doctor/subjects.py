@@ -94,9 +94,11 @@ def _of_kong(kong: Kong, metering_plugins: Sequence[Plugin], subjects: Mapped) -
         yield Finding(CHECK, Level.WARNING, text)
     own = [plugin for plugin in metering_plugins if plugin.consumer and not plugin.is_partial]
     for plugin in metering_plugins:
+        if plugin.unread is not None:
+            continue  # reported with its name
         if plugin.is_of_a_group:
             text = (
-                f"{plugin.where}: a plugin is for one consumer group, whose members syncd does not read."
+                f"{plugin.place}: a plugin is for one consumer group, whose members syncd does not read."
                 " Compare its subject.field and subject.fallbacks with mapping.subject_field by hand"
             )
             yield Finding(CHECK, Level.WARNING, text)
@@ -119,11 +121,11 @@ def _compared(plugin: Plugin, consumers: Sequence[Principal], subjects: Mapped) 
         rules = rules_of(plugin)
     except ValidationError as error:
         messages = "; ".join(fault["msg"] for fault in error.errors(include_input=False, include_url=False))
-        yield Finding(CHECK, Level.PROBLEM, f"{plugin.where}: the plugin's subject is invalid: {messages}")
+        yield Finding(CHECK, Level.PROBLEM, f"{plugin.place}: the plugin's subject is invalid: {messages}")
         return
     if not any(lookup.place == "consumer" for lookup in rules.lookups):
         text = (
-            f"{plugin.where}: the plugin looks for no consumer: {len(consumers)} consumers are not compared"
+            f"{plugin.place}: the plugin looks for no consumer: {len(consumers)} consumers are not compared"
         )
         yield Finding(CHECK, Level.WARNING, text)
         return
@@ -134,14 +136,14 @@ def _compared(plugin: Plugin, consumers: Sequence[Principal], subjects: Mapped) 
 def _findings(plugin: Plugin, found: Sequence[_Compared], rules: Rules) -> Iterator[Finding]:
     differing = sorted((one for one in found if one.sent != one.mapped), key=lambda one: one.consumer.label())
     if not differing:
-        text = f"{plugin.where}: {len(found)} consumers are sent under the subjects that syncd maps"
+        text = f"{plugin.place}: {len(found)} consumers are sent under the subjects that syncd maps"
         yield Finding(CHECK, Level.OK, text)
     if not_found := [one for one in differing if one.sent is None]:
         yield Finding(CHECK, Level.PROBLEM, _not_found_text(plugin, _named(not_found, found), rules))
     if sent_differently := [one for one in differing if one.sent and one.mapped]:
         first = sent_differently[0]
         text = (
-            f"{plugin.where}: {_named(sent_differently, found)} are sent under another subject than syncd"
+            f"{plugin.place}: {_named(sent_differently, found)} are sent under another subject than syncd"
             f" maps, {first.consumer.label()} as {first.sent!r} and not as {first.mapped!r}: their customers"
             " do not get that usage. Make subject.field, subject.fallbacks and mapping.subject_field agree"
         )
@@ -149,7 +151,7 @@ def _findings(plugin: Plugin, found: Sequence[_Compared], rules: Rules) -> Itera
     if unmapped := [one for one in differing if one.mapped is None]:
         first = unmapped[0]
         text = (
-            f"{plugin.where}: {_named(unmapped, found)} are sent, {first.consumer.label()} as {first.sent!r},"
+            f"{plugin.place}: {_named(unmapped, found)} are sent, {first.consumer.label()} as {first.sent!r},"
             " but syncd maps them to no subject. `syncd plan` shows why and what to do"
         )
         yield Finding(CHECK, Level.WARNING, text)
@@ -164,7 +166,7 @@ def _not_found_text(plugin: Plugin, who: str, rules: Rules) -> str:
     elsewhere = " or ".join(sorted({one.place for one in rules.lookups} - {"consumer"}))
     unless = f", unless the {elsewhere} identifies someone" if elsewhere else ""
     return (
-        f"{plugin.where}: the plugin's lookups do not find {who}, so their requests"
+        f"{plugin.place}: the plugin's lookups do not find {who}, so their requests"
         f" {fates[rules.missing]}{unless}; syncd maps them. Add `look_up_value_in: consumer` to"
         " subject.fallbacks, which sends their id as subject, or give each the field that subject.field names"
     )
@@ -184,12 +186,14 @@ def _applications(
     if not wanted:
         return
     for plugin in plugins:
+        if plugin.unread is not None:
+            continue
         try:
             rules = rules_of(plugin)
         except ValidationError:
             continue  # reported with its consumers
         if all(_sent_subject(one, rules) == key for one, key in wanted):
-            text = f"{plugin.where}: {len(wanted)} applications of {source} are sent as syncd maps them"
+            text = f"{plugin.place}: {len(wanted)} applications of {source} are sent as syncd maps them"
             yield Finding("applications", Level.OK, text)
             return
     text = (

@@ -105,6 +105,24 @@ class RunQueue:
         with self._changed:
             self._changed.notify_all()
 
+    def abandon(self) -> Run | None:
+        """End the run that is still under way, which waits for an answer, as failed; call `stop` before.
+
+        Returns that run, None if there is none.
+        """
+        with self._changed:
+            if self._current is None:
+                return None
+            abandoned = replace(
+                self._runs[self._current],
+                state=RunState.FAILED,
+                finished_at=datetime.now(UTC),
+                error="stopped by request while it waited for an answer",
+                failure="stopped",
+            )
+        self._on_update(abandoned)
+        return abandoned
+
     def work(self) -> None:
         """Run the queue, one run after the other, until `stop`."""
         while run := self._next():
@@ -131,6 +149,8 @@ class RunQueue:
 
     def _on_update(self, run: Run) -> None:
         with self._changed:
+            if self._runs[run.id].state in FINISHED:
+                return  # abandoned in the meantime
             self._runs[run.id] = run
             if run.state not in FINISHED:
                 return

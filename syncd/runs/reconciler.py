@@ -223,13 +223,18 @@ class _Record:
             finished_at=datetime.now(UTC),
         )
         # The observers come first, so that the history of a run is complete once it shows as finished.
-        for observer in self._observers:
-            try:
-                observer.finished(self._run)
-            except SyncdError as failed:
-                _log.error("run_record_failed", error=str(failed))
+        record_end(self._run, self._observers)
         self._on_update(self._run)
         return self._run
+
+
+def record_end(run: Run, observers: Sequence[RunObserver]) -> None:
+    """Call the observers of a run that has ended; one that fails is logged."""
+    for observer in observers:
+        try:
+            observer.finished(run)
+        except SyncdError as error:
+            _log.error("run_record_failed", error=str(error))
 
 
 def plan_rules(config: Config, now: datetime) -> PlanRules:

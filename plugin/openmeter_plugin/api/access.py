@@ -100,13 +100,8 @@ class AccessMiddleware:
             refusal = self._token_refusal(headers.get("authorization", ""))
             if refusal is not None:
                 return refusal
-        if scope["method"] in _WITH_BODY:
-            length = headers.get("content-length", "")
-            if not (length.isascii() and length.isdecimal()):
-                return 411, "a Content-Length header is required", _CLOSE
-            if int(length[:12]) > _MAX_BODY:
-                return 413, f"a body may have at most {_MAX_BODY} bytes", _CLOSE
-        return None
+        unread = body_refusal(scope["method"], headers)
+        return None if unread is None else (*unread, _CLOSE)
 
     def _token_refusal(self, authorization: str) -> tuple[int, str, dict[str, str]] | None:
         try:
@@ -127,6 +122,23 @@ class AccessMiddleware:
 
 _CLOSE: Final = {"connection": "close"}
 """Closes the connection: an unread body would be parsed as the next request."""
+
+
+def body_refusal(method: str, headers: Mapping[str, str]) -> tuple[int, str] | None:
+    """Return status and detail for a body that must not be read: of unknown length, or too long.
+
+    `headers` by lower-case name. Close the connection afterwards: the body is still on its way. syncd's API
+    has the same rule.
+    """
+    if method not in _WITH_BODY:
+        return None
+    # RFC 9112, section 6.3: with neither header there is no body.
+    length = headers.get("content-length", "" if "transfer-encoding" in headers else "0")
+    if not (length.isascii() and length.isdecimal()):
+        return 411, "a Content-Length header is required"
+    if int(length[:12]) > _MAX_BODY:
+        return 413, f"a body may have at most {_MAX_BODY} bytes"
+    return None
 
 
 def _host(header: str) -> str:

@@ -65,6 +65,30 @@ def test_lost_events_are_found_and_redelivered_and_the_next_audit_is_equal(
     assert world.audit(hour)[0] == 0
 
 
+def test_a_redelivery_that_the_deduplication_drops_is_said_to_be_without_effect(
+    world: Audited, hour: datetime
+) -> None:
+    """OpenMeter's sink drops an id that its Redis remembers, even if ClickHouse has lost the event."""
+    east, west = world.sites
+    east.serve("alice", hour, 6)
+    west.serve("bob", hour, 5)
+    world.metering.lose("alice", hour, 4)
+    with world.metering.remembering_ids():
+        status, document, _ = world.audit(hour, arguments=("--redeliver", "--wait"))
+        assert (status, found(document)) == (2, [(hour, _ALICE, 4, 0, 0)])
+        assert document["redelivered_without_effect"] == 4
+        arguments = ("audit", *span(hour), "--settle", "0", "--redeliver", "--wait")
+        shown = world.project().call(*arguments).stdout
+    assert "Without effect: 4 redelivered events are still not counted." in shown
+    assert "the deduplication of the metering API remembers their ids" in shown
+    assert "`expiration` of the sink's `dedupe`" in shown
+    assert "asks the gateways to redeliver" not in shown
+    # Once it has forgotten them, the same command brings them back.
+    status, document, _ = world.audit(hour, arguments=("--redeliver", "--wait"))
+    assert (status, document["redelivered_without_effect"]) == (0, 0)
+    assert world.audit(hour)[1]["redelivered_without_effect"] is None
+
+
 def test_a_dry_run_shows_redeliveries_without_requesting_them(world: Audited, hour: datetime) -> None:
     east, _ = world.sites
     east.serve("alice", hour, 3)

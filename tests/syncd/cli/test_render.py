@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+from collections.abc import Callable
 from dataclasses import replace
 
 from rich.console import Console
@@ -94,3 +95,52 @@ def test_usage_is_one_line_per_subject_with_thousands_separators() -> None:
         "unbilled  x  0.5  0",
         "Unbilled subjects: 1.",
     ]
+
+
+def keys_on_a_terminal(show: Callable[[Console], None]) -> list[str]:
+    """The first two cells of each row of a table, and the lines below it."""
+    text = io.StringIO()
+    show(Console(file=text, force_terminal=True, width=200, color_system=None))
+    rows = [line.split("│") for line in text.getvalue().splitlines()]
+    return [f"{row[1].strip()} {row[2].strip()}" if len(row) > 2 else row[0] for row in rows]
+
+
+def test_a_long_plan_on_a_terminal_shows_every_problem_first_and_cuts_creations() -> None:
+    def of(kind: ChangeKind, number: int) -> tuple[Change, ...]:
+        return tuple(Change(kind, f"{kind}-{index}", ("x",), "why") for index in range(number))
+
+    created, blocked = of(ChangeKind.CREATE_CUSTOMER, 400), of(ChangeKind.BLOCKED, 250)
+    plan = Plan(OWNER, "sync", (*created, *of(ChangeKind.MOVE_SUBJECTS, 1), *blocked))
+    seen = keys_on_a_terminal(lambda console: show_plan(console, plan))
+    assert [key for key in seen if key.startswith("blocked")] == [f"blocked blocked-{n}" for n in range(250)]
+    assert not [key for key in seen if key.startswith("create-customer")]
+    assert "... and 401 more; --json shows all" in seen
+
+    plan = Plan(OWNER, "sync", (*created, *of(ChangeKind.MOVE_SUBJECTS, 1), *blocked[:2]))
+    seen = keys_on_a_terminal(lambda console: show_plan(console, plan))
+    rows = [key for key in seen if "-" in key and "..." not in key and "Plan" not in key]
+    assert rows[:4] == [
+        "blocked blocked-0",
+        "blocked blocked-1",
+        "move-subjects move-subjects-0",
+        "create-customer create-customer-0",
+    ]
+    assert len(rows) == 200
+    assert "... and 203 more; --json shows all" in seen
+
+
+def test_usage_without_a_customer_comes_first_on_a_terminal_and_is_never_cut() -> None:
+    subjects = {f"unknown-{index:03}": 1.0 for index in range(220)} | {"a": 5.0}
+    usage = attribute((customer("acme", "a", "b"),), subjects, {})
+    seen = keys_on_a_terminal(lambda console: show_usage(console, usage))
+    assert [key for key in seen if key.startswith("unbilled")] == [
+        f"unbilled unknown-{index:03}" for index in range(220)
+    ]
+    assert "... and 2 more; --json shows all" in seen
+
+
+def test_changes_that_were_blocked_while_applying_are_never_cut() -> None:
+    blocked = tuple(replace(PLAN.changes[0], customer_key=f"acme-{number}") for number in range(250))
+    outcomes = tuple(Outcome(change, Status.BLOCKED, "in conflict") for change in blocked)
+    seen = keys_on_a_terminal(lambda console: show_outcomes(console, outcomes))
+    assert len([key for key in seen if key.startswith("blocked acme-")]) == 250

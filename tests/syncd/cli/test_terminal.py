@@ -5,15 +5,21 @@ from __future__ import annotations
 import json
 import os
 import pty
+import re
 import subprocess
+import sys
 from collections.abc import Iterator
 from contextlib import closing
 from pathlib import Path
+from unittest.mock import patch
 
 import pytest
+import structlog
 
+from syncd import log
 from syncd.sandbox.testing import running_sandbox
 from tests.syncd.processes import Project, command, daemon_process
+from tests.syncd.servers import Answer, Asked, serving
 from tests.syncd.waiting import eventually
 
 pytestmark = pytest.mark.slow
@@ -104,3 +110,52 @@ def test_status_and_resync_show_what_the_daemon_did(project: Project) -> None:
         assert ended.returncode == 0
         assert "in sync" in ended.stdout
         assert json.loads(project.call("resync", "--wait", "--json").stdout)["in_sync"] is True
+
+
+STEERING = "\x1b]0;owned\x07 \x9b31m \u202ereversed"
+
+
+def steers(screen: str) -> bool:
+    # What syncd itself sends to a terminal: colours, and the cursor of its progress line.
+    own = re.sub(r"\x1b\[[0-9;?]*[mKAhl]", "", screen)
+    return any(char in own for char in "\x1b\x07\x9b\u202e")
+
+
+def test_an_answer_of_an_api_cannot_steer_the_terminal(project: Project) -> None:
+    def kong(_asked: Asked) -> Answer:
+        return Answer({"message": f"no {STEERING}"}, 400)
+
+    with serving(kong) as server:
+        project.settings = f"sources: [{{type: kong-admin, url: '{server.url}'}}]\n"
+        project.configure()
+        for arguments in (["plan"], ["apply"], ["doctor"], ["doctor", "--json"]):
+            _, screen = on_a_terminal(project, *arguments)
+            assert "reversed" in screen, arguments
+            assert not steers(screen), (arguments, screen)
+        for arguments in (["history"], ["history", "--json"]):
+            _, screen = on_a_terminal(project, *arguments)
+            assert "reversed" in screen
+            assert not steers(screen), (arguments, screen)
+
+
+def test_names_of_consumers_cannot_steer_the_terminal_and_json_keeps_them(project: Project) -> None:
+    document = {"_format_version": "3.0", "consumers": [{"username": f"eve{STEERING}"}]}
+    (project.folder / "kong.yml").write_text(json.dumps(document))
+    reasons = [change["reason"] for change in json.loads(project.call("plan", "--json").stdout)["changes"]]
+    assert any(f"eve{STEERING}" in reason for reason in reasons)
+    for arguments in (["plan"], ["plan", "--json"], ["apply"], ["usage"]):
+        _, screen = on_a_terminal(project, *arguments)
+        assert "eve" in screen
+        assert not steers(screen), (arguments, screen)
+
+
+def test_the_log_on_a_terminal_cannot_be_steered(capsys: pytest.CaptureFixture[str]) -> None:
+    with patch.object(sys.stderr, "isatty", return_value=True, create=True):
+        log.configure()
+        try:
+            structlog.get_logger("test").warning("seen", error=STEERING.replace(" ", ""))
+        finally:
+            structlog.reset_defaults()
+    screen = capsys.readouterr().err
+    assert "reversed" in screen
+    assert not steers(screen)

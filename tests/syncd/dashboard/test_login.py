@@ -198,9 +198,9 @@ def test_the_style_sheet_may_be_cached_because_its_url_changes_with_it(there: Si
 
 
 def test_no_page_loads_third_party_scripts(there: Site) -> None:
-    with there.visitor() as visitor:
+    with there.api() as client:
         for path in ("/docs", "/redoc"):
-            assert visitor.client.get(path).status_code == 404
+            assert client.get(path).status_code == 404
 
 
 def test_a_link_from_another_site_keeps_the_session(there: Site) -> None:

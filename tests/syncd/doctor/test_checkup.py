@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import json
+import re
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
+from urllib.parse import urlsplit
 
 import httpx
 import pytest
 
+from syncd.config import settings
 from syncd.doctor.checks import Level, Plugin, check_clock, check_empty, check_meters, check_plugins
+from syncd.doctor.checkup import _statuses
 from syncd.sandbox.testing import running_sandbox
 from tests.syncd.konnect import PLANE, Konnect, uid
 from tests.syncd.processes import KONG_YML, Project
@@ -44,6 +48,32 @@ def test_a_plugin_with_another_subject_field_is_a_problem() -> None:
 
 def test_events_for_another_server_are_a_warning() -> None:
     assert found(openmeter(endpoint="http://other:8888"))[1] == ("endpoint", "warning")
+
+
+@pytest.mark.parametrize(
+    ("endpoint", "level"),
+    [
+        ("http://metering:8889", "warning"),  # the port of another server
+        ("https://metering:8888", "ok"),
+        ("http://metering", "warning"),
+        ("http://openmeter.internal:8888", "ok"),  # a name that the gateways have for it
+    ],
+)
+def test_host_and_port_of_the_endpoint_are_compared_as_audit_does(endpoint: str, level: str) -> None:
+    findings = list(check_plugins([openmeter(endpoint=endpoint)], "id", HERE, ["openmeter.internal"]))
+    assert str(findings[1].level) == level
+    assert f"events go to {urlsplit(endpoint).hostname}:" in findings[1].text
+
+
+@pytest.mark.parametrize(
+    "endpoint", [None, "{vault://env/endpoint}", "${{ env 'DECK_URL' }}", "http://x:port"]
+)
+def test_an_endpoint_that_cannot_be_read_is_said_to_be_unknown(endpoint: str | None) -> None:
+    plugin = Plugin("openmeter", True, {"ingest_endpoint": endpoint}, "Kong")
+    finding = list(check_plugins([plugin], "id", HERE))[1]
+    assert finding.level is Level.WARNING
+    assert "where its events go is unknown" in finding.text
+    assert "None" not in finding.text
 
 
 def test_another_metering_plugin_next_to_ours_bills_twice() -> None:
@@ -331,3 +361,141 @@ def test_the_plugins_of_a_control_plane_in_konnect_are_read(project: Project) ->
         )
         project.configure()
         assert levels(project)["subject"] == "problem"
+
+
+def texts(project: Project, check: str) -> list[tuple[str, str]]:
+    found = json.loads(project.call("doctor", "--json").stdout)
+    return [(finding["level"], finding["text"]) for finding in found if finding["check"] == check]
+
+
+def test_each_line_about_a_plugin_names_its_instance(project: Project) -> None:
+    plugin = f"{{name: openmeter, config: {{ingest_endpoint: '{project.metering}/api/v1/events'}}}}"
+    with (project.folder / "kong.yml").open("a") as file:
+        routes = f"[{{name: orders, plugins: [{plugin}]}}]"
+        file.write(f"services:\n- {{name: shop, plugins: [{plugin}], routes: {routes}}}\n")
+    for check in ("subject", "endpoint"):
+        places = [text.partition(":")[0] for _, text in texts(project, check)]
+        assert places == [
+            "kong.yml, global plugin",
+            "kong.yml, plugin of service shop",
+            "kong.yml, plugin of route orders",
+        ]
+
+
+def test_a_plugin_of_the_admin_api_is_named_by_what_it_is_bound_to(project: Project) -> None:
+    config = {"ingest_endpoint": f"{project.metering}/x"}
+    bound = {"name": "openmeter", "config": config, "route": {"id": "r-1"}, "consumer": {"id": "c-1"}}
+
+    def kong(asked: Asked) -> Answer:
+        return Answer({"data": [bound] if asked.path == "/plugins" else [], "next": None})
+
+    with serving(kong) as server:
+        project.settings = f"sources: [{{type: kong-admin, url: '{server.url}'}}]\n"
+        project.configure()
+        [(_, text)] = texts(project, "endpoint")
+    assert text.startswith(f"Kong at {server.url}, plugin of route r-1 and consumer c-1: events go to")
+
+
+DECK = """
+_format_version: "3.0"
+_plugin_configs:
+  shared: {{ingest_endpoint: '{url}/api/v1/events', subject: {{field: username}}}}
+consumers: [{{username: alice}}]
+plugins: [{{name: openmeter, _config: shared, {own}}}]
+"""
+
+
+def test_a_configuration_that_decks_plugins_share_is_read(project: Project) -> None:
+    (project.folder / "kong.yml").write_text(DECK.format(url=project.metering, own=""))
+    [(level, text)] = texts(project, "subject")
+    assert (level, "sends subject.field 'username'" in text) == ("problem", True)
+    assert [level for level, _ in texts(project, "endpoint")] == ["ok"]
+    # The fields of the plugin itself come first.
+    own = "config: {subject: {field: id}}"
+    (project.folder / "kong.yml").write_text(DECK.format(url=project.metering, own=own))
+    assert [level for level, _ in texts(project, "subject")] == ["ok"]
+    assert [level for level, _ in texts(project, "endpoint")] == ["ok"]
+
+
+def test_a_shared_configuration_in_another_file_is_named_as_unread(project: Project) -> None:
+    deck = DECK.format(url=project.metering, own="").replace("_config: shared", "_config: elsewhere")
+    (project.folder / "kong.yml").write_text(deck)
+    [(level, text)] = texts(project, "plugin")
+    assert (level, "its configuration is 'elsewhere', which this file does not contain" in text) == (
+        "warning",
+        True,
+    )
+    assert not texts(project, "subject") + texts(project, "endpoint") + texts(project, "consumers")
+
+
+def spool(project: Project, **changes: object) -> dict[str, object]:
+    """What a gateway answers: nothing is held back, except `changes`."""
+    books: dict[str, object] = dict.fromkeys(
+        ("requests", "metered", "quarantined", "resent", "events", "delivered"), 0
+    )
+    books |= {"dead_lettered": 0, "waiting": 0, "skipped": {}, "lost": {}}
+    part = {
+        "books": books,
+        "not_accounted": {"requests": 0, "events": 0},
+        "backlog": changes.pop("backlog", 0),
+        "oldest_waiting": changes.pop("oldest_waiting", None),
+        "bytes": 0,
+    }
+    here = {**part, "id": "1", "endpoint": f"{project.metering}/api/v1/events"}
+    total = {"delivery_running": True, "total": part, "destinations": [here]}
+    return {**total, "dead_letters": 0, "quarantined": 0, **changes}
+
+
+def gateway(project: Project, answer: dict[str, object]) -> list[tuple[str, str]]:
+    def plugin(asked: Asked) -> Answer:
+        return Answer({"ready": True, "problems": []} if asked.path == "/readyz" else answer)
+
+    with serving(plugin) as server:
+        project.configure(f"gateways: [{{name: eu, url: '{server.url}', token: token-of-the-plugin}}]\n")
+        return texts(project, "gateway")
+
+
+def test_quarantined_requests_and_events_that_wait_for_long_are_warnings(project: Project) -> None:
+    [(level, text)] = gateway(project, spool(project, quarantined=700))
+    assert (level, text.startswith("eu: 700 requests are in quarantine")) == ("warning", True)
+    assert "`openmeter-plugin spool replay --quarantine`" in text
+    waiting = {"time": "2026-01-01T00:00:00Z", "age_seconds": 4000.4}
+    [(level, text)] = gateway(project, spool(project, backlog=1234, oldest_waiting=waiting))
+    assert level == "warning"
+    assert text.startswith("eu: 1,234 events wait for their delivery, the oldest for 1:06:40")
+    both = gateway(project, spool(project, quarantined=700, dead_letters=9))
+    assert [level for level, _ in both] == ["warning"] * 2
+
+
+def test_events_that_were_just_sent_are_told_and_no_warning(project: Project) -> None:
+    waiting = {"time": "2026-01-01T00:00:00Z", "age_seconds": 1.0}
+    assert gateway(project, spool(project, backlog=3, oldest_waiting=waiting)) == [
+        ("ok", "eu: ready, and the token is valid; 3 events wait for their delivery, the oldest for 0:00:01")
+    ]
+    assert gateway(project, spool(project)) == [
+        ("ok", "eu: ready, and the token is valid; no event waits for its delivery")
+    ]
+
+
+def test_the_last_line_counts_problems_and_warnings(project: Project) -> None:
+    assert re.fullmatch(r"All \d+ checks are ok\.", project.call("doctor").stdout.splitlines()[-1])
+    (project.folder / "kong.yml").write_text('_format_version: "3.0"')
+    last = project.call("doctor").stdout.splitlines()[-1]
+    assert re.fullmatch(r"0 problems, 2 warnings, \d+ ok\.", last)
+
+
+def test_a_token_that_may_not_read_kongs_status_is_a_warning(project: Project) -> None:
+    """Kong with RBAC: the token may read consumers and plugins of its workspace only."""
+
+    def kong(asked: Asked) -> Answer:
+        if asked.path == "/status":
+            return Answer({"message": "reader, you do not have permissions to read this resource"}, 403)
+        return Answer({"data": []})
+
+    with serving(kong) as server:
+        project.settings = f"sources: [{{type: kong-admin, url: '{server.url}'}}]\n"
+        project.configure()
+        [finding] = list(_statuses(settings.load(project.config), {"kong-admin-0": ()}))
+    assert finding.level is Level.WARNING
+    assert finding.text.startswith("kong-admin-0: the consumers can be read, but not the status")
+    assert "sources[0].token" in finding.text

@@ -50,7 +50,7 @@ def found(
 
 def test_consumers_without_the_tag_agree_if_the_plugin_falls_back_to_their_id() -> None:
     assert found(openmeter(**BY_ID_TOO)) == [
-        ("ok", "Kong: 3 consumers are sent under the subjects that syncd maps")
+        ("ok", "Kong, global plugin: 3 consumers are sent under the subjects that syncd maps")
     ]
 
 
@@ -129,11 +129,11 @@ def test_a_plugin_that_looks_for_no_consumer_is_not_compared_and_doctor_says_so(
 def test_a_plugin_of_one_consumer_is_compared_with_that_one_only() -> None:
     everybody = openmeter(field="tag")
     for name in ("2", "bob"):
-        own = replace(openmeter(field="id"), consumer=name)
+        own = replace(openmeter(field="id"), consumer=name, entities=(f"consumer {name}",))
         levels = [(level, text) for level, text in found(everybody, own)]
         assert [level for level, _ in levels] == ["problem", "ok"]
         assert "1 of 2 consumers (carol)" in levels[0][1]
-        assert levels[1][1].startswith("Kong: 1 consumers")
+        assert levels[1][1].startswith(f"Kong, plugin of consumer {name}: 1 consumers")
         # A plugin of one route leaves the other routes to the global plugin.
         partial = found(everybody, replace(own, is_partial=True))
         assert "2 of 3 consumers (bob, carol)" in partial[0][1]
@@ -169,7 +169,7 @@ def test_applications_are_compared_with_every_plugin() -> None:
 
     assert said(openmeter(fallbacks=[]), openmeter()) == (
         "ok",
-        "Kong: 2 applications of portal are sent as syncd maps them",
+        "Kong, global plugin: 2 applications of portal are sent as syncd maps them",
     )
     for plugin in (
         openmeter(fallbacks=[]),
@@ -211,10 +211,10 @@ def test_plugins_of_a_file_are_distinguished_by_their_entity(project: Project) -
     assert sorted(levels) == ["ok", "ok", "problem", "warning"]
     texts = " ".join(text for _, text in said(project))
     # bob has the tag and a plugin of his own, guest is anonymous.
-    assert "kong.yml: 1 consumers are sent under" in texts
-    assert "kong.yml: 2 consumers are sent under" in texts
-    assert "1 of 2 consumers (carol)" in texts
-    assert "one consumer group" in texts
+    assert "kong.yml, plugin of consumer bob: 1 consumers are sent under" in texts
+    assert "kong.yml, global plugin: 2 consumers are sent under" in texts
+    assert "kong.yml, plugin of route without a name: the plugin's lookups do not find 1 of 2" in texts
+    assert "kong.yml, plugin of consumer group gold: a plugin is for one consumer group" in texts
 
 
 def test_the_plugins_of_a_running_kong_are_compared_with_its_consumers(project: Project) -> None:
