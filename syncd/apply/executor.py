@@ -19,8 +19,7 @@ from syncd.apply.subject_entities import EntityWriter, Indexed, Results, refusal
 from syncd.core.changes import Change, ChangeKind, Outcome, Plan, Status
 from syncd.core.errors import ApiError, ApplyStoppedError, BlockedError, RefusedError
 from syncd.core.ownership import is_managed, owner_of
-from syncd.metering.base import Decide, MeteringTarget, Remover
-from syncd.metering.deletion import NoRemover
+from syncd.metering.base import Decide, MeteringTarget, NoRemover, Remover
 
 
 def recreate_retired(target: MeteringTarget, retired: Change) -> None:

@@ -156,7 +156,7 @@ def _changes(detail: RunDetail, request: Request) -> dict[str, object]:
     }
 
 
-def _row(customer: customers.ListedCustomer, page: customers.Page, owner_id: str) -> dict[str, object]:
+def _row(customer: ObservedCustomer, page: customers.Page, owner_id: str) -> dict[str, object]:
     """Return a customer's row: its subjects, including its id and key if they have usage."""
     requests, tokens = page.requests.get(customer.id, {}), page.tokens.get(customer.id, {})
     keys = list(dict.fromkeys([*customer.subject_keys, *sorted(requests.keys() | tokens.keys())]))

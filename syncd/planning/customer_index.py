@@ -12,7 +12,6 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
-from functools import cached_property
 
 from syncd.core.changes import Change, ChangeKind
 from syncd.core.model import DesiredCustomer, ObservedCustomer, ObservedState
@@ -86,7 +85,7 @@ def double_counting_changes(
 
 
 class CustomerIndex:
-    """Customers of the metering API by key, subject and id, less what the plan in the making moves away."""
+    """Customers of the metering API by key and subject, less what the plan in the making moves away."""
 
     def __init__(self, observed: ObservedState) -> None:
         self._observed = observed
@@ -99,16 +98,9 @@ class CustomerIndex:
         self.double_counted = find_double_counting(self.by_key, self._by_subject)
         """The subjects whose usage is already counted for two customers."""
 
-    @cached_property
-    def _by_id(self) -> dict[str, ObservedCustomer]:
-        # Built only if a subject is missing, which is rare.
-        return {customer.id: customer for customer in self._observed.customers}
-
     def carrier_of(self, subject_key: str) -> ObservedCustomer | None:
-        """Return the customer that pays for this subject today, found by subject key, key or id."""
-        return (
-            self._by_subject.get(subject_key) or self.by_key.get(subject_key) or self._by_id.get(subject_key)
-        )
+        """Return the customer that pays for this subject today, found by subject key or key."""
+        return self._by_subject.get(subject_key) or self.by_key.get(subject_key)
 
     def subject_refusal(self, customer: ObservedCustomer) -> str | None:
         """Return why the metering API would refuse new subject keys on a customer; None if it would not."""

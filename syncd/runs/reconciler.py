@@ -20,13 +20,10 @@ from syncd.config.settings import Config
 from syncd.core.changes import DELETIONS, Outcome, Plan, Status, count
 from syncd.core.model import DesiredState, ObservedState, Principal
 from syncd.core.policy import Policy
-from syncd.http.client import ApiClient
-from syncd.http.retry import Retry
 from syncd.mapping.desired_state import desired_state
 from syncd.mapping.limits import within_limits
 from syncd.mapping.rules import MappingRules
 from syncd.metering.base import Inspector, MeteringTarget
-from syncd.metering.deletion import ApiInspector, ApiRemover
 from syncd.planning.deletion_checks import check_deletions
 from syncd.planning.guards import (
     Limits,
@@ -171,14 +168,9 @@ def run(
     rules = PlanRules(rules_of(config), config.policy, grace)
     limits = Limits(**config.guards.model_dump())
     sources = sources_of(config, sleep)
-    retry = Retry(attempts=config.metering.attempts, sleep=sleep)
-    with (
-        closing(target_of(config, sleep)) as target,
-        ApiClient(metering_endpoint(config), retry) as client,
-    ):
-        inspector = ApiInspector(client, config.metering.dialect)
+    with closing(target_of(config, sleep)) as target:
         with gc_paused():
-            plan, observed = plan_changes(sources, target, rules, options, readings or Readings(), inspector)
+            plan, observed = plan_changes(sources, target, rules, options, readings or Readings(), target)
         if limits.max_clock_skew is not None and has_removals(plan):
             ahead = clock_skew(metering_endpoint(config), watch)
             if why := clock_distrust_reason(ahead, limits.max_clock_skew):
@@ -192,11 +184,10 @@ def run(
         if options.reviewed is not None:
             require_same(options.reviewed, plan)
         require_safe(plan, observed, limits, force=options.force)
-        remover = ApiRemover(client, config.metering.dialect)
         outcomes = apply_plan(
             plan,
             target,
-            remover=remover,
+            remover=target,
             concurrency=config.metering.concurrency,
             should_stop=should_stop,
             report=report,

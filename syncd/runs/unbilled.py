@@ -11,11 +11,11 @@ from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 
 from syncd.core.changes import REMOVALS, Change, ChangeKind, MovedUsage, Plan
-from syncd.core.errors import ApiError, MeterMissingError
+from syncd.core.errors import ApiError, MeterMissingError, UnreliableApiError
 from syncd.core.model import ObservedState
 from syncd.core.unbilled import WINDOW, UnbilledSubject, UnbilledUsage, first_day, unbilled_usage
 from syncd.metering.base import MeteringTarget
-from syncd.metering.usage import REQUESTS_METER, TOKENS_METER, whole
+from syncd.metering.usage import REQUESTS_METER, TOKENS_METER, owners, whole
 
 _KINDS_WITH_EVENTS = REMOVALS | {ChangeKind.MOVE_SUBJECTS, ChangeKind.RETIRE_CUSTOMER, ChangeKind.BLOCKED}
 
@@ -27,6 +27,8 @@ def with_usage(plan: Plan, target: MeteringTarget, observed: ObservedState, now:
         requests = target.usage(REQUESTS_METER, rfc3339(start), None)
         tokens = target.usage(TOKENS_METER, rfc3339(start), None)
         unbilled = _unbilled(plan, target, observed, requests, tokens, start)
+    except UnreliableApiError:
+        raise
     except (ApiError, MeterMissingError) as error:
         note = f"unbilled usage is unknown: {error}"
         return replace(plan, notes=(*plan.notes, note))
@@ -42,14 +44,13 @@ def _unbilled(
     tokens: Mapping[str, float],
     start: datetime,
 ) -> UnbilledUsage:
-    keys = (key for c in observed.customers for key in (c.id, c.key, *c.subject_keys) if key)
     planned = (
         key
         for change in (*plan.of(ChangeKind.CREATE_CUSTOMER), *plan.of(ChangeKind.ATTACH_SUBJECTS))
         for key in change.subject_keys
     )
     blocked = (key for change in plan.of(ChangeKind.BLOCKED) for key in change.subject_keys)
-    subjects = unbilled_usage(requests, tokens, frozenset(keys), planned, blocked)
+    subjects = unbilled_usage(requests, tokens, frozenset(owners(observed.customers)), planned, blocked)
     since = rfc3339(_since(target, subjects, start)) if subjects else None
     return UnbilledUsage(subjects, rfc3339(start), since)
 
