@@ -62,6 +62,13 @@ def expect_asked(document: Mapping[str, object], what: str, **asked: str) -> Non
             raise unreliable(f"asked for the {what} with {field} {wanted!r}, it answered with {found!r}")
 
 
+def expect_written(answer: object, what: str, **asked: str) -> None:
+    """Raise UnreliableApiError if the answer to a write is about something else; it may be short or empty."""
+    document = mapping(answer)
+    named = {field: wanted for field, wanted in asked.items() if document.get(field) is not None}
+    expect_asked(document, what, **named)
+
+
 def unreliable(problem: str) -> UnreliableApiError:
     """Return the error for an answer about something else than was asked for."""
     return UnreliableApiError(

@@ -110,7 +110,7 @@ class OpenMeterV1:
             "billingAddress": address or None,
         }
         made = self._client.request("POST", _CUSTOMERS, body=answers.without_none(body))
-        answers.expect_asked(expect_object(made, API, "a created customer"), "created customer", key=key)
+        answers.expect_written(made, "created customer", key=key)
 
     def customer_by_key(self, key: str) -> ObservedCustomer | None:
         """Return the customer with exactly this key."""
@@ -142,7 +142,8 @@ class OpenMeterV1:
             if error.status not in GONE:
                 raise
             raise answers.deleted_meanwhile() from None
-        answers.expect_asked(expect_object(written, API, path), "changed customer", id=customer_id)
+        asked = {"id": customer_id} | ({"key": str(body["key"])} if "key" in body else {})
+        answers.expect_written(written, "changed customer", **asked)
         return True
 
     def _read(self, path: str, *, repeat: bool = True) -> dict[str, object] | None:
@@ -246,7 +247,7 @@ class OpenMeterV1:
             "groupBy": dict(meter.dimensions),
         }
         made = self._client.request("POST", _METERS, body=answers.without_none(body))
-        answers.expect_asked(expect_object(made, API, "a created meter"), "created meter", slug=meter.key)
+        answers.expect_written(made, "created meter", slug=meter.key)
 
     def usage(self, meter: str, since: str | None, until: str | None) -> Mapping[str, float]:
         """Return the value of a meter for each subject, over the whole period."""

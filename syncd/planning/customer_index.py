@@ -12,6 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
+from functools import cached_property
 
 from syncd.core.changes import Change, ChangeKind
 from syncd.core.model import DesiredCustomer, ObservedCustomer, ObservedState
@@ -101,6 +102,15 @@ class CustomerIndex:
     def carrier_of(self, subject_key: str) -> ObservedCustomer | None:
         """Return the customer that pays for this subject today, found by subject key or key."""
         return self._by_subject.get(subject_key) or self.by_key.get(subject_key)
+
+    def conflicting(self, key: str) -> ObservedCustomer | None:
+        """Return the customer for which the metering API refuses a new one with this key: also by id."""
+        return self.carrier_of(key) or self._by_id.get(key)
+
+    @cached_property
+    def _by_id(self) -> dict[str, ObservedCustomer]:
+        # Built only for a customer that is missing, which is rare.
+        return {customer.id: customer for customer in self._observed.customers}
 
     def subject_refusal(self, customer: ObservedCustomer) -> str | None:
         """Return why the metering API would refuse new subject keys on a customer; None if it would not."""

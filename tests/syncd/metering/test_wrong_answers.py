@@ -171,7 +171,13 @@ def test_the_command_stops_with_the_reason(tmp_path: Path, sandbox: httpx.Client
 
 # Single reads, scripted
 
-WRONG = {"id": "G", "key": "globex", "name": "Globex", "customer_id": "G", "customerId": "G"}
+WRONG: dict[str, object] = {
+    "id": "G",
+    "key": "globex",
+    "name": "Globex",
+    "customer_id": "G",
+    "customerId": "G",
+}
 
 
 def listed(*documents: dict[str, object]) -> Answer:
