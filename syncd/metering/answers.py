@@ -90,9 +90,9 @@ def expect_distinct(entries: Iterable[Mapping[str, object]], what: str, field: s
 
 
 def expect_among(found: object, asked: Collection[str], what: str) -> None:
-    """Raise UnreliableApiError if an answer is about a customer (None: unnamed) that was not asked for."""
+    """Raise UnreliableApiError if an answer names (None: does not name) something that was not asked for."""
     if found is not None and found not in asked:
-        raise unreliable(f"asked for {what}, it answered with that of customer {found!r}")
+        raise unreliable(f"asked for {what}, it answered with that of {found!r}")
 
 
 def mapping(value: object) -> dict[str, object]:

@@ -193,7 +193,10 @@ class OpenMeterV1:
             if write.display_name is not None:
                 entry["displayName"] = write.display_name
             body.append(entry)
-        self._client.request("POST", _SUBJECTS, body=body)
+        written = self._client.request("POST", _SUBJECTS, body=body)
+        keys = {write.key for write in writes}
+        for answered in written if isinstance(written, list) else ():
+            answers.expect_among(mapping(answered).get("key"), keys, "the subjects that were written")
 
     # Deletions
 

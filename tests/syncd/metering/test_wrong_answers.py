@@ -256,6 +256,13 @@ def test_the_subscriptions_of_another_customer_are_not_taken_for_those_of_one_to
         target.inspect("A")
 
 
+def test_written_subjects_that_come_back_as_others_are_an_error() -> None:
+    with serving(lambda _asked: Answer([{"key": "bob"}])) as server, closing(target_at(server.url)) as target:
+        target.write_subjects([SubjectWrite("bob", None, {})])
+        with pytest.raises(UnreliableApiError, match="'bob'"):
+            target.write_subjects([SubjectWrite("alice", None, {})])
+
+
 @pytest.mark.parametrize("what", ["customers", "meters", "subjects"])
 def test_a_list_that_names_one_entity_twice_with_different_content_is_an_error(
     dialect: Dialect, what: str
