@@ -118,24 +118,23 @@ class OpenMeterV1:
         if document is None or document.get("id") == key != document.get("key"):
             return None
         answers.expect_asked(document, "customer", key=key)
-        return _observed_customer(document)
+        return None if document.get("deletedAt") else _observed_customer(document)
 
     def edit_customer(self, customer_id: str, decide: Decide) -> bool:
         """Read, decide, merge, write; a retry repeats all four, so that it undoes no other edit."""
         return self._retry.run(lambda: self._edit_once(customer_id, decide))
 
     def _edit_once(self, customer_id: str, decide: Decide) -> bool:
-        path = f"{_CUSTOMERS}/{id_segment(customer_id)}"
-        document = self._read(path, repeat=False)
+        document = self._by_id(customer_id, repeat=False)
         if document is None:
             raise answers.deleted_meanwhile()
-        answers.expect_asked(document, "customer", id=customer_id)
         edit = decide(_observed_customer(document))
         if edit is None:
             return False
         body = _merged(document, edit)
         if body == _replaceable(document):
             return False
+        path = f"{_CUSTOMERS}/{id_segment(customer_id)}"
         try:
             written = self._client.request("PUT", path, body=body, repeat=False)
         except RefusedError as error:
@@ -146,16 +145,22 @@ class OpenMeterV1:
         answers.expect_written(written, "changed customer", **asked)
         return True
 
-    def _read(self, path: str, *, repeat: bool = True) -> dict[str, object] | None:
+    def _by_id(self, customer_id: str, *, repeat: bool = True) -> dict[str, object] | None:
         """Return a customer, None if there is none; the server also returns deleted ones (`deletedAt`)."""
+        document = self._read(f"{_CUSTOMERS}/{id_segment(customer_id)}", repeat=repeat)
+        if document is None:
+            return None
+        answers.expect_asked(document, "customer", id=customer_id)
+        return None if document.get("deletedAt") else document
+
+    def _read(self, path: str, *, repeat: bool = True) -> dict[str, object] | None:
         try:
             answer = self._client.request("GET", path, repeat=repeat)
         except RefusedError as error:
             if error.status in GONE:
                 return None
             raise
-        document = expect_object(answer, API, path)
-        return None if document.get("deletedAt") else document
+        return expect_object(answer, API, path)
 
     def _page(self, number: int, size: int) -> Page:
         params: _Params = {
@@ -202,11 +207,10 @@ class OpenMeterV1:
 
     def inspect(self, customer_id: str) -> Inspection | None:
         """Return what depends on a customer; three to four requests."""
-        path = f"{_CUSTOMERS}/{id_segment(customer_id)}"
-        document = self._read(path)
+        document = self._by_id(customer_id)
         if document is None:
             return None
-        answers.expect_asked(document, "customer", id=customer_id)
+        path = f"{_CUSTOMERS}/{id_segment(customer_id)}"
         page = {"page": 1, "pageSize": PAGE_OF_PARTS}
         access = answers.object_or_none(self._client, f"{path}/access") or {}
         subscriptions = answers.parts(self._client, f"{path}/subscriptions", "items", page)

@@ -157,10 +157,8 @@ class OpenMeterV3:
                 return None
             raise
         document = expect_object(answer, API, path)
-        if document.get("deleted_at"):
-            return None
         answers.expect_asked(document, "customer", id=customer_id)
-        return document
+        return None if document.get("deleted_at") else document
 
     def _with_subscription(self, document: dict[str, object], *, repeat: bool = True) -> ObservedCustomer:
         return _observed(document, self._running(str(document.get("id")), repeat=repeat))

@@ -222,6 +222,19 @@ def test_an_answer_about_something_else_than_was_asked_for_is_an_error(dialect: 
     assert "PUT" not in {asked.method for asked in server.asked}
 
 
+@pytest.mark.parametrize("read", ["edit_customer", "inspect"])
+def test_a_deleted_customer_that_was_not_asked_for_says_nothing_about_the_one_that_was(
+    dialect: Dialect, read: str
+) -> None:
+    gone = {**WRONG, "deletedAt": "2026-01-01T00:00:00Z", "deleted_at": "2026-01-01T00:00:00Z"}
+    with (
+        serving(lambda _asked: Answer(gone)) as server,
+        closing(target_with(dialect, server.url)) as target,
+        pytest.raises(UnreliableApiError),
+    ):
+        READS[read](target)
+
+
 def test_a_written_customer_that_comes_back_as_another_is_an_error(dialect: Dialect) -> None:
     acme = {"id": "A", "key": "acme", "name": "ACME"}
 
