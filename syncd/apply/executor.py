@@ -33,8 +33,7 @@ from syncd.core.errors import (
     RefusedError,
 )
 from syncd.core.ownership import is_managed, owner_of
-from syncd.metering.base import Decide, MeteringTarget, Remover
-from syncd.metering.deletion import NoRemover
+from syncd.metering.base import Decide, MeteringTarget, NoRemover, Remover
 
 
 def recreate_retired(target: MeteringTarget, retired: Change) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from contextlib import ExitStack
+from contextlib import ExitStack, closing
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING, Annotated
@@ -103,8 +103,6 @@ def _run(
     from syncd.audit.compare import HOUR, whole_hours
     from syncd.audit.meter_queries import HourlyMeters
     from syncd.audit.run import AuditRun, Reader
-    from syncd.http.client import ApiClient
-    from syncd.http.retry import Retry
     from syncd.runs import factory
 
     if not config.gateways:
@@ -119,9 +117,7 @@ def _run(
             " --from must be before --to, and the current hour is not complete"
         )
     gateways = [stack.enter_context(gateway) for gateway in factory.gateways_of(config)]
-    retry = Retry(attempts=config.metering.attempts)
-    client = stack.enter_context(ApiClient(factory.metering_endpoint(config), retry))
-    meters = HourlyMeters(client, config.metering.dialect)
+    meters = HourlyMeters(stack.enter_context(closing(factory.target_of(config))))
     reader = Reader(gateways, meters, config.metering.url)
     on_part = _progress(stack, (end - begin) // HOUR)
     return AuditRun(reader, begin, end, settle, on_part=on_part, on_wait=_report_waiting)

@@ -167,6 +167,14 @@ def doctor(
         bool,
         typer.Option("--probe", help="Send one event, of its own type, twice to test deduplication."),
     ] = False,
+    probe_flush: Annotated[
+        float,
+        typer.Option(
+            min=0,
+            metavar="SECONDS",
+            help="With --probe: how long the metering API's sink may collect events before it stores them.",
+        ),
+    ] = 6.0,
 ) -> None:
     """Check connectivity, permissions and configuration of everything syncd talks to.
 
@@ -176,9 +184,11 @@ def doctor(
     from syncd.config import settings
     from syncd.doctor.checks import Level, summary
     from syncd.doctor.checkup import examine
+    from syncd.doctor.probe import Probe
 
     findings = []
-    for finding in examine(settings.load(config_path(context, config)), probe=probe):
+    loaded = settings.load(config_path(context, config))
+    for finding in examine(loaded, probe=Probe(probe_flush) if probe else None):
         findings.append(finding)
         if not as_json:
             line(console(), f"{finding.level:<8} {finding.check}: {finding.text}")

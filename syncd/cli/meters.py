@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from contextlib import closing
+
 import typer
 
 from syncd.cli.options import APPLIED, BLOCKED, ConfigOption, JsonOption, config_path, finish, print_json
@@ -22,14 +24,12 @@ def apply(context: typer.Context, config: ConfigOption = None, as_json: JsonOpti
     """
     from syncd.config import settings
     from syncd.core.text import printable
-    from syncd.http.client import ApiClient
-    from syncd.http.retry import Retry
-    from syncd.metering.meters import MeterApi, apply_meters
-    from syncd.runs.factory import metering_endpoint
+    from syncd.metering.meters import apply_meters
+    from syncd.runs.factory import target_of
 
     loaded = settings.load(config_path(context, config))
-    with ApiClient(metering_endpoint(loaded), Retry(attempts=loaded.metering.attempts)) as client:
-        results = apply_meters(MeterApi(client, loaded.metering.dialect))
+    with closing(target_of(loaded)) as target:
+        results = apply_meters(target)
     if as_json:
         print_json({"meters": [result.to_json() for result in results]})
     else:

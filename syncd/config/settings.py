@@ -45,10 +45,14 @@ _LISTS = ("sources", "gateways")
 """Lists whose entries the environment can override field by field."""
 
 
+Dialect = Literal["openmeter-v1", "openmeter-v3"]
+"""The dialects of the metering API; `syncd.metering.dialects` has the client of each."""
+
+
 class MeteringConfig(Section):
     """The metering API."""
 
-    dialect: Literal["openmeter-v1", "openmeter-v3"] = "openmeter-v1"
+    dialect: Dialect = "openmeter-v1"
     """`openmeter-v1`: a self-hosted OpenMeter. `openmeter-v3`: Konnect and newer self-hosted servers."""
     url: HttpUrl
     """URL of the metering API: `http://openmeter:8888`, `https://eu.api.konghq.com`."""

@@ -9,6 +9,7 @@
      |    +-- UnreachableError    no usable answer after all retries: network, 429, 5xx
      |    +-- UnauthorizedError   401 or 403: the token
      |    +-- MalformedError      an answer that the specification does not allow
+     |    |    +-- UnreliableApiError  an answer about something else than was asked for
      |    +-- RefusedError        any other 4xx: the request, not the API, is at fault
      +-- MeterMissingError      `syncd usage` needs a meter that the server does not have
      +-- QueueFullError         too many different runs are waiting in the daemon
@@ -65,6 +66,10 @@ class UnauthorizedError(ApiError):
 
 class MalformedError(ApiError):
     """The API gave an answer that its specification does not allow."""
+
+
+class UnreliableApiError(MalformedError):
+    """An answer is about another entity than was asked for, so no answer can be trusted: the run stops."""
 
 
 class RefusedError(ApiError):

@@ -170,8 +170,11 @@ class ObservedCustomer:
     active_subscription: str | None = None
 
     def carries(self, subject_key: str) -> bool:
-        """Return whether usage of this subject is attributed here: by subject key, or by own key or id."""
-        return subject_key in self.subject_keys or subject_key in (self.key, self.id)
+        """Return whether usage of this subject is attributed here: by subject key or own key.
+
+        Not by its id: a real OpenMeter finds no customer for usage under an id.
+        """
+        return subject_key in self.subject_keys or subject_key == self.key
 
 
 @value

@@ -159,15 +159,14 @@ def _changes(detail: RunDetail, request: Request) -> dict[str, object]:
     }
 
 
-def _row(customer: customers.ListedCustomer, page: customers.Page, owner_id: str) -> dict[str, object]:
-    """Return a customer's row: its subjects, including its id and key if they have usage."""
+def _row(customer: ObservedCustomer, page: customers.Page, owner_id: str) -> dict[str, object]:
+    """Return a customer's row: its subjects, including its key if that has usage."""
     requests, tokens = page.requests.get(customer.id, {}), page.tokens.get(customer.id, {})
     keys = list(dict.fromkeys([*customer.subject_keys, *sorted(requests.keys() | tokens.keys())]))
     managed = is_managed(customer.metadata, owner_id)
-    observed = ObservedCustomer(customer.id, customer.key, customer.name, (), customer.metadata)
     return {
         "customer": customer,
-        "owner": "syncd" if managed else owner_of(observed),
+        "owner": "syncd" if managed else owner_of(customer),
         "managed": managed,
         "requests": sum(requests.values()),
         "tokens": sum(tokens.values()),

@@ -7,6 +7,7 @@ page view must stay cheap.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from contextlib import closing
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
@@ -18,7 +19,7 @@ from syncd.core.errors import SourceError
 from syncd.dashboard.text import ago, plural, size
 from syncd.http.client import ApiClient, Endpoint, Params, expect_list, expect_object
 from syncd.http.retry import Retry
-from syncd.runs.factory import metering_endpoint, sources_of
+from syncd.runs.factory import metering_endpoint, quick_target_of, sources_of
 from syncd.sources.applications_file import ApplicationsFile
 from syncd.sources.base import Source
 from syncd.sources.declarative_file import DeclarativeFile
@@ -39,11 +40,6 @@ class Probe:
     check: Callable[[], str]
 
 
-def probe_client(endpoint: Endpoint) -> ApiClient:
-    """Return a client without retries and with a short timeout."""
-    return ApiClient(replace(endpoint, timeout=min(endpoint.timeout, TIMEOUT)), Retry(attempts=1))
-
-
 def source_probes(config: Config) -> list[Probe]:
     """Return a probe for each source, in the order of the configuration."""
     return [_source_probe(source) for source in sources_of(config)]
@@ -51,17 +47,13 @@ def source_probes(config: Config) -> list[Probe]:
 
 def metering_probe(config: Config) -> Probe:
     """Return the probe of the metering API, which reads its first customer."""
-    endpoint = metering_endpoint(config)
-    if config.metering.dialect == "openmeter-v3":
-        path, params = "/openmeter/customers", {"page[size]": 1, "page[number]": 1}
-    else:
-        path, params = "/api/v1/customers", {"page": 1, "pageSize": 1}
 
     def check() -> str:
-        total = _total(_get(endpoint, path, params, "metering API"))
+        with closing(quick_target_of(config, TIMEOUT)) as api:
+            total = api.count_customers()
         return f"{plural(total, 'customer')}" if total is not None else "customers can be read"
 
-    return Probe(config.metering.dialect, endpoint.url, check)
+    return Probe(config.metering.dialect, metering_endpoint(config).url, check)
 
 
 def _source_probe(source: Source) -> Probe:
@@ -115,13 +107,15 @@ def _file(name: str, path: Path) -> str:
 
 
 def _get(endpoint: Endpoint, path: str, params: Params, name: str) -> Mapping[str, object]:
-    with probe_client(endpoint) as client:
+    """Read once, with a short time-out."""
+    endpoint = replace(endpoint, timeout=min(endpoint.timeout, TIMEOUT))
+    with ApiClient(endpoint, Retry(attempts=1)) as client:
         return expect_object(client.get(path, params), name, path)
 
 
 def _total(document: Mapping[str, object]) -> int | None:
-    """Return the total count: v1 sends totalCount, v3 and Konnect meta.page.total."""
+    """Return the total count of a list of Konnect."""
     meta = document.get("meta")
     page = meta.get("page") if isinstance(meta, dict) else None
-    value = document.get("totalCount") if not isinstance(page, dict) else page.get("total")
+    value = page.get("total") if isinstance(page, dict) else None
     return int(value) if isinstance(value, int | float) and not isinstance(value, bool) else None

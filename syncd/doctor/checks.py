@@ -10,7 +10,9 @@ from enum import StrEnum
 
 from syncd.audit.books import address_of, leads_to
 from syncd.gateways.models import Spool, SpoolPart
-from syncd.metering.usage import EVENTS_METER, REQUESTS_METER, TOKENS_METER
+from syncd.metering.base import Meter
+from syncd.metering.meters import STANDARD_METERS
+from syncd.metering.usage import EVENTS_METER
 
 METERING_PLUGIN = "openmeter"
 OTHER_METERING = frozenset(
@@ -20,12 +22,6 @@ OTHER_METERING = frozenset(
 MAX_SKEW = timedelta(seconds=30)
 MAX_WAIT = timedelta(minutes=5)
 """An event that waits longer was not just sent: its delivery fails."""
-
-_METERS = {
-    REQUESTS_METER: ("kong.api_request", "COUNT"),
-    TOKENS_METER: ("kong.llm_request", "SUM"),
-}
-_COUNTED = ("kong.llm_request", "COUNT")
 
 
 class Level(StrEnum):
@@ -168,31 +164,53 @@ def _endpoint_agreement(plugin: Plugin, metering_url: str, metering_hosts: Colle
     return Finding("endpoint", Level.WARNING, text)
 
 
-def check_meters(meters: Mapping[str, tuple[str, str]]) -> Iterator[Finding]:
-    """Check that the standard meters exist; `meters` is key -> event type and aggregation."""
-    for key, (event_type, aggregation) in _METERS.items():
-        found = meters.get(key)
-        if found is None:
-            text = f"meter {key} is missing, so its usage cannot be seen. `syncd meters apply` creates it"
-            yield Finding("meter", Level.PROBLEM, text)
-        elif (found[0], found[1].upper()) != (event_type, aggregation):
+def check_meters(meters: Mapping[str, Meter]) -> Iterator[Finding]:
+    """Check the standard meters, as `syncd meters apply` does; `meters` are those of the server, by key."""
+    for wanted in STANDARD_METERS:
+        found = meters.get(wanted.key)
+        if found is not None:
+            yield _compared(wanted, found)
+        elif wanted.key == EVENTS_METER:
+            yield _counting(wanted, meters)
+        else:
             text = (
-                f"meter {key} is {found[1]} of {found[0]}, but must be {aggregation} of {event_type}: its"
-                " values are wrong. Delete it and create it again"
+                f"meter {wanted.key} is missing, so its usage cannot be seen. `syncd meters apply` creates it"
             )
             yield Finding("meter", Level.PROBLEM, text)
-        else:
-            yield Finding("meter", Level.OK, f"meter {key}: {aggregation} of {event_type}")
-    counting = [key for key, (kind, how) in meters.items() if (kind, how.upper()) == _COUNTED]
-    if counting:
-        key = min(counting, key=lambda one: (one != EVENTS_METER, one))
-        yield Finding("meter", Level.OK, f"meter {key}: COUNT of {_COUNTED[0]}")
-    else:
+
+
+def _compared(wanted: Meter, found: Meter) -> Finding:
+    """Compare a standard meter with the server's; other dimensions leave its values right."""
+    if problems := wanted.value_differences(found):
         text = (
-            f"no meter counts {_COUNTED[0]} events ({EVENTS_METER}), so `syncd audit` compares them only"
-            " roughly. `syncd meters apply` creates that meter"
+            f"meter {wanted.key} differs, so its values are wrong: {'; '.join(problems)}. Delete it and"
+            " create it again with `syncd meters apply`"
         )
-        yield Finding("meter", Level.WARNING, text)
+        return Finding("meter", Level.PROBLEM, text)
+    if missing := wanted.differences(found):
+        text = (
+            f"meter {wanted.key} differs: {'; '.join(missing)}. Its usage cannot be grouped by that. Delete"
+            " it and create it again with `syncd meters apply`"
+        )
+        return Finding("meter", Level.WARNING, text)
+    return Finding("meter", Level.OK, f"meter {wanted.key}: {_counts(wanted)}")
+
+
+def _counting(wanted: Meter, meters: Mapping[str, Meter]) -> Finding:
+    """Look for any other meter that counts the events of a standard meter that is missing."""
+    kind = (wanted.event_type, wanted.aggregation)
+    counting = [key for key, meter in meters.items() if (meter.event_type, meter.aggregation) == kind]
+    if counting:
+        return Finding("meter", Level.OK, f"meter {min(counting)}: {_counts(wanted)}")
+    text = (
+        f"no meter counts {wanted.event_type} events ({wanted.key}), so `syncd audit` compares them only"
+        " roughly. `syncd meters apply` creates that meter"
+    )
+    return Finding("meter", Level.WARNING, text)
+
+
+def _counts(meter: Meter) -> str:
+    return f"{meter.aggregation.upper()} of {meter.event_type}"
 
 
 def check_gateway(name: str, problems: Iterable[str], leads_here: bool, spool: Spool) -> Iterator[Finding]:

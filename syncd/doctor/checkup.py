@@ -1,12 +1,9 @@
-"""The checkup of ``syncd doctor``: reads all systems and runs all checks. Only `--probe` writes anything."""
+"""The checkup of ``syncd doctor``: reads all systems and runs all checks. Only the probe writes anything."""
 
 from __future__ import annotations
 
-import time
-import uuid
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import closing
-from datetime import UTC, datetime
 
 import httpx
 
@@ -17,32 +14,30 @@ from syncd.core.errors import ApiError, GatewayError, SourceError, SyncdError, U
 from syncd.core.model import Principal
 from syncd.doctor.checks import Finding, Level, check_clock, check_empty, check_gateway, check_meters
 from syncd.doctor.plugins import check_agreement
+from syncd.doctor.probe import Probe
 from syncd.doctor.writes import check_writes
 from syncd.http.client import ApiClient
 from syncd.http.retry import Retry
-from syncd.metering.meters import MeterApi
+from syncd.metering.base import MeteringApi
 from syncd.runs.clock import Now, server_time, utc_now
 from syncd.runs.factory import gateways_of, kong_endpoint, metering_endpoint, sources_of, target_of
 from syncd.runs.history import History
 
-PROBE_TYPE = "kong-openmeter.doctor"
-"""The type of the events that `--probe` sends; no standard meter counts it."""
-PROBE_SECONDS = 60.0
 
-
-def examine(config: Config, *, probe: bool = False, now: Now = utc_now) -> Iterator[Finding]:
-    """Run all checks; yield findings as they are found."""
+def examine(config: Config, *, probe: Probe | None = None, now: Now = utc_now) -> Iterator[Finding]:
+    """Run all checks, and the probe if there is one; yield findings as they are found."""
     read: dict[str, Sequence[Principal]] = {}
     yield from _sources(config, read)
     yield from _statuses(config, read)
-    yield from _metering(config)
-    yield from check_agreement(config, read)
-    yield from _gateways(config)
-    yield _clock(config, now)
-    yield _state(config)
-    yield from _schedule(config, now)
-    if probe:
-        yield _probe(config)
+    with closing(target_of(config)) as api:
+        yield from _metering(api, config)
+        yield from check_agreement(config, read)
+        yield from _gateways(config)
+        yield _clock(config, now)
+        yield _state(config)
+        yield from _schedule(config, now)
+        if probe:
+            yield probe.check(api)
 
 
 def _sources(config: Config, read: dict[str, Sequence[Principal]]) -> Iterator[Finding]:
@@ -74,22 +69,20 @@ def _statuses(config: Config, read: Mapping[str, object]) -> Iterator[Finding]:
                 continue  # the source could be read a moment ago
 
 
-def _metering(config: Config) -> Iterator[Finding]:
-    with closing(target_of(config)) as target:
-        try:
-            customers = len(target.observe().customers)
-        except ApiError as error:
-            yield Finding("metering", Level.PROBLEM, str(error))
-            return
+def _metering(api: MeteringApi, config: Config) -> Iterator[Finding]:
+    try:
+        customers = len(api.observe().customers)
+    except ApiError as error:
+        yield Finding("metering", Level.PROBLEM, str(error))
+        return
     yield Finding("metering", Level.OK, f"{config.metering.url}: {customers} customers can be read")
-    with ApiClient(metering_endpoint(config), Retry(attempts=config.metering.attempts)) as client:
-        yield from check_writes(client, config)
-        try:
-            meters = MeterApi(client, config.metering.dialect).meters()
-        except ApiError as error:
-            yield Finding("meter", Level.PROBLEM, str(error))
-            return
-    yield from check_meters({key: (meter.event_type, meter.aggregation) for key, meter in meters.items()})
+    yield from check_writes(api, config)
+    try:
+        meters = api.meters()
+    except ApiError as error:
+        yield Finding("meter", Level.PROBLEM, str(error))
+    else:
+        yield from check_meters(meters)
 
 
 def _gateways(config: Config) -> Iterator[Finding]:
@@ -132,46 +125,3 @@ def _schedule(config: Config, now: Now) -> Iterator[Finding]:
     if times := config.schedule.upcoming(now()):
         shown = ", ".join(f"{time:%a %d %b %Y %H:%M}" for time in times)
         yield Finding("schedule", Level.OK, f"the next runs of schedule.cron (UTC): {shown}")
-
-
-def _probe(config: Config) -> Finding:
-    """Send one event twice and check how often it arrives; by default, servers do not deduplicate."""
-    event_id = f"doctor-{uuid.uuid4().hex}"
-    event = {"specversion": "1.0", "id": event_id, "source": "syncd", "type": PROBE_TYPE}
-    event |= {"subject": "syncd-doctor", "time": datetime.now(UTC).isoformat()}
-    endpoint = metering_endpoint(config)
-    path = "/api/v1/events" if config.metering.dialect == "openmeter-v1" else "/openmeter/events"
-    params = {"id" if config.metering.dialect == "openmeter-v1" else "filter[id][eq]": event_id}
-    headers = {**endpoint.headers(), "Content-Type": "application/cloudevents+json"}
-    try:
-        with httpx.Client(base_url=endpoint.url, headers=headers, timeout=endpoint.timeout) as client:
-            for _ in range(2):
-                client.post(path, json=event, headers=headers).raise_for_status()
-            times = _arrived(lambda: client.get(path, params=params).raise_for_status().json())
-    except httpx.HTTPError as error:
-        return Finding("deduplication", Level.PROBLEM, f"the probe failed: {error}")
-    if times == 0:
-        text = f"the probe {event_id} has not arrived after {PROBE_SECONDS:.0f} s. Check the sink worker"
-        return Finding("deduplication", Level.WARNING, text)
-    if times > 1:
-        text = (
-            "an event that was sent twice is stored twice, so every retry of a delivery is billed again."
-            " Configure the sink's `dedupe` (not the ingest side's, which loses retried events)"
-        )
-        return Finding("deduplication", Level.PROBLEM, text)
-    return Finding("deduplication", Level.OK, "an event that was sent twice is stored once")
-
-
-def _arrived(read: Callable[[], object]) -> int:
-    """Return how often the probe has arrived: once it is there, wait a moment for a second copy."""
-    deadline = time.monotonic() + PROBE_SECONDS
-    while time.monotonic() < deadline:
-        answer = read()
-        found = answer.get("data") if isinstance(answer, dict) else answer
-        if isinstance(found, list) and found:
-            time.sleep(1)
-            again = read()
-            found = again.get("data") if isinstance(again, dict) else again
-            return len(found) if isinstance(found, list) else 0
-        time.sleep(0.25)
-    return 0

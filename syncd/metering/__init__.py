@@ -1,5 +1,6 @@
-"""The metering API in both dialects: customers, subject entities, meters, usage, deletions.
+"""The metering API: customers, subject entities, meters, events, usage, deletions, in each dialect.
 
-Start with `base`, the interface; `v1` and `v3` implement it.
-May import: `http`, `core`.
+Start with `base`, the interface. `v1` and `v3` implement it, each alone knowing the paths, fields, pages and
+errors of its dialect; `dialects` is the table of both, and `answers` what they check and read alike.
+May import: `config` (the dialects' names), `http`, `core`.
 """

@@ -1,11 +1,18 @@
-"""Interfaces of a metering API, the same for both dialects."""
+"""The interface of a metering API: what the other rooms may ask of it, whatever its dialect.
+
+`MeteringApi` is the whole of it. Its parts are interfaces of their own, so that a signature says what a
+function may do: few get a `Remover`. Paths, field names, pages and error shapes of the API are known only
+to the clients in this room, and a test holds that.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
-from typing import Protocol
+from dataclasses import dataclass, field
+from datetime import datetime
+from typing import Literal, NamedTuple, Protocol
 
+from syncd.core.errors import BlockedError
 from syncd.core.model import NO_DETAILS, CustomerDetails, ObservedCustomer, ObservedState, ObservedSubject
 
 _ENDED = "inactive"
@@ -35,7 +42,10 @@ Decide = Callable[[ObservedCustomer], CustomerEdit | None]
 
 
 class MeteringTarget(Protocol):
-    """A metering API. All methods raise an `ApiError`; `RefusedError` concerns one entity only."""
+    """What a run reads and writes. All methods raise an `ApiError`; `RefusedError` concerns one entity only.
+
+    An answer about another entity than was asked for is an `UnreliableApiError`, in every method.
+    """
 
     def observe(self) -> ObservedState:
         """Return all customers and subject entities, or raise; never returns a part of them."""
@@ -109,3 +119,136 @@ class Remover(Protocol):
 
     def delete_subject(self, key: str) -> bool:
         """Delete a subject entity."""
+
+
+class NoRemover:
+    """Refuses every deletion."""
+
+    def delete_customer(self, customer_id: str) -> bool:
+        """Refuse."""
+        raise BlockedError(f"deletions are not allowed here: customer {customer_id}")
+
+    def delete_subject(self, key: str) -> bool:
+        """Refuse."""
+        raise BlockedError(f"deletions are not allowed here: subject {key}")
+
+
+@dataclass(frozen=True, slots=True)
+class Meter:
+    """Definition of a meter, with the field names of the v3 API."""
+
+    key: str
+    name: str
+    description: str
+    aggregation: str
+    event_type: str
+    value_property: str | None = None
+    dimensions: Mapping[str, str] = field(default_factory=dict)
+    id: str | None = field(default=None, compare=False)
+    """Assigned by the server; None for a meter that is not created yet."""
+    events_from: str | None = field(default=None, compare=False)
+    """RFC 3339; older events are not counted. None counts all."""
+
+    def differences(self, observed: Meter) -> list[str]:
+        """Describe how the observed meter differs from this one."""
+        found = self.value_differences(observed)
+        for name, path in self.dimensions.items():
+            if name not in observed.dimensions:
+                found.append(f"dimension {name} is missing")
+            elif observed.dimensions[name] != path:
+                found.append(f"dimension {name} is {observed.dimensions[name]!r}, not {path!r}")
+        return found
+
+    def value_differences(self, observed: Meter) -> list[str]:
+        """Describe what makes the observed meter count something else than this one."""
+        return [
+            f"{what} is {actual!r}, not {expected!r}"
+            for what, actual, expected in (
+                ("aggregation", observed.aggregation, self.aggregation),
+                ("event type", observed.event_type, self.event_type),
+                ("value property", observed.value_property, self.value_property),
+            )
+            if actual != expected
+        ]
+
+
+class HourlyValue(NamedTuple):
+    """The value of a meter for one subject in one window of an hour; `hour` is its start."""
+
+    hour: datetime
+    subject: str
+    value: float
+
+
+class CustomerValue(NamedTuple):
+    """The value of a meter for one subject; `customer_id` is None if the server does not name it."""
+
+    customer_id: str | None
+    subject: str
+    value: float
+
+
+CustomerField = Literal["name", "key", "subject"]
+"""A field of customers that can be searched."""
+
+
+@dataclass(frozen=True, slots=True)
+class CustomerPage:
+    """A page of customers, without their subscriptions. `total` counts all pages, None if it is unknown."""
+
+    customers: tuple[ObservedCustomer, ...]
+    total: int | None
+
+
+Write = Literal["create customers", "change customers", "delete customers", "write subjects"]
+"""A permission that a token needs."""
+
+
+@dataclass(frozen=True, slots=True)
+class WriteTrial:
+    """The answer to a write that changes nothing; `said` is that answer, or the request that was accepted.
+
+    "no such path": the server cannot do this at all. "accepted": it took what it should have refused.
+    """
+
+    outcome: Literal["allowed", "no such path", "accepted"]
+    said: str = ""
+
+
+class MeteringApi(MeteringTarget, Inspector, Remover, Protocol):
+    """A whole metering API: also its meters, events, usage by hour and customer, and permissions."""
+
+    def count_customers(self) -> int | None:
+        """Return how many customers there are, None if the server does not say; one small request."""
+
+    def find_customers(self, field: CustomerField, text: str, page: int, size: int) -> CustomerPage:
+        """Return a page, from 1, of the customers whose field contains the text, sorted by name."""
+
+    def meters(self) -> Mapping[str, Meter]:
+        """Return all meters by key."""
+
+    def create_meter(self, meter: Meter) -> None:
+        """Create a meter. Raises RefusedError with status 409 if its key is in use."""
+
+    def hourly_usage(self, meter: Meter, since: str, until: str) -> Sequence[HourlyValue]:
+        """Return the values of a meter by hour (UTC) and subject; an hour without events has none.
+
+        A server may include the hour that begins at `until`.
+        """
+
+    def customer_usage(
+        self, meter: str, customers: Sequence[str], since: str, until: str | None
+    ) -> Sequence[CustomerValue]:
+        """Return the values of a meter for these customers, by id; raises MeterMissingError.
+
+        A server may add subjects of other customers without naming the customer.
+        """
+
+    def send_event(self, event: Mapping[str, object]) -> None:
+        """Send one CloudEvent, once."""
+
+    def count_events(self, event_id: str) -> int:
+        """Return how many events with exactly this id are stored."""
+
+    def try_write(self, write: Write) -> WriteTrial:
+        """Check a permission, by a write that changes nothing; raises UnauthorizedError without it."""

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections import defaultdict
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
 from syncd.core.model import ObservedCustomer
@@ -71,9 +70,8 @@ class Usage:
 
     def to_json(self) -> dict[str, object]:
         """Return the usage as ``syncd usage --json`` prints it."""
-        # By key: usage that is counted for two customers happened once.
-        charged = {subject.key: subject for customer in self.customers for subject in customer.subjects}
-        subjects = [*charged.values(), *self.unbilled]
+        charged = (subject for customer in self.customers for subject in customer.subjects)
+        subjects = [*charged, *self.unbilled]
         return {
             "customers": [customer.to_json() for customer in self.customers],
             "unbilled": [subject.to_json() for subject in self.unbilled],
@@ -93,25 +91,19 @@ def read_usage(target: MeteringTarget, since: str | None = None, until: str | No
 
 
 def attribute(
-    customers: tuple[ObservedCustomer, ...], requests: Mapping[str, float], tokens: Mapping[str, float]
+    customers: Iterable[ObservedCustomer], requests: Mapping[str, float], tokens: Mapping[str, float]
 ) -> Usage:
-    """Attribute each subject's usage to the customer whose id, key or subject key it is.
-
-    A subject that is the key of one customer and a subject key of another counts for both, as in the
-    metering API (`syncd.planning.customer_index`).
-    """
-    homes: defaultdict[str, set[str]] = defaultdict(set)
-    for customer in customers:
-        for name in (customer.id, customer.key, *customer.subject_keys):
-            if name:
-                homes[name].add(customer.id)
-    used: dict[str, set[str]] = {customer.id: set(customer.subject_keys) for customer in customers}
+    """Attribute each subject's usage to the customer that `owners` names."""
+    customers = tuple(customers)
+    owner_of = owners(customers)
+    used = {
+        customer.id: {key for key in customer.subject_keys if owner_of[key] == customer.id}
+        for customer in customers
+    }
     unattributed: set[str] = set()
     for subject in requests.keys() | tokens.keys():
-        for owner in homes.get(subject, ()):
-            used[owner].add(subject)
-        if subject not in homes:
-            unattributed.add(subject)
+        owner = owner_of.get(subject)
+        (used[owner] if owner else unattributed).add(subject)
 
     def lines(keys: set[str]) -> tuple[SubjectUsage, ...]:
         return tuple(SubjectUsage(key, requests.get(key, 0), tokens.get(key, 0)) for key in sorted(keys))
@@ -123,6 +115,23 @@ def attribute(
         ),
         lines(unattributed),
     )
+
+
+def owners(customers: Iterable[ObservedCustomer]) -> dict[str, str]:
+    """Return the id of the customer that usage is attributed to, for each key and subject key.
+
+    As a real OpenMeter does: a customer has the usage under its key and its subject keys, not under its id.
+    Of a subject that is also another customer's key, the usage is counted once in a query for both, for the
+    customer with the key; GET events names it, too. (Asked one by one, as for an invoice, both have it:
+    `syncd.planning.customer_index` reports such a pair.)
+    """
+    found: dict[str, str] = {}
+    named: dict[str, str] = {}
+    for customer in customers:
+        found.update(dict.fromkeys(customer.subject_keys, customer.id))
+        if customer.key:
+            named[customer.key] = customer.id
+    return found | named
 
 
 def whole(value: float) -> int | float:

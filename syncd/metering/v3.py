@@ -2,33 +2,49 @@
 
 Konnect and newer self-hosted servers speak it. `url` ends before ``/openmeter/...``:
 https://us.api.konghq.com/v3, http://openmeter:8888/api/v3. Differences from v1: snake_case; `labels` with
-rules of their own instead of `metadata`; a key that is required and never changes; PUT by id only;
-subscriptions in a separate list; no subject entities.
+rules of their own instead of `metadata`; a key that is required and never changes; paths with ids only;
+subscriptions in a separate list; no subject entities; figures as text.
 
-PUT replaces labels, description, attribution and billing address here too. Two traps of the server
-(api/v3/labels, openmeter/customer/adapter): labels that the server created come back with the prefix
-``openmeter_`` and are refused when sent, so they are omitted; and metadata that break the label rules,
-which only v1 can write, are invisible here and lost in any PUT through v3.
+Traps of the server (api/v3/labels, openmeter/customer/adapter):
+
+- PUT replaces labels, description, attribution and billing address here too.
+- Labels that the server created come back with the prefix ``openmeter_`` and are refused when sent, so they
+  are omitted.
+- Metadata that break the label rules, which only v1 can write, are invisible here and lost in any PUT.
+- DELETE of a missing customer is 204, and it is refused for the same reasons as in v1.
 """
 
 from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
-from urllib.parse import quote
 
-from syncd.core.errors import BlockedError, MalformedError, MeterMissingError, RefusedError
+from syncd.core.errors import MalformedError, RefusedError
 from syncd.core.model import NO_DETAILS, CustomerDetails, ObservedCustomer, ObservedState, ObservedSubject
 from syncd.core.ownership import has_reserved_prefix, valid_labels
-from syncd.http.client import ApiClient, Endpoint, Params, expect_list, expect_object
+from syncd.http.client import ApiClient, Endpoint, Params, expect_object
 from syncd.http.pagination import Fetch, Page, read_all, read_as
 from syncd.http.retry import Retry
-from syncd.metering.base import CustomerEdit, Decide, SubjectWrite
+from syncd.metering import answers
+from syncd.metering.answers import API, GONE, PAGE_OF_PARTS, id_segment, mapping
+from syncd.metering.base import (
+    CustomerEdit,
+    CustomerField,
+    CustomerPage,
+    CustomerValue,
+    Decide,
+    HourlyValue,
+    Inspection,
+    Meter,
+    SubjectWrite,
+    Write,
+    WriteTrial,
+)
 
-_API = "metering API"
 _CUSTOMERS = "/openmeter/customers"
 _SUBSCRIPTIONS = "/openmeter/subscriptions"
 _METERS = "/openmeter/meters"
+_EVENTS = "/openmeter/events"
 _REPLACEABLE = (
     "name",
     "description",
@@ -40,13 +56,13 @@ _REPLACEABLE = (
 )
 """UpsertCustomerRequest: the fields that PUT accepts, all of which have to be sent back."""
 
-_GONE = frozenset({404, 410, 412})
+_SEARCHED = {"name": "name", "key": "key", "subject": "usage_attribution_subject_key"}
 # "canceled" is still active until the end of its period.
 _RUNNING: Params = {"filter[status][oeq]": "active,canceled"}
 
 
 class OpenMeterV3:
-    """A `MeteringTarget` of dialect openmeter-v3."""
+    """The `MeteringApi` of dialect openmeter-v3."""
 
     def __init__(self, endpoint: Endpoint, retry: Retry) -> None:
         self._client = ApiClient(endpoint, retry)
@@ -56,13 +72,25 @@ class OpenMeterV3:
         """Close the connections."""
         self._client.close()
 
+    # Customers
+
     def observe(self) -> ObservedState:
         """Return all customers; there are no subject entities."""
-        running = self._running(_RUNNING)
+        running = self._running(None)
         fetch = self._fetch(_CUSTOMERS, {"sort": "created_at"})
-        what = f"{_CUSTOMERS} of the {_API}"
+        what = f"{_CUSTOMERS} of the {API}"
         found = read_as(lambda document: _observed(document, running), fetch, what, created="created_at")
         return ObservedState(tuple(found), None)
+
+    def count_customers(self) -> int | None:
+        """Return how many customers there are."""
+        return self._fetch(_CUSTOMERS, {})(1, 1).total
+
+    def find_customers(self, field: CustomerField, text: str, page: int, size: int) -> CustomerPage:
+        """Return a page of customers whose field contains the text."""
+        filters = {f"filter[{_SEARCHED[field]}][contains]": text} if text else {}
+        found = self._fetch(_CUSTOMERS, {"sort": "name", **filters})(page, size)
+        return CustomerPage(tuple(_observed(entry, {}) for entry in found.entries), found.total)
 
     def create_customer(
         self,
@@ -73,7 +101,7 @@ class OpenMeterV3:
         details: CustomerDetails = NO_DETAILS,
     ) -> None:
         """Create a customer; the retry after a lost answer may get 409."""
-        body: dict[str, object] = {
+        body = {
             "key": key,
             "name": name,
             "labels": valid_labels({**details.metadata, **metadata}),
@@ -83,16 +111,15 @@ class OpenMeterV3:
             "currency": details.currency,
             "billing_address": dict(details.billing_address) or None,
         }
-        self._client.request(
-            "POST", _CUSTOMERS, body={field: value for field, value in body.items() if value is not None}
-        )
+        made = self._client.request("POST", _CUSTOMERS, body=answers.without_none(body))
+        answers.expect_written(made, "created customer", key=key)
 
     def customer_by_key(self, key: str) -> ObservedCustomer | None:
         """Return the customer with exactly this key."""
-        found = self._list(_CUSTOMERS, {"filter[key][eq]": key, "sort": "created_at"}, created="created_at")
-        live = [
-            document for document in found if document.get("key") == key and not document.get("deleted_at")
-        ]
+        found = self._list(_CUSTOMERS, {"filter[key][eq]": key, "sort": "created_at"})
+        for document in found:
+            answers.expect_asked(document, "customer", key=key)
+        live = [document for document in found if not document.get("deleted_at")]
         return self._with_subscription(live[0]) if live else None
 
     def edit_customer(self, customer_id: str, decide: Decide) -> bool:
@@ -100,23 +127,53 @@ class OpenMeterV3:
         return self._retry.run(lambda: self._edit_once(customer_id, decide))
 
     def _edit_once(self, customer_id: str, decide: Decide) -> bool:
-        path = f"{_CUSTOMERS}/{quote(customer_id, safe='')}"
-        document = self._read(path)
+        document = self._read(customer_id, repeat=False)
         if document is None:
-            raise BlockedError("the customer was deleted in the meantime; plan again")
+            raise answers.deleted_meanwhile()
         edit = decide(self._with_subscription(document, repeat=False))
         if edit is None:
             return False
         body = _merged(document, edit)
         if body == _replaceable(document):
             return False
+        path = f"{_CUSTOMERS}/{id_segment(customer_id)}"
         try:
-            self._client.request("PUT", path, body=body, repeat=False)
+            written = self._client.request("PUT", path, body=body, repeat=False)
         except RefusedError as error:
-            if error.status not in _GONE:
+            if error.status not in GONE:
                 raise
-            raise BlockedError("the customer was deleted in the meantime; plan again") from None
+            raise answers.deleted_meanwhile() from None
+        # The key never changes.
+        answers.expect_written(written, "changed customer", id=customer_id, key=str(document.get("key")))
         return True
+
+    def _read(self, customer_id: str, *, repeat: bool = True) -> dict[str, object] | None:
+        """Return a customer, None if there is none; the server also returns deleted ones (`deleted_at`)."""
+        path = f"{_CUSTOMERS}/{id_segment(customer_id)}"
+        try:
+            answer = self._client.request("GET", path, repeat=repeat)
+        except RefusedError as error:
+            if error.status in GONE:
+                return None
+            raise
+        document = expect_object(answer, API, path)
+        answers.expect_asked(document, "customer", id=customer_id)
+        return None if document.get("deleted_at") else document
+
+    def _with_subscription(self, document: dict[str, object], *, repeat: bool = True) -> ObservedCustomer:
+        return _observed(document, self._running(str(document.get("id")), repeat=repeat))
+
+    def _running(self, customer_id: str | None, *, repeat: bool = True) -> dict[str, str]:
+        """Return the id of an active subscription for each customer that has one, or for this customer."""
+        params = {**_RUNNING, "sort": "id"}  # ids begin with the time of creation
+        if customer_id is not None:
+            params["filter[customer_id][eq]"] = customer_id
+        listed = self._list(_SUBSCRIPTIONS, params, repeat=repeat)
+        if customer_id is not None:
+            _expect_subscriptions(listed, customer_id)
+        return {str(document.get("customer_id")): str(document.get("id")) for document in listed}
+
+    # Subject entities
 
     def subjects(self) -> tuple[ObservedSubject, ...] | None:
         """Return None: this API has no subject entities."""
@@ -125,72 +182,182 @@ class OpenMeterV3:
     def write_subjects(self, writes: Sequence[SubjectWrite]) -> None:
         """Accept an empty list only: this API has no subject entities."""
         if writes:
-            raise MalformedError(f"the {_API} has no subject entities (dialect openmeter-v3)")
+            raise MalformedError(f"the {API} has no subject entities (dialect openmeter-v3)")
+
+    # Deletions
+
+    def inspect(self, customer_id: str) -> Inspection | None:
+        """Return what depends on a customer; five requests."""
+        document = self._read(customer_id)
+        if document is None:
+            return None
+        path = f"{_CUSTOMERS}/{id_segment(customer_id)}"
+        page: Params = {"page[size]": PAGE_OF_PARTS, "page[number]": 1}
+        access = answers.parts(self._client, f"{path}/entitlement-access", "data", None)
+        filters = {**page, "filter[customer_id][eq]": customer_id}
+        subscriptions = answers.parts(self._client, _SUBSCRIPTIONS, "data", filters)
+        _expect_subscriptions(subscriptions, customer_id)
+        others = [f"an account with {name}" for name in sorted(self._accounts(path))]
+        if answers.parts(self._client, f"{path}/credits/grants", "data", page):
+            others.append("credits")
+        return Inspection(
+            str(document.get("name")),
+            _details(document),
+            tuple(sorted(str(entry.get("feature_key")) for entry in access)),
+            answers.statuses(subscriptions),
+            tuple(others),
+        )
+
+    def _accounts(self, path: str) -> list[str]:
+        try:
+            billing = answers.object_or_none(self._client, f"{path}/billing") or {}
+        except RefusedError:
+            # The answer if the payment app does not know the customer.
+            return []
+        return [name for name, account in mapping(billing.get("app_data")).items() if account]
+
+    def delete_customer(self, customer_id: str) -> bool:
+        """Delete a customer by its id."""
+        return answers.deleted(self._client, f"{_CUSTOMERS}/{id_segment(customer_id)}")
+
+    def delete_subject(self, key: str) -> bool:  # noqa: ARG002 - part of the interface
+        """Return False: this API has no subject entities."""
+        return False
+
+    # Meters and usage
+
+    def meters(self) -> dict[str, Meter]:
+        """Return all meters by key."""
+        listed = self._list(_METERS, {})
+        answers.expect_distinct(listed, "the meter", "key")
+        return {meter.key: meter for meter in map(_meter, listed)}
+
+    def create_meter(self, meter: Meter) -> None:
+        """Create a meter; raises RefusedError with status 409 if its key is in use."""
+        body = {
+            "key": meter.key,
+            "name": meter.name,
+            "description": meter.description,
+            "aggregation": meter.aggregation,
+            "event_type": meter.event_type,
+            "value_property": meter.value_property,
+            "dimensions": dict(meter.dimensions),
+        }
+        made = self._client.request("POST", _METERS, body=answers.without_none(body))
+        answers.expect_written(made, "created meter", key=meter.key)
 
     def usage(self, meter: str, since: str | None, until: str | None) -> Mapping[str, float]:
         """Return the value of a meter for each subject, over the whole period."""
-        path = f"{_METERS}/{quote(self._meter_id(meter), safe='')}/query"
-        body: dict[str, object] = {"group_by_dimensions": ["subject"]}
-        body |= {name: value for name, value in (("from", since), ("to", until)) if value}
-        answer = expect_object(self._client.request("POST", path, body=body), _API, path)
         values: dict[str, float] = defaultdict(float)
-        for entry in expect_list(answer.get("data"), _API, f"data of {path}"):
-            row = expect_object(entry, _API, "a row of usage")
-            subject = _mapping(row.get("dimensions")).get("subject") or ""
-            values[str(subject)] += _number(row.get("value"), path)
+        what = f"usage of {meter}"
+        query = {"group_by_dimensions": ["subject"]}
+        for row in self._query(self._meter_id(meter), query, since, until):
+            subject = answers.subject_of(mapping(row.get("dimensions")).get("subject"), what)
+            values[subject] += answers.number(row.get("value"), what)
         return dict(values)
 
-    def _meter_id(self, key: str) -> str:
-        found = self._list(_METERS, {"filter[key][eq]": key}, created="created_at")
-        identity = next((document["id"] for document in found if document.get("key") == key), None)
-        if identity is None:
-            raise MeterMissingError(f"the {_API} has no meter {key!r}; `syncd meters apply` creates it")
-        return str(identity)
+    def hourly_usage(self, meter: Meter, since: str, until: str) -> list[HourlyValue]:
+        """Return the values of a meter by hour and subject."""
+        what = f"hourly usage of {meter.key}"
+        query = {"granularity": "PT1H", "group_by_dimensions": ["subject"]}
+        return [
+            HourlyValue(
+                answers.moment(row.get("from"), f"a row of {what}"),
+                answers.subject_of(mapping(row.get("dimensions")).get("subject"), what),
+                answers.number(row.get("value"), what),
+            )
+            for row in self._query(meter.id or self._meter_id(meter.key), query, since, until)
+        ]
 
-    def _read(self, path: str) -> dict[str, object] | None:
-        """Return a customer, None if there is none; the server also returns deleted ones (`deleted_at`)."""
-        try:
-            answer = self._client.request("GET", path, repeat=False)
-        except RefusedError as error:
-            if error.status in _GONE:
-                return None
-            raise
-        document = expect_object(answer, _API, path)
-        return None if document.get("deleted_at") else document
+    def customer_usage(
+        self, meter: str, customers: Sequence[str], since: str, until: str | None
+    ) -> list[CustomerValue]:
+        """Return the values of a meter for these customers."""
+        query = {
+            "group_by_dimensions": ["subject", "customer_id"],
+            "filters": {"dimensions": {"customer_id": {"in": list(customers)}}},
+        }
+        what, found = f"usage of {meter} by customer", []
+        for row in self._query(self._meter_id(meter), query, since, until):
+            dimensions = mapping(row.get("dimensions"))
+            customer = answers.text_or_none(dimensions.get("customer_id"))
+            answers.expect_among(customer, customers, what)
+            subject = answers.subject_of(dimensions.get("subject"), what)
+            found.append(CustomerValue(customer, subject, answers.number(row.get("value"), what)))
+        return found
 
-    def _with_subscription(self, document: dict[str, object], *, repeat: bool = True) -> ObservedCustomer:
-        filters = {**_RUNNING, "filter[customer_id][eq]": str(document.get("id"))}
-        return _observed(document, self._running(filters, repeat=repeat))
-
-    def _running(self, filters: Params, *, repeat: bool = True) -> dict[str, str]:
-        """Return the id of an active subscription for each customer that has one."""
-        params = {**filters, "sort": "id"}  # ids begin with the time of creation
-        listed = self._list(_SUBSCRIPTIONS, params, created="created_at", repeat=repeat)
-        return {str(document.get("customer_id")): str(document.get("id")) for document in listed}
-
-    def _list(
-        self, path: str, params: Params, *, created: str, repeat: bool = True
+    def _query(
+        self, meter_id: str, query: Mapping[str, object], since: str | None, until: str | None
     ) -> list[dict[str, object]]:
-        return read_all(self._fetch(path, params, repeat=repeat), f"{path} of the {_API}", created=created)
+        path = f"{_METERS}/{id_segment(meter_id)}/query"
+        period = {name: value for name, value in (("from", since), ("to", until)) if value}
+        # This POST only reads, so it is retried like a GET.
+        answer = expect_object(self._client.request("POST", path, body={**query, **period}), API, path)
+        return answers.entries_of(answer, "data", path, "a row of usage")
+
+    def _meter_id(self, key: str) -> str:
+        found = self._list(_METERS, {"filter[key][eq]": key})
+        for document in found:
+            answers.expect_asked(document, "meter", key=key)
+        if not found:
+            raise answers.missing_meter(key)
+        return str(found[0]["id"])
+
+    # Events
+
+    def send_event(self, event: Mapping[str, object]) -> None:
+        """Send one CloudEvent, once."""
+        self._client.request("POST", _EVENTS, body=dict(event), repeat=False)
+
+    def count_events(self, event_id: str) -> int:
+        """Return how many events with exactly this id are stored."""
+        answer = expect_object(self._client.get(_EVENTS, {"filter[id][eq]": event_id}), API, _EVENTS)
+        listed = answers.entries_of(answer, "data", _EVENTS, "an event")
+        return sum(mapping(entry.get("event")).get("id") == event_id for entry in listed)
+
+    # Permissions
+
+    def try_write(self, write: Write) -> WriteTrial:
+        """Check a permission: a customer needs a name (400), the id is unused (404; 204 if deleted)."""
+        unknown = f"{_CUSTOMERS}/{answers.UNKNOWN_ID}"
+        client, none, absent = self._client, frozenset({405}), answers.NO_SUCH_PATH
+        match write:
+            case "create customers":
+                return answers.tried(client, "POST", _CUSTOMERS, {}, absent=absent, harmless=False)
+            case "change customers":
+                return answers.tried(client, "PUT", unknown, {}, absent=none, harmless=False)
+            case "delete customers":
+                return answers.tried(client, "DELETE", unknown, None, absent=none)
+            case "write subjects":
+                return WriteTrial("no such path", "dialect openmeter-v3 has no subject entities")
+
+    # Lists
+
+    def _list(self, path: str, params: Params, *, repeat: bool = True) -> list[dict[str, object]]:
+        what = f"{path} of the {API}"
+        return read_all(self._fetch(path, params, repeat=repeat), what, created="created_at")
 
     def _fetch(self, path: str, params: Params, *, repeat: bool = True) -> Fetch:
         def fetch(number: int, size: int) -> Page:
             query = {**params, "page[size]": size, "page[number]": number}
-            page = expect_object(self._client.request("GET", path, params=query, repeat=repeat), _API, path)
-            entries = expect_list(page.get("data"), _API, f"data of {path}")
-            total = _mapping(_mapping(page.get("meta")).get("page")).get("total")
-            return Page(
-                [expect_object(entry, _API, f"an entry of {path}") for entry in entries],
-                int(total) if isinstance(total, int | float) else None,
-            )
+            page = expect_object(self._client.request("GET", path, params=query, repeat=repeat), API, path)
+            entries = answers.entries_of(page, "data", path, f"an entry of {path}")
+            answers.expect_distinct(entries, f"an entry of {path}")
+            total = mapping(mapping(page.get("meta")).get("page")).get("total")
+            return Page(entries, answers.whole_or_none(total))
 
         return fetch
+
+
+def _expect_subscriptions(listed: Sequence[Mapping[str, object]], customer_id: str) -> None:
+    for entry in listed:
+        answers.expect_among(entry.get("customer_id"), {customer_id}, f"subscriptions of {customer_id}")
 
 
 def _replaceable(document: dict[str, object]) -> dict[str, object]:
     body = {name: document[name] for name in _REPLACEABLE if document.get(name) is not None}
     if "labels" in body:
-        labels = _mapping(body["labels"])
+        labels = mapping(body["labels"])
         body["labels"] = {name: value for name, value in labels.items() if not has_reserved_prefix(name)}
     return body
 
@@ -200,41 +367,49 @@ def _merged(document: dict[str, object], edit: CustomerEdit) -> dict[str, object
     if edit.name is not None:
         body["name"] = edit.name
     if edit.metadata is not None:
-        body["labels"] = {**_mapping(body.get("labels")), **valid_labels(edit.metadata)}
-    keys = edit.subject_keys
-    if keys is not None:
-        body["usage_attribution"] = {
-            **_mapping(document.get("usage_attribution")),
-            "subject_keys": list(keys),
-        }
+        body["labels"] = {**mapping(body.get("labels")), **valid_labels(edit.metadata)}
+    if edit.subject_keys is not None:
+        attribution = mapping(document.get("usage_attribution"))
+        body["usage_attribution"] = {**attribution, "subject_keys": list(edit.subject_keys)}
     return body
 
 
 def _observed(document: dict[str, object], running: Mapping[str, str]) -> ObservedCustomer:
     identity, name, key = document.get("id"), document.get("name"), document.get("key")
-    keys = _mapping(document.get("usage_attribution")).get("subject_keys") or []
+    keys = mapping(document.get("usage_attribution")).get("subject_keys") or []
     if not isinstance(identity, str) or not isinstance(name, str) or not isinstance(keys, list):
-        raise MalformedError(f"{_API}: a customer without id, name or a list of subject keys")
-    labels = _mapping(document.get("labels"))
+        raise MalformedError(f"{API}: a customer without id, name or a list of subject keys")
     return ObservedCustomer(
         id=identity,
         key=key if isinstance(key, str) and key else None,
         name=name,
-        subject_keys=tuple(str(subject) for subject in keys),
-        metadata={name: value for name, value in labels.items() if isinstance(value, str)},
+        subject_keys=tuple(map(str, keys)),
+        metadata=answers.texts(document.get("labels")),
         active_subscription=running.get(identity),
     )
 
 
-def _number(value: object, path: str) -> float:
-    # By the specification a string of any precision.
-    try:
-        if isinstance(value, str | int | float) and not isinstance(value, bool):
-            return float(value)
-    except ValueError:
-        pass
-    raise MalformedError(f"{_API}: a row of {path} has no number as its value")
+def _details(document: Mapping[str, object]) -> CustomerDetails:
+    address = mapping(document.get("billing_address"))
+    return CustomerDetails(
+        email=answers.text_or_none(document.get("primary_email")),
+        currency=answers.text_or_none(document.get("currency")),
+        description=answers.text_or_none(document.get("description")),
+        billing_address={name: str(value) for name, value in address.items() if value},
+        metadata={name: str(value) for name, value in mapping(document.get("labels")).items()},
+    )
 
 
-def _mapping(value: object) -> dict[str, object]:
-    return value if isinstance(value, dict) else {}
+def _meter(document: Mapping[str, object]) -> Meter:
+    key = str(document.get("key"))
+    return Meter(
+        key=key,
+        name=str(document.get("name") or key),
+        description=str(document.get("description") or ""),
+        aggregation=str(document.get("aggregation")).lower(),
+        event_type=str(document.get("event_type")),
+        value_property=answers.text_or_none(document.get("value_property")),
+        dimensions={name: str(path) for name, path in mapping(document.get("dimensions")).items()},
+        id=answers.text_or_none(document.get("id")),
+        events_from=answers.text_or_none(document.get("events_from")),
+    )

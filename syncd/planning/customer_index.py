@@ -86,7 +86,7 @@ def double_counting_changes(
 
 
 class CustomerIndex:
-    """Customers of the metering API by key, subject and id, less what the plan in the making moves away."""
+    """Customers of the metering API by key and subject, less what the plan in the making moves away."""
 
     def __init__(self, observed: ObservedState) -> None:
         self._observed = observed
@@ -99,16 +99,18 @@ class CustomerIndex:
         self.double_counted = find_double_counting(self.by_key, self._by_subject)
         """The subjects whose usage is already counted for two customers."""
 
+    def carrier_of(self, subject_key: str) -> ObservedCustomer | None:
+        """Return the customer that pays for this subject today, found by subject key or key."""
+        return self._by_subject.get(subject_key) or self.by_key.get(subject_key)
+
+    def conflicting(self, key: str) -> ObservedCustomer | None:
+        """Return the customer for which the metering API refuses a new one with this key: also by id."""
+        return self.carrier_of(key) or self._by_id.get(key)
+
     @cached_property
     def _by_id(self) -> dict[str, ObservedCustomer]:
-        # Built only if a subject is missing, which is rare.
+        # Built only for a customer that is missing, which is rare.
         return {customer.id: customer for customer in self._observed.customers}
-
-    def carrier_of(self, subject_key: str) -> ObservedCustomer | None:
-        """Return the customer that pays for this subject today, found by subject key, key or id."""
-        return (
-            self._by_subject.get(subject_key) or self.by_key.get(subject_key) or self._by_id.get(subject_key)
-        )
 
     def subject_refusal(self, customer: ObservedCustomer) -> str | None:
         """Return why the metering API would refuse new subject keys on a customer; None if it would not."""

@@ -167,7 +167,7 @@ class _Planner:
                 taken.append((subject, carrier))
         moves = self._moves(want, taken, None)
         moved = {key for move in moves for key in move.subject_keys}
-        key_conflict = None if want.key in moved else self._index.carrier_of(want.key)
+        key_conflict = None if want.key in moved else self._index.conflicting(want.key)
         if key_conflict is not None:
             moved = set()
         else:
@@ -196,7 +196,7 @@ class _Planner:
         if ADOPTED in have.metadata:
             want = _without_names(want)
         attached, missing, taken = [], [], []
-        carried = {*have.subject_keys, have.key, have.id}
+        carried = {*have.subject_keys, have.key}
         for subject in want.subjects:
             if subject.key in carried:
                 attached.append(subject)

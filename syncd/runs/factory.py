@@ -22,9 +22,8 @@ from syncd.http.client import Endpoint
 from syncd.http.retry import Retry
 from syncd.mapping.mapping_file import read_mapping_file
 from syncd.mapping.rules import MappingRules
-from syncd.metering.base import MeteringTarget
-from syncd.metering.v1 import OpenMeterV1
-from syncd.metering.v3 import OpenMeterV3
+from syncd.metering.base import MeteringApi
+from syncd.metering.dialects import DIALECTS
 from syncd.sources.applications_file import ApplicationsFile
 from syncd.sources.base import Source
 from syncd.sources.declarative_file import DeclarativeFile
@@ -59,18 +58,22 @@ def metering_endpoint(config: Config) -> Endpoint:
     )
 
 
-def target_of(config: Config, sleep: Callable[[float], object] = time.sleep) -> MeteringTarget:
-    """Return the client of the metering API; close it after use."""
-    kind = OpenMeterV3 if config.metering.dialect == "openmeter-v3" else OpenMeterV1
-    return kind(metering_endpoint(config), Retry(attempts=config.metering.attempts, sleep=sleep))
+def target_of(config: Config, sleep: Callable[[float], object] = time.sleep) -> MeteringApi:
+    """Return the client of the metering API, one for each run; close it after use."""
+    retry = Retry(attempts=config.metering.attempts, sleep=sleep)
+    return DIALECTS[config.metering.dialect].open(metering_endpoint(config), retry)
 
 
-def usage_reader_of(config: Config) -> MeteringTarget:
-    """Return a client for figures that are only a note: it asks once, and waits a short time."""
+def quick_target_of(config: Config, timeout: float) -> MeteringApi:
+    """Return a client that tries once, with a shorter time-out, for what a person waits for."""
     endpoint = metering_endpoint(config)
-    quick = replace(endpoint, timeout=min(endpoint.timeout, _USAGE_TIMEOUT_SECONDS))
-    kind = OpenMeterV3 if config.metering.dialect == "openmeter-v3" else OpenMeterV1
-    return kind(quick, Retry(attempts=1))
+    endpoint = replace(endpoint, timeout=min(endpoint.timeout, timeout))
+    return DIALECTS[config.metering.dialect].open(endpoint, Retry(attempts=1))
+
+
+def usage_reader_of(config: Config) -> MeteringApi:
+    """Return a client for figures that are only a note: it asks once, and waits a short time."""
+    return quick_target_of(config, _USAGE_TIMEOUT_SECONDS)
 
 
 def gateways_of(config: Config, sleep: Callable[[float], object] = time.sleep) -> tuple[Gateway, ...]:
@@ -94,7 +97,7 @@ def rules_of(config: Config) -> MappingRules:
         assignments=read_mapping_file(config.mapping.file) if config.mapping.file else (),
         max_subjects_per_customer=config.mapping.max_subjects_per_customer,
         overflow=config.mapping.overflow,
-        labels_only=config.metering.dialect == "openmeter-v3",
+        labels_only=DIALECTS[config.metering.dialect].labels_only,
     )
 
 

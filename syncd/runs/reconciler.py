@@ -24,13 +24,10 @@ from syncd.config.settings import Config
 from syncd.core.changes import Change, Outcome, Plan
 from syncd.core.errors import ApplyStoppedError, SyncdError
 from syncd.core.model import Principal
-from syncd.http.client import ApiClient
-from syncd.http.retry import Retry
 from syncd.mapping.desired_state import desired_state
 from syncd.mapping.limits import within_limits
 from syncd.mapping.rules import MappingRules
-from syncd.metering.base import Inspector, MeteringTarget, Remover
-from syncd.metering.deletion import ApiInspector, ApiRemover
+from syncd.metering.base import MeteringTarget
 from syncd.planning.guards import Limits, require_safe
 from syncd.planning.orphans import Grace
 from syncd.planning.plan_file import require_same
@@ -44,16 +41,6 @@ from syncd.runs.run import Run, RunObserver, RunState, failure_kind
 from syncd.sources.base import Readings, Source
 
 _log = structlog.get_logger("syncd.runs.reconciler")
-
-
-@dataclass(frozen=True, slots=True)
-class _Api:
-    """The metering API of one run."""
-
-    target: MeteringTarget
-    usage: MeteringTarget
-    inspector: Inspector
-    remover: Remover
 
 
 @dataclass(frozen=True, slots=True)
@@ -114,16 +101,19 @@ class Reconciler:
         watch = Stopwatch(self.now)
         rules = plan_rules(self.config, watch.start)
         sources = sources_of(self.config, self.sleep)
-        with self._api() as api:
+        with (
+            closing(target_of(self.config, self.sleep)) as api,
+            closing(usage_reader_of(self.config)) as usage,
+        ):
             with gc_paused():
-                read = read_both_sides(sources, api.target, rules.mapping, self.readings)
+                read = read_both_sides(sources, api, rules.mapping, self.readings)
                 observed = read.observed
                 there = Situation(
                     read,
                     rules,
                     options,
-                    api.inspector,
-                    api.usage,
+                    api,
+                    usage,
                     partial(clock_skew, metering_endpoint(self.config), watch),
                     self.history.refused_deletions(observed.customers, watch.start) if self.history else {},
                 )
@@ -138,8 +128,8 @@ class Reconciler:
             require_safe(plan, observed, rules.limits, force=options.force)
             outcomes = apply_plan(
                 plan,
-                api.target,
-                remover=api.remover,
+                api,
+                remover=api,
                 concurrency=self.config.metering.concurrency,
                 should_stop=should_stop,
                 begin=record.begun,
@@ -148,18 +138,6 @@ class Reconciler:
             if self.history:
                 self.history.remember_refused_deletions(outcomes, observed.customers, watch.start)
             return outcomes
-
-    @contextmanager
-    def _api(self) -> Iterator[_Api]:
-        config = self.config
-        retry = Retry(attempts=config.metering.attempts, sleep=self.sleep)
-        with (
-            closing(target_of(config, self.sleep)) as target,
-            closing(usage_reader_of(config)) as usage,
-            ApiClient(metering_endpoint(config), retry) as client,
-        ):
-            dialect = config.metering.dialect
-            yield _Api(target, usage, ApiInspector(client, dialect), ApiRemover(client, dialect))
 
 
 class _Record:

@@ -13,10 +13,10 @@ from datetime import UTC, datetime, timedelta
 from typing import Protocol
 
 from syncd.core.changes import REMOVALS, Change, ChangeKind, MovedUsage, Plan
-from syncd.core.errors import ApiError, MeterMissingError
+from syncd.core.errors import ApiError, MeterMissingError, UnreliableApiError
 from syncd.core.model import ObservedState
 from syncd.core.unbilled import WINDOW, UnbilledSubject, UnbilledUsage, first_day, unbilled_usage
-from syncd.metering.usage import REQUESTS_METER, TOKENS_METER, whole
+from syncd.metering.usage import REQUESTS_METER, TOKENS_METER, owners, whole
 
 _QUICK_SECONDS = 1.0
 _KINDS_WITH_EVENTS = REMOVALS | {ChangeKind.MOVE_SUBJECTS, ChangeKind.RETIRE_CUSTOMER, ChangeKind.BLOCKED}
@@ -37,6 +37,8 @@ def with_usage(plan: Plan, target: UsageReader, observed: ObservedState, now: da
         requests = target.usage(REQUESTS_METER, rfc3339(start), None)
         tokens = target.usage(TOKENS_METER, rfc3339(start), None)
         unbilled = _unbilled(plan, target, observed, requests, tokens, start, began)
+    except UnreliableApiError:
+        raise
     except (ApiError, MeterMissingError) as error:
         note = f"unbilled usage is unknown: {error}"
         return replace(plan, notes=(*plan.notes, note))
@@ -60,7 +62,7 @@ def _unbilled(
         for key in change.subject_keys
     )
     blocked = (key for change in plan.of(ChangeKind.BLOCKED) for key in change.subject_keys)
-    subjects = unbilled_usage(requests, tokens, _attributed(observed), planned, blocked)
+    subjects = unbilled_usage(requests, tokens, frozenset(owners(observed.customers)), planned, blocked)
     # The first day takes five more queries: a slow server is not asked for it.
     is_quick = time.monotonic() - began < _QUICK_SECONDS
     since = rfc3339(_since(target, subjects, start)) if subjects and is_quick else None

@@ -18,14 +18,11 @@ from syncd import log
 from syncd.config import settings
 from syncd.core.changes import Plan
 from syncd.core.model import ObservedCustomer, ObservedState, Principal
-from syncd.http.client import ApiClient
-from syncd.http.retry import Retry
 from syncd.mapping.desired_state import desired_state
 from syncd.mapping.rules import MappingRules
-from syncd.metering.deletion import ApiInspector
 from syncd.planning.plan import make_plan
 from syncd.runs import reconciler
-from syncd.runs.factory import metering_endpoint, sources_of, target_of
+from syncd.runs.factory import sources_of, target_of
 from syncd.runs.options import RunOptions
 from syncd.runs.passes import Situation, keep_undeletable
 from syncd.sources.base import Readings
@@ -35,14 +32,12 @@ from tests.bench.syncd_apis import consumer_id
 def read(path: Path) -> float:
     """Do what a run does until it has its plan, which must find nothing to do."""
     loaded = settings.load(path)
-    client = ApiClient(metering_endpoint(loaded), Retry())
-    with closing(target_of(loaded)) as target, client:
+    with closing(target_of(loaded)) as target:
         rules = reconciler.plan_rules(loaded, datetime.now(UTC))
-        inspector = ApiInspector(client, loaded.metering.dialect)
         started = time.perf_counter()
         with reconciler.gc_paused():
             both = reconciler.read_both_sides(sources_of(loaded), target, rules.mapping, Readings())
-            there = Situation(both, rules, RunOptions(dry_run=True), inspector, target, lambda: None)
+            there = Situation(both, rules, RunOptions(dry_run=True), target, target, lambda: None)
             plan = keep_undeletable(there.plan(), there)
         seconds = time.perf_counter() - started
     assert both.observed.customers

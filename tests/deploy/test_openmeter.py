@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import closing
 from typing import Any
 from urllib.parse import urlsplit
 
@@ -9,11 +10,10 @@ import httpx
 import pytest
 import yaml
 
-from syncd.http.client import ApiClient, Endpoint
-from syncd.http.retry import Retry
-from syncd.metering.meters import MeterApi, apply_meters
+from syncd.metering.meters import apply_meters
 from syncd.sandbox.testing import running_sandbox
 from tests.deploy.files import ROOT, compose, mounts, service
+from tests.syncd.targets import open_target
 
 CONFIG = ROOT / "docs" / "examples" / "openmeter" / "config.yaml"
 PROFILE = sorted(name for name, entry in compose()["services"].items() if "profiles" in entry)
@@ -120,8 +120,8 @@ def test_the_meters_are_those_that_syncd_meters_apply_creates() -> None:
     with running_sandbox() as url, httpx.Client(base_url=url, trust_env=False) as sandbox:
         for meter in sandbox.get("/api/v1/meters").raise_for_status().json():
             sandbox.delete(f"/api/v1/meters/{meter['slug']}").raise_for_status()
-        with ApiClient(Endpoint("metering", url, "metering.token", "write"), Retry(attempts=1)) as client:
-            results = apply_meters(MeterApi(client, "openmeter-v1"))
+        with closing(open_target("openmeter-v1", url)) as target:
+            results = apply_meters(target)
         assert {result.status for result in results} == {"created"}
         created = sandbox.get("/api/v1/meters").raise_for_status().json()
     names = ("slug", "name", "description", "eventType", "aggregation", "valueProperty", "groupBy")

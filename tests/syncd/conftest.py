@@ -8,7 +8,7 @@ from pathlib import Path
 import httpx
 import pytest
 
-from syncd.metering.meters import Dialect
+from syncd.config.settings import Dialect
 from syncd.sandbox.testing import running_sandbox
 from tests.syncd.processes import Project
 

@@ -31,6 +31,12 @@ def v3_target_at(url: str) -> OpenMeterV3:
     return OpenMeterV3(_endpoint(url), _retry())
 
 
+def target_with(dialect: str, url: str) -> Target:
+    """Open a target on a scripted server; `url` ends before the dialect's paths."""
+    kind = OpenMeterV3 if dialect == "openmeter-v3" else OpenMeterV1
+    return kind(_endpoint(url), _retry())
+
+
 def open_target(dialect: str, url: str, *, token: str | None = None, timeout: float = 5) -> Target:
     """Open a target on a sandbox."""
     url = url.rstrip("/")

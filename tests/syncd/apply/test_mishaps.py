@@ -9,13 +9,12 @@ import httpx
 import pytest
 
 from syncd.apply.executor import apply_plan
+from syncd.config.settings import Dialect
 from syncd.core.errors import ApiError, ApplyStoppedError
 from syncd.core.model import Principal
-from syncd.http.client import ApiClient, Endpoint
+from syncd.http.client import Endpoint
 from syncd.http.retry import Retry
 from syncd.mapping.desired_state import desired_state
-from syncd.metering.deletion import ApiRemover
-from syncd.metering.meters import Dialect
 from syncd.metering.v1 import OpenMeterV1
 from syncd.metering.v3 import OpenMeterV3
 from syncd.planning.orphans import Grace
@@ -67,11 +66,10 @@ def sync(
     grace = Grace(START + timedelta(days=day), timedelta(days=40), timedelta(days=40))
     options = PlanOptions(allow_move=True, allow_retire=True, grace=grace)
     try:
-        with ApiClient(endpoint, retry) as client:
-            desired = desired_state(principals, BY_TAG)
-            plan = make_plan(desired, target.observe(), owner_id=OWNER, policy="sync", options=options)
-            apply_plan(plan, target, remover=ApiRemover(client, dialect), concurrency=concurrency)
-            return len(plan.actionable)
+        desired = desired_state(principals, BY_TAG)
+        plan = make_plan(desired, target.observe(), owner_id=OWNER, policy="sync", options=options)
+        apply_plan(plan, target, remover=target, concurrency=concurrency)
+        return len(plan.actionable)
     finally:
         target.close()
 

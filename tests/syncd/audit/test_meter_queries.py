@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from contextlib import closing
 from datetime import UTC, datetime
 
 import httpx
@@ -10,13 +11,13 @@ import pytest
 
 from syncd.audit.compare import HOUR, Line, Yardstick
 from syncd.audit.meter_queries import HourlyMeters, yardstick
+from syncd.config.settings import Dialect
 from syncd.core.errors import MalformedError
-from syncd.http.client import ApiClient, Endpoint
-from syncd.http.retry import Retry
-from syncd.metering.meters import Dialect, Meter
+from syncd.metering.base import Meter
 from syncd.sandbox.testing import running_sandbox
 from tests.syncd.metering.test_contract import specs_of
 from tests.syncd.servers import Answer, Asked, serving
+from tests.syncd.targets import open_target, target_at
 
 pytestmark = pytest.mark.slow
 
@@ -71,10 +72,9 @@ def server() -> Iterator[str]:
 
 @pytest.mark.parametrize("dialect", ["openmeter-v1", "openmeter-v3"])
 def test_the_events_of_each_hour_and_subject_are_counted_at_their_hour(server: str, dialect: Dialect) -> None:
-    base = server + ("/api/v3" if dialect == "openmeter-v3" else "")
-    with ApiClient(Endpoint("metering", base, "metering.token", "read"), Retry(attempts=1)) as client:
-        client._client.event_hooks = {"response": [found.check for found in specs_of(dialect)]}
-        meters = HourlyMeters(client, dialect)
+    with closing(open_target(dialect, server)) as target:
+        target._client._client.event_hooks = {"response": [found.check for found in specs_of(dialect)]}
+        meters = HourlyMeters(target)
         requests, tokens = meters.yardstick(REQUEST), meters.yardstick(TOKENS)
         assert requests is not None
         assert tokens == Yardstick(TOKENS, "kong_llm_events")
@@ -92,13 +92,11 @@ def answered(row: object, aggregation: str = "COUNT") -> dict[Line, int]:
         listed = [{"slug": "m", "aggregation": aggregation, "eventType": REQUEST}]
         return Answer(listed if asked.path == "/api/v1/meters" else {"data": [row]})
 
-    with serving(answer) as fake:
-        endpoint = Endpoint("metering", fake.url, "metering.token", "read")
-        with ApiClient(endpoint, Retry(attempts=1)) as client:
-            meters = HourlyMeters(client, "openmeter-v1")
-            used = meters.yardstick(REQUEST)
-            assert used is not None
-            return meters.values(used, HOUR_7, HOUR_7 + HOUR)
+    with serving(answer) as fake, closing(target_at(fake.url)) as target:
+        meters = HourlyMeters(target)
+        used = meters.yardstick(REQUEST)
+        assert used is not None
+        return meters.values(used, HOUR_7, HOUR_7 + HOUR)
 
 
 def test_the_hour_after_the_end_that_a_server_may_include_is_dropped() -> None:

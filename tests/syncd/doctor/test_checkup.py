@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import re
+import time
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from urllib.parse import urlsplit
@@ -14,6 +16,9 @@ import pytest
 from syncd.config import settings
 from syncd.doctor.checks import Level, Plugin, check_clock, check_empty, check_meters, check_plugins
 from syncd.doctor.checkup import _statuses
+from syncd.doctor.probe import Probe
+from syncd.metering.base import Meter
+from syncd.metering.meters import STANDARD_METERS
 from syncd.sandbox.testing import running_sandbox
 from tests.syncd.konnect import PLANE, Konnect, uid
 from tests.syncd.processes import KONG_YML, Project
@@ -88,28 +93,46 @@ def test_no_plugin_at_all_is_a_warning() -> None:
     assert found(Plugin("openmeter", False, {}, "Kong")) == [("plugin", "warning")]
 
 
-def test_a_missing_or_different_meter_is_a_problem() -> None:
-    right = {
-        "kong_api_requests": ("kong.api_request", "COUNT"),
-        "kong_llm_tokens": ("kong.llm_request", "SUM"),
-        "kong_llm_events": ("kong.llm_request", "COUNT"),
+STANDARD = {meter.key: meter for meter in STANDARD_METERS}
+
+
+def meters_found(*meters: Meter) -> dict[str, tuple[Level, str]]:
+    """The findings about the standard meters, some of them as given, by key."""
+    there = STANDARD | {meter.key: meter for meter in meters}
+    return {
+        finding.text.split()[1].rstrip(":"): (finding.level, finding.text) for finding in check_meters(there)
     }
-    assert [finding.level for finding in check_meters(right)] == [Level.OK] * 3
-    lower = right | {"kong_llm_tokens": ("kong.llm_request", "sum")}
-    assert [finding.level for finding in check_meters(lower)] == [Level.OK] * 3
-    wrong = {"kong_llm_tokens": ("kong.llm_request", "COUNT")}
-    assert [finding.level for finding in check_meters(wrong)][:2] == [Level.PROBLEM, Level.PROBLEM]
+
+
+def test_the_standard_meters_are_ok() -> None:
+    assert [finding.level for finding in check_meters(STANDARD)] == [Level.OK] * 3
+
+
+def test_a_missing_meter_or_one_that_counts_something_else_is_a_problem() -> None:
+    first, *_ = check_meters({})
+    assert first.level is Level.PROBLEM
+    level, text = meters_found(replace(STANDARD["kong_llm_tokens"], aggregation="count"))["kong_llm_tokens"]
+    assert level is Level.PROBLEM
+    assert "aggregation is 'count', not 'sum'" in text
+
+
+@pytest.mark.parametrize("key", STANDARD)
+def test_a_meter_without_a_dimension_differs_as_for_meters_apply(key: str) -> None:
+    wanted = STANDARD[key]
+    bare = replace(wanted, dimensions={"service_name": "$.other"})
+    level, text = meters_found(bare)[key]
+    assert level is Level.WARNING
+    assert all(difference in text for difference in wanted.differences(bare))
+    assert "dimension route_name is missing" in text
 
 
 def test_without_a_meter_that_counts_model_calls_doctor_warns_of_a_rough_audit() -> None:
-    meters = {
-        "kong_api_requests": ("kong.api_request", "COUNT"),
-        "kong_llm_tokens": ("kong.llm_request", "SUM"),
-    }
+    meters = {key: meter for key, meter in STANDARD.items() if key != "kong_llm_events"}
     last = list(check_meters(meters))[-1]
     assert (last.level, "`syncd audit` compares them only roughly" in last.text) == (Level.WARNING, True)
     # Its key does not matter.
-    assert list(check_meters(meters | {"mine": ("kong.llm_request", "count")}))[-1].level is Level.OK
+    mine = replace(STANDARD["kong_llm_events"], key="mine", dimensions={})
+    assert list(check_meters(meters | {"mine": mine}))[-1].level is Level.OK
 
 
 @pytest.mark.parametrize(("seconds", "level"), [(0, "ok"), (29, "ok"), (-31, "problem"), (3600, "problem")])
@@ -160,24 +183,65 @@ def test_in_a_healthy_system_every_check_is_ok_and_nothing_is_written(
     assert httpx.get(f"{server}/api/v1/customers").json()["totalCount"] == 0
 
 
-def test_the_probe_shows_that_the_server_deduplicates(project: Project, server: str) -> None:
-    assert levels(project, "--probe")["deduplication"] == "ok"
+class Sink:
+    """A metering API that stores an event when its sink flushes, with or without deduplication.
+
+    As OpenMeter's: doubles within one flush are dropped in either case.
+    """
+
+    def __init__(self, flush: float, *, deduplicates: bool) -> None:
+        self.flush = flush
+        self.deduplicates = deduplicates
+        self.waiting: list[tuple[float, dict[str, object]]] = []
+        self.stored: list[dict[str, object]] = []
+        self.sent = 0
+
+    def __call__(self, asked: Asked) -> Answer:
+        self._flush()
+        if not asked.path.endswith("/events"):
+            empty = {"items": [], "totalCount": 0, "data": [], "meta": {"page": {"total": 0}}}
+            return Answer([] if asked.path.endswith(("/v1/meters", "/subjects")) else empty)
+        if asked.method == "POST":
+            assert isinstance(asked.body, dict)
+            self.sent += 1
+            self.waiting.append((time.monotonic(), asked.body))
+            return Answer({}, 202)
+        wanted = asked.query.get("id") or asked.query["filter[id][eq]"]
+        # v1 finds parts of ids: another event of an earlier probe must not count.
+        found = [{"event": event} for event in (*self.stored, {"id": f"{wanted}-other"})]
+        return Answer(found if "id" in asked.query else {"data": found[:-1], "meta": {}})
+
+    def _flush(self) -> None:
+        if not self.waiting or time.monotonic() < self.waiting[0][0] + self.flush:
+            return
+        flushed = {str(event["id"]): event for _, event in self.waiting}
+        self.waiting.clear()
+        known = {event["id"] for event in self.stored} if self.deduplicates else set()
+        self.stored += [event for identity, event in flushed.items() if identity not in known]
+
+
+@BOTH
+@pytest.mark.parametrize("deduplicates", [True, False])
+def test_the_probe_is_not_misled_by_a_sink_that_drops_doubles_within_one_flush(
+    project: Project, name: str, deduplicates: bool
+) -> None:
+    sink = Sink(0.5, deduplicates=deduplicates)
+    with serving(sink) as fake:
+        dialect(project, name, fake.url)
+        level = levels(project, "--probe", "--probe-flush", "0.6")["deduplication"]
+    assert sink.sent == 2
+    assert level == ("ok" if deduplicates else "problem")
+    assert len(sink.stored) == (1 if deduplicates else 2)
+
+
+def test_the_probe_sends_one_event_of_its_own_type(project: Project, server: str) -> None:
+    assert levels(project, "--probe", "--probe-flush", "0")["deduplication"] == "ok"
     (event,) = httpx.get(f"{server}/api/v1/events").json()
     assert event["event"]["type"] == "kong-openmeter.doctor"
 
 
-def test_a_server_that_does_not_deduplicate_is_a_problem(project: Project) -> None:
-    def metering(asked: Asked) -> Answer:
-        if asked.path == "/api/v1/events" and asked.method == "GET":
-            return Answer([{"event": {}}, {"event": {}}])
-        if asked.path == "/api/v1/customers":
-            return Answer({"items": [], "totalCount": 0})
-        return Answer([] if asked.method == "GET" else {})
-
-    with serving(metering) as fake:
-        project.metering = fake.url
-        project.configure()
-        assert levels(project, "--probe")["deduplication"] == "problem"
+def test_by_default_the_probe_waits_longer_than_a_sink_collects_events() -> None:
+    assert Probe().flush >= 5
 
 
 def test_the_next_times_of_a_crontab_expression_are_shown(project: Project) -> None:
@@ -214,40 +278,18 @@ def test_the_plugins_of_a_running_kong_are_read_to_the_last_page(project: Projec
         assert levels(project)["subject"] == "problem"
 
 
-def test_over_v3_the_probe_shows_that_the_server_deduplicates(project: Project, server: str) -> None:
-    arrived: list[object] = []
-
-    def konnect(asked: Asked) -> Answer:
-        if asked.path == "/api/v3/openmeter/events":
-            if asked.method == "POST":
-                arrived.append(asked.body)
-                return Answer({}, 202)
-            assert asked.query["filter[id][eq]"] == arrived[0]["id"]  # type: ignore[index]
-            return Answer({"data": arrived[:1]})
-        return Answer({"data": [], "meta": {"page": {"number": 1, "size": 1000, "total": 0}}})
-
-    with serving(konnect) as fake:
-        dialect(project, "openmeter-v3", fake.url)
-        assert levels(project, "--probe")["deduplication"] == "ok"
-    assert len(arrived) == 2
-    assert arrived[0] == arrived[1]
-
-
 def test_a_meter_on_a_later_page_is_found_over_v3(project: Project) -> None:
     names = [f"other_{number}" for number in range(5)]
     names += ["kong_api_requests", "kong_llm_tokens", "kong_llm_events"]
-    types = {
-        "kong_llm_events": ("kong.llm_request", "count"),
-        "kong_api_requests": ("kong.api_request", "count"),
-        "kong_llm_tokens": ("kong.llm_request", "sum"),
-    }
     meters = [
         {
             "id": name,
             "key": name,
             "created_at": f"2026-01-0{number + 1}T00:00:00Z",
-            "event_type": types.get(name, ("x", "count"))[0],
-            "aggregation": types.get(name, ("x", "count"))[1],
+            "event_type": STANDARD[name].event_type if name in STANDARD else "x",
+            "aggregation": STANDARD[name].aggregation if name in STANDARD else "count",
+            "value_property": STANDARD[name].value_property if name in STANDARD else None,
+            "dimensions": dict(STANDARD[name].dimensions) if name in STANDARD else {},
         }
         for number, name in enumerate(names)
     ]

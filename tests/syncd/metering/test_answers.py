@@ -6,13 +6,10 @@ from contextlib import closing
 
 import pytest
 
+from syncd.config.settings import Dialect
 from syncd.core.errors import BlockedError, RefusedError, UnreachableError
 from syncd.core.model import ObservedCustomer
-from syncd.http.client import ApiClient, Endpoint
-from syncd.http.retry import Retry
 from syncd.metering.base import CustomerEdit
-from syncd.metering.deletion import ApiRemover
-from syncd.metering.meters import Dialect
 from tests.syncd.servers import Answer, Asked, serving
 from tests.syncd.targets import open_target
 
@@ -53,7 +50,7 @@ def test_reading_a_customer_is_tried_exactly_as_often_as_configured(dialect: Dia
 def test_a_refused_deletion_is_an_error(dialect: Dialect, status: int) -> None:
     with (
         serving(lambda _asked: Answer({"detail": "has a subscription"}, status)) as server,
-        ApiClient(Endpoint("metering", server.url, "metering.token", "write"), Retry()) as client,
+        closing(open_target(dialect, server.url)) as target,
         pytest.raises(RefusedError, match="has a subscription"),
     ):
-        ApiRemover(client, dialect).delete_customer("C")
+        target.delete_customer("C")

@@ -3,38 +3,27 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from contextlib import closing
 
 import httpx
 import pytest
 
+from syncd.config.settings import Dialect
 from syncd.core.errors import RefusedError, UnauthorizedError
 from syncd.core.model import CustomerDetails
-from syncd.http.client import ApiClient, Endpoint
-from syncd.http.retry import Retry
 from syncd.metering.base import Inspection
-from syncd.metering.deletion import ApiInspector
-from syncd.metering.meters import Dialect
 from tests.syncd.metering.test_contract import specs_of
 from tests.syncd.servers import Answer, Asked, serving
-from tests.syncd.targets import OWNERSHIP, by_hand, subscribe
-
-
-def inspector(client: ApiClient, dialect: Dialect) -> ApiInspector:
-    client._client.event_hooks = {"response": [found.check for found in specs_of(dialect)]}
-    return ApiInspector(client, dialect)
-
-
-def opened(url: str) -> ApiClient:
-    return ApiClient(Endpoint("metering", url, "metering.token", "read"), Retry(attempts=1))
+from tests.syncd.targets import OWNERSHIP, by_hand, open_target, subscribe, target_with
 
 
 @pytest.fixture
 def inspect(
     sandbox: httpx.Client, dialect: Dialect
 ) -> Iterator[Callable[[dict[str, object]], Inspection | None]]:
-    base = str(sandbox.base_url).rstrip("/") + ("/api/v3" if dialect == "openmeter-v3" else "")
-    with opened(base) as client:
-        yield lambda customer: inspector(client, dialect).inspect(str(customer["id"]))
+    with closing(open_target(dialect, str(sandbox.base_url))) as target:
+        target._client._client.event_hooks = {"response": [found.check for found in specs_of(dialect)]}
+        yield lambda customer: target.inspect(str(customer["id"]))
 
 
 Inspect = Callable[[dict[str, object]], Inspection | None]
@@ -93,8 +82,8 @@ def scripted(dialect: Dialect, **answers: Answer) -> Inspection | None:
         last = asked.path.rpartition("/")[2]
         return Answer({"id": "C", "name": "C"}) if last == "C" else answers.get(last, Answer({}, 404))
 
-    with serving(answer) as server, opened(server.url) as client:
-        return ApiInspector(client, dialect).inspect("C")
+    with serving(answer) as server, closing(target_with(dialect, server.url)) as target:
+        return target.inspect("C")
 
 
 def test_on_a_server_without_billing_nothing_depends_on_a_customer(dialect: Dialect) -> None:
@@ -153,7 +142,7 @@ def test_an_invoice_that_is_not_final_is_found_where_the_dialect_shows_it() -> N
             return Answer({"items": [], "entitlements": {}})
         return Answer({"id": "C", "name": "ACME"})
 
-    with serving(answer) as server, opened(server.url) as client:
-        found = ApiInspector(client, "openmeter-v1").inspect("C")
+    with serving(answer) as server, closing(open_target("openmeter-v1", server.url)) as target:
+        found = target.inspect("C")
     assert found is not None
     assert found.open_invoices == ("I",)

@@ -4,17 +4,18 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
+from contextlib import closing
 from pathlib import Path
 
 import httpx
 import pytest
 
-from syncd.http.client import ApiClient, Endpoint
-from syncd.http.retry import Retry
-from syncd.metering.meters import STANDARD_METERS, Dialect, MeterApi, apply_meters
+from syncd.config.settings import Dialect
+from syncd.metering.base import MeteringApi
+from syncd.metering.meters import STANDARD_METERS, apply_meters
 from tests.syncd.metering.test_contract import specs_of
 from tests.syncd.processes import Project
-from tests.syncd.targets import fault
+from tests.syncd.targets import fault, open_target
 
 pytestmark = pytest.mark.slow
 
@@ -22,12 +23,10 @@ KEYS = [meter.key for meter in STANDARD_METERS]
 
 
 @pytest.fixture
-def api(sandbox: httpx.Client, dialect: Dialect) -> Iterator[MeterApi]:
-    base = str(sandbox.base_url).rstrip("/") + ("/api/v3" if dialect == "openmeter-v3" else "")
-    endpoint = Endpoint("metering", base, "metering.token", "read and write")
-    with ApiClient(endpoint, Retry(attempts=2, first_wait=0.001)) as client:
-        client._client.event_hooks = {"response": [found.check for found in specs_of(dialect)]}
-        yield MeterApi(client, dialect)
+def api(sandbox: httpx.Client, dialect: Dialect) -> Iterator[MeteringApi]:
+    with closing(open_target(dialect, str(sandbox.base_url))) as target:
+        target._client._client.event_hooks = {"response": [found.check for found in specs_of(dialect)]}
+        yield target
 
 
 def without_meters(sandbox: httpx.Client) -> None:
@@ -35,22 +34,22 @@ def without_meters(sandbox: httpx.Client) -> None:
         sandbox.delete(f"/api/v1/meters/{key}").raise_for_status()
 
 
-def statuses(api: MeterApi) -> list[str]:
+def statuses(api: MeteringApi) -> list[str]:
     return [result.status for result in apply_meters(api)]
 
 
-def test_missing_meters_are_created_and_then_present(api: MeterApi, sandbox: httpx.Client) -> None:
+def test_missing_meters_are_created_and_then_present(api: MeteringApi, sandbox: httpx.Client) -> None:
     without_meters(sandbox)
     assert statuses(api) == ["created"] * 3
     assert statuses(api) == ["present"] * 3
     assert [api.meters()[key] for key in KEYS] == list(STANDARD_METERS)
 
 
-def test_the_sandbox_starts_with_the_standard_meters(api: MeterApi) -> None:
+def test_the_sandbox_starts_with_the_standard_meters(api: MeteringApi) -> None:
     assert statuses(api) == ["present"] * 3
 
 
-def test_a_meter_that_differs_is_reported_and_left_alone(api: MeterApi, sandbox: httpx.Client) -> None:
+def test_a_meter_that_differs_is_reported_and_left_alone(api: MeteringApi, sandbox: httpx.Client) -> None:
     without_meters(sandbox)
     made = {
         "slug": "kong_llm_tokens",
@@ -72,7 +71,7 @@ def test_a_meter_that_differs_is_reported_and_left_alone(api: MeterApi, sandbox:
     assert sandbox.get("/api/v1/meters/kong_llm_tokens").json() == before
 
 
-def test_a_creation_whose_answer_was_lost_is_recognized(api: MeterApi, sandbox: httpx.Client) -> None:
+def test_a_creation_whose_answer_was_lost_is_recognized(api: MeteringApi, sandbox: httpx.Client) -> None:
     without_meters(sandbox)
     fault(sandbox, method="POST", action="accept_then_cut", count=1)
     assert statuses(api) == ["created"] * 3

@@ -107,13 +107,18 @@ def test_policy_sync_marks_nothing_on_the_key_customer() -> None:
     assert lines(plan) == ["create-customer consumer-2 consumer:2", "blocked acme acme"]
 
 
-def test_a_subject_that_is_a_customers_id_is_attached_to_no_other() -> None:
+def test_a_subject_that_is_a_customers_id_is_attached_like_any_other() -> None:
+    # A real OpenMeter finds no customer for usage under an id.
     ours = customer("acme", "x", owner=OWNER, identity="01ABC")
     elsewhere = plan_for([static("01ABC", customer="globex")], observed(ours), rules=RULES)
-    assert lines(elsewhere)[0] == "blocked globex 01ABC"
-    assert not elsewhere.actionable
+    assert lines(elsewhere)[0] == "create-customer globex 01ABC"
     at_home = plan_for([static("01ABC", customer="acme")], observed(ours), rules=RULES)
-    assert not at_home.of(ChangeKind.ATTACH_SUBJECTS)
+    (attached,) = at_home.of(ChangeKind.ATTACH_SUBJECTS)
+    assert (attached.customer_key, attached.subject_keys) == ("acme", ("01ABC",))
+
+
+def test_a_key_that_is_a_customers_id_is_blocked() -> None:
+    ours = customer("acme", "x", owner=OWNER, identity="01ABC")
     taken = plan_for([static("y", customer="01ABC")], observed(ours), rules=RULES)
     assert "is the id of customer 'acme'" in reasons(taken)
 

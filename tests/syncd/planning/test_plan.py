@@ -237,7 +237,7 @@ def test_a_note_names_the_flags_that_policy_create_only_ignores() -> None:
     assert plan_for([], observed(), options=PlanOptions(adopt=True)).notes == ()
 
 
-def test_a_subject_that_is_the_id_of_its_customer_needs_no_attachment() -> None:
-    """A metering API attributes usage by id too."""
+def test_a_subject_that_is_the_id_of_its_customer_is_attached() -> None:
+    """OpenMeter finds no customer for usage under an id."""
     state = observed(customer("acme", owner=OWNER, identity="01J"))
-    assert lines(plan_for([static("01J", customer="acme")], state)) == []
+    assert lines(plan_for([static("01J", customer="acme")], state)) == ["attach-subjects acme 01J"]

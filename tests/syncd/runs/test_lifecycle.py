@@ -10,6 +10,8 @@ import pytest
 
 from syncd.config import settings
 from syncd.core.changes import ChangeKind
+from syncd.http.client import ApiClient, Endpoint
+from syncd.http.retry import Retry
 from syncd.runs.options import RunOptions
 from syncd.runs.reconciler import Reconciler
 from syncd.runs.run import Run, new_run
@@ -81,6 +83,25 @@ def test_an_orphan_is_marked_then_detached_then_deleted(scenario: Scenario, sand
     assert scenario.sync(100, ALICE) == ["orphaned consumer-c"]
     assert scenario.sync(101, ALICE) == ["delete-customer consumer-c"]
     assert sandbox.get("/api/v1/customers/consumer-c").status_code == 404
+
+
+def test_one_run_opens_one_client_of_the_metering_api(
+    scenario: Scenario, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """So that a 429 to any request slows all of them."""
+    scenario.sync(0, ALICE, CAROL)
+    scenario.sync(1, ALICE)
+    scenario.sync(41, ALICE)
+    opened: list[str] = []
+    original = ApiClient.__init__
+
+    def counting(self: ApiClient, endpoint: Endpoint, retry: Retry) -> None:
+        opened.append(endpoint.api)
+        original(self, endpoint, retry)
+
+    monkeypatch.setattr(ApiClient, "__init__", counting)
+    assert scenario.sync(101, ALICE) == ["delete-customer consumer-c"]
+    assert opened.count("metering") == 2, "one for each of the two runs"
 
 
 def test_a_principal_that_comes_back_loses_the_mark_and_gets_the_same_customer(

@@ -8,11 +8,12 @@ from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import httpx
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from syncd.core.changes import ChangeKind
-from syncd.core.errors import MeterMissingError
+from syncd.core.errors import MeterMissingError, UnreliableApiError
 from syncd.core.model import ObservedState
 from syncd.core.unbilled import first_day
 from syncd.planning.plan import PlanOptions
@@ -44,6 +45,23 @@ class Metered(MemoryTarget):
 
 def days(*ago: int) -> list[datetime]:
     return [NOW - timedelta(days=number, minutes=5) for number in ago]
+
+
+def test_usage_under_the_id_of_a_customer_is_unbilled() -> None:
+    state = observed(customer("acme", "x", identity="01ABC"))
+    plan = with_usage(plan_for([], state), Metered(state, {"01ABC": days(1), "acme": days(1)}), state, NOW)
+    assert plan.unbilled is not None
+    assert [(s.key, s.events) for s in plan.unbilled.subjects] == [("01ABC", 1)]
+
+
+def test_usage_that_an_unreliable_api_answers_stops_the_run() -> None:
+    class Unreliable(Metered):
+        def usage(self, meter: str, since: str | None, until: str | None) -> Mapping[str, float]:
+            raise UnreliableApiError("answers are mixed up")
+
+    state = observed(customer("acme", "x"))
+    with pytest.raises(UnreliableApiError):
+        with_usage(plan_for([], state), Unreliable(state, {}), state, NOW)
 
 
 def test_unbilled_usage_has_events_start_and_fate() -> None:

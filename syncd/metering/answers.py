@@ -1,0 +1,217 @@
+"""Answers of a metering API, whatever its dialect: their checks, and what both dialects read alike.
+
+Each document is held against what was asked for before anything is derived from it. A cache with a wrong
+key, a lagging replica or a proxy that answers twice on one connection returns a valid document of *another*
+customer; what is written next would then bill the wrong one. Such an answer is an `UnreliableApiError`.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from datetime import UTC, datetime
+from urllib.parse import quote
+
+from syncd.core.errors import (
+    BlockedError,
+    MalformedError,
+    MeterMissingError,
+    RefusedError,
+    UnreliableApiError,
+)
+from syncd.http.client import ApiClient, Params, expect_list, expect_object
+from syncd.metering.base import WriteTrial
+
+API = "metering API"
+"""How messages call it."""
+GONE = frozenset({404, 410, 412})
+"""Statuses for a customer that was deleted or never existed."""
+NO_SUCH_PATH = frozenset({404, 405, 410})
+UNKNOWN_ID = "00000000000000000000000000"
+"""A ULID of the first millisecond of 1970, which no server has ever created."""
+PAGE_OF_PARTS = 100
+"""Subscriptions, accounts and grants of one customer that are read before its deletion."""
+
+
+def segment(key: str, what: str) -> str:
+    """Return a key as one segment of a path; raises BlockedError for one that libraries or proxies fold.
+
+    Clients, servers and proxies resolve ``.`` and ``..`` in a path, encoded (``%2e``) or not, some also
+    after they decode ``%2F`` (RFC 3986, 5.2.4 and 6.2.2): the request would reach another entity.
+    """
+    if not key or any(part in (".", "..") for part in re.split(r"[/\\]", key)):
+        raise BlockedError(
+            f"{what} {key!r} cannot stand in the address of a request, because '.' and '..' lead to another"
+            " address. Rename it at its source, or change it by hand"
+        )
+    return quote(key, safe="")
+
+
+def id_segment(identity: str) -> str:
+    """Return an id that the server assigned as one segment of a path. Raises MalformedError."""
+    try:
+        return segment(identity, "the id")
+    except BlockedError as error:
+        raise MalformedError(f"{API}: {error}") from None
+
+
+def expect_asked(document: Mapping[str, object], what: str, **asked: str) -> None:
+    """Raise UnreliableApiError unless each of these fields of the document has the value asked for."""
+    for field, wanted in asked.items():
+        if (found := document.get(field)) != wanted:
+            raise unreliable(f"asked for the {what} with {field} {wanted!r}, it answered with {found!r}")
+
+
+def expect_written(answer: object, what: str, **asked: str) -> None:
+    """Raise UnreliableApiError if the answer to a write is about something else; it may be short or empty."""
+    document = mapping(answer)
+    named = {field: wanted for field, wanted in asked.items() if document.get(field) is not None}
+    expect_asked(document, what, **named)
+
+
+def unreliable(problem: str) -> UnreliableApiError:
+    """Return the error for an answer about something else than was asked for."""
+    return UnreliableApiError(
+        f"the {API} is unreliable: {problem}. Nothing more is changed. Look for a cache, proxy or replica"
+        " between syncd and the API that mixes up answers, then run syncd again"
+    )
+
+
+def expect_distinct(entries: Iterable[Mapping[str, object]], what: str, field: str = "id") -> None:
+    """Raise UnreliableApiError if two entries of one answer have the same id and differ."""
+    seen: dict[str, Mapping[str, object]] = {}
+    for entry in entries:
+        identity = entry.get(field)
+        if not isinstance(identity, str):
+            continue
+        first = seen.setdefault(identity, entry)
+        if first is not entry and first != entry:
+            raise unreliable(f"it listed {what} with {field} {identity!r} twice, with different content")
+
+
+def expect_among(found: object, asked: Collection[str], what: str) -> None:
+    """Raise UnreliableApiError if an answer names (None: does not name) something that was not asked for."""
+    if found is not None and found not in asked:
+        raise unreliable(f"asked for {what}, it answered with that of {found!r}")
+
+
+def mapping(value: object) -> dict[str, object]:
+    """Return an object, an empty one for anything else."""
+    return value if isinstance(value, dict) else {}
+
+
+def text_or_none(value: object) -> str | None:
+    """Return a text that is not empty, else None."""
+    return value if isinstance(value, str) and value else None
+
+
+def whole_or_none(value: object) -> int | None:
+    """Return a count; v3 sends it as a float."""
+    return int(value) if isinstance(value, int | float) and not isinstance(value, bool) else None
+
+
+def texts(value: object) -> dict[str, str]:
+    """Return the entries of an object that are texts."""
+    return {name: entry for name, entry in mapping(value).items() if isinstance(entry, str)}
+
+
+def number(value: object, what: str) -> float:
+    """Return a figure: v1 sends a number, v3 a string of any precision. Raises MalformedError."""
+    try:
+        if isinstance(value, str | int | float) and not isinstance(value, bool):
+            return float(value)
+    except ValueError:
+        pass
+    raise MalformedError(f"{API}: a row of {what} has no number as its value")
+
+
+def subject_of(value: object, what: str) -> str:
+    """Return the subject of a row of usage; events without one have the empty subject."""
+    if value is None or isinstance(value, str):
+        return value or ""
+    raise MalformedError(f"{API}: a row of {what} has no subject")
+
+
+def moment(value: object, what: str) -> datetime:
+    """Return an RFC 3339 time. Raises MalformedError."""
+    try:
+        found = datetime.fromisoformat(str(value))
+    except ValueError:
+        raise MalformedError(f"{API}: {what} has an invalid time {value!r}") from None
+    return found if found.tzinfo else found.replace(tzinfo=UTC)
+
+
+def without_none(body: Mapping[str, object]) -> dict[str, object]:
+    """Return a body without the fields that are None."""
+    return {name: value for name, value in body.items() if value is not None}
+
+
+def missing_meter(key: str) -> MeterMissingError:
+    """Return the error for a meter that the server does not have."""
+    return MeterMissingError(f"the {API} has no meter {key!r}; `syncd meters apply` creates it")
+
+
+def deleted_meanwhile() -> BlockedError:
+    """Return the error for a change of a customer that is gone."""
+    return BlockedError("the customer was deleted in the meantime; plan again")
+
+
+def entries_of(document: Mapping[str, object], field: str, path: str, what: str) -> list[dict[str, object]]:
+    """Return the list in this field, each entry checked to be an object."""
+    return objects(document.get(field), f"{field} of {path}", what)
+
+
+def objects(value: object, where: str, what: str) -> list[dict[str, object]]:
+    """Return a list of objects. Raises MalformedError."""
+    return [expect_object(entry, API, what) for entry in expect_list(value, API, where)]
+
+
+def object_or_none(client: ApiClient, path: str, params: Params | None = None) -> dict[str, object] | None:
+    """Return the object at a path, None if the server does not have it."""
+    try:
+        return expect_object(client.get(path, params), API, path)
+    except RefusedError as error:
+        if error.status not in GONE:
+            raise
+        return None
+
+
+def parts(client: ApiClient, path: str, field: str, params: Params | None) -> list[dict[str, object]]:
+    """Return the first page of a list, an empty one on an edition of the server without such a list."""
+    answer = object_or_none(client, path, params)
+    return [] if answer is None else entries_of(answer, field, path, f"an entry of {path}")
+
+
+def statuses(subscriptions: Sequence[Mapping[str, object]]) -> dict[str, str]:
+    """Return the status of each subscription by id."""
+    listed = {str(entry.get("id")): str(entry.get("status")) for entry in subscriptions}
+    if len(subscriptions) >= PAGE_OF_PARTS:
+        # Only the first page is read. An active one may follow on the next page, so assume that it does.
+        listed["and perhaps more than were listed"] = "unknown"
+    return listed
+
+
+def deleted(client: ApiClient, path: str) -> bool:
+    """Delete and return whether there was anything to delete. DELETE is idempotent, so it is retried."""
+    try:
+        client.request("DELETE", path)
+    except RefusedError as error:
+        if error.status in GONE:
+            return False
+        raise
+    return True
+
+
+def tried(
+    client: ApiClient, method: str, path: str, body: object, *, absent: frozenset[int], harmless: bool = True
+) -> WriteTrial:
+    """Send a write that changes nothing; `absent` are statuses of a missing path, a `harmless` 2xx is fine.
+
+    A server checks the token before the body: 401 and 403 mean that the permission is missing, any other
+    4xx that it is granted. Raises UnauthorizedError for the first, other ApiErrors if it cannot be told.
+    """
+    try:
+        client.request(method, path, body=body, repeat=False)
+    except RefusedError as error:
+        return WriteTrial("no such path" if error.status in absent else "allowed", str(error))
+    return WriteTrial("allowed" if harmless else "accepted", f"{method} {path}")

@@ -1,0 +1,100 @@
+"""The metering API's paths, fields and dialects are known to its clients only."""
+
+from __future__ import annotations
+
+import ast
+from collections.abc import Iterator
+from pathlib import Path
+from typing import get_args
+
+import pytest
+
+import syncd
+from syncd.config.settings import Dialect
+from syncd.metering.dialects import DIALECTS
+
+ROOT = Path(syncd.__file__).parent
+KNOWING = ("metering", "sandbox")
+"""Rooms that speak the API: its clients, and the server that tests and demos use."""
+FILES = sorted(path for path in ROOT.rglob("*.py") if path.relative_to(ROOT).parts[0] not in KNOWING)
+
+PATHS = ("/api/v1", "/api/v3", "/openmeter")
+FIELDS = frozenset(
+    {
+        "usageAttribution",
+        "usage_attribution",
+        "subjectKeys",
+        "displayName",
+        "deletedAt",
+        "deleted_at",
+        "totalCount",
+        "pageSize",
+        "currentSubscriptionId",
+        "primaryEmail",
+        "primary_email",
+        "billingAddress",
+        "entitlement-access",
+        "windowStart",
+        "windowSize",
+        "groupBy",
+        "group_by_dimensions",
+        "filterCustomerId",
+        "eventType",
+        "valueProperty",
+        "value_property",
+        "eventFrom",
+        "events_from",
+    }
+)
+CONFIGURED = {"config/settings.py"}
+"""The URL in the configuration may end with a dialect's prefix."""
+
+
+def strings(path: Path) -> Iterator[tuple[int, str]]:
+    """The texts of a module, parts of f-strings included, without its docstrings."""
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant):
+            node.value.value = ""  # a docstring
+        elif isinstance(node, ast.Constant) and isinstance(node.value, str):
+            yield node.lineno, node.value
+
+
+def spoken(path: Path) -> list[str]:
+    """What a module knows of the API: paths, names of fields, comparisons of a dialect."""
+    where = path.relative_to(ROOT).as_posix()
+    found = [
+        f"{where}:{line}: {text!r}"
+        for line, text in strings(path)
+        if text in FIELDS or (text.startswith(PATHS) and where not in CONFIGURED)
+    ]
+    for node in ast.walk(ast.parse(path.read_text())):
+        sides: list[ast.expr] = []
+        if isinstance(node, ast.Compare):
+            sides = [node.left, *node.comparators]
+        elif isinstance(node, ast.Match):
+            sides = [node.subject]
+        branches = any("dialect" in ast.unparse(side) or "openmeter-v" in ast.unparse(side) for side in sides)
+        if branches and where not in CONFIGURED:
+            found.append(f"{where}:{node.lineno}: branches by dialect")  # type: ignore[attr-defined]
+    return found
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda path: path.relative_to(ROOT).as_posix())
+def test_no_other_room_knows_a_path_a_field_or_a_dialect_of_the_metering_api(path: Path) -> None:
+    assert spoken(path) == []
+
+
+def test_a_module_that_speaks_the_api_is_found(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(globals(), "ROOT", tmp_path)
+    module = tmp_path / "speaker.py"
+    module.write_text(
+        '"""Of /api/v1/customers."""\n'
+        'def page(i, config):\n    """Of /openmeter/customers."""\n'
+        '    if config.metering.dialect != "other":\n        return f"/api/v1/customers/{i}"\n'
+        '    return {"usageAttribution": i}\n'
+    )
+    assert sorted(line.split(":")[1] for line in spoken(module)) == ["4", "5", "6"]
+
+
+def test_every_configured_dialect_has_its_client_in_the_table() -> None:
+    assert DIALECTS.keys() == set(get_args(Dialect))
