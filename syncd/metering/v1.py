@@ -387,7 +387,7 @@ def _observed_customer(document: dict[str, object]) -> ObservedCustomer:
         key if isinstance(key, str) and key else None,
         name,
         tuple(map(str, keys)),
-        answers.texts(metadata),
+        {name: value for name, value in mapping(metadata).items() if isinstance(value, str)},
         _active_subscription(document),
     )
 
