@@ -1,17 +1,27 @@
 """Routes that OpenMeter does not have: /healthz, and /sandbox/v1 to set up and observe a test."""
 
+from typing import Literal
+
 from fastapi import APIRouter
 from pydantic import Field
 from starlette.responses import Response
 
-from syncd.sandbox.api.common import Db, FaultsInForce, RejectedCounts, RequestCounts, answer, no_content
+from syncd.sandbox.api.common import (
+    Db,
+    FaultsInForce,
+    IdOrKey,
+    RejectedCounts,
+    RequestCounts,
+    answer,
+    no_content,
+)
 from syncd.sandbox.bodies import SandboxBody
 from syncd.sandbox.faults import Fault
 from syncd.sandbox.store import billing, customers, events, meters
 
 router = APIRouter(tags=["Sandbox only"])
 
-_CUSTOMER = "/sandbox/v1/customers/{id_or_key:path}"
+_CUSTOMER = "/sandbox/v1/customers/{id_or_key}"
 
 
 class SubscriptionBody(SandboxBody):
@@ -24,6 +34,12 @@ class EntitlementBody(SandboxBody):
     """The body of POST .../entitlements."""
 
     feature_key: str = Field(default="sandbox", min_length=1)
+
+
+class InvoiceBody(SandboxBody):
+    """The body of POST .../invoices."""
+
+    status: Literal["gathering", "draft", "issuing", "issued"] = "gathering"
 
 
 @router.get("/healthz")
@@ -60,7 +76,7 @@ def list_duplicates(db: Db) -> Response:
 
 
 @router.post(_CUSTOMER + "/subscriptions")
-def subscribe(id_or_key: str, db: Db, body: SubscriptionBody | None = None) -> Response:
+def subscribe(id_or_key: IdOrKey, db: Db, body: SubscriptionBody | None = None) -> Response:
     """Give a customer an active subscription; 201."""
     with db.writing() as connection:
         customer = customers.get_live(connection, id_or_key)
@@ -68,7 +84,7 @@ def subscribe(id_or_key: str, db: Db, body: SubscriptionBody | None = None) -> R
 
 
 @router.delete(_CUSTOMER + "/subscriptions")
-def unsubscribe(id_or_key: str, db: Db) -> Response:
+def unsubscribe(id_or_key: IdOrKey, db: Db) -> Response:
     """End the active subscriptions of a customer; 204."""
     with db.writing() as connection:
         billing.unsubscribe(connection, customers.get_live(connection, id_or_key)["id"])
@@ -76,7 +92,7 @@ def unsubscribe(id_or_key: str, db: Db) -> Response:
 
 
 @router.post(_CUSTOMER + "/entitlements")
-def entitle(id_or_key: str, db: Db, body: EntitlementBody | None = None) -> Response:
+def entitle(id_or_key: IdOrKey, db: Db, body: EntitlementBody | None = None) -> Response:
     """Give a customer an active entitlement; 201."""
     with db.writing() as connection:
         customer = customers.get_live(connection, id_or_key)
@@ -86,10 +102,27 @@ def entitle(id_or_key: str, db: Db, body: EntitlementBody | None = None) -> Resp
 
 
 @router.delete(_CUSTOMER + "/entitlements")
-def withdraw(id_or_key: str, db: Db) -> Response:
+def withdraw(id_or_key: IdOrKey, db: Db) -> Response:
     """Remove all entitlements of a customer; 204."""
     with db.writing() as connection:
         billing.withdraw(connection, customers.get_live(connection, id_or_key)["id"])
+    return no_content()
+
+
+@router.post(_CUSTOMER + "/invoices")
+def invoice(id_or_key: IdOrKey, db: Db, body: InvoiceBody | None = None) -> Response:
+    """Give a customer an open invoice; 201."""
+    with db.writing() as connection:
+        customer = customers.get_live(connection, id_or_key)
+        status = (body or InvoiceBody()).status
+        return answer(billing.open_invoice(connection, customer["id"], status), 201)
+
+
+@router.delete(_CUSTOMER + "/invoices")
+def finish_invoices(id_or_key: IdOrKey, db: Db) -> Response:
+    """Finish all invoices of a customer; 204."""
+    with db.writing() as connection:
+        billing.finish_invoices(connection, customers.get_live(connection, id_or_key)["id"])
     return no_content()
 
 

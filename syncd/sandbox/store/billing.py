@@ -65,6 +65,54 @@ def entitlements(connection: sqlite3.Connection, customer_id: str) -> list[dict[
     return [dict(row) for row in rows]
 
 
+def open_invoice(connection: sqlite3.Connection, customer_id: str, status: str) -> dict[str, Any]:
+    """Give a customer an invoice that is not finished, and return it as {id, status}."""
+    invoice_id = ulid()
+    connection.execute(
+        "INSERT INTO invoices VALUES (?, ?, ?, ?)", (invoice_id, customer_id, status, now_rfc3339())
+    )
+    return {"id": invoice_id, "status": status}
+
+
+def finish_invoices(connection: sqlite3.Connection, customer_id: str) -> None:
+    """Mark all invoices of a customer as paid."""
+    connection.execute("UPDATE invoices SET status = 'paid' WHERE customer_id = ?", (customer_id,))
+
+
+def open_invoices(connection: sqlite3.Connection, customer_id: str) -> list[dict[str, Any]]:
+    """List the invoices of a customer that forbid its deletion, as {id, status}."""
+    rows = connection.execute(
+        "SELECT id, status FROM invoices WHERE customer_id = ? AND status != 'paid' ORDER BY id",
+        (customer_id,),
+    )
+    return [dict(row) for row in rows]
+
+
+def invoices(
+    connection: sqlite3.Connection, customer_ids: list[str], statuses: list[str]
+) -> list[dict[str, Any]]:
+    """List invoices, of all customers or of some, in the shape of Invoice as far as one reads it.
+
+    Those still gathering are shown only to those who ask for them (openmeter/billing/httpdriver/invoice.go).
+    """
+    rows = connection.execute("SELECT * FROM invoices ORDER BY id").fetchall()
+    return [
+        {
+            "id": row["id"],
+            "number": f"GATHER-{row['id'][-4:]}",
+            "type": "standard",
+            "status": row["status"],
+            "currency": "USD",
+            "customer": {"id": row["customer_id"]},
+            "createdAt": row["created_at"],
+            "updatedAt": row["created_at"],
+        }
+        for row in rows
+        if (not customer_ids or row["customer_id"] in customer_ids)
+        and (row["status"] in statuses if statuses else row["status"] != "gathering")
+    ]
+
+
 def _subscription(row: sqlite3.Row) -> dict[str, Any]:
     since = row["active_from"]
     subscription: dict[str, Any] = {"id": row["id"], "customerId": row["customer_id"], "status": "active"}
