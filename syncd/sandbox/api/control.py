@@ -16,7 +16,7 @@ from syncd.sandbox.api.common import (
     no_content,
 )
 from syncd.sandbox.bodies import SandboxBody
-from syncd.sandbox.faults import Fault
+from syncd.sandbox.faults import Fault, Lag
 from syncd.sandbox.store import billing, customers, events, meters
 
 router = APIRouter(tags=["Sandbox only"])
@@ -123,6 +123,13 @@ def finish_invoices(id_or_key: IdOrKey, db: Db) -> Response:
     """Finish all invoices of a customer; 204."""
     with db.writing() as connection:
         billing.finish_invoices(connection, customers.get_live(connection, id_or_key)["id"])
+    return no_content()
+
+
+@router.put("/sandbox/v1/lag")
+def set_lag(lag: Lag, faults: FaultsInForce) -> Response:
+    """Let lists lag behind, as those of an eventually consistent server; 204. By id all is current."""
+    faults.lag = lag
     return no_content()
 
 

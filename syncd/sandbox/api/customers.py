@@ -5,7 +5,7 @@ from typing import Annotated, Literal
 from fastapi import APIRouter, Query
 from starlette.responses import Response
 
-from syncd.sandbox.api.common import Db, IdOrKey, Options, answer, no_content
+from syncd.sandbox.api.common import Db, FaultsInForce, IdOrKey, Options, answer, no_content
 from syncd.sandbox.problems import invalid
 from syncd.sandbox.settings import Settings
 from syncd.sandbox.store import billing
@@ -32,6 +32,7 @@ def create_customer(body: CustomerBody, db: Db, options: Options) -> Response:
 @router.get("/api/v1/customers")
 def list_customers(
     db: Db,
+    faults: FaultsInForce,
     page: PageNumber = 1,
     page_size: PageSize = 100,
     order_by: Annotated[Literal["id", "name", "createdAt"], Query(alias="orderBy")] = "name",
@@ -56,6 +57,7 @@ def list_customers(
         primary_email=primary_email,
         subject=subject,
         plan_key=plan_key,
+        lag=faults.lag.seconds,
     )
     with db.reading() as connection:
         total, items = store.list_customers(connection, wanted, expand=True)

@@ -7,7 +7,17 @@ from fastapi import APIRouter, Path, Query, Request
 from starlette.responses import Response
 
 from syncd.sandbox.api import v3_shapes as shapes
-from syncd.sandbox.api.common import Db, Options, Ulid, answer, is_ulid, no_content, seconds, v3_filters
+from syncd.sandbox.api.common import (
+    Db,
+    FaultsInForce,
+    Options,
+    Ulid,
+    answer,
+    is_ulid,
+    no_content,
+    seconds,
+    v3_filters,
+)
 from syncd.sandbox.api.customers import refuse_too_many_subjects
 from syncd.sandbox.api.v3_shapes import CreateCustomer, CreateMeter, QueryMeter, UpsertCustomer
 from syncd.sandbox.problems import NAMESPACE, ProblemError, bad_parameter, konnect, not_found
@@ -41,7 +51,12 @@ def create_customer(body: CreateCustomer, db: Db, options: Options) -> Response:
 
 @router.get("/customers")
 def list_customers(
-    request: Request, db: Db, size: Size = 20, number: Number = 1, sort: str = "name"
+    request: Request,
+    db: Db,
+    faults: FaultsInForce,
+    size: Size = 20,
+    number: Number = 1,
+    sort: str = "name",
 ) -> Response:
     """List customers that are not deleted, one page at a time."""
     filters = v3_filters(
@@ -64,6 +79,7 @@ def list_customers(
         subject=filters.get(("usage_attribution_subject_key", "contains")),
         subject_is=filters.get(("usage_attribution_subject_key", "eq")),
         plan_key=filters.get(("plan_key", "eq")),
+        lag=faults.lag.seconds,
     )
     with db.reading() as connection:
         total, items = customers.list_customers(connection, wanted, expand=False)

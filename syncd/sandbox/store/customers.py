@@ -29,7 +29,8 @@ from syncd.sandbox.values import now_rfc3339, ulid
 class CustomerFilter:
     """Which customers to list, and in which order.
 
-    Texts match partially and ignore case; `plan_key`, `key_is` and `subject_is` match exactly.
+    Texts match partially and ignore case; `plan_key`, `key_is` and `subject_is` match exactly. Customers
+    younger than `lag` in seconds are left out.
     """
 
     page: int = 1
@@ -44,10 +45,12 @@ class CustomerFilter:
     plan_key: str | None = None
     key_is: str | None = None
     subject_is: str | None = None
+    lag: float = 0
 
 
 _WHERE = """
 WHERE (:include_deleted OR deleted_at IS NULL)
+  AND (:created_until IS NULL OR created_at <= :created_until)
   AND (:key IS NULL OR instr(lower(key), lower(:key)))
   AND (:name IS NULL OR instr(lower(name), lower(:name)))
   AND (:primary_email IS NULL OR instr(lower(primary_email), lower(:primary_email)))
@@ -70,6 +73,7 @@ def list_customers(
     """Return the number of matching customers and the requested page of them, in the shape of Customer."""
     order = "DESC" if wanted.order == "DESC" else "ASC"
     parameters = {name: getattr(wanted, name) for name in CustomerFilter.__slots__}
+    parameters["created_until"] = now_rfc3339(minus=wanted.lag) if wanted.lag else None
     parameters["offset"] = (wanted.page - 1) * wanted.page_size
     total: int = connection.execute(f"SELECT count(*) FROM customers {_WHERE}", parameters).fetchone()[0]  # noqa: S608
     rows = connection.execute(

@@ -16,9 +16,10 @@ def send_v3(api: httpx.Client, *events: Any, content_type: str = BATCH) -> httpx
 
 def pages(api: httpx.Client, **parameters: Any) -> list[list[str]]:
     """Follow the cursors to the end and return the ids on each page."""
-    found, cursor = [], None
+    found: list[list[str]] = []
+    cursor: str | None = None
     while True:
-        after = {} if cursor is None else {"page[after]": cursor}
+        after: dict[str, Any] = {} if cursor is None else {"page[after]": cursor}
         answer = ok(api.get(EVENTS, params=parameters | after))
         found.append([item["event"]["id"] for item in answer["data"]])
         cursor = answer["meta"]["page"]["next"]
