@@ -39,10 +39,10 @@ def rfc3339(seconds: int) -> str:
     return datetime.fromtimestamp(seconds, UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
 
 
-def now_rfc3339(*, minus: float = 0) -> str:
-    """Return the current time in UTC, or the one so many seconds ago, to the millisecond."""
+def now_rfc3339(*, plus: float = 0) -> str:
+    """Return the current time in UTC, or the one in so many seconds, to the millisecond."""
     return (
-        (datetime.now(UTC) - timedelta(seconds=minus))
+        (datetime.now(UTC) + timedelta(seconds=plus))
         .isoformat(timespec="milliseconds")
         .replace("+00:00", "Z")
     )

@@ -28,6 +28,7 @@ class SubscriptionBody(SandboxBody):
     """The body of POST .../subscriptions."""
 
     plan_key: str | None = None
+    starts_in: float = Field(default=0, ge=0)
 
 
 class EntitlementBody(SandboxBody):
@@ -77,17 +78,19 @@ def list_duplicates(db: Db) -> Response:
 
 @router.post(_CUSTOMER + "/subscriptions")
 def subscribe(id_or_key: IdOrKey, db: Db, body: SubscriptionBody | None = None) -> Response:
-    """Give a customer an active subscription; 201."""
+    """Give a customer a subscription that starts now or in so many seconds; 201."""
+    wanted = body or SubscriptionBody()
     with db.writing() as connection:
         customer = customers.get_live(connection, id_or_key)
-        return answer(billing.subscribe(connection, customer["id"], body.plan_key if body else None), 201)
+        made = billing.subscribe(connection, customer["id"], wanted.plan_key, starts_in=wanted.starts_in)
+    return answer(made, 201)
 
 
 @router.delete(_CUSTOMER + "/subscriptions")
-def unsubscribe(id_or_key: IdOrKey, db: Db) -> Response:
-    """End the active subscriptions of a customer; 204."""
+def unsubscribe(id_or_key: IdOrKey, db: Db, ends_in: float = 0) -> Response:
+    """End the subscriptions of a customer, now or in so many seconds; 204."""
     with db.writing() as connection:
-        billing.unsubscribe(connection, customers.get_live(connection, id_or_key)["id"])
+        billing.unsubscribe(connection, customers.get_live(connection, id_or_key)["id"], ends_in=ends_in)
     return no_content()
 
 

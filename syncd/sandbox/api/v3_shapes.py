@@ -1,6 +1,7 @@
 """Request bodies and answers of the v3 API, converted from and to those of the store, which are v1's."""
 
 import re
+from datetime import timedelta
 from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
@@ -9,7 +10,7 @@ from pydantic.alias_generators import to_camel, to_snake
 from syncd.sandbox.problems import bad_schema, broken_rule, invalid
 from syncd.sandbox.store.customer_body import CustomerBody
 from syncd.sandbox.store.meters import MeterBody
-from syncd.sandbox.values import parse_time
+from syncd.sandbox.values import epoch_seconds, parse_time, rfc3339
 
 # api/v3/labels/validate.go.
 _LABEL = re.compile(r"(?:[a-zA-Z0-9](?:[a-zA-Z0-9._-]?[a-zA-Z0-9])?){1,63}")
@@ -177,8 +178,18 @@ def meter(document: dict[str, Any]) -> dict[str, Any]:
 
 def subscription(document: dict[str, Any]) -> dict[str, Any]:
     """Return a subscription in v3's shape; the sandbox has no phases."""
-    shown = {to_snake(name): value for name, value in document.items() if name != "currency"}
-    return shown | {"invoice_currency": document["currency"], "phases": []}
+    left_out = {"currency", "alignment"}
+    shown = {to_snake(name): value for name, value in document.items() if name not in left_out}
+    shown |= {"invoice_currency": document["currency"], "labels": {}, "phases": []}
+    if document["status"] in ("active", "canceled"):
+        since = parse_time(document["activeFrom"])
+        shown["current_period"] = {
+            "from": document["activeFrom"],
+            "to": rfc3339(epoch_seconds(since + timedelta(days=31))),
+        }
+    if "plan" in document:
+        shown["plan_id"] = document["plan"]["id"]
+    return shown
 
 
 def usage_row(row: dict[str, Any]) -> dict[str, Any]:

@@ -62,7 +62,8 @@ WHERE (:include_deleted OR deleted_at IS NULL)
         SELECT 1 FROM json_each(document, '$.usageAttribution.subjectKeys') WHERE value = :subject_is))
   AND (:plan_key IS NULL OR EXISTS (
         SELECT 1 FROM subscriptions
-        WHERE customer_id = customers.id AND active_to IS NULL AND plan_key = :plan_key))
+        WHERE customer_id = customers.id AND plan_key = :plan_key
+          AND active_from <= :now AND (active_to IS NULL OR active_to > :now)))
 """
 _COLUMNS = {"id": "id", "name": "name", "createdAt": "created_at"}
 
@@ -73,7 +74,8 @@ def list_customers(
     """Return the number of matching customers and the requested page of them, in the shape of Customer."""
     order = "DESC" if wanted.order == "DESC" else "ASC"
     parameters = {name: getattr(wanted, name) for name in CustomerFilter.__slots__}
-    parameters["created_until"] = now_rfc3339(minus=wanted.lag) if wanted.lag else None
+    parameters["now"] = now_rfc3339()
+    parameters["created_until"] = now_rfc3339(plus=-wanted.lag) if wanted.lag else None
     parameters["offset"] = (wanted.page - 1) * wanted.page_size
     total: int = connection.execute(f"SELECT count(*) FROM customers {_WHERE}", parameters).fetchone()[0]  # noqa: S608
     rows = connection.execute(

@@ -41,9 +41,10 @@ CREATE TABLE attribution (
 CREATE INDEX attribution_by_customer ON attribution (customer_id, subject);
 
 CREATE TABLE subscriptions (
-    id TEXT PRIMARY KEY, customer_id TEXT NOT NULL, plan_key TEXT, active_from TEXT NOT NULL, active_to TEXT
+    id TEXT PRIMARY KEY, customer_id TEXT NOT NULL, plan_key TEXT, active_from TEXT NOT NULL, active_to TEXT,
+    created_at TEXT NOT NULL
 );
-CREATE INDEX active_subscriptions ON subscriptions (customer_id) WHERE active_to IS NULL;
+CREATE INDEX subscriptions_by_customer ON subscriptions (customer_id);
 
 CREATE TABLE entitlements (id TEXT PRIMARY KEY, customer_id TEXT NOT NULL, feature_key TEXT NOT NULL);
 CREATE INDEX entitlements_by_customer ON entitlements (customer_id);

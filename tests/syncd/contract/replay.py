@@ -26,6 +26,8 @@ _TIME_FOR_A_REPLAY = timedelta(seconds=15)
 
 # Texts for people, which may be worded otherwise as long as there is one.
 _WORDED = {"detail", "reason", "message"}
+# What is in a plan: the sandbox has no plans.
+_OF_PLANS = {"phases"}
 # Cursors are of the server's own making: that of the answer is sent where the recorded one was.
 _CURSORS = {"next", "previous", "first", "last"}
 # These come in no order that OpenMeter promises; events of one second neither.
@@ -103,6 +105,8 @@ class Replay:
                 yield f"{place}.{extra} is too much: {given[extra]!r}"
             for key in sorted(recorded.keys() & given.keys()):
                 yield from self._compare(recorded[key], given[key], f"{place}.{key}", unordered=unordered)
+        elif name in _OF_PLANS:
+            return
         elif isinstance(recorded, list):
             yield from self._compare_lists(recorded, given, place, unordered=unordered)
         elif isinstance(recorded, str):

@@ -110,3 +110,24 @@ def test_over_v3_a_customer_with_a_subscription_or_an_entitlement_cannot_be_dele
     api.delete("/sandbox/v1/customers/k/subscriptions")
     ok(api.post("/sandbox/v1/customers/k/entitlements"))
     refused(api.delete(f"{V3}/customers/{customer['id']}"), 409)
+
+
+def test_a_subscription_that_is_still_to_start_allows_everything(api: httpx.Client) -> None:
+    customer = create_customer(api, key="k", subjects=["a"])
+    made = ok(api.post("/sandbox/v1/customers/k/subscriptions", json={"starts_in": 3600}))
+    assert made["status"] == "scheduled"
+    assert "currentSubscriptionId" not in ok(api.get("/api/v1/customers/k"))
+    body = {"name": "Alice", "key": "k", "usageAttribution": {"subjectKeys": ["b"]}}
+    ok(api.put("/api/v1/customers/k", json=body))
+    assert api.delete(f"/api/v1/customers/{customer['id']}").status_code == 204
+
+
+def test_a_canceled_subscription_forbids_as_much_as_an_active_one(api: httpx.Client) -> None:
+    create_customer(api, key="k", subjects=["a"])
+    made = ok(api.post("/sandbox/v1/customers/k/subscriptions"))
+    api.delete("/sandbox/v1/customers/k/subscriptions", params={"ends_in": 3600})
+    shown = ok(api.get("/api/v1/customers/k"))
+    assert [(item["id"], item["status"]) for item in shown["subscriptions"]] == [(made["id"], "canceled")]
+    body = {"name": "Alice", "key": "k", "usageAttribution": {"subjectKeys": ["b"]}}
+    refused(api.put("/api/v1/customers/k", json=body), 400)
+    refused(api.delete("/api/v1/customers/k"), 400)
