@@ -190,15 +190,29 @@ def sandbox(
     max_subjects_per_customer: Annotated[
         int | None, typer.Option(min=1, help="Refuse customers with more subjects.")
     ] = None,
+    no_dedupe: Annotated[
+        bool, typer.Option("--no-dedupe", help="Emulate a server without deduplication.")
+    ] = False,
+    flush_seconds: Annotated[
+        float, typer.Option(min=0, help="Store events every so often, as a real server does; 0 is at once.")
+    ] = 0,
 ) -> None:
     """Serve an embedded metering API for development, demos and tests. Not for production."""
     import sqlite3
 
     from syncd.sandbox import serve
 
-    limit = max_subjects_per_customer
     try:
-        serve(host, port, db, token=token, subjects=not no_subjects, max_subjects_per_customer=limit)
+        serve(
+            host,
+            port,
+            db,
+            token=token,
+            subjects=not no_subjects,
+            max_subjects_per_customer=max_subjects_per_customer,
+            dedupe=not no_dedupe,
+            flush_seconds=flush_seconds,
+        )
     except (OSError, sqlite3.Error) as error:
         raise SyncdError(f"the sandbox cannot start on {host}:{port} with {db}: {error}") from None
 

@@ -21,12 +21,16 @@ def serve(
     token: str | None = None,
     subjects: bool = True,
     max_subjects_per_customer: int | None = None,
+    dedupe: bool = True,
+    flush_seconds: float = 0,
 ) -> None:
     """Serve the sandbox until SIGTERM or SIGINT, then finish the requests in progress and return.
 
     `port` 0 picks a free port, which is printed on stderr. `db` is created, with the standard meters, if it
     does not exist. With a `token`, every request except /healthz needs `Authorization: Bearer <token>`.
-    `subjects=False` answers 404 on /api/v1/subjects, as newer servers do.
+    `subjects=False` answers 404 on /api/v1/subjects, as newer servers do. Events are stored, and visible,
+    when their flush of `flush_seconds` ends; 0 means at once. A flush stores no event twice. `dedupe=False`
+    is a server that knows no more than that: an event that is sent again later counts again.
 
     Raises OSError if the address cannot be bound, and sqlite3.Error if `db` is not a usable database.
     """
@@ -36,5 +40,12 @@ def serve(
     run_until_signalled(
         host,
         port,
-        Settings(db=db, token=token, subjects=subjects, max_subjects_per_customer=max_subjects_per_customer),
+        Settings(
+            db=db,
+            token=token,
+            subjects=subjects,
+            max_subjects_per_customer=max_subjects_per_customer,
+            dedupe=dedupe,
+            flush_seconds=flush_seconds,
+        ),
     )

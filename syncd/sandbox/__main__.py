@@ -28,6 +28,19 @@ def main() -> None:
         metavar="N",
         help="answer 400 to customers with more than N subjects",
     )
+    parser.add_argument(
+        "--no-dedupe",
+        dest="dedupe",
+        action="store_false",
+        help="emulate a server without deduplication: an event sent again in a later flush counts again",
+    )
+    parser.add_argument(
+        "--flush-seconds",
+        type=float,
+        default=0,
+        metavar="S",
+        help="store events every S seconds, as a real server does (default: at once)",
+    )
     options = parser.parse_args()
     serve(
         options.host,
@@ -36,6 +49,8 @@ def main() -> None:
         token=options.token,
         subjects=options.subjects,
         max_subjects_per_customer=options.max_subjects_per_customer,
+        dedupe=options.dedupe,
+        flush_seconds=options.flush_seconds,
     )
 
 

@@ -24,9 +24,9 @@ class Fault(SandboxBody):
     """The body of POST /sandbox/v1/faults.
 
     A request fault names `path`, `method`, both or neither (then it matches all requests outside /sandbox).
-    An event fault names an `event_id`, and that event is refused with `status` like an invalid one: the
-    events before it in a batch are stored. `count` limits how often the fault triggers (default: until
-    cleared); `retry_after` is in seconds. A `timeout` lasts until the client gives up.
+    An event fault names an `event_id`, and that event is refused with `status`, as by a server that fails in
+    the middle of a batch: the events before it are stored. `count` limits how often the fault triggers
+    (default: until cleared); `retry_after` is in seconds. A `timeout` lasts until the client gives up.
     """
 
     path: str | None = None
@@ -47,10 +47,17 @@ class Fault(SandboxBody):
         )
 
 
+class Lag(SandboxBody):
+    """The body of PUT /sandbox/v1/lag: lists of customers show a new one only after so many seconds."""
+
+    seconds: float = Field(default=0, ge=0)
+
+
 class Faults:
-    """The active faults, oldest first; thread-safe."""
+    """The active faults, oldest first; thread-safe. `lag` is that of the lists of customers."""
 
     def __init__(self) -> None:
+        self.lag = Lag()
         self._lock = Lock()
         self._faults: dict[str, Fault] = {}
         self._hits: dict[str, int] = {}
@@ -64,7 +71,8 @@ class Faults:
             return self._described(fault_id)
 
     def clear(self) -> None:
-        """Remove all faults."""
+        """Remove all faults and the lag."""
+        self.lag = Lag()
         with self._lock:
             self._faults.clear()
             self._hits.clear()

@@ -12,3 +12,6 @@ class Settings:
     token: str | None = None
     subjects: bool = True
     max_subjects_per_customer: int | None = None
+    dedupe: bool = True
+    flush_seconds: float = 0
+    provision_subjects: bool = True

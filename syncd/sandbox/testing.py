@@ -21,6 +21,9 @@ def running_sandbox(
     token: str | None = None,
     subjects: bool = True,
     max_subjects_per_customer: int | None = None,
+    dedupe: bool = True,
+    flush_seconds: float = 0,
+    provision_subjects: bool = True,
 ) -> Iterator[str]:
     """Serve a sandbox on 127.0.0.1 and yield its base URL, such as http://127.0.0.1:41234.
 
@@ -35,6 +38,9 @@ def running_sandbox(
             token=token,
             subjects=subjects,
             max_subjects_per_customer=max_subjects_per_customer,
+            dedupe=dedupe,
+            flush_seconds=flush_seconds,
+            provision_subjects=provision_subjects,
         )
         listener = stack.enter_context(listen("127.0.0.1", port))
         url = url_of(listener)

@@ -3,7 +3,7 @@
 import os
 import re
 import time
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from decimal import Decimal
 from math import isfinite
 
@@ -39,9 +39,13 @@ def rfc3339(seconds: int) -> str:
     return datetime.fromtimestamp(seconds, UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
 
 
-def now_rfc3339() -> str:
-    """Return the current time in UTC, to the millisecond."""
-    return datetime.now(UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
+def now_rfc3339(*, plus: float = 0) -> str:
+    """Return the current time in UTC, or the one in so many seconds, to the millisecond."""
+    return (
+        (datetime.now(UTC) + timedelta(seconds=plus))
+        .isoformat(timespec="milliseconds")
+        .replace("+00:00", "Z")
+    )
 
 
 def parse_number(value: object) -> Decimal | None:

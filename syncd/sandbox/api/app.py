@@ -1,9 +1,10 @@
 """Assembles the sandbox: the database, the routes and the middleware around them."""
 
 from collections import Counter
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
 from http import HTTPStatus
+from typing import Any
 
 from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
@@ -14,7 +15,7 @@ from syncd import __version__
 from syncd.sandbox.api import control, customers, events, meters, subjects, v3
 from syncd.sandbox.faults import Faults
 from syncd.sandbox.middleware import SandboxMiddleware
-from syncd.sandbox.problems import ProblemError, bad_schema
+from syncd.sandbox.problems import ProblemError, bad_schema, konnect, malformed
 from syncd.sandbox.settings import Settings
 from syncd.sandbox.store import meters as meter_store
 from syncd.sandbox.store.database import Database
@@ -51,27 +52,83 @@ def create_app(settings: Settings) -> SandboxMiddleware:
     return SandboxMiddleware(app, app.state.faults, app.state.requests, settings.token)
 
 
-async def _answer_problem(_request: Request, error: Exception) -> Response:
+_V3 = "/api/v3/"
+_UNKNOWN = {404: "The requested route was not found", 405: "The requested method is not allowed"}
+
+# The names that v3's validator (kin-openapi) has for the rules that pydantic names.
+_RULES = {
+    "missing": ("required", 'property "{name}" is missing'),
+    "extra_forbidden": ("properties", 'property "{name}" is unsupported'),
+    "string_too_short": ("min_length", "minimum string length is {min_length}"),
+    "string_too_long": ("max_length", "maximum string length is {max_length}"),
+    "string_pattern_mismatch": ("pattern", "string doesn't match the regular expression"),
+    "too_long": ("maxProperties", "there must be at most {max_length} properties"),
+    "null": ("nullable", "Value is not nullable"),
+    "literal_error": ("allOf", 'doesn\'t match all schemas from "allOf"'),
+}
+
+
+async def _answer_problem(request: Request, error: Exception) -> Response:
     if not isinstance(error, ProblemError):
         raise error
-    return error.response()
+    return (error.for_v3() if request.url.path.startswith(_V3) else error).response()
 
 
-async def _answer_http_error(_request: Request, error: Exception) -> Response:
-    # Unknown paths and methods: OpenMeter sends no detail for these.
+async def _answer_http_error(request: Request, error: Exception) -> Response:
+    # Unknown paths and methods: v1 sends no detail for these.
     if not isinstance(error, HTTPException):
         raise error
+    if request.url.path.startswith(_V3):
+        return konnect(error.status_code, _UNKNOWN.get(error.status_code, "")).response()
     return ProblemError(error.status_code, "", headers=error.headers).response()
 
 
-async def _answer_invalid_request(_request: Request, error: Exception) -> Response:
-    # FastAPI would answer 422; OpenMeter's validator answers 400 and names the first error.
+async def _answer_invalid_request(request: Request, error: Exception) -> Response:
+    # FastAPI would answer 422; OpenMeter's validator answers 400. v1 names the first error, v3 all of them.
     if not isinstance(error, RequestValidationError):
         raise error
+    if request.url.path.startswith(_V3):
+        return _v3_refusal([_v3_parameter(each) for each in error.errors()]).response()
     first = error.errors()[0]
     place, *rest = (str(part) for part in first["loc"])
     reason = first["msg"].removeprefix("Value error, ")
-    if place == "body":
-        return bad_schema("/" + "/".join(rest), reason).response()
-    detail = f'parameter "{".".join(rest)}" in {place} has an error: {reason}'
-    return ProblemError(HTTPStatus.BAD_REQUEST, detail).response()
+    if place != "body":
+        # A value that cannot be read gets as far as the handler, which gives its answer an instance.
+        unreadable = first["type"].endswith("_parsing") or first["type"] == "value_error"
+        detail = f'parameter "{".".join(rest)}" in {place} has an error: {reason}'
+        return malformed(detail, has_instance=unreadable).response()
+    return bad_schema("/" + "/".join(rest), reason).response()
+
+
+def _v3_parameter(error: Mapping[str, Any]) -> dict[str, str]:
+    place, *rest = (str(part) for part in error["loc"])
+    given, context = error["type"], error.get("ctx", {})
+    if place == "query":
+        field = ".".join(rest).replace("[", ".").replace("]", "")
+        if given.endswith("_parsing"):
+            return {"field": field, "rule": "format", "reason": error["msg"], "source": "query"}
+        return {"field": field.partition(".")[0], "reason": error["msg"], "source": "query"}
+    if given == "json_invalid" or not rest:
+        return {"field": "", "reason": f"request body has an error: {error['msg']}", "source": ""}
+    rule, reason = _RULES.get(given, ("type", error["msg"]))
+    if given == "extra_forbidden":
+        field = ".".join(rest[:-1])
+    else:
+        # Parts of an address or a period are schemas of their own, of which only the whole is named.
+        field = rest[0] if rest[0] == "billing_address" else ".".join(rest)
+    if rest[0] in _WHOLE:
+        rule, reason = _RULES["literal_error"]
+    return {"field": field, "rule": rule, "reason": reason.format(name=rest[-1], **context), "source": ""}
+
+
+_WHOLE = {"billing_address", "from", "to", "granularity", "aggregation"}
+
+
+def _v3_refusal(parameters: list[dict[str, str]]) -> ProblemError:
+    shown = [
+        f"{each['field']} [{each['rule']}]: {each['reason']}"
+        if "rule" in each
+        else f"{each['field']}: {each['reason']}"
+        for each in parameters
+    ]
+    return konnect(HTTPStatus.BAD_REQUEST, f"Bad Request: {', '.join(shown)}", invalid_parameters=parameters)

@@ -1,5 +1,6 @@
 """Helpers shared by the routes: dependencies, JSON answers, and times in query strings."""
 
+import re
 from collections import Counter
 from typing import Annotated, Any
 
@@ -9,9 +10,13 @@ from pydantic import AfterValidator
 from starlette.responses import Response
 
 from syncd.sandbox.faults import Faults
+from syncd.sandbox.problems import bad_parameter, no_such_entity
 from syncd.sandbox.settings import Settings
 from syncd.sandbox.store.database import Database
 from syncd.sandbox.values import epoch_seconds, parse_time
+
+_FILTER = re.compile(r"filter\[(\w+)\](?:\[(\w+)\])?")
+_ULID = re.compile(r"[0-7][0-9A-HJKMNP-TV-Z]{25}")
 
 
 def _database(request: Request) -> Database:
@@ -56,6 +61,50 @@ Moment = Annotated[str, AfterValidator(_checked)]
 def seconds(moment: Moment | None) -> int | None:
     """Return a validated timestamp in seconds since 1970."""
     return None if moment is None else epoch_seconds(parse_time(moment))
+
+
+PLACEHOLDER = "\ue000"
+"""Stands for an encoded slash in a path until the path is matched; see middleware.py."""
+
+
+def _with_slashes(text: str) -> str:
+    return text.replace(PLACEHOLDER, "/")
+
+
+def is_ulid(text: str) -> bool:
+    """Return whether a text has the form of an id."""
+    return _ULID.fullmatch(text) is not None
+
+
+def _a_ulid(text: str) -> str:
+    if not is_ulid(text):
+        raise no_such_entity()
+    return text
+
+
+IdOrKey = Annotated[str, AfterValidator(_with_slashes)]
+"""A part of a path that may hold encoded slashes."""
+
+Ulid = Annotated[str, AfterValidator(_a_ulid)]
+"""An id in a path of v3, whose router answers 404 to anything else."""
+
+
+def v3_filters(request: Request, known: set[str]) -> dict[tuple[str, str], str]:
+    """Return the filters of a query string by field and operator; the default operator is `eq`."""
+    found: dict[tuple[str, str], str] = {}
+    for name, value in request.query_params.multi_items():
+        match = _FILTER.fullmatch(name)
+        if match is None:
+            continue
+        field, operator = match[1], match[2] or "eq"
+        if field not in known:
+            raise bad_parameter("filter", f"unknown filter field(s): {field}", rule="format", source="query")
+        if operator not in ("eq", "oeq", "contains", "gte", "lt"):
+            raise bad_parameter(
+                "filter", f"filter[{field}][{operator}]: unsupported operator", rule="format", source="query"
+            )
+        found[field, operator] = value
+    return found
 
 
 def answer(document: Any, status: int = 200) -> Response:

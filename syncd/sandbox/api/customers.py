@@ -1,11 +1,11 @@
-"""Routes under /api/v1/customers. Keys may contain slashes, hence `:path`."""
+"""Routes under /api/v1/customers."""
 
 from typing import Annotated, Literal
 
 from fastapi import APIRouter, Query
 from starlette.responses import Response
 
-from syncd.sandbox.api.common import Db, Options, answer, no_content
+from syncd.sandbox.api.common import Db, FaultsInForce, IdOrKey, Options, answer, no_content
 from syncd.sandbox.problems import invalid
 from syncd.sandbox.settings import Settings
 from syncd.sandbox.store import billing
@@ -26,12 +26,13 @@ def create_customer(body: CustomerBody, db: Db, options: Options) -> Response:
     """Create a customer; 201."""
     refuse_too_many_subjects(body, options)
     with db.writing() as connection:
-        return answer(store.create(connection, body), 201)
+        return answer(store.create(connection, body, provision=options.provision_subjects), 201)
 
 
 @router.get("/api/v1/customers")
 def list_customers(
     db: Db,
+    faults: FaultsInForce,
     page: PageNumber = 1,
     page_size: PageSize = 100,
     order_by: Annotated[Literal["id", "name", "createdAt"], Query(alias="orderBy")] = "name",
@@ -56,22 +57,25 @@ def list_customers(
         primary_email=primary_email,
         subject=subject,
         plan_key=plan_key,
+        lag=faults.lag.seconds,
     )
     with db.reading() as connection:
         total, items = store.list_customers(connection, wanted, expand=True)
     return answer({"totalCount": total, "page": page, "pageSize": page_size, "items": items})
 
 
-@router.get("/api/v1/customers/{id_or_key:path}/access")
-def get_access(id_or_key: str, db: Db) -> Response:
+@router.get("/api/v1/customers/{id_or_key}/access")
+def get_access(id_or_key: IdOrKey, db: Db) -> Response:
     """Return the features that a customer has access to: {entitlements}."""
     with db.reading() as connection:
         found = billing.entitlements(connection, store.get_live(connection, id_or_key)["id"])
     return answer({"entitlements": {item["feature_key"]: {"hasAccess": True} for item in found}})
 
 
-@router.get("/api/v1/customers/{id_or_key:path}/subscriptions")
-def list_subscriptions(id_or_key: str, db: Db, page: PageNumber = 1, page_size: PageSize = 100) -> Response:
+@router.get("/api/v1/customers/{id_or_key}/subscriptions")
+def list_subscriptions(
+    id_or_key: IdOrKey, db: Db, page: PageNumber = 1, page_size: PageSize = 100
+) -> Response:
     """List the subscriptions of a customer, including ended ones, one page at a time."""
     with db.reading() as connection:
         found = billing.all_subscriptions(connection, store.get_live(connection, id_or_key)["id"])
@@ -79,33 +83,48 @@ def list_subscriptions(id_or_key: str, db: Db, page: PageNumber = 1, page_size: 
     return answer({"totalCount": len(found), "page": page, "pageSize": page_size, "items": shown})
 
 
-@router.get("/api/v1/customers/{id_or_key:path}/apps")
-def list_apps(id_or_key: str, db: Db, page: PageNumber = 1, page_size: PageSize = 100) -> Response:
+@router.get("/api/v1/customers/{id_or_key}/apps")
+def list_apps(id_or_key: IdOrKey, db: Db, page: PageNumber = 1, page_size: PageSize = 100) -> Response:
     """List the customer's accounts with apps such as Stripe: none, because the sandbox has no apps."""
     with db.reading() as connection:
         store.get_live(connection, id_or_key)
     return answer({"totalCount": 0, "page": page, "pageSize": page_size, "items": []})
 
 
-@router.get("/api/v1/customers/{id_or_key:path}")
+@router.get("/api/v1/billing/invoices")
+def list_invoices(
+    db: Db,
+    page: PageNumber = 1,
+    page_size: PageSize = 100,
+    customer_ids: Annotated[list[str], Query(alias="customers")] = [],  # noqa: B006 - FastAPI copies it
+    statuses: Annotated[list[str], Query()] = [],  # noqa: B006
+) -> Response:
+    """List invoices; those still gathering only if `statuses` asks for them."""
+    with db.reading() as connection:
+        found = billing.invoices(connection, customer_ids, statuses)
+    shown = found[(page - 1) * page_size : page * page_size]
+    return answer({"totalCount": len(found), "page": page, "pageSize": page_size, "items": shown})
+
+
+@router.get("/api/v1/customers/{id_or_key}")
 def get_customer(
-    id_or_key: str, db: Db, _expand: Annotated[Expand, Query(alias="expand")] = None
+    id_or_key: IdOrKey, db: Db, _expand: Annotated[Expand, Query(alias="expand")] = None
 ) -> Response:
     """Return a customer by id, even if deleted, or by key if it is not deleted."""
     with db.reading() as connection:
         return answer(store.get(connection, id_or_key, expand=True))
 
 
-@router.put("/api/v1/customers/{id_or_key:path}")
-def replace_customer(id_or_key: str, body: CustomerBody, db: Db, options: Options) -> Response:
+@router.put("/api/v1/customers/{id_or_key}")
+def replace_customer(id_or_key: IdOrKey, body: CustomerBody, db: Db, options: Options) -> Response:
     """Replace a customer by id or key; properties missing from the body are cleared."""
     refuse_too_many_subjects(body, options)
     with db.writing() as connection:
-        return answer(store.replace(connection, id_or_key, body))
+        return answer(store.replace(connection, id_or_key, body, provision=options.provision_subjects))
 
 
-@router.delete("/api/v1/customers/{id_or_key:path}")
-def delete_customer(id_or_key: str, db: Db) -> Response:
+@router.delete("/api/v1/customers/{id_or_key}")
+def delete_customer(id_or_key: IdOrKey, db: Db) -> Response:
     """Delete a customer by id or key; 204."""
     with db.writing() as connection:
         store.delete(connection, id_or_key)

@@ -1,17 +1,33 @@
-"""POST and GET /api/v1/events."""
+"""POST and GET of events, in both dialects."""
 
+import base64
+import binascii
 import time
-from typing import Annotated
+from collections import Counter
+from dataclasses import dataclass
+from itertools import takewhile
+from typing import Annotated, Any
 
 from fastapi import APIRouter, Query, Request
 from starlette.concurrency import run_in_threadpool
 from starlette.requests import ClientDisconnect
 from starlette.responses import Response
 
-from syncd.sandbox.api.common import Db, FaultsInForce, Moment, RejectedCounts, answer, no_content, seconds
+from syncd.sandbox.api.common import (
+    Db,
+    FaultsInForce,
+    Moment,
+    Options,
+    RejectedCounts,
+    answer,
+    no_content,
+    seconds,
+    v3_filters,
+)
 from syncd.sandbox.cloudevents import read_events, split_body
 from syncd.sandbox.faults import Faults
-from syncd.sandbox.problems import ProblemError, invalid
+from syncd.sandbox.problems import ProblemError, bad_parameter, invalid
+from syncd.sandbox.settings import Settings
 from syncd.sandbox.store import events as store
 from syncd.sandbox.store.database import Database
 from syncd.sandbox.values import rfc3339
@@ -24,37 +40,57 @@ router = APIRouter(tags=["Events"])
 
 @router.post("/api/v1/events")
 async def ingest_events(
-    request: Request, db: Db, faults: FaultsInForce, rejected: RejectedCounts
+    request: Request, db: Db, faults: FaultsInForce, rejected: RejectedCounts, options: Options
 ) -> Response:
-    """Ingest one event or a batch; 204.
+    """Ingest one event or a batch; 204. One bad event refuses the whole batch with 400."""
+    return await _ingest(request, Ingest(db, faults, rejected, options), v3=False)
 
-    A batch is not atomic: if one event is invalid, those before it are stored and the answer is 400.
-    """
+
+@router.post("/api/v3/openmeter/events", tags=["v3"])
+async def ingest_v3_events(
+    request: Request, db: Db, faults: FaultsInForce, rejected: RejectedCounts, options: Options
+) -> Response:
+    """Ingest one event or a batch; 202. One bad event refuses the whole batch with 400."""
+    return await _ingest(request, Ingest(db, faults, rejected, options), v3=True)
+
+
+@dataclass(frozen=True, slots=True)
+class Ingest:
+    """What taking events needs."""
+
+    db: Database
+    faults: Faults
+    rejected: Counter[str]
+    options: Settings
+
+
+async def _ingest(request: Request, ingest: Ingest, *, v3: bool) -> Response:
     content_type = request.headers.get("content-type", "")
     try:
         body = await request.body()
     except ClientDisconnect:  # the sender was killed, so the answer goes nowhere
         return Response(status_code=400)
-    refused = await run_in_threadpool(_ingest, db, faults, content_type, body)
-    if refused is not None:
-        problem, count = refused
-        rejected["events"] += count
-        raise problem
-    return no_content()
+    await run_in_threadpool(_take, ingest, content_type, body, v3=v3)
+    return Response(status_code=202) if v3 else no_content()
 
 
-def _ingest(db: Database, faults: Faults, content_type: str, body: bytes) -> tuple[ProblemError, int] | None:
-    documents = split_body(content_type, body)
-    poison = faults.poison()
-    events, problem = read_events(documents, poison)
-    with db.writing() as connection:
-        store.store(connection, events)
-    if problem is None:
-        return None
-    invalid_event = documents[len(events)]
-    if isinstance(invalid_event, dict) and invalid_event.get("id") in poison:
-        faults.event_refused(invalid_event["id"])
-    return problem, len(documents) - len(events)
+def _take(ingest: Ingest, content_type: str, body: bytes, *, v3: bool) -> None:
+    documents = split_body(content_type, body, exactly=not v3)
+    try:
+        events = read_events(documents, only_known=v3)
+    except ProblemError:
+        ingest.rejected["events"] += len(documents) if isinstance(documents, list) else 1
+        raise
+    poison = ingest.faults.poison()
+    taken = list(takewhile(lambda event: event.id not in poison, events))
+    with ingest.db.writing() as connection:
+        flush = store.current_flush(ingest.options.flush_seconds)
+        store.store(connection, taken, flush, dedupe=ingest.options.dedupe)
+    if len(taken) < len(events):
+        refused = events[len(taken)].id
+        ingest.faults.event_refused(refused)
+        ingest.rejected["events"] += len(events) - len(taken)
+        raise ProblemError(poison[refused], f"event {refused} is refused: injected by a test")
 
 
 @router.get("/api/v1/events")
@@ -90,3 +126,76 @@ def list_events(
     )
     with db.reading() as connection:
         return answer(store.list_events(connection, wanted))
+
+
+@router.get("/api/v3/openmeter/events", tags=["v3"])
+def list_v3_events(
+    request: Request,
+    db: Db,
+    size: Annotated[int, Query(alias="page[size]")] = 20,
+    after: Annotated[str | None, Query(alias="page[after]")] = None,
+    sort: str = "time desc",
+) -> Response:
+    """List the events of the last 32 days in pages: `next` is the cursor for `page[after]`."""
+    if not 1 <= size <= MAX_PAGE:
+        raise bad_parameter("page[size]", f"must be between 1 and {MAX_PAGE}", source="query")
+    filters = v3_filters(request, {"id", "subject", "type", "source", "customer_id", "time"})
+    wanted = store.EventFilter(
+        time_from=_lower_bound(filters),
+        time_to=_bound(filters, "lt"),
+        id=filters.get(("id", "contains")),
+        id_is=filters.get(("id", "eq")),
+        subject=filters.get(("subject", "eq")),
+        type_is=filters.get(("type", "eq")),
+        source_is=filters.get(("source", "eq")),
+        customer_ids=[filters["customer_id", "eq"]] if ("customer_id", "eq") in filters else [],
+        ascending=sort.endswith(" asc"),
+        after=None if after is None else _decoded(after),
+        limit=size,
+    )
+    with db.reading() as connection:
+        shown = store.page_of_events(connection, wanted)
+    page: dict[str, Any] = {"next": None, "previous": None, "size": size}
+    if shown:
+        page |= {"first": _cursor(shown[0][0]), "last": _cursor(shown[-1][0])}
+    if len(shown) == size:  # also if nothing follows: then the next page is empty
+        page["next"] = page["last"]
+    return answer({"data": [_v3_event(event) for _, event in shown], "meta": {"page": page}})
+
+
+MAX_PAGE = 100
+
+
+def _lower_bound(filters: dict[tuple[str, str], str]) -> int:
+    oldest = int(time.time()) - LOOK_BACK_SECONDS
+    return max(oldest, _bound(filters, "gte") or oldest)
+
+
+def _bound(filters: dict[tuple[str, str], str], operator: str) -> int | None:
+    try:
+        return seconds(filters.get(("time", operator)))
+    except ValueError as error:
+        raise bad_parameter("filter", str(error), rule="format", source="query") from None
+
+
+def _cursor(place: tuple[int, int]) -> str:
+    return base64.b64encode(f"{rfc3339(place[0])},{place[1]}".encode()).decode()
+
+
+def _decoded(cursor: str) -> tuple[int, int]:
+    try:
+        moment, row = base64.b64decode(cursor, validate=True).decode().split(",")
+        return seconds(moment) or 0, int(row)
+    except (binascii.Error, ValueError) as error:
+        raise bad_parameter("page[after]", f"decode cursor: {error}", source="query") from None
+
+
+def _v3_event(item: dict[str, Any]) -> dict[str, Any]:
+    shown = {"event": item["event"], "ingested_at": item["ingestedAt"], "stored_at": item["storedAt"]}
+    if "customerId" in item:
+        shown["customer"] = {"id": item["customerId"]}
+    if "validationError" in item:
+        shown["validation_errors"] = [
+            {"code": "validation_error", "message": text} for text in item["validationError"].split("\n")
+        ]
+    return shown

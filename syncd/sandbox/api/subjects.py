@@ -3,7 +3,7 @@
 from fastapi import APIRouter
 from starlette.responses import Response
 
-from syncd.sandbox.api.common import Db, answer, no_content
+from syncd.sandbox.api.common import Db, IdOrKey, answer, no_content
 from syncd.sandbox.store import subjects as store
 from syncd.sandbox.store.subjects import SubjectBody
 
@@ -19,20 +19,28 @@ def list_subjects(db: Db) -> Response:
 
 @router.post("/api/v1/subjects")
 def upsert_subjects(bodies: list[SubjectBody], db: Db) -> Response:
-    """Create or update subjects: takes an array and returns the same subjects."""
-    with db.writing() as connection:
-        return answer(store.upsert(connection, bodies))
+    """Create or update subjects: takes an array and returns the same subjects, or null for none.
+
+    Not atomic: those before a refused one stay written.
+    """
+    with db.reading() as connection:
+        known = store.known_keys(connection, [body.key for body in bodies])
+    written = []
+    for body in bodies:
+        with db.writing() as connection:
+            written.append(store.upsert(connection, body, known))
+    return answer(written or None)
 
 
-@router.get("/api/v1/subjects/{id_or_key:path}")
-def get_subject(id_or_key: str, db: Db) -> Response:
+@router.get("/api/v1/subjects/{id_or_key}")
+def get_subject(id_or_key: IdOrKey, db: Db) -> Response:
     """Return a subject."""
     with db.reading() as connection:
         return answer(store.get(connection, id_or_key))
 
 
-@router.delete("/api/v1/subjects/{id_or_key:path}")
-def delete_subject(id_or_key: str, db: Db) -> Response:
+@router.delete("/api/v1/subjects/{id_or_key}")
+def delete_subject(id_or_key: IdOrKey, db: Db) -> Response:
     """Delete a subject; 204."""
     with db.writing() as connection:
         store.delete(connection, id_or_key)

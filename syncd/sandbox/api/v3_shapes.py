@@ -1,21 +1,25 @@
 """Request bodies and answers of the v3 API, converted from and to those of the store, which are v1's."""
 
 import re
+from datetime import timedelta
 from typing import Annotated, Any, ClassVar, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 from pydantic.alias_generators import to_camel, to_snake
 
-from syncd.sandbox.problems import invalid
+from syncd.sandbox.problems import bad_schema, broken_rule, invalid
 from syncd.sandbox.store.customer_body import CustomerBody
 from syncd.sandbox.store.meters import MeterBody
-from syncd.sandbox.values import parse_time
+from syncd.sandbox.values import epoch_seconds, parse_time, rfc3339
 
 # api/v3/labels/validate.go.
 _LABEL = re.compile(r"(?:[a-zA-Z0-9](?:[a-zA-Z0-9._-]?[a-zA-Z0-9])?){1,63}")
 _RESERVED = re.compile(r"_|kong|konnect|insomnia|mesh|kic|kuma|openmeter")
 
-Labels = Annotated[dict[str, Annotated[str, Field(min_length=1, max_length=63)]], Field(max_length=50)]
+_LabelText = Annotated[
+    str, Field(min_length=1, max_length=63, pattern="^[a-z0-9A-Z]{1}([a-z0-9A-Z-._]*[a-z0-9A-Z]+)?$")
+]
+Labels = Annotated[dict[str, _LabelText], Field(max_length=50)]
 
 
 class V3Body(BaseModel):
@@ -28,9 +32,9 @@ class V3Body(BaseModel):
     @model_validator(mode="before")
     @classmethod
     def _refuse_nulls(cls, data: Any) -> Any:
-        nulls = [name for name, value in data.items() if value is None] if isinstance(data, dict) else []
-        if nulls:
-            raise ValueError(f"Value is not nullable: {', '.join(sorted(nulls))}")
+        for name, value in data.items() if isinstance(data, dict) else ():
+            if value is None:
+                raise bad_schema(f"/{name}", "Value is not nullable", "nullable")
         return data
 
 
@@ -144,12 +148,12 @@ class QueryMeter(V3Body):
     group_by_dimensions: list[str] = Field(default_factory=list, max_length=100)
     filters: QueryFilters = Field(default_factory=QueryFilters)
 
-    @model_validator(mode="after")
-    def _has_times(self) -> "QueryMeter":
-        for moment in (self.time_from, self.time_to):
-            if moment is not None:
-                parse_time(moment)
-        return self
+    @field_validator("time_from", "time_to")
+    @classmethod
+    def _is_time(cls, moment: str | None) -> str | None:
+        if moment is not None:
+            parse_time(moment)
+        return moment
 
 
 def customer(document: dict[str, Any]) -> dict[str, Any]:
@@ -166,14 +170,26 @@ def meter(document: dict[str, Any]) -> dict[str, Any]:
     names = {"slug": "key", "groupBy": "dimensions", "eventFrom": "events_from", "metadata": "labels"}
     shown = {names.get(name, to_snake(name)): value for name, value in document.items()}
     shown["aggregation"] = document["aggregation"].lower()
+    shown.pop("annotations")
+    shown.setdefault("dimensions", {})
     shown["labels"] = _visible(shown.get("labels") or {})
     return shown
 
 
 def subscription(document: dict[str, Any]) -> dict[str, Any]:
     """Return a subscription in v3's shape; the sandbox has no phases."""
-    shown = {to_snake(name): value for name, value in document.items() if name != "currency"}
-    return shown | {"invoice_currency": document["currency"], "phases": []}
+    left_out = {"currency", "alignment"}
+    shown = {to_snake(name): value for name, value in document.items() if name not in left_out}
+    shown |= {"invoice_currency": document["currency"], "labels": {}, "phases": []}
+    if document["status"] in ("active", "canceled"):
+        since = parse_time(document["activeFrom"])
+        shown["current_period"] = {
+            "from": document["activeFrom"],
+            "to": rfc3339(epoch_seconds(since + timedelta(days=31))),
+        }
+    if "plan" in document:
+        shown["plan_id"] = document["plan"]["id"]
+    return shown
 
 
 def usage_row(row: dict[str, Any]) -> dict[str, Any]:
@@ -194,15 +210,18 @@ def _visible(metadata: dict[str, str]) -> dict[str, str]:
 def _check_labels(labels: dict[str, str]) -> None:
     for name, value in labels.items():
         if error := _label_error(name, value):
-            raise invalid(error)
+            code, message = error
+            raise broken_rule(code, "$.labels", message)
 
 
-def _label_error(name: str, value: str) -> str | None:
+def _label_error(name: str, value: str) -> tuple[str, str] | None:
     if not _LABEL.fullmatch(name):
-        return "label key must be in valid format"
+        return "invalid_label_key_format", "label key must be in valid format"
     if not _LABEL.fullmatch(value):
-        return "label value must be in valid format"
-    return "label key must not have reserved prefix" if _RESERVED.match(name) else None
+        return "invalid_label_value_format", "label value must be in valid format"
+    if _RESERVED.match(name):
+        return "invalid_label_key_prefix", "label key must not have reserved prefix"
+    return None
 
 
 def _to_camel(document: dict[str, Any]) -> dict[str, Any]:
@@ -210,7 +229,12 @@ def _to_camel(document: dict[str, Any]) -> dict[str, Any]:
 
 
 def _to_snake(document: dict[str, Any]) -> dict[str, Any]:
-    return _renamed(document, to_snake)
+    return _renamed(document, _snake)
+
+
+def _snake(name: str) -> str:
+    # pydantic would part the number: line_1.
+    return name if name in ("line1", "line2") else to_snake(name)
 
 
 def _renamed(document: dict[str, Any], rename: Any) -> dict[str, Any]:

@@ -12,8 +12,15 @@ from typing import Any
 
 import orjson
 
-from syncd.sandbox.problems import NAMESPACE, conflict, invalid, not_found, precondition_failed
-from syncd.sandbox.store import billing
+from syncd.sandbox.problems import (
+    NAMESPACE,
+    ProblemError,
+    conflict,
+    invalid,
+    not_found,
+    precondition_failed,
+)
+from syncd.sandbox.store import billing, subjects
 from syncd.sandbox.store.customer_body import CustomerBody, replaced, subject_keys
 from syncd.sandbox.values import now_rfc3339, ulid
 
@@ -22,7 +29,8 @@ from syncd.sandbox.values import now_rfc3339, ulid
 class CustomerFilter:
     """Which customers to list, and in which order.
 
-    Texts match partially and ignore case; `plan_key`, `key_is` and `subject_is` match exactly.
+    Texts match partially and ignore case; `plan_key`, `key_is` and `subject_is` match exactly. Customers
+    younger than `lag` in seconds are left out.
     """
 
     page: int = 1
@@ -37,10 +45,12 @@ class CustomerFilter:
     plan_key: str | None = None
     key_is: str | None = None
     subject_is: str | None = None
+    lag: float = 0
 
 
 _WHERE = """
 WHERE (:include_deleted OR deleted_at IS NULL)
+  AND (:created_until IS NULL OR created_at <= :created_until)
   AND (:key IS NULL OR instr(lower(key), lower(:key)))
   AND (:name IS NULL OR instr(lower(name), lower(:name)))
   AND (:primary_email IS NULL OR instr(lower(primary_email), lower(:primary_email)))
@@ -52,7 +62,8 @@ WHERE (:include_deleted OR deleted_at IS NULL)
         SELECT 1 FROM json_each(document, '$.usageAttribution.subjectKeys') WHERE value = :subject_is))
   AND (:plan_key IS NULL OR EXISTS (
         SELECT 1 FROM subscriptions
-        WHERE customer_id = customers.id AND active_to IS NULL AND plan_key = :plan_key))
+        WHERE customer_id = customers.id AND plan_key = :plan_key
+          AND active_from <= :now AND (active_to IS NULL OR active_to > :now)))
 """
 _COLUMNS = {"id": "id", "name": "name", "createdAt": "created_at"}
 
@@ -63,6 +74,8 @@ def list_customers(
     """Return the number of matching customers and the requested page of them, in the shape of Customer."""
     order = "DESC" if wanted.order == "DESC" else "ASC"
     parameters = {name: getattr(wanted, name) for name in CustomerFilter.__slots__}
+    parameters["now"] = now_rfc3339()
+    parameters["created_until"] = now_rfc3339(plus=-wanted.lag) if wanted.lag else None
     parameters["offset"] = (wanted.page - 1) * wanted.page_size
     total: int = connection.execute(f"SELECT count(*) FROM customers {_WHERE}", parameters).fetchone()[0]  # noqa: S608
     rows = connection.execute(
@@ -86,21 +99,32 @@ def get_live(connection: sqlite3.Connection, id_or_key: str) -> dict[str, Any]:
     return customer
 
 
-def create(connection: sqlite3.Connection, body: CustomerBody) -> dict[str, Any]:
-    """Create a customer and return it in the shape of Customer. Raises the 400s and 409s of its rules."""
+def create(connection: sqlite3.Connection, body: CustomerBody, *, provision: bool = True) -> dict[str, Any]:
+    """Create a customer and return it in the shape of Customer. Raises the 400s and 409s of its rules.
+
+    With `provision` each of its subjects without an entity gets one, as the real server's provisioner does.
+    """
     customer_id = ulid()
     document = replaced({}, body)
-    _attribute(connection, customer_id, document)
+    given = body.usage_attribution.subject_keys if body.usage_attribution else []
+    _attribute(connection, customer_id, document, given)
+    if len(set(given)) < len(given):  # a PUT takes them
+        raise _taken_subjects(given)
     now = now_rfc3339()
     connection.execute(
-        "INSERT INTO customers VALUES (?, ?, ?, ?, NULL)",
-        (customer_id, orjson.dumps(document).decode(), now, now),
+        "INSERT INTO customers VALUES (?, ?, ?, ?, NULL)", (customer_id, _stored(document), now, now)
     )
+    if provision:
+        subjects.provision(connection, customer_id, subject_keys(document))
     return get(connection, customer_id)
 
 
-def replace(connection: sqlite3.Connection, id_or_key: str, body: CustomerBody) -> dict[str, Any]:
+def replace(
+    connection: sqlite3.Connection, id_or_key: str, body: CustomerBody, *, provision: bool = True
+) -> dict[str, Any]:
     """Replace a customer: properties missing from the body are cleared, except e-mail address and currency.
+
+    `provision` is that of `create`.
 
     Raises the 404, the 412 for a deleted customer, the 409s, and, while a subscription is active, the 400 for
     subject keys that differ in any way, order included, from those the API shows (sorted). A body without
@@ -113,32 +137,47 @@ def replace(connection: sqlite3.Connection, id_or_key: str, body: CustomerBody) 
     if differs and billing.active_subscriptions(connection, customer["id"]):
         raise invalid("cannot change subject keys for customer with active subscriptions")
     document = replaced(customer, body)
-    _attribute(connection, customer["id"], document)
+    had = subject_keys(customer)
+    added = [key for key in given.subject_keys if key not in had] if given else []
+    _attribute(connection, customer["id"], document, added)
     connection.execute(
         "UPDATE customers SET document = ?, updated_at = ? WHERE id = ?",
-        (orjson.dumps(document).decode(), now_rfc3339(), customer["id"]),
+        (_stored(document), now_rfc3339(), customer["id"]),
     )
+    if provision:
+        subjects.provision(connection, customer["id"], subject_keys(document))
     return get(connection, customer["id"])
 
 
 def delete(connection: sqlite3.Connection, id_or_key: str) -> None:
     """Mark a customer as deleted and free its key and subjects.
 
-    Raises the 404, the 412 of one deleted before, the 400 of an active subscription and the 409 of an active
-    entitlement (the status of the latter: openmeter/entitlement/validators/customer/validator.go).
+    Raises the 404, the 412 of one deleted before, the 400 of an active subscription or an open invoice, and
+    the 409 of an active entitlement (whose status is from
+    openmeter/entitlement/validators/customer/validator.go).
     """
     customer_id = get_live(connection, id_or_key)["id"]
+    reasons = [
+        f"invoice {invoice['id']} is still in {invoice['status']} state"
+        for invoice in billing.open_invoices(connection, customer_id)
+    ]
     if billing.active_subscriptions(connection, customer_id):
-        raise invalid(
+        reasons.insert(
+            0,
             f"customer {customer_id} still have active subscriptions, "
-            "please cancel them before deleting the customer"
+            "please cancel them before deleting the customer",
         )
+    if reasons:
+        raise invalid("\n".join(reasons))
     if billing.entitlements(connection, customer_id):
         raise conflict(
             f"customer {customer_id} still has active entitlements, "
             "please remove them before deleting the customer"
         )
-    connection.execute("UPDATE customers SET deleted_at = ? WHERE id = ?", (now_rfc3339(), customer_id))
+    now = now_rfc3339()
+    connection.execute(
+        "UPDATE customers SET deleted_at = ?, updated_at = ? WHERE id = ?", (now, now, customer_id)
+    )
     connection.execute("DELETE FROM attribution WHERE customer_id = ?", (customer_id,))
 
 
@@ -163,23 +202,40 @@ def _find(connection: sqlite3.Connection, id_or_key: str) -> sqlite3.Row:
     return row
 
 
-def _attribute(connection: sqlite3.Connection, customer_id: str, document: dict[str, Any]) -> None:
-    """Attribute the customer's id, key and subject keys to it, and nothing else. Raises the 409s."""
-    key, subjects = document.get("key"), subject_keys(document)
+def _stored(document: dict[str, Any]) -> str:
+    text = orjson.dumps(document).decode()
+    if "\\u0000" in text:
+        # PostgreSQL cannot hold NUL in any text, and OpenMeter does not check.
+        raise ProblemError(500, "")
+    return text
+
+
+def _attribute(
+    connection: sqlite3.Connection, customer_id: str, document: dict[str, Any], added: list[str]
+) -> None:
+    """Attribute the customer's key and subject keys to it, and nothing else. Raises the 409s.
+
+    Its id does not attract events. A refusal names the subjects that were `added`, in the order sent.
+    """
+    key, keys = document.get("key"), subject_keys(document)
     connection.execute("DELETE FROM attribution WHERE customer_id = ?", (customer_id,))
     if key is not None:
         _refuse_taken_key(connection, key)
-    for subject in subjects:
+    for subject in keys:
         taken = "SELECT 1 FROM attribution WHERE subject = ? AND role = 'subject'"
         if connection.execute(taken, (subject,)).fetchone():
-            raise conflict(
-                f"one or multiple subject keys of [{', '.join(subjects)}] are already associated with "
-                f"an different customer in the namespace {NAMESPACE}"
-            )
-    attributed = [(customer_id, "id"), *((subject, "subject") for subject in dict.fromkeys(subjects))]
+            raise _taken_subjects(added)
+    attributed = [(subject, "subject") for subject in keys]
     attributed += [(key, "key")] if key else []
     connection.executemany(
         "INSERT INTO attribution VALUES (?, ?, ?)", [(name, customer_id, role) for name, role in attributed]
+    )
+
+
+def _taken_subjects(added: list[str]) -> ProblemError:
+    return conflict(
+        f"one or multiple subject keys of [{', '.join(added)}] are already associated with "
+        f"an different customer in the namespace {NAMESPACE}"
     )
 
 

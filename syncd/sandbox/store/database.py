@@ -9,18 +9,19 @@ from pathlib import Path
 
 from syncd.sandbox.store.aggregates import register_functions
 
-SCHEMA_VERSION = 2
+SCHEMA_VERSION = 3
 
 _SCHEMA = """
--- Deduplicated by (source, id); `received` counts how often each event was received.
+-- Deduplicated by (source, id, flush): with deduplication `flush` is 0, without it the number of the flush.
+-- `received` counts how often each event was received. It is visible from `stored_at` on.
 CREATE TABLE events (
     source TEXT NOT NULL, id TEXT NOT NULL, type TEXT NOT NULL, subject TEXT NOT NULL,
-    time INTEGER NOT NULL, data TEXT, ingested_at INTEGER NOT NULL, received INTEGER NOT NULL DEFAULT 1,
-    PRIMARY KEY (source, id)
+    time INTEGER NOT NULL, data TEXT, ingested_at INTEGER NOT NULL, flush INTEGER NOT NULL,
+    stored_at REAL NOT NULL, received INTEGER NOT NULL DEFAULT 1,
+    PRIMARY KEY (source, id, flush)
 );
 CREATE INDEX events_by_subject ON events (type, subject, time);
 CREATE INDEX events_by_time ON events (time);
-CREATE INDEX events_received_twice ON events (source, id, received) WHERE received > 1;
 
 CREATE TABLE customers (
     id TEXT PRIMARY KEY, document TEXT NOT NULL,
@@ -31,20 +32,27 @@ CREATE TABLE customers (
 );
 CREATE INDEX customers_by_name ON customers (name, id);
 
--- The customers to which a subject is attributed now. `role` is id, key or subject; customers not deleted
--- only. If a subject of one customer is the key of another, both are charged.
+-- The customers to which a subject is attributed now. `role` is key or subject; customers not deleted only.
+-- If a subject of one customer is the key of another, its events are those of the key's owner, unless the
+-- usage of the other one is asked for alone.
 CREATE TABLE attribution (
     subject TEXT NOT NULL, customer_id TEXT NOT NULL, role TEXT NOT NULL, PRIMARY KEY (subject, role)
 ) WITHOUT ROWID;
 CREATE INDEX attribution_by_customer ON attribution (customer_id, subject);
 
 CREATE TABLE subscriptions (
-    id TEXT PRIMARY KEY, customer_id TEXT NOT NULL, plan_key TEXT, active_from TEXT NOT NULL, active_to TEXT
+    id TEXT PRIMARY KEY, customer_id TEXT NOT NULL, plan_key TEXT, active_from TEXT NOT NULL, active_to TEXT,
+    created_at TEXT NOT NULL
 );
-CREATE INDEX active_subscriptions ON subscriptions (customer_id) WHERE active_to IS NULL;
+CREATE INDEX subscriptions_by_customer ON subscriptions (customer_id);
 
 CREATE TABLE entitlements (id TEXT PRIMARY KEY, customer_id TEXT NOT NULL, feature_key TEXT NOT NULL);
 CREATE INDEX entitlements_by_customer ON entitlements (customer_id);
+
+CREATE TABLE invoices (
+    id TEXT PRIMARY KEY, customer_id TEXT NOT NULL, status TEXT NOT NULL, created_at TEXT NOT NULL
+);
+CREATE INDEX invoices_by_customer ON invoices (customer_id);
 
 CREATE TABLE subjects (
     id TEXT PRIMARY KEY, key TEXT NOT NULL UNIQUE, document TEXT NOT NULL,

@@ -8,7 +8,7 @@ import orjson
 from pydantic import Field, field_validator, model_validator
 
 from syncd.sandbox.bodies import Body, Metadata
-from syncd.sandbox.problems import conflict, not_found
+from syncd.sandbox.problems import conflict, invalid, not_found
 from syncd.sandbox.values import json_path_names, look_up, now_rfc3339, parse_number, parse_time, ulid
 
 
@@ -31,11 +31,16 @@ class MeterBody(Body):
     def _agree(self) -> Self:
         # Rules and wording: openmeter/meter/meter.go.
         if self.aggregation == "COUNT" and self.value_property is not None:
-            raise ValueError("meter value property is not allowed when the aggregation is count")
+            raise invalid(
+                "invalid meter aggregation: meter value property is not allowed when the aggregation is count"
+            )
         if self.aggregation != "COUNT" and not self.value_property:
-            raise ValueError("meter value property is required when the aggregation is not count")
+            raise invalid(
+                "invalid meter aggregation: "
+                "meter value property is required when the aggregation is not count"
+            )
         if self.value_property is not None:
-            json_path_names(self.value_property)
+            _check_path(self.value_property)
         if self.event_from is not None:
             parse_time(self.event_from)
         return self
@@ -46,8 +51,15 @@ class MeterBody(Body):
         for key, path in (group_by or {}).items():
             if not re.fullmatch(r"[a-zA-Z_][0-9a-zA-Z_]*", key):
                 raise ValueError(f"meter group by key {key} is invalid")
-            json_path_names(path)
+            _check_path(path)
         return group_by
+
+
+def _check_path(path: str) -> None:
+    try:
+        json_path_names(path)
+    except ValueError as error:
+        raise invalid(f"invalid JSONPath: {error}") from None
 
 
 def _fields(*names: str) -> dict[str, str]:
@@ -112,7 +124,7 @@ def create(connection: sqlite3.Connection, body: MeterBody) -> dict[str, Any]:
             (ulid(), body.slug, orjson.dumps(document).decode(), now, now),
         )
     except sqlite3.IntegrityError:
-        raise conflict(f"meter with the same slug already exists: {body.slug}") from None
+        raise conflict("meter with the same slug already exists") from None
     return get(connection, body.slug)
 
 
@@ -158,4 +170,12 @@ def why_not_metered(meter: dict[str, Any], data: object) -> str | None:
 
 def _meter(row: sqlite3.Row) -> dict[str, Any]:
     document: dict[str, Any] = orjson.loads(row["document"])
-    return {"id": row["id"], **document, "createdAt": row["created_at"], "updatedAt": row["updated_at"]}
+    # OpenMeter always shows these two, and null where they are empty.
+    return {
+        "id": row["id"],
+        "annotations": None,
+        "metadata": None,
+        **document,
+        "createdAt": row["created_at"],
+        "updatedAt": row["updated_at"],
+    }

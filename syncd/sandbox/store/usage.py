@@ -1,6 +1,7 @@
 """Meter queries, in SQL: openmeter/streaming/clickhouse/meter_query.go on SQLite."""
 
 import sqlite3
+import time
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from decimal import Decimal
@@ -8,7 +9,7 @@ from typing import Any
 
 import orjson
 
-from syncd.sandbox.problems import invalid, not_found
+from syncd.sandbox.problems import GroupByError, invalid, not_found
 from syncd.sandbox.store.aggregates import window_end
 from syncd.sandbox.values import epoch_seconds, json_path_names, parse_time, rfc3339
 
@@ -28,15 +29,16 @@ _AGGREGATIONS = {
     "MAX": f"max(number({_NUMERIC}))",
     "UNIQUE_COUNT": f"count(DISTINCT nullif({_TEXT}, 'null'))",
 }
-# The requested customers, by the current attribution.
+# The requested customers, by the current attribution. A subject that is the key of one of them and a subject
+# of another belongs to the key's owner: min() makes SQLite take the other columns from its row.
 _OF_CUSTOMERS = """
 JOIN (
-    SELECT DISTINCT subject, customer_id FROM attribution
-    WHERE customer_id IN (SELECT value FROM json_each(:customers))
+    SELECT subject, customer_id, min(role) FROM attribution
+    WHERE customer_id IN (SELECT value FROM json_each(:customers)) GROUP BY subject
 ) USING (subject)
 """
 
-_CONDITIONS = ("type = :type", "time >= :time_from", "time < :time_to")
+_CONDITIONS = ("type = :type", "stored_at <= :now", "time >= :time_from", "time < :time_to")
 _WITH_SUBJECTS = ("subject IN (SELECT value FROM json_each(:subjects))",)
 _BEGINNING, _END = -(2**62), 2**62
 
@@ -79,7 +81,7 @@ def _validate(
     known = meter.get("groupBy", {}).keys()
     for name in groups:
         if name not in known | {"subject", "customer_id"}:
-            raise invalid(f"invalid group by: {name}")
+            raise GroupByError(name)
     for name in wanted.group_filters:
         if name not in known:
             raise invalid(f"invalid group by filter: {name}")
@@ -126,6 +128,7 @@ def _parameters(meter: dict[str, Any], wanted: Query) -> dict[str, Any]:
     event_from = epoch_seconds(parse_time(meter["eventFrom"])) if "eventFrom" in meter else _BEGINNING
     return {
         "type": meter["eventType"],
+        "now": time.time(),
         "value_path": meter.get("valueProperty"),
         "time_from": max(event_from, _BEGINNING if wanted.time_from is None else wanted.time_from),
         "time_to": _END if wanted.time_to is None else wanted.time_to,

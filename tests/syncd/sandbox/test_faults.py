@@ -6,7 +6,7 @@ from typing import Any
 import httpx
 import pytest
 
-from tests.syncd.sandbox.support import event, ok, refused, send, stored_ids
+from tests.syncd.sandbox.support import create_customer, event, ok, refused, send, stored_ids
 
 
 def add_fault(api: httpx.Client, **fault: Any) -> None:
@@ -100,3 +100,17 @@ def test_a_poisoned_event_is_accepted_once_its_count_is_used_up(api: httpx.Clien
 @pytest.mark.parametrize("fault", [{"actoin": "cut"}, {"action": "explode"}, {"status": 200}, {"count": 0}])
 def test_an_invalid_fault_is_refused(api: httpx.Client, fault: dict[str, Any]) -> None:
     refused(api.post("/sandbox/v1/faults", json=fault), 400)
+
+
+@pytest.mark.parametrize(
+    ("path", "field"), [("/api/v1/customers", "items"), ("/api/v3/openmeter/customers", "data")]
+)
+def test_lists_that_lag_show_a_new_customer_later_but_by_id_it_is_there(
+    api: httpx.Client, path: str, field: str
+) -> None:
+    assert api.put("/sandbox/v1/lag", json={"seconds": 3600}).status_code == 204
+    customer = create_customer(api, "new")
+    assert ok(api.get(path))[field] == []
+    ok(api.get(f"{path}/{customer['id']}"))
+    assert api.delete("/sandbox/v1/faults").status_code == 204
+    assert [item["id"] for item in ok(api.get(path))[field]] == [customer["id"]]

@@ -1,12 +1,15 @@
 """POST /api/v1/events."""
 
+import time
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import httpx
 import pytest
 
-from tests.syncd.sandbox.support import BATCH, SINGLE, event, listed, ok, refused, send, stored_ids
+from syncd.sandbox.cloudevents import is_uri_reference
+from syncd.sandbox.testing import running_sandbox
+from tests.syncd.sandbox.support import BATCH, SINGLE, event, listed, ok, refused, send, stored_ids, total
 
 
 def test_a_batch_is_stored_and_answered_with_204(api: httpx.Client) -> None:
@@ -36,7 +39,7 @@ def test_plain_json_without_any_event_is_refused_but_an_empty_batch_is_not(api: 
 def test_a_content_type_that_is_not_exactly_one_of_the_three_is_refused(
     api: httpx.Client, content_type: str
 ) -> None:
-    assert refused(send(api, event("a"), content_type=content_type), 400).startswith("invalid content type")
+    assert "content" in refused(send(api, event("a"), content_type=content_type), 400).lower()
     assert stored_ids(api) == set()
 
 
@@ -60,7 +63,6 @@ def test_an_event_needs_its_required_attributes(api: httpx.Client, name: str, va
 @pytest.mark.parametrize(
     ("name", "value"),
     [
-        ("specversion", "0.3"),
         ("time", "yesterday"),
         ("time", "2026-01-01"),
         ("time", "2026-01-01T00:00:00"),
@@ -81,11 +83,73 @@ def test_optional_attributes_may_be_null(api: httpx.Client) -> None:
     assert "data" not in listed(api)[0]["event"]
 
 
-def test_a_batch_is_not_atomic_events_before_the_invalid_one_are_stored(api: httpx.Client) -> None:
-    response = send(api, event("a"), event("b"), event("bad", subject=None), event("c"))
-    assert '"/2/subject"' in refused(response, 400)
-    assert stored_ids(api) == {"a", "b"}
+@pytest.mark.parametrize("bad", [event("bad", subject=None), event("bad", source="10.0.0.1:8000")])
+def test_one_bad_event_refuses_the_whole_batch(api: httpx.Client, bad: dict[str, Any]) -> None:
+    refused(send(api, event("a"), event("b"), bad, event("c")), 400)
+    assert stored_ids(api) == set()
+
+
+def test_the_events_of_a_refused_batch_are_counted_as_rejected(api: httpx.Client) -> None:
+    refused(send(api, event("a"), event("bad", subject=None)), 400)
     assert ok(api.get("/sandbox/v1/stats"))["events_rejected"] == 2
+
+
+@pytest.mark.parametrize(
+    "source",
+    ["kong", "kong:8000", "a b", "https://kong.example/x", "urn:kong:1", "//kong:1/x", "x?%", "/a%20"],
+)
+def test_a_source_is_a_reference_to_a_uri(source: str) -> None:
+    assert is_uri_reference(source)
+
+
+@pytest.mark.parametrize(
+    "source", ["10.0.0.1:8000", "kong%", "a\tb", "[::1]:8000", "not a uri %zz", "http://x:port/", "a\x7f"]
+)
+def test_a_source_that_go_cannot_parse_is_none(source: str) -> None:
+    assert not is_uri_reference(source)
+
+
+def test_a_flush_stores_an_event_once_even_without_deduplication() -> None:
+    with running_sandbox(dedupe=False, flush_seconds=0.2) as url, httpx.Client(base_url=url) as api:
+        send(api, event("a"), event("a"))
+        assert stored(api, "a", at_least=1) == 1
+
+
+def test_without_deduplication_an_event_sent_again_after_a_flush_counts_twice() -> None:
+    with running_sandbox(dedupe=False, flush_seconds=0.2) as url, httpx.Client(base_url=url) as api:
+        send(api, event("a"))
+        assert stored(api, "a", at_least=1) == 1
+        send(api, event("a"))
+        assert stored(api, "a", at_least=2) == 2
+        assert ok(api.get("/sandbox/v1/duplicates")) == [{"source": "kong", "id": "a", "received": 2}]
+        assert total(api) == [2]
+
+
+def test_with_deduplication_an_event_sent_again_after_a_flush_counts_once() -> None:
+    with running_sandbox(flush_seconds=0.1) as url, httpx.Client(base_url=url) as api:
+        send(api, event("a"))
+        assert stored(api, "a", at_least=1) == 1
+        send(api, event("a"), event("b"))
+        assert stored(api, "b", at_least=1) == 1
+        assert stored(api, "a", at_least=1) == 1
+
+
+def test_an_event_is_neither_listed_nor_counted_before_its_flush() -> None:
+    with running_sandbox(flush_seconds=3600) as url, httpx.Client(base_url=url) as api:
+        assert send(api, event("a")).status_code == 204
+        assert listed(api) == []
+        assert total(api) == [0]
+
+
+def stored(api: httpx.Client, event_id: str, *, at_least: int) -> int:
+    """Wait until an event is there so many times, and return how often it is."""
+    deadline = time.monotonic() + 10
+    while time.monotonic() < deadline:
+        found = [item for item in listed(api) if item["event"]["id"] == event_id]
+        if len(found) >= at_least:
+            return len(found)
+        time.sleep(0.02)
+    raise AssertionError(f"{event_id} is not stored {at_least} times")
 
 
 def test_a_duplicate_event_is_stored_once_and_counted(api: httpx.Client) -> None:

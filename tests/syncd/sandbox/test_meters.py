@@ -39,7 +39,7 @@ def test_a_new_database_has_the_standard_meters(api: httpx.Client) -> None:
 
 def test_a_meter_is_created_found_and_deleted_by_slug_or_id(api: httpx.Client) -> None:
     response = api.post("/api/v1/meters", json=METER)
-    assert response.status_code == 201
+    assert response.status_code == 200
     meter = response.json()
     assert meter.items() >= (METER | {"name": "bytes"}).items()
     assert ok(api.get("/api/v1/meters/bytes")) == ok(api.get(f"/api/v1/meters/{meter['id']}")) == meter
@@ -50,7 +50,7 @@ def test_a_meter_is_created_found_and_deleted_by_slug_or_id(api: httpx.Client) -
 
 
 def test_a_slug_in_use_is_a_409(api: httpx.Client) -> None:
-    assert "kong_api_requests" in refused(
+    assert "already exists" in refused(
         api.post("/api/v1/meters", json=METER | {"slug": "kong_api_requests"}), 409
     )
 
