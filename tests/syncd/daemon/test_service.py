@@ -167,7 +167,8 @@ def test_a_failed_run_is_reported_and_the_next_one_works(project: Project) -> No
 
 
 def test_a_run_with_something_blocked_says_so(project: Project, sandbox: httpx.Client) -> None:
-    sandbox.post("/api/v1/customers", json={"key": "acme", "name": "by hand"}).raise_for_status()
+    taken = {"key": "other", "name": "by hand", "usageAttribution": {"subjectKeys": ["acme"]}}
+    sandbox.post("/api/v1/customers", json=taken).raise_for_status()
     with daemon(project) as client:
         last = idle(client)["last"]
     assert isinstance(last, dict)
