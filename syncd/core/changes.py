@@ -117,11 +117,18 @@ class Change:
     after: EntityState | None = None
     to_customer_key: str | None = None
     usage: MovedUsage | None = None
+    settled: bool = False
+    """Blocked by a decision of people: a subscription, or a customer that syncd does not manage."""
 
     @property
     def actionable(self) -> bool:
         """Return whether applying the plan writes anything for it."""
         return self.kind not in REPORTED_ONLY
+
+    @property
+    def is_drift(self) -> bool:
+        """Return whether it is to do, or blocked in a way that a person has to resolve."""
+        return self.actionable or (self.kind is ChangeKind.BLOCKED and not self.settled)
 
     @property
     def is_first_upsert(self) -> bool:
@@ -150,6 +157,8 @@ class Change:
             document["to_customer_key"] = self.to_customer_key
         if self.usage is not None:
             document["usage"] = self.usage.to_json()
+        if self.settled:
+            document["settled"] = True
         return document
 
     def identity(self) -> dict[str, object]:
@@ -191,8 +200,11 @@ class Plan:
 
     @property
     def in_sync(self) -> bool:
-        """Return whether nothing is to do and nothing is blocked; unmanaged and orphaned count as in sync."""
-        return not any(change.actionable or change.kind is ChangeKind.BLOCKED for change in self.changes)
+        """Return whether nothing is to do and nothing is blocked.
+
+        What is unmanaged, orphaned, or blocked by a decision of people (`Change.settled`) counts as in sync.
+        """
+        return not any(change.is_drift for change in self.changes)
 
     def summary(self) -> dict[str, int]:
         """Return the number of changes of each kind, zero included."""

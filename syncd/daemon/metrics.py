@@ -33,7 +33,12 @@ class Metrics(RunObserver):
         self._in_sync = _gauge(
             registry, "in_sync", "1 if the last plan was empty and nothing was blocked, else 0."
         )
-        self._blocked = _gauge(registry, "blocked", "Blocked changes in the last plan.")
+        self._blocked = _gauge(
+            registry,
+            "blocked",
+            "Blocked changes in the last plan, without those that a subscription or a customer made by hand"
+            " blocks.",
+        )
         self._subjects = Gauge(
             "syncd_unbilled_subjects",
             "Subjects with usage but no customer: planned (the plan attributes them), blocked or unknown.",
@@ -87,7 +92,7 @@ class Metrics(RunObserver):
             return
         for kind, number in plan.summary().items():
             self._planned.labels(kind).set(number)
-        self._blocked.set(len(plan.of(ChangeKind.BLOCKED)))
+        self._blocked.set(sum(not change.settled for change in plan.of(ChangeKind.BLOCKED)))
         self._in_sync.set(plan.in_sync)
         self._known.set(plan.unbilled is not None)
         self._set_unbilled(run.unbilled)

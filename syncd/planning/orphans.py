@@ -240,7 +240,8 @@ class _Lifecycle:
         reason = (
             f"no source names it any more, but {why}. Resolve that, or add the principal to a source again"
         )
-        return Change(ChangeKind.BLOCKED, customer.key, keys, reason, customer.id)
+        settled = customer.active_subscription is not None
+        return Change(ChangeKind.BLOCKED, customer.key, keys, reason, customer.id, settled=settled)
 
     def _report(self, customer: ObservedCustomer, keys: tuple[str, ...], since: datetime | None) -> Change:
         if since is None:

@@ -208,7 +208,13 @@ class _Planner:
         self._index.record_moves(moves)
         yield from moves
         moved = {key for move in moves for key in move.subject_keys}
-        yield from self._report_taken(want, taken, moved, self._index.subject_refusal(have))
+        yield from self._report_taken(
+            want,
+            taken,
+            moved,
+            self._index.subject_refusal(have),
+            settled=have.active_subscription is not None,
+        )
         moved |= {subject.key for subject in missing}
         missing = [subject for subject in want.subjects if subject.key in moved]
         if missing:
@@ -230,7 +236,7 @@ class _Planner:
 
     def _attach(self, want: DesiredCustomer, have: ObservedCustomer, missing: list[DesiredSubject]) -> Change:
         if refusal := self._index.subject_refusal(have):
-            return _blocked(want, missing, refusal, have)
+            return _blocked(want, missing, refusal, have, settled=have.active_subscription is not None)
         keys = tuple(subject.key for subject in missing)
         return Change(
             ChangeKind.ATTACH_SUBJECTS,
@@ -278,23 +284,25 @@ class _Planner:
         taken: list[Taken],
         moved: set[str],
         why_not: str | None,
+        *,
+        settled: bool = False,
     ) -> Iterator[Change]:
         for subject, carrier in taken:
             if subject.key not in moved:
-                yield self._report_one_taken(want, subject, carrier, why_not)
+                yield self._report_one_taken(want, subject, carrier, why_not, settled=settled)
 
     def _unmanaged(self, want: DesiredCustomer, have: ObservedCustomer) -> Iterator[Change]:
         for subject in want.subjects:
             carrier = have if have.carries(subject.key) else self._index.carrier_of(subject.key)
             if carrier is not None:
-                yield self._report_one_taken(want, subject, carrier, _not_managed(have))
+                yield self._report_one_taken(want, subject, carrier, _not_managed(have), settled=True)
                 continue
             reason = (
                 f"{_not_managed(have)}"
                 f" and the usage of {subject.principal} stays unbilled. Attach the subject by hand, or use"
                 f" another customer key{self._adoption_hint(have)}"
             )
-            yield _blocked(want, [subject], reason, have)
+            yield _blocked(want, [subject], reason, have, settled=True)
 
     def _adoption_hint(self, have: ObservedCustomer) -> str:
         if self._options.adopt or not is_adoptable(have.metadata):
@@ -302,11 +310,18 @@ class _Planner:
         return "; or pass --adopt to let syncd manage this customer (it keeps its name)"
 
     def _report_one_taken(
-        self, want: DesiredCustomer, subject: DesiredSubject, carrier: ObservedCustomer, why_not: str | None
+        self,
+        want: DesiredCustomer,
+        subject: DesiredSubject,
+        carrier: ObservedCustomer,
+        why_not: str | None,
+        *,
+        settled: bool,
     ) -> Change:
         """Report a subject that another customer, or an unmanaged one, carries.
 
-        `why_not`: why the customer that it is meant for cannot get it, whatever is allowed.
+        `why_not`: why the customer that it is meant for cannot get it, whatever is allowed; `settled`: that
+        is a decision of people.
         """
         if not is_managed(carrier.metadata, self._owner_id):
             whose = f"{customer_name(carrier)}, which belongs to {owner_of(carrier)}"
@@ -314,7 +329,8 @@ class _Planner:
             return Change(ChangeKind.UNMANAGED, carrier.key, (subject.key,), reason, carrier.id)
         refusal = self._index.change_refusal(carrier) or why_not
         reason = taken_reason(want, subject, carrier, self._options.undeletable, refusal)
-        return _blocked(want, [subject], reason, carrier)
+        settled = settled or carrier.active_subscription is not None or ADOPTED in carrier.metadata
+        return _blocked(want, [subject], reason, carrier, settled=settled)
 
     def _entity_changes(
         self, want: DesiredCustomer, subjects: list[DesiredSubject], have: ObservedCustomer | None
@@ -380,7 +396,13 @@ def _key_reason(want: DesiredCustomer, key_conflict: ObservedCustomer) -> str:
 
 
 def _blocked(
-    want: DesiredCustomer, subjects: list[DesiredSubject], reason: str, customer: ObservedCustomer | None
+    want: DesiredCustomer,
+    subjects: list[DesiredSubject],
+    reason: str,
+    customer: ObservedCustomer | None,
+    *,
+    settled: bool = False,
 ) -> Change:
     keys = tuple(subject.key for subject in subjects)
-    return Change(ChangeKind.BLOCKED, want.key, keys, reason, customer.id if customer else None)
+    identity = customer.id if customer else None
+    return Change(ChangeKind.BLOCKED, want.key, keys, reason, identity, settled=settled)

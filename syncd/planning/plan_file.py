@@ -70,6 +70,7 @@ def _change(item: Mapping[str, Any]) -> Change:
         _state(item["after"]),
         item.get("to_customer_key"),
         MovedUsage(usage["events"], usage["since"]) if usage else None,
+        item.get("settled") is True,
     )
 
 

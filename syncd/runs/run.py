@@ -64,7 +64,7 @@ class Run:
     @property
     def blocked(self) -> bool:
         """Return whether a change was blocked, which a person has to resolve."""
-        return any(outcome.status is Status.BLOCKED for outcome in self.outcomes)
+        return any(one.status is Status.BLOCKED and not one.change.settled for one in self.outcomes)
 
     @property
     def made_plan(self) -> Plan:

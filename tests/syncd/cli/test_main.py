@@ -15,6 +15,7 @@ from syncd import __version__
 from syncd.sandbox.testing import running_sandbox
 from tests.syncd.processes import Project, command, environment
 from tests.syncd.servers import Answer, Asked, serving
+from tests.syncd.targets import subscribe
 from tests.syncd.waiting import eventually
 
 pytestmark = pytest.mark.slow
@@ -54,12 +55,34 @@ def test_apply_as_json_contains_the_plan_and_each_outcome(project: Project) -> N
 def test_apply_ends_with_3_when_something_is_blocked_and_does_the_rest(
     project: Project, sandbox: httpx.Client
 ) -> None:
-    sandbox.post("/api/v1/customers", json={"key": "acme", "name": "by hand"}).raise_for_status()
+    taken = {"key": "other", "name": "by hand", "usageAttribution": {"subjectKeys": ["acme"]}}
+    sandbox.post("/api/v1/customers", json=taken).raise_for_status()
     assert project.call("plan").returncode == 2
     result = project.run("apply")
     assert result.returncode == 3
-    assert "no ownership metadata" in result.stdout
+    assert "its key 'acme' is a subject of customer" in result.stdout
     assert sandbox.get("/api/v1/customers").json()["totalCount"] == 2
+    assert project.call("plan").returncode == 2
+
+
+@pytest.mark.parametrize("decision", ["made by hand", "subscribed"])
+def test_what_a_decision_of_people_blocks_is_shown_but_is_no_drift(
+    project: Project, sandbox: httpx.Client, decision: str
+) -> None:
+    """Else one such customer would keep every run, exit status and alert at "blocked" for good."""
+    if decision == "made by hand":
+        sandbox.post("/api/v1/customers", json={"key": "acme", "name": "by hand"}).raise_for_status()
+    else:
+        kong = project.folder / "kong.yml"
+        everybody = kong.read_text()
+        kong.write_text(everybody.replace('- {username: bob, tags: ["customer:acme"]}\n', ""))
+        assert project.call("apply").returncode == 0
+        subscribe(sandbox, "acme")
+        kong.write_text(everybody)
+    result = project.call("apply")
+    assert result.returncode == 0
+    assert "blocked" in result.stdout
+    assert project.call("plan").returncode == 0
 
 
 def test_customers_made_by_hand_count_as_in_sync(project: Project, sandbox: httpx.Client) -> None:

@@ -167,7 +167,8 @@ def test_a_failed_run_is_reported_and_the_next_one_works(project: Project) -> No
 
 
 def test_a_run_with_something_blocked_says_so(project: Project, sandbox: httpx.Client) -> None:
-    sandbox.post("/api/v1/customers", json={"key": "acme", "name": "by hand"}).raise_for_status()
+    taken = {"key": "other", "name": "by hand", "usageAttribution": {"subjectKeys": ["acme"]}}
+    sandbox.post("/api/v1/customers", json=taken).raise_for_status()
     with daemon(project) as client:
         last = idle(client)["last"]
     assert isinstance(last, dict)
@@ -216,7 +217,8 @@ def test_resync_starts_a_run_and_exits_with_its_result(project: Project, sandbox
         assert json.loads(project.call("resync", "--json").stdout)["state"] in {"queued", "running"}
         assert project.call("resync", "--wait").returncode == 0
         sandbox.post("/sandbox/v1/reset").raise_for_status()
-        sandbox.post("/api/v1/customers", json={"key": "acme", "name": "by hand"}).raise_for_status()
+        taken = {"key": "other", "name": "by hand", "usageAttribution": {"subjectKeys": ["acme"]}}
+        sandbox.post("/api/v1/customers", json=taken).raise_for_status()
         assert project.run("resync", "--wait").returncode == 3
         (project.folder / "kong.yml").write_text("")
         failed = project.call("resync", "--wait")

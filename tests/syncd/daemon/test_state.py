@@ -46,9 +46,11 @@ def test_the_metrics_count_runs_changes_blocked_and_unbilled(project: Project, s
         idle(client)
         found = metric_values(client)
         assert client.get("/v1/plan").json()["plan"]["unbilled"]["events"] == 1
-    assert found['syncd_runs_total{dry_run="false",result="blocked",trigger="schedule"}'] == 1
+    assert found['syncd_runs_total{dry_run="false",result="succeeded",trigger="schedule"}'] == 1
     assert found['syncd_changes_total{kind="create-customer",outcome="done"}'] == 1
-    assert found["syncd_blocked"] == 2
+    assert found["syncd_blocked"] == 0, "a customer made by hand is a decision of people"
+    assert found['syncd_planned_changes{kind="blocked"}'] == 2
+    assert found["syncd_in_sync"] == 0, "carol was to be created"
     assert found['syncd_unbilled_events{status="unknown"}'] == 1
     assert found["syncd_last_success_timestamp_seconds"] >= found["syncd_last_attempt_timestamp_seconds"] > 0
     assert found['syncd_api_calls_total{api="metering",method="POST",status="201"}'] >= 1

@@ -117,7 +117,8 @@ def test_a_customer_in_use_stays_and_the_other_one_is_retired(
         subscribe(sandbox, "consumer:a")
         if touched == "ended subscription":
             sandbox.delete("/sandbox/v1/customers/consumer:a/subscriptions").raise_for_status()
-    assert there.call("apply", "--allow-retire").returncode == 3
+    # What a subscription blocks is a decision of people, and no drift.
+    assert there.call("apply", "--allow-retire").returncode == (0 if touched == "subscription" else 3)
     assert usage(there) == {"consumer:a": 2, "acme": 1, "": 0}
     (blocked,) = plan(there, "--allow-retire")
     assert touched.rpartition(" ")[2] in blocked["reason"]
