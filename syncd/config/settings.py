@@ -170,6 +170,8 @@ def load(path: Path) -> Config:
         settings = expanded(document.value or {}, os.environ)
     except ConfigError as error:
         raise ConfigError(f"{path}: {error}") from None
+    except RecursionError:
+        raise ConfigError(f"{path} is nested too deeply, or an alias contains itself") from None
     try:
         config = Config(**cast("dict[str, Any]", settings))
     except ValidationError as error:

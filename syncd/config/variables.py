@@ -105,7 +105,7 @@ def _expanded_one(match: re.Match[str], environment: Mapping[str, str], path: tu
     found = environment.get(name[1]) or name[2]
     if found is None:
         raise ConfigError(
-            f"{place(path)}: the environment variable {name[1]} is not set. Set it, give a default"
+            f"{place(path)}: the environment variable {name[1]} is not set, or empty. Set it, give a default"
             f" (${{{name[1]}:-...}}), or write $${{{name[1]}}} for the text"
         )
     return found
