@@ -23,6 +23,7 @@ from syncd.metering.meters import MeterApi
 from syncd.runs.clock import Now, server_time, utc_now
 from syncd.runs.factory import gateways_of, metering_endpoint, sources_of, target_of
 from syncd.runs.history import History
+from syncd.sources.kong_admin import KongAdmin
 
 PROBE_TYPE = "kong-openmeter.doctor"
 """The type of the events that `--probe` sends; no standard meter counts it."""
@@ -48,10 +49,20 @@ def _sources(config: Config, read: dict[str, Sequence[Principal]]) -> Iterator[F
     for source in sources_of(config):
         try:
             read[source.name] = source.read()
+            yield check_empty(source.name, len(read[source.name]))
+            if isinstance(source, KongAdmin):
+                yield from _status_of_kong(source)
         except SourceError as error:
             yield Finding("source", Level.PROBLEM, str(error))
-        else:
-            yield check_empty(source.name, len(read[source.name]))
+
+
+def _status_of_kong(source: KongAdmin) -> Iterator[Finding]:
+    if not source.may_read_status():
+        text = (
+            f"{source.name}: its token may not read Kong's /status. Consumers are read all the same, but"
+            " syncd cannot notice a Kong without a database that changes its configuration meanwhile"
+        )
+        yield Finding("source", Level.WARNING, text)
 
 
 def _metering(config: Config) -> Iterator[Finding]:
