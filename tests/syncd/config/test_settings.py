@@ -224,5 +224,5 @@ def test_an_unreadable_environment_variable_is_refused_without_its_value(
 ) -> None:
     monkeypatch.setenv("SYNCD_DAEMON", "{secret-value")
     message = refusal(tmp_path, MINIMAL)
-    assert "daemon" in message
+    assert "SYNCD_DAEMON" in message
     assert "secret-value" not in message
