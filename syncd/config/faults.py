@@ -120,7 +120,7 @@ def _fields(model: type[BaseModel], where: tuple[int | str, ...]) -> set[str]:
 
 
 def _unknown_type(given: str) -> str:
-    close = difflib.get_close_matches(given, SOURCE_TYPES, 1)
+    close = difflib.get_close_matches(given, SOURCE_TYPES, 1, 0.5)
     question = f"; did you mean {close[0]}?" if close else "."
     return f"there is no such type of source{question} The types: {_TYPES}"
 

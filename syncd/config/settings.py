@@ -34,7 +34,7 @@ from syncd.config.sources import (
     source_names,
 )
 from syncd.config.types import Duration, HttpUrl, Label, Section, Token
-from syncd.config.variables import expanded, refuse_unknown
+from syncd.config.variables import expanded, refuse_unknown, unreadable
 from syncd.core.errors import ConfigError
 from syncd.core.policy import Policy
 from syncd.core.text_yaml import Document, YamlError, parse
@@ -174,16 +174,16 @@ def load(path: Path) -> Config:
         settings = expanded(document.value or {}, os.environ)
     except ConfigError as error:
         raise ConfigError(f"{path}: {error}") from None
+    except RecursionError:
+        raise ConfigError(f"{path} is nested too deeply, or an alias contains itself") from None
     try:
         config = Config(**cast("dict[str, Any]", settings))
     except ValidationError as error:
         faults = "\n".join(f"  {line}" for line in explain(error, Config, document, os.environ))
         raise ConfigError(f"{path}: the configuration is invalid\n{faults}") from None
     except SettingsError as error:
-        # The message names the field; only its cause has the value, which may be a secret.
-        raise ConfigError(
-            f'the environment (SYNCD_...): {error}. Lists and sections there are JSON: ["a", "b"]'
-        ) from None
+        # The message names the section; only its cause has the value, which may be a secret.
+        raise ConfigError(unreadable(str(error), os.environ)) from None
     sources = tuple(_resolved(source, path.parent) for source in config.sources)
     state_dir = path.parent / config.daemon.state_dir.expanduser()
     daemon = config.daemon.model_copy(update={"state_dir": state_dir})

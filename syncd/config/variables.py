@@ -72,6 +72,17 @@ def refuse_unknown(environment: Mapping[str, str], model: type[BaseModel]) -> No
             )
 
 
+def unreadable(problem: str, environment: Mapping[str, str]) -> str:
+    """Return words for pydantic's complaint that the variables of one section cannot be read."""
+    named = re.search(r'field "(\w+)"', problem)
+    begin = f"{PREFIX}{named[1].upper() if named else ''}"
+    names = sorted(name for name in environment if name.upper().startswith(begin))
+    return (
+        f"environment variable {' or '.join(names)} cannot be read: lists and sections are JSON there,"
+        ' such as ["a", "b"]'
+    )
+
+
 def suggested(variable: str, model: type[BaseModel]) -> str:
     """Return a question for the variable that was probably meant, if there is one."""
     numbers = re.findall(r"__(\d+)__", variable)
@@ -105,7 +116,7 @@ def _expanded_one(match: re.Match[str], environment: Mapping[str, str], path: tu
     found = environment.get(name[1]) or name[2]
     if found is None:
         raise ConfigError(
-            f"{place(path)}: the environment variable {name[1]} is not set. Set it, give a default"
+            f"{place(path)}: the environment variable {name[1]} is not set, or empty. Set it, give a default"
             f" (${{{name[1]}:-...}}), or write $${{{name[1]}}} for the text"
         )
     return found

@@ -22,6 +22,7 @@ from syncd.metering.base import MeteringApi
 from syncd.runs.clock import Now, server_time, utc_now
 from syncd.runs.factory import gateways_of, kong_endpoint, metering_endpoint, sources_of, target_of
 from syncd.runs.history import History
+from syncd.sources.kong_admin import KongAdmin
 
 
 def examine(config: Config, *, probe: Probe | None = None, now: Now = utc_now) -> Iterator[Finding]:
@@ -45,10 +46,20 @@ def _sources(config: Config, read: dict[str, Sequence[Principal]]) -> Iterator[F
     for source in sources_of(config):
         try:
             read[source.name] = source.read()
+            yield check_empty(source.name, len(read[source.name]))
+            if isinstance(source, KongAdmin):
+                yield from _status_of_kong(source)
         except SourceError as error:
             yield Finding("source", Level.PROBLEM, str(error))
-        else:
-            yield check_empty(source.name, len(read[source.name]))
+
+
+def _status_of_kong(source: KongAdmin) -> Iterator[Finding]:
+    if not source.may_read_status():
+        text = (
+            f"{source.name}: its token may not read Kong's /status. Consumers are read all the same, but"
+            " syncd cannot notice a Kong without a database that changes its configuration meanwhile"
+        )
+        yield Finding("source", Level.WARNING, text)
 
 
 def _statuses(config: Config, read: Mapping[str, object]) -> Iterator[Finding]:

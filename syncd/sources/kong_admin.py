@@ -63,6 +63,14 @@ class KongAdmin:
             self.name, f"Kong's configuration changed during each of {_MAX_READS} readings; try again"
         )
 
+    def may_read_status(self) -> bool:
+        """Return whether the token may read /status; raises SourceError."""
+        try:
+            with ApiClient(self.endpoint, self.retry) as client:
+                return self._status(client) is not None
+        except ApiError as error:
+            raise SourceError(self.name, str(error)) from None
+
     def _read_once(self, client: ApiClient) -> list[Principal] | None:
         """Return the consumers, None if the configuration changed during the read."""
         status = self._status(client)

@@ -263,6 +263,22 @@ def test_an_unreachable_system_is_a_problem_and_the_other_checks_go_on(project: 
     assert "state:" in result.stdout
 
 
+@pytest.mark.parametrize(("status", "level"), [(200, "ok"), (403, "warning")])
+def test_a_token_that_may_not_read_the_status_of_kong_is_a_warning(
+    project: Project, status: int, level: str
+) -> None:
+    def kong(asked: Asked) -> Answer:
+        if asked.path == "/team-a/status":
+            return Answer({"message": "no"} if status != 200 else {}, status)
+        consumer = {"id": "1", "username": "alice"}
+        return Answer({"data": [consumer] if asked.path == "/team-a/consumers" else [], "next": None})
+
+    with serving(kong) as server:
+        project.settings = f"sources: [{{type: kong-admin, url: '{server.url}', workspace: team-a}}]\n"
+        project.configure()
+        assert levels(project)["source"] == level
+
+
 def test_the_plugins_of_a_running_kong_are_read_to_the_last_page(project: Project) -> None:
     def kong(asked: Asked) -> Answer:
         if asked.path == "/plugins" and "offset" not in asked.query:
