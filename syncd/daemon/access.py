@@ -17,6 +17,7 @@ from collections.abc import Callable, Mapping
 from typing import Final
 from urllib.parse import urlsplit
 
+import structlog
 from starlette.datastructures import Headers
 from starlette.responses import JSONResponse
 from starlette.types import ASGIApp, Receive, Scope, Send
@@ -33,6 +34,8 @@ DASHBOARD_PATHS: Final = frozenset({"/", ROOT})
 _SAFE_METHODS: Final = frozenset({"GET", "HEAD", "OPTIONS"})
 _OWN_SITE: Final = frozenset({"same-origin", "none"})
 
+
+_log = structlog.get_logger("syncd.daemon.access")
 
 _Refusal = tuple[int, str, dict[str, str]]
 
@@ -97,6 +100,8 @@ class AccessMiddleware:
             return None
         if not wait and given.strip():
             wait = self._limit.admit(address)
+            if not wait:  # so the limit bounds the log as well
+                _log.warning("token_refused", address=address)
         if wait:
             return 429, f"too many wrong tokens; try again in {math.ceil(wait)} s", {}
         detail = "send the value of daemon.token as Authorization: Bearer"

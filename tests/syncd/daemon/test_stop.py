@@ -123,6 +123,7 @@ def test_sigterm_ends_the_daemon_within_5_s_while_a_page_and_a_change_wait_for_a
                 page.join()
         finally:
             ended.set()
+    assert "Traceback" not in log.read_text(), log.read_text()
     run = run_of(project)
     assert run["state"] == "failed"
     assert run["outcomes"]["done"] == 1  # type: ignore[index]
