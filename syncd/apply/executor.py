@@ -220,6 +220,8 @@ class _Applier:
                 self._target.edit_customer(origin, edits.adding(tuple(keys), self._owner_id))
             for gone in retired:
                 recreate_retired(self._target, gone)
+        except UnreliableApiError:
+            raise
         except (BlockedError, RefusedError, *FAILURES) as error:
             return (
                 f". The moved subjects could not be put back ({error}): the next plan shows on which customer"

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 
-from syncd.core.errors import ApiError, MalformedError, UnreachableError
+from syncd.core.errors import ApiError, MalformedError, UnreachableError, UnreliableApiError
 from syncd.core.ownership import MANAGER
 from syncd.metering.base import MeteringTarget
 
@@ -30,7 +30,9 @@ class Health:
                 self._failed.clear()
 
     def failed(self, entity: str, error: ApiError) -> None:
-        """Record that the API failed on a change of this entity; raises ApiError if it answers no read."""
+        """Record that the API failed on a change of this entity; raises ApiError if that ends the run."""
+        if isinstance(error, UnreliableApiError):
+            raise error  # it mixes up its answers: the next one may be wrong too
         # Any key will do, and this one is harmless: reading the entity itself may fail as its change did.
         self._target.customer_by_key(MANAGER)
         with self._lock:
