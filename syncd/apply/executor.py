@@ -31,6 +31,7 @@ from syncd.core.errors import (
     ApplyStoppedError,
     BlockedError,
     RefusedError,
+    UnreliableApiError,
 )
 from syncd.core.ownership import is_managed, owner_of
 from syncd.metering.base import Decide, MeteringTarget, NoRemover, Remover
