@@ -17,7 +17,7 @@ from syncd.apply import edits
 from syncd.apply.pool import Job, Pool
 from syncd.apply.subject_entities import EntityWriter, Indexed, Results, refusal_reason, resources_of
 from syncd.core.changes import Change, ChangeKind, Outcome, Plan, Status
-from syncd.core.errors import ApiError, ApplyStoppedError, BlockedError, RefusedError
+from syncd.core.errors import ApiError, ApplyStoppedError, BlockedError, RefusedError, StoppedError
 from syncd.core.ownership import is_managed, owner_of
 from syncd.metering.base import Decide, MeteringTarget, Remover
 from syncd.metering.deletion import NoRemover
@@ -67,7 +67,7 @@ def apply_plan(
             if stopped or not all(map(pool.run, applier.jobs(kind, changes, record))):
                 when = "between two changes" if done else "before its first change"
                 raise ApplyStoppedError(f"stopped by request {when}", _in_order(done))
-    except ApiError as error:
+    except (ApiError, StoppedError) as error:
         raise ApplyStoppedError(str(error), _in_order(done)) from error
     record(
         [[(i, Outcome(c, Status.BLOCKED, c.reason)) for i, c in enumerate(plan.changes) if _is_blocked(c)]]

@@ -9,7 +9,8 @@ from urllib.parse import urlsplit
 
 from pydantic import AfterValidator, Field, SecretStr, TypeAdapter
 
-from syncd.config.types import Duration, HttpUrl, Section
+from syncd.config.connection import ConnectionConfig
+from syncd.config.types import Duration, HttpUrl
 
 _UNIX = "unix:"
 _HTTP_URL: TypeAdapter[str] = TypeAdapter(HttpUrl)
@@ -45,7 +46,7 @@ GatewayUrl = Annotated[str, AfterValidator(_gateway_url)]
 Host = Annotated[str, AfterValidator(_host_and_port)]
 
 
-class GatewayConfig(Section):
+class GatewayConfig(ConnectionConfig):
     """A gateway: address and token of its plugin's API (`openmeter-plugin serve --api`)."""
 
     name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,62}$")

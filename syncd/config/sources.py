@@ -8,6 +8,7 @@ from typing import Annotated, Literal, Self, get_args
 
 from pydantic import Field, SecretStr, model_validator
 
+from syncd.config.connection import ConnectionConfig
 from syncd.config.types import Duration, HttpUrl, Key, Metadata, Section, Tag
 
 
@@ -18,7 +19,7 @@ class _Source(Section):
     """Name for messages and `resync --source`. Unset: type and position, such as `kong-admin-0`."""
 
 
-class KongAdminSource(_Source):
+class KongAdminSource(_Source, ConnectionConfig):
     """Consumers from Kong's Admin API."""
 
     type: Literal["kong-admin"]
@@ -35,7 +36,7 @@ class KongAdminSource(_Source):
     """Limit for each request."""
 
 
-class _Konnect(_Source):
+class _Konnect(_Source, ConnectionConfig):
     """Settings of Konnect's API: that of a region, or another by `url`."""
 
     region: str | None = Field(None, pattern=r"^[a-z]{2,8}$")

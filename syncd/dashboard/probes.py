@@ -17,7 +17,7 @@ from syncd.config.settings import Config
 from syncd.core.errors import SourceError
 from syncd.dashboard.text import ago, plural, size
 from syncd.http.client import ApiClient, Endpoint, Params, expect_list, expect_object
-from syncd.http.retry import Retry
+from syncd.http.retry import Pace, Retry
 from syncd.runs.factory import metering_endpoint, sources_of
 from syncd.sources.applications_file import ApplicationsFile
 from syncd.sources.base import Source
@@ -40,8 +40,10 @@ class Probe:
 
 
 def probe_client(endpoint: Endpoint) -> ApiClient:
-    """Return a client without retries and with a short timeout."""
-    return ApiClient(replace(endpoint, timeout=min(endpoint.timeout, TIMEOUT)), Retry(attempts=1))
+    """Return a client without retries, with a short timeout, and that does not wait for a run's pace."""
+    return ApiClient(
+        replace(endpoint, timeout=min(endpoint.timeout, TIMEOUT)), Retry(attempts=1, pace=Pace())
+    )
 
 
 def source_probes(config: Config) -> list[Probe]:

@@ -8,8 +8,6 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing
 from datetime import UTC, datetime
 
-import httpx
-
 from syncd.audit.books import leads_to
 from syncd.config.settings import Config
 from syncd.core.errors import ApiError, GatewayError, SourceError, SyncdError
@@ -90,10 +88,8 @@ def _clock(config: Config, now: Now) -> Finding:
         before = now()
         server = server_time(metering_endpoint(config))
         middle = before + (now() - before) / 2
-    except httpx.HTTPError as error:
-        return Finding(
-            "clock", Level.WARNING, f"the metering API's clock cannot be read: {type(error).__name__}"
-        )
+    except ApiError as error:
+        return Finding("clock", Level.WARNING, f"the metering API's clock cannot be read: {error}")
     return check_clock(server, middle)
 
 
@@ -115,13 +111,13 @@ def _probe(config: Config) -> Finding:
     endpoint = metering_endpoint(config)
     path = "/api/v1/events" if config.metering.dialect == "openmeter-v1" else "/openmeter/events"
     params = {"id" if config.metering.dialect == "openmeter-v1" else "filter[id][eq]": event_id}
-    headers = {**endpoint.headers(), "Content-Type": "application/cloudevents+json"}
+    kind = "application/cloudevents+json"
     try:
-        with httpx.Client(base_url=endpoint.url, headers=headers, timeout=endpoint.timeout) as client:
+        with ApiClient(endpoint, Retry(attempts=1)) as client:
             for _ in range(2):
-                client.post(path, json=event, headers=headers).raise_for_status()
-            times = _arrived(lambda: client.get(path, params=params).raise_for_status().json())
-    except httpx.HTTPError as error:
+                client.request("POST", path, body=event, content_type=kind)
+            times = _arrived(lambda: client.get(path, params))
+    except ApiError as error:
         return Finding("deduplication", Level.PROBLEM, f"the probe failed: {error}")
     if times == 0:
         text = f"the probe {event_id} has not arrived after {PROBE_SECONDS:.0f} s. Check the sink worker"

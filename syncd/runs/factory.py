@@ -35,9 +35,26 @@ CONSUMER_RIGHTS = "read consumers and plugins of the control plane (role Viewer 
 """Permissions that a source of consumers needs in Konnect."""
 
 
-def sources_of(config: Config, sleep: Callable[[float], object] = time.sleep) -> tuple[Source, ...]:
+def _never() -> bool:
+    return False
+
+
+def retry_of(
+    config: Config,
+    sleep: Callable[[float], object] = time.sleep,
+    should_stop: Callable[[], bool] = _never,
+) -> Retry:
+    """Return the one policy of retries; `should_stop` ends requests and waits."""
+    return Retry(attempts=config.metering.attempts, sleep=sleep, should_stop=should_stop)
+
+
+def sources_of(
+    config: Config,
+    sleep: Callable[[float], object] = time.sleep,
+    should_stop: Callable[[], bool] = _never,
+) -> tuple[Source, ...]:
     """Return the sources in the order of the configuration; equal settings make equal sources."""
-    retry = Retry(attempts=config.metering.attempts, sleep=sleep)
+    retry = retry_of(config, sleep, should_stop)
     named = zip(config.sources, source_names(config.sources), strict=True)
     return tuple(_source(source, index, name, retry) for index, (source, name) in enumerate(named))
 
@@ -53,13 +70,19 @@ def metering_endpoint(config: Config) -> Endpoint:
         rights=f"read and write customers and subjects, and to read meters{roles}",
         token=metering.token.get_secret_value() if metering.token else None,
         timeout=metering.timeout.total_seconds(),
+        tls=metering.tls,
+        proxy=metering.proxy_url,
     )
 
 
-def target_of(config: Config, sleep: Callable[[float], object] = time.sleep) -> MeteringTarget:
+def target_of(
+    config: Config,
+    sleep: Callable[[float], object] = time.sleep,
+    should_stop: Callable[[], bool] = _never,
+) -> MeteringTarget:
     """Return the client of the metering API; close it after use."""
     kind = OpenMeterV3 if config.metering.dialect == "openmeter-v3" else OpenMeterV1
-    return kind(metering_endpoint(config), Retry(attempts=config.metering.attempts, sleep=sleep))
+    return kind(metering_endpoint(config), retry_of(config, sleep, should_stop))
 
 
 def gateways_of(config: Config, sleep: Callable[[float], object] = time.sleep) -> tuple[Gateway, ...]:
@@ -119,6 +142,8 @@ def kong_endpoint(source: KongAdminSource, index: int) -> Endpoint:
         token_header="Kong-Admin-Token",  # noqa: S106 - a header's name
         token=source.token.get_secret_value() if source.token else None,
         timeout=source.timeout.total_seconds(),
+        tls=source.tls,
+        proxy=source.proxy_url,
     )
 
 
@@ -133,4 +158,6 @@ def konnect_endpoint(
         rights=rights,
         token=source.token.get_secret_value() if source.token else None,
         timeout=source.timeout.total_seconds(),
+        tls=source.tls,
+        proxy=source.proxy_url,
     )

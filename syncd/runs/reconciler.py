@@ -18,10 +18,10 @@ import structlog
 from syncd.apply.executor import Report, apply_plan
 from syncd.config.settings import Config
 from syncd.core.changes import DELETIONS, Outcome, Plan, Status, count
+from syncd.core.errors import ApplyStoppedError, StoppedError
 from syncd.core.model import DesiredState, ObservedState, Principal
 from syncd.core.policy import Policy
 from syncd.http.client import ApiClient
-from syncd.http.retry import Retry
 from syncd.mapping.desired_state import desired_state
 from syncd.mapping.limits import within_limits
 from syncd.mapping.rules import MappingRules
@@ -42,7 +42,8 @@ from syncd.planning.plan import PlanOptions, make_plan
 from syncd.planning.plan_file import require_same
 from syncd.planning.scope import Scope, restricted
 from syncd.runs.clock import Now, Stopwatch, clock_skew, utc_now
-from syncd.runs.factory import metering_endpoint, rules_of, sources_of, target_of
+from syncd.runs.factory import metering_endpoint, retry_of, rules_of, sources_of, target_of
+from syncd.runs.stopping import Stop
 from syncd.runs.unbilled import with_usage
 from syncd.sources.base import Readings, Source
 
@@ -170,15 +171,21 @@ def run(
     grace = Grace(watch.start, waits.detach_after, waits.delete_after)
     rules = PlanRules(rules_of(config), config.policy, grace)
     limits = Limits(**config.guards.model_dump())
-    sources = sources_of(config, sleep)
-    retry = Retry(attempts=config.metering.attempts, sleep=sleep)
+    stop = Stop(should_stop)
+    sources = sources_of(config, sleep, stop)
+    retry = retry_of(config, sleep, stop)
     with (
-        closing(target_of(config, sleep)) as target,
+        closing(target_of(config, sleep, stop)) as target,
         ApiClient(metering_endpoint(config), retry) as client,
     ):
         inspector = ApiInspector(client, config.metering.dialect)
-        with gc_paused():
-            plan, observed = plan_changes(sources, target, rules, options, readings or Readings(), inspector)
+        try:
+            with gc_paused():
+                plan, observed = plan_changes(
+                    sources, target, rules, options, readings or Readings(), inspector
+                )
+        except StoppedError as error:
+            raise ApplyStoppedError(f"stopped by request before its first change ({error})", ()) from None
         if limits.max_clock_skew is not None and has_removals(plan):
             ahead = clock_skew(metering_endpoint(config), watch)
             if why := clock_distrust_reason(ahead, limits.max_clock_skew):
@@ -193,6 +200,7 @@ def run(
             require_same(options.reviewed, plan)
         require_safe(plan, observed, limits, force=options.force)
         remover = ApiRemover(client, config.metering.dialect)
+        stop.applying = True
         outcomes = apply_plan(
             plan,
             target,

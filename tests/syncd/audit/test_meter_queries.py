@@ -15,6 +15,7 @@ from syncd.http.client import ApiClient, Endpoint
 from syncd.http.retry import Retry
 from syncd.metering.meters import Dialect, Meter
 from syncd.sandbox.testing import running_sandbox
+from tests.specs import checked
 from tests.syncd.metering.test_contract import specs_of
 from tests.syncd.servers import Answer, Asked, serving
 
@@ -73,7 +74,7 @@ def server() -> Iterator[str]:
 def test_the_events_of_each_hour_and_subject_are_counted_at_their_hour(server: str, dialect: Dialect) -> None:
     base = server + ("/api/v3" if dialect == "openmeter-v3" else "")
     with ApiClient(Endpoint("metering", base, "metering.token", "read"), Retry(attempts=1)) as client:
-        client._client.event_hooks = {"response": [found.check for found in specs_of(dialect)]}
+        checked(client, specs_of(dialect))
         meters = HourlyMeters(client, dialect)
         requests, tokens = meters.yardstick(REQUEST), meters.yardstick(TOKENS)
         assert requests is not None

@@ -14,13 +14,14 @@ from syncd.http.retry import Retry
 from syncd.metering.base import Inspection
 from syncd.metering.deletion import ApiInspector
 from syncd.metering.meters import Dialect
+from tests.specs import checked
 from tests.syncd.metering.test_contract import specs_of
 from tests.syncd.servers import Answer, Asked, serving
 from tests.syncd.targets import OWNERSHIP, by_hand, subscribe
 
 
 def inspector(client: ApiClient, dialect: Dialect) -> ApiInspector:
-    client._client.event_hooks = {"response": [found.check for found in specs_of(dialect)]}
+    checked(client, specs_of(dialect))
     return ApiInspector(client, dialect)
 
 

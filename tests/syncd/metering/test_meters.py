@@ -12,6 +12,7 @@ import pytest
 from syncd.http.client import ApiClient, Endpoint
 from syncd.http.retry import Retry
 from syncd.metering.meters import STANDARD_METERS, Dialect, MeterApi, apply_meters
+from tests.specs import checked
 from tests.syncd.metering.test_contract import specs_of
 from tests.syncd.processes import Project
 from tests.syncd.targets import fault
@@ -26,7 +27,7 @@ def api(sandbox: httpx.Client, dialect: Dialect) -> Iterator[MeterApi]:
     base = str(sandbox.base_url).rstrip("/") + ("/api/v3" if dialect == "openmeter-v3" else "")
     endpoint = Endpoint("metering", base, "metering.token", "read and write")
     with ApiClient(endpoint, Retry(attempts=2, first_wait=0.001)) as client:
-        client._client.event_hooks = {"response": [found.check for found in specs_of(dialect)]}
+        checked(client, specs_of(dialect))
         yield MeterApi(client, dialect)
 
 
