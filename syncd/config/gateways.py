@@ -56,7 +56,8 @@ class GatewayConfig(ConnectionConfig):
     token: Annotated[SecretStr, AfterValidator(_printable_ascii)] | None = None
     """The token in `--api-token-file` or `OPENMETER_PLUGIN_ADMIN_TOKEN` on the gateway."""
     timeout: Duration = timedelta(seconds=10)
-    """Limit for each request."""
+    """Limit for each step of a request: connect, send, each read. The whole request may take three times as
+    long."""
     metering_hosts: tuple[Host, ...] = ()
     """Other hosts (host, or host:port) through which this gateway's events reach `metering.url`."""
 

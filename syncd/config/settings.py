@@ -61,7 +61,8 @@ class MeteringConfig(ConnectionConfig):
     token: SecretStr | None = None
     """Bearer token; needs permission to read and write customers and subjects."""
     timeout: Duration = timedelta(seconds=10)
-    """Limit for each request."""
+    """Limit for each step of a request: connect, send, each read. The whole request may take three times as
+    long."""
     attempts: int = Field(5, ge=1, le=20)
     """Maximum number of tries for a request that may be repeated."""
     concurrency: int = Field(8, ge=1, le=_MAX_CONCURRENCY)

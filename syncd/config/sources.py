@@ -33,7 +33,8 @@ class KongAdminSource(_Source, ConnectionConfig):
     tags: tuple[Tag, ...] = ()
     """Only consumers that carry all of these."""
     timeout: Duration = timedelta(seconds=10)
-    """Limit for each request."""
+    """Limit for each step of a request: connect, send, each read. The whole request may take three times as
+    long."""
 
 
 class _Konnect(_Source, ConnectionConfig):
@@ -46,7 +47,8 @@ class _Konnect(_Source, ConnectionConfig):
     token: SecretStr | None = None
     """Konnect access token; needs permission to read what this source reads."""
     timeout: Duration = timedelta(seconds=10)
-    """Limit for each request."""
+    """Limit for each step of a request: connect, send, each read. The whole request may take three times as
+    long."""
 
     @model_validator(mode="after")
     def _has_one_address(self) -> Self:
