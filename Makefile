@@ -3,12 +3,14 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: help setup browser tools demo newcomer test unit cov slow bench soak docs screenshot lint format typecheck clean
+.PHONY: help setup demo unit test cov slow lint format typecheck bench soak docs screenshot newcomer browser tools clean
 .DEFAULT_GOAL := help
 
 #? help: print this list
 help:
-	@sed -n 's/^#? //p' $(MAKEFILE_LIST) | sort | sed 's/: /\t/' | expand -t 12 | sed 's/^/make /'
+	@sed -n 's/^#? //p' $(MAKEFILE_LIST) | sed 's/: /\t/' | expand -t 12 | sed 's/^/make /'
+	@echo
+	@echo "ARGS= passes options on to pytest or to the program: make unit ARGS='-k spool', make soak ARGS='--rounds 5'"
 
 #? setup: install the project and what its tests need into .venv
 setup: $(VENV)/.ready
@@ -20,29 +22,16 @@ $(VENV)/.ready: pyproject.toml .ci/constraints.txt
 		$(BIN)/pip install --quiet --disable-pip-version-check --constraint .ci/constraints.txt --editable '.[dev]'
 	@touch $@
 
-#? browser: install Chromium for the dashboard's tests (BROWSER=no skips them)
-export BROWSER
-browser:
-	@.ci/chromium
-
-#? tools: install kustomize and promtool into .tools for the deployment tests
-tools:
-	@.ci/tools
-
-#? demo: run the main job on embedded defaults (KONG=1: through a real Kong)
+#? demo: replay recorded traffic, create the customers, check the bill (KONG=1: through a real Kong)
 demo: setup
 	@$(BIN)/python -m tests.demo $(if $(KONG),--kong)
-
-#? newcomer: time the way from a clone to the first usage table
-newcomer:
-	@$(PYTHON) -m tests.newcomer $(ARGS)
-
-#? test: run every check (lint, types, all tests, the coverage floor)
-test: browser tools lint typecheck cov slow
 
 #? unit: run the quick tests only, in under a minute
 unit: setup
 	$(BIN)/pytest -n 2 -m 'not slow' $(ARGS)
+
+#? test: run every check (lint, types, all tests, the coverage floor)
+test: browser tools lint typecheck cov slow
 
 #? cov: run the quick tests and fail if they cover less than the floor
 cov: setup
@@ -51,30 +40,6 @@ cov: setup
 #? slow: run the tests that need processes, servers, a browser or many examples
 slow: setup browser tools $(VENV)/.docs
 	$(BIN)/pytest -n 4 -m slow $(ARGS)
-
-#? bench: measure against kong-pdk and a bare loop (KONG=1: against http-log in a real Kong)
-bench: setup
-	@$(BIN)/python -m tests.bench $(if $(KONG),--kong) $(ARGS)
-
-#? soak: kill every process at random points for a hundred rounds, then count
-soak: setup
-	@$(BIN)/python -m tests.soak $(ARGS)
-
-$(VENV)/.docs: $(VENV)/.ready
-	PIP_CONSTRAINT='$(CURDIR)/.ci/constraints.txt' PIP_BUILD_CONSTRAINT='$(CURDIR)/.ci/constraints.txt' \
-		$(BIN)/pip install --quiet --disable-pip-version-check --constraint .ci/constraints.txt --editable '.[docs]'
-	@touch $@
-
-#? docs: build the documentation into site/, its reference tables from the code
-docs: export NO_MKDOCS_2_WARNING := 1
-docs: $(VENV)/.docs
-	$(BIN)/python -m tests.settings_reference
-	$(BIN)/python -m tests.deploy.metrics_reference
-	$(BIN)/python -m mkdocs build --clean
-
-#? screenshot: take the README's picture of the dashboard from a running demo
-screenshot: setup
-	$(BIN)/python -m tests.demo.screenshot
 
 #? lint: check style, format and the direction of imports
 lint: setup
@@ -91,6 +56,43 @@ format: setup
 typecheck: setup
 	$(BIN)/mypy
 
-#? clean: remove .venv and all caches
+#? bench: measure against kong-pdk and a bare loop (KONG=1: against http-log in a real Kong)
+bench: setup
+	@$(BIN)/python -m tests.bench $(if $(KONG),--kong) $(ARGS)
+
+#? soak: kill every process at random for a hundred rounds, then check that every event was counted once
+soak: setup
+	@$(BIN)/python -m tests.soak $(ARGS)
+
+$(VENV)/.docs: $(VENV)/.ready
+	PIP_CONSTRAINT='$(CURDIR)/.ci/constraints.txt' PIP_BUILD_CONSTRAINT='$(CURDIR)/.ci/constraints.txt' \
+		$(BIN)/pip install --quiet --disable-pip-version-check --constraint .ci/constraints.txt --editable '.[docs]'
+	@touch $@
+
+#? docs: regenerate the reference tables and build the site
+docs: export NO_MKDOCS_2_WARNING := 1
+docs: $(VENV)/.docs
+	$(BIN)/python -m tests.settings_reference
+	$(BIN)/python -m tests.deploy.metrics_reference
+	$(BIN)/python -m mkdocs build --clean
+
+#? screenshot: retake the README's screenshot
+screenshot: setup
+	$(BIN)/python -m tests.demo.screenshot
+
+#? newcomer: measure the time from a fresh clone to the first usage table
+newcomer:
+	@$(PYTHON) -m tests.newcomer $(ARGS)
+
+#? browser: install Chromium for the dashboard's tests (BROWSER=no skips them)
+export BROWSER
+browser:
+	@.ci/chromium
+
+#? tools: install kustomize and promtool into .tools for the deployment tests
+tools:
+	@.ci/tools
+
+#? clean: remove .venv, .tools, site and caches
 clean:
 	rm -rf $(VENV) .tools site .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache .coverage

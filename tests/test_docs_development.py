@@ -30,8 +30,12 @@ CONTRACTS: Final = {
 
 
 def drawn(diagram: str) -> list[set[str]]:
-    """Return the layers of a diagram, top to bottom; each line of arrows begins where the last one ended."""
+    """Return the layers of a diagram, top to bottom; each line of arrows begins where the last one ended.
+
+    An invisible link (`~~~`) puts a room beside the one that the line above it leads to.
+    """
     layers: list[set[str]] = []
+    diagram = re.sub(r"(?m)^(  (\S+) --> .*)\n  \2 ~~~ (.*)$", r"\1 & \3", diagram)
     for upper, lower in re.findall(r"^  (\S.*) --> (.*)$", diagram, re.MULTILINE):
         here, below = set(upper.split(" & ")), set(lower.split(" & "))
         assert not layers or layers[-1] == here, upper

@@ -90,9 +90,9 @@ def show_usage(console: Console, usage: Usage) -> None:
         names = itertools.chain([f"{customer.name} ({customer.key or customer.id})"], itertools.repeat(""))
         lines = zip(names, customer.subjects, strict=False)
         rows += [_usage_row((name, ""), subject) for name, subject in lines]
-    rows += [_usage_row(("unbilled", "bold red"), subject) for subject in usage.unattributed]
+    rows += [_usage_row(("unbilled", "bold red"), subject) for subject in usage.unbilled]
     show_rows(console, ("customer", "subject", "requests", "tokens"), rows)
-    line(console, f"Unbilled subjects: {len(usage.unattributed)}.")
+    line(console, f"Unbilled subjects: {len(usage.unbilled)}.")
 
 
 def _usage_row(customer: tuple[str, str], subject: SubjectUsage) -> Row:

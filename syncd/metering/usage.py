@@ -64,19 +64,19 @@ class CustomerUsage:
 
 @dataclass(frozen=True, slots=True)
 class Usage:
-    """All usage of a period; `unattributed` subjects are on no customer, so their usage is unbilled."""
+    """All usage of a period; `unbilled` subjects are on no customer."""
 
     customers: tuple[CustomerUsage, ...]
-    unattributed: tuple[SubjectUsage, ...]
+    unbilled: tuple[SubjectUsage, ...]
 
     def to_json(self) -> dict[str, object]:
         """Return the usage as ``syncd usage --json`` prints it."""
         # By key: usage that is counted for two customers happened once.
         charged = {subject.key: subject for customer in self.customers for subject in customer.subjects}
-        subjects = [*charged.values(), *self.unattributed]
+        subjects = [*charged.values(), *self.unbilled]
         return {
             "customers": [customer.to_json() for customer in self.customers],
-            "unattributed": [subject.to_json() for subject in self.unattributed],
+            "unbilled": [subject.to_json() for subject in self.unbilled],
             "totals": {
                 "requests": whole(sum(subject.requests for subject in subjects)),
                 "tokens": whole(sum(subject.tokens for subject in subjects)),

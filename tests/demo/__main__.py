@@ -190,9 +190,9 @@ def show_and_check(directory: Path, sandbox: str, expected: Expected) -> None:
             customer["name"], "\n".join(subjects), f"{customer['requests']:,}", f"{customer['tokens']:,}"
         )
     table.add_section()
-    table.add_row("unattributed", _listed(usage["unattributed"]), "", "")
+    table.add_row("unbilled", _listed(usage["unbilled"]), "", "")
     table.add_row("duplicates received", str(received["duplicates_received"]), "", "")
-    table.add_row("billed to nobody", f"{expected.skipped:,} requests without a consumer", "", "")
+    table.add_row("skipped", f"{expected.skipped:,} requests without a consumer", "", "")
     console.print(table)
     check(usage, received, expected)
     console.print(
@@ -215,8 +215,8 @@ def check(usage: dict[str, Any], received: dict[str, Any], expected: Expected) -
         for subject in sorted(driven.keys() | billed.keys())
         if driven.get(subject, 0) != billed.get(subject, 0)
     ]
-    if usage["unattributed"]:
-        problems.append(f"belongs to no customer: {_listed(usage['unattributed'])}")
+    if usage["unbilled"]:
+        problems.append(f"belongs to no customer: {_listed(usage['unbilled'])}")
     if received["duplicates_received"]:
         problems.append(f"{received['duplicates_received']} events arrived twice")
     if received["events_stored"] != expected.events:

@@ -181,7 +181,7 @@ def test_usage_shows_customers_and_unbilled_subjects(project: Project, sandbox: 
     document = json.loads(project.call("usage", "--json").stdout)
     acme = next(customer for customer in document["customers"] if customer["key"] == "acme")
     assert (acme["requests"], acme["tokens"]) == (1, 1200)
-    assert document["unattributed"] == [{"key": "stranger", "requests": 1, "tokens": 0}]
+    assert document["unbilled"] == [{"key": "stranger", "requests": 1, "tokens": 0}]
     assert document["totals"] == {"requests": 2, "tokens": 1200}
     table = project.call("usage")
     assert table.returncode == 0

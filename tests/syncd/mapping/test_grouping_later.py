@@ -51,7 +51,7 @@ def usage(project: Project) -> dict[str, Any]:
     """Return the requests of each customer by its key, and the unbilled ones as ''."""
     found = json.loads(project.call("usage", "--json").stdout)
     assert found["totals"]["requests"] == 3
-    unbilled = sum(subject["requests"] for subject in found["unattributed"])
+    unbilled = sum(subject["requests"] for subject in found["unbilled"])
     return {customer["key"]: customer["requests"] for customer in found["customers"]} | {"": unbilled}
 
 

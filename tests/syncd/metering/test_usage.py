@@ -10,7 +10,7 @@ def test_usage_is_attributed_by_id_key_and_subject_key_of_a_customer() -> None:
     (found,) = usage.customers
     assert (found.requests, found.tokens) == (7, 16)
     assert [subject.key for subject in found.subjects] == ["ID", "a", "acme", "b"]
-    assert [(subject.key, subject.requests) for subject in usage.unattributed] == [("stranger", 8)]
+    assert [(subject.key, subject.requests) for subject in usage.unbilled] == [("stranger", 8)]
 
 
 def test_a_customer_without_usage_is_listed_with_zeros() -> None:
@@ -26,19 +26,19 @@ def test_a_customer_without_usage_is_listed_with_zeros() -> None:
                 "subjects": [{"key": "a", "requests": 0, "tokens": 0}],
             }
         ],
-        "unattributed": [],
+        "unbilled": [],
         "totals": {"requests": 0, "tokens": 0},
     }
 
 
-def test_usage_without_any_subject_is_unattributed() -> None:
+def test_usage_without_any_subject_is_unbilled() -> None:
     usage = attribute((customer("acme", "a"),), {"": 3}, {})
-    assert [(subject.key, subject.requests) for subject in usage.unattributed] == [("", 3)]
+    assert [(subject.key, subject.requests) for subject in usage.unbilled] == [("", 3)]
 
 
 def test_usage_counted_for_two_customers_is_shown_for_both_and_once_in_the_totals() -> None:
     named, carrier = customer("x"), customer("acme", "x")
     usage = attribute((named, carrier), {"x": 3}, {"x": 10})
     assert {one.key: (one.requests, one.tokens) for one in usage.customers} == {"x": (3, 10), "acme": (3, 10)}
-    assert usage.unattributed == ()
+    assert usage.unbilled == ()
     assert usage.to_json()["totals"] == {"requests": 3, "tokens": 10}
