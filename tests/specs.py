@@ -9,16 +9,21 @@ from __future__ import annotations
 import json
 import os
 import re
+from collections.abc import Sequence
 from functools import cache
 from pathlib import Path
 from typing import Any
 from urllib.parse import parse_qsl, urlsplit
 
+import httpcore
 import httpx
 import yaml
 from openapi_schema_validator import OAS30Validator, oas30_format_checker
 from referencing import Registry, Resource
 from referencing.jsonschema import DRAFT4
+
+from syncd.http.client import ApiClient
+from syncd.http.connection import Answer
 
 SPECS_DIR = Path(os.environ.get("SPECS_DIR") or Path(__file__).parents[2] / "shared" / "specs")
 _LOADER = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
@@ -146,3 +151,20 @@ def _coerced(value: Any) -> Any:
     if isinstance(value, str) and (value.isdecimal() or value in {"true", "false"}):
         return json.loads(value)
     return value
+
+
+def checked(client: ApiClient, found: Sequence[Spec]) -> None:
+    """Hold every request of a client, and its answer, against the documents."""
+    send = client._send
+
+    def checking(
+        method: str, url: httpcore.URL, content: bytes | None, content_type: str, what: str
+    ) -> Answer:
+        answer = send(method, url, content, content_type, what)
+        headers = {"content-type": content_type}
+        request = httpx.Request(method, bytes(url).decode(), content=content, headers=headers)
+        for document in found:
+            document.check(httpx.Response(answer.status, content=answer.content, request=request))
+        return answer
+
+    client._send = checking  # type: ignore[method-assign]

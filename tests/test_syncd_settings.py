@@ -125,6 +125,8 @@ def test_the_variable_of_a_setting_sets_it(
 ) -> None:
     for name in [name for name in os.environ if name.startswith("SYNCD_")]:
         monkeypatch.delenv(name)
+    # The files and proxies of this test do not exist.
+    monkeypatch.setattr("syncd.config.settings._check_connections", lambda _config: None)
     kind = section.removeprefix("sources.") if section.startswith("sources.") else "declarative-file"
     if (kind, setting.name) in {("konnect-consumers", "url"), ("konnect-applications", "url")}:
         monkeypatch.setitem(_SOURCES, kind, {k: v for k, v in _SOURCES[kind].items() if k != "region"})

@@ -31,6 +31,7 @@ from syncd.core.errors import (
     ApplyStoppedError,
     BlockedError,
     RefusedError,
+    StoppedError,
     UnreliableApiError,
 )
 from syncd.core.ownership import is_managed, owner_of
@@ -95,7 +96,7 @@ def apply_plan(
                 raise ApplyStoppedError(f"stopped by request {when}", _in_order(done))
         if health.given_up is not None:
             raise health.given_up
-    except ApiError as error:
+    except (ApiError, StoppedError) as error:
         raise ApplyStoppedError(str(error), _in_order(done)) from error
     record(
         [[(i, Outcome(c, Status.BLOCKED, c.reason)) for i, c in enumerate(plan.changes) if _is_blocked(c)]]

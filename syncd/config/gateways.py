@@ -9,7 +9,8 @@ from urllib.parse import urlsplit
 
 from pydantic import AfterValidator, Field, SecretStr, TypeAdapter
 
-from syncd.config.types import Duration, HttpUrl, Section, Token
+from syncd.config.connection import ConnectionConfig
+from syncd.config.types import Duration, HttpUrl, Token
 
 _UNIX = "unix:"
 _HTTP_URL: TypeAdapter[str] = TypeAdapter(HttpUrl)
@@ -44,7 +45,7 @@ GatewayUrl = Annotated[str, AfterValidator(_gateway_url)]
 Host = Annotated[str, AfterValidator(_host_and_port)]
 
 
-class GatewayConfig(Section):
+class GatewayConfig(ConnectionConfig):
     """A gateway: address and token of its plugin's API (`openmeter-plugin serve --api`)."""
 
     name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,62}$")
@@ -54,7 +55,8 @@ class GatewayConfig(Section):
     token: Annotated[Token, AfterValidator(_not_empty)] | None = None
     """The token in `--api-token-file` or `OPENMETER_PLUGIN_ADMIN_TOKEN` on the gateway."""
     timeout: Duration = timedelta(seconds=10)
-    """Limit for each request."""
+    """Limit for each step of a request: connect, send, each read. The whole request may take three times as
+    long."""
     metering_hosts: tuple[Host, ...] = ()
     """Other hosts (host, or host:port) through which this gateway's events reach `metering.url`."""
 

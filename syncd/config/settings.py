@@ -23,6 +23,7 @@ from pydantic_settings import (
     SettingsError,
 )
 
+from syncd.config.connection import ConnectionConfig
 from syncd.config.faults import explain
 from syncd.config.gateways import GatewayConfig, check_unique
 from syncd.config.mapping import MappingConfig
@@ -30,10 +31,13 @@ from syncd.config.run import DaemonConfig, GuardsConfig, PolicyOptionsConfig, Sc
 from syncd.config.sources import (
     ApplicationsFileSource,
     DeclarativeFileSource,
+    KongAdminSource,
+    KonnectApplicationsSource,
+    KonnectConsumersSource,
     SourceConfig,
     source_names,
 )
-from syncd.config.types import Duration, HttpUrl, Label, Section, Token
+from syncd.config.types import Duration, HttpUrl, Label, Token
 from syncd.config.variables import expanded, refuse_unknown, unreadable
 from syncd.core.errors import ConfigError
 from syncd.core.policy import Policy
@@ -49,7 +53,7 @@ Dialect = Literal["openmeter-v1", "openmeter-v3"]
 """The dialects of the metering API; `syncd.metering.dialects` has the client of each."""
 
 
-class MeteringConfig(Section):
+class MeteringConfig(ConnectionConfig):
     """The metering API."""
 
     dialect: Dialect = "openmeter-v1"
@@ -59,7 +63,8 @@ class MeteringConfig(Section):
     token: Token | None = None
     """Bearer token; needs permission to read and write customers and subjects."""
     timeout: Duration = timedelta(seconds=10)
-    """Limit for each request."""
+    """Limit for each step of a request: connect, send, each read. The whole request may take three times as
+    long."""
     attempts: int = Field(5, ge=1, le=20)
     """Maximum number of tries for a request that may be repeated."""
     concurrency: int = Field(8, ge=1, le=_MAX_CONCURRENCY)
@@ -67,8 +72,10 @@ class MeteringConfig(Section):
 
     @property
     def base_url(self) -> str:
-        """Return the URL before the dialect's paths, whether or not `url` ends with /v3 or /api/v3."""
-        if self.dialect == "openmeter-v1" or self.url.endswith("/v3"):
+        """Return the URL before the dialect's paths; `url` may end with its /api/v1, /api/v3 or /v3."""
+        if self.dialect == "openmeter-v1":
+            return self.url.removesuffix("/api/v1")
+        if self.url.endswith("/v3"):
             return self.url
         return f"{self.url}/v3" if self.is_konnect else f"{self.url}/api/v3"
 
@@ -188,7 +195,34 @@ def load(path: Path) -> Config:
     state_dir = path.parent / config.daemon.state_dir.expanduser()
     daemon = config.daemon.model_copy(update={"state_dir": state_dir})
     mapping = config.mapping.resolved(path.parent)
-    return config.model_copy(update={"sources": sources, "mapping": mapping, "daemon": daemon})
+    metering = config.metering.in_folder(path.parent)
+    gateways = tuple(gateway.in_folder(path.parent) for gateway in config.gateways)
+    config = config.model_copy(
+        update={
+            "sources": sources,
+            "metering": metering,
+            "mapping": mapping,
+            "daemon": daemon,
+            "gateways": gateways,
+        }
+    )
+    try:
+        _check_connections(config)
+    except ConfigError as error:
+        raise ConfigError(f"{path}: {error}") from None
+    return config
+
+
+def _check_connections(config: Config) -> None:
+    """Check certificates, proxies and tokens of all APIs; raises ConfigError, which names the setting."""
+    config.metering.check("metering", config.metering.base_url, config.metering.token)
+    for index, source in enumerate(config.sources):
+        if isinstance(source, KongAdminSource):
+            source.check(f"sources[{index}]", source.url, source.token)
+        elif isinstance(source, KonnectConsumersSource | KonnectApplicationsSource):
+            source.check(f"sources[{index}]", source.base_url, source.token)
+    for index, gateway in enumerate(config.gateways):
+        gateway.check(f"gateways[{index}]", gateway.url, gateway.token)
 
 
 def _read(path: Path) -> Document:
@@ -210,4 +244,4 @@ def _read(path: Path) -> Document:
 def _resolved(source: SourceConfig, folder: Path) -> SourceConfig:
     if isinstance(source, DeclarativeFileSource | ApplicationsFileSource):
         return source.model_copy(update={"path": folder / source.path})
-    return source
+    return source.in_folder(folder) if isinstance(source, ConnectionConfig) else source

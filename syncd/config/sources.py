@@ -8,6 +8,7 @@ from typing import Annotated, Literal, Self, get_args
 
 from pydantic import Field, model_validator
 
+from syncd.config.connection import ConnectionConfig
 from syncd.config.types import Duration, HttpUrl, Key, Metadata, Section, Tag, Token
 
 
@@ -18,7 +19,7 @@ class _Source(Section):
     """Name for messages and `resync --source`. Unset: type and position, such as `kong-admin-0`."""
 
 
-class KongAdminSource(_Source):
+class KongAdminSource(_Source, ConnectionConfig):
     """Consumers from Kong's Admin API."""
 
     type: Literal["kong-admin"]
@@ -32,10 +33,11 @@ class KongAdminSource(_Source):
     tags: tuple[Tag, ...] = ()
     """Only consumers that carry all of these."""
     timeout: Duration = timedelta(seconds=10)
-    """Limit for each request."""
+    """Limit for each step of a request: connect, send, each read. The whole request may take three times as
+    long."""
 
 
-class _Konnect(_Source):
+class _Konnect(_Source, ConnectionConfig):
     """Settings of Konnect's API: that of a region, or another by `url`."""
 
     region: str | None = Field(None, pattern=r"^[a-z]{2,8}$")
@@ -45,7 +47,8 @@ class _Konnect(_Source):
     token: Token | None = None
     """Konnect access token; needs permission to read what this source reads."""
     timeout: Duration = timedelta(seconds=10)
-    """Limit for each request."""
+    """Limit for each step of a request: connect, send, each read. The whole request may take three times as
+    long."""
 
     @model_validator(mode="after")
     def _has_one_address(self) -> Self:

@@ -6,11 +6,12 @@
      +-- ConfigError            a setting is missing or wrong; names the field and the file
      +-- SourceError            a source could not be read to its end; nothing was changed
      +-- ApiError               a request to an HTTP API failed
-     |    +-- UnreachableError    no usable answer after all retries: network, 429, 5xx
+     |    +-- UnreachableError    no usable answer after all retries: network, TLS, 429, 5xx
      |    +-- UnauthorizedError   401 or 403: the token
      |    +-- MalformedError      an answer that the specification does not allow
      |    |    +-- UnreliableApiError  an answer about something else than was asked for
      |    +-- RefusedError        any other 4xx: the request, not the API, is at fault
+     +-- StoppedError           syncd was asked to stop while a request was under way
      +-- MeterMissingError      `syncd usage` needs a meter that the server does not have
      +-- QueueFullError         too many different runs are waiting in the daemon
      +-- GatewayError           a request to a gateway's plugin failed; names the gateway
@@ -53,10 +54,24 @@ class ApiError(SyncdError):
 
 
 class UnreachableError(ApiError):
-    """No usable answer; `retry_after` is the wait in seconds that the API asked for, if any."""
+    """No usable answer.
 
-    def __init__(self, message: str, *, retry_after: float | None = None) -> None:
+    `retryable` is whether another try can help: not if a name, a certificate or a setting is wrong. `status`
+    is that of an answer (429, 5xx), None if there was none; `retry_after` is the wait in seconds that the API
+    asked for, if any.
+    """
+
+    def __init__(
+        self,
+        message: str,
+        *,
+        retryable: bool = True,
+        status: int | None = None,
+        retry_after: float | None = None,
+    ) -> None:
         super().__init__(message)
+        self.retryable = retryable
+        self.status = status
         self.retry_after = retry_after
 
 
@@ -79,6 +94,10 @@ class RefusedError(ApiError):
         super().__init__(message)
         self.status = status
         self.detail = detail
+
+
+class StoppedError(SyncdError):
+    """syncd was asked to stop while a request waited for its answer, its turn or its next try."""
 
 
 class MeterMissingError(SyncdError):

@@ -5,8 +5,6 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import closing
 
-import httpx
-
 from syncd.audit.books import leads_to
 from syncd.config.settings import Config
 from syncd.config.sources import KongAdminSource, source_names
@@ -115,10 +113,8 @@ def _clock(config: Config, now: Now) -> Finding:
         before = now()
         server = server_time(metering_endpoint(config))
         middle = before + (now() - before) / 2
-    except httpx.HTTPError as error:
-        return Finding(
-            "clock", Level.WARNING, f"the metering API's clock cannot be read: {type(error).__name__}"
-        )
+    except ApiError as error:
+        return Finding("clock", Level.WARNING, f"the metering API's clock cannot be read: {error}")
     return check_clock(server, middle)
 
 

@@ -15,15 +15,14 @@ from syncd.config.sources import (
     SourceConfig,
     source_names,
 )
-from syncd.core.errors import ApiError, ConfigError
+from syncd.core.errors import ApiError, ConfigError, SourceError
 from syncd.core.model import Principal
 from syncd.doctor.checks import Finding, Level, Plugin, check_plugins
 from syncd.doctor.subjects import CHECK, Kong, check_subjects, mapped_subjects
-from syncd.http.client import ApiClient, Endpoint, expect_list, expect_object
+from syncd.http.client import ApiClient, Endpoint
 from syncd.http.retry import Retry
 from syncd.runs.factory import CONSUMER_RIGHTS, kong_endpoint, konnect_endpoint, rules_of
-
-_PAGE = 1000
+from syncd.sources.consumers import offset_pages
 
 
 def check_agreement(config: Config, read: Mapping[str, Sequence[Principal]]) -> Iterator[Finding]:
@@ -38,7 +37,7 @@ def check_agreement(config: Config, read: Mapping[str, Sequence[Principal]]) -> 
     for index, (source, name) in enumerate(named):
         try:
             found = _plugins(source, index, config.metering.attempts)
-        except (ApiError, OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        except (ApiError, SourceError, OSError, UnicodeDecodeError, yaml.YAMLError) as error:
             unreadable = True
             yield Finding("plugin", Level.PROBLEM, f"sources[{index}]: its plugins cannot be read: {error}")
             continue
@@ -81,19 +80,8 @@ def _plugins(source: SourceConfig, index: int, attempts: int) -> tuple[Plugin, .
 def _listed(endpoint: Endpoint, prefix: str, where: str, attempts: int) -> Iterator[Plugin]:
     """Yield the plugins of all pages of a list."""
     with ApiClient(endpoint, Retry(attempts=attempts)) as client:
-        offset: str | None = None
-        while True:
-            query: dict[str, str | int | list[str]] = {"size": _PAGE}
-            if offset:
-                query["offset"] = offset
-            page = expect_object(client.get(f"{prefix}/plugins", query), where, "/plugins")
-            data = page.get("data")
-            for item in expect_list([] if data == {} else data, where, "data of /plugins"):
-                yield _plugin(expect_object(item, where, "a plugin"), where)
-            following = page.get("offset")
-            if not isinstance(following, str) or following == offset:
-                return
-            offset = following
+        for item in offset_pages(client, f"{prefix}/plugins", {}, where):
+            yield _plugin(item, where)
 
 
 def _of_file(source: DeclarativeFileSource) -> Iterator[Plugin]:

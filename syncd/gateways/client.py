@@ -19,6 +19,7 @@ from syncd.http.client import ApiClient, Closable, Endpoint, Params
 from syncd.http.retry import Retry
 
 _PAGE_SIZE = 10_000
+_MAX_PAGES = 10_000
 _UNIX = "unix:"
 _Answer = TypeVar("_Answer", bound=BaseModel)
 
@@ -48,6 +49,8 @@ class Gateway(Closable):
             token=config.token.get_secret_value() if config.token else None,
             timeout=config.timeout.total_seconds(),
             unix_socket=socket,
+            tls=config.tls,
+            proxy=config.proxy_url,
         )
         self._client = ApiClient(endpoint, Retry(attempts=attempts, sleep=sleep))
 
@@ -84,16 +87,21 @@ class Gateway(Closable):
         params: dict[str, str | int | list[str]] = {"from": _rfc3339(since), "to": _rfc3339(until)}
         params |= {"limit": page_size} | ({"subject": subject} if subject else {})
         seen: set[str] = set()
-        while True:
+        for _ in range(_MAX_PAGES):
+            known = len(lines) + len(waiting)
             page = self._ask(LedgerPage, "GET", "/v1/ledger", params=params)
             lines += page.lines
             waiting |= set(page.hours_with_waiting_events)
             if page.next is None:
                 return Ledger(lines=tuple(lines), hours_with_waiting_events=frozenset(waiting))
-            if page.next in seen:
-                raise self._error("GET /v1/ledger returned the same page twice. Is it the plugin's API?")
+            if page.next in seen or len(lines) + len(waiting) == known:
+                raise self._error(
+                    "GET /v1/ledger returned a page without anything new and named a next one."
+                    " Is it the plugin's API?"
+                )
             seen.add(page.next)
             params["after"] = page.next
+        raise self._error(f"GET /v1/ledger has more than {_MAX_PAGES:,} pages. Is it the plugin's API?")
 
     def dead_letters(self, after: int = 0, limit: int = 100) -> DeadLetters:
         """Return a page of dead letters with ids greater than `after`, oldest first."""

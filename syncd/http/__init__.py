@@ -1,4 +1,4 @@
-"""The HTTP client for all APIs: JSON, retries, Retry-After, complete reads of paged lists.
+"""The HTTP client for all APIs: JSON, retries, Retry-After, limits, proxies, complete reads of paged lists.
 
 Start with `client`.
 May import: `core`.

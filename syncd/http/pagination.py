@@ -20,6 +20,9 @@ _MAX_READS = 3
 _PAGE_SIZES = (1000, 100)
 """The size that is asked for, and the smaller one for a server that refuses it."""
 
+_MAX_PAGES = 10_000
+"""Pages of one list: a list that never ends must not fill the memory."""
+
 Entry = dict[str, object]
 _T = TypeVar("_T")
 
@@ -67,6 +70,8 @@ def _read_once(make: Callable[[Entry], _T], fetch: Fetch, what: str, created: st
     found, number = dict[str, _T](), 0
     while len(found) < total:
         number += 1
+        if number > _MAX_PAGES:
+            raise MalformedError(f"{what}: more than {_MAX_PAGES:,} pages; is its URL right?")
         page = fetch(number, size)
         before = len(found)
         found |= _by_id(page.entries, what, make)

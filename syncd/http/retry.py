@@ -7,16 +7,17 @@ import threading
 import time
 from collections.abc import Callable
 from contextlib import ExitStack
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from datetime import UTC, datetime
+from email.utils import parsedate_to_datetime
 from typing import TypeVar
 
-import tenacity
-
-from syncd.core.errors import UnreachableError
+from syncd.core.errors import StoppedError, UnreachableError
 
 _T = TypeVar("_T")
 
-_MAX_RETRY_AFTER = 60.0
+MAX_RETRY_AFTER = 60.0
+"""Longest wait in seconds that an API can ask for."""
 
 
 class Pace:
@@ -58,72 +59,102 @@ class Pace:
             self.wait(left, sleep)
 
 
+_paces: dict[str, Pace] = {}
+_paces_lock = threading.Lock()
+
+
+def pace_of(origin: str) -> Pace:
+    """Return the pace of an API (scheme, host and port), which all its clients of this process share."""
+    with _paces_lock:
+        return _paces.setdefault(origin, Pace())
+
+
+def _never() -> bool:
+    return False
+
+
 @dataclass(frozen=True, slots=True)
 class Retry:
-    """Number of attempts, and waits in seconds; if `sleep` returns early, the next attempt follows at once.
+    """Number of attempts, waits in seconds, and the request to stop, which ends each wait.
 
-    All clients of one API share a `pace`.
+    `sleep` may return early when `should_stop` becomes true; nothing is sent after that. Without a `pace`, a
+    client uses that of its API.
     """
 
     attempts: int = 5
     first_wait: float = 0.2
     longest_wait: float = 10.0
     sleep: Callable[[float], object] = time.sleep
-    pace: Pace = field(default_factory=Pace, compare=False, repr=False)
+    should_stop: Callable[[], bool] = _never
+    pace: Pace | None = field(default=None, compare=False, repr=False)
 
-    def run(self, attempt: Callable[[], _T]) -> _T:
-        """Call `attempt` until it raises no UnreachableError; the last error gives the number of tries."""
+    def at_pace_of(self, origin: str) -> Retry:
+        """Return this policy at the pace of an API, unless it has one of its own."""
+        return self if self.pace else replace(self, pace=pace_of(origin))
+
+    def run(self, attempt: Callable[[], _T], *, once: bool = False) -> _T:
+        """Return the result of `attempt`, repeated (unless `once`) while an UnreachableError allows it.
+
+        The last error gives the number of tries. Raises StoppedError.
+        """
+        tries, pace = 0, self.pace or Pace()
         with ExitStack() as turns:
-
-            def paced() -> _T:
-                self.pace.begin(self.sleep)
+            while True:
+                self._check_stop()
+                pace.begin(self.sleep)
+                self._check_stop()
+                tries += 1
                 try:
                     return attempt()
                 except UnreachableError as error:
                     if error.retry_after is not None:
-                        self.pace.refused(min(error.retry_after, _MAX_RETRY_AFTER), turns)
-                    raise
+                        pace.refused(min(error.retry_after, MAX_RETRY_AFTER), turns)
+                    if once or tries == self.attempts or not error.retryable:
+                        raise _counted(error, tries) from None
+                    wait = self._wait(error, tries, pace)
+                pace.wait(wait, self.sleep)
 
-            try:
-                return self._attempts(paced)
-            except UnreachableError as error:
-                raise UnreachableError(f"{error} (tried {self.attempts} times)") from None
+    def _check_stop(self) -> None:
+        if self.should_stop():
+            raise StoppedError("stopped by request")
 
-    def _attempts(self, attempt: Callable[[], _T]) -> _T:
-        first: UnreachableError | None = None
-        try:
-            return attempt()
-        except UnreachableError as error:
-            if self.attempts == 1:
-                raise
-            first = error
-
-        def again() -> _T:
-            # The first attempt was made above: nearly all succeed, and then tenacity is not needed.
-            nonlocal first
-            if first is not None:
-                failed, first = first, None
-                raise failed
-            return attempt()
-
-        return self._retrying()(again)
-
-    def _retrying(self) -> tenacity.Retrying:
-        return tenacity.Retrying(
-            stop=tenacity.stop_after_attempt(self.attempts),
-            wait=self._wait,
-            sleep=self._pause,
-            retry=tenacity.retry_if_exception_type(UnreachableError),
-            reraise=True,
-        )
-
-    def _pause(self, seconds: float) -> None:
-        self.pace.wait(seconds, self.sleep)
-
-    def _wait(self, state: tenacity.RetryCallState) -> float:
-        error = state.outcome.exception() if state.outcome else None
+    def _wait(self, error: UnreachableError, tries: int, pace: Pace) -> float:
         jitter = random.random()  # noqa: S311 - spreads retries, protects nothing
-        if isinstance(error, UnreachableError) and error.retry_after is not None:
-            return self.pace.remaining() + jitter * self.first_wait
-        backoff = min(self.first_wait * 2.0 ** (state.attempt_number - 1), self.longest_wait)
+        if error.retry_after is not None:
+            return pace.remaining() + jitter * self.first_wait
+        backoff = min(self.first_wait * 2.0 ** (tries - 1), self.longest_wait)
         return backoff * (0.5 + jitter / 2)
+
+
+def _counted(error: UnreachableError, tries: int) -> UnreachableError:
+    if tries == 1:
+        return error
+    return UnreachableError(
+        f"{error} (tried {tries} times)",
+        retryable=error.retryable,
+        status=error.status,
+        retry_after=error.retry_after,
+    )
+
+
+def http_date(header: str | None) -> datetime | None:
+    """Return the time of a header such as Date (RFC 9110), in UTC, None if it has none: any text may come."""
+    try:
+        moment = parsedate_to_datetime(header or "")
+        return moment.astimezone(UTC) if moment.tzinfo else moment.replace(tzinfo=UTC)
+    # OverflowError for a year far away, the others for texts that only resemble a date (bpo-30681 and after).
+    except (ValueError, OverflowError, TypeError, IndexError):
+        return None
+
+
+def retry_after(header: str | None) -> float | None:
+    """Return the seconds that a Retry-After header asks for (RFC 9110: number or date), None if it is odd."""
+    text = (header or "").strip()
+    try:
+        seconds = float(text)
+    except ValueError:
+        moment = http_date(text)
+        seconds = (moment - datetime.now(UTC)).total_seconds() if moment else float("nan")
+    if seconds != seconds:  # not a number
+        return None
+    return min(max(0.0, seconds), MAX_RETRY_AFTER)

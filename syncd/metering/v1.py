@@ -64,7 +64,6 @@ class OpenMeterV1:
 
     def __init__(self, endpoint: Endpoint, retry: Retry) -> None:
         self._client = ApiClient(endpoint, retry)
-        self._retry = retry
 
     def close(self) -> None:
         """Close the connections."""
@@ -123,7 +122,7 @@ class OpenMeterV1:
 
     def edit_customer(self, customer_id: str, decide: Decide) -> bool:
         """Read, decide, merge, write; a retry repeats all four, so that it undoes no other edit."""
-        return self._retry.run(lambda: self._edit_once(customer_id, decide))
+        return self._client.repeat(lambda: self._edit_once(customer_id, decide))
 
     def _edit_once(self, customer_id: str, decide: Decide) -> bool:
         document = self._by_id(customer_id, repeat=False)

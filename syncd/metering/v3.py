@@ -66,7 +66,6 @@ class OpenMeterV3:
 
     def __init__(self, endpoint: Endpoint, retry: Retry) -> None:
         self._client = ApiClient(endpoint, retry)
-        self._retry = retry
 
     def close(self) -> None:
         """Close the connections."""
@@ -124,7 +123,7 @@ class OpenMeterV3:
 
     def edit_customer(self, customer_id: str, decide: Decide) -> bool:
         """Read, decide, merge, write; a retry repeats all four, so that it undoes no other edit."""
-        return self._retry.run(lambda: self._edit_once(customer_id, decide))
+        return self._client.repeat(lambda: self._edit_once(customer_id, decide))
 
     def _edit_once(self, customer_id: str, decide: Decide) -> bool:
         document = self._read(customer_id, repeat=False)

@@ -9,15 +9,15 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
-from email.utils import parsedate_to_datetime
 
-import httpx
-
-from syncd.http.client import Endpoint
+from syncd.core.errors import ApiError
+from syncd.http.client import ApiClient, Endpoint
+from syncd.http.retry import Retry, http_date
 
 Now = Callable[[], datetime]
 
 _MIN_JUMP = timedelta(seconds=30)
+_LAST_SECOND = datetime.max.replace(second=0, tzinfo=UTC)
 _HALF_SECOND = timedelta(milliseconds=500)
 
 
@@ -28,12 +28,11 @@ def utc_now() -> datetime:
 
 def date_of(header: str | None) -> datetime | None:
     """Return the time of a Date header (RFC 9110), None if it has none."""
-    try:
-        server = parsedate_to_datetime(header or "")
-    except ValueError:
+    server = http_date(header)
+    if server is None:
         return None
     # It has whole seconds: on average it is half a second behind.
-    return server.replace(tzinfo=server.tzinfo or UTC) + _HALF_SECOND
+    return min(server, _LAST_SECOND) + _HALF_SECOND
 
 
 class Stopwatch:
@@ -69,16 +68,16 @@ class ClockJumpDetector:
 def server_time(endpoint: Endpoint) -> datetime | None:
     """Return the time in the Date header of an API's answer, None if it has none.
 
-    Any answer will do. Raises httpx.HTTPError if there is none.
+    Any answer will do. Raises ApiError if there is none.
     """
-    answer = httpx.get(endpoint.url, headers=endpoint.headers(), timeout=endpoint.timeout)
-    return date_of(answer.headers.get("date"))
+    with ApiClient(endpoint, Retry(attempts=1)) as client:
+        return date_of(client.date())
 
 
 def clock_skew(endpoint: Endpoint, watch: Stopwatch) -> timedelta | None:
     """Return how far this machine's clock is ahead of an API's; None if the API's time is unknown."""
     try:
         server = server_time(endpoint)
-    except httpx.HTTPError:
+    except ApiError:
         return None
     return None if server is None else watch.now() - server

@@ -19,7 +19,7 @@ from syncd.config.sources import (
 )
 from syncd.gateways.client import Gateway
 from syncd.http.client import Endpoint
-from syncd.http.retry import Retry
+from syncd.http.retry import Pace, Retry
 from syncd.mapping.mapping_file import read_mapping_file
 from syncd.mapping.rules import MappingRules
 from syncd.metering.base import MeteringApi
@@ -37,9 +37,26 @@ CONSUMER_RIGHTS = "read consumers and plugins of the control plane (role Viewer 
 _USAGE_TIMEOUT_SECONDS = 3.0
 
 
-def sources_of(config: Config, sleep: Callable[[float], object] = time.sleep) -> tuple[Source, ...]:
+def _never() -> bool:
+    return False
+
+
+def retry_of(
+    config: Config,
+    sleep: Callable[[float], object] = time.sleep,
+    should_stop: Callable[[], bool] = _never,
+) -> Retry:
+    """Return the one policy of retries; `should_stop` ends requests and waits."""
+    return Retry(attempts=config.metering.attempts, sleep=sleep, should_stop=should_stop)
+
+
+def sources_of(
+    config: Config,
+    sleep: Callable[[float], object] = time.sleep,
+    should_stop: Callable[[], bool] = _never,
+) -> tuple[Source, ...]:
     """Return the sources in the order of the configuration; equal settings make equal sources."""
-    retry = Retry(attempts=config.metering.attempts, sleep=sleep)
+    retry = retry_of(config, sleep, should_stop)
     named = zip(config.sources, source_names(config.sources), strict=True)
     return tuple(_source(source, index, name, retry) for index, (source, name) in enumerate(named))
 
@@ -55,25 +72,33 @@ def metering_endpoint(config: Config) -> Endpoint:
         rights=f"read and write customers and subjects, and to read meters{roles}",
         token=metering.token.get_secret_value() if metering.token else None,
         timeout=metering.timeout.total_seconds(),
+        tls=metering.tls,
+        proxy=metering.proxy_url,
     )
 
 
-def target_of(config: Config, sleep: Callable[[float], object] = time.sleep) -> MeteringApi:
+def target_of(
+    config: Config,
+    sleep: Callable[[float], object] = time.sleep,
+    should_stop: Callable[[], bool] = _never,
+) -> MeteringApi:
     """Return the client of the metering API, one for each run; close it after use."""
-    retry = Retry(attempts=config.metering.attempts, sleep=sleep)
+    retry = retry_of(config, sleep, should_stop)
     return DIALECTS[config.metering.dialect].open(metering_endpoint(config), retry)
 
 
-def quick_target_of(config: Config, timeout: float) -> MeteringApi:
-    """Return a client that tries once, with a shorter time-out, for what a person waits for."""
+def quick_target_of(config: Config, timeout: float, should_stop: Callable[[], bool] = _never) -> MeteringApi:
+    """Return a client that tries once, with a shorter time-out and without waiting for a run's pace."""
     endpoint = metering_endpoint(config)
     endpoint = replace(endpoint, timeout=min(endpoint.timeout, timeout))
-    return DIALECTS[config.metering.dialect].open(endpoint, Retry(attempts=1))
+    return DIALECTS[config.metering.dialect].open(
+        endpoint, Retry(attempts=1, pace=Pace(), should_stop=should_stop)
+    )
 
 
-def usage_reader_of(config: Config) -> MeteringApi:
+def usage_reader_of(config: Config, should_stop: Callable[[], bool] = _never) -> MeteringApi:
     """Return a client for figures that are only a note: it asks once, and waits a short time."""
-    return quick_target_of(config, _USAGE_TIMEOUT_SECONDS)
+    return quick_target_of(config, _USAGE_TIMEOUT_SECONDS, should_stop)
 
 
 def gateways_of(config: Config, sleep: Callable[[float], object] = time.sleep) -> tuple[Gateway, ...]:
@@ -133,6 +158,8 @@ def kong_endpoint(source: KongAdminSource, index: int) -> Endpoint:
         token_header="Kong-Admin-Token",  # noqa: S106 - a header's name
         token=source.token.get_secret_value() if source.token else None,
         timeout=source.timeout.total_seconds(),
+        tls=source.tls,
+        proxy=source.proxy_url,
     )
 
 
@@ -147,4 +174,6 @@ def konnect_endpoint(
         rights=rights,
         token=source.token.get_secret_value() if source.token else None,
         timeout=source.timeout.total_seconds(),
+        tls=source.tls,
+        proxy=source.proxy_url,
     )

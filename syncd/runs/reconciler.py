@@ -22,7 +22,7 @@ import structlog
 from syncd.apply.executor import apply_plan
 from syncd.config.settings import Config
 from syncd.core.changes import Change, Outcome, Plan
-from syncd.core.errors import ApplyStoppedError, SyncdError
+from syncd.core.errors import ApplyStoppedError, StoppedError, SyncdError
 from syncd.core.model import Principal
 from syncd.mapping.desired_state import desired_state
 from syncd.mapping.limits import within_limits
@@ -38,6 +38,7 @@ from syncd.runs.lock import write_lock
 from syncd.runs.options import RunOptions
 from syncd.runs.passes import PASSES, BothSides, PlanRules, Situation
 from syncd.runs.run import Run, RunObserver, RunState, failure_kind
+from syncd.runs.stopping import Stop
 from syncd.sources.base import Readings, Source
 
 _log = structlog.get_logger("syncd.runs.reconciler")
@@ -77,6 +78,10 @@ class Reconciler:
             record.start()
             with self._locked(run.options, should_stop):
                 outcomes = self._perform(run.options, record, should_stop)
+        except StoppedError as error:
+            stopped = ApplyStoppedError(f"stopped by request before its first change ({error})", ())
+            record.fail(stopped)
+            raise stopped from None
         except BaseException as error:
             record.fail(error)
             raise
@@ -100,10 +105,11 @@ class Reconciler:
     ) -> tuple[Outcome, ...]:
         watch = Stopwatch(self.now)
         rules = plan_rules(self.config, watch.start)
-        sources = sources_of(self.config, self.sleep)
+        stop = Stop(should_stop)
+        sources = sources_of(self.config, self.sleep, stop)
         with (
-            closing(target_of(self.config, self.sleep)) as api,
-            closing(usage_reader_of(self.config)) as usage,
+            closing(target_of(self.config, self.sleep, stop)) as api,
+            closing(usage_reader_of(self.config, stop)) as usage,
         ):
             with gc_paused():
                 read = read_both_sides(sources, api, rules.mapping, self.readings)
@@ -126,6 +132,7 @@ class Reconciler:
             if options.reviewed is not None:
                 require_same(options.reviewed, plan)
             require_safe(plan, observed, rules.limits, force=options.force)
+            stop.applying = True
             outcomes = apply_plan(
                 plan,
                 api,

@@ -15,6 +15,8 @@ from syncd.http.client import ApiClient, expect_object, expect_objects
 from syncd.sources.base import anonymous_reference, tags, text
 
 _PAGE_SIZE = 1000
+_MAX_PAGES = 10_000
+"""Pages of one list, ten million consumers: a list that never ends must not fill the memory."""
 
 
 def read_consumers(
@@ -42,21 +44,26 @@ def offset_pages(
 ) -> Iterator[dict[str, object]]:
     """Yield the entries of all pages."""
     offset: str | None = None
-    seen: set[str] = set()
-    while True:
+    seen: set[object] = set()
+    for _ in range(_MAX_PAGES):
         query: dict[str, str | int | list[str]] = {**params, "size": _PAGE_SIZE}
         if offset is not None:
             query["offset"] = offset
         page = expect_object(client.get(path, query), source, path)
         # Lua does not distinguish an empty list from an empty object.
-        entries = [] if page.get("data") == {} else page.get("data")
-        yield from expect_objects(entries, source, f"data of {path}", f"an entry of {path}")
+        data = [] if page.get("data") == {} else page.get("data")
+        entries = expect_objects(data, source, f"data of {path}", f"an entry of {path}")
         offset = _next_offset(page, path, source)
+        known = len(seen)
+        seen.update(entry["id"] if isinstance(entry.get("id"), str) else repr(entry) for entry in entries)
+        if offset is not None and len(seen) == known:
+            raise SourceError(
+                source, f"{path}: a page brought nothing new and named a next one, so the list has no end"
+            )
+        yield from entries
         if offset is None:
             return
-        if offset in seen:
-            raise SourceError(source, f"{path}: the same page was returned twice, so the list has no end")
-        seen.add(offset)
+    raise SourceError(source, f"{path}: more than {_MAX_PAGES:,} pages; is its URL right?")
 
 
 def _next_offset(page: dict[str, object], path: str, source: str) -> str | None:

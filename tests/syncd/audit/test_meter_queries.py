@@ -15,6 +15,7 @@ from syncd.config.settings import Dialect
 from syncd.core.errors import MalformedError
 from syncd.metering.base import Meter
 from syncd.sandbox.testing import running_sandbox
+from tests.specs import checked
 from tests.syncd.metering.test_contract import specs_of
 from tests.syncd.servers import Answer, Asked, serving
 from tests.syncd.targets import open_target, target_at
@@ -73,7 +74,7 @@ def server() -> Iterator[str]:
 @pytest.mark.parametrize("dialect", ["openmeter-v1", "openmeter-v3"])
 def test_the_events_of_each_hour_and_subject_are_counted_at_their_hour(server: str, dialect: Dialect) -> None:
     with closing(open_target(dialect, server)) as target:
-        target._client._client.event_hooks = {"response": [found.check for found in specs_of(dialect)]}
+        checked(target._client, specs_of(dialect))
         meters = HourlyMeters(target)
         requests, tokens = meters.yardstick(REQUEST), meters.yardstick(TOKENS)
         assert requests is not None

@@ -20,7 +20,7 @@ from syncd.core.errors import (
 from syncd.core.model import CustomerDetails, ObservedCustomer
 from syncd.metering.base import CustomerEdit
 from syncd.sandbox.testing import running_sandbox
-from tests.specs import Spec, spec
+from tests.specs import Spec, checked, spec
 from tests.syncd.targets import OWNERSHIP, Target, by_hand, fault, open_target, subscribe
 
 pytestmark = pytest.mark.slow
@@ -39,7 +39,7 @@ def specs_of(dialect: str) -> list[Spec]:
 @pytest.fixture
 def target(sandbox: httpx.Client, dialect: str) -> Iterator[Target]:
     target = open_target(dialect, str(sandbox.base_url))
-    target._client._client.event_hooks = {"response": [found.check for found in specs_of(dialect)]}
+    checked(target._client, specs_of(dialect))
     yield target
     target.close()
 

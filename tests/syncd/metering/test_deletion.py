@@ -12,6 +12,7 @@ from syncd.config.settings import Dialect
 from syncd.core.errors import RefusedError, UnauthorizedError
 from syncd.core.model import CustomerDetails
 from syncd.metering.base import Inspection
+from tests.specs import checked
 from tests.syncd.metering.test_contract import specs_of
 from tests.syncd.servers import Answer, Asked, serving
 from tests.syncd.targets import OWNERSHIP, by_hand, open_target, subscribe, target_with
@@ -22,7 +23,7 @@ def inspect(
     sandbox: httpx.Client, dialect: Dialect
 ) -> Iterator[Callable[[dict[str, object]], Inspection | None]]:
     with closing(open_target(dialect, str(sandbox.base_url))) as target:
-        target._client._client.event_hooks = {"response": [found.check for found in specs_of(dialect)]}
+        checked(target._client, specs_of(dialect))
         yield lambda customer: target.inspect(str(customer["id"]))
 
 

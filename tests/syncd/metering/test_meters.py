@@ -13,6 +13,7 @@ import pytest
 from syncd.config.settings import Dialect
 from syncd.metering.base import MeteringApi
 from syncd.metering.meters import STANDARD_METERS, apply_meters
+from tests.specs import checked
 from tests.syncd.metering.test_contract import specs_of
 from tests.syncd.processes import Project
 from tests.syncd.targets import fault, open_target
@@ -25,7 +26,7 @@ KEYS = [meter.key for meter in STANDARD_METERS]
 @pytest.fixture
 def api(sandbox: httpx.Client, dialect: Dialect) -> Iterator[MeteringApi]:
     with closing(open_target(dialect, str(sandbox.base_url))) as target:
-        target._client._client.event_hooks = {"response": [found.check for found in specs_of(dialect)]}
+        checked(target._client, specs_of(dialect))
         yield target
 
 

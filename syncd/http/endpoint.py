@@ -1,0 +1,191 @@
+"""Where an API is and how to connect to it: URL, token, certificates, proxy, limits of time."""
+
+from __future__ import annotations
+
+import re
+import ssl
+from dataclasses import dataclass
+from functools import cache, lru_cache
+from pathlib import Path
+from typing import Literal
+
+import httpx
+
+from syncd import __version__
+from syncd.core.errors import ConfigError
+from syncd.http.proxies import Proxy, chosen_proxy, environment_proxy
+
+Api = Literal["metering", "kong-admin", "konnect", "plugin", "daemon"]
+"""An API by the identifier that the metrics label it with."""
+
+_NAMES: dict[Api, str] = {
+    "metering": "metering API",
+    "kong-admin": "Kong's Admin API",
+    "konnect": "Konnect",
+    "plugin": "the plugin's API",
+    "daemon": "the daemon",
+}
+"""How messages call each API."""
+
+
+def variable_of(setting: str) -> str:
+    """Return the environment variable of a setting such as ``sources[0].token``."""
+    return "SYNCD_" + re.sub(r"\[(\d+)\]", r"__\1", setting).replace(".", "__").upper()
+
+
+@dataclass(frozen=True, slots=True)
+class Tls:
+    """Files (PEM) for TLS: whom to trust instead of the usual authorities, and a certificate of our own.
+
+    `client_key` is not needed if the certificate's file holds the key as well.
+    """
+
+    ca_file: Path | None = None
+    client_cert: Path | None = None
+    client_key: Path | None = None
+
+    def context(self, section: str) -> ssl.SSLContext:
+        """Return the settings for TLS; raises ConfigError, which names the setting within `section`."""
+        files = (self.ca_file, self.client_cert, self.client_key)
+        return _context(self, section, tuple(map(_changed, files)))
+
+
+@dataclass(frozen=True, slots=True)
+class Endpoint:
+    """Where an API is, and the token for it.
+
+    `token_setting` is the name of the setting that holds the token, and `rights` are the permissions that
+    the token needs; both are for the message of a 401 or 403. With `unix_socket`, a path, the requests go
+    there. `proxy` is a URL; without it, the environment's proxy is used (`syncd.http.proxies`).
+    """
+
+    api: Api
+    url: str
+    token_setting: str
+    rights: str
+    token_header: str = "Authorization"  # noqa: S105 - a header's name
+    token: str | None = None
+    timeout: float = 10.0
+    unix_socket: str | None = None
+    tls: Tls = Tls()
+    proxy: str | None = None
+
+    @property
+    def location(self) -> str:
+        """Return name and address of the API, for messages."""
+        return f"{_NAMES[self.api]} at {f'unix:{self.unix_socket}' if self.unix_socket else self.url}"
+
+    @property
+    def section(self) -> str:
+        """Return the section of the configuration that describes it, such as ``sources[0]``."""
+        return self.token_setting.rpartition(".")[0]
+
+    def headers(self) -> dict[str, str]:
+        """Return the headers of every request; raises ConfigError for a token that no header can hold."""
+        headers = {"User-Agent": f"kong-openmeter-syncd/{__version__}", "Accept": "application/json"}
+        if self.token:
+            if not self.token.isascii() or not self.token.isprintable() or self.token != self.token.strip():
+                raise ConfigError(
+                    f"{self.token_setting} (environment: {variable_of(self.token_setting)}): no HTTP header"
+                    " can hold this token: it has a line break, a space at an end, or a character that is not"
+                    " printable ASCII. Was it copied with its line's end?"
+                )
+            bearer = self.token_header == "Authorization"  # noqa: S105 - a header's name
+            headers[self.token_header] = f"Bearer {self.token}" if bearer else self.token
+        return headers
+
+    def parsed_url(self) -> httpx.URL:
+        """Return the URL in its parts; raises ConfigError."""
+        try:
+            return httpx.URL(self.url)
+        except httpx.InvalidURL as error:
+            raise ConfigError(f"{self.section}.url is not a URL: {error}") from None
+
+    def resolved_proxy(self) -> Proxy | None:
+        """Return the proxy for its requests, None if they go directly; raises ConfigError."""
+        if self.unix_socket:
+            return None
+        url = self.parsed_url()
+        if self.proxy:
+            return chosen_proxy(self.proxy, f"{self.section}.proxy", url.host)
+        return environment_proxy(url.scheme, url.host, url.port)
+
+    def secrets(self) -> tuple[str, ...]:
+        """Return what no message may show."""
+        return (self.token,) if self.token else ()
+
+
+def check_endpoint(endpoint: Endpoint) -> None:
+    """Check all that can be checked without a request; raises ConfigError, which names the setting."""
+    url, tls = endpoint.parsed_url(), endpoint.tls
+    named = [name for name in ("ca_file", "client_cert", "client_key") if getattr(tls, name)]
+    if named and (url.scheme != "https" or endpoint.unix_socket):
+        raise ConfigError(
+            f"{endpoint.section}.{named[0]} needs TLS, but {endpoint.section}.url does not start with https://"
+        )
+    if tls.client_key and not tls.client_cert:
+        raise ConfigError(f"{endpoint.section}.client_key needs {endpoint.section}.client_cert beside it")
+    if named:
+        tls.context(endpoint.section)
+    endpoint.resolved_proxy()
+    endpoint.headers()
+
+
+def _changed(path: Path | None) -> int | None:
+    """Return when a file was changed, so that a renewed certificate is used without a restart."""
+    try:
+        return path.stat().st_mtime_ns if path else None
+    except OSError:
+        return None  # told when it is opened
+
+
+@lru_cache(maxsize=64)
+def _context(tls: Tls, section: str, _changed: tuple[int | None, ...]) -> ssl.SSLContext:
+    """Return TLS settings, which all clients share: loading the certificates is slow."""
+    if tls.ca_file is None:
+        context = httpx.create_ssl_context()  # certifi's authorities, or those of SSL_CERT_FILE
+    else:
+        try:
+            context = ssl.create_default_context(cafile=str(tls.ca_file))
+        except (OSError, ValueError) as error:  # ssl.SSLError is an OSError
+            raise ConfigError(f"{section}.ca_file: {_file_fault(tls.ca_file, error)}") from None
+    if tls.client_cert is not None:
+        _check_readable(tls.client_cert, f"{section}.client_cert")
+        if tls.client_key is not None:
+            _check_readable(tls.client_key, f"{section}.client_key")
+        try:
+            context.load_cert_chain(tls.client_cert, tls.client_key, password=_refuse_password)
+        except (OSError, ValueError) as error:
+            fault = _file_fault(tls.client_key or tls.client_cert, error)
+            raise ConfigError(
+                f"{section}.client_cert, {section}.client_key: {fault}."
+                " They must be a certificate and its key"
+            ) from None
+    return context
+
+
+def _refuse_password() -> str:
+    """Refuse a key with a password: without this, OpenSSL would ask for it on the terminal."""
+    raise ValueError("the key is encrypted; store it without a password, readable by syncd only")
+
+
+def _check_readable(path: Path, setting: str) -> None:
+    try:
+        path.open("rb").close()
+    except OSError as error:
+        raise ConfigError(f"{setting}: {_file_fault(path, error)}") from None
+
+
+def _file_fault(path: Path, error: Exception) -> str:
+    if isinstance(error, ssl.SSLError):
+        mismatch = "KEY_VALUES_MISMATCH" in str(error)
+        return f"{path} does not belong to the certificate" if mismatch else f"{path} is not in PEM format"
+    if isinstance(error, OSError):
+        return f"cannot read {path}: {error.strerror or error}"
+    return f"{path}: {error}"
+
+
+@cache
+def no_tls() -> ssl.SSLContext:
+    """Return TLS settings for plain HTTP: they trust no certificate, should one ever be needed."""
+    return ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
