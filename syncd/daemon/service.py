@@ -32,7 +32,7 @@ from syncd.daemon.metrics import Metrics
 from syncd.runs.clock import ClockJumpDetector, Now, utc_now
 from syncd.runs.factory import rules_of
 from syncd.runs.history import History, HistoryRecorder
-from syncd.runs.queue import RunQueue
+from syncd.runs.queue import ReportedOutcomes, RunQueue
 from syncd.runs.reconciler import Reconciler, record_end
 from syncd.runs.run import Run
 from syncd.sources.base import Readings
@@ -199,7 +199,8 @@ def running(
         daemon = RunningDaemon(
             config, Listen(config.daemon.listen.host, listener.getsockname()[1]), metrics, stopping
         )
-        observers = (HistoryRecorder(history, lambda: daemon.config.daemon.keep_runs), metrics)
+        reported = ReportedOutcomes()
+        observers = (HistoryRecorder(history, lambda: daemon.config.daemon.keep_runs), metrics, reported)
 
         def reconcile(run: Run, *, should_stop: Callable[[], bool], on_update: Callable[[Run], None]) -> Run:
             # Built for each run, with the configuration and readings of this moment.
@@ -238,7 +239,7 @@ def running(
             runs.stop()
             server.should_exit = True
             daemon.wait_for(threads)
-            if (abandoned := runs.abandon()) is not None:
+            if (abandoned := runs.abandon(reported.outcomes)) is not None:
                 record_end(abandoned, observers)
 
 

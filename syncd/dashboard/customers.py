@@ -17,6 +17,7 @@ from syncd.config.settings import Config
 from syncd.core.errors import ApiError, MeterMissingError
 from syncd.core.model import ObservedCustomer
 from syncd.dashboard.probes import TIMEOUT
+from syncd.http.retry import Pace
 from syncd.metering.base import CustomerField, CustomerValue
 from syncd.metering.usage import REQUESTS_METER, TOKENS_METER, owners
 from syncd.runs.factory import quick_target_of
@@ -73,7 +74,7 @@ def spans(now: datetime) -> tuple[Span, ...]:
 
 def read_page(config: Config, field: Field, text: str, number: int, span: Span) -> Page:
     """Return a page of the customers whose `field` contains `text`; raises ApiError."""
-    with closing(quick_target_of(config, TIMEOUT)) as api:
+    with closing(quick_target_of(config, TIMEOUT, pace=Pace())) as api:
         found = api.find_customers(field, text, number, PAGE_SIZE)
         customers, total = found.customers, found.total
         if not customers:

@@ -18,7 +18,7 @@ from syncd.config.settings import Config
 from syncd.core.errors import SourceError
 from syncd.dashboard.text import ago, plural, size
 from syncd.http.client import ApiClient, Endpoint, Params, expect_list, expect_object
-from syncd.http.retry import Retry
+from syncd.http.retry import Pace, Retry
 from syncd.runs.factory import metering_endpoint, quick_target_of, sources_of
 from syncd.sources.applications_file import ApplicationsFile
 from syncd.sources.base import Source
@@ -49,7 +49,7 @@ def metering_probe(config: Config) -> Probe:
     """Return the probe of the metering API, which reads its first customer."""
 
     def check() -> str:
-        with closing(quick_target_of(config, TIMEOUT)) as api:
+        with closing(quick_target_of(config, TIMEOUT, pace=Pace())) as api:
             total = api.count_customers()
         return f"{plural(total, 'customer')}" if total is not None else "customers can be read"
 

@@ -87,13 +87,17 @@ def target_of(
     return DIALECTS[config.metering.dialect].open(metering_endpoint(config), retry)
 
 
-def quick_target_of(config: Config, timeout: float, should_stop: Callable[[], bool] = _never) -> MeteringApi:
-    """Return a client that tries once, with a shorter time-out and without waiting for a run's pace."""
+def quick_target_of(
+    config: Config,
+    timeout: float,
+    should_stop: Callable[[], bool] = _never,
+    pace: Pace | None = None,
+) -> MeteringApi:
+    """Return a client that tries once, with a shorter time-out; with its own `pace` it waits for no run."""
     endpoint = metering_endpoint(config)
     endpoint = replace(endpoint, timeout=min(endpoint.timeout, timeout))
-    return DIALECTS[config.metering.dialect].open(
-        endpoint, Retry(attempts=1, pace=Pace(), should_stop=should_stop)
-    )
+    retry = Retry(attempts=1, should_stop=should_stop, pace=pace)
+    return DIALECTS[config.metering.dialect].open(endpoint, retry)
 
 
 def usage_reader_of(config: Config, should_stop: Callable[[], bool] = _never) -> MeteringApi:

@@ -5,16 +5,17 @@ from __future__ import annotations
 import threading
 import uuid
 from collections import OrderedDict, deque
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from datetime import UTC, datetime
 from typing import Protocol
 
 import structlog
 
+from syncd.core.changes import Outcome
 from syncd.core.errors import QueueFullError, SyncdError
 from syncd.runs.options import RunOptions
-from syncd.runs.run import FINISHED, Run, RunState
+from syncd.runs.run import FINISHED, Run, RunObserver, RunState
 
 _log = structlog.get_logger("syncd.runs.queue")
 
@@ -27,6 +28,21 @@ class Reconcile(Protocol):
 
     def __call__(self, run: Run, *, should_stop: Callable[[], bool], on_update: Callable[[Run], None]) -> Run:
         """Do one run, telling `on_update` how it goes; raises SyncdError."""
+
+
+class ReportedOutcomes(RunObserver):
+    """Keeps the outcomes of the run under way, for the record of one that is abandoned."""
+
+    def __init__(self) -> None:
+        self.outcomes: list[Outcome] = []
+
+    def started(self, run: Run) -> None:  # noqa: ARG002 - as all observers are called
+        """Forget those of the run before."""
+        self.outcomes = []
+
+    def changed(self, run: Run, outcomes: Sequence[Outcome]) -> None:  # noqa: ARG002
+        """Keep them."""
+        self.outcomes += outcomes
 
 
 class RunQueue:
@@ -105,10 +121,10 @@ class RunQueue:
         with self._changed:
             self._changed.notify_all()
 
-    def abandon(self) -> Run | None:
+    def abandon(self, outcomes: Sequence[Outcome] = ()) -> Run | None:
         """End the run that is still under way, which waits for an answer, as failed; call `stop` before.
 
-        Returns that run, None if there is none.
+        `outcomes` are those reported so far. Returns that run, None if there is none.
         """
         with self._changed:
             if self._current is None:
@@ -119,6 +135,7 @@ class RunQueue:
                 finished_at=datetime.now(UTC),
                 error="stopped by request while it waited for an answer",
                 failure="stopped",
+                outcomes=tuple(outcomes),
             )
         self._on_update(abandoned)
         return abandoned

@@ -85,10 +85,10 @@ def test_an_orphan_is_marked_then_detached_then_deleted(scenario: Scenario, sand
     assert sandbox.get("/api/v1/customers/consumer-c").status_code == 404
 
 
-def test_one_run_opens_one_client_of_the_metering_api(
+def test_one_run_opens_one_client_of_the_metering_api_and_one_for_figures_that_are_a_note(
     scenario: Scenario, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """So that a 429 to any request slows all of them."""
+    """Both share one pace, so that a 429 to any request slows all of them."""
     scenario.sync(0, ALICE, CAROL)
     scenario.sync(1, ALICE)
     scenario.sync(41, ALICE)
@@ -101,7 +101,7 @@ def test_one_run_opens_one_client_of_the_metering_api(
 
     monkeypatch.setattr(ApiClient, "__init__", counting)
     assert scenario.sync(101, ALICE) == ["delete-customer consumer-c"]
-    assert opened.count("metering") == 2, "one for each of the two runs"
+    assert opened.count("metering") == 4, "two for each of the two runs"
 
 
 def test_a_principal_that_comes_back_loses_the_mark_and_gets_the_same_customer(

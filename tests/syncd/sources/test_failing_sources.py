@@ -115,7 +115,7 @@ def test_a_kong_without_any_consumers_is_reported_and_removes_nothing(
         kong.fault = at("/consumers", Answer({"data": [], "next": None}))
         kong.change()
         run = finished(client, client.post("/v1/syncs").json()["id"])
-        assert run["state"] == "succeeded"
+        assert run["state"] == "blocked"
         assert "returned no principals" in str(run["plan"])
         assert customers(sandbox) == before
         allowed = client.post("/v1/syncs", json={"allow_empty": True}).json()
