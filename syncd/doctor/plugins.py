@@ -5,8 +5,6 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from urllib.parse import quote
 
-import yaml
-
 from syncd.config.settings import Config
 from syncd.config.sources import (
     DeclarativeFileSource,
@@ -23,6 +21,7 @@ from syncd.http.client import ApiClient, Endpoint
 from syncd.http.retry import Retry
 from syncd.runs.factory import CONSUMER_RIGHTS, kong_endpoint, konnect_endpoint, rules_of
 from syncd.sources.consumers import offset_pages
+from syncd.sources.declarative_file import DeclarativeFile
 
 
 def check_agreement(config: Config, read: Mapping[str, Sequence[Principal]]) -> Iterator[Finding]:
@@ -37,7 +36,7 @@ def check_agreement(config: Config, read: Mapping[str, Sequence[Principal]]) -> 
     for index, (source, name) in enumerate(named):
         try:
             found = _plugins(source, index, config.metering.attempts)
-        except (ApiError, SourceError, OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        except (ApiError, SourceError) as error:
             unreadable = True
             yield Finding("plugin", Level.PROBLEM, f"sources[{index}]: its plugins cannot be read: {error}")
             continue
@@ -90,8 +89,8 @@ def _of_file(source: DeclarativeFileSource) -> Iterator[Plugin]:
     decK lets them share a configuration: `_config` names one of `_plugin_configs`, of which a plugin's own
     fields replace those of the same name (fillPluginConfig in pkg/file/builder.go of go-database-reconciler).
     """
-    document = yaml.safe_load(source.path.read_bytes())
-    shared = document.get("_plugin_configs") if isinstance(document, dict) else None
+    document = DeclarativeFile(source.path).document()
+    shared = document.get("_plugin_configs")
     configs = shared if isinstance(shared, dict) else {}
 
     def walk(node: object, parents: Mapping[str, object]) -> Iterator[Plugin]:

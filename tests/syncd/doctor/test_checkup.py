@@ -240,6 +240,14 @@ def test_the_probe_sends_one_event_of_its_own_type(project: Project, server: str
     assert event["event"]["type"] == "kong-openmeter.doctor"
 
 
+def test_plugins_are_read_from_a_file_as_the_source_reads_it(project: Project) -> None:
+    """YAML takes 2024-02-31 for a date, which there is none of; Kong takes it for a text."""
+    path = project.folder / "kong.yml"
+    path.write_text(path.read_text().replace("consumers:", "_info: {made: 2024-02-31}\nconsumers:", 1))
+    found = levels(project)
+    assert (found["source"], found["endpoint"]) == ("ok", "ok")
+
+
 def test_by_default_the_probe_waits_longer_than_a_sink_collects_events() -> None:
     assert Probe().flush >= 5
 
