@@ -21,7 +21,6 @@ from openmeter_plugin.config.instance_config import (
     token_reference,
 )
 from openmeter_plugin.log import get_logger
-from openmeter_plugin.metering.fast_path import FastPath, fast_path_for
 from openmeter_plugin.metering.rules import Rules
 from openmeter_plugin.spool.destination import QUARANTINE, Destination, destination_id
 from openmeter_plugin.spool.queue import SpoolQueue
@@ -37,7 +36,7 @@ class Instance:
     """A plugin instance: the rules of its configuration and the queue of its records.
 
     `rules` is None if the configuration is invalid; then `fault` says why, and `queue` is the quarantine.
-    `quarantine` is None if the rules never quarantine a request, `fast_path` if they have none.
+    `quarantine` is None if the rules never quarantine a request.
     """
 
     id: int
@@ -45,7 +44,6 @@ class Instance:
     rules: Rules | None
     fault: str | None = None
     quarantine: SpoolQueue | None = None
-    fast_path: FastPath | None = None
 
 
 class InstanceIds:
@@ -205,13 +203,7 @@ def start_instance(
             consequence="the last token is used, if there was one",
         )
     quarantine = writer.queue(QUARANTINE) if rules.missing == "quarantine" else None
-    return Instance(
-        instance_id,
-        writer.describe(destination),
-        rules,
-        quarantine=quarantine,
-        fast_path=fast_path_for(rules),
-    )
+    return Instance(instance_id, writer.describe(destination), rules, quarantine=quarantine)
 
 
 def destination_of(raw: dict[str, Any], config: PluginConfig) -> Destination:

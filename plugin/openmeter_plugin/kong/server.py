@@ -25,7 +25,6 @@ from openmeter_plugin.instances.worker_sync import WorkerSync
 from openmeter_plugin.kong import codec
 from openmeter_plugin.kong.connections import Link
 from openmeter_plugin.log import RateLimit, get_logger
-from openmeter_plugin.metering.lenient_json import parse_log
 from openmeter_plugin.metering.pdk_queries import NO_RESULTS, PdkQuery
 from openmeter_plugin.spool.queue import Item, SpoolQueue
 from openmeter_plugin.spool.writer import STALLED_AFTER, SpoolWriter
@@ -298,14 +297,7 @@ class Connection:
         if event.handed_over:
             raise codec.ProtocolError("a frame came before the answer to the previous one")
         if event.pending_query is None:
-            fast_path = event.instance.fast_path
-            raw = _decode_log(frame)
-            record = fast_path.record(raw) if fast_path is not None and raw is not None else None
-            if record is not None:
-                event.handed_over = True
-                self._server.hand_over(event.instance.queue, record, event)
-                return
-            event.log = None if raw is None else parse_log(raw)
+            event.log = _decode_log(frame)
         else:
             result = _decode_result(event.pending_query, frame)
             event.query_results = event.query_results.with_result(event.pending_query, result)
@@ -319,7 +311,7 @@ class Connection:
             self.write(PDK_QUERIES[record][0])
             return
         event.handed_over = True
-        event.log = None
+        event.log = b""
         queue, encoded = record
         self._server.hand_over(queue, encoded, event)
 
@@ -340,7 +332,7 @@ class Event:
         self.pending_query: PdkQuery | None = None  # the query that Kong is answering; None for the log
         self.query_results = NO_RESULTS
         self.handed_over = False
-        self.log: Any = None
+        self.log = b""
 
     def answer(self) -> None:
         """Answer Kong that the event is done, once."""
@@ -415,12 +407,12 @@ class InstanceCalls:
             self._worker_sync.announce_close(instance_id)
 
 
-def _decode_log(frame: bytes) -> bytes | None:
-    """Return the serialized log in Kong's answer, or None: a bad record is counted and closes nothing."""
+def _decode_log(frame: bytes) -> bytes:
+    """Return the serialized log in Kong's answer, or b"": a bad record is counted and closes nothing."""
     try:
         return codec.decode_string(frame)
     except codec.ProtocolError:
-        return None
+        return b""
 
 
 def _decode_result(query: PdkQuery, frame: bytes) -> object:
