@@ -9,10 +9,12 @@ from typing import Any
 
 from hypothesis import strategies as st
 
+from openmeter_plugin.metering.ai_events import AiRules
 from openmeter_plugin.metering.event import Decision, Quarantined
 from openmeter_plugin.metering.lenient_json import MAX_TEXT
 from openmeter_plugin.metering.pdk_queries import NOT_QUERIED, PdkQuery
 from openmeter_plugin.metering.rules import Attribute, Filters, Lookup, Rules, SkipReason
+from openmeter_plugin.metering.units import compile_unit
 from tests.harness.recordings import Recorded, all_serialized, protobuf_requests
 from tests.plugin.outcomes import CONTEXT, Log
 
@@ -44,11 +46,21 @@ any_filters = st.none() | st.builds(
     response_sources=optional_subset(("kong", "upstream")),
 )
 
+any_ai_rules = st.builds(
+    AiRules,
+    token_usage=st.booleans(),
+    tokens=st.sampled_from(("kong", "split")),
+    cache_hits=st.sampled_from(("bill", "mark", "skip")),
+    calls=st.booleans(),
+    agent_requests=st.booleans(),
+    units=st.sampled_from(((), (compile_unit("credits", "input + 4 * output / reasoning"),))),
+)
+
 any_rules = st.builds(
     Rules,
     source=st.just("kong-test"),
     meter_api_requests=st.booleans(),
-    meter_ai_token_usage=st.booleans(),
+    ai=any_ai_rules,
     meter_anonymous_consumer=st.booleans(),
     lookups=st.lists(st.sampled_from(PLACES), max_size=4, unique=True).map(tuple),
     require_consumer=st.booleans(),
