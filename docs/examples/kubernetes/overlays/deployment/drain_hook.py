@@ -1,7 +1,7 @@
 """Waits until Kong has gone and the spool is delivered. Its argument: the port of Kong's status listener.
 
-Kubernetes runs this beside Kong's own preStop hook, while both still serve. Whatever happens here, the pod
-ends when its grace period does.
+Kubernetes runs this together with Kong's own preStop hook, while both still serve. In any case the
+pod ends when its grace period does.
 """
 
 from __future__ import annotations
@@ -13,11 +13,11 @@ import sys
 import time
 
 CALM = 2.0
-"""Seconds: what Kong logs at its very end is handed over from a timer."""
+"""Seconds. Kong hands over the last logs from a timer, after its listener has closed."""
 
 
 def kong_listens(port: int) -> bool:
-    """Tell whether Kong is still there."""
+    """Return whether Kong's status listener still accepts connections."""
     try:
         socket.create_connection(("127.0.0.1", port), timeout=1).close()
     except OSError:
@@ -26,7 +26,7 @@ def kong_listens(port: int) -> bool:
 
 
 def left() -> int:
-    """Return how many events are not delivered; -1 where that cannot be told at the moment."""
+    """Return how many events are not delivered; -1 if that is unknown at the moment."""
     command = ["openmeter-plugin", "spool", "status", "--json"]
     asked = subprocess.run(command, capture_output=True, text=True, check=False)  # noqa: S603 - no input
     try:
@@ -36,7 +36,7 @@ def left() -> int:
 
 
 def main(port: int) -> None:
-    """Wait, for as long as Kubernetes lets us."""
+    """Wait until Kong has gone and the backlog is empty."""
     while kong_listens(port):
         time.sleep(0.2)
     time.sleep(CALM)
