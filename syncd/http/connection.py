@@ -20,9 +20,9 @@ from typing import Any
 
 import httpcore
 
+from openmeter_plugin.proxies import Proxy
 from syncd.core.errors import StoppedError
 from syncd.http.endpoint import Endpoint
-from syncd.http.proxies import Proxy
 
 TOTAL_FACTOR = 3
 """Limit for a whole request, in multiples of the limit for each of its steps (connect, send, each read)."""

@@ -11,9 +11,9 @@ from typing import Literal
 
 import httpx
 
+from openmeter_plugin.proxies import Proxy, chosen_proxy, environment_proxy
 from syncd import __version__
 from syncd.core.errors import ConfigError
-from syncd.http.proxies import Proxy, chosen_proxy, environment_proxy
 
 Api = Literal["metering", "kong-admin", "konnect", "plugin", "daemon"]
 """An API by the identifier that the metrics label it with."""
@@ -56,7 +56,7 @@ class Endpoint:
 
     `token_setting` is the name of the setting that holds the token, and `rights` are the permissions that
     the token needs; both are for the message of a 401 or 403. With `unix_socket`, a path, the requests go
-    there. `proxy` is a URL; without it, the environment's proxy is used (`syncd.http.proxies`).
+    there. `proxy` is a URL; without it, the environment's proxy is used (`openmeter_plugin.proxies`).
     """
 
     api: Api
@@ -106,9 +106,12 @@ class Endpoint:
         if self.unix_socket:
             return None
         url = self.parsed_url()
-        if self.proxy:
-            return chosen_proxy(self.proxy, f"{self.section}.proxy", url.host)
-        return environment_proxy(url.scheme, url.host, url.port)
+        try:
+            if self.proxy:
+                return chosen_proxy(self.proxy, f"{self.section}.proxy", url.host)
+            return environment_proxy(url.scheme, url.host, url.port)
+        except ValueError as error:
+            raise ConfigError(str(error)) from None
 
     def secrets(self) -> tuple[str, ...]:
         """Return what no message may show."""

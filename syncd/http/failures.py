@@ -11,12 +11,12 @@ from urllib.parse import urlsplit
 
 import httpcore
 
+from openmeter_plugin.foreign import foreign_text
+from openmeter_plugin.proxies import Proxy
 from syncd.core.errors import MalformedError, RefusedError, UnauthorizedError, UnreachableError
-from syncd.core.foreign import foreign_text
 from syncd.http.connection import TOTAL_FACTOR, Answer, AnswerError
 from syncd.http.endpoint import Endpoint, variable_of
 from syncd.http.json import decode_json
-from syncd.http.proxies import Proxy
 from syncd.http.retry import retry_after
 
 REQUEST_ERRORS: Final = (

@@ -17,8 +17,8 @@ import orjson
 import uvloop
 
 from openmeter_plugin.http_log.config import CREDENTIAL, load
+from openmeter_plugin.http_log.process import notifying
 from openmeter_plugin.http_log.receiver import HttpLogServer
-from openmeter_plugin.kong.server import Server
 from openmeter_plugin.spool.destination import destination_id
 from openmeter_plugin.spool.segment import Record
 from openmeter_plugin.spool.writer import SpoolWriter
@@ -109,11 +109,7 @@ async def receiving(
     spool = directory / "spool"
     spool.mkdir()
     loop = asyncio.get_running_loop()
-
-    def notify(tokens: list[Any]) -> None:
-        loop.call_soon_threadsafe(Server.committed, tokens)
-
-    writer = SpoolWriter(spool, notify)
+    writer = SpoolWriter(spool, notifying(loop))
     writer.start()
     with socket.create_server(("127.0.0.1", 0)) as listener:
         port = listener.getsockname()[1]

@@ -21,7 +21,7 @@ from openmeter_plugin.cli.listeners import (
     open_listeners,
     parse_mode,
 )
-from openmeter_plugin.cli.options import delivery_options, fail
+from openmeter_plugin.cli.options import delivery_options, fail, refuse_empty_arguments
 from openmeter_plugin.delivery.options import DEFAULT_LEDGER_DAYS, TOKEN_VARIABLE
 from openmeter_plugin.instances.worker_sync import Mailboxes
 from openmeter_plugin.log import configure_logging
@@ -161,29 +161,43 @@ def serve(
     from openmeter_plugin.kong.acceptor import ConnectionCounts
     from openmeter_plugin.kong.worker import WorkerOptions, WorkerSlot, run_worker
 
+    keep_tokens = token_file is None and TOKEN_VARIABLE not in os.environ
     options = WorkerOptions(
         spool,
         fsync.value,
         fsync_interval,
-        keep_tokens=token_file is None and TOKEN_VARIABLE not in os.environ,
+        keep_tokens=keep_tokens,
         socket_activated=listeners.plugin is not None and not listeners.plugin.owned,
     )
-    heartbeats, mailboxes, counts = Heartbeats(workers + 1), Mailboxes(workers), ConnectionCounts(workers)
+    workers = workers if listeners.plugin is not None else 0
+    names = [f"worker-{number}" for number in range(workers)]
+    names += ["http-log"] if settings is not None else []
+    slots = {name: slot for slot, name in enumerate([*names, "delivery"])}
+    heartbeats, mailboxes = Heartbeats(len(slots)), Mailboxes(workers)
+    counts = ConnectionCounts(workers) if workers else None
     handoffs = [Handoff(raise_connection_limit() // workers) for _ in range(workers)]
 
     def worker(number: int) -> None:
-        if listeners.api is not None:
-            listeners.api.socket.close()
-        if settings is not None:
-            from openmeter_plugin.http_log.receiver import prepare_process
-
-            prepare_process()
+        listener = duplicate_socket(listeners.plugin)
+        listeners.close()
         for other in (*handoffs[:number], *handoffs[number + 1 :]):
             other.close()
-        slot = WorkerSlot(number, heartbeats, mailboxes, counts, handoffs[number])
-        run_worker(
-            duplicate_socket(listeners.plugin), options, slot, duplicate_socket(listeners.http_log), settings
+        if listener is not None and counts is not None:
+            run_worker(listener, options, WorkerSlot(number, heartbeats, mailboxes, counts, handoffs[number]))
+
+    def receiver() -> None:
+        listener = duplicate_socket(listeners.http_log)
+        listeners.close()
+        for handoff in handoffs:
+            handoff.close()
+        from openmeter_plugin.http_log.process import run_http_log
+        from openmeter_plugin.spool.writer import SpoolWriter
+
+        open_writer = partial(
+            SpoolWriter, spool, fsync=fsync.value, fsync_interval=fsync_interval, keep_tokens=keep_tokens
         )
+        if listener is not None and settings is not None:
+            run_http_log(listener, settings, open_writer, heartbeats.keep_beating(slots["http-log"]))
 
     def delivery() -> None:
         api_socket = duplicate_socket(listeners.api)
@@ -192,15 +206,17 @@ def serve(
             handoff.close()
         from openmeter_plugin.api.runtime import ApiListener, Siblings, run
 
-        names = {f"worker-{number}": number for number in range(workers)} | {"delivery": workers}
-        siblings = Siblings(heartbeats, workers, names, hang_timeout)
+        siblings = Siblings(heartbeats, slots["delivery"], slots, hang_timeout)
         run(delivering, ApiListener(api_socket, access) if api_socket and access else None, siblings)
 
     gc.freeze()  # collecting garbage in all of this would delay Kong by 15 ms from time to time
     children = [
         Child("worker", partial(worker, number), number, handoffs[number]) for number in range(workers)
     ]
-    supervise([*children, Child("delivery", delivery, workers)], listeners, heartbeats, hang_timeout)
+    if settings is not None:
+        children.append(Child("http-log", receiver, slots["http-log"]))
+    children.append(Child("delivery", delivery, slots["delivery"]))
+    supervise(children, listeners, heartbeats, hang_timeout)
 
 
 @app.command()
@@ -267,6 +283,7 @@ def run(early: Listeners | None = None) -> None:
     """
     listeners = early or Listeners()
     try:
+        refuse_empty_arguments(sys.argv[1:])
         app(obj=listeners, prog_name=app.info.name)
     except SystemExit as end:
         if end.code == _CLICK_USAGE_ERROR:

@@ -4,17 +4,12 @@ Kong holds the logs in memory until their post is answered. On 2xx it forgets th
 again for `max_retry_time` (60 s by default) and then drops them. So a post gets its 200 only when all of its
 records are on disk, one bad log never fails the others of its batch, and a disk that cannot be written is
 503, early enough that Kong has not given up yet. A batch that is posted again makes the same event ids.
-
-Posts are received on the event loop that serves Kong's plugin calls, so no step here takes long: a post is
-read, parsed, turned into records and written to the disk in steps of about a millisecond.
 """
 
 from __future__ import annotations
 
 import asyncio
-import gc
 import socket
-import sys
 import time
 from collections.abc import Iterator, Mapping
 from hashlib import blake2b
@@ -48,8 +43,6 @@ QUERY_FIELDS: Final[Mapping[PdkQuery, str]] = {
 _METHODS: Final = ("POST", "PUT", "PATCH")  # those that http-log can be configured to use
 _INSTANCE_ID: Final = 0  # Kong's instances begin at 1
 _SLICE_SECONDS: Final = 0.001  # of work before the event loop gets its turn
-_SWITCH_SECONDS: Final = 0.0005
-"""How long the spool's writer waits for the interpreter while posts are parsed."""
 _MAX_HEAD: Final = 32 * 1024
 _KEEP_ALIVE: Final = 75  # seconds; http-log keeps an idle connection for 60
 _STOP_SECONDS: Final = 6
@@ -121,16 +114,6 @@ class Receiver:
                 if time.perf_counter() >= pause_at:
                     await asyncio.sleep(0)
                     pause_at = time.perf_counter() + slice_seconds
-
-
-def prepare_process() -> None:
-    """Prepare a process for serving Kong while it receives posts; call this once, before it serves.
-
-    Without it, the garbage collector would search the modules imported here in the middle of a request, and
-    the spool's writer would wait for the interpreter's default of 5 ms after each write.
-    """
-    gc.freeze()
-    sys.setswitchinterval(_SWITCH_SECONDS)
 
 
 class HttpLogServer:

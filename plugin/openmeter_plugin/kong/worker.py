@@ -9,7 +9,7 @@ import socket
 import time
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final
+from typing import Any, Final
 
 import uvloop
 
@@ -24,9 +24,6 @@ from openmeter_plugin.log import get_logger
 from openmeter_plugin.process.handoff import Handoff
 from openmeter_plugin.process.supervisor import Heartbeats
 from openmeter_plugin.spool.writer import Fsync, SpoolWriter
-
-if TYPE_CHECKING:
-    from openmeter_plugin.http_log.config import HttpLogConfig
 
 _SWEEP_SECONDS: Final = 3600.0  # instances without an event for one to two sweeps are forgotten
 _DISK_CHECK_SECONDS: Final = 0.25
@@ -62,25 +59,13 @@ class WorkerSlot:
     handoff: Handoff
 
 
-def run_worker(
-    listener: socket.socket | None,
-    options: WorkerOptions,
-    slot: WorkerSlot,
-    http_log_listener: socket.socket | None = None,
-    http_log_config: HttpLogConfig | None = None,
-) -> None:
+def run_worker(listener: socket.socket, options: WorkerOptions, slot: WorkerSlot) -> None:
     """Serve until SIGTERM or SIGINT; then answer the events under way, write them to disk and return."""
     with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
-        runner.run(_serve(listener, options, slot, http_log_listener, http_log_config))
+        runner.run(_serve(listener, options, slot))
 
 
-async def _serve(
-    listener: socket.socket | None,
-    options: WorkerOptions,
-    slot: WorkerSlot,
-    http_log_listener: socket.socket | None,
-    http_log_config: HttpLogConfig | None,
-) -> None:
+async def _serve(listener: socket.socket, options: WorkerOptions, slot: WorkerSlot) -> None:
     loop = asyncio.get_running_loop()
 
     def notify(tokens: list[Any]) -> None:
@@ -115,29 +100,14 @@ async def _serve(
     connections = Connections(loop, server.flush, slot.handoff)
     if taken_over := connections.take_over(server.connection):
         get_logger().info("connections_taken_over", **taken_over)
-    acceptor = (
-        Acceptor(listener, server, connections, slot.connection_counts, slot.number, loop)
-        if listener is not None
-        else None
-    )
-    http_log = None
-    if http_log_listener is not None and http_log_config is not None:
-        # Imported on demand, because a web server takes memory.
-        from openmeter_plugin.http_log.receiver import HttpLogServer
-
-        http_log = HttpLogServer(http_log_listener, http_log_config, writer)
+    acceptor = Acceptor(listener, server, connections, slot.connection_counts, slot.number, loop)
     get_logger().info("serving")
     await stop.wait()
 
-    if acceptor is not None and options.socket_activated:
+    if options.socket_activated:
         acceptor.close()
-    drained = _drain(server, None if options.socket_activated else acceptor)
-    if http_log is not None:
-        await asyncio.gather(drained, http_log.stop())
-    else:
-        await drained
-    if acceptor is not None:
-        acceptor.close()
+    await _drain(server, None if options.socket_activated else acceptor)
+    acceptor.close()
     connections.close()
     server.flush()
     await asyncio.to_thread(files.close, _INSTANCE_FILES_SECONDS)

@@ -22,7 +22,7 @@ import pytest
 from syncd.sandbox.testing import running_sandbox
 from tests.harness.books import read_counts
 from tests.harness.kong import KongWorker, PluginInstance
-from tests.harness.process import PluginServer, eventually, plugin_server
+from tests.harness.process import PluginServer, children_of, eventually, plugin_server
 from tests.harness.recordings import SECRETS, Recorded, serialized
 from tests.plugin.http_log_posts import (
     ALICE,
@@ -64,7 +64,7 @@ def port_of(server: PluginServer) -> int:
     """Return the port that it listens on, 0 until it is in the log."""
     for entry in map(json.loads, server.log_text().splitlines()):
         if entry["event"] == "listening" and entry["pid"] == server.process.pid:
-            return int(entry["on"][-1].rpartition(":")[2])
+            return int(entry["on"][1].rpartition(":")[2])
     return 0
 
 
@@ -189,7 +189,7 @@ def test_no_secret_reaches_the_events_the_spool_or_the_log(tmp_path: Path, sandb
         assert secret.encode() not in everything, secret
 
 
-def test_posts_with_a_200_arrive_even_if_the_worker_is_killed_again_and_again(
+def test_posts_with_a_200_arrive_even_if_the_receiver_is_killed_again_and_again(
     tmp_path: Path, sandbox: str
 ) -> None:
     batches = [[f"{number}-{n}" for n in range(40)] for number in range(100)]
@@ -212,26 +212,26 @@ def test_posts_with_a_200_arrive_even_if_the_worker_is_killed_again_and_again(
         sender.start()
         for kill in range(4):
             eventually(lambda at=10 + kill * 20: len(done) >= at, what="the posts")  # type: ignore[misc]
-            os.kill(eventually(lambda: server.child("worker") or 0), signal.SIGKILL)
+            os.kill(eventually(lambda: server.child("http-log") or 0), signal.SIGKILL)
         sender.join(60)
         assert not refused
         eventually(lambda: stats(sandbox)["events_stored"] >= 4000, what="the arrival")
         assert stats(sandbox)["events_stored"] == 4000
 
 
-def test_a_post_during_which_the_worker_dies_has_no_answer_and_is_posted_again(
+def test_a_post_during_which_the_receiver_dies_has_no_answer_and_is_posted_again(
     tmp_path: Path, sandbox: str
 ) -> None:
     request = recorded_posts()[0]
     with serving(tmp_path, sandbox) as (server, port):
         with socket.create_connection(("127.0.0.1", port), 10) as connection:
-            connection.sendall(recorded_posts()[1])  # now the worker has this connection
+            connection.sendall(recorded_posts()[1])  # now the receiver has this connection
             answer = b""
             while not answer.endswith(b"}"):
                 answer += connection.recv(4096)
             connection.sendall(request[:-500])
             log_size = len(server.log_text())
-            os.kill(eventually(lambda: server.child("worker") or 0), signal.SIGKILL)
+            os.kill(eventually(lambda: server.child("http-log") or 0), signal.SIGKILL)
             eventually(lambda: "process_ended" in server.log_text()[log_size:], what="the end")
             with suppress(ConnectionError):
                 connection.sendall(request[-500:])
@@ -267,12 +267,56 @@ def test_requests_over_the_socket_are_answered_while_a_huge_post_is_received(
     assert len(waits) >= 8  # two or three if they had to wait for the post
 
 
-def test_two_workers_receive_posts_at_one_address(tmp_path: Path, sandbox: str) -> None:
-    with serving(tmp_path, sandbox, "--workers", "2") as (server, port):
-        for number in range(40):
-            assert post(port, batch(f"{number}")) == 200
-        eventually(lambda: stats(sandbox)["events_stored"] == 40, what="the arrival")
-        assert server.stop() == 0
+def test_a_killed_receiver_leaves_the_workers_connections_alone(tmp_path: Path, sandbox: str) -> None:
+    plugin = PluginInstance({"ingest_endpoint": ENDPOINT, "__plugin_id": "beside"})
+    template = serialized("authenticated").log
+
+    async def requests(server: PluginServer, port: int) -> None:
+        worker = KongWorker(server.socket)
+        assert await worker.log(plugin, Recorded("before", template))
+        log_size = len(server.log_text())
+        os.kill(eventually(lambda: server.child("http-log") or 0), signal.SIGKILL)
+        for _ in range(20):
+            assert await worker.log(plugin, Recorded("during", template))
+        eventually(lambda: '"serving"' in server.log_text()[log_size:], what="the next receiver")
+        assert post(port, batch("after")) == 200
+        assert not worker.tally.lost
+        await worker.close()
+
+    with serving(tmp_path, sandbox) as (server, port):
+        asyncio.run(requests(server, port))
+
+
+def test_a_hung_receiver_is_replaced_and_counted_in_the_metrics(tmp_path: Path, sandbox: str) -> None:
+    api = tmp_path / "a"
+    with serving(tmp_path, sandbox, "--hang-timeout", "2", "--api", f"unix:{api}") as (server, port):
+        transport = httpx.HTTPTransport(uds=str(api))
+        with httpx.Client(transport=transport, base_url="http://localhost") as client:
+
+            def get(path: str) -> httpx.Response:
+                try:
+                    return client.get(path)
+                except httpx.HTTPError:
+                    return httpx.Response(0)
+
+            eventually(lambda: get("/readyz").status_code == 200, what="readiness")
+            hung = eventually(lambda: server.child("http-log") or 0)
+            os.kill(hung, signal.SIGSTOP)
+            label = 'openmeter_plugin_process_restarts_total{child="http-log"} 1.0'
+            eventually(lambda: label in get("/metrics").text, what="the replacement")
+            eventually(lambda: get("/readyz").status_code == 200, what="readiness again")
+        assert "process_hung" in server.log_text()
+        assert post(port, batch("after")) == 200
+
+
+def test_each_input_has_its_process(tmp_path: Path, sandbox: str) -> None:
+    with serving(tmp_path, sandbox) as (server, _):
+        eventually(lambda: server.child("http-log") and server.child("worker"), what="both")
+    (tmp_path / "plugin").mkdir()
+    with plugin_server(tmp_path / "plugin", "--workers", "2") as server:
+        eventually(lambda: server.log_text().count('"serving"') == 2, what="the workers")
+        assert len(server.children()) == 3
+        assert server.child("http-log") is None
 
 
 def test_the_next_server_takes_over_the_same_port(tmp_path: Path, sandbox: str) -> None:
@@ -302,6 +346,7 @@ def test_http_log_alone_is_served_on_a_unix_socket_which_is_removed_at_the_end(
             connection.sendall(recorded_posts()[1])
             assert connection.recv(4096).startswith(b"HTTP/1.1 200 ")
         assert len(arrived(sandbox, 1)) == 1
+        assert len(children_of(process.pid)) == 2  # the receiver and the delivery
     finally:
         process.terminate()
         assert process.wait(20) == 0

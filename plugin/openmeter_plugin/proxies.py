@@ -14,8 +14,6 @@ from dataclasses import dataclass, field
 from urllib.parse import unquote, urlsplit
 from urllib.request import getproxies_environment
 
-from syncd.core.errors import ConfigError
-
 _SCHEMES = ("http", "https", "socks5", "socks5h")
 _Address = ipaddress.IPv4Address | ipaddress.IPv6Address
 
@@ -35,14 +33,14 @@ class Proxy:
 
 
 def chosen_proxy(text: str, setting: str, host: str) -> Proxy:
-    """Return the proxy that a setting names for requests to `host`; raises ConfigError."""
+    """Return the proxy that a setting names for requests to `host`; raises ValueError."""
     if is_nearby(host):
-        raise ConfigError(f"{setting}: {host} is on this machine or link, which is never reached by a proxy")
+        raise ValueError(f"{setting}: {host} is on this machine or link, which is never reached by a proxy")
     return _parsed(text, setting)
 
 
 def environment_proxy(scheme: str, host: str, port: int | None) -> Proxy | None:
-    """Return the environment's proxy for a URL, None for a direct connection; raises ConfigError."""
+    """Return the environment's proxy for a URL, None for a direct connection; raises ValueError."""
     variables = getproxies_environment()
     name = scheme if variables.get(scheme) else "all"
     text = variables.get(name)
@@ -74,16 +72,16 @@ def _parsed(text: str, setting: str) -> Proxy:
     except ValueError:
         valid = False
     if not valid or parts.path.strip("/") or parts.query or parts.fragment:
-        raise ConfigError(f"{setting}: a proxy is a URL such as http://proxy:3128 or socks5://proxy:1080")
+        raise ValueError(f"{setting}: a proxy is a URL such as http://proxy:3128 or socks5://proxy:1080")
     if parts.scheme.startswith("socks5") and importlib.util.find_spec("socksio") is None:
-        raise ConfigError(f"{setting}: a SOCKS proxy needs the package socksio: pip install 'httpx[socks]'")
+        raise ValueError(f"{setting}: a SOCKS proxy needs the package socksio: pip install 'httpx[socks]'")
     user, password = unquote(parts.username or ""), unquote(parts.password or "")
     address = parts.netloc.rpartition("@")[2]
     return Proxy(f"{parts.scheme}://{address}", setting, (user, password) if user or password else None)
 
 
 def _matches(entry: str, host: str, port: int) -> bool:
-    """Return whether an entry of NO_PROXY means this host and port; raises ConfigError."""
+    """Return whether an entry of NO_PROXY means this host and port; raises ValueError."""
     if entry == "*":
         return True
     address = _address(host)
@@ -100,7 +98,7 @@ def _matches(entry: str, host: str, port: int) -> bool:
     except ValueError:
         wanted, wanted_port, rest = None, None, ""
     if not wanted or rest or any(character.isspace() for character in wanted):
-        raise ConfigError(
+        raise ValueError(
             f"environment variable NO_PROXY: {entry!r} is neither a host, an address nor a network;"
             " separate entries by commas"
         )

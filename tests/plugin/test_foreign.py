@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import base64
 import html
 import json
+import time
 import unicodedata
 from collections.abc import Callable
 from urllib.parse import quote, quote_plus
@@ -12,7 +14,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from syncd.core.foreign import foreign_text
+from openmeter_plugin.foreign import foreign_text, printable
 
 TOKEN = "sk+a/b=c&d\"e'f\\g<h> i%20"
 
@@ -32,6 +34,9 @@ SPELLINGS: dict[str, Callable[[str], str]] = {
     "HTML by number": lambda text: "".join(f"&#{ord(character)};" for character in text),
     "HTML by hex": lambda text: "".join(f"&#x{ord(character):X};" for character in text),
     "HTML in HTML": lambda text: html.escape(html.escape(text)),
+    "base64": lambda text: base64.b64encode(text.encode()).decode(),
+    "base64 for URLs": lambda text: base64.urlsafe_b64encode(text.encode()).decode(),
+    "hex": lambda text: text.encode().hex(),
 }
 
 
@@ -46,6 +51,36 @@ def test_a_secret_is_masked_in_every_spelling(spelling: str) -> None:
 )
 def test_any_secret_is_masked_in_any_spelling(token: str, spelling: str) -> None:
     assert token not in foreign_text(f"<{SPELLINGS[spelling](token)}>", [token]).strip("<>")
+
+
+@pytest.mark.parametrize("before", ["", "Bearer ", "u:", "ab:"])
+def test_a_header_in_base64_shows_nothing_of_its_token(before: str) -> None:
+    token = "om_live_1234567890"
+    written = base64.b64encode(f"{before}{token} and more".encode()).decode()
+    shown = foreign_text(f"you sent {written}", [token])
+    assert "***" in shown
+    for word in shown.replace("***", " ").split():
+        assert token[:4].encode() not in base64.b64decode(word + "===")
+
+
+@pytest.mark.parametrize(
+    "text", ["\\" * 60_000, "&amp;" * 12_000, "%25" * 20_000, "a" * 60_000, "&#0" * 20_000]
+)
+def test_no_text_takes_long_to_search(text: str) -> None:
+    started = time.process_time()
+    foreign_text(text, ["aaaaaaaaaaaaaaaaaaaaaaab", TOKEN])
+    assert time.process_time() - started < 2
+
+
+def test_a_secret_at_the_end_of_what_is_searched_is_not_cut_in_two() -> None:
+    token = "0123456789abcdef"
+    for at in range(65_536 - 40, 65_536, 3):
+        shown = foreign_text(" " * at + token + " x" * 100, [token])
+        assert "0123" not in shown
+
+
+def test_several_lines_stay_lines_without_controls() -> None:
+    assert printable("a\x1b[31m\n\u202eb\x9b\n") == "a[31m\nb\n"
 
 
 def test_a_secret_is_masked_before_the_text_is_cut() -> None:
