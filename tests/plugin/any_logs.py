@@ -91,6 +91,53 @@ json_values = st.recursive(
     max_leaves=8,
 )
 
+_counts = st.integers(0, 9999) | st.sampled_from([None, "7", -1, 2.5, True, "x"])
+_texts = st.sampled_from(["openai", "anthropic", "bedrock", "xai", "UNSPECIFIED", "", None, 5])
+_names = ("cached_tokens", "cache_write_tokens", "audio_tokens", "image_tokens_count", "reasoning_tokens")
+_details = st.dictionaries(st.sampled_from(_names), _counts) | json_values
+_usage = st.fixed_dictionaries(
+    {},
+    optional={
+        **dict.fromkeys(
+            ("prompt_tokens", "completion_tokens", "input_tokens", "total_tokens", "cost"), _counts
+        ),
+        **dict.fromkeys(("prompt_tokens_details", "output_tokens_details", "cache_creation"), _details),
+        **dict.fromkeys(("cache_read_input_tokens", "output_tokens_reasoning_tokens_count"), _counts),
+    },
+)
+_meta = st.dictionaries(
+    st.sampled_from(["provider_name", "request_model", "response_model", "request_mode", "llm_latency"]),
+    _texts,
+)
+_rpc = st.fixed_dictionaries(
+    {},
+    optional=dict.fromkeys(
+        ("method", "tool_name", "latency", "error", "payload", "context_id", "task_state", "streaming"),
+        json_values,
+    ),
+)
+_blocks = st.fixed_dictionaries(
+    {},
+    optional={
+        "usage": _usage,
+        "meta": _meta,
+        "cache": st.fixed_dictionaries({"cache_status": st.sampled_from(["Hit", "Miss", None])}),
+        "rag-inject": st.fixed_dictionaries({"embeddings_tokens": _counts, "embeddings_model": _texts}),
+        "embeddings_tokens": _counts,
+        "payload": json_values,
+    },
+)
+ai_parts = st.builds(
+    lambda flat, blocks, agents: flat | blocks | agents,
+    _blocks,
+    st.dictionaries(st.sampled_from(["proxy", "ai-proxy", "ai", "a.b", "x" * 3000]), _blocks, max_size=3),
+    st.dictionaries(
+        st.sampled_from(["mcp", "a2a"]),
+        st.fixed_dictionaries({"rpc": st.lists(_rpc | json_values, max_size=3), "mcp_session_id": _texts}),
+    ),
+)
+"""The `ai` part of a log: mostly as Kong writes it, with values of other types in it."""
+
 RECORDINGS = [*all_serialized(), *protobuf_requests()]
 
 
@@ -115,7 +162,7 @@ def damaged_logs(draw: st.DrawFn) -> Log:
     recording: Recorded = draw(st.sampled_from(RECORDINGS))
     log = recording.parsed
     if draw(st.booleans()):
-        log["ai"] = draw(json_values)
+        log["ai"] = draw(json_values | ai_parts)
     for path in draw(st.lists(st.sampled_from(PATHS[recording.name]), min_size=1, max_size=3)):
         parent: Any = log
         for key in path[:-1]:

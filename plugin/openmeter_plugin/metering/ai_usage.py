@@ -40,7 +40,9 @@ _REASONING: Final = ("reasoning_tokens",)
 _MODALITIES: Final[tuple[Modality, ...]] = ("image", "audio", "video")
 
 _MAX_DEPTH: Final = 3  # ai, ai.proxy, ai.proxy.rag-inject
-_NOT_CALLS: Final = frozenset({"payload", "usage", "meta", "mcp", "a2a", "audit", "sanitizer", "compressor"})
+_NOT_CALLS: Final = frozenset(
+    {"payload", "usage", "meta", "cache", "mcp", "a2a", "audit", "sanitizer", "compressor"}
+)
 _UNSPECIFIED: Final = "UNSPECIFIED"  # what Kong 3.9 logs for a call that it refused
 
 _KONG: Final = re.compile(r"\bkong/(\d+)\.(\d+)\.(\d+)(?:\.(\d+))?")
@@ -97,8 +99,8 @@ def ai_calls(ai: object, version: Version | None = None) -> list[AiCall]:
     """
     calls: list[AiCall] = []
     names: set[str] = set()
-    for path, block in _blocks(ai, "", 0):
-        for call in _calls(path or "ai", block, version):
+    for block in blocks(ai):
+        for call in _calls(block.name, block.table, version):
             name = call.name
             while name in names:  # two events with the same id would count as one
                 name += "~"
@@ -127,18 +129,27 @@ def is_fixed(version: Version, fixes: tuple[Version, ...]) -> bool:
     return version > max(fixes)
 
 
-def _blocks(value: object, path: str, depth: int) -> Iterator[tuple[str, Mapping[str, Any]]]:
-    """Yield the tables under `ai` that may describe a call, each with its path."""
-    block = json_object(value)
-    if not block:
-        return
-    yield path, block
-    if depth == _MAX_DEPTH:
-        return
-    for key, inner in block.items():
-        if key not in _NOT_CALLS:
-            label = text(key) or "ai"
-            yield from _blocks(inner, f"{path}.{label}" if path else label, depth + 1)
+class Block(NamedTuple):
+    """A table under `ai` that may describe a call, and the keys that lead to it."""
+
+    keys: tuple[str, ...]
+    table: Mapping[str, Any]
+
+    @property
+    def name(self) -> str:
+        """The block's name in event ids."""
+        return ".".join(text(key) or "ai" for key in self.keys) or "ai"
+
+
+def blocks(ai: object, keys: tuple[str, ...] = ()) -> Iterator[Block]:
+    """Yield the tables under `ai`, the table itself first, without those that are never a call."""
+    table = json_object(ai)
+    if table:
+        yield Block(keys, table)
+    if len(keys) < _MAX_DEPTH:
+        for key, inner in table.items():
+            if key not in _NOT_CALLS:
+                yield from blocks(inner, (*keys, key))
 
 
 def _calls(path: str, block: Mapping[str, Any], version: Version | None) -> Iterator[AiCall]:
