@@ -30,7 +30,7 @@ NO_SUCH_PATH = frozenset({404, 405, 410})
 UNKNOWN_ID = "00000000000000000000000000"
 """A ULID of the first millisecond of 1970, which no server has ever created."""
 PAGE_OF_PARTS = 100
-"""Subscriptions, accounts and grants of one customer that are read before its deletion."""
+"""Subscriptions and invoices of one customer that are read before its deletion."""
 
 
 def segment(key: str, what: str) -> str:
@@ -182,13 +182,13 @@ def parts(client: ApiClient, path: str, field: str, params: Params | None) -> li
     return [] if answer is None else entries_of(answer, field, path, f"an entry of {path}")
 
 
-def statuses(subscriptions: Sequence[Mapping[str, object]]) -> dict[str, str]:
-    """Return the status of each subscription by id."""
-    listed = {str(entry.get("id")): str(entry.get("status")) for entry in subscriptions}
-    if len(subscriptions) >= PAGE_OF_PARTS:
+def open_subscriptions(listed: Sequence[Mapping[str, object]]) -> tuple[str, ...]:
+    """Return the ids of the subscriptions that have not ended."""
+    found = [str(entry.get("id")) for entry in listed if entry.get("status") != "inactive"]
+    if len(listed) >= PAGE_OF_PARTS:
         # Only the first page is read. An active one may follow on the next page, so assume that it does.
-        listed["and perhaps more than were listed"] = "unknown"
-    return listed
+        found.append("and perhaps more than were listed")
+    return tuple(found)
 
 
 def deleted(client: ApiClient, path: str) -> bool:

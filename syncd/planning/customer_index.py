@@ -91,7 +91,6 @@ class CustomerIndex:
     def __init__(self, observed: ObservedState) -> None:
         self._observed = observed
         self._leaving: dict[str, set[str]] = {}
-        self._retired: set[str] = set()
         self.by_key = {customer.key: customer for customer in observed.customers if customer.key}
         self._by_subject = {key: customer for customer in observed.customers for key in customer.subject_keys}
         entities = observed.subjects
@@ -124,20 +123,16 @@ class CustomerIndex:
         return pair.refusal if pair else None
 
     def record_moves(self, moves: Iterable[Change]) -> None:
-        """Record subjects that leave a customer by a move, and customers that are retired."""
+        """Record subjects that leave a customer by a move."""
         for move in moves:
             self._leaving.setdefault(move.customer_id or "", set()).update(move.subject_keys)
-            if move.kind is ChangeKind.RETIRE_CUSTOMER:
-                self._retired.add(move.customer_id or "")
 
     def after_moves(self) -> ObservedState:
-        """Return the observed state without the recorded moves and retirements."""
+        """Return the observed state without the subjects that move away."""
         if not self._leaving:
             return self._observed
         customers = tuple(
-            replace(customer, subject_keys=self._remaining(customer))
-            for customer in self._observed.customers
-            if customer.id not in self._retired
+            replace(customer, subject_keys=self._remaining(customer)) for customer in self._observed.customers
         )
         return replace(self._observed, customers=customers)
 

@@ -39,7 +39,6 @@ _REMOVALS = frozenset(
         ChangeKind.MARK_ORPHANED,
         ChangeKind.DETACH_SUBJECTS,
         ChangeKind.MOVE_SUBJECTS,
-        ChangeKind.RETIRE_CUSTOMER,
         ChangeKind.DELETE_CUSTOMER,
     }
 )

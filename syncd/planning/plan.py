@@ -16,8 +16,8 @@ one of another owner            the same, but it is never adopted
 
 A subject that another customer already carries is *unmanaged* if syncd does not manage that customer.
 If it does, the subject is blocked, or with `allow_move` moved. A move also changes usage that has not
-been invoiced yet, because attribution is evaluated when usage is queried. If the subject is the other
-customer's own key, `allow_retire` deletes that customer first (`syncd.planning.moves`).
+been invoiced yet, because attribution is evaluated when usage is queried. A subject that is the other
+customer's own key cannot move (`syncd.planning.moves`).
 
 A subject whose usage is already counted for two customers is blocked and stays where it is
 (`syncd.planning.customer_index`).
@@ -51,7 +51,7 @@ from syncd.core.ownership import (
 )
 from syncd.core.policy import POLICIES, Policy
 from syncd.planning.customer_index import CustomerIndex, double_counting_changes, without_double_counted
-from syncd.planning.moves import Taken, customer_name, moves_to, principals_of, retirements_for, taken_reason
+from syncd.planning.moves import Taken, customer_name, moves_to, principals_of, taken_reason
 from syncd.planning.orphans import Grace, orphan_changes
 
 
@@ -83,8 +83,7 @@ def is_unchanged(
 
 _NEVER = timedelta(days=36500)
 _IGNORED_FLAGS_NOTE = (
-    "policy create-only never changes a customer that exists, so --adopt, --allow-move and --allow-retire do"
-    " nothing"
+    "policy create-only never changes a customer that exists, so --adopt and --allow-move do nothing"
 )
 
 
@@ -95,7 +94,6 @@ class PlanOptions:
     adopt: bool = False
     allow_move: bool = False
     grace: Grace = field(default_factory=Grace)
-    allow_retire: bool = False
     undeletable: Mapping[str, str] = field(default_factory=dict)
 
 
@@ -112,9 +110,9 @@ def make_plan(
     grace = options.grace
     notes: tuple[str, ...] = ()
     if policy == "create-only":
-        if options.adopt or options.allow_move or options.allow_retire:
+        if options.adopt or options.allow_move:
             notes = (_IGNORED_FLAGS_NOTE,)
-        options = replace(options, adopt=False, allow_move=False, allow_retire=False)
+        options = replace(options, adopt=False, allow_move=False)
     if policy != "sync":
         grace = Grace(grace.now, _NEVER)
     index = CustomerIndex(observed)
@@ -265,18 +263,14 @@ class _Planner:
     def _moves(
         self, want: DesiredCustomer, taken: list[Taken], have: ObservedCustomer | None
     ) -> list[Change]:
-        if not taken or (have and self._index.subject_refusal(have)):
+        if not (taken and self._options.allow_move) or (have and self._index.subject_refusal(have)):
             return []
         managed = [
             (subject, carrier)
             for subject, carrier in taken
             if is_managed(carrier.metadata, self._owner_id) and not self._index.change_refusal(carrier)
         ]
-        moves = moves_to(want, managed) if self._options.allow_move else []
-        retired = (
-            retirements_for(want, managed, self._options.undeletable) if self._options.allow_retire else []
-        )
-        return moves + retired
+        return moves_to(want, managed)
 
     def _report_taken(
         self,
@@ -328,7 +322,7 @@ class _Planner:
             reason = f"already attributed to {whose}; left alone"
             return Change(ChangeKind.UNMANAGED, carrier.key, (subject.key,), reason, carrier.id)
         refusal = self._index.change_refusal(carrier) or why_not
-        reason = taken_reason(want, subject, carrier, self._options.undeletable, refusal)
+        reason = taken_reason(want, subject, carrier, refusal)
         settled = settled or carrier.active_subscription is not None or ADOPTED in carrier.metadata
         return _blocked(want, [subject], reason, carrier, settled=settled)
 

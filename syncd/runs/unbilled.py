@@ -19,7 +19,7 @@ from syncd.core.unbilled import WINDOW, UnbilledSubject, UnbilledUsage, first_da
 from syncd.metering.usage import REQUESTS_METER, TOKENS_METER, owners, whole
 
 _QUICK_SECONDS = 1.0
-_KINDS_WITH_EVENTS = REMOVALS | {ChangeKind.MOVE_SUBJECTS, ChangeKind.RETIRE_CUSTOMER, ChangeKind.BLOCKED}
+_KINDS_WITH_EVENTS = REMOVALS | {ChangeKind.MOVE_SUBJECTS, ChangeKind.BLOCKED}
 
 
 class UsageReader(Protocol):

@@ -19,7 +19,7 @@ from tests.syncd.builders import BY_TAG, OWNER, RULES, consumer, customer, lines
 from tests.syncd.processes import Project
 
 DEFAULT_KEYS = replace(RULES, templates=Templates())
-FLAGS = PlanOptions(adopt=True, allow_move=True, allow_retire=True)
+FLAGS = PlanOptions(adopt=True, allow_move=True)
 
 
 def reasons(plan: Plan) -> str:
