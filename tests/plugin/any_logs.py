@@ -9,8 +9,15 @@ from typing import Any
 
 from hypothesis import strategies as st
 
-from openmeter_plugin.metering.ai_events import AiRules
-from openmeter_plugin.metering.event import Decision, Quarantined
+from openmeter_plugin.metering.ai_events import (
+    A2A_REQUEST,
+    LLM_CACHE_HIT,
+    LLM_CALL,
+    LLM_REQUEST,
+    MCP_REQUEST,
+    AiRules,
+)
+from openmeter_plugin.metering.event import API_REQUEST, Decision, Quarantined
 from openmeter_plugin.metering.lenient_json import MAX_TEXT
 from openmeter_plugin.metering.pdk_queries import NOT_QUERIED, PdkQuery
 from openmeter_plugin.metering.rules import Attribute, Filters, Lookup, Rules, SkipReason
@@ -183,6 +190,7 @@ def damaged_logs(draw: st.DrawFn) -> Log:
 applications = st.one_of(st.just(NOT_QUERIED), st.just(CONTEXT), json_values)
 captures = st.one_of(st.just(NOT_QUERIED), st.just({"named": {"id": "7"}}), json_values)
 
+EVENT_TYPES = (API_REQUEST, LLM_REQUEST, LLM_CACHE_HIT, LLM_CALL, MCP_REQUEST, A2A_REQUEST)
 REQUIRED = ("specversion", "id", "source", "type", "subject", "time", "data")
 
 
@@ -201,13 +209,13 @@ def assert_valid(decision: Decision) -> None:
     for event in decision:
         assert tuple(event) == REQUIRED
         assert all(type(event[name]) is str and event[name] for name in REQUIRED[:-1])
-        assert event["type"] in ("kong.api_request", "kong.llm_request")
+        assert event["type"] in EVENT_TYPES
         assert re.fullmatch(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\.\d{3}Z", event["time"])
         for value in event["data"].values():
-            assert type(value) in (str, int)
+            assert type(value) in (str, int, float, bool)
             assert value != ""
-            assert len(value) <= MAX_TEXT if isinstance(value, str) else 0 <= value <= 2**53
-        if event["type"] == "kong.llm_request":
-            assert event["data"]["tokens"] > 0
-            assert event["data"]["type"] in ("input", "output")
+            assert len(value) <= MAX_TEXT if isinstance(value, str) else abs(value) <= 2**58
+        if event["type"] in (LLM_REQUEST, LLM_CACHE_HIT):
+            assert event["data"]["tokens"] >= 0
+            assert event["data"]["type"] in ("input", "cache_read", "cache_write", "output", "reasoning")
         json.loads(json.dumps(event, allow_nan=False))
