@@ -20,7 +20,7 @@ from syncd.http.client import ApiClient, Endpoint
 from syncd.http.endpoint import check_endpoint, variable_of
 from syncd.http.retry import MAX_RETRY_AFTER, Pace, Retry, http_date, retry_after
 from tests.harness.ports import free_port
-from tests.syncd.http.sockets import Authority, read_request, reply, talking
+from tests.harness.sockets import Authority, read_request, reply, talking
 from tests.syncd.servers import Answer, Asked, serving
 
 TOKEN = "sk-t0ken/+=&\"<>'"
