@@ -12,9 +12,17 @@ from typing import Annotated, Any, Final, Literal
 from urllib.parse import SplitResult, urlsplit
 
 import orjson
-from pydantic import Field, SecretStr, ValidationError, field_validator
+from pydantic import Field, SecretStr, ValidationError, ValidationInfo, field_validator
 
-from openmeter_plugin.config.metering_settings import AttributeConfig, FiltersConfig, LuaList, Record, Subject
+from openmeter_plugin.config.metering_settings import (
+    AttributeConfig,
+    FiltersConfig,
+    LuaList,
+    Record,
+    Subject,
+    UnitConfig,
+)
+from openmeter_plugin.metering.ai_events import AiRules
 from openmeter_plugin.metering.rules import Rules
 from openmeter_plugin.spool.destination import is_header_value
 
@@ -43,8 +51,15 @@ class PluginConfig(Record):
     api_token: SecretStr | None = None
     meter_api_requests: bool = True
     meter_ai_token_usage: bool = True
+    # None is the default of AiRules: a default here would have to stand in Kong's schema, where a control
+    # plane fills it in and an older data plane rejects it.
+    ai_tokens: Literal["kong", "split"] | None = None
+    ai_cache_hits: Literal["bill", "mark", "skip"] | None = None
+    meter_ai_calls: bool | None = None
+    meter_agent_requests: bool | None = None
     subject: Subject = Subject()
     attributes: Annotated[tuple[AttributeConfig, ...], LuaList] = ()
+    units: Annotated[tuple[UnitConfig, ...], LuaList] = ()
     ssl_verify: bool = True
     timeout: Annotated[float, Field(gt=0)] = 10_000
     keepalive: Annotated[float, Field(ge=0)] = 60_000
@@ -59,6 +74,18 @@ class PluginConfig(Record):
     def _is_an_http_url(cls, value: str) -> str:
         return usable_endpoint(value)
 
+    @field_validator("units")
+    @classmethod
+    def _have_names_of_their_own(
+        cls, value: tuple[UnitConfig, ...], info: ValidationInfo
+    ) -> tuple[UnitConfig, ...]:
+        names = [a.event_property_name for a in info.data.get("attributes", ())]
+        for unit in value:
+            if unit.name in names:
+                raise ValueError(f"the name {unit.name!r} is taken by an attribute or another unit")
+            names.append(unit.name)
+        return value
+
     @field_validator("api_token")
     @classmethod
     def _fits_in_a_header(cls, value: SecretStr | None) -> SecretStr | None:
@@ -72,7 +99,14 @@ class PluginConfig(Record):
         return Rules(
             source=self.source,
             meter_api_requests=self.meter_api_requests,
-            meter_ai_token_usage=self.meter_ai_token_usage,
+            ai=AiRules(
+                token_usage=self.meter_ai_token_usage,
+                tokens=self.ai_tokens or "kong",
+                cache_hits=self.ai_cache_hits or "mark",
+                calls=self.meter_ai_calls is True,
+                agent_requests=self.meter_agent_requests is not False,
+                units=tuple(unit.compiled() for unit in self.units),
+            ),
             meter_anonymous_consumer=self.meter_anonymous_consumer,
             lookups=self.subject.lookups,
             require_consumer=self.subject.require_consumer,

@@ -160,6 +160,23 @@ _ATTRIBUTE: Final[Field] = {
     ],
 }
 
+_UNIT: Final[Field] = {
+    "type": "record",
+    "fields": [
+        _field("name", "string", "The event property, such as `credits`.", required=True, len_min=1),
+        _field(
+            "expression",
+            "string",
+            "Arithmetic over `input`, `cache_read`, `cache_write`, `output`, `reasoning` (the call's tokens,"
+            " each in one of them) and `cost`, such as `input + 0.1 * cache_read + 4 * (output + reasoning)`."
+            " Functions: `min`, `max`, `ceil`, `floor`.",
+            required=True,
+            len_min=1,
+            len_max=500,
+        ),
+    ],
+}
+
 _NAME: Final[Field] = {"type": "string", "len_min": 1}
 
 _FILTERS: Final[list[Field]] = [
@@ -279,6 +296,40 @@ FIELDS: Final[list[Field]] = [
         default="kong",
         len_min=1,
         len_max=256,
+    ),
+    _field(
+        "ai_tokens",
+        "string",
+        "How the tokens of an AI call become events: `kong` (the default: two sums, `input` and `output`, as"
+        " Kong's plugin) or `split` (`input`, `cache_read`, `cache_write`, `output`, `reasoning`, each with"
+        " its `modality`, and each token in one of them).",
+        one_of=["kong", "split"],
+    ),
+    _field(
+        "ai_cache_hits",
+        "string",
+        "A call that Kong's semantic cache answered: `mark` (the default: its events have the type"
+        " `kong.llm_cache_hit`, so meters of provider tokens leave it out), `bill` (like any other call) or"
+        " `skip`.",
+        one_of=["bill", "mark", "skip"],
+    ),
+    _field(
+        "meter_ai_calls",
+        "boolean",
+        "Send one event `kong.llm_call` for each AI call, with its tokens, its cost as Kong logged it, its"
+        " latency and its `units`. Off by default.",
+    ),
+    _field(
+        "meter_agent_requests",
+        "boolean",
+        "Send one event `kong.mcp_request` or `kong.a2a_request` for each request of an agent that Kong's"
+        " MCP or A2A plugin logged. On by default.",
+    ),
+    _array(
+        "units",
+        "Quantities computed from the tokens of an AI call, such as credits. Each becomes a property of"
+        " `kong.llm_call`, which is then sent whatever `meter_ai_calls` is.",
+        _UNIT,
     ),
     _field(
         "meter_anonymous_consumer",

@@ -83,7 +83,8 @@ def test_schema_and_model_agree_on_defaults_and_required_fields(at: str) -> None
 def test_schema_and_model_agree_on_allowed_values(at: str) -> None:
     description, info = PAIRS[at]
     assert info is not None
-    allowed = get_args(info.annotation)
+    # An optional setting is a union of its values and None.
+    allowed = [v for a in get_args(info.annotation) for v in get_args(a) or [a] if v is not type(None)]
     assert sorted(allowed) == sorted(description["one_of"])
 
 
@@ -107,6 +108,10 @@ def test_the_model_accepts_what_kong_accepts(at: str) -> None:
             parsed(subject={"fallbacks": [{"look_up_value_in": "header", inner: value}]})
         elif outer == "subject":
             parsed(subject={"look_up_value_in": "header", "field": "x"} | {inner: value})
+        elif outer == "units":
+            # Kong does not check that an expression is arithmetic.
+            unit = {"name": "credits", "expression": "input"} | {inner: value.replace("x", "1")}
+            parsed(units=[unit])
         elif outer == "attributes":
             whole = {"source": "query", "look_up_value_in": "a", "event_property_name": "b"}
             parsed(attributes=[whole | {inner: value}])
@@ -182,7 +187,9 @@ def test_every_setting_of_kongs_own_plugin_has_its_name_type_and_values(at: str)
 def test_no_additional_setting_is_required() -> None:
     added = {at for at in PAIRS if at not in KONG_PLUGIN}
     required_fields = {
-        at for at in added if PAIRS[at][0].get("required") and not at.startswith("subject.fallbacks.")
+        at
+        for at in added
+        if PAIRS[at][0].get("required") and not at.startswith(("subject.fallbacks.", "units."))
     }
     assert required_fields == set()
     assert added == {
@@ -191,6 +198,8 @@ def test_no_additional_setting_is_required() -> None:
         *("subject.missing", "subject.fallback_subject", "subject.require_consumer", "attributes.value"),
         *("filters", "filters.statuses", "filters.methods", "filters.routes", "filters.services"),
         "filters.response_sources",
+        *("ai_tokens", "ai_cache_hits", "meter_ai_calls", "meter_agent_requests"),
+        *("units", "units.name", "units.expression"),
     }
 
 
@@ -228,6 +237,6 @@ def test_a_configuration_of_kongs_own_plugin_with_every_setting_is_accepted() ->
         10,
     )
     assert config_model.queue.concurrency_limit == -1
-    assert rules.meter_ai_token_usage is False
+    assert rules.ai.token_usage is False
     assert rules.lookups[0] == Lookup("header", "x-customer-id")
     assert rules.attributes == (Attribute("header", "x-department-id", "department"),)

@@ -63,7 +63,7 @@ def test_the_endpoint_alone_is_enough_and_the_rest_has_defaults() -> None:
     model, rules = parse_config({"ingest_endpoint": ENDPOINT})
     assert model.api_token is None
     assert rules.lookups == (Lookup("consumer", "id"), Lookup("application", "id"))
-    assert (rules.meter_api_requests, rules.meter_ai_token_usage) == (True, True)
+    assert (rules.meter_api_requests, rules.ai.token_usage) == (True, True)
     assert (rules.meter_anonymous_consumer, rules.application_context) == (False, "when_needed")
 
 
