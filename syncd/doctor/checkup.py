@@ -7,6 +7,7 @@ from contextlib import closing
 
 from syncd.audit.books import leads_to
 from syncd.config.settings import Config
+from syncd.config.sources import may_be_empty
 from syncd.core.errors import ApiError, GatewayError, SourceError, SyncdError
 from syncd.core.model import Principal
 from syncd.doctor.checks import (
@@ -51,7 +52,8 @@ def _sources(config: Config, read: dict[str, Sequence[Principal]]) -> Iterator[F
             yield check_proxy(source.name, source.endpoint)
         try:
             read[source.name] = source.read()
-            yield check_empty(source.name, len(read[source.name]))
+            expected = source.name in may_be_empty(config.sources)
+            yield check_empty(source.name, len(read[source.name]), may_be_empty=expected)
             if isinstance(source, KongAdmin):
                 yield from _status_of_kong(source)
         except SourceError as error:
