@@ -39,7 +39,7 @@ import httpx
 from rich.console import Console
 from rich.table import Table
 
-from tests.bench.gateway import KEY, kong, process
+from tests.bench.kong import KEY, External, kong, process
 from tests.bench.processes import end_cleanly
 from tests.demo.real_kong import KongMissing
 from tests.harness.process import eventually
@@ -204,13 +204,15 @@ def run(how: str, restarts: int, rate: float, workers: int, pause: float, *, bus
     with ExitStack() as stack:
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory()))
         folder.chmod(0o755)
-        upstream = stack.enter_context(process("tests.bench.upstream"))
-        sink = stack.enter_context(process("tests.bench.sink", "--ids"))
+        upstream, _ = stack.enter_context(process("tests.bench.upstream"))
+        sink, _ = stack.enter_context(process("tests.bench.sink", "--ids"))
         running = Running(folder)
         stack.callback(running.close)
         running.start(held=how != "replaced")
         plugin = {"name": "openmeter", "config": {"ingest_endpoint": f"{sink}/api/v1/events"}}
-        gateway = kong(folder / "kong", upstream, [plugin], running.socket, workers=workers, log_level="warn")
+        servers = {"openmeter": External(running.socket)}
+        routes = {"/": [plugin]}
+        gateway = kong(folder / "kong", upstream, routes, servers, workers=workers, log_level="warn")
         url, _ = stack.enter_context(gateway)
         with _burning(_BURNERS if busy else 0):
             load = Load(url, rate, result)

@@ -20,13 +20,17 @@ from openmeter_plugin.config.metering_settings import (
     LuaList,
     Record,
     Subject,
+    Text,
     UnitConfig,
 )
 from openmeter_plugin.metering.ai_events import AiRules
-from openmeter_plugin.metering.rules import Rules
+from openmeter_plugin.metering.rules import Filters, Rules
 from openmeter_plugin.spool.destination import is_header_value
 
-DROPPING_QUEUE_KEYS: Final = ("max_retry_time", "max_entries", "max_bytes")
+DROPPING_QUEUE_KEYS: Final = (
+    *("max_retry_time", "max_entries", "max_bytes"),
+    *("failure_threshold", "breaker_cooldown"),  # Kong 3.16: after so many failures events are dropped
+)
 """Settings of Kong's queue that make it drop events. The spool keeps events, so they have no effect."""
 
 
@@ -68,6 +72,24 @@ class PluginConfig(Record):
     meter_anonymous_consumer: bool = False
     application_context: Literal["when_needed", "always", "never"] = "when_needed"
     filters: FiltersConfig = FiltersConfig()
+    allow_status_codes: Annotated[tuple[Text | int, ...], LuaList] | None = None
+
+    @field_validator("allow_status_codes")
+    @classmethod
+    def _is_the_only_filter_of_statuses(
+        cls, value: tuple[Text | int, ...] | None, info: ValidationInfo
+    ) -> tuple[Text | int, ...] | None:
+        filters = info.data.get("filters")
+        if value and filters is not None and filters.statuses:
+            raise ValueError("is the same filter as filters.statuses: set one of the two, not both")
+        FiltersConfig(statuses=value or None).compiled()
+        return value
+
+    def _filters(self) -> Filters | None:
+        """Return the compiled filters; `allow_status_codes` is Kong's name (3.16) for `filters.statuses`."""
+        if not self.allow_status_codes:
+            return self.filters.compiled()
+        return self.filters.model_copy(update={"statuses": self.allow_status_codes}).compiled()
 
     @field_validator("ingest_endpoint")
     @classmethod
@@ -113,7 +135,7 @@ class PluginConfig(Record):
             missing=self.subject.missing,
             fallback_subject=self.subject.fallback_subject or "",
             attributes=tuple(a.compiled() for a in self.attributes),
-            filters=self.filters.compiled(),
+            filters=self._filters(),
             application_context=self.application_context,
         )
 

@@ -205,6 +205,11 @@ _FILTERS: Final[list[Field]] = [
 
 _NO_EFFECT: Final = "Accepted, but has no effect: Kong's queue would drop events, the spool keeps them."
 
+_NO_EFFECT_BREAKER: Final = (
+    "Accepted, but has no effect: after so many failures Kong's queue would drop events. The plugin pauses"
+    " delivery and retries with one batch; the events wait in the spool."
+)
+
 _QUEUE: Final[list[Field]] = [
     _field("max_batch_size", "integer", "Events in one POST.", default=500, between=[1, 1_000_000]),
     _field(
@@ -231,6 +236,8 @@ _QUEUE: Final[list[Field]] = [
     _field("max_retry_time", "number", _NO_EFFECT),
     _field("max_entries", "integer", _NO_EFFECT, between=[1, 1_000_000]),
     _field("max_bytes", "integer", _NO_EFFECT),
+    _field("failure_threshold", "integer", _NO_EFFECT_BREAKER, between=[0, 1_000_000]),
+    _field("breaker_cooldown", "number", _NO_EFFECT_BREAKER),
     _field(
         "concurrency_limit",
         "integer",
@@ -288,6 +295,12 @@ FIELDS: Final[list[Field]] = [
         between=[0, 1_000_000_000],
     ),
     _record("queue", "How events are batched and retried.", _QUEUE),
+    _array(
+        "allow_status_codes",
+        "Meter only requests with these response statuses, as numbers or ranges: `404`, `200-299`. Kong's"
+        " name (3.16) for `filters.statuses`; set one of the two.",
+        {"type": "string", "len_min": 1},
+    ),
     # Fields below are not in Kong's plugin.
     _field(
         "source",

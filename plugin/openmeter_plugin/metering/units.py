@@ -75,7 +75,7 @@ def _check(node: ast.AST) -> None:
     where = f"column {getattr(node, 'col_offset', 0) + 1}"
     match node:
         case ast.Name(id=name) if name not in NAMES and name not in _FUNCTIONS:
-            raise ValueError(f"{where}: {name!r} is unknown; an expression can use {', '.join(NAMES)}")
+            raise ValueError(f"{where}: {name!r} is unknown, an expression can use {', '.join(NAMES)}")
         case ast.Constant(value=value) if type(value) not in (int, float):
             raise ValueError(f"{where}: {value!r} is no number")
         case ast.Call(func=ast.Name(id=name), keywords=[]) if name in _FUNCTIONS:

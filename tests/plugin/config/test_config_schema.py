@@ -136,10 +136,11 @@ def test_plugin_info_is_what_kongs_query_command_expects() -> None:
     }
 
 
-# Kong's own plugin `metering-and-billing`, from its published schema (Kong Gateway 3.15)
+# Kong's own plugin `metering-and-billing`, from its published schema (Kong Gateway 3.16)
 
 
 KONG_PLUGIN: dict[str, tuple[str, list[Any] | None]] = {
+    "allow_status_codes": ("array", None),
     "api_token": ("string", None),
     "attributes": ("array", None),
     "attributes.event_property_name": ("string", None),
@@ -150,7 +151,9 @@ KONG_PLUGIN: dict[str, tuple[str, list[Any] | None]] = {
     "meter_ai_token_usage": ("boolean", None),
     "meter_api_requests": ("boolean", None),
     "queue": ("record", None),
+    "queue.breaker_cooldown": ("number", None),
     "queue.concurrency_limit": ("integer", [-1, 1]),
+    "queue.failure_threshold": ("integer", None),
     "queue.initial_retry_delay": ("number", None),
     "queue.max_batch_size": ("integer", None),
     "queue.max_bytes": ("integer", None),
@@ -166,6 +169,7 @@ KONG_PLUGIN: dict[str, tuple[str, list[Any] | None]] = {
 }
 
 KONG_PLUGIN_BETWEEN = {
+    "queue.failure_threshold": [0, 1_000_000],
     "queue.initial_retry_delay": [0.001, 1_000_000],
     "queue.max_batch_size": [1, 1_000_000],
     "queue.max_coalescing_delay": [0, 3600],

@@ -42,7 +42,7 @@ def test_a_quantity_that_is_no_number_is_none(expression: str) -> None:
 @pytest.mark.parametrize(
     ("expression", "problem"),
     [
-        ("input + tokens", "column 9: 'tokens' is unknown; an expression can use input, cache_read"),
+        ("input + tokens", "column 9: 'tokens' is unknown, an expression can use input, cache_read"),
         ("input +", "this is no arithmetic expression"),
         ("input ** 2", "the operators are + - * / and parentheses"),
         ("input % 2", "the operators are + - * / and parentheses"),
