@@ -6,17 +6,19 @@ counted, and the count is logged once stderr is writable again.
 
 from __future__ import annotations
 
+import json
 import os
 import select
 import sys
 import threading
 import time
+from collections.abc import Iterator
 from typing import Any, Final
 
 import structlog
 
 _MAX_LINE: Final = 4000
-"""Bytes. A pipe that polls as writable takes PIPE_BUF (4096) without blocking (pipe(7))."""
+"""Bytes of a line. A pipe that polls as writable takes PIPE_BUF (4096) without blocking (pipe(7))."""
 
 
 class StderrSink:
@@ -43,13 +45,44 @@ class StderrSink:
     log = debug = info = warning = error = critical = exception = fatal = failure = err = warn = msg
 
     def _write(self, line: str) -> bool:
-        data = line.encode("utf-8", "replace")[:_MAX_LINE] + b"\n"
+        data = line.encode("utf-8", "replace") + b"\n"
         poll = select.poll()
         poll.register(self._fd, select.POLLOUT)
         try:
             return bool(poll.poll(0)) and os.write(self._fd, data) == len(data)
         except OSError:
             return False
+
+
+def render(_logger: object, _method: str, event: structlog.typing.EventDict) -> str:
+    """Return a log event as JSON of at most `_MAX_LINE` bytes; long fields are cut, and say so."""
+    return next(line for line in _renderings(event) if len(line) <= _MAX_LINE)
+
+
+def _renderings(event: structlog.typing.EventDict) -> Iterator[str]:
+    """Yield the event in full, then with ever shorter fields, and finally without its details."""
+    yield _as_json(event)
+    for limit in (2000, 1000, 500, 200, 100):
+        yield _as_json({name: _shortened(value, limit) for name, value in event.items()})
+    named = {name: _shortened(event.get(name), 100) for name in ("event", "level", "timestamp", "process")}
+    yield _as_json(named | {"fields_left_out": len(event.keys() - named.keys())})
+
+
+def _as_json(value: object) -> str:
+    return json.dumps(value, default=repr)  # in ASCII, so a character is a byte
+
+
+def _shortened(value: object, limit: int) -> object:
+    """Return the value with the middle of a long text left out: an exception's last line tells the most."""
+    text = value if isinstance(value, str) else _as_json(value)
+    if len(_as_json(text)) <= limit:
+        return value
+    kept = limit // 2
+    while True:
+        cut = f"{text[:kept]} [... {len(text) - 2 * kept} characters cut ...] {text[-kept:]}"
+        if len(_as_json(cut)) <= limit or kept <= 8:
+            return cut
+        kept //= 2
 
 
 class RateLimit:
@@ -87,7 +120,7 @@ def configure_logging(process: str) -> None:
             structlog.processors.add_log_level,
             structlog.processors.TimeStamper(fmt="iso", utc=True),
             structlog.processors.format_exc_info,
-            structlog.processors.JSONRenderer(),
+            render,
         ],
         wrapper_class=structlog.make_filtering_bound_logger("info"),
         logger_factory=lambda *_: sink,

@@ -37,16 +37,6 @@ from syncd.core.errors import (
 from syncd.core.ownership import is_managed, owner_of
 from syncd.metering.base import Decide, MeteringTarget, NoRemover, Remover
 
-
-def recreate_retired(target: MeteringTarget, retired: Change) -> None:
-    """Create a retired customer again as it was, with a new id. Raises RefusedError."""
-    before = retired.before
-    assert before is not None  # noqa: S101 - the planner gives every retirement its state before
-    key = retired.customer_key or ""
-    metadata = {name: str(value) for name, value in (before.metadata or {}).items()}
-    target.create_customer(key, before.name or key, before.subject_keys or (), metadata, before.details)
-
-
 _ATTACHING = (ChangeKind.CREATE_CUSTOMER, ChangeKind.ATTACH_SUBJECTS)
 
 Begin = Callable[[Sequence[Change]], None]
@@ -131,8 +121,6 @@ class _Applier:
         self.health = Health(target)
         # The customer that a moving subject came from: it goes back if the new customer refuses it.
         self._moved_from: dict[str, str] = {}
-        # The same for a subject whose customer was retired: that customer is created again.
-        self._retired: dict[str, Change] = {}
         # Subjects that could not be attached: writing their entities would make a server with the
         # subject hook create a customer for them.
         self._unattached: set[str] = set()
@@ -154,8 +142,7 @@ class _Applier:
     def _resources(self, change: Change) -> frozenset[str]:
         """Return the customers and subjects that this change may touch."""
         origins = frozenset(self._moved_from[key] for key in change.subject_keys if key in self._moved_from)
-        retired = (resources_of(self._retired[key]) for key in change.subject_keys if key in self._retired)
-        return resources_of(change).union(origins, *retired)
+        return resources_of(change) | origins
 
     def _single(self, change: Change) -> Outcome:
         if change.kind in _ATTACHING:
@@ -191,8 +178,6 @@ class _Applier:
                 return self._edit(change, edits.marking(change, owner_id))
             case ChangeKind.MOVE_SUBJECTS:
                 return self._detach_for_move(change)
-            case ChangeKind.RETIRE_CUSTOMER:
-                return self._retire(change)
             case ChangeKind.DETACH_SUBJECTS:
                 return self._edit(change, edits.detaching(change, owner_id))
             case ChangeKind.CREATE_CUSTOMER:
@@ -216,12 +201,9 @@ class _Applier:
         for key in change.subject_keys:
             if key in self._moved_from:
                 origins.setdefault(self._moved_from[key], []).append(key)
-        retired = [self._retired[key] for key in change.subject_keys if key in self._retired]
         try:
             for origin, keys in origins.items():
                 self._target.edit_customer(origin, edits.adding(tuple(keys), self._owner_id))
-            for gone in retired:
-                recreate_retired(self._target, gone)
         except UnreliableApiError:
             raise
         except (BlockedError, RefusedError, *FAILURES) as error:
@@ -229,7 +211,7 @@ class _Applier:
                 f". The moved subjects could not be put back ({error}): the next plan shows on which customer"
                 " they are now, if on any"
             )
-        return ". The moved subjects were put back" if origins or retired else ""
+        return ". The moved subjects were put back" if origins else ""
 
     def _edit(self, change: Change, decide: Decide) -> bool:
         return self._target.edit_customer(change.customer_id or "", decide)
@@ -239,12 +221,6 @@ class _Applier:
         customer = self._target.customer_by_key(customer_key)
         if customer is not None:
             edits.require_accepts_subjects(customer, self._owner_id)
-
-    def _retire(self, change: Change) -> bool:
-        self._require_accepts_subjects(change.to_customer_key or "")
-        deleted = self._delete_customer(change)
-        self._retired.update(dict.fromkeys(change.subject_keys, change))
-        return deleted
 
     def _detach_for_move(self, change: Change) -> bool:
         self._require_accepts_subjects(change.to_customer_key or "")

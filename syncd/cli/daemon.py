@@ -55,7 +55,7 @@ def resync(
 ) -> None:
     """Trigger a run in the daemon.
 
-    With --allow-move, --allow-retire or --adopt it shows the plan first, then applies exactly that plan.
+    With --allow-move or --adopt it shows the plan first, then applies exactly that plan.
     """
     client = daemon_client(context, config)
     asked: dict[str, bool | str | None] = {name: getattr(options, name) for name in TABLE if name != "force"}

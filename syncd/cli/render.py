@@ -26,7 +26,6 @@ _CHANGE_STYLES = {
     ChangeKind.ADOPT_CUSTOMER: "yellow",
     ChangeKind.UNMARK_ORPHANED: "green",
     ChangeKind.MOVE_SUBJECTS: "bold yellow",
-    ChangeKind.RETIRE_CUSTOMER: "bold red",
     ChangeKind.DETACH_SUBJECTS: "bold yellow",
     ChangeKind.MARK_ORPHANED: "yellow",
     ChangeKind.DELETE_CUSTOMER: "bold red",
@@ -143,7 +142,7 @@ def _why(change: Change) -> str:
     match change.kind:
         case ChangeKind.BLOCKED:
             return f"{change.reason} ({events}, unbilled until then)"
-        case ChangeKind.MOVE_SUBJECTS | ChangeKind.RETIRE_CUSTOMER:
+        case ChangeKind.MOVE_SUBJECTS:
             return f"{change.reason} ({events}, the last 31 days: without a subscription no period is open)"
         case ChangeKind.DELETE_SUBJECT:
             return f"{change.reason} ({events})"

@@ -28,8 +28,6 @@ class ChangeKind(StrEnum):
     UNMARK_ORPHANED = "unmark-orphaned"
     MOVE_SUBJECTS = "move-subjects"
     """Remove subjects from one managed customer; a later creation or attachment adds them to the other."""
-    RETIRE_CUSTOMER = "retire-customer"
-    """Delete a managed customer whose own key is a subject that moves (`syncd.planning.moves`)."""
     DETACH_SUBJECTS = "detach-subjects"
     CREATE_CUSTOMER = "create-customer"
     ATTACH_SUBJECTS = "attach-subjects"
@@ -57,9 +55,6 @@ REMOVALS = frozenset(
     }
 )
 """Changes caused by a missing principal; a source that is empty or only partly read causes none."""
-
-DELETIONS = frozenset({ChangeKind.RETIRE_CUSTOMER, ChangeKind.DELETE_CUSTOMER})
-"""Changes that delete a customer."""
 
 _RANK = {kind: rank for rank, kind in enumerate(ChangeKind)}
 
@@ -104,8 +99,7 @@ class Change:
     """One step of a plan.
 
     `subject_keys` are the subjects that change, not all of the customer's. `customer_id` is the id
-    in the metering API, None for a customer that does not exist yet. `to_customer_key` is set for moves
-    and retirements.
+    in the metering API, None for a customer that does not exist yet. `to_customer_key` is set for moves.
     """
 
     kind: ChangeKind

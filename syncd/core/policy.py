@@ -9,13 +9,12 @@ rename           no           yes                   yes
 upsert subject   blank ones   yes                   yes
 adopt            no           with --adopt          with --adopt
 move             blocked      with --allow-move     with --allow-move
-retire           blocked      with --allow-retire   with --allow-retire
 unmark           no           yes                   yes
 mark, detach,    reported     reported              after their grace
 delete           (orphaned)   (orphaned)            periods
 ===============  ===========  ====================  ==================
 
-The planner decides whether moves, retirements and adoptions are planned at all
+The planner decides whether moves and adoptions are planned at all
 (`syncd.planning.plan.PlanOptions`).
 """
 

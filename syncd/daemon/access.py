@@ -22,7 +22,7 @@ from starlette.datastructures import Headers
 from starlette.responses import JSONResponse
 from starlette.types import ASGIApp, Receive, Scope, Send
 
-from openmeter_plugin.api.access import body_refusal
+from openmeter_plugin.api.access import body_refusal, head_as_get
 from syncd.dashboard.session import LoginLimit
 from syncd.dashboard.web import ROOT
 
@@ -62,7 +62,7 @@ class AccessMiddleware:
         """Handle a request."""
         refusal = self._refusal(scope) if scope["type"] == "http" else None
         if refusal is None:
-            await self._app(scope, receive, send)
+            await self._app(head_as_get(scope), receive, send)
             return
         status, detail, headers = refusal
         # The body was not read, so the connection cannot be reused.

@@ -6,7 +6,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Final, Literal
 
-from syncd.core.changes import DELETIONS, REMOVALS, Change, ChangeKind, EntityState, Outcome, Plan
+from syncd.core.changes import REMOVALS, Change, ChangeKind, EntityState, Outcome, Plan
 from syncd.dashboard.text import number
 from syncd.runs.options import hint_for
 
@@ -122,7 +122,7 @@ def tone(kind: ChangeKind) -> Tone:
         return "blocked"
     if kind in (ChangeKind.UNMANAGED, ChangeKind.ORPHANED):
         return "report"
-    if kind in REMOVALS | DELETIONS:
+    if kind in REMOVALS:
         return "remove"
     return "add" if kind in _ADDS else "change"
 
@@ -209,7 +209,7 @@ def _usage(change: Change) -> str | None:
     events = f"{number(change.usage.events)} events since {change.usage.since[:10]}"
     if change.kind is ChangeKind.BLOCKED:
         return f"{events} remain unbilled until then"
-    if change.kind in {ChangeKind.MOVE_SUBJECTS, ChangeKind.RETIRE_CUSTOMER}:
+    if change.kind is ChangeKind.MOVE_SUBJECTS:
         return f"{events} move as well"
     return events if change.kind is ChangeKind.DELETE_SUBJECT else f"{events} become unbilled"
 

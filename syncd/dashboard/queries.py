@@ -178,7 +178,7 @@ class Queries:
         document = self._history.run(run_id)
         if document is None or document["id"] != run_id:
             return None
-        plan = from_json(document["plan"]) if document["plan"] else None
+        plan = _recorded_plan(document["plan"])
         options = RunOptions(dry_run=bool(document["dry_run"])).as_reviewed(document.get("options") or {})
         results = Results.of_history(document["results"])
         return RunDetail(run_line(document, now), options, plan, results)
@@ -203,6 +203,14 @@ class Queries:
             if config is not self._read_for:
                 self._read_for, self._reader = config, Reader()
             return config, self._reader
+
+
+def _recorded_plan(document: dict[str, Any] | None) -> Plan | None:
+    """Return a plan of the history; None if another version of syncd planned a change that this one lacks."""
+    try:
+        return from_json(document) if document else None
+    except ValueError:
+        return None
 
 
 def _probed(kind: str, probe: Probe, answer: Answer[object]) -> Health:

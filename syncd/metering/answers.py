@@ -19,6 +19,7 @@ from syncd.core.errors import (
     RefusedError,
     UnreliableApiError,
 )
+from syncd.core.model import shared
 from syncd.http.client import ApiClient, Params, expect_list, expect_object
 from syncd.metering.base import WriteTrial
 
@@ -30,7 +31,7 @@ NO_SUCH_PATH = frozenset({404, 405, 410})
 UNKNOWN_ID = "00000000000000000000000000"
 """A ULID of the first millisecond of 1970, which no server has ever created."""
 PAGE_OF_PARTS = 100
-"""Subscriptions, accounts and grants of one customer that are read before its deletion."""
+"""Subscriptions and invoices of one customer that are read before its deletion."""
 
 
 def segment(key: str, what: str) -> str:
@@ -38,12 +39,18 @@ def segment(key: str, what: str) -> str:
 
     Clients, servers and proxies resolve ``.`` and ``..`` in a path, encoded (``%2e``) or not, some also
     after they decode ``%2F`` (RFC 3986, 5.2.4 and 6.2.2): the request would reach another entity.
+
+    OpenMeter decodes a path twice if its encoding is the shortest one (Go's URL.RawPath is then empty, and
+    the router passes on the decoded path): ``a%252Fb`` reaches ``a/b``, and ``100%25`` is a 400. So a key
+    with a ``%`` is encoded throughout; one of nothing else stays a 400.
     """
     if not key or any(part in (".", "..") for part in re.split(r"[/\\]", key)):
         raise BlockedError(
             f"{what} {key!r} cannot stand in the address of a request, because '.' and '..' lead to another"
             " address. Rename it at its source, or change it by hand"
         )
+    if "%" in key:
+        return "".join(f"%{byte:02X}" for byte in key.encode())
     return quote(key, safe="")
 
 
@@ -112,7 +119,7 @@ def whole_or_none(value: object) -> int | None:
 
 def texts(value: object) -> dict[str, str]:
     """Return the entries of an object that are texts."""
-    return {name: entry for name, entry in mapping(value).items() if isinstance(entry, str)}
+    return {name: shared(entry) for name, entry in mapping(value).items() if isinstance(entry, str)}
 
 
 def number(value: object, what: str) -> float:
@@ -182,13 +189,13 @@ def parts(client: ApiClient, path: str, field: str, params: Params | None) -> li
     return [] if answer is None else entries_of(answer, field, path, f"an entry of {path}")
 
 
-def statuses(subscriptions: Sequence[Mapping[str, object]]) -> dict[str, str]:
-    """Return the status of each subscription by id."""
-    listed = {str(entry.get("id")): str(entry.get("status")) for entry in subscriptions}
-    if len(subscriptions) >= PAGE_OF_PARTS:
+def open_subscriptions(listed: Sequence[Mapping[str, object]]) -> tuple[str, ...]:
+    """Return the ids of the subscriptions that have not ended."""
+    found = [str(entry.get("id")) for entry in listed if entry.get("status") != "inactive"]
+    if len(listed) >= PAGE_OF_PARTS:
         # Only the first page is read. An active one may follow on the next page, so assume that it does.
-        listed["and perhaps more than were listed"] = "unknown"
-    return listed
+        found.append("and perhaps more than were listed")
+    return tuple(found)
 
 
 def deleted(client: ApiClient, path: str) -> bool:

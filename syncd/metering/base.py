@@ -15,8 +15,6 @@ from typing import Literal, NamedTuple, Protocol
 from syncd.core.errors import BlockedError
 from syncd.core.model import NO_DETAILS, CustomerDetails, ObservedCustomer, ObservedState, ObservedSubject
 
-_ENDED = "inactive"
-
 
 @dataclass(frozen=True, slots=True)
 class CustomerEdit:
@@ -86,22 +84,13 @@ class MeteringTarget(Protocol):
 class Inspection:
     """The parts of a customer that speak against its deletion.
 
-    `entitlements` are keys of features; `subscriptions` maps the id of every subscription, ended ones
-    too, to its status; `others` describe anything else that people added.
+    `entitlements` are keys of features; `open_subscriptions` are ids of those that are active or scheduled.
     """
 
-    name: str
-    details: CustomerDetails = NO_DETAILS
     entitlements: tuple[str, ...] = ()
-    subscriptions: Mapping[str, str] | None = None
-    others: tuple[str, ...] = ()
+    open_subscriptions: tuple[str, ...] = ()
     open_invoices: tuple[str, ...] = ()
     """Ids of invoices that are not final; v3 does not show them."""
-
-    @property
-    def open_subscriptions(self) -> list[str]:
-        """Return the subscriptions that are active or scheduled."""
-        return [name for name, status in (self.subscriptions or {}).items() if status != _ENDED]
 
 
 class Inspector(Protocol):

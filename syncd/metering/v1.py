@@ -206,9 +206,8 @@ class OpenMeterV1:
     # Deletions
 
     def inspect(self, customer_id: str) -> Inspection | None:
-        """Return what depends on a customer; three to four requests."""
-        document = self._by_id(customer_id)
-        if document is None:
+        """Return what depends on a customer; four requests."""
+        if self._by_id(customer_id) is None:
             return None
         path = f"{_CUSTOMERS}/{id_segment(customer_id)}"
         page = {"page": 1, "pageSize": PAGE_OF_PARTS}
@@ -216,14 +215,9 @@ class OpenMeterV1:
         subscriptions = answers.parts(self._client, f"{path}/subscriptions", "items", page)
         for entry in subscriptions:
             answers.expect_among(entry.get("customerId"), {customer_id}, f"subscriptions of {customer_id}")
-        accounts = answers.parts(self._client, f"{path}/apps", "items", page)
-        others = sorted({str(account.get("type")) for account in accounts} - {"sandbox"})
         return Inspection(
-            str(document.get("name")),
-            _details(document),
             tuple(sorted(mapping(access.get("entitlements")))),
-            answers.statuses(subscriptions),
-            tuple(f"an account with {name}" for name in others),
+            answers.open_subscriptions(subscriptions),
             self._open_invoices(customer_id),
         )
 
@@ -371,13 +365,9 @@ def _camel(name: str) -> str:
     return first + "".join(part.capitalize() for part in rest)
 
 
-def _snake(name: str) -> str:
-    return "".join(f"_{char.lower()}" if char.isupper() else char for char in name)
-
-
 def _observed_customer(document: dict[str, object]) -> ObservedCustomer:
     identity, name, key = document.get("id"), document.get("name"), document.get("key")
-    attribution, metadata = document.get("usageAttribution"), document.get("metadata")
+    attribution = document.get("usageAttribution")
     keys = attribution.get("subjectKeys") or [] if isinstance(attribution, dict) else []
     if not isinstance(identity, str) or not isinstance(name, str) or not isinstance(keys, list):
         raise MalformedError(f"{API}: a customer without id, name or a list of subject keys")
@@ -386,7 +376,7 @@ def _observed_customer(document: dict[str, object]) -> ObservedCustomer:
         key if isinstance(key, str) and key else None,
         name,
         tuple(map(str, keys)),
-        {name: value for name, value in mapping(metadata).items() if isinstance(value, str)},
+        answers.texts(document.get("metadata")),
         _active_subscription(document),
     )
 
@@ -401,17 +391,6 @@ def _active_subscription(document: dict[str, object]) -> str | None:
         if fields.get("status") in _RUNNING:
             return str(fields.get("id"))
     return None
-
-
-def _details(document: Mapping[str, object]) -> CustomerDetails:
-    address = mapping(document.get("billingAddress"))
-    return CustomerDetails(
-        email=answers.text_or_none(document.get("primaryEmail")),
-        currency=answers.text_or_none(document.get("currency")),
-        description=answers.text_or_none(document.get("description")),
-        billing_address={_snake(name): str(value) for name, value in address.items() if value},
-        metadata={name: str(value) for name, value in mapping(document.get("metadata")).items()},
-    )
 
 
 def _observed_subject(document: dict[str, object]) -> ObservedSubject:

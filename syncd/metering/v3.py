@@ -186,9 +186,8 @@ class OpenMeterV3:
     # Deletions
 
     def inspect(self, customer_id: str) -> Inspection | None:
-        """Return what depends on a customer; five requests."""
-        document = self._read(customer_id)
-        if document is None:
+        """Return what depends on a customer; three requests."""
+        if self._read(customer_id) is None:
             return None
         path = f"{_CUSTOMERS}/{id_segment(customer_id)}"
         page: Params = {"page[size]": PAGE_OF_PARTS, "page[number]": 1}
@@ -196,24 +195,10 @@ class OpenMeterV3:
         filters = {**page, "filter[customer_id][eq]": customer_id}
         subscriptions = answers.parts(self._client, _SUBSCRIPTIONS, "data", filters)
         _expect_subscriptions(subscriptions, customer_id)
-        others = [f"an account with {name}" for name in sorted(self._accounts(path))]
-        if answers.parts(self._client, f"{path}/credits/grants", "data", page):
-            others.append("credits")
         return Inspection(
-            str(document.get("name")),
-            _details(document),
             tuple(sorted(str(entry.get("feature_key")) for entry in access)),
-            answers.statuses(subscriptions),
-            tuple(others),
+            answers.open_subscriptions(subscriptions),
         )
-
-    def _accounts(self, path: str) -> list[str]:
-        try:
-            billing = answers.object_or_none(self._client, f"{path}/billing") or {}
-        except RefusedError:
-            # The answer if the payment app does not know the customer.
-            return []
-        return [name for name, account in mapping(billing.get("app_data")).items() if account]
 
     def delete_customer(self, customer_id: str) -> bool:
         """Delete a customer by its id."""
@@ -385,17 +370,6 @@ def _observed(document: dict[str, object], running: Mapping[str, str]) -> Observ
         subject_keys=tuple(map(str, keys)),
         metadata=answers.texts(document.get("labels")),
         active_subscription=running.get(identity),
-    )
-
-
-def _details(document: Mapping[str, object]) -> CustomerDetails:
-    address = mapping(document.get("billing_address"))
-    return CustomerDetails(
-        email=answers.text_or_none(document.get("primary_email")),
-        currency=answers.text_or_none(document.get("currency")),
-        description=answers.text_or_none(document.get("description")),
-        billing_address={name: str(value) for name, value in address.items() if value},
-        metadata={name: str(value) for name, value in mapping(document.get("labels")).items()},
     )
 
 

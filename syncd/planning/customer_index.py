@@ -14,6 +14,8 @@ from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from functools import cached_property
 
+from msgspec import structs
+
 from syncd.core.changes import Change, ChangeKind
 from syncd.core.model import DesiredCustomer, ObservedCustomer, ObservedState
 from syncd.core.ownership import is_managed
@@ -69,7 +71,7 @@ def without_double_counted(want: DesiredCustomer, double_counted: DoubleCounted)
     if double_counted.keys().isdisjoint(subject.key for subject in want.subjects):
         return want
     subjects = tuple(subject for subject in want.subjects if subject.key not in double_counted)
-    return replace(want, subjects=subjects)
+    return structs.replace(want, subjects=subjects)
 
 
 def double_counting_changes(
@@ -91,7 +93,6 @@ class CustomerIndex:
     def __init__(self, observed: ObservedState) -> None:
         self._observed = observed
         self._leaving: dict[str, set[str]] = {}
-        self._retired: set[str] = set()
         self.by_key = {customer.key: customer for customer in observed.customers if customer.key}
         self._by_subject = {key: customer for customer in observed.customers for key in customer.subject_keys}
         entities = observed.subjects
@@ -124,20 +125,17 @@ class CustomerIndex:
         return pair.refusal if pair else None
 
     def record_moves(self, moves: Iterable[Change]) -> None:
-        """Record subjects that leave a customer by a move, and customers that are retired."""
+        """Record subjects that leave a customer by a move."""
         for move in moves:
             self._leaving.setdefault(move.customer_id or "", set()).update(move.subject_keys)
-            if move.kind is ChangeKind.RETIRE_CUSTOMER:
-                self._retired.add(move.customer_id or "")
 
     def after_moves(self) -> ObservedState:
-        """Return the observed state without the recorded moves and retirements."""
+        """Return the observed state without the subjects that move away."""
         if not self._leaving:
             return self._observed
         customers = tuple(
-            replace(customer, subject_keys=self._remaining(customer))
+            structs.replace(customer, subject_keys=self._remaining(customer))
             for customer in self._observed.customers
-            if customer.id not in self._retired
         )
         return replace(self._observed, customers=customers)
 

@@ -4,14 +4,11 @@ Removing a subject from a customer whose *key* it is has no effect, because the 
 usage by key too. OpenMeter even accepts such a subject on another customer
 (openmeter/customer/adapter/customer.go, CreateCustomer and UpdateCustomer check the key only); it then
 counts its usage for both (streaming/clickhouse/queryhelper.go, customersWhere) and refuses every change
-of the first. So that customer is *retired* first, that is, deleted: only if syncd manages it, it has no
-other subject, and `syncd.planning.deletion_checks` finds no obstacle. The v1 API could give it another
-key instead; v3 cannot (keys are immutable), so both dialects retire.
+of the first. Only deleting that customer frees its key. That has no grace period and may concern billing
+that syncd cannot see, so syncd leaves it to a person and says what to do.
 """
 
 from __future__ import annotations
-
-from collections.abc import Mapping
 
 from syncd.core.changes import Change, ChangeKind, EntityState
 from syncd.core.model import DesiredCustomer, DesiredSubject, ObservedCustomer
@@ -30,25 +27,10 @@ def moves_to(want: DesiredCustomer, taken: list[Taken]) -> list[Change]:
     return [_move(want, carrier, leaving) for carrier, leaving in by_carrier.values()]
 
 
-def retirements_for(
-    want: DesiredCustomer, taken: list[Taken], undeletable: Mapping[str, str]
-) -> list[Change]:
-    """Return the retirements of managed customers whose key and only subject belongs to `want` now.
-
-    `undeletable` are customers that must stay: id -> why.
-    """
-    return [
-        _retirement(want, subject, carrier)
-        for subject, carrier in taken
-        if _is_retirable(subject, carrier) and carrier.id not in undeletable
-    ]
-
-
 def taken_reason(
     want: DesiredCustomer,
     subject: DesiredSubject,
     carrier: ObservedCustomer,
-    undeletable: Mapping[str, str],
     refusal: str | None = None,
 ) -> str:
     """Explain why a subject stays on another managed customer, and what to do.
@@ -69,7 +51,7 @@ def taken_reason(
     elif ADOPTED in carrier.metadata:
         reason += " That customer was adopted, and syncd never detaches its subjects: move it by hand"
     elif carrier.key == subject.key:
-        reason += _own_key_reason(subject, carrier, undeletable)
+        reason += _own_key_reason(want, subject, carrier)
     else:
         reason += (
             " A move would also move usage that is not invoiced yet, so it is left there. If you want that,"
@@ -78,33 +60,20 @@ def taken_reason(
     return reason
 
 
-def _own_key_reason(
-    subject: DesiredSubject, carrier: ObservedCustomer, undeletable: Mapping[str, str]
-) -> str:
-    reason = " It is that customer's own key, so no other customer can carry it while that customer exists"
-    by_hand = (
-        f"delete customer {carrier.key!r} by hand once its usage is invoiced; the next run then moves the"
-        " subject"
-    )
-    if not _is_retirable(subject, carrier):
-        others = ", ".join(key for key in carrier.subject_keys if key != subject.key)
-        return f"{reason}. It also carries other subjects ({others}). Move those first, or {by_hand}"
-    if carrier.id in undeletable:
-        why = undeletable[carrier.id]
-        return f"{reason}. syncd does not delete it: {why}. If that does not matter, {by_hand}"
+def _own_key_reason(want: DesiredCustomer, subject: DesiredSubject, carrier: ObservedCustomer) -> str:
+    others = [key for key in carrier.subject_keys if key != subject.key]
+    first = f"move its other subjects ({', '.join(others)}) to where they belong, " if others else ""
     return (
-        f"{reason}. It has no other subject: pass --allow-retire to have syncd delete it and move the"
-        f" subject, including usage that is not invoiced yet; or {by_hand}"
+        " It is that customer's own key, so no other customer can carry it while that customer exists, and"
+        f" syncd does not delete it. By hand: {first}end its subscriptions and entitlements, invoice its"
+        f" usage, and delete customer {carrier.key!r}. The next run then attaches the subject to"
+        f" {want.key!r}, with its usage that is not invoiced"
     )
 
 
 def _is_free(carrier: ObservedCustomer) -> bool:
     """Return whether subjects can leave: none can leave a customer with a subscription or an adopted one."""
     return not carrier.active_subscription and ADOPTED not in carrier.metadata
-
-
-def _is_retirable(subject: DesiredSubject, carrier: ObservedCustomer) -> bool:
-    return _is_free(carrier) and subject.key == carrier.key and set(carrier.subject_keys) <= {subject.key}
 
 
 def _move(want: DesiredCustomer, carrier: ObservedCustomer, leaving: list[DesiredSubject]) -> Change:
@@ -118,20 +87,6 @@ def _move(want: DesiredCustomer, carrier: ObservedCustomer, leaving: list[Desire
         carrier.id,
         EntityState(subject_keys=carrier.subject_keys),
         EntityState(subject_keys=tuple(key for key in carrier.subject_keys if key not in keys)),
-        want.key,
-    )
-
-
-def _retirement(want: DesiredCustomer, subject: DesiredSubject, carrier: ObservedCustomer) -> Change:
-    return Change(
-        ChangeKind.RETIRE_CUSTOMER,
-        carrier.key,
-        (subject.key,),
-        f"{subject.principal} now belongs to customer {want.key!r}, but is the key of its own"
-        " customer, so that customer is deleted first; usage that is not invoiced yet moves too",
-        carrier.id,
-        EntityState(carrier.name, carrier.subject_keys, dict(carrier.metadata)),
-        None,
         want.key,
     )
 

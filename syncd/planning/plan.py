@@ -16,8 +16,8 @@ one of another owner            the same, but it is never adopted
 
 A subject that another customer already carries is *unmanaged* if syncd does not manage that customer.
 If it does, the subject is blocked, or with `allow_move` moved. A move also changes usage that has not
-been invoiced yet, because attribution is evaluated when usage is queried. If the subject is the other
-customer's own key, `allow_retire` deletes that customer first (`syncd.planning.moves`).
+been invoiced yet, because attribution is evaluated when usage is queried. A subject that is the other
+customer's own key cannot move (`syncd.planning.moves`).
 
 A subject whose usage is already counted for two customers is blocked and stays where it is
 (`syncd.planning.customer_index`).
@@ -30,6 +30,8 @@ from __future__ import annotations
 from collections.abc import Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from datetime import timedelta
+
+from msgspec import structs
 
 from syncd.core.changes import Change, ChangeKind, EntityState, Plan, ordered
 from syncd.core.model import (
@@ -51,7 +53,7 @@ from syncd.core.ownership import (
 )
 from syncd.core.policy import POLICIES, Policy
 from syncd.planning.customer_index import CustomerIndex, double_counting_changes, without_double_counted
-from syncd.planning.moves import Taken, customer_name, moves_to, principals_of, retirements_for, taken_reason
+from syncd.planning.moves import Taken, customer_name, moves_to, principals_of, taken_reason
 from syncd.planning.orphans import Grace, orphan_changes
 
 
@@ -83,8 +85,7 @@ def is_unchanged(
 
 _NEVER = timedelta(days=36500)
 _IGNORED_FLAGS_NOTE = (
-    "policy create-only never changes a customer that exists, so --adopt, --allow-move and --allow-retire do"
-    " nothing"
+    "policy create-only never changes a customer that exists, so --adopt and --allow-move do nothing"
 )
 
 
@@ -95,7 +96,6 @@ class PlanOptions:
     adopt: bool = False
     allow_move: bool = False
     grace: Grace = field(default_factory=Grace)
-    allow_retire: bool = False
     undeletable: Mapping[str, str] = field(default_factory=dict)
 
 
@@ -112,9 +112,9 @@ def make_plan(
     grace = options.grace
     notes: tuple[str, ...] = ()
     if policy == "create-only":
-        if options.adopt or options.allow_move or options.allow_retire:
+        if options.adopt or options.allow_move:
             notes = (_IGNORED_FLAGS_NOTE,)
-        options = replace(options, adopt=False, allow_move=False, allow_retire=False)
+        options = replace(options, adopt=False, allow_move=False)
     if policy != "sync":
         grace = Grace(grace.now, _NEVER)
     index = CustomerIndex(observed)
@@ -260,23 +260,19 @@ class _Planner:
             EntityState(metadata={name: have.metadata[name] for name in ownership if name in have.metadata}),
             EntityState(metadata=ownership),
         )
-        yield from self._update(want, replace(have, metadata={**have.metadata, **ownership}))
+        yield from self._update(want, structs.replace(have, metadata={**have.metadata, **ownership}))
 
     def _moves(
         self, want: DesiredCustomer, taken: list[Taken], have: ObservedCustomer | None
     ) -> list[Change]:
-        if not taken or (have and self._index.subject_refusal(have)):
+        if not (taken and self._options.allow_move) or (have and self._index.subject_refusal(have)):
             return []
         managed = [
             (subject, carrier)
             for subject, carrier in taken
             if is_managed(carrier.metadata, self._owner_id) and not self._index.change_refusal(carrier)
         ]
-        moves = moves_to(want, managed) if self._options.allow_move else []
-        retired = (
-            retirements_for(want, managed, self._options.undeletable) if self._options.allow_retire else []
-        )
-        return moves + retired
+        return moves_to(want, managed)
 
     def _report_taken(
         self,
@@ -328,7 +324,7 @@ class _Planner:
             reason = f"already attributed to {whose}; left alone"
             return Change(ChangeKind.UNMANAGED, carrier.key, (subject.key,), reason, carrier.id)
         refusal = self._index.change_refusal(carrier) or why_not
-        reason = taken_reason(want, subject, carrier, self._options.undeletable, refusal)
+        reason = taken_reason(want, subject, carrier, refusal)
         settled = settled or carrier.active_subscription is not None or ADOPTED in carrier.metadata
         return _blocked(want, [subject], reason, carrier, settled=settled)
 
@@ -377,8 +373,8 @@ def _without_names(want: DesiredCustomer) -> DesiredCustomer:
 
     Display names of its subject entities go too: servers with the subject hook copy them to the customer.
     """
-    subjects = tuple(replace(subject, display_name=None) for subject in want.subjects)
-    return replace(want, name_follows_source=False, subjects=subjects)
+    subjects = tuple(structs.replace(subject, display_name=None) for subject in want.subjects)
+    return structs.replace(want, name_follows_source=False, subjects=subjects)
 
 
 def _not_managed(have: ObservedCustomer) -> str:

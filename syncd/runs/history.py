@@ -28,7 +28,7 @@ from pathlib import Path
 from typing import Any
 
 from syncd.apply.subject_entities import REFUSED
-from syncd.core.changes import DELETIONS, Change, ChangeKind, Outcome, Plan, Status
+from syncd.core.changes import Change, ChangeKind, Outcome, Plan, Status
 from syncd.core.errors import HistoryError
 from syncd.core.model import ObservedCustomer
 from syncd.http.client import encode_json
@@ -269,7 +269,7 @@ class History:
         self, outcomes: Iterable[Outcome], customers: Iterable[ObservedCustomer], now: datetime
     ) -> None:
         """Keep the reasons of deletions that the metering API refused, and forget those of others."""
-        tried = [outcome for outcome in outcomes if outcome.change.kind in DELETIONS]
+        tried = [outcome for outcome in outcomes if outcome.change.kind is ChangeKind.DELETE_CUSTOMER]
         if not tried:
             return
         there = {customer.id: customer for customer in customers}

@@ -72,16 +72,6 @@ class RunOptions:
             hint="--allow-move",
         ),
     )
-    allow_retire: bool = _option(
-        False,
-        Entry(
-            "Delete managed customers whose key is a subject that moves to another.",
-            "retirements allowed",
-            "Retire customers whose key is a subject that moves to another customer; this deletes them",
-            previewed=True,
-            hint="--allow-retire",
-        ),
-    )
     adopt: bool = _option(
         False,
         Entry(

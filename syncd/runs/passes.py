@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import datetime, timedelta
 
-from syncd.core.changes import DELETIONS, Plan
+from syncd.core.changes import Plan
 from syncd.core.model import DesiredState, ObservedState, Principal
 from syncd.core.policy import Policy
 from syncd.mapping.rules import MappingRules
@@ -31,6 +31,8 @@ class PlanRules:
     policy: Policy
     grace: Grace = field(default_factory=Grace)
     limits: Limits = field(default_factory=Limits)
+    may_be_empty: frozenset[str] = frozenset()
+    """Names of the sources that may have nothing."""
 
 
 @dataclass(slots=True)
@@ -69,11 +71,7 @@ class Situation:
         """Plan, without deleting the customers of `undeletable`: id -> why."""
         options, rules = self.options, self.rules
         allowed = PlanOptions(
-            options.adopt,
-            options.allow_move,
-            rules.grace,
-            options.allow_retire,
-            {**self.refused, **(undeletable or {})},
+            options.adopt, options.allow_move, rules.grace, {**self.refused, **(undeletable or {})}
         )
         return make_plan(
             self.read.desired,
@@ -89,10 +87,8 @@ Pass = Callable[[Plan, Situation], Plan]
 
 def keep_undeletable(plan: Plan, there: Situation) -> Plan:
     """Check the customers that the plan deletes, and plan again if some of them have to stay."""
-    if not any(change.kind in DELETIONS for change in plan.changes):
-        return plan
-    checks = check_deletions(plan, there.inspector, there.read.principals, there.rules.mapping)
-    return checks.with_details(there.plan(checks.undeletable) if checks.undeletable else plan)
+    undeletable = check_deletions(plan, there.inspector)
+    return there.plan(undeletable) if undeletable else plan
 
 
 def note_warnings(plan: Plan, there: Situation) -> Plan:
@@ -107,7 +103,8 @@ def withhold_for_empty_sources(plan: Plan, there: Situation) -> Plan:
     """Remove nothing while a source is empty, and say so as a blocked change."""
     if there.options.allow_empty:
         return plan
-    return guards.withhold_for_empty_sources(plan, there.read.empty_sources)
+    unexpected = [name for name in there.read.empty_sources if name not in there.rules.may_be_empty]
+    return guards.withhold_for_empty_sources(plan, unexpected)
 
 
 def restrict_to_scope(plan: Plan, there: Situation) -> Plan:

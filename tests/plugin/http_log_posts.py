@@ -63,6 +63,7 @@ def batch(*request_ids: str) -> bytes:
 def configuration(
     endpoint: str = ENDPOINT, *, plugin: str = "", http_log: str = "", secret: str = SECRET
 ) -> str:
+    secrets = f"secret: {secret}" if secret else "max_connections: 256"
     return f"""
 ingest_endpoint: {endpoint}
 api_token: {TOKEN}
@@ -70,7 +71,7 @@ queue:
   max_coalescing_delay: 0.05
 {plugin}
 http_log:
-  secret: {secret}
+  {secrets}
 {http_log}
 """
 

@@ -78,7 +78,7 @@ class AccessMiddleware:
         """Handle a request."""
         refusal = self._refusal(scope) if scope["type"] == "http" else None
         if refusal is None:
-            await self._app(scope, receive, send)
+            await self._app(head_as_get(scope), receive, send)
             return
         from openmeter_plugin.api.problems import problem
 
@@ -117,6 +117,13 @@ class AccessMiddleware:
 
 _CLOSE: Final = {"connection": "close"}
 """Closes the connection: an unread body would be parsed as the next request."""
+
+
+def head_as_get(scope: Scope) -> Scope:
+    """Return the scope with GET for HEAD, which FastAPI's routes do not know. uvicorn leaves out the body."""
+    if scope["type"] == "http" and scope["method"] == "HEAD":
+        return {**scope, "method": "GET"}
+    return scope
 
 
 def body_refusal(method: str, headers: Mapping[str, str]) -> tuple[int, str] | None:

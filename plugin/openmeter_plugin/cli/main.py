@@ -21,7 +21,7 @@ from openmeter_plugin.cli.listeners import (
     open_listeners,
     parse_mode,
 )
-from openmeter_plugin.cli.options import delivery_options, fail
+from openmeter_plugin.cli.options import delivery_options, fail, refuse_empty_arguments
 from openmeter_plugin.delivery.options import DEFAULT_LEDGER_DAYS, TOKEN_VARIABLE
 from openmeter_plugin.instances.worker_sync import Mailboxes
 from openmeter_plugin.log import configure_logging
@@ -283,6 +283,7 @@ def run(early: Listeners | None = None) -> None:
     """
     listeners = early or Listeners()
     try:
+        refuse_empty_arguments(sys.argv[1:])
         app(obj=listeners, prog_name=app.info.name)
     except SystemExit as end:
         if end.code == _CLICK_USAGE_ERROR:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import NoReturn, TypeVar
 
@@ -19,6 +19,15 @@ def fail(message: str, status: int = 1) -> NoReturn:
     """Print an error message on standard error and exit."""
     sys.stderr.write(f"openmeter-plugin: {message}\n")
     sys.exit(status)
+
+
+def refuse_empty_arguments(arguments: Sequence[str]) -> None:
+    """End the process if an argument is empty, as after a failing `$(...)`: `--spool=` is not this folder."""
+    for before, word in zip(("", *arguments), arguments, strict=False):
+        name, equals, value = word.partition("=")
+        if not word or (name.startswith("--") and equals and not value):
+            what = name or (before if before.startswith("--") else "an argument")
+            fail(f"{what}: is empty; a $(...) or variable in the command has probably failed", os.EX_USAGE)
 
 
 def delivery_options(

@@ -7,6 +7,7 @@ import os
 import secrets
 import threading
 import time
+import zlib
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -94,17 +95,28 @@ def _reserve_block(spool: Path) -> int:
         return random_first
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX)
-        content = os.pread(descriptor, 32, 0).strip()
-        first = int(content) if content.isdigit() else random_first
-        if not 0 < first <= _MAX_ID - 2 * _BLOCK_SIZE:
+        first = _parse_next_id(os.pread(descriptor, 32, 0)) or random_first
+        if first > _MAX_ID - 2 * _BLOCK_SIZE:
             first = 1
-        os.pwrite(descriptor, b"%-20d\n" % (first + _BLOCK_SIZE), 0)
+        number = b"%010d" % (first + _BLOCK_SIZE)
+        os.pwrite(descriptor, b"%b %08x\n" % (number, zlib.crc32(number)), 0)
     except OSError:
         return random_first
     else:
         return first
     finally:
         os.close(descriptor)
+
+
+def _parse_next_id(content: bytes) -> int | None:
+    """Return the number in the file of reserved ids; None if it is damaged, so that no id is assigned twice.
+
+    Files of 0.1.0's first servers have no checksum.
+    """
+    number, *checksum = content.split()[:2] or [b""]
+    if not number.isdigit() or (checksum and checksum != [b"%08x" % zlib.crc32(number)]):
+        return None
+    return int(number)
 
 
 class Instances:

@@ -6,23 +6,30 @@ has no I/O, and never raises.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Any, Final
 
 import msgspec
 from msgspec import Struct
 
-from openmeter_plugin.metering.ai_usage import token_counts
+from openmeter_plugin.metering.ai_events import AI_PROPERTIES, IdentifiedData, ai_events
 from openmeter_plugin.metering.attributes import attribute_values
-from openmeter_plugin.metering.kong_log import NO_VALUE, Entity, KongLog, Latencies, Request, Response
+from openmeter_plugin.metering.kong_log import (
+    NO_VALUE,
+    Entity,
+    KongLog,
+    Latencies,
+    Request,
+    Response,
+    members,
+)
 from openmeter_plugin.metering.lenient_json import MAX_COUNT, MAX_TEXT, encode_json, rfc3339, text
 from openmeter_plugin.metering.pdk_queries import NOT_QUERIED, PdkQuery, QueryResults
 from openmeter_plugin.metering.rules import Filters, Rules, SkipReason
 from openmeter_plugin.metering.subject import find_subject
 
 API_REQUEST: Final = "kong.api_request"
-LLM_REQUEST: Final = "kong.llm_request"
 
 
 class RequestData(Struct, omit_defaults=True, gc=False):
@@ -45,25 +52,8 @@ class RequestData(Struct, omit_defaults=True, gc=False):
     workspace: str | None = None
 
 
-class TokenData(Struct, omit_defaults=True, gc=False):
-    """The data of an event `kong.llm_request`, in the order of the event."""
-
-    tokens: int
-    type: str
-    model: str | None = None
-    provider: str | None = None
-    route_name: str | None = None
-    route_id: str | None = None
-    service_name: str | None = None
-    service_id: str | None = None
-    consumer_id: str | None = None
-    consumer_username: str | None = None
-    application_id: str | None = None
-    workspace: str | None = None
-
-
 class Event(Struct, gc=False):
-    """A CloudEvent. `data` is an object of JSON instead of a struct if attributes are configured."""
+    """A CloudEvent. `data` is a JSON object, or the struct of one, which costs less to make and to encode."""
 
     specversion: str
     id: str
@@ -71,7 +61,7 @@ class Event(Struct, gc=False):
     type: str
     subject: str
     time: str
-    data: RequestData | TokenData | dict[str, Any]
+    data: RequestData | dict[str, Any]
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,7 +74,7 @@ class Quarantined:
 
 Decision = list[Event] | SkipReason | Quarantined | PdkQuery
 
-RESERVED_DATA_KEYS: Final = frozenset((*RequestData.__struct_fields__, *TokenData.__struct_fields__))
+RESERVED_DATA_KEYS: Final = frozenset(RequestData.__struct_fields__) | AI_PROPERTIES
 """The event properties that the plugin fills itself; a configured attribute cannot replace them."""
 
 _NO_REQUEST: Final = Request()
@@ -126,7 +116,8 @@ def decide(
     events = _events(log, results.application, rules, subject, now_ms, new_id)
     if attributes:
         for event in events:
-            event.data = msgspec.to_builtins(event.data) | attributes
+            data = event.data
+            event.data = (data if isinstance(data, dict) else msgspec.to_builtins(data)) | attributes
     return events or SkipReason.NOTHING_TO_METER
 
 
@@ -155,9 +146,18 @@ def _is_in(entity: Entity | None, wanted: frozenset[str]) -> bool:
 
 
 def _has_usage(log: KongLog, rules: Rules) -> bool:
-    return rules.meter_api_requests or (
-        rules.meter_ai_token_usage and log.ai is not NO_VALUE and any(token_counts(log.ai))
-    )
+    return rules.meter_api_requests or any(_ai_events(log, rules, ""))
+
+
+def _ai_events(log: KongLog, rules: Rules, request_id: str) -> Iterable[IdentifiedData]:
+    if log.ai is NO_VALUE or not rules.reads_ai:
+        return ()
+    response = log.response or _NO_RESPONSE
+    members_read = {
+        "ai": members(log.ai),
+        "response": {"status": response.status, "headers": members(response.headers)},
+    }
+    return ai_events(members_read, rules.ai, request_id)
 
 
 def _events(
@@ -188,18 +188,17 @@ def _events(
             *shared,
         )
         events.append(Event("1.0", request_id, rules.source, API_REQUEST, subject, time, data))
-    if rules.meter_ai_token_usage and log.ai is not NO_VALUE:
-        for key, direction, tokens, meta in token_counts(log.ai):
-            model = text(meta.get("request_model")) or text(meta.get("response_model"))
-            tokens_data = TokenData(tokens, direction, model, text(meta.get("provider_name")), *shared)
-            event_id = f"{request_id}:{key}:{direction}"
-            events.append(Event("1.0", event_id, rules.source, LLM_REQUEST, subject, time, tokens_data))
+    if rules.reads_ai and log.ai is not NO_VALUE:
+        common = {name: value for name, value in zip(_SHARED_NAMES, shared, strict=True) if value is not None}
+        for event_id, kind, ai_data in _ai_events(log, rules, request_id):
+            events.append(Event("1.0", event_id, rules.source, kind, subject, time, ai_data | common))
     return events
 
 
 _Shared = tuple[
     str | None, str | None, str | None, str | None, str | None, str | None, str | None, str | None
 ]
+_SHARED_NAMES: Final = RequestData.__struct_fields__[-8:]
 
 
 def _shared_data(log: KongLog, application: object) -> _Shared:

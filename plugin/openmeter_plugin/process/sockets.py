@@ -6,9 +6,11 @@ Imports next to nothing: while Kong calls and nothing listens yet, events are lo
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
 import signal
 import socket
+import stat
 from pathlib import Path
 from typing import Final, Self
 
@@ -31,6 +33,7 @@ class UnixListener:
         temporary = path.with_name(f".{path.name}.{os.getpid()}")
         temporary.unlink(missing_ok=True)
         try:
+            _require_replaceable(path)
             self.socket.bind(str(temporary))
             temporary.chmod(mode)
             self.socket.listen(BACKLOG)
@@ -63,6 +66,15 @@ class UnixListener:
             status = self.path.stat()
             if (status.st_dev, status.st_ino) == self._identity:
                 self.path.unlink()
+
+
+def _require_replaceable(path: Path) -> None:
+    """Raise OSError unless the path is free or holds a socket: anything else belongs to somebody."""
+    with contextlib.suppress(FileNotFoundError):
+        if not stat.S_ISSOCK(path.lstat().st_mode):
+            raise FileExistsError(
+                errno.EEXIST, "there is a file that is not a socket; move it, or choose another path"
+            )
 
 
 class TcpListener:

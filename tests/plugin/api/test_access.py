@@ -13,7 +13,7 @@ import pytest
 
 from openmeter_plugin.api.access import TOKEN_VARIABLE
 from tests.harness.process import eventually, plugin_server
-from tests.plugin.operations_api import ADMIN_TOKEN, EVENTS_TOKEN, Api, address_of
+from tests.plugin.operations_api import ADMIN_TOKEN, EVENTS_TOKEN, Api, address_of, api
 
 pytestmark = pytest.mark.slow
 
@@ -163,3 +163,18 @@ def test_idle_connections_do_not_block_others(running_api: Api) -> None:
     finally:
         for connection in held:
             connection.close()
+
+
+# HEAD
+
+
+def test_head_is_answered_as_get_without_a_body(tmp_path: Path) -> None:
+    with api(tmp_path, history=False) as running:
+        for path in ("/healthz", "/readyz", "/metrics", "/v1/spool"):
+            answer = running.client.head(path)
+            assert (answer.status_code, answer.content) == (200, b""), path
+            assert int(answer.headers["content-length"]) > 0
+            assert answer.headers["content-type"] == running.client.get(path).headers["content-type"]
+        with httpx.Client(base_url=running.url) as stranger:
+            assert stranger.head("/healthz").status_code == 200
+            assert stranger.head("/metrics").status_code == 401

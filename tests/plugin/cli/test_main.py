@@ -127,6 +127,45 @@ def test_an_unusable_option_fails_at_the_start_and_is_named(
     assert "Traceback" not in result.stderr
 
 
+@pytest.mark.parametrize("option", ["--socket", "--http-log", "--api"])
+def test_a_file_that_is_not_a_socket_is_never_replaced_by_one(tmp_path: Path, option: str) -> None:
+    file = tmp_path / "s"
+    file.write_text("somebody's")
+    address = str(file) if option == "--socket" else f"unix:{file}"
+    arguments = [option, address, "--spool", str(tmp_path / "spool")]
+    if option == "--api":
+        arguments += ["--socket", str(tmp_path / "other")]
+    result = run("serve", *arguments)
+    assert result.returncode == 1
+    assert result.stderr.splitlines()[-1].startswith(f"openmeter-plugin: {option}: ")
+    assert f"{file}: there is a file that is not a socket" in result.stderr
+    assert "Traceback" not in result.stderr
+    assert file.read_text() == "somebody's"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "named"),
+    [
+        (["serve", "--socket="], "--socket"),
+        (["serve", "--socket", ""], "--socket"),
+        (["serve", "--http-log", ""], "--http-log"),
+        (["serve", "--socket", "s", "--spool="], "--spool"),
+        (["deliver", "--spool", ""], "--spool"),
+        (["serve", "--socket", "s", "--token-file="], "--token-file"),
+        (["serve", ""], "an argument"),
+        (["spool", "status", "--spool", ""], "--spool"),
+    ],
+)
+def test_an_empty_argument_is_refused_since_a_substitution_has_failed(
+    tmp_path: Path, arguments: list[str], named: str
+) -> None:
+    command = [sys.executable, "-m", "openmeter_plugin", *arguments]
+    result = subprocess.run(command, capture_output=True, text=True, timeout=30, cwd=tmp_path)
+    assert result.returncode == os.EX_USAGE
+    assert result.stderr.startswith(f"openmeter-plugin: {named}: is empty")
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_the_directory_for_stock_kong_pdk_contains_only_the_plugin() -> None:
     directory = Path(run("pdk-dir").stdout.strip())
     assert [path.name for path in directory.glob("*.py")] == ["openmeter.py"]

@@ -84,4 +84,17 @@ def test_ids_that_run_low_are_reserved_before_they_run_out(tmp_path: Path) -> No
     for _ in range(100):
         next(ids)
     ids.reserve()
-    assert int(file.read_text()) == int(reserved) + 4096
+    assert int(file.read_text().split()[0]) == int(reserved.split()[0]) + 4096
+
+
+def test_a_damaged_file_of_reserved_ids_never_has_ids_assigned_again(tmp_path: Path) -> None:
+    file = tmp_path / "instance-ids"
+    file.write_text("20481\n")  # as servers before the checksum wrote it
+    before = [next(InstanceIds(tmp_path)) for _ in range(3)]
+    assert before == [20481, 24577, 28673]
+    written = file.read_text()
+    assert int(written.split()[0]) == 32769
+    file.write_text(written.replace("0000032769", "0000012769"))
+    again = next(InstanceIds(tmp_path))
+    assert (again - 1) % 4096 == 0, "a random block, in which an id is as good as unique"
+    assert again > 32769

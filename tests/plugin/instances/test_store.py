@@ -106,6 +106,49 @@ def test_the_saved_part_of_a_configuration_makes_the_same_rules() -> None:
         assert TOKEN.encode() not in saved
 
 
+CONFIG = orjson.dumps(
+    {
+        "ingest_endpoint": "http://a.example/",
+        "subject": {"missing": "fallback", "fallback_subject": "acme"},
+        "api_token": TOKEN,
+    }
+)
+
+
+def test_any_flipped_bit_in_a_file_is_noticed() -> None:
+    saved = without_token(CONFIG)
+    assert saved is not None
+    assert parse_file(saved) is not None
+    for position in range(8 * len(saved)):
+        damaged = bytearray(saved)
+        damaged[position // 8] ^= 1 << position % 8
+        found = parse_file(bytes(damaged))
+        assert found is None or found == parse_file(saved), bytes(damaged)
+
+
+def test_an_instance_whose_file_is_damaged_bills_nobody_else(tmp_path: Path) -> None:
+    with running_sandbox(token=TOKEN) as sandbox:
+        instance = plugin(sandbox)
+        instance.config["subject"] = {"missing": "fallback", "fallback_subject": "acme"}
+        with plugin_server(tmp_path) as server:
+            hand_over(server, instance, 0)
+            path = only_file(server)
+        content = path.read_bytes()
+        assert content.count(b'"acme"') == 1
+        path.write_bytes(content.replace(b'"acme"', b'"acma"'))
+        with plugin_server(tmp_path) as server:
+            tally = hand_over(server, instance, 1).tally
+            assert (tally.lost, tally.resent) == ([], 1)
+
+
+def test_a_file_without_a_checksum_is_read_as_earlier_servers_wrote_it() -> None:
+    saved = without_token(CONFIG)
+    assert saved is not None
+    content = orjson.loads(saved)
+    del content["crc32"]
+    assert parse_file(orjson.dumps(content)) == parse_file(saved)
+
+
 def test_an_invalid_configuration_is_not_saved() -> None:
     assert without_token(b'{"ingest_endpoint": 7, "secret": "s"}') is None
     assert without_token(b"no JSON") is None

@@ -121,12 +121,12 @@ def test_a_run_interrupted_after_any_write_and_repeated_reaches_the_state_of_an_
 
 
 @settings(max_examples=100, deadline=None)
-@given(states_grouped_later(), st.booleans(), st.booleans())
+@given(states_grouped_later(), st.booleans())
 def test_concurrent_changes_reach_the_same_state_as_one_at_a_time(
-    began: tuple[ObservedState, list[Principal], MappingRules], move: bool, retire: bool
+    began: tuple[ObservedState, list[Principal], MappingRules], move: bool
 ) -> None:
     start, wanted, how = began
-    options = PlanOptions(allow_move=move, allow_retire=retire)
+    options = PlanOptions(allow_move=move)
     desired = desired_state(wanted, how)
     plan = make_plan(desired, start, owner_id=OWNER, policy="upsert-only", options=options)
     together, alone = Racing(start), MemoryTarget(start)

@@ -30,7 +30,7 @@ BEFORE = [
     consumer("2", "bob", "customer:acme"),
     consumer("3", "old name", "customer:globex"),
     consumer("5", "gone"),
-    consumer("6", "frank"),
+    consumer("6", "frank", "customer:globex"),
 ]
 AFTER = [
     consumer("1", "alice", "customer:acme"),
@@ -57,14 +57,14 @@ def sync(
     timeout: float = 5,
     concurrency: int = 1,
 ) -> int:
-    """One run of policy sync with moves and retirements allowed; returns how many changes were planned."""
+    """One run of policy sync with moves allowed; returns how many changes were planned."""
     is_v3 = dialect == "openmeter-v3"
     base = f"{url.rstrip('/')}/api/v3" if is_v3 else url
     endpoint = Endpoint("metering", base, "metering.token", "read and write", timeout=timeout)
     retry = Retry(attempts=attempts, sleep=lambda _: None)
     target = OpenMeterV3(endpoint, retry) if is_v3 else OpenMeterV1(endpoint, retry)
     grace = Grace(START + timedelta(days=day), timedelta(days=40), timedelta(days=40))
-    options = PlanOptions(allow_move=True, allow_retire=True, grace=grace)
+    options = PlanOptions(allow_move=True, grace=grace)
     try:
         desired = desired_state(principals, BY_TAG)
         plan = make_plan(desired, target.observe(), owner_id=OWNER, policy="sync", options=options)
@@ -75,7 +75,7 @@ def sync(
 
 
 def before(sandbox: httpx.Client) -> None:
-    """Prepare a state in which the run of day 40 creates, moves, retires, attaches, renames and deletes."""
+    """Prepare a state in which the run of day 40 creates, moves, attaches, renames and deletes."""
     sandbox.post("/sandbox/v1/reset").raise_for_status()
     url = str(sandbox.base_url)
     sync(url, BEFORE, 0)

@@ -66,6 +66,15 @@ def test_with_a_token_only_probes_and_the_login_are_answered_without_it(guarded:
     assert described["paths"]["/v1/status"]["get"]["security"] == [{"HTTPBearer": []}]
 
 
+def test_head_is_answered_as_get_without_a_body(guarded: Site) -> None:
+    with httpx.Client(base_url=guarded.url) as client:
+        for path, headers in (("/healthz", {}), ("/readyz", {}), ("/metrics", RIGHT), ("/v1/status", RIGHT)):
+            answer, whole = client.head(path, headers=headers), client.get(path, headers=headers)
+            assert (answer.status_code, answer.content) == (whole.status_code, b""), path
+            assert answer.headers["content-type"] == whole.headers["content-type"]
+        assert client.head("/metrics").status_code == 401
+
+
 def test_wrong_tokens_are_limited_over_all_doors_together(guarded: Site) -> None:
     with guarded.visitor() as guesser:
         for _ in range(LIMIT - 1):

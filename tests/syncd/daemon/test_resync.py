@@ -86,24 +86,6 @@ def test_a_customer_is_adopted_when_that_is_allowed_and_json_is_one_document(
         assert subjects(sandbox, "zulu") == ["consumer:3"]
 
 
-def test_a_customer_whose_key_is_the_subject_is_retired_when_that_is_allowed(
-    project: Project, sandbox: httpx.Client
-) -> None:
-    sandbox.post("/sandbox/v1/reset").raise_for_status()
-    settings = project.settings
-    project.settings = settings.replace("{group_by: tag}", '{group_by: none, key: "{subject}"}')
-    project.configure()
-    assert project.call("apply").returncode == 0
-    project.settings = settings.replace("{group_by: tag}", '{group_by: tag, key: "{subject}"}')
-    with daemon_process(project) as (process, log):
-        when_logged(log, "run_finished", process)
-        assert "--allow-retire" in project.call("resync", "--dry-run", "--wait").stdout
-        retired = project.call("resync", "--allow-retire", "--wait")
-        assert retired.returncode == 0
-        assert "retire-customer" in retired.stdout
-        assert ALICE in subjects(sandbox, "acme")
-
-
 def test_a_plan_that_changed_since_it_was_shown_is_refused(project: Project, sandbox: httpx.Client) -> None:
     with daemon(project) as client:
         idle(client)

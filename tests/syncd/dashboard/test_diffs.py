@@ -122,7 +122,6 @@ def test_a_change_of_very_many_lines_is_cut_and_counted() -> None:
     [
         (ChangeKind.CREATE_CUSTOMER, "add"),
         (ChangeKind.RENAME_CUSTOMER, "change"),
-        (ChangeKind.RETIRE_CUSTOMER, "remove"),
         (ChangeKind.DETACH_SUBJECTS, "remove"),
         (ChangeKind.BLOCKED, "blocked"),
         (ChangeKind.ORPHANED, "report"),

@@ -7,13 +7,19 @@ import socket
 import threading
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
+from datetime import UTC, datetime
 
 import httpx
 import pytest
 
 from syncd.config import settings
+from syncd.core.changes import Change, Plan
 from syncd.dashboard import pages
+from syncd.runs.history import History
+from syncd.runs.options import RunOptions
+from syncd.runs.run import Run, RunState
+from tests.syncd.builders import OWNER
 from tests.syncd.dashboard.gateways import FakeGateway, configured, dead_letter, gateway
 from tests.syncd.dashboard.support import Site, Visitor, consumers, site, text_of
 from tests.syncd.processes import Project
@@ -250,6 +256,18 @@ def test_runs_are_listed_and_paged_and_their_plans_outlive_the_daemon(
         page = text_of(visitor.see(f"/dashboard/runs/{first}"))
         assert "create-customer acme done" in page
         assert visitor.client.get(f"/dashboard/runs/{first[:8]}").status_code == 404
+
+
+def test_a_recorded_run_with_a_kind_of_change_that_no_longer_exists_is_shown_without_its_plan(
+    project: Project,
+) -> None:
+    plan = Plan(OWNER, "sync", (Change("retire-customer", "acme", (), "because"),))  # type: ignore[arg-type]
+    run = Run("f" * 32, "apply", RunOptions(), datetime.now(UTC), state=RunState.SUCCEEDED, plan=plan)
+    with site(project) as found:
+        with closing(History(found.running.config.daemon.state_dir)) as history:
+            history.save(run.summary(), plan)
+        with found.operator() as visitor:
+            assert "made by another version of syncd" in text_of(visitor.see(f"/dashboard/runs/{run.id}"))
 
 
 def test_a_run_can_be_looked_at_by_kind_of_change_and_page(project: Project, sandbox: httpx.Client) -> None:

@@ -103,31 +103,6 @@ def test_options_of_the_preview_are_those_of_the_real_run(project: Project, sand
         assert "principal dave" in done
 
 
-def test_a_customer_is_retired_only_after_a_preview_with_its_option_has_shown_it(
-    project: Project, sandbox: httpx.Client
-) -> None:
-    def keys() -> set[str]:
-        items = sandbox.get("/api/v1/customers", params={"pageSize": 1000}).json()["items"]
-        return {item["key"] for item in items}
-
-    consumers(project, "alice", "bob", tags={"bob": "group"})
-    with site(project, extra='mapping: {key: "{subject}"}\n') as found, found.operator() as visitor:
-        (alone,) = keys() - {"group"}
-        consumers(project, "alice", "bob", tags={"alice": "group", "bob": "group"})
-        for options in ({}, {"allow_move": "on", "adopt": "on"}):
-            blocked = text_of(visitor.preview(**options))
-            assert "retire-customer" not in blocked
-            assert "preview again with “Retire customers" in blocked
-        shown = visitor.preview(allow_retire="on")
-        assert f"retire-customer {alone}" in text_of(shown)
-        assert "retirements allowed" in text_of(shown)
-        assert alone in keys(), "a preview changes nothing"
-        done = text_of(visitor.apply(shown))
-        assert re.search(rf"retire-customer {alone} (?!attach-subjects).{{,20}}done", done), done
-        assert "retirements allowed" in done
-        assert keys() == {"group"}
-
-
 def test_the_options_that_an_advice_names_are_on_the_form(project: Project) -> None:
     from syncd.runs.options import TABLE, hint_for
 

@@ -10,7 +10,6 @@ import httpx
 import pytest
 
 from tests.syncd.processes import Project
-from tests.syncd.targets import subscribe
 
 pytestmark = pytest.mark.slow
 
@@ -77,51 +76,22 @@ def test_with_default_keys_a_move_is_enough_and_can_be_reversed(
     assert usage(there) == {"acme": 0, "consumer-a": 2, "consumer-b": 1, "": 0}
 
 
-def test_with_the_subject_as_key_the_customer_is_retired_and_no_usage_is_lost(
+def test_with_the_subject_as_key_the_plan_says_what_to_do_by_hand_and_that_loses_no_usage(
     tmp_path: Path, sandbox: httpx.Client, dialect: str
 ) -> None:
     there = project(tmp_path, sandbox, dialect, "{subject}")
-    moved = plan(there, "--allow-move")
-    assert {change["kind"] for change in moved} == {"blocked"}
-    assert "--allow-retire" in moved[0]["reason"]
-    retired = [c for c in plan(there, "--allow-retire") if c["kind"] == "retire-customer"]
-    assert [change["usage"]["events"] for change in retired] == [2, 1]
-    assert retired[0]["before"]["details"] == {"email": "alice@x.example"}
-    assert there.call("apply", "--allow-retire").returncode == 0
+    blocked = plan(there, "--allow-move")
+    assert [(change["kind"], change["subject_keys"]) for change in blocked] == [
+        ("blocked", ["consumer:a"]),
+        ("blocked", ["consumer:b"]),
+    ]
+    for change in blocked:
+        (subject,) = change["subject_keys"]
+        assert f"delete customer '{subject}'" in change["reason"]
+        sandbox.delete(f"/api/v1/customers/{subject}").raise_for_status()
+    assert there.call("apply").returncode == 0
     assert there.call("plan").returncode == 0
     assert usage(there) == {"acme": 3, "": 0}
-
-
-def test_a_reviewed_plan_may_retire(tmp_path: Path, sandbox: httpx.Client, dialect: str) -> None:
-    there = project(tmp_path, sandbox, dialect, "{subject}")
-    assert there.call("plan", "--allow-retire", "--out", "plan.json").returncode == 2
-    assert there.call("apply", "--plan", "plan.json").returncode == 0
-    assert usage(there) == {"acme": 3, "": 0}
-
-
-@pytest.mark.parametrize("touched", ["email", "entitlement", "subscription", "ended subscription"])
-def test_a_customer_in_use_stays_and_the_other_one_is_retired(
-    tmp_path: Path, sandbox: httpx.Client, dialect: str, touched: str
-) -> None:
-    there = project(tmp_path, sandbox, dialect, "{subject}")
-    if touched == "email":
-        alice = sandbox.get("/api/v1/customers/consumer:a").json()
-        body = {name: alice[name] for name in ("key", "name", "metadata", "usageAttribution")}
-        edited = sandbox.put(
-            f"/api/v1/customers/{alice['id']}", json={**body, "primaryEmail": "pay@a.example"}
-        )
-        edited.raise_for_status()
-    elif touched == "entitlement":
-        sandbox.post("/sandbox/v1/customers/consumer:a/entitlements").raise_for_status()
-    else:
-        subscribe(sandbox, "consumer:a")
-        if touched == "ended subscription":
-            sandbox.delete("/sandbox/v1/customers/consumer:a/subscriptions").raise_for_status()
-    # What a subscription blocks is a decision of people, and no drift.
-    assert there.call("apply", "--allow-retire").returncode == (0 if touched == "subscription" else 3)
-    assert usage(there) == {"consumer:a": 2, "acme": 1, "": 0}
-    (blocked,) = plan(there, "--allow-retire")
-    assert touched.rpartition(" ")[2] in blocked["reason"]
 
 
 def test_a_plan_blocks_the_deletion_of_a_customer_with_an_entitlement(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
+import pytest
 
 from syncd.apply.executor import apply_plan
 from syncd.core.changes import ChangeKind, Outcome, Status
@@ -11,7 +11,7 @@ from syncd.core.model import ObservedCustomer, ObservedSubject, Principal
 from syncd.core.ownership import ADOPTED, is_managed
 from syncd.metering.base import Decide
 from syncd.planning.plan import PlanOptions
-from tests.syncd.builders import BY_TAG, OWNER, consumer, customer, lines, observed, plan_for
+from tests.syncd.builders import BY_TAG, OWNER, consumer, customer, lines, observed, plan_for, replace
 from tests.syncd.memory_target import MemoryTarget
 
 MOVE = PlanOptions(allow_move=True)
@@ -52,6 +52,36 @@ def test_a_subject_that_leaves_its_group_becomes_a_customer_of_its_own() -> None
     plan = plan_for([consumer("1", "alice"), BOB], target.observe(), rules=BY_TAG, options=MOVE)
     assert lines(plan) == ["move-subjects acme consumer:1", "create-customer consumer:1 consumer:1"]
     assert {outcome.status for outcome in apply_plan(plan, target)} == {Status.DONE}
+
+
+OWN = customer("consumer:1", "consumer:1", name="alice", owner=OWNER)
+
+
+@pytest.mark.parametrize(
+    ("own", "says"),
+    [
+        (OWN, "delete customer 'consumer:1'. The next run then attaches the subject to 'globex'"),
+        (replace(OWN, subject_keys=()), "delete customer 'consumer:1'"),
+        (replace(OWN, subject_keys=("consumer:1", "by-hand")), "move its other subjects (by-hand)"),
+        (replace(OWN, active_subscription="S1"), "active subscription (S1)"),
+        (replace(OWN, metadata={**OWN.metadata, ADOPTED: "true"}), "was adopted"),
+    ],
+)
+@pytest.mark.parametrize("options", [None, MOVE])
+def test_a_customer_whose_own_key_is_the_subject_stays_and_the_plan_says_what_to_do(
+    own: ObservedCustomer, says: str, options: PlanOptions | None
+) -> None:
+    plan = plan_for([ALICE, CAROL], observed(own, GLOBEX), rules=BY_TAG, options=options)
+    assert lines(plan)[0] == "blocked globex consumer:1"
+    assert not plan.actionable
+    assert says in plan.changes[0].reason
+
+
+def test_once_that_customer_is_deleted_by_hand_the_next_run_attaches_its_subject() -> None:
+    target = MemoryTarget(observed(OWN, GLOBEX))
+    del target.customers[OWN.id]
+    apply_plan(plan_for([ALICE, CAROL], target.observe(), rules=BY_TAG), target)
+    assert carried(target) == {"globex": ("consumer:3", "consumer:1")}
 
 
 def test_nothing_moves_without_the_flag_or_under_create_only() -> None:

@@ -16,9 +16,8 @@ from syncd.core.changes import ChangeKind
 from syncd.core.errors import MeterMissingError, UnreliableApiError
 from syncd.core.model import ObservedState
 from syncd.core.unbilled import first_day
-from syncd.planning.plan import PlanOptions
 from syncd.runs.unbilled import with_usage
-from tests.syncd.builders import BY_TAG, OWNER, consumer, customer, observed, plan_for
+from tests.syncd.builders import BY_TAG, OWNER, consumer, customer, observed, plan_for, static
 from tests.syncd.memory_target import MemoryTarget
 from tests.syncd.processes import Project
 
@@ -92,6 +91,16 @@ def test_a_blocked_change_has_the_events_that_it_leaves_unbilled() -> None:
     assert plan.unbilled.to_json()["blocked_events"] == 2
 
 
+def test_usage_under_the_id_of_a_customer_counts_as_unbilled_for_a_blocked_change_too() -> None:
+    state = observed(customer("acme", "x", owner=OWNER, identity="01ABC", subscription="S"))
+    target = Metered(state, {"01ABC": days(2, 1)})
+    tagged = [static("01ABC", customer="acme")]
+    plan = with_usage(plan_for(tagged, state, rules=BY_TAG), target, state, NOW)
+    (blocked,) = plan.of(ChangeKind.BLOCKED)
+    assert blocked.usage is not None
+    assert blocked.usage.events == 2
+
+
 def test_without_the_meters_the_plan_has_a_note() -> None:
     class Bare(MemoryTarget):
         def usage(self, meter: str, since: str | None, until: str | None) -> Mapping[str, float]:
@@ -131,19 +140,6 @@ def test_plan_shows_the_figure_in_table_and_json(tmp_path: Path, server: str) ->
     assert "Unbilled: 3 events of 1 subjects without a customer, since" in project.call("plan").stdout
     figure = json.loads(project.call("plan", "--json").stdout)["unbilled"]
     assert (figure["subjects"], figure["events"], figure["blocked_events"]) == (1, 3, 0)
-
-
-def test_a_retirement_has_the_usage_that_it_moves_as_a_move_has() -> None:
-    alice = consumer("1", "alice", "customer:acme")
-    for key, options in (
-        ("consumer:1", PlanOptions(allow_retire=True)),
-        ("consumer-1", PlanOptions(allow_move=True)),
-    ):
-        state = observed(customer(key, "consumer:1", owner=OWNER))
-        target = Metered(state, {"consumer:1": days(3, 2)})
-        plan = with_usage(plan_for([alice], state, rules=BY_TAG, options=options), target, state, NOW)
-        assert plan.changes[0].usage is not None
-        assert plan.changes[0].usage.events == 2
 
 
 def test_a_blocked_move_leaves_nothing_unbilled_because_its_customer_pays_today() -> None:
