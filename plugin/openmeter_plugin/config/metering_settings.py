@@ -12,7 +12,15 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_valida
 
 from openmeter_plugin.metering.event import RESERVED_DATA_KEYS
 from openmeter_plugin.metering.lenient_json import MAX_TEXT
-from openmeter_plugin.metering.rules import Attribute, AttributePlace, Filters, Lookup, Missing, SubjectPlace
+from openmeter_plugin.metering.rules import (
+    Attribute,
+    AttributePlace,
+    Filters,
+    Lookup,
+    Missing,
+    SubjectPlace,
+    SubjectPrefixes,
+)
 from openmeter_plugin.metering.units import Unit, compile_unit
 
 SECRET_REQUEST_HEADERS: Final = frozenset(
@@ -104,6 +112,22 @@ class Subject(SubjectLookup):
     def lookups(self) -> tuple[Lookup, ...]:
         """The lookups in order, without duplicates."""
         return tuple(dict.fromkeys(s.compiled() for s in (self, *self.fallbacks)))
+
+
+class SubjectPrefixesConfig(Record):
+    """What precedes the id in a default subject; None is the default of `SubjectPrefixes`."""
+
+    consumer: str | None = None
+    application: str | None = None
+
+    @model_validator(mode="after")
+    def _is_usable(self) -> Self:
+        self.compiled()
+        return self
+
+    def compiled(self) -> SubjectPrefixes:
+        """Return the prefixes; raises ValueError if they cannot keep consumers and applications apart."""
+        return SubjectPrefixes(**self.model_dump(exclude_none=True))
 
 
 class AttributeConfig(Record):

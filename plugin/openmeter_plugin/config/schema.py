@@ -88,7 +88,7 @@ def _lookup_fields(default: str | None) -> list[Field]:
             "field",
             "string",
             "Consumer: `id` (default, sent as `consumer:<id>`), `username`, `custom_id`, or `tag`: the key in"
-            " its tag `customer:<key>`. Application: `id` (default, sent as `application:<id>`),"
+            " its tag `customer:<key>`. Application: `id` (default, sent as `app:<id>`),"
             " `developer_id`, `portal_id`, `organization_id`. Header or query: the name.",
             len_min=1,
         ),
@@ -349,6 +349,14 @@ FIELDS: Final[list[Field]] = [
         "Quantities computed from the tokens of an AI call, such as credits. Each becomes a property of"
         " `kong.llm_call`, which is then sent whatever `meter_ai_calls` is.",
         _UNIT,
+    ),
+    _record(
+        "subject_prefixes",
+        "What precedes an id in a subject. Set the same in syncd's `mapping.subject_prefixes`.",
+        [
+            _field("consumer", "string", "Default: `consumer:`.", len_min=1, len_max=64),
+            _field("application", "string", "Default: `app:`, as Kong's own plugins.", len_min=1, len_max=64),
+        ],
     ),
     _field(
         "meter_anonymous_consumer",

@@ -35,6 +35,41 @@ class SkipReason(StrEnum):
     BAD_RECORD = "bad_record"
 
 
+PrincipalKind = Literal["consumer", "application"]
+
+_MAX_PREFIX = 64
+
+
+@dataclass(frozen=True, slots=True)
+class SubjectPrefixes:
+    """What precedes the id in a default subject. The defaults are those of Kong's own plugins (3.16).
+
+    Raises ValueError for prefixes that a consumer and an application could share.
+    """
+
+    consumer: str = "consumer:"
+    application: str = "app:"
+
+    def __post_init__(self) -> None:
+        for name, prefix in (("consumer", self.consumer), ("application", self.application)):
+            if not 0 < len(prefix) <= _MAX_PREFIX or not prefix.isprintable() or " " in prefix:
+                raise ValueError(
+                    f"{name} must be 1 to {_MAX_PREFIX} characters without spaces, such as 'app:'"
+                )
+        if self.consumer.startswith(self.application) or self.application.startswith(self.consumer):
+            raise ValueError(
+                "consumer and application must differ, and neither may begin with the other: both kinds could"
+                " get the same subject"
+            )
+
+    def subject(self, kind: PrincipalKind, principal_id: str) -> str:
+        """Return the subject of a principal for which no field is configured. An id survives renames."""
+        return (self.consumer if kind == "consumer" else self.application) + principal_id
+
+
+DEFAULT_PREFIXES = SubjectPrefixes()
+
+
 @dataclass(frozen=True, slots=True)
 class Lookup:
     """One place to look for the subject; `field` is validated and, for headers, in lower case."""
@@ -74,6 +109,7 @@ class Rules:
     meter_api_requests: bool = True
     ai: AiRules = DEFAULT_AI_RULES
     meter_anonymous_consumer: bool = False
+    prefixes: SubjectPrefixes = DEFAULT_PREFIXES
     lookups: tuple[Lookup, ...] = (Lookup("consumer", "id"), Lookup("application", "id"))
     require_consumer: bool = False
     missing: Missing = "skip"

@@ -204,6 +204,7 @@ def test_no_additional_setting_is_required() -> None:
         "filters.response_sources",
         *("ai_tokens", "ai_cache_hits", "meter_ai_calls", "meter_agent_requests"),
         *("units", "units.name", "units.expression"),
+        *("subject_prefixes", "subject_prefixes.consumer", "subject_prefixes.application"),
     }
 
 

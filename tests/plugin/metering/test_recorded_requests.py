@@ -71,7 +71,7 @@ def test_a_dev_portal_applications_request_becomes_exactly_this_event() -> None:
             "id": "d3cc434b207b105c3d59a32b2a26fa25",
             "source": "kong-test",
             "type": "kong.api_request",
-            "subject": "application:b15e2460-ba40-431d-9df0-4957fcffacda",
+            "subject": "app:b15e2460-ba40-431d-9df0-4957fcffacda",
             "time": "2026-11-22T06:08:42.820Z",
             "data": {
                 "request_method": "GET",
@@ -315,7 +315,7 @@ def test_the_logs_that_kongs_http_log_posted_have_exactly_these_outcomes() -> No
     event = only(application, application["application_context"])
     assert (event["id"], event["subject"]) == (
         "1f03c104d475e9409ae71c28499ce322",
-        f"application:{APPLICATION}",
+        f"app:{APPLICATION}",
     )
     assert event["data"]["application_id"] == APPLICATION
     assert "consumer_id" not in event["data"]
