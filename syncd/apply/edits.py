@@ -8,7 +8,8 @@ owner, a subscription, a mark.
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import replace
+
+from msgspec import structs
 
 from syncd.core.changes import Change, EntityState
 from syncd.core.errors import BlockedError
@@ -127,7 +128,7 @@ def require_as_planned(current: ObservedCustomer, expected: ObservedCustomer) ->
 
 def applied(edit: CustomerEdit, customer: ObservedCustomer) -> ObservedCustomer:
     """Return a customer as it is after an edit."""
-    return replace(
+    return structs.replace(
         customer,
         name=customer.name if edit.name is None else edit.name,
         subject_keys=customer.subject_keys if edit.subject_keys is None else edit.subject_keys,

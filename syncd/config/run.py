@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import os
 from datetime import UTC, datetime, timedelta
+from itertools import islice
 from pathlib import Path
 from typing import Annotated, Self
 
+from cronsim import CronSim, CronSimError
 from pydantic import AfterValidator, BeforeValidator, Field, SecretStr, model_validator
 from pydantic_settings import NoDecode
 
-from syncd.config import cron
 from syncd.config.types import Duration, HttpUrl, Listen, Section, Token
 
 Percent = Annotated[int, Field(ge=0, le=100)]
@@ -46,8 +47,41 @@ class GuardsConfig(Section):
     """Nothing is removed while syncd's clock and the metering API's differ by more. `null`: no check."""
 
 
+_NAMED = {
+    "@yearly": "0 0 1 1 *",
+    "@annually": "0 0 1 1 *",
+    "@monthly": "0 0 1 * *",
+    "@weekly": "0 0 * * 0",
+    "@daily": "0 0 * * *",
+    "@midnight": "0 0 * * *",
+    "@hourly": "0 * * * *",
+}
+"""As in crontab(5)."""
+_FIELDS = 5
+
+
+def next_times(expression: str, after: datetime, count: int) -> list[datetime]:
+    """Return the next times of a crontab expression, with the meaning that cron gives it (cronsim: Debian's).
+
+    Raises ValueError, also if the expression has no time at all (30 February).
+    """
+    fields = _NAMED.get(expression.strip().lower(), expression).split()
+    if len(fields) != _FIELDS:
+        raise ValueError("must be five crontab fields, such as '*/10 * * * *', or a name such as @daily")
+    try:
+        found = list(islice(CronSim(" ".join(fields), after), count))
+    except CronSimError as error:
+        fault = str(error)
+        raise ValueError(
+            f"must be five crontab fields, such as '*/10 * * * *': {fault[:1].lower()}{fault[1:]}"
+        ) from None
+    if not found:
+        raise ValueError("names no date that ever comes")
+    return found
+
+
 def _cron(value: str) -> str:
-    cron.next_times(value, datetime.now(UTC), 1)
+    next_times(value, datetime.now(UTC), 1)
     return value
 
 
@@ -64,7 +98,7 @@ class ScheduleConfig(Section):
 
     def upcoming(self, now: datetime) -> list[datetime]:
         """Return the next three times of `cron`, none without it: people misread crontab fields."""
-        return cron.next_times(self.cron, now, 3) if self.cron else []
+        return next_times(self.cron, now, 3) if self.cron else []
 
 
 _SHORTEST_TOKEN = 16

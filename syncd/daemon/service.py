@@ -13,23 +13,18 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing, contextmanager
-from datetime import UTC, datetime, timedelta
 
 import structlog
 import uvicorn
-from apscheduler.schedulers.background import BackgroundScheduler
-from apscheduler.triggers.base import BaseTrigger
-from apscheduler.triggers.interval import IntervalTrigger
 
 from openmeter_plugin.process.web_server import limited_protocol
-from syncd.config.cron import next_times
-from syncd.config.run import ScheduleConfig
 from syncd.config.settings import Config
 from syncd.config.types import Listen, listening
 from syncd.core.errors import ConfigError, QueueFullError
 from syncd.daemon.api import Daemon, create_app
 from syncd.daemon.metrics import Metrics
-from syncd.runs.clock import ClockJumpDetector, Now, utc_now
+from syncd.daemon.schedule import Schedule
+from syncd.runs.clock import Now, utc_now
 from syncd.runs.factory import rules_of
 from syncd.runs.history import History, HistoryRecorder
 from syncd.runs.queue import ReportedOutcomes, RunQueue
@@ -39,9 +34,7 @@ from syncd.sources.base import Readings
 
 _log = structlog.get_logger("syncd.daemon.service")
 
-_JOB = "sync"
 _LOCK_TIMEOUT = 300.0
-_CLOCK_CHECK_SECONDS = 5.0
 _STOP_SECONDS = 3.0
 """How long a stop waits for requests under way: service managers kill after 10 s, Docker's default."""
 _MAX_CONNECTIONS = 64
@@ -89,7 +82,14 @@ def run_until_signalled(config: Config, load: Callable[[], Config]) -> None:
 class RunningDaemon:
     """A running daemon: its address, and its configuration, which `reload` replaces between two runs."""
 
-    def __init__(self, config: Config, address: Listen, metrics: Metrics, stopping: threading.Event) -> None:
+    def __init__(
+        self,
+        config: Config,
+        address: Listen,
+        metrics: Metrics,
+        stopping: threading.Event,
+        schedule: Schedule,
+    ) -> None:
         self.address = address
         self.stopping = stopping
         self.config = config
@@ -98,36 +98,8 @@ class RunningDaemon:
         self.patience = _STOP_SECONDS
         self.unfinished: tuple[str, ...] = ()
         """After a stop: the threads that still wait for an answer."""
-        self._scheduler = BackgroundScheduler(timezone=UTC)
+        self._schedule = schedule
         self._refused: str | None = None
-
-    def start(self, request: Callable[[], object]) -> None:
-        """Start the schedule."""
-        schedule(self._scheduler, request, self.config.schedule, datetime.now(UTC))
-        self._scheduler.start()
-
-    def on_clock_jump(self, jump: timedelta) -> None:
-        """Reschedule after a clock jump: overdue runs start, and the next run follows the new time.
-
-        APScheduler would sleep until the time it had computed before, which after a jump back is far off.
-        """
-        _log.warning("clock_jumped", seconds=round(jump.total_seconds()))
-        if jump < timedelta(0):
-            self._scheduler.reschedule_job(_JOB, trigger=trigger_of(self.config.schedule))
-        else:
-            self._scheduler.wakeup()
-
-    def watch_clock(self, now: Now, check_seconds: float) -> None:
-        """Watch for clock jumps until the daemon stops."""
-        watch = ClockJumpDetector(now)
-        while not self.stopping.wait(check_seconds):
-            if jump := watch.jumped():
-                self.on_clock_jump(jump)
-
-    def stop(self) -> None:
-        """Stop the schedule."""
-        if self._scheduler.running:
-            self._scheduler.shutdown()
 
     def wait_for(self, threads: Sequence[threading.Thread]) -> None:
         """Wait until the threads have ended, `patience` seconds at most; the others are `unfinished`."""
@@ -154,7 +126,7 @@ class RunningDaemon:
         if any(getattr(config.daemon, name) != value for name, value in fixed.items()):
             _log.warning("restart_required", settings=["daemon.listen", "daemon.state_dir"])
         if config.schedule != self.config.schedule:
-            self._scheduler.reschedule_job(_JOB, trigger=trigger_of(config.schedule))
+            self._schedule.change(config.schedule)
         self.config = config.model_copy(update={"daemon": config.daemon.model_copy(update=fixed)})
         self.readings = Readings()
         self._refused = None
@@ -176,18 +148,16 @@ class RunningDaemon:
 
     def describe(self) -> dict[str, object]:
         """Return the schedule and the state of the configuration, for GET /v1/status."""
-        job = self._scheduler.get_job(_JOB)
-        due = job.next_run_time.isoformat() if job and job.next_run_time else None
-        return {"next_run": due, "configuration_refused": self._refused}
+        return {"next_run": self._schedule.next_run().isoformat(), "configuration_refused": self._refused}
 
 
 @contextmanager
 def running(
-    config: Config, now: Now = utc_now, *, clock_check_seconds: float = _CLOCK_CHECK_SECONDS
+    config: Config, now: Now = utc_now, *, clock_check_seconds: float = 20.0
 ) -> Iterator[RunningDaemon]:
     """Run the daemon in threads of this process; its `address` is the one it actually listens on.
 
-    `now` is this machine's clock, checked for jumps every `clock_check_seconds`.
+    `now` is this machine's clock; the schedule looks at it every `clock_check_seconds`.
     """
     rules_of(config)  # an unreadable mapping file is an error now, not at the first run
     stopping = threading.Event()
@@ -196,9 +166,9 @@ def running(
         closing(History(config.daemon.state_dir)) as history,
     ):
         metrics = Metrics()
-        daemon = RunningDaemon(
-            config, Listen(config.daemon.listen.host, listener.getsockname()[1]), metrics, stopping
-        )
+        address = Listen(config.daemon.listen.host, listener.getsockname()[1])
+        schedule = Schedule(config.schedule, lambda: _request(runs), now, check_seconds=clock_check_seconds)
+        daemon = RunningDaemon(config, address, metrics, stopping, schedule)
         reported = ReportedOutcomes()
         observers = (HistoryRecorder(history, lambda: daemon.config.daemon.keep_runs), metrics, reported)
 
@@ -221,21 +191,18 @@ def running(
         threads = [
             threading.Thread(target=server.run, args=([listener],), name="syncd-api", daemon=True),
             threading.Thread(target=runs.work, name="syncd-worker", daemon=True),
-            threading.Thread(
-                target=daemon.watch_clock, args=(now, clock_check_seconds), name="syncd-clock", daemon=True
-            ),
+            threading.Thread(target=schedule.work, name="syncd-schedule", daemon=True),
         ]
         for thread in threads:
             thread.start()
         try:
-            daemon.start(lambda: _request(runs))
             seconds = config.schedule.interval.total_seconds()
             _log.info(
                 "listening", url=daemon.address.url, interval_seconds=seconds, cron=config.schedule.cron
             )
             yield daemon
         finally:
-            daemon.stop()
+            schedule.stop()
             runs.stop()
             server.should_exit = True
             daemon.wait_for(threads)
@@ -267,44 +234,4 @@ def _server(daemon: Daemon) -> uvicorn.Server:
             # Forwarded headers are not trusted: anyone on this machine could send them.
             proxy_headers=False,
         )
-    )
-
-
-class CronTrigger(BaseTrigger):  # type: ignore[misc]
-    """The times of `schedule.cron`, for APScheduler."""
-
-    def __init__(self, expression: str, jitter: int | None) -> None:
-        self._expression = expression
-        self._jitter = jitter
-
-    def get_next_fire_time(self, previous: datetime | None, now: datetime) -> datetime:
-        """Return the time after the previous one; if the clock was set back, the one after now."""
-        after = now if previous is None else min(now, previous)
-        found: datetime = self._apply_jitter(next_times(self._expression, after, 1)[0], self._jitter, now)
-        return found
-
-
-def trigger_of(config: ScheduleConfig) -> CronTrigger | IntervalTrigger:
-    """Return the APScheduler trigger for the schedule."""
-    jitter = int(config.jitter.total_seconds()) if config.jitter else None
-    if config.cron is not None:
-        return CronTrigger(config.cron, jitter)
-    return IntervalTrigger(seconds=int(config.interval.total_seconds()), jitter=jitter, timezone=UTC)
-
-
-def schedule(
-    scheduler: BackgroundScheduler, request: Callable[[], object], config: ScheduleConfig, first: datetime
-) -> None:
-    """Call `request` at `first` and then on schedule; missed calls are made up for once.
-
-    APScheduler's defaults start after one interval and skip calls that are one second late.
-    """
-    scheduler.add_job(
-        request,
-        trigger_of(config),
-        id=_JOB,
-        next_run_time=first,
-        max_instances=1,
-        coalesce=True,
-        misfire_grace_time=None,
     )

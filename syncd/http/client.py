@@ -88,7 +88,7 @@ class ApiClient(Closable):
         scheme, host, port = url.raw_scheme, url.raw_host, url.port
         self._origin = (scheme, host, port)
         self._prefix = url.raw_path.decode().rstrip("/")
-        self._tls = endpoint.tls.context(endpoint.section) if scheme == b"https" else no_tls()
+        self._tls = endpoint.tls_context() if scheme == b"https" else no_tls()
         self._retry = retry.at_pace_of(endpoint.unix_socket or f"{url.scheme}://{url.netloc.decode()}")
         self._headers = [(b"Host", url.netloc), (b"Accept-Encoding", b"gzip")]
         self._headers += [(name.encode(), value.encode()) for name, value in endpoint.headers().items()]

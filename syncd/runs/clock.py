@@ -1,4 +1,4 @@
-"""Clock checks: skew against the metering API's Date header, and detection of clock jumps by a timer.
+"""Clock check: how far this machine's clock is off the metering API's, by the Date header of an answer.
 
 Grace periods are days long, so a limit of minutes (`guards.max_clock_skew`) is strict enough. If syncd and
 the metering API share one machine, both clocks may be wrong alike, and the check finds nothing.
@@ -16,7 +16,6 @@ from syncd.http.retry import Retry, http_date
 
 Now = Callable[[], datetime]
 
-_MIN_JUMP = timedelta(seconds=30)
 _LAST_SECOND = datetime.max.replace(second=0, tzinfo=UTC)
 _HALF_SECOND = timedelta(milliseconds=500)
 
@@ -46,23 +45,6 @@ class Stopwatch:
     def now(self) -> datetime:
         """Return the start time plus the elapsed time."""
         return self.start + timedelta(seconds=self._timer() - self._began)
-
-
-class ClockJumpDetector:
-    """Detects that this machine's clock was set, or that the machine slept."""
-
-    def __init__(self, now: Now, timer: Callable[[], float] = time.monotonic) -> None:
-        self._now = now
-        self._timer = timer
-        self._watch = Stopwatch(now, timer)
-
-    def jumped(self) -> timedelta:
-        """Return how far the clock has jumped ahead (negative: back) since the last jump; zero if not far."""
-        ahead = self._now() - self._watch.now()
-        if abs(ahead) < _MIN_JUMP:
-            return timedelta(0)
-        self._watch = Stopwatch(self._now, self._timer)
-        return ahead
 
 
 def server_time(endpoint: Endpoint) -> datetime | None:

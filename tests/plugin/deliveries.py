@@ -13,13 +13,15 @@ from typing import Any
 
 import orjson
 
-from openmeter_plugin.delivery.options import DeliveryOptions, Retention
+from openmeter_plugin.delivery.answers import DeliveryError
+from openmeter_plugin.delivery.client import EventsClient
+from openmeter_plugin.delivery.options import DeliveryOptions, Network, Retention
 from openmeter_plugin.delivery.process import deliver
 from openmeter_plugin.spool.segment import SKIPPED, encode_events, encode_record, encode_summary
 from tests.harness.books import read_counts, read_ledger
 from tests.harness.process import eventually
-from tests.plugin.events_server import Answer, Post, Script
-from tests.plugin.spools import QUEUE, running_writer
+from tests.plugin.events_server import Answer, Post, Script, refusal
+from tests.plugin.spools import QUEUE, destination, running_writer
 
 KEEP_NOTHING = Retention(age=timedelta(0))
 
@@ -104,6 +106,23 @@ def delivering(spool: Path, **options: Any) -> Iterator[None]:
     assert ended == []
 
 
+def post_once(url: str, *, network: Network | None = None, **described: Any) -> DeliveryError | None:
+    """Post one event, and return the error if it was not delivered."""
+
+    async def post() -> None:
+        client = EventsClient(destination(url, **described), network or Network())
+        try:
+            await client.post([event(1)])
+        finally:
+            await client.close()
+
+    try:
+        asyncio.run(post())
+    except DeliveryError as error:
+        return error
+    return None
+
+
 def count(spool: Path, name: str, reason: str = "", queue: str = QUEUE) -> int:
     return read_counts(spool).get(queue, Counter())[name, reason]
 
@@ -148,12 +167,12 @@ def fails_first(times: int, *answers: Answer) -> Script:
 
 
 def rejects(bad: set[str], status: int = 400) -> Script:
-    """Store the events before the first bad one and refuse the rest, as OpenMeter does."""
+    """Refuse the whole batch because of the first bad event, as OpenMeter does where it does not name it."""
 
     def script(post: Post) -> Answer:
-        for position, event_id in enumerate(post.ids):
+        for event_id in post.ids:
             if event_id in bad:
-                return Answer(status, f"{event_id} is bad", taken=position)
+                return refusal(status, f"{event_id} is bad")
         return Answer()
 
     return script

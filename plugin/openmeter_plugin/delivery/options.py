@@ -1,4 +1,4 @@
-"""Options of delivery: destination overrides, age limit, retention of delivered segments, ledger pruning."""
+"""Options of delivery: destination overrides, network, age limit, retention, ledger pruning."""
 
 from __future__ import annotations
 
@@ -6,6 +6,9 @@ from dataclasses import dataclass, field
 from datetime import timedelta
 from pathlib import Path
 from typing import Final
+
+from openmeter_plugin.proxies import Proxy, chosen_proxy, environment_proxy, is_nearby
+from openmeter_plugin.tls import Tls
 
 TOKEN_VARIABLE: Final = "OPENMETER_PLUGIN_TOKEN"  # noqa: S105 - the name of one, not one
 """The environment variable that overrides every destination's token, as a token file does."""
@@ -25,6 +28,28 @@ class Retention:
 
 
 @dataclass(frozen=True, slots=True)
+class Network:
+    """How this host reaches the metering API: certificates, and a proxy instead of the environment's."""
+
+    tls: Tls = field(default_factory=Tls)
+    proxy: str | None = field(default=None, repr=False)
+
+    def proxy_for(self, scheme: str, host: str, port: int | None) -> Proxy | None:
+        """Return the proxy for requests to a host, None for a direct connection; raises ValueError."""
+        if self.proxy and not is_nearby(host):
+            return chosen_proxy(self.proxy, "--proxy", host)
+        return environment_proxy(scheme, host, port)
+
+    def check(self) -> None:
+        """Check all that can be checked without a destination; raises ValueError that names the setting."""
+        if self.tls.client_key and not self.tls.client_cert:
+            raise ValueError("--client-key: needs --client-cert beside it")
+        for scheme in ("http", "https"):
+            self.proxy_for(scheme, "metering.example", None)
+        self.tls.context()
+
+
+@dataclass(frozen=True, slots=True)
 class DeliveryOptions:
     """How to deliver a spool.
 
@@ -39,3 +64,4 @@ class DeliveryOptions:
     max_age: timedelta | None = None
     endpoint: str | None = None
     ledger_days: int = DEFAULT_LEDGER_DAYS
+    network: Network = field(default_factory=Network)

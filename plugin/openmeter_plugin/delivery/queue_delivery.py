@@ -6,14 +6,13 @@ import asyncio
 import contextlib
 import sqlite3
 from collections.abc import Collection
-from datetime import timedelta
 from pathlib import Path
 
 from openmeter_plugin.books.accountant import MAX_RECORDS, Accountant
 from openmeter_plugin.books.database import is_damage
 from openmeter_plugin.books.store import Books
 from openmeter_plugin.delivery.batch import BatchReader
-from openmeter_plugin.delivery.endpoint import Endpoint, Sender
+from openmeter_plugin.delivery.endpoint import Endpoint
 from openmeter_plugin.delivery.pipeline import POLL, Pipeline
 from openmeter_plugin.delivery.retention import Delivered, delivered_now
 from openmeter_plugin.log import RateLimit, get_logger
@@ -24,9 +23,7 @@ from openmeter_plugin.spool.reader import UNREADABLE, QueueReader, segment_paths
 class QueueDelivery:
     """Owns one queue. Accounting and sending run concurrently, so that an outage shows up in the books."""
 
-    def __init__(
-        self, spool: Path, queue: str, books: Books, endpoint: Endpoint, max_age: timedelta | None = None
-    ) -> None:
+    def __init__(self, spool: Path, queue: str, books: Books, endpoint: Endpoint) -> None:
         self.queue = queue
         self._directory = queues_directory(spool) / queue
         self._books = books
@@ -34,8 +31,7 @@ class QueueDelivery:
         delivered = {name: position.delivered for name, position in books.positions(queue).items()}
         self._batches = BatchReader(self._accountant, QueueReader(self._directory, delivered))
         self.endpoint = endpoint
-        self.sender = Sender(queue, endpoint, max_age)
-        self.pipeline = Pipeline(queue, books, self._batches, endpoint, self.sender)
+        self.pipeline = Pipeline(queue, books, self._batches, endpoint)
         self.delivered: dict[str, Delivered] = {}
         """The segments that are entirely delivered, and retained."""
         self._log = get_logger().bind(queue=queue)

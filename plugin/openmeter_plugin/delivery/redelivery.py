@@ -109,7 +109,7 @@ class Redeliverer:
             events = selected_events(path, redelivery, delivered, unsent)
             for batch in in_batches(events, queue.endpoint.max_batch_size):
                 # What is refused now was refused before, and is already a dead letter.
-                sent += len(batch) - len(await queue.sender.send(batch))
+                sent += len(batch) - len(await queue.endpoint.send(batch))
             self._books.redelivered(redelivery.id, name, sent, path.name, done=False)
             done_up_to, total = path.name, total + sent
         self._books.redelivered(redelivery.id, name, 0, done_up_to, done=True)

@@ -86,9 +86,8 @@ class SpoolDelivery:
         self._tasks[name] = asyncio.create_task(self.queues[name].run())
 
     def _delivery(self, name: str) -> QueueDelivery:
-        options = self._options
-        endpoint = Endpoint(options.spool, name, self._breakers, options.token_file, options.endpoint)
-        return QueueDelivery(options.spool, name, self._books, endpoint, options.max_age)
+        endpoint = Endpoint(self._options, name, self._breakers)
+        return QueueDelivery(self._options.spool, name, self._books, endpoint)
 
     async def _retention_loop(self) -> None:
         leftovers_at = 0.0

@@ -1,15 +1,20 @@
-"""Socket activation: listening sockets that a service manager holds and passes, as systemd's socket units do.
+"""What a service manager such as systemd passes to this process, and what it wants to hear.
 
-They outlive the plugin server: during a restart, connections wait in them for the next process. The protocol
-is that of sd_listen_fds(3): the sockets are the descriptors from 3 on, `LISTEN_FDS` is their number,
-`LISTEN_FDNAMES` their names, and `LISTEN_PID` the process that they are meant for. Imports next to nothing,
-like `sockets`.
+Socket activation: listening sockets that it holds and passes, as systemd's socket units do. They outlive the
+plugin server: during a restart, connections wait in them for the next process. The protocol is that of
+sd_listen_fds(3): the sockets are the descriptors from 3 on, `LISTEN_FDS` is their number, `LISTEN_FDNAMES`
+their names, and `LISTEN_PID` the process that they are meant for.
+
+Notifications, by the protocol of sd_notify(3) and sd_watchdog_enabled(3): one datagram for each, to the
+socket that `NOTIFY_SOCKET` names. Imports next to nothing, like `sockets`.
 """
 
 from __future__ import annotations
 
+import contextlib
 import os
 import socket
+import time
 from collections.abc import Mapping, MutableMapping
 from pathlib import Path
 from typing import Final
@@ -22,6 +27,57 @@ VARIABLES: Final = ("LISTEN_PID", "LISTEN_FDS", "LISTEN_FDNAMES", "LISTEN_PIDFDI
 
 _FIRST_DESCRIPTOR: Final = 3
 _REMEDY: Final = f"set FileDescriptorName= of its socket unit to {PLUGIN} or {HTTP_LOG}"
+
+
+_WATCHDOG_DIVISOR: Final = 3  # heartbeats in the time after which the service manager would restart us
+
+
+class Notifier:
+    """Tells the service manager that started this process about its state, if it wants to know. Never raises.
+
+    The environment is cleared of its variables, so that child processes do not speak for this one.
+    """
+
+    def __init__(self, environment: MutableMapping[str, str] = os.environ) -> None:
+        own_pid = str(os.getpid())
+        address = environment.pop("NOTIFY_SOCKET", "")
+        # Where a service manager started Kong and Kong this process, the notifications would be Kong's.
+        if environment.get("SYSTEMD_EXEC_PID", own_pid) != own_pid:
+            address = ""
+        self._address = "\0" + address[1:] if address.startswith("@") else address  # an abstract socket
+        watchdog = environment.pop("WATCHDOG_USEC", "")
+        if environment.pop("WATCHDOG_PID", own_pid) != own_pid or not watchdog.isdecimal():
+            watchdog = "0"
+        self._interval = int(watchdog) / 1e6 / _WATCHDOG_DIVISOR
+        self._next_sign = 0.0
+        self.is_ready = False
+
+    def ready(self) -> None:
+        """Report that this process does its work."""
+        self.is_ready = True
+        self._send("READY=1")
+
+    def reloading(self) -> None:
+        """Report that the configuration is read again; `ready` follows."""
+        self._send(f"RELOADING=1\nMONOTONIC_USEC={time.monotonic_ns() // 1000}")
+
+    def stopping(self) -> None:
+        """Report that this process is stopping."""
+        self._send("STOPPING=1")
+
+    def alive(self) -> None:
+        """Report to the watchdog, if there is one, that this process runs; call it often."""
+        now = time.monotonic()
+        if self._interval and now >= self._next_sign:
+            self._next_sign = now + self._interval
+            self._send("WATCHDOG=1")
+
+    def _send(self, message: str) -> None:
+        if not self._address:
+            return
+        with contextlib.suppress(OSError), socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as notifier:
+            notifier.setblocking(False)
+            notifier.sendto(message.encode(), self._address)
 
 
 class ActivationError(ValueError):

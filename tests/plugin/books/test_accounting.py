@@ -41,7 +41,7 @@ from tests.plugin.deliveries import (
     spooled,
     waiting,
 )
-from tests.plugin.events_server import Answer, EventsServer, serving, take_all
+from tests.plugin.events_server import Answer, EventsServer, refusal, serving, take_all
 from tests.plugin.spools import QUEUE, destination, running_writer
 
 pytestmark = pytest.mark.slow
@@ -81,7 +81,7 @@ def test_skips_and_backlog_are_in_the_books_while_the_endpoint_is_down(tmp_path:
 
 def test_the_ledger_counts_by_destination_hour_of_event_time_type_and_subject(tmp_path: Path) -> None:
     bad = {"event-000007"}
-    with serving(EventsServer(lambda post: Answer(400 if set(post.ids) & bad else 204))) as server:
+    with serving(EventsServer(lambda post: refusal() if set(post.ids) & bad else Answer())) as server:
         for queue in ("one", "two"):
             write_destination(tmp_path, destination(server.url, id=queue))
         spooled(tmp_path, [record(n, subject="alice") for n in range(5)], "one")
@@ -101,7 +101,7 @@ def test_the_ledger_counts_by_destination_hour_of_event_time_type_and_subject(tm
 
 
 def test_an_event_without_a_summary_is_counted_by_its_own_members(tmp_path: Path) -> None:
-    with serving(EventsServer(lambda post: Answer(400 if "event-000001" in post.ids else 204))) as server:
+    with serving(EventsServer(lambda post: refusal() if "event-000001" in post.ids else Answer())) as server:
         write_destination(tmp_path, destination(server.url))
         spooled(tmp_path, [encode_events([event(n), event(n + 10)]) for n in range(3)])
         run_until_empty(tmp_path)

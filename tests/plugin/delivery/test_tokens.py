@@ -70,7 +70,7 @@ def test_a_missing_token_file_delays_deliveries_until_it_exists(tmp_path: Path) 
         write_destination(spool, destination(server.url, token="stored"))
         spooled(spool, [record(1)])
         with structlog.testing.capture_logs() as lines, delivering(spool, token_file=mine):
-            eventually(lambda: [line for line in lines if line["event"] == "destination_unreadable"])
+            eventually(lambda: [line for line in lines if line["event"] == "delivery_held"])
             assert server.posts == []
             mine.write_text("there")
             eventually(lambda: server.taken == ids(range(1, 2)))

@@ -21,7 +21,6 @@ pytestmark = pytest.mark.slow
 _STUBBORN = """
 import os, signal, sys, time
 from openmeter_plugin.process import supervisor
-supervisor._STOP_SECONDS = 0.2
 
 def run():
     signal.signal(signal.SIGTERM, lambda *_: open(sys.argv[1], "w").write("SIGTERM"))
@@ -29,7 +28,7 @@ def run():
         print(os.getpid(), flush=True)
         time.sleep(0.1)
 
-supervisor.Child("stubborn", run, 0).start()
+supervisor.Child("stubborn", run, 0, stop_seconds=0.2).start(supervisor.Heartbeats(1))
 time.sleep(20)
 """
 
@@ -49,6 +48,25 @@ def test_with_socket_activation_nothing_is_lost_when_the_supervisor_is_killed(tm
         assert_nothing_lost(worker, sandbox)
         assert len(manager.events("serving")) == 4
         eventually(lambda: len(manager.events("stopped")) == 3, what="the end of the workers left behind")
+
+
+def test_a_stopped_worker_answers_kong_once_its_supervisor_is_killed(tmp_path: Path) -> None:
+    path = tmp_path / "s"
+    with (
+        running_sandbox(token=TOKEN) as sandbox,
+        managed(tmp_path, "--socket", str(path), plugin=unix_listener(path)) as manager,
+    ):
+        eventually(lambda: manager.events("delivery_started"), what="the delivery")
+
+        def stop_and_kill() -> None:
+            (worker,) = [event["pid"] for event in manager.events("serving")][-1:]
+            os.kill(int(str(worker)), signal.SIGSTOP)
+            assert manager.end(signal.SIGKILL) == -signal.SIGKILL
+            manager.start()
+
+        worker = drive_through(path, sandbox, stop_and_kill, times=1)
+        assert_nothing_lost(worker, sandbox)
+        eventually(lambda: len(manager.events("stopped")) == 1, what="the end of the worker left behind")
 
 
 def test_without_pidfd_a_child_process_ends_at_once_with_its_supervisor(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 import subprocess
@@ -11,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from openmeter_plugin.process.supervisor import Child
+from openmeter_plugin.process.supervisor import Child, Heartbeats, restart_delay
 from tests.harness.process import eventually, plugin_server
 
 pytestmark = pytest.mark.slow
@@ -26,7 +27,7 @@ process.stdout.readline()
 child = supervisor.Child("stubborn", lambda: None, 0)
 child.pid = process.pid
 signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGCHLD})
-supervisor._stop([child], 0.2)
+supervisor.stop_all([child], 0.2)
 print("left" if os.path.exists(f"/proc/{process.pid}") else "gone")
 """
 
@@ -37,22 +38,66 @@ def test_a_child_process_that_ignores_sigterm_is_killed_within_the_bound() -> No
 
 
 def test_a_child_process_that_keeps_ending_is_restarted_with_growing_delays_up_to_a_second() -> None:
-    child = Child("worker", lambda: None, 0)
-    pauses = []
+    delays = [0.0]
     for _ in range(8):
-        child._started = now = time.monotonic()
-        child.exited(1)
-        assert child.start_at >= now + child._delay
-        pauses.append(child._delay)
-    assert pauses == [0.05, 0.1, 0.2, 0.4, 0.8, 1.0, 1.0, 1.0]
+        delays.append(restart_delay(delays[-1], lived=0.1))
+    assert delays[1:] == [0.05, 0.1, 0.2, 0.4, 0.8, 1.0, 1.0, 1.0]
 
 
 def test_a_child_process_that_lived_for_a_while_is_restarted_at_once() -> None:
-    child = Child("worker", lambda: None, 0)
-    for lived in (0.0, 5.0):
-        child._started = time.monotonic() - lived
-        child.exited(1)
-    assert child.start_at <= time.monotonic()
+    assert restart_delay(0.8, lived=5.0) == 0.0
+
+
+def test_a_child_process_that_ended_is_restarted_and_the_restart_counted() -> None:
+    heartbeats, child = Heartbeats(1), Child("worker", lambda: None, 0)
+    for restarts in range(3):
+        child.start(heartbeats)
+        assert child.pid is not None
+        assert heartbeats.pids() == [child.pid]
+        _, status = os.waitpid(child.pid, 0)
+        child.exited(os.waitstatus_to_exitcode(status), heartbeats)
+        assert (heartbeats.restarts(0), heartbeats.pids()) == (restarts, [])
+
+
+# A child process whose main thread holds the interpreter's lock for ever, beside one that waits.
+HUNG = """
+import ctypes, os, pathlib, threading, time
+from openmeter_plugin.log import configure_logging
+from openmeter_plugin.process.supervisor import Child, Heartbeats
+
+def stuck():
+    threading.Thread(target=threading.Event().wait).start()
+    while threading.active_count() < 3:  # with the one that watches the supervisor
+        time.sleep(0.01)
+    os.write(1, b"hangs")
+    ctypes.PyDLL(None).read(os.pipe()[0], ctypes.create_string_buffer(1), 1)  # PyDLL keeps the lock
+
+configure_logging("supervisor")
+child = Child("worker", stuck, 0)
+child.start(Heartbeats(1))
+while "S" not in pathlib.Path(f"/proc/{child.pid}/stat").read_text() or not os.path.exists("go"):
+    time.sleep(0.05)
+child.replace_hung(10.0)
+print(os.waitstatus_to_exitcode(os.waitpid(child.pid, 0)[1]))
+"""
+
+
+def test_of_a_hung_process_the_log_has_the_stacks_of_all_threads(tmp_path: Path) -> None:
+    command = [sys.executable, "-c", HUNG]
+    pipe = subprocess.PIPE
+    with subprocess.Popen(command, stdout=pipe, stderr=pipe, text=True, cwd=tmp_path) as supervisor:
+        assert supervisor.stdout
+        assert supervisor.stderr
+        assert supervisor.stdout.read(5) == "hangs"
+        (tmp_path / "go").touch()
+        assert supervisor.stdout.read().strip() == str(-signal.SIGKILL)
+        entries = [json.loads(line) for line in supervisor.stderr]
+    (hung,) = [entry for entry in entries if entry["event"] == "process_hung"]
+    assert (hung["child"], hung["threads"], hung["state"]) == ("worker", 3, "S")
+    stacks = [entry["stack"] for entry in entries if entry["event"] == "hung_thread"]
+    assert sum("in stuck" in stack for stack in stacks) == 1
+    assert sum("in wait_and_exit" in stack for stack in stacks) == 1
+    assert sum("threading.py" in stack and "in wait\n" in stack for stack in stacks) == 1
 
 
 def test_a_server_that_was_suspended_as_a_whole_keeps_its_processes(tmp_path: Path) -> None:

@@ -1,4 +1,4 @@
-"""Socket activation: with passed sockets, no connection is refused during a restart."""
+"""The service manager: with its sockets no connection is refused in a restart, and it hears of our state."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import subprocess
 import sys
 import threading
 from collections.abc import Iterator
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import IO
 
@@ -19,7 +19,7 @@ import pytest
 
 from openmeter_plugin.process import systemd
 from openmeter_plugin.process.sockets import Listeners, TcpListener, UnixListener
-from openmeter_plugin.process.systemd import ActivationError, use_passed_sockets
+from openmeter_plugin.process.systemd import ActivationError, Notifier, use_passed_sockets
 from syncd.sandbox.testing import running_sandbox
 from tests.harness.kong import KongWorker, PluginInstance
 from tests.harness.process import eventually
@@ -293,3 +293,79 @@ def test_sockets_that_do_not_listen_or_are_of_another_kind_are_an_error(
         passing(socket.create_server(("127.0.0.1", 0)), LISTEN_FDNAMES="plugin")
     with (tmp_path / "file").open("w") as file, pytest.raises(ActivationError, match="is not a socket"):
         passing(file, LISTEN_FDNAMES="plugin")
+
+
+# Notifications
+
+OWN_PID = str(os.getpid())
+
+
+@contextmanager
+def notified(address: str) -> Iterator[socket.socket]:
+    """Listen for notifications as the service manager does; `@` begins an abstract address."""
+    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as listener:
+        listener.bind("\0" + address[1:] if address.startswith("@") else address)
+        listener.settimeout(15)
+        yield listener
+
+
+@pytest.mark.parametrize("abstract", [False, True], ids=["a path", "an abstract address"])
+def test_the_service_manager_hears_of_the_start_the_watchdog_and_the_stop(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, abstract: bool
+) -> None:
+    address = f"@openmeter-test-{os.getpid()}" if abstract else str(tmp_path / "notify")
+    monkeypatch.setenv("NOTIFY_SOCKET", address)
+    monkeypatch.setenv("WATCHDOG_USEC", "300000")
+    path = tmp_path / "s"
+    with (
+        notified(address) as listener,
+        managed(tmp_path, "--socket", str(path), plugin=unix_listener(path)) as manager,
+    ):
+        messages = [listener.recv(1000)]
+        while messages[-1] != b"READY=1":
+            messages.append(listener.recv(1000))
+        assert set(messages[:-1]) == {b"WATCHDOG=1"}
+        assert manager.events("serving"), "it is ready once all its processes work"
+        assert listener.recv(1000) == b"WATCHDOG=1"
+        assert manager.end() == 0
+        while (last := listener.recv(1000)) == b"WATCHDOG=1":
+            pass
+        assert last == b"STOPPING=1"
+
+
+@pytest.mark.parametrize(
+    ("variables", "heard"),
+    [
+        ({}, [b"READY=1", b"WATCHDOG=1"]),
+        (
+            {"SYSTEMD_EXEC_PID": OWN_PID, "WATCHDOG_PID": OWN_PID},
+            [b"READY=1", b"WATCHDOG=1"],
+        ),
+        ({"SYSTEMD_EXEC_PID": "1"}, []),  # it started Kong, and Kong us
+        ({"WATCHDOG_PID": "1"}, [b"READY=1"]),
+    ],
+)
+def test_only_the_process_that_the_service_manager_started_reports_to_it(
+    tmp_path: Path, variables: dict[str, str], heard: list[bytes]
+) -> None:
+    environment = {"NOTIFY_SOCKET": str(tmp_path / "n"), "WATCHDOG_USEC": "30000000", "PATH": "x"} | variables
+    with notified(environment["NOTIFY_SOCKET"]) as listener:
+        listener.settimeout(0)
+        notifier = Notifier(environment)
+        assert environment.keys() <= {"PATH", "SYSTEMD_EXEC_PID"}, "child processes do not report"
+        notifier.ready()
+        notifier.alive()
+        notifier.alive()  # too soon for another
+        received = []
+        with suppress(BlockingIOError):
+            while True:
+                received.append(listener.recv(1000))
+        assert received == heard
+
+
+def test_without_a_service_manager_nothing_is_sent_and_one_that_is_gone_is_no_error(tmp_path: Path) -> None:
+    for environment in ({}, {"NOTIFY_SOCKET": str(tmp_path / "gone")}):
+        notifier = Notifier(environment)
+        notifier.ready()
+        notifier.stopping()
+        assert notifier.is_ready

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 
 import pytest
@@ -17,7 +16,7 @@ from syncd.mapping.rules import MappingRules
 from syncd.metering.base import Decide
 from syncd.planning.orphans import Grace
 from syncd.planning.plan import PlanOptions
-from tests.syncd.builders import BY_TAG, OWNER, RULES, consumer, customer, lines, observed, plan_for
+from tests.syncd.builders import BY_TAG, OWNER, RULES, consumer, customer, lines, observed, plan_for, replace
 from tests.syncd.memory_target import MemoryTarget
 
 START = datetime(2026, 1, 1, tzinfo=UTC)

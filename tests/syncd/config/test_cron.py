@@ -1,14 +1,12 @@
-"""What cron means, as crontab(5) says, not as APScheduler counts."""
+"""What cron means, as crontab(5) says."""
 
 from __future__ import annotations
 
-from datetime import UTC, datetime, timedelta
+from datetime import UTC, datetime
 
 import pytest
 
-from syncd.config.cron import next_times
-from syncd.config.run import ScheduleConfig
-from syncd.daemon.service import trigger_of
+from syncd.config.run import next_times
 
 NOW = datetime(2026, 11, 28, 22, 0, tzinfo=UTC)  # a Saturday
 
@@ -40,13 +38,3 @@ def test_names_and_ranges_are_read() -> None:
 def test_an_expression_that_never_comes_or_is_none_is_refused(expression: str) -> None:
     with pytest.raises(ValueError, match="five crontab fields"):
         next_times(expression, NOW, 1)
-
-
-def test_the_daemon_runs_at_these_times_and_goes_on_when_the_clock_was_set_back() -> None:
-    trigger = trigger_of(ScheduleConfig(cron="0 3 * * 0"))
-    first = trigger.get_next_fire_time(None, NOW)
-    assert first == datetime(2026, 11, 29, 3, tzinfo=UTC)
-    late = first + timedelta(minutes=1)
-    assert trigger.get_next_fire_time(first, late) == datetime(2026, 12, 6, 3, tzinfo=UTC)
-    before = NOW - timedelta(days=7)
-    assert trigger.get_next_fire_time(first, before) == datetime(2026, 11, 22, 3, tzinfo=UTC)

@@ -8,16 +8,13 @@ import socket
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
-from datetime import UTC, datetime, timedelta
 
 import httpx
 import pytest
-from apscheduler.schedulers.background import BackgroundScheduler
 
 from syncd.config import settings
-from syncd.config.run import ScheduleConfig
 from syncd.core.errors import DaemonError
-from syncd.daemon.service import running, schedule
+from syncd.daemon.service import running
 from tests.syncd.processes import Project, daemon_process, when_logged
 from tests.syncd.servers import Answer, Asked, serving
 from tests.syncd.waiting import eventually
@@ -76,23 +73,6 @@ def test_the_daemon_runs_again_after_each_interval(project: Project) -> None:
             return bool(last["id"] != first["id"] and last["trigger"] == "schedule")
 
         assert eventually(another, what="the second sync")
-
-
-def test_runs_missed_while_the_machine_slept_are_made_up_for_once() -> None:
-    calls = threading.Semaphore(0)
-    scheduler = BackgroundScheduler(timezone=UTC)
-    schedule(
-        scheduler,
-        calls.release,
-        ScheduleConfig(interval=timedelta(hours=1)),
-        datetime.now(UTC) - timedelta(hours=10, minutes=30),
-    )
-    scheduler.start()
-    try:
-        assert calls.acquire(timeout=10)
-    finally:
-        scheduler.shutdown()
-    assert not calls.acquire(blocking=False)
 
 
 def test_a_requested_run_can_be_followed_to_its_end(project: Project, sandbox: httpx.Client) -> None:

@@ -18,11 +18,11 @@ from syncd.core.changes import ChangeKind
 from syncd.daemon.service import running
 from syncd.http.client import Endpoint
 from syncd.planning.guards import clock_distrust_reason
-from syncd.runs.clock import ClockJumpDetector, Stopwatch, clock_skew, date_of
+from syncd.runs.clock import Stopwatch, clock_skew, date_of
 from syncd.runs.options import RunOptions
 from syncd.runs.reconciler import Reconciler
 from syncd.runs.run import Run, new_run
-from tests.syncd.clocks import SettableClock, scheduling_by
+from tests.syncd.clocks import SettableClock
 from tests.syncd.daemon.test_service import finished
 from tests.syncd.processes import Project
 from tests.syncd.servers import Answer, serving
@@ -52,25 +52,6 @@ def test_a_stopwatch_ignores_clock_changes() -> None:
     ticks.pass_(90)
     ticks.moment -= timedelta(days=60)
     assert watch.now() == NOON + timedelta(seconds=90)
-
-
-def test_a_jump_is_reported_once_with_its_length_and_direction() -> None:
-    ticks = Ticks()
-    watch = ClockJumpDetector(lambda: ticks.moment, lambda: ticks.seconds)
-    ticks.pass_(3600)
-    assert watch.jumped() == timedelta(0)
-    ticks.moment += timedelta(days=60)
-    assert watch.jumped() == timedelta(days=60)
-    assert watch.jumped() == timedelta(0)
-    ticks.moment -= timedelta(hours=1)
-    assert watch.jumped() == -timedelta(hours=1)
-
-
-def test_a_clock_that_is_corrected_by_seconds_does_not_jump() -> None:
-    ticks = Ticks()
-    watch = ClockJumpDetector(lambda: ticks.moment, lambda: ticks.seconds)
-    ticks.moment += timedelta(seconds=20)
-    assert watch.jumped() == timedelta(0)
 
 
 @pytest.mark.parametrize("header", [None, "", "soon", "2026-01-01T12:00:00Z"])
@@ -241,7 +222,6 @@ def test_changes_that_do_not_depend_on_time_are_made_with_a_wrong_clock(
 @contextmanager
 def jumpy(project: Project, clock: SettableClock) -> Iterator[httpx.Client]:
     with (
-        scheduling_by(clock),
         running(settings.load(project.config), clock, clock_check_seconds=0.05) as daemon,
         httpx.Client(base_url=daemon.address.url) as client,
     ):
