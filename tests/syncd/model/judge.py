@@ -113,7 +113,7 @@ _EDITS = (
 
 def _changed(had: Customer, has: Customer, run: Circumstances, write: Write) -> Iterator[str]:
     if not any(
-        document["kind"] in _EDITS and had.id in (document["customer_id"], _origin_of(document, run))
+        document["kind"] in _EDITS and had.id in (document["customer_id"], *_origins_of(document, run))
         for document in write.begun
     ):
         yield f"the history did not say that a change of {had.key} begins"
@@ -150,12 +150,12 @@ def _metadata(had: Customer, has: Customer, run: Circumstances) -> Iterator[str]
             yield f"marked {had.key} while the source was empty"
 
 
-def _origin_of(document: Mapping[str, object], run: Circumstances) -> str | None:
-    """Return the customer that the subjects of a change come from: they may be put back there."""
+def _origins_of(document: Mapping[str, object], run: Circumstances) -> list[str | None]:
+    """Return the customers that the subjects of a change come from: they may be put back there."""
     keys = document["subject_keys"]
     assert isinstance(keys, list)
     moves = run.changes(ChangeKind.MOVE_SUBJECTS)
-    return next((move.customer_id for move in moves if set(keys) & set(move.subject_keys)), None)
+    return [move.customer_id for move in moves if set(keys) & set(move.subject_keys)]
 
 
 def _adopted(had: Customer, has: Customer, run: Circumstances) -> Iterator[str]:
