@@ -89,14 +89,19 @@ ApiTokenFileOption = Annotated[
 
 
 @app.command()
-def info() -> None:
+def info(
+    lua: Annotated[
+        bool, typer.Option("--lua", help="Print a Lua program that prints the JSON, for images without cat.")
+    ] = False,
+) -> None:
     """Print the plugin's name, priority and schema as JSON, for Kong's query command."""
     # __main__ answers this before any import; this command is for --help and unusual spellings.
     import json
 
-    from openmeter_plugin.config.schema import plugin_info
+    from openmeter_plugin.config.schema import lua_text, plugin_info
 
-    sys.stdout.write(json.dumps(plugin_info()))
+    document = json.dumps(plugin_info())
+    sys.stdout.write(f"io.write({lua_text(document)})\n" if lua else document)
 
 
 @app.command("schema-lua")
