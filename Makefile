@@ -56,7 +56,7 @@ format: setup
 typecheck: setup
 	$(BIN)/mypy
 
-#? bench: measure against kong-pdk and a bare loop (KONG=1: against http-log in a real Kong)
+#? bench: measure against kong-pdk and a bare loop (KONG=1: in a real Kong, against an empty plugin server)
 bench: setup
 	@$(BIN)/python -m tests.bench $(if $(KONG),--kong) $(ARGS)
 

@@ -21,7 +21,7 @@ from syncd.http.client import ApiClient, Endpoint
 from syncd.http.retry import Retry
 from syncd.runs.factory import CONSUMER_RIGHTS, kong_endpoint, konnect_endpoint, rules_of
 from syncd.sources.consumers import offset_pages
-from syncd.sources.declarative_file import DeclarativeFile
+from syncd.sources.declarative_file import DeclarativeFile, plugin_config
 
 
 def check_agreement(config: Config, read: Mapping[str, Sequence[Principal]]) -> Iterator[Finding]:
@@ -84,11 +84,7 @@ def _listed(endpoint: Endpoint, prefix: str, where: str, attempts: int) -> Itera
 
 
 def _of_file(source: DeclarativeFileSource) -> Iterator[Plugin]:
-    """Yield the plugins of a file, at its top level or nested in the entity that they are for.
-
-    decK lets them share a configuration: `_config` names one of `_plugin_configs`, of which a plugin's own
-    fields replace those of the same name (fillPluginConfig in pkg/file/builder.go of go-database-reconciler).
-    """
+    """Yield the plugins of a file, at its top level or nested in the entity that they are for."""
     document = DeclarativeFile(source.path).document()
     shared = document.get("_plugin_configs")
     configs = shared if isinstance(shared, dict) else {}
@@ -117,19 +113,17 @@ _PARENTS = {
 
 
 def _plugin(item: Mapping[str, object], where: str, shared: Mapping[str, object] | None = None) -> Plugin:
-    config, source = item.get("config"), item.get("_config")
-    fields = config if isinstance(config, dict) else {}
-    common = (shared or {}).get(str(source)) if source else {}
+    shared, name = shared or {}, item.get("_config")
     return Plugin(
         name=str(item.get("name")),
         enabled=item.get("enabled") is not False,
-        config={**common, **fields} if isinstance(common, dict) else fields,
+        config=plugin_config(item, shared),
         where=where,
         consumer=_reference(item.get("consumer")),
         is_of_a_group=bool(item.get("consumer_group")),
         is_partial=bool(item.get("service") or item.get("route")),
         entities=tuple(_entities(item)),
-        unread=None if isinstance(common, dict) else str(source),
+        unread=str(name) if name and not isinstance(shared.get(str(name)), dict) else None,
     )
 
 

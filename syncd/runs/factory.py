@@ -105,13 +105,10 @@ def usage_reader_of(config: Config, should_stop: Callable[[], bool] = _never) ->
     return quick_target_of(config, _USAGE_TIMEOUT_SECONDS, should_stop)
 
 
-def gateways_of(config: Config, sleep: Callable[[float], object] = time.sleep) -> tuple[Gateway, ...]:
+def gateways_of(config: Config) -> tuple[Gateway, ...]:
     """Return the gateways in the order of the configuration; close each after use."""
     attempts = config.metering.attempts
-    return tuple(
-        Gateway(gateway, index, attempts=attempts, sleep=sleep)
-        for index, gateway in enumerate(config.gateways)
-    )
+    return tuple(Gateway(gateway, index, attempts=attempts) for index, gateway in enumerate(config.gateways))
 
 
 def rules_of(config: Config) -> MappingRules:

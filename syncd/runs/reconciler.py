@@ -21,6 +21,7 @@ import structlog
 
 from syncd.apply.executor import apply_plan
 from syncd.config.settings import Config
+from syncd.config.sources import may_be_empty
 from syncd.core.changes import Change, Outcome, Plan
 from syncd.core.errors import ApplyStoppedError, StoppedError, SyncdError
 from syncd.core.model import Principal
@@ -226,7 +227,8 @@ def plan_rules(config: Config, now: datetime) -> PlanRules:
     """Return the settings that affect a plan; raises ConfigError if the mapping file cannot be read."""
     waits = config.policy_options
     grace = Grace(now, waits.detach_after, waits.delete_after)
-    return PlanRules(rules_of(config), config.policy, grace, Limits(**config.guards.model_dump()))
+    limits = Limits(**config.guards.model_dump())
+    return PlanRules(rules_of(config), config.policy, grace, limits, may_be_empty(config.sources))
 
 
 @contextmanager

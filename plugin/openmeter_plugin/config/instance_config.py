@@ -7,6 +7,7 @@ guessed at.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from typing import Annotated, Any, Final, Literal, TypeGuard
 from urllib.parse import SplitResult, urlsplit
@@ -32,6 +33,15 @@ DROPPING_QUEUE_KEYS: Final = (
     *("failure_threshold", "breaker_cooldown"),  # Kong 3.16: after so many failures events are dropped
 )
 """Settings of Kong's queue that make it drop events. The spool keeps events, so they have no effect."""
+
+
+# CloudEvents has `source` be one, and OpenMeter refuses all events of a source that Go's url.Parse does not
+# take: a colon before the first slash without a scheme, a port that is no number, %, control characters.
+_URI_REFERENCE: Final = re.compile(
+    r"(?:[A-Za-z][A-Za-z0-9+.-]*:|(?![^/?#]*:))"
+    r"(?://(?:[^/?#@]*@)?(?:\[[^/?#\[\]]*\]|[^:\[\]/?#@ ]*)(?::[0-9]*)?(?=[/?#]|$)|(?!//))"
+    r"(?:[^%\x00-\x1f\x7f]|%[0-9A-Fa-f]{2})*"
+)
 
 
 class ConfigError(ValueError):
@@ -95,6 +105,15 @@ class PluginConfig(Record):
     @classmethod
     def _is_an_http_url(cls, value: str) -> str:
         return usable_endpoint(value)
+
+    @field_validator("source")
+    @classmethod
+    def _is_a_uri_reference(cls, value: str) -> str:
+        if not _URI_REFERENCE.fullmatch(value):
+            raise ValueError(
+                "must be a URI reference, such as kong or urn:kong:eu; host:port is none, //host:port is"
+            )
+        return value
 
     @field_validator("units")
     @classmethod

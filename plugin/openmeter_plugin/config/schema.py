@@ -305,10 +305,16 @@ FIELDS: Final[list[Field]] = [
     _field(
         "source",
         "string",
-        "The events' `source`. Use the same on all nodes of a cluster: source and id identify an event.",
+        "The events' `source`, a URI reference (`host:port` is none). Use the same on all nodes of a cluster:"
+        " source and id identify an event.",
         default="kong",
         len_min=1,
         len_max=256,
+        # The plugin checks the rest: a port that is no number and broken escapes.
+        match_any={
+            "patterns": ["^%a[%w+.-]*:", "^[^:]*$", "^[^:]*[/?#]"],
+            "err": "must be a URI reference, such as kong or urn:kong:eu; host:port is none, //host:port is",
+        },
     ),
     _field(
         "ai_tokens",
