@@ -13,7 +13,7 @@ from openmeter_plugin.books.database import is_damage
 from openmeter_plugin.books.store import Books
 from openmeter_plugin.delivery.batch import BatchReader
 from openmeter_plugin.delivery.endpoint import Endpoint
-from openmeter_plugin.delivery.pipeline import POLL, Pipeline
+from openmeter_plugin.delivery.pipeline import POLL, Idle, Pipeline
 from openmeter_plugin.delivery.retention import Delivered, delivered_now
 from openmeter_plugin.log import RateLimit, get_logger
 from openmeter_plugin.spool.destination import QUARANTINE, queues_directory
@@ -32,6 +32,7 @@ class QueueDelivery:
         self._batches = BatchReader(self._accountant, QueueReader(self._directory, delivered))
         self.endpoint = endpoint
         self.pipeline = Pipeline(queue, books, self._batches, endpoint)
+        self._idle = Idle()
         self.delivered: dict[str, Delivered] = {}
         """The segments that are entirely delivered, and retained."""
         self._log = get_logger().bind(queue=queue)
@@ -92,8 +93,10 @@ class QueueDelivery:
         while True:
             records = self._account()
             self._rename_unreadable()
+            if records:
+                self._idle.used()
             # Poll, so that a commit covers many records: each commit has a fixed cost.
-            await asyncio.sleep(0 if records and records >= MAX_RECORDS else POLL)
+            await asyncio.sleep(0 if records and records >= MAX_RECORDS else self._idle.pause)
 
     def _account(self) -> int | None:
         """Count new records in the books; returns how many, or None if the books cannot be written."""
@@ -111,7 +114,7 @@ class QueueDelivery:
             busy = self._is_sent() and await self.pipeline.work(coalesce=True)
             self._note_delivered()
             if not busy:
-                await asyncio.sleep(POLL)
+                await self._idle.wait()
 
     def _note_delivered(self) -> None:
         # Quarantined requests wait in the books, so their segments are done once counted.
