@@ -160,11 +160,10 @@ def _replay_quarantine(directory: Path, config: Path, ids: list[int] | None) -> 
 
 
 def _quarantined(directory: Path) -> int:
-    from openmeter_plugin.books.read_models import reading
+    from openmeter_plugin.books.read_models import reading, row_counts
 
     with reading(directory) as db:
-        (number,) = db.execute("SELECT count(*) FROM quarantine").fetchone()
-    return int(number)
+        return row_counts(db)[1]
 
 
 @app.command("accept-refusals")
