@@ -180,7 +180,9 @@ class QueueDelivery:
         while True:
             busy = self._is_sent() and await self.pipeline.work(coalesce=True)
             self._note_delivered()
-            if not busy:
+            if busy:
+                self._idle.used()
+            else:
                 await self._idle.wait()
 
     def _note_delivered(self) -> None:
