@@ -1,8 +1,10 @@
 """The schedule of the daemon: a run at its start, then by interval or crontab expression, with jitter.
 
-A wait is measured on the monotonic clock, so a clock that is set back delays no run. The time of day ends it
-too: after a jump ahead, or once a machine that slept is awake (the monotonic clock stands still meanwhile),
-one run makes up for all that were missed. No time of a crontab expression counts twice.
+APScheduler's triggers say which time comes next. The wait is our own, since APScheduler waits by the time of
+day alone: a clock that is set back by an hour would stop all runs for that hour. Here it is measured on the
+monotonic clock. The time of day ends it too: after a jump ahead, or once a machine that slept is awake (the
+monotonic clock stands still meanwhile), one run makes up for all that were missed. No time of a crontab
+expression counts twice.
 """
 
 from __future__ import annotations
@@ -11,13 +13,37 @@ import random
 import threading
 import time
 from collections.abc import Callable
-from datetime import datetime, timedelta
+from datetime import UTC, datetime, timedelta
+
+from apscheduler.triggers.base import BaseTrigger
+from apscheduler.triggers.interval import IntervalTrigger
 
 from syncd.config.run import ScheduleConfig, next_times
 from syncd.runs.clock import Now, utc_now
 
 _LARGEST_STEP_BACK = timedelta(hours=1)
 """A clock that is set back by more was wrong before, so the times that it showed then count no longer."""
+
+
+class StandardCronTrigger(BaseTrigger):  # type: ignore[misc]  # APScheduler has no types
+    """The times of a crontab expression as cron itself has them.
+
+    APScheduler's CronTrigger numbers weekdays from Monday = 0 and combines both kinds of days by AND.
+    """
+
+    def __init__(self, expression: str) -> None:
+        self.expression = expression
+
+    def get_next_fire_time(self, previous_fire_time: datetime | None, now: datetime) -> datetime:
+        """Return the first time after both: no time comes twice on a clock that is set back."""
+        return next_times(self.expression, max(previous_fire_time or now, now), 1)[0]
+
+
+def trigger_of(config: ScheduleConfig) -> BaseTrigger:
+    """Return the trigger of a schedule, without its jitter."""
+    if config.cron is not None:
+        return StandardCronTrigger(config.cron)
+    return IntervalTrigger(seconds=config.interval.total_seconds(), timezone=UTC)
 
 
 class Timetable:
@@ -27,6 +53,7 @@ class Timetable:
         self, config: ScheduleConfig, now: Now = utc_now, timer: Callable[[], float] = time.monotonic
     ) -> None:
         self._config = config
+        self._trigger = trigger_of(config)
         self._now = now
         self._timer = timer
         self._slot = now()
@@ -47,15 +74,15 @@ class Timetable:
 
     def change(self, config: ScheduleConfig) -> None:
         """Follow another schedule from now on."""
-        self._config, self._slot = config, self._now()
+        self._config, self._trigger, self._slot = config, trigger_of(config), self._now()
         self.advance()
 
     def _following(self, now: datetime) -> datetime:
         slot = now if self._slot - now > _LARGEST_STEP_BACK else self._slot
-        if self._config.cron is not None:
-            return next_times(self._config.cron, max(slot, now), 1)[0]
-        interval = self._config.interval
-        return slot + interval if now < slot + interval <= now + interval else now + interval
+        following: datetime = self._trigger.get_next_fire_time(slot, now)
+        if self._config.cron is None and not now < following <= now + self._config.interval:
+            following = self._trigger.get_next_fire_time(now, now)
+        return following
 
 
 class Schedule:

@@ -6,16 +6,17 @@ import unicodedata
 from collections.abc import Iterable, Mapping
 from dataclasses import replace
 
+from msgspec import Struct, structs
+
 from openmeter_plugin.metering.subject import CUSTOMER_TAG, default_subject, tagged_customers
-from syncd.core.model import Principal, Problem, value
+from syncd.core.model import Principal, Problem
 from syncd.mapping.rules import MAX_KEY, Assignment, MappingRules, assignment_of
 from syncd.mapping.templates import fields_of, filled, missing
 
 Index = Mapping[tuple[str, str, str], Assignment]
 
 
-@value
-class Claim:
+class Claim(Struct, frozen=True, gc=False):
     """A principal, its subject and its customer; `group` names the group that it is in, if any.
 
     `row` is its row of the mapping file. `joined`: the customer comes from the application that the
@@ -120,8 +121,8 @@ def _same(one: Principal, other: Principal) -> bool:
 def _merged(one: Principal, other: Principal) -> Principal:
     if one.application and not other.application:
         one, other = other, one
-    merged = replace(one, anonymous=one.anonymous or other.anonymous)
-    return replace(merged, application=one.application or other.application)
+    merged = structs.replace(one, anonymous=one.anonymous or other.anonymous)
+    return structs.replace(merged, application=one.application or other.application)
 
 
 def is_excluded(principal: Principal, rules: MappingRules) -> bool:
@@ -253,7 +254,9 @@ def _with_applications(claims: list[Claim], problems: list[Problem]) -> list[Cla
         if home is None or claim.principal.kind != "consumer":
             agreed.append(claim)
         elif claim.group is None:
-            agreed.append(replace(claim, customer_key=home.customer_key, group=home.group, joined=True))
+            agreed.append(
+                structs.replace(claim, customer_key=home.customer_key, group=home.group, joined=True)
+            )
         elif home.group is None:
             moved.setdefault(home.principal.id, claim)
             agreed.append(claim)
@@ -272,4 +275,4 @@ def _with_applications(claims: list[Claim], problems: list[Problem]) -> list[Cla
 def _moved(claim: Claim, to: Claim | None) -> Claim:
     if to is None or claim.principal.kind != "application":
         return claim
-    return replace(claim, customer_key=to.customer_key, group=to.group, joined=True)
+    return structs.replace(claim, customer_key=to.customer_key, group=to.group, joined=True)

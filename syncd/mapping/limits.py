@@ -6,7 +6,7 @@ others are added.
 
 from __future__ import annotations
 
-from dataclasses import replace
+from msgspec import structs
 
 from syncd.core.model import (
     DesiredCustomer,
@@ -33,7 +33,7 @@ def within_limits(desired: DesiredState, observed: ObservedState, rules: Mapping
     taken = _taken_keys(desired)
     for customer in desired.customers:
         stays, over = _divided(customer, existing.get(customer.key), carriers, limit, rules.owner_id)
-        within.append(customer if not over else replace(customer, subjects=stays))
+        within.append(customer if not over else structs.replace(customer, subjects=stays))
         for subject in over:
             own, itself = _own(customer, subject, rules.owner_id), _subject_of(subject)
             if rules.overflow != "split":
@@ -88,7 +88,7 @@ def _own(group: DesiredCustomer, subject: DesiredSubject, owner_id: str) -> Desi
         key=subject.own_key or subject.key,
         name=f"{group.name}: {member}"[:MAX_NAME].strip(),
         name_follows_source=False,
-        subjects=(replace(subject, display_name=None, metadata={**subject.metadata, **ownership}),),
+        subjects=(structs.replace(subject, display_name=None, metadata={**subject.metadata, **ownership}),),
         ownership=ownership,
         details=group.details,
     )

@@ -19,6 +19,7 @@ from syncd.core.errors import (
     RefusedError,
     UnreliableApiError,
 )
+from syncd.core.model import shared
 from syncd.http.client import ApiClient, Params, expect_list, expect_object
 from syncd.metering.base import WriteTrial
 
@@ -112,7 +113,7 @@ def whole_or_none(value: object) -> int | None:
 
 def texts(value: object) -> dict[str, str]:
     """Return the entries of an object that are texts."""
-    return {name: entry for name, entry in mapping(value).items() if isinstance(entry, str)}
+    return {name: shared(entry) for name, entry in mapping(value).items() if isinstance(entry, str)}
 
 
 def number(value: object, what: str) -> float:

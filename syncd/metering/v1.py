@@ -367,7 +367,7 @@ def _camel(name: str) -> str:
 
 def _observed_customer(document: dict[str, object]) -> ObservedCustomer:
     identity, name, key = document.get("id"), document.get("name"), document.get("key")
-    attribution, metadata = document.get("usageAttribution"), document.get("metadata")
+    attribution = document.get("usageAttribution")
     keys = attribution.get("subjectKeys") or [] if isinstance(attribution, dict) else []
     if not isinstance(identity, str) or not isinstance(name, str) or not isinstance(keys, list):
         raise MalformedError(f"{API}: a customer without id, name or a list of subject keys")
@@ -376,7 +376,7 @@ def _observed_customer(document: dict[str, object]) -> ObservedCustomer:
         key if isinstance(key, str) and key else None,
         name,
         tuple(map(str, keys)),
-        {name: value for name, value in mapping(metadata).items() if isinstance(value, str)},
+        answers.texts(document.get("metadata")),
         _active_subscription(document),
     )
 

@@ -14,6 +14,8 @@ from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from functools import cached_property
 
+from msgspec import structs
+
 from syncd.core.changes import Change, ChangeKind
 from syncd.core.model import DesiredCustomer, ObservedCustomer, ObservedState
 from syncd.core.ownership import is_managed
@@ -69,7 +71,7 @@ def without_double_counted(want: DesiredCustomer, double_counted: DoubleCounted)
     if double_counted.keys().isdisjoint(subject.key for subject in want.subjects):
         return want
     subjects = tuple(subject for subject in want.subjects if subject.key not in double_counted)
-    return replace(want, subjects=subjects)
+    return structs.replace(want, subjects=subjects)
 
 
 def double_counting_changes(
@@ -132,7 +134,8 @@ class CustomerIndex:
         if not self._leaving:
             return self._observed
         customers = tuple(
-            replace(customer, subject_keys=self._remaining(customer)) for customer in self._observed.customers
+            structs.replace(customer, subject_keys=self._remaining(customer))
+            for customer in self._observed.customers
         )
         return replace(self._observed, customers=customers)
 

@@ -31,6 +31,8 @@ from collections.abc import Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from datetime import timedelta
 
+from msgspec import structs
+
 from syncd.core.changes import Change, ChangeKind, EntityState, Plan, ordered
 from syncd.core.model import (
     DesiredCustomer,
@@ -258,7 +260,7 @@ class _Planner:
             EntityState(metadata={name: have.metadata[name] for name in ownership if name in have.metadata}),
             EntityState(metadata=ownership),
         )
-        yield from self._update(want, replace(have, metadata={**have.metadata, **ownership}))
+        yield from self._update(want, structs.replace(have, metadata={**have.metadata, **ownership}))
 
     def _moves(
         self, want: DesiredCustomer, taken: list[Taken], have: ObservedCustomer | None
@@ -371,8 +373,8 @@ def _without_names(want: DesiredCustomer) -> DesiredCustomer:
 
     Display names of its subject entities go too: servers with the subject hook copy them to the customer.
     """
-    subjects = tuple(replace(subject, display_name=None) for subject in want.subjects)
-    return replace(want, name_follows_source=False, subjects=subjects)
+    subjects = tuple(structs.replace(subject, display_name=None) for subject in want.subjects)
+    return structs.replace(want, name_follows_source=False, subjects=subjects)
 
 
 def _not_managed(have: ObservedCustomer) -> str:

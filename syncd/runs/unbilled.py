@@ -36,13 +36,13 @@ def with_usage(plan: Plan, target: UsageReader, observed: ObservedState, now: da
     try:
         requests = target.usage(REQUESTS_METER, rfc3339(start), None)
         tokens = target.usage(TOKENS_METER, rfc3339(start), None)
-        unbilled = _unbilled(plan, target, observed, requests, tokens, start, began)
+        attributed = frozenset(owners(observed.customers))
+        unbilled = _unbilled(plan, target, attributed, requests, tokens, start, began)
     except UnreliableApiError:
         raise
     except (ApiError, MeterMissingError) as error:
         note = f"unbilled usage is unknown: {error}"
         return replace(plan, notes=(*plan.notes, note))
-    attributed = _attributed(observed)
     changes = tuple(_with_events(change, requests, attributed, rfc3339(start)) for change in plan.changes)
     return replace(plan, changes=changes, unbilled=unbilled)
 
@@ -50,7 +50,7 @@ def with_usage(plan: Plan, target: UsageReader, observed: ObservedState, now: da
 def _unbilled(
     plan: Plan,
     target: UsageReader,
-    observed: ObservedState,
+    attributed: frozenset[str],
     requests: Mapping[str, float],
     tokens: Mapping[str, float],
     start: datetime,
@@ -62,16 +62,11 @@ def _unbilled(
         for key in change.subject_keys
     )
     blocked = (key for change in plan.of(ChangeKind.BLOCKED) for key in change.subject_keys)
-    subjects = unbilled_usage(requests, tokens, frozenset(owners(observed.customers)), planned, blocked)
+    subjects = unbilled_usage(requests, tokens, attributed, planned, blocked)
     # The first day takes five more queries: a slow server is not asked for it.
     is_quick = time.monotonic() - began < _QUICK_SECONDS
     since = rfc3339(_since(target, subjects, start)) if subjects and is_quick else None
     return UnbilledUsage(subjects, rfc3339(start), since)
-
-
-def _attributed(observed: ObservedState) -> frozenset[str]:
-    """Return the subjects whose usage a customer is billed for."""
-    return frozenset(key for c in observed.customers for key in (c.id, c.key, *c.subject_keys) if key)
 
 
 def _since(target: UsageReader, subjects: tuple[UnbilledSubject, ...], start: datetime) -> datetime:

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from typing import Protocol
 
 from syncd.core.errors import SourceError
-from syncd.core.model import Principal
+from syncd.core.model import Principal, shared
 
 
 class Source(Protocol):
@@ -43,7 +43,8 @@ def tags(item: dict[str, object], source: str, what: str) -> tuple[str, ...]:
         return ()
     if not isinstance(value, list) or [tag for tag in value if not isinstance(tag, str)]:
         raise SourceError(source, f"{what}: tags is not a list of strings")
-    return tuple(value)
+    found: tuple[str, ...] = shared(tuple(value))
+    return found
 
 
 def anonymous_reference(plugin: object) -> str | None:

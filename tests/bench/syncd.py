@@ -104,17 +104,17 @@ def _creating(pairs: list[Pair]) -> Goal:
     ratio = 1 / _ratio(pairs)
     ours, bare = (FIRST / _median(times) for times in zip(*((p.ours, p.bare) for p in pairs), strict=True))
     detail = f"{ratio:.2f} ({ours:,.0f} of {bare:,.0f} creates/s)"
-    return Goal("first sync, creates/s, syncd / bare httpx loop", "0.8 or more", detail, ratio >= 0.8)
+    return Goal("first sync, creates/s, syncd / bare httpx loop", "0.9 or more", detail, ratio >= 0.9)
 
 
 def _reading(pairs: list[Pair]) -> Goal:
     ratio = _ratio(pairs)
-    return Goal("read and plan in sync, syncd / bare httpx loop", "1.5 or less", f"{ratio:.2f}", ratio <= 1.5)
+    return Goal("read and plan in sync, syncd / bare httpx loop", "1.3 or less", f"{ratio:.2f}", ratio <= 1.3)
 
 
 def _memory(peak: int) -> Goal:
     what = f"peak memory (VmHWM), `syncd plan` of {SYNCED:,}"
-    return Goal(what, "under 400 MB", f"{peak / MIB:.0f} MiB", peak < 400_000_000)
+    return Goal(what, "under 300 MiB", f"{peak / MIB:.0f} MiB", peak < 300 * MIB)
 
 
 def _linear(per_principal: dict[int, float]) -> Goal:

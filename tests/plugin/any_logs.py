@@ -9,10 +9,19 @@ from typing import Any
 
 from hypothesis import strategies as st
 
-from openmeter_plugin.metering.event import Decision, Quarantined
+from openmeter_plugin.metering.ai_events import (
+    A2A_REQUEST,
+    LLM_CACHE_HIT,
+    LLM_CALL,
+    LLM_REQUEST,
+    MCP_REQUEST,
+    AiRules,
+)
+from openmeter_plugin.metering.event import API_REQUEST, Decision, Quarantined
 from openmeter_plugin.metering.lenient_json import MAX_TEXT
 from openmeter_plugin.metering.pdk_queries import NOT_QUERIED, PdkQuery
 from openmeter_plugin.metering.rules import Attribute, Filters, Lookup, Rules, SkipReason
+from openmeter_plugin.metering.units import compile_unit
 from tests.harness.recordings import Recorded, all_serialized, protobuf_requests
 from tests.plugin.outcomes import CONTEXT, Log
 
@@ -44,11 +53,21 @@ any_filters = st.none() | st.builds(
     response_sources=optional_subset(("kong", "upstream")),
 )
 
+any_ai_rules = st.builds(
+    AiRules,
+    token_usage=st.booleans(),
+    tokens=st.sampled_from(("kong", "split")),
+    cache_hits=st.sampled_from(("bill", "mark", "skip")),
+    calls=st.booleans(),
+    agent_requests=st.booleans(),
+    units=st.sampled_from(((), (compile_unit("credits", "input + 4 * output / reasoning"),))),
+)
+
 any_rules = st.builds(
     Rules,
     source=st.just("kong-test"),
     meter_api_requests=st.booleans(),
-    meter_ai_token_usage=st.booleans(),
+    ai=any_ai_rules,
     meter_anonymous_consumer=st.booleans(),
     lookups=st.lists(st.sampled_from(PLACES), max_size=4, unique=True).map(tuple),
     require_consumer=st.booleans(),
@@ -79,6 +98,53 @@ json_values = st.recursive(
     max_leaves=8,
 )
 
+_counts = st.integers(0, 9999) | st.sampled_from([None, "7", -1, 2.5, True, "x"])
+_texts = st.sampled_from(["openai", "anthropic", "bedrock", "xai", "UNSPECIFIED", "", None, 5])
+_names = ("cached_tokens", "cache_write_tokens", "audio_tokens", "image_tokens_count", "reasoning_tokens")
+_details = st.dictionaries(st.sampled_from(_names), _counts) | json_values
+_usage = st.fixed_dictionaries(
+    {},
+    optional={
+        **dict.fromkeys(
+            ("prompt_tokens", "completion_tokens", "input_tokens", "total_tokens", "cost"), _counts
+        ),
+        **dict.fromkeys(("prompt_tokens_details", "output_tokens_details", "cache_creation"), _details),
+        **dict.fromkeys(("cache_read_input_tokens", "output_tokens_reasoning_tokens_count"), _counts),
+    },
+)
+_meta = st.dictionaries(
+    st.sampled_from(["provider_name", "request_model", "response_model", "request_mode", "llm_latency"]),
+    _texts,
+)
+_rpc = st.fixed_dictionaries(
+    {},
+    optional=dict.fromkeys(
+        ("method", "tool_name", "latency", "error", "payload", "context_id", "task_state", "streaming"),
+        json_values,
+    ),
+)
+_blocks = st.fixed_dictionaries(
+    {},
+    optional={
+        "usage": _usage,
+        "meta": _meta,
+        "cache": st.fixed_dictionaries({"cache_status": st.sampled_from(["Hit", "Miss", None])}),
+        "rag-inject": st.fixed_dictionaries({"embeddings_tokens": _counts, "embeddings_model": _texts}),
+        "embeddings_tokens": _counts,
+        "payload": json_values,
+    },
+)
+ai_parts = st.builds(
+    lambda flat, blocks, agents: flat | blocks | agents,
+    _blocks,
+    st.dictionaries(st.sampled_from(["proxy", "ai-proxy", "ai", "a.b", "x" * 3000]), _blocks, max_size=3),
+    st.dictionaries(
+        st.sampled_from(["mcp", "a2a"]),
+        st.fixed_dictionaries({"rpc": st.lists(_rpc | json_values, max_size=3), "mcp_session_id": _texts}),
+    ),
+)
+"""The `ai` part of a log: mostly as Kong writes it, with values of other types in it."""
+
 RECORDINGS = [*all_serialized(), *protobuf_requests()]
 
 
@@ -103,7 +169,7 @@ def damaged_logs(draw: st.DrawFn) -> Log:
     recording: Recorded = draw(st.sampled_from(RECORDINGS))
     log = recording.parsed
     if draw(st.booleans()):
-        log["ai"] = draw(json_values)
+        log["ai"] = draw(json_values | ai_parts)
     for path in draw(st.lists(st.sampled_from(PATHS[recording.name]), min_size=1, max_size=3)):
         parent: Any = log
         for key in path[:-1]:
@@ -124,6 +190,7 @@ def damaged_logs(draw: st.DrawFn) -> Log:
 applications = st.one_of(st.just(NOT_QUERIED), st.just(CONTEXT), json_values)
 captures = st.one_of(st.just(NOT_QUERIED), st.just({"named": {"id": "7"}}), json_values)
 
+EVENT_TYPES = (API_REQUEST, LLM_REQUEST, LLM_CACHE_HIT, LLM_CALL, MCP_REQUEST, A2A_REQUEST)
 REQUIRED = ("specversion", "id", "source", "type", "subject", "time", "data")
 
 
@@ -142,13 +209,13 @@ def assert_valid(decision: Decision) -> None:
     for event in decision:
         assert tuple(event) == REQUIRED
         assert all(type(event[name]) is str and event[name] for name in REQUIRED[:-1])
-        assert event["type"] in ("kong.api_request", "kong.llm_request")
+        assert event["type"] in EVENT_TYPES
         assert re.fullmatch(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\.\d{3}Z", event["time"])
         for value in event["data"].values():
-            assert type(value) in (str, int)
+            assert type(value) in (str, int, float, bool)
             assert value != ""
-            assert len(value) <= MAX_TEXT if isinstance(value, str) else 0 <= value <= 2**53
-        if event["type"] == "kong.llm_request":
-            assert event["data"]["tokens"] > 0
-            assert event["data"]["type"] in ("input", "output")
+            assert len(value) <= MAX_TEXT if isinstance(value, str) else abs(value) <= 2**58
+        if event["type"] in (LLM_REQUEST, LLM_CACHE_HIT):
+            assert event["data"]["tokens"] >= 0
+            assert event["data"]["type"] in ("input", "cache_read", "cache_write", "output", "reasoning")
         json.loads(json.dumps(event, allow_nan=False))

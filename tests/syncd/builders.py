@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Mapping
+from typing import TypeVar
+
+from msgspec import Struct, structs
 
 from syncd.core.changes import Plan
 from syncd.core.model import ObservedCustomer, ObservedState, ObservedSubject, Principal
@@ -11,6 +15,8 @@ from syncd.core.policy import Policy
 from syncd.mapping.desired_state import desired_state
 from syncd.mapping.rules import MappingRules, Templates
 from syncd.planning.plan import PlanOptions, make_plan
+
+_T = TypeVar("_T")
 
 OWNER = "default"
 KEYED_BY_SUBJECT = Templates(key="{subject}")
@@ -67,3 +73,10 @@ def plan_for(
 def lines(plan: Plan) -> list[str]:
     """Return one line per change: ``kind customer-key subject subject``."""
     return [" ".join([str(c.kind), c.customer_key or "-", *c.subject_keys]) for c in plan.changes]
+
+
+def replace(value: _T, **changes: object) -> _T:
+    """Return a struct or dataclass with other fields."""
+    if isinstance(value, Struct):
+        return structs.replace(value, **changes)
+    return dataclasses.replace(value, **changes)  # type: ignore[type-var]

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
 
 from syncd.core.errors import BlockedError, RefusedError
 from syncd.core.model import NO_DETAILS, CustomerDetails, ObservedCustomer, ObservedState, ObservedSubject
 from syncd.metering.base import Decide, SubjectWrite
+from tests.syncd.builders import replace
 
 _NUMBERS = itertools.count()
 

@@ -12,13 +12,25 @@ from typing import Annotated, Any, Final, Literal
 from urllib.parse import SplitResult, urlsplit
 
 import orjson
-from pydantic import Field, SecretStr, ValidationError, field_validator
+from pydantic import Field, SecretStr, ValidationError, ValidationInfo, field_validator
 
-from openmeter_plugin.config.metering_settings import AttributeConfig, FiltersConfig, LuaList, Record, Subject
-from openmeter_plugin.metering.rules import Rules
+from openmeter_plugin.config.metering_settings import (
+    AttributeConfig,
+    FiltersConfig,
+    LuaList,
+    Record,
+    Subject,
+    Text,
+    UnitConfig,
+)
+from openmeter_plugin.metering.ai_events import AiRules
+from openmeter_plugin.metering.rules import Filters, Rules
 from openmeter_plugin.spool.destination import is_header_value
 
-DROPPING_QUEUE_KEYS: Final = ("max_retry_time", "max_entries", "max_bytes")
+DROPPING_QUEUE_KEYS: Final = (
+    *("max_retry_time", "max_entries", "max_bytes"),
+    *("failure_threshold", "breaker_cooldown"),  # Kong 3.16: after so many failures events are dropped
+)
 """Settings of Kong's queue that make it drop events. The spool keeps events, so they have no effect."""
 
 
@@ -43,8 +55,15 @@ class PluginConfig(Record):
     api_token: SecretStr | None = None
     meter_api_requests: bool = True
     meter_ai_token_usage: bool = True
+    # None is the default of AiRules: a default here would have to stand in Kong's schema, where a control
+    # plane fills it in and an older data plane rejects it.
+    ai_tokens: Literal["kong", "split"] | None = None
+    ai_cache_hits: Literal["bill", "mark", "skip"] | None = None
+    meter_ai_calls: bool | None = None
+    meter_agent_requests: bool | None = None
     subject: Subject = Subject()
     attributes: Annotated[tuple[AttributeConfig, ...], LuaList] = ()
+    units: Annotated[tuple[UnitConfig, ...], LuaList] = ()
     ssl_verify: bool = True
     timeout: Annotated[float, Field(gt=0)] = 10_000
     keepalive: Annotated[float, Field(ge=0)] = 60_000
@@ -53,11 +72,41 @@ class PluginConfig(Record):
     meter_anonymous_consumer: bool = False
     application_context: Literal["when_needed", "always", "never"] = "when_needed"
     filters: FiltersConfig = FiltersConfig()
+    allow_status_codes: Annotated[tuple[Text | int, ...], LuaList] | None = None
+
+    @field_validator("allow_status_codes")
+    @classmethod
+    def _is_the_only_filter_of_statuses(
+        cls, value: tuple[Text | int, ...] | None, info: ValidationInfo
+    ) -> tuple[Text | int, ...] | None:
+        filters = info.data.get("filters")
+        if value and filters is not None and filters.statuses:
+            raise ValueError("is the same filter as filters.statuses: set one of the two, not both")
+        FiltersConfig(statuses=value or None).compiled()
+        return value
+
+    def _filters(self) -> Filters | None:
+        """Return the compiled filters; `allow_status_codes` is Kong's name (3.16) for `filters.statuses`."""
+        if not self.allow_status_codes:
+            return self.filters.compiled()
+        return self.filters.model_copy(update={"statuses": self.allow_status_codes}).compiled()
 
     @field_validator("ingest_endpoint")
     @classmethod
     def _is_an_http_url(cls, value: str) -> str:
         return usable_endpoint(value)
+
+    @field_validator("units")
+    @classmethod
+    def _have_names_of_their_own(
+        cls, value: tuple[UnitConfig, ...], info: ValidationInfo
+    ) -> tuple[UnitConfig, ...]:
+        names = [a.event_property_name for a in info.data.get("attributes", ())]
+        for unit in value:
+            if unit.name in names:
+                raise ValueError(f"the name {unit.name!r} is taken by an attribute or another unit")
+            names.append(unit.name)
+        return value
 
     @field_validator("api_token")
     @classmethod
@@ -72,14 +121,21 @@ class PluginConfig(Record):
         return Rules(
             source=self.source,
             meter_api_requests=self.meter_api_requests,
-            meter_ai_token_usage=self.meter_ai_token_usage,
+            ai=AiRules(
+                token_usage=self.meter_ai_token_usage,
+                tokens=self.ai_tokens or "kong",
+                cache_hits=self.ai_cache_hits or "mark",
+                calls=self.meter_ai_calls is True,
+                agent_requests=self.meter_agent_requests is not False,
+                units=tuple(unit.compiled() for unit in self.units),
+            ),
             meter_anonymous_consumer=self.meter_anonymous_consumer,
             lookups=self.subject.lookups,
             require_consumer=self.subject.require_consumer,
             missing=self.subject.missing,
             fallback_subject=self.subject.fallback_subject or "",
             attributes=tuple(a.compiled() for a in self.attributes),
-            filters=self.filters.compiled(),
+            filters=self._filters(),
             application_context=self.application_context,
         )
 

@@ -13,6 +13,7 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_valida
 from openmeter_plugin.metering.event import RESERVED_DATA_KEYS
 from openmeter_plugin.metering.lenient_json import MAX_TEXT
 from openmeter_plugin.metering.rules import Attribute, AttributePlace, Filters, Lookup, Missing, SubjectPlace
+from openmeter_plugin.metering.units import Unit, compile_unit
 
 SECRET_REQUEST_HEADERS: Final = frozenset(
     {
@@ -130,6 +131,24 @@ class AttributeConfig(Record):
             raise ValueError(f"source: {self.source} needs look_up_value_in, the name to look for")
         name = _public_name(self.source, self.look_up_value_in)
         return Attribute(self.source, name, self.event_property_name)
+
+
+class UnitConfig(Record):
+    """A weighted unit: a quantity of each AI call, such as credits."""
+
+    name: Annotated[str, Field(min_length=1, max_length=MAX_TEXT)]
+    expression: Text
+
+    @model_validator(mode="after")
+    def _is_usable(self) -> Self:
+        self.compiled()
+        return self
+
+    def compiled(self) -> Unit:
+        """Return the compiled unit; raises ValueError that names the column of an error."""
+        if self.name in RESERVED_DATA_KEYS:
+            raise ValueError(f"name {self.name!r} is reserved for the plugin")
+        return compile_unit(self.name, self.expression)
 
 
 class FiltersConfig(Record):

@@ -160,6 +160,23 @@ _ATTRIBUTE: Final[Field] = {
     ],
 }
 
+_UNIT: Final[Field] = {
+    "type": "record",
+    "fields": [
+        _field("name", "string", "The event property, such as `credits`.", required=True, len_min=1),
+        _field(
+            "expression",
+            "string",
+            "Arithmetic over `input`, `cache_read`, `cache_write`, `output`, `reasoning` (the call's tokens,"
+            " each in one of them) and `cost`, such as `input + 0.1 * cache_read + 4 * (output + reasoning)`."
+            " Functions: `min`, `max`, `ceil`, `floor`.",
+            required=True,
+            len_min=1,
+            len_max=500,
+        ),
+    ],
+}
+
 _NAME: Final[Field] = {"type": "string", "len_min": 1}
 
 _FILTERS: Final[list[Field]] = [
@@ -188,6 +205,11 @@ _FILTERS: Final[list[Field]] = [
 
 _NO_EFFECT: Final = "Accepted, but has no effect: Kong's queue would drop events, the spool keeps them."
 
+_NO_EFFECT_BREAKER: Final = (
+    "Accepted, but has no effect: after so many failures Kong's queue would drop events. The plugin pauses"
+    " delivery and retries with one batch; the events wait in the spool."
+)
+
 _QUEUE: Final[list[Field]] = [
     _field("max_batch_size", "integer", "Events in one POST.", default=500, between=[1, 1_000_000]),
     _field(
@@ -214,6 +236,8 @@ _QUEUE: Final[list[Field]] = [
     _field("max_retry_time", "number", _NO_EFFECT),
     _field("max_entries", "integer", _NO_EFFECT, between=[1, 1_000_000]),
     _field("max_bytes", "integer", _NO_EFFECT),
+    _field("failure_threshold", "integer", _NO_EFFECT_BREAKER, between=[0, 1_000_000]),
+    _field("breaker_cooldown", "number", _NO_EFFECT_BREAKER),
     _field(
         "concurrency_limit",
         "integer",
@@ -271,6 +295,12 @@ FIELDS: Final[list[Field]] = [
         between=[0, 1_000_000_000],
     ),
     _record("queue", "How events are batched and retried.", _QUEUE),
+    _array(
+        "allow_status_codes",
+        "Meter only requests with these response statuses, as numbers or ranges: `404`, `200-299`. Kong's"
+        " name (3.16) for `filters.statuses`; set one of the two.",
+        {"type": "string", "len_min": 1},
+    ),
     # Fields below are not in Kong's plugin.
     _field(
         "source",
@@ -279,6 +309,40 @@ FIELDS: Final[list[Field]] = [
         default="kong",
         len_min=1,
         len_max=256,
+    ),
+    _field(
+        "ai_tokens",
+        "string",
+        "How the tokens of an AI call become events: `kong` (the default: two sums, `input` and `output`, as"
+        " Kong's plugin) or `split` (`input`, `cache_read`, `cache_write`, `output`, `reasoning`, each with"
+        " its `modality`, and each token in one of them).",
+        one_of=["kong", "split"],
+    ),
+    _field(
+        "ai_cache_hits",
+        "string",
+        "A call that Kong's semantic cache answered: `mark` (the default: its events have the type"
+        " `kong.llm_cache_hit`, so meters of provider tokens leave it out), `bill` (like any other call) or"
+        " `skip`.",
+        one_of=["bill", "mark", "skip"],
+    ),
+    _field(
+        "meter_ai_calls",
+        "boolean",
+        "Send one event `kong.llm_call` for each AI call, with its tokens, its cost as Kong logged it, its"
+        " latency and its `units`. Off by default.",
+    ),
+    _field(
+        "meter_agent_requests",
+        "boolean",
+        "Send one event `kong.mcp_request` or `kong.a2a_request` for each request of an agent that Kong's"
+        " MCP or A2A plugin logged. On by default.",
+    ),
+    _array(
+        "units",
+        "Quantities computed from the tokens of an AI call, such as credits. Each becomes a property of"
+        " `kong.llm_call`, which is then sent whatever `meter_ai_calls` is.",
+        _UNIT,
     ),
     _field(
         "meter_anonymous_consumer",

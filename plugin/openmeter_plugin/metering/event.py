@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any, Final
 
-from openmeter_plugin.metering.ai_usage import token_counts
+from openmeter_plugin.metering.ai_events import AI_PROPERTIES, ai_events
 from openmeter_plugin.metering.attributes import attribute_values
 from openmeter_plugin.metering.lenient_json import (
     MAX_COUNT,
@@ -29,7 +29,6 @@ from openmeter_plugin.metering.rules import Filters, Rules, SkipReason
 from openmeter_plugin.metering.subject import find_subject
 
 API_REQUEST: Final = "kong.api_request"
-LLM_REQUEST: Final = "kong.llm_request"
 
 Event = dict[str, Any]
 
@@ -147,12 +146,8 @@ def _usage(
     usage: list[tuple[str, str, Event]] = []
     if rules.meter_api_requests:
         usage.append((request_id, API_REQUEST, _request_data(log) | common))
-    if rules.meter_ai_token_usage and "ai" in log:
-        for key, direction, tokens, meta in token_counts(log["ai"]):
-            data: Event = {"tokens": tokens, "type": direction}
-            put(data, "model", text(meta.get("request_model")) or text(meta.get("response_model")))
-            put(data, "provider", text(meta.get("provider_name")))
-            usage.append((f"{request_id}:{key}:{direction}", LLM_REQUEST, data | common))
+    if rules.reads_ai and "ai" in log:
+        usage += [(i, kind, data | common) for i, kind, data in ai_events(log, rules.ai, request_id)]
     return usage
 
 
@@ -196,6 +191,6 @@ RESERVED_DATA_KEYS: Final = frozenset(
     _properties(_COMMON_TEXTS)
     | _properties(_REQUEST_COUNTS)
     | {"request_method", "response_source", "application_id", "workspace"}
-    | {"tokens", "type", "model", "provider"}
+    | AI_PROPERTIES
 )
 """The event properties that the plugin fills itself; a configured attribute cannot replace them."""

@@ -117,7 +117,7 @@ class FastPath:
             log = _decode(raw)
         except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
             return None
-        if log.ai is not UNSET and rules.meter_ai_token_usage:
+        if log.ai is not UNSET and rules.reads_ai:
             return None
         if not (log.authenticated_entity or rules.meter_anonymous_consumer):
             return None

@@ -9,11 +9,13 @@ constants can be read again at replay.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Mapping
 from typing import Any, Final
 
+from openmeter_plugin.metering.ai_usage import blocks, kong_version
 from openmeter_plugin.metering.event import Decision, decide
-from openmeter_plugin.metering.lenient_json import identifier, json_object, put, usable_time
+from openmeter_plugin.metering.lenient_json import count, identifier, json_object, put, usable_time
 from openmeter_plugin.metering.pdk_queries import QueryResults
 from openmeter_plugin.metering.rules import Rules
 from openmeter_plugin.metering.subject import is_anonymous
@@ -27,8 +29,14 @@ _LOG_FIELDS: Final[Mapping[str, tuple[str, ...]]] = {
     "consumer": ("id", "username", "custom_id"),
     "authenticated_entity": ("id",),
 }
-_USAGE_FIELDS: Final = ("prompt_tokens", "completion_tokens", "prompt_token", "completion_token")
-_META_FIELDS: Final = ("request_model", "response_model", "provider_name")
+_META_FIELDS: Final = ("request_model", "response_model", "provider_name", "request_mode", "llm_latency")
+_EMBEDDINGS_FIELDS: Final = (
+    *("embeddings_tokens", "embeddings_provider", "embeddings_model", "embeddings_latency"),
+)
+_MCP_FIELDS: Final = ("method", "tool_name", "latency", "response_body_size")
+_A2A_FIELDS: Final = ("method", "binding", "task_state", "context_id", "latency", "response_body_size")
+_FIELD: Final = re.compile(r"[a-z0-9_]{1,64}", re.ASCII)
+_MAX_DETAILS: Final = 2  # usage.input_tokens_details.cached_tokens_details
 _APPLICATION_FIELDS: Final = ("application_id", "developer_id", "portal_id", "organization_id")
 
 
@@ -48,7 +56,11 @@ def redacted(log: object) -> dict[str, Any]:
         kept["consumer"]["tags"] = [tag for tag in tags if type(tag) is str]
     if is_anonymous(source):
         kept.setdefault("request", {})["headers"] = {"x-anonymous-consumer": "true"}
-    put(kept, "ai", _redacted_ai(json_object(source.get("ai"))))
+    if ai := _redacted_ai(json_object(source.get("ai"))):
+        kept["ai"] = ai
+        if version := kong_version(source):
+            headers = {"via": f"1.1 kong/{'.'.join(map(str, version))}"}
+            kept.setdefault("response", {})["headers"] = headers
     return kept
 
 
@@ -58,16 +70,52 @@ def redacted_application(application: object) -> dict[str, Any] | None:
 
 
 def _redacted_ai(ai: Mapping[str, Any]) -> dict[str, Any] | None:
-    blocks = {
-        key: _ai_block(json_object(block)) for key, block in ai.items() if "usage" in json_object(block)
-    }
-    return (_ai_block(ai) | blocks) or None
+    kept: dict[str, Any] = {}
+    for block in blocks(ai):
+        _put_at(kept, block.keys, _ai_block(block.table))
+    for name, fields in (("mcp", _MCP_FIELDS), ("a2a", _A2A_FIELDS)):
+        agent = json_object(ai.get(name))
+        if type(entries := agent.get("rpc")) is list:
+            kept[name] = {"rpc": [_rpc(entry, fields) for entry in entries]}
+            put(kept[name], "mcp_session_id", identifier(agent.get("mcp_session_id")))
+    return kept or None
+
+
+def _put_at(kept: dict[str, Any], keys: tuple[str, ...], values: dict[str, Any]) -> None:
+    """Put a block's values where the block was, unless it has none."""
+    if values:
+        for key in keys:
+            kept = kept.setdefault(key, {})
+        kept.update(values)
 
 
 def _ai_block(block: Mapping[str, Any]) -> dict[str, Any]:
-    kept: dict[str, Any] = {}
-    put(kept, "usage", _scalars(block.get("usage"), _USAGE_FIELDS))
+    kept = _scalars(block, _EMBEDDINGS_FIELDS) or {}
+    put(kept, "usage", _numbers(block.get("usage"), 0))
     put(kept, "meta", _scalars(block.get("meta"), _META_FIELDS))
+    put(kept, "cache", _scalars(block.get("cache"), ("cache_status",)))
+    return kept
+
+
+def _numbers(value: object, depth: int) -> dict[str, Any] | None:
+    """Return the numbers of a table of usage and of the tables of details in it; a number may be text."""
+    kept: dict[str, Any] = {}
+    for name, inner in json_object(value).items():
+        if not _FIELD.fullmatch(name):
+            continue
+        if type(inner) is dict and depth < _MAX_DETAILS:
+            put(kept, name, _numbers(inner, depth + 1))
+        elif type(inner) in (int, float) or count(inner) is not None:
+            kept[name] = inner
+    return kept or None
+
+
+def _rpc(entry: object, fields: tuple[str, ...]) -> dict[str, Any]:
+    kept = _scalars(entry, fields) or {}
+    if json_object(entry).get("error"):
+        kept["error"] = True
+    if type(streaming := json_object(entry).get("streaming")) is bool:
+        kept["streaming"] = streaming
     return kept
 
 

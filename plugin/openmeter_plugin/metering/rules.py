@@ -6,6 +6,8 @@ from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import Literal
 
+from openmeter_plugin.metering.ai_events import DEFAULT_AI_RULES, AiRules
+
 SubjectPlace = Literal["application", "consumer", "header", "query"]
 
 AttributePlace = Literal["header", "query", "response_header", "path_capture", "consumer_tag", "constant"]
@@ -70,7 +72,7 @@ class Rules:
 
     source: str
     meter_api_requests: bool = True
-    meter_ai_token_usage: bool = True
+    ai: AiRules = DEFAULT_AI_RULES
     meter_anonymous_consumer: bool = False
     lookups: tuple[Lookup, ...] = (Lookup("consumer", "id"), Lookup("application", "id"))
     require_consumer: bool = False
@@ -80,7 +82,9 @@ class Rules:
     filters: Filters | None = None
     application_context: Literal["when_needed", "always", "never"] = "when_needed"
     queries_captures: bool = field(init=False, compare=False)
+    reads_ai: bool = field(init=False, compare=False)
 
     def __post_init__(self) -> None:
         queries = any(attribute.place == "path_capture" for attribute in self.attributes)
         object.__setattr__(self, "queries_captures", queries)
+        object.__setattr__(self, "reads_ai", self.ai.token_usage or self.ai.agent_requests)

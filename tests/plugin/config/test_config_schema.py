@@ -83,7 +83,8 @@ def test_schema_and_model_agree_on_defaults_and_required_fields(at: str) -> None
 def test_schema_and_model_agree_on_allowed_values(at: str) -> None:
     description, info = PAIRS[at]
     assert info is not None
-    allowed = get_args(info.annotation)
+    # An optional setting is a union of its values and None.
+    allowed = [v for a in get_args(info.annotation) for v in get_args(a) or [a] if v is not type(None)]
     assert sorted(allowed) == sorted(description["one_of"])
 
 
@@ -107,6 +108,10 @@ def test_the_model_accepts_what_kong_accepts(at: str) -> None:
             parsed(subject={"fallbacks": [{"look_up_value_in": "header", inner: value}]})
         elif outer == "subject":
             parsed(subject={"look_up_value_in": "header", "field": "x"} | {inner: value})
+        elif outer == "units":
+            # Kong does not check that an expression is arithmetic.
+            unit = {"name": "credits", "expression": "input"} | {inner: value.replace("x", "1")}
+            parsed(units=[unit])
         elif outer == "attributes":
             whole = {"source": "query", "look_up_value_in": "a", "event_property_name": "b"}
             parsed(attributes=[whole | {inner: value}])
@@ -131,10 +136,11 @@ def test_plugin_info_is_what_kongs_query_command_expects() -> None:
     }
 
 
-# Kong's own plugin `metering-and-billing`, from its published schema (Kong Gateway 3.15)
+# Kong's own plugin `metering-and-billing`, from its published schema (Kong Gateway 3.16)
 
 
 KONG_PLUGIN: dict[str, tuple[str, list[Any] | None]] = {
+    "allow_status_codes": ("array", None),
     "api_token": ("string", None),
     "attributes": ("array", None),
     "attributes.event_property_name": ("string", None),
@@ -145,7 +151,9 @@ KONG_PLUGIN: dict[str, tuple[str, list[Any] | None]] = {
     "meter_ai_token_usage": ("boolean", None),
     "meter_api_requests": ("boolean", None),
     "queue": ("record", None),
+    "queue.breaker_cooldown": ("number", None),
     "queue.concurrency_limit": ("integer", [-1, 1]),
+    "queue.failure_threshold": ("integer", None),
     "queue.initial_retry_delay": ("number", None),
     "queue.max_batch_size": ("integer", None),
     "queue.max_bytes": ("integer", None),
@@ -161,6 +169,7 @@ KONG_PLUGIN: dict[str, tuple[str, list[Any] | None]] = {
 }
 
 KONG_PLUGIN_BETWEEN = {
+    "queue.failure_threshold": [0, 1_000_000],
     "queue.initial_retry_delay": [0.001, 1_000_000],
     "queue.max_batch_size": [1, 1_000_000],
     "queue.max_coalescing_delay": [0, 3600],
@@ -182,7 +191,9 @@ def test_every_setting_of_kongs_own_plugin_has_its_name_type_and_values(at: str)
 def test_no_additional_setting_is_required() -> None:
     added = {at for at in PAIRS if at not in KONG_PLUGIN}
     required_fields = {
-        at for at in added if PAIRS[at][0].get("required") and not at.startswith("subject.fallbacks.")
+        at
+        for at in added
+        if PAIRS[at][0].get("required") and not at.startswith(("subject.fallbacks.", "units."))
     }
     assert required_fields == set()
     assert added == {
@@ -191,6 +202,8 @@ def test_no_additional_setting_is_required() -> None:
         *("subject.missing", "subject.fallback_subject", "subject.require_consumer", "attributes.value"),
         *("filters", "filters.statuses", "filters.methods", "filters.routes", "filters.services"),
         "filters.response_sources",
+        *("ai_tokens", "ai_cache_hits", "meter_ai_calls", "meter_agent_requests"),
+        *("units", "units.name", "units.expression"),
     }
 
 
@@ -228,6 +241,6 @@ def test_a_configuration_of_kongs_own_plugin_with_every_setting_is_accepted() ->
         10,
     )
     assert config_model.queue.concurrency_limit == -1
-    assert rules.meter_ai_token_usage is False
+    assert rules.ai.token_usage is False
     assert rules.lookups[0] == Lookup("header", "x-customer-id")
     assert rules.attributes == (Attribute("header", "x-department-id", "department"),)

@@ -63,7 +63,7 @@ def test_the_endpoint_alone_is_enough_and_the_rest_has_defaults() -> None:
     model, rules = parse_config({"ingest_endpoint": ENDPOINT})
     assert model.api_token is None
     assert rules.lookups == (Lookup("consumer", "id"), Lookup("application", "id"))
-    assert (rules.meter_api_requests, rules.meter_ai_token_usage) == (True, True)
+    assert (rules.meter_api_requests, rules.ai.token_usage) == (True, True)
     assert (rules.meter_anonymous_consumer, rules.application_context) == (False, "when_needed")
 
 
@@ -362,3 +362,20 @@ def test_the_token_is_never_in_a_representation_of_the_configuration() -> None:
     model = parsed()
     for shown in (repr(model), str(model), f"{model!r}", repr(model.model_dump()), model.model_dump_json()):
         assert SECRET not in shown
+
+
+def test_kong_s_name_for_the_filter_of_statuses_is_the_same_filter() -> None:
+    _, rules = parse_config(config(allow_status_codes=["200-201", "404"]))
+    assert rules.filters == Filters(statuses=frozenset({200, 201, 404}))
+    _, rules = parse_config(config(allow_status_codes=[], filters={"methods": ["GET"]}))
+    assert rules.filters == Filters(methods=frozenset({"GET"}))
+
+
+def test_both_names_of_the_filter_of_statuses_at_once_are_refused_by_both_names() -> None:
+    with pytest.raises(ConfigError, match=r"allow_status_codes: .*filters\.statuses: set one of the two"):
+        parse_config(config(allow_status_codes=["200"], filters={"statuses": ["200"]}))
+
+
+def test_a_status_that_is_none_is_refused_by_kong_s_name() -> None:
+    with pytest.raises(ConfigError, match="allow_status_codes: a status is a number such as 404"):
+        parse_config(config(allow_status_codes=["2xx"]))

@@ -125,6 +125,7 @@ def test_no_setting_is_added_with_a_default_or_as_required() -> None:
     assert {at for at, description in ALL.items() if description.get("required")} == {
         *("ingest_endpoint", "subject.fallbacks.look_up_value_in"),
         *("attributes.source", "attributes.event_property_name"),
+        *("units.name", "units.expression"),
     }
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 
+from openmeter_plugin.metering.ai_events import AiRules
 from openmeter_plugin.metering.rules import Rules, SkipReason
 from tests.harness.recordings import llm_request
 from tests.plugin.outcomes import SHAPES, USAGE, authenticated, events, result
@@ -45,7 +46,6 @@ def test_the_response_model_is_used_if_the_request_names_none() -> None:
     "usage",
     [
         {},
-        {"prompt_tokens": 0, "completion_tokens": 0},
         {"prompt_tokens": None},
         {"prompt_tokens": -1, "completion_tokens": True},
         {"prompt_tokens": "many"},
@@ -53,7 +53,7 @@ def test_the_response_model_is_used_if_the_request_names_none() -> None:
         "usage",
     ],
 )
-def test_token_counts_that_are_zero_or_not_numbers_make_no_events(usage: object) -> None:
+def test_token_counts_that_are_no_numbers_make_no_events(usage: object) -> None:
     assert len(events(authenticated(ai={"proxy": {"usage": usage}}))) == 1
 
 
@@ -67,7 +67,7 @@ def test_fractional_tokens_are_rounded() -> None:
 
 
 def test_tokens_are_not_metered_if_that_is_off() -> None:
-    rules = Rules(source="kong-test", meter_ai_token_usage=False)
+    rules = Rules(source="kong-test", ai=AiRules(token_usage=False))
     assert [e["type"] for e in events(llm_request().parsed, None, rules)] == ["kong.api_request"]
 
 

@@ -11,6 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from openmeter_plugin.instances.record import usage_record
+from openmeter_plugin.metering.ai_events import AiRules
 from openmeter_plugin.metering.event import decide
 from openmeter_plugin.metering.fast_path import fast_path_for
 from openmeter_plugin.metering.lenient_json import MAX_TEXT, parse_log
@@ -77,7 +78,7 @@ def test_a_subject_that_is_not_from_the_consumer_has_no_fast_path() -> None:
 def test_a_request_with_metered_tokens_does_not_take_the_fast_path() -> None:
     log = orjson.dumps(serialized("authenticated").parsed | {"ai": {}})
     assert fast_record(log, rules()) is None
-    assert fast_record(log, rules(meter_ai_token_usage=False)) is not None
+    assert fast_record(log, rules(ai=AiRules(token_usage=False, agent_requests=False))) is not None
 
 
 def paths(value: Any, path: tuple[str, ...] = ()) -> list[tuple[str, ...]]:

@@ -11,6 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from openmeter_plugin.kong import codec
+from openmeter_plugin.metering.ai_events import AiRules
 from openmeter_plugin.metering.event import Decision, decide
 from openmeter_plugin.metering.pdk_queries import QueryResults
 from openmeter_plugin.metering.quarantine import redacted, redacted_application
@@ -25,7 +26,7 @@ from tests.harness.recordings import (
     protobuf_requests,
     serialized,
 )
-from tests.plugin.any_logs import damaged_logs
+from tests.plugin.any_logs import ai_parts, any_ai_rules, damaged_logs
 
 RECORDINGS: list[Any] = [*all_serialized(), *protobuf_requests()]
 RECORDINGS += [
@@ -126,7 +127,7 @@ def test_the_conversation_that_an_ai_plugin_logs_is_not_kept() -> None:
         "payload": {"request": "tell me a secret"},
     }
     log = {"ai": {"proxy": block, "payload": {"request": "tell me a secret"}, **block}}
-    kept = {"usage": {"prompt_tokens": 1}, "meta": {"request_model": "m"}}
+    kept = {"usage": {"prompt_tokens": 1, "cost": 3}, "meta": {"request_model": "m"}}
     assert redacted(log)["ai"] == kept | {"proxy": kept}
 
 
@@ -139,6 +140,34 @@ def test_the_usage_of_every_kong_version_is_kept_with_its_model_and_provider() -
     log = serialized("authenticated").parsed | {"ai": blocks}
     for rules in all_rules():
         assert decision(redacted(log), None, rules) == decision(log, None, rules)
+
+
+@settings(max_examples=200, deadline=None)
+@given(ai_parts, any_ai_rules, st.sampled_from(["1.1 kong/3.9.1", "1.1 kong/3.16.0.1", "1.1 other", None]))
+def test_a_redacted_log_of_ai_traffic_has_the_same_events(
+    ai: dict[str, Any], rules: AiRules, via: str | None
+) -> None:
+    log = serialized("authenticated").parsed | {"ai": ai}
+    log["response"]["headers"] = {"via": via, "x-secret": "s"}
+    wanted = Rules(source="kong", ai=rules)
+    assert decision(redacted(log), None, wanted) == decision(log, None, wanted)
+
+
+def test_what_an_agent_sent_and_why_it_failed_is_not_kept() -> None:
+    rpc = {
+        "method": "tools/call",
+        "error": "a secret",
+        "payload": {"request": "a secret"},
+        "params": "a secret",
+    }
+    log = {"ai": {"mcp": {"rpc": [rpc], "mcp_session_id": "s", "audit": ["a secret"]}, "a2a": {"rpc": [rpc]}}}
+    kept = {"method": "tools/call", "error": True}
+    assert redacted(log)["ai"] == {"mcp": {"rpc": [kept], "mcp_session_id": "s"}, "a2a": {"rpc": [kept]}}
+
+
+def test_a_name_under_usage_that_is_no_field_is_not_kept() -> None:
+    log = {"ai": {"proxy": {"usage": {"prompt_tokens": 1, "My secret": 2, "x" * 65: 3}}}}
+    assert redacted(log)["ai"] == {"proxy": {"usage": {"prompt_tokens": 1}}}
 
 
 @pytest.mark.parametrize("value", [None, [], "x", 1, True, {}])

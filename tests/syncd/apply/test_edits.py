@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import replace
 
 import pytest
 
@@ -13,7 +12,7 @@ from syncd.core.errors import BlockedError
 from syncd.core.model import ObservedCustomer
 from syncd.core.ownership import ownership_metadata
 from syncd.metering.base import CustomerEdit, Decide
-from tests.syncd.builders import OWNER, customer
+from tests.syncd.builders import OWNER, customer, replace
 
 SINCE = {"orphaned-at": "20260101T000000Z"}
 MANAGED = customer("acme", "consumer:1", "consumer:2", owner=OWNER)

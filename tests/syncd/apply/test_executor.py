@@ -1,7 +1,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import replace
 
 import httpx
 import pytest
@@ -15,7 +14,7 @@ from syncd.metering.base import SubjectWrite
 from syncd.metering.v1 import OpenMeterV1
 from syncd.planning.plan import PlanOptions, make_plan
 from syncd.sandbox.testing import running_sandbox
-from tests.syncd.builders import BY_TAG, OWNER, consumer, customer, observed, plan_for
+from tests.syncd.builders import BY_TAG, OWNER, consumer, customer, observed, plan_for, replace
 from tests.syncd.memory_target import MemoryTarget
 from tests.syncd.targets import OWNERSHIP, Target, by_hand, fault, open_target, target_at
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 
 import pytest
@@ -14,7 +13,7 @@ from syncd.core.model import ObservedCustomer, ObservedState, ObservedSubject, P
 from syncd.core.ownership import ownership_metadata
 from syncd.planning.orphans import Grace
 from syncd.planning.plan import PlanOptions
-from tests.syncd.builders import BY_TAG, OWNER, consumer, customer, lines, observed, plan_for
+from tests.syncd.builders import BY_TAG, OWNER, consumer, customer, lines, observed, plan_for, replace
 from tests.syncd.memory_target import MemoryTarget
 
 START = datetime(2026, 1, 1, tzinfo=UTC)

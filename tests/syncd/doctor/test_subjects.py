@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
 from pathlib import Path
 
 import httpx
@@ -14,7 +13,7 @@ from syncd.core.model import Principal
 from syncd.doctor.checks import Plugin
 from syncd.doctor.subjects import Kong, check_subjects, mapped_subjects
 from syncd.mapping.rules import MappingRules
-from tests.syncd.builders import OWNER, consumer
+from tests.syncd.builders import OWNER, consumer, replace
 from tests.syncd.konnect import PLANE, PORTAL, Konnect, application, registration, uid
 from tests.syncd.konnect import consumer as konnect_consumer
 from tests.syncd.processes import Project

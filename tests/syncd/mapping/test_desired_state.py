@@ -1,14 +1,12 @@
 from __future__ import annotations
 
-from dataclasses import replace
-
 import pytest
 
 from syncd.core.model import DesiredState, Principal
 from syncd.core.ownership import is_label_value
 from syncd.mapping.desired_state import desired_state
 from syncd.mapping.rules import Assignment, MappingRules, Templates
-from tests.syncd.builders import BY_TAG, OWNER, RULES, consumer, static
+from tests.syncd.builders import BY_TAG, OWNER, RULES, consumer, replace, static
 
 UUID = "b32379d9-3d28-5683-a79c-72139be6e34f"
 

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
-
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -12,7 +10,7 @@ from syncd.core.model import CustomerDetails, DesiredState, ObservedCustomer, Pr
 from syncd.mapping.desired_state import desired_state
 from syncd.mapping.limits import within_limits
 from syncd.mapping.rules import Assignment, MappingRules, Templates
-from tests.syncd.builders import BY_TAG, OWNER, RULES, consumer, customer, observed, static
+from tests.syncd.builders import BY_TAG, OWNER, RULES, consumer, customer, observed, replace, static
 
 TEAM = "team:7"
 

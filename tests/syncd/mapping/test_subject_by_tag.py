@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
-
 from syncd.mapping.desired_state import desired_state
 from syncd.mapping.limits import within_limits
 from syncd.mapping.rules import MappingRules, Templates
 from syncd.planning.plan import PlanOptions
-from tests.syncd.builders import OWNER, consumer, customer, lines, observed, plan_for, static
+from tests.syncd.builders import OWNER, consumer, customer, lines, observed, plan_for, replace, static
 
 RULES = MappingRules(owner_id=OWNER, group_by="tag", subject_field="tag")
 ALICE = consumer("1", "alice", "customer:acme")

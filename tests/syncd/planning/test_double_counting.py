@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from dataclasses import replace
 from pathlib import Path
 
 import httpx
@@ -15,7 +14,18 @@ from syncd.core.ownership import ownership_metadata
 from syncd.mapping.rules import Templates
 from syncd.planning.plan import PlanOptions
 from syncd.sandbox.testing import running_sandbox
-from tests.syncd.builders import BY_TAG, OWNER, RULES, consumer, customer, lines, observed, plan_for, static
+from tests.syncd.builders import (
+    BY_TAG,
+    OWNER,
+    RULES,
+    consumer,
+    customer,
+    lines,
+    observed,
+    plan_for,
+    replace,
+    static,
+)
 from tests.syncd.processes import Project
 
 DEFAULT_KEYS = replace(RULES, templates=Templates())

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
-
 import pytest
 
 from syncd.apply.executor import apply_plan
@@ -13,7 +11,7 @@ from syncd.core.model import ObservedCustomer, ObservedSubject, Principal
 from syncd.core.ownership import ADOPTED, is_managed
 from syncd.metering.base import Decide
 from syncd.planning.plan import PlanOptions
-from tests.syncd.builders import BY_TAG, OWNER, consumer, customer, lines, observed, plan_for
+from tests.syncd.builders import BY_TAG, OWNER, consumer, customer, lines, observed, plan_for, replace
 from tests.syncd.memory_target import MemoryTarget
 
 MOVE = PlanOptions(allow_move=True)

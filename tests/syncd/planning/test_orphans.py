@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 
 import pytest
@@ -15,7 +14,7 @@ from syncd.core.ownership import is_label_value, ownership_metadata
 from syncd.core.policy import POLICIES, Policy
 from syncd.planning.orphans import Grace
 from syncd.planning.plan import PlanOptions
-from tests.syncd.builders import BY_TAG, OWNER, consumer, customer, lines, plan_for, static
+from tests.syncd.builders import BY_TAG, OWNER, consumer, customer, lines, plan_for, replace, static
 from tests.syncd.memory_target import MemoryTarget
 
 START = datetime(2026, 1, 1, tzinfo=UTC)

@@ -1,6 +1,5 @@
 from __future__ import annotations
 
-from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -10,7 +9,7 @@ from syncd.core.model import ObservedSubject
 from syncd.core.ownership import ownership_metadata
 from syncd.mapping.rules import MappingRules
 from syncd.planning.plan import PlanOptions
-from tests.syncd.builders import BY_TAG, OWNER, consumer, customer, lines, observed, plan_for, static
+from tests.syncd.builders import BY_TAG, OWNER, consumer, customer, lines, observed, plan_for, replace, static
 
 ACME = [consumer("1", "alice", "customer:acme"), consumer("2", "bob", "customer:acme")]
 

@@ -6,7 +6,6 @@ import random
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from contextlib import suppress
-from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
@@ -25,7 +24,7 @@ from syncd.mapping.rules import MappingRules, Templates
 from syncd.metering.base import Decide, SubjectWrite
 from syncd.planning.orphans import Grace
 from syncd.planning.plan import PlanOptions, make_plan
-from tests.syncd.builders import KEYED_BY_SUBJECT, OWNER
+from tests.syncd.builders import KEYED_BY_SUBJECT, OWNER, replace
 from tests.syncd.memory_target import MemoryTarget
 
 pytestmark = pytest.mark.slow

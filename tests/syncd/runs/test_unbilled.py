@@ -17,7 +17,7 @@ from syncd.core.errors import MeterMissingError, UnreliableApiError
 from syncd.core.model import ObservedState
 from syncd.core.unbilled import first_day
 from syncd.runs.unbilled import with_usage
-from tests.syncd.builders import BY_TAG, OWNER, consumer, customer, observed, plan_for
+from tests.syncd.builders import BY_TAG, OWNER, consumer, customer, observed, plan_for, static
 from tests.syncd.memory_target import MemoryTarget
 from tests.syncd.processes import Project
 
@@ -89,6 +89,16 @@ def test_a_blocked_change_has_the_events_that_it_leaves_unbilled() -> None:
     assert blocked.usage.events == 2
     assert plan.unbilled is not None
     assert plan.unbilled.to_json()["blocked_events"] == 2
+
+
+def test_usage_under_the_id_of_a_customer_counts_as_unbilled_for_a_blocked_change_too() -> None:
+    state = observed(customer("acme", "x", owner=OWNER, identity="01ABC", subscription="S"))
+    target = Metered(state, {"01ABC": days(2, 1)})
+    tagged = [static("01ABC", customer="acme")]
+    plan = with_usage(plan_for(tagged, state, rules=BY_TAG), target, state, NOW)
+    (blocked,) = plan.of(ChangeKind.BLOCKED)
+    assert blocked.usage is not None
+    assert blocked.usage.events == 2
 
 
 def test_without_the_meters_the_plan_has_a_note() -> None:

@@ -1,0 +1,150 @@
+"""Events of AI traffic: tokens per call, calls with their cost and units, MCP and A2A requests of agents.
+
+Every event's id is derived from the request's, so a request that is metered twice counts once; ids do not
+depend on `ai_tokens`. Payloads, prompts and error messages never become part of an event.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any, Final, Literal
+
+from openmeter_plugin.metering.ai_usage import INPUT_TYPES, AiCall, ai_calls, kong_version
+from openmeter_plugin.metering.lenient_json import count, identifier, json_object, put, text
+from openmeter_plugin.metering.units import NAMES, Unit
+
+LLM_REQUEST: Final = "kong.llm_request"
+LLM_CACHE_HIT: Final = "kong.llm_cache_hit"
+LLM_CALL: Final = "kong.llm_call"
+MCP_REQUEST: Final = "kong.mcp_request"
+A2A_REQUEST: Final = "kong.a2a_request"
+
+AI_PROPERTIES: Final = frozenset(
+    {"tokens", "type", "modality", "operation", "model", "provider"}
+    | {"response_model", "request_mode", "cache_status", "cost", "llm_latency_ms", "time_to_first_token_ms"}
+    | {"method", "tool", "session", "error", "binding", "task_state", "streaming", "rpc_latency_ms"}
+    | {"rpc_response_bytes"}
+)
+"""The event properties that these events fill; neither attributes nor units can replace them."""
+
+IdentifiedData = tuple[str, str, dict[str, Any]]
+"""An event's id, type and data."""
+
+
+@dataclass(frozen=True, slots=True)
+class AiRules:
+    """What AI traffic becomes: see the settings of the same names."""
+
+    token_usage: bool = True
+    tokens: Literal["kong", "split"] = "kong"
+    cache_hits: Literal["bill", "mark", "skip"] = "mark"
+    calls: bool = False
+    agent_requests: bool = True
+    units: tuple[Unit, ...] = ()
+
+
+DEFAULT_AI_RULES: Final = AiRules()
+
+
+def ai_events(log: Mapping[str, Any], rules: AiRules, request_id: str) -> Iterator[IdentifiedData]:
+    """Yield the events of a log's `ai` part. No JSON value makes it raise."""
+    ai = json_object(log.get("ai"))
+    if rules.token_usage:
+        yield from _model_calls(log, ai, rules, request_id)
+    if rules.agent_requests:
+        yield from _agent_requests(ai, request_id)
+
+
+def _model_calls(
+    log: Mapping[str, Any], ai: Mapping[str, Any], rules: AiRules, request_id: str
+) -> Iterator[IdentifiedData]:
+    failed = (count(json_object(log.get("response")).get("status")) or 0) >= 400
+    for call in ai_calls(ai, kong_version(log)):
+        if failed and not call.total:
+            continue  # the call was refused, by Kong or by the provider: nothing was used
+        if call.is_cache_hit and rules.cache_hits == "skip":
+            continue
+        kind = LLM_CACHE_HIT if call.is_cache_hit and rules.cache_hits == "mark" else LLM_REQUEST
+        for suffix, tokens in _tokens(call, rules.tokens):
+            yield f"{request_id}:{call.name}:{suffix}", kind, tokens | _model(call)
+        if rules.calls or rules.units:
+            yield f"{request_id}:{call.name}:call", LLM_CALL, _call(call, rules.units)
+
+
+def _tokens(call: AiCall, mode: Literal["kong", "split"]) -> Iterator[tuple[str, dict[str, Any]]]:
+    """Yield the end of the event's id and the data for each count.
+
+    The input's event is always sent, if only with 0 tokens: it makes calls countable. Its id is the same in
+    both modes, as is the output's.
+    """
+    if mode == "kong":
+        yield "input", {"tokens": call.tokens(*INPUT_TYPES), "type": "input"}
+        if output := call.tokens("output", "reasoning"):
+            yield "output", {"tokens": output, "type": "output"}
+        return
+    for kind, modality, tokens in call.parts:
+        suffix = kind if modality == "text" else f"{kind}:{modality}"
+        yield suffix, {"tokens": tokens, "type": kind, "modality": modality}
+
+
+def _model(call: AiCall) -> dict[str, Any]:
+    data: dict[str, Any] = {"model": call.model, "provider": call.provider}
+    put(data, "operation", call.operation)
+    return data
+
+
+def _call(call: AiCall, units: tuple[Unit, ...]) -> dict[str, Any]:
+    """Return the data of a call as a whole: what exists once per call and must be summed once."""
+    data = {"tokens": call.total} | _model(call)
+    for name, value in (
+        ("response_model", call.response_model),
+        ("request_mode", call.request_mode),
+        ("cache_status", call.cache_status),
+        ("cost", call.cost),
+        ("llm_latency_ms", call.latency_ms),
+        ("time_to_first_token_ms", call.time_to_first_token_ms),
+    ):
+        put(data, name, value)
+    if units:
+        counts: dict[str, float] = {name: call.tokens(name) for name in NAMES if name != "cost"}  # type: ignore[arg-type]
+        counts["cost"] = call.cost or 0
+        for unit in units:
+            put(data, unit.name, unit.quantity(counts))
+    return data
+
+
+def _agent_requests(ai: Mapping[str, Any], request_id: str) -> Iterator[IdentifiedData]:
+    """Yield an event for each JSON-RPC request that ai-mcp-proxy or ai-a2a-proxy logged."""
+    mcp, a2a = json_object(ai.get("mcp")), json_object(ai.get("a2a"))
+    for index, rpc in enumerate(_requests(mcp)):
+        data = _rpc(rpc, session=mcp.get("mcp_session_id"))
+        put(data, "tool", text(rpc.get("tool_name")))
+        yield f"{request_id}:mcp:{index}", MCP_REQUEST, data
+    for index, rpc in enumerate(_requests(a2a)):
+        data = _rpc(rpc, session=rpc.get("context_id"))
+        for name in ("binding", "task_state"):
+            put(data, name, text(rpc.get(name)))
+        if type(rpc.get("streaming")) is bool:
+            data["streaming"] = rpc["streaming"]
+        yield f"{request_id}:a2a:{index}", A2A_REQUEST, data
+
+
+def _requests(block: Mapping[str, Any]) -> Iterator[Mapping[str, Any]]:
+    """Yield the entries of `rpc`. Lua's encoder writes an empty list as an object."""
+    entries = block.get("rpc")
+    for entry in entries if type(entries) is list else ():
+        yield json_object(entry)
+
+
+def _rpc(rpc: Mapping[str, Any], *, session: object) -> dict[str, Any]:
+    """Return what both protocols have; an error becomes true, since its message may quote the payload."""
+    data: dict[str, Any] = {"error": bool(rpc.get("error"))}
+    for name, value in (
+        ("method", text(rpc.get("method"))),
+        ("session", identifier(session)),
+        ("rpc_latency_ms", count(rpc.get("latency"))),
+        ("rpc_response_bytes", count(rpc.get("response_body_size"))),
+    ):
+        put(data, name, value)
+    return data
