@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: help setup demo unit test cov slow lint format typecheck bench soak docs screenshot newcomer browser tools clean
+.PHONY: help setup demo unit test cov slow lint format typecheck bench soak model docs screenshot newcomer browser tools clean
 .DEFAULT_GOAL := help
 
 #? help: print this list
@@ -56,13 +56,18 @@ format: setup
 typecheck: setup
 	$(BIN)/mypy
 
-#? bench: measure against kong-pdk and a bare loop (KONG=1: against http-log in a real Kong)
+#? bench: measure against kong-pdk and a bare loop (KONG=1: in a real Kong, against an empty plugin server)
 bench: setup
 	@$(BIN)/python -m tests.bench $(if $(KONG),--kong) $(ARGS)
 
 #? soak: kill every process at random for a hundred rounds, then check that every event was counted once
 soak: setup
 	@$(BIN)/python -m tests.soak $(ARGS)
+
+#? model: run syncd for 10,000 random steps beside people and a failing metering API (STEPS=, SEED=)
+model: setup
+	SYNCD_MODEL_STEPS=$(or $(STEPS),10000) SYNCD_MODEL_SEED=$(or $(SEED),0) \
+		$(BIN)/pytest -n 4 -m slow tests/syncd/model $(ARGS)
 
 $(VENV)/.docs: $(VENV)/.ready
 	PIP_CONSTRAINT='$(CURDIR)/.ci/constraints.txt' PIP_BUILD_CONSTRAINT='$(CURDIR)/.ci/constraints.txt' \

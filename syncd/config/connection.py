@@ -7,8 +7,9 @@ from typing import Self
 
 from pydantic import SecretStr
 
+from openmeter_plugin.tls import Tls
 from syncd.config.types import Section
-from syncd.http.endpoint import Endpoint, Tls, check_endpoint
+from syncd.http.endpoint import Endpoint, check_endpoint
 
 
 class ConnectionConfig(Section):

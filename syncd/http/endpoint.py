@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import re
 import ssl
-from dataclasses import dataclass
-from functools import cache, lru_cache
-from pathlib import Path
+from dataclasses import dataclass, field
+from functools import cache
 from typing import Literal
 
 import httpx
 
 from openmeter_plugin.proxies import Proxy, chosen_proxy, environment_proxy
+from openmeter_plugin.tls import Tls, TlsError
 from syncd import __version__
 from syncd.core.errors import ConfigError
 
@@ -34,23 +34,6 @@ def variable_of(setting: str) -> str:
 
 
 @dataclass(frozen=True, slots=True)
-class Tls:
-    """Files (PEM) for TLS: whom to trust instead of the usual authorities, and a certificate of our own.
-
-    `client_key` is not needed if the certificate's file holds the key as well.
-    """
-
-    ca_file: Path | None = None
-    client_cert: Path | None = None
-    client_key: Path | None = None
-
-    def context(self, section: str) -> ssl.SSLContext:
-        """Return the settings for TLS; raises ConfigError, which names the setting within `section`."""
-        files = (self.ca_file, self.client_cert, self.client_key)
-        return _context(self, section, tuple(map(_changed, files)))
-
-
-@dataclass(frozen=True, slots=True)
 class Endpoint:
     """Where an API is, and the token for it.
 
@@ -67,7 +50,7 @@ class Endpoint:
     token: str | None = None
     timeout: float = 10.0
     unix_socket: str | None = None
-    tls: Tls = Tls()
+    tls: Tls = field(default_factory=Tls)
     proxy: str | None = None
 
     @property
@@ -113,6 +96,14 @@ class Endpoint:
         except ValueError as error:
             raise ConfigError(str(error)) from None
 
+    def tls_context(self) -> ssl.SSLContext:
+        """Return the settings for TLS; raises ConfigError."""
+        try:
+            return self.tls.context()
+        except TlsError as error:
+            names = ", ".join(f"{self.section}.{name}" for name in error.settings)
+            raise ConfigError(f"{names}: {error}" if names else str(error)) from None
+
     def secrets(self) -> tuple[str, ...]:
         """Return what no message may show."""
         return (self.token,) if self.token else ()
@@ -129,63 +120,9 @@ def check_endpoint(endpoint: Endpoint) -> None:
     if tls.client_key and not tls.client_cert:
         raise ConfigError(f"{endpoint.section}.client_key needs {endpoint.section}.client_cert beside it")
     if named:
-        tls.context(endpoint.section)
+        endpoint.tls_context()
     endpoint.resolved_proxy()
     endpoint.headers()
-
-
-def _changed(path: Path | None) -> int | None:
-    """Return when a file was changed, so that a renewed certificate is used without a restart."""
-    try:
-        return path.stat().st_mtime_ns if path else None
-    except OSError:
-        return None  # told when it is opened
-
-
-@lru_cache(maxsize=64)
-def _context(tls: Tls, section: str, _changed: tuple[int | None, ...]) -> ssl.SSLContext:
-    """Return TLS settings, which all clients share: loading the certificates is slow."""
-    if tls.ca_file is None:
-        context = httpx.create_ssl_context()  # certifi's authorities, or those of SSL_CERT_FILE
-    else:
-        try:
-            context = ssl.create_default_context(cafile=str(tls.ca_file))
-        except (OSError, ValueError) as error:  # ssl.SSLError is an OSError
-            raise ConfigError(f"{section}.ca_file: {_file_fault(tls.ca_file, error)}") from None
-    if tls.client_cert is not None:
-        _check_readable(tls.client_cert, f"{section}.client_cert")
-        if tls.client_key is not None:
-            _check_readable(tls.client_key, f"{section}.client_key")
-        try:
-            context.load_cert_chain(tls.client_cert, tls.client_key, password=_refuse_password)
-        except (OSError, ValueError) as error:
-            fault = _file_fault(tls.client_key or tls.client_cert, error)
-            raise ConfigError(
-                f"{section}.client_cert, {section}.client_key: {fault}."
-                " They must be a certificate and its key"
-            ) from None
-    return context
-
-
-def _refuse_password() -> str:
-    """Refuse a key with a password: without this, OpenSSL would ask for it on the terminal."""
-    raise ValueError("the key is encrypted; store it without a password, readable by syncd only")
-
-
-def _check_readable(path: Path, setting: str) -> None:
-    try:
-        path.open("rb").close()
-    except OSError as error:
-        raise ConfigError(f"{setting}: {_file_fault(path, error)}") from None
-
-
-def _file_fault(path: Path, error: Exception) -> str:
-    if isinstance(error, ssl.SSLError):
-        mismatch = "KEY_VALUES_MISMATCH" in str(error)
-        return f"{path} does not belong to the certificate" if mismatch else f"{path} is not in PEM format"
-    if isinstance(error, OSError):
-        return f"cannot read {path}: {error.strerror or error}"
-    return f"{path}: {error}"
 
 
 @cache

@@ -39,12 +39,18 @@ def segment(key: str, what: str) -> str:
 
     Clients, servers and proxies resolve ``.`` and ``..`` in a path, encoded (``%2e``) or not, some also
     after they decode ``%2F`` (RFC 3986, 5.2.4 and 6.2.2): the request would reach another entity.
+
+    OpenMeter decodes a path twice if its encoding is the shortest one (Go's URL.RawPath is then empty, and
+    the router passes on the decoded path): ``a%252Fb`` reaches ``a/b``, and ``100%25`` is a 400. So a key
+    with a ``%`` is encoded throughout; one of nothing else stays a 400.
     """
     if not key or any(part in (".", "..") for part in re.split(r"[/\\]", key)):
         raise BlockedError(
             f"{what} {key!r} cannot stand in the address of a request, because '.' and '..' lead to another"
             " address. Rename it at its source, or change it by hand"
         )
+    if "%" in key:
+        return "".join(f"%{byte:02X}" for byte in key.encode())
     return quote(key, safe="")
 
 
@@ -193,9 +199,9 @@ def open_subscriptions(listed: Sequence[Mapping[str, object]]) -> tuple[str, ...
 
 
 def deleted(client: ApiClient, path: str) -> bool:
-    """Delete and return whether there was anything to delete. DELETE is idempotent, so it is retried."""
+    """Delete and return whether there was anything to delete; sent once, see `Remover`."""
     try:
-        client.request("DELETE", path)
+        client.request("DELETE", path, repeat=False)
     except RefusedError as error:
         if error.status in GONE:
             return False

@@ -12,6 +12,7 @@ from syncd.sandbox.api.common import PLACEHOLDER
 from syncd.sandbox.faults import Action, Fault, Faults
 from syncd.sandbox.problems import ProblemError
 
+_UNESCAPED_BY_GO = "/$&+,:;=@"
 ABORT = "syncd.sandbox.abort"
 """Key in the ASGI scope of a function that aborts the client's connection; set in server.py."""
 
@@ -35,7 +36,11 @@ class SandboxMiddleware:
             await problem.response()(scope, receive, send)
             return
         fault = self._faults.take(scope["method"], scope["path"])
-        scope["path"] = _path_with_encoded_slashes(scope)
+        try:
+            scope["path"] = _path_with_encoded_slashes(scope)
+        except ProblemError as problem:
+            await problem.response()(scope, receive, send)
+            return
         if fault is None:
             await self._api(scope, receive, send)
         else:
@@ -67,8 +72,14 @@ class SandboxMiddleware:
 
 def _path_with_encoded_slashes(scope: Scope) -> str:
     """Return the path with a placeholder for each %2F: OpenMeter's router matches before it decodes."""
-    raw: bytes = scope["raw_path"].partition(b"?")[0]
-    return unquote(re.sub("%2f", quote(PLACEHOLDER), raw.decode("latin-1"), flags=re.IGNORECASE))
+    raw = scope["raw_path"].partition(b"?")[0].decode("latin-1")
+    # Go keeps the path as it was sent only if that is not the shortest encoding. Without it OpenMeter's
+    # router matches the decoded path, whose parts are then decoded once more.
+    if raw == quote(unquote(raw), safe=_UNESCAPED_BY_GO):
+        raw = unquote(raw)
+        if broken := re.search("%(?![0-9A-Fa-f]{2}).{0,2}", raw):
+            raise ProblemError(400, f"invalid param format: invalid URL escape {broken[0]!r}")
+    return unquote(re.sub("%2f", quote(PLACEHOLDER), raw, flags=re.IGNORECASE))
 
 
 async def _discard(_message: Message) -> None:

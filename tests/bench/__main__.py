@@ -21,7 +21,7 @@ console = Console()
 def main() -> int:
     """Run the benchmarks; the exit status is 1 if a goal is missed."""
     options = argparse.ArgumentParser(prog="make bench")
-    options.add_argument("--rounds", type=int, default=5, help="times that each server is measured")
+    options.add_argument("--rounds", type=int, help="times that each server is measured (5; with Kong 15)")
     options.add_argument("--events", type=int, default=1_000_000, help="for the memory over a long run")
     options.add_argument("--drain", type=int, default=200_000, help="events in the backlog that is drained")
     options.add_argument("--kong", action="store_true", help="measure a real kong from the PATH instead")
@@ -35,7 +35,8 @@ def main() -> int:
     arguments = options.parse_args()
     end_cleanly()
     if arguments.kong:
-        return gateways(max(arguments.rounds, 15), arguments.seconds)
+        return gateways(arguments.rounds or 15, arguments.seconds)
+    rounds = arguments.rounds or 5
 
     with console.status("starting") as status:
 
@@ -47,15 +48,15 @@ def main() -> int:
         goals: list[Goal] = []
         wanted = {None: parts, "plugin": parts[:-1]}.get(arguments.only, (arguments.only,))
         if "servers" in wanted:
-            goals += servers(arguments.rounds, tell)
+            goals += servers(rounds, tell)
         if "drain" in wanted:
-            goals += draining(arguments.drain, arguments.rounds, tell)
+            goals += draining(arguments.drain, rounds, tell)
         if "memory" in wanted:
             goals += remembering(arguments.events, tell)
         if "beside" in wanted:
             goals.append(beside.run(arguments.seconds, console, tell))
         if "syncd" in wanted:
-            goals += syncd.run(arguments.rounds, console, tell)
+            goals += syncd.run(rounds, console, tell)
     return verdict(goals)
 
 
@@ -74,50 +75,11 @@ def gateways(rounds: int, seconds: int) -> int:
     """Compare what metering costs a real Kong."""
     try:
         with console.status("starting") as status:
-            measured, missing = gateway.run(rounds, seconds, plugin.CONCURRENCY, status.update)
+            ways, missing = gateway.run(rounds, seconds, status.update)
     except KongMissing as error:
         console.print(f"[red]{error}")
         return 1
-    table = Table(
-        title=f"Medians of {rounds} interleaved runs, concurrency {plugin.CONCURRENCY}, 1 worker",
-        title_justify="left",
-    )
-    columns = ("requests/s", "of http-log", "Kong us/request", "server us/request", "p99 ms at 300/s")
-    for name in ("gateway", *columns):
-        table.add_column(name, justify="left" if name == "gateway" else "right")
-    for name, one in measured.items():
-        table.add_row(
-            name,
-            f"{statistics.median(one.rates):,.0f}",
-            f"{statistics.median(ratios(measured, name)):.2f}",
-            f"{statistics.median(one.cpu_us):.0f}",
-            f"{statistics.median(one.server_us):.0f}",
-            f"{one.p99_ms[0]:.1f}",
-        )
-    console.print(table)
-    bound = statistics.median(ratios(measured, gateway.PLUGIN, gateway.EMPTY))
-    console.print(f"requests/s, {gateway.PLUGIN} / {gateway.EMPTY}: {bound:.2f}, medians of the same rounds")
-    goals = [
-        throughput(measured, gateway.PLUGIN, 0.9),
-        throughput(measured, gateway.WAY_IN, 1.0),
-        Goal("events that did not arrive", "none", "; ".join(missing) or "none", not missing),
-    ]
-    return verdict(goals)
-
-
-def ratios(measured: dict[str, gateway.Gateway], name: str, peer: str = gateway.HTTP_LOG) -> list[float]:
-    """Return a gateway's throughput divided by that of its peer in the same round, the smallest first."""
-    pairs = zip(measured[name].rates, measured[peer].rates, strict=True)
-    return sorted(one / other for one, other in pairs)
-
-
-def throughput(measured: dict[str, gateway.Gateway], name: str, floor: float) -> Goal:
-    """Return the goal for a gateway's throughput against that of http-log, round by round."""
-    found = ratios(measured, name)
-    median = statistics.median(found)
-    low, high = found[len(found) // 4], found[-len(found) // 4]
-    detail = f"{median:.2f} (middle half {low:.2f} to {high:.2f})"
-    return Goal(f"requests/s, {name} / http-log", f"{floor} or more", detail, median >= floor)
+    return verdict(gateway.report(ways, missing, console))
 
 
 def servers(rounds: int, tell: Callable[[str], None]) -> list[Goal]:

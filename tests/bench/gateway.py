@@ -1,12 +1,15 @@
-"""`make bench KONG=1`: what metering costs a real Kong, in pairs run one after the other.
+"""`make bench KONG=1`: what metering costs a real Kong, against the floor of any external plugin.
 
-Gateways with the same service behind key-auth are driven in turn: without any logging, with Kong's own
-http-log, with the plugin, with http-log posting to the plugin's way in, and with a plugin server that does
-nothing, to show what of the plugin's price is Kong's own. The machine's speed drifts by
-more than the differences, so each round gives a ratio, and the median of the ratios counts. Each run has a
-Kong of its own: what LuaJIT happens to compile makes one Kong twice as fast as another with the same
-configuration, for as long as it lives. Kong has a core of its own where there are two: what else runs would
-slow one gateway down more than another. Needs `kong` and `wrk` in the PATH.
+One Kong per round has a route for each way to meter: none, a plugin server that is only called, one that also
+asks for the serialized log and drops it (the yardstick: every metering plugin has to ask for it), the plugin,
+Kong's own http-log, and http-log posting to the plugin's receiver. The ways are driven in turn, in an order
+that rotates, a second or so at a time; each is divided by the yardstick of the same round, and the median of
+these ratios counts.
+
+They share a Kong because what LuaJIT happens to compile makes one Kong up to twice as fast as another with
+the same configuration, for as long as it lives; each round has a new one, so that this is drawn again. Kong
+has a core of its own where there are two: what else runs would slow one way down more than another. Needs
+`kong` and `wrk` in the PATH.
 """
 
 from __future__ import annotations
@@ -15,126 +18,143 @@ import asyncio
 import contextlib
 import os
 import re
+import shlex
 import shutil
 import statistics
 import subprocess
-import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, ExitStack, contextmanager
+from collections.abc import Callable
+from contextlib import AbstractContextManager, ExitStack
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
-import httpx
 import yaml
+from rich.console import Console
+from rich.table import Table
 
-from tests.bench.processes import Sink, cpu_seconds, sink
+from tests.bench import empty_server
+from tests.bench.goals import Goal
+from tests.bench.kong import KEY, External, kong, on_cores, process
+from tests.bench.plugin import CONCURRENCY
+from tests.bench.processes import cpu_seconds, sink
 from tests.demo.real_kong import KongMissing
 from tests.harness.ports import free_port
-from tests.harness.process import PluginServer, eventually, plugin_server
+from tests.harness.process import eventually, plugin_server
 
-NONE, HTTP_LOG, PLUGIN, WAY_IN = "no logging", "http-log", "openmeter", "http-log to openmeter"
-EMPTY = "an empty plugin server"
-KEY = "bench-key"
+NONE: Final = "no metering"
+CALL: Final = "empty, call only"
+YARDSTICK: Final = "empty, call and log"
+PLUGIN: Final = "openmeter"
+HTTP_LOG: Final = "http-log"
+RECEIVER: Final = "http-log to openmeter"
+
 _SECRET = "bench-secret-of-some-length"
+_WARM_UP: Final = 1  # seconds
+_LEAST_RATE: Final = 0.97
+_MOST_CPU: Final = 1.03
 
 
 @dataclass
-class Gateway:
-    """A Kong to be started, with the process that takes its logs, if there is one."""
+class Way:
+    """One way to meter: its route, who counts what arrives, and what was measured."""
 
-    name: str
-    start: Callable[[], AbstractContextManager[tuple[str, int]]]
-    events: Callable[[], int] | None
-    server: PluginServer | None = None
+    path: str
+    plugins: list[dict[str, Any]]
+    events: Callable[[], int] | None = None
+    server: int | None = None
     sent: int = 0
     rates: list[float] = field(default_factory=list)
     cpu_us: list[float] = field(default_factory=list)
     server_us: list[float] = field(default_factory=list)
-    p99_ms: list[float] = field(default_factory=list)
+    p99_ms: float = 0.0
+
+    def missing(self) -> int:
+        """Return how many did not arrive; more may, of requests that wrk left under way at its end."""
+        return max(0, self.sent - self.events()) if self.events else 0
 
 
-def run(
-    rounds: int, seconds: int, concurrency: int, tell: Callable[[str], None]
-) -> tuple[dict[str, Gateway], list[str]]:
-    """Return the gateways with what was measured, and what is missing where; raises KongMissing."""
+@dataclass
+class Used:
+    """What one way took in one round: requests, seconds, and CPU seconds in Kong and in its server."""
+
+    requests: int = 0
+    elapsed: float = 0.0
+    kong: float = 0.0
+    server: float = 0.0
+
+
+def run(rounds: int, seconds: int, tell: Callable[[str], None]) -> tuple[dict[str, Way], dict[str, int]]:
+    """Return the ways with what was measured, and how many events are missing where; raises KongMissing."""
     for program in ("kong", "wrk"):
         if shutil.which(program) is None:
             raise KongMissing(f"there is no `{program}` in the PATH; make bench without KONG=1 needs none")
     kongs, *others = sorted(os.sched_getaffinity(0))
     with ExitStack() as stack:
-        stack.enter_context(_on({*others} or {kongs}))
+        stack.enter_context(on_cores({*others} or {kongs}))
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory()))
         folder.chmod(0o755)
-        gateways = _start(stack, folder, {kongs})
+        ways, start = _start(stack, folder, {kongs})
         for number in range(rounds):
-            for gateway in gateways.values():
-                tell(f"round {number + 1} of {rounds}: {gateway.name}")
-                _measure(gateway, seconds, concurrency)
-        for gateway in gateways.values():
-            tell(f"latency at a fixed rate: {gateway.name}")
-            with gateway.start() as (url, _):
-                _load(gateway, url, 1, concurrency)
-                gateway.p99_ms.append(asyncio.run(_p99(gateway, url, rate=300, seconds=10)))
-                _settle(gateway)
-        return gateways, [text for g in gateways.values() if (text := _missing(g))]
+            with start() as (url, pid):
+                tell(f"round {number + 1} of {rounds}")
+                _round(ways, url, pid, seconds, number)
+        with start() as (url, _):
+            for name, way in ways.items():
+                tell(f"latency at a fixed rate: {name}")
+                _load(way, url, _WARM_UP)
+                way.p99_ms = asyncio.run(_p99(way, url, rate=300, seconds=10))
+                _settle(way)
+        return ways, {name: missing for name, way in ways.items() if (missing := way.missing())}
 
 
-@contextmanager
-def _on(cores: set[int]) -> Iterator[None]:
-    """Run on these cores, and start what is started meanwhile there."""
-    before = os.sched_getaffinity(0)
-    os.sched_setaffinity(0, cores)
-    try:
-        yield
-    finally:
-        os.sched_setaffinity(0, before)
+def _rotated(names: list[str], by: int) -> list[str]:
+    by %= len(names)
+    return names[by:] + names[:by]
 
 
-def _start(stack: ExitStack, folder: Path, cores: set[int]) -> dict[str, Gateway]:
-    upstream = stack.enter_context(process("tests.bench.upstream"))
-    logs, events = stack.enter_context(sink()), stack.enter_context(sink())
-    way_in_events = stack.enter_context(sink())
+def _start(
+    stack: ExitStack, folder: Path, cores: set[int]
+) -> tuple[dict[str, Way], Callable[[], AbstractContextManager[tuple[str, int]]]]:
+    """Start all but Kong; returns the ways and what starts a Kong for them."""
+    upstream, _ = stack.enter_context(process("tests.bench.upstream"))
+    logs, events, posted = (stack.enter_context(sink()) for _ in range(3))
     port = free_port()
-    plugin_folder, way_in_folder = folder / "plugin", folder / "way-in"
-    for directory in (plugin_folder, way_in_folder):
+    plugin_folder, receiver_folder = folder / "plugin", folder / "receiver"
+    for directory in (plugin_folder, receiver_folder):
         directory.mkdir()
     server = stack.enter_context(plugin_server(plugin_folder))
-    settings = way_in_folder / "openmeter-plugin.yaml"
-    settings.write_text(
-        yaml.safe_dump({"ingest_endpoint": way_in_events.endpoint, "http_log": {"secret": _SECRET}})
-    )
-    way_in = stack.enter_context(
-        plugin_server(way_in_folder, "--http-log", f"127.0.0.1:{port}", "--http-log-config", str(settings))
+    settings = receiver_folder / "openmeter-plugin.yaml"
+    settings.write_text(yaml.safe_dump({"ingest_endpoint": posted.endpoint, "http_log": {"secret": _SECRET}}))
+    receiver = stack.enter_context(
+        plugin_server(receiver_folder, "--http-log", f"127.0.0.1:{port}", "--http-log-config", str(settings))
     )
     openmeter = {"name": "openmeter", "config": {"ingest_endpoint": events.endpoint}}
-    plugins: dict[str, list[dict[str, Any]]] = {
-        NONE: [],
-        HTTP_LOG: [_http_log(f"{logs.url}/logs")],
-        PLUGIN: [openmeter],
-        WAY_IN: [_http_log(f"http://127.0.0.1:{port}", {"x-metering-key": _SECRET})],
-        EMPTY: [openmeter],
+    to_receiver = _http_log(f"http://127.0.0.1:{port}", {"x-metering-key": _SECRET})
+    ways = {NONE: Way("/none", [])}
+    empties: dict[str, External] = {}
+    for name, plugin in ((CALL, empty_server.CALL), (YARDSTICK, empty_server.LOG)):
+        empties[plugin], ways[name] = _empty(stack, folder, plugin)
+    ways |= {
+        PLUGIN: Way("/openmeter", [openmeter], events.received, server.process.pid),
+        HTTP_LOG: Way("/http-log", [_http_log(f"{logs.url}/logs")], logs.received),
+        RECEIVER: Way("/receiver", [to_receiver], posted.received, receiver.process.pid),
     }
-    received: dict[str, tuple[Sink | None, PluginServer | None]] = {
-        NONE: (None, None),
-        HTTP_LOG: (logs, None),
-        PLUGIN: (events, server),
-        WAY_IN: (way_in_events, way_in),
-        EMPTY: (None, None),
-    }
-    empty = folder / "empty.socket"
-    stack.enter_context(process("tests.bench.empty_server", str(empty)))
-    gateways = {}
-    for name, listed in plugins.items():
-        counter, taking = received[name]
-        directory = folder / name.replace(" ", "-")
-        socket = empty if name == EMPTY else server.socket
-        start = partial(kong, directory, upstream, listed, socket, cores=cores)
-        gateways[name] = Gateway(name, start, counter.received if counter else None, taking)
-    return gateways
+    routes = {way.path: way.plugins for way in ways.values()}
+    servers = {name.replace("-", "_"): external for name, external in empties.items()}
+    servers["openmeter"] = External(server.socket)
+    return ways, partial(kong, folder / "kong", upstream, routes, servers, cores=cores)
+
+
+def _empty(stack: ExitStack, folder: Path, plugin: str) -> tuple[External, Way]:
+    """Run an empty server for this plugin."""
+    socket, count, info = (folder / f"{plugin}.{suffix}" for suffix in ("socket", "count", "json"))
+    _, pid = stack.enter_context(process("tests.bench.empty_server", str(socket), str(count)))
+    info.write_text(empty_server.info(plugin))
+    way = Way(f"/{plugin}", [{"name": plugin}], partial(empty_server.counted, count), pid)
+    return External(socket, f"cat {shlex.quote(str(info))}"), way
 
 
 def _http_log(url: str, headers: dict[str, str] | None = None) -> dict[str, Any]:
@@ -143,112 +163,57 @@ def _http_log(url: str, headers: dict[str, str] | None = None) -> dict[str, Any]
     return {"name": "http-log", "config": config | ({"headers": headers} if headers else {})}
 
 
-@contextmanager
-def kong(
-    directory: Path,
-    upstream: str,
-    plugins: list[dict[str, Any]],
-    socket: Path,
-    *,
-    workers: int = 1,
-    log_level: str = "error",
-    cores: set[int] | None = None,
-) -> Iterator[tuple[str, int]]:
-    """Run a Kong with a service behind key-auth, on these cores; yields its address and its pid."""
-    shutil.rmtree(directory, ignore_errors=True)
-    directory.mkdir()
-    port = free_port()
-    document = {
-        "_format_version": "3.0",
-        "services": [{"name": "s", "url": upstream, "routes": [{"name": "r", "paths": ["/"]}]}],
-        "consumers": [{"username": "c", "keyauth_credentials": [{"key": KEY}]}],
-        "plugins": [{"name": "key-auth"}, *plugins],
-    }
-    (directory / "kong.yml").write_text(yaml.safe_dump(document))
-    info = Path(sys.executable).with_name("openmeter-plugin")
-    (directory / "kong.conf").write_text(
-        f"""
-database = off
-declarative_config = {directory}/kong.yml
-plugins = key-auth, http-log, openmeter
-proxy_listen = 127.0.0.1:{port}
-proxy_access_log = off
-admin_listen = off
-status_listen = off
-admin_gui_listen = off
-anonymous_reports = off
-nginx_worker_processes = {workers}
-{"nginx_user = root root" if os.geteuid() == 0 else ""}
-log_level = {log_level}
-pluginserver_names = openmeter
-pluginserver_openmeter_socket = {socket}
-pluginserver_openmeter_query_cmd = {info} info
-"""
-    )
-    prefix = directory / "prefix"
-    with _on(cores or os.sched_getaffinity(0)):
-        started = subprocess.run(
-            ["kong", "start", "-p", str(prefix), "-c", str(directory / "kong.conf")],
-            capture_output=True,
-            text=True,
-        )
-    if started.returncode:
-        raise KongMissing(f"kong does not start: {started.stderr.strip()}")
-    url = f"http://127.0.0.1:{port}"
-    try:
-        eventually(lambda: _answers(url), what="Kong's configuration")
-        yield url, int((prefix / "pids" / "nginx.pid").read_text())
-    finally:
-        subprocess.run(["kong", "stop", "-p", str(prefix)], capture_output=True)
-
-
-def _answers(url: str) -> bool:
-    try:
-        return httpx.get(url, trust_env=False).status_code == httpx.codes.UNAUTHORIZED
-    except httpx.TransportError:
-        return False
-
-
-def _load(gateway: Gateway, url: str, seconds: int, concurrency: int) -> int:
-    """Drive the gateway at full speed and return how many requests it answered."""
-    command = ["wrk", "-t1", f"-c{concurrency}", f"-d{seconds}", "-H", f"apikey: {KEY}", f"{url}/"]
+def _load(way: Way, url: str, seconds: int) -> int:
+    """Drive a way at full speed and return how many requests were answered."""
+    command = ["wrk", "-t1", f"-c{CONCURRENCY}", f"-d{seconds}", "-H", f"apikey: {KEY}", url + way.path]
     output = subprocess.run(command, capture_output=True, text=True, check=True).stdout
     done = re.search(r"(\d+) requests in", output)
     if done is None or "Non-2xx" in output:
-        raise KongMissing(f"wrk did not reach {gateway.name}: {output}")
-    gateway.sent += int(done[1])
+        raise KongMissing(f"wrk did not reach {way.path}: {output}")
+    way.sent += int(done[1])
     return int(done[1])
 
 
-def _measure(gateway: Gateway, seconds: int, concurrency: int) -> None:
-    with gateway.start() as (url, pid):
-        _load(gateway, url, 1, concurrency)  # warmed up
-        _settle(gateway)
-        kong, server = cpu_seconds(pid), _server_cpu(gateway)
-        started = time.perf_counter()
-        requests = _load(gateway, url, seconds, concurrency)
-        gateway.rates.append(requests / (time.perf_counter() - started))
-        _settle(gateway)  # what is still queued belongs to this run
-        gateway.cpu_us.append((cpu_seconds(pid) - kong) / requests * 1e6)
-        gateway.server_us.append((_server_cpu(gateway) - server) / requests * 1e6)
+def _round(ways: dict[str, Way], url: str, pid: int, seconds: int, number: int) -> None:
+    """Measure each way in one Kong, in slices that take turns."""
+    for way in ways.values():
+        _load(way, url, _WARM_UP)
+        _settle(way)
+    used = {name: Used() for name in ways}
+    for turn in range(seconds):
+        for name in _rotated(list(ways), number + turn):
+            _slice(ways[name], url, pid, used[name])
+    for name, way in ways.items():
+        total = used[name]
+        way.rates.append(total.requests / total.elapsed)
+        way.cpu_us.append(total.kong / total.requests * 1e6)
+        way.server_us.append(total.server / total.requests * 1e6)
 
 
-def _settle(gateway: Gateway) -> None:
+def _slice(way: Way, url: str, pid: int, used: Used) -> None:
+    kong_cpu, server_cpu = cpu_seconds(pid), _server_cpu(way)
+    started = time.perf_counter()
+    used.requests += _load(way, url, 1)
+    used.elapsed += time.perf_counter() - started
+    _settle(way)  # what is still queued belongs to this way
+    used.kong += cpu_seconds(pid) - kong_cpu
+    used.server += _server_cpu(way) - server_cpu
+
+
+def _settle(way: Way) -> None:
     """Wait until everything sent has arrived, or for long enough to know that it will not."""
-    events = gateway.events
-    if events is not None:
-        with contextlib.suppress(AssertionError):
-            eventually(lambda: events() >= gateway.sent, seconds=10, what="the arrival")
+    with contextlib.suppress(AssertionError):
+        eventually(lambda: not way.missing(), seconds=10, what="the arrival")
 
 
-def _server_cpu(gateway: Gateway) -> float:
-    return cpu_seconds(gateway.server.process.pid) if gateway.server else 0.0
+def _server_cpu(way: Way) -> float:
+    return cpu_seconds(way.server) if way.server else 0.0
 
 
-async def _p99(gateway: Gateway, url: str, rate: int, seconds: int) -> float:
+async def _p99(way: Way, url: str, rate: int, seconds: int) -> float:
     """Return the 99th percentile of the latency in milliseconds; requests are due whatever comes back."""
     host, port = url.removeprefix("http://").split(":")
-    request = f"GET / HTTP/1.1\r\nhost: bench\r\napikey: {KEY}\r\n\r\n".encode()
+    request = f"GET {way.path} HTTP/1.1\r\nhost: bench\r\napikey: {KEY}\r\n\r\n".encode()
     due = iter([number / rate for number in range(rate * seconds)])
     latencies: list[float] = []
     began = time.perf_counter()
@@ -265,25 +230,61 @@ async def _p99(gateway: Gateway, url: str, rate: int, seconds: int) -> float:
         writer.close()
 
     await asyncio.gather(*(lane() for _ in range(16)))
-    gateway.sent += len(latencies)
+    way.sent += len(latencies)
     return statistics.quantiles(latencies, n=100)[98] * 1000
 
 
-def _missing(gateway: Gateway) -> str | None:
-    """Return what did not arrive; more may, of requests that wrk left under way at its end."""
-    if gateway.events is None or (arrived := gateway.events()) >= gateway.sent:
-        return None
-    return f"{gateway.name}: {gateway.sent - arrived:,} of {gateway.sent:,} did not arrive"
+def report(ways: dict[str, Way], missing: dict[str, int], console: Console) -> list[Goal]:
+    """Print what was measured and return the goals."""
+    rounds = len(ways[YARDSTICK].rates)
+    table = Table(
+        title=f"Medians of {rounds} interleaved runs, concurrency {CONCURRENCY}, 1 nginx worker",
+        title_justify="left",
+    )
+    columns = ("req/s", "ratio", "Kong us", "ratio", "own us", "p99 ms")
+    for name in ("plugin server", *columns):
+        table.add_column(name, justify="left" if name == "plugin server" else "right", no_wrap=True)
+    for name, way in ways.items():
+        table.add_row(
+            name,
+            f"{statistics.median(way.rates):,.0f}",
+            f"{Spread.of(way.rates, ways[YARDSTICK].rates).median:.2f}",
+            f"{statistics.median(way.cpu_us):.0f}",
+            f"{Spread.of(way.cpu_us, ways[YARDSTICK].cpu_us).median:.2f}",
+            f"{statistics.median(way.server_us):.0f}",
+            f"{way.p99_ms:.1f}",
+        )
+    console.print(table)
+    console.print(f"us: CPU per request; p99: at 300 req/s; ratio: to '{YARDSTICK}' in the same round")
+    rate = Spread.of(ways[PLUGIN].rates, ways[YARDSTICK].rates)
+    cpu = Spread.of(ways[PLUGIN].cpu_us, ways[YARDSTICK].cpu_us)
+    lost = "; ".join(f"{name}: {count:,} of {ways[name].sent:,}" for name, count in missing.items())
+    return [
+        Goal(
+            "requests/s, openmeter / empty",
+            f"{_LEAST_RATE} or more",
+            rate.text(),
+            rate.median >= _LEAST_RATE,
+        ),
+        Goal("Kong's CPU, openmeter / empty", f"{_MOST_CPU} or less", cpu.text(), cpu.median <= _MOST_CPU),
+        Goal("events that did not arrive", "none", lost or "none", not missing),
+    ]
 
 
-@contextmanager
-def process(module: str, *arguments: str) -> Iterator[str]:
-    """Run one of our modules beside; yields the first line that it prints."""
-    started = subprocess.Popen([sys.executable, "-m", module, *arguments], stdout=subprocess.PIPE, text=True)
-    assert started.stdout
-    try:
-        yield started.stdout.readline().strip()
-    finally:
-        started.kill()
-        started.wait()
-        started.stdout.close()
+@dataclass(frozen=True)
+class Spread:
+    """The ratios of one way to another over the rounds: median, and the middle half."""
+
+    median: float
+    low: float
+    high: float
+
+    @classmethod
+    def of(cls, ones: list[float], others: list[float]) -> Spread:
+        """Divide round by round."""
+        found = sorted(one / other for one, other in zip(ones, others, strict=True))
+        return cls(statistics.median(found), found[len(found) // 4], found[-1 - len(found) // 4])
+
+    def text(self) -> str:
+        """Return them as shown."""
+        return f"{self.median:.2f} ({self.low:.2f}-{self.high:.2f})"

@@ -52,6 +52,12 @@ class Answer:
 Script = Callable[[Post], Answer]
 
 
+def refusal(status: int = 400, detail: str = "invalid event", **members: Any) -> Answer:
+    """Return a refusal as OpenMeter v1 sends it; nothing of the batch is stored."""
+    problem = {"type": "about:blank", "title": "Bad Request", "status": status, "detail": detail, **members}
+    return Answer(status, json.dumps(problem), {"content-type": "application/problem+json"})
+
+
 def take_all(_: Post) -> Answer:
     """Accept everything, as OpenMeter v1 does."""
     return Answer()

@@ -7,8 +7,9 @@ guessed at.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
-from typing import Annotated, Any, Final, Literal
+from typing import Annotated, Any, Final, Literal, TypeGuard
 from urllib.parse import SplitResult, urlsplit
 
 import orjson
@@ -32,6 +33,15 @@ DROPPING_QUEUE_KEYS: Final = (
     *("failure_threshold", "breaker_cooldown"),  # Kong 3.16: after so many failures events are dropped
 )
 """Settings of Kong's queue that make it drop events. The spool keeps events, so they have no effect."""
+
+
+# CloudEvents has `source` be one, and OpenMeter refuses all events of a source that Go's url.Parse does not
+# take: a colon before the first slash without a scheme, a port that is no number, %, control characters.
+_URI_REFERENCE: Final = re.compile(
+    r"(?:[A-Za-z][A-Za-z0-9+.-]*:|(?![^/?#]*:))"
+    r"(?://(?:[^/?#@]*@)?(?:\[[^/?#\[\]]*\]|[^:\[\]/?#@ ]*)(?::[0-9]*)?(?=[/?#]|$)|(?!//))"
+    r"(?:[^%\x00-\x1f\x7f]|%[0-9A-Fa-f]{2})*"
+)
 
 
 class ConfigError(ValueError):
@@ -96,6 +106,15 @@ class PluginConfig(Record):
     def _is_an_http_url(cls, value: str) -> str:
         return usable_endpoint(value)
 
+    @field_validator("source")
+    @classmethod
+    def _is_a_uri_reference(cls, value: str) -> str:
+        if not _URI_REFERENCE.fullmatch(value):
+            raise ValueError(
+                "must be a URI reference, such as kong or urn:kong:eu; host:port is none, //host:port is"
+            )
+        return value
+
     @field_validator("units")
     @classmethod
     def _have_names_of_their_own(
@@ -113,8 +132,8 @@ class PluginConfig(Record):
     def _fits_in_a_header(cls, value: SecretStr | None) -> SecretStr | None:
         token = value.get_secret_value().strip() if value else ""
         if not is_header_value(token):
-            raise ValueError("must be printable ASCII, to be sent in a header")
-        return SecretStr(token) if token else None
+            raise ValueError("must be printable ASCII in one line, to be sent in a header")
+        return SecretStr(token) if token and not is_reference(token) else None
 
     def rules(self) -> Rules:
         """Return the rules that decide the events."""
@@ -175,10 +194,20 @@ def parse_object(raw: bytes) -> dict[str, Any]:
 
 
 def token_reference(config: dict[str, Any]) -> str | None:
-    """Return the vault reference of the API token, which Kong sends along with the resolved token."""
+    """Return the vault reference of the API token, which Kong sends along with the resolved token.
+
+    Where nothing has resolved it, it is the token itself.
+    """
     references = config.get("$refs")
     reference = references.get("api_token") if isinstance(references, dict) else None
+    if not reference and is_reference(token := config.get("api_token")):
+        reference = token.strip()
     return str(reference) if reference else None
+
+
+def is_reference(value: object) -> TypeGuard[str]:
+    """Return whether a value is a vault reference instead of a secret."""
+    return isinstance(value, str) and value.strip().startswith("{vault://") and value.strip().endswith("}")
 
 
 def parse_config(config: dict[str, Any]) -> tuple[PluginConfig, Rules]:

@@ -305,10 +305,16 @@ FIELDS: Final[list[Field]] = [
     _field(
         "source",
         "string",
-        "The events' `source`. Use the same on all nodes of a cluster: source and id identify an event.",
+        "The events' `source`, a URI reference (`host:port` is none). Use the same on all nodes of a cluster:"
+        " source and id identify an event.",
         default="kong",
         len_min=1,
         len_max=256,
+        # The plugin checks the rest: a port that is no number and broken escapes.
+        match_any={
+            "patterns": ["^%a[%w+.-]*:", "^[^:]*$", "^[^:]*[/?#]"],
+            "err": "must be a URI reference, such as kong or urn:kong:eu; host:port is none, //host:port is",
+        },
     ),
     _field(
         "ai_tokens",
@@ -413,7 +419,7 @@ def _lua(value: Any, indent: str = "") -> str:
     if isinstance(value, (int, float)):
         return repr(value)
     if isinstance(value, str):
-        return _quoted(value)
+        return lua_text(value)
     inner = f"{indent}  "
     if isinstance(value, dict):
         items = [f"{name} = {_lua(member, inner)}" for name, member in value.items()]
@@ -425,6 +431,7 @@ def _lua(value: Any, indent: str = "") -> str:
     return "{\n" + "".join(f"{inner}{item},\n" for item in items) + f"{indent}}}"
 
 
-def _quoted(text: str) -> str:
+def lua_text(text: str) -> str:
+    """Return the text as a Lua literal."""
     escaped = text.replace("\\", "\\\\").replace('"', '\\"').replace("\n", "\\n")
     return f'"{escaped}"'

@@ -23,9 +23,9 @@ import orjson
 
 from openmeter_plugin.books.database import is_damage
 from openmeter_plugin.books.ledger_lines import ledger_key
-from openmeter_plugin.books.store import Books, DeadLetter, Delivery
+from openmeter_plugin.books.store import Books, DeadLetter, Delivery, Lines
 from openmeter_plugin.delivery.batch import MAX_BATCH_BYTES, Batch, BatchReader
-from openmeter_plugin.delivery.endpoint import Endpoint, Sender
+from openmeter_plugin.delivery.endpoint import Endpoint
 from openmeter_plugin.log import RateLimit, get_logger
 
 POLL: Final = 0.05  # seconds between two checks for new records
@@ -58,14 +58,11 @@ class _InFlight:
 class Pipeline:
     """Sends one queue's batches and commits their outcome to the books."""
 
-    def __init__(
-        self, queue: str, books: Books, batches: BatchReader, endpoint: Endpoint, sender: Sender
-    ) -> None:
+    def __init__(self, queue: str, books: Books, batches: BatchReader, endpoint: Endpoint) -> None:
         self._queue = queue
         self._books = books
         self._batches = batches
         self._endpoint = endpoint
-        self._sender = sender
         self._in_flight: deque[_InFlight] = deque()
         self._next = Batch()
         self._replays: list[tuple[int, bytes]] = []  # dead letters to replay next
@@ -93,6 +90,14 @@ class Pipeline:
     def unsettled(self) -> set[str]:
         """The segments with read records that are not yet committed as delivered."""
         return set(self._next.positions).union(*(flight.batch.positions for flight in self._in_flight))
+
+    @property
+    def unsettled_lines(self) -> Lines:
+        """The lines of the ledger of all taken events that are not yet settled in the books."""
+        lines = self._next.lines()
+        for flight in self._in_flight:
+            lines.update(flight.batch.lines())
+        return lines
 
     async def close(self) -> None:
         """Cancel what is in flight."""
@@ -149,7 +154,7 @@ class Pipeline:
     async def _post_next(self) -> None:
         batch, self._next, self.has_room = self._next, Batch(), True
         if batch.events:
-            await self._post_events(_InFlight(None, batch), batch.events, expiring=True)
+            await self._post_events(_InFlight(None, batch), batch.events, fresh=True)
         else:
             self._in_flight.append(_InFlight(None, batch))
 
@@ -157,19 +162,14 @@ class Pipeline:
         # Parsed and encoded again, to be equal to the refused events that `send` returns.
         events = {number: orjson.dumps(orjson.loads(event)) for number, event in self._replays}
         self._replays = []
-        await self._post_events(_InFlight(None, letters=events), list(events.values()), expiring=False)
+        await self._post_events(_InFlight(None, letters=events), list(events.values()), fresh=False)
 
-    async def _post_events(self, flight: _InFlight, events: list[bytes], *, expiring: bool) -> None:
+    async def _post_events(self, flight: _InFlight, events: list[bytes], *, fresh: bool) -> None:
         """Start the POST; returns once its body is written, or a pending POST has completed."""
-        sent = asyncio.get_running_loop().create_future()
-
-        def on_sent() -> None:
-            if not sent.done():
-                sent.set_result(None)
-
-        flight.task = asyncio.create_task(self._sender.send(events, expiring=expiring, on_sent=on_sent))
+        written = asyncio.get_running_loop().create_future()
+        flight.task = asyncio.create_task(self._endpoint.send(events, fresh=fresh, written=written))
         self._in_flight.append(flight)
-        await asyncio.wait([sent, *self._pending()], return_when=asyncio.FIRST_COMPLETED)
+        await asyncio.wait([written, *self._pending()], return_when=asyncio.FIRST_COMPLETED)
 
     def _pending(self) -> list[asyncio.Task[list[DeadLetter]]]:
         return [flight.task for flight in self._in_flight if flight.task is not None and not flight.completed]
@@ -196,7 +196,7 @@ class Pipeline:
 
     async def _commit_batches(self, completed: list[_InFlight]) -> None:
         positions: dict[str, int] = {}
-        delivery = Delivery(positions)
+        delivery = Delivery(positions, events=sum(flight.batch.event_count for flight in completed))
         for flight in completed:
             if flight.letters:
                 await self._commit_replay(flight)

@@ -41,16 +41,16 @@ from tests.plugin.deliveries import (
     spooled,
     waiting,
 )
-from tests.plugin.events_server import Answer, EventsServer, serving, take_all
-from tests.plugin.spools import QUEUE, destination, running_writer
+from tests.plugin.events_server import Answer, EventsServer, refusal, serving, take_all
+from tests.plugin.spools import QUEUE, destination, reading, running_writer
 
 pytestmark = pytest.mark.slow
 
 
 @contextmanager
 def accounting(spool: Path, queue: str = QUEUE) -> Iterator[Accountant]:
-    with closing(Books(spool)) as books, closing(Accountant(spool, queue, books)) as accountant:
-        yield accountant
+    with closing(Books(spool)) as books, reading(spool, queue, books.positions(queue)) as reader:
+        yield Accountant(spool, queue, books, reader)
 
 
 def quarantined(request_id: str | None, reason: str = "no_consumer") -> bytes:
@@ -81,7 +81,7 @@ def test_skips_and_backlog_are_in_the_books_while_the_endpoint_is_down(tmp_path:
 
 def test_the_ledger_counts_by_destination_hour_of_event_time_type_and_subject(tmp_path: Path) -> None:
     bad = {"event-000007"}
-    with serving(EventsServer(lambda post: Answer(400 if set(post.ids) & bad else 204))) as server:
+    with serving(EventsServer(lambda post: refusal() if set(post.ids) & bad else Answer())) as server:
         for queue in ("one", "two"):
             write_destination(tmp_path, destination(server.url, id=queue))
         spooled(tmp_path, [record(n, subject="alice") for n in range(5)], "one")
@@ -101,7 +101,7 @@ def test_the_ledger_counts_by_destination_hour_of_event_time_type_and_subject(tm
 
 
 def test_an_event_without_a_summary_is_counted_by_its_own_members(tmp_path: Path) -> None:
-    with serving(EventsServer(lambda post: Answer(400 if "event-000001" in post.ids else 204))) as server:
+    with serving(EventsServer(lambda post: refusal() if "event-000001" in post.ids else Answer())) as server:
         write_destination(tmp_path, destination(server.url))
         spooled(tmp_path, [encode_events([event(n), event(n + 10)]) for n in range(3)])
         run_until_empty(tmp_path)
@@ -265,15 +265,16 @@ class Delivery_(RuleBasedStateMachine):  # noqa: N801 - its TestCase has the nam
 
     def _open(self) -> None:
         self.books = Books(self.spool)
-        self.accountant = Accountant(self.spool, QUEUE, self.books)
-        positions = {n: p.delivered for n, p in self.books.positions(QUEUE).items()}
-        self.batches = BatchReader(
-            self.accountant, QueueReader(queues_directory(self.spool) / QUEUE, positions)
+        self.reader = QueueReader(
+            queues_directory(self.spool) / QUEUE,
+            self.books.positions(QUEUE),
+            unsent=self.books.resent(QUEUE),
         )
+        self.accountant = Accountant(self.spool, QUEUE, self.books, self.reader)
+        self.batches = BatchReader(self.reader)
 
     def _close(self) -> None:
-        self.accountant.close()
-        self.batches.close()
+        self.reader.close()
         self.books.close()
 
     def _write(self, worker: int, data: bytes) -> None:
@@ -334,7 +335,7 @@ class Delivery_(RuleBasedStateMachine):  # noqa: N801 - its TestCase has the nam
             self.books.close()  # as the process that held it; nothing was committed
             self._open()
             return
-        delivery = Delivery(batch.positions, batch.lines())
+        delivery = Delivery(batch.positions, batch.lines(), events=batch.event_count)
         if refused and events:
             self.dead.add(found[0])
             key = ledger_key(orjson.loads(events[0]))
@@ -364,7 +365,7 @@ class Delivery_(RuleBasedStateMachine):  # noqa: N801 - its TestCase has the nam
             if not batch.positions:
                 break
             self.sent.update(e["id"] for e in orjson.loads(b"[" + b",".join(batch.events) + b"]"))
-            self.books.deliver(QUEUE, Delivery(batch.positions, batch.lines()))
+            self.books.deliver(QUEUE, Delivery(batch.positions, batch.lines(), events=batch.event_count))
         self.both_equations_hold()
         counts = read_counts(self.spool).get(QUEUE, Counter())
         assert counts["events", ""] == self.next == counts["delivered", ""] + counts["dead_lettered", ""]

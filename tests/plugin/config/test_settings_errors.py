@@ -8,12 +8,15 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
-from openmeter_plugin.config.instance_config import ConfigError, parse_config
+from openmeter_plugin.config.instance_config import _URI_REFERENCE, ConfigError, parse_config
 from openmeter_plugin.config.metering_settings import APPLICATION_FIELDS, CONSUMER_FIELDS
 from openmeter_plugin.config.schema import FIELDS
 from openmeter_plugin.http_log.config import load
 from openmeter_plugin.instances.instance import destination_of
+from syncd.sandbox.cloudevents import is_uri_reference
 
 URL = "http://127.0.0.1:9/api/v1/events"
 
@@ -159,3 +162,38 @@ def test_kong_and_the_plugin_refuse_the_same_endpoints(url: str, valid: bool) ->
         assert not valid
     else:
         assert valid
+
+
+@pytest.mark.parametrize(
+    "source",
+    ["kong", "urn:kong:eu", "//10.0.0.1:8000", "//[::1]:8000/a", "http://kong:8000/x", "a/b:c", "a%20b", "é"],
+)
+def test_a_uri_reference_can_be_the_source(source: str) -> None:
+    assert parse_config({"ingest_endpoint": URL, "source": source})[1].source == source
+    assert kong_takes_source(source)
+
+
+@pytest.mark.parametrize("source", ["10.0.0.1:8000", "[::1]:8000", "1kong:eu", "host_1:80/x"])
+def test_a_source_such_as_host_and_port_is_refused_by_kong_and_the_plugin(source: str) -> None:
+    assert problem(source=source).startswith("source: must be a URI reference")
+    assert not kong_takes_source(source)
+
+
+def kong_takes_source(source: str) -> bool:
+    patterns = field(FIELDS, "source")["match_any"]["patterns"]
+    return any(
+        re.search(pattern.replace("%a", "[A-Za-z]").replace("%w", "A-Za-z0-9"), source)
+        for pattern in patterns
+    )
+
+
+@pytest.mark.parametrize("source", ["kong%", "a%zz", "a\tb", "//h:port/", "http://[::1/", "a\x7f"])
+def test_a_source_that_only_the_plugin_can_check_is_refused_by_name(source: str) -> None:
+    assert problem(source=source).startswith("source: must be a URI reference")
+
+
+@given(st.text(st.sampled_from("ab1:/?#[]@%2F. \t\x7fé"), min_size=1, max_size=12))
+@settings(max_examples=2_000)
+def test_no_source_is_accepted_that_openmeter_refuses(source: str) -> None:
+    if _URI_REFERENCE.fullmatch(source):
+        assert is_uri_reference(source)

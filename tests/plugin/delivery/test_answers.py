@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import email.utils
 import threading
 import time
@@ -12,7 +11,12 @@ from typing import Any
 
 import pytest
 
-from openmeter_plugin.delivery.client import EventsClient, RejectedError, UnauthorizedError, UndeliveredError
+from openmeter_plugin.delivery.answers import (
+    DeliveryError,
+    RejectedError,
+    UnauthorizedError,
+    UndeliveredError,
+)
 from openmeter_plugin.spool.destination import write_destination
 from openmeter_plugin.spool.segment import encode_events
 from tests.harness.books import read_dead_letters
@@ -25,12 +29,13 @@ from tests.plugin.deliveries import (
     event,
     fails_first,
     ids,
+    post_once,
     record,
     rejects,
     run_until_empty,
     spooled,
 )
-from tests.plugin.events_server import Answer, EventsServer, Post, serving
+from tests.plugin.events_server import Answer, EventsServer, Post, refusal, serving
 from tests.plugin.spools import destination
 
 pytestmark = pytest.mark.slow
@@ -122,22 +127,10 @@ def test_the_pause_between_retries_grows_up_to_a_bound(tmp_path: Path) -> None:
     assert max(pauses) < 1
 
 
-def answered(answer: Answer, token: str | None = None) -> BaseException | None:
-    """Return the error of one POST to a server with this answer, or None."""
-
-    async def post(url: str) -> None:
-        client = EventsClient(destination(url, token=token))
-        try:
-            await client.send([event(1)])
-        finally:
-            await client.close()
-
+def answered(answer: Answer) -> DeliveryError | None:
+    """Return the error of one POST to a server with this answer."""
     with serving(EventsServer(lambda _: answer)) as server:
-        try:
-            asyncio.run(post(server.url))
-        except Exception as error:
-            return error
-    return None
+        return post_once(server.url)
 
 
 def in_seconds(seconds: float) -> Callable[[], str]:
@@ -180,14 +173,14 @@ def test_retry_after_is_parsed_in_both_forms_and_bounded(
     ],
 )
 def test_the_status_decides_what_happens_to_the_batch(status: int, kind: type[Exception]) -> None:
-    error = answered(Answer(status, "the reason"))
+    error = answered(refusal(status, "the reason"))
     assert type(error) is kind
     assert "the reason" in str(error)
     assert getattr(error, "status", None) == status
 
 
 def test_a_long_answer_is_truncated() -> None:
-    assert len(str(answered(Answer(400, "x" * 100_000)))) <= 2000
+    assert len(str(answered(refusal(400, "x" * 100_000)))) <= 2000
 
 
 # Refused events
@@ -205,7 +198,8 @@ def test_exactly_the_bad_events_become_dead_letters_and_the_rest_is_delivered(
         run_until_empty(tmp_path)
     letters = [letter for *_, letter in read_dead_letters(tmp_path)]
     assert [letter.event for letter in letters] == [event(n) for n in sorted(bad)]
-    assert [letter.answer for letter in letters] == [f"event-{n:06d} is bad" for n in sorted(bad)]
+    for letter, n in zip(letters, sorted(bad), strict=True):
+        assert f"event-{n:06d} is bad" in letter.answer
     assert {letter.status for letter in letters} == {status}
     assert sorted(server.taken) == sorted(set(ids(range(12))) - wrong)
     assert (delivered(tmp_path), count(tmp_path, "dead_lettered")) == (12 - len(bad), len(bad))
@@ -223,7 +217,7 @@ def test_a_bad_event_among_those_of_one_request_is_found(tmp_path: Path) -> None
 
 def test_a_batch_that_is_too_large_for_the_server_is_split(tmp_path: Path) -> None:
     def script(post: Post) -> Answer:
-        return Answer(413, "too large") if len(post.body) > 2500 else Answer()
+        return refusal(413, "too large") if len(post.body) > 2500 else Answer()
 
     with serving(EventsServer(script)) as server:
         write_destination(tmp_path, destination(server.url))

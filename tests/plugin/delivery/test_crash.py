@@ -39,7 +39,7 @@ from tests.plugin.deliveries import (
     spooled,
     waiting,
 )
-from tests.plugin.events_server import Answer, EventsServer, Post, serving
+from tests.plugin.events_server import Answer, EventsServer, Post, refusal, serving
 from tests.plugin.spools import QUEUE, destination, running_writer, small_file_system
 
 pytestmark = pytest.mark.slow
@@ -57,7 +57,7 @@ def moody(rng: random.Random) -> Any:
             return Answer(cut=True, taken=rng.randrange(good + 1))
         if mood < 0.2:
             return Answer(500, taken=rng.randrange(good + 1))
-        return Answer() if good == len(post.ids) else Answer(400, "bad", taken=good)
+        return Answer() if good == len(post.ids) else replace(refusal(400, "bad"), taken=good)
 
     return script
 

@@ -13,13 +13,14 @@ from pathlib import Path
 
 import pytest
 
+from openmeter_plugin.delivery.answers import RejectedError, UndeliveredError
 from openmeter_plugin.delivery.breaker import Breaker
-from openmeter_plugin.delivery.client import EventsClient, RejectedError, UndeliveredError
 from openmeter_plugin.delivery.endpoint import Breakers, Endpoint
+from openmeter_plugin.delivery.options import DeliveryOptions
 from openmeter_plugin.spool.destination import write_destination
 from tests.harness.process import eventually
-from tests.plugin.deliveries import delivered, delivering, event, ids, record, spooled
-from tests.plugin.events_server import Answer, EventsServer, Post, serving
+from tests.plugin.deliveries import delivered, delivering, event, ids, post_once, record, spooled
+from tests.plugin.events_server import Answer, EventsServer, Post, refusal, serving
 from tests.plugin.spools import QUEUE, destination
 
 pytestmark = pytest.mark.slow
@@ -147,7 +148,7 @@ def test_an_endpoint_that_refuses_a_queue_is_up(tmp_path: Path) -> None:
     async def attempts(url: str) -> list[int]:
         write_destination(tmp_path, destination(url, initial_retry_delay=0.001))
         breakers = Breakers()
-        endpoint = Endpoint(tmp_path, QUEUE, breakers)
+        endpoint = Endpoint(DeliveryOptions(tmp_path), QUEUE, breakers)
         failures = []
         for _ in range(3):
             assert not await endpoint.attempt([event(1)])
@@ -160,12 +161,12 @@ def test_an_endpoint_that_refuses_a_queue_is_up(tmp_path: Path) -> None:
 
 
 def test_an_endpoint_that_refuses_events_is_up(tmp_path: Path) -> None:
-    answers = [Answer(500), Answer(400)]
+    answers = [Answer(500), refusal(400)]
 
     async def failures(url: str) -> list[int]:
         write_destination(tmp_path, destination(url, initial_retry_delay=0.001))
         breakers = Breakers()
-        endpoint = Endpoint(tmp_path, QUEUE, breakers)
+        endpoint = Endpoint(DeliveryOptions(tmp_path), QUEUE, breakers)
         assert not await endpoint.attempt([event(1)])
         before = breakers.of(url).failures
         with pytest.raises(RejectedError):
@@ -229,21 +230,6 @@ def trickling(answer: bytes, pause: float) -> Iterator[str]:
     finally:
         stop.set()
         listener.close()
-
-
-def post_once(url: str, timeout: float) -> BaseException | None:
-    async def post() -> None:
-        client = EventsClient(destination(url, timeout=timeout))
-        try:
-            await client.send([event(1)])
-        finally:
-            await client.close()
-
-    try:
-        asyncio.run(post())
-    except Exception as error:
-        return error
-    return None
 
 
 @pytest.mark.parametrize(

@@ -18,7 +18,7 @@ from openmeter_plugin.spool.segment import QUARANTINED, encode_record
 from tests.harness.ports import free_port
 from tests.harness.process import eventually
 from tests.plugin.deliveries import delivered, delivering, fails_first, ids, record, run_until_empty, spooled
-from tests.plugin.events_server import Answer, EventsServer, Post, Script, serving
+from tests.plugin.events_server import Answer, EventsServer, Post, Script, refusal, serving
 from tests.plugin.spools import QUEUE, destination, running_writer, segments
 
 pytestmark = pytest.mark.slow
@@ -106,7 +106,7 @@ def test_a_queue_without_a_description_waits_for_one(
 ) -> None:
     spooled(tmp_path, [record(n) for n in range(5)])
     with delivering(tmp_path):
-        eventually(lambda: [line for line in lines if line["event"] == "delivery_failed"])
+        eventually(lambda: [line for line in lines if line["event"] == "delivery_held"])
         write_destination(tmp_path, destination(server.url))
         eventually(lambda: delivered(tmp_path) == 5)
     assert server.taken == ids(range(5))
@@ -120,7 +120,7 @@ def test_a_damaged_description_delays_the_queue_only_until_it_is_written_again(
     (queues_directory(tmp_path) / QUEUE / "destination.json").write_text(content)
     spooled(tmp_path, [record(n) for n in range(5)])
     with delivering(tmp_path):
-        eventually(lambda: [line for line in lines if line["event"] == "destination_unreadable"])
+        eventually(lambda: [line for line in lines if line["event"] == "delivery_held"])
         write_destination(tmp_path, destination(server.url))
         eventually(lambda: delivered(tmp_path) == 5)
     assert server.taken == ids(range(5))
@@ -159,14 +159,14 @@ def test_a_token_that_no_header_can_carry_delays_the_queue_and_is_in_no_log_line
         write_destination(tmp_path, destination(server.url, token=token))
         spooled(tmp_path, [record(1)])
         with delivering(tmp_path):
-            eventually(lambda: [line for line in lines if line["event"] == "delivery_failed"])
+            eventually(lambda: [line for line in lines if line["event"] == "delivery_held"])
             token_file(tmp_path, QUEUE).write_text("good")
             eventually(lambda: delivered(tmp_path) == 1)
     assert "secr" not in repr(lines)
 
 
 def test_no_log_line_contains_a_token_whatever_goes_wrong(tmp_path: Path, lines: list[Any]) -> None:
-    troubles = [Answer(500), Answer(401), Answer(cut=True), Answer(400, taken=0)]
+    troubles = [Answer(500), Answer(401), Answer(cut=True), refusal()]
     with serving(EventsServer(fails_first(4, *troubles))) as server:
         write_destination(tmp_path, destination(server.url, token=TOKEN))
         spooled(tmp_path, [record(n) for n in range(5)])

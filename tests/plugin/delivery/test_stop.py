@@ -28,7 +28,7 @@ from tests.plugin.deliveries import (
     spooled,
     waiting,
 )
-from tests.plugin.events_server import Answer, EventsServer, Post, serving, take_all
+from tests.plugin.events_server import Answer, EventsServer, Post, refusal, serving, take_all
 from tests.plugin.spools import destination
 
 pytestmark = pytest.mark.slow
@@ -71,7 +71,7 @@ def test_events_that_grow_too_old_during_the_search_for_a_bad_one_do_not_block_t
     tmp_path: Path,
 ) -> None:
     def script(post: Post) -> Answer:
-        return Answer(400 if len(post.ids) > 1 else 503)
+        return refusal() if len(post.ids) > 1 else Answer(503)
 
     with serving(EventsServer(script)) as server:
         write_destination(tmp_path, destination(server.url))

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import shutil
 import ssl
 import subprocess
@@ -10,10 +9,9 @@ from pathlib import Path
 
 import pytest
 
-from openmeter_plugin.delivery.client import EventsClient, UndeliveredError
-from tests.plugin.deliveries import event, ids
+from openmeter_plugin.delivery.answers import UndeliveredError
+from tests.plugin.deliveries import ids, post_once
 from tests.plugin.events_server import serving
-from tests.plugin.spools import destination
 
 
 @pytest.fixture(scope="module")
@@ -35,18 +33,9 @@ def post(certificate: Path, *, ssl_verify: bool) -> list[str]:
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     context.load_cert_chain(certificate)
 
-    async def send(url: str) -> None:
-        client = EventsClient(destination(url, token="a-token", ssl_verify=ssl_verify))
-        try:
-            await client.send([event(1)])
-        finally:
-            await client.close()
-
     with serving(tls=context) as server:
-        try:
-            asyncio.run(send(server.url))
-        except UndeliveredError:
-            assert server.posts == []
+        error = post_once(server.url, token="a-token", ssl_verify=ssl_verify)
+        assert error is None or (isinstance(error, UndeliveredError) and server.posts == [])
         return server.taken
 
 

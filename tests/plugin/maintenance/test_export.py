@@ -11,7 +11,7 @@ from typing import Any
 from openmeter_plugin.maintenance import export
 from openmeter_plugin.spool.destination import write_destination
 from tests.plugin.deliveries import event, record, run_until_empty, spooled
-from tests.plugin.events_server import Answer, EventsServer, serving
+from tests.plugin.events_server import EventsServer, refusal, serving
 from tests.plugin.spool_commands import NEW, OLD, printed, run
 from tests.plugin.spools import QUEUE, destination
 
@@ -57,7 +57,7 @@ def test_export_into_a_pipe_that_closes_ends_quietly(tmp_path: Path) -> None:
 
 
 def test_export_reads_all_pages(tmp_path: Path) -> None:
-    with serving(EventsServer(lambda _: Answer(400, "never"))) as server:
+    with serving(EventsServer(lambda _: refusal(400, "never"))) as server:
         write_destination(tmp_path, destination(server.url))
         spooled(tmp_path, [record(n) for n in range(5)])
         run_until_empty(tmp_path)

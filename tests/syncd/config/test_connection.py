@@ -11,7 +11,7 @@ import yaml
 from syncd.config.settings import load
 from syncd.core.errors import ConfigError
 from syncd.runs.factory import gateways_of, metering_endpoint
-from tests.syncd.http.sockets import Authority
+from tests.harness.sockets import Authority
 
 METERING = {"url": "https://metering.example"}
 KONG = {"type": "kong-admin", "url": "https://kong.example"}

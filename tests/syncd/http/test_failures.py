@@ -14,12 +14,13 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from openmeter_plugin.tls import Tls
 from syncd.core.errors import ConfigError, RefusedError, SyncdError, UnauthorizedError, UnreachableError
 from syncd.http.client import ApiClient, Endpoint
-from syncd.http.endpoint import Tls, check_endpoint, variable_of
+from syncd.http.endpoint import check_endpoint, variable_of
 from syncd.http.retry import MAX_RETRY_AFTER, Pace, Retry, http_date, retry_after
 from tests.harness.ports import free_port
-from tests.syncd.http.sockets import Authority, read_request, reply, talking
+from tests.harness.sockets import Authority, read_request, reply, talking
 from tests.syncd.servers import Answer, Asked, serving
 
 TOKEN = "sk-t0ken/+=&\"<>'"
@@ -443,10 +444,10 @@ def test_files_for_tls_that_cannot_be_used_are_named_at_start(authority: Authori
 def test_a_renewed_authority_is_read_again(authority: Authority, tmp_path: Path) -> None:
     path = tmp_path / "ca.pem"
     path.write_bytes(authority.ca.read_bytes())
-    first = Tls(path).context("metering")
-    assert Tls(path).context("metering") is first
+    first = Tls(path).context()
+    assert Tls(path).context() is first
     path.write_bytes(authority.ca.read_bytes() + b"\n")
-    assert isinstance(second := Tls(path).context("metering"), ssl.SSLContext)
+    assert isinstance(second := Tls(path).context(), ssl.SSLContext)
     assert second is not first
 
 

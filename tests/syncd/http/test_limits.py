@@ -17,7 +17,7 @@ from syncd.http.pagination import Page, read_all
 from syncd.http.retry import Retry
 from syncd.sources import consumers
 from syncd.sources.consumers import offset_pages
-from tests.syncd.http.sockets import read_request, reply, talking
+from tests.harness.sockets import read_request, reply, talking
 from tests.syncd.servers import Answer, Asked, serving
 
 MIB = 1024 * 1024

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from urllib.parse import unquote
 
 import httpx
 import pytest
@@ -28,6 +29,21 @@ def test_subject_entities_are_written_and_observed(target: OpenMeterV1) -> None:
     found = {subject.key: subject for subject in target.subjects() or ()}
     assert (found["s"].display_name, dict(found["s"].metadata)) == ("S", {"team": "a"})
     assert (found["t"].display_name, dict(found["t"].metadata)) == (None, OWNERSHIP)
+
+
+@pytest.mark.parametrize("key", ["a%2Fb", "100%", "a%zz", "%2e%2e", "ü%41"])
+def test_a_key_with_a_percent_sign_reaches_its_own_customer_and_subject(
+    target: OpenMeterV1, key: str
+) -> None:
+    """OpenMeter decodes the shortest encoding of a path twice: `a%252Fb` is the address of `a/b`."""
+    for each in {key, unquote(key)}:
+        target.create_customer(each, "name", [], {})
+    found = target.customer_by_key(key)
+    assert found is not None
+    assert found.key == key
+    target.write_subjects([SubjectWrite(each, None, {}) for each in {key, unquote(key)}])
+    assert target.delete_subject(key, lambda _there: None)
+    assert {subject.key for subject in target.subjects() or ()} == {unquote(key)} - {key}
 
 
 def test_a_write_without_a_display_name_keeps_the_existing_one(target: OpenMeterV1) -> None:

@@ -42,6 +42,15 @@ def test_a_customer_is_found_by_id_and_by_key(api: httpx.Client) -> None:
     assert ok(api.get(f"/api/v1/customers/{quote('team/alice ä', safe='')}")) == customer
 
 
+def test_the_shortest_encoding_of_a_path_is_decoded_twice_as_in_openmeter(api: httpx.Client) -> None:
+    slash, percent = create_customer(api, key="a/b"), create_customer(api, key="a%2Fb")
+    create_customer(api, key="100%")
+    assert ok(api.get("/api/v1/customers/a%252Fb")) == slash
+    assert ok(api.get("/api/v1/customers/%61%252Fb")) == percent
+    assert "invalid URL escape" in refused(api.get("/api/v1/customers/100%25"), 400)
+    assert ok(api.get("/api/v1/customers/%3100%25"))["key"] == "100%"
+
+
 def test_a_customer_is_not_found_by_its_subjects(api: httpx.Client) -> None:
     create_customer(api, key="k", subjects=["s"])
     refused(api.get("/api/v1/customers/s"), 404)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import re
 import socket
 import ssl
 import subprocess
@@ -70,6 +71,21 @@ def read_request(connection: socket.socket) -> bytes:
             return b""
         head += received
     return head
+
+
+def read_post(connection: socket.socket) -> bytes:
+    """Return the body of a request with a length, b"" at the end of the connection."""
+    data = b""
+    while b"\r\n\r\n" not in data:
+        received = connection.recv(65536)
+        if not received:
+            return b""
+        data += received
+    head, _, body = data.partition(b"\r\n\r\n")
+    (length,) = re.findall(rb"(?i)content-length: (\d+)", head)
+    while len(body) < int(length):
+        body += connection.recv(65536)
+    return body
 
 
 def reply(body: bytes = b"{}", *headers: bytes, status: bytes = b"200 OK") -> bytes:
