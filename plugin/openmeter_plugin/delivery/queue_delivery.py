@@ -11,6 +11,7 @@ from openmeter_plugin.books.accountant import MAX_RECORDS, Accountant, copy_dama
 from openmeter_plugin.books.database import is_damage
 from openmeter_plugin.books.losses import Span, waiting_lines
 from openmeter_plugin.books.store import Books, Losses
+from openmeter_plugin.clock import SteadyClock
 from openmeter_plugin.delivery.batch import BatchReader
 from openmeter_plugin.delivery.endpoint import Endpoint
 from openmeter_plugin.delivery.pipeline import POLL, Idle, Pipeline
@@ -25,8 +26,11 @@ from openmeter_plugin.spool.segment_file import sync_directory
 class QueueDelivery:
     """Owns one queue. Accounting and sending run concurrently, so that an outage shows up in the books."""
 
-    def __init__(self, spool: Path, queue: str, books: Books, endpoint: Endpoint) -> None:
+    def __init__(
+        self, spool: Path, queue: str, books: Books, endpoint: Endpoint, clock: SteadyClock | None = None
+    ) -> None:
         self.queue = queue
+        self._clock = clock or SteadyClock()
         self.directory = queues_directory(spool) / queue
         self._spool = spool
         self._books = books
@@ -193,8 +197,8 @@ class QueueDelivery:
             for name in names:
                 self.reader.done(name)
         for name in names:
-            with contextlib.suppress(FileNotFoundError):
-                self.delivered[name] = delivered_now(self.directory / name)
+            with contextlib.suppress(OSError):
+                self.delivered[name] = delivered_now(self.directory / name, self._clock)
 
     def _trouble(self) -> bool:
         """Rename unreadable segments; returns whether some segment is still being retried."""
