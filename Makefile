@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: help setup demo unit test cov slow lint format typecheck bench soak docs screenshot newcomer browser tools clean
+.PHONY: help setup demo unit test cov slow lint format typecheck bench soak conformity docs screenshot newcomer browser tools clean
 .DEFAULT_GOAL := help
 
 #? help: print this list
@@ -63,6 +63,11 @@ bench: setup
 #? soak: kill every process at random for a hundred rounds, then check that every event was counted once
 soak: setup
 	@$(BIN)/python -m tests.soak $(ARGS)
+
+#? conformity: check syncd and the plugin against a metering API (URL=http://... DIALECT=v1|v3|both TOKEN=... BESIDE=yes)
+conformity: export TOKEN
+conformity: setup
+	@$(BIN)/python -m tests.conformity $(URL) $(if $(DIALECT),--dialect $(DIALECT)) $(if $(BESIDE),--beside) $(ARGS)
 
 $(VENV)/.docs: $(VENV)/.ready
 	PIP_CONSTRAINT='$(CURDIR)/.ci/constraints.txt' PIP_BUILD_CONSTRAINT='$(CURDIR)/.ci/constraints.txt' \
