@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: help setup demo unit test cov slow lint format typecheck bench soak conformity docs screenshot newcomer browser tools clean
+.PHONY: help setup demo unit test cov slow lint format typecheck bench soak model conformity docs screenshot newcomer browser tools clean
 .DEFAULT_GOAL := help
 
 #? help: print this list
@@ -63,6 +63,11 @@ bench: setup
 #? soak: kill every process at random for a hundred rounds, then check that every event was counted once
 soak: setup
 	@$(BIN)/python -m tests.soak $(ARGS)
+
+#? model: run syncd for 10,000 random steps beside people and a failing metering API (STEPS=, SEED=)
+model: setup
+	SYNCD_MODEL_STEPS=$(or $(STEPS),10000) SYNCD_MODEL_SEED=$(or $(SEED),0) \
+		$(BIN)/pytest -n 4 -m slow tests/syncd/model $(ARGS)
 
 #? conformity: check syncd and the plugin against a metering API (URL=http://... DIALECT=v1|v3|both TOKEN=... BESIDE=yes)
 conformity: export TOKEN

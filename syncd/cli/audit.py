@@ -116,7 +116,7 @@ def _run(
             f"there is no complete hour from {begin:%Y-%m-%d %H:%M} to {end:%Y-%m-%d %H:%M} (UTC) to compare:"
             " --from must be before --to, and the current hour is not complete"
         )
-    gateways = [stack.enter_context(gateway) for gateway in factory.gateways_of(config)]
+    gateways = [stack.enter_context(closing(gateway)) for gateway in factory.gateways_of(config)]
     meters = HourlyMeters(stack.enter_context(closing(factory.target_of(config))))
     reader = Reader(gateways, meters, config.metering.url)
     on_part = _progress(stack, (end - begin) // HOUR)

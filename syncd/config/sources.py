@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from datetime import timedelta
 from pathlib import Path
 from typing import Annotated, Literal, Self, get_args
@@ -17,6 +18,9 @@ class _Source(Section):
 
     name: str | None = Field(None, pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,62}$")
     """Name for messages and `resync --source`. Unset: type and position, such as `kong-admin-0`."""
+    may_be_empty: bool = False
+    """Whether this source may have nothing, such as a portal without applications. Otherwise a run in which
+    it is empty removes nothing, not even what other sources no longer name."""
 
 
 class KongAdminSource(_Source, ConnectionConfig):
@@ -147,3 +151,10 @@ def source_names(sources: tuple[SourceConfig, ...]) -> tuple[str, ...]:
     if duplicates := sorted({name for name in names if names.count(name) > 1}):
         raise ValueError(f"two sources are called {', '.join(duplicates)}; give each its own name")
     return names
+
+
+def may_be_empty(sources: Iterable[SourceConfig]) -> frozenset[str]:
+    """Return the names of the sources that may have nothing."""
+    sources = tuple(sources)
+    named = zip(sources, source_names(sources), strict=True)
+    return frozenset(name for source, name in named if source.may_be_empty)

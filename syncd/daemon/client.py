@@ -48,6 +48,9 @@ class DaemonClient:
             with ApiClient(endpoint, Retry(attempts=3)) as client:
                 return expect_object(client.request(method, path, body=body), _API, path)
         except UnreachableError as error:
-            raise DaemonError(f"{error}. Is `syncd run` running with this configuration?") from None
+            advice = ". Is `syncd run` running with this configuration?" if error.status is None else ""
+            raise DaemonError(f"{error}{advice}") from None
         except RefusedError as error:
-            raise DaemonError(f"{error}. Was the daemon restarted?") from None
+            # It remembers the latest runs only until it ends.
+            advice = ". Was the daemon restarted?" if error.status == 404 else ""
+            raise DaemonError(f"{error}{advice}") from None

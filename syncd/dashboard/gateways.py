@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import closing
 from dataclasses import dataclass
 from datetime import timedelta
 from typing import Final
@@ -65,13 +66,13 @@ class GatewayState:
 
 def read_state(config: GatewayConfig, index: int) -> GatewayState:
     """Read a gateway's state; raises GatewayError."""
-    with _client(config, index) as gateway:
+    with closing(_client(config, index)) as gateway:
         return GatewayState(gateway.readiness(), gateway.spool())
 
 
 def read_dead_letters(config: GatewayConfig, index: int, after: int) -> DeadLetters:
     """Return a page of a gateway's dead letters; raises GatewayError."""
-    with _client(config, index) as gateway:
+    with closing(_client(config, index)) as gateway:
         return gateway.dead_letters(after, PAGE_SIZE)
 
 

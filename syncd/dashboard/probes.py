@@ -15,7 +15,7 @@ from typing import Final
 from urllib.parse import quote
 
 from syncd.config.settings import Config
-from syncd.core.errors import SourceError
+from syncd.core.errors import RefusedError, SourceError
 from syncd.dashboard.text import ago, plural, size
 from syncd.http.client import ApiClient, Endpoint, Params, expect_list, expect_object
 from syncd.http.retry import Pace, Retry
@@ -29,6 +29,8 @@ from syncd.sources.static import Static
 
 TIMEOUT: Final = 5.0
 """Maximum seconds for a request of the dashboard, even if the configuration allows more for runs."""
+
+_NOT_FOUND: Final = 404
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,13 +60,11 @@ def metering_probe(config: Config) -> Probe:
 
 def _source_probe(source: Source) -> Probe:
     match source:
-        case KongAdmin(endpoint=endpoint, workspace=workspace):
-            prefix = f"/{quote(workspace, safe='')}" if workspace else ""
-            return _consumers(source.name, endpoint, prefix)
+        case KongAdmin(endpoint=endpoint):
+            return Probe(source.name, endpoint.url, lambda: _kong(source))
         case KonnectConsumers(endpoint=endpoint, control_plane_id=identity):
-            return _consumers(
-                source.name, endpoint, f"/v2/control-planes/{quote(identity, safe='')}/core-entities"
-            )
+            prefix = f"/v2/control-planes/{quote(identity, safe='')}/core-entities"
+            return Probe(source.name, endpoint.url, lambda: _consumers(source.name, endpoint, prefix))
         case KonnectApplications(endpoint=endpoint, portal_id=identity):
             return _applications(source.name, endpoint, identity)
         case DeclarativeFile(path=path) | ApplicationsFile(path=path):
@@ -75,15 +75,21 @@ def _source_probe(source: Source) -> Probe:
             return Probe(source.name, "", lambda: "not checked here; runs read it")
 
 
-def _consumers(name: str, endpoint: Endpoint, prefix: str) -> Probe:
-    def check() -> str:
-        page = _get(endpoint, f"{prefix}/consumers", {"size": 1}, name)
-        # Lua does not distinguish an empty list from an empty object.
-        entries = [] if page.get("data") == {} else page.get("data")
-        found = expect_list(entries, name, "data of /consumers")
-        return "consumers can be read" if found else "answers, but has no consumers"
+def _kong(source: KongAdmin) -> str:
+    try:
+        return _consumers(source.name, source.endpoint, source.prefix)
+    except RefusedError as error:
+        if error.status == _NOT_FOUND and source.workspace:
+            raise source.missing_workspace() from None
+        raise
 
-    return Probe(name, endpoint.url, check)
+
+def _consumers(name: str, endpoint: Endpoint, prefix: str) -> str:
+    page = _get(endpoint, f"{prefix}/consumers", {"size": 1}, name)
+    # Lua does not distinguish an empty list from an empty object.
+    entries = [] if page.get("data") == {} else page.get("data")
+    found = expect_list(entries, name, "data of /consumers")
+    return "consumers can be read" if found else "answers, but has no consumers"
 
 
 def _applications(name: str, endpoint: Endpoint, portal: str) -> Probe:

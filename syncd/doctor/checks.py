@@ -8,8 +8,10 @@ from dataclasses import dataclass
 from datetime import datetime, timedelta
 from enum import StrEnum
 
+from openmeter_plugin.proxies import is_nearby
 from syncd.audit.books import address_of, leads_to
 from syncd.gateways.models import Spool, SpoolPart
+from syncd.http.client import Endpoint
 from syncd.metering.base import Meter
 from syncd.metering.meters import STANDARD_METERS
 from syncd.metering.usage import EVENTS_METER
@@ -213,6 +215,20 @@ def _counts(meter: Meter) -> str:
     return f"{meter.aggregation.upper()} of {meter.event_type}"
 
 
+def check_proxy(name: str, endpoint: Endpoint) -> Finding:
+    """Say which way the requests to an API take: a proxy that is not meant for it sees its token."""
+    proxy = endpoint.resolved_proxy()
+    if proxy is not None:
+        way = f"through the proxy {proxy.url} ({proxy.setting})"
+    elif endpoint.unix_socket:
+        way = "directly, by a Unix socket"
+    elif is_nearby(endpoint.parsed_url().host):
+        way = "directly: loopback and link-local addresses never pass a proxy"
+    else:
+        way = "directly: no setting and no variable names a proxy for it"
+    return Finding("proxy", Level.OK, f"{name}: requests go {way}")
+
+
 def check_gateway(name: str, problems: Iterable[str], leads_here: bool, spool: Spool) -> Iterator[Finding]:
     """Check that a gateway's plugin is ready, sends its events to this metering API, and holds none back."""
     if reasons := "; ".join(problems):
@@ -285,9 +301,9 @@ def check_clock(server: datetime | None, local: datetime) -> Finding:
     return Finding("clock", Level.OK, f"this machine's clock is {seconds} the metering API's")
 
 
-def check_empty(source: str, principals: int) -> Finding:
+def check_empty(source: str, principals: int, *, may_be_empty: bool = False) -> Finding:
     """Check that a source returns principals."""
-    if principals:
+    if principals or may_be_empty:
         return Finding("source", Level.OK, f"{source}: {principals} principals")
-    text = f"{source} returns no principals; while it is empty, nothing is removed (--allow-empty)"
+    text = f"{source} returns no principals; while it is empty, nothing is removed (may_be_empty)"
     return Finding("source", Level.WARNING, text)

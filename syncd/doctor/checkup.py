@@ -2,32 +2,38 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import closing
 
 from syncd.audit.books import leads_to
 from syncd.config.settings import Config
-from syncd.config.sources import KongAdminSource, source_names
-from syncd.core.errors import ApiError, GatewayError, SourceError, SyncdError, UnauthorizedError
+from syncd.config.sources import may_be_empty
+from syncd.core.errors import ApiError, GatewayError, SourceError, SyncdError
 from syncd.core.model import Principal
-from syncd.doctor.checks import Finding, Level, check_clock, check_empty, check_gateway, check_meters
+from syncd.doctor.checks import (
+    Finding,
+    Level,
+    check_clock,
+    check_empty,
+    check_gateway,
+    check_meters,
+    check_proxy,
+)
 from syncd.doctor.plugins import check_agreement
 from syncd.doctor.probe import Probe
 from syncd.doctor.writes import check_writes
-from syncd.http.client import ApiClient
-from syncd.http.retry import Retry
 from syncd.metering.base import MeteringApi
 from syncd.runs.clock import Now, server_time, utc_now
-from syncd.runs.factory import gateways_of, kong_endpoint, metering_endpoint, sources_of, target_of
+from syncd.runs.factory import gateways_of, metering_endpoint, sources_of, target_of
 from syncd.runs.history import History
 from syncd.sources.kong_admin import KongAdmin
+from syncd.sources.konnect import KonnectApplications, KonnectConsumers
 
 
 def examine(config: Config, *, probe: Probe | None = None, now: Now = utc_now) -> Iterator[Finding]:
     """Run all checks, and the probe if there is one; yield findings as they are found."""
     read: dict[str, Sequence[Principal]] = {}
     yield from _sources(config, read)
-    yield from _statuses(config, read)
     with closing(target_of(config)) as api:
         yield from _metering(api, config)
         yield from check_agreement(config, read)
@@ -42,9 +48,12 @@ def examine(config: Config, *, probe: Probe | None = None, now: Now = utc_now) -
 def _sources(config: Config, read: dict[str, Sequence[Principal]]) -> Iterator[Finding]:
     """Read the sources; add the principals of readable ones to `read`, by name of the source."""
     for source in sources_of(config):
+        if isinstance(source, KongAdmin | KonnectConsumers | KonnectApplications):
+            yield check_proxy(source.name, source.endpoint)
         try:
             read[source.name] = source.read()
-            yield check_empty(source.name, len(read[source.name]))
+            expected = source.name in may_be_empty(config.sources)
+            yield check_empty(source.name, len(read[source.name]), may_be_empty=expected)
             if isinstance(source, KongAdmin):
                 yield from _status_of_kong(source)
         except SourceError as error:
@@ -60,25 +69,8 @@ def _status_of_kong(source: KongAdmin) -> Iterator[Finding]:
         yield Finding("source", Level.WARNING, text)
 
 
-def _statuses(config: Config, read: Mapping[str, object]) -> Iterator[Finding]:
-    """Check that the tokens of Kong's Admin APIs may read the status; only of sources that could be read."""
-    for index, (source, name) in enumerate(zip(config.sources, source_names(config.sources), strict=True)):
-        if not isinstance(source, KongAdminSource) or name not in read:
-            continue
-        with ApiClient(kong_endpoint(source, index), Retry(attempts=1)) as client:
-            try:
-                client.get("/status")
-            except UnauthorizedError as error:
-                text = (
-                    f"{name}: the consumers can be read, but not the status, which shows a Kong without a"
-                    f" database that loads another configuration meanwhile: {error}"
-                )
-                yield Finding("source", Level.WARNING, text)
-            except ApiError:
-                continue  # the source could be read a moment ago
-
-
 def _metering(api: MeteringApi, config: Config) -> Iterator[Finding]:
+    yield check_proxy("metering API", metering_endpoint(config))
     try:
         customers = len(api.observe().customers)
     except ApiError as error:
@@ -96,7 +88,8 @@ def _metering(api: MeteringApi, config: Config) -> Iterator[Finding]:
 
 def _gateways(config: Config) -> Iterator[Finding]:
     for gateway in gateways_of(config):
-        with gateway:
+        yield check_proxy(f"gateway {gateway.name}", gateway.endpoint)
+        with closing(gateway):
             try:
                 readiness, spool = gateway.readiness(), gateway.spool()
             except GatewayError as error:

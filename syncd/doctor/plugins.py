@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from urllib.parse import quote
 
+from openmeter_plugin.metering.ai_usage import Version, parse_version
 from syncd.config.settings import Config
 from syncd.config.sources import (
     DeclarativeFileSource,
@@ -15,13 +16,14 @@ from syncd.config.sources import (
 )
 from syncd.core.errors import ApiError, ConfigError, SourceError
 from syncd.core.model import Principal
+from syncd.doctor.ai import check_ai
 from syncd.doctor.checks import Finding, Level, Plugin, check_plugins
 from syncd.doctor.subjects import CHECK, Kong, check_subjects, mapped_subjects
 from syncd.http.client import ApiClient, Endpoint
 from syncd.http.retry import Retry
 from syncd.runs.factory import CONSUMER_RIGHTS, kong_endpoint, konnect_endpoint, rules_of
 from syncd.sources.consumers import offset_pages
-from syncd.sources.declarative_file import DeclarativeFile
+from syncd.sources.declarative_file import DeclarativeFile, plugin_config
 
 
 def check_agreement(config: Config, read: Mapping[str, Sequence[Principal]]) -> Iterator[Finding]:
@@ -44,6 +46,7 @@ def check_agreement(config: Config, read: Mapping[str, Sequence[Principal]]) -> 
             others[name] = read.get(name, ())
         else:
             kongs.append(Kong(name, found, read.get(name)))
+            yield from check_ai(found, _version(source, index))
     if not kongs and not unreadable:
         text = "no source shows Kong's plugins. Compare subject.field and ingest_endpoint by hand"
         yield Finding("plugin", Level.WARNING, text)
@@ -76,6 +79,17 @@ def _plugins(source: SourceConfig, index: int, attempts: int) -> tuple[Plugin, .
             return None
 
 
+def _version(source: SourceConfig, index: int) -> Version | None:
+    """Return the version that Kong's Admin API names in every answer, None if unknown."""
+    if not isinstance(source, KongAdminSource):
+        return None
+    try:
+        with ApiClient(kong_endpoint(source, index), Retry(attempts=1)) as client:
+            return parse_version(client.header("server") or "")
+    except ApiError:
+        return None  # its plugins could be read a moment ago
+
+
 def _listed(endpoint: Endpoint, prefix: str, where: str, attempts: int) -> Iterator[Plugin]:
     """Yield the plugins of all pages of a list."""
     with ApiClient(endpoint, Retry(attempts=attempts)) as client:
@@ -84,11 +98,7 @@ def _listed(endpoint: Endpoint, prefix: str, where: str, attempts: int) -> Itera
 
 
 def _of_file(source: DeclarativeFileSource) -> Iterator[Plugin]:
-    """Yield the plugins of a file, at its top level or nested in the entity that they are for.
-
-    decK lets them share a configuration: `_config` names one of `_plugin_configs`, of which a plugin's own
-    fields replace those of the same name (fillPluginConfig in pkg/file/builder.go of go-database-reconciler).
-    """
+    """Yield the plugins of a file, at its top level or nested in the entity that they are for."""
     document = DeclarativeFile(source.path).document()
     shared = document.get("_plugin_configs")
     configs = shared if isinstance(shared, dict) else {}
@@ -117,19 +127,17 @@ _PARENTS = {
 
 
 def _plugin(item: Mapping[str, object], where: str, shared: Mapping[str, object] | None = None) -> Plugin:
-    config, source = item.get("config"), item.get("_config")
-    fields = config if isinstance(config, dict) else {}
-    common = (shared or {}).get(str(source)) if source else {}
+    shared, name = shared or {}, item.get("_config")
     return Plugin(
         name=str(item.get("name")),
         enabled=item.get("enabled") is not False,
-        config={**common, **fields} if isinstance(common, dict) else fields,
+        config=plugin_config(item, shared),
         where=where,
         consumer=_reference(item.get("consumer")),
         is_of_a_group=bool(item.get("consumer_group")),
         is_partial=bool(item.get("service") or item.get("route")),
         entities=tuple(_entities(item)),
-        unread=None if isinstance(common, dict) else str(source),
+        unread=str(name) if name and not isinstance(shared.get(str(name)), dict) else None,
     )
 
 

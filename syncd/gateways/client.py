@@ -15,7 +15,7 @@ from pydantic import BaseModel, ValidationError
 from syncd.config.gateways import GatewayConfig
 from syncd.core.errors import ApiError, GatewayError, RefusedError, UnreachableError
 from syncd.gateways.models import DeadLetters, Ledger, LedgerLine, LedgerPage, Readiness, Redelivery, Spool
-from syncd.http.client import ApiClient, Closable, Endpoint, Params
+from syncd.http.client import ApiClient, Endpoint, Params
 from syncd.http.retry import Retry
 
 _PAGE_SIZE = 10_000
@@ -24,8 +24,8 @@ _UNIX = "unix:"
 _Answer = TypeVar("_Answer", bound=BaseModel)
 
 
-class Gateway(Closable):
-    """One gateway; close it after use, or use it as a context manager. Safe to share between threads."""
+class Gateway:
+    """One gateway; close it after use. Safe to share between threads."""
 
     def __init__(
         self,
@@ -52,6 +52,7 @@ class Gateway(Closable):
             tls=config.tls,
             proxy=config.proxy_url,
         )
+        self.endpoint = endpoint
         self._client = ApiClient(endpoint, Retry(attempts=attempts, sleep=sleep))
 
     def close(self) -> None:
@@ -151,7 +152,7 @@ class Gateway(Closable):
 
 def _advice(error: ApiError) -> str:
     match error:
-        case UnreachableError():
+        case UnreachableError(status=None):
             return ". Is the plugin running there, with `serve --api` on this address?"
         case RefusedError(status=421):
             return ". Use the exact address that it listens on in its URL"

@@ -7,7 +7,6 @@
 from __future__ import annotations
 
 import threading
-from abc import ABC, abstractmethod
 from collections import Counter, deque
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -26,7 +25,6 @@ from syncd.http.retry import Retry
 __all__ = [
     "Api",
     "ApiClient",
-    "Closable",
     "Endpoint",
     "Params",
     "encode_json",
@@ -46,20 +44,6 @@ _counter_lock = threading.Lock()
 _request_counts: Counter[tuple[str, str, str]] = Counter()
 
 
-class Closable(ABC):
-    """Base class that closes its HTTP client at the end of a `with`."""
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, *_error: object) -> None:
-        self.close()
-
-    @abstractmethod
-    def close(self) -> None:
-        """Close the connections."""
-
-
 def request_counts() -> dict[tuple[str, str, str], int]:
     """Return the requests since the start of the process by API, method and status.
 
@@ -74,7 +58,7 @@ def _count_request(api: Api, method: str, status: str) -> None:
         _request_counts[api, method, status] += 1
 
 
-class ApiClient(Closable):
+class ApiClient:
     """Client of one API; answers are decoded JSON. Safe to share between threads.
 
     The constructor raises ConfigError for a token, certificate or proxy that cannot be used.
@@ -94,6 +78,12 @@ class ApiClient(Closable):
         self._headers += [(name.encode(), value.encode()) for name, value in endpoint.headers().items()]
         # One for each request in flight (see Connections).
         self._idle: deque[Connections] = deque()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_error: object) -> None:
+        self.close()
 
     def close(self) -> None:
         """Close the connections."""
@@ -144,13 +134,13 @@ class ApiClient(Closable):
             return None
         raise self._failures.refused(answer, what)
 
-    def date(self) -> str | None:
-        """Return the Date header of an answer of any status to GET of the URL itself, None if it has none.
+    def header(self, name: str) -> str | None:
+        """Return a header of an answer of any status to GET of the URL itself, None if it has none.
 
         Sent once; raises UnreachableError, MalformedError or StoppedError.
         """
         answer = self._send("GET", self._url("" if self._prefix else "/", None), None, _JSON, "GET /")
-        return answer.header("date")
+        return answer.header(name)
 
     def _send(
         self, method: str, url: httpcore.URL, content: bytes | None, content_type: str, what: str

@@ -101,7 +101,7 @@ def withhold_for_empty_sources(plan: Plan, empty_sources: Sequence[str]) -> Plan
     reason = (
         f"{' and '.join(empty_sources)} returned no principals, and no source names {number} customers or"
         " subjects that syncd manages, so nothing is marked, detached or deleted. If the source is meant to"
-        " be empty, remove it from the configuration, or pass --allow-empty"
+        " be empty, set its may_be_empty, or pass --allow-empty for one run"
     )
     changes = without_removals(plan.changes, "left alone while a source is empty")
     return replace(plan, changes=ordered([*changes, Change(ChangeKind.BLOCKED, None, (), reason)]))

@@ -31,6 +31,8 @@ class PlanRules:
     policy: Policy
     grace: Grace = field(default_factory=Grace)
     limits: Limits = field(default_factory=Limits)
+    may_be_empty: frozenset[str] = frozenset()
+    """Names of the sources that may have nothing."""
 
 
 @dataclass(slots=True)
@@ -101,7 +103,8 @@ def withhold_for_empty_sources(plan: Plan, there: Situation) -> Plan:
     """Remove nothing while a source is empty, and say so as a blocked change."""
     if there.options.allow_empty:
         return plan
-    return guards.withhold_for_empty_sources(plan, there.read.empty_sources)
+    unexpected = [name for name in there.read.empty_sources if name not in there.rules.may_be_empty]
+    return guards.withhold_for_empty_sources(plan, unexpected)
 
 
 def restrict_to_scope(plan: Plan, there: Situation) -> Plan:

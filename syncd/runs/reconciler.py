@@ -21,6 +21,7 @@ import structlog
 
 from syncd.apply.executor import apply_plan
 from syncd.config.settings import Config
+from syncd.config.sources import may_be_empty
 from syncd.core.changes import Change, Outcome, Plan
 from syncd.core.errors import ApplyStoppedError, StoppedError, SyncdError
 from syncd.core.model import Principal
@@ -109,7 +110,7 @@ class Reconciler:
         sources = sources_of(self.config, self.sleep, stop)
         with (
             closing(target_of(self.config, self.sleep, stop)) as api,
-            closing(usage_reader_of(self.config, stop)) as usage,
+            closing(usage_reader_of(self.config, self.sleep, stop)) as usage,
         ):
             with gc_paused():
                 read = read_both_sides(sources, api, rules.mapping, self.readings)
@@ -136,6 +137,7 @@ class Reconciler:
             outcomes = apply_plan(
                 plan,
                 api,
+                seen=observed.customers,
                 remover=api,
                 concurrency=self.config.metering.concurrency,
                 should_stop=should_stop,
@@ -226,7 +228,8 @@ def plan_rules(config: Config, now: datetime) -> PlanRules:
     """Return the settings that affect a plan; raises ConfigError if the mapping file cannot be read."""
     waits = config.policy_options
     grace = Grace(now, waits.detach_after, waits.delete_after)
-    return PlanRules(rules_of(config), config.policy, grace, Limits(**config.guards.model_dump()))
+    limits = Limits(**config.guards.model_dump())
+    return PlanRules(rules_of(config), config.policy, grace, limits, may_be_empty(config.sources))
 
 
 @contextmanager

@@ -150,6 +150,15 @@ def _unset(text: str) -> str:
     )
 
 
+def plugin_config(plugin: Mapping[str, object], shared: Mapping[str, object]) -> Mapping[str, object]:
+    """Return the configuration of a plugin in a file, with what it shares as far as the file has that.
+
+    decK lets plugins share a configuration: `_config` names one of `_plugin_configs`, of which a plugin's own
+    fields replace those of the same name (fillPluginConfig in pkg/file/builder.go of go-database-reconciler).
+    """
+    return {**_objects(shared.get(str(plugin.get("_config")))), **_objects(plugin.get("config"))}
+
+
 def _objects(value: object) -> Mapping[str, object]:
     return value if isinstance(value, dict) else {}
 
@@ -159,8 +168,7 @@ def _anonymous(node: object, configs: Mapping[str, object]) -> Iterator[str]:
     if isinstance(node, dict):
         plugins = node.get("plugins")
         for plugin in plugins if isinstance(plugins, list) else ():
-            shared = configs.get(str(_objects(plugin).get("_config")))
-            if name := anonymous_reference(plugin) or anonymous_reference({"config": shared}):
+            if name := anonymous_reference({"config": plugin_config(_objects(plugin), configs)}):
                 yield name
         for value in node.values():
             yield from _anonymous(value, configs)

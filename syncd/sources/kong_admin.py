@@ -78,10 +78,10 @@ class KongAdmin:
         # Where it is not known whether there is a database, Kong is not asked to filter.
         send_tags = status is not None and before is None
         try:
-            found = read_consumers(client, self._prefix, self.tags, source=self.name, send_tags=send_tags)
+            found = read_consumers(client, self.prefix, self.tags, source=self.name, send_tags=send_tags)
         except RefusedError as error:
             if error.status == _NOT_FOUND and self.workspace:
-                raise self._no_workspace() from None
+                raise self.missing_workspace() from None
             # An offset into a list that a new configuration replaced.
             if _hash(self._status(client)) == before:
                 raise
@@ -89,7 +89,8 @@ class KongAdmin:
         return found if _hash(self._status(client)) == before else None
 
     @property
-    def _prefix(self) -> str:
+    def prefix(self) -> str:
+        """Return the start of the paths below which its lists are."""
         return f"/{quote(self.workspace, safe='')}" if self.workspace else ""
 
     def _status(self, client: ApiClient) -> dict[str, object] | None:
@@ -97,7 +98,7 @@ class KongAdmin:
 
         Raises SourceError while Kong has no configuration.
         """
-        path = f"{self._prefix}/status"
+        path = f"{self.prefix}/status"
         try:
             status = expect_object(client.get(path), self.name, path)
         except UnauthorizedError:
@@ -110,7 +111,8 @@ class KongAdmin:
             raise SourceError(self.name, "Kong has not loaded its configuration yet; try again later")
         return status
 
-    def _no_workspace(self) -> SourceError:
+    def missing_workspace(self) -> SourceError:
+        """Return the error for lists that are not there: below the prefix of a workspace, or at all."""
         return SourceError(
             self.name,
             f"Kong's Admin API at {self.endpoint.url} has no workspace {self.workspace!r}. Workspaces are a"

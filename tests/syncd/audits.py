@@ -65,7 +65,7 @@ class Site:
 
     @contextmanager
     def client(self) -> Iterator[Gateway]:
-        with Gateway(GatewayConfig.model_validate(self.settings)) as gateway:
+        with closing(Gateway(GatewayConfig.model_validate(self.settings))) as gateway:
             yield gateway
 
     def serve(

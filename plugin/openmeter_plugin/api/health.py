@@ -1,4 +1,4 @@
-"""Health of the delivery process, for readiness and metrics: the lock, the processes, the disk."""
+"""Health of the delivery process, for readiness and metrics: the lock, the processes, queues, the disk."""
 
 from __future__ import annotations
 
@@ -57,6 +57,9 @@ class HealthMonitor:
                 silence = self.heartbeats.silence(slot)
                 if silence > self.hang_seconds:
                     found.append(f"no heartbeat from {child} for {silence:.0f} s")
+        for name, queue in self.queues().items():
+            if (hold := queue.endpoint.held) is not None:
+                found.append(f"destination {name} is held: {hold.text}")
         return found + _disk_problems(self.spool)
 
 

@@ -17,6 +17,7 @@ from openmeter_plugin.api.health import HealthMonitor
 from openmeter_plugin.books.models import DestinationStatus, SpoolStatus
 from openmeter_plugin.books.read_models import SpoolError
 from openmeter_plugin.books.status import read_status
+from openmeter_plugin.delivery.endpoint import HOLD_REASONS
 from openmeter_plugin.spool.destination import QUARANTINE
 from openmeter_plugin.spool.segment_file import writable_bytes
 
@@ -117,6 +118,16 @@ class Metrics(Collector):
             "delivery_failures_in_a_row",
             "Failed POSTs since the last successful one",
             {(queue,): endpoint.failing for queue, endpoint in endpoints.items()},
+        )
+        yield _gauge(
+            "delivery_held",
+            "1 while the destination's events wait for this reason, whatever its endpoint answers",
+            {
+                (queue, reason): float(endpoint.held is not None and endpoint.held.reason == reason)
+                for queue, endpoint in endpoints.items()
+                for reason in HOLD_REASONS
+            },
+            ["destination", "reason"],
         )
         latency = HistogramMetricFamily(
             f"{PREFIX}delivery_post_duration_seconds",

@@ -209,12 +209,15 @@ def start_instance(
     destination = destination_of(raw, parsed)
     log.info("instance_started", plugin=raw.get("__plugin_id"), destination=destination.id)
     if had_token:
-        destination = replace(destination, token_unresolved=True)
+        came_from = destination.token_from or "api_token"
+        destination = replace(destination, token_unresolved=True, token_from=came_from)
     elif destination.token_unresolved:
         log.error(
             "token_not_resolved",
             destination=destination.id,
-            consequence="the last token is used, if there was one",
+            reference=destination.token_from,
+            consequence="the last token is used; if there was none, the events wait",
+            remedy="put the secret where Kong runs; {vault://env/a-b} is the variable A_B of its environment",
         )
     quarantine = writer.queue(QUARANTINE) if rules.missing == "quarantine" else None
     return Instance(
@@ -229,6 +232,7 @@ def start_instance(
 def destination_of(raw: dict[str, Any], config: PluginConfig) -> Destination:
     """Return the destination of a configuration's events; `raw` is the configuration as Kong passes it."""
     reference = token_reference(raw)
+    has_token = config.api_token is not None
     credential = reference or raw.get("__plugin_id") or ""
     return Destination(
         id=destination_id(config.ingest_endpoint, str(credential)),
@@ -242,8 +246,9 @@ def destination_of(raw: dict[str, Any], config: PluginConfig) -> Destination:
         initial_retry_delay=config.queue.initial_retry_delay,
         max_retry_delay=config.queue.max_retry_delay,
         token=config.api_token.get_secret_value() if config.api_token else None,
+        token_from=reference or ("api_token" if has_token else ""),
         # If the vault fails, Kong passes an empty token along with the reference.
-        token_unresolved=bool(reference) and config.api_token is None,
+        token_unresolved=bool(reference) and not has_token,
     )
 
 

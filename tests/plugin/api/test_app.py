@@ -41,6 +41,7 @@ METRICS = {
     "openmeter_plugin_destination_info": "gauge",
     "openmeter_plugin_delivery_retries": "counter",
     "openmeter_plugin_delivery_failures_in_a_row": "gauge",
+    "openmeter_plugin_delivery_held": "gauge",
     "openmeter_plugin_delivery_post_duration_seconds": "histogram",
     "openmeter_plugin_process_restarts": "counter",
 }

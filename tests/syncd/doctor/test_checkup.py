@@ -13,9 +13,7 @@ from urllib.parse import urlsplit
 import httpx
 import pytest
 
-from syncd.config import settings
 from syncd.doctor.checks import Level, Plugin, check_clock, check_empty, check_meters, check_plugins
-from syncd.doctor.checkup import _statuses
 from syncd.doctor.probe import Probe
 from syncd.metering.base import Meter
 from syncd.metering.meters import STANDARD_METERS
@@ -550,18 +548,21 @@ def test_the_last_line_counts_problems_and_warnings(project: Project) -> None:
     assert re.fullmatch(r"0 problems, 2 warnings, \d+ ok\.", last)
 
 
-def test_a_token_that_may_not_read_kongs_status_is_a_warning(project: Project) -> None:
-    """Kong with RBAC: the token may read consumers and plugins of its workspace only."""
-
-    def kong(asked: Asked) -> Answer:
-        if asked.path == "/status":
-            return Answer({"message": "reader, you do not have permissions to read this resource"}, 403)
-        return Answer({"data": []})
-
-    with serving(kong) as server:
-        project.settings = f"sources: [{{type: kong-admin, url: '{server.url}'}}]\n"
-        project.configure()
-        [finding] = list(_statuses(settings.load(project.config), {"kong-admin-0": ()}))
-    assert finding.level is Level.WARNING
-    assert finding.text.startswith("kong-admin-0: the consumers can be read, but not the status")
-    assert "sources[0].token" in finding.text
+def test_each_api_says_which_proxy_it_uses_and_that_loopback_passes_none(project: Project) -> None:
+    project.settings = (
+        "sources:\n"
+        "- {type: kong-admin, url: 'http://kong.invalid:8001', timeout: 1s}\n"
+        "- {type: kong-admin, url: 'http://exempt.invalid:8001', timeout: 1s}\n"
+        "- {type: kong-admin, url: 'http://127.0.0.1:1', timeout: 1s}\n"
+        "gateways: [{name: eu, url: 'unix:/nowhere'}]\n"
+    )
+    project.configure()
+    variables = {"HTTP_PROXY": "http://user:secret@127.0.0.1:1", "NO_PROXY": "exempt.invalid"}
+    findings = json.loads(project.run("doctor", "--json", **variables).stdout)
+    assert [finding["text"] for finding in findings if finding["check"] == "proxy"] == [
+        "kong-admin-0: requests go through the proxy http://127.0.0.1:1 (environment variable HTTP_PROXY)",
+        "kong-admin-1: requests go directly: no setting and no variable names a proxy for it",
+        "kong-admin-2: requests go directly: loopback and link-local addresses never pass a proxy",
+        "metering API: requests go directly: loopback and link-local addresses never pass a proxy",
+        "gateway eu: requests go directly, by a Unix socket",
+    ]

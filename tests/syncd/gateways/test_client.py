@@ -6,6 +6,7 @@ import gc
 import json
 import warnings
 from collections.abc import Iterator
+from contextlib import closing
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
@@ -53,9 +54,9 @@ def gateway(there: Site) -> Iterator[Gateway]:
         yield client
 
 
-def gateway_at(url: str, token: str | None = None) -> Gateway:
+def gateway_at(url: str, token: str | None = None) -> closing[Gateway]:
     settings = {"name": "east", "url": url, "timeout": "5s"} | ({"token": token} if token else {})
-    return Gateway(GatewayConfig.model_validate(settings), 2, attempts=1)
+    return closing(Gateway(GatewayConfig.model_validate(settings), 2, attempts=1))
 
 
 def answered(there: Site, path: str) -> dict[str, Any]:
@@ -228,7 +229,7 @@ def test_a_ledger_that_never_ends_is_an_error() -> None:
 def test_a_redelivery_is_requested_once_even_without_an_answer() -> None:
     with serving(lambda _: Answer(cut=True)) as fake:
         config = GatewayConfig(name="east", url=fake.url)
-        with Gateway(config, attempts=5) as gateway, pytest.raises(GatewayError):
+        with closing(Gateway(config, attempts=5)) as gateway, pytest.raises(GatewayError):
             gateway.redeliver(BEGINNING, END)
         assert len(fake.asked) == 1
 
@@ -237,7 +238,7 @@ def test_a_read_is_retried() -> None:
     answers = iter([Answer(cut=True), Answer(status=503), Answer({"dead_letters": [], "next": None})])
     with serving(lambda _: next(answers)) as fake:
         config = GatewayConfig(name="east", url=fake.url)
-        with Gateway(config, attempts=3, sleep=lambda _: None) as gateway:
+        with closing(Gateway(config, attempts=3, sleep=lambda _: None)) as gateway:
             assert gateway.dead_letters().next is None
 
 
@@ -323,3 +324,16 @@ def test_the_gateways_of_the_configuration_keep_their_order_and_settings(deploym
     ]
     assert config.gateways[0].timeout == timedelta(seconds=3)
     assert SECRET not in repr(config) + config.model_dump_json()
+
+
+@pytest.mark.parametrize(
+    ("answer", "asks"), [(Answer({}, 503), False), (Answer({}, 429), False), (Answer(cut=True), True)]
+)
+def test_only_without_an_answer_is_it_asked_whether_the_plugin_is_running(answer: Answer, asks: bool) -> None:
+    with (
+        serving(lambda _: answer) as fake,
+        gateway_at(fake.url) as gateway,
+        pytest.raises(GatewayError) as error,
+    ):
+        gateway.spool()
+    assert ("Is the plugin running there" in str(error.value)) is asks

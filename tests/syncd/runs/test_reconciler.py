@@ -26,6 +26,7 @@ from tests.syncd.servers import Answer, Asked, serving
 pytestmark = pytest.mark.slow
 
 NOBODY = "_format_version: '3.0'\nconsumers: []\n"
+ONE = "_format_version: '3.0'\nconsumers: [{username: new}]\n"
 START = datetime(2026, 1, 1, tzinfo=UTC)
 
 
@@ -74,6 +75,25 @@ def test_a_source_that_is_empty_where_it_had_consumers_removes_nothing_and_ends_
     assert sandbox.get("/api/v1/customers").json() == before
     assert project.call("plan").returncode == 2
     assert project.call("apply", "--allow-empty", "--force").returncode == 0
+
+
+def test_a_source_that_may_be_empty_does_not_keep_the_orphans_of_the_others(
+    project: Project, sandbox: httpx.Client
+) -> None:
+    portal = "sources: [{type: declarative-file, path: kong.yml}, {type: static, subjects: []%s}]\n"
+    project.configure(portal % "" + "policy: sync\n")
+    assert project.call("apply").returncode == 0
+    (project.folder / "kong.yml").write_text(ONE)
+    ended = project.call("apply", "--force")
+    assert ended.returncode == 3
+    assert "static-1 returned no principals" in ended.stdout
+    assert "may_be_empty" in ended.stdout
+    there = sandbox.get("/api/v1/customers")
+    assert there.json()["totalCount"] == 3, "what does not remove goes on"
+    assert "orphaned-at" not in there.text
+    project.configure(portal % ", may_be_empty: true" + "policy: sync\n")
+    assert project.call("apply", "--force").returncode == 0
+    assert "orphaned-at" in sandbox.get("/api/v1/customers").text
 
 
 def test_the_daemon_shows_a_run_with_an_emptied_source_as_blocked(project: Project) -> None:

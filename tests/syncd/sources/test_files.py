@@ -120,6 +120,18 @@ def test_the_anonymous_consumer_of_a_shared_plugin_configuration_is_found(tmp_pa
     assert {p.username: p.anonymous for p in source.read()} == {"guest": True, "alice": False}
 
 
+def test_a_plugins_own_anonymous_replaces_that_of_a_shared_configuration(tmp_path: Path) -> None:
+    source = kong_yml(
+        tmp_path,
+        "_plugin_configs: {auth: {anonymous: alice}}\n"
+        "plugins:\n"
+        "- {name: key-auth, _config: auth, config: {anonymous: null}}\n"
+        "- {name: basic-auth, _config: elsewhere, config: {anonymous: guest}}\n"
+        "consumers: [{username: guest}, {username: alice}]\n",
+    )
+    assert {p.username: p.anonymous for p in source.read()} == {"guest": True, "alice": False}
+
+
 @pytest.mark.parametrize(
     "plugins",
     [
