@@ -199,9 +199,9 @@ def open_subscriptions(listed: Sequence[Mapping[str, object]]) -> tuple[str, ...
 
 
 def deleted(client: ApiClient, path: str) -> bool:
-    """Delete and return whether there was anything to delete. DELETE is idempotent, so it is retried."""
+    """Delete and return whether there was anything to delete; sent once, see `Remover`."""
     try:
-        client.request("DELETE", path)
+        client.request("DELETE", path, repeat=False)
     except RefusedError as error:
         if error.status in GONE:
             return False

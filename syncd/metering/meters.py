@@ -1,4 +1,4 @@
-"""The standard meters: the basis of prices, of `syncd usage` and of `syncd audit`.
+"""The standard meters, the basis of prices, of `syncd usage` and of `syncd audit`, and those of AI traffic.
 
 Missing meters are created; existing ones are never changed. Changing a meter would change what was billed
 by it, so one that differs is only reported. Additional dimensions are fine.
@@ -6,11 +6,12 @@ by it, so one that differs is only reported. Additional dimensions are fine.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
-from syncd.core.errors import RefusedError
+from syncd.core.errors import ConfigError, RefusedError
 from syncd.metering.base import Meter, MeteringApi
 from syncd.metering.usage import EVENTS_METER, REQUESTS_METER, TOKENS_METER
 
@@ -36,7 +37,7 @@ STANDARD_METERS = (
         "sum",
         "kong.llm_request",
         "$.tokens",
-        _dimensions("type", "model", "provider", *_COMMON),
+        _dimensions("type", "modality", "model", "provider", *_COMMON),
     ),
     Meter(
         EVENTS_METER,
@@ -44,17 +45,84 @@ STANDARD_METERS = (
         "Events that report tokens, counted for syncd audit",
         "count",
         "kong.llm_request",
-        dimensions=_dimensions("type", "model", "provider", *_COMMON),
+        dimensions=_dimensions("type", "modality", "model", "provider", *_COMMON),
     ),
 )
+
+_CALL = ("model", "provider", "operation", "request_mode", "cache_status", *_COMMON)
+_RPC = ("method", "error", *_COMMON)
+AI_METERS = (
+    Meter(
+        "kong_llm_calls",
+        "LLM calls",
+        "Calls to models, with meter_ai_calls",
+        "count",
+        "kong.llm_call",
+        dimensions=_dimensions(*_CALL),
+    ),
+    Meter(
+        "kong_llm_cost",
+        "LLM cost",
+        "Cost of calls to models, from the prices in Kong's model.options",
+        "sum",
+        "kong.llm_call",
+        "$.cost",
+        _dimensions(*_CALL),
+    ),
+    Meter(
+        "kong_llm_cache_hits",
+        "LLM cache hits",
+        "Events of calls that Kong's semantic cache answered",
+        "count",
+        "kong.llm_cache_hit",
+        dimensions=_dimensions("type", "modality", "model", "provider", *_COMMON),
+    ),
+    Meter(
+        "kong_mcp_requests",
+        "MCP requests",
+        "Requests of agents to MCP servers",
+        "count",
+        "kong.mcp_request",
+        dimensions=_dimensions("tool", *_RPC),
+    ),
+    Meter(
+        "kong_a2a_requests",
+        "A2A requests",
+        "Requests of agents to agents",
+        "count",
+        "kong.a2a_request",
+        dimensions=_dimensions("task_state", *_RPC),
+    ),
+)
+"""Meters of what the plugin can send about AI traffic beside tokens; see docs/ai-usage.md."""
+
+_UNIT = re.compile(r"[a-z0-9]+(?:_[a-z0-9]+)*")
+
+
+def unit_meter(name: str) -> Meter:
+    """Return the meter that sums a unit of the plugin's setting `units`; raises ConfigError."""
+    if not _UNIT.fullmatch(name):
+        raise ConfigError(
+            f"--unit {name}: OpenMeter's meter keys are lower-case letters, digits and single _ between them;"
+            " create a meter for another name by hand"
+        )
+    return Meter(
+        f"kong_unit_{name}",
+        f"Units: {name}",
+        "The plugin's unit of that name, summed over calls to models",
+        "sum",
+        "kong.llm_call",
+        f"$.{name}",
+        _dimensions(*_CALL),
+    )
 
 
 @dataclass(frozen=True, slots=True)
 class MeterResult:
-    """How `apply_meters` ended for one meter."""
+    """What `plan_meters` found, or how `apply_meters` ended, for one meter."""
 
     key: str
-    status: Literal["created", "present", "differs"]
+    status: Literal["missing", "created", "present", "differs"]
     differences: tuple[str, ...] = ()
 
     def to_json(self) -> dict[str, object]:
@@ -62,18 +130,23 @@ class MeterResult:
         return {"key": self.key, "status": self.status, "differences": list(self.differences)}
 
 
-def apply_meters(api: MeteringApi, wanted: Sequence[Meter] = STANDARD_METERS) -> tuple[MeterResult, ...]:
-    """Create missing meters; report those that differ."""
+def plan_meters(api: MeteringApi, wanted: Sequence[Meter] = STANDARD_METERS) -> tuple[MeterResult, ...]:
+    """Compare the wanted meters with those of the server."""
     observed = api.meters()
     results: list[MeterResult] = []
     for meter in wanted:
-        found = observed.get(meter.key)
-        if found is None:
-            results.append(_create(api, meter))
+        if (found := observed.get(meter.key)) is None:
+            results.append(MeterResult(meter.key, "missing"))
         else:
             differences = tuple(meter.differences(found))
             results.append(MeterResult(meter.key, "differs" if differences else "present", differences))
     return tuple(results)
+
+
+def apply_meters(api: MeteringApi, wanted: Sequence[Meter] = STANDARD_METERS) -> tuple[MeterResult, ...]:
+    """Create missing meters; report those that differ."""
+    planned = zip(wanted, plan_meters(api, wanted), strict=True)
+    return tuple(_create(api, meter) if one.status == "missing" else one for meter, one in planned)
 
 
 def _create(api: MeteringApi, meter: Meter) -> MeterResult:

@@ -110,7 +110,7 @@ class Reconciler:
         sources = sources_of(self.config, self.sleep, stop)
         with (
             closing(target_of(self.config, self.sleep, stop)) as api,
-            closing(usage_reader_of(self.config, stop)) as usage,
+            closing(usage_reader_of(self.config, self.sleep, stop)) as usage,
         ):
             with gc_paused():
                 read = read_both_sides(sources, api, rules.mapping, self.readings)
@@ -137,6 +137,7 @@ class Reconciler:
             outcomes = apply_plan(
                 plan,
                 api,
+                seen=observed.customers,
                 remover=api,
                 concurrency=self.config.metering.concurrency,
                 should_stop=should_stop,

@@ -8,7 +8,9 @@ one that is missing or comes twice is seen. Needs `kong` in the PATH. How the se
 - held: stopped and started again, while a service manager holds its socket (as a systemd socket unit does);
 - replaced: the next one is started on the same socket and spool, and serves, before the first is stopped;
 - killed: `kill -9` of the supervisor, started again behind a held socket;
-- worker: `kill -9` of the worker, which the supervisor replaces.
+- worker, delivery: `kill -9` of that process, which the supervisor replaces;
+- receiver: the same for the process that receives http-log's posts, with http-log in the plugin's place;
+- reload: `kong reload`; the plugin server goes on.
 
 `--rate 0` sends as much as is answered, more than can be metered while nobody serves; `--busy` keeps the
 cores busy beside, so that everybody is late.
@@ -33,21 +35,24 @@ from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
 import httpx
+import yaml
 from rich.console import Console
 from rich.table import Table
 
 from tests.bench.kong import KEY, External, kong, process
 from tests.bench.processes import end_cleanly
 from tests.demo.real_kong import KongMissing
+from tests.harness.ports import free_port
 from tests.harness.process import eventually
 from tests.harness.service_manager import ServiceManager, unix_listener
 
 _LANES: Final = 32
 _BURNERS: Final = 4
 _SETTLE_SECONDS: Final = 15.0
+_SECRET: Final = "bench-secret-of-some-length"
 _ERRORS: Final = {
     "broken pipe": "broken pipe",
     "reset": "connection reset by peer",
@@ -78,16 +83,39 @@ class Result:
 class Running:
     """A plugin server, and the ways to restart it; each returns the seconds of the stop and of the start."""
 
-    def __init__(self, directory: Path) -> None:
+    def __init__(self, directory: Path, endpoint: str) -> None:
         self._directory = directory
         self.socket = directory / "s"
+        self._endpoint = endpoint
         self._server: ServiceManager | None = None
+        self.kong = directory / "kong"
+
+    @property
+    def plugin(self) -> dict[str, Any]:
+        """The plugin as Kong's configuration names it."""
+        return {"name": "openmeter", "config": {"ingest_endpoint": self._endpoint}}
 
     def start(self, *, held: bool) -> None:
         """Start it, with a socket that is held for it or one of its own."""
         sockets = {"plugin": unix_listener(self.socket)} if held else {}
         self._server = ServiceManager(self._directory, sockets, ("--socket", str(self.socket)))
         self._start(self._server)
+
+    def start_receiver(self) -> dict[str, Any]:
+        """Start it with a receiver of http-log's posts beside; returns the plugin for Kong."""
+        settings, address = self._directory / "openmeter-plugin.yaml", f"127.0.0.1:{free_port()}"
+        http_log = {"secret": _SECRET}
+        settings.write_text(yaml.safe_dump({"ingest_endpoint": self._endpoint, "http_log": http_log}))
+        receiver = ("--http-log", address, "--http-log-config", str(settings))
+        self._server = ServiceManager(self._directory, {}, ("--socket", str(self.socket), *receiver))
+        self._start(self._server)
+        queue = {"max_batch_size": 500, "max_entries": 1_000_000}
+        config = {
+            "http_endpoint": f"http://{address}",
+            "headers": {"x-metering-key": _SECRET},
+            "queue": queue,
+        }
+        return {"name": "http-log", "config": config}
 
     def close(self) -> None:
         """End it."""
@@ -126,13 +154,35 @@ class Running:
 
     def worker(self) -> tuple[float, float]:
         """Kill the worker, which its supervisor replaces."""
-        assert self._server
+        return self._killed("worker", "serving")
+
+    def delivery(self) -> tuple[float, float]:
+        """Kill the delivery process, which the supervisor replaces."""
+        return self._killed("delivery", "delivery_started")
+
+    def receiver(self) -> tuple[float, float]:
+        """Kill the process that receives http-log's posts, which the supervisor replaces."""
+        return self._killed("http-log", "serving")
+
+    def _killed(self, process: str, started: str) -> tuple[float, float]:
         server = self._server
-        serving = server.events("serving")
-        pid, began = serving[-1]["pid"], time.monotonic()
+        assert server
+
+        def starts() -> list[dict[str, object]]:
+            return [entry for entry in server.events(started) if entry["process"] == process]
+
+        before, began = starts(), time.monotonic()
+        pid = before[-1]["pid"]
         assert isinstance(pid, int)
         os.kill(pid, signal.SIGKILL)
-        eventually(lambda: len(server.events("serving")) > len(serving), seconds=60, what="serving")
+        eventually(lambda: len(starts()) > len(before), seconds=60, what=f"the next {process}")
+        return 0.0, time.monotonic() - began
+
+    def reload(self) -> tuple[float, float]:
+        """Have Kong replace its nginx workers."""
+        began = time.monotonic()
+        command = ["kong", "reload", "-p", str(self.kong / "prefix"), "-c", str(self.kong / "kong.conf")]
+        subprocess.run(command, check=True, capture_output=True)
         return 0.0, time.monotonic() - began
 
 
@@ -141,6 +191,9 @@ WAYS: Final[dict[str, Callable[[Running], tuple[float, float]]]] = {
     "replaced": Running.replaced,
     "killed": Running.killed,
     "worker": Running.worker,
+    "delivery": Running.delivery,
+    "receiver": Running.receiver,
+    "reload": Running.reload,
 }
 
 
@@ -161,7 +214,14 @@ class Load:
                 group.create_task(self._lane())
 
     async def _lane(self) -> None:
-        reader, writer = await asyncio.open_connection(self._host, int(self._port))
+        while not self.done:
+            reader, writer = await asyncio.open_connection(self._host, int(self._port))
+            # An nginx worker that is replaced closes its kept connections.
+            with contextlib.suppress(asyncio.IncompleteReadError, ConnectionError):
+                await self._requests(reader, writer)
+            writer.close()
+
+    async def _requests(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         request = f"GET / HTTP/1.1\r\nhost: bench\r\napikey: {KEY}\r\n\r\n".encode()
         while not self.done:
             if self._rate:
@@ -178,7 +238,6 @@ class Load:
             assert " 200 " in head, head
             assert number, head
             self._result.answered.append(number[1])
-        writer.close()
 
 
 async def _drive(running: Running, load: Load, result: Result, pause: float) -> None:
@@ -206,18 +265,21 @@ def run(how: str, restarts: int, rate: float, workers: int, pause: float, *, bus
         folder.chmod(0o755)
         upstream, _ = stack.enter_context(process("tests.bench.upstream"))
         sink, _ = stack.enter_context(process("tests.bench.sink", "--ids"))
-        running = Running(folder)
+        running = Running(folder, f"{sink}/api/v1/events")
         stack.callback(running.close)
-        running.start(held=how != "replaced")
-        plugin = {"name": "openmeter", "config": {"ingest_endpoint": f"{sink}/api/v1/events"}}
+        plugin = running.plugin
+        if how == "receiver":
+            plugin = running.start_receiver()
+        else:
+            running.start(held=how != "replaced")
         servers = {"openmeter": External(running.socket)}
         routes = {"/": [plugin]}
-        gateway = kong(folder / "kong", upstream, routes, servers, workers=workers, log_level="warn")
+        gateway = kong(running.kong, upstream, routes, servers, workers=workers, log_level="warn")
         url, _ = stack.enter_context(gateway)
         with _burning(_BURNERS if busy else 0):
             load = Load(url, rate, result)
             asyncio.run(_drive(running, load, result, pause))
-        _count(result, sink, folder / "kong" / "prefix" / "logs" / "error.log")
+        _count(result, sink, running.kong / "prefix" / "logs" / "error.log")
     return result
 
 

@@ -54,7 +54,8 @@ _ROWS: Final[list[tuple[str, Callable[[Part], str]]]] = [
     ("  waiting", lambda part: str(part.books.waiting)),
     ("not accounted for yet", _not_accounted),
     ("oldest waiting", lambda part: _oldest(part.oldest_waiting)),
-    ("lost", lambda part: _with_reasons(part.books.lost)),
+    ("requests lost", lambda part: _with_reasons(part.books.lost)),
+    ("events lost", lambda part: _with_reasons(part.books.lost_events)),
     ("damaged", lambda part: _damaged(part.books)),
     ("redelivered", lambda part: str(part.books.redelivered)),
     ("on disk", lambda part: f"{human_size(part.bytes)} in {_segments(part)}"),
@@ -107,6 +108,8 @@ def _show_part(console: Console, title: str, part: Part) -> None:
         console,
         f"  lost {_with_reasons(books.lost)}, damaged {_damaged(books)}, redelivered {books.redelivered}",
     )
+    if books.violations:
+        line(console, "  these counts do not add up: run `openmeter-plugin spool verify` and report a bug")
     unreadable = f" ({part.unreadable} unreadable)" if part.unreadable else ""
     line(console, f"  on disk {human_size(part.bytes)} in {plural(part.segments, 'segment')}{unreadable}")
     if part.pruned is not None:
@@ -124,6 +127,7 @@ def _events_line(books: BooksNumbers) -> str:
     return (
         f"events {books.events} = delivered {books.delivered} + dead-lettered {books.dead_lettered}"
         f" + waiting {books.waiting}"
+        + (f" + lost {_with_reasons(books.lost_events)}" if any(books.lost_events.values()) else "")
     )
 
 

@@ -23,7 +23,7 @@ import orjson
 
 from openmeter_plugin.books.database import is_damage
 from openmeter_plugin.books.ledger_lines import ledger_key
-from openmeter_plugin.books.store import Books, DeadLetter, Delivery
+from openmeter_plugin.books.store import Books, DeadLetter, Delivery, Lines
 from openmeter_plugin.delivery.batch import MAX_BATCH_BYTES, Batch, BatchReader
 from openmeter_plugin.delivery.endpoint import Endpoint
 from openmeter_plugin.log import RateLimit, get_logger
@@ -90,6 +90,14 @@ class Pipeline:
     def unsettled(self) -> set[str]:
         """The segments with read records that are not yet committed as delivered."""
         return set(self._next.positions).union(*(flight.batch.positions for flight in self._in_flight))
+
+    @property
+    def unsettled_lines(self) -> Lines:
+        """The lines of the ledger of all taken events that are not yet settled in the books."""
+        lines = self._next.lines()
+        for flight in self._in_flight:
+            lines.update(flight.batch.lines())
+        return lines
 
     async def close(self) -> None:
         """Cancel what is in flight."""
@@ -188,7 +196,7 @@ class Pipeline:
 
     async def _commit_batches(self, completed: list[_InFlight]) -> None:
         positions: dict[str, int] = {}
-        delivery = Delivery(positions)
+        delivery = Delivery(positions, events=sum(flight.batch.event_count for flight in completed))
         for flight in completed:
             if flight.letters:
                 await self._commit_replay(flight)

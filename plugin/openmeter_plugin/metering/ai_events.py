@@ -101,7 +101,8 @@ def _call(call: AiCall, units: tuple[Unit, ...]) -> dict[str, Any]:
         ("response_model", call.response_model),
         ("request_mode", call.request_mode),
         ("cache_status", call.cache_status),
-        ("cost", call.cost),
+        # 0 is "Kong had no price": OpenMeter rejects an event that lacks what a meter sums.
+        ("cost", call.cost or 0),
         ("llm_latency_ms", call.latency_ms),
         ("time_to_first_token_ms", call.time_to_first_token_ms),
     ):

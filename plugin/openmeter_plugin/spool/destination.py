@@ -40,8 +40,8 @@ class Destination:
     initial_retry_delay: float = 0.01
     max_retry_delay: float = 60.0
     token: str | None = field(default=None, repr=False)
-    token_reference: str = ""
-    """The vault reference that Kong resolves the token from, if it is configured by one."""
+    token_from: str = ""
+    """Where the token comes from: a vault reference, or `api_token`; empty if the endpoint needs none."""
     token_unresolved: bool = False
     """A token is configured, but Kong could not resolve it from its vault: the last one stays in use."""
 

@@ -91,7 +91,8 @@ STANDARD_METERS = (
         "eventType": "kong.llm_request",
         "valueProperty": "$.tokens",
         "groupBy": _fields(
-            "type", "model", "provider", "route_name", "service_name", "consumer_id", "application_id"
+            *("type", "modality", "model", "provider"),
+            *("route_name", "service_name", "consumer_id", "application_id"),
         ),
     },
     {
@@ -101,7 +102,8 @@ STANDARD_METERS = (
         "aggregation": "COUNT",
         "eventType": "kong.llm_request",
         "groupBy": _fields(
-            "type", "model", "provider", "route_name", "service_name", "consumer_id", "application_id"
+            *("type", "modality", "model", "provider"),
+            *("route_name", "service_name", "consumer_id", "application_id"),
         ),
     },
 )

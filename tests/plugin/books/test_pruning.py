@@ -48,7 +48,7 @@ def account(books: Books, lines: Lines, queue: str = "q") -> None:
 
 def settled(books: Books, lines: Lines, queue: str = "q") -> None:
     account(books, lines, queue)
-    books.deliver(queue, Delivery({}, delivered=lines))
+    books.deliver(queue, Delivery({}, delivered=lines, events=lines.total()))
 
 
 def pruned(spool: Path) -> dict[str, Pruned]:
@@ -94,9 +94,9 @@ def test_waiting_events_and_dead_letters_keep_their_line_until_they_are_settled(
     with closing(Books(tmp_path)) as books:
         settled(books, Counter({key(0): 1}))
         account(books, Counter({waits: 3, died: 2}))
-        books.deliver("q", Delivery({}, Counter({waits: 2, died: 1}), Counter({died: 1}), [letter]))
+        books.deliver("q", Delivery({}, Counter({waits: 2, died: 1}), Counter({died: 1}), [letter], events=4))
         assert books.prune(10, NOW) == 0
-        books.deliver("q", Delivery({}, Counter({waits: 1})))
+        books.deliver("q", Delivery({}, Counter({waits: 1}), events=1))
         assert books.prune(10, NOW) == 1
         books.replayed("q", {1: died}, {})
         assert books.prune(10, NOW) == 1
@@ -240,7 +240,7 @@ class Ledger_(RuleBasedStateMachine):  # noqa: N801 - its TestCase has the name
         dead = Counter({key: 1}) if refused else Counter()
         event = orjson.dumps({"time": key.hour, "type": key.type, "subject": key.subject})
         letters = [DeadLetter(event, 400, "no")] if refused else []
-        self.books.deliver(queue, Delivery({}, Counter({key: number}) - dead, dead, letters))
+        self.books.deliver(queue, Delivery({}, Counter({key: number}) - dead, dead, letters, events=number))
         self.letters += [line] if refused else []
 
     @rule()

@@ -164,6 +164,11 @@ def test_a_call_as_a_whole_carries_what_exists_once() -> None:
     )
 
 
+def test_a_call_that_kong_had_no_price_for_costs_0() -> None:
+    ai = {"proxy": {"usage": {"prompt_tokens": 1}}}
+    assert found(ai, AiRules(calls=True))["proxy:call"][1]["cost"] == 0
+
+
 def test_a_unit_is_a_property_of_the_call() -> None:
     unit = compile_unit("credits", "input + 0.1 * cache_read + 4 * (output + reasoning)")
     _, data = found(proxy(), AiRules(units=(unit,)))["proxy:call"]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Iterator
 from contextlib import closing
 from pathlib import Path
@@ -11,8 +12,9 @@ import httpx
 import pytest
 
 from syncd.config.settings import Dialect
+from syncd.core.errors import ConfigError
 from syncd.metering.base import MeteringApi
-from syncd.metering.meters import STANDARD_METERS, apply_meters
+from syncd.metering.meters import AI_METERS, STANDARD_METERS, apply_meters, plan_meters, unit_meter
 from tests.specs import checked
 from tests.syncd.metering.test_contract import specs_of
 from tests.syncd.processes import Project
@@ -76,6 +78,34 @@ def test_a_creation_whose_answer_was_lost_is_recognized(api: MeteringApi, sandbo
     without_meters(sandbox)
     fault(sandbox, method="POST", action="accept_then_cut", count=1)
     assert statuses(api) == ["created"] * 3
+
+
+def test_the_meters_of_ai_traffic_are_created_with_their_dimensions(api: MeteringApi) -> None:
+    wanted = [*AI_METERS, unit_meter("credits")]
+    assert {result.status for result in plan_meters(api, wanted)} == {"missing"}
+    assert {result.status for result in apply_meters(api, wanted)} == {"created"}
+    assert {result.status for result in plan_meters(api, wanted)} == {"present"}
+    there = api.meters()
+    assert [there[meter.key] for meter in wanted] == wanted
+
+
+@pytest.mark.parametrize("name", ["Credits", "a b", "a__b", "_a", "", "$.x"])
+def test_a_unit_that_no_meter_key_can_hold_is_refused_by_its_name(name: str) -> None:
+    with pytest.raises(ConfigError, match=re.escape(f"--unit {name}: ")):
+        unit_meter(name)
+
+
+def test_the_plan_of_the_meters_ends_with_2_where_one_is_missing(
+    tmp_path: Path, server: str, sandbox: httpx.Client
+) -> None:
+    project = Project(tmp_path, server)
+    assert project.call("meters", "plan").returncode == 0
+    result = project.call("meters", "plan", "--ai", "--unit", "credits")
+    assert result.returncode == 2
+    assert "kong_llm_cost: missing\n" in result.stdout
+    assert result.stdout.endswith("kong_unit_credits: missing\n")
+    assert project.call("meters", "apply", "--ai", "--unit", "credits").returncode == 0
+    assert project.call("meters", "plan", "--ai", "--unit", "credits").returncode == 0
 
 
 def test_the_command_ends_with_3_when_a_meter_differs(
