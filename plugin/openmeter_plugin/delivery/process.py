@@ -7,6 +7,7 @@ other waits for it, so that no two processes ever send the same file.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import fcntl
 import gc
 import os
@@ -18,7 +19,9 @@ from functools import partial
 from pathlib import Path
 from typing import Final
 
+from openmeter_plugin.books.database import FILE
 from openmeter_plugin.books.store import Books, BooksTakenError
+from openmeter_plugin.clock import SteadyClock
 from openmeter_plugin.delivery.options import DeliveryOptions
 from openmeter_plugin.delivery.spool_delivery import SpoolDelivery
 from openmeter_plugin.log import RateLimit, get_logger
@@ -42,7 +45,8 @@ async def deliver(
     while True:
         lock = await _lock(options.spool)
         try:
-            delivery = SpoolDelivery(options, await _open_books(options.spool))
+            clock = SteadyClock(_last_write(options.spool))
+            delivery = SpoolDelivery(options, await _open_books(options.spool), clock)
             if on_start is not None:
                 on_start(delivery)
             get_logger().info("delivery_started", spool=options.spool.name)
@@ -104,6 +108,15 @@ async def _open_books(spool: Path) -> Books:
             if limit.passes():
                 get_logger().error("books_open_failed", reason=str(error))
             await asyncio.sleep(_POLL)
+
+
+def _last_write(spool: Path) -> float | None:
+    """Return when the books were written last; None if that is not known."""
+    times = []
+    for name in (FILE, f"{FILE}-wal"):
+        with contextlib.suppress(OSError):
+            times.append((spool / name).stat().st_mtime)
+    return max(times, default=None)
 
 
 async def _lock(spool: Path) -> int:

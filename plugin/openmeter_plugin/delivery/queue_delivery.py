@@ -11,9 +11,10 @@ from openmeter_plugin.books.accountant import MAX_RECORDS, Accountant, copy_dama
 from openmeter_plugin.books.database import is_damage
 from openmeter_plugin.books.losses import Span, waiting_lines
 from openmeter_plugin.books.store import Books, Losses
+from openmeter_plugin.clock import SteadyClock
 from openmeter_plugin.delivery.batch import BatchReader
 from openmeter_plugin.delivery.endpoint import Endpoint
-from openmeter_plugin.delivery.pipeline import POLL, Pipeline
+from openmeter_plugin.delivery.pipeline import POLL, Idle, Pipeline
 from openmeter_plugin.delivery.retention import Delivered, delivered_now
 from openmeter_plugin.log import RateLimit, get_logger
 from openmeter_plugin.spool.destination import QUARANTINE, queues_directory
@@ -25,8 +26,11 @@ from openmeter_plugin.spool.segment_file import sync_directory
 class QueueDelivery:
     """Owns one queue. Accounting and sending run concurrently, so that an outage shows up in the books."""
 
-    def __init__(self, spool: Path, queue: str, books: Books, endpoint: Endpoint) -> None:
+    def __init__(
+        self, spool: Path, queue: str, books: Books, endpoint: Endpoint, clock: SteadyClock | None = None
+    ) -> None:
         self.queue = queue
+        self._clock = clock or SteadyClock()
         self.directory = queues_directory(spool) / queue
         self._spool = spool
         self._books = books
@@ -39,6 +43,7 @@ class QueueDelivery:
         self._batches.paused = bool(self._returned)
         self.endpoint = endpoint
         self.pipeline = Pipeline(queue, books, self._batches, endpoint)
+        self._idle = Idle()
         self.delivered: dict[str, Delivered] = {}
         """The segments that are entirely delivered, and retained."""
         self._log = get_logger().bind(queue=queue)
@@ -90,9 +95,10 @@ class QueueDelivery:
         while True:
             records = self._account()
             self._rename_unreadable()
-            await self._count_losses()
+            if await self._count_losses() or records:
+                self._idle.used()
             # Poll, so that a commit covers many records: each commit has a fixed cost.
-            await asyncio.sleep(0 if records and records >= MAX_RECORDS else POLL)
+            await asyncio.sleep(0 if records and records >= MAX_RECORDS else self._idle.pause)
 
     async def _count_losses(self) -> bool:
         """Count events whose bytes are damaged or gone as lost; returns whether there was anything to do.
@@ -178,8 +184,10 @@ class QueueDelivery:
         while True:
             busy = self._is_sent() and await self.pipeline.work(coalesce=True)
             self._note_delivered()
-            if not busy:
-                await asyncio.sleep(POLL)
+            if busy:
+                self._idle.used()
+            else:
+                await self._idle.wait()
 
     def _note_delivered(self) -> None:
         if self._is_sent():
@@ -189,8 +197,8 @@ class QueueDelivery:
             for name in names:
                 self.reader.done(name)
         for name in names:
-            with contextlib.suppress(FileNotFoundError):
-                self.delivered[name] = delivered_now(self.directory / name)
+            with contextlib.suppress(OSError):
+                self.delivered[name] = delivered_now(self.directory / name, self._clock)
 
     def _trouble(self) -> bool:
         """Rename unreadable segments; returns whether some segment is still being retried."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import sqlite3
 import time
 from collections.abc import Callable
@@ -10,8 +11,8 @@ from pathlib import Path
 from typing import Final
 
 from openmeter_plugin.books.database import is_damage
-from openmeter_plugin.books.pruning import Clock
 from openmeter_plugin.books.store import Books, BooksTakenError
+from openmeter_plugin.clock import SteadyClock
 from openmeter_plugin.delivery.endpoint import Breakers, Endpoint
 from openmeter_plugin.delivery.options import DeliveryOptions
 from openmeter_plugin.delivery.queue_delivery import QueueDelivery
@@ -30,8 +31,9 @@ _PRUNE_INTERVAL: Final = 600.0  # seconds to the next step once there are none
 class SpoolDelivery:
     """Delivers all queues of a spool."""
 
-    def __init__(self, options: DeliveryOptions, books: Books) -> None:
+    def __init__(self, options: DeliveryOptions, books: Books, clock: SteadyClock | None = None) -> None:
         self._options = options
+        self._clock = clock or SteadyClock()
         self._books = books
         self._breakers = Breakers()
         self.queues: dict[str, QueueDelivery] = {}
@@ -103,8 +105,8 @@ class SpoolDelivery:
         self._tasks[name] = asyncio.create_task(self.queues[name].run())
 
     def _delivery(self, name: str) -> QueueDelivery:
-        endpoint = Endpoint(self._options, name, self._breakers)
-        return QueueDelivery(self._options.spool, name, self._books, endpoint)
+        endpoint = Endpoint(self._options, name, self._breakers, self._clock)
+        return QueueDelivery(self._options.spool, name, self._books, endpoint, self._clock)
 
     async def _retention_loop(self) -> None:
         leftovers_at = 0.0
@@ -142,11 +144,11 @@ class SpoolDelivery:
                 self._log.error("segment_removal_failed", reason=str(error))
 
     async def _prune_loop(self) -> None:
-        clock, total = Clock(), 0
+        total = 0
         while True:
             pruned = 0
             try:
-                pruned = self._books.prune(self._options.ledger_days, clock.now())
+                pruned = self._books.prune(self._options.ledger_days, self._clock.utc())
             except sqlite3.Error as error:
                 if is_damage(error):
                     raise
@@ -182,6 +184,7 @@ async def _cancel(tasks: list[asyncio.Task[None]]) -> None:
 def queue_directories(spool: Path) -> list[str]:
     """Return the names of the spool's queues; raises OSError."""
     try:
-        return sorted(path.name for path in queues_directory(spool).iterdir() if path.is_dir())
+        with os.scandir(queues_directory(spool)) as entries:  # asks the disk once, not once for each queue
+            return sorted(entry.name for entry in entries if entry.is_dir())
     except FileNotFoundError:
         return []

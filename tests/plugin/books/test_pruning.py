@@ -17,7 +17,7 @@ from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
 
 from openmeter_plugin.books import pruning as pruning_module
 from openmeter_plugin.books.ledger import read_ledger as page_of_ledger
-from openmeter_plugin.books.pruning import Clock, Pruned
+from openmeter_plugin.books.pruning import Pruned
 from openmeter_plugin.books.read_models import all_pruned, reading
 from openmeter_plugin.books.status import read_status
 from openmeter_plugin.books.store import Accounting, Books, DeadLetter, Delivery, LedgerKey, Lines
@@ -127,14 +127,6 @@ def test_usage_with_a_future_time_makes_nothing_old(tmp_path: Path) -> None:
     with closing(Books(tmp_path)) as books:
         settled(books, Counter({key(9): 1, key(-3650): 1}))
         assert books.prune(10, NOW) == 0
-
-
-def test_a_clock_jump_while_the_process_runs_is_ignored() -> None:
-    wall, passed = [NOW.timestamp()], [100.0]
-    clock = Clock(lambda: wall[0], lambda: passed[0])
-    wall[0] += 10 * 365 * 86400
-    passed[0] += 60
-    assert clock.now() == NOW + timedelta(minutes=1)
 
 
 @pytest.mark.parametrize("odd", ["", "yesterday", "2026-13-40T99", "0"])

@@ -16,6 +16,7 @@ import structlog
 
 from openmeter_plugin.books.replay import request_redelivery
 from openmeter_plugin.books.store import Books
+from openmeter_plugin.clock import SteadyClock
 from openmeter_plugin.delivery import retention as retention_module
 from openmeter_plugin.delivery import spool_delivery as spool_delivery_module
 from openmeter_plugin.delivery.options import Retention
@@ -92,11 +93,11 @@ def test_a_file_with_a_future_timestamp_counts_as_written_now(tmp_path: Path) ->
     path = tmp_path / "a.seg"
     path.write_bytes(b"content")
     os.utime(path, (time.time() + 1e6, time.time() + 1e6))
-    found = delivered_now(path)
+    found = delivered_now(path, SteadyClock())
     assert (found.path, found.size) == (path, 7)
     assert found.since <= time.monotonic()
     os.utime(path, (time.time() - 7200, time.time() - 7200))
-    assert time.monotonic() - delivered_now(path).since == pytest.approx(7200, abs=100)
+    assert time.monotonic() - delivered_now(path, SteadyClock()).since == pytest.approx(7200, abs=100)
 
 
 def test_delivered_segments_survive_a_restart_and_are_not_sent_again(
