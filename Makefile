@@ -84,6 +84,7 @@ docs: export NO_MKDOCS_2_WARNING := 1
 docs: $(VENV)/.docs
 	$(BIN)/python -m tests.settings_reference
 	$(BIN)/python -m tests.deploy.metrics_reference
+	$(BIN)/python -m tests.state_diagrams
 	$(BIN)/python -m mkdocs build --clean
 
 #? screenshot: retake the README's screenshot

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
-from openmeter_plugin.books.read_models import SpoolError, reading
+from openmeter_plugin.books.read_models import SpoolError, check_books
 from openmeter_plugin.process.supervisor import Heartbeats
 from openmeter_plugin.spool.segment_file import writable_bytes
 
@@ -47,7 +47,7 @@ class HealthMonitor:
     def problems(self) -> list[str]:
         """Return what keeps this process from working, as sentences. Reads the disk, so it blocks."""
         found = []
-        if self.delivery is None:
+        if self.delivery is None or self.delivery.stopped:
             found.append(
                 "nothing is delivered yet: this process is starting, or waits for the lock of another"
                 " process that delivers this spool"
@@ -65,8 +65,7 @@ class HealthMonitor:
 
 def _disk_problems(spool: Path) -> list[str]:
     try:
-        with reading(spool) as db:
-            db.execute("SELECT count(*) FROM counts").fetchone()
+        check_books(spool)
     except SpoolError as error:
         return [str(error)]
     if not os.access(spool, os.W_OK):

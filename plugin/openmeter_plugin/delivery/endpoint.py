@@ -16,13 +16,13 @@ import time
 from bisect import bisect_left
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
-from datetime import UTC, datetime
 from itertools import accumulate
 from typing import Any, Final, Literal
 
 import orjson
 
 from openmeter_plugin.books.store import DeadLetter
+from openmeter_plugin.clock import SteadyClock
 from openmeter_plugin.delivery.answers import RejectedError, UnauthorizedError, UndeliveredError
 from openmeter_plugin.delivery.breaker import Breaker
 from openmeter_plugin.delivery.client import EventsClient, tls_of
@@ -101,8 +101,11 @@ class _ReleasedError(Exception):
 class Endpoint:
     """Posts one queue's batches. The options' endpoint and token override the queue's description."""
 
-    def __init__(self, options: DeliveryOptions, queue: str, breakers: Breakers) -> None:
+    def __init__(
+        self, options: DeliveryOptions, queue: str, breakers: Breakers, clock: SteadyClock | None = None
+    ) -> None:
         self._options = options
+        self._clock = clock or SteadyClock()
         self._queue = queue
         self._breakers = breakers
         self._limit = DeadLetterLimit(options.spool, queue)
@@ -353,9 +356,9 @@ class Endpoint:
     def _split_expired(self, events: Sequence[bytes]) -> tuple[Sequence[bytes], list[DeadLetter]]:
         """Split off the events that are older than the age limit, if there is one."""
         max_age = self._options.max_age
-        if max_age is None or not events:
+        if max_age is None or not events or not self._clock.settled:
             return events, []
-        oldest = (datetime.now(UTC) - max_age).strftime("%Y-%m-%dT%H:%M:%S")
+        oldest = (self._clock.utc() - max_age).strftime("%Y-%m-%dT%H:%M:%S")
         parsed = _parsed(events)
         if all(str(event.get("time")) >= oldest for event in parsed):
             return events, []

@@ -30,6 +30,7 @@ from openmeter_plugin.spool.writer import SpoolWriter
 
 _MAX_ID: Final = 2**31 - 1  # the protocol's int32
 _BLOCK_SIZE: Final = 4096  # ids reserved at a time
+MAX_INSTANCES: Final = 10_000
 _MAX_POSTS: Final = 4  # concurrent POSTs to one destination; "unlimited" means this number
 
 
@@ -124,9 +125,10 @@ def _parse_next_id(content: bytes) -> int | None:
 class Instances:
     """Starts, finds and closes instances. Starting never fails and never waits for the disk."""
 
-    def __init__(self, ids: InstanceIds, writer: SpoolWriter) -> None:
+    def __init__(self, ids: InstanceIds, writer: SpoolWriter, *, limit: int = MAX_INSTANCES) -> None:
         self._ids = ids
         self._writer = writer
+        self._limit = limit
         self._instances: dict[int, Instance] = {}
         self._used: set[int] = set()
         self._log = get_logger()
@@ -153,6 +155,8 @@ class Instances:
 
     def _add(self, instance: Instance) -> Instance:
         self._instances[instance.id] = instance
+        if len(self._instances) > self._limit:
+            self.close(next(iter(self._instances)))  # if it is in use, its next event finds it on disk
         self._used.add(instance.id)
         return instance
 
