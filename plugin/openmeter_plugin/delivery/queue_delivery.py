@@ -14,7 +14,7 @@ from openmeter_plugin.books.store import Books, Losses
 from openmeter_plugin.clock import SteadyClock
 from openmeter_plugin.delivery.batch import BatchReader
 from openmeter_plugin.delivery.endpoint import Endpoint
-from openmeter_plugin.delivery.pipeline import POLL, Pipeline
+from openmeter_plugin.delivery.pipeline import POLL, Idle, Pipeline
 from openmeter_plugin.delivery.retention import Delivered, delivered_now
 from openmeter_plugin.log import RateLimit, get_logger
 from openmeter_plugin.spool.destination import QUARANTINE, queues_directory
@@ -43,6 +43,7 @@ class QueueDelivery:
         self._batches.paused = bool(self._returned)
         self.endpoint = endpoint
         self.pipeline = Pipeline(queue, books, self._batches, endpoint)
+        self._idle = Idle()
         self.delivered: dict[str, Delivered] = {}
         """The segments that are entirely delivered, and retained."""
         self._log = get_logger().bind(queue=queue)
@@ -94,9 +95,10 @@ class QueueDelivery:
         while True:
             records = self._account()
             self._rename_unreadable()
-            await self._count_losses()
+            if await self._count_losses() or records:
+                self._idle.used()
             # Poll, so that a commit covers many records: each commit has a fixed cost.
-            await asyncio.sleep(0 if records and records >= MAX_RECORDS else POLL)
+            await asyncio.sleep(0 if records and records >= MAX_RECORDS else self._idle.pause)
 
     async def _count_losses(self) -> bool:
         """Count events whose bytes are damaged or gone as lost; returns whether there was anything to do.
@@ -182,8 +184,10 @@ class QueueDelivery:
         while True:
             busy = self._is_sent() and await self.pipeline.work(coalesce=True)
             self._note_delivered()
-            if not busy:
-                await asyncio.sleep(POLL)
+            if busy:
+                self._idle.used()
+            else:
+                await self._idle.wait()
 
     def _note_delivered(self) -> None:
         if self._is_sent():
