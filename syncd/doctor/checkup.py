@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from contextlib import closing
 
+from openmeter_plugin.units import plural
 from syncd.audit.books import leads_to
 from syncd.config.settings import Config
 from syncd.config.sources import may_be_empty
@@ -76,7 +77,7 @@ def _metering(api: MeteringApi, config: Config) -> Iterator[Finding]:
     except ApiError as error:
         yield Finding("metering", Level.PROBLEM, str(error))
         return
-    yield Finding("metering", Level.OK, f"{config.metering.url}: {customers} customers can be read")
+    yield Finding("metering", Level.OK, f"{config.metering.url}: {plural(customers, 'customer')} can be read")
     yield from check_writes(api, config)
     try:
         meters = api.meters()

@@ -27,7 +27,7 @@ from openmeter_plugin.cli.options import (
 )
 from openmeter_plugin.foreign import escaped, printable
 from openmeter_plugin.spool.destination import DEFAULT_SPOOL, SPOOL_VARIABLE
-from openmeter_plugin.units import duration
+from openmeter_plugin.units import duration, plural
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -134,7 +134,7 @@ def replay(
         else:
             from openmeter_plugin.books.replay import replay_dead_letters
 
-            text = f"{replay_dead_letters(directory, wanted)} dead letters will be replayed"
+            text = f"{plural(replay_dead_letters(directory, wanted), 'dead letter')} will be replayed"
         sys.stdout.write(f"{text}\n")
         if not delivery_runs(directory):
             sys.stderr.write(
@@ -155,8 +155,8 @@ def _replay_quarantine(directory: Path, config: Path, ids: list[int] | None) -> 
         fail(f"--config: {error}")
     skipped = sum(done.skipped.values())
     return (
-        f"{done.metered} requests became {done.events} events, which will be delivered;"
-        f" {skipped} were skipped, {_quarantined(directory)} stay in quarantine"
+        f"{plural(done.metered, 'request')} became {plural(done.events, 'event')}, to be delivered;"
+        f" {skipped} skipped, {_quarantined(directory)} still in quarantine"
     )
 
 
@@ -259,8 +259,8 @@ def drain(
     total = found.total
     left = total.backlog + total.not_accounted.requests
     _console().print(
-        f"{total.books.delivered} events delivered, {total.backlog} left waiting,"
-        f" {found.dead_letters} dead letters, {found.quarantined} requests in quarantine",
+        f"{plural(total.books.delivered, 'event')} delivered, {total.backlog} left waiting,"
+        f" {plural(found.dead_letters, 'dead letter')}, {plural(found.quarantined, 'request')} in quarantine",
         highlight=False,
         soft_wrap=True,
     )
