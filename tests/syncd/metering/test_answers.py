@@ -110,6 +110,7 @@ def test_a_subject_entity_is_deleted_only_after_a_look_at_it_each_time() -> None
     assert deletions == ["/api/v1/subjects/s"]
 
 
+ONE = {"page": {"total": 1}}
 ATTRIBUTION: dict[Dialect, tuple[str, str, dict[str, object]]] = {
     "openmeter-v1": ("usageAttribution", "subjectKeys", {"type": "customer_usage_attribution.v1"}),
     "openmeter-v3": ("usage_attribution", "subject_keys", {}),
@@ -141,10 +142,10 @@ def test_an_edit_sends_the_usage_attribution_back_with_only_its_own_additions(di
                 "items": [{"name": "no id"}],
                 "totalCount": 1,
                 "data": [{"id": "C"}],
-                "meta": {"page": {"total": 1}},
+                "meta": ONE,
             }
         ),
-        Answer({"totalCount": 1, "meta": {"page": {"total": 1}}}),
+        Answer({"totalCount": 1, "meta": ONE}),
         Answer({"items": [], "data": []}),
         Answer(b"<html>"),
     ],
