@@ -25,6 +25,7 @@ from openmeter_plugin.cli.options import (
     network_options,
     parse_option,
 )
+from openmeter_plugin.foreign import escaped, printable
 from openmeter_plugin.spool.destination import DEFAULT_SPOOL, SPOOL_VARIABLE
 from openmeter_plugin.units import duration, plural
 
@@ -75,7 +76,7 @@ def verify(directory: Directory = DEFAULT_SPOOL, json: Json = False) -> None:
 
             show_verification(_console(), found)
     for difference in found.differences:
-        sys.stderr.write(f"openmeter-plugin: {difference}\n")
+        sys.stderr.write(f"openmeter-plugin: {printable(difference)}\n")
     raise typer.Exit(0 if found.ok else 1)
 
 
@@ -216,7 +217,8 @@ def export(
             else exports.all_events
         )
         for event in source(directory):
-            sys.stdout.buffer.write(event + b"\n")
+            shown = event if event.isascii() else escaped(event.decode("utf-8", "replace")).encode()
+            sys.stdout.buffer.write(shown + b"\n")
         sys.stdout.buffer.flush()
 
 
@@ -290,4 +292,4 @@ def _console(*, stderr: bool = False) -> Console:
 
 
 def _print_json(model: Model) -> None:
-    sys.stdout.write(model.model_dump_json(indent=2) + "\n")
+    sys.stdout.write(escaped(model.model_dump_json(indent=2)) + "\n")
