@@ -13,7 +13,7 @@ Traps of the server:
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 from syncd.core.errors import MalformedError, RefusedError
 from syncd.core.model import NO_DETAILS, CustomerDetails, ObservedCustomer, ObservedState, ObservedSubject
@@ -232,13 +232,31 @@ class OpenMeterV1:
         found = answers.parts(self._client, "/api/v1/billing/invoices", "items", wanted)
         return tuple(str(entry.get("id")) for entry in found)
 
-    def delete_customer(self, customer_id: str) -> bool:
-        """Delete a customer by its id."""
-        return answers.deleted(self._client, f"{_CUSTOMERS}/{id_segment(customer_id)}")
+    def delete_customer(self, customer_id: str, check: Callable[[ObservedCustomer], None]) -> bool:
+        """Read, check and delete a customer by its id."""
 
-    def delete_subject(self, key: str) -> bool:
-        """Delete a subject entity."""
-        return answers.deleted(self._client, f"{_SUBJECTS}/{segment(key, 'subject')}")
+        def attempt() -> bool:
+            document = self._by_id(customer_id, repeat=False)
+            if document is None:
+                return False
+            check(_observed_customer(document))
+            return answers.deleted(self._client, f"{_CUSTOMERS}/{id_segment(customer_id)}")
+
+        return self._client.repeat(attempt)
+
+    def delete_subject(self, key: str, check: Callable[[ObservedSubject], None]) -> bool:
+        """Read, check and delete a subject entity."""
+        path = f"{_SUBJECTS}/{segment(key, 'subject')}"
+
+        def attempt() -> bool:
+            document = self._read(path, repeat=False)
+            if document is None:
+                return False
+            answers.expect_asked(document, "subject", key=key)
+            check(_observed_subject(document))
+            return answers.deleted(self._client, path)
+
+        return self._client.repeat(attempt)
 
     # Meters and usage
 
@@ -325,17 +343,7 @@ class OpenMeterV1:
 
     def try_write(self, write: Write) -> WriteTrial:
         """Check a permission: a customer needs a name (400), the id is unused (404), no subject is named."""
-        unknown = f"{_CUSTOMERS}/{answers.UNKNOWN_ID}"
-        client, none, absent = self._client, frozenset({405}), answers.NO_SUCH_PATH
-        match write:
-            case "create customers":
-                return answers.tried(client, "POST", _CUSTOMERS, {}, absent=absent, harmless=False)
-            case "change customers":
-                return answers.tried(client, "PUT", unknown, {}, absent=none, harmless=False)
-            case "delete customers":
-                return answers.tried(client, "DELETE", unknown, None, absent=none)
-            case "write subjects":
-                return answers.tried(client, "POST", _SUBJECTS, [], absent=absent)
+        return answers.try_write(self._client, write, _CUSTOMERS, _SUBJECTS)
 
 
 def _items(page: Mapping[str, object]) -> list[dict[str, object]]:

@@ -17,7 +17,7 @@ Traps of the server (api/v3/labels, openmeter/customer/adapter):
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 from syncd.core.errors import MalformedError, RefusedError
 from syncd.core.model import NO_DETAILS, CustomerDetails, ObservedCustomer, ObservedState, ObservedSubject
@@ -200,11 +200,19 @@ class OpenMeterV3:
             answers.open_subscriptions(subscriptions),
         )
 
-    def delete_customer(self, customer_id: str) -> bool:
-        """Delete a customer by its id."""
-        return answers.deleted(self._client, f"{_CUSTOMERS}/{id_segment(customer_id)}")
+    def delete_customer(self, customer_id: str, check: Callable[[ObservedCustomer], None]) -> bool:
+        """Read, check and delete a customer by its id."""
 
-    def delete_subject(self, key: str) -> bool:  # noqa: ARG002 - part of the interface
+        def attempt() -> bool:
+            document = self._read(customer_id, repeat=False)
+            if document is None:
+                return False
+            check(self._with_subscription(document, repeat=False))
+            return answers.deleted(self._client, f"{_CUSTOMERS}/{id_segment(customer_id)}")
+
+        return self._client.repeat(attempt)
+
+    def delete_subject(self, key: str, check: Callable[[ObservedSubject], None]) -> bool:  # noqa: ARG002
         """Return False: this API has no subject entities."""
         return False
 
@@ -303,17 +311,7 @@ class OpenMeterV3:
 
     def try_write(self, write: Write) -> WriteTrial:
         """Check a permission: a customer needs a name (400), the id is unused (404; 204 if deleted)."""
-        unknown = f"{_CUSTOMERS}/{answers.UNKNOWN_ID}"
-        client, none, absent = self._client, frozenset({405}), answers.NO_SUCH_PATH
-        match write:
-            case "create customers":
-                return answers.tried(client, "POST", _CUSTOMERS, {}, absent=absent, harmless=False)
-            case "change customers":
-                return answers.tried(client, "PUT", unknown, {}, absent=none, harmless=False)
-            case "delete customers":
-                return answers.tried(client, "DELETE", unknown, None, absent=none)
-            case "write subjects":
-                return WriteTrial("no such path", "dialect openmeter-v3 has no subject entities")
+        return answers.try_write(self._client, write, _CUSTOMERS, None)
 
     # Lists
 
