@@ -5,8 +5,9 @@ from __future__ import annotations
 from pathlib import Path
 from typing import NamedTuple
 
+from openmeter_plugin.books.equations import Counts
 from openmeter_plugin.books.read_models import all_counts, reading
-from openmeter_plugin.books.store import Counts, DeadLetter
+from openmeter_plugin.books.store import DeadLetter
 
 
 class LedgerLine(NamedTuple):

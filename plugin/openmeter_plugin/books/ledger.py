@@ -44,7 +44,7 @@ def read_ledger(
     start = _cursor(after) if after else ("", "", "", "")
     with reading(spool) as db:
         rows = db.execute(
-            "SELECT queue, hour, type, subject, accepted, delivered, dead_lettered FROM ledger"
+            "SELECT queue, hour, type, subject, accepted, delivered, dead_lettered, lost FROM ledger"
             # Name the queues, because the key begins with them: otherwise SQLite reads the whole ledger.
             " WHERE queue IN (SELECT queue FROM counts) AND hour >= ? AND hour < ?"
             " AND (? IS NULL OR subject = ?)"
@@ -57,7 +57,7 @@ def read_ledger(
             for (hour,) in db.execute(
                 "SELECT DISTINCT hour FROM ledger"
                 " WHERE queue IN (SELECT queue FROM counts) AND hour >= ? AND hour < ?"
-                " AND accepted > delivered + dead_lettered",
+                " AND accepted > delivered + dead_lettered + lost",
                 (since, until),
             )
         }
@@ -80,7 +80,7 @@ def read_ledger(
 
 
 def _line(
-    queue: str, hour: str, kind: str, subject: str, accepted: int, delivered: int, dead: int
+    queue: str, hour: str, kind: str, subject: str, accepted: int, delivered: int, dead: int, lost: int
 ) -> LedgerLine:
     return LedgerLine(
         destination=queue,
@@ -90,7 +90,8 @@ def _line(
         accepted=accepted,
         delivered=delivered,
         dead_lettered=dead,
-        waiting=accepted - delivered - dead,
+        lost=lost,
+        waiting=accepted - delivered - dead - lost,
     )
 
 

@@ -40,8 +40,8 @@ class Destination:
     initial_retry_delay: float = 0.01
     max_retry_delay: float = 60.0
     token: str | None = field(default=None, repr=False)
-    token_reference: str = ""
-    """The vault reference that Kong resolves the token from, if it is configured by one."""
+    token_from: str = ""
+    """Where the token comes from: a vault reference, or `api_token`; empty if the endpoint needs none."""
     token_unresolved: bool = False
     """A token is configured, but Kong could not resolve it from its vault: the last one stays in use."""
 
@@ -128,6 +128,9 @@ def read_destination(spool: Path, queue: str) -> Destination | None:
     for name, value in known.items():
         if not _has_type_of(value, getattr(_EXAMPLE, name)):
             raise ValueError(f"the description of queue {queue}: {name} has the wrong type")
+        low, high = _RANGES.get(name, (0, float("inf")))
+        if isinstance(value, int | float) and not low <= value <= high:
+            raise ValueError(f"the description of queue {queue}: {name} is {value}, not {low} to {high}")
     try:
         return Destination(**known, token=token)
     except TypeError:
@@ -136,6 +139,16 @@ def read_destination(spool: Path, queue: str) -> Destination | None:
 
 _DESCRIBED: Final = frozenset(Destination.__dataclass_fields__) - {"token", "token_unresolved"}
 _EXAMPLE: Final = Destination("", "")
+_RANGES: Final = {
+    # As Kong checks them. Beyond these, delivery would spin or stand still.
+    "timeout": (0.000_001, 1e9),
+    "keepalive": (0, 1e6),
+    "max_batch_size": (1, 1_000_000),
+    "max_coalescing_delay": (0, 3600),
+    "concurrency": (1, 1000),
+    "initial_retry_delay": (0.001, 1_000_000),
+    "max_retry_delay": (0.001, 1_000_000),
+}
 
 
 def _has_type_of(value: object, example: object) -> bool:
