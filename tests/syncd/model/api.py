@@ -8,7 +8,8 @@ Faults that a server, a proxy or a network can cause, except those that no clien
   that write and its repetition.
 - A by-id read misses writes of earlier runs only if the list of this run shows them: if all reads of a
   customer show the same old state, nothing tells that it is old.
-- Lists of subject entities are late under the same condition, because these have no other read.
+- Lists of subject entities are late under the same condition, because these have no other read, and people
+  do not edit them between that list and the writes that follow it.
 """
 
 from __future__ import annotations
@@ -139,6 +140,7 @@ class MeteringApi:
         """Answer one request of syncd; raises CutError or SilenceError instead of an answer."""
         kind = kind_of(method, target)
         is_bound = kind == "part" or (kind == "write" and self._last in ("one", "part"))
+        is_bound |= method == "POST" and target.startswith("/api/v1/subjects")
         while not is_bound and self._is_interrupted():
             self.interruptions.pop(0)[1]()
         self._last = kind
