@@ -1,10 +1,15 @@
 """Edits: what a change writes to a customer, decided on the customer as it is now. Pure.
 
-Each function returns a `Decide`. It returns the edit, or None if nothing has to change, and raises
-BlockedError if the customer has changed since the plan was made: another owner, a subscription, a mark.
+Each function returns a `Decide`, or a check before a deletion. A `Decide` returns the edit, or None if
+nothing has to change. Both raise BlockedError if the customer has changed since the plan was made: another
+owner, a subscription, a mark.
 """
 
 from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+
+from msgspec import structs
 
 from syncd.core.changes import Change, EntityState
 from syncd.core.errors import BlockedError
@@ -62,10 +67,10 @@ def detaching(change: Change, owner_id: str) -> Decide:
     return decide
 
 
-def deleting(change: Change, owner_id: str) -> Decide:
-    """Write nothing, but check that the customer may still be deleted."""
+def deleting(change: Change, owner_id: str) -> Callable[[ObservedCustomer], None]:
+    """Check that the customer may still be deleted."""
 
-    def decide(current: ObservedCustomer) -> None:
+    def check(current: ObservedCustomer) -> None:
         require_managed(current, owner_id)
         if current.active_subscription:
             raise BlockedError(subscription_reason(current))
@@ -75,7 +80,7 @@ def deleting(change: Change, owner_id: str) -> Decide:
             )
         _require_same_marks(change, current)
 
-    return decide
+    return check
 
 
 def adding(keys: tuple[str, ...], owner_id: str) -> Decide:
@@ -102,6 +107,34 @@ def renaming(change: Change, owner_id: str) -> Decide:
         return None if name == current.name else CustomerEdit(name=name)
 
     return decide
+
+
+def require_as_planned(current: ObservedCustomer, *expected: ObservedCustomer) -> None:
+    """Raise BlockedError if a customer differs from each of its expected states.
+
+    Either somebody has edited it since the plan was made, or a server that lags behind has answered with an
+    old state of it. An edit writes the whole customer back, so on an old state it would undo what was written
+    in between; and what an old state shows as done may be undone.
+    """
+    if _written_back(current) not in map(_written_back, expected):
+        raise BlockedError(
+            f"customer {current.key or current.id} is not as it was when the plan was made: it was edited"
+            " since, or the metering API answered with an old state of it; plan again"
+        )
+
+
+def _written_back(customer: ObservedCustomer) -> tuple[str, frozenset[str], Mapping[str, str]]:
+    return customer.name, frozenset(customer.subject_keys), customer.metadata
+
+
+def applied(edit: CustomerEdit, customer: ObservedCustomer) -> ObservedCustomer:
+    """Return a customer as it is after an edit."""
+    return structs.replace(
+        customer,
+        name=customer.name if edit.name is None else edit.name,
+        subject_keys=customer.subject_keys if edit.subject_keys is None else edit.subject_keys,
+        metadata={**customer.metadata, **(edit.metadata or {})},
+    )
 
 
 def require_managed(current: ObservedCustomer, owner_id: str) -> None:

@@ -1,4 +1,4 @@
-"""Applies a plan; each change reads the current state again before it writes.
+"""Applies a plan; each change reads the current state again before it writes, and needs it as planned.
 
 Changes run kind by kind. Within a kind several run concurrently, but changes that share a customer or a
 subject run one after the other, in the order of the plan.
@@ -11,7 +11,7 @@ several different entities in a row that it fails on (`syncd.apply.health`) end 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import replace
 
 from syncd.apply import edits
@@ -34,8 +34,9 @@ from syncd.core.errors import (
     StoppedError,
     UnreliableApiError,
 )
+from syncd.core.model import ObservedCustomer, ObservedSubject
 from syncd.core.ownership import is_managed, owner_of
-from syncd.metering.base import Decide, MeteringTarget, NoRemover, Remover
+from syncd.metering.base import CustomerEdit, Decide, MeteringTarget, NoRemover, Remover
 
 _ATTACHING = (ChangeKind.CREATE_CUSTOMER, ChangeKind.ATTACH_SUBJECTS)
 
@@ -47,6 +48,7 @@ def apply_plan(
     plan: Plan,
     target: MeteringTarget,
     *,
+    seen: Iterable[ObservedCustomer] = (),
     remover: Remover | None = None,
     concurrency: int = 1,
     should_stop: Callable[[], bool] = lambda: False,
@@ -55,6 +57,7 @@ def apply_plan(
 ) -> tuple[Outcome, ...]:
     """Apply the plan and return the outcome of each change in plan order, blocked ones included.
 
+    `seen` are the customers that the plan was made on: none of them is changed if it now reads otherwise.
     At most `concurrency` requests run at once. `begin` receives changes before they are made. `report`
     receives outcomes as they happen, a few at a time and never from two threads at once. `should_stop` is
     called before the first change, which may be long after the run began, and after each change.
@@ -66,7 +69,7 @@ def apply_plan(
         done.update(found)
         report([outcome for _, outcome in found])
 
-    applier = _Applier(plan.owner_id, target, remover or NoRemover())
+    applier = _Applier(plan, target, remover or NoRemover(), seen)
     health = applier.health
 
     def announce(jobs: Sequence[Job[Results]]) -> None:
@@ -114,11 +117,16 @@ def _in_order(done: dict[int, Outcome]) -> tuple[Outcome, ...]:
 class _Applier:
     """Makes changes of every kind; called from several threads, each with its own change."""
 
-    def __init__(self, owner_id: str, target: MeteringTarget, remover: Remover) -> None:
-        self._owner_id = owner_id
+    def __init__(
+        self, plan: Plan, target: MeteringTarget, remover: Remover, seen: Iterable[ObservedCustomer]
+    ) -> None:
+        self._owner_id = plan.owner_id
         self._target = target
         self._remover = remover
         self.health = Health(target)
+        # The customers that this plan changes, as they have to be read: as planned, with the edits so far.
+        changed = {change.customer_id for change in plan.actionable}
+        self._expected = {customer.id: customer for customer in seen if customer.id in changed}
         # The customer that a moving subject came from: it goes back if the new customer refuses it.
         self._moved_from: dict[str, str] = {}
         # Subjects that could not be attached: writing their entities would make a server with the
@@ -170,22 +178,22 @@ class _Applier:
 
     def _carry_out(self, change: Change) -> bool:
         """Make one change and return whether anything was written. Raises BlockedError or ApiError."""
-        owner_id = self._owner_id
+        owner_id, customer_id = self._owner_id, change.customer_id or ""
         match change.kind:
             case ChangeKind.ADOPT_CUSTOMER:
-                return self._edit(change, edits.adopting(change))
+                return self._edit(customer_id, edits.adopting(change))
             case ChangeKind.MARK_ORPHANED | ChangeKind.UNMARK_ORPHANED:
-                return self._edit(change, edits.marking(change, owner_id))
+                return self._edit(customer_id, edits.marking(change, owner_id))
             case ChangeKind.MOVE_SUBJECTS:
                 return self._detach_for_move(change)
             case ChangeKind.DETACH_SUBJECTS:
-                return self._edit(change, edits.detaching(change, owner_id))
+                return self._edit(customer_id, edits.detaching(change, owner_id))
             case ChangeKind.CREATE_CUSTOMER:
                 return self._create(change)
             case ChangeKind.ATTACH_SUBJECTS:
-                return self._edit(change, edits.adding(change.subject_keys, owner_id))
+                return self._edit(customer_id, edits.adding(change.subject_keys, owner_id))
             case ChangeKind.RENAME_CUSTOMER:
-                return self._edit(change, edits.renaming(change, owner_id))
+                return self._edit(customer_id, edits.renaming(change, owner_id))
             case ChangeKind.DELETE_CUSTOMER:
                 return self._delete_customer(change)
             case ChangeKind.DELETE_SUBJECT:
@@ -203,7 +211,7 @@ class _Applier:
                 origins.setdefault(self._moved_from[key], []).append(key)
         try:
             for origin, keys in origins.items():
-                self._target.edit_customer(origin, edits.adding(tuple(keys), self._owner_id))
+                self._edit(origin, edits.adding(tuple(keys), self._owner_id))
         except UnreliableApiError:
             raise
         except (BlockedError, RefusedError, *FAILURES) as error:
@@ -213,8 +221,24 @@ class _Applier:
             )
         return ". The moved subjects were put back" if origins else ""
 
-    def _edit(self, change: Change, decide: Decide) -> bool:
-        return self._target.edit_customer(change.customer_id or "", decide)
+    def _edit(self, customer_id: str, decide: Decide) -> bool:
+        """Edit a customer if it is as expected, or as an earlier try of this edit has left it."""
+        expected = self._expected.get(customer_id)
+        if expected is None:
+            return self._target.edit_customer(customer_id, decide)
+        edited = expected
+
+        def decide_as_planned(current: ObservedCustomer) -> CustomerEdit | None:
+            nonlocal edited
+            edit = decide(current)
+            edits.require_as_planned(current, expected, edited)
+            if edit is not None:
+                edited = edits.applied(edit, expected)
+            return edit
+
+        written = self._target.edit_customer(customer_id, decide_as_planned)
+        self._expected[customer_id] = edited
+        return written
 
     def _require_accepts_subjects(self, customer_key: str) -> None:
         """Raise BlockedError if the customer that a moving subject is for could not get it."""
@@ -224,19 +248,33 @@ class _Applier:
 
     def _detach_for_move(self, change: Change) -> bool:
         self._require_accepts_subjects(change.to_customer_key or "")
-        moved = self._edit(change, edits.detaching(change, self._owner_id))
+        moved = self._edit(change.customer_id or "", edits.detaching(change, self._owner_id))
         self._moved_from.update(dict.fromkeys(change.subject_keys, change.customer_id or ""))
         return moved
 
     def _delete_customer(self, change: Change) -> bool:
-        self._edit(change, edits.deleting(change, self._owner_id))
-        return self._remover.delete_customer(change.customer_id or "")
+        customer_id = change.customer_id or ""
+        expected = self._expected.get(customer_id)
+
+        is_deletable = edits.deleting(change, self._owner_id)
+
+        def check(current: ObservedCustomer) -> None:
+            is_deletable(current)
+            if expected is not None:
+                edits.require_as_planned(current, expected)
+
+        return self._remover.delete_customer(customer_id, check)
 
     def _delete_subject(self, change: Change) -> bool:
         (key,) = change.subject_keys
         if key in self._unattached:
             raise BlockedError("its customer still carries it")
-        return self._remover.delete_subject(key)
+
+        def check(current: ObservedSubject) -> None:
+            if not is_managed(current.metadata, self._owner_id):
+                raise BlockedError(f"the subject entity {key} now belongs to someone else; left alone")
+
+        return self._remover.delete_subject(key, check)
 
     def _create(self, change: Change) -> bool:
         key, after = change.customer_key or "", change.after

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from urllib.parse import quote
 
+from openmeter_plugin.metering.ai_usage import Version, parse_version
 from syncd.config.settings import Config
 from syncd.config.sources import (
     DeclarativeFileSource,
@@ -15,6 +16,7 @@ from syncd.config.sources import (
 )
 from syncd.core.errors import ApiError, ConfigError, SourceError
 from syncd.core.model import Principal
+from syncd.doctor.ai import check_ai
 from syncd.doctor.checks import Finding, Level, Plugin, check_plugins
 from syncd.doctor.subjects import CHECK, Kong, check_subjects, mapped_subjects
 from syncd.http.client import ApiClient, Endpoint
@@ -44,6 +46,7 @@ def check_agreement(config: Config, read: Mapping[str, Sequence[Principal]]) -> 
             others[name] = read.get(name, ())
         else:
             kongs.append(Kong(name, found, read.get(name)))
+            yield from check_ai(found, _version(source, index))
     if not kongs and not unreadable:
         text = "no source shows Kong's plugins. Compare subject.field and ingest_endpoint by hand"
         yield Finding("plugin", Level.WARNING, text)
@@ -74,6 +77,17 @@ def _plugins(source: SourceConfig, index: int, attempts: int) -> tuple[Plugin, .
             return tuple(_of_file(source))
         case _:
             return None
+
+
+def _version(source: SourceConfig, index: int) -> Version | None:
+    """Return the version that Kong's Admin API names in every answer, None if unknown."""
+    if not isinstance(source, KongAdminSource):
+        return None
+    try:
+        with ApiClient(kong_endpoint(source, index), Retry(attempts=1)) as client:
+            return parse_version(client.header("server") or "")
+    except ApiError:
+        return None  # its plugins could be read a moment ago
 
 
 def _listed(endpoint: Endpoint, prefix: str, where: str, attempts: int) -> Iterator[Plugin]:

@@ -134,13 +134,13 @@ class ApiClient:
             return None
         raise self._failures.refused(answer, what)
 
-    def date(self) -> str | None:
-        """Return the Date header of an answer of any status to GET of the URL itself, None if it has none.
+    def header(self, name: str) -> str | None:
+        """Return a header of an answer of any status to GET of the URL itself, None if it has none.
 
         Sent once; raises UnreachableError, MalformedError or StoppedError.
         """
         answer = self._send("GET", self._url("" if self._prefix else "/", None), None, _JSON, "GET /")
-        return answer.header("date")
+        return answer.header(name)
 
     def _send(
         self, method: str, url: httpcore.URL, content: bytes | None, content_type: str, what: str

@@ -101,23 +101,27 @@ class Inspector(Protocol):
 
 
 class Remover(Protocol):
-    """Deletes; both methods return whether there was anything to delete, and raise an ApiError."""
+    """Deletes; both methods return whether there was anything to delete, and raise an ApiError.
 
-    def delete_customer(self, customer_id: str) -> bool:
+    They read what they delete, call `check` and delete at once; `check` raises `BlockedError` to refuse. A
+    retry repeats all three: people may change their mind between two tries.
+    """
+
+    def delete_customer(self, customer_id: str, check: Callable[[ObservedCustomer], None]) -> bool:
         """Delete a customer; the server refuses one with a subscription or an entitlement."""
 
-    def delete_subject(self, key: str) -> bool:
+    def delete_subject(self, key: str, check: Callable[[ObservedSubject], None]) -> bool:
         """Delete a subject entity."""
 
 
 class NoRemover:
     """Refuses every deletion."""
 
-    def delete_customer(self, customer_id: str) -> bool:
+    def delete_customer(self, customer_id: str, check: Callable[[ObservedCustomer], None]) -> bool:  # noqa: ARG002
         """Refuse."""
         raise BlockedError(f"deletions are not allowed here: customer {customer_id}")
 
-    def delete_subject(self, key: str) -> bool:
+    def delete_subject(self, key: str, check: Callable[[ObservedSubject], None]) -> bool:  # noqa: ARG002
         """Refuse."""
         raise BlockedError(f"deletions are not allowed here: subject {key}")
 

@@ -13,7 +13,7 @@ Traps of the server:
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 from syncd.core.errors import MalformedError, RefusedError
 from syncd.core.model import NO_DETAILS, CustomerDetails, ObservedCustomer, ObservedState, ObservedSubject
@@ -21,7 +21,7 @@ from syncd.http.client import ApiClient, Endpoint, expect_object, expect_objects
 from syncd.http.pagination import Page, read_as
 from syncd.http.retry import Retry
 from syncd.metering import answers
-from syncd.metering.answers import API, GONE, PAGE_OF_PARTS, id_segment, mapping, segment
+from syncd.metering.answers import API, PAGE_OF_PARTS, id_segment, mapping, segment
 from syncd.metering.base import (
     CustomerEdit,
     CustomerField,
@@ -114,7 +114,7 @@ class OpenMeterV1:
 
     def customer_by_key(self, key: str) -> ObservedCustomer | None:
         """Return the customer with exactly this key."""
-        document = self._read(f"{_CUSTOMERS}/{segment(key, 'customer')}")
+        document = answers.object_or_none(self._client, f"{_CUSTOMERS}/{segment(key, 'customer')}")
         if document is None or document.get("id") == key != document.get("key"):
             return None
         answers.expect_asked(document, "customer", key=key)
@@ -134,33 +134,18 @@ class OpenMeterV1:
         body = _merged(document, edit)
         if body == _replaceable(document):
             return False
-        path = f"{_CUSTOMERS}/{id_segment(customer_id)}"
-        try:
-            written = self._client.request("PUT", path, body=body, repeat=False)
-        except RefusedError as error:
-            if error.status not in GONE:
-                raise
-            raise answers.deleted_meanwhile() from None
         asked = {"id": customer_id} | ({"key": str(body["key"])} if "key" in body else {})
-        answers.expect_written(written, "changed customer", **asked)
+        answers.put_customer(self._client, f"{_CUSTOMERS}/{id_segment(customer_id)}", body, **asked)
         return True
 
     def _by_id(self, customer_id: str, *, repeat: bool = True) -> dict[str, object] | None:
         """Return a customer, None if there is none; the server also returns deleted ones (`deletedAt`)."""
-        document = self._read(f"{_CUSTOMERS}/{id_segment(customer_id)}", repeat=repeat)
+        path = f"{_CUSTOMERS}/{id_segment(customer_id)}"
+        document = answers.object_or_none(self._client, path, repeat=repeat)
         if document is None:
             return None
         answers.expect_asked(document, "customer", id=customer_id)
         return None if document.get("deletedAt") else document
-
-    def _read(self, path: str, *, repeat: bool = True) -> dict[str, object] | None:
-        try:
-            answer = self._client.request("GET", path, repeat=repeat)
-        except RefusedError as error:
-            if error.status in GONE:
-                return None
-            raise
-        return expect_object(answer, API, path)
 
     def _page(self, number: int, size: int) -> Page:
         params: _Params = {
@@ -232,13 +217,31 @@ class OpenMeterV1:
         found = answers.parts(self._client, "/api/v1/billing/invoices", "items", wanted)
         return tuple(str(entry.get("id")) for entry in found)
 
-    def delete_customer(self, customer_id: str) -> bool:
-        """Delete a customer by its id."""
-        return answers.deleted(self._client, f"{_CUSTOMERS}/{id_segment(customer_id)}")
+    def delete_customer(self, customer_id: str, check: Callable[[ObservedCustomer], None]) -> bool:
+        """Read, check and delete a customer by its id."""
 
-    def delete_subject(self, key: str) -> bool:
-        """Delete a subject entity."""
-        return answers.deleted(self._client, f"{_SUBJECTS}/{segment(key, 'subject')}")
+        def attempt() -> bool:
+            document = self._by_id(customer_id, repeat=False)
+            if document is None:
+                return False
+            check(_observed_customer(document))
+            return answers.deleted(self._client, f"{_CUSTOMERS}/{id_segment(customer_id)}")
+
+        return self._client.repeat(attempt)
+
+    def delete_subject(self, key: str, check: Callable[[ObservedSubject], None]) -> bool:
+        """Read, check and delete a subject entity."""
+        path = f"{_SUBJECTS}/{segment(key, 'subject')}"
+
+        def attempt() -> bool:
+            document = answers.object_or_none(self._client, path, repeat=False)
+            if document is None:
+                return False
+            answers.expect_asked(document, "subject", key=key)
+            check(_observed_subject(document))
+            return answers.deleted(self._client, path)
+
+        return self._client.repeat(attempt)
 
     # Meters and usage
 
@@ -325,17 +328,7 @@ class OpenMeterV1:
 
     def try_write(self, write: Write) -> WriteTrial:
         """Check a permission: a customer needs a name (400), the id is unused (404), no subject is named."""
-        unknown = f"{_CUSTOMERS}/{answers.UNKNOWN_ID}"
-        client, none, absent = self._client, frozenset({405}), answers.NO_SUCH_PATH
-        match write:
-            case "create customers":
-                return answers.tried(client, "POST", _CUSTOMERS, {}, absent=absent, harmless=False)
-            case "change customers":
-                return answers.tried(client, "PUT", unknown, {}, absent=none, harmless=False)
-            case "delete customers":
-                return answers.tried(client, "DELETE", unknown, None, absent=none)
-            case "write subjects":
-                return answers.tried(client, "POST", _SUBJECTS, [], absent=absent)
+        return answers.try_write(self._client, write, _CUSTOMERS, _SUBJECTS)
 
 
 def _items(page: Mapping[str, object]) -> list[dict[str, object]]:

@@ -17,16 +17,16 @@ Traps of the server (api/v3/labels, openmeter/customer/adapter):
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
-from syncd.core.errors import MalformedError, RefusedError
+from syncd.core.errors import MalformedError
 from syncd.core.model import NO_DETAILS, CustomerDetails, ObservedCustomer, ObservedState, ObservedSubject
 from syncd.core.ownership import has_reserved_prefix, valid_labels
 from syncd.http.client import ApiClient, Endpoint, Params, expect_object
 from syncd.http.pagination import Fetch, Page, read_all, read_as
 from syncd.http.retry import Retry
 from syncd.metering import answers
-from syncd.metering.answers import API, GONE, PAGE_OF_PARTS, id_segment, mapping
+from syncd.metering.answers import API, PAGE_OF_PARTS, id_segment, mapping
 from syncd.metering.base import (
     CustomerEdit,
     CustomerField,
@@ -135,27 +135,16 @@ class OpenMeterV3:
         body = _merged(document, edit)
         if body == _replaceable(document):
             return False
-        path = f"{_CUSTOMERS}/{id_segment(customer_id)}"
-        try:
-            written = self._client.request("PUT", path, body=body, repeat=False)
-        except RefusedError as error:
-            if error.status not in GONE:
-                raise
-            raise answers.deleted_meanwhile() from None
-        # The key never changes.
-        answers.expect_written(written, "changed customer", id=customer_id, key=str(document.get("key")))
+        path, key = f"{_CUSTOMERS}/{id_segment(customer_id)}", str(document.get("key"))  # it never changes
+        answers.put_customer(self._client, path, body, id=customer_id, key=key)
         return True
 
     def _read(self, customer_id: str, *, repeat: bool = True) -> dict[str, object] | None:
         """Return a customer, None if there is none; the server also returns deleted ones (`deleted_at`)."""
         path = f"{_CUSTOMERS}/{id_segment(customer_id)}"
-        try:
-            answer = self._client.request("GET", path, repeat=repeat)
-        except RefusedError as error:
-            if error.status in GONE:
-                return None
-            raise
-        document = expect_object(answer, API, path)
+        document = answers.object_or_none(self._client, path, repeat=repeat)
+        if document is None:
+            return None
         answers.expect_asked(document, "customer", id=customer_id)
         return None if document.get("deleted_at") else document
 
@@ -200,11 +189,19 @@ class OpenMeterV3:
             answers.open_subscriptions(subscriptions),
         )
 
-    def delete_customer(self, customer_id: str) -> bool:
-        """Delete a customer by its id."""
-        return answers.deleted(self._client, f"{_CUSTOMERS}/{id_segment(customer_id)}")
+    def delete_customer(self, customer_id: str, check: Callable[[ObservedCustomer], None]) -> bool:
+        """Read, check and delete a customer by its id."""
 
-    def delete_subject(self, key: str) -> bool:  # noqa: ARG002 - part of the interface
+        def attempt() -> bool:
+            document = self._read(customer_id, repeat=False)
+            if document is None:
+                return False
+            check(self._with_subscription(document, repeat=False))
+            return answers.deleted(self._client, f"{_CUSTOMERS}/{id_segment(customer_id)}")
+
+        return self._client.repeat(attempt)
+
+    def delete_subject(self, key: str, check: Callable[[ObservedSubject], None]) -> bool:  # noqa: ARG002
         """Return False: this API has no subject entities."""
         return False
 
@@ -303,17 +300,7 @@ class OpenMeterV3:
 
     def try_write(self, write: Write) -> WriteTrial:
         """Check a permission: a customer needs a name (400), the id is unused (404; 204 if deleted)."""
-        unknown = f"{_CUSTOMERS}/{answers.UNKNOWN_ID}"
-        client, none, absent = self._client, frozenset({405}), answers.NO_SUCH_PATH
-        match write:
-            case "create customers":
-                return answers.tried(client, "POST", _CUSTOMERS, {}, absent=absent, harmless=False)
-            case "change customers":
-                return answers.tried(client, "PUT", unknown, {}, absent=none, harmless=False)
-            case "delete customers":
-                return answers.tried(client, "DELETE", unknown, None, absent=none)
-            case "write subjects":
-                return WriteTrial("no such path", "dialect openmeter-v3 has no subject entities")
+        return answers.try_write(self._client, write, _CUSTOMERS, None)
 
     # Lists
 

@@ -89,20 +89,27 @@ class _Lifecycle:
 
     def is_unaffected(self, customer: ObservedCustomer) -> bool:
         """Return whether a source names it and all its managed subjects, and it carries no mark."""
-        if customer.key not in self._wanted_customers and self._wanted.isdisjoint(customer.subject_keys):
+        if not self._is_named(customer):
             return False
         if not lifecycle_metadata.LIFECYCLE_KEYS.isdisjoint(customer.metadata):
             return False
         return self._wanted.issuperset(customer.subject_keys) or not self._managed_keys(customer)
 
     def customer(self, customer: ObservedCustomer) -> Iterator[Change]:
-        named = customer.key in self._wanted_customers
         if ADOPTED in customer.metadata:
             yield from self._adopted(customer)
-        elif named or self._wanted.intersection(customer.subject_keys):
+        elif self._is_named(customer):
             yield from self._with_orphaned_subjects(customer)
         else:
             yield from self._orphaned(customer)
+
+    def _is_named(self, customer: ObservedCustomer) -> bool:
+        """Return whether a source names it or a subject that it pays for, its key included."""
+        return (
+            customer.key in self._wanted_customers
+            or customer.key in self._wanted
+            or not self._wanted.isdisjoint(customer.subject_keys)
+        )
 
     def entities(self) -> Iterator[Change]:
         """Yield the deletions of orphaned subject entities that no customer carries after this plan."""

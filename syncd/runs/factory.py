@@ -92,17 +92,22 @@ def quick_target_of(
     timeout: float,
     should_stop: Callable[[], bool] = _never,
     pace: Pace | None = None,
+    sleep: Callable[[float], object] = time.sleep,
 ) -> MeteringApi:
     """Return a client that tries once, with a shorter time-out; with its own `pace` it waits for no run."""
     endpoint = metering_endpoint(config)
     endpoint = replace(endpoint, timeout=min(endpoint.timeout, timeout))
-    retry = Retry(attempts=1, should_stop=should_stop, pace=pace)
+    retry = Retry(attempts=1, sleep=sleep, should_stop=should_stop, pace=pace)
     return DIALECTS[config.metering.dialect].open(endpoint, retry)
 
 
-def usage_reader_of(config: Config, should_stop: Callable[[], bool] = _never) -> MeteringApi:
+def usage_reader_of(
+    config: Config,
+    sleep: Callable[[float], object] = time.sleep,
+    should_stop: Callable[[], bool] = _never,
+) -> MeteringApi:
     """Return a client for figures that are only a note: it asks once, and waits a short time."""
-    return quick_target_of(config, _USAGE_TIMEOUT_SECONDS, should_stop)
+    return quick_target_of(config, _USAGE_TIMEOUT_SECONDS, should_stop, sleep=sleep)
 
 
 def gateways_of(config: Config) -> tuple[Gateway, ...]:

@@ -12,7 +12,8 @@ from pathlib import Path
 
 import httpx
 
-from openmeter_plugin.spool.segment import EVENTS, MAGIC, Record, scan
+from openmeter_plugin.spool.reader import read_segment
+from openmeter_plugin.spool.segment import EVENTS, Record
 
 
 async def post(spool: Path, endpoint: str, batch_size: int) -> None:
@@ -22,8 +23,7 @@ async def post(spool: Path, endpoint: str, batch_size: int) -> None:
     async with httpx.AsyncClient(headers=headers, trust_env=False) as client:
         batch: list[bytes] = []
         for path in segments:
-            data = path.read_bytes()[len(MAGIC) :]
-            for item in scan(data, len(MAGIC), final=True):
+            for item in read_segment(path):
                 if isinstance(item, Record) and item.kind == EVENTS:
                     batch.append(item.events)
                 if len(batch) == batch_size:

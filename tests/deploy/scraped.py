@@ -63,7 +63,9 @@ def _of_the_plugin(folder: Path) -> str:
         pattern = r'"(127\.0\.0\.1:\d+)"'
         address = eventually(lambda: re.findall(pattern, server.log_text()), seconds=60, what="listening")[0]
         headers = {"authorization": f"Bearer {TOKEN}"}
-        with httpx.Client(base_url=f"http://{address}", headers=headers, trust_env=False) as client:
+        with httpx.Client(
+            base_url=f"http://{address}", headers=headers, trust_env=False, timeout=20
+        ) as client:
 
             def delivered() -> str | None:
                 text = client.get("/metrics").text

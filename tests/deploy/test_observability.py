@@ -108,6 +108,7 @@ def test_every_metric_is_in_the_dashboard_or_says_why_not(families: dict[str, Fa
     # Alerts on it; figures that grow while nothing happens, or by what was pruned, say nothing in a picture.
     not_shown = {
         "openmeter_plugin_requests_total",
+        "openmeter_plugin_books_violations_total",
         "openmeter_plugin_ledger_events_pruned_total",
         "syncd_last_attempt_timestamp_seconds",
     }

@@ -7,15 +7,16 @@ import fcntl
 import os
 import subprocess
 import threading
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from openmeter_plugin.spool.destination import Destination, queues_directory
-from openmeter_plugin.spool.segment import MAGIC, SUFFIX, Damage, Record, scan
+from openmeter_plugin.spool.reader import Position, QueueReader, read_chunk
+from openmeter_plugin.spool.segment import MAGIC, SUFFIX, Damage, Record
 from openmeter_plugin.spool.writer import SpoolWriter
 
 QUEUE = "aaaabbbbccccdddd"
@@ -35,6 +36,20 @@ def destination(endpoint: str = "http://127.0.0.1:9/events", **changes: Any) -> 
 def segments(spool: Path, queue: str = QUEUE) -> list[Path]:
     """Return the queue's segment files, oldest first."""
     return sorted((queues_directory(spool) / queue).glob(f"*{SUFFIX}"))
+
+
+def scan(data: bytes, base: int, *, final: bool) -> list[Record | Damage]:
+    """Return the records and damage in `data`, which starts at offset `base` of a segment."""
+    return list(read_chunk(data, base, final=final).items())
+
+
+@contextmanager
+def reading(
+    spool: Path, queue: str = QUEUE, positions: Mapping[str, Position] | None = None
+) -> Iterator[QueueReader]:
+    """Read a queue's segments."""
+    with closing(QueueReader(queues_directory(spool) / queue, positions or {})) as reader:
+        yield reader
 
 
 def items(spool: Path, queue: str = QUEUE) -> list[Record | Damage]:

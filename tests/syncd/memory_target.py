@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 from syncd.core.errors import BlockedError, RefusedError
 from syncd.core.model import NO_DETAILS, CustomerDetails, ObservedCustomer, ObservedState, ObservedSubject
@@ -77,17 +77,25 @@ class MemoryTarget:
             self._subjects[write.key] = ObservedSubject(write.key, name, dict(write.metadata))
             self.writes += 1
 
-    def delete_customer(self, customer_id: str) -> bool:
+    def delete_customer(self, customer_id: str, check: Callable[[ObservedCustomer], None]) -> bool:
         there = self.customers.get(customer_id)
-        if there and there.active_subscription:
+        if there is None:
+            return False
+        check(there)
+        if there.active_subscription:
             raise RefusedError("refused", status=409, detail="has an active subscription")
         self.writes += 1
-        return self.customers.pop(customer_id, None) is not None
+        del self.customers[customer_id]
+        return True
 
-    def delete_subject(self, key: str) -> bool:
+    def delete_subject(self, key: str, check: Callable[[ObservedSubject], None]) -> bool:
         assert self._subjects is not None
+        if key not in self._subjects:
+            return False
+        check(self._subjects[key])
         self.writes += 1
-        return self._subjects.pop(key, None) is not None
+        del self._subjects[key]
+        return True
 
     def usage(self, meter: str, since: str | None, until: str | None) -> Mapping[str, float]:
         raise NotImplementedError

@@ -1,4 +1,4 @@
-"""Health of the delivery process, for readiness and metrics: the lock, the processes, the disk."""
+"""Health of the delivery process, for readiness and metrics: the lock, the processes, queues, the disk."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
-from openmeter_plugin.books.read_models import SpoolError, reading
+from openmeter_plugin.books.read_models import SpoolError, check_books
 from openmeter_plugin.process.supervisor import Heartbeats
 from openmeter_plugin.spool.segment_file import writable_bytes
 
@@ -47,7 +47,7 @@ class HealthMonitor:
     def problems(self) -> list[str]:
         """Return what keeps this process from working, as sentences. Reads the disk, so it blocks."""
         found = []
-        if self.delivery is None:
+        if self.delivery is None or self.delivery.stopped:
             found.append(
                 "nothing is delivered yet: this process is starting, or waits for the lock of another"
                 " process that delivers this spool"
@@ -57,13 +57,15 @@ class HealthMonitor:
                 silence = self.heartbeats.silence(slot)
                 if silence > self.hang_seconds:
                     found.append(f"no heartbeat from {child} for {silence:.0f} s")
+        for name, queue in self.queues().items():
+            if (hold := queue.endpoint.held) is not None:
+                found.append(f"destination {name} is held: {hold.text}")
         return found + _disk_problems(self.spool)
 
 
 def _disk_problems(spool: Path) -> list[str]:
     try:
-        with reading(spool) as db:
-            db.execute("SELECT count(*) FROM counts").fetchone()
+        check_books(spool)
     except SpoolError as error:
         return [str(error)]
     if not os.access(spool, os.W_OK):

@@ -14,9 +14,11 @@ from prometheus_client.registry import Collector
 
 from openmeter_plugin import __version__
 from openmeter_plugin.api.health import HealthMonitor
+from openmeter_plugin.books.losses import LOSS_REASONS
 from openmeter_plugin.books.models import DestinationStatus, SpoolStatus
 from openmeter_plugin.books.read_models import SpoolError
 from openmeter_plugin.books.status import read_status
+from openmeter_plugin.delivery.endpoint import HOLD_REASONS
 from openmeter_plugin.spool.destination import QUARANTINE
 from openmeter_plugin.spool.segment_file import writable_bytes
 
@@ -43,6 +45,11 @@ _COUNTERS: Final[list[tuple[str, str, Callable[[DestinationStatus], int]]]] = [
         lambda d: d.pruned.events if d.pruned else 0,
     ),
     ("damaged_bytes", "Bytes of the spool that could not be read", lambda d: d.books.damaged_bytes),
+    (
+        "books_violations",
+        "How often an equation of the books stopped to hold; 0 unless there is a bug",
+        lambda d: d.books.violations,
+    ),
     ("segments_unreadable", "Segments that could not be read at all", lambda d: d.books.unreadable_segments),
 ]
 _GAUGES: Final[list[tuple[str, str, Callable[[DestinationStatus], float]]]] = [
@@ -118,6 +125,16 @@ class Metrics(Collector):
             "Failed POSTs since the last successful one",
             {(queue,): endpoint.failing for queue, endpoint in endpoints.items()},
         )
+        yield _gauge(
+            "delivery_held",
+            "1 while the destination's events wait for this reason, whatever its endpoint answers",
+            {
+                (queue, reason): float(endpoint.held is not None and endpoint.held.reason == reason)
+                for queue, endpoint in endpoints.items()
+                for reason in HOLD_REASONS
+            },
+            ["destination", "reason"],
+        )
         latency = HistogramMetricFamily(
             f"{PREFIX}delivery_post_duration_seconds",
             "Duration of successful POSTs to the metering API",
@@ -145,6 +162,17 @@ def _books(status: SpoolStatus) -> Iterator[Metric]:
     lost |= {(d.id, reason): count for d in destinations for reason, count in d.books.lost.items()}
     yield _counter(
         "requests_lost", "Requests that could not be written to the spool", lost, ["destination", "reason"]
+    )
+    # Present before the first loss, for alerts.
+    lost_events: Values = {(d.id, cause): 0 for d in destinations for cause in LOSS_REASONS}
+    lost_events |= {
+        (d.id, cause): count for d in destinations for cause, count in d.books.lost_events.items()
+    }
+    yield _counter(
+        "events_lost",
+        "Accepted events whose bytes were damaged or gone before they were delivered",
+        lost_events,
+        ["destination", "reason"],
     )
     known: Values = {(d.id, d.endpoint): 1.0 for d in destinations if d.endpoint is not None}
     yield _gauge("destination_info", "Endpoint of a destination", known, ["destination", "endpoint"])

@@ -20,15 +20,7 @@ from openmeter_plugin.books.store import Accounting, Books
 from openmeter_plugin.log import get_logger
 from openmeter_plugin.metering.lenient_json import json_object
 from openmeter_plugin.spool.destination import queues_directory, write_atomically
-from openmeter_plugin.spool.reader import (
-    UNREADABLE,
-    Chunk,
-    Other,
-    QueueReader,
-    SegmentReader,
-    read_chunk,
-    segment_names,
-)
+from openmeter_plugin.spool.reader import Chunk, Other, QueueReader, SegmentReader, read_span
 from openmeter_plugin.spool.segment import (
     EVENTS,
     HEAD_SIZE,
@@ -36,7 +28,6 @@ from openmeter_plugin.spool.segment import (
     MAGIC,
     QUARANTINED,
     SKIPPED,
-    SUFFIX,
     Damage,
     Record,
 )
@@ -80,90 +71,58 @@ class RecentIds:
 
 
 class Accountant:
-    """Counts the records of one queue in the books."""
+    """Counts the records of one queue in the books, and moves the reader's `accounted` cursors."""
 
-    def __init__(self, spool: Path, queue: str, books: Books) -> None:
+    def __init__(self, spool: Path, queue: str, books: Books, reader: QueueReader) -> None:
         self._spool = spool
         self._queue = queue
         self._books = books
+        self._reader = reader
         self._log = get_logger().bind(queue=queue)
         self._directory = queues_directory(spool) / queue
-        positions = books.positions(queue)
-        present = set(segment_names(self._directory))
-        for segment in positions.keys() - present - _unreadable_segments(self._directory):
-            books.forget(queue, segment)
-        self.accounted = {name: p.accounted for name, p in positions.items() if name in present}
-        """The offset up to which each segment is in the books, and up to which it may be delivered."""
-        self.finished: set[str] = set()
-        """The segments that are entirely in the books and will never grow."""
-        self.resent: dict[str, set[int]] = {}
-        """By segment, the offset after each record that is never sent: resent or unsendable."""
-        self._add_resent(books.resent(queue))
-        self.read: dict[str, list[Chunk]] = {}
-        """The chunks that the last `work` read of each segment, so that delivery need not read them again."""
         self._recent = RecentIds(_MAX_RECENT_IDS)
+        reader.find()
         self._restore_recent_ids()
-        self.reader = QueueReader(self._directory, dict(self.accounted))
-
-    def close(self) -> None:
-        """Close the files."""
-        self.reader.close()
 
     def work(self) -> int:
         """Count new records, about MAX_RECORDS at once; returns how many.
 
         Raises sqlite3.Error; the same records are then read again.
         """
-        read: dict[str, list[Chunk]] = {}
-        touched: list[SegmentReader] = []
+        read: dict[SegmentReader, list[Chunk]] = {}
         number = 0
-        for segment in self.reader.segments():
-            touched.append(segment)
-            while number < MAX_RECORDS and self.reader.chunk(segment) is not None:
-                chunk = segment.consume()
-                read.setdefault(segment.name, []).append(chunk)
+        self._reader.find()
+        for segment in self._reader.segments:
+            while number < MAX_RECORDS and (chunk := self._reader.next_unaccounted(segment)) is not None:
+                read.setdefault(segment, []).append(chunk)
                 number += chunk.records
             if number >= MAX_RECORDS:
                 break
         if read:
             self._account(read)
-        for segment in touched:
-            if segment.exhausted and segment.chunk() is None:
-                self.accounted.setdefault(segment.name, 0)
-                self.finished.add(segment.name)
-                self.reader.done(segment.name)
         return number
 
-    def forget(self, segment: str) -> None:
-        """Forget a segment whose file was removed."""
-        self.finished.discard(segment)
-        self.accounted.pop(segment, None)
-        self.resent.pop(segment, None)
-        self.reader.forget(segment)
-
-    def _account(self, read: dict[str, list[Chunk]]) -> None:
-        accounting = Accounting(positions={name: chunks[-1].end for name, chunks in read.items()})
+    def _account(self, read: dict[SegmentReader, list[Chunk]]) -> None:
+        accounting = Accounting(positions={segment.name: chunks[-1].end for segment, chunks in read.items()})
         new_ids: dict[bytes, None] = {}
         by_usage_key: Counter[bytes] = Counter()
-        for name, chunks in read.items():
+        for segment, chunks in read.items():
             for chunk in chunks:
-                self._count_usage(name, chunk, accounting, new_ids, by_usage_key)
+                self._count_usage(segment.name, chunk, accounting, new_ids, by_usage_key)
                 for other in chunk.others:
-                    self._count_other(name, other, accounting, new_ids)
+                    self._count_other(segment.name, other, accounting, new_ids)
         accounting.counts["metered", ""] += by_usage_key.total()
         accounting.counts["events", ""] += add_usage(accounting.accepted, by_usage_key)
         accounting.count_requests()
         try:
             self._books.account(self._queue, accounting)
         except BaseException:
-            for name, chunks in read.items():
-                self.reader.rewind(name, chunks[0].start)
+            for segment in read:
+                segment.rollback()
             raise
-        self.accounted |= accounting.positions
-        self._add_resent(accounting.resent)
-        self._add_resent(accounting.unsendable)
+        self._reader.add_unsent([*accounting.resent, *accounting.unsendable])
+        self._reader.commit(read)
         self._recent.add(new_ids)
-        self.read = read
 
     def _count_usage(
         self,
@@ -226,12 +185,8 @@ class Accountant:
         """Count damaged bytes and save a copy of them, which a person may still be able to recover."""
         size = damage.end - damage.start
         accounting.counts["damaged_bytes", ""] += size
-        copy = self._spool / "damaged" / f"{self._queue}-{segment}-{damage.start}"
-        with contextlib.suppress(OSError):
-            copy.parent.mkdir(mode=0o700, exist_ok=True)
-            with (self._directory / segment).open("rb") as file:
-                file.seek(damage.start)
-                write_atomically(copy, file.read(size))
+        accounting.damage.append((segment, damage))
+        copy_damage(self._spool, self._queue, segment, damage)
         self._log.error("spool_damaged", segment=segment, offset=damage.start, size=size)
 
     def _restore_recent_ids(self) -> None:
@@ -240,24 +195,30 @@ class Accountant:
         A resent request is at the end of a segment, whose writer was killed or lost its connection to Kong.
         """
         found = []
-        for name in self.accounted:
+        for segment in self._reader.segments:
             with contextlib.suppress(OSError):
-                found.append(((self._directory / name).stat().st_mtime, name))
-        for _, name in sorted(found)[-_RECENT_SEGMENTS:]:
-            end = self.accounted[name]
+                found.append((segment.path.stat().st_mtime, segment.name, segment))
+        for _, _, segment in sorted(found)[-_RECENT_SEGMENTS:]:
+            end = segment.accounted
             start = max(len(MAGIC), end - _RECENT_BYTES)
-            with contextlib.suppress(OSError), (self._directory / name).open("rb") as file:
-                file.seek(start)
-                self._add_ids_of(read_chunk(file.read(end - start), start, final=True))
+            if start < end:
+                with contextlib.suppress(OSError), segment.path.open("rb") as file:
+                    self._add_ids_of(read_span(file.fileno(), start, end, end - start))
 
     def _add_ids_of(self, chunk: Chunk) -> None:
         without_summary = [chunk.record(row) for row, key in enumerate(chunk.usage_keys) if not key]
         others = [item for item in [*without_summary, *chunk.others] if isinstance(item, Record)]
         self._recent.add(filter(None, [*chunk.ids, *map(_id_of, others)]))
 
-    def _add_resent(self, records: Iterable[tuple[str, int]]) -> None:
-        for segment, end in records:
-            self.resent.setdefault(segment, set()).add(end)
+
+def copy_damage(spool: Path, queue: str, segment: str, damage: Damage) -> None:
+    """Save a copy of damaged bytes under `damaged`, as far as the disk allows."""
+    copy = spool / "damaged" / f"{queue}-{segment}-{damage.start}"
+    with contextlib.suppress(OSError):
+        copy.parent.mkdir(mode=0o700, exist_ok=True)
+        with (queues_directory(spool) / queue / segment).open("rb") as file:
+            file.seek(damage.start)
+            write_atomically(copy, file.read(damage.end - damage.start))
 
 
 def _id_of(record: Record) -> bytes | None:
@@ -284,10 +245,3 @@ def _parse_loss(body: bytes) -> tuple[str, int] | None:
         return str(loss["reason"]), int(loss["count"])
     except (orjson.JSONDecodeError, KeyError, TypeError, ValueError):
         return None
-
-
-def _unreadable_segments(directory: Path) -> set[str]:
-    """Return the names of the segments renamed as unreadable, whose positions stay in the books."""
-    with contextlib.suppress(OSError):
-        return {path.stem for path in directory.glob(f"*{SUFFIX}{UNREADABLE}")}
-    return set()

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import os
 from collections import Counter
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Collection, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
@@ -15,13 +14,12 @@ import orjson
 
 from openmeter_plugin.books.ledger_lines import add_lines, summary_of
 from openmeter_plugin.books.models import NotAccounted, OldestWaiting
-from openmeter_plugin.books.store import Lines, Position
+from openmeter_plugin.books.store import Lines
 from openmeter_plugin.spool.destination import QUARANTINE, queues_directory
-from openmeter_plugin.spool.reader import writer_gone
-from openmeter_plugin.spool.segment import EVENTS, LOST, MAGIC, SUFFIX, Damage, Record, scan
+from openmeter_plugin.spool.reader import Position, read_segment
+from openmeter_plugin.spool.segment import EVENTS, LOST, MAGIC, SUFFIX, Damage, Record
 
-_FIRST_READ: Final = 64 * 1024  # bytes to search for a segment's next event before reading all of it
-_READ_SIZE: Final = 1024 * 1024  # bytes per read
+_FIRST_READ: Final = 8 * 1024  # bytes of a segment: its next event is nearly always in there
 _START: Final = Position(0, 0)
 
 
@@ -56,28 +54,6 @@ class QueueFiles:
     def is_sent(self, segment: str, item: Record | Damage) -> bool:
         """Return whether the item holds events that are sent to the metering API."""
         return isinstance(item, Record) and item.kind == EVENTS and (segment, item.end) not in self.resent
-
-
-def read_segment(path: Path, start: int = 0) -> Iterator[Record | Damage]:
-    """Yield a segment's complete records and damage from an offset on; nothing if the file is gone."""
-    at, size = max(start, len(MAGIC)), _READ_SIZE
-    try:
-        file = path.open("rb")
-    except FileNotFoundError:
-        return
-    with file:
-        while True:
-            # Check before reading: whatever the writer wrote, it wrote before it was gone.
-            final = writer_gone(file.fileno())
-            data = os.pread(file.fileno(), size, at)
-            at_end = len(data) < size
-            before = at
-            for item in scan(data, at, final=final and at_end):
-                yield item
-                at = item.end
-            if at_end:
-                return
-            size = _READ_SIZE if at > before else size * 4  # a record may be larger than what was read
 
 
 @dataclass(slots=True)
@@ -141,24 +117,11 @@ def oldest_waiting(files: QueueFiles, now: datetime | None = None) -> OldestWait
 
 
 def _next_event_time(files: QueueFiles, name: str) -> str | None:
-    path, start = files.directory / name, max(files.position(name).delivered, len(MAGIC))
-    try:
-        return _first_event_time(files, path, start)
-    except OSError:
-        return None
-
-
-def _first_event_time(files: QueueFiles, path: Path, start: int) -> str | None:
-    name = path.name
-    with path.open("rb") as file:
-        file.seek(start)
-        head = file.read(_FIRST_READ)
-    for item in scan(head, start, final=False):
-        if files.is_sent(name, item):
-            return _event_time(item)
-    if len(head) < _FIRST_READ:
-        return None
-    return next((_event_time(item) for item in read_segment(path, start) if files.is_sent(name, item)), None)
+    with suppress(OSError):
+        for item in read_segment(files.directory / name, files.position(name).delivered, size=_FIRST_READ):
+            if files.is_sent(name, item):
+                return _event_time(item)
+    return None
 
 
 def _event_time(item: Record | Damage) -> str | None:

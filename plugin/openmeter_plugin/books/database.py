@@ -23,38 +23,78 @@ MAX_ROW_ID: Final = 2**63 - 1
 """The largest id of a row (SQLite)."""
 FILE: Final = "books.db"
 
+VERSION: Final = 2
+"""The version of the schema, in `PRAGMA user_version`; 0 is that of the versions before 0.1.0."""
+
 SCHEMA: Final = """
-BEGIN;
-CREATE TABLE IF NOT EXISTS positions (
+CREATE TABLE positions (
   queue TEXT NOT NULL, segment TEXT NOT NULL, accounted INTEGER NOT NULL, delivered INTEGER NOT NULL,
   PRIMARY KEY (queue, segment)) WITHOUT ROWID;
-CREATE TABLE IF NOT EXISTS resent (
+CREATE TABLE resent (
   queue TEXT NOT NULL, segment TEXT NOT NULL, position INTEGER NOT NULL,
   PRIMARY KEY (queue, segment, position)) WITHOUT ROWID;
-CREATE TABLE IF NOT EXISTS counts (
+CREATE TABLE damage (
+  queue TEXT NOT NULL, segment TEXT NOT NULL, start INTEGER NOT NULL, stop INTEGER NOT NULL,
+  PRIMARY KEY (queue, segment, start, stop)) WITHOUT ROWID;
+CREATE TABLE counts (
   queue TEXT NOT NULL, name TEXT NOT NULL, reason TEXT NOT NULL, value INTEGER NOT NULL,
   PRIMARY KEY (queue, name, reason)) WITHOUT ROWID;
-CREATE TABLE IF NOT EXISTS ledger (
+CREATE TABLE ledger (
   queue TEXT NOT NULL, hour TEXT NOT NULL, type TEXT NOT NULL, subject TEXT NOT NULL,
   accepted INTEGER NOT NULL, delivered INTEGER NOT NULL, dead_lettered INTEGER NOT NULL,
+  lost INTEGER NOT NULL DEFAULT 0,
   PRIMARY KEY (queue, hour, type, subject)) WITHOUT ROWID;
-CREATE TABLE IF NOT EXISTS ledger_pruned (
+CREATE TABLE ledger_pruned (
   queue TEXT NOT NULL PRIMARY KEY, up_to TEXT NOT NULL, lines INTEGER NOT NULL, events INTEGER NOT NULL)
   WITHOUT ROWID;
-CREATE TABLE IF NOT EXISTS dead_letters (
+CREATE TABLE answers (id INTEGER PRIMARY KEY, text TEXT NOT NULL UNIQUE);
+CREATE TABLE dead_letters (
   id INTEGER PRIMARY KEY, queue TEXT NOT NULL, event BLOB NOT NULL, status INTEGER,
-  answer TEXT NOT NULL, at REAL NOT NULL, replay INTEGER NOT NULL DEFAULT 0);
-CREATE INDEX IF NOT EXISTS dead_letters_to_replay ON dead_letters (queue, id) WHERE replay;
-CREATE TABLE IF NOT EXISTS quarantine (
+  answer TEXT NOT NULL, at REAL NOT NULL, replay INTEGER NOT NULL DEFAULT 0, answer_id INTEGER);
+CREATE INDEX dead_letters_to_replay ON dead_letters (queue, id) WHERE replay;
+CREATE TABLE quarantine (
   id INTEGER PRIMARY KEY, reason TEXT NOT NULL, record BLOB NOT NULL, at REAL NOT NULL);
-CREATE TABLE IF NOT EXISTS redeliveries (
+CREATE TABLE redeliveries (
   id INTEGER PRIMARY KEY, since TEXT NOT NULL, until TEXT NOT NULL, subject TEXT,
   state TEXT NOT NULL, sent INTEGER NOT NULL, asked REAL NOT NULL);
-CREATE TABLE IF NOT EXISTS redelivery_progress (
+CREATE TABLE redelivery_progress (
   redelivery INTEGER NOT NULL, queue TEXT NOT NULL, done_up_to TEXT NOT NULL, done INTEGER NOT NULL,
   PRIMARY KEY (redelivery, queue)) WITHOUT ROWID;
-COMMIT;
+CREATE TABLE set_aside (
+  queue TEXT NOT NULL, segment TEXT NOT NULL, PRIMARY KEY (queue, segment)) WITHOUT ROWID;
+CREATE TABLE owner (id INTEGER PRIMARY KEY CHECK (id = 1), token TEXT NOT NULL);
 """
+
+_MIGRATIONS: Final = {
+    1: """
+ALTER TABLE ledger ADD COLUMN lost INTEGER NOT NULL DEFAULT 0;
+CREATE TABLE damage (
+  queue TEXT NOT NULL, segment TEXT NOT NULL, start INTEGER NOT NULL, stop INTEGER NOT NULL,
+  PRIMARY KEY (queue, segment, start, stop)) WITHOUT ROWID;
+CREATE TABLE set_aside (
+  queue TEXT NOT NULL, segment TEXT NOT NULL, PRIMARY KEY (queue, segment)) WITHOUT ROWID;
+CREATE TABLE owner (id INTEGER PRIMARY KEY CHECK (id = 1), token TEXT NOT NULL);
+INSERT INTO counts SELECT queue, 'waiting', '',
+  sum(CASE name WHEN 'events' THEN value ELSE -value END)
+  FROM counts WHERE name IN ('events', 'delivered', 'dead_lettered') GROUP BY queue;
+""",
+    # Earlier answers stay where they are: moving them could take a full disk's last bytes.
+    2: """
+CREATE TABLE answers (id INTEGER PRIMARY KEY, text TEXT NOT NULL UNIQUE);
+ALTER TABLE dead_letters ADD COLUMN answer_id INTEGER;
+""",
+}
+"""By the version that a script leads to, from the one before."""
+
+
+class NewerBooksError(sqlite3.OperationalError):
+    """A later version of the plugin wrote the books: this one does not touch them."""
+
+    def __init__(self, version: int) -> None:
+        super().__init__(
+            f"they have version {version}, which a later version of openmeter-plugin wrote; this one"
+            f" knows up to {VERSION}: install the later version again"
+        )
 
 
 def open_file(path: Path) -> sqlite3.Connection:
@@ -78,13 +118,40 @@ def _open(path: Path) -> sqlite3.Connection:
     try:
         db.execute("PRAGMA journal_mode=WAL")
         db.execute("PRAGMA wal_autocheckpoint=100")  # so that the journal stays small on a full disk
-        db.executescript(SCHEMA)
+        migrate(db)
         _check(db)
     except BaseException:
         db.close()
         raise
     path.chmod(0o600)
     return db
+
+
+def version_of(db: sqlite3.Connection) -> int | None:
+    """Return the version of the schema; None if there is none yet."""
+    (tables,) = db.execute("SELECT count(*) FROM sqlite_schema WHERE type = 'table'").fetchone()
+    (version,) = db.execute("PRAGMA user_version").fetchone()
+    return int(version) if tables else None
+
+
+def migrate(db: sqlite3.Connection) -> None:
+    """Create the schema, or bring it to this version, in one transaction; raises NewerBooksError."""
+    if version_of(db) == VERSION:
+        return
+    with transaction(db):
+        version = version_of(db)
+        if version is None:
+            scripts = [SCHEMA]
+        elif version > VERSION:
+            raise NewerBooksError(version)
+        else:
+            scripts = [_MIGRATIONS[step] for step in range(version + 1, VERSION + 1)]
+            if scripts:
+                get_logger().info("books_migrated", from_version=version, to_version=VERSION)
+        # `executescript` would commit.
+        for statement in ";".join(scripts).split(";"):
+            db.execute(statement)
+        db.execute(f"PRAGMA user_version = {VERSION}")
 
 
 def connect(path: Path) -> sqlite3.Connection:

@@ -44,7 +44,7 @@ def read_ledger(
     start = _cursor(after) if after else ("", "", "", "")
     with reading(spool) as db:
         rows = db.execute(
-            "SELECT queue, hour, type, subject, accepted, delivered, dead_lettered FROM ledger"
+            "SELECT queue, hour, type, subject, accepted, delivered, dead_lettered, lost FROM ledger"
             # Name the queues, because the key begins with them: otherwise SQLite reads the whole ledger.
             " WHERE queue IN (SELECT queue FROM counts) AND hour >= ? AND hour < ?"
             " AND (? IS NULL OR subject = ?)"
@@ -57,7 +57,7 @@ def read_ledger(
             for (hour,) in db.execute(
                 "SELECT DISTINCT hour FROM ledger"
                 " WHERE queue IN (SELECT queue FROM counts) AND hour >= ? AND hour < ?"
-                " AND accepted > delivered + dead_lettered",
+                " AND accepted > delivered + dead_lettered + lost",
                 (since, until),
             )
         }
@@ -80,7 +80,7 @@ def read_ledger(
 
 
 def _line(
-    queue: str, hour: str, kind: str, subject: str, accepted: int, delivered: int, dead: int
+    queue: str, hour: str, kind: str, subject: str, accepted: int, delivered: int, dead: int, lost: int
 ) -> LedgerLine:
     return LedgerLine(
         destination=queue,
@@ -90,7 +90,8 @@ def _line(
         accepted=accepted,
         delivered=delivered,
         dead_lettered=dead,
-        waiting=accepted - delivered - dead,
+        lost=lost,
+        waiting=accepted - delivered - dead - lost,
     )
 
 
@@ -125,8 +126,9 @@ def read_dead_letters(spool: Path, *, after: int = 0, limit: int = 100) -> DeadL
     """Return a page of the dead letters after an id; raises SpoolError."""
     with reading(spool) as db:
         rows = db.execute(
-            "SELECT id, queue, event, status, answer, at, replay FROM dead_letters"
-            " WHERE id > ? ORDER BY id LIMIT ?",
+            "SELECT d.id, queue, event, status, coalesce(text, answer), at, replay"
+            " FROM dead_letters d LEFT JOIN answers a ON a.id = answer_id"
+            " WHERE d.id > ? ORDER BY d.id LIMIT ?",
             (after, limit + 1),
         ).fetchall()
     entries = [_dead_letter(*row) for row in rows[:limit]]

@@ -17,7 +17,7 @@ class BooksNumbers(Model):
     """Counts since the spool was created; requests and events each add up.
 
     requests = metered + skipped + quarantined + resent;
-    events = delivered + dead_lettered + waiting.
+    events = delivered + dead_lettered + waiting + lost_events.
     """
 
     requests: Annotated[int, Field(description="requests that Kong handed over")]
@@ -34,12 +34,19 @@ class BooksNumbers(Model):
         Field(description="events that it refused or that grew too old, less those delivered by a replay"),
     ]
     waiting: Annotated[int, Field(description="events in the books that are not delivered yet")]
+    lost_events: Annotated[
+        dict[str, int],
+        Field(description="events whose bytes were damaged or gone before they were delivered, by reason"),
+    ]
     lost: Annotated[
         dict[str, int], Field(description="requests that could not be written to the spool, by reason")
     ]
     damaged_bytes: Annotated[int, Field(description="bytes of the spool that could not be read")]
     unreadable_segments: Annotated[int, Field(description="segment files that could not be read at all")]
     redelivered: Annotated[int, Field(description="events that were redelivered on request")]
+    violations: Annotated[
+        int, Field(description="how often an equation of the books stopped to hold; 0 unless there is a bug")
+    ]
 
 
 class NotAccounted(Model):
@@ -121,7 +128,8 @@ class LedgerLine(Model):
     accepted: int
     delivered: int
     dead_lettered: int
-    waiting: Annotated[int, Field(description="accepted, but neither delivered nor dead-lettered")]
+    lost: Annotated[int, Field(description="their bytes were damaged or gone before they were delivered")]
+    waiting: Annotated[int, Field(description="accepted, but neither delivered, dead-lettered nor lost")]
 
 
 class Ledger(Model):

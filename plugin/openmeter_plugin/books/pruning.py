@@ -5,15 +5,13 @@
 Only settled lines are pruned: all their events are delivered, none waits, none is a dead letter. So one
 number gives both the accepted and the delivered events of pruned lines.
 
-A wrong clock cannot delete the ledger. The process follows its own clock from its start, the time used is
-never later than the newest hour in the ledger, and each step prunes only a few lines.
+A wrong clock cannot delete the ledger. The time is that of a `SteadyClock`, never later than the newest
+hour in the ledger, and each step prunes only a few lines.
 """
 
 from __future__ import annotations
 
 import sqlite3
-import time
-from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
 from typing import Final, NamedTuple
 
@@ -29,20 +27,6 @@ class Pruned(NamedTuple):
     up_to: str
     lines: int
     events: int
-
-
-class Clock:
-    """The wall time at the start of the process plus the time elapsed since: ignores later jumps."""
-
-    def __init__(
-        self, wall: Callable[[], float] = time.time, elapsed: Callable[[], float] = time.monotonic
-    ) -> None:
-        self._elapsed = elapsed
-        self._offset = wall() - elapsed()
-
-    def now(self) -> datetime:
-        """Return the time in UTC."""
-        return datetime.fromtimestamp(self._offset + self._elapsed(), UTC)
 
 
 def prune(db: sqlite3.Connection, days: int, now: datetime) -> int:

@@ -10,14 +10,27 @@ import tempfile
 from collections import Counter
 from collections.abc import Iterator
 from contextlib import ExitStack, closing, contextmanager, suppress
+from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Final
+from typing import Final, Literal, NamedTuple
 
-from openmeter_plugin.books.database import FILE, SCHEMA, is_damage
+from openmeter_plugin.books.database import (
+    FILE,
+    SCHEMA,
+    VERSION,
+    NewerBooksError,
+    connect,
+    is_damage,
+    migrate,
+    version_of,
+)
+from openmeter_plugin.books.equations import Counts
 from openmeter_plugin.books.pruning import Pruned
-from openmeter_plugin.books.store import Counts, Position
+from openmeter_plugin.books.store import LedgerKey
 from openmeter_plugin.spool.destination import DELIVERY_LOCK, queues_directory
+from openmeter_plugin.spool.reader import Position
+from openmeter_plugin.spool.segment import Damage
 
 _BUSY_SECONDS: Final = 5.0
 
@@ -53,16 +66,38 @@ def _open(path: Path, stack: ExitStack) -> sqlite3.Connection:
     if not path.exists():
         return _empty()
     try:
-        return _connected(path)
+        db = _connected(path)
     except sqlite3.OperationalError:
         if os.access(path.parent, os.W_OK):
             raise
-    # SQLite reads a write-ahead log only if it can create an index in the same directory.
-    directory = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="openmeter-plugin-")))
-    for name in (f"{FILE}-wal", FILE):
-        with suppress(FileNotFoundError):
-            shutil.copyfile(path.with_name(name), directory / name)
-    return _connected(directory / FILE)
+        # SQLite reads a write-ahead log only if it can create an index in the same directory.
+        directory = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="openmeter-plugin-")))
+        for name in (f"{FILE}-wal", FILE):
+            with suppress(FileNotFoundError):
+                shutil.copyfile(path.with_name(name), directory / name)
+        db = _connected(directory / FILE)
+    version = version_of(db)
+    if version == VERSION:
+        return db
+    with closing(db):
+        if version is None:  # it is just being created
+            return _empty()
+        if version > VERSION:
+            raise NewerBooksError(version)
+        return _migrated_copy(db, stack)
+
+
+def _migrated_copy(db: sqlite3.Connection, stack: ExitStack) -> sqlite3.Connection:
+    """Return a copy of an earlier version's books, which only the delivery process may migrate."""
+    directory = stack.enter_context(tempfile.TemporaryDirectory(prefix="openmeter-plugin-"))
+    copy = connect(Path(directory) / FILE)
+    try:
+        db.backup(copy)
+        migrate(copy)
+    except BaseException:
+        copy.close()
+        raise
+    return copy
 
 
 def _connected(path: Path) -> sqlite3.Connection:
@@ -74,13 +109,10 @@ def _connected(path: Path) -> sqlite3.Connection:
         check_same_thread=False,
     )
     try:
-        (tables,) = db.execute("SELECT count(*) FROM sqlite_schema WHERE type = 'table'").fetchone()
+        version_of(db)  # reads the file
     except BaseException:
         db.close()
         raise
-    if not tables:  # it is just being created
-        db.close()
-        return _empty()
     return db
 
 
@@ -88,6 +120,12 @@ def _empty() -> sqlite3.Connection:
     db = sqlite3.connect(":memory:", isolation_level=None, check_same_thread=False)
     db.executescript(SCHEMA)
     return db
+
+
+def check_books(spool: Path) -> None:
+    """Raise SpoolError if the books cannot be read."""
+    with reading(spool) as db:
+        db.execute("SELECT count(*) FROM counts").fetchone()
 
 
 def all_counts(db: sqlite3.Connection) -> dict[str, Counts]:
@@ -116,10 +154,92 @@ def all_resent(db: sqlite3.Connection) -> dict[str, set[tuple[str, int]]]:
     return resent
 
 
+def all_damage(db: sqlite3.Connection) -> dict[str, set[tuple[str, Damage]]]:
+    """Return, by queue, the damage that is counted, by segment."""
+    damage: dict[str, set[tuple[str, Damage]]] = {}
+    for queue, segment, start, stop in db.execute("SELECT queue, segment, start, stop FROM damage"):
+        damage.setdefault(queue, set()).add((segment, Damage(start, stop)))
+    return damage
+
+
 def all_pruned(db: sqlite3.Connection) -> dict[str, Pruned]:
     """Return the totals of each queue's pruned lines."""
     rows = db.execute("SELECT queue, up_to, lines, events FROM ledger_pruned")
     return {queue: Pruned(up_to, lines, events) for queue, up_to, lines, events in rows}
+
+
+def row_counts(db: sqlite3.Connection) -> tuple[int, int]:
+    """Return the numbers of dead letters and of quarantined requests."""
+    (dead,) = db.execute("SELECT count(*) FROM dead_letters").fetchone()
+    (quarantined,) = db.execute("SELECT count(*) FROM quarantine").fetchone()
+    return dead, quarantined
+
+
+def damage_of_file(db: sqlite3.Connection) -> str | None:
+    """Read every page of the books; returns what is wrong with the file, if anything is."""
+    try:
+        (health,) = db.execute("PRAGMA quick_check(1)").fetchone()
+    except sqlite3.DatabaseError as error:
+        return str(error)
+    return None if health == "ok" else str(health)
+
+
+def pages(
+    spool: Path, table: Literal["dead_letters", "quarantine"], size: int = 500
+) -> Iterator[tuple[int, bytes]]:
+    """Yield (id, event or record), oldest first; raises SpoolError.
+
+    Page by page, so that a slow reader does not keep the books from being checkpointed.
+    """
+    column = "event" if table == "dead_letters" else "record"
+    query = f"SELECT id, {column} FROM {table} WHERE id > ? ORDER BY id LIMIT ?"  # noqa: S608 - our own names
+    after = 0
+    while True:
+        with reading(spool) as db:
+            rows = db.execute(query, (after, size)).fetchall()
+        yield from ((number, bytes(content)) for number, content in rows)
+        if len(rows) < size:
+            return
+        after = rows[-1][0]
+
+
+def dead_letter_events(db: sqlite3.Connection) -> Iterator[tuple[str, bytes]]:
+    """Yield (queue, event) of all dead letters."""
+    yield from db.execute("SELECT queue, event FROM dead_letters")
+
+
+class LedgerEntry(NamedTuple):
+    """The numbers of one ledger line, or the sum of several."""
+
+    accepted: int = 0
+    delivered: int = 0
+    dead_lettered: int = 0
+    lost: int = 0
+
+
+@dataclass(slots=True)
+class LedgerSum:
+    """A queue's ledger: number of lines, their sum, and the lines with events that are not delivered."""
+
+    lines: int = 0
+    total: LedgerEntry = field(default_factory=LedgerEntry)
+    open: dict[LedgerKey, LedgerEntry] = field(default_factory=dict)
+
+
+def ledger_sums(db: sqlite3.Connection) -> dict[str, LedgerSum]:
+    """Sum each queue's ledger, in SQL: it may have millions of lines, nearly all of them delivered."""
+    ledger: dict[str, LedgerSum] = {}
+    for queue, lines, *numbers in db.execute(
+        "SELECT queue, count(*), sum(accepted), sum(delivered), sum(dead_lettered), sum(lost) FROM ledger"
+        " GROUP BY queue"
+    ):
+        ledger[queue] = LedgerSum(lines, LedgerEntry(*numbers))
+    for queue, hour, kind, subject, *numbers in db.execute(
+        "SELECT queue, hour, type, subject, accepted, delivered, dead_lettered, lost FROM ledger"
+        " WHERE accepted <> delivered OR dead_lettered <> 0"
+    ):
+        ledger[queue].open[LedgerKey(hour, kind, subject)] = LedgerEntry(*numbers)
+    return ledger
 
 
 def queue_names(spool: Path, counts: dict[str, Counts]) -> list[str]:

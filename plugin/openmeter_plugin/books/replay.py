@@ -8,13 +8,18 @@ from __future__ import annotations
 
 import sqlite3
 import time
+from collections import Counter
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Final
 
-from openmeter_plugin.books.database import FILE, connect, open_file, transaction
+from openmeter_plugin.books.database import FILE, VERSION, connect, open_file, transaction, version_of
+from openmeter_plugin.books.equations import Counts
+from openmeter_plugin.books.store import LedgerKey, Lines, add_counts, add_dead_letters, add_to_ledger
+from openmeter_plugin.spool.destination import QUARANTINE
 
 _PER_TRANSACTION: Final = 1000  # rows, so that the delivery need not wait long
 
@@ -57,13 +62,50 @@ def replay_dead_letters(spool: Path, ids: Iterable[int] | None = None) -> int:
     return marked
 
 
+@dataclass(slots=True)
+class ReplayedRequests:
+    """Requests that leave the quarantine: their events and skips."""
+
+    ids: list[int] = field(default_factory=list)
+    events: list[tuple[str, LedgerKey, bytes, str]] = field(default_factory=list)
+    """(queue, ledger line, event, why it was not sent so far)"""
+    skipped: Counter[str] = field(default_factory=Counter)
+
+
+def quarantined(db: sqlite3.Connection, after: int, limit: int) -> list[tuple[int, bytes]]:
+    """Return (id, record) of quarantined requests, oldest first."""
+    query = "SELECT id, record FROM quarantine WHERE id > ? ORDER BY id LIMIT ?"
+    return db.execute(query, (after, limit)).fetchall()
+
+
+def replay_quarantined(db: sqlite3.Connection, replayed: ReplayedRequests) -> None:
+    """Move requests out of the quarantine; their events become dead letters that are marked for replay."""
+    counts: Counts = Counter({("quarantined", ""): -len(replayed.ids)})
+    counts["metered", ""] = len(replayed.ids) - replayed.skipped.total()
+    counts.update({("skipped", reason): number for reason, number in replayed.skipped.items()})
+    add_counts(db, QUARANTINE, counts)
+    lines: dict[str, Lines] = {}
+    for queue, line, _, _ in replayed.events:
+        lines.setdefault(queue, Counter())[line] += 1
+    for queue, accepted in lines.items():
+        number = accepted.total()
+        add_counts(db, queue, Counter({("events", ""): number, ("dead_lettered", ""): number}))
+        add_to_ledger(db, queue, "accepted", accepted)
+        add_to_ledger(db, queue, "dead_lettered", accepted)
+    letters = [(queue, event, None, answer) for queue, _, event, answer in replayed.events]
+    add_dead_letters(db, letters, to_be_replayed=True)
+    db.executemany("DELETE FROM quarantine WHERE id = ?", [(number,) for number in replayed.ids])
+
+
 @contextmanager
 def writing(spool: Path) -> Iterator[sqlite3.Connection]:
     """Open the books for writing while a delivery may write them too."""
     path = spool / FILE
-    # `open_file` reads the whole file, so use it only to create the books.
-    db = connect(path) if path.exists() and path.stat().st_size else open_file(path)
+    db = connect(path)
     try:
+        if version_of(db) != VERSION:
+            db.close()
+            db = open_file(path)  # reads the whole file, so only where the books must be created or migrated
         yield db
     finally:
         db.close()

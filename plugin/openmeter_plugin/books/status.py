@@ -8,6 +8,7 @@ from pathlib import Path
 from urllib.parse import urlsplit
 
 from openmeter_plugin.books.backlog import QueueFiles, oldest_waiting, unaccounted
+from openmeter_plugin.books.equations import Counts
 from openmeter_plugin.books.models import (
     BooksNumbers,
     DestinationStatus,
@@ -25,8 +26,8 @@ from openmeter_plugin.books.read_models import (
     delivery_runs,
     queue_names,
     reading,
+    row_counts,
 )
-from openmeter_plugin.books.store import Counts
 from openmeter_plugin.spool.destination import read_destination
 
 
@@ -35,8 +36,7 @@ def read_status(spool: Path) -> SpoolStatus:
     with reading(spool) as db:
         counts, positions, resent = all_counts(db), all_positions(db), all_resent(db)
         pruned = all_pruned(db)
-        (dead,) = db.execute("SELECT count(*) FROM dead_letters").fetchone()
-        (quarantined,) = db.execute("SELECT count(*) FROM quarantine").fetchone()
+        dead, quarantined = row_counts(db)
     destinations = [
         _destination(
             spool,
@@ -108,22 +108,23 @@ def _total(
 
 
 def books_numbers(counts: Counts) -> BooksNumbers:
-    """Return a queue's counts as a model, with the number of waiting events that follows from them."""
-    events, delivered, dead = (counts[name, ""] for name in ("events", "delivered", "dead_lettered"))
+    """Return a queue's counts as a model, as a model."""
     return BooksNumbers(
         requests=counts["requests", ""],
         metered=counts["metered", ""],
         skipped=by_reason(counts, "skipped"),
         quarantined=counts["quarantined", ""],
         resent=counts["resent", ""],
-        events=events,
-        delivered=delivered,
-        dead_lettered=dead,
-        waiting=events - delivered - dead,
+        events=counts["events", ""],
+        delivered=counts["delivered", ""],
+        dead_lettered=counts["dead_lettered", ""],
+        lost_events=by_reason(counts, "lost_events"),
+        waiting=counts["waiting", ""],
         lost=by_reason(counts, "lost"),
         damaged_bytes=counts["damaged_bytes", ""],
         unreadable_segments=counts["unreadable_segments", ""],
         redelivered=counts["redelivered", ""],
+        violations=counts["violations", ""],
     )
 
 

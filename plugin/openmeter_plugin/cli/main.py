@@ -21,7 +21,16 @@ from openmeter_plugin.cli.listeners import (
     open_listeners,
     parse_mode,
 )
-from openmeter_plugin.cli.options import delivery_options, fail, refuse_empty_arguments
+from openmeter_plugin.cli.options import (
+    CaFileOption,
+    ClientCertOption,
+    ClientKeyOption,
+    ProxyOption,
+    delivery_options,
+    fail,
+    network_options,
+    refuse_empty_arguments,
+)
 from openmeter_plugin.delivery.options import DEFAULT_LEDGER_DAYS, TOKEN_VARIABLE
 from openmeter_plugin.instances.worker_sync import Mailboxes
 from openmeter_plugin.log import configure_logging
@@ -89,14 +98,19 @@ ApiTokenFileOption = Annotated[
 
 
 @app.command()
-def info() -> None:
+def info(
+    lua: Annotated[
+        bool, typer.Option("--lua", help="Print a Lua program that prints the JSON, for images without cat.")
+    ] = False,
+) -> None:
     """Print the plugin's name, priority and schema as JSON, for Kong's query command."""
     # __main__ answers this before any import; this command is for --help and unusual spellings.
     import json
 
-    from openmeter_plugin.config.schema import plugin_info
+    from openmeter_plugin.config.schema import lua_text, plugin_info
 
-    sys.stdout.write(json.dumps(plugin_info()))
+    document = json.dumps(plugin_info())
+    sys.stdout.write(f"io.write({lua_text(document)})\n" if lua else document)
 
 
 @app.command("schema-lua")
@@ -143,6 +157,10 @@ def serve(
     max_age: MaxAgeOption = None,
     ledger_days: LedgerDaysOption = DEFAULT_LEDGER_DAYS,
     token_file: TokenFileOption = None,
+    ca_file: CaFileOption = None,
+    client_cert: ClientCertOption = None,
+    client_key: ClientKeyOption = None,
+    proxy: ProxyOption = None,
     api: ApiOption = None,
     api_token_file: ApiTokenFileOption = None,
 ) -> None:
@@ -150,7 +168,8 @@ def serve(
     configure_logging("supervisor")
     os.umask(_UMASK)
     mode = parse_mode(socket_mode, "--socket-mode")
-    delivering = delivery_options(spool, retention, retention_size, max_age, token_file, ledger_days)
+    network = network_options(ca_file, client_cert, client_key, proxy)
+    delivering = delivery_options(spool, retention, retention_size, max_age, token_file, ledger_days, network)
     listeners: Listeners = context.obj
     open_listeners(listeners, socket_path, http_log, mode)
     _make_spool(spool)
@@ -230,6 +249,10 @@ def deliver(
     max_age: MaxAgeOption = None,
     ledger_days: LedgerDaysOption = DEFAULT_LEDGER_DAYS,
     token_file: TokenFileOption = None,
+    ca_file: CaFileOption = None,
+    client_cert: ClientCertOption = None,
+    client_key: ClientKeyOption = None,
+    proxy: ProxyOption = None,
     with_parent: Annotated[
         bool, typer.Option("--with-parent", hidden=True, help="Exit when standard input ends.")
     ] = False,
@@ -241,7 +264,8 @@ def deliver(
     os.umask(_UMASK)
     if not spool.is_dir():
         fail(f"--spool: {spool} is not a directory")
-    options = delivery_options(spool, retention, retention_size, max_age, token_file, ledger_days)
+    network = network_options(ca_file, client_cert, client_key, proxy)
+    options = delivery_options(spool, retention, retention_size, max_age, token_file, ledger_days, network)
     from openmeter_plugin.api.runtime import ApiListener, run
 
     listeners = Listeners()

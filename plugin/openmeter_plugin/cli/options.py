@@ -6,10 +6,14 @@ import os
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import NoReturn, TypeVar
+from typing import Annotated, NoReturn, TypeVar
 
-from openmeter_plugin.delivery.options import DeliveryOptions, Retention
+import typer
+
+from openmeter_plugin.delivery.options import DeliveryOptions, Network, Retention, in_words
+from openmeter_plugin.foreign import printable
 from openmeter_plugin.log import get_logger
+from openmeter_plugin.tls import Tls
 from openmeter_plugin.units import duration, size
 
 _Value = TypeVar("_Value")
@@ -17,7 +21,7 @@ _Value = TypeVar("_Value")
 
 def fail(message: str, status: int = 1) -> NoReturn:
     """Print an error message on standard error and exit."""
-    sys.stderr.write(f"openmeter-plugin: {message}\n")
+    sys.stderr.write(f"openmeter-plugin: {printable(message)}\n")
     sys.exit(status)
 
 
@@ -30,6 +34,56 @@ def refuse_empty_arguments(arguments: Sequence[str]) -> None:
             fail(f"{what}: is empty; a $(...) or variable in the command has probably failed", os.EX_USAGE)
 
 
+CaFileOption = Annotated[
+    Path | None,
+    typer.Option(
+        "--ca-file",
+        envvar="OPENMETER_PLUGIN_CA_FILE",
+        help="PEM file with the authorities to trust for the metering API, instead of the public ones.",
+    ),
+]
+ClientCertOption = Annotated[
+    Path | None,
+    typer.Option(
+        "--client-cert",
+        envvar="OPENMETER_PLUGIN_CLIENT_CERT",
+        help="PEM file with the certificate to identify with; may hold its key, too.",
+    ),
+]
+ClientKeyOption = Annotated[
+    Path | None,
+    typer.Option(
+        "--client-key",
+        envvar="OPENMETER_PLUGIN_CLIENT_KEY",
+        help="PEM file with the key of --client-cert, without a password.",
+    ),
+]
+ProxyOption = Annotated[
+    str | None,
+    typer.Option(
+        "--proxy",
+        envvar="OPENMETER_PLUGIN_PROXY",
+        help="URL of the proxy to the metering API (default: HTTP_PROXY, HTTPS_PROXY, ALL_PROXY, NO_PROXY)."
+        " Loopback and link-local addresses never pass a proxy.",
+    ),
+]
+
+
+def network_options(
+    ca_file: Path | None, client_cert: Path | None, client_key: Path | None, proxy: str | None
+) -> Network:
+    """Return how to reach the metering API. A combination that can never work ends the process."""
+    if client_key is not None and client_cert is None:
+        fail("--client-key: needs --client-cert beside it", os.EX_USAGE)
+    network = Network(Tls(ca_file, client_cert, client_key), proxy)
+    if proxy is not None:
+        try:
+            network.proxy_for("https", "metering.example", None)
+        except ValueError as error:
+            fail(str(error), os.EX_USAGE)
+    return network
+
+
 def delivery_options(
     spool: Path,
     retention: str,
@@ -37,6 +91,7 @@ def delivery_options(
     max_age: str | None,
     token_file: Path | None,
     ledger_days: int,
+    network: Network,
 ) -> DeliveryOptions:
     """Return the delivery options; an invalid value ends the process with a message."""
     kept_events = Retention(
@@ -44,15 +99,27 @@ def delivery_options(
         parse_option(size, retention_size, "--retention-size"),
     )
     age = parse_option(duration, max_age, "--max-age") if max_age else None
-    if token_file is not None and not token_file.is_file():
-        # Not fatal: the spool keeps what Kong hands over until the operator provides the file.
+    options = DeliveryOptions(spool, kept_events, token_file, age, ledger_days=ledger_days, network=network)
+    for fault in faults_of(options):
+        # Not fatal: the spool keeps what Kong hands over until the operator has corrected it.
         get_logger().critical(
-            "token_file_missing",
-            file=str(token_file),
+            "delivery_cannot_start",
+            reason=fault,
             consequence="no events are delivered; they wait in the spool",
-            remedy="put the token there, or restart with the right --token-file",
+            remedy="correct it; a file is read again, for anything else restart",
         )
-    return DeliveryOptions(spool, kept_events, token_file, age, ledger_days=ledger_days)
+    return options
+
+
+def faults_of(options: DeliveryOptions) -> list[str]:
+    """Return what is wrong with token, certificates and proxy, by the name of the setting, without values."""
+    found = []
+    for check in (options.token, options.network.check):
+        try:
+            check()
+        except (OSError, ValueError) as error:
+            found.append(in_words(error))
+    return found
 
 
 def parse_option(parse: Callable[[str], _Value], text: str, option: str) -> _Value:

@@ -15,9 +15,19 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from openmeter_plugin.books.database import MAX_ROW_ID
-from openmeter_plugin.cli.options import fail, parse_option
+from openmeter_plugin.cli.options import (
+    CaFileOption,
+    ClientCertOption,
+    ClientKeyOption,
+    ProxyOption,
+    fail,
+    faults_of,
+    network_options,
+    parse_option,
+)
+from openmeter_plugin.foreign import escaped, printable
 from openmeter_plugin.spool.destination import DEFAULT_SPOOL, SPOOL_VARIABLE
-from openmeter_plugin.units import duration
+from openmeter_plugin.units import duration, plural
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -66,7 +76,7 @@ def verify(directory: Directory = DEFAULT_SPOOL, json: Json = False) -> None:
 
             show_verification(_console(), found)
     for difference in found.differences:
-        sys.stderr.write(f"openmeter-plugin: {difference}\n")
+        sys.stderr.write(f"openmeter-plugin: {printable(difference)}\n")
     raise typer.Exit(0 if found.ok else 1)
 
 
@@ -124,7 +134,7 @@ def replay(
         else:
             from openmeter_plugin.books.replay import replay_dead_letters
 
-            text = f"{replay_dead_letters(directory, wanted)} dead letters will be replayed"
+            text = f"{plural(replay_dead_letters(directory, wanted), 'dead letter')} will be replayed"
         sys.stdout.write(f"{text}\n")
         if not delivery_runs(directory):
             sys.stderr.write(
@@ -145,17 +155,65 @@ def _replay_quarantine(directory: Path, config: Path, ids: list[int] | None) -> 
         fail(f"--config: {error}")
     skipped = sum(done.skipped.values())
     return (
-        f"{done.metered} requests became {done.events} events, which will be delivered;"
-        f" {skipped} were skipped, {_quarantined(directory)} stay in quarantine"
+        f"{plural(done.metered, 'request')} became {plural(done.events, 'event')}, to be delivered;"
+        f" {skipped} skipped, {_quarantined(directory)} still in quarantine"
     )
 
 
 def _quarantined(directory: Path) -> int:
-    from openmeter_plugin.books.read_models import reading
+    from openmeter_plugin.books.read_models import reading, row_counts
 
     with reading(directory) as db:
-        (number,) = db.execute("SELECT count(*) FROM quarantine").fetchone()
-    return int(number)
+        return row_counts(db)[1]
+
+
+@app.command()
+def redirect(
+    source: Annotated[str, typer.Option("--from", help="Id of the destination whose events wait.")],
+    directory: Directory = DEFAULT_SPOOL,
+    to: Annotated[
+        str | None, typer.Option(help="Id of the destination to send them to (default: their own again).")
+    ] = None,
+) -> None:
+    """Send what waits for one destination, and its replays, to another: after a wrong ingest_endpoint."""
+    with _report_errors(directory):
+        from openmeter_plugin.spool.destination import QUARANTINE, queues_directory, read_destination
+        from openmeter_plugin.spool.destination import redirect as write_redirect
+
+        found = {path.name for path in queues_directory(directory).iterdir()} - {QUARANTINE}
+        for option, name in (("--from", source), ("--to", to or source)):
+            if name not in found:
+                fail(f"{option}: must be one of {', '.join(sorted(found)) or '(none)'}", os.EX_USAGE)
+        if to == source:
+            fail("--to: is the same as --from", os.EX_USAGE)
+        write_redirect(directory, source, to)
+        try:
+            destination = read_destination(directory, source)
+        except ValueError as error:
+            write_redirect(directory, source, None)
+            fail(f"--to: {error}", os.EX_USAGE)
+        address = destination.endpoint if destination else "nowhere: it has no description"
+        sys.stdout.write(f"events of {source} go to {address}\n")
+
+
+@app.command("accept-refusals")
+def accept_refusals(
+    directory: Directory = DEFAULT_SPOOL,
+    destination: Annotated[
+        str | None, typer.Option(help="Id of the destination; needed if the spool has several.")
+    ] = None,
+) -> None:
+    """Let a held destination's refused events become dead letters until most events are accepted again."""
+    with _report_errors(directory):
+        from openmeter_plugin.delivery.dead_letters import permit
+        from openmeter_plugin.spool.destination import QUARANTINE, queues_directory
+
+        found = sorted(path.name for path in queues_directory(directory).iterdir() if path.name != QUARANTINE)
+        wanted = found if destination is None else [name for name in found if name == destination]
+        if len(wanted) != 1:
+            fail(f"--destination: must be one of {', '.join(found) or '(the spool has none)'}", os.EX_USAGE)
+        permit(directory, wanted[0])
+        sys.stdout.write(f"refused events of {wanted[0]} become dead letters\n")
 
 
 @app.command()
@@ -188,7 +246,8 @@ def export(
             else exports.all_events
         )
         for event in source(directory):
-            sys.stdout.buffer.write(event + b"\n")
+            shown = event if event.isascii() else escaped(event.decode("utf-8", "replace")).encode()
+            sys.stdout.buffer.write(shown + b"\n")
         sys.stdout.buffer.flush()
 
 
@@ -202,6 +261,10 @@ def drain(
     token_file: Annotated[
         Path | None, typer.Option(help="File with the token. Overrides the token in the spool.")
     ] = None,
+    ca_file: CaFileOption = None,
+    client_cert: ClientCertOption = None,
+    client_key: ClientKeyOption = None,
+    proxy: ProxyOption = None,
 ) -> None:
     """Deliver a spool whose gateway is gone; exit with 0 only if no event is left waiting."""
     seconds = None if timeout is None else parse_option(duration, timeout, "--timeout").total_seconds()
@@ -209,14 +272,15 @@ def drain(
         from openmeter_plugin.config.instance_config import usable_endpoint
 
         endpoint = parse_option(usable_endpoint, endpoint, "--endpoint")
-    if token_file is not None:
-        _check_token(token_file)
+    network = network_options(ca_file, client_cert, client_key, proxy)
     with _report_errors(directory):
         from openmeter_plugin.cli.drain import drain as drained
         from openmeter_plugin.delivery.options import DeliveryOptions
 
         # Retain everything: after draining an orphaned volume, someone may still want to inspect it.
-        options = DeliveryOptions(directory, token_file=token_file)
+        options = DeliveryOptions(directory, token_file=token_file, network=network)
+        for fault in faults_of(options):
+            fail(fault)  # `drain` is interactive, so it does not wait until it is corrected
         options = replace(options, retention=replace(options.retention, age=timedelta.max, size=sys.maxsize))
         if endpoint is not None:
             options = replace(options, endpoint=endpoint)
@@ -224,8 +288,8 @@ def drain(
     total = found.total
     left = total.backlog + total.not_accounted.requests
     _console().print(
-        f"{total.books.delivered} events delivered, {total.backlog} left waiting,"
-        f" {found.dead_letters} dead letters, {found.quarantined} requests in quarantine",
+        f"{plural(total.books.delivered, 'event')} delivered, {total.backlog} left waiting,"
+        f" {plural(found.dead_letters, 'dead letter')}, {plural(found.quarantined, 'request')} in quarantine",
         highlight=False,
         soft_wrap=True,
     )
@@ -250,18 +314,6 @@ def _report_errors(directory: Path) -> Iterator[None]:
         fail(f"the books of {directory}: {error}")
 
 
-def _check_token(file: Path) -> None:
-    """Fail if the file holds no token: `drain` is interactive, so it does not wait for one to appear."""
-    from openmeter_plugin.spool.destination import is_header_value
-
-    try:
-        token = file.read_text().strip()
-    except (OSError, UnicodeDecodeError) as error:
-        fail(f"--token-file: {file}: {getattr(error, 'strerror', None) or 'is not text'}")
-    if not token or not is_header_value(token):
-        fail(f"--token-file: {file} does not contain a token that can be sent in a header")
-
-
 def _console(*, stderr: bool = False) -> Console:
     from rich.console import Console
 
@@ -269,4 +321,4 @@ def _console(*, stderr: bool = False) -> Console:
 
 
 def _print_json(model: Model) -> None:
-    sys.stdout.write(model.model_dump_json(indent=2) + "\n")
+    sys.stdout.write(escaped(model.model_dump_json(indent=2)) + "\n")

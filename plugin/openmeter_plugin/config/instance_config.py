@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
-from typing import Annotated, Any, Final, Literal
+from typing import Annotated, Any, Final, Literal, TypeGuard
 from urllib.parse import SplitResult, urlsplit
 
 import orjson
@@ -134,8 +134,8 @@ class PluginConfig(Record):
     def _fits_in_a_header(cls, value: SecretStr | None) -> SecretStr | None:
         token = value.get_secret_value().strip() if value else ""
         if not is_header_value(token):
-            raise ValueError("must be printable ASCII, to be sent in a header")
-        return SecretStr(token) if token else None
+            raise ValueError("must be printable ASCII in one line, to be sent in a header")
+        return SecretStr(token) if token and not is_reference(token) else None
 
     def rules(self) -> Rules:
         """Return the rules that decide the events."""
@@ -197,10 +197,20 @@ def parse_object(raw: bytes) -> dict[str, Any]:
 
 
 def token_reference(config: dict[str, Any]) -> str | None:
-    """Return the vault reference of the API token, which Kong sends along with the resolved token."""
+    """Return the vault reference of the API token, which Kong sends along with the resolved token.
+
+    Where nothing has resolved it, it is the token itself.
+    """
     references = config.get("$refs")
     reference = references.get("api_token") if isinstance(references, dict) else None
+    if not reference and is_reference(token := config.get("api_token")):
+        reference = token.strip()
     return str(reference) if reference else None
+
+
+def is_reference(value: object) -> TypeGuard[str]:
+    """Return whether a value is a vault reference instead of a secret."""
+    return isinstance(value, str) and value.strip().startswith("{vault://") and value.strip().endswith("}")
 
 
 def parse_config(config: dict[str, Any]) -> tuple[PluginConfig, Rules]:

@@ -427,7 +427,7 @@ def _lua(value: Any, indent: str = "") -> str:
     if isinstance(value, (int, float)):
         return repr(value)
     if isinstance(value, str):
-        return _quoted(value)
+        return lua_text(value)
     inner = f"{indent}  "
     if isinstance(value, dict):
         items = [f"{name} = {_lua(member, inner)}" for name, member in value.items()]
@@ -439,6 +439,7 @@ def _lua(value: Any, indent: str = "") -> str:
     return "{\n" + "".join(f"{inner}{item},\n" for item in items) + f"{indent}}}"
 
 
-def _quoted(text: str) -> str:
+def lua_text(text: str) -> str:
+    """Return the text as a Lua literal."""
     escaped = text.replace("\\", "\\\\").replace('"', '\\"').replace("\n", "\\n")
     return f'"{escaped}"'

@@ -9,11 +9,9 @@ from dataclasses import dataclass, field
 from itertools import accumulate
 from typing import Final
 
-from openmeter_plugin.books.accountant import Accountant
 from openmeter_plugin.books.ledger_lines import add_lines, add_usage, summary_of
 from openmeter_plugin.books.store import Lines
 from openmeter_plugin.spool.reader import Chunk, QueueReader, SegmentReader
-from openmeter_plugin.spool.segment import MAGIC
 
 MAX_BATCH_BYTES: Final = 4 * 1024 * 1024
 """Per POST: far below the limits of gateways in front of a metering API."""
@@ -74,30 +72,22 @@ class Batch:
 
 
 class BatchReader:
-    """Reads the batches of one queue."""
+    """Takes the batches of one queue from its reader."""
 
-    def __init__(self, accountant: Accountant, reader: QueueReader) -> None:
-        self._accountant = accountant
-        self.reader = reader
-
-    def close(self) -> None:
-        """Close the files."""
-        self.reader.close()
+    def __init__(self, reader: QueueReader) -> None:
+        self._reader = reader
+        self.paused = False
+        """Whether nothing may be taken for now."""
 
     def extend(self, batch: Batch, max_events: int) -> bool:
         """Add available events to the batch while there is room; returns whether that is all there is."""
-        return self._extend(batch, list(self.reader.known), max_events) and self._extend(
-            batch, self.reader.find(), max_events
-        )
-
-    def _extend(self, batch: Batch, segments: list[SegmentReader], max_events: int) -> bool:
-        accounted = self._accountant.accounted
-        for segment in segments:
-            limit = accounted.get(segment.name, 0)
-            before = segment.position
-            room = before >= limit or self._add(batch, segment, limit, max_events)
-            if segment.position > before:
-                batch.positions[segment.name] = segment.position
+        if self.paused:
+            return True
+        for segment in self._reader.segments:
+            before = segment.delivered
+            room = self._add(batch, segment, max_events)
+            if segment.delivered > before:
+                batch.positions[segment.name] = segment.delivered
             if not room:
                 return False
         return True
@@ -107,57 +97,41 @@ class BatchReader:
 
         Segments in `unsettled` are left out: they have read records that are not yet delivered in the books.
         """
-        finished = self._accountant.finished
         names = [
             segment.name
-            for segment in self.reader.known
-            if segment.name in finished
-            and segment.name not in unsettled
-            and segment.position >= self._accountant.accounted.get(segment.name, len(MAGIC))
+            for segment in self._reader.segments
+            if segment.finished and segment.name not in unsettled and segment.delivered >= segment.accounted
         ]
         for name in names:
-            self.reader.done(name)
+            self._reader.done(name)
         return names
 
-    def forget(self, name: str) -> None:
-        """Forget a segment whose file was removed."""
-        self.reader.forget(name)
-
-    def _add(self, batch: Batch, segment: SegmentReader, limit: int, max_events: int) -> bool:
-        """Add a segment's events up to its limit; returns whether there is room for more."""
-        read = self._accountant.read.pop(segment.name, None)
-        if read is not None:
-            segment.reuse(read)
-        while segment.position < limit:
-            chunk = self.reader.chunk(segment)
+    def _add(self, batch: Batch, segment: SegmentReader, max_events: int) -> bool:
+        """Add a segment's events up to where it is accounted for; returns whether there is room for more."""
+        while segment.delivered < segment.accounted:
+            chunk = self._reader.next_undelivered(segment)
             if chunk is None:
                 return True
             if batch.segment_bytes >= _MAX_SEGMENT_BYTES:
                 return False
-            before = segment.position
-            room = self._add_chunk(batch, segment, chunk, limit, max_events)
-            batch.segment_bytes += segment.position - before
+            before = segment.delivered
+            room = self._add_chunk(batch, segment, chunk, max_events)
+            batch.segment_bytes += segment.delivered - before
             if not room:
                 return False
         return True
 
-    def _add_chunk(
-        self, batch: Batch, segment: SegmentReader, chunk: Chunk, limit: int, max_events: int
-    ) -> bool:
-        """Add a chunk's events up to the limit and consume them; returns whether there is room for more."""
-        last = bisect_right(chunk.ends, limit)
-        unsent = self._accountant.resent.get(segment.name)
+    def _add_chunk(self, batch: Batch, segment: SegmentReader, chunk: Chunk, max_events: int) -> bool:
+        """Take a chunk's events as far as the batch has room; returns whether there is room for more."""
+        last, unsent = len(chunk.ends), segment.unsent
         gaps = [row for row in range(segment.row, last) if chunk.ends[row] in unsent] if unsent else []
         row = segment.row
         for stop in [*gaps, last]:
             row = batch.add(chunk, row, stop, max_events)
             if row < stop:
                 if row > segment.row:
-                    segment.consume_rows(row)
+                    segment.take_rows(row)
                 return False
             row = stop + 1
-        if chunk.end <= limit:
-            segment.consume()
-        else:
-            segment.consume_rows(last, limit)
+        segment.take()
         return True

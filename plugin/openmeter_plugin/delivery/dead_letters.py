@@ -12,6 +12,7 @@ import os
 from pathlib import Path
 from typing import Final, Literal
 
+from openmeter_plugin.spool.destination import queues_directory
 from openmeter_plugin.spool.segment_file import writable_bytes
 
 ENOUGH: Final = 100
@@ -24,12 +25,17 @@ PERMISSION: Final = "accept-refusals"
 """The file in a queue's directory by which an operator has its refused events become dead letters."""
 
 
+def permit(spool: Path, queue: str) -> None:
+    """Have a queue's refused events become dead letters until most are accepted again; raises OSError."""
+    (queues_directory(spool) / queue / PERMISSION).touch(mode=0o600)
+
+
 class DeadLetterLimit:
     """Decides whether a queue's refused event becomes a dead letter."""
 
-    def __init__(self, directory: Path) -> None:
-        self._directory = directory
-        self._permission = directory / PERMISSION
+    def __init__(self, spool: Path, queue: str) -> None:
+        self._directory = queues_directory(spool) / queue
+        self._permission = self._directory / PERMISSION
         self._accepted = 0
         self._refused = 0
 

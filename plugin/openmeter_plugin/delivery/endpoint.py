@@ -12,31 +12,24 @@ letters, nearly everything refused                 and log say why
 from __future__ import annotations
 
 import asyncio
-import os
 import time
 from bisect import bisect_left
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
-from datetime import UTC, datetime
 from itertools import accumulate
 from typing import Any, Final, Literal
 
 import orjson
 
 from openmeter_plugin.books.store import DeadLetter
+from openmeter_plugin.clock import SteadyClock
 from openmeter_plugin.delivery.answers import RejectedError, UnauthorizedError, UndeliveredError
 from openmeter_plugin.delivery.breaker import Breaker
 from openmeter_plugin.delivery.client import EventsClient, tls_of
 from openmeter_plugin.delivery.dead_letters import DeadLetterLimit
-from openmeter_plugin.delivery.options import TOKEN_VARIABLE, DeliveryOptions
+from openmeter_plugin.delivery.options import DeliveryOptions, in_words
 from openmeter_plugin.log import RateLimit, get_logger
-from openmeter_plugin.spool.destination import (
-    Destination,
-    is_header_value,
-    queues_directory,
-    read_destination,
-)
-from openmeter_plugin.tls import TlsError
+from openmeter_plugin.spool.destination import Destination, read_destination
 
 BOUNDS: Final = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0)  # seconds
 
@@ -76,7 +69,8 @@ HoldReason = Literal["token", "settings", "refusals", "disk"]
 HOLD_REASONS: Final[tuple[HoldReason, ...]] = ("token", "settings", "refusals", "disk")
 
 _REMEDIES: Final[dict[HoldReason, str]] = {
-    "token": "give Kong the token, or this server --token-file",
+    "token": "put the secret where Kong runs ({vault://env/a-b} is the variable A_B of its environment), or"
+    " give this server --token-file",
     "settings": "correct the setting; delivery goes on without a restart if it is a file",
     "refusals": "find out what changed: the API, a proxy, a setting. Delivery goes on by itself once the API"
     " accepts events; `openmeter-plugin spool accept-refusals` makes dead letters of the refused ones",
@@ -107,11 +101,14 @@ class _ReleasedError(Exception):
 class Endpoint:
     """Posts one queue's batches. The options' endpoint and token override the queue's description."""
 
-    def __init__(self, options: DeliveryOptions, queue: str, breakers: Breakers) -> None:
+    def __init__(
+        self, options: DeliveryOptions, queue: str, breakers: Breakers, clock: SteadyClock | None = None
+    ) -> None:
         self._options = options
+        self._clock = clock or SteadyClock()
         self._queue = queue
         self._breakers = breakers
-        self._limit = DeadLetterLimit(queues_directory(options.spool) / queue)
+        self._limit = DeadLetterLimit(options.spool, queue)
         self._queue_breaker = Breaker()
         self._client: EventsClient | None = None
         self._last: Destination | None = None
@@ -260,11 +257,8 @@ class Endpoint:
             ):
                 await self.close()
                 self._client = EventsClient(destination, network)
-        except TlsError as error:
-            names = ", ".join(f"--{name.replace('_', '-')}" for name in error.settings)
-            raise HeldError("settings", f"{names}: {error}" if names else str(error)) from None
         except (ValueError, OSError) as error:
-            raise HeldError("settings", str(error)) from None
+            raise HeldError("settings", in_words(error)) from None
         return self._client
 
     def _recovered(self) -> None:
@@ -329,19 +323,21 @@ class Endpoint:
             self._reread_at = now + _REREAD_SECONDS
             try:
                 described = self._read()
-                token = self._configured_token()
+                token = self._options.token()
             except (OSError, ValueError) as error:
                 if self._client is None:
-                    raise HeldError("settings", _in_words(error)) from None
+                    raise HeldError("settings", in_words(error)) from None
                 if self._failure_limit.passes():
-                    self._log.error("destination_unreadable", reason=_in_words(error))
+                    self._log.error("destination_unreadable", reason=in_words(error))
                 return self._client.destination
             if described is None:
                 raise HeldError("settings", "this queue has no destination: destination.json is missing")
             self._last = described if token is None else replace(described, token=token)
-        if self._last.token is None and self._last.token_reference:
+        if self._last.token is None and (origin := self._last.token_from):
             raise HeldError(
-                "token", f"there is no token: Kong could not resolve {self._last.token_reference}"
+                "token",
+                "there is no token, and none is stored from before: "
+                + (f"Kong could not resolve {origin}" if origin != "api_token" else "api_token is not here"),
             )
         return self._last
 
@@ -357,26 +353,12 @@ class Endpoint:
             described = replace(described or Destination(self._queue, ""), endpoint=address)
         return described
 
-    def _configured_token(self) -> str | None:
-        """Return the token that overrides all others, None without one; raises OSError, ValueError."""
-        file = self._options.token_file
-        name = f"--token-file: {file}" if file is not None else f"environment variable {TOKEN_VARIABLE}"
-        token = (file.read_text() if file is not None else os.environ.get(TOKEN_VARIABLE, "")).strip()
-        if not token and file is not None:
-            raise ValueError(f"{name} is empty")
-        if not is_header_value(token):
-            raise ValueError(
-                f"{name}: no HTTP header can hold this token; it has a line break or a character"
-                " that is not printable ASCII"
-            )
-        return token or None
-
     def _split_expired(self, events: Sequence[bytes]) -> tuple[Sequence[bytes], list[DeadLetter]]:
         """Split off the events that are older than the age limit, if there is one."""
         max_age = self._options.max_age
-        if max_age is None or not events:
+        if max_age is None or not events or not self._clock.settled:
             return events, []
-        oldest = (datetime.now(UTC) - max_age).strftime("%Y-%m-%dT%H:%M:%S")
+        oldest = (self._clock.utc() - max_age).strftime("%Y-%m-%dT%H:%M:%S")
         parsed = _parsed(events)
         if all(str(event.get("time")) >= oldest for event in parsed):
             return events, []
@@ -387,12 +369,6 @@ class Endpoint:
 
 
 _UNKNOWN: Final = Destination("", "", max_batch_size=1, concurrency=1, max_coalescing_delay=0.0)
-
-
-def _in_words(error: OSError | ValueError) -> str:
-    if isinstance(error, OSError):
-        return f"{error.filename or 'the spool'}: {error.strerror or error}"
-    return str(error)
 
 
 def _too_large(rejection: RejectedError, event: bytes) -> UndeliveredError:

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import os
 from dataclasses import dataclass, field
 from datetime import timedelta
 from pathlib import Path
 from typing import Final
 
 from openmeter_plugin.proxies import Proxy, chosen_proxy, environment_proxy, is_nearby
-from openmeter_plugin.tls import Tls
+from openmeter_plugin.spool.destination import is_header_value
+from openmeter_plugin.tls import Tls, TlsError
 
 TOKEN_VARIABLE: Final = "OPENMETER_PLUGIN_TOKEN"  # noqa: S105 - the name of one, not one
 """The environment variable that overrides every destination's token, as a token file does."""
@@ -41,9 +43,7 @@ class Network:
         return environment_proxy(scheme, host, port)
 
     def check(self) -> None:
-        """Check all that can be checked without a destination; raises ValueError that names the setting."""
-        if self.tls.client_key and not self.tls.client_cert:
-            raise ValueError("--client-key: needs --client-cert beside it")
+        """Check all that can be checked without a destination; raises ValueError, which names the setting."""
         for scheme in ("http", "https"):
             self.proxy_for(scheme, "metering.example", None)
         self.tls.context()
@@ -65,3 +65,31 @@ class DeliveryOptions:
     endpoint: str | None = None
     ledger_days: int = DEFAULT_LEDGER_DAYS
     network: Network = field(default_factory=Network)
+
+    def token(self) -> str | None:
+        """Return the token that overrides all others, None without one; raises ValueError."""
+        file = self.token_file
+        name = f"--token-file: {file}" if file is not None else f"environment variable {TOKEN_VARIABLE}"
+        try:
+            token = (file.read_text() if file is not None else os.environ.get(TOKEN_VARIABLE, "")).strip()
+        except OSError as error:
+            raise ValueError(f"{name}: {error.strerror or error}") from None
+        except UnicodeDecodeError:
+            raise ValueError(f"{name} is not text") from None
+        if not token and file is not None:
+            raise ValueError(f"{name} is empty")
+        if not is_header_value(token):
+            raise ValueError(
+                f"{name}: no HTTP header can hold this token: it has a line break within, or a character that"
+                " is not printable ASCII"
+            )
+        return token or None
+
+
+def in_words(error: OSError | ValueError) -> str:
+    """Return what is wrong with a setting or a file, by its name and without its value."""
+    if isinstance(error, TlsError) and error.settings:
+        return f"{', '.join(f'--{name}' for name in error.settings).replace('_', '-')}: {error}"
+    if isinstance(error, OSError):
+        return f"{error.filename or 'the spool'}: {error.strerror or error}"
+    return str(error)

@@ -7,6 +7,7 @@ other waits for it, so that no two processes ever send the same file.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import fcntl
 import gc
 import os
@@ -14,16 +15,20 @@ import signal
 import sqlite3
 import sys
 from collections.abc import Callable, Coroutine
+from functools import partial
 from pathlib import Path
 from typing import Final
 
-from openmeter_plugin.books.store import Books
+from openmeter_plugin.books.database import FILE
+from openmeter_plugin.books.store import Books, BooksTakenError
+from openmeter_plugin.clock import SteadyClock
 from openmeter_plugin.delivery.options import DeliveryOptions
 from openmeter_plugin.delivery.spool_delivery import SpoolDelivery
 from openmeter_plugin.log import RateLimit, get_logger
 from openmeter_plugin.spool.destination import DELIVERY_LOCK
 
 _POLL: Final = 0.2  # seconds between two tries for the lock
+_LOCK_REMEDY: Final = f"never remove {DELIVERY_LOCK}: it keeps two processes from delivering the same spool"
 
 
 async def deliver(
@@ -34,17 +39,26 @@ async def deliver(
 ) -> None:
     """Deliver the spool's queues until cancelled; with `until_empty`, until the backlog is delivered.
 
-    `on_start` is called with the delivery once the lock is held.
+    `on_start` is called with the delivery once the lock is held. If the lock file is removed or replaced
+    meanwhile, this process stops delivering and waits for the lock again.
     """
-    lock = await _lock(options.spool)
-    try:
-        delivery = SpoolDelivery(options, await _open_books(options.spool))
-        if on_start is not None:
-            on_start(delivery)
-        get_logger().info("delivery_started", spool=options.spool.name)
-        await (delivery.run_until_empty() if until_empty else delivery.run())
-    finally:
-        os.close(lock)
+    while True:
+        lock = await _lock(options.spool)
+        try:
+            clock = SteadyClock(_last_write(options.spool))
+            delivery = SpoolDelivery(options, await _open_books(options.spool), clock)
+            if on_start is not None:
+                on_start(delivery)
+            get_logger().info("delivery_started", spool=options.spool.name)
+            if until_empty:
+                return await delivery.run_until_empty()
+            await delivery.run(partial(_is_lock_of, options.spool, lock))
+        except BooksTakenError as error:
+            if until_empty:
+                raise
+            get_logger().error("delivery_interrupted", reason=str(error), remedy=_LOCK_REMEDY)
+        finally:
+            os.close(lock)
 
 
 def run_delivery(
@@ -96,6 +110,15 @@ async def _open_books(spool: Path) -> Books:
             await asyncio.sleep(_POLL)
 
 
+def _last_write(spool: Path) -> float | None:
+    """Return when the books were written last; None if that is not known."""
+    times = []
+    for name in (FILE, f"{FILE}-wal"):
+        with contextlib.suppress(OSError):
+            times.append((spool / name).stat().st_mtime)
+    return max(times, default=None)
+
+
 async def _lock(spool: Path) -> int:
     """Wait for the spool's lock and return its descriptor; retries for as long as the disk fails."""
     limit = RateLimit()
@@ -108,7 +131,7 @@ async def _lock(spool: Path) -> int:
             if limit.passes():
                 get_logger().error("lock_open_failed", reason=error.strerror)
         else:
-            if _locked(descriptor):
+            if _locked(descriptor) and _is_lock_of(spool, descriptor):
                 return descriptor
             os.close(descriptor)
         await asyncio.sleep(_POLL)
@@ -120,3 +143,14 @@ def _locked(descriptor: int) -> bool:
     except BlockingIOError:
         return False
     return True
+
+
+def _is_lock_of(spool: Path, descriptor: int) -> bool:
+    """Return whether the spool's lock file is the open one, so that no other process can lock another."""
+    try:
+        status = (spool / DELIVERY_LOCK).stat()
+    except FileNotFoundError:
+        return False
+    except OSError:
+        return True  # the disk fails: nobody can have replaced it
+    return os.path.samestat(status, os.fstat(descriptor))

@@ -20,7 +20,8 @@ from openmeter_plugin.delivery.batch import MAX_BATCH_BYTES
 from openmeter_plugin.delivery.queue_delivery import QueueDelivery
 from openmeter_plugin.log import RateLimit, get_logger
 from openmeter_plugin.spool.destination import QUARANTINE
-from openmeter_plugin.spool.segment import EVENTS, MAGIC, Record, scan
+from openmeter_plugin.spool.reader import read_segment, segment_names
+from openmeter_plugin.spool.segment import EVENTS, Record
 
 _POLL: Final = 0.2  # seconds between two checks for requested redeliveries
 _HOUR: Final = len("2026-11-22T07")
@@ -90,29 +91,29 @@ class Redeliverer:
             await asyncio.sleep(_POLL)
 
     async def _redeliver(self, redelivery: Redelivery, queue: QueueDelivery) -> None:
-        name = queue.queue
-        log = self._log.bind(redelivery=redelivery.id, queue=name)
+        log = self._log.bind(redelivery=redelivery.id, queue=queue.queue)
         log.info(
             "redelivery_started",
             since=redelivery.since,
             until=redelivery.until,
             subject=redelivery.subject,
         )
-        done_up_to = redelivery.progress.get(name, _NO_PROGRESS).done_up_to
-        positions = self._books.positions(name)
+        done_up_to = redelivery.progress.get(queue.queue, _NO_PROGRESS).done_up_to
+        positions = self._books.positions(queue.queue)
         total = 0
-        for path in sorted(queue.segment_paths()):
-            if path.name <= done_up_to or path.name not in positions:
+        for name in sorted(segment_names(queue.directory)):
+            if name <= done_up_to or name not in positions:
                 continue
             sent = 0
-            delivered, unsent = positions[path.name].delivered, queue.unsent(path.name)
+            path, unsent = queue.directory / name, queue.reader.unsent(name)
+            delivered = positions[name].delivered
             events = selected_events(path, redelivery, delivered, unsent)
             for batch in in_batches(events, queue.endpoint.max_batch_size):
                 # What is refused now was refused before, and is already a dead letter.
                 sent += len(batch) - len(await queue.endpoint.send(batch))
-            self._books.redelivered(redelivery.id, name, sent, path.name, done=False)
-            done_up_to, total = path.name, total + sent
-        self._books.redelivered(redelivery.id, name, 0, done_up_to, done=True)
+            self._books.redelivered(redelivery.id, queue.queue, sent, name, done=False)
+            done_up_to, total = name, total + sent
+        self._books.redelivered(redelivery.id, queue.queue, 0, done_up_to, done=True)
         log.info("redelivery_queue_done", events=total)
 
     def _failed(self, error: Exception) -> None:
@@ -133,11 +134,7 @@ def selected_events(
 
     Later events are in the backlog anyway. `unsent` are the offsets after records that are never sent.
     """
-    try:
-        data = path.read_bytes()[:delivered]
-    except FileNotFoundError:
-        return
-    for item in scan(data[len(MAGIC) :], len(MAGIC), final=True):
+    for item in read_segment(path, end=delivered):
         if isinstance(item, Record) and item.kind == EVENTS and item.end not in unsent:
             summary = item.summary
             if summary is None or redelivery.since[:_HOUR] <= summary.hour <= redelivery.until[:_HOUR]:

@@ -12,6 +12,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Final, NamedTuple
 
+from openmeter_plugin.clock import SteadyClock
 from openmeter_plugin.delivery.options import Retention
 
 _MIN_FREE: Final = (
@@ -28,10 +29,13 @@ class Delivered(NamedTuple):
     size: int
 
 
-def delivered_now(path: Path) -> Delivered:
-    """Return the entry of a segment that was just found delivered; raises OSError."""
+def delivered_now(path: Path, clock: SteadyClock) -> Delivered:
+    """Return the entry of a segment that was just found delivered; raises OSError.
+
+    While the time is in doubt, its age counts from now.
+    """
     status = path.stat()
-    age = max(0.0, time.time() - status.st_mtime)
+    age = max(0.0, clock.now() - status.st_mtime) if clock.settled else 0.0
     return Delivered(path, time.monotonic() - age, status.st_size)
 
 

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import sqlite3
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Final
 
 from openmeter_plugin.books.database import is_damage
-from openmeter_plugin.books.pruning import Clock
-from openmeter_plugin.books.store import Books
+from openmeter_plugin.books.store import Books, BooksTakenError
+from openmeter_plugin.clock import SteadyClock
 from openmeter_plugin.delivery.endpoint import Breakers, Endpoint
 from openmeter_plugin.delivery.options import DeliveryOptions
 from openmeter_plugin.delivery.queue_delivery import QueueDelivery
@@ -29,43 +31,60 @@ _PRUNE_INTERVAL: Final = 600.0  # seconds to the next step once there are none
 class SpoolDelivery:
     """Delivers all queues of a spool."""
 
-    def __init__(self, options: DeliveryOptions, books: Books) -> None:
+    def __init__(self, options: DeliveryOptions, books: Books, clock: SteadyClock | None = None) -> None:
         self._options = options
+        self._clock = clock or SteadyClock()
         self._books = books
         self._breakers = Breakers()
         self.queues: dict[str, QueueDelivery] = {}
+        self.stopped = False
         self._redeliverer = Redeliverer(books, self.queues)
         self._tasks: dict[str, asyncio.Task[None]] = {}
         self._log = get_logger()
         self._failure_limit = RateLimit()
 
-    async def run(self) -> None:
-        """Work until cancelled, or until the books turn out damaged: the next start replaces them."""
+    async def run(self, is_owner: Callable[[], bool] = lambda: True) -> None:
+        """Work until cancelled, or until the books turn out damaged: the next start replaces them.
+
+        Raises BooksTakenError if another process delivers the spool, or could: `is_owner` says so.
+        """
         loops = (self._retention_loop(), self._prune_loop(), self._redeliverer.run())
         background = [asyncio.create_task(loop) for loop in loops]
         try:
             while True:
-                for name in _queue_names(self._options.spool):
+                for name in self._queue_names():
                     self._start(name)
                 for task in background:
                     if task.done():
                         task.result()
+                if not is_owner():
+                    raise BooksTakenError("the lock of this spool was removed or replaced")
                 await asyncio.sleep(_POLL)
         finally:
+            self.stopped = True
             await _cancel([*background, *self._tasks.values()])
             self._books.close()
 
     async def run_until_empty(self) -> None:
         """Deliver the backlog and finish the requested redeliveries, then return."""
         try:
-            for name in _queue_names(self._options.spool):
+            for name in queue_directories(self._options.spool):
                 self.queues[name] = self._delivery(name)
             await asyncio.gather(*(queue.run_until_empty() for queue in self.queues.values()))
             await self._redeliverer.run_until_done()
-            self._remove_expired()
+            await self._remove_expired()
         finally:
             await asyncio.gather(*(queue.close() for queue in self.queues.values()))
             self._books.close()
+
+    def _queue_names(self) -> list[str]:
+        """Return the names of the queues on disk; those known so far if the disk cannot be read now."""
+        try:
+            return queue_directories(self._options.spool)
+        except OSError as error:  # such as too many open files
+            if self._failure_limit.passes():
+                self._log.error("queues_unreadable", reason=error.strerror)
+            return list(self.queues)
 
     def _start(self, name: str) -> None:
         """Start delivery of a queue, or restart it if it has failed."""
@@ -77,8 +96,8 @@ class SpoolDelivery:
                 task.result()
             self.queues[name] = self._delivery(name)
         except Exception as error:
-            if _is_books_damage(error):
-                raise
+            if (end := _end_of_delivery(error)) is not None:
+                raise end from None
             if self._failure_limit.passes():
                 self._log.exception("queue_delivery_failed", queue=name)
             self._tasks.pop(name, None)
@@ -86,8 +105,8 @@ class SpoolDelivery:
         self._tasks[name] = asyncio.create_task(self.queues[name].run())
 
     def _delivery(self, name: str) -> QueueDelivery:
-        endpoint = Endpoint(self._options, name, self._breakers)
-        return QueueDelivery(self._options.spool, name, self._books, endpoint)
+        endpoint = Endpoint(self._options, name, self._breakers, self._clock)
+        return QueueDelivery(self._options.spool, name, self._books, endpoint, self._clock)
 
     async def _retention_loop(self) -> None:
         leftovers_at = 0.0
@@ -96,9 +115,9 @@ class SpoolDelivery:
                 self._remove_leftovers()
                 leftovers_at = time.monotonic() + _LEFTOVER_INTERVAL
             await asyncio.sleep(min(_RETENTION_INTERVAL, self._options.retention.age.total_seconds() + _POLL))
-            self._remove_expired()
+            await self._remove_expired()
 
-    def _remove_expired(self) -> None:
+    async def _remove_expired(self) -> None:
         """Remove expired segments, except those that a redelivery may need.
 
         If the disk runs short of space, those are removed too, so that new usage can be written.
@@ -111,8 +130,13 @@ class SpoolDelivery:
                 if missing > 0 or not self._redeliverer.wants(queue.queue)
                 for segment in queue.delivered.values()
             }
+            removed: dict[QueueDelivery, list[str]] = {}
             for segment in expired(owners, self._options.retention, missing):
-                owners[segment].forget(segment.path.name)
+                removed.setdefault(owners[segment], []).append(segment.path.name)
+            if removed:
+                await asyncio.to_thread(self._books.sync)
+            for queue, names in removed.items():
+                await queue.remove(names)
         except (sqlite3.Error, OSError) as error:
             if is_damage(error):
                 raise
@@ -120,11 +144,11 @@ class SpoolDelivery:
                 self._log.error("segment_removal_failed", reason=str(error))
 
     async def _prune_loop(self) -> None:
-        clock, total = Clock(), 0
+        total = 0
         while True:
             pruned = 0
             try:
-                pruned = self._books.prune(self._options.ledger_days, clock.now())
+                pruned = self._books.prune(self._options.ledger_days, self._clock.utc())
             except sqlite3.Error as error:
                 if is_damage(error):
                     raise
@@ -144,10 +168,11 @@ class SpoolDelivery:
             self._log.error("leftover_removal_failed", reason=str(error))
 
 
-def _is_books_damage(error: BaseException) -> bool:
+def _end_of_delivery(error: BaseException) -> BaseException | None:
+    """Return the error if it ends delivery: the books are damaged, or another process has taken them."""
     if isinstance(error, BaseExceptionGroup):
-        return any(_is_books_damage(inner) for inner in error.exceptions)
-    return is_damage(error)
+        return next(filter(None, map(_end_of_delivery, error.exceptions)), None)
+    return error if is_damage(error) or isinstance(error, BooksTakenError) else None
 
 
 async def _cancel(tasks: list[asyncio.Task[None]]) -> None:
@@ -156,8 +181,10 @@ async def _cancel(tasks: list[asyncio.Task[None]]) -> None:
     await asyncio.gather(*tasks, return_exceptions=True)
 
 
-def _queue_names(spool: Path) -> list[str]:
+def queue_directories(spool: Path) -> list[str]:
+    """Return the names of the spool's queues; raises OSError."""
     try:
-        return sorted(path.name for path in queues_directory(spool).iterdir() if path.is_dir())
+        with os.scandir(queues_directory(spool)) as entries:  # asks the disk once, not once for each queue
+            return sorted(entry.name for entry in entries if entry.is_dir())
     except FileNotFoundError:
         return []

@@ -29,6 +29,7 @@ from openmeter_plugin.spool.writer import SpoolWriter
 
 _MAX_ID: Final = 2**31 - 1  # the protocol's int32
 _BLOCK_SIZE: Final = 4096  # ids reserved at a time
+MAX_INSTANCES: Final = 10_000
 _MAX_POSTS: Final = 4  # concurrent POSTs to one destination; "unlimited" means this number
 
 
@@ -122,9 +123,10 @@ def _parse_next_id(content: bytes) -> int | None:
 class Instances:
     """Starts, finds and closes instances. Starting never fails and never waits for the disk."""
 
-    def __init__(self, ids: InstanceIds, writer: SpoolWriter) -> None:
+    def __init__(self, ids: InstanceIds, writer: SpoolWriter, *, limit: int = MAX_INSTANCES) -> None:
         self._ids = ids
         self._writer = writer
+        self._limit = limit
         self._instances: dict[int, Instance] = {}
         self._used: set[int] = set()
         self._log = get_logger()
@@ -151,6 +153,8 @@ class Instances:
 
     def _add(self, instance: Instance) -> Instance:
         self._instances[instance.id] = instance
+        if len(self._instances) > self._limit:
+            self.close(next(iter(self._instances)))  # if it is in use, its next event finds it on disk
         self._used.add(instance.id)
         return instance
 
@@ -207,12 +211,15 @@ def start_instance(
     destination = destination_of(raw, parsed)
     log.info("instance_started", plugin=raw.get("__plugin_id"), destination=destination.id)
     if had_token:
-        destination = replace(destination, token_unresolved=True)
+        came_from = destination.token_from or "api_token"
+        destination = replace(destination, token_unresolved=True, token_from=came_from)
     elif destination.token_unresolved:
         log.error(
             "token_not_resolved",
             destination=destination.id,
-            consequence="the last token is used, if there was one",
+            reference=destination.token_from,
+            consequence="the last token is used; if there was none, the events wait",
+            remedy="put the secret where Kong runs; {vault://env/a-b} is the variable A_B of its environment",
         )
     quarantine = writer.queue(QUARANTINE) if rules.missing == "quarantine" else None
     return Instance(instance_id, writer.describe(destination), rules, quarantine=quarantine)
@@ -221,6 +228,7 @@ def start_instance(
 def destination_of(raw: dict[str, Any], config: PluginConfig) -> Destination:
     """Return the destination of a configuration's events; `raw` is the configuration as Kong passes it."""
     reference = token_reference(raw)
+    has_token = config.api_token is not None
     credential = reference or raw.get("__plugin_id") or ""
     return Destination(
         id=destination_id(config.ingest_endpoint, str(credential)),
@@ -234,8 +242,9 @@ def destination_of(raw: dict[str, Any], config: PluginConfig) -> Destination:
         initial_retry_delay=config.queue.initial_retry_delay,
         max_retry_delay=config.queue.max_retry_delay,
         token=config.api_token.get_secret_value() if config.api_token else None,
+        token_from=reference or ("api_token" if has_token else ""),
         # If the vault fails, Kong passes an empty token along with the reference.
-        token_unresolved=bool(reference) and config.api_token is None,
+        token_unresolved=bool(reference) and not has_token,
     )
 
 

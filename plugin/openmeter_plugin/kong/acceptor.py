@@ -12,6 +12,7 @@ import asyncio
 import mmap
 import socket
 import struct
+import time
 from typing import Final
 
 from openmeter_plugin.kong.connections import Connections
@@ -21,8 +22,11 @@ from openmeter_plugin.log import RateLimit, get_logger
 _COUNT: Final = struct.Struct("<I")
 _DEFER_SECONDS: Final = 0.002
 _RETRY_SECONDS: Final = 1.0
-_MAX_ACCEPTS: Final = 64
-"""Connections accepted in one turn of the event loop: after a restart thousands may be pending."""
+_MAX_ACCEPT_SECONDS: Final = 0.005
+"""How long connections are accepted in one turn of the event loop: after a restart thousands may be pending,
+and while the socket's queue is full, Kong's are refused."""
+MAX_CONNECTIONS: Final = 16_384
+"""Of one worker; beyond that, some that are not in use are closed for each new one."""
 _MAX_DEFERRALS: Final = 5
 """In a row; after that, the worker that should accept the connection is evidently not able to."""
 
@@ -57,6 +61,7 @@ class Acceptor:
         worker: int,
         loop: asyncio.AbstractEventLoop,
         *,
+        max_connections: int = MAX_CONNECTIONS,
         retry_seconds: float = _RETRY_SECONDS,
     ) -> None:
         self._listener = listener
@@ -65,6 +70,7 @@ class Acceptor:
         self._counts = counts
         self._worker = worker
         self._loop = loop
+        self._max_connections = max_connections
         self._retry_seconds = retry_seconds
         self._deferrals = 0
         self._closed = False
@@ -80,9 +86,9 @@ class Acceptor:
 
     def accept_pending(self) -> None:
         """Accept this worker's share of the connections that are pending now."""
-        for _ in range(_MAX_ACCEPTS):
-            if not self._accept():
-                return
+        end = time.monotonic() + _MAX_ACCEPT_SECONDS
+        while self._accept() and time.monotonic() < end:
+            pass
 
     def _accept(self) -> bool:
         """Accept a connection if this worker should; returns whether to try again at once."""
@@ -93,6 +99,9 @@ class Acceptor:
             self._pause(_DEFER_SECONDS)
             return False
         self._deferrals = 0
+        if count >= self._max_connections:
+            # Connections of others must not take the descriptors that Kong's need.
+            self._server.close_spare()
         try:
             connection, _ = self._listener.accept()
         except (BlockingIOError, ConnectionError):

@@ -23,6 +23,7 @@ from openmeter_plugin.process.handoff import BUSY, IDLE, NO_SLOT, Handoff
 
 _CREDENTIALS: Final = struct.Struct("3i")  # ucred: pid, uid, gid
 _MAX_READ: Final = 65536
+_MAX_UNSENT: Final = 1024 * 1024
 _MAX_ROUND: Final = 256  # sockets read before their records are written and their events answered
 _NEXT_ROUND_SECONDS: Final = 0.001
 """How long to wait for another round after one: this is cheaper than a turn of the event loop."""
@@ -64,6 +65,8 @@ class Link:
         """Send bytes, unless the connection is gone. Never waits."""
         if self._unsent:
             self._unsent += data
+            if len(self._unsent) > _MAX_UNSENT:
+                self.close()  # Kong reads each answer before it sends more
             return
         try:
             sent = self.socket.send(data)

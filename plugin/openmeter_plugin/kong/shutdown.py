@@ -32,7 +32,7 @@ _FINAL_SECONDS: Final = 0.25
 """Time at the end for Kong to close all connections that were left."""
 
 
-class _Pool:
+class Pool:
     """The connections of one nginx worker."""
 
     def __init__(self, now: float, race_pause: float = _RACE_PAUSE_SECONDS) -> None:
@@ -70,7 +70,7 @@ async def drain(
     loop = asyncio.get_running_loop()
     deadline = loop.time() + seconds - _FINAL_SECONDS
     idle_deadline = min(loop.time() + idle_seconds, deadline)
-    pools: dict[int, _Pool] = {}
+    pools: dict[int, Pool] = {}
     while server.connections and (now := loop.time()) < deadline:
         _assign(server.connections, pools, now, race_pause)
         for pool in pools.values():
@@ -82,11 +82,9 @@ async def drain(
         await asyncio.sleep(_POLL_SECONDS)
 
 
-def _assign(
-    connections: Iterable[Connection], pools: dict[int, _Pool], now: float, race_pause: float
-) -> None:
+def _assign(connections: Iterable[Connection], pools: dict[int, Pool], now: float, race_pause: float) -> None:
     for pool in pools.values():
         pool.connections = []
     for connection in connections:
-        pool = pools.setdefault(connection.peer_pid, _Pool(now, race_pause))
+        pool = pools.setdefault(connection.peer_pid, Pool(now, race_pause))
         pool.connections.append(connection)

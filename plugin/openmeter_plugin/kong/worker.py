@@ -16,7 +16,7 @@ import uvloop
 from openmeter_plugin.instances.instance import InstanceIds, Instances
 from openmeter_plugin.instances.store import InstanceFiles
 from openmeter_plugin.instances.worker_sync import Mailboxes, WorkerSync
-from openmeter_plugin.kong.acceptor import Acceptor, ConnectionCounts
+from openmeter_plugin.kong.acceptor import MAX_CONNECTIONS, Acceptor, ConnectionCounts
 from openmeter_plugin.kong.connections import Connections
 from openmeter_plugin.kong.server import Server
 from openmeter_plugin.kong.shutdown import drain
@@ -27,6 +27,8 @@ from openmeter_plugin.spool.writer import Fsync, SpoolWriter
 
 _SWEEP_SECONDS: Final = 3600.0  # instances without an event for one to two sweeps are forgotten
 _DISK_CHECK_SECONDS: Final = 0.25
+_STALE_SECONDS: Final = 15.0
+"""A connection may be silent at first, or a frame incomplete, for one to two times as long."""
 _STOP_SECONDS: Final = 5.0
 """A stop waits at most this long for events under way, and as long again for the disk."""
 _IDLE_SECONDS: Final = 4.0
@@ -96,11 +98,20 @@ async def _serve(listener: socket.socket, options: WorkerOptions, slot: WorkerSl
         loop.create_task(slot.heartbeats.keep_beating(slot.number)),
         loop.create_task(_run_housekeeping(ids, instances, files)),
         loop.create_task(_watch_disk(server)),
+        loop.create_task(_watch_connections(server)),
     ]
     connections = Connections(loop, server.flush, slot.handoff)
     if taken_over := connections.take_over(server.connection):
         get_logger().info("connections_taken_over", **taken_over)
-    acceptor = Acceptor(listener, server, connections, slot.connection_counts, slot.number, loop)
+    acceptor = Acceptor(
+        listener,
+        server,
+        connections,
+        slot.connection_counts,
+        slot.number,
+        loop,
+        max_connections=min(slot.handoff.limit, MAX_CONNECTIONS),
+    )
     get_logger().info("serving")
     await stop.wait()
 
@@ -139,6 +150,12 @@ async def _run_housekeeping(ids: InstanceIds, instances: Instances, files: Insta
             files.sweep(instances.used)
             instances.forget_unused()
             next_sweep += _SWEEP_SECONDS
+
+
+async def _watch_connections(server: Server) -> None:
+    while True:
+        await asyncio.sleep(_STALE_SECONDS)
+        server.close_stale()
 
 
 async def _watch_disk(server: Server) -> None:

@@ -8,16 +8,18 @@ from typing import Any, Final
 
 import orjson
 
-from openmeter_plugin.books.backlog import QueueFiles, events_of, read_segment
+from openmeter_plugin.books.backlog import QueueFiles, events_of
 from openmeter_plugin.books.read_models import (
     SpoolError,
     all_counts,
     all_positions,
     all_resent,
+    pages,
     queue_names,
     reading,
 )
 from openmeter_plugin.spool.destination import QUARANTINE
+from openmeter_plugin.spool.reader import read_segment
 from openmeter_plugin.spool.segment import QUARANTINED, Damage, Record
 
 _PAGE_SIZE: Final = 500
@@ -45,8 +47,7 @@ class _SegmentExport:
 
 def dead_letters(spool: Path, *, page_size: int = _PAGE_SIZE) -> Iterator[bytes]:
     """Yield the events of the dead letters, oldest first; raises SpoolError."""
-    query = "SELECT id, event FROM dead_letters WHERE id > ? ORDER BY id LIMIT ?"
-    for _, event in _rows(spool, query, page_size):
+    for _, event in pages(spool, "dead_letters", page_size):
         yield event
 
 
@@ -58,8 +59,7 @@ def quarantine(spool: Path) -> Iterator[bytes]:
     with reading(spool) as db:
         positions = all_positions(db)
         queues = queue_names(spool, all_counts(db))
-    query = "SELECT id, record FROM quarantine WHERE id > ? ORDER BY id LIMIT ?"
-    for number, record in _rows(spool, query):
+    for number, record in pages(spool, "quarantine"):
         yield orjson.dumps({"id": number} | orjson.loads(record))
     segments = _SegmentExport()
     for queue in queues:
@@ -87,18 +87,6 @@ def all_events(spool: Path) -> Iterator[bytes]:
     for found in _events(spool, retained=True):
         if (found.get("source"), found.get("id")) not in dead:
             yield orjson.dumps(found)
-
-
-def _rows(spool: Path, query: str, page_size: int = _PAGE_SIZE) -> Iterator[tuple[int, bytes]]:
-    """Yield page by page, so that a slow reader does not keep the books from being checkpointed."""
-    after = 0
-    while True:
-        with reading(spool) as db:
-            rows = db.execute(query, (after, page_size)).fetchall()
-        yield from ((number, bytes(content)) for number, content in rows)
-        if len(rows) < page_size:
-            return
-        after = rows[-1][0]
 
 
 def _events(spool: Path, *, retained: bool) -> Iterator[dict[str, Any]]:

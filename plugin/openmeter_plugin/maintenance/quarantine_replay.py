@@ -8,8 +8,6 @@ them like any other replay.
 from __future__ import annotations
 
 import os
-import sqlite3
-import time
 from collections import Counter
 from collections.abc import Collection
 from dataclasses import dataclass, field, replace
@@ -20,15 +18,14 @@ import orjson
 
 from openmeter_plugin.books.database import FILE, transaction
 from openmeter_plugin.books.ledger_lines import ledger_key
-from openmeter_plugin.books.replay import writing
-from openmeter_plugin.books.store import Counts, Lines, add_counts, add_to_ledger
+from openmeter_plugin.books.replay import ReplayedRequests, quarantined, replay_quarantined, writing
 from openmeter_plugin.config.instance_config import parse_config
 from openmeter_plugin.delivery.options import TOKEN_VARIABLE
 from openmeter_plugin.instances.instance import destination_of
 from openmeter_plugin.metering.lenient_json import encode_json, json_object
 from openmeter_plugin.metering.quarantine import replay_record
 from openmeter_plugin.metering.rules import Rules, SkipReason
-from openmeter_plugin.spool.destination import QUARANTINE, Destination, queues_directory, write_destination
+from openmeter_plugin.spool.destination import Destination, queues_directory, write_destination
 
 _TRANSACTION_SIZE: Final = 500  # records; small, so that the delivery process does not wait long
 _ANSWER: Final = "not sent yet: it was in quarantine because of "
@@ -68,11 +65,8 @@ def replay_quarantine(
     with writing(spool) as db:
         while True:
             with transaction(db):
-                rows = db.execute(
-                    "SELECT id, record FROM quarantine WHERE id > ? ORDER BY id LIMIT ?",
-                    (after, transaction_size),
-                ).fetchall()
-                replay.apply(db, [row for row in rows if ids is None or row[0] in ids])
+                rows = quarantined(db, after, transaction_size)
+                replay_quarantined(db, replay.decide([row for row in rows if ids is None or row[0] in ids]))
             if not rows:
                 return result
             after = rows[-1][0]
@@ -85,45 +79,28 @@ class _Replay:
         self._destination = destination
         self._result = result
 
-    def apply(self, db: sqlite3.Connection, rows: list[tuple[int, bytes]]) -> None:
-        """Replay some records: update counts, ledger, dead letters and quarantine in one transaction."""
-        result = self._result
-        replayed: list[int] = []
-        counts: Counts = Counter()
-        dead_letters: list[tuple[str, bytes, str]] = []
-        lines: dict[str, Lines] = {}
+    def decide(self, rows: list[tuple[int, bytes]]) -> ReplayedRequests:
+        """Make the events of some records."""
+        result, replayed = self._result, ReplayedRequests()
         for number, raw in rows:
             record = json_object(orjson.loads(raw))
             decision = replay_record(record, self._rules)
             if isinstance(decision, list):
                 queue = self._queue_of(record)
                 for event in decision:
-                    dead_letters.append((queue, encode_json(event), f"{_ANSWER}{record.get('reason')}"))
-                    lines.setdefault(queue, Counter())[ledger_key(event)] += 1
-                counts["metered", ""] += 1
+                    replayed.events.append(
+                        (queue, ledger_key(event), encode_json(event), f"{_ANSWER}{record.get('reason')}")
+                    )
                 result.metered += 1
             elif isinstance(decision, SkipReason):
-                counts["skipped", str(decision)] += 1
+                replayed.skipped[str(decision)] += 1
                 result.skipped[str(decision)] += 1
             else:
                 result.left += 1
                 continue
-            replayed.append(number)
-        counts["quarantined", ""] -= len(replayed)
-        result.events += len(dead_letters)
-        add_counts(db, QUARANTINE, counts)
-        for queue, accepted in lines.items():
-            total = accepted.total()
-            add_counts(db, queue, Counter({("events", ""): total, ("dead_lettered", ""): total}))
-            add_to_ledger(db, queue, "accepted", accepted)
-            add_to_ledger(db, queue, "dead_lettered", accepted)
-        now = time.time()
-        db.executemany(
-            "INSERT INTO dead_letters (queue, event, status, answer, at, replay)"
-            " VALUES (?, ?, NULL, ?, ?, 1)",
-            [(*letter, now) for letter in dead_letters],
-        )
-        db.executemany("DELETE FROM quarantine WHERE id = ?", [(number,) for number in replayed])
+            replayed.ids.append(number)
+        result.events += len(replayed.events)
+        return replayed
 
     def _queue_of(self, record: Any) -> str:
         """Return the queue for the request's events; writes its destination file if there is none."""

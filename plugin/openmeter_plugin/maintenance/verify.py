@@ -2,51 +2,44 @@
 
 from __future__ import annotations
 
-import sqlite3
 from collections import Counter
+from collections.abc import Collection
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Final, NamedTuple
+from typing import Final
 
 import orjson
 
-from openmeter_plugin.books.backlog import QueueFiles, Unaccounted, read_segment
+from openmeter_plugin.books.backlog import QueueFiles, Unaccounted
+from openmeter_plugin.books.equations import Counts, violations
 from openmeter_plugin.books.ledger_lines import add_lines, ledger_key, summary_of
 from openmeter_plugin.books.models import NotAccounted, Verification
 from openmeter_plugin.books.pruning import Pruned
 from openmeter_plugin.books.read_models import (
+    LedgerEntry,
+    LedgerSum,
     SpoolError,
     all_counts,
+    all_damage,
     all_positions,
     all_pruned,
     all_resent,
+    damage_of_file,
+    dead_letter_events,
+    ledger_sums,
     queue_names,
     reading,
+    row_counts,
 )
 from openmeter_plugin.books.status import books_numbers
-from openmeter_plugin.books.store import Counts, LedgerKey, Lines, Position
+from openmeter_plugin.books.store import LedgerKey, Lines
 from openmeter_plugin.spool.destination import QUARANTINE
+from openmeter_plugin.spool.reader import Position, read_segment
 from openmeter_plugin.spool.segment import EVENTS, MAGIC, Damage, Record
+from openmeter_plugin.units import plural
 
 _MAX_ATTEMPTS: Final = 5
 _MAX_DIFFERENCES: Final = 1_000  # listed; the rest is counted
-
-
-class LedgerEntry(NamedTuple):
-    """The numbers of one ledger line, or the sum of several."""
-
-    accepted: int = 0
-    delivered: int = 0
-    dead_lettered: int = 0
-
-
-@dataclass(slots=True)
-class _Ledger:
-    """A queue's ledger: number of lines, their sum, and the lines that are not settled."""
-
-    lines: int = 0
-    total: LedgerEntry = field(default_factory=LedgerEntry)
-    open: dict[LedgerKey, LedgerEntry] = field(default_factory=dict)
 
 
 @dataclass(slots=True)
@@ -56,7 +49,8 @@ class _Books:
     counts: dict[str, Counts]
     positions: dict[str, dict[str, Position]]
     resent: dict[str, set[tuple[str, int]]]
-    ledger: dict[str, _Ledger]
+    damage: dict[str, set[tuple[str, Damage]]]
+    ledger: dict[str, LedgerSum]
     pruned: dict[str, Pruned]
     dead: dict[str, Lines]
     damaged: str | None
@@ -72,6 +66,7 @@ class _Recount:
     accounted_events: int = 0
     damaged_bytes: int = 0
     damaged_accounted: int = 0
+    new_damage: list[str] = field(default_factory=list)
     waiting: Lines = field(default_factory=Counter)
     not_accounted: Unaccounted = field(default_factory=Unaccounted)
     differences: list[str] = field(default_factory=list)
@@ -100,7 +95,7 @@ def _verify(spool: Path) -> Verification:
     segments = size = 0
     for queue in queue_names(spool, books.counts):
         files = QueueFiles.of(spool, queue, books.positions.get(queue, {}), books.resent.get(queue, ()))
-        recount = _recount(files)
+        recount = _recount(files, books.damage.get(queue, set()))
         recounts.append(recount)
         segments += len(files.sizes)
         size += sum(files.sizes.values())
@@ -109,7 +104,8 @@ def _verify(spool: Path) -> Verification:
     counted = sum(counts["quarantined", ""] for counts in books.counts.values())
     if counted != books.quarantined:
         differences.append(
-            f"the counts have {counted} requests in quarantine, the quarantine has {books.quarantined}"
+            f"the counts have {plural(counted, 'request')} in quarantine,"
+            f" the quarantine has {books.quarantined}"
         )
     listed = differences[:_MAX_DIFFERENCES]
     if len(differences) > len(listed):
@@ -135,44 +131,24 @@ def _verify(spool: Path) -> Verification:
 
 def _read_books(spool: Path) -> _Books:
     with reading(spool) as db:
-        damaged = None
-        try:
-            (health,) = db.execute("PRAGMA quick_check(1)").fetchone()
-            damaged = None if health == "ok" else str(health)
-        except sqlite3.DatabaseError as error:
-            damaged = str(error)
+        damaged = damage_of_file(db)
         dead: dict[str, Lines] = {}
-        for queue, event in db.execute("SELECT queue, event FROM dead_letters"):
+        for queue, event in dead_letter_events(db):
             dead.setdefault(queue, Counter())[ledger_key(orjson.loads(event))] += 1
-        (kept,) = db.execute("SELECT count(*) FROM quarantine").fetchone()
         return _Books(
             counts=all_counts(db),
             positions=all_positions(db),
             resent=all_resent(db),
-            ledger=_read_ledger(db),
+            damage=all_damage(db),
+            ledger=ledger_sums(db),
             pruned=all_pruned(db),
             dead=dead,
             damaged=damaged,
-            quarantined=kept,
+            quarantined=row_counts(db)[1],
         )
 
 
-def _read_ledger(db: sqlite3.Connection) -> dict[str, _Ledger]:
-    """Sum the ledger in SQL: it may have millions of lines, nearly all of them settled."""
-    ledger: dict[str, _Ledger] = {}
-    for queue, lines, *total in db.execute(
-        "SELECT queue, count(*), sum(accepted), sum(delivered), sum(dead_lettered) FROM ledger GROUP BY queue"
-    ):
-        ledger[queue] = _Ledger(lines, LedgerEntry(*total))
-    for queue, hour, kind, subject, *values in db.execute(
-        "SELECT queue, hour, type, subject, accepted, delivered, dead_lettered FROM ledger"
-        " WHERE accepted <> delivered OR dead_lettered <> 0"
-    ):
-        ledger[queue].open[LedgerKey(hour, kind, subject)] = LedgerEntry(*values)
-    return ledger
-
-
-def _recount(files: QueueFiles) -> _Recount:
+def _recount(files: QueueFiles, known: Collection[tuple[str, Damage]]) -> _Recount:
     recount = _Recount()
     for name, size in files.sizes.items():
         position = files.position(name)
@@ -196,23 +172,34 @@ def _recount(files: QueueFiles) -> _Recount:
             recount.differences.append(f"{name} does not start with a segment header")
         if position.accounted > size:
             recount.differences.append(
-                f"{name} is accounted for up to {position.accounted}, but has {size} bytes"
+                f"{name} is accounted for up to {position.accounted}, but has {plural(size, 'byte')}"
             )
         try:
             for item in read_segment(path):
-                _add(recount, files, name, item)
+                _add(recount, files, name, item, known)
         except OSError as error:
             recount.differences.append(f"{name} cannot be read to its end: {error.strerror}")
     return recount
 
 
-def _add(recount: _Recount, files: QueueFiles, name: str, item: Record | Damage) -> None:
+def _add(
+    recount: _Recount,
+    files: QueueFiles,
+    name: str,
+    item: Record | Damage,
+    known: Collection[tuple[str, Damage]],
+) -> None:
     position = files.position(name)
     if isinstance(item, Damage):
         size = item.end - item.start
         recount.damaged_bytes += size
         if item.end <= position.accounted:
             recount.damaged_accounted += size
+            if (name, item) not in known:
+                when = "after" if item.end <= position.delivered else "before"
+                recount.new_damage.append(
+                    f"{size} bytes at {item.start} of {name} were damaged {when} delivery"
+                )
         return
     recount.records += 1
     count = item.event_count if item.kind == EVENTS else 0
@@ -231,27 +218,19 @@ def _add(recount: _Recount, files: QueueFiles, name: str, item: Record | Damage)
 def _differences(queue: str, books: _Books, recount: _Recount) -> list[str]:
     """Return the differences within one queue."""
     counts = books.counts.get(queue, Counter())
-    ledger = books.ledger.get(queue, _Ledger())
+    ledger = books.ledger.get(queue, LedgerSum())
     pruned = books.pruned.get(queue, Pruned("", 0, 0)).events
     book = books_numbers(counts)
-    found = []
-    skipped = sum(book.skipped.values())
-    parts = book.metered + skipped + book.quarantined + book.resent
-    if book.requests != parts:
-        found.append(
-            f"requests are {book.requests}, but metered {book.metered} + skipped {skipped}"
-            f" + quarantined {book.quarantined} + resent {book.resent} = {parts}"
-        )
+    found = [violation.text for violation in violations(counts)]
     waiting = recount.waiting.total()
-    if book.events != book.delivered + book.dead_lettered + waiting:
-        found.append(
-            f"events are {book.events}, but delivered {book.delivered} + dead-lettered {book.dead_lettered}"
-            f" + waiting in the segments {waiting} = {book.delivered + book.dead_lettered + waiting}"
-        )
+    if book.waiting != waiting:
+        waits = plural(book.waiting, "event waits", "events wait")
+        found.append(f"{waits} by the counts, but {waiting} in the segments")
     for name, value, total, pruned_events in (
         ("accepted", book.events, ledger.total.accepted, pruned),
         ("delivered", book.delivered, ledger.total.delivered, pruned),
         ("dead-lettered", book.dead_lettered, ledger.total.dead_lettered, 0),
+        ("lost", sum(book.lost_events.values()), ledger.total.lost, 0),
     ):
         if total + pruned_events != value:
             found.append(
@@ -259,10 +238,12 @@ def _differences(queue: str, books: _Books, recount: _Recount) -> list[str]:
                 f" with {pruned_events} pruned"
             )
     if recount.damaged_accounted > counts["damaged_bytes", ""]:
+        # Books of versions before 0.1.0 do not know which bytes are damaged, only how many.
         found.append(
-            f"{recount.damaged_accounted} bytes of the segments are damaged, but only"
-            f" {counts['damaged_bytes', '']} were when they were accounted for"
+            f"damaged in the segments: {plural(recount.damaged_accounted, 'byte')}, but only"
+            f" {counts['damaged_bytes', '']} when they were accounted for"
         )
+        found += recount.new_damage
     return found + _ledger_differences(ledger.open, recount.waiting, books.dead.get(queue, Counter()))
 
 
@@ -273,17 +254,19 @@ def _ledger_differences(lines: dict[LedgerKey, LedgerEntry], waiting: Lines, dea
         if line is None:
             found.append(
                 f"ledger {key.hour} {key.type} {key.subject}: the line is missing or settled,"
-                f" but {waiting[key]} events wait and there are {dead[key]} dead letters"
+                f" but {plural(waiting[key], 'event waits', 'events wait')} and"
+                f" {plural(dead[key], 'dead letter is', 'dead letters are')} there"
             )
             continue
-        if line.accepted != line.delivered + line.dead_lettered + waiting[key]:
+        if line.accepted != line.delivered + line.dead_lettered + line.lost + waiting[key]:
             found.append(
                 f"ledger {key.hour} {key.type} {key.subject}: accepted {line.accepted}, but delivered"
-                f" {line.delivered} + dead-lettered {line.dead_lettered} + waiting {waiting[key]}"
+                f" {line.delivered} + dead-lettered {line.dead_lettered} + lost {line.lost}"
+                f" + waiting {waiting[key]}"
             )
         if line.dead_lettered != dead[key]:
             found.append(
                 f"ledger {key.hour} {key.type} {key.subject}: dead-lettered {line.dead_lettered},"
-                f" but there are {dead[key]} dead letters"
+                f" but {plural(dead[key], 'dead letter is', 'dead letters are')} there"
             )
     return found

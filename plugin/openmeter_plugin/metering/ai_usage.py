@@ -115,10 +115,16 @@ def kong_version(log: Mapping[str, Any]) -> Version | None:
     for name in ("via", "server"):
         value = headers.get(name)
         values = value if type(value) is list else [value]
-        found = [match for v in values if type(v) is str for match in _KONG.finditer(v[:1024])]
-        if found:
-            return tuple(int(number[:6]) for number in found[-1].groups(default="0"))
+        versions = [parsed for v in values if type(v) is str and (parsed := parse_version(v))]
+        if versions:
+            return versions[-1]
     return None
+
+
+def parse_version(header: str) -> Version | None:
+    """Return the last version of Kong in a header such as `1.1 kong/3.14.0.8-enterprise-edition`, or None."""
+    found = list(_KONG.finditer(header[:1024]))
+    return tuple(int(number[:6]) for number in found[-1].groups(default="0")) if found else None
 
 
 def is_fixed(version: Version, fixes: tuple[Version, ...]) -> bool:

@@ -72,6 +72,11 @@ class Handoff:
     def __len__(self) -> int:
         return len(self._held)
 
+    @property
+    def limit(self) -> int:
+        """How many connections the supervisor can hold."""
+        return self._limit
+
     # In the supervisor
 
     def receive(self) -> bool:

@@ -40,8 +40,8 @@ class Destination:
     initial_retry_delay: float = 0.01
     max_retry_delay: float = 60.0
     token: str | None = field(default=None, repr=False)
-    token_reference: str = ""
-    """The vault reference that Kong resolves the token from, if it is configured by one."""
+    token_from: str = ""
+    """Where the token comes from: a vault reference, or `api_token`; empty if the endpoint needs none."""
     token_unresolved: bool = False
     """A token is configured, but Kong could not resolve it from its vault: the last one stays in use."""
 
@@ -98,6 +98,7 @@ def write_destination(spool: Path, destination: Destination, *, keep_token: bool
     make_private(directory)
     description = {k: v for k, v in asdict(destination).items() if k in _DESCRIBED}
     write_atomically(directory / "destination.json", orjson.dumps(description, option=orjson.OPT_INDENT_2))
+    (directory / _REDIRECT).unlink(missing_ok=True)  # Kong names this destination again
     file = token_file(spool, destination.id)
     if destination.token_unresolved and keep_token:
         return
@@ -108,11 +109,42 @@ def write_destination(spool: Path, destination: Destination, *, keep_token: bool
     write_atomically(file, destination.token.encode())
 
 
+def redirect(spool: Path, queue: str, to: str | None) -> None:
+    """Send a queue's events where those of another go, with its token; with None, no longer. Raises OSError.
+
+    It lasts until Kong's configuration names the queue's own destination again.
+    """
+    file = queues_directory(spool) / queue / _REDIRECT
+    if to is None:
+        file.unlink(missing_ok=True)
+    else:
+        write_atomically(file, to.encode())
+
+
 def read_destination(spool: Path, queue: str) -> Destination | None:
     """Return a queue's destination with its token, or None if it has no description.
 
-    Raises ValueError or OSError if there is a description but it cannot be read.
+    It is that of another queue if an operator has redirected this one. Raises ValueError or OSError if there
+    is a description but it cannot be read.
     """
+    found = _described(spool, _redirected(spool, queue))
+    return None if found is None else replace(found, id=queue)
+
+
+def _redirected(spool: Path, queue: str) -> str:
+    """Return the queue whose destination holds, after all redirects; raises ValueError for a circle."""
+    seen = [queue]
+    while True:
+        try:
+            target = (queues_directory(spool) / seen[-1] / _REDIRECT).read_text().strip()
+        except FileNotFoundError:
+            return seen[-1]
+        if target in seen or Path(target).name != target:
+            raise ValueError(f"the redirect of queue {queue} leads nowhere: {' to '.join([*seen, target])}")
+        seen.append(target)
+
+
+def _described(spool: Path, queue: str) -> Destination | None:
     try:
         raw = (queues_directory(spool) / queue / "destination.json").read_bytes()
     except FileNotFoundError:
@@ -128,14 +160,28 @@ def read_destination(spool: Path, queue: str) -> Destination | None:
     for name, value in known.items():
         if not _has_type_of(value, getattr(_EXAMPLE, name)):
             raise ValueError(f"the description of queue {queue}: {name} has the wrong type")
+        low, high = _RANGES.get(name, (0, float("inf")))
+        if isinstance(value, int | float) and not low <= value <= high:
+            raise ValueError(f"the description of queue {queue}: {name} is {value}, not {low} to {high}")
     try:
         return Destination(**known, token=token)
     except TypeError:
         raise ValueError(f"the description of queue {queue} is incomplete") from None
 
 
+_REDIRECT: Final = "redirect"
 _DESCRIBED: Final = frozenset(Destination.__dataclass_fields__) - {"token", "token_unresolved"}
 _EXAMPLE: Final = Destination("", "")
+_RANGES: Final = {
+    # As Kong checks them. Beyond these, delivery would spin or stand still.
+    "timeout": (0.000_001, 1e9),
+    "keepalive": (0, 1e6),
+    "max_batch_size": (1, 1_000_000),
+    "max_coalescing_delay": (0, 3600),
+    "concurrency": (1, 1000),
+    "initial_retry_delay": (0.001, 1_000_000),
+    "max_retry_delay": (0.001, 1_000_000),
+}
 
 
 def _has_type_of(value: object, example: object) -> bool:

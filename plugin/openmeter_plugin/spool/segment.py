@@ -38,7 +38,6 @@ from __future__ import annotations
 
 import struct
 import zlib
-from collections.abc import Iterator
 from typing import Final, NamedTuple
 
 MAGIC: Final = b"OMSPOOL1"
@@ -119,23 +118,14 @@ class Record(NamedTuple):
         return self.body[3 + self.body[1] + 256 * self.body[2] :]
 
     @property
-    def identity(self) -> tuple[bytes, bytes] | None:
-        """The first event's id and the usage key; None without a summary."""
+    def summary(self) -> Summary | None:
+        """The summary of an E record, if it has one."""
         body = self.body
         size = body[1] + 256 * body[2]
         if not size:
             return None
         key = 5 + body[3] + 256 * body[4]
-        return body[5:key], body[key : 3 + size]
-
-    @property
-    def summary(self) -> Summary | None:
-        """The summary of an E record, if it has one."""
-        identity = self.identity
-        if identity is None:
-            return None
-        first_id, key = identity
-        return decode_usage_key(key, first_id.decode())
+        return decode_usage_key(body[key : 3 + size], body[5:key].decode())
 
 
 def decode_usage_key(key: bytes, first_id: str = "") -> Summary:
@@ -145,9 +135,6 @@ def decode_usage_key(key: bytes, first_id: str = "") -> Summary:
     return Summary(types, subject[:_HOUR_SIZE].decode(), first_id, subject[_HOUR_SIZE:].decode())
 
 
-_new_tuple = tuple.__new__
-
-
 class Damage(NamedTuple):
     """Bytes that are not a valid record, from `start` to `end`, where reading resumes."""
 
@@ -155,37 +142,22 @@ class Damage(NamedTuple):
     end: int
 
 
-def scan(data: bytes, base: int, *, final: bool) -> Iterator[Record | Damage]:
-    """Yield the records and damage in `data`, which starts at a record at offset `base` of a segment.
+def item_at(data: bytes, at: int, base: int, *, final: bool) -> Record | Damage | None:
+    """Return the record or the damage at an offset of `data`, which starts at offset `base` of a segment.
 
     With `final` (the writer is gone and this is everything) an incomplete end is Damage. Otherwise it is
-    left for the next read.
+    left for the next read: None.
     """
-    at, end = 0, len(data)
-    unpack, crc32 = _HEAD.unpack_from, zlib.crc32
-    while at < end:
-        # Fast path for a valid record, which nearly all are, with as few calls as possible: reading a
-        # backlog spends its time here. Record(...) would do no more than `_new_tuple`.
+    stop = _record_end(data, at)
+    if stop:
         start = at + HEAD_SIZE
-        if start < end:
-            marker, length, checksum = unpack(data, at)
-            stop = start + length
-            if marker == MARKER and 0 < length <= MAX_PAYLOAD and stop <= end:
-                payload = data[start:stop]
-                if crc32(payload) == checksum:
-                    yield _new_tuple(Record, (payload[:1], payload[1:], base + stop))
-                    at = stop
-                    continue
-        stop = _record_end(data, at)
-        if stop is None and not final:
-            return
-        following = _next_valid(data, at + 1, final=final)
-        if following is None:
-            if final:
-                yield Damage(base + at, base + end)
-            return
-        yield Damage(base + at, base + following)
-        at = following
+        return Record(data[start : start + 1], data[start + 1 : stop], base + stop)
+    if stop is None and not final:
+        return None
+    following = _next_valid(data, at + 1, final=final)
+    if following is None and not final:
+        return None
+    return Damage(base + at, base + (len(data) if following is None else following))
 
 
 def _record_end(data: bytes, at: int) -> int | None:

@@ -59,7 +59,7 @@ class Segment:
         if not self._directories_synced:
             # A file that no directory on disk lists is lost with all its content.
             for directory in (self._directory, *list(self._directory.parents)[:2]):
-                _sync_directory(directory)
+                sync_directory(directory)
             self._directories_synced = True
 
     def close(self) -> None:
@@ -92,7 +92,8 @@ def _write_all(descriptor: int, data: bytes) -> None:
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
 
-def _sync_directory(path: Path) -> None:
+def sync_directory(path: Path) -> None:
+    """Sync a directory's entries to disk; raises OSError."""
     descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
     try:
         os.fsync(descriptor)

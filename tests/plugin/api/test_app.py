@@ -26,6 +26,8 @@ METRICS = {
     "openmeter_plugin_requests_quarantined": "gauge",
     "openmeter_plugin_requests_resent": "counter",
     "openmeter_plugin_requests_lost": "counter",
+    "openmeter_plugin_events_lost": "counter",
+    "openmeter_plugin_books_violations": "counter",
     "openmeter_plugin_events_accepted": "counter",
     "openmeter_plugin_events_delivered": "counter",
     "openmeter_plugin_events_redelivered": "counter",
@@ -41,6 +43,7 @@ METRICS = {
     "openmeter_plugin_destination_info": "gauge",
     "openmeter_plugin_delivery_retries": "counter",
     "openmeter_plugin_delivery_failures_in_a_row": "gauge",
+    "openmeter_plugin_delivery_held": "gauge",
     "openmeter_plugin_delivery_post_duration_seconds": "histogram",
     "openmeter_plugin_process_restarts": "counter",
 }
@@ -63,6 +66,7 @@ def ledger_line(hour: str, subject: str, accepted: int, delivered: int, dead: in
         "accepted": accepted,
         "delivered": delivered,
         "dead_lettered": dead,
+        "lost": 0,
         "waiting": 0,
     }
 

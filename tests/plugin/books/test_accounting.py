@@ -42,15 +42,15 @@ from tests.plugin.deliveries import (
     waiting,
 )
 from tests.plugin.events_server import Answer, EventsServer, refusal, serving, take_all
-from tests.plugin.spools import QUEUE, destination, running_writer
+from tests.plugin.spools import QUEUE, destination, reading, running_writer
 
 pytestmark = pytest.mark.slow
 
 
 @contextmanager
 def accounting(spool: Path, queue: str = QUEUE) -> Iterator[Accountant]:
-    with closing(Books(spool)) as books, closing(Accountant(spool, queue, books)) as accountant:
-        yield accountant
+    with closing(Books(spool)) as books, reading(spool, queue, books.positions(queue)) as reader:
+        yield Accountant(spool, queue, books, reader)
 
 
 def quarantined(request_id: str | None, reason: str = "no_consumer") -> bytes:
@@ -265,15 +265,16 @@ class Delivery_(RuleBasedStateMachine):  # noqa: N801 - its TestCase has the nam
 
     def _open(self) -> None:
         self.books = Books(self.spool)
-        self.accountant = Accountant(self.spool, QUEUE, self.books)
-        positions = {n: p.delivered for n, p in self.books.positions(QUEUE).items()}
-        self.batches = BatchReader(
-            self.accountant, QueueReader(queues_directory(self.spool) / QUEUE, positions)
+        self.reader = QueueReader(
+            queues_directory(self.spool) / QUEUE,
+            self.books.positions(QUEUE),
+            unsent=self.books.resent(QUEUE),
         )
+        self.accountant = Accountant(self.spool, QUEUE, self.books, self.reader)
+        self.batches = BatchReader(self.reader)
 
     def _close(self) -> None:
-        self.accountant.close()
-        self.batches.close()
+        self.reader.close()
         self.books.close()
 
     def _write(self, worker: int, data: bytes) -> None:
@@ -334,7 +335,7 @@ class Delivery_(RuleBasedStateMachine):  # noqa: N801 - its TestCase has the nam
             self.books.close()  # as the process that held it; nothing was committed
             self._open()
             return
-        delivery = Delivery(batch.positions, batch.lines())
+        delivery = Delivery(batch.positions, batch.lines(), events=batch.event_count)
         if refused and events:
             self.dead.add(found[0])
             key = ledger_key(orjson.loads(events[0]))
@@ -364,7 +365,7 @@ class Delivery_(RuleBasedStateMachine):  # noqa: N801 - its TestCase has the nam
             if not batch.positions:
                 break
             self.sent.update(e["id"] for e in orjson.loads(b"[" + b",".join(batch.events) + b"]"))
-            self.books.deliver(QUEUE, Delivery(batch.positions, batch.lines()))
+            self.books.deliver(QUEUE, Delivery(batch.positions, batch.lines(), events=batch.event_count))
         self.both_equations_hold()
         counts = read_counts(self.spool).get(QUEUE, Counter())
         assert counts["events", ""] == self.next == counts["delivered", ""] + counts["dead_lettered", ""]

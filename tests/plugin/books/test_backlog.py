@@ -8,7 +8,9 @@ from pathlib import Path
 import pytest
 
 from openmeter_plugin.books import backlog
+from openmeter_plugin.spool import reader
 from openmeter_plugin.spool.destination import queues_directory
+from openmeter_plugin.spool.reader import read_segment
 from openmeter_plugin.spool.segment import LOST, Damage, Record, encode_record
 from openmeter_plugin.spool.segment_file import Segment
 from tests.plugin.deliveries import record
@@ -25,18 +27,18 @@ def test_a_record_that_a_live_writer_has_half_written_is_not_damage(tmp_path: Pa
     with closing(new_segment(tmp_path)) as segment:
         segment.append(record(0) + record(1)[:-5])
         (path,) = segments(tmp_path)
-        (whole,) = backlog.read_segment(path)
+        (whole,) = read_segment(path)
         assert isinstance(whole, Record)
-    _, torn = backlog.read_segment(path)
+    _, torn = read_segment(path)
     assert torn == Damage(whole.end, whole.end + len(record(1)) - 5)
 
 
 def test_records_larger_than_one_read_are_found(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(backlog, "_READ_SIZE", 50)
+    monkeypatch.setattr(reader, "_READ_SIZE", 50)
     with closing(new_segment(tmp_path)) as segment:
         segment.append(record(0) + record(1, pad="x" * 10_000) + record(2))
     (path,) = segments(tmp_path)
-    found = [item for item in backlog.read_segment(path) if isinstance(item, Record)]
+    found = [item for item in read_segment(path) if isinstance(item, Record)]
     assert [item.event_count for item in found] == [1, 1, 1]
     assert found[-1].end == path.stat().st_size
 

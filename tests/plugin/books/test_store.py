@@ -14,7 +14,8 @@ import structlog
 
 from openmeter_plugin.books import ledger
 from openmeter_plugin.books.database import FILE
-from openmeter_plugin.books.store import Accounting, Books, DeadLetter, Delivery, LedgerKey, Position
+from openmeter_plugin.books.store import Accounting, Books, DeadLetter, Delivery, LedgerKey, Lines
+from openmeter_plugin.spool.reader import Position
 from tests.harness.books import LedgerLine, read_counts, read_dead_letters, read_ledger
 
 DEAD = DeadLetter(b'{"id":"1"}', 400, "it is bad")
@@ -24,8 +25,18 @@ def counts(**values: int) -> Counter[tuple[str, str]]:
     return Counter({(name, ""): value for name, value in values.items()})
 
 
-def accounted(positions: dict[str, int], **values: int) -> Accounting:
-    return Accounting(positions, counts(**values))
+def accounting(accepted: Lines, skipped: dict[str, int] | None = None) -> Accounting:
+    """Return what is committed for these events and skips, each of a request of its own."""
+    whole = Accounting(counts=counts(metered=accepted.total(), events=accepted.total()), accepted=accepted)
+    whole.counts.update({("skipped", reason): number for reason, number in (skipped or {}).items()})
+    whole.count_requests()
+    return whole
+
+
+def accounted(positions: dict[str, int], events: int = 0) -> Accounting:
+    whole = accounting(Counter({KEY: events} if events else {}))
+    whole.positions = positions
+    return whole
 
 
 def commit_positions(spool: Path, positions: dict[str, int]) -> None:
@@ -49,7 +60,7 @@ def test_a_position_is_the_last_committed_one(tmp_path: Path) -> None:
         books.account("q", accounted({"a": 10, "b": 20}))
         books.account("q", accounted({"b": 30}))
         books.account("other", accounted({"a": 99}))
-        books.deliver("q", Delivery({"b": 25}))
+        books.deliver("q", Delivery({"b": 25}, events=0))
         assert books.positions("q") == {"a": Position(10, 0), "b": Position(30, 25)}
         assert books.positions("unknown") == {}
 
@@ -63,20 +74,22 @@ def test_committed_positions_survive_closing_the_file(tmp_path: Path) -> None:
 def test_a_commit_is_visible_to_other_readers_at_once(tmp_path: Path) -> None:
     with closing(Books(tmp_path)) as books:
         books.account("q", accounted({"a": 10}, events=1))
-        books.deliver("q", Delivery({"a": 10}, dead_lettered=Counter({KEY: 1}), dead_letters=[DEAD]))
-        assert read_counts(tmp_path) == {"q": counts(events=1, dead_lettered=1)}
+        books.deliver(
+            "q", Delivery({"a": 10}, dead_lettered=Counter({KEY: 1}), dead_letters=[DEAD], events=1)
+        )
+        assert read_counts(tmp_path) == {"q": counts(requests=1, metered=1, events=1, dead_lettered=1)}
         assert read_dead_letters(tmp_path) == [(1, "q", DEAD)]
 
 
 def test_counts_add_up_by_queue_name_and_reason(tmp_path: Path) -> None:
     with closing(Books(tmp_path)) as books:
-        first = Counter({("skipped", "a"): 1, ("skipped", "b"): 2, ("events", ""): 3})
-        books.account("q", Accounting(counts=first))
-        books.account("q", Accounting(counts=Counter({("skipped", "a"): 10})))
-        books.account("r", Accounting(counts=Counter({("skipped", "a"): 100})))
+        books.account("q", accounting(Counter({KEY: 3}), {"a": 1, "b": 2}))
+        books.account("q", accounting(Counter(), {"a": 10}))
+        books.account("r", accounting(Counter(), {"a": 100}))
     assert read_counts(tmp_path) == {
-        "q": Counter({("skipped", "a"): 11, ("skipped", "b"): 2, ("events", ""): 3}),
-        "r": Counter({("skipped", "a"): 100}),
+        "q": counts(requests=16, metered=3, events=3, waiting=3)
+        + Counter({("skipped", "a"): 11, ("skipped", "b"): 2}),
+        "r": counts(requests=100) + Counter({("skipped", "a"): 100}),
     }
 
 
@@ -86,9 +99,9 @@ def test_the_ledger_has_a_line_for_each_queue_hour_type_and_subject(tmp_path: Pa
         for change in ({"hour": "2026-11-22T08"}, {"subject": "bob"}, {"type": "kong.llm_request"})
     )
     with closing(Books(tmp_path)) as books:
-        books.account("q", Accounting(accepted=Counter({KEY: 5, later: 1, other: 2, typed: 3})))
-        books.account("r", Accounting(accepted=Counter({KEY: 7})))
-        books.deliver("q", Delivery({}, Counter({KEY: 4, other: 2}), Counter({KEY: 1})))
+        books.account("q", accounting(Counter({KEY: 5, later: 1, other: 2, typed: 3})))
+        books.account("r", accounting(Counter({KEY: 7})))
+        books.deliver("q", Delivery({}, Counter({KEY: 4, other: 2}), Counter({KEY: 1}), events=7))
     assert read_ledger(tmp_path) == [
         LedgerLine("q", *KEY, 5, 4, 1),
         LedgerLine("r", *KEY, 7, 0, 0),
@@ -99,7 +112,9 @@ def test_the_ledger_has_a_line_for_each_queue_hour_type_and_subject(tmp_path: Pa
     assert [line.hour for line in ledger.read_ledger(tmp_path, since="2026-11-22T08").lines] == [later.hour]
     assert {line.hour for line in ledger.read_ledger(tmp_path, until="2026-11-22T08").lines} == {KEY.hour}
     assert [line.subject for line in ledger.read_ledger(tmp_path, subject="bob").lines] == ["bob"]
-    assert read_counts(tmp_path)["q"] == counts(delivered=6, dead_lettered=1)
+    assert read_counts(tmp_path)["q"] == counts(
+        requests=11, metered=11, events=11, delivered=6, dead_lettered=1, waiting=4
+    )
 
 
 def test_only_the_removed_segment_is_forgotten(tmp_path: Path) -> None:
@@ -116,23 +131,23 @@ def test_a_failed_commit_leaves_nothing_behind(tmp_path: Path) -> None:
     with closing(Books(tmp_path)) as books:
         books.account("q", accounted({"a": 1}, events=1))
         with pytest.raises(sqlite3.IntegrityError):
-            books.deliver("q", Delivery({"a": 1}, Counter({KEY: 5}), dead_letters=[DEAD, broken]))
+            books.deliver("q", Delivery({"a": 1}, Counter({KEY: 5}), dead_letters=[DEAD, broken], events=7))
         unreadable: Any = (None, b"{}")
         with pytest.raises(sqlite3.IntegrityError):
-            books.account("q", Accounting({"a": 2}, counts(events=5), quarantined=[unreadable]))
+            books.account("q", Accounting({"a": 2}, counts(lost=5), quarantined=[unreadable]))
         assert books.positions("q") == {"a": Position(1, 0)}
         books.account("q", accounted({"a": 3}, events=1))
         assert offsets(books) == {"a": 3}
-    assert read_counts(tmp_path) == {"q": counts(events=2)}
+    assert read_counts(tmp_path) == {"q": counts(requests=2, metered=2, events=2, waiting=2)}
     assert read_dead_letters(tmp_path) == []
-    assert read_ledger(tmp_path) == []
+    assert read_ledger(tmp_path) == [LedgerLine("q", *KEY, 2, 0, 0)]
 
 
 def test_dead_letters_are_read_in_the_order_they_were_committed(tmp_path: Path) -> None:
     letters = [DeadLetter(b'{"n":%d}' % n, 400 + n, f"answer {n}") for n in range(5)]
     with closing(Books(tmp_path)) as books:
-        books.deliver("q", Delivery({}, dead_letters=letters[:2]))
-        books.deliver("r", Delivery({}, dead_letters=letters[2:]))
+        books.deliver("q", Delivery({}, dead_letters=letters[:2], events=0))
+        books.deliver("r", Delivery({}, dead_letters=letters[2:], events=0))
     assert read_dead_letters(tmp_path) == list(zip(range(1, 6), "qqrrr", letters, strict=True))
 
 
@@ -171,7 +186,7 @@ def test_a_file_with_a_damaged_page_is_renamed_before_it_can_stop_the_delivery(
     with closing(Books(tmp_path)) as books:
         assert offsets(books) == {}
         books.account("q", accounted({"a": 1}, events=1))
-        books.deliver("q", Delivery({}, dead_letters=[DEAD]))
+        books.deliver("q", Delivery({}, dead_letters=[DEAD], events=0))
     assert len(damaged_copies(tmp_path)) == 1
 
 

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from lupa import luajit21
 
 from openmeter_plugin import __version__
 from openmeter_plugin.config.schema import FIELDS
@@ -45,6 +46,15 @@ def test_info_prints_one_json_document_and_nothing_else() -> None:
             }
         ],
     }
+
+
+def test_info_as_lua_prints_the_same_document_under_luajit() -> None:
+    program = run("info", "--lua").stdout
+    printed: list[str] = []
+    lua = luajit21.LuaRuntime()
+    lua.globals()["io"]["write"] = printed.append
+    lua.execute(program)
+    assert printed == [run("info").stdout]
 
 
 def test_info_imports_nothing_slow() -> None:

@@ -55,6 +55,47 @@ def test_a_missing_token_file_is_logged_at_the_start_and_kong_is_served(
 ) -> None:
     missing = tmp_path / "no-such-token"
     with plugin_server(tmp_path, "--token-file", str(missing)) as server:
-        eventually(lambda: '"token_file_missing"' in server.log_text())
-        assert str(missing) in server.log_text()
+        eventually(lambda: '"delivery_cannot_start"' in server.log_text())
+        assert f"--token-file: {missing}" in server.log_text()
         assert server.stop() == 0
+
+
+SECRET = "om_secret_1234"
+
+
+@pytest.mark.parametrize(
+    ("options", "variables", "named"),
+    [
+        ([], {"OPENMETER_PLUGIN_TOKEN": f"{SECRET}\nx"}, "environment variable OPENMETER_PLUGIN_TOKEN"),
+        ([], {"HTTPS_PROXY": "proxy:port"}, "environment variable HTTPS_PROXY"),
+        ([], {"HTTP_PROXY": "http://p:1", "NO_PROXY": "a b"}, "environment variable NO_PROXY"),
+        (["--ca-file", "/no/such/file"], {}, "--ca-file: cannot read /no/such/file"),
+        (["--client-cert", "/no/such/file"], {}, "--client-cert: cannot read /no/such/file"),
+        (["--ca-file", __file__], {}, "is not in PEM format"),
+    ],
+    ids=["token", "proxy", "no proxy", "authority", "certificate", "no PEM"],
+)
+def test_what_delivery_cannot_start_with_is_named_at_the_start_and_kong_is_served(
+    tmp_path: Path, options: list[str], variables: dict[str, str], named: str
+) -> None:
+    with plugin_server(tmp_path, *options, environment=variables) as server:
+        eventually(lambda: '"delivery_cannot_start"' in server.log_text())
+        assert named in server.log_text()
+        assert SECRET not in server.log_text()
+        assert server.stop() == 0
+
+
+@pytest.mark.parametrize(
+    ("options", "named"),
+    [
+        (("--proxy", "proxy:3128"), "--proxy: a proxy is a URL"),
+        (("--proxy", "ftp://proxy:3128"), "--proxy: a proxy is a URL"),
+        (("--client-key", "/some/key"), "--client-key: needs --client-cert"),
+    ],
+)
+def test_network_options_that_can_never_work_end_the_process(
+    tmp_path: Path, options: tuple[str, ...], named: str
+) -> None:
+    result = serve(tmp_path, *options)
+    assert result.returncode == os.EX_USAGE
+    assert named in result.stderr

@@ -22,10 +22,11 @@ from openmeter_plugin.metering.event import Quarantined, encode_event
 from openmeter_plugin.metering.pdk_queries import NO_RESULTS, PdkQuery, QueryResults
 from openmeter_plugin.metering.rules import Attribute, Rules, SkipReason
 from openmeter_plugin.spool.queue import Rotation, SpoolQueue
-from openmeter_plugin.spool.segment import EVENTS, QUARANTINED, SKIPPED, Record, encode_record, scan
+from openmeter_plugin.spool.segment import EVENTS, QUARANTINED, SKIPPED, Record, encode_record
 from tests.harness.recordings import llm_request, serialized
 from tests.plugin.any_logs import assert_valid, damaged_logs, json_values
 from tests.plugin.outcomes import CONTEXT, decided, result
+from tests.plugin.spools import scan
 
 pytestmark = pytest.mark.slow
 

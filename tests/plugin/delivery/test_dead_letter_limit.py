@@ -106,7 +106,7 @@ def test_a_replay_that_is_refused_again_holds_no_queue(tmp_path: Path, lines: li
 
 
 def test_single_invalid_events_among_accepted_ones_hold_nothing(tmp_path: Path) -> None:
-    limit = DeadLetterLimit(tmp_path)
+    limit = DeadLetterLimit(tmp_path, QUEUE)
     for _ in range(10_000):
         limit.refused()
         limit.accepted(1)
@@ -114,7 +114,7 @@ def test_single_invalid_events_among_accepted_ones_hold_nothing(tmp_path: Path) 
 
 
 def test_nearly_everything_is_enough(tmp_path: Path) -> None:
-    limit = DeadLetterLimit(tmp_path)
+    limit = DeadLetterLimit(tmp_path, QUEUE)
     refused = 0
     while limit.hinders() is None and refused < 1000:
         if refused % 20 == 0:
@@ -125,7 +125,7 @@ def test_nearly_everything_is_enough(tmp_path: Path) -> None:
 
 
 def test_a_long_good_history_does_not_hide_that_everything_is_refused_now(tmp_path: Path) -> None:
-    limit = DeadLetterLimit(tmp_path)
+    limit = DeadLetterLimit(tmp_path, QUEUE)
     for _ in range(1000):
         limit.accepted(500)
     refused = 0

@@ -155,14 +155,13 @@ def test_the_reader_waits_for_a_record_that_a_live_writer_has_half_written(tmp_p
         assert queue.segment is not None
         reader = QueueReader(queue.directory, {})
         try:
-            (segment,) = reader.segments()
-            assert segment.chunk() is not None
-            segment.consume()
+            (segment,) = reader.find()
+            assert segment.next_unaccounted() is not None
             for byte in record(1)[:-1]:
                 os.write(queue.segment.descriptor, bytes((byte,)))
-                assert segment.chunk() is None
+                assert segment.next_unaccounted() is None
             os.write(queue.segment.descriptor, record(1)[-1:])
-            found = segment.chunk()
+            found = segment.next_unaccounted()
             assert found is not None
             assert found.events == [event(1)]
         finally:

@@ -16,6 +16,7 @@ import structlog
 
 from openmeter_plugin.books.replay import request_redelivery
 from openmeter_plugin.books.store import Books
+from openmeter_plugin.clock import SteadyClock
 from openmeter_plugin.delivery import retention as retention_module
 from openmeter_plugin.delivery import spool_delivery as spool_delivery_module
 from openmeter_plugin.delivery.options import Retention
@@ -92,11 +93,11 @@ def test_a_file_with_a_future_timestamp_counts_as_written_now(tmp_path: Path) ->
     path = tmp_path / "a.seg"
     path.write_bytes(b"content")
     os.utime(path, (time.time() + 1e6, time.time() + 1e6))
-    found = delivered_now(path)
+    found = delivered_now(path, SteadyClock())
     assert (found.path, found.size) == (path, 7)
     assert found.since <= time.monotonic()
     os.utime(path, (time.time() - 7200, time.time() - 7200))
-    assert time.monotonic() - delivered_now(path).since == pytest.approx(7200, abs=100)
+    assert time.monotonic() - delivered_now(path, SteadyClock()).since == pytest.approx(7200, abs=100)
 
 
 def test_delivered_segments_survive_a_restart_and_are_not_sent_again(
@@ -241,7 +242,7 @@ def test_a_segment_that_stays_unreadable_is_renamed_and_counted_and_the_rest_is_
 
 
 @pytest.mark.parametrize("restarts", [0, 2])
-def test_a_segment_that_becomes_unreadable_after_accounting_still_waits_in_the_books(
+def test_the_events_of_a_segment_that_becomes_unreadable_are_lost_until_it_comes_back(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, restarts: int
 ) -> None:
     with serving(EventsServer(lambda _: Answer(500))) as server:
@@ -256,11 +257,12 @@ def test_a_segment_that_becomes_unreadable_after_accounting_still_waits_in_the_b
             run_until_empty(tmp_path)
         for _ in range(restarts):
             run_until_empty(tmp_path)
-        assert (waiting(tmp_path), server.taken) == (6, [])
+        assert (waiting(tmp_path), server.taken) == (0, [])
+        assert count(tmp_path, "lost_events", "unreadable") == 6
         path.with_name(f"{path.name}{UNREADABLE}").rename(path)
         run_until_empty(tmp_path)
         assert (waiting(tmp_path), server.taken) == (0, ids(range(6)))
-    assert count(tmp_path, "metered") == 6
+    assert (count(tmp_path, "metered"), count(tmp_path, "lost_events", "unreadable")) == (6, 0)
     assert_balanced(tmp_path)
 
 
@@ -279,6 +281,10 @@ def test_a_segment_removed_by_hand_stops_nothing(
             eventually(lambda: len(server.taken) >= 2)
             spooled(tmp_path, [record(3)])
             eventually(lambda: "event-000003" in server.taken)
+            eventually(lambda: waiting(tmp_path) == 0, what="the end of the backlog")
+    # Delivered if it was still in memory.
+    assert delivered(tmp_path) + count(tmp_path, "lost_events", "missing") == 4
+    assert_balanced(tmp_path)
 
 
 # Temporary files

@@ -58,6 +58,7 @@ def test_a_destination_has_the_configurations_values_in_seconds() -> None:
         initial_retry_delay=0.5,
         max_retry_delay=30,
         token="t",
+        token_from="api_token",
         token_unresolved=False,
     )
 

@@ -6,80 +6,15 @@ import asyncio
 import os
 import resource
 import socket
-from collections.abc import Awaitable, Callable
 from contextlib import ExitStack
 from pathlib import Path
-from typing import Any
 
-import uvloop
-
-from openmeter_plugin.instances.instance import InstanceIds, Instances
+from openmeter_plugin.instances.worker_sync import Mailboxes, WorkerSync
 from openmeter_plugin.kong import codec, shutdown
 from openmeter_plugin.kong.acceptor import Acceptor, ConnectionCounts
-from openmeter_plugin.kong.connections import Connections, Link
-from openmeter_plugin.kong.server import Connection, Server
 from openmeter_plugin.kong.shutdown import drain
-from openmeter_plugin.spool.writer import SpoolWriter
-from tests.bench.driver import ProtoBuf
 from tests.harness.service_manager import unix_listener
-from tests.plugin.spools import running_writer
-
-
-class Serving:
-    """A server in this process, with connections that a test holds the other ends of."""
-
-    def __init__(self, spool: Path, writer: SpoolWriter) -> None:
-        self.loop = asyncio.get_running_loop()
-        self.server = Server(Instances(InstanceIds(spool), writer), writer, self.loop)
-        self.connections = Connections(self.loop, self.server.flush)
-        self.instance = self.server.instances.start(b'{"ingest_endpoint": "http://127.0.0.1:9/events"}')
-        self.protocol = ProtoBuf()
-        self.handlers: list[Connection] = []
-        call = codec.encode_bytes(2, b"log") + b"\x08" + codec.encode_varint(self.instance.id)
-        self.event = b"\x08\x07" + codec.encode_bytes(36, call)
-
-    def connect(self) -> socket.socket:
-        ours, theirs = socket.socketpair()
-        theirs.setblocking(False)
-
-        def handler(link: Link) -> Connection:
-            self.handlers.append(self.server.connection(link))
-            return self.handlers[-1]
-
-        self.connections.add(ours, handler)
-        return theirs
-
-    async def expect(self, peer: socket.socket, size: int) -> bytes:
-        data = b""
-        while len(data) < size and (part := await self.loop.sock_recv(peer, size - len(data))):
-            data += part
-        return data
-
-    async def begin(self, peer: socket.socket) -> None:
-        peer.send(codec.frame(self.event))
-        assert await self.expect(peer, len(codec.QUERY_LOG)) == codec.QUERY_LOG
-
-    async def finish(self, peer: socket.socket) -> None:
-        peer.send(codec.frame(codec.encode_bytes(1, self.protocol.log(1))))
-        end = codec.END_OF_EVENT + codec.encode_return(7)
-        assert await self.expect(peer, len(end)) == end
-
-
-def serve(tmp_path: Path, test: Callable[[Serving], Awaitable[None]]) -> None:
-    async def body(writer: SpoolWriter) -> None:
-        serving = Serving(tmp_path, writer)
-        try:
-            await asyncio.wait_for(test(serving), 20)
-        finally:
-            serving.connections.close()
-
-    def committed(tokens: list[Any]) -> None:
-        loop.call_soon_threadsafe(Server.committed, tokens)
-
-    with running_writer(tmp_path, committed) as writer:
-        loop = uvloop.new_event_loop()
-        loop.run_until_complete(body(writer))
-        loop.close()
+from tests.plugin.serving import Serving, serve
 
 
 def ended(peer: socket.socket) -> bool:
@@ -124,7 +59,7 @@ def test_an_event_that_arrives_during_the_shutdown_is_read_and_the_stream_ends_w
         peer, other = serving.connect(), serving.connect()
         await serving.begin(other)  # under way
         stopping = asyncio.create_task(drain(serving.server, 60.0, 60.0))
-        while not serving.handlers[0]._is_shut_down:
+        while not serving.handlers[0].is_shut_down:
             await asyncio.sleep(0)
         frame = codec.frame(serving.event)
         peer.send(frame[:4])
@@ -149,9 +84,9 @@ def test_while_kong_starts_an_instance_again_no_other_connection_is_ended(tmp_pa
         peer, other = serving.connect(), serving.connect()
         stopping = asyncio.create_task(drain(serving.server, 15.0, 15.0, race_pause=10.0))
         handlers = serving.handlers
-        while not any(handler._is_shut_down for handler in handlers):
+        while not any(handler.is_shut_down for handler in handlers):
             await asyncio.sleep(0)
-        if handlers[1]._is_shut_down:
+        if handlers[1].is_shut_down:
             peer, other, handlers = other, peer, handlers[::-1]
         peer.send(codec.frame(serving.event))
         while handlers[0].is_open:
@@ -170,13 +105,6 @@ def test_while_kong_starts_an_instance_again_no_other_connection_is_ended(tmp_pa
 
 def test_a_connection_on_which_an_instance_is_started_is_not_idle(tmp_path: Path) -> None:
     async def test(serving: Serving) -> None:
-        known = asyncio.Event()
-
-        class SlowSync:
-            async def announce(self, *_: object) -> None:
-                await known.wait()
-
-        serving.server.instance_calls._worker_sync = SlowSync()  # type: ignore[assignment]
         peer = serving.connect()
         body = codec.encode_bytes(1, b"openmeter") + codec.encode_bytes(2, b"{}")
         peer.send(codec.frame(b"\x08\x09" + codec.encode_bytes(33, body)))
@@ -191,7 +119,18 @@ def test_a_connection_on_which_an_instance_is_started_is_not_idle(tmp_path: Path
         peer.close()
         await stopping
 
-    serve(tmp_path, test)
+    known = asyncio.Event()
+
+    class SlowSync(WorkerSync):
+        async def announce(self, instance_id: int, config: bytes) -> None:
+            await known.wait()
+
+    mailboxes = Mailboxes(2)
+    others = SlowSync(mailboxes, 0, on_start=lambda *_: None, on_close=lambda _: None)
+    serve(tmp_path, test, worker_sync=others)
+    for pair in mailboxes.pairs:
+        for inbox in pair:
+            inbox.close()
 
 
 def test_a_kong_that_does_not_react_delays_a_stop_no_longer_than_its_bound(tmp_path: Path) -> None:
@@ -201,7 +140,7 @@ def test_a_kong_that_does_not_react_delays_a_stop_no_longer_than_its_bound(tmp_p
         began = serving.loop.time()
         await drain(serving.server, 0.6, 0.2)
         assert 0.5 < serving.loop.time() - began < 5.0
-        assert all(connection._is_shut_down for connection in serving.server.connections)
+        assert all(connection.is_shut_down for connection in serving.server.connections)
         assert all(ended(peer) for peer in peers)
         for peer in peers:
             peer.close()
@@ -228,12 +167,12 @@ def test_a_connection_on_which_kong_has_just_called_is_not_ended(tmp_path: Path)
     async def test(serving: Serving) -> None:
         peers = [serving.connect() for _ in range(3)]
         called, idle, _ = serving.handlers
-        pool = shutdown._Pool(0.0)
+        pool = shutdown.Pool(0.0)
         pool.connections = [called, idle]
         peers[0].send(codec.frame(serving.event))  # unread in the socket: the event loop gets no turn
         for _turn in range(3):
             pool.step(serving.loop.time(), 0.0)
-        assert [called._is_shut_down, idle._is_shut_down] == [False, True]
+        assert [called.is_shut_down, idle.is_shut_down] == [False, True]
         for peer in peers:
             peer.close()
 

@@ -161,3 +161,26 @@ def test_a_new_description_is_synced_before_it_replaces_the_old_one(
     write_atomically(path, b"new")
     assert seen == [(b"new", b"old")]
     assert path.read_bytes() == b"new"
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("concurrency", 0),
+        ("max_batch_size", 0),
+        ("timeout", 0),
+        ("timeout", -1.0),
+        ("keepalive", -1),
+        ("max_coalescing_delay", 1e9),
+        ("initial_retry_delay", 0),
+        ("max_retry_delay", 0.0),
+    ],
+)
+def test_a_description_with_a_value_out_of_range_is_refused_by_its_name(
+    tmp_path: Path, name: str, value: float
+) -> None:
+    write_destination(tmp_path, destination())
+    file = queues_directory(tmp_path) / QUEUE / "destination.json"
+    file.write_bytes(orjson.dumps(orjson.loads(file.read_bytes()) | {name: value}))
+    with pytest.raises(ValueError, match=rf"{name} is {value}, not .* to"):
+        read_destination(tmp_path, QUEUE)

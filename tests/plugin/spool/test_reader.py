@@ -6,10 +6,9 @@ import contextlib
 import struct
 import tempfile
 from bisect import bisect_right
+from collections.abc import Iterator
 from contextlib import closing
 from pathlib import Path
-from types import SimpleNamespace
-from typing import Any
 
 import orjson
 from hypothesis import given
@@ -29,7 +28,7 @@ from openmeter_plugin.spool.segment import (
     encode_events,
     encode_record,
     encode_usage,
-    scan,
+    item_at,
 )
 from tests.plugin.deliveries import event, ids, record
 from tests.plugin.spools import QUEUE
@@ -60,6 +59,14 @@ noise = st.one_of(
 contents = st.lists(st.one_of(records, records, records, noise), max_size=12).map(b"".join)
 
 
+def scan(data: bytes, base: int, *, final: bool) -> Iterator[Record | Damage]:
+    """Yield what is in `data`, item by item."""
+    at = 0
+    while at < len(data) and (item := item_at(data, at, base, final=final)) is not None:
+        yield item
+        at = item.end - base
+
+
 def rows(chunk: Chunk) -> dict[int, tuple[int, bytes, bytes, bytes]]:
     columns = (chunk.counts, chunk.events, chunk.ids, chunk.usage_keys)
     return dict(zip(chunk.ends, zip(*columns, strict=True), strict=True))
@@ -85,6 +92,12 @@ def test_a_chunk_holds_what_a_scan_finds_and_ends_where_it_ends(data: bytes, fin
     chunk = read_chunk(data, base, final=final)
     assert (chunk.start, chunk.end) == (base, found[-1].end if found else base)
     assert chunk.records == len(found)
+    assert [item.end for item in chunk.items()] == [item.end for item in found]
+    odd_summary = [
+        n for n, item in enumerate(found) if isinstance(item, Record) and item.body[1:3] == b"\2\0"
+    ]
+    pairs = enumerate(zip(chunk.items(), found, strict=True))
+    assert all(item == same for n, (item, same) in pairs if n not in odd_summary)
     assert list(chunk.ends) == sorted(chunk.ends)
     usage = {item.end: row for item in found if (row := usage_of(item)) is not None}
     # Usage that is too short for the fast path may be among the others.
@@ -149,13 +162,14 @@ def test_batches_hold_every_event_once_in_order_except_the_unsent_and_keep_to_th
         queue = queues_directory(Path(directory)) / QUEUE
         queue.mkdir(parents=True)
         (queue / "0.seg").write_bytes(content)
-        accountant: Any = SimpleNamespace(accounted={}, resent={}, read={}, finished=set())
-        with closing(BatchReader(accountant, QueueReader(queue, {}))) as batches:
-            accountant.resent["0.seg"] = {ends[number] for number in unsent if number < len(ends)}
+        never = [("0.seg", ends[number]) for number in unsent if number < len(ends)]
+        with closing(QueueReader(queue, {}, unsent=never)) as reader:
+            batches = BatchReader(reader)
+            (segment,) = reader.find()
             sent: list[str] = []
             for step in [*sorted(accounted), len(ends) - 1]:
                 limit = ends[min(step, len(ends) - 1)]
-                accountant.accounted["0.seg"] = limit
+                segment.accounted = limit
                 for most in [*limits, *[5] * 200]:
                     batch = Batch()
                     all_there_is = batches.extend(batch, most)

@@ -23,8 +23,8 @@ from openmeter_plugin.spool.segment import (
     encode_events,
     encode_record,
     encode_usage,
-    scan,
 )
+from tests.plugin.spools import scan
 
 pytestmark = pytest.mark.slow
 
@@ -36,7 +36,10 @@ bodies = st.one_of(
     st.binary(max_size=8).map(lambda b: encode_record(SKIPPED + b) + b),
     st.binary(max_size=8).map(lambda b: encode_record(SKIPPED + b)[: HEAD_SIZE + 1]),
 )
-payloads = st.builds(lambda kind, body: kind + body, kinds, bodies)
+# A summary of two bytes is none; the plugin never writes one.
+payloads = st.builds(lambda kind, body: kind + body, kinds, bodies).filter(
+    lambda payload: payload[:1] != EVENTS or payload[2:4] != b"\x02\x00"
+)
 
 
 def records_of(payloads: list[bytes]) -> tuple[bytes, list[tuple[int, int]]]:
@@ -137,9 +140,7 @@ def test_repeated_reads_of_a_growing_file_return_each_record_once(
     assert position == len(whole)
 
 
-plain = st.builds(
-    lambda kind, body: kind + body, kinds, st.binary(max_size=40).filter(lambda b: b"\xf5" not in b)
-)
+plain = payloads.filter(lambda payload: b"\xf5" not in payload)
 
 
 @settings(max_examples=300)

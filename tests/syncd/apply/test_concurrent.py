@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing, contextmanager, suppress
 from datetime import timedelta
 
@@ -77,9 +77,9 @@ class Racing(MemoryTarget):
         with self._touching(f"subject {writes[0].key}" if writes else ""):
             super().write_subjects(writes)
 
-    def delete_customer(self, customer_id: str) -> bool:
+    def delete_customer(self, customer_id: str, check: Callable[[ObservedCustomer], None]) -> bool:
         with self._touching(customer_id):
-            return super().delete_customer(customer_id)
+            return super().delete_customer(customer_id, check)
 
 
 def content(target: MemoryTarget) -> object:

@@ -59,8 +59,8 @@ def test_lost_events_are_found_and_redelivered_and_the_next_audit_is_equal(
     assert f"{_ALICE}  10 delivered  7 counted  3 missing  east, west" in again.stdout
     assert f"{_BOB}  5 delivered  0 counted  5 missing  west" in again.stdout
     assert "Redelivered: 15 events in 3 spans." in again.stdout
-    assert "1 of 1 hours compared: 8 missing." in again.stdout
-    assert again.stdout.endswith("1 of 1 hours compared: equal.\n")
+    assert "1 of 1 hour compared: 8 missing." in again.stdout
+    assert again.stdout.endswith("1 of 1 hour compared: equal.\n")
 
     assert world.audit(hour)[0] == 0
 
@@ -81,9 +81,10 @@ def test_a_redelivery_that_the_deduplication_drops_is_said_to_be_without_effect(
         shown = world.project().call(*arguments).stdout
     assert "Without effect: 4 redelivered events are still not counted." in shown
     assert "the deduplication of the metering API remembers their ids" in shown
-    assert "`expiration` of the sink's `dedupe`" in shown
+    assert "Do not redeliver once it has forgotten them" in shown
+    assert "the ids of the lost events, and no others" in shown
     assert "asks the gateways to redeliver" not in shown
-    # Once it has forgotten them, the same command brings them back.
+    # Once the ids of the lost events have been deleted, and no others, the same command brings them back.
     status, document, _ = world.audit(hour, arguments=("--redeliver", "--wait"))
     assert (status, document["redelivered_without_effect"]) == (0, 0)
     assert world.audit(hour)[1]["redelivered_without_effect"] is None

@@ -275,3 +275,17 @@ def test_of_several_marks_of_one_subject_the_oldest_counts() -> None:
     name = lifecycle_metadata.subject_digest("consumer:1")
     slots = {f"orphaned-at-{slot}": f"2026010{day}T000000Z-{name}" for slot, day in ((1, 3), (2, 1), (3, 2))}
     assert lifecycle_metadata.orphaned_subjects(slots) == {name: ("orphaned-at-2", START)}
+
+
+def test_a_customer_that_pays_by_its_key_for_a_subject_that_a_source_names_is_no_orphan() -> None:
+    """Its only subject was detached; then its consumer came back in a group, which cannot get its key."""
+    theirs = customer("acme", "consumer:2", owner=OWNER)
+    scenario = Scenario(customer("consumer:1", "consumer:1", owner=OWNER), theirs, delete_after=50)
+    assert scenario.sync(0, BOB) == ["mark-orphaned consumer:1 consumer:1"]
+    assert scenario.sync(40, BOB) == ["detach-subjects consumer:1 consumer:1"]
+    for day in (50, 100):
+        plan = scenario.plan(day, ALICE, BOB)
+        assert not plan.of(ChangeKind.DELETE_CUSTOMER)
+        assert "blocked acme consumer:1" in lines(plan)
+    assert scenario.sync(50, ALICE, BOB)[0] == "unmark-orphaned consumer:1"
+    assert not scenario.plan(200, ALICE, BOB).of(ChangeKind.DELETE_CUSTOMER)

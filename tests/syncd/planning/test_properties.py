@@ -307,9 +307,9 @@ class Broken(MemoryTarget):
         self._spend()
         super().write_subjects(writes)
 
-    def delete_customer(self, customer_id: str) -> bool:
+    def delete_customer(self, *args: Any) -> bool:
         self._spend()
-        return super().delete_customer(customer_id)
+        return super().delete_customer(*args)
 
 
 @settings(max_examples=150, deadline=None)
