@@ -18,8 +18,8 @@ from rich.table import Table
 from rich.text import Text
 
 from openmeter_plugin.units import plural
+from syncd.cli.options import printable
 from syncd.core.changes import Change, ChangeKind, Outcome, Plan, Status, count
-from syncd.core.text import printable
 from syncd.core.unbilled import UnbilledUsage
 from syncd.metering.usage import SubjectUsage, Usage, whole
 

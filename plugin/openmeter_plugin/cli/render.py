@@ -17,6 +17,7 @@ from openmeter_plugin.books.models import (
     SpoolTotal,
     Verification,
 )
+from openmeter_plugin.foreign import printable
 from openmeter_plugin.units import plural
 
 _MAX_COLUMNS: Final = 5
@@ -161,8 +162,8 @@ def show_dead_letter(console: Console, letter: DeadLetterEntry) -> None:
 
 
 def line(console: Console, text: str) -> None:
-    """Print a line verbatim: no markup, no line breaks."""
-    console.print(text, markup=False, highlight=False, soft_wrap=True)
+    """Print a line as it is, without markup, line breaks and anything that steers the terminal."""
+    console.print(printable(text).replace("\n", " "), markup=False, highlight=False, soft_wrap=True)
 
 
 def human_size(size: int) -> str:

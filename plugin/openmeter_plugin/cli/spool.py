@@ -25,6 +25,7 @@ from openmeter_plugin.cli.options import (
     network_options,
     parse_option,
 )
+from openmeter_plugin.foreign import escaped, printable
 from openmeter_plugin.spool.destination import DEFAULT_SPOOL, SPOOL_VARIABLE
 from openmeter_plugin.units import duration, plural
 
@@ -75,7 +76,7 @@ def verify(directory: Directory = DEFAULT_SPOOL, json: Json = False) -> None:
 
             show_verification(_console(), found)
     for difference in found.differences:
-        sys.stderr.write(f"openmeter-plugin: {difference}\n")
+        sys.stderr.write(f"openmeter-plugin: {printable(difference)}\n")
     raise typer.Exit(0 if found.ok else 1)
 
 
@@ -166,6 +167,35 @@ def _quarantined(directory: Path) -> int:
         return row_counts(db)[1]
 
 
+@app.command()
+def redirect(
+    source: Annotated[str, typer.Option("--from", help="Id of the destination whose events wait.")],
+    directory: Directory = DEFAULT_SPOOL,
+    to: Annotated[
+        str | None, typer.Option(help="Id of the destination to send them to (default: their own again).")
+    ] = None,
+) -> None:
+    """Send what waits for one destination, and its replays, to another: after a wrong ingest_endpoint."""
+    with _report_errors(directory):
+        from openmeter_plugin.spool.destination import QUARANTINE, queues_directory, read_destination
+        from openmeter_plugin.spool.destination import redirect as write_redirect
+
+        found = {path.name for path in queues_directory(directory).iterdir()} - {QUARANTINE}
+        for option, name in (("--from", source), ("--to", to or source)):
+            if name not in found:
+                fail(f"{option}: must be one of {', '.join(sorted(found)) or '(none)'}", os.EX_USAGE)
+        if to == source:
+            fail("--to: is the same as --from", os.EX_USAGE)
+        write_redirect(directory, source, to)
+        try:
+            destination = read_destination(directory, source)
+        except ValueError as error:
+            write_redirect(directory, source, None)
+            fail(f"--to: {error}", os.EX_USAGE)
+        address = destination.endpoint if destination else "nowhere: it has no description"
+        sys.stdout.write(f"events of {source} go to {address}\n")
+
+
 @app.command("accept-refusals")
 def accept_refusals(
     directory: Directory = DEFAULT_SPOOL,
@@ -216,7 +246,8 @@ def export(
             else exports.all_events
         )
         for event in source(directory):
-            sys.stdout.buffer.write(event + b"\n")
+            shown = event if event.isascii() else escaped(event.decode("utf-8", "replace")).encode()
+            sys.stdout.buffer.write(shown + b"\n")
         sys.stdout.buffer.flush()
 
 
@@ -290,4 +321,4 @@ def _console(*, stderr: bool = False) -> Console:
 
 
 def _print_json(model: Model) -> None:
-    sys.stdout.write(model.model_dump_json(indent=2) + "\n")
+    sys.stdout.write(escaped(model.model_dump_json(indent=2)) + "\n")

@@ -254,6 +254,7 @@ class Pipeline:
             if number not in refused
         }
         await self._commit(lambda: self._books.replayed(self._queue, delivered, refused))
+        self._find_replays_at = 0.0  # there may be more than fit into a batch
 
     async def _commit(self, write: Callable[[], None]) -> None:
         """Write to the books and retry for as long as the disk fails, because the POST is already done."""

@@ -224,7 +224,8 @@ def _differences(queue: str, books: _Books, recount: _Recount) -> list[str]:
     found = [violation.text for violation in violations(counts)]
     waiting = recount.waiting.total()
     if book.waiting != waiting:
-        found.append(f"{book.waiting} events wait by the counts, but {waiting} in the segments")
+        waits = plural(book.waiting, "event waits", "events wait")
+        found.append(f"{waits} by the counts, but {waiting} in the segments")
     for name, value, total, pruned_events in (
         ("accepted", book.events, ledger.total.accepted, pruned),
         ("delivered", book.delivered, ledger.total.delivered, pruned),
