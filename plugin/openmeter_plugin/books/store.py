@@ -243,6 +243,12 @@ class Books:
         """Prune some ledger lines older than this many days; returns how many."""
         return pruning.prune(self._db, days, now)
 
+    def queues_to_replay(self) -> set[str]:
+        """Return the queues with dead letters that are marked for replay."""
+        return {
+            queue for (queue,) in self._db.execute("SELECT DISTINCT queue FROM dead_letters WHERE replay")
+        }
+
     def to_replay(self, queue: str, limit: int, max_bytes: int) -> list[tuple[int, bytes]]:
         """Return (id, event) of dead letters that are marked for replay."""
         rows = self._db.execute(

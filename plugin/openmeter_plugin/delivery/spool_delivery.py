@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import sqlite3
 import time
 from collections.abc import Callable
@@ -53,6 +54,7 @@ class SpoolDelivery:
             while True:
                 for name in self._queue_names():
                     self._start(name)
+                self._wake_queues()
                 for task in background:
                     if task.done():
                         task.result()
@@ -75,6 +77,15 @@ class SpoolDelivery:
         finally:
             await asyncio.gather(*(queue.close() for queue in self.queues.values()))
             self._books.close()
+
+    def _wake_queues(self) -> None:
+        """Wake the queues that have something to do: each looking for itself, 500 cost half a core."""
+        replays: set[str] = set()
+        with contextlib.suppress(sqlite3.OperationalError):
+            replays = self._books.queues_to_replay()
+        for name, queue in self.queues.items():
+            if queue.reader.has_changed() or name in replays:
+                queue.wake()
 
     def _queue_names(self) -> list[str]:
         """Return the names of the queues on disk; those known so far if the disk cannot be read now."""
