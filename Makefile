@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: help setup demo unit test cov slow lint format typecheck bench soak model docs screenshot newcomer browser tools clean
+.PHONY: help setup demo unit test cov slow lint format typecheck bench soak model conformity docs screenshot newcomer browser tools clean
 .DEFAULT_GOAL := help
 
 #? help: print this list
@@ -68,6 +68,11 @@ soak: setup
 model: setup
 	SYNCD_MODEL_STEPS=$(or $(STEPS),10000) SYNCD_MODEL_SEED=$(or $(SEED),0) \
 		$(BIN)/pytest -n 4 -m slow tests/syncd/model $(ARGS)
+
+#? conformity: check syncd and the plugin against a metering API (URL=http://... DIALECT=v1|v3|both TOKEN=... BESIDE=yes)
+conformity: export TOKEN
+conformity: setup
+	@$(BIN)/python -m tests.conformity $(URL) $(if $(DIALECT),--dialect $(DIALECT)) $(if $(BESIDE),--beside) $(ARGS)
 
 $(VENV)/.docs: $(VENV)/.ready
 	PIP_CONSTRAINT='$(CURDIR)/.ci/constraints.txt' PIP_BUILD_CONSTRAINT='$(CURDIR)/.ci/constraints.txt' \

@@ -234,3 +234,18 @@ def test_every_page_of_the_documentation_can_be_reached_from_the_readme() -> Non
         reached.add(page)
         open_pages += [page.parent / file for file, _ in links(page) if file]
     assert [page for page in PAGES if (ROOT / page).resolve() not in reached] == []
+
+
+KONG_COMMAND = re.compile(r"(?i)PLUGINSERVER_\w+_(?:START|QUERY)_CMD(?:\s*[=:]\s*|, value: )([^\n}]+)")
+PROGRAMS = {"env", "openmeter-plugin", "kong-python-pluginserver", "cat", "luajit"}
+
+
+def test_commands_that_kong_runs_name_programs_by_their_paths_and_substitute_nothing() -> None:
+    files = [*(ROOT / page for page in PAGES), ROOT / "docker-compose.yml", *(ROOT / "docs").rglob("*.yaml")]
+    found = [line for file in files for line in KONG_COMMAND.findall(file.read_text())]
+    assert len(found) >= 6
+    for line in found:
+        # Kong runs them without the operator's PATH, and a $(...) that fails is an empty argument.
+        assert "$(" not in line, line
+        assert line.startswith("/"), line
+        assert not PROGRAMS & set(line.split()), line

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import base64
 import html.entities
+import json
 import re
 import unicodedata
 from collections.abc import Iterable
@@ -52,6 +53,21 @@ def _printable(text: str) -> str:
 def printable(text: str) -> str:
     """Return a text of several lines without anything that steers a terminal or the direction of writing."""
     return "\n".join(map(_without_controls, text.split("\n")))
+
+
+def escaped(document: str) -> str:
+    """Return JSON with all that steers a terminal or the direction of writing in escapes: the same value."""
+    if document.isascii() and "\x7f" not in document:
+        return document
+    return "".join(
+        character
+        if character == "\n" or unicodedata.category(character) not in _UNPRINTABLE
+        # Half a surrogate pair is such a character, too.
+        else json.dumps(character)[1:-1]
+        if character != "\x7f"
+        else "\\u007f"
+        for character in document
+    )
 
 
 def _without_controls(line: str) -> str:

@@ -1,4 +1,4 @@
-"""Durations and sizes as people write them: 90s, 12h, 7d; 500MiB, 1GiB."""
+"""Durations and sizes as people write them (90s, 12h, 7d; 500MiB, 1GiB), and counts as they read them."""
 
 from __future__ import annotations
 
@@ -28,3 +28,13 @@ def size(text: str) -> int:
     if match is None:
         raise ValueError(f"{text!r} is not a size such as 500MiB or 1GiB")
     return int(match[1]) * _BYTES[match[2]]
+
+
+def number(value: float) -> str:
+    """Format a number with thousands separators."""
+    return f"{int(value):,}" if float(value).is_integer() else f"{value:,.2f}"
+
+
+def plural(count: float, one: str, many: str | None = None) -> str:
+    """Format a count with its noun, and verb if given: ``1 change``, ``1,200 changes``, ``2 events wait``."""
+    return f"{number(count)} {one if count == 1 else many or one + 's'}"

@@ -13,6 +13,7 @@ from dataclasses import dataclass, replace
 from datetime import datetime
 from enum import StrEnum
 
+from openmeter_plugin.units import plural
 from syncd.audit.compare import Comparison, Difference, spans
 from syncd.core.errors import GatewayError
 from syncd.gateways.client import Gateway
@@ -78,9 +79,9 @@ def double_billing_risk(comparison: Comparison) -> str | None:
     if not doubled:
         return None
     return (
-        f"on {len(doubled)} lines the meters count more than the gateways sent. If the metering API does not"
-        " deduplicate, a redelivery bills events twice: check with `syncd doctor --probe`. --force redelivers"
-        " anyway"
+        f"on {plural(len(doubled), 'line')} the meters count more than the gateways sent. If the"
+        " metering API does not deduplicate, a redelivery bills events twice: check with"
+        " `syncd doctor --probe`. --force redelivers anyway"
     )
 
 

@@ -9,6 +9,7 @@ from pathlib import Path
 
 from rich.console import Console
 
+from openmeter_plugin.units import plural
 from syncd.cli import render
 from syncd.cli.render import Steps, steps
 from syncd.config.settings import Config
@@ -80,7 +81,9 @@ def _show(run: Run, console: Console | None, print_json: Callable[[object], None
         render.show_outcomes(console, run.outcomes)
         if run.failure == "stopped":
             todo = len(run.made_plan.actionable) - sum(o.change.actionable for o in run.outcomes)
-            render.line(console, f"Not all was done: {todo} changes are left. {run.error}.")
+            render.line(
+                console, f"Not all was done: {plural(todo, 'change is', 'changes are')} left. {run.error}."
+            )
         return
     results = [outcome.to_json() for outcome in run.outcomes]
     document = {"plan": run.made_plan.to_json(), "summary": count(run.outcomes), "outcomes": results}

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from openmeter_plugin.units import plural
 from syncd.cli.options import (
     APPLIED,
     DRIFT,
@@ -136,7 +137,9 @@ def _progress(stack: ExitStack, total: int) -> Callable[[int], object]:
 
 
 def _report_waiting(missing: int) -> None:
-    complain(f"{missing:,} events are missing or still in transit; checking again (--settle)")
+    complain(
+        f"{plural(missing, 'event is', 'events are')} missing or still in transit; checking again (--settle)"
+    )
 
 
 @dataclass(frozen=True, slots=True)

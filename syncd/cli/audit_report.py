@@ -8,6 +8,7 @@ from datetime import datetime, timedelta
 
 from rich.console import Console
 
+from openmeter_plugin.units import plural
 from syncd.audit.compare import Comparison, Difference, Totals, Yardstick, spans
 from syncd.audit.redelivery import Redelivery, RedeliveryState
 from syncd.audit.run import Audit
@@ -115,7 +116,7 @@ def show_audit(console: Console, audit: Audit, *, redelivers: bool = False, no_e
     for used in audit.yardsticks:
         line(console, _total(used, comparison.totals.get(used.type, Totals())))
     span = f"{_hour(comparison.since)} to {_hour(comparison.until)} (UTC)"
-    hours = f"{comparison.hours_compared} of {comparison.hours} hours compared"
+    hours = f"{comparison.hours_compared} of {plural(comparison.hours, 'hour')} compared"
     result = "equal" if audit.is_equal else _totals(comparison)
     line(console, f"Audit {span}, {hours}: {audit.incomparable_reason or result}.")
 
@@ -132,7 +133,7 @@ def show_planned(console: Console, planned: Sequence[Redelivery]) -> None:
         for one in planned
     ]
     show_rows(console, ("gateway", "subject", "hours (UTC)", "missing"), rows)
-    line(console, f"To redeliver: {len(planned)} spans, with all events that are retained of them.")
+    line(console, f"To redeliver: {plural(len(planned), 'span')}, with all events that are retained of them.")
 
 
 def show_redeliveries(console: Console, asked: Sequence[Redelivery]) -> None:
@@ -151,24 +152,27 @@ def show_redeliveries(console: Console, asked: Sequence[Redelivery]) -> None:
     show_rows(console, ("gateway", "subject", "hours (UTC)", "state", ""), rows)
     waiting = sum(one.state is RedeliveryState.WAITING for one in asked)
     gone = sum(one.gone for one in asked)
-    line(console, f"Redelivered: {sum(one.sent for one in asked):,} events in {len(asked)} spans.")
+    sent = plural(sum(one.sent for one in asked), "event")
+    line(console, f"Redelivered: {sent} in {plural(len(asked), 'span')}.")
     if waiting:
         line(
             console,
-            f"{waiting} are still in progress. Run the audit again later: it will count what they send.",
+            f"{waiting} {'is' if waiting == 1 else 'are'} still in progress. Run the audit again later to"
+            " count what is sent until then.",
         )
     if gone:
         line(
             console,
-            f"{gone:,} events of these spans are no longer retained on their gateways (--retention of the"
-            " plugin): if they are missing, they cannot be redelivered.",
+            f"{plural(gone, 'event is', 'events are')} no longer retained on the gateway (--retention of the"
+            " plugin): what is missing of that cannot be redelivered.",
         )
 
 
 def _no_effect(missing: int) -> str:
     """Tell what a redelivery cannot bring back, and why the next one cannot either."""
     return (
-        f"Without effect: {missing:,} redelivered events are still not counted. If a longer --settle does not"
+        f"Without effect: {plural(missing, 'redelivered event is', 'redelivered events are')} still not"
+        " counted. If a longer --settle does not"
         " help, the deduplication of the metering API remembers their ids, although the events are lost, and"
         " drops them. Another redelivery changes nothing until it forgets them: in OpenMeter after the"
         " `expiration` of the sink's `dedupe`, or when whoever runs it deletes the ids from its Redis"
@@ -239,15 +243,16 @@ def _left_out(comparison: Comparison) -> list[str]:
 
 def _elsewhere(audit: Audit) -> list[str]:
     return [
-        f"Left out: {one.events:,} events of {one.gateway} for {one.endpoint or 'an unknown endpoint'}"
-        f" (destination {one.destination}), which is not at metering.url."
+        f"Left out: {plural(one.events, 'event')} of {one.gateway} for"
+        f" {one.endpoint or 'an unknown endpoint'} (destination {one.destination}), which is not at"
+        " metering.url."
         for one in audit.other_destinations
     ]
 
 
 def _not_compared(comparison: Comparison) -> list[str]:
     return [
-        f"Not compared: {number:,} {kind} events: no meter counts them, or it counts only later ones."
+        f"Not compared: {plural(number, f'{kind} event')}: no meter counts that, or only later ones."
         for kind, number in sorted(comparison.not_compared.items())
     ]
 

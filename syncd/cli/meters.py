@@ -78,8 +78,8 @@ def _run(
     config: ConfigOption,
     as_json: bool,
 ) -> None:
+    from syncd.cli.options import printable
     from syncd.config import settings
-    from syncd.core.text import printable
     from syncd.metering.meters import AI_METERS, STANDARD_METERS, unit_meter
     from syncd.runs.factory import target_of
 

@@ -3,16 +3,14 @@
 from __future__ import annotations
 
 import json
+import re
 import sys
-from datetime import datetime
+from datetime import UTC, date, datetime
 from pathlib import Path
 from typing import Annotated, NoReturn
 
 import typer
 from rich.console import Console
-
-from syncd.core.period import parse_moment
-from syncd.core.text import printable
 
 IN_SYNC = APPLIED = 0
 ERROR = 1
@@ -20,6 +18,8 @@ DRIFT = 2
 BLOCKED = 3
 USAGE = 64
 """EX_USAGE of sysexits.h; the 2 that typer exits with would look like drift."""
+
+_DAY = re.compile(r"\d{4}-\d{2}-\d{2}")
 
 DEFAULT_CONFIG = Path("syncd.yaml")
 CONFIG_HELP = "Configuration file (default: syncd.yaml)."
@@ -31,11 +31,19 @@ JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 
 
 def moment(text: str) -> datetime:
-    """Return the time of an option; a day means its first moment, in UTC."""
+    """Return the time of an option: RFC 3339, or a day, which begins at midnight UTC.
+
+    A period includes its start and excludes its end, so ``--from 2026-11-01 --to 2026-12-01`` is November.
+    """
     try:
-        return parse_moment(text)
-    except ValueError as error:
-        raise typer.BadParameter(str(error)) from None
+        if _DAY.fullmatch(text):
+            return datetime.combine(date.fromisoformat(text), datetime.min.time(), UTC)
+        found = datetime.fromisoformat(text)
+    except ValueError:
+        raise typer.BadParameter("must be a time such as 2026-11-22T07:00:00Z, or a day (UTC)") from None
+    if found.tzinfo is None:
+        raise typer.BadParameter("needs a time zone, as in 2026-11-22T07:00:00Z")
+    return found
 
 
 class Finished(SystemExit):
@@ -59,6 +67,17 @@ def print_json(value: object) -> None:
         for char in {char for char in plain if not char.isprintable()}:
             text = text.replace(char, json.dumps(char)[1:-1])
     print(text)
+
+
+def printable(text: str, keep: str = "") -> str:
+    """Return the text with each character that cannot be seen written as ``?``, except those in `keep`.
+
+    Names, reasons and answers come from outside. Control characters (C0, DEL, C1) would steer a terminal,
+    and format characters such as U+202E would show a text in another order than it is stored.
+    """
+    if text.isprintable():
+        return text
+    return "".join(char if char.isprintable() or char in keep else "?" for char in text)
 
 
 def complain(problem: object) -> None:

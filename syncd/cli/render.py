@@ -17,8 +17,9 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn
 from rich.table import Table
 from rich.text import Text
 
+from openmeter_plugin.units import plural
+from syncd.cli.options import printable
 from syncd.core.changes import Change, ChangeKind, Outcome, Plan, Status, count
-from syncd.core.text import printable
 from syncd.core.unbilled import UnbilledUsage
 from syncd.metering.usage import SubjectUsage, Usage, whole
 
@@ -138,7 +139,7 @@ def _why(change: Change) -> str:
     """Return the reason of a change with the usage it affects."""
     if change.usage is None:
         return change.reason
-    events = f"{change.usage.events:,} events since {change.usage.since[:10]}"
+    events = f"{plural(change.usage.events, 'event')} since {change.usage.since[:10]}"
     match change.kind:
         case ChangeKind.BLOCKED:
             return f"{change.reason} ({events}, unbilled until then)"
@@ -151,15 +152,17 @@ def _why(change: Change) -> str:
 
 
 def _unbilled(unbilled: UnbilledUsage) -> str:
-    text = f"{unbilled.events():,} events of {len(unbilled.subjects)} subjects without a customer"
+    subjects = plural(len(unbilled.subjects), "subject")
+    text = f"{plural(unbilled.events(), 'event')} of {subjects} without a customer"
     if unbilled.since:
         text += f", since {unbilled.since[:10]}"
     if planned := unbilled.count("planned"):
         text += f"; this plan attributes {planned} of them"
     if blocked := unbilled.count("blocked"):
-        text += f"; {blocked} are blocked ({unbilled.events('blocked'):,} events)"
+        text += f"; {blocked} {'is' if blocked == 1 else 'are'} blocked"
+        text += f" ({plural(unbilled.events('blocked'), 'event')})"
     if unknown := unbilled.count("unknown"):
-        text += f"; no source knows {unknown} ({unbilled.events('unknown'):,} events)"
+        text += f"; no source knows {unknown} ({plural(unbilled.events('unknown'), 'event')})"
     return text
 
 
@@ -322,9 +325,9 @@ def _show_unbilled(console: Console, run: Mapping[str, Any]) -> None:
     unbilled = run.get("unbilled")
     if isinstance(unbilled, Mapping) and unbilled.get("subjects"):
         subjects, events = unbilled["subjects"], unbilled["events"]
-        text = f"Unbilled: {events:,} events of {subjects} subjects without a customer"
+        text = f"Unbilled: {plural(events, 'event')} of {plural(subjects, 'subject')} without a customer"
         if unknown := unbilled.get("unknown_subjects"):
-            text += f"; no source knows {unknown} ({unbilled['unknown_events']:,} events)"
+            text += f"; no source knows {unknown} ({plural(unbilled['unknown_events'], 'event')})"
         line(console, f"{text}.")
 
 

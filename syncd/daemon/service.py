@@ -17,6 +17,7 @@ from contextlib import closing, contextmanager
 import structlog
 import uvicorn
 
+from openmeter_plugin.process.systemd import Notifier
 from openmeter_plugin.process.web_server import limited_protocol
 from syncd.config.settings import Config
 from syncd.config.types import Listen, listening
@@ -45,8 +46,10 @@ _KEEP_ALIVE_SECONDS = 30
 def run_until_signalled(config: Config, load: Callable[[], Config]) -> None:
     """Run the daemon until SIGTERM or SIGINT, which stop it between two changes; raises DaemonError.
 
-    SIGHUP reloads the configuration with `load`. A second signal to stop ends the wait for requests.
+    SIGHUP reloads the configuration with `load`. A second signal to stop ends the wait for requests. The
+    service manager, if there is one, hears of the start, reloads and the stop.
     """
+    notifier = Notifier()
     wakeup, stop, reload = threading.Event(), threading.Event(), threading.Event()
     running_daemon: RunningDaemon | None = None
 
@@ -62,12 +65,16 @@ def run_until_signalled(config: Config, load: Callable[[], Config]) -> None:
     try:
         with running(config) as daemon:
             running_daemon = daemon
+            notifier.ready()
             while not stop.is_set():
                 wakeup.wait()
                 wakeup.clear()
                 if reload.is_set():
                     reload.clear()
+                    notifier.reloading()
                     daemon.reload(load)
+                    notifier.ready()
+            notifier.stopping()
             daemon.stopping.set()
             _log.info("stopping")
         if daemon.unfinished:

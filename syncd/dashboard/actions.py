@@ -10,9 +10,9 @@ import structlog
 from starlette.requests import Request
 from starlette.responses import RedirectResponse, Response
 
+from openmeter_plugin.units import plural
 from syncd.dashboard.queries import Queries
 from syncd.dashboard.session import set_visitor_id
-from syncd.dashboard.text import plural
 from syncd.dashboard.web import Visitor, Web, is_dashboard_path, url
 from syncd.runs.options import from_form
 from syncd.runs.run import Run, RunState

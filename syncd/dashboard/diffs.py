@@ -6,8 +6,8 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Final, Literal
 
+from openmeter_plugin.units import number, plural
 from syncd.core.changes import REMOVALS, Change, ChangeKind, EntityState, Outcome, Plan
-from syncd.dashboard.text import number
 from syncd.runs.options import hint_for
 
 Sign = Literal["+", "-", " "]
@@ -206,12 +206,15 @@ def _usage(change: Change) -> str | None:
     """Return what happens to the usage that a change affects."""
     if change.usage is None or not change.usage.events:
         return None
-    events = f"{number(change.usage.events)} events since {change.usage.since[:10]}"
+    events = f"{plural(change.usage.events, 'event')} since {change.usage.since[:10]}"
+    one = change.usage.events == 1
     if change.kind is ChangeKind.BLOCKED:
-        return f"{events} remain unbilled until then"
+        return f"{events} {'remains' if one else 'remain'} unbilled until then"
     if change.kind is ChangeKind.MOVE_SUBJECTS:
-        return f"{events} move as well"
-    return events if change.kind is ChangeKind.DELETE_SUBJECT else f"{events} become unbilled"
+        return f"{events} {'moves' if one else 'move'} as well"
+    if change.kind is ChangeKind.DELETE_SUBJECT:
+        return events
+    return f"{events} {'becomes' if one else 'become'} unbilled"
 
 
 def _advice(change: Change) -> str | None:

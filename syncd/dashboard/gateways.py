@@ -7,10 +7,11 @@ from dataclasses import dataclass
 from datetime import timedelta
 from typing import Final
 
+from openmeter_plugin.units import plural
 from syncd.config.gateways import GatewayConfig
 from syncd.config.settings import Config
 from syncd.dashboard.probes import TIMEOUT
-from syncd.dashboard.text import duration, plural
+from syncd.dashboard.text import duration
 from syncd.dashboard.views import Level
 from syncd.gateways.client import Gateway
 from syncd.gateways.models import DeadLetters, Readiness, Spool

@@ -14,9 +14,10 @@ from pathlib import Path
 from typing import Final
 from urllib.parse import quote
 
+from openmeter_plugin.units import plural
 from syncd.config.settings import Config
 from syncd.core.errors import RefusedError, SourceError
-from syncd.dashboard.text import ago, plural, size
+from syncd.dashboard.text import ago, size
 from syncd.http.client import ApiClient, Endpoint, Params, expect_list, expect_object
 from syncd.http.retry import Pace, Retry
 from syncd.runs.factory import metering_endpoint, quick_target_of, sources_of

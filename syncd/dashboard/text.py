@@ -69,11 +69,6 @@ def duration(seconds: float) -> str:
     return " ".join(parts)
 
 
-def number(value: float) -> str:
-    """Format a number with thousands separators."""
-    return f"{int(value):,}" if float(value).is_integer() else f"{value:,.2f}"
-
-
 def size(number_of_bytes: float) -> str:
     """Format a size in bytes: ``1.5 KiB``."""
     value = float(number_of_bytes)
@@ -82,8 +77,3 @@ def size(number_of_bytes: float) -> str:
             return f"{value:.0f} B" if unit == "B" else f"{value:.1f} {unit}"
         value /= 1024
     return f"{value:.1f} TiB"
-
-
-def plural(count: float, one: str, many: str | None = None) -> str:
-    """Format a count with its noun: ``1 change``, ``1,200 changes``."""
-    return f"{number(count)} {one if count == 1 else many or one + 's'}"

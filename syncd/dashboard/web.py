@@ -16,6 +16,7 @@ from starlette.concurrency import run_in_threadpool
 from starlette.requests import Request
 from starlette.responses import HTMLResponse, RedirectResponse, Response
 
+from openmeter_plugin.units import number, plural
 from syncd import __version__
 from syncd.config.settings import Config
 from syncd.core.errors import QueueFullError, SyncdError
@@ -192,9 +193,9 @@ def _environment(static: dict[str, bytes]) -> jinja2.Environment:
         "ago": text.ago,
         "clock": text.clock,
         "duration": text.duration,
-        "number": text.number,
+        "number": number,
         "size": text.size,
-        "plural": text.plural,
+        "plural": plural,
         "moment": text.moment,
     }
     versions = {name: hashlib.sha256(content).hexdigest()[:12] for name, content in static.items()}

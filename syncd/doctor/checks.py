@@ -9,6 +9,7 @@ from datetime import datetime, timedelta
 from enum import StrEnum
 
 from openmeter_plugin.proxies import is_nearby
+from openmeter_plugin.units import plural
 from syncd.audit.books import address_of, leads_to
 from syncd.gateways.models import Spool, SpoolPart
 from syncd.http.client import Endpoint
@@ -250,13 +251,13 @@ def _held_back(leads_here: bool, spool: Spool) -> Iterator[str]:
         )
     if spool.dead_letters:
         yield (
-            f"{spool.dead_letters:,} events were refused by the metering API and are not billed. To see why,"
-            " run `openmeter-plugin spool dead-letters` there"
+            f"{plural(spool.dead_letters, 'event was', 'events were')} refused by the metering API and not"
+            " billed. To see why, run `openmeter-plugin spool dead-letters` there"
         )
     if spool.quarantined:
         yield (
-            f"{spool.quarantined:,} requests are in quarantine, because nobody is known who pays for them,"
-            " and are not billed. Correct subject in the plugin's configuration, then run"
+            f"{plural(spool.quarantined, 'request is', 'requests are')} in quarantine and not billed, because"
+            " it is unknown who pays. Correct subject in the plugin's configuration, then run"
             " `openmeter-plugin spool replay --quarantine` there"
         )
     oldest = spool.total.oldest_waiting
@@ -271,7 +272,8 @@ def _waiting(part: SpoolPart) -> str:
     if part.oldest_waiting is None:
         return "no event waits for its delivery"
     age = timedelta(seconds=round(part.oldest_waiting.age_seconds))
-    return f"{part.backlog:,} events wait for their delivery, the oldest for {age}"
+    waiting = plural(part.backlog, "event waits for its delivery", "events wait for their delivery")
+    return f"{waiting}, the oldest for {age}"
 
 
 def summary(findings: Iterable[Finding]) -> str:
@@ -280,10 +282,7 @@ def summary(findings: Iterable[Finding]) -> str:
     problems, warnings, fine = levels[Level.PROBLEM], levels[Level.WARNING], levels[Level.OK]
     if not problems and not warnings:
         return f"All {fine} checks are ok."
-    said = (
-        f"{problems} problem{'' if problems == 1 else 's'}, {warnings} warning{'' if warnings == 1 else 's'}"
-    )
-    return f"{said}, {fine} ok."
+    return f"{plural(problems, 'problem')}, {plural(warnings, 'warning')}, {fine} ok."
 
 
 def check_clock(server: datetime | None, local: datetime) -> Finding:
@@ -304,6 +303,6 @@ def check_clock(server: datetime | None, local: datetime) -> Finding:
 def check_empty(source: str, principals: int, *, may_be_empty: bool = False) -> Finding:
     """Check that a source returns principals."""
     if principals or may_be_empty:
-        return Finding("source", Level.OK, f"{source}: {principals} principals")
+        return Finding("source", Level.OK, f"{source}: {plural(principals, 'principal')}")
     text = f"{source} returns no principals; while it is empty, nothing is removed (may_be_empty)"
     return Finding("source", Level.WARNING, text)

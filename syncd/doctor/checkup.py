@@ -5,10 +5,11 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from contextlib import closing
 
+from openmeter_plugin.units import plural
 from syncd.audit.books import leads_to
 from syncd.config.settings import Config
 from syncd.config.sources import may_be_empty
-from syncd.core.errors import ApiError, GatewayError, SourceError, SyncdError
+from syncd.core.errors import ApiError, GatewayError, SourceError, SyncdError, UnauthorizedError
 from syncd.core.model import Principal
 from syncd.doctor.checks import (
     Finding,
@@ -21,8 +22,7 @@ from syncd.doctor.checks import (
 )
 from syncd.doctor.plugins import check_agreement
 from syncd.doctor.probe import Probe
-from syncd.doctor.writes import check_writes
-from syncd.metering.base import MeteringApi
+from syncd.metering.base import MeteringApi, Write
 from syncd.runs.clock import Now, server_time, utc_now
 from syncd.runs.factory import gateways_of, metering_endpoint, sources_of, target_of
 from syncd.runs.history import History
@@ -76,7 +76,7 @@ def _metering(api: MeteringApi, config: Config) -> Iterator[Finding]:
     except ApiError as error:
         yield Finding("metering", Level.PROBLEM, str(error))
         return
-    yield Finding("metering", Level.OK, f"{config.metering.url}: {customers} customers can be read")
+    yield Finding("metering", Level.OK, f"{config.metering.url}: {plural(customers, 'customer')} can be read")
     yield from check_writes(api, config)
     try:
         meters = api.meters()
@@ -84,6 +84,47 @@ def _metering(api: MeteringApi, config: Config) -> Iterator[Finding]:
         yield Finding("meter", Level.PROBLEM, str(error))
     else:
         yield from check_meters(meters)
+
+
+def check_writes(api: MeteringApi, config: Config) -> Iterator[Finding]:
+    """Check that the token may write what syncd writes, by requests that change nothing either way."""
+    allowed: list[str] = []
+    for write in _needed(config):
+        found = _permission(api, write)
+        if found is None:
+            allowed.append(write)
+        elif found.text:
+            yield found
+    if allowed:
+        yield Finding("rights", Level.OK, f"the token may {', '.join(allowed)}")
+
+
+def _needed(config: Config) -> Iterator[Write]:
+    yield "create customers"
+    yield "change customers"
+    if config.policy == "sync" and config.policy_options.delete_after is not None:
+        yield "delete customers"
+    yield "write subjects"
+
+
+def _permission(api: MeteringApi, write: Write) -> Finding | None:
+    """Return a problem, None if the permission is granted; without text if it is not needed here."""
+    try:
+        trial = api.try_write(write)
+    except UnauthorizedError as error:
+        return Finding("rights", Level.PROBLEM, f"the token may not {write}: {error}")
+    except ApiError as error:
+        text = f"cannot check whether the token may {write}: {error}"
+        return Finding("rights", Level.WARNING, text)
+    if trial.outcome == "allowed":
+        return None
+    if trial.outcome == "accepted":
+        text = f"the server accepted a customer without a name ({trial.said}). Check metering.url"
+        return Finding("rights", Level.PROBLEM, text)
+    if write == "write subjects":  # not every server has subject entities
+        return Finding("rights", Level.OK, "")
+    text = f"the server has no path to {write}. Check metering.dialect ({trial.said})"
+    return Finding("rights", Level.PROBLEM, text)
 
 
 def _gateways(config: Config) -> Iterator[Finding]:

@@ -14,6 +14,7 @@ from pydantic import ValidationError
 from openmeter_plugin.config.metering_settings import Subject
 from openmeter_plugin.metering.rules import Rules
 from openmeter_plugin.metering.subject import find_subject
+from openmeter_plugin.units import plural
 from syncd.core.model import Principal
 from syncd.doctor.checks import METERING_PLUGIN, Finding, Level, Plugin
 from syncd.mapping.claims import claims_of, distinct, is_excluded
@@ -70,8 +71,8 @@ def check_subjects(
         unseen = {one.id for one in principals if one.kind == "consumer"} - seen
         if unseen:
             text = (
-                f"{source} names {len(unseen)} consumers of gateways whose plugins syncd cannot read. Compare"
-                " subject.field and subject.fallbacks there with mapping.subject_field by hand"
+                f"{source} names {plural(len(unseen), 'consumer')} of gateways whose plugins syncd cannot"
+                " read. Compare subject.field and subject.fallbacks there with mapping.subject_field by hand"
             )
             yield Finding(CHECK, Level.WARNING, text)
 
@@ -125,7 +126,8 @@ def _compared(plugin: Plugin, consumers: Sequence[Principal], subjects: Mapped) 
         return
     if not any(lookup.place == "consumer" for lookup in rules.lookups):
         text = (
-            f"{plugin.place}: the plugin looks for no consumer: {len(consumers)} consumers are not compared"
+            f"{plugin.place}: the plugin looks for no consumer:"
+            f" {plural(len(consumers), 'consumer is', 'consumers are')} not compared"
         )
         yield Finding(CHECK, Level.WARNING, text)
         return
@@ -136,7 +138,10 @@ def _compared(plugin: Plugin, consumers: Sequence[Principal], subjects: Mapped) 
 def _findings(plugin: Plugin, found: Sequence[_Compared], rules: Rules) -> Iterator[Finding]:
     differing = sorted((one for one in found if one.sent != one.mapped), key=lambda one: one.consumer.label())
     if not differing:
-        text = f"{plugin.place}: {len(found)} consumers are sent under the subjects that syncd maps"
+        sent = plural(
+            len(found), "consumer is sent under the subject", "consumers are sent under the subjects"
+        )
+        text = f"{plugin.place}: {sent} that syncd maps"
         yield Finding(CHECK, Level.OK, text)
     if not_found := [one for one in differing if one.sent is None]:
         yield Finding(CHECK, Level.PROBLEM, _not_found_text(plugin, _named(not_found, found), rules))
@@ -176,7 +181,7 @@ def _named(some: Sequence[_Compared], of: Sequence[_Compared]) -> str:
     names = [one.consumer.username or one.consumer.custom_id or one.consumer.id for one in some]
     rest = len(names) - _MAX_NAMED
     more = f" and {rest} more" if rest > 0 else ""
-    return f"{len(names)} of {len(of)} consumers ({', '.join(names[:_MAX_NAMED])}{more})"
+    return f"{len(names)} of {plural(len(of), 'consumer')} ({', '.join(names[:_MAX_NAMED])}{more})"
 
 
 def _applications(
@@ -193,11 +198,16 @@ def _applications(
         except ValidationError:
             continue  # reported with its consumers
         if all(_sent_subject(one, rules) == key for one, key in wanted):
-            text = f"{plugin.place}: {len(wanted)} applications of {source} are sent as syncd maps them"
+            sent = plural(
+                len(wanted),
+                f"application of {source} is sent as syncd maps it",
+                f"applications of {source} are sent as syncd maps them",
+            )
+            text = f"{plugin.place}: {sent}"
             yield Finding("applications", Level.OK, text)
             return
     text = (
-        f"no plugin that syncd can read sends the {len(wanted)} applications of {source} by their id,"
+        f"no plugin that syncd can read sends {plural(len(wanted), 'application')} of {source} by their id,"
         " as syncd maps them. Add `look_up_value_in: application` to subject.fallbacks of the gateways that"
         " they call. This is normal if such a gateway is not among the sources"
     )

@@ -21,14 +21,14 @@ from syncd.core.errors import (
 )
 from syncd.core.model import shared
 from syncd.http.client import ApiClient, Params, expect_list, expect_object
-from syncd.metering.base import WriteTrial
+from syncd.metering.base import Write, WriteTrial
 
 API = "metering API"
 """How messages call it."""
 GONE = frozenset({404, 410, 412})
 """Statuses for a customer that was deleted or never existed."""
 NO_SUCH_PATH = frozenset({404, 405, 410})
-UNKNOWN_ID = "00000000000000000000000000"
+_UNKNOWN_ID = "00000000000000000000000000"
 """A ULID of the first millisecond of 1970, which no server has ever created."""
 PAGE_OF_PARTS = 100
 """Subscriptions and invoices of one customer that are read before its deletion."""
@@ -209,16 +209,26 @@ def deleted(client: ApiClient, path: str) -> bool:
     return True
 
 
-def tried(
-    client: ApiClient, method: str, path: str, body: object, *, absent: frozenset[int], harmless: bool = True
-) -> WriteTrial:
-    """Send a write that changes nothing; `absent` are statuses of a missing path, a `harmless` 2xx is fine.
+def try_write(client: ApiClient, write: Write, customers: str, subjects: str | None) -> WriteTrial:
+    """Send a write that changes nothing; `subjects` is None for a dialect without subject entities.
 
     A server checks the token before the body: 401 and 403 mean that the permission is missing, any other
     4xx that it is granted. Raises UnauthorizedError for the first, other ApiErrors if it cannot be told.
     """
+    requests: dict[Write, tuple[str, str | None, object]] = {
+        "create customers": ("POST", customers, {}),
+        "change customers": ("PUT", f"{customers}/{_UNKNOWN_ID}", {}),
+        "delete customers": ("DELETE", f"{customers}/{_UNKNOWN_ID}", None),
+        "write subjects": ("POST", subjects, []),
+    }
+    method, path, body = requests[write]
+    if path is None:
+        return WriteTrial("no such path", "this dialect has no subject entities")
     try:
         client.request(method, path, body=body, repeat=False)
     except RefusedError as error:
+        # Of a path with an unknown id, 404 is the answer that is wanted.
+        absent = frozenset({405}) if _UNKNOWN_ID in path else NO_SUCH_PATH
         return WriteTrial("no such path" if error.status in absent else "allowed", str(error))
+    harmless = write in ("delete customers", "write subjects")
     return WriteTrial("allowed" if harmless else "accepted", f"{method} {path}")

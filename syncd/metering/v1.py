@@ -343,17 +343,7 @@ class OpenMeterV1:
 
     def try_write(self, write: Write) -> WriteTrial:
         """Check a permission: a customer needs a name (400), the id is unused (404), no subject is named."""
-        unknown = f"{_CUSTOMERS}/{answers.UNKNOWN_ID}"
-        client, none, absent = self._client, frozenset({405}), answers.NO_SUCH_PATH
-        match write:
-            case "create customers":
-                return answers.tried(client, "POST", _CUSTOMERS, {}, absent=absent, harmless=False)
-            case "change customers":
-                return answers.tried(client, "PUT", unknown, {}, absent=none, harmless=False)
-            case "delete customers":
-                return answers.tried(client, "DELETE", unknown, None, absent=none)
-            case "write subjects":
-                return answers.tried(client, "POST", _SUBJECTS, [], absent=absent)
+        return answers.try_write(self._client, write, _CUSTOMERS, _SUBJECTS)
 
 
 def _items(page: Mapping[str, object]) -> list[dict[str, object]]:

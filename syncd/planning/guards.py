@@ -20,6 +20,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from datetime import timedelta
 
+from openmeter_plugin.units import plural
 from syncd.core.changes import REMOVALS, Change, ChangeKind, Plan, ordered
 from syncd.core.errors import UnsafePlanError
 from syncd.core.model import ObservedState
@@ -99,9 +100,10 @@ def withhold_for_empty_sources(plan: Plan, empty_sources: Sequence[str]) -> Plan
         return plan
     number = len({change.customer_id or change.subject_keys for change in orphaned})
     reason = (
-        f"{' and '.join(empty_sources)} returned no principals, and no source names {number} customers or"
-        " subjects that syncd manages, so nothing is marked, detached or deleted. If the source is meant to"
-        " be empty, set its may_be_empty, or pass --allow-empty for one run"
+        f"{' and '.join(empty_sources)} returned no principals, and no source names"
+        f" {plural(number, 'customer or subject', 'customers or subjects')} that syncd manages, so nothing is"
+        " marked, detached or deleted. If the source is meant to be empty, set its may_be_empty, or pass"
+        " --allow-empty for one run"
     )
     changes = without_removals(plan.changes, "left alone while a source is empty")
     return replace(plan, changes=ordered([*changes, Change(ChangeKind.BLOCKED, None, (), reason)]))
@@ -112,8 +114,8 @@ def unsafe_reason(plan: Plan, observed: ObservedState, limits: Limits, *, force:
     total = len(plan.actionable)
     if limits.max_changes is not None and total > limits.max_changes:
         return (
-            f"the plan has {total} changes, and guards.max_changes allows {limits.max_changes} in one run."
-            " If this is intended, raise that setting"
+            f"the plan has {plural(total, 'change')}, and guards.max_changes allows {limits.max_changes} in"
+            " one run. If this is intended, raise that setting"
         )
     if force:
         return None

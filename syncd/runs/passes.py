@@ -5,14 +5,15 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import datetime, timedelta
+from itertools import islice
 
-from syncd.core.changes import Plan
+from syncd.core.changes import ChangeKind, Plan
+from syncd.core.errors import RefusedError, UnauthorizedError
 from syncd.core.model import DesiredState, ObservedState, Principal
 from syncd.core.policy import Policy
 from syncd.mapping.rules import MappingRules
-from syncd.metering.base import Inspector
+from syncd.metering.base import Inspection, Inspector
 from syncd.planning import guards
-from syncd.planning.deletion_checks import check_deletions
 from syncd.planning.guards import Limits
 from syncd.planning.orphans import Grace
 from syncd.planning.plan import PlanOptions, make_plan
@@ -21,6 +22,8 @@ from syncd.runs.options import RunOptions
 from syncd.runs.unbilled import UsageReader, with_usage
 
 _MAX_WARNINGS = 20
+_MAX_DELETIONS = 100
+"""Later deletions are left to the server, which refuses them itself: each check costs a few requests."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,6 +92,35 @@ def keep_undeletable(plan: Plan, there: Situation) -> Plan:
     """Check the customers that the plan deletes, and plan again if some of them have to stay."""
     undeletable = check_deletions(plan, there.inspector)
     return there.plan(undeletable) if undeletable else plan
+
+
+def check_deletions(plan: Plan, inspector: Inspector) -> dict[str, str]:
+    """Inspect the customers that this plan deletes and return those that must stay: id -> why.
+
+    Raises ApiError.
+    """
+    undeletable: dict[str, str] = {}
+    for change in islice(plan.of(ChangeKind.DELETE_CUSTOMER), _MAX_DELETIONS):
+        identity = change.customer_id or ""
+        try:
+            found = inspector.inspect(identity)
+        except (RefusedError, UnauthorizedError) as error:
+            undeletable[identity] = f"its entitlements and subscriptions cannot be read ({error})"
+            continue
+        if found is not None and (obstacle := _obstacle(found)):
+            undeletable[identity] = obstacle
+    return undeletable
+
+
+def _obstacle(found: Inspection) -> str | None:
+    """Return what rules out the deletion of a customer."""
+    if found.entitlements:
+        return f"it has entitlements ({', '.join(found.entitlements)})"
+    if found.open_subscriptions:
+        return f"it has a subscription that has not ended ({', '.join(found.open_subscriptions)})"
+    if found.open_invoices:
+        return f"it has an invoice that is not final ({', '.join(found.open_invoices)})"
+    return None
 
 
 def note_warnings(plan: Plan, there: Situation) -> Plan:

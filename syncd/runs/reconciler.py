@@ -39,10 +39,12 @@ from syncd.runs.lock import write_lock
 from syncd.runs.options import RunOptions
 from syncd.runs.passes import PASSES, BothSides, PlanRules, Situation
 from syncd.runs.run import Run, RunObserver, RunState, failure_kind
-from syncd.runs.stopping import Stop
 from syncd.sources.base import Readings, Source
 
 _log = structlog.get_logger("syncd.runs.reconciler")
+
+_GRACE = 3.0
+"""Seconds for the changes under way at a stop: each then ends whole, and syncd still ends within five."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -147,6 +149,26 @@ class Reconciler:
             if self.history:
                 self.history.remember_refused_deletions(outcomes, observed.customers, watch.start)
             return outcomes
+
+
+class Stop:
+    """Whether requests end: at once while states are read, after a moment while changes are made."""
+
+    def __init__(self, requested: Callable[[], bool], timer: Callable[[], float] = time.monotonic) -> None:
+        self.applying = False
+        self._requested = requested
+        self._timer = timer
+        self._at: float | None = None
+
+    def __call__(self) -> bool:
+        """Return whether requests and waits are to end now."""
+        if not self._requested():
+            return False
+        if not self.applying:
+            return True
+        if self._at is None:
+            self._at = self._timer() + _GRACE
+        return self._timer() >= self._at
 
 
 class _Record:

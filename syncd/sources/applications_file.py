@@ -12,6 +12,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from openmeter_plugin.units import plural
 from syncd.core.errors import SourceError
 from syncd.core.model import Principal
 from syncd.sources.konnect import application, total
@@ -55,7 +56,7 @@ class ApplicationsFile:
         if wanted is not None and wanted > found:
             raise SourceError(
                 self.name,
-                f"{self.path} has {found} of {wanted} applications (meta.page.total);"
+                f"{self.path} has {found} of {plural(wanted, 'application')} (meta.page.total);"
                 " put all pages into `data`",
             )
 

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from tests.bench.driver import MsgPack, ProtoBuf, Protocol, drive
-from tests.bench.processes import Server, Sink, cpu_seconds, kong_pdk, ours, pss_bytes, sink
+from tests.bench.processes import Server, Sink, bare, cpu_seconds, kong_pdk, ours, pss_bytes, sink
 from tests.harness.process import eventually
 
 CONCURRENCY = 32
@@ -44,6 +44,7 @@ class Contender:
 
 CONTENDERS = (
     Contender("openmeter-plugin", ours, ProtoBuf, 40_000, delivers=True),
+    Contender("bare asyncio server", bare, ProtoBuf, 40_000),
     Contender("kong-pdk, gevent", lambda d: kong_pdk(d, "-g"), lambda: MsgPack("jsonloads"), 10_000),
     Contender("kong-pdk, threads", kong_pdk, lambda: MsgPack("jsonloads"), 5_000),
 )

@@ -103,6 +103,23 @@ def ours(directory: Path, *arguments: str) -> Iterator[Server]:
 
 
 @contextmanager
+def bare(directory: Path) -> Iterator[Server]:
+    """Run a server that takes the log of each event and drops it."""
+    socket = directory / "s"
+    process = subprocess.Popen(
+        [sys.executable, "-m", "tests.bench.empty_server", str(socket)], stdout=subprocess.PIPE, text=True
+    )
+    assert process.stdout
+    try:
+        process.stdout.readline()
+        yield Server(process.pid, socket, directory)
+    finally:
+        process.kill()
+        process.wait()
+        process.stdout.close()
+
+
+@contextmanager
 def kong_pdk(directory: Path, *mode: str) -> Iterator[Server]:
     """Run stock kong-pdk with a plugin that parses the log and does nothing else."""
     program = Path(sys.executable).with_name("kong-python-pluginserver")

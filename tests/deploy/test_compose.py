@@ -99,7 +99,7 @@ def test_kong_looks_for_socket_and_info_where_the_plugin_server_puts_them() -> N
     assert '--socket "$OPENMETER_PLUGIN_RUN/openmeter.socket"' in script
     assert '"$OPENMETER_PLUGIN_RUN/info.json"' in script
     assert settings["PLUGINSERVER_OPENMETER_SOCKET"] == f"{folder[1]}/openmeter.socket"
-    assert settings["PLUGINSERVER_OPENMETER_QUERY_CMD"] == f"cat {folder[1]}/info.json"
+    assert settings["PLUGINSERVER_OPENMETER_QUERY_CMD"] == f"/bin/cat {folder[1]}/info.json"
     assert mounts("kong")[folder[1]] == mounts("plugin")[folder[1]]
 
 

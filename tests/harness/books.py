@@ -41,7 +41,10 @@ def read_ledger(spool: Path) -> list[LedgerLine]:
 def read_dead_letters(spool: Path) -> list[tuple[int, str, DeadLetter]]:
     """Return (id, queue, dead letter), oldest first."""
     with reading(spool) as db:
-        rows = db.execute("SELECT id, queue, event, status, answer FROM dead_letters ORDER BY id").fetchall()
+        rows = db.execute(
+            "SELECT d.id, queue, event, status, coalesce(text, answer)"
+            " FROM dead_letters d LEFT JOIN answers a ON a.id = answer_id ORDER BY d.id"
+        ).fetchall()
     return [
         (number, queue, DeadLetter(event, status, answer)) for number, queue, event, status, answer in rows
     ]

@@ -79,6 +79,15 @@ def unix_listener(path: Path) -> socket.socket:
 
 
 @contextmanager
+def notified(address: str) -> Iterator[socket.socket]:
+    """Listen for notifications as the service manager does; `@` begins an abstract address."""
+    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as listener:
+        listener.bind("\0" + address[1:] if address.startswith("@") else address)
+        listener.settimeout(15)
+        yield listener
+
+
+@contextmanager
 def managed(directory: Path, *arguments: str, **sockets: socket.socket) -> Iterator[ServiceManager]:
     """Run a server with these sockets passed; `http_log` is named http-log."""
     named = {name.replace("_", "-"): held for name, held in sockets.items()}

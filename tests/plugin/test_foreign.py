@@ -14,7 +14,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from openmeter_plugin.foreign import foreign_text, printable
+from openmeter_plugin.foreign import escaped, foreign_text, printable
 
 TOKEN = "sk+a/b=c&d\"e'f\\g<h> i%20"
 
@@ -81,6 +81,13 @@ def test_a_secret_at_the_end_of_what_is_searched_is_not_cut_in_two() -> None:
 
 def test_several_lines_stay_lines_without_controls() -> None:
     assert printable("a\x1b[31m\n\u202eb\x9b\n") == "a[31m\nb\n"
+
+
+@given(st.text(st.characters(codec="utf-8")))
+def test_escaped_json_is_the_same_value_and_steers_nothing(text: str) -> None:
+    shown = escaped(json.dumps([text], ensure_ascii=False))
+    assert json.loads(shown) == [text]
+    assert not [character for character in shown if unicodedata.category(character) in ("Cc", "Cf")]
 
 
 def test_a_secret_is_masked_before_the_text_is_cut() -> None:

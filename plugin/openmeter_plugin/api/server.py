@@ -12,7 +12,6 @@ from openmeter_plugin.api.access import Access, AccessMiddleware
 from openmeter_plugin.api.app import create_app
 from openmeter_plugin.api.health import HealthMonitor
 from openmeter_plugin.log import get_logger
-from openmeter_plugin.process.sockets import BACKLOG
 from openmeter_plugin.process.web_server import EmbeddedServer, forward_log, limited_protocol
 
 _MAX_CONNECTIONS: Final = 64
@@ -35,7 +34,7 @@ async def serve_api(listener: socket.socket, monitor: HealthMonitor, access: Acc
             access_log=False,
             proxy_headers=False,
             server_header=False,
-            backlog=BACKLOG,
+            backlog=_MAX_CONNECTIONS,  # asyncio accepts as many at once, before the limit sees them
             timeout_keep_alive=_KEEP_ALIVE,
         )
         try:

@@ -23,7 +23,7 @@ MAX_ROW_ID: Final = 2**63 - 1
 """The largest id of a row (SQLite)."""
 FILE: Final = "books.db"
 
-VERSION: Final = 1
+VERSION: Final = 2
 """The version of the schema, in `PRAGMA user_version`; 0 is that of the versions before 0.1.0."""
 
 SCHEMA: Final = """
@@ -47,9 +47,10 @@ CREATE TABLE ledger (
 CREATE TABLE ledger_pruned (
   queue TEXT NOT NULL PRIMARY KEY, up_to TEXT NOT NULL, lines INTEGER NOT NULL, events INTEGER NOT NULL)
   WITHOUT ROWID;
+CREATE TABLE answers (id INTEGER PRIMARY KEY, text TEXT NOT NULL UNIQUE);
 CREATE TABLE dead_letters (
   id INTEGER PRIMARY KEY, queue TEXT NOT NULL, event BLOB NOT NULL, status INTEGER,
-  answer TEXT NOT NULL, at REAL NOT NULL, replay INTEGER NOT NULL DEFAULT 0);
+  answer TEXT NOT NULL, at REAL NOT NULL, replay INTEGER NOT NULL DEFAULT 0, answer_id INTEGER);
 CREATE INDEX dead_letters_to_replay ON dead_letters (queue, id) WHERE replay;
 CREATE TABLE quarantine (
   id INTEGER PRIMARY KEY, reason TEXT NOT NULL, record BLOB NOT NULL, at REAL NOT NULL);
@@ -76,6 +77,11 @@ CREATE TABLE owner (id INTEGER PRIMARY KEY CHECK (id = 1), token TEXT NOT NULL);
 INSERT INTO counts SELECT queue, 'waiting', '',
   sum(CASE name WHEN 'events' THEN value ELSE -value END)
   FROM counts WHERE name IN ('events', 'delivered', 'dead_lettered') GROUP BY queue;
+""",
+    # Earlier answers stay where they are: moving them could take a full disk's last bytes.
+    2: """
+CREATE TABLE answers (id INTEGER PRIMARY KEY, text TEXT NOT NULL UNIQUE);
+ALTER TABLE dead_letters ADD COLUMN answer_id INTEGER;
 """,
 }
 """By the version that a script leads to, from the one before."""

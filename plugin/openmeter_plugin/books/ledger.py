@@ -126,8 +126,9 @@ def read_dead_letters(spool: Path, *, after: int = 0, limit: int = 100) -> DeadL
     """Return a page of the dead letters after an id; raises SpoolError."""
     with reading(spool) as db:
         rows = db.execute(
-            "SELECT id, queue, event, status, answer, at, replay FROM dead_letters"
-            " WHERE id > ? ORDER BY id LIMIT ?",
+            "SELECT d.id, queue, event, status, coalesce(text, answer), at, replay"
+            " FROM dead_letters d LEFT JOIN answers a ON a.id = answer_id"
+            " WHERE d.id > ? ORDER BY d.id LIMIT ?",
             (after, limit + 1),
         ).fetchall()
     entries = [_dead_letter(*row) for row in rows[:limit]]

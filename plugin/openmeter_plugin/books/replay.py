@@ -18,7 +18,7 @@ from typing import Final
 
 from openmeter_plugin.books.database import FILE, VERSION, connect, open_file, transaction, version_of
 from openmeter_plugin.books.equations import Counts
-from openmeter_plugin.books.store import LedgerKey, Lines, add_counts, add_to_ledger
+from openmeter_plugin.books.store import LedgerKey, Lines, add_counts, add_dead_letters, add_to_ledger
 from openmeter_plugin.spool.destination import QUARANTINE
 
 _PER_TRANSACTION: Final = 1000  # rows, so that the delivery need not wait long
@@ -92,11 +92,8 @@ def replay_quarantined(db: sqlite3.Connection, replayed: ReplayedRequests) -> No
         add_counts(db, queue, Counter({("events", ""): number, ("dead_lettered", ""): number}))
         add_to_ledger(db, queue, "accepted", accepted)
         add_to_ledger(db, queue, "dead_lettered", accepted)
-    now = time.time()
-    db.executemany(
-        "INSERT INTO dead_letters (queue, event, status, answer, at, replay) VALUES (?, ?, NULL, ?, ?, 1)",
-        [(queue, event, answer, now) for queue, _, event, answer in replayed.events],
-    )
+    letters = [(queue, event, None, answer) for queue, _, event, answer in replayed.events]
+    add_dead_letters(db, letters, to_be_replayed=True)
     db.executemany("DELETE FROM quarantine WHERE id = ?", [(number,) for number in replayed.ids])
 
 

@@ -17,7 +17,7 @@ import secrets
 import sqlite3
 import time
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager
 from dataclasses import dataclass, field
 from datetime import datetime
@@ -164,11 +164,8 @@ class Books:
                 "UPDATE positions SET delivered = ? WHERE queue = ? AND segment = ?",
                 [(position, queue, segment) for segment, position in delivery.positions.items()],
             )
-            now = time.time()
-            db.executemany(
-                "INSERT INTO dead_letters (queue, event, status, answer, at) VALUES (?, ?, ?, ?, ?)",
-                [(queue, d.event, d.status, d.answer, now) for d in delivery.dead_letters],
-            )
+            letters = [(queue, d.event, d.status, d.answer) for d in delivery.dead_letters]
+            add_dead_letters(db, letters, to_be_replayed=False)
             _add_settled(db, queue, delivery.delivered, delivery.dead_lettered)
             add_counts(db, queue, Counter({("waiting", ""): -delivery.events}))
 
@@ -243,12 +240,6 @@ class Books:
         """Prune some ledger lines older than this many days; returns how many."""
         return pruning.prune(self._db, days, now)
 
-    def queues_to_replay(self) -> set[str]:
-        """Return the queues with dead letters that are marked for replay."""
-        return {
-            queue for (queue,) in self._db.execute("SELECT DISTINCT queue FROM dead_letters WHERE replay")
-        }
-
     def to_replay(self, queue: str, limit: int, max_bytes: int) -> list[tuple[int, bytes]]:
         """Return (id, event) of dead letters that are marked for replay."""
         rows = self._db.execute(
@@ -270,10 +261,13 @@ class Books:
         """Commit the outcome of replayed dead letters."""
         with self._transaction(queue) as db:
             db.executemany("DELETE FROM dead_letters WHERE id = ?", [(number,) for number in delivered])
+            _add_answers(db, {letter.answer for letter in refused.values()})
             db.executemany(
-                "UPDATE dead_letters SET replay = 0, status = ?, answer = ? WHERE id = ?",
+                "UPDATE dead_letters SET replay = 0, status = ?, answer = '',"
+                " answer_id = (SELECT id FROM answers WHERE text = ?) WHERE id = ?",
                 [(letter.status, letter.answer, number) for number, letter in refused.items()],
             )
+            db.execute("DELETE FROM answers WHERE NOT EXISTS (SELECT 1 FROM dead_letters)")
             lines = Counter(delivered.values())
             _add_settled(db, queue, lines, Counter({key: -count for key, count in lines.items()}))
 
@@ -365,6 +359,25 @@ def add_counts(db: sqlite3.Connection, queue: str, counts: Counts) -> None:
     db.executemany(
         "INSERT INTO counts VALUES (?, ?, ?, ?) ON CONFLICT DO UPDATE SET value = value + excluded.value",
         [(queue, name, reason, value) for (name, reason), value in counts.items() if value],
+    )
+
+
+def add_dead_letters(
+    db: sqlite3.Connection, letters: Sequence[tuple[str, bytes, int | None, str]], *, to_be_replayed: bool
+) -> None:
+    """Add dead letters: queue, event, status and answer of each. An answer that many have is stored once."""
+    _add_answers(db, {answer for *_, answer in letters})
+    now = time.time()
+    db.executemany(
+        "INSERT INTO dead_letters (queue, event, status, answer, answer_id, at, replay)"
+        " VALUES (?, ?, ?, '', (SELECT id FROM answers WHERE text = ?), ?, ?)",
+        [(*letter, now, to_be_replayed) for letter in letters],
+    )
+
+
+def _add_answers(db: sqlite3.Connection, texts: Iterable[str]) -> None:
+    db.executemany(
+        "INSERT INTO answers (text) VALUES (?) ON CONFLICT DO NOTHING", [(text,) for text in texts]
     )
 
 

@@ -11,6 +11,7 @@ from typing import Annotated, NoReturn, TypeVar
 import typer
 
 from openmeter_plugin.delivery.options import DeliveryOptions, Network, Retention, in_words
+from openmeter_plugin.foreign import printable
 from openmeter_plugin.log import get_logger
 from openmeter_plugin.tls import Tls
 from openmeter_plugin.units import duration, size
@@ -20,7 +21,7 @@ _Value = TypeVar("_Value")
 
 def fail(message: str, status: int = 1) -> NoReturn:
     """Print an error message on standard error and exit."""
-    sys.stderr.write(f"openmeter-plugin: {message}\n")
+    sys.stderr.write(f"openmeter-plugin: {printable(message)}\n")
     sys.exit(status)
 
 

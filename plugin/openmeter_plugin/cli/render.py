@@ -17,6 +17,8 @@ from openmeter_plugin.books.models import (
     SpoolTotal,
     Verification,
 )
+from openmeter_plugin.foreign import printable
+from openmeter_plugin.units import plural
 
 _MAX_COLUMNS: Final = 5
 _UNITS: Final = ("B", "KiB", "MiB", "GiB", "TiB")
@@ -26,7 +28,7 @@ Part = DestinationStatus | SpoolTotal
 
 def _not_accounted(part: Part) -> str:
     requests = part.not_accounted.requests
-    return f"{requests} requests" if requests else "-"
+    return plural(requests, "request") if requests else "-"
 
 
 def _segments(part: Part) -> str:
@@ -38,7 +40,7 @@ def _pruned(part: Part) -> str:
     pruned = part.pruned
     if pruned is None:
         return "-"
-    return f"{pruned.lines} lines with {pruned.events} events, up to {pruned.up_to}"
+    return f"{plural(pruned.lines, 'line')} with {plural(pruned.events, 'event')}, up to {pruned.up_to}"
 
 
 _ROWS: Final[list[tuple[str, Callable[[Part], str]]]] = [
@@ -75,7 +77,8 @@ def show_status(console: Console, status: SpoolStatus) -> None:
     line(
         console,
         f"delivery {'running' if status.delivery_running else 'not running'};"
-        f" {status.dead_letters} dead letters and {status.quarantined} requests in quarantine to replay",
+        f" {plural(status.dead_letters, 'dead letter')} and"
+        f" {plural(status.quarantined, 'request')} in quarantine to replay",
     )
 
 
@@ -98,8 +101,8 @@ def _show_part(console: Console, title: str, part: Part) -> None:
     if not_accounted.requests or not_accounted.lost:
         line(
             console,
-            f"  not accounted for yet: {not_accounted.requests} requests with {not_accounted.events} events,"
-            f" {not_accounted.lost} lost",
+            f"  not accounted for yet: {plural(not_accounted.requests, 'request')} with"
+            f" {plural(not_accounted.events, 'event')}, {not_accounted.lost} lost",
         )
     line(console, f"  oldest waiting {_oldest(part.oldest_waiting)}")
     line(
@@ -108,7 +111,8 @@ def _show_part(console: Console, title: str, part: Part) -> None:
     )
     if books.violations:
         line(console, "  these counts do not add up: run `openmeter-plugin spool verify` and report a bug")
-    line(console, f"  on disk {human_size(part.bytes)} in {_segments(part)} segments")
+    unreadable = f" ({part.unreadable} unreadable)" if part.unreadable else ""
+    line(console, f"  on disk {human_size(part.bytes)} in {plural(part.segments, 'segment')}{unreadable}")
     if part.pruned is not None:
         line(console, f"  pruned from the ledger: {_pruned(part)}")
 
@@ -132,14 +136,17 @@ def show_verification(console: Console, found: Verification) -> None:
     """Print what was verified; the caller prints the differences on standard error."""
     line(
         console,
-        f"{found.segments} segments, {human_size(found.bytes)}: {found.records} records with"
-        f" {found.events} events, of which {found.waiting} wait; {human_size(found.damaged_bytes)} damaged",
+        f"{plural(found.segments, 'segment')}, {human_size(found.bytes)}:"
+        f" {plural(found.records, 'record')} with {plural(found.events, 'event')}, {found.waiting} waiting;"
+        f" {human_size(found.damaged_bytes)} damaged",
     )
     if found.not_accounted.requests:
-        line(console, f"{found.not_accounted.requests} requests are not accounted for yet")
-    pruned = f", and {found.pruned_events} events in lines that were pruned" if found.pruned_events else ""
-    line(console, f"{found.ledger_lines} ledger lines{pruned}")
-    line(console, "the books agree" if found.ok else f"{len(found.differences)} differences")
+        requests = plural(found.not_accounted.requests, "request is", "requests are")
+        line(console, f"{requests} not accounted for yet")
+    pruned = plural(found.pruned_events, "event")
+    after = f", and {pruned} in lines that were pruned" if found.pruned_events else ""
+    line(console, f"{plural(found.ledger_lines, 'ledger line')}{after}")
+    line(console, "the books agree" if found.ok else plural(len(found.differences), "difference"))
 
 
 def show_dead_letter(console: Console, letter: DeadLetterEntry) -> None:
@@ -155,8 +162,8 @@ def show_dead_letter(console: Console, letter: DeadLetterEntry) -> None:
 
 
 def line(console: Console, text: str) -> None:
-    """Print a line verbatim: no markup, no line breaks."""
-    console.print(text, markup=False, highlight=False, soft_wrap=True)
+    """Print a line as it is, without markup, line breaks and anything that steers the terminal."""
+    console.print(printable(text).replace("\n", " "), markup=False, highlight=False, soft_wrap=True)
 
 
 def human_size(size: int) -> str:
@@ -182,7 +189,7 @@ def _oldest(oldest: OldestWaiting | None) -> str:
 
 def _damaged(books: BooksNumbers) -> str:
     size = human_size(books.damaged_bytes)
-    return f"{size} and {books.unreadable_segments} files" if books.unreadable_segments else size
+    return f"{size} and {plural(books.unreadable_segments, 'file')}" if books.unreadable_segments else size
 
 
 def _with_reasons(values: Mapping[str, int]) -> str:

@@ -25,8 +25,9 @@ from openmeter_plugin.cli.options import (
     network_options,
     parse_option,
 )
+from openmeter_plugin.foreign import escaped, printable
 from openmeter_plugin.spool.destination import DEFAULT_SPOOL, SPOOL_VARIABLE
-from openmeter_plugin.units import duration
+from openmeter_plugin.units import duration, plural
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -75,7 +76,7 @@ def verify(directory: Directory = DEFAULT_SPOOL, json: Json = False) -> None:
 
             show_verification(_console(), found)
     for difference in found.differences:
-        sys.stderr.write(f"openmeter-plugin: {difference}\n")
+        sys.stderr.write(f"openmeter-plugin: {printable(difference)}\n")
     raise typer.Exit(0 if found.ok else 1)
 
 
@@ -133,7 +134,7 @@ def replay(
         else:
             from openmeter_plugin.books.replay import replay_dead_letters
 
-            text = f"{replay_dead_letters(directory, wanted)} dead letters will be replayed"
+            text = f"{plural(replay_dead_letters(directory, wanted), 'dead letter')} will be replayed"
         sys.stdout.write(f"{text}\n")
         if not delivery_runs(directory):
             sys.stderr.write(
@@ -154,8 +155,8 @@ def _replay_quarantine(directory: Path, config: Path, ids: list[int] | None) -> 
         fail(f"--config: {error}")
     skipped = sum(done.skipped.values())
     return (
-        f"{done.metered} requests became {done.events} events, which will be delivered;"
-        f" {skipped} were skipped, {_quarantined(directory)} stay in quarantine"
+        f"{plural(done.metered, 'request')} became {plural(done.events, 'event')}, to be delivered;"
+        f" {skipped} skipped, {_quarantined(directory)} still in quarantine"
     )
 
 
@@ -164,6 +165,35 @@ def _quarantined(directory: Path) -> int:
 
     with reading(directory) as db:
         return row_counts(db)[1]
+
+
+@app.command()
+def redirect(
+    source: Annotated[str, typer.Option("--from", help="Id of the destination whose events wait.")],
+    directory: Directory = DEFAULT_SPOOL,
+    to: Annotated[
+        str | None, typer.Option(help="Id of the destination to send them to (default: their own again).")
+    ] = None,
+) -> None:
+    """Send what waits for one destination, and its replays, to another: after a wrong ingest_endpoint."""
+    with _report_errors(directory):
+        from openmeter_plugin.spool.destination import QUARANTINE, queues_directory, read_destination
+        from openmeter_plugin.spool.destination import redirect as write_redirect
+
+        found = {path.name for path in queues_directory(directory).iterdir()} - {QUARANTINE}
+        for option, name in (("--from", source), ("--to", to or source)):
+            if name not in found:
+                fail(f"{option}: must be one of {', '.join(sorted(found)) or '(none)'}", os.EX_USAGE)
+        if to == source:
+            fail("--to: is the same as --from", os.EX_USAGE)
+        write_redirect(directory, source, to)
+        try:
+            destination = read_destination(directory, source)
+        except ValueError as error:
+            write_redirect(directory, source, None)
+            fail(f"--to: {error}", os.EX_USAGE)
+        address = destination.endpoint if destination else "nowhere: it has no description"
+        sys.stdout.write(f"events of {source} go to {address}\n")
 
 
 @app.command("accept-refusals")
@@ -216,7 +246,8 @@ def export(
             else exports.all_events
         )
         for event in source(directory):
-            sys.stdout.buffer.write(event + b"\n")
+            shown = event if event.isascii() else escaped(event.decode("utf-8", "replace")).encode()
+            sys.stdout.buffer.write(shown + b"\n")
         sys.stdout.buffer.flush()
 
 
@@ -257,8 +288,8 @@ def drain(
     total = found.total
     left = total.backlog + total.not_accounted.requests
     _console().print(
-        f"{total.books.delivered} events delivered, {total.backlog} left waiting,"
-        f" {found.dead_letters} dead letters, {found.quarantined} requests in quarantine",
+        f"{plural(total.books.delivered, 'event')} delivered, {total.backlog} left waiting,"
+        f" {plural(found.dead_letters, 'dead letter')}, {plural(found.quarantined, 'request')} in quarantine",
         highlight=False,
         soft_wrap=True,
     )
@@ -290,4 +321,4 @@ def _console(*, stderr: bool = False) -> Console:
 
 
 def _print_json(model: Model) -> None:
-    sys.stdout.write(model.model_dump_json(indent=2) + "\n")
+    sys.stdout.write(escaped(model.model_dump_json(indent=2)) + "\n")

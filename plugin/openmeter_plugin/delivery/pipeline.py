@@ -11,6 +11,7 @@ Invariants
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import sqlite3
 import time
 from collections import deque
@@ -29,12 +30,43 @@ from openmeter_plugin.delivery.endpoint import Endpoint
 from openmeter_plugin.log import RateLimit, get_logger
 
 POLL: Final = 0.05  # seconds between two checks for new records
+_LONGEST_PAUSE: Final = 1.0  # seconds between two looks at a queue that nobody uses
+_PAUSE_PER_IDLE_SECOND: Final = 0.05
 _BOOKS_RETRY_SECONDS: Final = 0.5  # between two tries to commit on a disk that failed
 _STOP_GRACE: Final = 5.0  # seconds that a stop waits for POSTs in flight and their commit
 _MAX_BATCHES_PER_COMMIT: Final = 4  # several, because they often share ledger lines
 _COMMIT_DELAY: Final = (
     0.1  # seconds that a completed batch waits, at most, for others to be committed with it
 )
+
+
+class Idle:
+    """Pauses between two looks at a queue: short while it is used, up to a second once it is not.
+
+    Looking every 50 ms took a third of a core with 500 queues that had nothing to do.
+    """
+
+    def __init__(self) -> None:
+        self._news = asyncio.Event()
+        self._used_at = time.monotonic()
+
+    def used(self) -> None:
+        """Note that there was something to do: the next looks come soon, and `wait` ends."""
+        self._used_at = time.monotonic()
+        self._news.set()
+
+    @property
+    def pause(self) -> float:
+        """Seconds until the next look."""
+        idle = time.monotonic() - self._used_at
+        return min(_LONGEST_PAUSE, max(POLL, idle * _PAUSE_PER_IDLE_SECOND))
+
+    async def wait(self) -> None:
+        """Wait for the pause, or until there is something to do."""
+        self._news.clear()
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(self.pause):
+                await self._news.wait()
 
 
 @dataclass(slots=True)
@@ -222,6 +254,7 @@ class Pipeline:
             if number not in refused
         }
         await self._commit(lambda: self._books.replayed(self._queue, delivered, refused))
+        self._find_replays_at = 0.0  # there may be more than fit into a batch
 
     async def _commit(self, write: Callable[[], None]) -> None:
         """Write to the books and retry for as long as the disk fails, because the POST is already done."""

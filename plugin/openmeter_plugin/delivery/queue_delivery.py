@@ -16,7 +16,7 @@ from openmeter_plugin.books.store import Books, Losses
 from openmeter_plugin.clock import SteadyClock
 from openmeter_plugin.delivery.batch import BatchReader
 from openmeter_plugin.delivery.endpoint import Endpoint
-from openmeter_plugin.delivery.pipeline import POLL, Pipeline
+from openmeter_plugin.delivery.pipeline import POLL, Idle, Pipeline
 from openmeter_plugin.delivery.retention import Delivered, delivered_now
 from openmeter_plugin.log import RateLimit, get_logger
 from openmeter_plugin.spool.destination import QUARANTINE, queues_directory
@@ -24,8 +24,6 @@ from openmeter_plugin.spool.reader import UNREADABLE, QueueReader, segment_names
 from openmeter_plugin.spool.segment import SUFFIX
 from openmeter_plugin.spool.segment_file import sync_directory
 
-_QUIET_AFTER: Final = 1.0  # seconds without anything to do after which a queue waits to be woken
-_QUIET_POLL: Final = 30.0  # seconds after which it looks anyway
 _DELIVERY_SHARE: Final = 3  # times as long for delivery as for accounting while both have a backlog
 
 
@@ -42,8 +40,6 @@ class QueueDelivery:
         self._books = books
         self._gone: set[str] = set()  # segments without a file, with waiting events in the books
         self._unreadable: set[str] = set()  # segments that were set aside, the same
-        self._wake = asyncio.Event()
-        self._quiet_from = time.monotonic() + _QUIET_AFTER
         self._taken = 0  # by delivery, when accounting last looked
         self._returned: set[str] = set()  # segments that were set aside, but can be read again
         self.reader = self._open_reader()
@@ -52,6 +48,7 @@ class QueueDelivery:
         self._batches.paused = bool(self._returned)
         self.endpoint = endpoint
         self.pipeline = Pipeline(queue, books, self._batches, endpoint)
+        self._idle = Idle()
         self.delivered: dict[str, Delivered] = {}
         """The segments that are entirely delivered, and retained."""
         self._log = get_logger().bind(queue=queue)
@@ -104,7 +101,8 @@ class QueueDelivery:
             started = time.monotonic()
             records = self._account()
             self._rename_unreadable()
-            await self._count_losses()
+            if await self._count_losses() or records:
+                self._idle.used()
             if records and records >= MAX_RECORDS:
                 # Share the loop with delivery: a backlog of 5 GB was delivered at 3,700 events/s until all of
                 # it was in the books. While nothing is taken, accounting may go on at once.
@@ -113,7 +111,7 @@ class QueueDelivery:
                 await asyncio.sleep(_DELIVERY_SHARE * took if taking else 0)
             else:
                 # Poll, so that a commit covers many records: each commit has a fixed cost.
-                await self._pause(busy=bool(records))
+                await asyncio.sleep(self._idle.pause)
 
     async def _count_losses(self) -> bool:
         """Count events whose bytes are damaged or gone as lost; returns whether there was anything to do.
@@ -199,26 +197,10 @@ class QueueDelivery:
         while True:
             busy = self._is_sent() and await self.pipeline.work(coalesce=True)
             self._note_delivered()
-            if not busy:
-                await self._pause(busy=False)
-
-    async def _pause(self, *, busy: bool) -> None:
-        """Wait for more to do: for POLL, and once nothing has happened for a while, until `wake`."""
-        now = time.monotonic()
-        waits = self._is_sent() and self.reader.undelivered_bytes
-        if busy or waits or self.reader.has_failures:
-            self._quiet_from = now + _QUIET_AFTER
-        if now < self._quiet_from:
-            await asyncio.sleep(POLL)
-            return
-        self._wake.clear()
-        with contextlib.suppress(TimeoutError):
-            await asyncio.wait_for(self._wake.wait(), _QUIET_POLL)
-
-    def wake(self) -> None:
-        """Look for more to do at once, and often for a while."""
-        self._quiet_from = time.monotonic() + _QUIET_AFTER
-        self._wake.set()
+            if busy:
+                self._idle.used()
+            else:
+                await self._idle.wait()
 
     def _note_delivered(self) -> None:
         if self._is_sent():

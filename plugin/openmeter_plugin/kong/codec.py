@@ -148,9 +148,9 @@ def split_call(frame: bytes) -> tuple[bytes, bytes] | None:
     """
     if frame[:1] != b"\x08":
         return None
-    for at in range(1, min(len(frame), _MAX_VARINT + 1)):
-        if frame[at] < 0x80:
-            return frame[1 : at + 1], frame[at + 1 :]
+    for at, byte in enumerate(frame[1 : _MAX_VARINT + 1], 2):
+        if byte < 0x80:
+            return frame[1:at], frame[at:]
     return None
 
 

@@ -31,7 +31,7 @@ from openmeter_plugin.log import RateLimit, get_logger
 from openmeter_plugin.metering.lenient_json import parse_log
 from openmeter_plugin.metering.pdk_queries import NO_RESULTS, PdkQuery
 from openmeter_plugin.spool.queue import Item, SpoolQueue
-from openmeter_plugin.spool.writer import STALLED_AFTER, SpoolWriter
+from openmeter_plugin.spool.writer import SpoolWriter
 
 PDK_QUERIES: Final[Mapping[PdkQuery, tuple[bytes, Callable[[bytes], object]]]] = {
     PdkQuery.APPLICATION: (codec.QUERY_APPLICATION, codec.decode_value),
@@ -127,7 +127,7 @@ class Server:
         elif not self._stalled and self._writer.stalled:
             self.log.critical(
                 "spool_stalled",
-                seconds=STALLED_AFTER,
+                seconds=self._writer.stalled_after,
                 consequence="usage waits in memory, where a kill or a crash loses it",
             )
         self._stalled = self._writer.stalled

@@ -36,6 +36,7 @@ from openmeter_plugin.books.store import LedgerKey, Lines
 from openmeter_plugin.spool.destination import QUARANTINE
 from openmeter_plugin.spool.reader import Position, read_segment
 from openmeter_plugin.spool.segment import EVENTS, MAGIC, Damage, Record
+from openmeter_plugin.units import plural
 
 _MAX_ATTEMPTS: Final = 5
 _MAX_DIFFERENCES: Final = 1_000  # listed; the rest is counted
@@ -103,7 +104,8 @@ def _verify(spool: Path) -> Verification:
     counted = sum(counts["quarantined", ""] for counts in books.counts.values())
     if counted != books.quarantined:
         differences.append(
-            f"the counts have {counted} requests in quarantine, the quarantine has {books.quarantined}"
+            f"the counts have {plural(counted, 'request')} in quarantine,"
+            f" the quarantine has {books.quarantined}"
         )
     listed = differences[:_MAX_DIFFERENCES]
     if len(differences) > len(listed):
@@ -170,7 +172,7 @@ def _recount(files: QueueFiles, known: Collection[tuple[str, Damage]]) -> _Recou
             recount.differences.append(f"{name} does not start with a segment header")
         if position.accounted > size:
             recount.differences.append(
-                f"{name} is accounted for up to {position.accounted}, but has {size} bytes"
+                f"{name} is accounted for up to {position.accounted}, but has {plural(size, 'byte')}"
             )
         try:
             for item in read_segment(path):
@@ -222,7 +224,8 @@ def _differences(queue: str, books: _Books, recount: _Recount) -> list[str]:
     found = [violation.text for violation in violations(counts)]
     waiting = recount.waiting.total()
     if book.waiting != waiting:
-        found.append(f"{book.waiting} events wait by the counts, but {waiting} in the segments")
+        waits = plural(book.waiting, "event waits", "events wait")
+        found.append(f"{waits} by the counts, but {waiting} in the segments")
     for name, value, total, pruned_events in (
         ("accepted", book.events, ledger.total.accepted, pruned),
         ("delivered", book.delivered, ledger.total.delivered, pruned),
@@ -237,8 +240,8 @@ def _differences(queue: str, books: _Books, recount: _Recount) -> list[str]:
     if recount.damaged_accounted > counts["damaged_bytes", ""]:
         # Books of versions before 0.1.0 do not know which bytes are damaged, only how many.
         found.append(
-            f"{recount.damaged_accounted} bytes of the segments are damaged, but only"
-            f" {counts['damaged_bytes', '']} were when they were accounted for"
+            f"damaged in the segments: {plural(recount.damaged_accounted, 'byte')}, but only"
+            f" {counts['damaged_bytes', '']} when they were accounted for"
         )
         found += recount.new_damage
     return found + _ledger_differences(ledger.open, recount.waiting, books.dead.get(queue, Counter()))
@@ -251,7 +254,8 @@ def _ledger_differences(lines: dict[LedgerKey, LedgerEntry], waiting: Lines, dea
         if line is None:
             found.append(
                 f"ledger {key.hour} {key.type} {key.subject}: the line is missing or settled,"
-                f" but {waiting[key]} events wait and there are {dead[key]} dead letters"
+                f" but {plural(waiting[key], 'event waits', 'events wait')} and"
+                f" {plural(dead[key], 'dead letter is', 'dead letters are')} there"
             )
             continue
         if line.accepted != line.delivered + line.dead_lettered + line.lost + waiting[key]:
@@ -263,6 +267,6 @@ def _ledger_differences(lines: dict[LedgerKey, LedgerEntry], waiting: Lines, dea
         if line.dead_lettered != dead[key]:
             found.append(
                 f"ledger {key.hour} {key.type} {key.subject}: dead-lettered {line.dead_lettered},"
-                f" but there are {dead[key]} dead letters"
+                f" but {plural(dead[key], 'dead letter is', 'dead letters are')} there"
             )
     return found

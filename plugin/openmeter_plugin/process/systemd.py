@@ -84,12 +84,17 @@ class ActivationError(ValueError):
     """The passed sockets cannot be used; the message says why and what to do."""
 
 
-def use_passed_sockets(listeners: Listeners, environment: MutableMapping[str, str] = os.environ) -> None:
+def use_passed_sockets(
+    listeners: Listeners,
+    environment: MutableMapping[str, str] = os.environ,
+    *,
+    first_descriptor: int = _FIRST_DESCRIPTOR,
+) -> None:
     """Add the sockets that were passed to this process, and clear the environment of them.
 
     Raises ActivationError. A Unix socket whose file is gone counts as unreachable.
     """
-    passed = _passed(environment)
+    passed = _passed(environment, first_descriptor)
     for name, descriptor in passed.items():
         listener = _listener(name, descriptor)
         if isinstance(listener, UnixListener) and not _has_file(listener.path):
@@ -115,7 +120,7 @@ def _is_for_this_process(environment: Mapping[str, str]) -> bool:
     return environment.get("LISTEN_PID") == str(os.getpid())
 
 
-def _passed(environment: Mapping[str, str]) -> dict[str, int]:
+def _passed(environment: Mapping[str, str], first_descriptor: int) -> dict[str, int]:
     """Return the descriptors by their names."""
     if not _is_for_this_process(environment):
         return {}
@@ -130,7 +135,7 @@ def _passed(environment: Mapping[str, str]) -> dict[str, int]:
             raise ActivationError(f"a socket named {name!r} was passed; {_REMEDY}")
         if name in passed:
             raise ActivationError(f"two sockets named {name!r} were passed, but only one can be served")
-        passed[name] = _FIRST_DESCRIPTOR + number
+        passed[name] = first_descriptor + number
     return passed
 
 

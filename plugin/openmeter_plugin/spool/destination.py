@@ -98,6 +98,7 @@ def write_destination(spool: Path, destination: Destination, *, keep_token: bool
     make_private(directory)
     description = {k: v for k, v in asdict(destination).items() if k in _DESCRIBED}
     write_atomically(directory / "destination.json", orjson.dumps(description, option=orjson.OPT_INDENT_2))
+    (directory / _REDIRECT).unlink(missing_ok=True)  # Kong names this destination again
     file = token_file(spool, destination.id)
     if destination.token_unresolved and keep_token:
         return
@@ -108,11 +109,42 @@ def write_destination(spool: Path, destination: Destination, *, keep_token: bool
     write_atomically(file, destination.token.encode())
 
 
+def redirect(spool: Path, queue: str, to: str | None) -> None:
+    """Send a queue's events where those of another go, with its token; with None, no longer. Raises OSError.
+
+    It lasts until Kong's configuration names the queue's own destination again.
+    """
+    file = queues_directory(spool) / queue / _REDIRECT
+    if to is None:
+        file.unlink(missing_ok=True)
+    else:
+        write_atomically(file, to.encode())
+
+
 def read_destination(spool: Path, queue: str) -> Destination | None:
     """Return a queue's destination with its token, or None if it has no description.
 
-    Raises ValueError or OSError if there is a description but it cannot be read.
+    It is that of another queue if an operator has redirected this one. Raises ValueError or OSError if there
+    is a description but it cannot be read.
     """
+    found = _described(spool, _redirected(spool, queue))
+    return None if found is None else replace(found, id=queue)
+
+
+def _redirected(spool: Path, queue: str) -> str:
+    """Return the queue whose destination holds, after all redirects; raises ValueError for a circle."""
+    seen = [queue]
+    while True:
+        try:
+            target = (queues_directory(spool) / seen[-1] / _REDIRECT).read_text().strip()
+        except FileNotFoundError:
+            return seen[-1]
+        if target in seen or Path(target).name != target:
+            raise ValueError(f"the redirect of queue {queue} leads nowhere: {' to '.join([*seen, target])}")
+        seen.append(target)
+
+
+def _described(spool: Path, queue: str) -> Destination | None:
     try:
         raw = (queues_directory(spool) / queue / "destination.json").read_bytes()
     except FileNotFoundError:
@@ -137,6 +169,7 @@ def read_destination(spool: Path, queue: str) -> Destination | None:
         raise ValueError(f"the description of queue {queue} is incomplete") from None
 
 
+_REDIRECT: Final = "redirect"
 _DESCRIBED: Final = frozenset(Destination.__dataclass_fields__) - {"token", "token_unresolved"}
 _EXAMPLE: Final = Destination("", "")
 _RANGES: Final = {

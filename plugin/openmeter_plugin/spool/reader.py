@@ -207,11 +207,6 @@ class SegmentReader:
             os.close(self._descriptor)
             self._descriptor = None
 
-    def growth(self) -> tuple[int, bool]:
-        """Return the file's size, and whether its writer is gone; raises OSError."""
-        descriptor = self._open()
-        return os.fstat(descriptor).st_size, _writer_gone(descriptor)
-
     def next_unaccounted(self) -> Chunk | None:
         """Read the next chunk for the books, or return None if there is none yet; raises OSError."""
         if self._ended:
@@ -385,7 +380,6 @@ class QueueReader:
         self.listing_failed = False
         """Whether the directory could not be listed at the last try."""
         self._listing_limit = RateLimit()
-        self._last_seen: list[object] = []
 
     @property
     def has_failures(self) -> bool:
@@ -408,23 +402,6 @@ class QueueReader:
     def undelivered_bytes(self) -> int:
         """The bytes between the two cursors of all segments."""
         return sum(segment.accounted - segment.delivered for segment in self._segments.values())
-
-    def has_changed(self) -> bool:
-        """Return whether anything may have been written, or a writer ended, since the last call.
-
-        Costs one system call for the directory, and two or three for each segment that still grows: what has
-        hundreds of queues asks for all of them five times a second.
-        """
-        seen: list[object] = []
-        try:
-            seen.append(os.stat(self.directory).st_mtime_ns)  # noqa: PTH116 - cheaper
-            growing = [segment for segment in self._segments.values() if not segment.finished]
-            seen += [(segment.name, segment.growth()) for segment in growing]
-        except OSError as error:
-            seen.append(error.errno)
-        changed = seen != self._last_seen
-        self._last_seen = seen
-        return changed
 
     def close(self) -> None:
         """Close the files."""

@@ -11,7 +11,7 @@ one interval, with `never` what the kernel had not written back by itself. kill 
 
 When the disk fails, Kong still gets its answers: records wait in bounded memory and are written as soon as
 the disk accepts them. Beyond the bound they are counted as lost, and the count goes into the spool. The
-same holds for a disk that neither completes nor refuses a write for longer than `STALLED_AFTER`.
+same holds for a disk that neither completes nor refuses a write for longer than `stalled_after` seconds.
 """
 
 from __future__ import annotations
@@ -93,6 +93,7 @@ class SpoolWriter:
         max_waiting_bytes: int = 32 * 1024 * 1024,
         keep_tokens: bool = True,
         retry_seconds: float = 0.5,
+        stalled_after: float = STALLED_AFTER,
     ) -> None:
         self._spool = spool
         self._notify = notify
@@ -100,6 +101,7 @@ class SpoolWriter:
         self._max_waiting_bytes = max_waiting_bytes
         self._keep_tokens = keep_tokens
         self._retry_seconds = retry_seconds
+        self.stalled_after = stalled_after
         self._items: SimpleQueue[Sequence[Item] | None] = SimpleQueue()
         self._queues: dict[str, SpoolQueue] = {}
         retired: SimpleQueue[Segment] = SimpleQueue()
@@ -172,7 +174,7 @@ class SpoolWriter:
     def stalled(self) -> bool:
         """Whether a write has lasted so long that Kong should not wait for it any longer."""
         began = self._commit_began
-        return began is not None and time.monotonic() - began > STALLED_AFTER
+        return began is not None and time.monotonic() - began > self.stalled_after
 
     def append_while_stalled(self, items: Sequence[Item]) -> None:
         """Hand over records that Kong is answered for at once, because the disk is `stalled`.

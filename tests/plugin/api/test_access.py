@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 import os
+import resource
+import signal
 import socket
 import subprocess
 import sys
+import time
+from contextlib import ExitStack
 from pathlib import Path
 
 import httpx
@@ -23,6 +27,7 @@ pytestmark = pytest.mark.slow
 def test_without_the_option_nothing_of_the_api_is_imported(tmp_path: Path) -> None:
     code = f"""
 import sys
+from contextlib import ExitStack
 from pathlib import Path
 from openmeter_plugin.delivery.options import DeliveryOptions
 from openmeter_plugin.api.runtime import run
@@ -178,3 +183,26 @@ def test_head_is_answered_as_get_without_a_body(tmp_path: Path) -> None:
         with httpx.Client(base_url=running.url) as stranger:
             assert stranger.head("/healthz").status_code == 200
             assert stranger.head("/metrics").status_code == 401
+
+
+# Connections
+
+
+def test_a_burst_of_silent_connections_takes_no_descriptor_that_the_delivery_needs(tmp_path: Path) -> None:
+    limit = 256
+    with api(tmp_path, history=False) as running, ExitStack() as stack:
+        delivery = eventually(lambda: running.server.child("delivery") or 0, what="the delivery")
+        assert running.client.get("/healthz").status_code == 200
+        resource.prlimit(delivery, resource.RLIMIT_NOFILE, (limit, limit))
+        host, port = running.url.removeprefix("http://").split(":")
+        os.kill(delivery, signal.SIGSTOP)  # so that it meets all of them at once
+        for _ in range(1_000):
+            silent = stack.enter_context(socket.socket())
+            silent.setblocking(False)
+            silent.connect_ex((host, int(port)))
+        os.kill(delivery, signal.SIGCONT)
+        most, end = 0, time.monotonic() + 1.5
+        while time.monotonic() < end:
+            most = max(most, len(list(Path(f"/proc/{delivery}/fd").iterdir())))
+        assert most < limit * 0.9
+        assert running.client.get("/healthz").status_code == 200

@@ -7,6 +7,7 @@ import sqlite3
 import subprocess
 import sys
 import threading
+import unicodedata
 from collections import Counter
 from collections.abc import Iterator
 from contextlib import closing, contextmanager
@@ -19,7 +20,9 @@ import pytest
 
 from openmeter_plugin.books import replay as replay_module
 from openmeter_plugin.books.database import FILE
+from openmeter_plugin.books.read_models import reading
 from openmeter_plugin.books.replay import replay_dead_letters, request_redelivery
+from openmeter_plugin.delivery.dead_letters import permit
 from openmeter_plugin.maintenance.quarantine_replay import QuarantineReplay, replay_quarantine
 from openmeter_plugin.spool.destination import write_destination
 from tests.harness.books import read_dead_letters
@@ -36,7 +39,8 @@ from tests.plugin.deliveries import (
     spooled,
 )
 from tests.plugin.events_server import Answer, EventsServer, Post, refusal, serving
-from tests.plugin.spools import destination
+from tests.plugin.spool_commands import run
+from tests.plugin.spools import QUEUE, destination
 
 pytestmark = pytest.mark.slow
 
@@ -251,3 +255,33 @@ def test_a_killed_redelivery_resumes_where_it_was(tmp_path: Path) -> None:
     again = Counter(server.came.values())
     assert {n: server.came[f"event-{n:06d}"] for n in range(10)} == dict.fromkeys(range(10), 2)
     assert again[1] == 0
+
+
+def test_an_answer_that_many_dead_letters_have_is_stored_once(tmp_path: Path, server: EventsServer) -> None:
+    reason = "the schema says no. " * 90
+    server.script = lambda _: refusal(400, reason, instance=f"urn:request:{len(server.posts)}")
+    write_destination(tmp_path, destination(server.url))
+    permit(tmp_path, QUEUE)
+    spooled(tmp_path, [record(n) for n in range(2000)])
+    run_until_empty(tmp_path, seconds=60)
+    letters = [letter for *_, letter in read_dead_letters(tmp_path)]
+    assert len(letters) == 2000
+    assert all(reason.strip() in letter.answer for letter in letters)
+    size = sum(path.stat().st_size for path in tmp_path.glob("books.db*"))
+    assert size / 2000 < 1000, "each event takes some 200 bytes; with its answer it took 2,000 more"
+    server.script = lambda _: Answer()
+    replay_dead_letters(tmp_path)
+    run_until_empty(tmp_path, seconds=60)
+    with reading(tmp_path) as db:
+        assert db.execute("SELECT count(*) FROM answers").fetchone() == (0,)
+
+
+def test_names_and_answers_of_others_steer_no_terminal(tmp_path: Path, server: EventsServer) -> None:
+    server.script = lambda _: refusal(400, "red \x1b[31m \x9b31m \u202e txet")
+    write_destination(tmp_path, destination(server.url))
+    spooled(tmp_path, [record(1, subject="consumer:\x1b]0;owned\x07\x9b1m\u202eecila")])
+    run_until_empty(tmp_path)
+    for command in (["dead-letters"], ["dead-letters", "--json"], ["export", "--dead-letters"]):
+        shown = run(*command, str(tmp_path)).stdout
+        assert "ecila" in shown
+        assert not [c for c in shown if unicodedata.category(c) in ("Cc", "Cf") and c != "\n"]

@@ -55,11 +55,11 @@ def test_status_prints_plain_lines_without_a_terminal(history: Path) -> None:
     assert (
         "  requests 9 = metered 6 + skipped 2 (no_consumer 1, status_excluded 1) + quarantined 0 + resent 1\n"
         "  events 6 = delivered 5 + dead-lettered 1 + waiting 0\n"
-        "  not accounted for yet: 1 requests with 2 events, 0 lost\n"
+        "  not accounted for yet: 1 request with 2 events, 0 lost\n"
     ) in result.stdout
     assert "\x1b" not in result.stdout
     assert result.stdout.endswith(
-        "delivery not running; 1 dead letters and 1 requests in quarantine to replay\n"
+        "delivery not running; 1 dead letter and 1 request in quarantine to replay\n"
     )
 
 

@@ -20,7 +20,7 @@ pytestmark = pytest.mark.slow
 def test_drain_delivers_an_orphaned_volume_and_exits_with_0(history: Path, server: EventsServer) -> None:
     result = run_process("drain", str(history))
     assert result.returncode == 0, result.stderr
-    assert result.stdout == "7 events delivered, 0 left waiting, 1 dead letters, 1 requests in quarantine\n"
+    assert result.stdout == "7 events delivered, 0 left waiting, 1 dead letter, 1 request in quarantine\n"
     assert set(server.taken) == {f"event-{n:06d}" for n in (0, 1, 2, 4, 5, 10, 11)}
     assert server.posts[-1].headers["authorization"] == f"Bearer {TOKEN}"
     assert segments(history), "nothing is removed"

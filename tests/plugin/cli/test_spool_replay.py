@@ -29,7 +29,7 @@ def test_replayed_dead_letters_are_delivered_by_the_next_delivery(
 ) -> None:
     server.script = take_all
     result = run("replay", "--all", str(history))
-    assert (result.returncode, result.stdout) == (0, "1 dead letters will be replayed\n")
+    assert (result.returncode, result.stdout) == (0, "1 dead letter will be replayed\n")
     assert "no delivery process is running" in result.stderr
     assert printed("dead-letters", str(history))["dead_letters"][0]["to_be_replayed"] is True
     assert run_process("drain", str(history)).returncode == 0
@@ -41,7 +41,7 @@ def test_replayed_dead_letters_are_delivered_by_the_next_delivery(
 
 def test_only_the_selected_dead_letters_are_replayed(history: Path) -> None:
     assert run("replay", "--id", "4711", str(history)).stdout == "0 dead letters will be replayed\n"
-    assert run("replay", "--id", "4711", "--id", "1", str(history)).stdout.startswith("1 dead letters")
+    assert run("replay", "--id", "4711", "--id", "1", str(history)).stdout.startswith("1 dead letter ")
 
 
 def test_quarantined_requests_become_events_under_corrected_settings(
@@ -52,9 +52,7 @@ def test_quarantined_requests_become_events_under_corrected_settings(
     config.chmod(0o600)
     result = run("replay", "--quarantine", "--all", "--config", str(config), str(history))
     assert result.returncode == 0, result.stderr
-    assert result.stdout == (
-        "1 requests became 1 events, which will be delivered; 0 were skipped, 0 stay in quarantine\n"
-    )
+    assert result.stdout == ("1 request became 1 event, to be delivered; 0 skipped, 0 still in quarantine\n")
     assert verify(history).ok, verify(history).differences
     assert run_process("drain", str(history)).returncode == 0
     assert "quarantined-1" in server.taken
@@ -65,10 +63,10 @@ def test_quarantined_requests_become_events_under_corrected_settings(
 @pytest.mark.parametrize(
     ("missing", "output"),
     [
-        ("", "0 requests became 0 events, which will be delivered; 0 were skipped, 1 stay in quarantine\n"),
+        ("", "0 requests became 0 events, to be delivered; 0 skipped, 1 still in quarantine\n"),
         (
             "  missing: skip\n",
-            "0 requests became 0 events, which will be delivered; 1 were skipped, 0 stay in quarantine\n",
+            "0 requests became 0 events, to be delivered; 1 skipped, 0 still in quarantine\n",
         ),
     ],
     ids=["settings that do not say", "settings that say skip"],

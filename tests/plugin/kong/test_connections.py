@@ -15,7 +15,6 @@ from openmeter_plugin.instances.instance import InstanceIds, Instances
 from openmeter_plugin.kong import codec
 from openmeter_plugin.kong.connections import Connections, Link
 from openmeter_plugin.kong.server import Server
-from openmeter_plugin.spool import writer as writer_module
 from openmeter_plugin.spool.writer import SpoolWriter
 from tests.bench.driver import ProtoBuf
 from tests.plugin.spools import Disk, running_writer
@@ -177,7 +176,6 @@ async def hand_over(kong: Kong, event: bytes, number: int, end: int) -> bytes:
 def test_a_disk_that_hangs_delays_no_answer_for_long_and_answers_no_event_twice(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(writer_module, "STALLED_AFTER", 0.05)
     disk = Disk(tmp_path)
     monkeypatch.setattr("os.write", disk.write)
 
@@ -228,7 +226,7 @@ def test_a_disk_that_hangs_delays_no_answer_for_long_and_answers_no_event_twice(
     def committed(tokens: list[Any]) -> None:
         notify[0](tokens)
 
-    with running_writer(tmp_path, committed) as writer:
+    with running_writer(tmp_path, committed, stalled_after=0.05) as writer:
         uvloop.run(asyncio.wait_for(body(writer, notify), 20))
     spooled = b"".join(path.read_bytes() for path in tmp_path.glob("queues/*/*.seg"))
     assert [spooled.count(b'"id":"%032x"' % number) for number in range(1, 5)] == [1, 1, 1, 1]

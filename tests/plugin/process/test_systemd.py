@@ -10,21 +10,20 @@ import subprocess
 import sys
 import threading
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import suppress
 from pathlib import Path
 from typing import IO
 
 import httpx
 import pytest
 
-from openmeter_plugin.process import systemd
 from openmeter_plugin.process.sockets import Listeners, TcpListener, UnixListener
 from openmeter_plugin.process.systemd import ActivationError, Notifier, use_passed_sockets
 from syncd.sandbox.testing import running_sandbox
 from tests.harness.kong import KongWorker, PluginInstance
 from tests.harness.process import eventually
 from tests.harness.recordings import Recorded, serialized
-from tests.harness.service_manager import managed, unix_listener
+from tests.harness.service_manager import managed, notified, unix_listener
 
 pytestmark = pytest.mark.slow
 
@@ -200,8 +199,8 @@ def test_systemds_own_tool_passes_the_socket(tmp_path: Path) -> None:
 
 
 @pytest.fixture
-def passing(monkeypatch: pytest.MonkeyPatch) -> Iterator[Passing]:
-    passed = Passing(monkeypatch)
+def passing() -> Iterator[Passing]:
+    passed = Passing()
     yield passed
     for held in passed.held:
         held.close()
@@ -213,8 +212,7 @@ def passing(monkeypatch: pytest.MonkeyPatch) -> Iterator[Passing]:
 class Passing:
     """Passes sockets to this process, as systemd would."""
 
-    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        self._monkeypatch = monkeypatch
+    def __init__(self) -> None:
         self.held: list[socket.socket | IO[str]] = []
         self.descriptors: list[int] = []
         self.environment: dict[str, str] = {}
@@ -225,12 +223,11 @@ class Passing:
         first = max(held.fileno() for held in sockets) + 20
         for number, held in enumerate(sockets):
             self.descriptors.append(os.dup2(held.fileno(), first + number))
-        self._monkeypatch.setattr(systemd, "_FIRST_DESCRIPTOR", first)
         variables = {"LISTEN_PID": str(os.getpid()), "LISTEN_FDS": str(len(sockets))}
         self.environment = {"HOME": "/", **variables, **changes}
         listeners = Listeners()
         try:
-            use_passed_sockets(listeners, self.environment)
+            use_passed_sockets(listeners, self.environment, first_descriptor=first)
         finally:
             self.held += [listener.socket for listener in listeners.opened]
         return listeners
@@ -298,15 +295,6 @@ def test_sockets_that_do_not_listen_or_are_of_another_kind_are_an_error(
 # Notifications
 
 OWN_PID = str(os.getpid())
-
-
-@contextmanager
-def notified(address: str) -> Iterator[socket.socket]:
-    """Listen for notifications as the service manager does; `@` begins an abstract address."""
-    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as listener:
-        listener.bind("\0" + address[1:] if address.startswith("@") else address)
-        listener.settimeout(15)
-        yield listener
 
 
 @pytest.mark.parametrize("abstract", [False, True], ids=["a path", "an abstract address"])

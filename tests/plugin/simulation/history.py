@@ -29,7 +29,7 @@ from openmeter_plugin.books.database import FILE
 from openmeter_plugin.books.equations import Counts, total, violations
 from openmeter_plugin.books.replay import replay_dead_letters
 from openmeter_plugin.clock import SteadyClock
-from openmeter_plugin.delivery import pipeline, queue_delivery
+from openmeter_plugin.delivery import pipeline
 from openmeter_plugin.delivery.options import DeliveryOptions, Retention
 from openmeter_plugin.delivery.process import _open_books
 from openmeter_plugin.delivery.spool_delivery import SpoolDelivery
@@ -394,9 +394,9 @@ class History:
         delivered, lost = total(counts, "delivered"), total(counts, "lost_events")
         if not self.may_lose:
             assert lost == 0
-            # A resent request is recognised by what was read since the start and by the segments that still
-            # exist. Where neither is left (short retention, a restart, a disk that refused the second copy for
-            # long), it is sent and counted again; the metering API knows its ids.
+            # A resent request is recognised by what was read since the start and by the segments that exist.
+            # Where neither is left (short retention, a restart, a disk that refused the copy for long),
+            # it is sent and counted again; the metering API knows its ids.
             short = self.retention < timedelta(days=1)
             again = sum(len(one.ids) for one in self.accepted if one.resent) if short else 0
             assert 0 <= delivered - len(stored - dead) <= again, (delivered, len(stored), len(dead))
@@ -436,8 +436,7 @@ def simulate(seed: int) -> Outcome:
             # Names of segments decide their order.
             stack.enter_context(patch.object(segment_file, "_segment_number", count(10_000)))
             stack.enter_context(patch.object(os, "getpid", lambda: 4711))
-            for module in (queue_delivery, pipeline):
-                stack.enter_context(patch.object(module, "POLL", 0.25))  # fewer idle rounds
+            stack.enter_context(patch.object(pipeline, "POLL", 0.25))  # fewer idle rounds
             for part in (history.clock, history.disk, history.api):
                 stack.enter_context(part.in_use())
             loop = new_loop(history.clock)

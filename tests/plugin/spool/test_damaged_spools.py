@@ -59,7 +59,7 @@ def test_status_shows_an_unreadable_segment_and_all_others(spool: Path) -> None:
     unreadable(spool)
     total = printed("status", str(spool))["total"]
     assert (total["segments"], total["unreadable"], total["backlog"]) == (3, 1, 2)
-    assert "3 (1 unreadable) segments" in run("status", str(spool)).stdout
+    assert "3 segments (1 unreadable)" in run("status", str(spool)).stdout
 
 
 def test_verify_names_an_unreadable_segment(spool: Path) -> None:
@@ -224,6 +224,4 @@ def test_a_replay_of_some_reports_how_many_stay_in_quarantine(spool: Path, tmp_p
         "ingest_endpoint: http://127.0.0.1:9/x\nsubject: {missing: fallback, fallback_subject: them}\n"
     )
     result = run("replay", "--quarantine", "--id", "2", "--config", str(config), str(spool))
-    assert result.stdout == (
-        "1 requests became 1 events, which will be delivered; 0 were skipped, 2 stay in quarantine\n"
-    )
+    assert result.stdout == ("1 request became 1 event, to be delivered; 0 skipped, 2 still in quarantine\n")

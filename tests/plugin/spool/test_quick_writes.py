@@ -146,11 +146,10 @@ def test_no_record_overtakes_those_that_wait_for_a_failed_disk(tmp_path: Path, d
 
 
 def test_during_a_stall_records_wait_in_bounded_memory_and_those_beyond_are_counted_as_lost(
-    tmp_path: Path, disk: Disk, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, disk: Disk
 ) -> None:
-    monkeypatch.setattr(writer_module, "STALLED_AFTER", 0.01)
     acknowledged: Any = Acknowledged()
-    with running_writer(tmp_path, acknowledged, max_waiting_bytes=3 * SIZE) as writer:
+    with running_writer(tmp_path, acknowledged, max_waiting_bytes=3 * SIZE, stalled_after=0.01) as writer:
         opened(writer, acknowledged)
         disk.open_gate.clear()
         writer.append_all(items(writer, range(1, 2)))
@@ -164,12 +163,9 @@ def test_during_a_stall_records_wait_in_bounded_memory_and_those_beyond_are_coun
     assert [p for p in written if p[:1] != SKIPPED] == [b'L{"count":2,"reason":"disk"}']
 
 
-def test_each_stall_has_the_whole_memory_bound(
-    tmp_path: Path, disk: Disk, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(writer_module, "STALLED_AFTER", 0.01)
+def test_each_stall_has_the_whole_memory_bound(tmp_path: Path, disk: Disk) -> None:
     acknowledged: Any = Acknowledged()
-    with running_writer(tmp_path, acknowledged, max_waiting_bytes=3 * SIZE) as writer:
+    with running_writer(tmp_path, acknowledged, max_waiting_bytes=3 * SIZE, stalled_after=0.01) as writer:
         opened(writer, acknowledged)
         for first in (1, 5, 9):
             disk.open_gate.clear()

@@ -59,8 +59,8 @@ def test_lost_events_are_found_and_redelivered_and_the_next_audit_is_equal(
     assert f"{_ALICE}  10 delivered  7 counted  3 missing  east, west" in again.stdout
     assert f"{_BOB}  5 delivered  0 counted  5 missing  west" in again.stdout
     assert "Redelivered: 15 events in 3 spans." in again.stdout
-    assert "1 of 1 hours compared: 8 missing." in again.stdout
-    assert again.stdout.endswith("1 of 1 hours compared: equal.\n")
+    assert "1 of 1 hour compared: 8 missing." in again.stdout
+    assert again.stdout.endswith("1 of 1 hour compared: equal.\n")
 
     assert world.audit(hour)[0] == 0
 

@@ -19,6 +19,7 @@ from syncd.daemon.service import running
 from syncd.runs.history import History
 from syncd.runs.options import RunOptions
 from syncd.runs.run import RunState, new_run
+from tests.harness.service_manager import notified
 from tests.syncd.daemon.test_service import daemon, finished, idle
 from tests.syncd.processes import KONG_YML, Project, command, logged, started_daemon, when_logged
 from tests.syncd.servers import Answer, Asked, serving
@@ -220,6 +221,23 @@ def test_sighup_reloads_and_an_invalid_configuration_is_logged_and_refused(proje
         started.send_signal(signal.SIGHUP)
         when_logged(log, "configuration_reloaded", started)
         started.send_signal(signal.SIGTERM)
+        assert started.wait(10) == 0
+
+
+def test_the_service_manager_hears_of_the_start_a_reload_and_the_stop(
+    project: Project, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    address = str(tmp_path / "notify")
+    monkeypatch.setenv("NOTIFY_SOCKET", address)
+    project.configure("daemon: {listen: '127.0.0.1:0'}\n")
+    with notified(address) as manager, started_daemon(project) as (started, log):
+        assert manager.recv(100) == b"READY=1"
+        assert when_logged(log, "listening", started)
+        started.send_signal(signal.SIGHUP)
+        assert manager.recv(100).startswith(b"RELOADING=1\nMONOTONIC_USEC=")
+        assert manager.recv(100) == b"READY=1"
+        started.send_signal(signal.SIGTERM)
+        assert manager.recv(100) == b"STOPPING=1"
         assert started.wait(10) == 0
 
 

@@ -132,7 +132,7 @@ def test_a_plugin_of_one_consumer_is_compared_with_that_one_only() -> None:
         levels = [(level, text) for level, text in found(everybody, own)]
         assert [level for level, _ in levels] == ["problem", "ok"]
         assert "1 of 2 consumers (carol)" in levels[0][1]
-        assert levels[1][1].startswith(f"Kong, plugin of consumer {name}: 1 consumers")
+        assert levels[1][1].startswith(f"Kong, plugin of consumer {name}: 1 consumer")
         # A plugin of one route leaves the other routes to the global plugin.
         partial = found(everybody, replace(own, is_partial=True))
         assert "2 of 3 consumers (bob, carol)" in partial[0][1]
@@ -157,7 +157,7 @@ def test_consumers_of_gateways_with_unreadable_plugins_are_counted() -> None:
     away = consumer("9", "zoe", source="portal")
     [_, (level, text)] = found(openmeter(**BY_ID_TOO), others={"portal": (away, BOB)})
     assert level == "warning"
-    assert "portal names 1 consumers of gateways whose plugins syncd cannot read" in text
+    assert "portal names 1 consumer of gateways whose plugins syncd cannot read" in text
 
 
 def test_applications_are_compared_with_every_plugin() -> None:
@@ -210,7 +210,7 @@ def test_plugins_of_a_file_are_distinguished_by_their_entity(project: Project) -
     assert sorted(levels) == ["ok", "ok", "problem", "warning"]
     texts = " ".join(text for _, text in said(project))
     # bob has the tag and a plugin of his own, guest is anonymous.
-    assert "kong.yml, plugin of consumer bob: 1 consumers are sent under" in texts
+    assert "kong.yml, plugin of consumer bob: 1 consumer is sent under" in texts
     assert "kong.yml, global plugin: 2 consumers are sent under" in texts
     assert "kong.yml, plugin of route without a name: the plugin's lookups do not find 1 of 2" in texts
     assert "kong.yml, plugin of consumer group gold: a plugin is for one consumer group" in texts
@@ -240,7 +240,7 @@ def test_the_plugins_of_a_running_kong_are_compared_with_its_consumers(project: 
         project.configure()
         [(level, text), (own, _)] = said(project)
     assert (level, own) == ("problem", "ok")
-    assert "1 of 1 consumers (bob)" in text
+    assert "1 of 1 consumer (bob)" in text
 
 
 def test_a_portal_and_a_control_plane_are_compared_if_possible(project: Project) -> None:
@@ -260,7 +260,7 @@ def test_a_portal_and_a_control_plane_are_compared_if_possible(project: Project)
         project.configure()
         levels = said(project)
     assert [level for level, _ in levels] == ["ok", "ok", "warning"]
-    assert "konnect-applications-1 names 1 consumers of gateways" in levels[2][1]
+    assert "konnect-applications-1 names 1 consumer of gateways" in levels[2][1]
 
 
 def test_consumers_that_could_not_be_read_are_reported_as_not_compared(project: Project) -> None:

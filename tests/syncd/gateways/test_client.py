@@ -304,7 +304,7 @@ def test_doctor_warns_of_a_gateway_whose_events_go_to_another_host(
 def test_doctor_warns_of_refused_events(deployment: Audited) -> None:
     level, text = doctor(deployment)
     assert level == "warning"
-    assert "1 events were refused" in text
+    assert "1 event was refused" in text
 
 
 # Settings

@@ -8,11 +8,11 @@ from contextlib import closing
 import pytest
 
 from syncd.config.settings import Dialect
-from syncd.core.errors import BlockedError, RefusedError, UnreachableError
+from syncd.core.errors import BlockedError, MalformedError, RefusedError, UnreachableError
 from syncd.core.model import ObservedCustomer, ObservedSubject
 from syncd.metering.base import CustomerEdit
 from tests.syncd.servers import Answer, Asked, serving
-from tests.syncd.targets import open_target
+from tests.syncd.targets import open_target, target_with
 
 DELETED = {"deletedAt": "2026-01-01T00:00:00Z", "deleted_at": "2026-01-01T00:00:00Z"}
 THERE = {"id": "C", "key": "acme", "name": "ACME"}
@@ -108,3 +108,56 @@ def test_a_subject_entity_is_deleted_only_after_a_look_at_it_each_time() -> None
     ):
         target.delete_subject("s", check)
     assert deletions == ["/api/v1/subjects/s"]
+
+
+ONE = {"page": {"total": 1}}
+ATTRIBUTION: dict[Dialect, tuple[str, str, dict[str, object]]] = {
+    "openmeter-v1": ("usageAttribution", "subjectKeys", {"type": "customer_usage_attribution.v1"}),
+    "openmeter-v3": ("usage_attribution", "subject_keys", {}),
+}
+
+
+def test_an_edit_sends_the_usage_attribution_back_with_only_its_own_additions(dialect: Dialect) -> None:
+    field, keys, others = ATTRIBUTION[dialect]
+    there = {**THERE, field: {**others, keys: ["z", "a", "m"]}, "annotations": {"x": 1}}
+    with (
+        serving(lambda asked: Answer(PAGE if asked.path.endswith("/subscriptions") else there)) as server,
+        closing(target_with(dialect, server.url)) as target,
+    ):
+        target.edit_customer("C", lambda c: CustomerEdit(subject_keys=(*c.subject_keys, "b")))
+    last = server.asked[-1]
+    assert (last.method, last.path.rpartition("/")[2]) == ("PUT", "C")
+    assert isinstance(last.body, dict)
+    assert last.body[field] == {**others, keys: ["z", "a", "m", "b"]}
+    assert last.body.keys() <= {"key", "name", field}
+    assert len(server.asked) == (2 if dialect == "openmeter-v1" else 3)
+
+
+@pytest.mark.parametrize(
+    "answer",
+    [
+        Answer([]),
+        Answer(
+            {
+                "items": [{"name": "no id"}],
+                "totalCount": 1,
+                "data": [{"id": "C"}],
+                "meta": ONE,
+            }
+        ),
+        Answer({"totalCount": 1, "meta": ONE}),
+        Answer({"items": [], "data": []}),
+        Answer(b"<html>"),
+    ],
+    ids=["list", "no id or name", "no list", "no total", "no JSON"],
+)
+def test_an_answer_that_is_not_a_list_of_customers_is_an_error(dialect: Dialect, answer: Answer) -> None:
+    def answered(asked: Asked) -> Answer:
+        return Answer(PAGE) if asked.path.endswith("/subscriptions") else answer
+
+    with (
+        serving(answered) as server,
+        closing(target_with(dialect, server.url)) as target,
+        pytest.raises(MalformedError),
+    ):
+        target.observe()

@@ -162,7 +162,7 @@ def test_a_plan_counts_the_subjects_that_no_source_knows(project: Project, sandb
     event = {"specversion": "1.0", "id": "1", "source": "kong", "type": "kong.api_request", "subject": "x"}
     headers = {"Content-Type": "application/cloudevents+json"}
     sandbox.post("/api/v1/events", json=event, headers=headers).raise_for_status()
-    assert "no source knows 1 (1 events)" in project.call("plan").stdout
+    assert "no source knows 1 (1 event)" in project.call("plan").stdout
 
 
 # Refused deletions

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from syncd.runs.stopping import Stop
+from syncd.runs.reconciler import Stop
 
 
 def test_reading_stops_at_once_and_changes_have_a_moment_to_end_whole() -> None:

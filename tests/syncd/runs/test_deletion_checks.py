@@ -7,7 +7,7 @@ import pytest
 from syncd.core.changes import Change, ChangeKind, EntityState, Plan
 from syncd.core.errors import RefusedError, UnauthorizedError
 from syncd.metering.base import Inspection
-from syncd.planning.deletion_checks import check_deletions
+from syncd.runs.passes import check_deletions
 from tests.syncd.builders import OWNER
 
 

@@ -7,7 +7,7 @@ import unicodedata
 
 import pytest
 
-from syncd.core.text import printable
+from syncd.cli.options import printable
 
 STEERING = "\x1b[2J\x07\x7f\x9b31m\u202e\u2066\u200b\u2028\ud800\ue000\r\n\t"
 
