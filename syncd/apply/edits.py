@@ -7,7 +7,7 @@ owner, a subscription, a mark.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 
 from msgspec import structs
 
@@ -109,21 +109,22 @@ def renaming(change: Change, owner_id: str) -> Decide:
     return decide
 
 
-def require_as_planned(current: ObservedCustomer, expected: ObservedCustomer) -> None:
-    """Raise BlockedError if a customer differs from the one that the plan was made on.
+def require_as_planned(current: ObservedCustomer, *expected: ObservedCustomer) -> None:
+    """Raise BlockedError if a customer differs from each of its expected states.
 
-    Either somebody has edited it since, or a server that lags behind has answered with an old state of it. An
-    edit writes the whole customer back, so on an old state it would undo what was written in between.
+    Either somebody has edited it since the plan was made, or a server that lags behind has answered with an
+    old state of it. An edit writes the whole customer back, so on an old state it would undo what was written
+    in between; and what an old state shows as done may be undone.
     """
-    if (current.name, set(current.subject_keys), current.metadata) != (
-        expected.name,
-        set(expected.subject_keys),
-        expected.metadata,
-    ):
+    if _written_back(current) not in map(_written_back, expected):
         raise BlockedError(
             f"customer {current.key or current.id} is not as it was when the plan was made: it was edited"
             " since, or the metering API answered with an old state of it; plan again"
         )
+
+
+def _written_back(customer: ObservedCustomer) -> tuple[str, frozenset[str], Mapping[str, str]]:
+    return customer.name, frozenset(customer.subject_keys), customer.metadata
 
 
 def applied(edit: CustomerEdit, customer: ObservedCustomer) -> ObservedCustomer:

@@ -222,7 +222,7 @@ class _Applier:
         return ". The moved subjects were put back" if origins else ""
 
     def _edit(self, customer_id: str, decide: Decide) -> bool:
-        """Edit a customer if it is as expected."""
+        """Edit a customer if it is as expected, or as an earlier try of this edit has left it."""
         expected = self._expected.get(customer_id)
         if expected is None:
             return self._target.edit_customer(customer_id, decide)
@@ -231,8 +231,8 @@ class _Applier:
         def decide_as_planned(current: ObservedCustomer) -> CustomerEdit | None:
             nonlocal edited
             edit = decide(current)
+            edits.require_as_planned(current, expected, edited)
             if edit is not None:
-                edits.require_as_planned(current, expected)
                 edited = edits.applied(edit, expected)
             return edit
 

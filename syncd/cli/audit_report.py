@@ -169,15 +169,15 @@ def show_redeliveries(console: Console, asked: Sequence[Redelivery]) -> None:
 
 
 def _no_effect(missing: int) -> str:
-    """Tell what a redelivery cannot bring back, and why the next one cannot either."""
+    """Tell what a redelivery cannot bring back, and why the next one cannot either, or must not."""
     return (
         f"Without effect: {plural(missing, 'redelivered event is', 'redelivered events are')} still not"
-        " counted. If a longer --settle does not"
-        " help, the deduplication of the metering API remembers their ids, although the events are lost, and"
-        " drops them. Another redelivery changes nothing until it forgets them: in OpenMeter after the"
-        " `expiration` of the sink's `dedupe`, or when whoever runs it deletes the ids from its Redis"
-        " (`<namespace>-<source>-<id>`). Redeliver then, as long as the gateways retain the events"
-        " (--retention of the plugin)."
+        " counted. If its sink is running and a longer --settle does not help, the deduplication of the"
+        " metering API remembers their ids, although the events are lost, and drops them. Do not redeliver"
+        " once it has forgotten them (in OpenMeter after the `expiration` of the sink's `dedupe`): that would"
+        " count the other events of the span twice. Whoever runs OpenMeter can delete the ids of the lost"
+        " events, and no others, from its Redis (`<namespace>-<source>-<id>`). Redeliver then: docs/audit.md,"
+        ' "Events that a deduplication remembers".'
     )
 
 

@@ -36,7 +36,6 @@ _ERRORS: Final = (
     httpcore.ProxyError,
     httpcore.UnsupportedProtocol,
     OSError,  # TimeoutError among them
-    ImportError,  # a SOCKS proxy without its package
 )
 
 

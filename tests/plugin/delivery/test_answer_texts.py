@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
+import base64
+import html
+import json
 import socket
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
+from urllib.parse import quote
 
 import pytest
 
@@ -12,6 +17,7 @@ from openmeter_plugin.delivery.answers import DeliveryError, UndeliveredError
 from openmeter_plugin.spool.destination import write_destination
 from tests.harness.books import read_dead_letters
 from tests.harness.process import eventually
+from tests.harness.sockets import read_post, talking
 from tests.plugin.deliveries import delivering, ids, post_once, record, spooled
 from tests.plugin.events_server import Answer, EventsServer, Post, refusal, serving
 from tests.plugin.spools import destination
@@ -43,7 +49,7 @@ def test_a_packed_answer_which_was_not_asked_for_condemns_no_event(encoding: str
 
 def test_a_timeout_has_a_message_in_words() -> None:
     with socket.create_server(("127.0.0.1", 0)) as silent:
-        error = post_once(f"http://127.0.0.1:{silent.getsockname()[1]}/events", timeout=0.05)
+        error = post_once(f"http://127.0.0.1:{silent.getsockname()[1]}/events", timeout=0.5)
     assert isinstance(error, UndeliveredError)
     assert str(error) == "ReadTimeout: the metering API did not answer in time"
 
@@ -96,3 +102,60 @@ def test_a_token_echoed_by_an_answer_is_in_no_dead_letter(tmp_path: Path) -> Non
     assert "you sent Bearer *** and I do not like it" in str(letter)
     files = [path for path in tmp_path.rglob("*") if path.is_file() and path.parent.name != "tokens"]
     assert not [path for path in files if TOKEN.encode() in path.read_bytes()]
+
+
+SECRET = "om+live/abc=DEF&ghi<jkl>"
+
+
+def in_a_status_line(token: str) -> bytes:
+    return f"HTTP/9.9 {token} no\r\n\r\n".encode()
+
+
+def in_a_header_without_a_name(token: str) -> bytes:
+    return f"HTTP/1.1 200 OK\r\n{token}\r\n\r\n".encode()
+
+
+def in_a_length(token: str) -> bytes:
+    return f"HTTP/1.1 200 OK\r\ncontent-length: {token}\r\n\r\n".encode()
+
+
+def in_a_location(token: str) -> bytes:
+    location = f"http://h/{quote(token, safe='')}"
+    return f"HTTP/1.1 302 Found\r\nlocation: {location}\r\ncontent-length: 0\r\n\r\n".encode()
+
+
+def in_a_body(spell: Callable[[str], str]) -> Callable[[str], bytes]:
+    def answer(token: str) -> bytes:
+        document = {"type": "about:blank", "title": "Bad Request", "status": 400, "detail": spell(token)}
+        body = json.dumps(document).encode()
+        head = b"HTTP/1.1 400 Bad Request\r\ncontent-type: application/problem+json\r\n"
+        return head + b"content-length: %d\r\n\r\n%s" % (len(body), body)
+
+    return answer
+
+
+LEAKS: dict[str, Callable[[str], bytes]] = {
+    "status line": in_a_status_line,
+    "header": in_a_header_without_a_name,
+    "length": in_a_length,
+    "location": in_a_location,
+    "body": in_a_body(str),
+    "body, URL": in_a_body(lambda token: quote(token, safe="")),
+    "body, HTML": in_a_body(html.escape),
+    "body, JSON": in_a_body(json.dumps),
+    "body, base64": in_a_body(lambda token: base64.b64encode(f"Bearer {token}".encode()).decode()),
+    "body, Python": in_a_body(lambda token: repr({"authorization": f"Bearer {token}"}.items())),
+}
+
+
+@pytest.mark.parametrize("leak", LEAKS.values(), ids=LEAKS)
+def test_a_token_that_comes_back_in_any_way_is_in_no_message(leak: Callable[[str], bytes]) -> None:
+    def converse(connection: socket.socket) -> None:
+        while read_post(connection):
+            connection.sendall(leak(SECRET))
+
+    with talking(converse) as there:
+        text = str(post_once(f"{there.url}/events", token=SECRET))
+    encoded = base64.b64encode(f"Bearer {SECRET}".encode()).decode()[12:24]
+    spellings = (SECRET, quote(SECRET, safe=""), html.escape(SECRET), SECRET[4:12], encoded)
+    assert not [spelling for spelling in spellings if spelling in text], text

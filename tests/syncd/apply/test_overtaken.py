@@ -127,6 +127,14 @@ def test_no_change_is_made_on_another_state_of_its_customer_than_the_plan_was_ma
     assert target.customers[old.id] == old
 
 
+def test_a_moved_subject_does_not_count_as_attached_because_an_old_state_of_its_customer_shows_it() -> None:
+    plan = plan_for([ALICE, BOB], observed(OLD, ACME), rules=BY_TAG, options=PlanOptions(allow_move=True))
+    target = MemoryTarget(observed(OLD, replace(ACME, subject_keys=("consumer:1",))))
+    outcomes = apply_plan(plan, target, seen=[OLD, ACME])
+    assert statuses(outcomes) == ["move-subjects done", "attach-subjects blocked"]
+    assert "could not be put back" in outcomes[1].detail
+
+
 def test_changes_of_one_customer_expect_what_the_ones_before_them_have_written() -> None:
     late = replace(ACME, name="acme", metadata={**ACME.metadata, **MARKED})
     for forgets in (False, True):

@@ -81,9 +81,10 @@ def test_a_redelivery_that_the_deduplication_drops_is_said_to_be_without_effect(
         shown = world.project().call(*arguments).stdout
     assert "Without effect: 4 redelivered events are still not counted." in shown
     assert "the deduplication of the metering API remembers their ids" in shown
-    assert "`expiration` of the sink's `dedupe`" in shown
+    assert "Do not redeliver once it has forgotten them" in shown
+    assert "the ids of the lost events, and no others" in shown
     assert "asks the gateways to redeliver" not in shown
-    # Once it has forgotten them, the same command brings them back.
+    # Once the ids of the lost events have been deleted, and no others, the same command brings them back.
     status, document, _ = world.audit(hour, arguments=("--redeliver", "--wait"))
     assert (status, document["redelivered_without_effect"]) == (0, 0)
     assert world.audit(hour)[1]["redelivered_without_effect"] is None

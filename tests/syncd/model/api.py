@@ -8,7 +8,8 @@ Faults that a server, a proxy or a network can cause, except those that no clien
   that write and its repetition.
 - A by-id read misses writes of earlier runs only if the list of this run shows them: if all reads of a
   customer show the same old state, nothing tells that it is old.
-- Lists of subject entities are late under the same condition, because these have no other read.
+- Lists of subject entities are late under the same condition, because these have no other read, and people
+  do not edit them between that list and the writes that follow it.
 """
 
 from __future__ import annotations
@@ -28,9 +29,11 @@ from tests.syncd.model.truth import Step, Truth, read_truth, step_between
 Kind = Literal["create", "write", "one", "part", "list", "other"]
 """Kinds of requests: `one` reads a customer by id or key, `part` something that depends on one."""
 
-REFUSALS = {"500": 500, "502": 502, "503": 503, "429": 429, "409": 409}
 FAULTS = (
-    *REFUSALS,
+    "500",
+    "502",
+    "503",
+    "429",
     "timeout",
     "cut",
     "garbage",
@@ -137,6 +140,7 @@ class MeteringApi:
         """Answer one request of syncd; raises CutError or SilenceError instead of an answer."""
         kind = kind_of(method, target)
         is_bound = kind == "part" or (kind == "write" and self._last in ("one", "part"))
+        is_bound |= method == "POST" and target.startswith("/api/v1/subjects")
         while not is_bound and self._is_interrupted():
             self.interruptions.pop(0)[1]()
         self._last = kind
@@ -207,7 +211,7 @@ class MeteringApi:
             return Reply(200, b"<html>welcome</html>", {b"content-type": b"text/html"})
         if how == "409" and kind != "create":
             return acted or self._pass(kind, method, target, body)
-        if how in REFUSALS:
+        if how.isdigit():
             problem = {"title": how, "status": int(how), "detail": "injected by the test"}
             headers = {b"retry-after": b"7"} if how == "429" else {}
             return Reply(int(how), json.dumps(problem).encode(), headers)

@@ -110,6 +110,9 @@ faults = st.one_of(
         st.sampled_from(FAULTS),
     ),
 )
+_faults_of_writes = st.builds(
+    Fault, st.sampled_from(["create", "write", "write"]), st.integers(0, 2), st.sampled_from(FAULTS)
+)
 troubles = st.builds(
     Troubles,
     st.lists(faults, max_size=5).map(tuple),
@@ -202,7 +205,11 @@ class SyncdMachine(RuleBasedStateMachine):
         self._run(dialect, options, troubles)
 
     @rule(
-        news=news, dialect=st.sampled_from(_DIALECTS), move=st.booleans(), fault=faults, again=st.booleans()
+        news=news,
+        dialect=st.sampled_from(_DIALECTS),
+        move=st.booleans(),
+        fault=faults | _faults_of_writes,
+        again=st.booleans(),
     )
     def syncd_meets_a_fault(
         self, news: list[News], dialect: Dialect, move: bool, fault: Fault, again: bool
