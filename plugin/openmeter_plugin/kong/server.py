@@ -83,6 +83,8 @@ class Server:
         self._incomplete = 0
         self._max_incomplete = max_incomplete
         self._suspects: dict[Connection, object] = {}
+        self.stopping = False
+        """Whether each connection ends with its next answer."""
         self.log = get_logger()
         self.bad_stream_limit = RateLimit()
         self.unexpected_limit = RateLimit()
@@ -132,6 +134,12 @@ class Server:
         self._stalled = self._writer.stalled
         if self._stalled:
             self.committed([(c, c.last_used) for c in self.connections if c.state is _SPOOLING])
+
+    def stop(self) -> None:
+        """From now on, end each connection with its next answer."""
+        self.stopping = True
+        for connection in self.connections:
+            connection.end_with_answer()
 
     @staticmethod
     def committed(tokens: Iterable[Token]) -> None:
@@ -214,6 +222,8 @@ class Connection:
         self._log = b""
         self._query: PdkQuery | None = None
         self._results = NO_RESULTS
+        if server.stopping:
+            self.end_with_answer()
         server.connections[self] = None
 
     @property
@@ -265,6 +275,17 @@ class Connection:
         if self.state is not State.ENDED and self.is_open:
             self.signal(Signal.END)
             self._link.shut_down()
+
+    def end_with_answer(self) -> None:
+        """End our side right after the next answer: Kong reads the end with it and drops the connection."""
+        finish = self._link.finish
+
+        def finish_and_end(data: bytes) -> None:
+            finish(data)
+            if not self._link.has_unsent:
+                self.shut_down()
+
+        self.finish = finish_and_end
 
     def close(self) -> None:
         """Close the connection. A record that was handed over is still written; Kong resends other events."""
