@@ -14,12 +14,11 @@ from typing import Any
 import pytest
 import yaml
 
-from openmeter_plugin.metering.event import decide
-from openmeter_plugin.metering.pdk_queries import QueryResults
 from openmeter_plugin.metering.rules import Rules
 from tests.clones import Clone
 from tests.documents import blocks, commands
 from tests.harness.recordings import llm_request, serialized
+from tests.plugin.outcomes import events as made_events
 
 pytestmark = pytest.mark.slow
 
@@ -59,9 +58,7 @@ def test_the_readme_is_short() -> None:
 def recorded_events() -> list[dict[str, Any]]:
     events: list[dict[str, Any]] = []
     for recorded in (serialized("authenticated"), llm_request()):
-        made = decide(recorded.parsed, QueryResults(None, None), Rules(source="kong"), now_ms=0, new_id=str)
-        assert isinstance(made, list)
-        events += made
+        events += made_events(recorded.parsed, rules=Rules(source="kong"))
     return events
 
 

@@ -16,12 +16,13 @@ from syncd.cli.options import (
     DRIFT,
     ERROR,
     ConfigOption,
+    FromOption,
     JsonOption,
+    ToOption,
     complain,
     config_path,
     console,
     finish,
-    moment,
     print_json,
 )
 from syncd.core.errors import ConfigError, SyncdError
@@ -39,21 +40,8 @@ _DEFAULT_PERIOD = timedelta(days=1)
 def audit(
     context: typer.Context,
     config: ConfigOption = None,
-    since: Annotated[
-        datetime | None,
-        typer.Option(
-            "--from",
-            parser=moment,
-            metavar="TIME",
-            help="Start, inclusive: RFC 3339 or a day (UTC). Default: a day before the end.",
-        ),
-    ] = None,
-    until: Annotated[
-        datetime | None,
-        typer.Option(
-            "--to", parser=moment, metavar="TIME", help="End, exclusive. Default: the current hour."
-        ),
-    ] = None,
+    since: FromOption = None,
+    until: ToOption = None,
     redeliver: Annotated[
         bool, typer.Option("--redeliver", help="Ask the gateways to redeliver missing events.")
     ] = False,
@@ -72,7 +60,10 @@ def audit(
     ] = 30,
     as_json: JsonOption = False,
 ) -> None:
-    """Compare the gateways' ledgers with the meters by hour. Exit status: 0 equal, 2 different, 1 error."""
+    """Compare the gateways' ledgers with the meters by hour. Exit status: 0 equal, 2 different, 1 error.
+
+    Without --to up to the current hour, without --from the day before that.
+    """
     from syncd.cli.audit_report import show_audit, to_json
     from syncd.config import settings
 

@@ -10,7 +10,6 @@ from __future__ import annotations
 import logging
 from contextlib import closing
 from dataclasses import replace
-from datetime import datetime
 from pathlib import Path
 from typing import Annotated
 
@@ -27,12 +26,13 @@ from syncd.cli.options import (
     USAGE,
     ConfigOption,
     Finished,
+    FromOption,
     JsonOption,
+    ToOption,
     complain,
     config_path,
     console,
     finish,
-    moment,
     print_json,
 )
 from syncd.core.errors import SyncdError
@@ -144,16 +144,8 @@ def apply(
 def usage(
     context: typer.Context,
     config: ConfigOption = None,
-    since: Annotated[
-        datetime | None,
-        typer.Option(
-            "--from", parser=moment, metavar="TIME", help="Start, inclusive: RFC 3339 or a day (UTC)."
-        ),
-    ] = None,
-    until: Annotated[
-        datetime | None,
-        typer.Option("--to", parser=moment, metavar="TIME", help="End, exclusive: RFC 3339 or a day (UTC)."),
-    ] = None,
+    since: FromOption = None,
+    until: ToOption = None,
     as_json: JsonOption = False,
 ) -> None:
     """Show usage by customer and subject, and usage that no customer is billed for."""

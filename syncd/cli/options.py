@@ -46,6 +46,16 @@ def moment(text: str) -> datetime:
     return found
 
 
+FromOption = Annotated[
+    datetime | None,
+    typer.Option("--from", parser=moment, metavar="TIME", help="Start, inclusive: RFC 3339 or a day (UTC)."),
+]
+ToOption = Annotated[
+    datetime | None,
+    typer.Option("--to", parser=moment, metavar="TIME", help="End, exclusive: RFC 3339 or a day (UTC)."),
+]
+
+
 class Finished(SystemExit):
     """A command's own exit status, as opposed to the 2 with which typer exits."""
 

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from pydantic import ValidationError
 
 from openmeter_plugin.config.metering_settings import Subject
+from openmeter_plugin.metering.kong_log import Consumer, KongLog
 from openmeter_plugin.metering.rules import Rules
 from openmeter_plugin.metering.subject import find_subject
 from openmeter_plugin.units import plural
@@ -239,8 +240,13 @@ def _sent_subject(principal: Principal, rules: Rules) -> str | None:
     """Return the subject that the plugin finds for a request of this principal, None if it finds none."""
     if principal.kind == "application":
         asked = rules.application_context != "never"
-        found = find_subject({}, {"application_id": principal.id} if asked else None, rules)
+        found = find_subject(KongLog(), {"application_id": principal.id} if asked else None, rules)
     else:
-        consumer = {"id": principal.id, "username": principal.username, "custom_id": principal.custom_id}
-        found = find_subject({"consumer": {**consumer, "tags": list(principal.tags)}}, None, rules)
+        consumer = Consumer(
+            principal.id or None,
+            principal.username or None,
+            principal.custom_id or None,
+            list(principal.tags),
+        )
+        found = find_subject(KongLog(consumer=consumer), None, rules)
     return found if type(found) is str else None

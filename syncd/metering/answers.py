@@ -173,10 +173,12 @@ def objects(value: object, where: str, what: str) -> list[dict[str, object]]:
     return [expect_object(entry, API, what) for entry in expect_list(value, API, where)]
 
 
-def object_or_none(client: ApiClient, path: str, params: Params | None = None) -> dict[str, object] | None:
+def object_or_none(
+    client: ApiClient, path: str, params: Params | None = None, *, repeat: bool = True
+) -> dict[str, object] | None:
     """Return the object at a path, None if the server does not have it."""
     try:
-        return expect_object(client.get(path, params), API, path)
+        return expect_object(client.request("GET", path, params=params, repeat=repeat), API, path)
     except RefusedError as error:
         if error.status not in GONE:
             raise
@@ -196,6 +198,17 @@ def open_subscriptions(listed: Sequence[Mapping[str, object]]) -> tuple[str, ...
         # Only the first page is read. An active one may follow on the next page, so assume that it does.
         found.append("and perhaps more than were listed")
     return tuple(found)
+
+
+def put_customer(client: ApiClient, path: str, body: Mapping[str, object], **asked: str) -> None:
+    """Replace a customer, once; raises BlockedError if it was deleted in the meantime."""
+    try:
+        written = client.request("PUT", path, body=body, repeat=False)
+    except RefusedError as error:
+        if error.status not in GONE:
+            raise
+        raise deleted_meanwhile() from None
+    expect_written(written, "changed customer", **asked)
 
 
 def deleted(client: ApiClient, path: str) -> bool:

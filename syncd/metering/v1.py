@@ -21,7 +21,7 @@ from syncd.http.client import ApiClient, Endpoint, expect_object, expect_objects
 from syncd.http.pagination import Page, read_as
 from syncd.http.retry import Retry
 from syncd.metering import answers
-from syncd.metering.answers import API, GONE, PAGE_OF_PARTS, id_segment, mapping, segment
+from syncd.metering.answers import API, PAGE_OF_PARTS, id_segment, mapping, segment
 from syncd.metering.base import (
     CustomerEdit,
     CustomerField,
@@ -114,7 +114,7 @@ class OpenMeterV1:
 
     def customer_by_key(self, key: str) -> ObservedCustomer | None:
         """Return the customer with exactly this key."""
-        document = self._read(f"{_CUSTOMERS}/{segment(key, 'customer')}")
+        document = answers.object_or_none(self._client, f"{_CUSTOMERS}/{segment(key, 'customer')}")
         if document is None or document.get("id") == key != document.get("key"):
             return None
         answers.expect_asked(document, "customer", key=key)
@@ -134,33 +134,18 @@ class OpenMeterV1:
         body = _merged(document, edit)
         if body == _replaceable(document):
             return False
-        path = f"{_CUSTOMERS}/{id_segment(customer_id)}"
-        try:
-            written = self._client.request("PUT", path, body=body, repeat=False)
-        except RefusedError as error:
-            if error.status not in GONE:
-                raise
-            raise answers.deleted_meanwhile() from None
         asked = {"id": customer_id} | ({"key": str(body["key"])} if "key" in body else {})
-        answers.expect_written(written, "changed customer", **asked)
+        answers.put_customer(self._client, f"{_CUSTOMERS}/{id_segment(customer_id)}", body, **asked)
         return True
 
     def _by_id(self, customer_id: str, *, repeat: bool = True) -> dict[str, object] | None:
         """Return a customer, None if there is none; the server also returns deleted ones (`deletedAt`)."""
-        document = self._read(f"{_CUSTOMERS}/{id_segment(customer_id)}", repeat=repeat)
+        path = f"{_CUSTOMERS}/{id_segment(customer_id)}"
+        document = answers.object_or_none(self._client, path, repeat=repeat)
         if document is None:
             return None
         answers.expect_asked(document, "customer", id=customer_id)
         return None if document.get("deletedAt") else document
-
-    def _read(self, path: str, *, repeat: bool = True) -> dict[str, object] | None:
-        try:
-            answer = self._client.request("GET", path, repeat=repeat)
-        except RefusedError as error:
-            if error.status in GONE:
-                return None
-            raise
-        return expect_object(answer, API, path)
 
     def _page(self, number: int, size: int) -> Page:
         params: _Params = {
@@ -249,7 +234,7 @@ class OpenMeterV1:
         path = f"{_SUBJECTS}/{segment(key, 'subject')}"
 
         def attempt() -> bool:
-            document = self._read(path, repeat=False)
+            document = answers.object_or_none(self._client, path, repeat=False)
             if document is None:
                 return False
             answers.expect_asked(document, "subject", key=key)

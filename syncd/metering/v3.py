@@ -19,14 +19,14 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
 
-from syncd.core.errors import MalformedError, RefusedError
+from syncd.core.errors import MalformedError
 from syncd.core.model import NO_DETAILS, CustomerDetails, ObservedCustomer, ObservedState, ObservedSubject
 from syncd.core.ownership import has_reserved_prefix, valid_labels
 from syncd.http.client import ApiClient, Endpoint, Params, expect_object
 from syncd.http.pagination import Fetch, Page, read_all, read_as
 from syncd.http.retry import Retry
 from syncd.metering import answers
-from syncd.metering.answers import API, GONE, PAGE_OF_PARTS, id_segment, mapping
+from syncd.metering.answers import API, PAGE_OF_PARTS, id_segment, mapping
 from syncd.metering.base import (
     CustomerEdit,
     CustomerField,
@@ -135,27 +135,16 @@ class OpenMeterV3:
         body = _merged(document, edit)
         if body == _replaceable(document):
             return False
-        path = f"{_CUSTOMERS}/{id_segment(customer_id)}"
-        try:
-            written = self._client.request("PUT", path, body=body, repeat=False)
-        except RefusedError as error:
-            if error.status not in GONE:
-                raise
-            raise answers.deleted_meanwhile() from None
-        # The key never changes.
-        answers.expect_written(written, "changed customer", id=customer_id, key=str(document.get("key")))
+        path, key = f"{_CUSTOMERS}/{id_segment(customer_id)}", str(document.get("key"))  # it never changes
+        answers.put_customer(self._client, path, body, id=customer_id, key=key)
         return True
 
     def _read(self, customer_id: str, *, repeat: bool = True) -> dict[str, object] | None:
         """Return a customer, None if there is none; the server also returns deleted ones (`deleted_at`)."""
         path = f"{_CUSTOMERS}/{id_segment(customer_id)}"
-        try:
-            answer = self._client.request("GET", path, repeat=repeat)
-        except RefusedError as error:
-            if error.status in GONE:
-                return None
-            raise
-        document = expect_object(answer, API, path)
+        document = answers.object_or_none(self._client, path, repeat=repeat)
+        if document is None:
+            return None
         answers.expect_asked(document, "customer", id=customer_id)
         return None if document.get("deleted_at") else document
 

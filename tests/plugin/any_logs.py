@@ -17,7 +17,7 @@ from openmeter_plugin.metering.ai_events import (
     MCP_REQUEST,
     AiRules,
 )
-from openmeter_plugin.metering.event import API_REQUEST, Decision, Quarantined
+from openmeter_plugin.metering.event import API_REQUEST, Quarantined
 from openmeter_plugin.metering.lenient_json import MAX_TEXT
 from openmeter_plugin.metering.pdk_queries import NOT_QUERIED, PdkQuery
 from openmeter_plugin.metering.rules import Attribute, Filters, Lookup, Rules, SkipReason
@@ -194,7 +194,7 @@ EVENT_TYPES = (API_REQUEST, LLM_REQUEST, LLM_CACHE_HIT, LLM_CALL, MCP_REQUEST, A
 REQUIRED = ("specversion", "id", "source", "type", "subject", "time", "data")
 
 
-def assert_valid(decision: Decision) -> None:
+def assert_valid(decision: Any) -> None:
     if isinstance(decision, (SkipReason, PdkQuery)):
         return
     if isinstance(decision, Quarantined):

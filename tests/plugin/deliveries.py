@@ -18,7 +18,7 @@ from openmeter_plugin.delivery.answers import DeliveryError
 from openmeter_plugin.delivery.client import EventsClient
 from openmeter_plugin.delivery.options import DeliveryOptions, Network, Retention
 from openmeter_plugin.delivery.process import deliver
-from openmeter_plugin.spool.segment import SKIPPED, encode_events, encode_record, encode_summary
+from openmeter_plugin.spool.segment import SKIPPED, encode_record, encode_usage
 from tests.harness.books import read_counts, read_ledger
 from tests.harness.process import eventually
 from tests.plugin.events_server import Answer, Post, Script, refusal
@@ -48,8 +48,7 @@ def record(*numbers: int, **members: Any) -> bytes:
     """Return the record of one request with these events and their summary."""
     events = [event(n, **members) for n in numbers]
     first = orjson.loads(events[0])
-    summary = encode_summary([first["type"]] * len(events), first["time"], first["id"], first["subject"])
-    return encode_events(events, summary)
+    return encode_usage(events, [first["type"]] * len(events), first["time"], first["id"], first["subject"])
 
 
 def skip(reason: str = "no_consumer") -> bytes:

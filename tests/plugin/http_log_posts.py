@@ -63,6 +63,7 @@ def batch(*request_ids: str) -> bytes:
 def configuration(
     endpoint: str = ENDPOINT, *, plugin: str = "", http_log: str = "", secret: str = SECRET
 ) -> str:
+    secrets = f"secret: {secret}" if secret else "max_connections: 256"
     return f"""
 ingest_endpoint: {endpoint}
 api_token: {TOKEN}
@@ -70,7 +71,7 @@ queue:
   max_coalescing_delay: 0.05
 {plugin}
 http_log:
-  secret: {secret}
+  {secrets}
 {http_log}
 """
 
@@ -100,9 +101,9 @@ class Receiving:
 
 @asynccontextmanager
 async def receiving(
-    directory: Path, *, http_log: str = "", plugin: str = "", secret: str = SECRET, **options: float
+    directory: Path, *, http_log: str = "", plugin: str = "", secret: str = SECRET
 ) -> AsyncIterator[Receiving]:
-    """Run a receiver with its spool below a directory; `options` are those of HttpLogServer."""
+    """Run a receiver with its spool below a directory."""
     file = directory / "openmeter-plugin.yaml"
     file.write_text(configuration(http_log=http_log, plugin=plugin, secret=secret))
     file.chmod(0o600)
@@ -113,9 +114,7 @@ async def receiving(
     writer.start()
     with socket.create_server(("127.0.0.1", 0)) as listener:
         port = listener.getsockname()[1]
-        receiver = HttpLogServer(
-            socket.socket(fileno=os.dup(listener.fileno())), load(file, {}), writer, **options
-        )
+        receiver = HttpLogServer(socket.socket(fileno=os.dup(listener.fileno())), load(file, {}), writer)
         try:
             async with httpx.AsyncClient(base_url=f"http://127.0.0.1:{port}", trust_env=False) as client:
                 yield Receiving(port, spool, client)

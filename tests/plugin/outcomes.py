@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
 from itertools import count
 from typing import Any
 
+import orjson
+
 from openmeter_plugin.kong import codec
-from openmeter_plugin.metering.event import Decision, decide
+from openmeter_plugin.metering.event import Decision, decide, encode_event
+from openmeter_plugin.metering.kong_log import decode_log
 from openmeter_plugin.metering.pdk_queries import QueryResults
 from openmeter_plugin.metering.rules import Lookup, Rules
 from tests.harness.recordings import application_context, serialized
@@ -29,10 +33,18 @@ def ids() -> Callable[[], str]:
     return lambda: f"random-{next(numbers)}"
 
 
-def result(
-    log: object, application: object = None, rules: Rules = RULES, captures: object = None
+def decided(
+    log: object, results: QueryResults, rules: Rules = RULES, new_id: Callable[[], str] | None = None
 ) -> Decision:
-    return decide(log, QueryResults(application, captures), rules, now_ms=NOW, new_id=ids())
+    """Return the decision for a log that Kong sends as JSON."""
+    raw = json.dumps(log).encode()
+    return decide(decode_log(raw), results, rules, lambda: NOW, new_id or ids())
+
+
+def result(log: object, application: object = None, rules: Rules = RULES, captures: object = None) -> Any:
+    """Return the decision, with events as JSON."""
+    found = decided(log, QueryResults(application, captures), rules)
+    return [orjson.loads(encode_event(event)) for event in found] if isinstance(found, list) else found
 
 
 def events(

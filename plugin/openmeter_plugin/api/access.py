@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hmac
-import ipaddress
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -11,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
 from openmeter_plugin.log import RateLimit, get_logger
-from openmeter_plugin.process.sockets import Listener, TcpListener
+from openmeter_plugin.process.sockets import Listener, TcpListener, host_of, loopback_hosts
 
 if TYPE_CHECKING:
     from starlette.types import ASGIApp, Receive, Scope, Send
@@ -54,11 +53,7 @@ class Access:
 def load_access(listener: Listener, file: Path | None, environment: Mapping[str, str] = os.environ) -> Access:
     """Return the access rules for a listening socket; raises AccessError, OSError."""
     text = "" if file is not None else environment.get(TOKEN_VARIABLE, "").strip()
-    hosts = None
-    if isinstance(listener, TcpListener) and ipaddress.ip_address(listener.address).is_loopback:
-        # Against DNS rebinding: a web page can make a browser call a loopback address by another name.
-        hosts = frozenset({"localhost", "127.0.0.1", "::1", listener.address})
-    found = Access(file, text, hosts)
+    found = Access(file, text, loopback_hosts(listener.socket))
     if found.needs_token:
         found.token()
     elif TOKEN_VARIABLE in environment:
@@ -94,7 +89,7 @@ class AccessMiddleware:
 
     def _refusal(self, scope: Scope) -> tuple[int, str, dict[str, str]] | None:
         headers = {name.decode("latin-1"): value.decode("latin-1") for name, value in scope["headers"]}
-        if self._access.hosts is not None and _host(headers.get("host", "")) not in self._access.hosts:
+        if self._access.hosts is not None and host_of(headers.get("host", "")) not in self._access.hosts:
             return 421, "use localhost or the IP address in the URL; other host names are not allowed", {}
         if scope["path"] not in OPEN_PATHS and self._access.needs_token:
             refusal = self._token_refusal(headers.get("authorization", ""))
@@ -146,10 +141,3 @@ def body_refusal(method: str, headers: Mapping[str, str]) -> tuple[int, str] | N
     if int(length[:12]) > _MAX_BODY:
         return 413, f"a body may have at most {_MAX_BODY} bytes"
     return None
-
-
-def _host(header: str) -> str:
-    """Return the host name or address in a Host header, without the port."""
-    if header.startswith("["):
-        return header[1:].partition("]")[0].lower()
-    return header.partition(":")[0].lower()

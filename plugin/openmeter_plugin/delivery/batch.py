@@ -78,6 +78,8 @@ class BatchReader:
         self._reader = reader
         self.paused = False
         """Whether nothing may be taken for now."""
+        self.taken = 0
+        """Bytes of segments taken so far."""
 
     def extend(self, batch: Batch, max_events: int) -> bool:
         """Add available events to the batch while there is room; returns whether that is all there is."""
@@ -87,6 +89,7 @@ class BatchReader:
             before = segment.delivered
             room = self._add(batch, segment, max_events)
             if segment.delivered > before:
+                self.taken += segment.delivered - before
                 batch.positions[segment.name] = segment.delivered
             if not room:
                 return False

@@ -1,6 +1,6 @@
 """The http-log input: receives the batches that Kong's bundled http-log plugin posts.
 
-Start with `receiver`. `splitter` and `scanner` take a post's body apart, `spooling` writes its records, and
-`config` has the settings.
+Start with `receiver`. `entries` splits a post's body, `spooling` writes its records, `process` runs the
+receiver in a process of its own, and `config` has the settings.
 May import: `instances`, `config`, `process`, `metering`, `spool`.
 """

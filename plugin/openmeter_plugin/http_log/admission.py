@@ -18,6 +18,7 @@ from starlette.responses import Response
 
 from openmeter_plugin.http_log.config import HttpLogSettings
 from openmeter_plugin.log import RateLimit, get_logger
+from openmeter_plugin.process.sockets import host_of
 
 _RETRY_AFTER: Final = "2"
 _MAX_DISCARDED: Final = 64 * 1024 * 1024
@@ -43,9 +44,13 @@ def accepted(requests: int, bad_records: int) -> Response:
 
 
 class Admission:
-    """Checks a post against the shared secrets and the limits."""
+    """Checks a post against the shared secrets and the limits.
 
-    def __init__(self, settings: HttpLogSettings) -> None:
+    `hosts` are the values of its Host header that are accepted, None for any.
+    """
+
+    def __init__(self, settings: HttpLogSettings, hosts: frozenset[str] | None = None) -> None:
+        self._hosts = hosts
         self._secrets = [secret.get_secret_value().encode() for secret in settings.secret]
         self._header_name = settings.header
         self._header = settings.header.encode()
@@ -53,9 +58,15 @@ class Admission:
 
     def check(self, request: Request) -> None:
         """Raise RefusalError for a post that its head disqualifies."""
+        if self._hosts is not None and host_of(request.headers.get("host", "")) not in self._hosts:
+            raise RefusalError(
+                421, "without a shared secret, http_endpoint must name localhost or the IP address"
+            )
+        # Browsers add these to what a web page sends; Kong never does.
+        if any(name == "origin" or name.startswith("sec-fetch-") for name in request.headers):
+            raise RefusalError(403, "posts of web pages are refused")
         if self._secrets and not self._has_secret(request):
             raise RefusalError(401, f"the header {self._header_name} does not hold the shared secret")
-        # This also keeps web pages out: a browser asks permission before it sends this type cross-site.
         if request.headers.get("content-type", "").partition(";")[0].strip().lower() != "application/json":
             raise RefusalError(415, "the content type must be application/json")
         if request.headers.get("content-encoding", "identity").lower() != "identity":

@@ -44,7 +44,7 @@ class HttpLogSettings(BaseModel):
 
     secret: tuple[SecretStr, ...] = ()
     header: str = "x-metering-key"
-    max_body: Annotated[ByteSize, Field(ge=64 * 1024, le=256 * 1024 * 1024)] = ByteSize(16 * 1024 * 1024)
+    max_body: Annotated[ByteSize, Field(ge=64 * 1024, le=64 * 1024 * 1024)] = ByteSize(16 * 1024 * 1024)
     max_connections: Annotated[int, Field(ge=1, le=10_000)] = 256
     read_timeout: Annotated[float, Field(gt=0, le=300)] = 10.0
     write_timeout: Annotated[float, Field(gt=0, le=300)] = 5.0

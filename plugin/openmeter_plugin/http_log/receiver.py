@@ -10,11 +10,12 @@ from __future__ import annotations
 
 import asyncio
 import socket
-import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
+from functools import partial
 from hashlib import blake2b
 from typing import Any, Final
 
+import msgspec
 import uvicorn
 from starlette.applications import Starlette
 from starlette.requests import ClientDisconnect, Request
@@ -23,14 +24,14 @@ from starlette.routing import Route
 
 from openmeter_plugin.http_log.admission import Admission, RefusalError, Refusals, accepted, busy
 from openmeter_plugin.http_log.config import HttpLogConfig, HttpLogSettings
-from openmeter_plugin.http_log.splitter import EncodedRecord, Entry, EntrySplitter, NotJsonError
-from openmeter_plugin.http_log.spooling import Post, Spooling
+from openmeter_plugin.http_log.entries import NotJsonError, entries
+from openmeter_plugin.http_log.spooling import MAX_ENTRIES, Memory, Post, Spooling
 from openmeter_plugin.instances.instance import Instance, start_instance
-from openmeter_plugin.instances.record import RoutedRecord, spool_record
+from openmeter_plugin.instances.record import BAD_RECORD, RoutedRecord, spool_record
 from openmeter_plugin.log import RateLimit, get_logger
-from openmeter_plugin.metering.lenient_json import identifier, json_object
+from openmeter_plugin.metering.lenient_json import json_object, parse_log
 from openmeter_plugin.metering.pdk_queries import NO_RESULTS, PdkQuery
-from openmeter_plugin.process.sockets import BACKLOG
+from openmeter_plugin.process.sockets import BACKLOG, loopback_hosts
 from openmeter_plugin.process.web_server import EmbeddedServer, forward_log, limited_protocol
 from openmeter_plugin.spool.writer import SpoolWriter
 
@@ -42,7 +43,10 @@ QUERY_FIELDS: Final[Mapping[PdkQuery, str]] = {
 
 _METHODS: Final = ("POST", "PUT", "PATCH")  # those that http-log can be configured to use
 _INSTANCE_ID: Final = 0  # Kong's instances begin at 1
-_SLICE_SECONDS: Final = 0.001  # of work before the event loop gets its turn
+_MAX_QUICK_BYTES: Final = 128 * 1024
+"""Of a body that is decoded on the event loop, in some milliseconds. Larger ones take up to some hundred, in
+which the loop must give heartbeats and receive other posts."""
+_MAX_BODY_BYTES: Final = 64 * 1024 * 1024  # of all posts that are being received or decoded
 _MAX_HEAD: Final = 32 * 1024
 _KEEP_ALIVE: Final = 75  # seconds; http-log keeps an idle connection for 60
 _STOP_SECONDS: Final = 6
@@ -52,15 +56,15 @@ class Receiver:
     """Turns posts into records of the spool; `receive` is the HTTP endpoint."""
 
     def __init__(
-        self, settings: HttpLogSettings, instance: Instance, writer: SpoolWriter, slice_seconds: float
+        self, settings: HttpLogSettings, instance: Instance, writer: SpoolWriter, hosts: frozenset[str] | None
     ) -> None:
-        self._slice_seconds = slice_seconds
         self._read_timeout = settings.read_timeout
         self._instance = instance
-        self._admission = Admission(settings)
+        self._admission = Admission(settings, hosts)
         self._spooling = Spooling(writer, settings.write_timeout)
         self._refusals = Refusals()
-        self._parsing = asyncio.Lock()
+        self._bodies = Memory(max(_MAX_BODY_BYTES, settings.max_body), "too many posts are being received")
+        self._decoding = asyncio.Lock()  # one large body at a time
         self._bad_limit, self._failed_limit = RateLimit(), RateLimit()
 
     async def receive(self, request: Request) -> Response:
@@ -68,7 +72,12 @@ class Receiver:
         post = Post(self._spooling)
         try:
             self._admission.check(request)
-            await self._read(request, post)
+            records = await self._records(request)
+            for routed in records:
+                post.add(routed)
+            bad = sum(record is BAD_RECORD for _, record in records)
+            if bad and self._bad_limit.passes():
+                get_logger().error("http_log_bad_records", records=bad, of=len(records))
             await self._spooling.spool(post)
         except RefusalError as refusal:
             return await self._refusals.answer(request, refusal)
@@ -80,55 +89,37 @@ class Receiver:
             return await self._refusals.answer(request, busy("internal error, see the plugin server's log"))
         finally:
             post.release()
-        return accepted(post.requests, post.bad)
+        return accepted(len(records), bad)
 
-    async def _read(self, request: Request, post: Post) -> None:
-        """Collect the records of the body's entries; raises RefusalError."""
-        fast_path = self._instance.fast_path
-        splitter = EntrySplitter(encode=fast_path.record if fast_path is not None else None)
-        size = 0
+    async def _records(self, request: Request) -> list[RoutedRecord]:
+        """Receive the body and return its records; raises RefusalError."""
+        body = bytearray()
         try:
             async with asyncio.timeout(self._read_timeout):
                 async for chunk in request.stream():
-                    size += len(chunk)
-                    self._admission.check_size(size)
-                    if chunk:
-                        await self._collect(splitter.feed(chunk), post)
-                await self._collect(splitter.finish(), post)
+                    self._admission.check_size(len(body) + len(chunk))
+                    self._bodies.reserve(len(chunk))
+                    body += chunk
+            if len(body) <= _MAX_QUICK_BYTES:
+                return records_of(body, self._instance)
+            async with self._decoding:
+                return await asyncio.to_thread(records_of, body, self._instance)
         except TimeoutError:
             raise RefusalError(408, "the body did not arrive in time") from None
         except NotJsonError as error:
             raise RefusalError(400, f"the body is not what http-log posts: {error}") from None
-        if post.bad and self._bad_limit.passes():
-            get_logger().error("http_log_bad_records", records=post.bad, of=post.requests)
-
-    async def _collect(self, entries: Iterator[Entry | None], post: Post) -> None:
-        """Make the records of entries, in short slices and for only one post at a time."""
-        async with self._parsing:
-            slice_seconds = self._slice_seconds
-            pause_at = time.perf_counter() + slice_seconds
-            for entry in entries:
-                if entry is not None:
-                    bad = type(entry[0]) not in (dict, EncodedRecord)
-                    post.add(entry_record(entry, post.requests, self._instance), bad=bad)
-                if time.perf_counter() >= pause_at:
-                    await asyncio.sleep(0)
-                    pause_at = time.perf_counter() + slice_seconds
+        finally:
+            self._bodies.release(len(body))
 
 
 class HttpLogServer:
     """The HTTP server of the receiver, on the running event loop."""
 
-    def __init__(
-        self,
-        listener: socket.socket,
-        config: HttpLogConfig,
-        writer: SpoolWriter,
-        *,
-        slice_seconds: float = _SLICE_SECONDS,
-    ) -> None:
+    def __init__(self, listener: socket.socket, config: HttpLogConfig, writer: SpoolWriter) -> None:
         instance = start_instance(_INSTANCE_ID, config.plugin, writer)
-        receiver = Receiver(config.settings, instance, writer, slice_seconds)
+        # A shared secret keeps other senders out by itself.
+        hosts = None if config.settings.secret else loopback_hosts(listener)
+        receiver = Receiver(config.settings, instance, writer, hosts)
         forward_log("http_log_server")
         self._server = EmbeddedServer(
             uvicorn.Config(
@@ -156,25 +147,42 @@ class HttpLogServer:
         await self._serving
 
 
-def entry_record(entry: Entry, position: int, instance: Instance) -> RoutedRecord:
+def records_of(body: bytes | bytearray, instance: Instance) -> list[RoutedRecord]:
+    """Return the records of a body's entries; raises NotJsonError, and RefusalError for too many."""
+    records: list[RoutedRecord] = []
+    for position, raw in enumerate(entries(body)):
+        if position >= MAX_ENTRIES:
+            raise RefusalError(413, f"a post may hold at most {MAX_ENTRIES} logs; lower queue.max_batch_size")
+        records.append(entry_record(raw, position, instance))
+    return records
+
+
+def entry_record(raw: bytes, position: int, instance: Instance) -> RoutedRecord:
     """Return the record of the entry at `position` in its post: the one the `openmeter` plugin would make."""
-    log, raw = entry
-    if type(log) is EncodedRecord:
-        return instance.queue, log.record
-    members: Mapping[str, Any] = json_object(log)
-    if type(log) is dict:
-        _identify(log, raw, position)
+    new_id = partial(_stable_id, raw, position)
     # Query results are used only where needed, as the plugin does, so that the events are the same.
     results = NO_RESULTS
-    while isinstance(record := spool_record(instance, log, results), PdkQuery):
-        results = results.with_result(record, members.get(QUERY_FIELDS[record]))
+    while isinstance(record := spool_record(instance, raw, results, new_id), PdkQuery):
+        results = results.with_result(record, _query_result(raw, record))
     return record
 
 
-def _identify(log: dict[str, Any], raw: bytes, position: int) -> None:
-    """Give a log without a request id (before Kong 3.5) one that is the same if its batch is posted again."""
-    request = log.get("request")
-    if type(request) is not dict:
-        request = log["request"] = {}
-    if identifier(request.get("id")) is None:
-        request["id"] = blake2b(raw, digest_size=16, salt=position.to_bytes(8)).hexdigest()
+def _stable_id(raw: bytes, position: int) -> str:
+    """Return an id for a log without one (before Kong 3.5): the same if its batch is posted again."""
+    return blake2b(raw, digest_size=16, salt=position.to_bytes(8)).hexdigest()
+
+
+class _QueryResults(msgspec.Struct):
+    application_context: Any = None
+    uri_captures: Any = None
+
+
+_decode_results: Final = msgspec.json.Decoder(_QueryResults).decode
+
+
+def _query_result(raw: bytes, query: PdkQuery) -> object:
+    name = QUERY_FIELDS[query]
+    try:
+        return getattr(_decode_results(raw), name)
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
+        return json_object(parse_log(raw)).get(name)

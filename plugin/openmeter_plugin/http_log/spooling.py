@@ -1,7 +1,7 @@
 """Spooling of posts: writes the records of a post to the disk, and waits until all of them are there.
 
-They are written in pieces, each after the previous one is on disk, so that a request of the `openmeter`
-plugin waits for one piece at most and not for a whole post.
+They are written in pieces, each after the previous one is on disk: a disk that fails or hangs is noticed
+after one piece, and no more than that piece waits in memory for it.
 """
 
 from __future__ import annotations
@@ -9,17 +9,36 @@ from __future__ import annotations
 import asyncio
 from typing import Final
 
-from openmeter_plugin.http_log.admission import RefusalError, busy
+from openmeter_plugin.http_log.admission import busy
 from openmeter_plugin.instances.record import RoutedRecord
 from openmeter_plugin.spool.queue import Item, SpoolQueue
 from openmeter_plugin.spool.writer import SpoolWriter
 
-_MAX_ENTRIES: Final = 100_000  # of one post
+MAX_ENTRIES: Final = 100_000  # of one post
 _MAX_RESERVED_BYTES: Final = 64 * 1024 * 1024  # for records of all posts that are not on disk yet
 _RECORD_OVERHEAD: Final = 150
 _MAX_PIECE_RECORDS: Final = 1000
 _MAX_PIECE_BYTES: Final = 512 * 1024
 _POLL_SECONDS: Final = 0.02  # between two checks of a disk that cannot be written
+
+
+class Memory:
+    """A limit on the memory that posts use together."""
+
+    def __init__(self, limit: int, refusal: str) -> None:
+        self._limit = limit
+        self._refusal = refusal
+        self._used = 0
+
+    def reserve(self, size: int) -> None:
+        """Reserve memory; raises RefusalError above the limit."""
+        if self._used + size > self._limit:
+            raise busy(self._refusal)
+        self._used += size
+
+    def release(self, size: int) -> None:
+        """Release reserved memory."""
+        self._used -= size
 
 
 class _Part:
@@ -55,20 +74,16 @@ class Post:
         self._records: list[bytes] = []
         self._queues: list[SpoolQueue] = []  # of each record
         self._size = 0
-        self.requests = self.bad = 0
 
-    def add(self, routed: RoutedRecord, *, bad: bool) -> None:
+    def __len__(self) -> int:
+        return len(self._records)
+
+    def add(self, routed: RoutedRecord) -> None:
         """Add the record of an entry; raises RefusalError if there is no room."""
-        if self.requests >= _MAX_ENTRIES:
-            raise RefusalError(
-                413, f"a post may hold at most {_MAX_ENTRIES} logs; lower queue.max_batch_size"
-            )
         queue, record = routed
         size = len(record) + _RECORD_OVERHEAD
-        self._spooling.reserve(size)
+        self._spooling.memory.reserve(size)
         self._size += size
-        self.requests += 1
-        self.bad += bad
         self._queues.append(queue)
         self._records.append(record)
 
@@ -98,7 +113,7 @@ class Post:
 
     def release(self) -> None:
         """Release the memory of the records that were not handed over to be written."""
-        self._spooling.reserve(-self._size)
+        self._spooling.memory.release(self._size)
         self._records, self._queues, self._size = [], [], 0
 
 
@@ -108,14 +123,8 @@ class Spooling:
     def __init__(self, writer: SpoolWriter, write_timeout: float) -> None:
         self._writer = writer
         self._write_timeout = write_timeout
-        self._reserved = 0
+        self.memory = Memory(_MAX_RESERVED_BYTES, "too many records are waiting for the disk")
         self._overdue: set[_Piece] = set()
-
-    def reserve(self, size: int) -> None:
-        """Reserve memory, or release it if `size` is negative; raises RefusalError above the limit."""
-        if size > 0 and self._reserved + size > _MAX_RESERVED_BYTES:
-            raise busy("too many records are waiting for the disk")
-        self._reserved += size
 
     async def spool(self, post: Post) -> None:
         """Write a post's records; raises RefusalError if that takes too long or fails."""
@@ -128,7 +137,7 @@ class Spooling:
                 raise busy("the spool's disk cannot be written")
             await asyncio.sleep(_POLL_SECONDS)
         start = 0
-        while start < post.requests:
+        while start < len(post):
             records, size = post.piece(start)
             start += len(records)
             piece = _Piece(self, size)
@@ -155,5 +164,5 @@ class Spooling:
 
     def finished(self, piece: _Piece) -> None:
         """Release the memory of a piece that is on disk, or that the writer keeps for later."""
-        self.reserve(-piece.size)
+        self.memory.release(piece.size)
         self._overdue.discard(piece)

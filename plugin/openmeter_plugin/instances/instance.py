@@ -22,7 +22,6 @@ from openmeter_plugin.config.instance_config import (
     token_reference,
 )
 from openmeter_plugin.log import get_logger
-from openmeter_plugin.metering.fast_path import FastPath, fast_path_for
 from openmeter_plugin.metering.rules import Rules
 from openmeter_plugin.spool.destination import QUARANTINE, Destination, destination_id
 from openmeter_plugin.spool.queue import SpoolQueue
@@ -39,7 +38,7 @@ class Instance:
     """A plugin instance: the rules of its configuration and the queue of its records.
 
     `rules` is None if the configuration is invalid; then `fault` says why, and `queue` is the quarantine.
-    `quarantine` is None if the rules never quarantine a request, `fast_path` if they have none.
+    `quarantine` is None if the rules never quarantine a request.
     """
 
     id: int
@@ -47,7 +46,6 @@ class Instance:
     rules: Rules | None
     fault: str | None = None
     quarantine: SpoolQueue | None = None
-    fast_path: FastPath | None = None
 
 
 class InstanceIds:
@@ -224,13 +222,7 @@ def start_instance(
             remedy="put the secret where Kong runs; {vault://env/a-b} is the variable A_B of its environment",
         )
     quarantine = writer.queue(QUARANTINE) if rules.missing == "quarantine" else None
-    return Instance(
-        instance_id,
-        writer.describe(destination),
-        rules,
-        quarantine=quarantine,
-        fast_path=fast_path_for(rules),
-    )
+    return Instance(instance_id, writer.describe(destination), rules, quarantine=quarantine)
 
 
 def destination_of(raw: dict[str, Any], config: PluginConfig) -> Destination:

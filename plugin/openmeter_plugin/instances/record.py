@@ -1,16 +1,17 @@
-"""Spool records of requests, the same for every input."""
+"""Spool records of requests, the same for every input: from a serialized log to the bytes that are stored."""
 
 from __future__ import annotations
 
 import secrets
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any, Final
 
 from openmeter_plugin.instances.instance import Instance
 from openmeter_plugin.log import RateLimit, get_logger
-from openmeter_plugin.metering.event import Quarantined, decide
-from openmeter_plugin.metering.lenient_json import encode_json
+from openmeter_plugin.metering.event import Event, Quarantined, decide, encode_event
+from openmeter_plugin.metering.kong_log import decode_log
+from openmeter_plugin.metering.lenient_json import encode_json, parse_log
 from openmeter_plugin.metering.pdk_queries import NO_RESULTS, NOT_QUERIED, PdkQuery, QueryResults
 from openmeter_plugin.metering.quarantine import quarantine_record
 from openmeter_plugin.metering.rules import SkipReason
@@ -19,12 +20,12 @@ from openmeter_plugin.spool.segment import (
     MAX_EVENTS,
     QUARANTINED,
     SKIPPED,
-    encode_events,
     encode_record,
-    encode_summary,
+    encode_usage,
 )
 
 _SKIP_RECORDS: Final = {reason: encode_record(SKIPPED + reason.encode()) for reason in SkipReason}
+BAD_RECORD: Final = _SKIP_RECORDS[SkipReason.BAD_RECORD]
 _unexpected_limit = RateLimit()
 
 RoutedRecord = tuple[SpoolQueue, bytes]
@@ -36,59 +37,70 @@ def random_id() -> str:
     return secrets.token_hex(16)
 
 
+def current_ms() -> int:
+    """Return the current time in milliseconds since 1970."""
+    return time.time_ns() // 1_000_000
+
+
 def spool_record(
-    instance: Instance, log: object, results: QueryResults = NO_RESULTS
+    instance: Instance,
+    raw: bytes,
+    results: QueryResults = NO_RESULTS,
+    new_id: Callable[[], str] = random_id,
 ) -> RoutedRecord | PdkQuery:
     """Return the record of a request, or the PDK query that Kong must answer first.
 
     Never raises, whatever Kong sends: an unreadable log is counted as skipped, because closing the connection
     over it would make Kong resend it forever.
     """
+    rules = instance.rules
     try:
-        return _record(instance, log, results)
+        if rules is None:
+            if results.application is NOT_QUERIED:
+                return PdkQuery.APPLICATION
+            return _quarantine(instance, instance.fault or "", raw, results, new_id)
+        outcome = decide(decode_log(raw), results, rules, current_ms, new_id)
+        if isinstance(outcome, list):
+            return instance.queue, usage_record(outcome)
+        if isinstance(outcome, PdkQuery):
+            return outcome
+        if isinstance(outcome, Quarantined):
+            return _quarantine(instance, outcome.reason, raw, results, new_id, outcome.attributes)
+        return instance.queue, _SKIP_RECORDS[outcome]
     except Exception:
         # An internal error: count the request as a bad record.
         if _unexpected_limit.passes():
             get_logger().exception("record_unreadable", instance=instance.id)
-        return instance.queue, _SKIP_RECORDS[SkipReason.BAD_RECORD]
+        return instance.queue, BAD_RECORD
 
 
-def _record(instance: Instance, log: object, results: QueryResults) -> RoutedRecord | PdkQuery:
-    rules = instance.rules
-    now_ms = time.time_ns() // 1_000_000
-    if rules is None:
-        if results.application is NOT_QUERIED:
-            return PdkQuery.APPLICATION
-        return _quarantine(instance, instance.fault or "", log, results, now_ms)
-    outcome = decide(log, results, rules, now_ms=now_ms, new_id=random_id)
-    if isinstance(outcome, PdkQuery):
-        return outcome
-    if isinstance(outcome, SkipReason):
-        return instance.queue, _SKIP_RECORDS[outcome]
-    if isinstance(outcome, Quarantined):
-        return _quarantine(instance, outcome.reason, log, results, now_ms, outcome.attributes)
-    return instance.queue, usage_record(outcome)
-
-
-def usage_record(events: list[dict[str, Any]]) -> bytes:
+def usage_record(events: list[Event]) -> bytes:
     """Return the record of a request's events, or several records if one cannot hold them all."""
     if len(events) > MAX_EVENTS:
         return usage_record(events[:MAX_EVENTS]) + usage_record(events[MAX_EVENTS:])
     first = events[0]
-    summary = encode_summary([e["type"] for e in events], first["time"], first["id"], first["subject"])
-    return encode_events([encode_json(event) for event in events], summary)
+    if len(events) == 1:  # nearly always; the general form costs 0.3 us more
+        return encode_usage([encode_event(first)], [first.type], first.time, first.id, first.subject)
+    encoded = [encode_event(event) for event in events]
+    return encode_usage(encoded, [event.type for event in events], first.time, first.id, first.subject)
 
 
 def _quarantine(
     instance: Instance,
     reason: str,
-    log: object,
+    raw: bytes,
     results: QueryResults,
-    now_ms: int,
+    new_id: Callable[[], str],
     attributes: Mapping[str, Any] | None = None,
 ) -> RoutedRecord:
     destination = instance.queue.id if instance.rules is not None else None
     record = quarantine_record(
-        reason, log, results, attributes, destination=destination, now_ms=now_ms, new_id=random_id
+        reason,
+        parse_log(raw),
+        results,
+        attributes,
+        destination=destination,
+        now_ms=current_ms(),
+        new_id=new_id,
     )
     return instance.quarantine or instance.queue, encode_record(QUARANTINED + encode_json(record))

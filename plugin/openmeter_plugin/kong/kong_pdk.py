@@ -22,7 +22,7 @@ from openmeter_plugin.config.schema import FIELDS, PRIORITY, VERSION
 from openmeter_plugin.instances.instance import Instance, InstanceIds, start_instance
 from openmeter_plugin.instances.record import spool_record
 from openmeter_plugin.log import RateLimit, configure_logging, get_logger
-from openmeter_plugin.metering.lenient_json import encode_json, parse_log
+from openmeter_plugin.metering.lenient_json import encode_json
 from openmeter_plugin.metering.pdk_queries import NO_RESULTS, PdkQuery
 from openmeter_plugin.spool.destination import DEFAULT_SPOOL, make_private
 from openmeter_plugin.spool.writer import SpoolWriter
@@ -111,7 +111,7 @@ class Plugin:
 
     def _log(self, kong: Any) -> None:
         # Make a PDK call before anything else: until the first one, kong-pdk serves no other request.
-        log = _parsed(_data(kong.log.serialize()))
+        log = _bytes(_data(kong.log.serialize()))
         if self._instance is None:
             return
         results = NO_RESULTS
@@ -133,7 +133,8 @@ def _data(answer: Any) -> Any:
     return answer[0] if isinstance(answer, (tuple, list)) and len(answer) == 2 else answer
 
 
-def _parsed(log: Any) -> Any:
+def _bytes(log: Any) -> bytes:
+    """Return the serialized log as bytes; kong-pdk decodes it to a text, or to its value."""
     if isinstance(log, str):
-        return parse_log(log.encode("utf-8", "surrogateescape"))
-    return parse_log(log) if isinstance(log, bytes) else log
+        return log.encode("utf-8", "surrogateescape")
+    return log if isinstance(log, bytes) else encode_json(log)

@@ -18,7 +18,7 @@ import itertools
 import struct
 from collections.abc import Callable, Iterable, Mapping
 from itertools import islice
-from typing import Any, Final
+from typing import Final
 
 from openmeter_plugin.instances.instance import Instance, Instances, started_at
 from openmeter_plugin.instances.record import spool_record
@@ -28,7 +28,6 @@ from openmeter_plugin.kong import codec
 from openmeter_plugin.kong.connections import Link
 from openmeter_plugin.kong.states import CONNECTION, Signal, State
 from openmeter_plugin.log import RateLimit, get_logger
-from openmeter_plugin.metering.lenient_json import parse_log
 from openmeter_plugin.metering.pdk_queries import NO_RESULTS, PdkQuery
 from openmeter_plugin.spool.queue import Item, SpoolQueue
 from openmeter_plugin.spool.writer import SpoolWriter
@@ -84,6 +83,8 @@ class Server:
         self._incomplete = 0
         self._max_incomplete = max_incomplete
         self._suspects: dict[Connection, object] = {}
+        self.stopping = False
+        """Whether each connection ends with its next answer."""
         self.log = get_logger()
         self.bad_stream_limit = RateLimit()
         self.unexpected_limit = RateLimit()
@@ -133,6 +134,12 @@ class Server:
         self._stalled = self._writer.stalled
         if self._stalled:
             self.committed([(c, c.last_used) for c in self.connections if c.state is _SPOOLING])
+
+    def stop(self) -> None:
+        """From now on, end each connection with its next answer."""
+        self.stopping = True
+        for connection in self.connections:
+            connection.end_with_answer()
 
     @staticmethod
     def committed(tokens: Iterable[Token]) -> None:
@@ -212,9 +219,11 @@ class Connection:
         # Of the event under way
         self._sequence = b""
         self._instance: Instance | None = None
-        self._log: Any = None
+        self._log = b""
         self._query: PdkQuery | None = None
         self._results = NO_RESULTS
+        if server.stopping:
+            self.end_with_answer()
         server.connections[self] = None
 
     @property
@@ -266,6 +275,17 @@ class Connection:
         if self.state is not State.ENDED and self.is_open:
             self.signal(Signal.END)
             self._link.shut_down()
+
+    def end_with_answer(self) -> None:
+        """End our side right after the next answer: Kong reads the end with it and drops the connection."""
+        finish = self._link.finish
+
+        def finish_and_end(data: bytes) -> None:
+            finish(data)
+            if not self._link.has_unsent:
+                self.shut_down()
+
+        self.finish = finish_and_end
 
     def close(self) -> None:
         """Close the connection. A record that was handed over is still written; Kong resends other events."""
@@ -406,15 +426,7 @@ class Connection:
         self.close_bad_stream(f"instance {instance_id} is unknown here, Kong will start it again")
 
     def _take_log(self, frame: bytes) -> None:
-        raw = _decode_log(frame)
-        instance = self._instance
-        if instance is not None and instance.fast_path is not None and raw is not None:
-            record = instance.fast_path.record(raw)
-            if record is not None:
-                self.state = _ON_RECORD[self.state]
-                self._server.hand_over(instance.queue, record, (self, self.last_used))
-                return
-        self._log = None if raw is None else parse_log(raw)
+        self._log = _decode_log(frame)
         self._results = NO_RESULTS
         self._spool()
 
@@ -433,8 +445,8 @@ class Connection:
             self._query = record
             self._write(PDK_QUERIES[record][0])
             return
-        self.signal(Signal.RECORD)
-        self._log = None
+        self.state = _ON_RECORD[self.state]
+        self._log = b""
         queue, encoded = record
         self._server.hand_over(queue, encoded, (self, self.last_used))
 
@@ -508,12 +520,12 @@ class InstanceCalls:
             self._worker_sync.announce_close(instance_id)
 
 
-def _decode_log(frame: bytes) -> bytes | None:
-    """Return the serialized log in Kong's answer, or None: a bad record is counted and closes nothing."""
+def _decode_log(frame: bytes) -> bytes:
+    """Return the serialized log in Kong's answer, or b"": a bad record is counted and closes nothing."""
     try:
         return codec.decode_string(frame)
     except codec.ProtocolError:
-        return None
+        return b""
 
 
 def _decode_result(query: PdkQuery, frame: bytes) -> object:

@@ -93,32 +93,22 @@ MAX_TIMESTAMP: Final = 253_402_300_799_999
 """Milliseconds: the end of the year 9999, the last time that RFC 3339 can express."""
 
 
-class _Clock:
-    """Formats RFC 3339 times with milliseconds; the part up to the second is made once per second."""
-
-    __slots__ = ("_last",)
-
-    def __init__(self) -> None:
-        self._last = (-1, "")
-
-    def text(self, milliseconds: int) -> str:
-        second, rest = divmod(milliseconds, 1000)
-        known, prefix = self._last  # read once: under kong-pdk other threads replace it concurrently
-        if second != known:
-            prefix = time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(second))
-            self._last = (second, prefix)
-        return f"{prefix}.{rest:03d}Z"
-
-
-_clock: Final = _Clock()
-
-
 def usable_time(value: object) -> int | None:
     """Return a time in milliseconds since 1970, or None if RFC 3339 cannot express the value."""
     milliseconds = count(value)
     return milliseconds if milliseconds and milliseconds <= MAX_TIMESTAMP else None
 
 
+_FRACTIONS: Final = [f".{rest:03d}Z" for rest in range(1000)]
+_last_second = (-1, "")  # and its text: the requests of a second share it
+
+
 def rfc3339(milliseconds: int) -> str:
     """Return a time in milliseconds since 1970 as RFC 3339 in UTC with milliseconds."""
-    return _clock.text(milliseconds)
+    global _last_second  # noqa: PLW0603 - a cache of one
+    second, rest = divmod(milliseconds, 1000)
+    known, prefix = _last_second  # read once: under kong-pdk other threads replace it concurrently
+    if second != known:
+        prefix = time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(second))
+        _last_second = (second, prefix)
+    return prefix + _FRACTIONS[rest]

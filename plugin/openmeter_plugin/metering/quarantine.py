@@ -13,11 +13,14 @@ import re
 from collections.abc import Callable, Mapping
 from typing import Any, Final
 
+import msgspec
+
 from openmeter_plugin.metering.ai_usage import blocks, kong_version
-from openmeter_plugin.metering.event import Decision, decide
+from openmeter_plugin.metering.event import Quarantined, decide
+from openmeter_plugin.metering.kong_log import log_of
 from openmeter_plugin.metering.lenient_json import count, identifier, json_object, put, usable_time
 from openmeter_plugin.metering.pdk_queries import QueryResults
-from openmeter_plugin.metering.rules import Rules
+from openmeter_plugin.metering.rules import Rules, SkipReason
 from openmeter_plugin.metering.subject import is_anonymous
 
 _LOG_FIELDS: Final[Mapping[str, tuple[str, ...]]] = {
@@ -54,7 +57,8 @@ def redacted(log: object) -> dict[str, Any]:
     tags = json_object(source.get("consumer")).get("tags")
     if "consumer" in kept and type(tags) is list:
         kept["consumer"]["tags"] = [tag for tag in tags if type(tag) is str]
-    if is_anonymous(source):
+    decoded = log_of(log)
+    if decoded is not None and is_anonymous(decoded):
         kept.setdefault("request", {})["headers"] = {"x-anonymous-consumer": "true"}
     if ai := _redacted_ai(json_object(source.get("ai"))):
         kept["ai"] = ai
@@ -154,13 +158,16 @@ def quarantine_record(
     return record
 
 
-def replay_record(record: object, rules: Rules) -> Decision:
-    """Return the decision for a quarantined record under these rules; never a PDK query."""
+def replay_record(record: object, rules: Rules) -> list[dict[str, Any]] | SkipReason | Quarantined:
+    """Return the events of a quarantined record under these rules, or why there are none."""
     kept = json_object(record)
-    log = json_object(kept.get("log"))
     results = QueryResults(application=kept.get("application"), captures=None)
-    decision = decide(log, results, rules, now_ms=0, new_id=lambda: "replayed")
+    log = log_of(json_object(kept.get("log")))
+    decision = decide(log, results, rules, lambda: 0, lambda: "replayed")
+    if isinstance(decision, (SkipReason, Quarantined)):
+        return decision
+    if not isinstance(decision, list):
+        raise TypeError("a PDK query, although each has a result")
+    events: list[dict[str, Any]] = [msgspec.to_builtins(event) for event in decision]
     attributes = json_object(kept.get("attributes"))
-    if attributes and isinstance(decision, list):
-        return [event | {"data": dict(attributes) | event["data"]} for event in decision]
-    return decision
+    return [event | {"data": dict(attributes) | event["data"]} for event in events]

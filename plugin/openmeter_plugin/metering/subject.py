@@ -6,10 +6,11 @@ event and syncd into every customer's usage attribution, so the two cannot disag
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
-from typing import Any, Final, Literal
+from collections.abc import Iterable
+from typing import Final, Literal
 
-from openmeter_plugin.metering.lenient_json import first, identifier, json_object
+from openmeter_plugin.metering.kong_log import KongLog, members
+from openmeter_plugin.metering.lenient_json import MAX_TEXT, first, identifier, json_object
 from openmeter_plugin.metering.pdk_queries import NOT_QUERIED, PdkQuery
 from openmeter_plugin.metering.rules import Rules, SkipReason
 
@@ -37,7 +38,7 @@ def tagged_customers(tags: Iterable[object]) -> set[str]:
     }
 
 
-def find_subject(log: Mapping[str, Any], application: object, rules: Rules) -> str | SkipReason | PdkQuery:
+def find_subject(log: KongLog, application: object, rules: Rules) -> str | SkipReason | PdkQuery:
     """Return the subject, or why there is none, or the PDK query that must come first.
 
     The reason is that of the first lookup.
@@ -56,36 +57,35 @@ def find_subject(log: Mapping[str, Any], application: object, rules: Rules) -> s
             found = _application_subject(application, lookup.field)
         else:
             found = _client_subject(log, place == "header", lookup.field, rules)
-        if not isinstance(found, SkipReason):
+        if type(found) is str:
             return found
-        first_reason = first_reason or found
+        first_reason = first_reason or SkipReason(found)
     return first_reason or SkipReason.NO_CONSUMER
 
 
-def is_anonymous(log: Mapping[str, Any]) -> bool:
+def is_anonymous(log: KongLog) -> bool:
     """Return whether the consumer is an authentication plugin's `anonymous` fallback.
 
     All three conditions are required: a client can send the header itself, but then Kong has an
     authenticated entity, and an authenticated request must never go unbilled.
     """
-    if log.get("authenticated_entity") or not log.get("consumer"):
+    if log.authenticated_entity or log.consumer is None or log.request is None:
         return False
-    headers = json_object(json_object(log.get("request")).get("headers"))
-    return headers.get("x-anonymous-consumer") == "true"
+    return members(log.request.headers).get("x-anonymous-consumer") == "true"
 
 
-def _consumer_subject(log: Mapping[str, Any], field: str, rules: Rules) -> str | SkipReason:
-    consumer = json_object(log.get("consumer"))
-    consumer_id = identifier(consumer.get("id"))
-    if consumer_id is None:
+def _consumer_subject(log: KongLog, field: str, rules: Rules) -> str | SkipReason:
+    consumer = log.consumer
+    if consumer is None or (consumer_id := consumer.id) is None or len(consumer_id) > MAX_TEXT:
         return SkipReason.NO_CONSUMER
-    if not rules.meter_anonymous_consumer and is_anonymous(log):
+    if not (log.authenticated_entity or rules.meter_anonymous_consumer) and is_anonymous(log):
         return SkipReason.ANONYMOUS_CONSUMER
     if field == "id":
         return default_subject("consumer", consumer_id)
     if field == "tag":
-        return tagged_customer(consumer.get("tags"))
-    return identifier(consumer.get(field)) or SkipReason.CONSUMER_WITHOUT_FIELD
+        return tagged_customer(consumer.tags)
+    value = consumer.custom_id if field == "custom_id" else consumer.username
+    return identifier(value) or SkipReason.CONSUMER_WITHOUT_FIELD
 
 
 def tagged_customer(tags: object) -> str | SkipReason:
@@ -106,16 +106,19 @@ def _application_subject(application: object, field: str) -> str | SkipReason:
     return default_subject("application", application_id) if application_id else SkipReason.NO_APPLICATION
 
 
-def _client_subject(log: Mapping[str, Any], is_header: bool, name: str, rules: Rules) -> str | SkipReason:
+def _client_subject(log: KongLog, is_header: bool, name: str, rules: Rules) -> str | SkipReason:
     """Return the subject that the client sent in a header or query argument, if it may be trusted."""
-    request = json_object(log.get("request"))
-    found = identifier(first(json_object(request.get("headers" if is_header else "querystring")).get(name)))
+    missing = SkipReason.NO_HEADER if is_header else SkipReason.NO_QUERY_ARGUMENT
+    request = log.request
+    if request is None:
+        return missing
+    found = identifier(first(members(request.headers if is_header else request.querystring).get(name)))
     if found is None:
-        return SkipReason.NO_HEADER if is_header else SkipReason.NO_QUERY_ARGUMENT
+        return missing
     if rules.require_consumer and not _is_authenticated(log):
         return SkipReason.CONSUMER_REQUIRED
     return found
 
 
-def _is_authenticated(log: Mapping[str, Any]) -> bool:
-    return identifier(json_object(log.get("consumer")).get("id")) is not None and not is_anonymous(log)
+def _is_authenticated(log: KongLog) -> bool:
+    return log.consumer is not None and identifier(log.consumer.id) is not None and not is_anonymous(log)

@@ -124,6 +124,28 @@ def listen_on(address: str, mode: int) -> Listener:
     return TcpListener(host, int(port))
 
 
+def loopback_hosts(listener: socket.socket) -> frozenset[str] | None:
+    """Return the host names that clients of a loopback socket may use; None (any) for another socket.
+
+    Against DNS rebinding: a web page can make a browser call a loopback address by another name.
+    """
+    if listener.family not in (socket.AF_INET, socket.AF_INET6):
+        return None
+    import ipaddress
+
+    address = str(listener.getsockname()[0])
+    if not ipaddress.ip_address(address).is_loopback:
+        return None
+    return frozenset({"localhost", "127.0.0.1", "::1", address})
+
+
+def host_of(header: str) -> str:
+    """Return the host name or address in a Host header, without the port."""
+    if header.startswith("["):
+        return header[1:].partition("]")[0].lower()
+    return header.partition(":")[0].lower()
+
+
 class Listeners:
     """The open listening sockets: for Kong's plugin protocol, for http-log and for the operations API.
 

@@ -55,6 +55,7 @@ LOST: Final = b"L"
 MAX_EVENTS: Final = 255
 
 _SHORT: Final = struct.Struct("<H")
+_USAGE: Final = struct.Struct("<cBHH")  # up to the first event's id
 _HEAD: Final = struct.Struct("<4sII")
 HEAD_SIZE: Final = _HEAD.size
 
@@ -73,27 +74,29 @@ class Summary(NamedTuple):
     subject: str
 
 
-TYPE_LETTERS: Final = {"kong.api_request": b"r", "kong.llm_request": b"l"}
-_TYPES: Final = {letter[0]: name for name, letter in TYPE_LETTERS.items()}
-_LETTERS: Final = b"".join(TYPE_LETTERS.values())
+_LETTER: Final = {"kong.api_request": "r", "kong.llm_request": "l"}
+_TYPES: Final = {ord(letter): name for name, letter in _LETTER.items()}
+_LETTERS: Final = "".join(_LETTER.values()).encode()
 _HOUR_SIZE: Final = len("2026-11-22T07")
 
 
-def encode_summary(types: list[str], time: str, first_id: str, subject: str) -> bytes:
-    """Return the summary of events, or an empty one if the format cannot express it."""
+def encode_usage(events: list[bytes], types: list[str], time: str, first_id: str, subject: str) -> bytes:
+    """Return the record of a request's events with their summary, if the format can express it."""
     try:
-        letters = b"".join([TYPE_LETTERS[name] for name in types])
+        letters = _LETTER[types[0]] if len(types) == 1 else "".join([_LETTER[name] for name in types])
         identifier = first_id.encode()
-        summary = _SHORT.pack(len(identifier)) + identifier
-        summary += letters + time[:_HOUR_SIZE].encode() + subject.encode()
+        rest = f"{letters}{time[:_HOUR_SIZE]}{subject}".encode()
+        size = _SHORT.size + len(identifier) + len(rest)
+        head = _USAGE.pack(EVENTS, len(events), size, len(identifier))
     except (KeyError, UnicodeEncodeError, struct.error):
-        return b""
-    return summary if len(summary) <= 0xFFFF else b""
+        return encode_events(events)
+    payload = head + identifier + rest + b",".join(events)
+    return _HEAD.pack(MARKER, len(payload), zlib.crc32(payload)) + payload
 
 
-def encode_events(events: list[bytes], summary: bytes = b"") -> bytes:
+def encode_events(events: list[bytes]) -> bytes:
     """Return the record of a request's events, each already encoded as JSON; at most 255."""
-    head = EVENTS + bytes((len(events),)) + _SHORT.pack(len(summary)) + summary
+    head = EVENTS + bytes((len(events),)) + _SHORT.pack(0)
     return encode_record(head + b",".join(events))
 
 

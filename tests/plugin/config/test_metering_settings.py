@@ -18,14 +18,14 @@ from openmeter_plugin.instances import record as outcomes
 from openmeter_plugin.instances.instance import Instance
 from openmeter_plugin.instances.record import spool_record, usage_record
 from openmeter_plugin.log import RateLimit
-from openmeter_plugin.metering.event import Quarantined, decide
+from openmeter_plugin.metering.event import Quarantined, encode_event
 from openmeter_plugin.metering.pdk_queries import NO_RESULTS, PdkQuery, QueryResults
 from openmeter_plugin.metering.rules import Attribute, Rules, SkipReason
 from openmeter_plugin.spool.queue import Rotation, SpoolQueue
 from openmeter_plugin.spool.segment import EVENTS, QUARANTINED, SKIPPED, Record, encode_record
 from tests.harness.recordings import llm_request, serialized
 from tests.plugin.any_logs import assert_valid, damaged_logs, json_values
-from tests.plugin.outcomes import CONTEXT, NOW, ids
+from tests.plugin.outcomes import CONTEXT, decided, result
 from tests.plugin.spools import scan
 
 pytestmark = pytest.mark.slow
@@ -108,7 +108,7 @@ def test_a_log_has_one_decision_after_each_query_was_made_once(
     log: object, rules: Rules, data: st.DataObject
 ) -> None:
     results, queries = NO_RESULTS, []
-    while isinstance(found := decide(log, results, rules, now_ms=NOW, new_id=ids()), PdkQuery):
+    while isinstance(found := result(log, results.application, rules, results.captures), PdkQuery):
         queries.append(found)
         results = results.with_result(found, data.draw(query_result))
     assert len(set(queries)) == len(queries)
@@ -151,7 +151,7 @@ def test_the_spool_gets_one_kind_of_record_in_its_queue(
     queue, quarantine = SpoolQueue(spool, "q", rotation), SpoolQueue(spool, "quarantine", rotation)
     instance = Instance(1, queue, rules, "no configuration", quarantine)
     results = NO_RESULTS
-    while isinstance(spooled := spool_record(instance, log, results), PdkQuery):
+    while isinstance(spooled := spool_record(instance, json.dumps(log).encode(), results), PdkQuery):
         results = results.with_result(spooled, data.draw(query_result))
     where, raw = spooled
     (record,) = scan(raw, 0, final=True)
@@ -165,7 +165,7 @@ def test_the_spool_gets_one_kind_of_record_in_its_queue(
 )
 def test_the_default_configuration_needs_no_pdk_query_for_a_consumer(log: object) -> None:
     _, rules = parse_config(ENDPOINT)
-    assert isinstance(decide(log, QueryResults(), rules, now_ms=NOW, new_id=ids()), list)
+    assert isinstance(decided(log, QueryResults(), rules), list)
 
 
 def test_an_internal_error_costs_one_request_which_is_counted_as_a_bad_record(
@@ -177,7 +177,7 @@ def test_an_internal_error_costs_one_request_which_is_counted_as_a_bad_record(
     monkeypatch.setattr(outcomes, "decide", fail)
     monkeypatch.setattr(outcomes, "_unexpected_limit", RateLimit())
     queue = SpoolQueue(tmp_path, "q", Rotation(1, 1, SimpleQueue()))
-    spooled = spool_record(Instance(1, queue, Rules(source="kong")), serialized("authenticated").parsed)
+    spooled = spool_record(Instance(1, queue, Rules(source="kong")), serialized("authenticated").log)
     assert spooled == (queue, encode_record(SKIPPED + b"bad_record"))
     assert [line["event"] for line in lines] == ["record_unreadable"]
 
@@ -188,11 +188,12 @@ def test_a_request_with_more_events_than_fit_into_a_record_has_several_records(
 ) -> None:
     usage = {"usage": {"prompt_tokens": 1, "completion_tokens": 2}}
     log = llm_request().parsed | {"ai": {f"block-{n}": usage for n in range(blocks)}}
-    found = decide(log, QueryResults(None), Rules(source="kong"), now_ms=NOW, new_id=ids())
+    found = decided(log, QueryResults(None), Rules(source="kong"))
     assert isinstance(found, list)
     written = [item for item in scan(usage_record(found), 0, final=True) if isinstance(item, Record)]
     assert [record.event_count for record in written] == records
-    assert [event for record in written for event in orjson.loads(b"[" + record.events + b"]")] == found
+    stored = [event for record in written for event in orjson.loads(b"[" + record.events + b"]")]
+    assert stored == [orjson.loads(encode_event(event)) for event in found]
 
 
 def test_a_quarantined_request_keeps_the_name_of_its_queue(tmp_path: Path) -> None:
@@ -202,7 +203,7 @@ def test_a_quarantined_request_keeps_the_name_of_its_queue(tmp_path: Path) -> No
     rules = Rules(source="kong", lookups=(), missing="quarantine", attributes=attributes)
     quarantined = []
     for instance in (Instance(1, queue, rules, None, quarantine), Instance(2, quarantine, None, "invalid")):
-        spooled = spool_record(instance, serialized("authenticated").parsed, QueryResults(None))
+        spooled = spool_record(instance, serialized("authenticated").log, QueryResults(None))
         assert not isinstance(spooled, PdkQuery)
         (record,) = scan(spooled[1], 0, final=True)
         assert isinstance(record, Record)

@@ -289,7 +289,7 @@ def test_a_killed_receiver_leaves_the_workers_connections_alone(tmp_path: Path, 
 
 def test_a_hung_receiver_is_replaced_and_counted_in_the_metrics(tmp_path: Path, sandbox: str) -> None:
     api = tmp_path / "a"
-    with serving(tmp_path, sandbox, "--hang-timeout", "2", "--api", f"unix:{api}") as (server, port):
+    with serving(tmp_path, sandbox, "--hang-timeout", "5", "--api", f"unix:{api}") as (server, port):
         transport = httpx.HTTPTransport(uds=str(api))
         with httpx.Client(transport=transport, base_url="http://localhost") as client:
 

@@ -86,6 +86,43 @@ def test_nothing_is_accepted_without_the_secret(tmp_path: Path) -> None:
     run(test())
 
 
+@pytest.mark.parametrize(
+    ("host", "status"),
+    [
+        *((host, 200) for host in ("localhost", "LOCALHOST:8095", "127.0.0.1", "127.0.0.1:1", "[::1]:8095")),
+        *((host, 421) for host in ("evil.example", "evil.example:8095", "127.0.0.1.evil.example", "")),
+    ],
+)
+def test_without_a_secret_a_loopback_receiver_answers_only_to_its_own_names(
+    tmp_path: Path, host: str, status: int
+) -> None:
+    async def test() -> None:
+        async with receiving(tmp_path, secret="") as receiver:
+            assert (await receiver.post(batch("x"), host=host)).status_code == status
+            assert len(receiver.records()) == (status == 200)
+
+    run(test())
+
+
+def test_with_a_secret_any_name_of_the_receiver_will_do(tmp_path: Path) -> None:
+    async def test() -> None:
+        async with receiving(tmp_path) as receiver:
+            assert (await receiver.post(batch("x"), host="metering.internal")).status_code == 200
+
+    run(test())
+
+
+@pytest.mark.parametrize("secret", ["", SECRET])
+@pytest.mark.parametrize("header", ["origin", "sec-fetch-site", "sec-fetch-mode", "sec-fetch-dest"])
+def test_what_a_web_page_sends_is_refused(tmp_path: Path, header: str, secret: str) -> None:
+    async def test() -> None:
+        async with receiving(tmp_path, secret=secret) as receiver:
+            assert (await receiver.post(batch("x"), **{header: "null"})).status_code == 403
+            assert receiver.records() == []
+
+    run(test())
+
+
 def test_several_secrets_are_valid_at_a_time_so_that_one_can_be_replaced(tmp_path: Path) -> None:
     both = f"[{SECRET}, the-secret-of-tomorrow]"
     (tmp_path / "c.yaml").write_text(configuration(secret=both))

@@ -52,6 +52,28 @@ def test_idle_connections_are_ended_one_by_one_beginning_with_the_least_recently
     serve(tmp_path, test)
 
 
+def test_a_call_that_is_answered_during_the_shutdown_ends_its_connection_with_the_answer(
+    tmp_path: Path,
+) -> None:
+    async def test(serving: Serving) -> None:
+        idle, used = serving.connect(), serving.connect()
+        await serving.begin(used)
+        stopping = asyncio.create_task(drain(serving.server, 15.0, 15.0))
+        while not ended(idle):  # Kong does not react to it, so the shutdown of idle ones waits
+            await asyncio.sleep(0)
+        late = serving.connect()  # as accepted from the socket that ends with this server
+        for peer in (used, late):
+            if peer is late:
+                await serving.begin(late)
+            await serving.finish(peer)
+            assert ended(peer)
+        for peer in (idle, used, late):
+            peer.close()
+        await stopping
+
+    serve(tmp_path, test)
+
+
 def test_an_event_that_arrives_during_the_shutdown_is_read_and_the_stream_ends_without_a_reset(
     tmp_path: Path,
 ) -> None:

@@ -40,7 +40,7 @@ def quarantine_requests(spool: Path, config: dict[str, Any], number: int) -> Non
         instance = start_instance(1, orjson.dumps(config), writer)
         for n in range(number):
             log["request"]["id"] = f"{n:032x}"
-            found = spool_record(instance, log, QueryResults(None, None))
+            found = spool_record(instance, orjson.dumps(log), QueryResults(None, None))
             assert isinstance(found, tuple)
             queue, made = found
             writer.append(queue, made, n)

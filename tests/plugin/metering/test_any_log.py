@@ -7,11 +7,10 @@ import copy
 import pytest
 from hypothesis import given, settings
 
-from openmeter_plugin.metering.event import decide
 from openmeter_plugin.metering.pdk_queries import PdkQuery, QueryResults
 from openmeter_plugin.metering.rules import Rules
 from tests.plugin.any_logs import any_rules, applications, assert_valid, captures, damaged_logs, json_values
-from tests.plugin.outcomes import NOW, Log, ids, result
+from tests.plugin.outcomes import Log, decided, result
 
 pytestmark = pytest.mark.slow
 
@@ -38,7 +37,7 @@ def test_each_pdk_query_is_made_at_most_once_and_only_if_the_rules_depend_on_it(
     log: Log, rules: Rules
 ) -> None:
     results, queries = QueryResults(), []
-    while isinstance(found := decide(log, results, rules, now_ms=NOW, new_id=ids()), PdkQuery):
+    while isinstance(found := decided(log, results, rules), PdkQuery):
         queries.append(found)
         results = results.with_result(found, None)
     assert len(set(queries)) == len(queries)
@@ -47,7 +46,7 @@ def test_each_pdk_query_is_made_at_most_once_and_only_if_the_rules_depend_on_it(
     if not any(attribute.place == "path_capture" for attribute in rules.attributes):
         assert PdkQuery.CAPTURES not in queries
     # The decision does not depend on whether the queries were made.
-    assert repr(found) == repr(result(log, results.completed().application, rules))
+    assert repr(found) == repr(decided(log, QueryResults(results.completed().application, None), rules))
 
 
 @settings(max_examples=150, deadline=None)

@@ -8,12 +8,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from openmeter_plugin.metering.event import decide
 from openmeter_plugin.metering.lenient_json import MAX_TEXT, rfc3339
 from openmeter_plugin.metering.pdk_queries import NOT_QUERIED, QueryResults
 from openmeter_plugin.metering.rules import Attribute, Rules, SkipReason
 from tests.harness.recordings import llm_request
-from tests.plugin.outcomes import NOW, NOW_TEXT, RULES, SHAPES, authenticated, events, only, result
+from tests.plugin.outcomes import NOW_TEXT, RULES, SHAPES, authenticated, decided, events, only, result
 
 
 def test_a_request_without_an_id_gets_a_random_one_for_all_its_events() -> None:
@@ -26,7 +25,7 @@ def test_no_random_id_is_generated_for_a_request_with_an_id() -> None:
     def refuse() -> str:
         raise AssertionError("a random id was generated")
 
-    found = decide(authenticated(), QueryResults(), RULES, now_ms=NOW, new_id=refuse)
+    found = decided(authenticated(), QueryResults(), RULES, refuse)
     assert isinstance(found, list)
 
 

@@ -5,11 +5,13 @@ from __future__ import annotations
 import json
 from typing import Any
 
+import orjson
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from openmeter_plugin.metering.event import decide
+from openmeter_plugin.metering.event import decide, encode_event
+from openmeter_plugin.metering.kong_log import decode_log
 from openmeter_plugin.metering.lenient_json import encode_json, parse_log
 from openmeter_plugin.metering.pdk_queries import QueryResults
 from openmeter_plugin.metering.rules import Rules
@@ -20,14 +22,11 @@ AGENT = b'"user-agent":"curl\\/7.88.1"'
 
 
 def billed(raw: bytes) -> dict[str, Any]:
-    found = decide(
-        parse_log(raw), QueryResults(None, None), Rules(source="kong"), now_ms=1, new_id=lambda: "none"
-    )
+    found = decide(decode_log(raw), QueryResults(None, None), Rules(source="kong"), lambda: 1, lambda: "none")
     assert isinstance(found, list)
     (event,) = found
-    encode_json(event)
-    assert isinstance(event, dict)
-    return event
+    decoded: dict[str, Any] = orjson.loads(encode_event(event))
+    return decoded
 
 
 def with_agent(value: bytes) -> bytes:

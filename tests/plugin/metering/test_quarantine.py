@@ -11,13 +11,13 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from openmeter_plugin.metering.event import Quarantined, decide
+from openmeter_plugin.metering.event import Quarantined
 from openmeter_plugin.metering.pdk_queries import PdkQuery, QueryResults
 from openmeter_plugin.metering.quarantine import quarantine_record, replay_record
 from openmeter_plugin.metering.rules import Attribute, Lookup, Rules, SkipReason
 from tests.harness.recordings import SECRETS, all_serialized, llm_request, protobuf_requests, serialized
 from tests.plugin.any_logs import any_rules, damaged_logs
-from tests.plugin.outcomes import CONTEXT, NOW, NOW_TEXT, ids
+from tests.plugin.outcomes import CONTEXT, NOW, NOW_TEXT, decided, events, ids
 
 pytestmark = pytest.mark.slow
 
@@ -36,7 +36,7 @@ RECORDINGS = [*all_serialized(), *protobuf_requests()]
 
 
 def quarantined(log: Any, rules: Rules = QUARANTINING, results: QueryResults = RESULTS) -> dict[str, Any]:
-    found = decide(log, results, rules, now_ms=NOW, new_id=ids())
+    found = decided(log, results, rules)
     assert isinstance(found, Quarantined)
     record = quarantine_record(found.reason, log, results, found.attributes, now_ms=NOW, new_id=ids())
     stored: dict[str, Any] = json.loads(orjson.dumps(record))  # as read from the spool
@@ -47,9 +47,8 @@ def quarantined(log: Any, rules: Rules = QUARANTINING, results: QueryResults = R
     "log", [serialized("authenticated").parsed, llm_request().parsed], ids=["one", "llm"]
 )
 def test_a_replayed_request_has_the_events_that_it_would_have_had(log: dict[str, Any]) -> None:
-    assert replay_record(quarantined(log), CORRECTED) == decide(
-        log, RESULTS, CORRECTED, now_ms=NOW, new_id=ids()
-    )
+    original = events(log, RESULTS.application, CORRECTED, RESULTS.captures)
+    assert replay_record(quarantined(log), CORRECTED) == original
 
 
 def test_a_replay_under_the_same_rules_quarantines_again() -> None:

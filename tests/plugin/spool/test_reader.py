@@ -27,7 +27,7 @@ from openmeter_plugin.spool.segment import (
     Record,
     encode_events,
     encode_record,
-    encode_summary,
+    encode_usage,
     item_at,
 )
 from tests.plugin.deliveries import event, ids, record
@@ -35,8 +35,8 @@ from tests.plugin.spools import QUEUE
 
 texts = st.text(st.characters(codec="utf-8"), max_size=12)
 usages = st.builds(
-    lambda events, types, first_id, subject: encode_events(
-        events, encode_summary(types, "2026-11-22T07:00:00Z", first_id, subject)
+    lambda events, types, first_id, subject: encode_usage(
+        events, types, "2026-11-22T07:00:00Z", first_id, subject
     ),
     st.lists(st.binary(max_size=30), min_size=1, max_size=3),
     st.lists(st.sampled_from(["kong.api_request", "kong.llm_request", "another"]), max_size=3),

@@ -22,7 +22,7 @@ from openmeter_plugin.spool.segment import (
     Record,
     encode_events,
     encode_record,
-    encode_summary,
+    encode_usage,
 )
 from tests.plugin.spools import scan
 
@@ -240,8 +240,7 @@ def test_a_record_has_the_documented_layout() -> None:
 def test_a_summary_that_the_format_cannot_express_is_left_out(
     types: list[str], first_id: str, subject: str
 ) -> None:
-    summary = encode_summary(types, "2026-11-22T07:00:00Z", first_id, subject)
-    assert summary == b""
-    (record,) = scan(encode_events([b"{}"], summary), 0, final=True)
+    encoded = encode_usage([b"{}"], types, "2026-11-22T07:00:00Z", first_id, subject)
+    (record,) = scan(encoded, 0, final=True)
     assert isinstance(record, Record)
     assert (record.summary, record.events) == (None, b"{}")
