@@ -304,7 +304,7 @@ def unexplained(plan: Plan, truth: Truth, run: Circumstances) -> Iterator[str]:
 def _is_truly_blocked(change: Change, truth: Truth, run: Circumstances) -> bool:
     there = truth.by_key(change.customer_key)
     named = truth.customers.get(change.customer_id or "")
-    if not change.subject_keys:
+    if not change.subject_keys and change.customer_id is None:
         return not run.consumers  # an empty source
     if run.policy == "create-only":
         return True
