@@ -15,6 +15,9 @@ from openmeter_plugin.log import get_logger
 from openmeter_plugin.process.web_server import EmbeddedServer, forward_log, limited_protocol
 
 _MAX_CONNECTIONS: Final = 64
+_ACCEPTED_AT_ONCE: Final = 16
+"""asyncio accepts `backlog` connections in one turn, and closes one over the limit three turns later:
+with 64 at once, a burst took 256 descriptors."""
 _READ_TIMEOUT: Final = 10.0  # seconds for a request's head
 _KEEP_ALIVE: Final = 30  # seconds
 _RETRY_SECONDS: Final = 5.0
@@ -34,7 +37,7 @@ async def serve_api(listener: socket.socket, monitor: HealthMonitor, access: Acc
             access_log=False,
             proxy_headers=False,
             server_header=False,
-            backlog=_MAX_CONNECTIONS,  # asyncio accepts as many at once, before the limit sees them
+            backlog=_ACCEPTED_AT_ONCE,
             timeout_keep_alive=_KEEP_ALIVE,
         )
         try:

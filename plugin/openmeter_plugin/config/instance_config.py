@@ -26,6 +26,7 @@ from openmeter_plugin.config.metering_settings import (
     UnitConfig,
 )
 from openmeter_plugin.metering.ai_events import AiRules
+from openmeter_plugin.metering.event import RESERVED_DATA_KEYS
 from openmeter_plugin.metering.rules import Filters, Rules
 from openmeter_plugin.spool.destination import is_header_value
 
@@ -137,6 +138,11 @@ class PluginConfig(Record):
             raise ValueError("must be printable ASCII in one line, to be sent in a header")
         return SecretStr(token) if token and not is_reference(token) else None
 
+    @property
+    def ineffective_attributes(self) -> list[str]:
+        """Properties of `attributes` that the plugin sets itself; Kong's plugin accepts any name."""
+        return [a.event_property_name for a in self.attributes if a.event_property_name in RESERVED_DATA_KEYS]
+
     def rules(self) -> Rules:
         """Return the rules that decide the events."""
         return Rules(
@@ -156,7 +162,9 @@ class PluginConfig(Record):
             require_consumer=self.subject.require_consumer,
             missing=self.subject.missing,
             fallback_subject=self.subject.fallback_subject or "",
-            attributes=tuple(a.compiled() for a in self.attributes),
+            attributes=tuple(
+                a.compiled() for a in self.attributes if a.event_property_name not in RESERVED_DATA_KEYS
+            ),
             filters=self._filters(),
             application_context=self.application_context,
         )

@@ -10,6 +10,7 @@ from typing import Annotated, Any, Final, Literal, Self
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
 
+from openmeter_plugin.metering.ai_events import AI_PROPERTIES
 from openmeter_plugin.metering.event import RESERVED_DATA_KEYS
 from openmeter_plugin.metering.lenient_json import MAX_TEXT
 from openmeter_plugin.metering.rules import (
@@ -145,8 +146,6 @@ class AttributeConfig(Record):
 
     def compiled(self) -> Attribute:
         """Return the compiled attribute; raises ValueError for names that must never reach an event."""
-        if self.event_property_name in RESERVED_DATA_KEYS:
-            raise ValueError(f"event_property_name {self.event_property_name!r} is reserved for the plugin")
         if self.source == "constant":
             if self.value is None:
                 raise ValueError("source: constant needs a value")
@@ -170,7 +169,7 @@ class UnitConfig(Record):
 
     def compiled(self) -> Unit:
         """Return the compiled unit; raises ValueError that names the column of an error."""
-        if self.name in RESERVED_DATA_KEYS:
+        if self.name in RESERVED_DATA_KEYS | AI_PROPERTIES:
             raise ValueError(f"name {self.name!r} is reserved for the plugin")
         return compile_unit(self.name, self.expression)
 

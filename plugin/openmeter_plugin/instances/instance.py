@@ -208,6 +208,13 @@ def start_instance(
             keys=ineffective,
             reason="in Kong's queue they drop events; the plugin never drops undelivered events",
         )
+    if parsed.ineffective_attributes:
+        log.warning(
+            "attributes_without_effect",
+            properties=parsed.ineffective_attributes,
+            reason="the plugin sets these properties itself",
+            remedy="choose another event_property_name",
+        )
     destination = destination_of(raw, parsed)
     log.info("instance_started", plugin=raw.get("__plugin_id"), destination=destination.id)
     if had_token:

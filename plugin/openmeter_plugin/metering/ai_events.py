@@ -20,13 +20,14 @@ LLM_CALL: Final = "kong.llm_call"
 MCP_REQUEST: Final = "kong.mcp_request"
 A2A_REQUEST: Final = "kong.a2a_request"
 
-AI_PROPERTIES: Final = frozenset(
-    {"tokens", "type", "modality", "operation", "model", "provider"}
+TOKEN_PROPERTIES: Final = frozenset({"tokens", "type", "model", "provider"})
+AI_PROPERTIES: Final = TOKEN_PROPERTIES | frozenset(
+    {"modality", "operation"}
     | {"response_model", "request_mode", "cache_status", "cost", "llm_latency_ms", "time_to_first_token_ms"}
     | {"method", "tool", "session", "error", "binding", "task_state", "streaming", "rpc_latency_ms"}
     | {"rpc_response_bytes"}
 )
-"""The event properties that these events fill; neither attributes nor units can replace them."""
+"""The event properties that these events fill; neither attributes nor units replace them there."""
 
 IdentifiedData = tuple[str, str, dict[str, Any]]
 """An event's id, type and data."""

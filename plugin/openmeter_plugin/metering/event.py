@@ -13,7 +13,7 @@ from typing import Any, Final
 import msgspec
 from msgspec import Struct
 
-from openmeter_plugin.metering.ai_events import AI_PROPERTIES, IdentifiedData, ai_events
+from openmeter_plugin.metering.ai_events import TOKEN_PROPERTIES, IdentifiedData, ai_events
 from openmeter_plugin.metering.attributes import attribute_values
 from openmeter_plugin.metering.kong_log import (
     NO_VALUE,
@@ -74,8 +74,8 @@ class Quarantined:
 
 Decision = list[Event] | SkipReason | Quarantined | PdkQuery
 
-RESERVED_DATA_KEYS: Final = frozenset(RequestData.__struct_fields__) | AI_PROPERTIES
-"""The event properties that the plugin fills itself; a configured attribute cannot replace them."""
+RESERVED_DATA_KEYS: Final = frozenset(RequestData.__struct_fields__) | TOKEN_PROPERTIES
+"""The properties of Kong's own plugin and those that are billed by: no attribute sets them in any event."""
 
 _NO_REQUEST: Final = Request()
 _NO_RESPONSE: Final = Response()
@@ -117,7 +117,10 @@ def decide(
     if attributes:
         for event in events:
             data = event.data
-            event.data = (data if isinstance(data, dict) else msgspec.to_builtins(data)) | attributes
+            # What the plugin knows of an AI call or an agent's request wins over an attribute of that name.
+            event.data = (
+                attributes | data if isinstance(data, dict) else msgspec.to_builtins(data) | attributes
+            )
     return events or SkipReason.NOTHING_TO_METER
 
 

@@ -330,9 +330,11 @@ def test_the_usual_names_of_credentials_are_known(place: str, names: str) -> Non
 
 
 @pytest.mark.parametrize("name", sorted(RESERVED_DATA_KEYS))
-def test_no_attribute_replaces_a_reserved_property(name: str) -> None:
+def test_an_attribute_of_a_property_that_the_plugin_sets_is_accepted_without_effect(name: str) -> None:
     attribute = {"source": "query", "look_up_value_in": "a", "event_property_name": name}
-    assert name in error_of(attributes=[attribute])
+    model, rules = parse_config(config(attributes=[attribute]))
+    assert rules.attributes == ()
+    assert model.ineffective_attributes == [name]
 
 
 @pytest.mark.parametrize("raw", [b"", b"{", b"[]", b"null", b'"x"', b"\xff", SECRET.encode()])

@@ -9,8 +9,11 @@ import pytest
 from hypothesis import given
 
 from openmeter_plugin.metering.ai_events import AiRules, ai_events
+from openmeter_plugin.metering.rules import Attribute, Rules
 from openmeter_plugin.metering.units import compile_unit
 from tests.plugin.any_logs import ai_parts, json_values
+from tests.plugin.outcomes import authenticated
+from tests.plugin.outcomes import events as decided
 
 USAGE = {
     "prompt_tokens": 100,
@@ -241,3 +244,14 @@ def test_no_ai_part_raises(ai: Any, block: Any) -> None:
     ):
         found(value, AiRules(tokens="split", calls=True, units=(compile_unit("u", "input / output"),)))
         found(value)
+
+
+def test_what_the_plugin_knows_of_a_call_wins_over_an_attribute_of_that_name() -> None:
+    attributes = (Attribute("constant", "mine", "method"), Attribute("constant", "mine", "region"))
+    log = authenticated(ai={"mcp": MCP})
+    events = decided(log, None, Rules(source="kong-test", attributes=attributes))
+    assert [(e["data"].get("method"), e["data"]["region"]) for e in events] == [
+        ("mine", "mine"),
+        ("tools/call", "mine"),
+        ("initialize", "mine"),
+    ]
