@@ -9,7 +9,7 @@ import pytest
 from openmeter_plugin.config.instance_config import parse_config
 from openmeter_plugin.metering.pdk_queries import NOT_QUERIED
 from openmeter_plugin.metering.rules import SkipReason
-from tests.harness.recordings import llm_request, serialized
+from tests.harness.recordings import all_serialized, llm_request, protobuf_requests, serialized
 from tests.plugin.outcomes import ECHO_ROUTE, authenticated, events, result
 
 
@@ -165,3 +165,14 @@ def test_an_excluded_request_needs_no_pdk_query_even_without_a_consumer() -> Non
 
 def test_a_bad_record_is_not_filtered() -> None:
     assert filtered(None, statuses=["200"]) is SkipReason.BAD_RECORD
+
+
+def test_the_instance_of_a_route_that_is_not_metered_makes_no_event_of_any_request() -> None:
+    switches = ("meter_api_requests", "meter_ai_token_usage", "meter_agent_requests")
+    _, rules = parse_config({"ingest_endpoint": "http://h/e"} | dict.fromkeys(switches, False))
+    agent = authenticated() | {"ai": {"mcp": {"rpc": [{"method": "tools/call"}]}}}
+    assert len(events(agent)) == 2
+    logs = [agent, *(recording.parsed for recording in (*all_serialized(), *protobuf_requests()))]
+    found = [result(log, None, rules) for log in logs]
+    assert [type(one) for one in found] == [SkipReason] * len(logs)
+    assert found[0] is SkipReason.NOTHING_TO_METER

@@ -231,6 +231,14 @@ def measured(request: int, response: int, latency: int, upstream: int) -> dict[s
     }
 
 
+GRPC = {
+    "request_method": "POST",
+    "route_name": "g",
+    "route_id": "42fcc287-3b0a-5aff-a457-384af985ca78",
+    "service_name": "g",
+    "service_id": "0bab3f37-a009-5848-9167-5b2fc497727a",
+}
+
 OTHERS_OF_ALICE = {
     "gzip": alices(
         "e19ae2588f65364f22eb984d5d6fd832", "2026-11-22T05:49:53.132Z", **measured(143, 366, 1, 1)
@@ -273,14 +281,10 @@ OTHERS_OF_ALICE = {
         status=400,
     ),
     "grpc-status-8": alices(
-        "9979e61617ad991dc1ad3322a939660b",
-        "2026-11-28T19:25:49.398Z",
-        **measured(73, 186, 2, 1),
-        request_method="POST",
-        route_name="g",
-        route_id="42fcc287-3b0a-5aff-a457-384af985ca78",
-        service_name="g",
-        service_id="0bab3f37-a009-5848-9167-5b2fc497727a",
+        "9979e61617ad991dc1ad3322a939660b", "2026-11-28T19:25:49.398Z", **measured(73, 186, 2, 1), **GRPC
+    ),
+    "grpc-server-stream": alices(
+        "02f79c6b93fd3451cfb7ec38daabe716", "2026-11-28T19:25:49.394Z", **measured(55, 268, 2, 1), **GRPC
     ),
 }
 
