@@ -175,7 +175,7 @@ class UnitConfig(Record):
 
 
 class FiltersConfig(Record):
-    """Which requests are metered. A list that is not set excludes nothing."""
+    """Which requests are metered. A filter that is not set excludes nothing."""
 
     # YAML parses a single status as a number; in Kong's schema it is a string.
     statuses: Annotated[tuple[Text | int, ...], LuaList, Field(min_length=1)] | None = None
@@ -185,6 +185,7 @@ class FiltersConfig(Record):
     response_sources: (
         Annotated[tuple[Literal["kong", "upstream"], ...], LuaList, Field(min_length=1)] | None
     ) = None
+    upstream_answered: bool | None = None
 
     @model_validator(mode="after")
     def _is_usable(self) -> Self:
@@ -203,7 +204,7 @@ class FiltersConfig(Record):
             None if names is None else frozenset(names)
             for names in (self.routes, self.services, self.response_sources)
         )
-        filters = Filters(statuses, methods, routes, services, sources)
+        filters = Filters(statuses, methods, routes, services, sources, bool(self.upstream_answered))
         return None if filters == Filters() else filters
 
 

@@ -201,6 +201,12 @@ _FILTERS: Final[list[Field]] = [
         {"type": "string", "one_of": ["kong", "upstream"]},
         len_min=1,
     ),
+    _field(
+        "upstream_answered",
+        "boolean",
+        "`true`: only requests that the upstream answered. Excludes responses of Kong itself, and requests"
+        " whose client was gone before the answer (status 499, or 400 while it sent its body).",
+    ),
 ]
 
 _NO_EFFECT: Final = "Accepted, but has no effect: Kong's queue would drop events, the spool keeps them."
@@ -374,8 +380,8 @@ FIELDS: Final[list[Field]] = [
     ),
     _record(
         "filters",
-        "Which requests are metered: those that match every list that is set. An excluded request has no"
-        " events, neither for itself nor for its tokens, and is counted by the list that excluded it.",
+        "Which requests are metered: those that match every filter that is set. An excluded request has no"
+        " events, neither for itself nor for its tokens, and is counted by the filter that excluded it.",
         _FILTERS,
     ),
 ]

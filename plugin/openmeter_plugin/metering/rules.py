@@ -31,6 +31,7 @@ class SkipReason(StrEnum):
     ROUTE_EXCLUDED = "route_excluded"
     SERVICE_EXCLUDED = "service_excluded"
     RESPONSE_SOURCE_EXCLUDED = "response_source_excluded"
+    UNANSWERED_EXCLUDED = "unanswered_excluded"
     NOTHING_TO_METER = "nothing_to_meter"
     BAD_RECORD = "bad_record"
 
@@ -92,13 +93,14 @@ class Attribute:
 
 @dataclass(frozen=True, slots=True)
 class Filters:
-    """Which requests are metered; None if a field does not restrict that."""
+    """Which requests are metered; None or False if a field does not restrict that."""
 
     statuses: frozenset[int] | None = None
     methods: frozenset[str] | None = None
     routes: frozenset[str] | None = None
     services: frozenset[str] | None = None
     response_sources: frozenset[str] | None = None
+    upstream_answered: bool = False
 
 
 @dataclass(frozen=True, slots=True)
