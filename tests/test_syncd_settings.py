@@ -39,6 +39,7 @@ _BY_NAME: dict[str, Any] = {
     "schedule": {"jitter": "7s"},
     "daemon": {"keep_runs": "7d"},
     "create": {"currency": "EUR"},
+    "subject_prefixes": {"consumer": "user/"},
     "billing_address": {"city": "Bonn"},
     "metering": {"url": "http://elsewhere"},
     "group_key": "team-{group}",

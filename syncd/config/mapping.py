@@ -7,6 +7,7 @@ from typing import Annotated, Literal, Self
 
 from pydantic import AfterValidator, Field, model_validator
 
+from openmeter_plugin.metering.rules import DEFAULT_PREFIXES, SubjectPrefixes
 from syncd.config.types import Metadata, Section
 from syncd.mapping.rules import DEFAULT_KEY, Templates
 from syncd.mapping.templates import GROUP_FIELDS, check
@@ -53,6 +54,24 @@ class CreateConfig(Section):
     """Metadata (v3: labels) in addition to syncd's own; the values are templates."""
 
 
+class SubjectPrefixesConfig(Section):
+    """What precedes an id in a subject."""
+
+    consumer: str = DEFAULT_PREFIXES.consumer
+    """For consumers."""
+    application: str = DEFAULT_PREFIXES.application
+    """For Dev Portal applications, as Kong's own plugins send it."""
+
+    @model_validator(mode="after")
+    def _are_usable(self) -> Self:
+        self.compiled()
+        return self
+
+    def compiled(self) -> SubjectPrefixes:
+        """Return the prefixes; raises ValueError if they cannot keep consumers and applications apart."""
+        return SubjectPrefixes(self.consumer, self.application)
+
+
 class MappingConfig(Section):
     """How principals become customers."""
 
@@ -63,6 +82,8 @@ class MappingConfig(Section):
     """The subject that the plugin sends for a consumer; must match the plugin's `subject.field`. `id` is sent
     as `consumer:<id>`; `tag` is the key in `customer:<key>`, or `consumer:<id>` for consumers without that
     tag."""
+    subject_prefixes: SubjectPrefixesConfig = SubjectPrefixesConfig()
+    """What precedes an id in a subject; must match the plugin's `subject_prefixes`."""
     include_anonymous: bool = False
     """Whether consumers that a plugin uses as `anonymous` get a customer."""
     anonymous_consumers: tuple[str, ...] = ()

@@ -147,13 +147,14 @@ class DesiredState:
 
     `warnings` name details that customers are created without, and rows of the mapping file without an
     effect. `known` are subjects that need no customer but are not orphaned: those of consumers whose group
-    sends a subject of its own.
+    sends a subject of its own. `prefixes` are those of the subjects that syncd makes.
     """
 
     customers: tuple[DesiredCustomer, ...]
     problems: tuple[Problem, ...] = ()
     warnings: tuple[str, ...] = ()
     known: frozenset[str] = frozenset()
+    prefixes: tuple[str, ...] = ("consumer:", "app:")
 
 
 class ObservedCustomer(Struct, frozen=True, gc=False):

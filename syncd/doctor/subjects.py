@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 from pydantic import ValidationError
 
-from openmeter_plugin.config.metering_settings import Subject
+from openmeter_plugin.config.metering_settings import Subject, SubjectPrefixesConfig
 from openmeter_plugin.metering.kong_log import Consumer, KongLog
 from openmeter_plugin.metering.rules import Rules
 from openmeter_plugin.metering.subject import find_subject
@@ -225,9 +225,13 @@ def rules_of(plugin: Plugin) -> Rules:
         {name: value for name, value in given.items() if value is not None} if isinstance(given, dict) else {}
     )
     subject = Subject.model_validate(fields)
+    prefixes = plugin.config.get("subject_prefixes") or {}
     never = plugin.config.get("application_context") == "never"
     return Rules(
         source="",
+        prefixes=SubjectPrefixesConfig.model_validate(
+            prefixes if isinstance(prefixes, dict) else {}
+        ).compiled(),
         lookups=subject.lookups,
         require_consumer=subject.require_consumer,
         missing=subject.missing,

@@ -8,7 +8,7 @@ from dataclasses import replace
 
 from msgspec import Struct, structs
 
-from openmeter_plugin.metering.subject import CUSTOMER_TAG, default_subject, tagged_customers
+from openmeter_plugin.metering.subject import CUSTOMER_TAG, tagged_customers
 from syncd.core.model import Principal, Problem
 from syncd.mapping.rules import MAX_KEY, Assignment, MappingRules, assignment_of
 from syncd.mapping.templates import fields_of, filled, missing
@@ -181,7 +181,7 @@ def _subject_key(principal: Principal, rules: MappingRules) -> str | Problem:
             " Give it an id"
         )
         return Problem(None, (), f"{principal.describe()} {why}")
-    return default_subject(principal.kind, principal.id)
+    return rules.prefixes.subject(principal.kind, principal.id)
 
 
 def _group(principal: Principal, rules: MappingRules, row: Assignment | None) -> str | Problem | None:

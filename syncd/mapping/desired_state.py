@@ -9,7 +9,6 @@ from collections.abc import Iterable, Mapping
 from itertools import groupby
 from operator import attrgetter
 
-from openmeter_plugin.metering.subject import default_subject
 from syncd.core.model import DesiredCustomer, DesiredState, DesiredSubject, Principal
 from syncd.core.ownership import ownership_metadata
 from syncd.mapping.claims import Claim, claims_of
@@ -25,7 +24,7 @@ def desired_state(principals: Iterable[Principal], rules: MappingRules) -> Desir
     """Return the customers that these principals call for."""
     principals = list(principals)
     claims, problems = claims_of(principals, rules)
-    known = _known(claims)
+    known = _known(claims, rules)
     claims, collisions = without_collisions(claims)
     claims.sort(key=_CUSTOMER_KEY)
     warnings = _rows_of_nobody(principals, rules)
@@ -33,7 +32,8 @@ def desired_state(principals: Iterable[Principal], rules: MappingRules) -> Desir
         [_customer(key, list(inside), rules, warnings) for key, inside in groupby(claims, key=_CUSTOMER_KEY)]
     )
     ordered = sorted(problems + collisions, key=lambda problem: problem.reason)
-    return DesiredState(customers, tuple(ordered), tuple(warnings), known)
+    prefixes = (rules.prefixes.consumer, rules.prefixes.application)
+    return DesiredState(customers, tuple(ordered), tuple(warnings), known, prefixes)
 
 
 def _rows_of_nobody(principals: Iterable[Principal], rules: MappingRules) -> list[str]:
@@ -50,10 +50,10 @@ def _rows_of_nobody(principals: Iterable[Principal], rules: MappingRules) -> lis
     ]
 
 
-def _known(claims: Iterable[Claim]) -> frozenset[str]:
+def _known(claims: Iterable[Claim], rules: MappingRules) -> frozenset[str]:
     """Return the subjects that group members had before their group got one of its own."""
     return frozenset(
-        default_subject("consumer", claim.principal.id)
+        rules.prefixes.consumer + claim.principal.id
         for claim in claims
         if claim.shared and claim.principal.id
     )

@@ -48,6 +48,7 @@ def within_limits(desired: DesiredState, observed: ObservedState, rules: Mapping
         tuple(sorted(problems, key=lambda problem: problem.reason)),
         desired.warnings,
         desired.known,
+        desired.prefixes,
     )
 
 

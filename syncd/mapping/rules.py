@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Literal
 
+from openmeter_plugin.metering.rules import DEFAULT_PREFIXES, SubjectPrefixes
 from syncd.core.model import CustomerDetails, Principal
 
 GroupBy = Literal["none", "tag", "custom_id", "owner", "file"]
@@ -73,6 +74,7 @@ class MappingRules:
     owner_id: str
     group_by: GroupBy = "none"
     subject_field: SubjectField = "id"
+    prefixes: SubjectPrefixes = DEFAULT_PREFIXES
     include_anonymous: bool = False
     anonymous_consumers: frozenset[str] = field(default_factory=frozenset)
     templates: Templates = field(default_factory=Templates)

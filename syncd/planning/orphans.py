@@ -28,7 +28,6 @@ from syncd.core.model import DesiredState, ObservedCustomer, ObservedState
 from syncd.core.ownership import ADOPTED, is_managed
 
 _ALL_DELETABLE: Mapping[str, str] = {}
-_SYNCD_PREFIXES = ("consumer:", "application:")
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,6 +76,7 @@ class _Lifecycle:
         self._grace = grace
         self._undeletable = undeletable
         self._observed = observed
+        self._prefixes = desired.prefixes
         self._wanted_customers = {customer.key for customer in desired.customers}
         self._wanted = {subject.key for customer in desired.customers for subject in customer.subjects}
         self._wanted |= desired.known
@@ -128,7 +128,7 @@ class _Lifecycle:
         return tuple(
             key
             for key in customer.subject_keys
-            if key not in self._wanted and (key in self._entities or key.startswith(_SYNCD_PREFIXES))
+            if key not in self._wanted and (key in self._entities or key.startswith(self._prefixes))
         )
 
     def _with_orphaned_subjects(self, customer: ObservedCustomer) -> Iterator[Change]:

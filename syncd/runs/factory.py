@@ -122,6 +122,7 @@ def rules_of(config: Config) -> MappingRules:
         owner_id=config.owner_id,
         group_by=config.mapping.group_by,
         subject_field=config.mapping.subject_field,
+        prefixes=config.mapping.subject_prefixes.compiled(),
         include_anonymous=config.mapping.include_anonymous,
         anonymous_consumers=frozenset(config.mapping.anonymous_consumers),
         templates=config.mapping.templates,

@@ -19,7 +19,7 @@ import orjson
 from tests.demo.gateway import Consumer
 from tests.harness.recordings import Recorded, application_request, llm_request, serialized
 
-APPLICATION_SUBJECT: Final = "application:b15e2460-ba40-431d-9df0-4957fcffacda"
+APPLICATION_SUBJECT: Final = "app:b15e2460-ba40-431d-9df0-4957fcffacda"
 
 _BY_CONSUMER: Final = (
     *("authenticated", "post-body", "authenticated", "gzip", "authenticated", "stream-sse"),

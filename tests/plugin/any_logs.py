@@ -51,6 +51,7 @@ any_filters = st.none() | st.builds(
     routes=optional_subset(("echo", "llm", "bf3c18fd-347d-5497-8230-0441f2ad7a65")),
     services=optional_subset(("echo", "broken")),
     response_sources=optional_subset(("kong", "upstream")),
+    upstream_answered=st.booleans(),
 )
 
 any_ai_rules = st.builds(

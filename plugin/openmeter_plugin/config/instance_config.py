@@ -21,6 +21,7 @@ from openmeter_plugin.config.metering_settings import (
     LuaList,
     Record,
     Subject,
+    SubjectPrefixesConfig,
     Text,
     UnitConfig,
 )
@@ -72,6 +73,7 @@ class PluginConfig(Record):
     meter_ai_calls: bool | None = None
     meter_agent_requests: bool | None = None
     subject: Subject = Subject()
+    subject_prefixes: SubjectPrefixesConfig = SubjectPrefixesConfig()
     attributes: Annotated[tuple[AttributeConfig, ...], LuaList] = ()
     units: Annotated[tuple[UnitConfig, ...], LuaList] = ()
     ssl_verify: bool = True
@@ -149,6 +151,7 @@ class PluginConfig(Record):
                 units=tuple(unit.compiled() for unit in self.units),
             ),
             meter_anonymous_consumer=self.meter_anonymous_consumer,
+            prefixes=self.subject_prefixes.compiled(),
             lookups=self.subject.lookups,
             require_consumer=self.subject.require_consumer,
             missing=self.subject.missing,

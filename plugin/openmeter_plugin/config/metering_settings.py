@@ -12,7 +12,15 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_valida
 
 from openmeter_plugin.metering.event import RESERVED_DATA_KEYS
 from openmeter_plugin.metering.lenient_json import MAX_TEXT
-from openmeter_plugin.metering.rules import Attribute, AttributePlace, Filters, Lookup, Missing, SubjectPlace
+from openmeter_plugin.metering.rules import (
+    Attribute,
+    AttributePlace,
+    Filters,
+    Lookup,
+    Missing,
+    SubjectPlace,
+    SubjectPrefixes,
+)
 from openmeter_plugin.metering.units import Unit, compile_unit
 
 SECRET_REQUEST_HEADERS: Final = frozenset(
@@ -106,6 +114,22 @@ class Subject(SubjectLookup):
         return tuple(dict.fromkeys(s.compiled() for s in (self, *self.fallbacks)))
 
 
+class SubjectPrefixesConfig(Record):
+    """What precedes the id in a default subject; None is the default of `SubjectPrefixes`."""
+
+    consumer: str | None = None
+    application: str | None = None
+
+    @model_validator(mode="after")
+    def _is_usable(self) -> Self:
+        self.compiled()
+        return self
+
+    def compiled(self) -> SubjectPrefixes:
+        """Return the prefixes; raises ValueError if they cannot keep consumers and applications apart."""
+        return SubjectPrefixes(**self.model_dump(exclude_none=True))
+
+
 class AttributeConfig(Record):
     """A value of a request that becomes a property of the event's data."""
 
@@ -152,7 +176,7 @@ class UnitConfig(Record):
 
 
 class FiltersConfig(Record):
-    """Which requests are metered. A list that is not set excludes nothing."""
+    """Which requests are metered. A filter that is not set excludes nothing."""
 
     # YAML parses a single status as a number; in Kong's schema it is a string.
     statuses: Annotated[tuple[Text | int, ...], LuaList, Field(min_length=1)] | None = None
@@ -162,6 +186,7 @@ class FiltersConfig(Record):
     response_sources: (
         Annotated[tuple[Literal["kong", "upstream"], ...], LuaList, Field(min_length=1)] | None
     ) = None
+    upstream_answered: bool | None = None
 
     @model_validator(mode="after")
     def _is_usable(self) -> Self:
@@ -180,7 +205,7 @@ class FiltersConfig(Record):
             None if names is None else frozenset(names)
             for names in (self.routes, self.services, self.response_sources)
         )
-        filters = Filters(statuses, methods, routes, services, sources)
+        filters = Filters(statuses, methods, routes, services, sources, bool(self.upstream_answered))
         return None if filters == Filters() else filters
 
 

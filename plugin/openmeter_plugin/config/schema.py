@@ -88,7 +88,7 @@ def _lookup_fields(default: str | None) -> list[Field]:
             "field",
             "string",
             "Consumer: `id` (default, sent as `consumer:<id>`), `username`, `custom_id`, or `tag`: the key in"
-            " its tag `customer:<key>`. Application: `id` (default, sent as `application:<id>`),"
+            " its tag `customer:<key>`. Application: `id` (default, sent as `app:<id>`),"
             " `developer_id`, `portal_id`, `organization_id`. Header or query: the name.",
             len_min=1,
         ),
@@ -200,6 +200,12 @@ _FILTERS: Final[list[Field]] = [
         "Who responded: `upstream`, or `kong` itself (request rejected, rate limited, upstream not reached).",
         {"type": "string", "one_of": ["kong", "upstream"]},
         len_min=1,
+    ),
+    _field(
+        "upstream_answered",
+        "boolean",
+        "`true`: only requests that the upstream answered. Excludes responses of Kong itself, and requests"
+        " whose client was gone before the answer (status 499, or 400 while it sent its body).",
     ),
 ]
 
@@ -350,6 +356,14 @@ FIELDS: Final[list[Field]] = [
         " `kong.llm_call`, which is then sent whatever `meter_ai_calls` is.",
         _UNIT,
     ),
+    _record(
+        "subject_prefixes",
+        "What precedes an id in a subject. Set the same in syncd's `mapping.subject_prefixes`.",
+        [
+            _field("consumer", "string", "Default: `consumer:`.", len_min=1, len_max=64),
+            _field("application", "string", "Default: `app:`, as Kong's own plugins.", len_min=1, len_max=64),
+        ],
+    ),
     _field(
         "meter_anonymous_consumer",
         "boolean",
@@ -366,8 +380,8 @@ FIELDS: Final[list[Field]] = [
     ),
     _record(
         "filters",
-        "Which requests are metered: those that match every list that is set. An excluded request has no"
-        " events, neither for itself nor for its tokens, and is counted by the list that excluded it.",
+        "Which requests are metered: those that match every filter that is set. An excluded request has no"
+        " events, neither for itself nor for its tokens, and is counted by the filter that excluded it.",
         _FILTERS,
     ),
 ]

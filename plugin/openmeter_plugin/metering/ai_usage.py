@@ -45,6 +45,9 @@ _NOT_CALLS: Final = frozenset(
 )
 _UNSPECIFIED: Final = "UNSPECIFIED"  # what Kong 3.9 logs for a call that it refused
 
+FIELD: Final = re.compile(r"[a-z0-9_]{1,64}", re.ASCII)
+"""Names of fields, as opposed to content."""
+
 _KONG: Final = re.compile(r"\bkong/(\d+)\.(\d+)\.(\d+)(?:\.(\d+))?")
 
 
@@ -255,7 +258,7 @@ def _cache_write_by_ttl(usage: Mapping[str, Any]) -> int:
     """Return the sum of Anthropic's `cache_creation`, which has a count per time to live."""
     for table in (usage, *(json_object(usage.get(name)) for name in _DETAILS["input"])):
         if creation := json_object(table.get("cache_creation")):
-            return sum(count(value) or 0 for value in creation.values())
+            return sum(count(value) or 0 for name, value in creation.items() if FIELD.fullmatch(name))
     return 0
 
 

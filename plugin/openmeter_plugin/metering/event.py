@@ -24,7 +24,7 @@ from openmeter_plugin.metering.kong_log import (
     Response,
     members,
 )
-from openmeter_plugin.metering.lenient_json import MAX_COUNT, MAX_TEXT, encode_json, rfc3339, text
+from openmeter_plugin.metering.lenient_json import MAX_COUNT, MAX_TEXT, count, encode_json, rfc3339, text
 from openmeter_plugin.metering.pdk_queries import NOT_QUERIED, PdkQuery, QueryResults
 from openmeter_plugin.metering.rules import Filters, Rules, SkipReason
 from openmeter_plugin.metering.subject import find_subject
@@ -138,7 +138,23 @@ def exclusion_reason(log: KongLog, filters: Filters) -> SkipReason | None:
         return SkipReason.SERVICE_EXCLUDED
     if filters.response_sources is not None and log.source not in filters.response_sources:
         return SkipReason.RESPONSE_SOURCE_EXCLUDED
+    if filters.upstream_answered and not _upstream_answered(log):
+        return SkipReason.UNANSWERED_EXCLUDED
     return None
+
+
+def _upstream_answered(log: KongLog) -> bool:
+    """Return whether the response is the upstream's: Kong did not make it, and the last attempt has a status.
+
+    nginx logs a status for each attempt, separated by `,` or `:`. It is `-` without an answer, for example if
+    the client is gone (status 499), and empty without an attempt, for example if the client is gone while it
+    sends its body (status 400). Kong logs both with the source `upstream`. For an upstream that refuses or
+    closes the connection, nginx logs 502 or 504, and the source is `kong`.
+    """
+    status = log.upstream_status
+    if type(status) is str:
+        status = status.replace(":", ",").rpartition(",")[2].strip()
+    return log.source != "kong" and bool(count(status))
 
 
 def _is_in(entity: Entity | None, wanted: frozenset[str]) -> bool:

@@ -9,13 +9,12 @@ constants can be read again at replay.
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable, Mapping
 from typing import Any, Final
 
 import msgspec
 
-from openmeter_plugin.metering.ai_usage import blocks, kong_version
+from openmeter_plugin.metering.ai_usage import FIELD, blocks, kong_version
 from openmeter_plugin.metering.event import Quarantined, decide
 from openmeter_plugin.metering.kong_log import log_of
 from openmeter_plugin.metering.lenient_json import count, identifier, json_object, put, usable_time
@@ -38,7 +37,6 @@ _EMBEDDINGS_FIELDS: Final = (
 )
 _MCP_FIELDS: Final = ("method", "tool_name", "latency", "response_body_size")
 _A2A_FIELDS: Final = ("method", "binding", "task_state", "context_id", "latency", "response_body_size")
-_FIELD: Final = re.compile(r"[a-z0-9_]{1,64}", re.ASCII)
 _MAX_DETAILS: Final = 2  # usage.input_tokens_details.cached_tokens_details
 _APPLICATION_FIELDS: Final = ("application_id", "developer_id", "portal_id", "organization_id")
 
@@ -53,7 +51,7 @@ def redacted(log: object) -> dict[str, Any]:
     kept: dict[str, Any] = {}
     for key, names in _LOG_FIELDS.items():
         put(kept, key, _scalars(source.get(key), names))
-    kept |= _scalars(source, ("started_at", "source", "workspace_name")) or {}
+    kept |= _scalars(source, ("started_at", "source", "upstream_status", "workspace_name")) or {}
     tags = json_object(source.get("consumer")).get("tags")
     if "consumer" in kept and type(tags) is list:
         kept["consumer"]["tags"] = [tag for tag in tags if type(tag) is str]
@@ -105,7 +103,7 @@ def _numbers(value: object, depth: int) -> dict[str, Any] | None:
     """Return the numbers of a table of usage and of the tables of details in it; a number may be text."""
     kept: dict[str, Any] = {}
     for name, inner in json_object(value).items():
-        if not _FIELD.fullmatch(name):
+        if not FIELD.fullmatch(name):
             continue
         if type(inner) is dict and depth < _MAX_DETAILS:
             put(kept, name, _numbers(inner, depth + 1))

@@ -31,8 +31,44 @@ class SkipReason(StrEnum):
     ROUTE_EXCLUDED = "route_excluded"
     SERVICE_EXCLUDED = "service_excluded"
     RESPONSE_SOURCE_EXCLUDED = "response_source_excluded"
+    UNANSWERED_EXCLUDED = "unanswered_excluded"
     NOTHING_TO_METER = "nothing_to_meter"
     BAD_RECORD = "bad_record"
+
+
+PrincipalKind = Literal["consumer", "application"]
+
+_MAX_PREFIX = 64
+
+
+@dataclass(frozen=True, slots=True)
+class SubjectPrefixes:
+    """What precedes the id in a default subject. The defaults are those of Kong's own plugins (3.16).
+
+    Raises ValueError for prefixes that a consumer and an application could share.
+    """
+
+    consumer: str = "consumer:"
+    application: str = "app:"
+
+    def __post_init__(self) -> None:
+        for name, prefix in (("consumer", self.consumer), ("application", self.application)):
+            if not 0 < len(prefix) <= _MAX_PREFIX or not prefix.isprintable() or " " in prefix:
+                raise ValueError(
+                    f"{name} must be 1 to {_MAX_PREFIX} characters without spaces, such as 'app:'"
+                )
+        if self.consumer.startswith(self.application) or self.application.startswith(self.consumer):
+            raise ValueError(
+                "consumer and application must differ, and neither may begin with the other: both kinds could"
+                " get the same subject"
+            )
+
+    def subject(self, kind: PrincipalKind, principal_id: str) -> str:
+        """Return the subject of a principal for which no field is configured. An id survives renames."""
+        return (self.consumer if kind == "consumer" else self.application) + principal_id
+
+
+DEFAULT_PREFIXES = SubjectPrefixes()
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,13 +93,14 @@ class Attribute:
 
 @dataclass(frozen=True, slots=True)
 class Filters:
-    """Which requests are metered; None if a field does not restrict that."""
+    """Which requests are metered; None or False if a field does not restrict that."""
 
     statuses: frozenset[int] | None = None
     methods: frozenset[str] | None = None
     routes: frozenset[str] | None = None
     services: frozenset[str] | None = None
     response_sources: frozenset[str] | None = None
+    upstream_answered: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,6 +111,7 @@ class Rules:
     meter_api_requests: bool = True
     ai: AiRules = DEFAULT_AI_RULES
     meter_anonymous_consumer: bool = False
+    prefixes: SubjectPrefixes = DEFAULT_PREFIXES
     lookups: tuple[Lookup, ...] = (Lookup("consumer", "id"), Lookup("application", "id"))
     require_consumer: bool = False
     missing: Missing = "skip"

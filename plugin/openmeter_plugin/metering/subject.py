@@ -1,32 +1,21 @@
 """The subject of a request: who pays for it, by the first configured lookup that finds someone.
 
-syncd imports `default_subject` and `tagged_customers` from here: the plugin writes a subject into every
-event and syncd into every customer's usage attribution, so the two cannot disagree.
+syncd uses the same `SubjectPrefixes` and `tagged_customers`: the plugin writes a subject into every event and
+syncd into every customer's usage attribution, and the two must agree.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable
-from typing import Final, Literal
+from typing import Final
 
 from openmeter_plugin.metering.kong_log import KongLog, members
 from openmeter_plugin.metering.lenient_json import MAX_TEXT, first, identifier, json_object
 from openmeter_plugin.metering.pdk_queries import NOT_QUERIED, PdkQuery
 from openmeter_plugin.metering.rules import Rules, SkipReason
 
-PrincipalKind = Literal["consumer", "application"]
-
 CUSTOMER_TAG: Final = "customer:"
 """The tag ``customer:<key>`` assigns a consumer to the customer with that key."""
-
-
-def default_subject(kind: PrincipalKind, principal_id: str) -> str:
-    """Return the subject if no field is configured: ``consumer:<id>`` or ``application:<id>``.
-
-    The prefix keeps the two kinds apart, and the id survives renames. Kong's own plugin documents the same
-    form.
-    """
-    return f"{kind}:{principal_id}"
 
 
 def tagged_customers(tags: Iterable[object]) -> set[str]:
@@ -54,7 +43,7 @@ def find_subject(log: KongLog, application: object, rules: Rules) -> str | SkipR
                 if rules.application_context != "never":
                     return PdkQuery.APPLICATION
                 application = None
-            found = _application_subject(application, lookup.field)
+            found = _application_subject(application, lookup.field, rules)
         else:
             found = _client_subject(log, place == "header", lookup.field, rules)
         if type(found) is str:
@@ -81,7 +70,7 @@ def _consumer_subject(log: KongLog, field: str, rules: Rules) -> str | SkipReaso
     if not (log.authenticated_entity or rules.meter_anonymous_consumer) and is_anonymous(log):
         return SkipReason.ANONYMOUS_CONSUMER
     if field == "id":
-        return default_subject("consumer", consumer_id)
+        return rules.prefixes.consumer + consumer_id
     if field == "tag":
         return tagged_customer(consumer.tags)
     value = consumer.custom_id if field == "custom_id" else consumer.username
@@ -98,12 +87,12 @@ def tagged_customer(tags: object) -> str | SkipReason:
     return SkipReason.AMBIGUOUS_CUSTOMER_TAG if keys else identifier(key) or SkipReason.CONSUMER_WITHOUT_FIELD
 
 
-def _application_subject(application: object, field: str) -> str | SkipReason:
+def _application_subject(application: object, field: str, rules: Rules) -> str | SkipReason:
     context = json_object(application)
     if field != "id":
         return identifier(context.get(field)) or SkipReason.NO_APPLICATION
     application_id = identifier(context.get("application_id"))
-    return default_subject("application", application_id) if application_id else SkipReason.NO_APPLICATION
+    return rules.prefixes.application + application_id if application_id else SkipReason.NO_APPLICATION
 
 
 def _client_subject(log: KongLog, is_header: bool, name: str, rules: Rules) -> str | SkipReason:

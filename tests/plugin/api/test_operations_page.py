@@ -20,11 +20,12 @@ _VARIES = re.compile(
     r"[0-9a-f]{16}|127\.0\.0\.1:\d+|\d+ (?:d|h|min|s)(?: \d+ (?:h|min|s))?"
     r"|[\d.]+ (?:B|KiB)|event-\d+|[\dTZ:.-]*\d[\dTZ:.-]*"
 )
+_PLURAL = re.compile(r"\b(event|letter|line|record|request|segment)s\b")
 
 
 def shape(line: str) -> str:
     """Return a line without the parts that differ from spool to spool."""
-    return _VARIES.sub("#", line.replace("not running", "running"))
+    return _PLURAL.sub(r"\1", _VARIES.sub("#", line.replace("not running", "running")))
 
 
 def consoles() -> Iterator[tuple[tuple[str, ...], list[str]]]:

@@ -201,9 +201,10 @@ def test_no_additional_setting_is_required() -> None:
         *("subject.fallbacks.field", "subject.fallbacks.look_up_value_in"),
         *("subject.missing", "subject.fallback_subject", "subject.require_consumer", "attributes.value"),
         *("filters", "filters.statuses", "filters.methods", "filters.routes", "filters.services"),
-        "filters.response_sources",
+        *("filters.response_sources", "filters.upstream_answered"),
         *("ai_tokens", "ai_cache_hits", "meter_ai_calls", "meter_agent_requests"),
         *("units", "units.name", "units.expression"),
+        *("subject_prefixes", "subject_prefixes.consumer", "subject_prefixes.application"),
     }
 
 

@@ -183,6 +183,7 @@ def test_filters_are_compiled_to_sets() -> None:
         "routes": ["a"],
         "services": ["b", "c"],
         "response_sources": ["kong"],
+        "upstream_answered": True,
     }
     _, rules = parse_config(config(filters=filters))
     assert rules.filters == Filters(
@@ -191,10 +192,13 @@ def test_filters_are_compiled_to_sets() -> None:
         frozenset({"a"}),
         frozenset({"b", "c"}),
         frozenset({"kong"}),
+        upstream_answered=True,
     )
 
 
-@pytest.mark.parametrize("filters", [None, {}, {"statuses": None, "routes": None}])
+@pytest.mark.parametrize(
+    "filters", [None, {}, {"statuses": None, "routes": None}, {"upstream_answered": False}]
+)
 def test_filters_that_exclude_nothing_are_none(filters: object) -> None:
     assert parse_config(config(filters=filters))[1].filters is None
 
@@ -265,6 +269,7 @@ WRONG: list[tuple[str, Config]] = [
     ),
     *((f"filters.{name}.0", {"filters": {name: [""]}}) for name in ("methods", "routes", "services")),
     ("filters.response_sources.0", {"filters": {"response_sources": [SECRET]}}),
+    ("filters.upstream_answered", {"filters": {"upstream_answered": SECRET}}),
     ("attributes.0.event_property_name", {"attributes": [{"source": "query", "look_up_value_in": "b"}]}),
     ("queue", {"queue": SECRET}),
     *(

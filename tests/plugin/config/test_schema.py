@@ -181,4 +181,4 @@ def test_the_commented_settings_in_kong_yml_are_valid() -> None:
     parse_config(config)
     assert unknown(config, FIELDS) == []
     assert {"field", "missing", "fallback_subject", "require_consumer"} <= set(config["subject"])
-    assert len(config["filters"]) == 5
+    assert len(config["filters"]) == 6

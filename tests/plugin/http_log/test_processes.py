@@ -38,7 +38,7 @@ from tests.plugin.http_log_posts import (
 pytestmark = pytest.mark.slow
 
 BOB = "consumer:def4f7d3-9863-5ad2-8fa9-c949bf26f55e"
-APPLICATION = "application:b15e2460-ba40-431d-9df0-4957fcffacda"
+APPLICATION = "app:b15e2460-ba40-431d-9df0-4957fcffacda"
 
 
 @pytest.fixture

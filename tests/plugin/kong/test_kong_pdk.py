@@ -93,7 +93,7 @@ def test_requests_become_the_same_events_as_with_our_own_server(kong: MsgPackKon
     llm = llm_request().parsed["request"]["id"]
     assert by_id[f"{llm}:proxy:output"]["data"]["tokens"] == 30
     application = by_id[application_request().parsed["request"]["id"]]
-    assert application["subject"] == "application:b15e2460-ba40-431d-9df0-4957fcffacda"
+    assert application["subject"] == "app:b15e2460-ba40-431d-9df0-4957fcffacda"
     assert len(events) == 5
 
 

@@ -134,7 +134,7 @@ def test_the_requests_in_the_recorded_frames_become_their_events(server: PluginS
         f"{llm}:proxy:output",
     }
     applications = [e["subject"] for e in events if not e["subject"].startswith("consumer:")]
-    assert applications == ["application:b15e2460-ba40-431d-9df0-4957fcffacda"]
+    assert applications == ["app:b15e2460-ba40-431d-9df0-4957fcffacda"]
 
 
 def test_the_application_is_queried_only_if_there_is_no_consumer(server: PluginServer, sandbox: str) -> None:
@@ -189,7 +189,7 @@ def test_the_application_and_the_captures_are_queried_one_after_the_other(
     request = replace(application_request(), captures=URI_CAPTURES)
     hand_over(server, configuration(sandbox, **CAPTURING), request)
     (event,) = arrived(sandbox, 1)
-    assert event["subject"] == "application:b15e2460-ba40-431d-9df0-4957fcffacda"
+    assert event["subject"] == "app:b15e2460-ba40-431d-9df0-4957fcffacda"
     assert event["data"]["city"] == "paris"
 
 

@@ -73,6 +73,12 @@ def test_the_first_of_two_tags_counts_and_its_value_may_contain_a_colon() -> Non
     assert data(request(tags=["tier:a:b", "tier:c"]), "consumer_tag", "tier")["x"] == "a:b"
 
 
+def test_the_status_of_a_grpc_call_is_known_only_if_it_failed_before_its_first_message() -> None:
+    failed, streamed = serialized("grpc-status-8").parsed, serialized("grpc-server-stream").parsed
+    assert data(failed, "response_header", "grpc-status")["x"] == "8"
+    assert "x" not in data(streamed, "response_header", "grpc-status")
+
+
 def test_the_first_of_a_repeated_response_header_counts() -> None:
     assert data(request(response_headers={"x-a": ["1", "2"]}), "response_header", "x-a")["x"] == "1"
 

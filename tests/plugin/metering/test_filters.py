@@ -9,7 +9,7 @@ import pytest
 from openmeter_plugin.config.instance_config import parse_config
 from openmeter_plugin.metering.pdk_queries import NOT_QUERIED
 from openmeter_plugin.metering.rules import SkipReason
-from tests.harness.recordings import llm_request, serialized
+from tests.harness.recordings import all_serialized, llm_request, protobuf_requests, serialized
 from tests.plugin.outcomes import ECHO_ROUTE, authenticated, events, result
 
 
@@ -63,6 +63,7 @@ def test_a_request_without_a_valid_status_is_excluded(status: object) -> None:
         ({"response_sources": ["upstream"]}, None),
         ({"response_sources": ["kong", "upstream"]}, None),
         ({"response_sources": ["kong"]}, SkipReason.RESPONSE_SOURCE_EXCLUDED),
+        ({"upstream_answered": True}, None),
         ({"routes": ["echo"], "methods": ["POST"]}, SkipReason.METHOD_EXCLUDED),
         ({"statuses": ["500"], "methods": ["POST"], "routes": ["no"]}, SkipReason.STATUS_EXCLUDED),
         ({}, None),
@@ -81,6 +82,7 @@ def test_each_list_has_its_own_skip_reason(filters: dict[str, Any], reason: Skip
         ("service", {"services": ["echo"]}, SkipReason.SERVICE_EXCLUDED),
         ("request", {"methods": ["GET"]}, SkipReason.METHOD_EXCLUDED),
         ("source", {"response_sources": ["upstream"]}, SkipReason.RESPONSE_SOURCE_EXCLUDED),
+        ("upstream_status", {"upstream_answered": True}, SkipReason.UNANSWERED_EXCLUDED),
     ],
 )
 def test_a_request_without_the_filtered_field_is_excluded(
@@ -96,6 +98,51 @@ def test_responses_of_kong_itself_can_be_excluded() -> None:
         filtered(serialized("502-upstream-down").parsed, response_sources=["upstream"])
         is SkipReason.RESPONSE_SOURCE_EXCLUDED
     )
+
+
+CLIENT_GONE = ("499-client-gone-before-answer", "400-client-gone-in-body")
+
+
+@pytest.mark.parametrize("name", [*CLIENT_GONE, "502-upstream-down", "401-no-key"])
+def test_a_request_that_the_upstream_did_not_answer_can_be_excluded(name: str) -> None:
+    assert filtered(serialized(name).parsed, upstream_answered=True) is SkipReason.UNANSWERED_EXCLUDED
+
+
+@pytest.mark.parametrize("name", CLIENT_GONE)
+def test_a_client_that_is_gone_has_a_response_whose_source_is_the_upstream(
+    name: str,
+) -> None:
+    log = serialized(name).parsed
+    assert isinstance(filtered(log, statuses=["200-499"], response_sources=["upstream"]), list)
+
+
+@pytest.mark.parametrize("name", ["authenticated", "upstream-404", "stream-sse", "head", "grpc-status-8"])
+def test_an_answer_of_the_upstream_is_metered_also_if_it_is_an_error(name: str) -> None:
+    assert len(filtered(serialized(name).parsed, upstream_answered=True)) == 1
+
+
+ATTEMPTS: dict[bool, list[Any]] = {
+    True: ["200", 200, 200.0, "101", "502, 200", "502 : 200", "- : 200", "-, 502", "502,200", " 200 ", "9"],
+    False: ["-", "", None, 0, "0", "200, -", "200 : -", "502, ", ",", ":", "20x", "²", True, [], ["200"], {}],
+}
+
+
+@pytest.mark.parametrize(
+    ("upstream_status", "answered"),
+    [(status, answered) for answered, statuses in ATTEMPTS.items() for status in statuses],
+    ids=repr,
+)
+def test_the_last_attempt_decides_whether_the_upstream_answered(
+    upstream_status: object, answered: bool
+) -> None:
+    found = filtered(authenticated() | {"upstream_status": upstream_status}, upstream_answered=True)
+    assert isinstance(found, list) if answered else found is SkipReason.UNANSWERED_EXCLUDED
+
+
+def test_a_gateway_that_logs_no_source_of_the_response_has_answers_of_the_upstream_too() -> None:
+    log = authenticated()
+    del log["source"]
+    assert isinstance(filtered(log, upstream_answered=True), list)
 
 
 def test_the_tokens_of_an_excluded_request_are_excluded_with_it() -> None:
@@ -118,3 +165,14 @@ def test_an_excluded_request_needs_no_pdk_query_even_without_a_consumer() -> Non
 
 def test_a_bad_record_is_not_filtered() -> None:
     assert filtered(None, statuses=["200"]) is SkipReason.BAD_RECORD
+
+
+def test_the_instance_of_a_route_that_is_not_metered_makes_no_event_of_any_request() -> None:
+    switches = ("meter_api_requests", "meter_ai_token_usage", "meter_agent_requests")
+    _, rules = parse_config({"ingest_endpoint": "http://h/e"} | dict.fromkeys(switches, False))
+    agent = authenticated() | {"ai": {"mcp": {"rpc": [{"method": "tools/call"}]}}}
+    assert len(events(agent)) == 2
+    logs = [agent, *(recording.parsed for recording in (*all_serialized(), *protobuf_requests()))]
+    found = [result(log, None, rules) for log in logs]
+    assert [type(one) for one in found] == [SkipReason] * len(logs)
+    assert found[0] is SkipReason.NOTHING_TO_METER

@@ -71,7 +71,7 @@ def test_a_dev_portal_applications_request_becomes_exactly_this_event() -> None:
             "id": "d3cc434b207b105c3d59a32b2a26fa25",
             "source": "kong-test",
             "type": "kong.api_request",
-            "subject": "application:b15e2460-ba40-431d-9df0-4957fcffacda",
+            "subject": "app:b15e2460-ba40-431d-9df0-4957fcffacda",
             "time": "2026-11-22T06:08:42.820Z",
             "data": {
                 "request_method": "GET",
@@ -231,6 +231,14 @@ def measured(request: int, response: int, latency: int, upstream: int) -> dict[s
     }
 
 
+GRPC = {
+    "request_method": "POST",
+    "route_name": "g",
+    "route_id": "42fcc287-3b0a-5aff-a457-384af985ca78",
+    "service_name": "g",
+    "service_id": "0bab3f37-a009-5848-9167-5b2fc497727a",
+}
+
 OTHERS_OF_ALICE = {
     "gzip": alices(
         "e19ae2588f65364f22eb984d5d6fd832", "2026-11-22T05:49:53.132Z", **measured(143, 366, 1, 1)
@@ -258,6 +266,25 @@ OTHERS_OF_ALICE = {
         "2026-11-22T05:49:12.107Z",
         **measured(105, 305, 1, 0),
         status=404,
+    ),
+    "499-client-gone-before-answer": alices(
+        "8ecb363f01074f32debfa21cbf5fef36",
+        "2026-11-28T18:51:22.103Z",
+        **measured(78, 0, 101, 101),
+        status=499,
+    ),
+    "400-client-gone-in-body": alices(
+        "7be273721e8bbb2d3453784077be8c67",
+        "2026-11-28T18:51:22.204Z",
+        **measured(1095, 0, 101, 100),
+        request_method="POST",
+        status=400,
+    ),
+    "grpc-status-8": alices(
+        "9979e61617ad991dc1ad3322a939660b", "2026-11-28T19:25:49.398Z", **measured(73, 186, 2, 1), **GRPC
+    ),
+    "grpc-server-stream": alices(
+        "02f79c6b93fd3451cfb7ec38daabe716", "2026-11-28T19:25:49.394Z", **measured(55, 268, 2, 1), **GRPC
     ),
 }
 
@@ -315,7 +342,7 @@ def test_the_logs_that_kongs_http_log_posted_have_exactly_these_outcomes() -> No
     event = only(application, application["application_context"])
     assert (event["id"], event["subject"]) == (
         "1f03c104d475e9409ae71c28499ce322",
-        f"application:{APPLICATION}",
+        f"app:{APPLICATION}",
     )
     assert event["data"]["application_id"] == APPLICATION
     assert "consumer_id" not in event["data"]

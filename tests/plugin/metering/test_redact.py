@@ -49,6 +49,7 @@ FILTERS = (
     None,
     Filters(frozenset({200}), frozenset({"GET"}), frozenset({"echo"}), frozenset({"echo"})),
     Filters(response_sources=frozenset({"upstream"})),
+    Filters(upstream_answered=True),
 )
 ATTRIBUTES = (Attribute("consumer_tag", "tier", "tier"), Attribute("constant", "eu", "region"))
 
@@ -195,7 +196,7 @@ def test_a_redacted_log_can_always_be_encoded(log: dict[str, Any]) -> None:
     kept = redacted(log)
     assert set(kept) <= {
         *("request", "response", "latencies", "route", "service", "consumer", "authenticated_entity"),
-        *("started_at", "source", "workspace_name", "ai"),
+        *("started_at", "source", "upstream_status", "workspace_name", "ai"),
     }
     json.dumps(kept)
 

@@ -6,7 +6,7 @@ import pytest
 
 from openmeter_plugin.metering.lenient_json import MAX_TEXT
 from openmeter_plugin.metering.pdk_queries import NOT_QUERIED, PdkQuery
-from openmeter_plugin.metering.rules import Lookup, Missing, Rules, SkipReason
+from openmeter_plugin.metering.rules import Lookup, Missing, Rules, SkipReason, SubjectPrefixes
 from tests.harness.recordings import application_request, llm_request, serialized
 from tests.plugin.outcomes import ALICE, APPLICATION, CONTEXT, authenticated, looking, only, result
 
@@ -105,7 +105,7 @@ def test_an_anonymous_consumer_is_metered_if_configured() -> None:
 
 def test_an_anonymous_consumers_application_pays() -> None:
     event = only(serialized("anonymous-consumer").parsed, CONTEXT)
-    assert event["subject"] == f"application:{APPLICATION}"
+    assert event["subject"] == f"app:{APPLICATION}"
 
 
 def test_an_authenticated_client_that_calls_itself_anonymous_is_billed() -> None:
@@ -136,3 +136,29 @@ def test_a_request_without_subject_and_usage_is_skipped_under_every_policy(
         source="kong-test", meter_api_requests=False, missing=missing, fallback_subject="unassigned"
     )
     assert result(serialized("401-no-key").parsed, None, rules) is SkipReason.NO_CONSUMER
+
+
+def test_the_prefixes_of_default_subjects_are_those_of_the_configuration() -> None:
+    rules = Rules(source="kong-test", prefixes=SubjectPrefixes("user/", "application:"))
+    assert only(authenticated(), None, rules)["subject"] == f"user/{ALICE}"
+    assert only(application_request().parsed, CONTEXT, rules)["subject"] == f"application:{APPLICATION}"
+
+
+@pytest.mark.parametrize(
+    ("consumer", "application", "problem"),
+    [
+        ("a:", "a:", "neither may begin with the other"),
+        ("a", "app:", "neither may begin with the other"),
+        ("consumer:", "c", "neither may begin with the other"),
+        ("", "app:", "consumer must be 1 to 64 characters"),
+        ("consumer:", "", "application must be 1 to 64 characters"),
+        ("consumer:", "an app:", "application must be 1 to 64 characters"),
+        ("consumer:", "app\n", "application must be 1 to 64 characters"),
+        ("c" * 65, "app:", "consumer must be 1 to 64 characters"),
+    ],
+)
+def test_prefixes_that_could_make_two_principals_one_subject_are_refused(
+    consumer: str, application: str, problem: str
+) -> None:
+    with pytest.raises(ValueError, match=problem):
+        SubjectPrefixes(consumer, application)

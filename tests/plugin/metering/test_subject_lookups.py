@@ -123,12 +123,12 @@ def test_a_request_without_the_header_has_the_reason_no_header() -> None:
 def test_the_next_lookup_decides_after_a_spoofed_header() -> None:
     log = naming(application_request().parsed)
     rules = looking(HEADER, Lookup("application", "id"), require_consumer=True)
-    assert only(log, CONTEXT, rules)["subject"] == f"application:{APPLICATION}"
+    assert only(log, CONTEXT, rules)["subject"] == f"app:{APPLICATION}"
 
 
 def test_require_consumer_does_not_apply_to_applications() -> None:
     rules = looking(Lookup("application", "id"), require_consumer=True)
-    assert only(application_request().parsed, CONTEXT, rules)["subject"] == f"application:{APPLICATION}"
+    assert only(application_request().parsed, CONTEXT, rules)["subject"] == f"app:{APPLICATION}"
 
 
 # No subject
@@ -156,7 +156,7 @@ def test_the_fallback_subject_is_used_after_all_lookups() -> None:
     )
     assert result(WITHOUT_CONSUMER.parsed, NOT_QUERIED, rules) is PdkQuery.APPLICATION
     assert only(WITHOUT_CONSUMER.parsed, None, rules)["subject"] == "unassigned"
-    assert only(WITHOUT_CONSUMER.parsed, CONTEXT, rules)["subject"] == f"application:{APPLICATION}"
+    assert only(WITHOUT_CONSUMER.parsed, CONTEXT, rules)["subject"] == f"app:{APPLICATION}"
 
 
 @pytest.mark.parametrize(

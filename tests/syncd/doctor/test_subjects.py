@@ -177,7 +177,7 @@ def test_applications_are_compared_with_every_plugin() -> None:
     ):
         level, text = said(plugin)
         assert level == "warning"
-        assert "sends the 2 applications of portal by their id" in text
+        assert "sends 2 applications of portal by their id" in text
 
 
 @pytest.fixture

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import pytest
 
+from openmeter_plugin.metering.rules import SubjectPrefixes
 from syncd.core.model import DesiredState, Principal
 from syncd.core.ownership import is_label_value
 from syncd.mapping.desired_state import desired_state
@@ -31,8 +32,8 @@ def test_a_static_subject_joins_the_given_customer_else_gets_one_of_its_own(cust
     assert shape(desired) == {customer: ["batch"], "static-other": ["other"]}
 
 
-@pytest.mark.parametrize("key", ["consumer-1", "application-1"])
-def test_a_group_may_have_the_key_of_a_principals_own_customer(key: str) -> None:
+@pytest.mark.parametrize(("key", "subject"), [("consumer-1", "consumer:1"), ("application-1", "app:1")])
+def test_a_group_may_have_the_key_of_a_principals_own_customer(key: str, subject: str) -> None:
     people = [
         consumer("1", "alice"),
         Principal("application", "1", "portal", "Widget"),
@@ -40,12 +41,21 @@ def test_a_group_may_have_the_key_of_a_principals_own_customer(key: str) -> None
     ]
     desired = desired_state(people, MappingRules(OWNER, "tag"))
     assert not desired.problems
-    assert shape(desired)[key] == [f"{key.replace('-', ':')}", "consumer:2"]
+    assert shape(desired)[key] == [subject, "consumer:2"]
+
+
+def test_the_prefixes_of_subjects_are_those_of_the_configuration() -> None:
+    rules = MappingRules(OWNER, prefixes=SubjectPrefixes("user/", "application:"))
+    desired = desired_state(
+        [consumer("1", "alice"), Principal("application", "2", "portal", "Widget")], rules
+    )
+    assert shape(desired) == {"consumer-1": ["user/1"], "application-2": ["application:2"]}
+    assert desired.prefixes == ("user/", "application:")
 
 
 def test_an_application_gets_a_customer_under_its_own_prefix() -> None:
     desired = desired_state([Principal("application", UUID, "portal", "Weather Widget")], RULES)
-    assert shape(desired) == {f"application:{UUID}": [f"application:{UUID}"]}
+    assert shape(desired) == {f"app:{UUID}": [f"app:{UUID}"]}
     assert desired.customers[0].name == "Weather Widget"
 
 
@@ -70,7 +80,7 @@ def test_the_subject_is_the_bare_value_of_the_configured_field(field: str, subje
 def test_an_application_keeps_its_default_subject_whatever_the_field() -> None:
     rules = MappingRules("default", subject_field="username")
     desired = desired_state([Principal("application", "9", "portal", "Widget")], rules)
-    assert shape(desired) == {"application-9": ["application:9"]}
+    assert shape(desired) == {"application-9": ["app:9"]}
 
 
 def test_a_consumer_without_the_configured_field_is_reported_and_not_mapped() -> None:

@@ -46,8 +46,8 @@ def test_consumers_with_the_same_custom_id_share_a_customer() -> None:
 def test_applications_of_the_same_owner_share_a_customer() -> None:
     apps = [application("1"), application("2"), application("3", owner=None)]
     assert grouped("owner", *apps) == {
-        TEAM: ["application:1", "application:2"],
-        "application-3": ["application:3"],
+        TEAM: ["app:1", "app:2"],
+        "application-3": ["app:3"],
     }
 
 
@@ -61,36 +61,36 @@ def test_the_mapping_file_assigns_principals_by_id_or_by_username() -> None:
     assert shape(desired_state(people, MappingRules(OWNER, "file", assignments=rows))) == {
         "acme": ["consumer:1", "consumer:2"],
         "consumer-3": ["consumer:3"],
-        "globex": ["application:1"],
+        "globex": ["app:1"],
     }
 
 
 def test_an_application_and_the_consumer_it_is_mapped_to_share_a_customer() -> None:
     desired = desired_state([application("A", "Widget"), mapped("1", "A", "alice")], RULES)
-    assert shape(desired) == {"application:A": ["application:A", "consumer:1"]}
+    assert shape(desired) == {"app:A": ["app:A", "consumer:1"]}
     assert desired.customers[0].name == "Widget"
     assert desired.customers[0].name_follows_source
 
 
 def test_the_consumer_takes_the_application_into_its_group() -> None:
     people = [application("A"), mapped("1", "A", "alice"), consumer("1", "alice", "customer:acme")]
-    assert shape(desired_state(people, BY_TAG)) == {"acme": ["application:A", "consumer:1"]}
+    assert shape(desired_state(people, BY_TAG)) == {"acme": ["app:A", "consumer:1"]}
 
 
 def test_the_application_takes_the_consumer_into_its_owners_customer() -> None:
-    assert grouped("owner", application("A"), mapped("1", "A")) == {TEAM: ["application:A", "consumer:1"]}
+    assert grouped("owner", application("A"), mapped("1", "A")) == {TEAM: ["app:A", "consumer:1"]}
 
 
 def test_a_mapped_consumer_that_kong_lists_too_is_no_collision() -> None:
     people = [consumer("1", "alice", "gold"), application("A"), mapped("1", "A", "alice")]
     desired = desired_state(people, RULES)
-    assert shape(desired) == {"application:A": ["application:A", "consumer:1"]}
+    assert shape(desired) == {"app:A": ["app:A", "consumer:1"]}
     assert not desired.problems
 
 
 def test_a_consumer_of_two_applications_is_reported_with_both() -> None:
     desired = desired_state([application("A"), application("B"), mapped("1", "A"), mapped("1", "B")], RULES)
-    assert shape(desired) == {"application:A": ["application:A"], "application:B": ["application:B"]}
+    assert shape(desired) == {"app:A": ["app:A"], "app:B": ["app:B"]}
     assert "application A" in reasons(desired)
     assert "application B" in reasons(desired)
 
@@ -105,7 +105,7 @@ def test_a_mapped_consumer_in_another_group_than_its_application_is_reported_wit
     )
     assert "'acme'" in reasons(desired)
     assert "'globex'" in reasons(desired)
-    assert shape(desired) == {"globex": ["application:A"]}
+    assert shape(desired) == {"globex": ["app:A"]}
 
 
 def templated(*principals: Principal, by: str = "none", **templates: str) -> DesiredState:

@@ -30,7 +30,7 @@ from tests.syncd.memory_target import MemoryTarget
 pytestmark = pytest.mark.slow
 
 IDS = st.sampled_from(["1", "2", "3"])
-KEYS = st.sampled_from(["acme", "globex", "s", "consumer:1", "consumer:2", "consumer:3", "application:1"])
+KEYS = st.sampled_from(["acme", "globex", "s", "consumer:1", "consumer:2", "consumer:3", "app:1"])
 NAMES = st.sampled_from(["alice", "bob", "ACME Inc."])
 OWNERS = st.sampled_from([None, OWNER, "other"])
 TAGS = st.lists(
@@ -99,7 +99,7 @@ def double_counted(customers: Iterable[ObservedCustomer]) -> set[str]:
 @st.composite
 def observed_states(draw: st.DrawFn) -> ObservedState:
     """A state that the server would allow: unique keys and subjects, but a subject may be another's key."""
-    keys = ["acme", "globex", "s", "consumer:1", "consumer:2", "consumer-2", "application:1", "by-hand"]
+    keys = ["acme", "globex", "s", "consumer:1", "consumer:2", "consumer-2", "app:1", "by-hand"]
     free = draw(st.permutations(keys))
     customers: list[ObservedCustomer] = []
     for _ in range(draw(st.integers(0, 4))):

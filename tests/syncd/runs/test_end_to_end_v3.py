@@ -41,6 +41,6 @@ def test_a_first_sync_over_v3_creates_what_the_second_finds_in_order(tmp_path: P
         assert made.keys() == {"acme", "carol", "app-1"}
         assert (made["carol"]["primaryEmail"], made["carol"]["currency"]) == ("carol@x.example", "EUR")
         assert made["app-1"]["usageAttribution"]["subjectKeys"] == [
-            f"application:{uid('app-1')}",
+            f"app:{uid('app-1')}",
             f"consumer:{uid('dora')}",
         ]
