@@ -30,7 +30,7 @@ from openmeter_plugin.books.equations import Counts, total, violations
 from openmeter_plugin.books.replay import replay_dead_letters
 from openmeter_plugin.clock import SteadyClock
 from openmeter_plugin.delivery import pipeline
-from openmeter_plugin.delivery.options import DeliveryOptions, Retention
+from openmeter_plugin.delivery.options import RESEND_WINDOW, DeliveryOptions, Retention
 from openmeter_plugin.delivery.process import _open_books
 from openmeter_plugin.delivery.spool_delivery import SpoolDelivery
 from openmeter_plugin.spool import segment_file
@@ -57,6 +57,8 @@ class Accepted:
     ids: list[str]
     resent: bool = False
     """Whether it is in the spool twice: if the copy in the books is damaged, the other one is not sent."""
+    at: float = 0.0
+    """When it was acknowledged."""
     held_up: bool = False
     """Whether the second copy waited in memory for a disk that refused it."""
     saved: bool = False
@@ -149,6 +151,8 @@ class History:
         self.fsync: writer_module.Fsync = rng.choice(["interval", "interval", "never", "always"])
         self.max_age = rng.choice([None, None, timedelta(days=30)])
         self.retention = rng.choice([timedelta(0), timedelta(seconds=1), timedelta(days=1)])
+        # With the whole window hardly a file is removed before a history ends.
+        self.resend_window = RESEND_WINDOW if seed % 2 else timedelta(seconds=0.5)
         self.delivery: asyncio.Task[None] | None = None
         for queue in QUEUES:
             address = "http://api/events"
@@ -213,6 +217,8 @@ class History:
 
     def note_answers(self) -> None:
         for worker in self.workers:
+            for one in worker.answered:
+                one.at = self.clock.elapsed
             self.accepted += worker.answered
             worker.answered.clear()
 
@@ -223,7 +229,7 @@ class History:
         for worker in self.workers:
             if removed := worker.in_removed_files():
                 for one in self.accepted:
-                    one.saved = one.saved or one.raw in removed
+                    one.saved = one.saved or (one.at < self.clock.elapsed and one.raw in removed)
             worker.tick()
 
     async def change_weather(self) -> None:
@@ -306,6 +312,9 @@ class History:
             self.may_lose = True
             # What a worker that has it open writes to it from now on is not excused.
             self.excused.update(one.raw for one in self.accepted if one.raw in content)
+            for worker in self.workers:
+                worker.write([self.new_record() for _ in range(3)])
+            self.note_answers()
 
     def excuse_what_is_gone(self) -> None:
         content = b"".join(path.read_bytes() for path in self.spool.glob(f"queues/*/*{SUFFIX}*"))
@@ -322,7 +331,8 @@ class History:
         books = await _open_books(self.spool)
         written = self.clock.elapsed + START
         clock = SteadyClock(written, wall=self.clock.time, elapsed=self.clock.monotonic)
-        options = DeliveryOptions(self.spool, Retention(age=self.retention), max_age=self.max_age)
+        retention = Retention(age=self.retention, resend_window=self.resend_window)
+        options = DeliveryOptions(self.spool, retention, max_age=self.max_age)
         await SpoolDelivery(options, books, clock).run()
 
     async def end_delivery(self) -> None:
@@ -421,7 +431,9 @@ class History:
             # Where neither is left (short retention, a restart, a disk that refused the copy for longer than
             # the resend window), it is sent and counted again; the metering API knows its ids.
             short = self.retention < timedelta(days=1)
-            again = sum(len(one.ids) for one in self.accepted if one.held_up) if short else 0
+            late = self.resend_window < RESEND_WINDOW
+            twice = [one for one in self.accepted if one.held_up or (one.resent and late)]
+            again = sum(len(one.ids) for one in twice) if short else 0
             assert 0 <= delivered - len(stored - dead) <= again, (delivered, len(stored), len(dead))
         else:
             again = sum(len(one.ids) for one in self.accepted if one.resent or one.saved)
