@@ -319,6 +319,7 @@ class History:
     def excuse_what_is_gone(self) -> None:
         content = b"".join(path.read_bytes() for path in self.spool.glob(f"queues/*/*{SUFFIX}*"))
         content += b"".join(worker.in_removed_files() for worker in self.workers)
+        content += self.disk.removed_by_delivery  # for good: not even a power loss may take that back
         in_memory = b"".join(worker.in_memory() for worker in self.workers)
         self.excused.update(one.raw for one in self.accepted if one.raw not in content + in_memory)
 
