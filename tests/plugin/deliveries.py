@@ -24,7 +24,7 @@ from tests.harness.process import eventually
 from tests.plugin.events_server import Answer, Post, Script, refusal
 from tests.plugin.spools import QUEUE, destination, running_writer
 
-KEEP_NOTHING = Retention(age=timedelta(0))
+KEEP_NOTHING = Retention(age=timedelta(0), resend_window=timedelta(0))
 
 
 def event(

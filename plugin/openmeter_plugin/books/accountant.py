@@ -8,6 +8,7 @@ counts it as resent, and it is not sent.
 from __future__ import annotations
 
 import contextlib
+import time
 from collections import Counter
 from collections.abc import Iterable, KeysView
 from pathlib import Path
@@ -20,7 +21,14 @@ from openmeter_plugin.books.store import Accounting, Books
 from openmeter_plugin.log import get_logger
 from openmeter_plugin.metering.lenient_json import json_object
 from openmeter_plugin.spool.destination import queues_directory, write_atomically
-from openmeter_plugin.spool.reader import Chunk, Other, QueueReader, SegmentReader, read_span
+from openmeter_plugin.spool.reader import (
+    Chunk,
+    Other,
+    QueueReader,
+    SegmentReader,
+    Tries,
+    read_span,
+)
 from openmeter_plugin.spool.segment import (
     EVENTS,
     HEAD_SIZE,
@@ -82,13 +90,16 @@ class Accountant:
         self._directory = queues_directory(spool) / queue
         self._recent = RecentIds(_MAX_RECENT_IDS)
         reader.find()
-        self._restore_recent_ids()
+        self._unrestored = self._last_segments()
+        self._restore_tries = Tries()
 
-    def work(self) -> int:
-        """Count new records, about MAX_RECORDS at once; returns how many.
+    def work(self) -> int | None:
+        """Count new records, about MAX_RECORDS at once; returns how many, or None if it cannot begin yet.
 
         Raises sqlite3.Error; the same records are then read again.
         """
+        if not self._restore_recent_ids():
+            return None
         read: dict[SegmentReader, list[Chunk]] = {}
         number = 0
         self._reader.find()
@@ -189,21 +200,41 @@ class Accountant:
         copy_damage(self._spool, self._queue, segment, damage)
         self._log.error("spool_damaged", segment=segment, offset=damage.start, size=size)
 
-    def _restore_recent_ids(self) -> None:
-        """Restore the ids that were counted last before a restart.
+    def _last_segments(self) -> list[SegmentReader]:
+        """Return the segments with the ids that were counted last before a restart, oldest first.
 
         A resent request is at the end of a segment, whose writer was killed or lost its connection to Kong.
         """
         found = []
         for segment in self._reader.segments:
+            if segment.accounted <= len(MAGIC):
+                continue  # a backlog has many of these
             with contextlib.suppress(OSError):
                 found.append((segment.path.stat().st_mtime, segment.name, segment))
-        for _, _, segment in sorted(found)[-_RECENT_SEGMENTS:]:
-            end = segment.accounted
-            start = max(len(MAGIC), end - _RECENT_BYTES)
-            if start < end:
-                with contextlib.suppress(OSError), segment.path.open("rb") as file:
-                    self._add_ids_of(read_span(file.fileno(), start, end, end - start))
+        return [segment for _, _, segment in sorted(found)[-_RECENT_SEGMENTS:]]
+
+    def _restore_recent_ids(self) -> bool:
+        """Read the ids of the last segments; returns whether that is done, so that accounting may begin.
+
+        A disk that fails to read is tried again: without the ids, a resent request would be counted again.
+        """
+        if not self._unrestored or time.monotonic() < self._restore_tries.again_at:
+            return not self._unrestored
+        unread = []
+        for segment in self._unrestored:
+            try:
+                self._restore_ids_of(segment)
+            except OSError as error:
+                unread.append(segment)
+                self._log.error("recent_ids_unreadable", segment=segment.name, reason=error.strerror)
+        self._unrestored = [] if unread and self._restore_tries.fail() else unread
+        return not self._unrestored
+
+    def _restore_ids_of(self, segment: SegmentReader) -> None:
+        end = segment.accounted
+        start = max(len(MAGIC), end - _RECENT_BYTES)
+        with contextlib.suppress(FileNotFoundError), segment.path.open("rb") as file:
+            self._add_ids_of(read_span(file.fileno(), start, end, end - start))
 
     def _add_ids_of(self, chunk: Chunk) -> None:
         without_summary = [chunk.record(row) for row, key in enumerate(chunk.usage_keys) if not key]

@@ -17,16 +17,28 @@ TOKEN_VARIABLE: Final = "OPENMETER_PLUGIN_TOKEN"  # noqa: S105 - the name of one
 
 DEFAULT_RETENTION: Final = timedelta(days=1)
 DEFAULT_RETENTION_BYTES: Final = 1024**3
+RESEND_WINDOW: Final = timedelta(seconds=10)
+"""How long a delivered segment stays whatever the retention, unless the disk runs short of space.
+
+Kong resends a request at once, or as soon as the server is back. The second copy is recognised by the ids in
+memory, and after a restart by those in the last segments: without the first copy's segment, the request
+would be counted again.
+"""
+
 DEFAULT_LEDGER_DAYS: Final = 400
 """More than a year, so that the ledger can settle a dispute about a yearly invoice."""
 
 
 @dataclass(frozen=True, slots=True)
 class Retention:
-    """Delivered segments are removed once they are older than `age`, or together larger than `size` bytes."""
+    """Delivered segments are removed once they are older than `age`, or together larger than `size` bytes.
+
+    They stay for `resend_window` in any case.
+    """
 
     age: timedelta = DEFAULT_RETENTION
     size: int = DEFAULT_RETENTION_BYTES
+    resend_window: timedelta = RESEND_WINDOW
 
 
 @dataclass(frozen=True, slots=True)

@@ -183,7 +183,7 @@ class QueueDelivery:
         )
 
     def _account(self) -> int | None:
-        """Count new records in the books; returns how many, or None if the books cannot be written."""
+        """Count new records in the books; returns how many, or None if that is not possible now."""
         try:
             return self._accountant.work()
         except sqlite3.Error as error:

@@ -22,11 +22,15 @@ _LEFTOVER_AGE: Final = 3600.0  # seconds
 
 
 class Delivered(NamedTuple):
-    """A segment that is entirely delivered; `since` is its last write, in time.monotonic seconds."""
+    """A segment that is entirely delivered; `since` is its last write, in time.monotonic seconds.
+
+    `found` is when it was found delivered; unlike `since`, it does not depend on the time of day.
+    """
 
     path: Path
     since: float
     size: int
+    found: float
 
 
 def delivered_now(path: Path, clock: SteadyClock) -> Delivered:
@@ -36,7 +40,8 @@ def delivered_now(path: Path, clock: SteadyClock) -> Delivered:
     """
     status = path.stat()
     age = max(0.0, clock.now() - status.st_mtime) if clock.settled else 0.0
-    return Delivered(path, time.monotonic() - age, status.st_size)
+    now = time.monotonic()
+    return Delivered(path, now - age, status.st_size, now)
 
 
 def expired(delivered: Iterable[Delivered], retention: Retention, shortage: int) -> list[Delivered]:
@@ -46,10 +51,13 @@ def expired(delivered: Iterable[Delivered], retention: Retention, shortage: int)
     """
     oldest_first = sorted(delivered, key=lambda segment: (segment.since, segment.path))
     total = sum(segment.size for segment in oldest_first)
-    latest = time.monotonic() - retention.age.total_seconds()
+    now = time.monotonic()
+    latest = now - retention.age.total_seconds()
+    youngest = now - retention.resend_window.total_seconds()
     found = []
     for segment in oldest_first:
-        if segment.since > latest and total <= retention.size and shortage <= 0:
+        retained = segment.since > latest and total <= retention.size
+        if shortage <= 0 and (retained or segment.found > youngest):
             break
         found.append(segment)
         total -= segment.size

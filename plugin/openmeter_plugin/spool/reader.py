@@ -163,6 +163,12 @@ class Tries:
     failures: int = 0
     again_at: float = 0.0
 
+    def fail(self) -> bool:
+        """Note a failure; returns whether it was the last try."""
+        self.failures += 1
+        self.again_at = time.monotonic() + _RETRY_SECONDS
+        return self.failures >= _MAX_TRIES
+
 
 class SegmentReader:
     """Reads one segment. `accounted` and `delivered` are its cursors; `delivered` never passes `accounted`.
@@ -470,10 +476,9 @@ class QueueReader:
         try:
             chunk = read()
         except OSError as error:
-            tries.failures += 1
-            tries.again_at = time.monotonic() + _RETRY_SECONDS
+            last = tries.fail()
             get_logger().error("segment_unreadable", segment=segment.name, reason=error.strerror)
-            if tries.failures >= _MAX_TRIES:
+            if last:
                 self.unreadable.add(segment.name)
             return None
         tries.failures = 0

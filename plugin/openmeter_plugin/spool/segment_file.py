@@ -11,6 +11,7 @@ from itertools import count
 from pathlib import Path
 from typing import Final
 
+from openmeter_plugin.spool.destination import make_private, write_atomically
 from openmeter_plugin.spool.segment import MAGIC, SUFFIX
 
 _LEFT_FREE: Final = 4 * 1024 * 1024  # bytes, or an eighth of a smaller file system
@@ -21,7 +22,7 @@ class Segment:
     """A segment file that this process appends to, locked for as long as it is open."""
 
     def __init__(self, directory: Path) -> None:
-        path = directory / f"{time.time_ns():020d}-{os.getpid()}-{next(_segment_number)}{SUFFIX}"
+        path = self.path = _new_path(directory)
         unready = path.with_suffix(".tmp")
         flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_APPEND | os.O_CLOEXEC
         self.descriptor = os.open(unready, flags, 0o600)
@@ -40,6 +41,8 @@ class Segment:
         self.size = len(MAGIC)
         self.opened = time.monotonic()
         self.unsynced = True
+        self.size_in_place = self.size
+        """The size when the file was last seen under its name."""
 
     def append(self, data: bytes) -> int:
         """Write the bytes and return how many were written: all, unless the disk refused the rest."""
@@ -62,9 +65,45 @@ class Segment:
                 sync_directory(directory)
             self._directories_synced = True
 
+    def in_place(self) -> bool:
+        """Return whether the file is still under its name, neither removed nor moved; raises OSError."""
+        size = self.size  # before the check: so much was written to a file in its place
+        try:
+            found = os.path.samestat(os.fstat(self.descriptor), self.path.stat())
+        except FileNotFoundError:
+            return False
+        if found:
+            self.size_in_place = size
+        return found
+
+    def save_removed(self) -> int:
+        """Copy what was written after the file was removed into a segment of its own; raises OSError.
+
+        Returns how many bytes. Nothing is copied of a file that still has a name. What the copy shares with
+        a reader that had the file open has ids that the books know: it counts as resent.
+        """
+        start = self.size_in_place
+        if self.size <= start or os.fstat(self.descriptor).st_nlink:
+            return 0
+        # The only way to a file without a name: our own descriptor cannot read.
+        reading = os.open(f"/proc/self/fd/{self.descriptor}", os.O_RDONLY | os.O_CLOEXEC)
+        try:
+            content = os.pread(reading, self.size - start, start)
+        finally:
+            os.close(reading)
+        make_private(self._directory)
+        write_atomically(_new_path(self._directory), MAGIC + content)
+        sync_directory(self._directory)
+        self.size_in_place = self.size
+        return len(content)
+
     def close(self) -> None:
         """Close the file, which also unlocks it: it never grows after that."""
         os.close(self.descriptor)
+
+
+def _new_path(directory: Path) -> Path:
+    return directory / f"{time.time_ns():020d}-{os.getpid()}-{next(_segment_number)}{SUFFIX}"
 
 
 def writable_bytes(directory: Path) -> int:

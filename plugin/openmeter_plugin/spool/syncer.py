@@ -1,4 +1,8 @@
-"""The syncer thread: syncs segments to disk and closes retired ones, so that no other thread waits for it."""
+"""The syncer thread: syncs segments to disk and closes retired ones, so that no other thread waits for it.
+
+It also looks whether the open segments are still in their place. Somebody may remove or move a file that a
+worker has open; what is written from then on would be in no file that delivery finds.
+"""
 
 from __future__ import annotations
 
@@ -43,17 +47,57 @@ class Syncer:
 
     def _run(self) -> None:
         while not self._stopped.wait(self._interval):
-            for segment in self._open_segments():
-                if segment.unsynced:
-                    self._sync(segment)
+            self._look_after_open()
             self._close_retired()
         self._close_retired()
 
+    def _look_after_open(self) -> None:
+        for segment in self._open_segments():
+            if segment.size > segment.size_in_place:
+                self._check_place(segment)
+            if segment.unsynced:
+                self._sync(segment)
+
+    def _check_place(self, segment: Segment) -> None:
+        """Have the next record start a new segment if this one is gone."""
+        try:
+            if segment.in_place():
+                return
+        except OSError:
+            return  # the next look will tell
+        # Old enough to be replaced: the writer's path needs no check of its own.
+        segment.opened = float("-inf")
+
     def _close_retired(self) -> None:
+        unsaved = []
         while not self._retired.empty():
             segment = self._retired.get_nowait()
             self._sync(segment)
-            segment.close()
+            if self._save_removed(segment):
+                segment.close()
+            else:
+                unsaved.append(segment)
+        for segment in unsaved:
+            self._retired.put(segment)
+
+    def _save_removed(self, segment: Segment) -> bool:
+        """Save what a segment got after it was removed; returns whether nothing is left to save."""
+        try:
+            if segment.in_place():
+                return True
+            saved = segment.save_removed()
+        except OSError as error:
+            if self._failure_limit.passes():
+                get_logger().error("removed_segment_not_saved", segment=segment.path.name, reason=str(error))
+            return False
+        get_logger().error(
+            "open_segment_removed",
+            queue=segment.path.parent.name,
+            segment=segment.path.name,
+            saved_bytes=saved,
+            remedy="never remove or move files of a spool: what was in this one may be lost",
+        )
+        return True
 
     def _sync(self, segment: Segment) -> None:
         if not self._syncs:

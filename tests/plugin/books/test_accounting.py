@@ -139,6 +139,20 @@ def test_a_request_resent_to_another_worker_is_sent_once(tmp_path: Path, restart
     assert_balanced(tmp_path)
 
 
+def test_a_resent_request_is_recognised_after_a_restart_with_a_backlog_of_many_segments(
+    tmp_path: Path,
+) -> None:
+    with serving() as server:
+        write_destination(tmp_path, destination(server.url))
+        spooled(tmp_path, [record(0), record(1)])
+        run_until_empty(tmp_path)
+        spooled(tmp_path, [record(1), *(record(n) for n in range(2, 20))], each_alone=True)
+        run_until_empty(tmp_path)
+    assert set(server.came.values()) == {1}
+    assert (count(tmp_path, "resent"), delivered(tmp_path)) == (1, 20)
+    assert_balanced(tmp_path)
+
+
 def test_the_last_ids_of_several_segments_are_restored_after_a_restart(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -49,7 +49,8 @@ HOUR = 3600.0
 
 
 def segment(age: float, size: int = 100) -> Delivered:
-    return Delivered(Path(f"{age}.seg"), time.monotonic() - age, size)
+    since = time.monotonic() - age
+    return Delivered(Path(f"{age}.seg"), since, size, found=since)
 
 
 @pytest.mark.parametrize(
@@ -63,6 +64,8 @@ def segment(age: float, size: int = 100) -> Delivered:
         (Retention(timedelta(hours=1), 99), 0, [30.0, 20.0, 10.0]),
         (Retention(timedelta(hours=1), 10_000), 101, [30.0, 20.0]),
         (Retention(timedelta(0), 10_000), 0, [30.0, 20.0, 10.0]),
+        (Retention(timedelta(0), 0, timedelta(seconds=15)), 0, [30.0, 20.0]),
+        (Retention(timedelta(0), 0, timedelta(seconds=15)), 201, [30.0, 20.0, 10.0]),
     ],
 )
 def test_the_oldest_segments_are_removed_first_by_age_by_size_and_for_space(
@@ -79,7 +82,8 @@ def test_a_clock_jump_neither_removes_segments_early_nor_keeps_them_for_ever(
     write_destination(tmp_path, destination(server.url))
     real, offset = time.time, [0.0]
     monkeypatch.setattr(time, "time", lambda: real() + offset[0])
-    with delivering(tmp_path, retention=Retention(age=timedelta(seconds=1.5))):
+    retention = Retention(age=timedelta(seconds=1.5), resend_window=timedelta(0))
+    with delivering(tmp_path, retention=retention):
         spooled(tmp_path, [record(n) for n in range(5)])
         written = time.monotonic()
         eventually(lambda: delivered(tmp_path) == 5)
@@ -111,6 +115,20 @@ def test_delivered_segments_survive_a_restart_and_are_not_sent_again(
     assert set(server.came.values()) == {1}
     run_until_empty(tmp_path, retention=KEEP_NOTHING)
     assert segments(tmp_path) == []
+
+
+@pytest.mark.parametrize("retention", [Retention(timedelta(0)), Retention(size=0)], ids=["age", "size"])
+def test_a_request_resent_around_a_restart_is_counted_once_without_any_retention(
+    tmp_path: Path, server: EventsServer, retention: Retention
+) -> None:
+    write_destination(tmp_path, destination(server.url))
+    spooled(tmp_path, [record(0), record(1, 2)])
+    run_until_empty(tmp_path, retention=retention)
+    spooled(tmp_path, [record(1, 2), record(3)])
+    run_until_empty(tmp_path, retention=retention)
+    assert set(server.came.values()) == {1}
+    assert (delivered(tmp_path), count(tmp_path, "resent")) == (4, 1)
+    assert_balanced(tmp_path)
 
 
 def test_a_busy_queue_has_its_delivered_segments_removed_too(
@@ -204,6 +222,31 @@ def breaking(monkeypatch: pytest.MonkeyPatch, name: str, *, reads: int = 1_000_0
 
     monkeypatch.setattr(os, "pread", failing)
     monkeypatch.setattr(reader_module, "_RETRY_SECONDS", 0.01)
+
+
+def test_a_resent_request_is_recognised_after_a_restart_with_a_disk_that_fails_to_read(
+    tmp_path: Path, server: EventsServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write_destination(tmp_path, destination(server.url))
+    spooled(tmp_path, [record(0), record(1)])
+    run_until_empty(tmp_path)
+    breaking(monkeypatch, segments(tmp_path)[0].name, reads=3)
+    spooled(tmp_path, [record(1), record(2)])
+    run_until_empty(tmp_path)
+    assert set(server.came.values()) == {1}
+    assert (delivered(tmp_path), count(tmp_path, "resent")) == (3, 1)
+
+
+def test_a_segment_that_can_never_be_read_again_does_not_hold_up_the_others(
+    tmp_path: Path, server: EventsServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write_destination(tmp_path, destination(server.url))
+    spooled(tmp_path, [record(0)])
+    run_until_empty(tmp_path)
+    breaking(monkeypatch, segments(tmp_path)[0].name)
+    spooled(tmp_path, [record(1)])
+    run_until_empty(tmp_path)
+    assert server.taken == ids(range(2))
 
 
 def test_a_segment_that_is_unreadable_for_a_while_is_delivered_afterwards(
@@ -333,7 +376,7 @@ def test_a_live_writers_segment_is_never_removed(tmp_path: Path, server: EventsS
     write_destination(tmp_path, destination(server.url))
     segment: Any = Segment(queues_directory(tmp_path) / QUEUE)
     segment.append(record(0))
-    with delivering(tmp_path, retention=Retention(timedelta(0), 0)):
+    with delivering(tmp_path, retention=Retention(timedelta(0), 0, timedelta(0))):
         eventually(lambda: server.taken == ids(range(1)))
         spooled(tmp_path, [record(1)])
         eventually(lambda: len(segments(tmp_path)) == 1, what="the removal of the other")

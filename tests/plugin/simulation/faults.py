@@ -43,6 +43,8 @@ class Disk:
         self.crashed = False
         self._synced: dict[Path, int] = {}  # bytes of segments that a power loss leaves
         self._listed: set[Path] = set()  # segments whose directory entry is on the disk
+        self.removed_by_delivery = b""
+        """What was in the segments that delivery removed."""
         self._removed: dict[Path, bytes] = {}  # segments whose removal is not on the disk yet
         self._books: list[dict[str, bytes]] = []  # after each commit that may be taken back
         self._checkpointed: bytes | None = None
@@ -153,6 +155,7 @@ class Disk:
             self.step()
             if os.path.exists(path):  # noqa: PTH110
                 self._removed[Path(path)] = Path(path).read_bytes()
+                self.removed_by_delivery += self._removed[Path(path)]
         real(path, **options)
 
     @contextmanager
