@@ -66,7 +66,7 @@ soak: setup
 
 #? model: run syncd for 10,000 random steps beside people and a failing metering API (STEPS=, SEED=)
 model: setup
-	SYNCD_MODEL_STEPS=$(or $(STEPS),10000) SYNCD_MODEL_SEED=$(or $(SEED),0) \
+	MODEL_STEPS=$(or $(STEPS),10000) MODEL_SEED=$(or $(SEED),0) \
 		$(BIN)/pytest -n 4 -m slow tests/syncd/model $(ARGS)
 
 #? conformity: check syncd and the plugin against a metering API (URL=http://... DIALECT=v1|v3|both TOKEN=... BESIDE=yes)

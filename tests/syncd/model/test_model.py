@@ -10,8 +10,8 @@ from hypothesis.stateful import run_state_machine_as_test
 
 from tests.syncd.model.machine import SyncdMachine
 
-_STEPS = int(os.environ.get("SYNCD_MODEL_STEPS", "2000"))
-_SEED = int(os.environ.get("SYNCD_MODEL_SEED", "0"))
+_STEPS = int(os.environ.get("MODEL_STEPS", "2000"))
+_SEED = int(os.environ.get("MODEL_SEED", "0"))
 _AT_ONCE = 40
 _PARTS = 4
 
@@ -28,7 +28,7 @@ def test_nothing_of_people_changes_no_subject_strays_and_peace_brings_order() ->
 
 @pytest.mark.slow
 @pytest.mark.timeout(1800)
-@pytest.mark.skipif("SYNCD_MODEL_STEPS" not in os.environ, reason="takes minutes: run make model")
+@pytest.mark.skipif("MODEL_STEPS" not in os.environ, reason="takes minutes: run make model")
 @pytest.mark.parametrize("part", range(_PARTS))
 def test_the_same_holds_for_thousands_of_steps(part: int) -> None:
     """`make model` does 10,000, and others with another SEED."""
