@@ -47,7 +47,7 @@ def quarantine_requests(spool: Path, config: dict[str, Any], number: int) -> Non
         eventually(lambda: len(written) == number)
 
 
-INVALID = {"attributes": [{"source": "constant", "event_property_name": "status", "value": "x"}]}
+INVALID = {"attributes": [{"source": "constant", "event_property_name": "region"}]}
 WITHOUT_SUBJECT = {"subject": {"look_up_value_in": "header", "field": "x-none", "missing": "quarantine"}}
 
 
