@@ -170,7 +170,7 @@ def test_a_kong_that_does_not_react_delays_a_stop_no_longer_than_its_bound(tmp_p
     serve(tmp_path, test)
 
 
-def test_many_connections_are_accepted_in_one_turn(tmp_path: Path) -> None:
+def test_many_connections_are_accepted_in_few_turns(tmp_path: Path) -> None:
     async def test(serving: Serving) -> None:
         with unix_listener(tmp_path / "s") as listener, ExitStack() as stack:
             for _ in range(50):
@@ -178,8 +178,11 @@ def test_many_connections_are_accepted_in_one_turn(tmp_path: Path) -> None:
             acceptor = Acceptor(
                 listener, serving.server, serving.connections, ConnectionCounts(1), 0, serving.loop
             )
-            acceptor.accept_pending()
-            assert len(serving.connections) == 50
+            turns = 0
+            while len(serving.connections) < 50:
+                acceptor.accept_pending()  # ends early on a busy machine: a turn has a limit in time
+                turns += 1
+            assert turns < 25
             acceptor.close()
 
     serve(tmp_path, test)
