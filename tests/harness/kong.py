@@ -157,6 +157,17 @@ class KongWorker:
                 pass
             self._drop_idle(connection)  # the end of the stream, or unexpected bytes
 
+        # setkeepalive looks at the socket first: one that has ended with the answer never gets into the pool.
+        try:
+            connection.socket.recv(1, sockets.MSG_PEEK)
+        except BlockingIOError:
+            pass
+        except OSError:
+            connection.socket.close()
+            return
+        else:
+            connection.socket.close()
+            return
         if len(self._idle) >= _POOL_SIZE:
             self._drop_idle(self._idle[0])
         self._idle.append(connection)
