@@ -64,15 +64,15 @@ bench: setup
 soak: setup
 	@$(BIN)/python -m tests.soak $(ARGS)
 
-#? model: run syncd for 10,000 random steps beside people and a failing metering API (STEPS=, SEED=)
+#? model: run syncd for 10,000 random steps against a failing metering API and people who edit (STEPS=, SEED=)
 model: setup
 	MODEL_STEPS=$(or $(STEPS),10000) MODEL_SEED=$(or $(SEED),0) \
 		$(BIN)/pytest -n 4 -m slow tests/syncd/model $(ARGS)
 
-#? conformity: check syncd and the plugin against a metering API (URL=http://... DIALECT=v1|v3|both TOKEN=... BESIDE=yes)
+#? conformity: check syncd and the plugin against a metering API (URL=http://... DIALECT=v1|v3|both TOKEN=... WITH_CUSTOMERS=yes)
 conformity: export TOKEN
 conformity: setup
-	@$(BIN)/python -m tests.conformity $(URL) $(if $(DIALECT),--dialect $(DIALECT)) $(if $(BESIDE),--beside) $(ARGS)
+	@$(BIN)/python -m tests.conformity $(URL) $(if $(DIALECT),--dialect $(DIALECT)) $(if $(WITH_CUSTOMERS),--with-customers) $(ARGS)
 
 $(VENV)/.docs: $(VENV)/.ready
 	PIP_CONSTRAINT='$(CURDIR)/.ci/constraints.txt' PIP_BUILD_CONSTRAINT='$(CURDIR)/.ci/constraints.txt' \

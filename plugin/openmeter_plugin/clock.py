@@ -1,4 +1,4 @@
-"""A wall clock that does not jump: nothing is removed or given up because somebody set the time."""
+"""A wall clock that does not jump: setting the time makes the process remove or give up nothing."""
 
 from __future__ import annotations
 

@@ -73,7 +73,7 @@ def _as_json(value: object) -> str:
 
 
 def _shortened(value: object, limit: int) -> object:
-    """Return the value with the middle of a long text left out: an exception's last line tells the most."""
+    """Return the value with the middle of a long text left out: an exception's last line matters most."""
     text = value if isinstance(value, str) else _as_json(value)
     if len(_as_json(text)) <= limit:
         return value

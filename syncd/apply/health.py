@@ -14,7 +14,7 @@ MAX_FAILED_IN_A_ROW = 5
 
 
 class Health:
-    """Tells a metering API that fails on one entity from one that fails on all. Thread-safe."""
+    """Distinguishes a metering API that fails on one entity from one that fails on all. Thread-safe."""
 
     def __init__(self, target: MeteringTarget) -> None:
         self._target = target

@@ -175,7 +175,7 @@ def _no_effect(missing: int) -> str:
         " counted. If its sink is running and a longer --settle does not help, the deduplication of the"
         " metering API remembers their ids, although the events are lost, and drops them. Do not redeliver"
         " once it has forgotten them (in OpenMeter after the `expiration` of the sink's `dedupe`): that would"
-        " count the other events of the span twice. Whoever runs OpenMeter can delete the ids of the lost"
+        " count the other events of the span twice. An operator of OpenMeter can delete the ids of the lost"
         " events, and no others, from its Redis (`<namespace>-<source>-<id>`). Redeliver then: docs/audit.md,"
         ' "Events that a deduplication remembers".'
     )

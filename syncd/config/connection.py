@@ -7,7 +7,7 @@ from typing import Self
 
 from pydantic import SecretStr
 
-from openmeter_plugin.tls import Tls
+from openmeter_plugin.network.tls import Tls
 from syncd.config.types import Section
 from syncd.http.endpoint import Endpoint, check_endpoint
 

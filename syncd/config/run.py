@@ -111,7 +111,7 @@ def _hard_to_guess(token: SecretStr) -> SecretStr:
         raise ValueError("must not be empty; leave it out if no token is wanted")
     if len(token.get_secret_value()) < _SHORTEST_TOKEN:
         raise ValueError(
-            f"must have at least {_SHORTEST_TOKEN} characters, so that nobody can guess it;"
+            f"must have at least {_SHORTEST_TOKEN} characters, so that it cannot be guessed;"
             " `openssl rand -hex 24` makes one"
         )
     return token

@@ -115,7 +115,7 @@ def may_write_subject(subject: ObservedSubject, owner_id: str) -> bool:
 
 
 def is_blank_subject(key: str, display_name: str | None, metadata: Mapping[str, object]) -> bool:
-    """Return whether nobody has written to this subject entity: only its key and the server's own fields."""
+    """Return whether a subject entity has only its key and the server's own fields, nothing of a person."""
     if display_name not in (None, "", key):
         return False
     made_by_server = metadata.get("createdBy") == _PROVISIONER

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from datetime import datetime, timedelta
 from enum import StrEnum
 
-from openmeter_plugin.proxies import is_nearby
+from openmeter_plugin.network.proxies import is_nearby
 from openmeter_plugin.units import plural
 from syncd.audit.books import address_of, leads_to
 from syncd.gateways.models import Spool, SpoolPart

@@ -20,7 +20,8 @@ from typing import Any
 
 import httpcore
 
-from openmeter_plugin.proxies import Proxy
+from openmeter_plugin.network.proxies import Proxy
+from openmeter_plugin.network.reuse import has_trailing_bytes
 from syncd.core.errors import StoppedError
 from syncd.http.endpoint import Endpoint
 
@@ -90,21 +91,8 @@ class Connections:
         return Answer(response.status, received, content)
 
     def _has_unread_bytes(self) -> bool:
-        """Return whether an idle connection has received more than its answers.
-
-        Bytes that arrive later are httpcore's to notice: it closes a readable connection before its next use.
-        What was read together with the answer only h11 knows; should a future httpcore hide it, no
-        connection is used twice.
-        """
-        for connection in self._pool.connections:
-            if not connection.is_idle():
-                continue
-            inner: Any = connection
-            while inner is not None and not hasattr(inner, "_h11_state"):
-                inner = getattr(inner, "_connection", None)
-            if inner is None or inner._h11_state.trailing_data[0]:
-                return True
-        return False
+        """Return whether an idle connection has received more than its answers."""
+        return any(has_trailing_bytes(one) for one in self._pool.connections if one.is_idle())
 
 
 def _pool(

@@ -10,8 +10,8 @@ from typing import Literal
 
 import httpx
 
-from openmeter_plugin.proxies import Proxy, chosen_proxy, environment_proxy
-from openmeter_plugin.tls import Tls, TlsError
+from openmeter_plugin.network.proxies import Proxy, chosen_proxy, environment_proxy
+from openmeter_plugin.network.tls import Tls, TlsError
 from syncd import __version__
 from syncd.core.errors import ConfigError
 
@@ -39,7 +39,7 @@ class Endpoint:
 
     `token_setting` is the name of the setting that holds the token, and `rights` are the permissions that
     the token needs; both are for the message of a 401 or 403. With `unix_socket`, a path, the requests go
-    there. `proxy` is a URL; without it, the environment's proxy is used (`openmeter_plugin.proxies`).
+    there. `proxy` is a URL; without it, the environment's proxy is used (`openmeter_plugin.network.proxies`).
     """
 
     api: Api
@@ -118,7 +118,7 @@ def check_endpoint(endpoint: Endpoint) -> None:
             f"{endpoint.section}.{named[0]} needs TLS, but {endpoint.section}.url does not start with https://"
         )
     if tls.client_key and not tls.client_cert:
-        raise ConfigError(f"{endpoint.section}.client_key needs {endpoint.section}.client_cert beside it")
+        raise ConfigError(f"{endpoint.section}.client_key needs {endpoint.section}.client_cert")
     if named:
         endpoint.tls_context()
     endpoint.resolved_proxy()

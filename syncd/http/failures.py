@@ -12,7 +12,7 @@ from urllib.parse import urlsplit
 import httpcore
 
 from openmeter_plugin.foreign import foreign_text
-from openmeter_plugin.proxies import Proxy
+from openmeter_plugin.network.proxies import Proxy
 from syncd.core.errors import MalformedError, RefusedError, UnauthorizedError, UnreachableError
 from syncd.http.connection import TOTAL_FACTOR, Answer, AnswerError
 from syncd.http.endpoint import Endpoint, variable_of

@@ -172,7 +172,7 @@ class Stop:
 
 
 class _Record:
-    """Tells the observers what happens in one run, and keeps the run as it is so far."""
+    """Notifies the observers of one run, and keeps its state so far."""
 
     def __init__(self, run: Run, observers: Sequence[RunObserver], on_update: Callable[[Run], None]) -> None:
         self._run = run

@@ -71,11 +71,11 @@ def main(arguments: Sequence[str] | None = None, console: Console | None = None)
             return REFUSED
         server.foreign = server.picture()
         customers = sum(name.startswith("customer ") for name in server.foreign)
-        if customers and not options.beside:
+        if customers and not options.with_customers:
             console.print(
                 f"{server.url} has {customers} customers of somebody else. The suite does not touch them, but"
-                " creates and deletes customers, meters and events beside them: use a server for tests, or"
-                " pass --beside (make conformity BESIDE=yes).",
+                " creates and deletes customers, meters and events next to them: use a server for tests, or"
+                " pass --with-customers (make conformity WITH_CUSTOMERS=yes).",
                 highlight=False,
             )
             return REFUSED
@@ -90,7 +90,9 @@ def _options() -> argparse.ArgumentParser:
     options.add_argument("url", help="of the server, without a path: http://127.0.0.1:8888")
     options.add_argument("--dialect", choices=tuple(_DIALECTS), default="both")
     options.add_argument("--token", default=os.environ.get("TOKEN"), help="default: the variable TOKEN")
-    options.add_argument("--beside", action="store_true", help="run although the server has other customers")
+    options.add_argument(
+        "--with-customers", action="store_true", help="run even if the server has other customers"
+    )
     options.add_argument("--only", default="", metavar="WORDS", help="only scenarios with these words")
     options.add_argument(
         "--flush", type=float, default=6.0, help="seconds until the server's sink has stored what it got"

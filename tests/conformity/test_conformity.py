@@ -54,7 +54,7 @@ def test_all_scenarios_hold_and_leave_nothing_behind(
     meter = server.get("/api/v1/meters/kong_llm_events").json()
     server.delete(f"/api/v1/meters/{meter['id']}").raise_for_status()
     before = everything(server)
-    status, printed = conformity(server, "--beside", "--dialect", dialect)
+    status, printed = conformity(server, "--with-customers", "--dialect", dialect)
     assert status == OK, printed
     assert "differs" not in printed
     assert printed.count("not offered:") == not_offered
@@ -94,7 +94,7 @@ def test_a_change_to_somebody_elses_customer_is_shown_and_ends_with_1(
         stage.server.made("PUT", f"/api/v1/customers/{somebody['id']}", mine)
 
     monkeypatch.setattr("tests.conformity.__main__.SCENARIOS", (a_fault_of_syncd,))
-    status, printed = conformity(server, "--beside", "--dialect", "v1")
+    status, printed = conformity(server, "--with-customers", "--dialect", "v1")
     assert status == DIFFERS
     assert f"CHANGED, and not of this run: customer {somebody['id']}" in printed
     assert [each["key"] for each in everything(server)["customers"]] == ["somebody"]

@@ -331,7 +331,7 @@ class Books:
                     "books_violated",
                     queue=queue,
                     equations=[violation.text for violation in found],
-                    consequence="delivery goes on; the counts of this queue cannot be trusted",
+                    consequence="delivery continues; the counts of this queue cannot be trusted",
                     remedy="run `openmeter-plugin spool verify` and report the difference as a bug",
                 )
 

@@ -13,7 +13,7 @@ import typer
 from openmeter_plugin.delivery.options import DeliveryOptions, Network, Retention, in_words
 from openmeter_plugin.foreign import printable
 from openmeter_plugin.log import get_logger
-from openmeter_plugin.tls import Tls
+from openmeter_plugin.network.tls import Tls
 from openmeter_plugin.units import duration, size
 
 _Value = TypeVar("_Value")
@@ -74,7 +74,7 @@ def network_options(
 ) -> Network:
     """Return how to reach the metering API. A combination that can never work ends the process."""
     if client_key is not None and client_cert is None:
-        fail("--client-key: needs --client-cert beside it", os.EX_USAGE)
+        fail("--client-key needs --client-cert", os.EX_USAGE)
     network = Network(Tls(ca_file, client_cert, client_key), proxy)
     if proxy is not None:
         try:

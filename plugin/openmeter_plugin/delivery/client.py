@@ -20,6 +20,7 @@ from openmeter_plugin.delivery.answers import Answer, UndeliveredError, failure_
 from openmeter_plugin.delivery.options import Network
 from openmeter_plugin.delivery.transport import Backend
 from openmeter_plugin.foreign import foreign_text
+from openmeter_plugin.network.reuse import has_trailing_bytes
 from openmeter_plugin.spool.destination import Destination, is_header_value
 
 CONTENT_TYPE: Final = "application/cloudevents-batch+json"
@@ -135,21 +136,10 @@ class _Connection:
         return self._backend.stream is not None and self._backend.stream.received_early
 
     def has_unread_bytes(self) -> bool:
-        """Return whether more was received than the answer.
-
-        Bytes that come later are noticed before the next use: httpcore asks the stream whether it is
-        readable. What was read together with the answer only h11 knows; should a future httpcore hide it, no
-        connection is used twice.
-        """
+        """Return whether more was received than the answer."""
         if self._backend.stream is not None and self._backend.stream.has_unread_bytes:
             return True
-        for connection in self.pool.connections:
-            inner: Any = connection
-            while inner is not None and not hasattr(inner, "_h11_state"):
-                inner = getattr(inner, "_connection", None)
-            if inner is None or inner._h11_state.trailing_data[0]:
-                return True
-        return False
+        return any(map(has_trailing_bytes, self.pool.connections))
 
 
 def tls_of(destination: Destination, network: Network) -> ssl.SSLContext:

@@ -8,9 +8,9 @@ from datetime import timedelta
 from pathlib import Path
 from typing import Final
 
-from openmeter_plugin.proxies import Proxy, chosen_proxy, environment_proxy, is_nearby
+from openmeter_plugin.network.proxies import Proxy, chosen_proxy, environment_proxy, is_nearby
+from openmeter_plugin.network.tls import Tls, TlsError
 from openmeter_plugin.spool.destination import is_header_value
-from openmeter_plugin.tls import Tls, TlsError
 
 TOKEN_VARIABLE: Final = "OPENMETER_PLUGIN_TOKEN"  # noqa: S105 - the name of one, not one
 """The environment variable that overrides every destination's token, as a token file does."""

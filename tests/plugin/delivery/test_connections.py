@@ -147,7 +147,7 @@ def test_a_private_authority_and_a_client_certificate_are_used(authority: Author
         while read_post(connection):
             connection.sendall(ACCEPTED)
 
-    from openmeter_plugin.tls import Tls
+    from openmeter_plugin.network.tls import Tls
     from tests.plugin.deliveries import post_once
 
     mine = Tls(authority.ca, authority.certificate, authority.key)

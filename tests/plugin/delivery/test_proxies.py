@@ -86,7 +86,7 @@ def test_a_delivery_that_cannot_start_says_so_and_goes_on_once_it_can(
     with serving() as server:
         monkeypatch.setenv("HTTP_PROXY", "http://p:1")
         monkeypatch.setenv("NO_PROXY", "a b")
-        monkeypatch.setattr("openmeter_plugin.proxies.is_nearby", lambda _: False)
+        monkeypatch.setattr("openmeter_plugin.network.proxies.is_nearby", lambda _: False)
         write_destination(tmp_path, destination(server.url, token="sk-1"))
         spooled(tmp_path, [record(1)])
         with structlog.testing.capture_logs() as lines, delivering(tmp_path):

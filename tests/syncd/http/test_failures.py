@@ -14,7 +14,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from openmeter_plugin.tls import Tls
+from openmeter_plugin.network.tls import Tls
 from syncd.core.errors import ConfigError, RefusedError, SyncdError, UnauthorizedError, UnreachableError
 from syncd.http.client import ApiClient, Endpoint
 from syncd.http.endpoint import check_endpoint, variable_of
