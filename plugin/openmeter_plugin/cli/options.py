@@ -74,7 +74,7 @@ def network_options(
 ) -> Network:
     """Return how to reach the metering API. A combination that can never work ends the process."""
     if client_key is not None and client_cert is None:
-        fail("--client-key needs --client-cert", os.EX_USAGE)
+        fail("--client-key: needs --client-cert", os.EX_USAGE)
     network = Network(Tls(ca_file, client_cert, client_key), proxy)
     if proxy is not None:
         try:
