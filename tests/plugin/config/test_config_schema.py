@@ -7,10 +7,17 @@ from collections.abc import Iterator
 from typing import Any, get_args
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 
-from openmeter_plugin.config.instance_config import DROPPING_QUEUE_KEYS, PluginConfig, parse_config
+from openmeter_plugin.config.instance_config import (
+    DROPPING_QUEUE_KEYS,
+    PluginConfig,
+    ineffective_queue_keys,
+    parse_config,
+)
 from openmeter_plugin.config.schema import FIELDS, plugin_info
 from openmeter_plugin.metering.rules import Attribute, Lookup
 from tests.plugin.configurations import Config, config, parsed
@@ -245,3 +252,79 @@ def test_a_configuration_of_kongs_own_plugin_with_every_setting_is_accepted() ->
     assert rules.ai.token_usage is False
     assert rules.lookups[0] == Lookup("header", "x-customer-id")
     assert rules.attributes == (Attribute("header", "x-department-id", "department"),)
+
+
+def of_kongs_plugin(at: str) -> st.SearchStrategy[Any]:
+    """Values that Kong's own schema accepts for a setting; texts are those that its documentation shows."""
+    kind, values = KONG_PLUGIN[at]
+    if values is not None:
+        return st.sampled_from(values)
+    between: list[Any] = KONG_PLUGIN_BETWEEN.get(at, [1, 1_000_000])
+    low, high = float(between[0]), int(between[1])
+    kinds: dict[str, st.SearchStrategy[Any]] = {
+        "boolean": st.booleans(),
+        "integer": st.integers(int(low), high),
+        "number": st.integers(max(1, int(low)), high) | st.floats(max(low, 0.001), high),
+        "string": st.sampled_from(["x-department-id", "department", "status", "model", "custom_id"]),
+    }
+    return kinds[kind]
+
+
+def members_of_kongs_plugin(outer: str, *required: str) -> st.SearchStrategy[Config]:
+    names = [at.rpartition(".")[2] for at in KONG_PLUGIN if at.rpartition(".")[0] == outer]
+    values = {name: of_kongs_plugin(f"{outer}.{name}") for name in names}
+    optional = {name: value for name, value in values.items() if name not in required}
+    return st.fixed_dictionaries({name: values[name] for name in required}, optional=optional)
+
+
+subjects_of_kongs_plugin = st.sampled_from(
+    [
+        {},
+        *({"look_up_value_in": "consumer", "field": field} for field in ("id", "username", "custom_id")),
+        {"look_up_value_in": "application"},
+        {"look_up_value_in": "header", "field": "X-Customer"},
+        {"look_up_value_in": "query", "field": "customer"},
+    ]
+)
+
+
+@given(
+    st.fixed_dictionaries(
+        {
+            "ingest_endpoint": st.sampled_from(
+                [
+                    "https://us.api.konghq.com/v3/openmeter/events",
+                    "http://openmeter:8888/api/v1/events",
+                ]
+            ),
+            "api_token": st.just("kpat_x"),
+        },
+        optional={
+            **{
+                at: of_kongs_plugin(at) for at in ("meter_api_requests", "meter_ai_token_usage", "ssl_verify")
+            },
+            **{at: of_kongs_plugin(at) for at in ("timeout", "keepalive")},
+            "allow_status_codes": st.lists(st.sampled_from(["200-299", "404", "500-599"]), max_size=3),
+            "attributes": st.lists(
+                members_of_kongs_plugin("attributes", "event_property_name", "look_up_value_in", "source"),
+                max_size=3,
+            ),
+            "queue": members_of_kongs_plugin("queue"),
+            "subject": subjects_of_kongs_plugin,
+        },
+    )
+)
+def test_every_configuration_of_kongs_own_plugin_is_valid_here(given: Config) -> None:
+    model, rules = parse_config(given)
+    assert unknown_settings(given) == []
+    assert rules.meter_api_requests is given.get("meter_api_requests", True)
+    allowed = given.get("allow_status_codes")
+    assert (rules.filters is not None) == bool(allowed)
+    # What has no effect here is named at the start, so that nothing differs in silence.
+    named = {*ineffective_queue_keys(given), *model.ineffective_attributes}
+    silent = {*given.get("queue", {}), *(a["event_property_name"] for a in given.get("attributes", ()))}
+    assert {*DROPPING_QUEUE_KEYS, "status", "model"} & silent <= named
+
+
+def unknown_settings(given: Config) -> list[str]:
+    return [name for name in given if name not in {key for field in FIELDS for key in field}]
