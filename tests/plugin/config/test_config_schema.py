@@ -175,7 +175,7 @@ KONG_PLUGIN: dict[str, tuple[str, list[Any] | None]] = {
     "timeout": ("number", None),
 }
 
-KONG_PLUGIN_BETWEEN = {
+KONG_PLUGIN_BETWEEN: dict[str, list[float]] = {
     "queue.failure_threshold": [0, 1_000_000],
     "queue.initial_retry_delay": [0.001, 1_000_000],
     "queue.max_batch_size": [1, 1_000_000],
@@ -259,8 +259,8 @@ def of_kongs_plugin(at: str) -> st.SearchStrategy[Any]:
     kind, values = KONG_PLUGIN[at]
     if values is not None:
         return st.sampled_from(values)
-    between: list[Any] = KONG_PLUGIN_BETWEEN.get(at, [1, 1_000_000])
-    low, high = float(between[0]), int(between[1])
+    between = KONG_PLUGIN_BETWEEN.get(at, [1, 1_000_000])
+    low, high = between[0], int(between[1])
     kinds: dict[str, st.SearchStrategy[Any]] = {
         "boolean": st.booleans(),
         "integer": st.integers(int(low), high),
