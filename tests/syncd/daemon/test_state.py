@@ -6,6 +6,7 @@ import json
 import signal
 import subprocess
 import threading
+import time
 from contextlib import closing
 from dataclasses import replace
 from datetime import timedelta
@@ -236,6 +237,26 @@ def test_the_service_manager_hears_of_the_start_a_reload_and_the_stop(
         started.send_signal(signal.SIGHUP)
         assert manager.recv(100).startswith(b"RELOADING=1\nMONOTONIC_USEC=")
         assert manager.recv(100) == b"READY=1"
+        started.send_signal(signal.SIGTERM)
+        assert manager.recv(100) == b"STOPPING=1"
+        assert started.wait(10) == 0
+
+
+def test_a_signal_in_the_moment_in_which_the_daemon_begins_to_wait_is_heard(
+    project: Project, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A handler interrupts the code that waits: it must need no lock which that code may hold."""
+    monkeypatch.setenv("NOTIFY_SOCKET", str(tmp_path / "notify"))
+    project.configure("daemon: {listen: '127.0.0.1:0'}\n")
+    with notified(str(tmp_path / "notify")) as manager, started_daemon(project) as (started, _):
+        assert manager.recv(100) == b"READY=1"
+        for pause in range(2_000):
+            started.send_signal(signal.SIGHUP)
+            assert manager.recv(100).startswith(b"RELOADING=1")
+            assert manager.recv(100) == b"READY=1"
+            end = time.perf_counter_ns() + pause % 60 * 1_000  # up to 60 us after the daemon said so
+            while time.perf_counter_ns() < end:
+                pass
         started.send_signal(signal.SIGTERM)
         assert manager.recv(100) == b"STOPPING=1"
         assert started.wait(10) == 0
