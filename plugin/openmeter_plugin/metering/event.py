@@ -96,6 +96,8 @@ def decide(
     """
     if log is None:
         return SkipReason.BAD_RECORD
+    if type(log.openmeter_gate) is str and log.openmeter_gate:
+        return SkipReason.GATE_STOPPED  # before the filters: what the gate stopped is never billed
     if rules.filters is not None and (excluded := exclusion_reason(log, rules.filters)):
         return excluded
     if rules.application_context == "always" and results.application is NOT_QUERIED:
