@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import fcntl
+import hashlib
 import os
 import secrets
 import time
@@ -14,8 +15,7 @@ from typing import Any
 import orjson
 
 from openmeter_plugin.segments.folder import Folder
-from openmeter_plugin.segments.instance_files import instance_id
-from openmeter_plugin.segments.line_format import encode_head, encode_line, encode_lost
+from openmeter_plugin.segments.line_format import encode_head, encode_instance, encode_line, encode_lost
 from openmeter_plugin.segments.reader import Reader
 from openmeter_plugin.spool.destination import QUARANTINE, destination_id
 from openmeter_plugin.spool.journal import Journal
@@ -30,6 +30,11 @@ def configuration(endpoint: str = ENDPOINT, **members: Any) -> bytes:
     """Return a configuration as Kong's half writes it."""
     config = {"ingest_endpoint": endpoint, "api_token": "token-1", "__plugin_id": "plugin-1", **members}
     return orjson.dumps(config, option=orjson.OPT_SORT_KEYS)
+
+
+def instance_id(config: bytes) -> str:
+    """Return the id that Kong's half gives to a configuration."""
+    return hashlib.sha256(config).hexdigest()[:32]
 
 
 def log(request_id: str, **members: Any) -> dict[str, Any]:
@@ -73,10 +78,9 @@ class Worker:
         """Write a configuration and return its id."""
         name = instance_id(config)
         path = self.folder / "instances" / f"{name}.json"
-        temporary = path.with_name(f".{name}.{secrets.token_hex(4)}.tmp")
-        temporary.write_bytes(config)
-        if at is not None:
-            os.utime(temporary, (at, at))
+        temporary = path.with_name(f"{path.name}.{self.name}.tmp")
+        created = time.time() if at is None else at
+        temporary.write_bytes(encode_instance(name, int(created * 1000), config))
         temporary.rename(path)
         return name
 
@@ -95,7 +99,7 @@ class Worker:
         """Set the counters of lost requests."""
         path = self.folder / f"{self.name}.lost"
         if self._lost is None:
-            temporary = self.folder / f".{self.name}.lost.new"
+            temporary = path.with_name(f"{path.name}.{self.name}.tmp")
             self._lost = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o640)
             fcntl.flock(self._lost, fcntl.LOCK_EX)
             os.pwrite(self._lost, encode_lost({}), 0)
@@ -113,7 +117,7 @@ class Worker:
     def _open(self) -> int:
         if self._descriptor is None:
             self._number += 1
-            temporary = self.folder / f".{self.path.stem}.new"
+            temporary = self.path.with_name(f"{self.path.name}.{self.name}.tmp")
             self._descriptor = os.open(
                 temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_APPEND | os.O_CLOEXEC, 0o640
             )

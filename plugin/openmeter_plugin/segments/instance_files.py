@@ -1,33 +1,26 @@
-"""Configurations that Kong's workers put into the folder: one file for each, named by a hash of its content.
+"""Configurations that Kong's workers put into the folder: one file for each, named by a hash of the settings.
 
-An id never means two configurations, whatever crashes, reloads or upgrades came in between. A file that does
-not match its name counts as missing, and the records that name it wait.
+An id never means two configurations, whatever crashes, reloads or upgrades came in between. A damaged file
+counts as missing, and the records that name it wait.
 """
 
 from __future__ import annotations
 
-import hashlib
 import time
 from typing import Final
 
 from openmeter_plugin.instances.instance import MAX_INSTANCES, Instance, start_instance
 from openmeter_plugin.log import RateLimit, get_logger
 from openmeter_plugin.segments.folder import Directory
-from openmeter_plugin.segments.line_format import INSTANCE_NAME
+from openmeter_plugin.segments.line_format import INSTANCE_NAME, UNFINISHED_NAME, parse_instance
 from openmeter_plugin.spool.destination import Destination
 from openmeter_plugin.spool.queue import SpoolQueue
 from openmeter_plugin.spool.writer import SpoolWriter
 
 _MAX_FILE: Final = 1024 * 1024
-_ID_DIGITS: Final = 32  # of the SHA-256
 _MISSING_SECONDS: Final = 0.2  # until a missing file is looked for again
 _UNUSED_SECONDS: Final = 3600.0
 """A worker marks a file as used, or writes it again, in each new segment that needs it."""
-
-
-def instance_id(config: bytes) -> str:
-    """Return the id of a configuration."""
-    return hashlib.sha256(config).hexdigest()[:_ID_DIGITS]
 
 
 class InstanceDirectory:
@@ -37,8 +30,9 @@ class InstanceDirectory:
         self._writer = writer
         self._instances: dict[str, Instance] = {}
         self._missing: dict[str, float] = {}
-        self._described: dict[str, int] = {}  # by destination, when the file was written
-        self._known: dict[str, int] = {}  # by id, the same
+        self._created: dict[str, int] = {}  # by id
+        self._described: dict[str, int] = {}  # by destination, when its configuration was created
+        self._known: dict[str, int] = {}  # by id, the time of the file's last change
         self._limit = RateLimit()
 
     def get(self, files: Directory, name: str) -> Instance | None:
@@ -62,14 +56,14 @@ class InstanceDirectory:
         A new token takes effect although no request has come with it, and the backlog of an earlier
         configuration does not bring an earlier token back.
         """
-        changed: list[tuple[int, str]] = []
+        changed: list[str] = []
         for entry in files.names():
             match = INSTANCE_NAME.fullmatch(entry)
             if match is not None and len(changed) < MAX_INSTANCES:
                 status = files.status(entry)
                 if status is not None and self._known.get(match["id"]) != status.st_mtime_ns:
-                    changed.append((status.st_mtime_ns, match["id"]))
-        for _, name in sorted(changed):
+                    changed.append(match["id"])
+        for name in sorted(changed, key=lambda name: self._created_of(files, name)):
             self._load(files, name)
 
     def remove_unused(self, files: Directory) -> None:
@@ -82,8 +76,13 @@ class InstanceDirectory:
             status = files.status(entry)
             if status is None or max(status.st_mtime, status.st_atime) >= oldest:
                 continue
-            if INSTANCE_NAME.fullmatch(entry) or (entry.startswith(".") and entry.endswith(".tmp")):
+            if INSTANCE_NAME.fullmatch(entry) or UNFINISHED_NAME.fullmatch(entry):
                 files.remove(entry)
+
+    def _created_of(self, files: Directory, name: str) -> int:
+        file = files.read(f"{name}.json", _MAX_FILE)
+        configuration = None if file is None else parse_instance(file.content, name)
+        return 0 if configuration is None else configuration.created
 
     def _load(self, files: Directory, name: str) -> Instance | None:
         try:
@@ -93,22 +92,27 @@ class InstanceDirectory:
             return None
         if file is None:
             return None
-        if instance_id(file.content) != name:
-            self._report(name, "the file does not match its name")
+        configuration = parse_instance(file.content, name)
+        if configuration is None:
+            self._report(name, "the file is damaged")
             return None
         self._known[name] = file.changed
+        created, known = configuration.created, self._created.get(name)
+        if known is not None and known >= created and (instance := self._instances.get(name)) is not None:
+            return instance  # only marked as used
 
         def describe(destination: Destination) -> SpoolQueue:
-            if file.changed < self._described.get(destination.id, 0):
+            if created < self._described.get(destination.id, 0):
                 return self._writer.queue(destination.id)
-            self._described[destination.id] = file.changed
+            self._described[destination.id] = created
             return self._writer.describe(destination)
 
-        instance = start_instance(0, file.content, self._writer, name=name, describe=describe)
-        self._instances[name] = instance
+        instance = start_instance(0, configuration.config, self._writer, name=name, describe=describe)
+        self._instances[name], self._created[name] = instance, created
         self._missing.pop(name, None)
         if len(self._instances) > MAX_INSTANCES:
-            del self._instances[next(iter(self._instances))]
+            oldest = next(iter(self._instances))
+            del self._instances[oldest], self._created[oldest]
         return instance
 
     def _report(self, name: str, reason: str) -> None:

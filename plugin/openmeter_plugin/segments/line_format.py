@@ -15,11 +15,13 @@ from collections.abc import Mapping
 from enum import StrEnum
 from typing import Any, Final, NamedTuple
 
+import msgspec
 import orjson
 
 from openmeter_plugin.metering.lenient_json import json_object
 
 FORMAT: Final = "openmeter-kong-segment"
+INSTANCE_FORMAT: Final = "openmeter-kong-instance"
 VERSION: Final = 1
 MAX_LINE: Final = 1024 * 1024
 """Bytes. A longer line is damage: the writer cuts a payload to 64 KiB."""
@@ -27,7 +29,8 @@ MAX_LINE: Final = 1024 * 1024
 _WORKER: Final = r"(?P<worker>[0-9]{1,20}-[0-9]{1,20}-[0-9a-f]{1,64})"
 SEGMENT_NAME: Final = re.compile(_WORKER + r"-(?P<number>[0-9]{6,12})\.segment")
 LOST_NAME: Final = re.compile(_WORKER + r"\.lost")
-UNFINISHED_NAME: Final = re.compile(r"\.[0-9]{1,20}-[0-9]{1,20}-[0-9a-f]{1,64}.*\.new")
+UNFINISHED_NAME: Final = re.compile(r"[A-Za-z0-9._-]{1,250}\.[0-9]{1,20}-[0-9]{1,20}-[0-9a-f]{1,64}\.tmp")
+"""A file that a worker has not given its name yet."""
 INSTANCE_ID: Final = "[A-Za-z0-9_-]{1,64}"
 INSTANCE_NAME: Final = re.compile(rf"(?P<id>{INSTANCE_ID})\.json")
 
@@ -125,6 +128,39 @@ def head_version(payload: bytes) -> int | None:
 def encode_head(**members: Any) -> bytes:
     """Return the first line of a segment."""
     return encode_line(orjson.dumps({"format": FORMAT, "version": VERSION, **members}))
+
+
+class Configuration(NamedTuple):
+    """A configuration of the plugin, as Kong passes it, and when a worker wrote it, in milliseconds."""
+
+    config: bytes
+    created: int
+
+
+class _InstanceFile(msgspec.Struct):
+    format: str
+    version: int
+    id: str
+    created: int
+    config: msgspec.Raw
+
+
+def parse_instance(content: bytes, name: str) -> Configuration | None:
+    """Return the configuration in the file of an instance; None if it is damaged, or another one's."""
+    payload = _payload(content.removesuffix(b"\n"))
+    try:
+        file = msgspec.json.decode(payload or b"", type=_InstanceFile)
+    except (msgspec.DecodeError, UnicodeDecodeError):
+        return None
+    if (file.format, file.version, file.id) != (INSTANCE_FORMAT, VERSION, name):
+        return None
+    return Configuration(bytes(file.config), file.created)
+
+
+def encode_instance(name: str, created: int, config: bytes) -> bytes:
+    """Return the file of an instance."""
+    members = {"format": INSTANCE_FORMAT, "version": VERSION, "id": name, "created": created}
+    return encode_line(orjson.dumps(members)[:-1] + b',"config":' + config + b"}")
 
 
 LOST_CAUSES: Final = ("no_folder", "disk_full", "read_only", "write_failed", "too_large", "internal_error")

@@ -22,6 +22,7 @@ from tests.plugin.kong_segments import (
     Worker,
     configuration,
     ids,
+    instance_id,
     lost,
     read_all,
     reading,
@@ -91,8 +92,6 @@ def test_a_request_of_an_unknown_configuration_waits_and_the_others_go_on(folder
     config = configuration(source="later")
     known = worker.configure(configuration())
     with reading(folder, spool) as reader:
-        from openmeter_plugin.segments.instance_files import instance_id
-
         worker.write(
             request_line(known, "r1"), request_line(instance_id(config), "r2"), request_line(known, "r3")
         )
@@ -264,7 +263,7 @@ def test_the_backlog_of_an_earlier_configuration_does_not_bring_its_token_back(
     assert ids(spool) == ["r1"]
 
 
-def test_a_configuration_that_does_not_match_its_name_bills_nobody(folder: Path, spool: Path) -> None:
+def test_a_damaged_configuration_bills_nobody(folder: Path, spool: Path) -> None:
     worker = Worker(folder)
     instance = worker.configure(configuration())
     path = folder / "instances" / f"{instance}.json"
