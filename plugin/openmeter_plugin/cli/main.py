@@ -7,6 +7,7 @@ import os
 import sys
 from enum import StrEnum
 from functools import partial
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Annotated, Final
 
@@ -314,6 +315,10 @@ def deliver(
 @app.command("pdk-dir")
 def pdk_dir() -> None:
     """Print the directory for `kong-python-pluginserver -d`; it contains only the plugin."""
+    if find_spec("kong_pdk") is None:
+        # Kong's server loads the plugin in its own environment, so both have to be in this one.
+        sys.stderr.write("kong-pdk is not installed; run: pip install 'kong-openmeter[kong-pdk]'\n")
+        raise typer.Exit(1)
     package = Path(__file__).parents[1]
     installed = package / "pdk_dir"
     sys.stdout.write(f"{installed if installed.is_dir() else package.parent}\n")
