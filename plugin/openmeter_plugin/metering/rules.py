@@ -34,6 +34,7 @@ class SkipReason(StrEnum):
     UNANSWERED_EXCLUDED = "unanswered_excluded"
     GATE_STOPPED = "gate_stopped"
     NOTHING_TO_METER = "nothing_to_meter"
+    AI_STATISTICS_OFF = "ai_statistics_off"
     BAD_RECORD = "bad_record"
 
 
