@@ -1,4 +1,4 @@
-"""Commands of `openmeter-plugin`: serve, deliver, info, schema-lua, pdk-dir."""
+"""Commands of `openmeter-plugin`: serve, deliver, info, schema-lua, files, pdk-dir."""
 
 from __future__ import annotations
 
@@ -120,6 +120,23 @@ def schema_lua_command() -> None:
     from openmeter_plugin.config.schema import schema_lua
 
     sys.stdout.write(schema_lua())
+
+
+@app.command()
+def files(
+    folder: Annotated[Path, typer.Argument(help="A folder of Kong's lua_package_path; it is created.")],
+) -> None:
+    """Write the plugin as Lua files, for a gateway that hands requests over in Kong segments."""
+    from openmeter_plugin.config.lua_plugin import FOLDER, lua_files
+
+    place = folder / FOLDER
+    try:
+        place.mkdir(parents=True, exist_ok=True)
+        for name, text in lua_files().items():
+            (place / name).write_text(text, "utf-8")
+    except OSError as error:
+        fail(f"cannot write {error.filename or place}: {error.strerror or error}")
+    sys.stdout.write(f"lua_package_path = {folder.absolute()}/?.lua;;\n")
 
 
 @app.command()
