@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 from collections.abc import Callable
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 from rich.console import Console
@@ -13,6 +14,7 @@ from syncd.cli.plan_text import markdown, show_outcomes, show_plan
 from syncd.core.changes import Change, ChangeKind, MovedUsage, Outcome, Plan, Status
 from tests.syncd.builders import BY_TAG, OWNER, consumer, customer, observed, plan_for
 
+ROOT = Path(__file__).parents[3]
 WORLD = observed(
     customer("paying", "consumer:0", owner=OWNER, subscription="sub-1"),
     customer("busy", "consumer:00", owner=OWNER, subscription="sub-2"),
@@ -182,3 +184,16 @@ def test_outcomes_show_blocked_and_skipped_changes_and_are_never_cut() -> None:
     assert text.count("blocked: in conflict") == 250
     assert "was in the plan" not in text
     assert text.endswith("Applied: 1 done, 251 blocked.\n")
+
+
+def test_the_page_shows_what_is_printed() -> None:
+    world = observed(customer("umbrella", owner=OWNER, subscription="01JD8QXJ"))
+    people = [
+        *(consumer(name, name, "customer:umbrella") for name in ("erin", "frank")),
+        *(consumer(name, name, "customer:acme") for name in ("alice", "bob")),
+    ]
+    plan = plan_for(people, world, rules=BY_TAG)
+    usage = MovedUsage(4644, "2026-10-29T00:00:00Z")
+    changes = (replace(c, usage=usage) if c.kind is ChangeKind.BLOCKED else c for c in plan.changes)
+    text = shown(Plan(OWNER, "upsert-only", tuple(changes)))
+    assert f"```text\n{text}```" in (ROOT / "docs" / "syncd.md").read_text()
