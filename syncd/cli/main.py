@@ -59,6 +59,11 @@ def main() -> int:
     except SyncdError as error:
         complain(error)
         return ERROR
+    except ModuleNotFoundError as error:
+        if (error.name or "").partition(".")[0] in {"", "syncd", "openmeter_plugin"}:
+            raise
+        complain(f"the package {error.name} is not installed; run: pip install 'kong-openmeter[syncd]'")
+        return ERROR
     return 0
 
 

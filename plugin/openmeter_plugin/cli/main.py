@@ -1,4 +1,4 @@
-"""Commands of `openmeter-plugin`: serve, deliver, info, schema-lua, pdk-dir."""
+"""Commands of `openmeter-plugin`: serve, deliver, info, schema-lua, files, pdk-dir."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ import os
 import sys
 from enum import StrEnum
 from functools import partial
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Annotated, Final
 
@@ -119,6 +120,23 @@ def schema_lua_command() -> None:
     from openmeter_plugin.config.schema import schema_lua
 
     sys.stdout.write(schema_lua())
+
+
+@app.command()
+def files(
+    folder: Annotated[Path, typer.Argument(help="A folder of Kong's lua_package_path; it is created.")],
+) -> None:
+    """Write the plugin as Lua files, for a gateway that hands requests over in Kong segments."""
+    from openmeter_plugin.config.lua_plugin import FOLDER, lua_files
+
+    place = folder / FOLDER
+    try:
+        place.mkdir(parents=True, exist_ok=True)
+        for name, text in lua_files().items():
+            (place / name).write_text(text, "utf-8")
+    except OSError as error:
+        fail(f"cannot write {error.filename or place}: {error.strerror or error}")
+    sys.stdout.write(f"lua_package_path = {folder.absolute()}/?.lua;;\n")
 
 
 @app.command()
@@ -280,6 +298,10 @@ def deliver(
 @app.command("pdk-dir")
 def pdk_dir() -> None:
     """Print the directory for `kong-python-pluginserver -d`; it contains only the plugin."""
+    if find_spec("kong_pdk") is None:
+        # Kong's server loads the plugin in its own environment, so both have to be in this one.
+        sys.stderr.write("kong-pdk is not installed; run: pip install 'kong-openmeter[kong-pdk]'\n")
+        raise typer.Exit(1)
     package = Path(__file__).parents[1]
     installed = package / "pdk_dir"
     sys.stdout.write(f"{installed if installed.is_dir() else package.parent}\n")

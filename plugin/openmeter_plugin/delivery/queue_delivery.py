@@ -163,7 +163,7 @@ class QueueDelivery:
         for segment in self.reader.segments:
             segment.drop_window()
             if segment.delivered < segment.accounted:
-                spans.append(Span(segment.path, segment.delivered, segment.accounted, segment.unsent))
+                spans.append(Span(segment.source, segment.delivered, segment.accounted, segment.unsent))
         return spans
 
     def _report_losses(self, losses: Losses) -> None:

@@ -29,6 +29,8 @@ class Rotation:
     max_bytes: int
     max_seconds: float
     retired: SimpleQueue[Segment]
+    sync_first: bool
+    """Whether a segment is synced before it is retired after a partial write: no one waits for the syncer."""
 
 
 class SpoolQueue:
@@ -90,6 +92,8 @@ class SpoolQueue:
         written = segment.append(data)
         if written < len(data):
             # Records after half a record would be read as damage; the rest starts a new segment.
+            if self._rotation.sync_first:
+                segment.sync()
             self.retire()
             return whole_records(records, written)
         return len(records)

@@ -105,7 +105,7 @@ class SpoolWriter:
         self._items: SimpleQueue[Sequence[Item] | None] = SimpleQueue()
         self._queues: dict[str, SpoolQueue] = {}
         retired: SimpleQueue[Segment] = SimpleQueue()
-        self._rotation = Rotation(segment_bytes, segment_seconds, retired)
+        self._rotation = Rotation(segment_bytes, segment_seconds, retired, fsync == "always")
         self._write_lock = threading.Lock()  # held by the thread that writes
         self._disk_speed = DiskSpeed()
         self._commit_began: float | None = None

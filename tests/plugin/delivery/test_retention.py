@@ -149,6 +149,36 @@ def test_a_busy_queue_has_its_delivered_segments_removed_too(
     assert server.taken == ids(range(5))
 
 
+def test_a_removal_survives_a_power_loss_at_each_moment(
+    tmp_path: Path, server: EventsServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Books that are behind count the removed events as lost, a file that comes back is counted again."""
+    write_destination(tmp_path, destination(server.url))
+    spooled(tmp_path, [record(0)])
+    (path,) = segments(tmp_path)
+    steps: list[str] = []
+    fsync, unlink, forget = os.fsync, os.unlink, Books.forget
+
+    def synced(descriptor: int) -> None:
+        steps.append(f"sync {file_of(descriptor).name}")
+        fsync(descriptor)
+
+    def removed(target: Any, **options: Any) -> None:
+        if Path(target) == path:
+            steps.append("remove")
+        unlink(target, **options)
+
+    def forgotten(books: Books, queue: str, segment: str) -> None:
+        steps.append("forget")
+        forget(books, queue, segment)
+
+    monkeypatch.setattr(os, "fsync", synced)
+    monkeypatch.setattr(os, "unlink", removed)
+    monkeypatch.setattr(Books, "forget", forgotten)
+    run_until_empty(tmp_path, retention=KEEP_NOTHING)
+    assert steps == ["sync books.db-wal", "remove", f"sync {QUEUE}", "forget"]
+
+
 def test_an_undelivered_segment_stays_however_old_or_large(tmp_path: Path) -> None:
     with serving(EventsServer(lambda _: Answer(500))) as server:
         write_destination(tmp_path, destination(server.url))

@@ -233,6 +233,22 @@ def test_fsync_always_also_syncs_a_new_segments_directories_before_the_answer(
     assert at_answer == [[queues / QUEUE, queues, tmp_path]] * 2
 
 
+def test_fsync_always_syncs_what_a_full_disk_took_of_a_write_before_its_answer(
+    tmp_path: Path, disk: Disk, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    calls = synced(monkeypatch)
+    at_answer: list[int] = []
+    with running_writer(
+        tmp_path, lambda _: at_answer.append(len(calls)), fsync="always", fsync_interval=60
+    ) as writer:
+        disk.room = len(MAGIC) + 2 * SIZE + SIZE // 2
+        hand_over(writer, range(3))
+        eventually(lambda: at_answer, what="the answers to Kong")
+        assert payloads(tmp_path) == [payload(0), payload(1)]
+        disk.room = None
+    assert at_answer == [1]
+
+
 def test_fsync_interval_syncs_a_record_soon_and_then_does_nothing(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
