@@ -49,6 +49,7 @@ app = typer.Typer(
     help="The Kong plugin `openmeter`: one CloudEvent per request, on disk before Kong gets its answer.",
     no_args_is_help=True,
     pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
 )
 app.add_typer(spool_cli.app, name="spool")
 
