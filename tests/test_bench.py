@@ -1,4 +1,4 @@
-"""The benchmarks still run: a few events each, so that what they measure is not looked at."""
+"""The benchmarks run: with a few events each, so that their figures are not looked at."""
 
 from __future__ import annotations
 
