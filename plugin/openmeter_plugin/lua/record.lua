@@ -13,6 +13,8 @@ local M = {}
 local WEAK = { __mode = "k" }
 local MAX_TEXT = 4100 -- bytes: the reader keeps 1024 characters, of at most four bytes each
 local MAX_VALUES = 2000
+-- What is read of the response to a call of a model: Kong's version decides what the tokens of some providers include.
+local AI_HEADERS = { "via", "server", "content-type", "x-kong-llm-model" }
 local counter = 0 -- of requests without an id
 
 -- Text as JSON. Kong's ids and nginx's variables are plain ASCII, and looking at each byte is compiled, while
@@ -117,16 +119,16 @@ local function relevant(values)
   return any, ai
 end
 
--- Copy a value that a plugin set, bounded. Of what AI plugins log, payloads are left out, and of an error remains
--- whether there was one: its text may quote the payload.
+-- Copy a value that a plugin set, bounded. Of payloads and errors that AI plugins log remains whether there were any:
+-- an error's text may quote the payload.
 local function copy(name, value, left, depth)
   left.values = left.values - 1
   local kind = type(value)
   if left.values < 0 or depth > 20 then
     left.cut = true
     return nil
-  elseif left.ai and name == "payload" then
-    return nil
+  elseif left.ai and name == "payload" and value ~= nil then
+    return true
   elseif left.ai and name == "error" and (kind == "string" or kind == "table") then
     return value ~= "" and (kind == "string" or next(value) ~= nil)
   elseif kind == "string" then
@@ -150,6 +152,7 @@ local function edit(root, item, left)
     local name = sub(item.key, from, dot)
     from = dot + 2
     if left.ai and name == "payload" then
+      node[name] = mode ~= "replace" or node[name]
       return
     elseif node[name] == nil then
       if mode == "replace" then
@@ -199,8 +202,10 @@ local function edited(text, values, instance, left)
     end
   end
   if type(response) == "table" and type(response.headers) == "table" then
-    local kept = pick(response.headers, instance.response_headers or {})
-    kept.via, kept.server = response.headers.via, response.headers.server
+    local kept = pick(response.headers, AI_HEADERS)
+    for name, value in pairs(pick(response.headers, instance.response_headers or {})) do
+      kept[name] = value
+    end
     response.headers = kept
   end
   return encode(root)
@@ -228,11 +233,11 @@ local function put_log(buf, instance, ctx, var, edits, ai, worker)
     buf:put(',"querystring":', encode(arguments) or "{}")
   end
   buf:put('},"response":{"status":', ngx.status, ',"size":', number(var.bytes_sent))
-  if instance.response_headers or ai then
+  if instance.response_headers or ai or var.sent_http_x_kong_llm_model then
     local all = ngx.resp.get_headers()
-    headers = pick(all, instance.response_headers or {})
-    if ai then -- the version of Kong decides what the tokens of some providers include
-      headers.via, headers.server = rawget(all, "via"), rawget(all, "server")
+    headers = pick(all, AI_HEADERS)
+    for _, name in ipairs(instance.response_headers or {}) do
+      headers[name] = rawget(all, name)
     end
     buf:put(',"headers":', encode(headers) or "{}")
   end

@@ -203,6 +203,8 @@ class LuaPlugin:
         headers = request["headers"]
         if isinstance(anonymous := headers.get("x-anonymous-consumer"), str):
             var["http_x_anonymous_consumer"] = anonymous
+        if isinstance(model := response["headers"].get("x-kong-llm-model"), str):
+            var["sent_http_x_kong_llm_model"] = model
         source = beyond.get("responder", "service" if log["source"] == "upstream" else "exit")
         described = {
             "ctx": ctx,

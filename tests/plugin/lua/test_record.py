@@ -148,6 +148,8 @@ def edited_logs(draw: st.DrawFn) -> tuple[dict[str, Any], list[Edit]]:
     """A recorded log, and calls of set_serialize_value that a plugin may have made."""
     recorded: Recorded = draw(st.sampled_from(RECORDINGS))
     log, edits = unedited(recorded)
+    if draw(st.booleans()):
+        log["response"].setdefault("headers", {})["x-kong-llm-model"] = "openai/gpt"
     keys = [".".join(path) for path in PATHS[recorded.name] if all(isinstance(part, str) for part in path)]
     keys += [
         "ai.proxy",
@@ -218,7 +220,7 @@ def test_a_record_says_what_the_log_does_not(plugin: LuaPlugin) -> None:
         "completion": "",
         "responder": "error",
         "key_tags": ["tier:gold"],
-        "ai_metrics": {"prompt_tokens": 3},
+        "ai_metrics": {"prompt_tokens": 3, "payload": True},
     }
     assert "x" not in written(plugin)
 
@@ -261,8 +263,8 @@ def test_payloads_and_error_texts_of_ai_plugins_are_left_out(plugin: LuaPlugin) 
         ("ai.mcp", {"rpc": [{"payload": {"a": "prompt"}, "error": "a prompt"}, {"error": ""}]}, "set"),
     )
     assert record["log"]["ai"] == {
-        "proxy": {"usage": {"prompt_tokens": 3}},
-        "mcp": {"rpc": [{"error": True}, {"error": False}]},
+        "proxy": {"usage": {"prompt_tokens": 3}, "payload": True},
+        "mcp": {"rpc": [{"payload": True, "error": True}, {"error": False}]},
     }
 
 
