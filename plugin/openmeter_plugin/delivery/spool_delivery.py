@@ -20,6 +20,7 @@ from openmeter_plugin.delivery.redelivery import Redeliverer
 from openmeter_plugin.delivery.retention import expired, is_long_empty, remove_leftovers, shortage
 from openmeter_plugin.log import RateLimit, get_logger
 from openmeter_plugin.spool.destination import queues_directory, redirect_targets, retire
+from openmeter_plugin.spool.journal import segments_needed
 
 _POLL: Final = 0.2  # seconds between two checks for new queues
 _RETENTION_INTERVAL: Final = 1.0  # seconds between two checks for expired segments
@@ -119,17 +120,19 @@ class SpoolDelivery:
             await self._remove_expired()
 
     async def _remove_expired(self) -> None:
-        """Remove expired segments, except those that a redelivery may need.
+        """Remove expired segments, except those that a redelivery or the reader of Kong segments may need.
 
         If the disk runs short of space, those are removed too, so that new usage can be written.
         """
         try:
             missing = shortage(self._options.spool)
+            is_needed = segments_needed(self._options.spool)
             owners = {
                 segment: queue
                 for queue in self.queues.values()
                 if missing > 0 or not self._redeliverer.wants(queue.queue)
                 for segment in queue.delivered.values()
+                if not is_needed(queue.queue, segment.path.name)
             }
             removed: dict[QueueDelivery, list[str]] = {}
             for segment in expired(owners, self._options.retention, missing):

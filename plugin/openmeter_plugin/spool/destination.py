@@ -18,6 +18,8 @@ import orjson
 DEFAULT_SPOOL: Final = Path("/var/lib/openmeter-plugin/spool")
 SPOOL_VARIABLE: Final = "OPENMETER_PLUGIN_SPOOL"
 """The environment variable that names the spool."""
+SEGMENTS_VARIABLE: Final = "OPENMETER_PLUGIN_SEGMENTS"
+"""The environment variable that names the folder of the Kong segments."""
 DELIVERY_LOCK: Final = "delivery.lock"
 """The lock file of a spool, held by the one process that delivers it."""
 QUARANTINE: Final = "quarantine"

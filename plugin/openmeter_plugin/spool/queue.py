@@ -11,7 +11,12 @@ from queue import SimpleQueue
 from typing import Any, Final
 
 from openmeter_plugin.spool.destination import Destination, is_described, make_private, queues_directory
-from openmeter_plugin.spool.segment_file import Segment, whole_records, writable_bytes
+from openmeter_plugin.spool.segment_file import (
+    Segment,
+    following_number,
+    whole_records,
+    writable_bytes,
+)
 
 _MAX_UNCHECKED_BYTES: Final = 512 * 1024
 """Bytes written before the file system's free space is checked again; fewer when little is free.
@@ -24,13 +29,17 @@ _UNCHECKED_DIVISOR: Final = 4  # at most this part of the free space is written 
 
 @dataclass(frozen=True, slots=True)
 class Rotation:
-    """When a new segment replaces the open one, and the queue of retired segments to be closed."""
+    """When a new segment replaces the open one, and the queue of retired segments to be closed.
+
+    `writer` is the middle part of the segments' names, the pid if it is empty.
+    """
 
     max_bytes: int
     max_seconds: float
     retired: SimpleQueue[Segment]
     sync_first: bool
     """Whether a segment is synced before it is retired after a partial write: no one waits for the syncer."""
+    writer: str = ""
 
     def is_due(self, segment: Segment) -> bool:
         """Return whether a new segment has to replace this one."""
@@ -59,6 +68,12 @@ class SpoolQueue:
         """Whether something still waits to be written because the disk refused it."""
         return bool(self.waiting or self.lost or self.description)
 
+    @property
+    def mark(self) -> tuple[int, int]:
+        """The number of the segment in which the next record may be, and its size so far (`journal`)."""
+        segment = self.segment
+        return (following_number(), 0) if segment is None else (segment.number, segment.size)
+
     def append(self, records: list[bytes]) -> int:
         """Write records, oldest first, and return how many are entirely in a file; raises OSError."""
         self.rotate()
@@ -69,7 +84,7 @@ class SpoolQueue:
         if not fitting:
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
         if self.segment is None:
-            self.segment = Segment(self.directory)
+            self.segment = Segment(self.directory, self._rotation.writer)
         left = available - sum(map(len, fitting))
         self._unchecked_bytes = min(_MAX_UNCHECKED_BYTES, left // _UNCHECKED_DIVISOR)
         return self._write(self.segment, fitting)

@@ -78,7 +78,8 @@ class SpoolWriter:
     """Writes the serving thread's records and returns their tokens once they are in a file.
 
     `notify` is called on the writer's thread with the tokens of a committed group, in order. After a
-    failed write the writer waits `retry_seconds` before it tries again.
+    failed write the writer waits `retry_seconds` before it tries again. `name` is the middle part of the
+    segments' names, the pid by default.
     """
 
     def __init__(
@@ -94,6 +95,7 @@ class SpoolWriter:
         keep_tokens: bool = True,
         retry_seconds: float = 0.5,
         stalled_after: float = STALLED_AFTER,
+        name: str = "",
     ) -> None:
         self._spool = spool
         self._notify = notify
@@ -104,7 +106,7 @@ class SpoolWriter:
         self.stalled_after = stalled_after
         self._items: SimpleQueue[Sequence[Item] | None] = SimpleQueue()
         self._queues: dict[str, SpoolQueue] = {}
-        self._rotation = Rotation(segment_bytes, segment_seconds, SimpleQueue(), fsync == "always")
+        self._rotation = Rotation(segment_bytes, segment_seconds, SimpleQueue(), fsync == "always", name)
         self._write_lock = threading.Lock()  # held by the thread that writes
         self._disk_speed = DiskSpeed()
         self._commit_began: float | None = None
