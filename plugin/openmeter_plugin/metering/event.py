@@ -105,7 +105,7 @@ def decide(
     """
     if log is None:
         return SkipReason.BAD_RECORD
-    if rules.filters is not None and (excluded := exclusion_reason(log, rules.filters)):
+    if excluded := _excluded(log, rules):
         return excluded
     if rules.application_context == "always" and results.application is NOT_QUERIED:
         return PdkQuery.APPLICATION
@@ -143,6 +143,12 @@ def _add_attributes(events: Iterable[Event], attributes: dict[str, Any]) -> None
         data = event.data
         # What the plugin knows of an AI call or an agent's request wins over an attribute of that name.
         event.data = attributes | data if isinstance(data, dict) else msgspec.to_builtins(data) | attributes
+
+
+def _excluded(log: KongLog, rules: Rules) -> SkipReason | None:
+    if type(log.openmeter_gate) is str and log.openmeter_gate:
+        return SkipReason.GATE_STOPPED  # before the filters: what the gate stopped is never billed
+    return None if rules.filters is None else exclusion_reason(log, rules.filters)
 
 
 def exclusion_reason(log: KongLog, filters: Filters) -> SkipReason | None:
