@@ -102,6 +102,7 @@ local READ = {
   source = {},
   upstream_status = {},
   workspace_name = {},
+  openmeter_gate = {},
   request = { "id", "method", "size", "headers", "querystring" },
   response = { "status", "size", "headers" },
   latencies = { "request", "proxy" },
