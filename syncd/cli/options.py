@@ -34,10 +34,42 @@ ConfigOption = Annotated[
 
 
 class Output(StrEnum):
-    """What a command prints; `syncd plan` and `syncd usage` know more."""
+    """What a command prints."""
 
     TEXT = "text"
     JSON = "json"
+
+
+class UsageOutput(StrEnum):
+    """What `usage` prints."""
+
+    TEXT = "text"
+    CSV = "csv"
+    JSON = "json"
+
+
+class PlanOutput(StrEnum):
+    """What `plan` prints."""
+
+    TEXT = "text"
+    JSON = "json"
+    MARKDOWN = "markdown"
+
+
+class Last(StrEnum):
+    """A period before the current one, in UTC."""
+
+    DAY = "day"
+    WEEK = "week"
+    MONTH = "month"
+
+
+class Sort(StrEnum):
+    """What customers and subjects are sorted by."""
+
+    REQUESTS = "requests"
+    TOKENS = "tokens"
+    NAME = "name"
 
 
 OutputOption = Annotated[Output, typer.Option("--output", "-o", help="What to print.")]

@@ -205,15 +205,17 @@ def test_usage_shows_customers_and_unbilled_subjects(project: Project, sandbox: 
     document = json.loads(project.call("usage", "-ojson").stdout)
     acme = next(customer for customer in document["customers"] if customer["key"] == "acme")
     assert (acme["requests"], acme["tokens"]) == (1, 1200)
-    assert document["unbilled"] == [{"key": "stranger", "requests": 1, "tokens": 0}]
+    assert document["unbilled"] == [{"key": "stranger", "name": None, "requests": 1, "tokens": 0}]
     assert document["totals"] == {"requests": 2, "tokens": 1200}
     for period, requests in (("2020-01-01", 2), ("2099-01-01", 0), ("2020-01-01T01:00:00+01:00", 2)):
         document = json.loads(project.call("usage", "-ojson", "--from", period).stdout)
         assert document["totals"]["requests"] == requests
     table = project.call("usage")
     assert table.returncode == 0
-    assert f"acme (acme)  {alice}  1  1,200" in table.stdout
-    assert "unbilled  stranger  1  0" in table.stdout
+    assert "Usage of all time\n" in table.stdout
+    assert next(row.split() for row in table.stdout.splitlines() if alice in row)[-2:] == ["1", "1,200"]
+    assert project.call("usage", "--last", "month").stdout.splitlines()[-1] == "Unbilled subjects: 0."
+    assert project.call("usage", "--from", "yesterday").returncode == 64
 
 
 def test_resync_without_a_daemon_ends_with_1_and_suggests_starting_it(project: Project) -> None:
