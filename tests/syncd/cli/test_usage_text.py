@@ -58,6 +58,16 @@ def test_no_line_on_a_terminal_is_longer_than_it_is_wide(width: int) -> None:
     assert max(map(len, lines)) <= width
 
 
+@pytest.mark.parametrize("terminal", [True, False])
+def test_names_from_outside_cannot_steer_the_terminal(terminal: bool) -> None:
+    name = "[red]eve\x1b[2J\u202e"
+    usage = attribute((customer("acme", "a", name=name),), {"a": 1, "x\x1b": 1}, {}, {"a": name})
+    text = shown(usage, terminal=terminal)
+    assert text.count("[red]eve?[2J?") == 2
+    assert "\x1b[2J" not in text
+    assert "\x1b" not in text.replace("\x1b[0m", "")
+
+
 def test_what_is_unbilled_comes_first_on_a_terminal_and_is_never_cut() -> None:
     customers = tuple(customer(f"c{index:03}", f"s{index:03}") for index in range(250))
     amounts = {f"unknown-{index:03}": 1.0 for index in range(220)}
