@@ -29,6 +29,7 @@ from syncd.cli.options import (
     ConfigOption,
     Finished,
     FromOption,
+    Group,
     Last,
     Output,
     OutputOption,
@@ -47,6 +48,7 @@ from syncd.runs.options import RunOptions, offering
 
 app = typer.Typer(
     name="syncd",
+    cls=Group,
     help="Keep the customers of a metering API in sync with Kong consumers and Dev Portal applications.",
     no_args_is_help=True,
     pretty_exceptions_enable=False,

@@ -170,6 +170,15 @@ def test_the_configuration_may_be_named_before_or_after_the_command_or_in_the_en
     assert project.run("plan", SYNCD_CONFIG=config).returncode == 2
 
 
+@pytest.mark.parametrize("option", ["--help", "-h"])
+@pytest.mark.parametrize("words", [(), ("apply",), ("meters", "apply"), ("audit",)])
+def test_help_shows_no_value_for_a_flag(project: Project, words: tuple[str, ...], option: str) -> None:
+    shown = project.call(*words, option)
+    assert shown.returncode == 0
+    assert "<bool>" not in shown.stdout
+    assert "--config" in shown.stdout or words[:1] == ("meters",)
+
+
 def test_the_version_is_printed(tmp_path: Path) -> None:
     result = subprocess.run(
         command("--version"), env=environment(), capture_output=True, text=True, timeout=30

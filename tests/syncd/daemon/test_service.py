@@ -182,6 +182,14 @@ def test_the_api_describes_itself(project: Project) -> None:
     assert all(answer["description"] not in {"", "Successful Response"} for answer in answers.values())
 
 
+def test_metrics_have_no_series_that_nothing_reads(project: Project) -> None:
+    with daemon(project) as client:
+        eventually(lambda: client.get("/readyz").status_code == 200)
+        text = client.get("/metrics").text
+    assert "syncd_runs_total" in text
+    assert "_created" not in text
+
+
 def test_the_api_is_a_page_without_scripts(project: Project) -> None:
     with daemon(project) as client:
         page = client.get("/docs")
