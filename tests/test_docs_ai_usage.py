@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 
 from openmeter_plugin.metering.ai_events import AiRules, ai_events
+from openmeter_plugin.metering.ai_gaps import AiUsageGap
 
 PAGE = (Path(__file__).parents[1] / "docs" / "ai-usage.md").read_text()
 ROWS = re.findall(
@@ -19,7 +20,15 @@ SUMS = {"prompt_tokens": 1000, "completion_tokens": 1000}
 
 
 def test_the_table_has_its_rows() -> None:
-    assert len(ROWS) == 19
+    assert len(ROWS) == 20
+    table = PAGE[PAGE.index("| Provider |") :].partition("\n\n")[0].splitlines()[2:]
+    assert len(table) == len(ROWS)
+    assert all(len(row.split(" | ")) == 4 and len(row.split(" | ")[3]) > len("|") for row in table)
+
+
+def test_the_page_names_every_gap_in_the_order_of_their_weight() -> None:
+    rows = re.findall(r"^\| `(ai_[a-z_]+)` \|", PAGE, re.MULTILINE)
+    assert rows == list(AiUsageGap)
 
 
 @pytest.mark.parametrize(("providers", "field", "meaning"), ROWS)
@@ -44,9 +53,9 @@ def test_each_field_is_read_as_the_page_says(providers: str, field: str, meaning
 def logged(field: str, tokens: int, provider: str) -> dict[str, Any]:
     """Return a log with one count at a field's path."""
     meta = {"provider_name": provider}
-    if field == "embeddings_tokens":
-        return {"ai": {"proxy": {"rag-inject": {field: tokens}, "meta": meta}}}
     *tables, name = field.split(".")
+    if name == "embeddings_tokens":
+        return {"ai": {"proxy": {tables[0]: {name: tokens}, "meta": meta}}}
     inner: Any = {name: tokens}
     for table in reversed(tables):
         inner = {table: inner}

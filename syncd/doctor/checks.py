@@ -243,6 +243,22 @@ def check_gateway(name: str, problems: Iterable[str], leads_here: bool, spool: S
         yield Finding("gateway", Level.OK, text)
 
 
+_AI_GAPS = {
+    "ai_statistics_off": (
+        "an AI plugin answered but logged no tokens, so they are not billed. Set logging.log_statistics: true"
+        " on it"
+    ),
+    "ai_output_unknown": (
+        "Kong logged no output tokens of a stream, so they are not billed. Update Kong to 3.13 or later, or"
+        " set response_streaming: deny"
+    ),
+    "ai_usage_estimated": (
+        "Kong estimated the tokens of a stream from its characters. Update Kong to 3.13 or later, or set"
+        " response_streaming: deny"
+    ),
+}
+
+
 def _held_back(leads_here: bool, spool: Spool) -> Iterator[str]:
     if not leads_here:
         yield (
@@ -260,6 +276,10 @@ def _held_back(leads_here: bool, spool: Spool) -> Iterator[str]:
             " it is unknown who pays. Correct subject in the plugin's configuration, then run"
             " `openmeter-plugin spool replay --quarantine` there"
         )
+    for gap, number in spool.total.books.ai_usage_gaps.items():
+        if number:
+            what = _AI_GAPS.get(gap, "Kong could not tell their AI usage")
+            yield f"{plural(number, 'request')} since its spool was created ({gap}): {what}"
     oldest = spool.total.oldest_waiting
     if oldest is not None and oldest.age_seconds > MAX_WAIT.total_seconds():
         yield (

@@ -68,6 +68,8 @@ class Books(Model):
     waiting: Count
     lost: dict[str, Count]
     redelivered: Count = 0
+    ai_usage_gaps: dict[str, Count] = Field(default_factory=dict)
+    """Requests whose AI usage Kong estimated or did not log, by reason."""
 
 
 class NotAccounted(Model):

@@ -19,6 +19,7 @@ from openmeter_plugin.books.models import DestinationStatus, SpoolStatus
 from openmeter_plugin.books.read_models import SpoolError
 from openmeter_plugin.books.status import read_status
 from openmeter_plugin.delivery.endpoint import HOLD_REASONS
+from openmeter_plugin.metering.ai_gaps import AiUsageGap
 from openmeter_plugin.spool.destination import QUARANTINE
 from openmeter_plugin.spool.segment_file import writable_bytes
 
@@ -172,6 +173,15 @@ def _books(status: SpoolStatus) -> Iterator[Metric]:
         "events_lost",
         "Accepted events whose bytes were damaged or gone before they were delivered",
         lost_events,
+        ["destination", "reason"],
+    )
+    # Present before the first gap, for alerts.
+    gaps: Values = {(d.id, gap): 0 for d in destinations for gap in AiUsageGap}
+    gaps |= {(d.id, gap): count for d in destinations for gap, count in d.books.ai_usage_gaps.items()}
+    yield _counter(
+        "ai_usage_gaps",
+        "Requests whose AI usage Kong estimated or did not log",
+        gaps,
         ["destination", "reason"],
     )
     known: Values = {(d.id, d.endpoint): 1.0 for d in destinations if d.endpoint is not None}

@@ -20,6 +20,7 @@ from openmeter_plugin.books.ledger_lines import add_lines, add_usage, summary_of
 from openmeter_plugin.books.store import Accounting, Books
 from openmeter_plugin.log import get_logger
 from openmeter_plugin.metering.lenient_json import json_object
+from openmeter_plugin.metering.rules import SkipReason
 from openmeter_plugin.spool.destination import queues_directory, write_atomically
 from openmeter_plugin.spool.reader import (
     Chunk,
@@ -38,6 +39,7 @@ from openmeter_plugin.spool.segment import (
     SKIPPED,
     Damage,
     Record,
+    gap_of_usage_key,
 )
 
 MAX_RECORDS: Final = 5_000
@@ -124,6 +126,8 @@ class Accountant:
                     self._count_other(segment.name, other, accounting, new_ids)
         accounting.counts["metered", ""] += by_usage_key.total()
         accounting.counts["events", ""] += add_usage(accounting.accepted, by_usage_key)
+        for usage_key, requests in by_usage_key.items():
+            accounting.count_gap(gap_of_usage_key(usage_key), requests)
         accounting.count_requests()
         try:
             self._books.account(self._queue, accounting)
@@ -171,7 +175,9 @@ class Accountant:
         kind, body = record.kind, record.body
         event_id = _id_of(record)
         if kind == SKIPPED:
-            counts["skipped", body.decode("utf-8", "replace")] += 1
+            reason = body.decode("utf-8", "replace")
+            counts["skipped", reason] += 1
+            accounting.count_gap(reason if reason == SkipReason.AI_STATISTICS_OFF else None)
         elif kind == LOST and (loss := _parse_loss(body)):
             counts["lost", loss[0]] += loss[1]
         elif event_id is None or kind not in (EVENTS, QUARANTINED):
@@ -190,6 +196,7 @@ class Accountant:
             elif (summary := summary_of(record)) is not None:
                 counts["metered", ""] += 1
                 counts["events", ""] += len(summary.types)
+                accounting.count_gap(summary.gap)
                 add_lines(accounting.accepted, summary)
 
     def _count_damage(self, segment: str, damage: Damage, accounting: Accounting) -> None:

@@ -19,8 +19,8 @@ from typing import NamedTuple
 
 Counts = Counter[tuple[str, str]]
 """By (name, reason): requests, metered, skipped, quarantined, resent; events, waiting, delivered,
-dead_lettered, lost_events; lost, damaged_bytes, unreadable_segments, redelivered, violations. The reason is
-empty for all but skipped, lost and lost_events."""
+dead_lettered, lost_events; lost, damaged_bytes, unreadable_segments, redelivered, violations, ai_usage_gaps.
+The reason is empty for all but skipped, lost, lost_events and ai_usage_gaps."""
 
 _REQUESTS = ("metered", "skipped", "quarantined", "resent")
 _EVENTS = ("delivered", "dead_lettered", "lost_events", "waiting")

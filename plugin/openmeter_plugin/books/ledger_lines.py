@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import orjson
 
 from openmeter_plugin.books.store import LedgerKey, Lines
+from openmeter_plugin.metering.ai_gaps import PROPERTY, AiUsageGap, worst
+from openmeter_plugin.metering.lenient_json import json_object
 from openmeter_plugin.spool.segment import Record, Summary, decode_usage_key
 
 
@@ -20,9 +22,15 @@ def summary_of(record: Record) -> Summary | None:
         events = orjson.loads(b"[" + record.events + b"]")
         first = ledger_key(events[0])
         types = tuple(str(event.get("type", "")) for event in events)
-        return Summary(types, first.hour, str(events[0].get("id")), first.subject)
+        return Summary(types, first.hour, str(events[0].get("id")), first.subject, gap_of(events))
     except (ValueError, IndexError, AttributeError):
         return None
+
+
+def gap_of(events: Iterable[dict[str, Any]]) -> str | None:
+    """Return the worst gap of the AI usage in a request's events."""
+    named = [json_object(event.get("data")).get(PROPERTY) for event in events]
+    return worst(gap for gap in AiUsageGap if gap in named)
 
 
 def add_lines(lines: Lines, summary: Summary, requests: int = 1) -> None:

@@ -41,6 +41,10 @@ class BooksNumbers(Model):
     lost: Annotated[
         dict[str, int], Field(description="requests that could not be written to the spool, by reason")
     ]
+    ai_usage_gaps: Annotated[
+        dict[str, int],
+        Field(description="requests whose AI usage Kong estimated or did not log, by reason"),
+    ]
     damaged_bytes: Annotated[int, Field(description="bytes of the spool that could not be read")]
     unreadable_segments: Annotated[int, Field(description="segment files that could not be read at all")]
     redelivered: Annotated[int, Field(description="events that were redelivered on request")]

@@ -70,6 +70,8 @@ class ReplayedRequests:
     events: list[tuple[str, LedgerKey, bytes, str]] = field(default_factory=list)
     """(queue, ledger line, event, why it was not sent so far)"""
     skipped: Counter[str] = field(default_factory=Counter)
+    gaps: Counter[tuple[str, str]] = field(default_factory=Counter)
+    """How many have a gap in their AI usage, by (queue, gap)."""
 
 
 def quarantined(db: sqlite3.Connection, after: int, limit: int) -> list[tuple[int, bytes]]:
@@ -84,6 +86,8 @@ def replay_quarantined(db: sqlite3.Connection, replayed: ReplayedRequests) -> No
     counts["metered", ""] = len(replayed.ids) - replayed.skipped.total()
     counts.update({("skipped", reason): number for reason, number in replayed.skipped.items()})
     add_counts(db, QUARANTINE, counts)
+    for (queue, gap), number in replayed.gaps.items():
+        add_counts(db, queue, Counter({("ai_usage_gaps", gap): number}))
     lines: dict[str, Lines] = {}
     for queue, line, _, _ in replayed.events:
         lines.setdefault(queue, Counter())[line] += 1

@@ -108,7 +108,7 @@ def _total(
 
 
 def books_numbers(counts: Counts) -> BooksNumbers:
-    """Return a queue's counts as a model, as a model."""
+    """Return a queue's counts as a model."""
     return BooksNumbers(
         requests=counts["requests", ""],
         metered=counts["metered", ""],
@@ -121,6 +121,7 @@ def books_numbers(counts: Counts) -> BooksNumbers:
         lost_events=by_reason(counts, "lost_events"),
         waiting=counts["waiting", ""],
         lost=by_reason(counts, "lost"),
+        ai_usage_gaps=by_reason(counts, "ai_usage_gaps"),
         damaged_bytes=counts["damaged_bytes", ""],
         unreadable_segments=counts["unreadable_segments", ""],
         redelivered=counts["redelivered", ""],

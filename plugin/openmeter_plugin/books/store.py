@@ -65,6 +65,11 @@ class Accounting:
     damage: list[tuple[str, Damage]] = field(default_factory=list)
     quarantined: list[tuple[str, bytes]] = field(default_factory=list)
 
+    def count_gap(self, gap: str | None, requests: int = 1) -> None:
+        """Count requests with a gap in their AI usage, if there is one."""
+        if gap is not None:
+            self.counts["ai_usage_gaps", gap] += requests
+
     def count_requests(self) -> None:
         """Complete the counts: each request is metered, skipped, quarantined or resent."""
         counts = self.counts

@@ -57,6 +57,7 @@ _ROWS: Final[list[tuple[str, Callable[[Part], str]]]] = [
     ("oldest waiting", lambda part: _oldest(part.oldest_waiting)),
     ("requests lost", lambda part: _with_reasons(part.books.lost)),
     ("events lost", lambda part: _with_reasons(part.books.lost_events)),
+    ("AI usage unknown", lambda part: _with_reasons(part.books.ai_usage_gaps)),
     ("damaged", lambda part: _damaged(part.books)),
     ("redelivered", lambda part: str(part.books.redelivered)),
     ("on disk", lambda part: f"{human_size(part.bytes)} in {_segments(part)}"),
@@ -109,6 +110,8 @@ def _show_part(console: Console, title: str, part: Part) -> None:
         console,
         f"  lost {_with_reasons(books.lost)}, damaged {_damaged(books)}, redelivered {books.redelivered}",
     )
+    if books.ai_usage_gaps:
+        line(console, f"  AI usage unknown for {_with_reasons(books.ai_usage_gaps)} requests")
     if books.violations:
         line(console, "  these counts do not add up: run `openmeter-plugin spool verify` and report a bug")
     unreadable = f" ({part.unreadable} unreadable)" if part.unreadable else ""

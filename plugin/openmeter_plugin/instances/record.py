@@ -9,7 +9,7 @@ from typing import Any, Final
 
 from openmeter_plugin.instances.instance import Instance
 from openmeter_plugin.log import RateLimit, get_logger
-from openmeter_plugin.metering.event import Event, Quarantined, decide, encode_event
+from openmeter_plugin.metering.event import Event, Quarantined, RequestData, decide, encode_event, usage_gap
 from openmeter_plugin.metering.kong_log import decode_log
 from openmeter_plugin.metering.lenient_json import encode_json, parse_log
 from openmeter_plugin.metering.pdk_queries import NO_RESULTS, NOT_QUERIED, PdkQuery, QueryResults
@@ -76,13 +76,20 @@ def spool_record(
 
 def usage_record(events: list[Event]) -> bytes:
     """Return the record of a request's events, or several records if one cannot hold them all."""
-    if len(events) > MAX_EVENTS:
-        return usage_record(events[:MAX_EVENTS]) + usage_record(events[MAX_EVENTS:])
     first = events[0]
-    if len(events) == 1:  # nearly always; the general form costs 0.3 us more
-        return encode_usage([encode_event(first)], [first.type], first.time, first.id, first.subject)
-    encoded = [encode_event(event) for event in events]
-    return encode_usage(encoded, [event.type for event in events], first.time, first.id, first.subject)
+    if len(events) == 1 and type(first.data) is RequestData:  # nearly always; the general form costs more
+        gap = first.data.ai_usage_gap
+        return encode_usage([encode_event(first)], [first.type], first.time, first.id, first.subject, gap)
+    record = _record(events[:MAX_EVENTS], usage_gap(events))
+    for start in range(MAX_EVENTS, len(events), MAX_EVENTS):
+        record += _record(events[start : start + MAX_EVENTS], None)  # the gap is counted once per request
+    return record
+
+
+def _record(events: list[Event], gap: str | None) -> bytes:
+    first, encoded = events[0], [encode_event(event) for event in events]
+    types = [event.type for event in events]
+    return encode_usage(encoded, types, first.time, first.id, first.subject, gap)
 
 
 def _quarantine(

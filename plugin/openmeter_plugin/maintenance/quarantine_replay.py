@@ -17,7 +17,7 @@ from typing import Any, Final
 import orjson
 
 from openmeter_plugin.books.database import FILE, transaction
-from openmeter_plugin.books.ledger_lines import ledger_key
+from openmeter_plugin.books.ledger_lines import gap_of, ledger_key
 from openmeter_plugin.books.replay import ReplayedRequests, quarantined, replay_quarantined, writing
 from openmeter_plugin.config.instance_config import parse_config
 from openmeter_plugin.delivery.options import TOKEN_VARIABLE
@@ -25,7 +25,7 @@ from openmeter_plugin.instances.instance import destination_of
 from openmeter_plugin.metering.lenient_json import encode_json, json_object
 from openmeter_plugin.metering.quarantine import replay_record
 from openmeter_plugin.metering.rules import Rules, SkipReason
-from openmeter_plugin.spool.destination import Destination, queues_directory, write_destination
+from openmeter_plugin.spool.destination import QUARANTINE, Destination, queues_directory, write_destination
 
 _TRANSACTION_SIZE: Final = 500  # records; small, so that the delivery process does not wait long
 _ANSWER: Final = "not sent yet: it was in quarantine because of "
@@ -87,6 +87,8 @@ class _Replay:
             decision = replay_record(record, self._rules)
             if isinstance(decision, list):
                 queue = self._queue_of(record)
+                if gap := gap_of(decision):
+                    replayed.gaps[queue, gap] += 1
                 for event in decision:
                     replayed.events.append(
                         (queue, ledger_key(event), encode_json(event), f"{_ANSWER}{record.get('reason')}")
@@ -94,6 +96,8 @@ class _Replay:
                 result.metered += 1
             elif isinstance(decision, SkipReason):
                 replayed.skipped[str(decision)] += 1
+                if decision is SkipReason.AI_STATISTICS_OFF:
+                    replayed.gaps[QUARANTINE, str(decision)] += 1
                 result.skipped[str(decision)] += 1
             else:
                 result.left += 1

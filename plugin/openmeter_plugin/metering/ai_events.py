@@ -10,6 +10,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, Final, Literal
 
+from openmeter_plugin.metering.ai_gaps import PROPERTY, gap_of_call, statistics_off
 from openmeter_plugin.metering.ai_usage import INPUT_TYPES, AiCall, ai_calls, kong_version
 from openmeter_plugin.metering.lenient_json import count, identifier, json_object, put, text
 from openmeter_plugin.metering.units import NAMES, Unit
@@ -22,7 +23,7 @@ A2A_REQUEST: Final = "kong.a2a_request"
 
 TOKEN_PROPERTIES: Final = frozenset({"tokens", "type", "model", "provider"})
 AI_PROPERTIES: Final = TOKEN_PROPERTIES | frozenset(
-    {"modality", "operation"}
+    {"modality", "operation", PROPERTY}
     | {"response_model", "request_mode", "cache_status", "cost", "llm_latency_ms", "time_to_first_token_ms"}
     | {"method", "tool", "session", "error", "binding", "task_state", "streaming", "rpc_latency_ms"}
     | {"rpc_response_bytes"}
@@ -60,17 +61,22 @@ def ai_events(log: Mapping[str, Any], rules: AiRules, request_id: str) -> Iterat
 def _model_calls(
     log: Mapping[str, Any], ai: Mapping[str, Any], rules: AiRules, request_id: str
 ) -> Iterator[IdentifiedData]:
-    failed = (count(json_object(log.get("response")).get("status")) or 0) >= 400
-    for call in ai_calls(ai, kong_version(log)):
+    response, version = json_object(log.get("response")), kong_version(log)
+    failed = (count(response.get("status")) or 0) >= 400
+    headers = json_object(response.get("headers"))
+    for call in ai_calls(ai, version):
         if failed and not call.total:
             continue  # the call was refused, by Kong or by the provider: nothing was used
         if call.is_cache_hit and rules.cache_hits == "skip":
             continue
         kind = LLM_CACHE_HIT if call.is_cache_hit and rules.cache_hits == "mark" else LLM_REQUEST
+        model = _model(call)
+        put(model, PROPERTY, None if failed else gap_of_call(call, headers, version))
         for suffix, tokens in _tokens(call, rules.tokens):
-            yield f"{request_id}:{call.name}:{suffix}", kind, tokens | _model(call)
+            yield f"{request_id}:{call.name}:{suffix}", kind, tokens | model
         if rules.calls or rules.units:
-            yield f"{request_id}:{call.name}:call", LLM_CALL, _call(call, rules.units)
+            is_free = kind == LLM_CACHE_HIT
+            yield f"{request_id}:{call.name}:call", LLM_CALL, _call(call, model, rules.units, is_free=is_free)
 
 
 def _tokens(call: AiCall, mode: Literal["kong", "split"]) -> Iterator[tuple[str, dict[str, Any]]]:
@@ -95,25 +101,39 @@ def _model(call: AiCall) -> dict[str, Any]:
     return data
 
 
-def _call(call: AiCall, units: tuple[Unit, ...]) -> dict[str, Any]:
-    """Return the data of a call as a whole: what exists once per call and must be summed once."""
-    data = {"tokens": call.total} | _model(call)
+def _call(call: AiCall, model: dict[str, Any], units: tuple[Unit, ...], *, is_free: bool) -> dict[str, Any]:
+    """Return the data of a call as a whole: what exists once per call and must be summed once.
+
+    A call that no provider answered, `is_free`, costs nothing and has no tokens for its units.
+    """
+    data = {"tokens": call.total} | model
+    cost = 0 if is_free else call.cost or 0
     for name, value in (
         ("response_model", call.response_model),
         ("request_mode", call.request_mode),
         ("cache_status", call.cache_status),
         # 0 is "Kong had no price": OpenMeter rejects an event that lacks what a meter sums.
-        ("cost", call.cost or 0),
+        ("cost", cost),
         ("llm_latency_ms", call.latency_ms),
         ("time_to_first_token_ms", call.time_to_first_token_ms),
     ):
         put(data, name, value)
     if units:
-        counts: dict[str, float] = {name: call.tokens(name) for name in NAMES if name != "cost"}  # type: ignore[arg-type]
-        counts["cost"] = call.cost or 0
+        counts: dict[str, float] = dict.fromkeys(NAMES, 0)
+        for part in () if is_free else call.parts:
+            counts[part.type] += part.tokens
+        counts["cost"] = cost
         for unit in units:
             put(data, unit.name, unit.quantity(counts))
     return data
+
+
+def reports_no_usage(log: Mapping[str, Any], rules: AiRules) -> bool:
+    """Return whether a log shows a call to a model whose tokens an AI plugin did not log."""
+    if not rules.token_usage:
+        return False
+    ai = json_object(log.get("ai"))
+    return statistics_off(json_object(log.get("response")), ai, ai_calls(ai))
 
 
 def _agent_requests(ai: Mapping[str, Any], request_id: str) -> Iterator[IdentifiedData]:

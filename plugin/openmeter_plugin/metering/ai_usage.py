@@ -40,9 +40,7 @@ _REASONING: Final = ("reasoning_tokens",)
 _MODALITIES: Final[tuple[Modality, ...]] = ("image", "audio", "video")
 
 _MAX_DEPTH: Final = 3  # ai, ai.proxy, ai.proxy.rag-inject
-_NOT_CALLS: Final = frozenset(
-    {"payload", "usage", "meta", "cache", "mcp", "a2a", "audit", "sanitizer", "compressor"}
-)
+_NOT_CALLS: Final = frozenset({"payload", "usage", "meta", "mcp", "a2a", "audit", "sanitizer", "compressor"})
 _UNSPECIFIED: Final = "UNSPECIFIED"  # what Kong 3.9 logs for a call that it refused
 
 FIELD: Final = re.compile(r"[a-z0-9_]{1,64}", re.ASCII)
@@ -162,7 +160,8 @@ def blocks(ai: object, keys: tuple[str, ...] = ()) -> Iterator[Block]:
 
 
 def _calls(path: str, block: Mapping[str, Any], version: Version | None) -> Iterator[AiCall]:
-    if (embeddings := count(block.get("embeddings_tokens"))) is not None:
+    # 0 is "no embedding was made": ai-semantic-cache logs it whenever it did not need one.
+    if embeddings := count(block.get("embeddings_tokens")):
         yield AiCall(
             name=path,
             parts=(Part("input", "text", embeddings),),

@@ -13,7 +13,15 @@ from typing import Any, Final
 import msgspec
 from msgspec import Struct
 
-from openmeter_plugin.metering.ai_events import TOKEN_PROPERTIES, IdentifiedData, ai_events
+from openmeter_plugin.metering.ai_events import (
+    LLM_CACHE_HIT,
+    LLM_REQUEST,
+    TOKEN_PROPERTIES,
+    IdentifiedData,
+    ai_events,
+    reports_no_usage,
+)
+from openmeter_plugin.metering.ai_gaps import MODEL_HEADER, PROPERTY, AiUsageGap, worst
 from openmeter_plugin.metering.attributes import attribute_values
 from openmeter_plugin.metering.kong_log import (
     NO_VALUE,
@@ -50,6 +58,7 @@ class RequestData(Struct, omit_defaults=True, gc=False):
     consumer_username: str | None = None
     application_id: str | None = None
     workspace: str | None = None
+    ai_usage_gap: str | None = None
 
 
 class Event(Struct, gc=False):
@@ -114,14 +123,20 @@ def decide(
     if reason is not None and rules.missing == "quarantine":
         return Quarantined(reason, attributes or {})
     events = _events(log, results.application, rules, subject, now_ms, new_id)
+    if rules.ai.token_usage and _hides_usage(log, events, rules):
+        if not events:
+            return SkipReason.AI_STATISTICS_OFF
+        _note_gap(events[0], AiUsageGap.STATISTICS_OFF)
     if attributes:
-        for event in events:
-            data = event.data
-            # What the plugin knows of an AI call or an agent's request wins over an attribute of that name.
-            event.data = (
-                attributes | data if isinstance(data, dict) else msgspec.to_builtins(data) | attributes
-            )
+        _add_attributes(events, attributes)
     return events or SkipReason.NOTHING_TO_METER
+
+
+def _add_attributes(events: Iterable[Event], attributes: dict[str, Any]) -> None:
+    for event in events:
+        data = event.data
+        # What the plugin knows of an AI call or an agent's request wins over an attribute of that name.
+        event.data = attributes | data if isinstance(data, dict) else msgspec.to_builtins(data) | attributes
 
 
 def exclusion_reason(log: KongLog, filters: Filters) -> SkipReason | None:
@@ -171,12 +186,47 @@ def _has_usage(log: KongLog, rules: Rules) -> bool:
 def _ai_events(log: KongLog, rules: Rules, request_id: str) -> Iterable[IdentifiedData]:
     if log.ai is NO_VALUE or not rules.reads_ai:
         return ()
+    return ai_events(_members_read(log), rules.ai, request_id)
+
+
+_TOKEN_EVENTS: Final = frozenset({LLM_REQUEST, LLM_CACHE_HIT})
+_MODEL_HEADER: Final = MODEL_HEADER.encode()
+
+
+def _hides_usage(log: KongLog, events: Iterable[Event], rules: Rules) -> bool:
+    """Return whether an AI plugin answered the request but logged no tokens."""
+    if log.ai is NO_VALUE:
+        # Nearly every request: 0.1 us, because the headers are searched undecoded.
+        if log.response is None or _MODEL_HEADER not in bytes(log.response.headers):
+            return False
+    elif any(event.type in _TOKEN_EVENTS for event in events):
+        return False  # `reports_no_usage` would decode and read them again
+    return reports_no_usage(_members_read(log), rules.ai)
+
+
+def _note_gap(event: Event, gap: AiUsageGap) -> None:
+    if isinstance(event.data, dict):
+        event.data[PROPERTY] = gap
+    else:
+        event.data.ai_usage_gap = gap
+
+
+def usage_gap(events: Iterable[Event]) -> str | None:
+    """Return the worst gap of the AI usage in a request's events, None if there is none."""
+    gaps = (
+        event.data.get(PROPERTY) if isinstance(event.data, dict) else event.data.ai_usage_gap
+        for event in events
+    )
+    return worst(map(AiUsageGap, filter(None, gaps)))
+
+
+def _members_read(log: KongLog) -> dict[str, Any]:
+    """Return the members that the AI rules read, decoded."""
     response = log.response or _NO_RESPONSE
-    members_read = {
+    return {
         "ai": members(log.ai),
         "response": {"status": response.status, "headers": members(response.headers)},
     }
-    return ai_events(members_read, rules.ai, request_id)
 
 
 def _events(
@@ -217,7 +267,7 @@ def _events(
 _Shared = tuple[
     str | None, str | None, str | None, str | None, str | None, str | None, str | None, str | None
 ]
-_SHARED_NAMES: Final = RequestData.__struct_fields__[-8:]
+_SHARED_NAMES: Final = RequestData.__struct_fields__[-9:-1]
 
 
 def _shared_data(log: KongLog, application: object) -> _Shared:

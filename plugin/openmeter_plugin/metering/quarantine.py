@@ -14,6 +14,7 @@ from typing import Any, Final
 
 import msgspec
 
+from openmeter_plugin.metering.ai_gaps import EVENT_STREAM, MODEL_HEADER, is_event_stream, statistics_off
 from openmeter_plugin.metering.ai_usage import FIELD, blocks, kong_version
 from openmeter_plugin.metering.event import Quarantined, decide
 from openmeter_plugin.metering.kong_log import log_of
@@ -60,9 +61,23 @@ def redacted(log: object) -> dict[str, Any]:
         kept.setdefault("request", {})["headers"] = {"x-anonymous-consumer": "true"}
     if ai := _redacted_ai(json_object(source.get("ai"))):
         kept["ai"] = ai
-        if version := kong_version(source):
-            headers = {"via": f"1.1 kong/{'.'.join(map(str, version))}"}
-            kept.setdefault("response", {})["headers"] = headers
+    if headers := _ai_headers(source):
+        kept.setdefault("response", {})["headers"] = headers
+    return kept
+
+
+def _ai_headers(log: Mapping[str, Any]) -> dict[str, str]:
+    """Return what the AI rules read of the response's headers, without any value that an upstream chose."""
+    response, ai = json_object(log.get("response")), json_object(log.get("ai"))
+    headers, kept = json_object(response.get("headers")), {}
+    if statistics_off({"headers": headers}, ai, ()):
+        kept[MODEL_HEADER] = "seen"
+    if not ai:
+        return kept
+    if version := kong_version(log):
+        kept["via"] = f"1.1 kong/{'.'.join(map(str, version))}"
+    if is_event_stream(headers):
+        kept["content-type"] = EVENT_STREAM
     return kept
 
 

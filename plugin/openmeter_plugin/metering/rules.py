@@ -33,6 +33,7 @@ class SkipReason(StrEnum):
     RESPONSE_SOURCE_EXCLUDED = "response_source_excluded"
     UNANSWERED_EXCLUDED = "unanswered_excluded"
     NOTHING_TO_METER = "nothing_to_meter"
+    AI_STATISTICS_OFF = "ai_statistics_off"
     BAD_RECORD = "bad_record"
 
 

@@ -17,8 +17,9 @@ Layout of `<spool>/queues/<destination>/<created ns>-<pid>-<n>.seg`, all numbers
             E  1 byte number of events, 2 bytes length of the summary, the summary, then the
                CloudEvents as JSON, separated by commas. The summary is what accounting needs,
                so that it parses no JSON (empty where there is none): 2 bytes length of the first
-               event's id, that id, a letter for the type of each event, the hour of their time
-               as 2026-11-22T07, the subject
+               event's id, that id, a capital letter for the gap in its AI usage if it has one, a
+               letter for the type of each event, the hour of their time as 2026-11-22T07, the
+               subject
             S  the skip reason
             Q  JSON {"reason", "log", "application"}: a quarantined request, redacted, for replay
             L  JSON {"count", "reason"}: requests that could not be written and are lost
@@ -72,18 +73,37 @@ class Summary(NamedTuple):
     hour: str
     first_id: str
     subject: str
+    gap: str | None = None
 
 
-_LETTER: Final = {"kong.api_request": "r", "kong.llm_request": "l"}
+_LETTER: Final = {
+    "kong.api_request": "r",
+    "kong.llm_request": "l",
+    "kong.llm_cache_hit": "h",
+    "kong.llm_call": "c",
+    "kong.mcp_request": "m",
+    "kong.a2a_request": "a",
+}
+_GAP_LETTER: Final = {
+    None: "",
+    "ai_statistics_off": "S",
+    "ai_output_unknown": "O",
+    "ai_usage_estimated": "E",
+}
 _TYPES: Final = {ord(letter): name for name, letter in _LETTER.items()}
-_LETTERS: Final = "".join(_LETTER.values()).encode()
+_GAPS: Final = {ord(letter): name for name, letter in _GAP_LETTER.items() if letter}
+_LETTERS: Final = "".join([*_LETTER.values(), *_GAP_LETTER.values()]).encode()
 _HOUR_SIZE: Final = len("2026-11-22T07")
 
 
-def encode_usage(events: list[bytes], types: list[str], time: str, first_id: str, subject: str) -> bytes:
+def encode_usage(
+    events: list[bytes], types: list[str], time: str, first_id: str, subject: str, gap: str | None = None
+) -> bytes:
     """Return the record of a request's events with their summary, if the format can express it."""
     try:
         letters = _LETTER[types[0]] if len(types) == 1 else "".join([_LETTER[name] for name in types])
+        if gap is not None:
+            letters = _GAP_LETTER[gap] + letters
         identifier = first_id.encode()
         rest = f"{letters}{time[:_HOUR_SIZE]}{subject}".encode()
         size = _SHORT.size + len(identifier) + len(rest)
@@ -131,8 +151,14 @@ class Record(NamedTuple):
 def decode_usage_key(key: bytes, first_id: str = "") -> Summary:
     """Return the summary with this usage key: the part after the id, equal for requests counted alike."""
     subject = key.lstrip(_LETTERS)  # an hour begins with a digit
-    types = tuple([_TYPES[letter] for letter in key[: len(key) - len(subject)]])
-    return Summary(types, subject[:_HOUR_SIZE].decode(), first_id, subject[_HOUR_SIZE:].decode())
+    letters, gap = key[: len(key) - len(subject)], gap_of_usage_key(key)
+    types = tuple([_TYPES[letter] for letter in letters[gap is not None :]])
+    return Summary(types, subject[:_HOUR_SIZE].decode(), first_id, subject[_HOUR_SIZE:].decode(), gap)
+
+
+def gap_of_usage_key(key: bytes) -> str | None:
+    """Return the gap in the AI usage of requests with this usage key."""
+    return _GAPS.get(key[0])
 
 
 class Damage(NamedTuple):

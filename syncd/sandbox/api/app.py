@@ -12,7 +12,7 @@ from starlette.exceptions import HTTPException
 from starlette.responses import Response
 
 from syncd import __version__
-from syncd.sandbox.api import control, customers, events, meters, subjects, v3
+from syncd.sandbox.api import control, customers, entitlements, events, meters, subjects, v3
 from syncd.sandbox.faults import Faults
 from syncd.sandbox.middleware import SandboxMiddleware
 from syncd.sandbox.problems import ProblemError, bad_schema, konnect, malformed
@@ -44,7 +44,15 @@ def create_app(settings: Settings) -> SandboxMiddleware:
     app.state.faults = Faults()
     app.state.requests = Counter[str]()
     app.state.rejected = Counter[str]()
-    for module in (events, customers, meters, v3, control, *([subjects] if settings.subjects else [])):
+    for module in (
+        events,
+        entitlements,
+        customers,
+        meters,
+        v3,
+        control,
+        *([subjects] if settings.subjects else []),
+    ):
         app.include_router(module.router)
     app.add_exception_handler(ProblemError, _answer_problem)
     app.add_exception_handler(RequestValidationError, _answer_invalid_request)
@@ -115,12 +123,13 @@ def _v3_parameter(error: Mapping[str, Any]) -> dict[str, str]:
         field = ".".join(rest[:-1])
     else:
         # Parts of an address or a period are schemas of their own, of which only the whole is named.
-        field = rest[0] if rest[0] == "billing_address" else ".".join(rest)
-    if rest[0] in _WHOLE:
+        field = rest[0] if rest[0] in _PARTS else ".".join(rest)
+    if rest[0] in _WHOLE or (rest[0] in _PARTS and len(rest) > 1):
         rule, reason = _RULES["literal_error"]
     return {"field": field, "rule": rule, "reason": reason.format(name=rest[-1], **context), "source": ""}
 
 
+_PARTS = {"billing_address", "customer", "feature"}
 _WHOLE = {"billing_address", "from", "to", "granularity", "aggregation"}
 
 

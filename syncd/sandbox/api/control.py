@@ -1,6 +1,6 @@
 """Routes that OpenMeter does not have: /healthz, and /sandbox/v1 to set up and observe a test."""
 
-from typing import Literal
+from typing import Any, Literal
 
 from fastapi import APIRouter
 from pydantic import Field
@@ -17,7 +17,8 @@ from syncd.sandbox.api.common import (
 )
 from syncd.sandbox.bodies import SandboxBody
 from syncd.sandbox.faults import Fault, Lag
-from syncd.sandbox.store import billing, customers, events, meters
+from syncd.sandbox.store import billing, customers, entitlements, events, meters
+from syncd.sandbox.store.entitlements import EntitlementBody, FeatureBody
 
 router = APIRouter(tags=["Sandbox only"])
 
@@ -31,10 +32,13 @@ class SubscriptionBody(SandboxBody):
     starts_in: float = Field(default=0, ge=0)
 
 
-class EntitlementBody(SandboxBody):
-    """The body of POST .../entitlements."""
+class SandboxEntitlementBody(SandboxBody):
+    """The body of POST .../entitlements: boolean, or metered with an allowance in each period."""
 
     feature_key: str = Field(default="sandbox", min_length=1)
+    allowance: float | None = Field(default=None, ge=0)
+    meter_slug: str = "kong_api_requests"
+    interval: Literal["HOUR", "DAY", "WEEK", "MONTH", "YEAR"] = "MONTH"
 
 
 class InvoiceBody(SandboxBody):
@@ -95,20 +99,41 @@ def unsubscribe(id_or_key: IdOrKey, db: Db, ends_in: float = 0) -> Response:
 
 
 @router.post(_CUSTOMER + "/entitlements")
-def entitle(id_or_key: IdOrKey, db: Db, body: EntitlementBody | None = None) -> Response:
-    """Give a customer an active entitlement; 201."""
+def entitle(id_or_key: IdOrKey, db: Db, body: SandboxEntitlementBody | None = None) -> Response:
+    """Give a customer an entitlement in place of the one it has; makes the feature if there is none; 201."""
+    wanted = body or SandboxEntitlementBody()
+    metered = wanted.allowance is not None
     with db.writing() as connection:
         customer = customers.get_live(connection, id_or_key)
-        return answer(
-            billing.entitle(connection, customer["id"], (body or EntitlementBody()).feature_key), 201
-        )
+        if wanted.feature_key not in {feature["key"] for feature in entitlements.list_features(connection)}:
+            meter = {"meterSlug": wanted.meter_slug} if metered else {}
+            feature = {"key": wanted.feature_key, "name": wanted.feature_key} | meter
+            entitlements.create_feature(connection, FeatureBody.model_validate(feature))
+        found = entitlements.entitlements(connection, customer["id"])
+        if any(had["featureKey"] == wanted.feature_key for had in found):
+            entitlements.withdraw(connection, customer["id"], wanted.feature_key)
+        details: dict[str, Any] = {"type": "boolean", "featureKey": wanted.feature_key}
+        if metered:
+            period = {"interval": wanted.interval}
+            details |= {"type": "metered", "issueAfterReset": wanted.allowance, "usagePeriod": period}
+        made = EntitlementBody.model_validate(details)
+        entitlement = entitlements.entitle(connection, customer, made)
+    return answer({"id": entitlement["id"], "feature_key": wanted.feature_key}, 201)
 
 
 @router.delete(_CUSTOMER + "/entitlements")
 def withdraw(id_or_key: IdOrKey, db: Db) -> Response:
     """Remove all entitlements of a customer; 204."""
     with db.writing() as connection:
-        billing.withdraw(connection, customers.get_live(connection, id_or_key)["id"])
+        entitlements.withdraw(connection, customers.get_live(connection, id_or_key)["id"])
+    return no_content()
+
+
+@router.delete(_CUSTOMER + "/credits")
+def spend_credits(id_or_key: IdOrKey, db: Db) -> Response:
+    """Take all credits of a customer away; 204."""
+    with db.writing() as connection:
+        entitlements.spend_credits(connection, customers.get_live(connection, id_or_key)["id"])
     return no_content()
 
 

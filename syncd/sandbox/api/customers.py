@@ -64,14 +64,6 @@ def list_customers(
     return answer({"totalCount": total, "page": page, "pageSize": page_size, "items": items})
 
 
-@router.get("/api/v1/customers/{id_or_key}/access")
-def get_access(id_or_key: IdOrKey, db: Db) -> Response:
-    """Return the features that a customer has access to: {entitlements}."""
-    with db.reading() as connection:
-        found = billing.entitlements(connection, store.get_live(connection, id_or_key)["id"])
-    return answer({"entitlements": {item["feature_key"]: {"hasAccess": True} for item in found}})
-
-
 @router.get("/api/v1/customers/{id_or_key}/subscriptions")
 def list_subscriptions(
     id_or_key: IdOrKey, db: Db, page: PageNumber = 1, page_size: PageSize = 100

@@ -3,7 +3,7 @@
 import sqlite3
 from typing import Annotated, Any
 
-from fastapi import APIRouter, Path, Query, Request
+from fastapi import APIRouter, Query, Request
 from starlette.responses import Response
 
 from syncd.sandbox.api import v3_shapes as shapes
@@ -121,32 +121,12 @@ def delete_customer(customer_id: Ulid, db: Db) -> Response:
     return no_content()
 
 
-@router.get("/customers/{customer_id}/entitlement-access")
-def list_entitlement_access(customer_id: Ulid, db: Db) -> Response:
-    """List the features that a customer has access to: {data}."""
-    with db.reading() as connection:
-        if "deletedAt" in _by_id(connection, customer_id):
-            detail = f"Customer is deleted [namespace={NAMESPACE} customer.id={customer_id}]"
-            raise konnect(412, detail)
-        found = billing.entitlements(connection, customer_id)
-    shown = [{"type": "boolean", "feature_key": e["feature_key"], "has_access": True} for e in found]
-    return answer({"data": shown})
-
-
 @router.get("/customers/{customer_id}/billing")
 def get_billing(customer_id: Ulid, db: Db) -> Response:
     """Return the billing data of a customer: none, as with OpenMeter's own sandbox app."""
     with db.reading() as connection:
         _by_id(connection, customer_id)
     return answer({"app_data": {}, "billing_profile": {"id": BILLING_PROFILE}})
-
-
-@router.get("/customers/{customer_id}/credits/grants")
-def list_credit_grants(
-    _customer_id: Annotated[Ulid, Path(alias="customer_id")], size: Size = 20, number: Number = 1
-) -> Response:
-    """List the credits of a customer, even of one that is not there: none, as the sandbox prices nothing."""
-    return _page([], size, number, 0)
 
 
 @router.get("/subscriptions")

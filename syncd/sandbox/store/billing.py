@@ -1,6 +1,6 @@
-"""Subscriptions and entitlements, just enough to make customers as hard to change as real ones.
+"""Subscriptions and invoices, just enough to make customers as hard to change as real ones.
 
-OpenMeter creates them from plans and features; here a test creates them directly, under /sandbox/v1.
+OpenMeter creates them from plans; here a test creates them directly, under /sandbox/v1.
 """
 
 import sqlite3
@@ -43,28 +43,6 @@ def all_subscriptions(connection: sqlite3.Connection, customer_id: str | None = 
         {"one": customer_id},
     )
     return [_subscription(row) for row in rows]
-
-
-def entitle(connection: sqlite3.Connection, customer_id: str, feature_key: str) -> dict[str, Any]:
-    """Give a customer an entitlement and return it as {id, feature_key}."""
-    entitlement_id = ulid()
-    connection.execute(
-        "INSERT INTO entitlements VALUES (?, ?, ?)", (entitlement_id, customer_id, feature_key)
-    )
-    return {"id": entitlement_id, "feature_key": feature_key}
-
-
-def withdraw(connection: sqlite3.Connection, customer_id: str) -> None:
-    """Remove all entitlements of a customer."""
-    connection.execute("DELETE FROM entitlements WHERE customer_id = ?", (customer_id,))
-
-
-def entitlements(connection: sqlite3.Connection, customer_id: str) -> list[dict[str, Any]]:
-    """List the entitlements of a customer, as {id, feature_key}."""
-    rows = connection.execute(
-        "SELECT id, feature_key FROM entitlements WHERE customer_id = ?", (customer_id,)
-    )
-    return [dict(row) for row in rows]
 
 
 def open_invoice(connection: sqlite3.Connection, customer_id: str, status: str) -> dict[str, Any]:

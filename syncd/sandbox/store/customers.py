@@ -20,7 +20,7 @@ from syncd.sandbox.problems import (
     not_found,
     precondition_failed,
 )
-from syncd.sandbox.store import billing, subjects
+from syncd.sandbox.store import billing, entitlements, subjects
 from syncd.sandbox.store.customer_body import CustomerBody, replaced, subject_keys
 from syncd.sandbox.values import now_rfc3339, ulid
 
@@ -169,7 +169,7 @@ def delete(connection: sqlite3.Connection, id_or_key: str) -> None:
         )
     if reasons:
         raise invalid("\n".join(reasons))
-    if billing.entitlements(connection, customer_id):
+    if entitlements.entitlements(connection, customer_id):
         raise conflict(
             f"customer {customer_id} still has active entitlements, "
             "please remove them before deleting the customer"

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from syncd.sandbox.store.aggregates import register_functions
 
-SCHEMA_VERSION = 3
+SCHEMA_VERSION = 4
 
 _SCHEMA = """
 -- Deduplicated by (source, id, flush): with deduplication `flush` is 0, without it the number of the flush.
@@ -46,8 +46,16 @@ CREATE TABLE subscriptions (
 );
 CREATE INDEX subscriptions_by_customer ON subscriptions (customer_id);
 
-CREATE TABLE entitlements (id TEXT PRIMARY KEY, customer_id TEXT NOT NULL, feature_key TEXT NOT NULL);
+CREATE TABLE features (id TEXT PRIMARY KEY, key TEXT NOT NULL UNIQUE, document TEXT NOT NULL);
+
+CREATE TABLE entitlements (
+    id TEXT PRIMARY KEY, customer_id TEXT NOT NULL, feature_key TEXT NOT NULL, document TEXT NOT NULL,
+    created_at TEXT NOT NULL
+);
 CREATE INDEX entitlements_by_customer ON entitlements (customer_id);
+
+CREATE TABLE credits (id TEXT PRIMARY KEY, customer_id TEXT NOT NULL, document TEXT NOT NULL);
+CREATE INDEX credits_by_customer ON credits (customer_id);
 
 CREATE TABLE invoices (
     id TEXT PRIMARY KEY, customer_id TEXT NOT NULL, status TEXT NOT NULL, created_at TEXT NOT NULL

@@ -144,8 +144,12 @@ def get(connection: sqlite3.Connection, id_or_slug: str) -> dict[str, Any]:
 
 
 def delete(connection: sqlite3.Connection, id_or_slug: str) -> None:
-    """Delete a meter but not its events. Raises the 404."""
-    connection.execute("DELETE FROM meters WHERE id = ?", (get(connection, id_or_slug)["id"],))
+    """Delete a meter but not its events. Raises the 404, and the 409 if a feature counts by it."""
+    meter = get(connection, id_or_slug)
+    find = "SELECT key FROM features WHERE json_extract(document, '$.meterSlug') = ?"
+    if connection.execute(find, (meter["slug"],)).fetchone() is not None:
+        raise conflict("meter has active features and cannot be deleted")
+    connection.execute("DELETE FROM meters WHERE id = ?", (meter["id"],))
 
 
 def why_not_metered(meter: dict[str, Any], data: object) -> str | None:

@@ -22,6 +22,7 @@ METRICS = {
     "openmeter_plugin_books_readable": "gauge",
     "openmeter_plugin_requests": "counter",
     "openmeter_plugin_requests_metered": "counter",
+    "openmeter_plugin_ai_usage_gaps": "counter",
     "openmeter_plugin_requests_skipped": "counter",
     "openmeter_plugin_requests_quarantined": "gauge",
     "openmeter_plugin_requests_resent": "counter",

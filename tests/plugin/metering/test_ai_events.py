@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from typing import Any
+from typing import Any, Literal
 
 import pytest
 from hypothesis import given
@@ -150,7 +150,7 @@ def test_several_plugins_in_one_request_are_billed_each() -> None:
 
 
 def test_a_call_as_a_whole_carries_what_exists_once() -> None:
-    kind, data = found(proxy(**CACHE_HIT), AiRules(calls=True))["proxy:call"]
+    kind, data = found(proxy(cache={"cache_status": "Miss"}), AiRules(calls=True))["proxy:call"]
     assert (kind, data) == (
         "kong.llm_call",
         {
@@ -159,12 +159,21 @@ def test_a_call_as_a_whole_carries_what_exists_once() -> None:
             "provider": "openai",
             "response_model": "gpt-4o-2024",
             "request_mode": "stream",
-            "cache_status": "Hit",
+            "cache_status": "Miss",
             "cost": 0.00033,
             "llm_latency_ms": 2670,
             "time_to_first_token_ms": 631,
         },
     )
+
+
+@pytest.mark.parametrize(("cache_hits", "cost", "quantity"), [("mark", 0, 1), ("bill", 0.00033, 127)])
+def test_a_hit_in_the_semantic_cache_costs_nothing_unless_it_is_billed(
+    cache_hits: Literal["mark", "bill"], cost: float, quantity: int
+) -> None:
+    unit = compile_unit("credits", "1 + input + 0.1 * cache_read + 4 * (output + reasoning)")
+    _, data = found(proxy(**CACHE_HIT), AiRules(cache_hits=cache_hits, units=(unit,)))["proxy:call"]
+    assert (data["cost"], data["credits"], data["tokens"]) == (cost, quantity, 120)
 
 
 def test_a_call_that_kong_had_no_price_for_costs_0() -> None:

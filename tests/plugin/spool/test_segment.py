@@ -8,6 +8,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from openmeter_plugin.metering.ai_events import A2A_REQUEST, LLM_CACHE_HIT, LLM_CALL, LLM_REQUEST, MCP_REQUEST
+from openmeter_plugin.metering.ai_gaps import AiUsageGap
+from openmeter_plugin.metering.event import API_REQUEST
 from openmeter_plugin.spool.segment import (
     EVENTS,
     HEAD_SIZE,
@@ -20,6 +23,7 @@ from openmeter_plugin.spool.segment import (
     SKIPPED,
     Damage,
     Record,
+    Summary,
     encode_events,
     encode_record,
     encode_usage,
@@ -27,6 +31,8 @@ from openmeter_plugin.spool.segment import (
 from tests.plugin.spools import scan
 
 pytestmark = pytest.mark.slow
+
+KINDS = [API_REQUEST, LLM_REQUEST, LLM_CACHE_HIT, LLM_CALL, MCP_REQUEST, A2A_REQUEST]
 
 kinds = st.sampled_from([EVENTS, SKIPPED, QUARANTINED, LOST])
 # Bodies that look like the format itself: markers, heads, whole records.
@@ -244,3 +250,11 @@ def test_a_summary_that_the_format_cannot_express_is_left_out(
     (record,) = scan(encoded, 0, final=True)
     assert isinstance(record, Record)
     assert (record.summary, record.events) == (None, b"{}")
+
+
+def test_a_summary_names_each_type_of_event_and_the_gap_in_the_ai_usage() -> None:
+    for gap in (None, *AiUsageGap):
+        encoded = encode_usage([b"{}"] * len(KINDS), KINDS, "2026-11-22T07:00:00Z", "id", "Subject", gap)
+        (record,) = scan(encoded, 0, final=True)
+        assert isinstance(record, Record)
+        assert record.summary == Summary(tuple(KINDS), "2026-11-22T07", "id", "Subject", gap)

@@ -99,6 +99,7 @@ class Replay:
         if type(recorded) is not type(given):
             yield f"{place}: {given!r} instead of {recorded!r}"
         elif isinstance(recorded, dict):
+            recorded = self._with_ours(recorded, given)
             for missing in recorded.keys() - given.keys():
                 yield f"{place}.{missing} is missing"
             for extra in given.keys() - recorded.keys():
@@ -113,6 +114,14 @@ class Replay:
             yield from self._compare_texts(recorded, given, place, name)
         elif recorded != given:
             yield f"{place}: {given!r} instead of {recorded!r}"
+
+    def _with_ours(self, recorded: dict[str, Any], given: dict[str, Any]) -> dict[str, Any]:
+        """Return a recorded object with its ids among the names translated; a single new one is learned."""
+        new = [name for name in recorded if _ULID.fullmatch(name) and name not in self.ids]
+        ours = [name for name in given if _ULID.fullmatch(name) and name not in self.ids.values()]
+        if len(new) == len(ours) == 1:
+            self.ids[new[0]] = ours[0]
+        return {self.ids.get(name, name): value for name, value in recorded.items()}
 
     def _compare_lists(
         self, recorded: list[Any], given: list[Any], place: str, *, unordered: bool

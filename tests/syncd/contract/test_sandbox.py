@@ -30,6 +30,7 @@ GROUPS = (
     ("labels",),
     ("subscribed", "invoices"),
     ("entitled",),
+    ("entitlement-access",),
 )
 FILES = [file for group in GROUPS for file in group]
 
@@ -42,12 +43,9 @@ NOT_REPLAYED = {
 }
 
 DIFFERS = {
-    "v1-meters/delete-that-a-feature-uses": "the sandbox has no features",
-    "subscribed/v1-create-feature": "the sandbox has no features",
     "subscribed/v1-create-plan": "the sandbox has no plans",
     "subscribed/v1-publish-plan": "the sandbox has no plans",
     "subscribed/v1-cancel-immediately": "the sandbox has no transitions of subscriptions",
-    "entitled/v1-create-feature": "the sandbox has no features",
     "invoices/v1-gathering-of-customer": "the sandbox shows of an invoice what tells that it is open",
     "invoices/v3-get-gathering-invoice": "the sandbox lists invoices only",
     "v3-customers/create-label-empty": "the sandbox names the first broken rule of a value, not all",
@@ -114,10 +112,6 @@ def _set_up_otherwise(replay: Replay, exchange: Exchange) -> bool:
             customer = replay.ids[exchange.answer["customerId"]]
             ends_in = 0 if body["timing"] == "immediate" else month
             _control(replay, "DELETE", f"{customer}/subscriptions?ends_in={ends_in}")
-        case "POST", ["customers", customer, "entitlements"]:
-            _control(replay, "POST", f"{replay.ids[customer]}/entitlements", {"feature_key": "sso"})
-        case "DELETE", ["customers", customer, "entitlements", _]:
-            _control(replay, "DELETE", f"{replay.ids[customer]}/entitlements")
         case _:
             return False
     return True
@@ -151,6 +145,10 @@ def _customer_of_the_events(replay: Replay) -> None:
     _post(replay, "customers", {"name": "a1", "usageAttribution": {"subjectKeys": ["consumer:a1"]}})
 
 
+def _feature_of_a_meter(replay: Replay) -> None:
+    _post(replay, "features", {"key": "of_a_meter", "name": "f", "meterSlug": "kong_api_requests"})
+
+
 def _meter_without_events(replay: Replay) -> None:
     body = {"slug": "empty_one", "aggregation": "COUNT", "eventType": "nobody.sends.this"}
     replay.ids["01M8HSWBS8A7TCFBG16W69XGWQ"] = _post(replay, "meters", body)["id"]
@@ -167,11 +165,33 @@ def _post(replay: Replay, what: str, body: object) -> dict[str, str]:
     return made
 
 
+def _requests_of(subject: str, *numbers: int) -> Callable[[Replay], None]:
+    def send(replay: Replay) -> None:
+        events = [
+            {"specversion": "1.0", "id": f"{subject}-{number}", "source": "k", "type": "kong.api_request"}
+            | {"subject": subject, "data": {}}
+            for number in numbers
+        ]
+        content_type = {"content-type": "application/cloudevents-batch+json"}
+        assert replay.client.post(f"{V1}/events", json=events, headers=content_type).is_success
+
+    return send
+
+
+def _more_requests(replay: Replay) -> None:
+    _requests_of("acme-app", *range(4, 9))(replay)
+    _requests_of("beta-app", 0, 1, 2)(replay)
+
+
 UNRECORDED: dict[str, Callable[[Replay], None]] = {
     "v1-paging/page-1-of-3": _seven_customers,
+    "v1-meters/delete-that-a-feature-uses": _feature_of_a_meter,
     "v1-meters/query-empty": _meter_without_events,
     "v3-customers/list-default": _no_meter_without_events,
     "v3-meters/query-empty": _meter_without_events,
+    "entitlement-access/v1-access-used-2": _requests_of("acme-app", 0, 1),
+    "entitlement-access/v1-access-used-4": _requests_of("acme-app", 2, 3),
+    "entitlement-access/v1-access-beta": _more_requests,
     "v1-events/single": _customer_of_the_events,
 }
 """Requests that were sent before some of the recorded ones, and not recorded."""

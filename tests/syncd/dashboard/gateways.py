@@ -22,6 +22,7 @@ class FakeGateway:
     backlog: int = 0
     oldest_seconds: float | None = None
     lost: dict[str, int] = field(default_factory=dict)
+    ai_usage_gaps: dict[str, int] = field(default_factory=dict)
     quarantined: int = 0
     dead: list[dict[str, Any]] = field(default_factory=list)
     url: str = ""
@@ -53,6 +54,7 @@ class FakeGateway:
         )
         books = dict.fromkeys(names, 0) | {"skipped": {}, "lost": self.lost, "damaged_bytes": 0}
         books |= {"dead_lettered": len(self.dead), "unreadable_segments": 0}
+        books |= {"ai_usage_gaps": self.ai_usage_gaps}
         oldest = None
         if self.oldest_seconds is not None:
             oldest = {"time": "2026-11-22T07:00:00.000Z", "age_seconds": self.oldest_seconds}

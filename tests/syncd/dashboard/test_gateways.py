@@ -34,6 +34,11 @@ def state_of(folder: Path, fake: FakeGateway) -> GatewayState:
         (FakeGateway(dead=[dead_letter(1)]), "warning", "1 dead letter"),
         (FakeGateway(quarantined=2), "warning", "2 requests in quarantine"),
         (FakeGateway(lost={"disk_full": 2, "memory": 1}), "warning", "3 requests lost"),
+        (
+            FakeGateway(ai_usage_gaps={"ai_output_unknown": 2, "ai_statistics_off": 5}),
+            "warning",
+            "AI usage unknown for 7 requests",
+        ),
         (FakeGateway(delivery_running=False), "problem", "no delivery process is running on its spool"),
         (FakeGateway(ready=False, problems=["the spool is full"]), "problem", "the spool is full"),
         (

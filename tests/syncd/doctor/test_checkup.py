@@ -531,6 +531,25 @@ def test_quarantined_requests_and_events_that_wait_for_long_are_warnings(project
     assert [level for level, _ in both] == ["warning"] * 2
 
 
+@pytest.mark.parametrize(
+    ("reason", "remedy"),
+    [
+        ("ai_statistics_off", "Set logging.log_statistics: true"),
+        ("ai_output_unknown", "Update Kong to 3.13 or later"),
+        ("ai_usage_estimated", "Update Kong to 3.13 or later"),
+        ("ai_of_a_later_version", "Kong could not tell their AI usage"),
+    ],
+)
+def test_ai_usage_that_a_gateway_s_kong_could_not_tell_is_a_warning(
+    project: Project, reason: str, remedy: str
+) -> None:
+    answer = spool(project)
+    answer["total"]["books"]["ai_usage_gaps"] = {reason: 42}  # type: ignore[index]
+    [(level, text)] = gateway(project, answer)
+    assert (level, remedy in text) == ("warning", True)
+    assert text.startswith(f"eu: 42 requests since its spool was created ({reason}): ")
+
+
 def test_events_that_were_just_sent_are_told_and_no_warning(project: Project) -> None:
     waiting = {"time": "2026-01-01T00:00:00Z", "age_seconds": 1.0}
     assert gateway(project, spool(project, backlog=3, oldest_waiting=waiting)) == [
