@@ -115,9 +115,12 @@ _faults_of_writes = st.builds(
 )
 _races = st.builds(
     Fault,
-    st.sampled_from(["create", "write", "key", "delete"]),
+    st.sampled_from(["create", "write", "key"]),
     st.sampled_from([0, 0, 1, 2]),
     st.sampled_from(RACES),
+)
+_mixed_up_answers = st.builds(
+    Fault, st.sampled_from(["one", "key", "write", "part"]), st.integers(0, 2), st.just("someone-else")
 )
 troubles = st.builds(
     Troubles,
@@ -214,7 +217,7 @@ class SyncdMachine(RuleBasedStateMachine):
         news=news,
         dialect=st.sampled_from(_DIALECTS),
         move=st.booleans(),
-        fault=faults | _faults_of_writes,
+        fault=faults | _faults_of_writes | _mixed_up_answers,
         again=st.booleans(),
     )
     def syncd_meets_a_fault(
@@ -229,6 +232,13 @@ class SyncdMachine(RuleBasedStateMachine):
         self._run(dialect, RunOptions())
         self.kong.change([consumer])
         self._run(dialect, RunOptions(allow_move=True), Troubles((race,)))
+
+    @rule(name=_ids, dialect=st.sampled_from(_DIALECTS), edit=st.sampled_from(["500-edit", "500-disown"]))
+    def a_person_changes_their_mind_about_a_removal(self, name: str, dialect: Dialect, edit: str) -> None:
+        self.kong.change([name])
+        for _ in range(3):
+            self._run(dialect, RunOptions(), Troubles((Fault("delete", 0, edit),)))
+            self.now += timedelta(hours=49)
 
     @rule(dialect=st.sampled_from(_DIALECTS), move=st.booleans())
     def peace_brings_order(self, dialect: Dialect, move: bool) -> None:
