@@ -54,7 +54,7 @@ from syncd.core.ownership import (
 from syncd.core.policy import POLICIES, Policy
 from syncd.planning.customer_index import CustomerIndex, double_counting_changes, without_double_counted
 from syncd.planning.moves import Taken, customer_name, moves_to, principals_of, taken_reason
-from syncd.planning.orphans import Grace, orphan_changes
+from syncd.planning.orphans import Grace, Obstacle, orphan_changes
 
 
 def is_unchanged(
@@ -96,7 +96,7 @@ class PlanOptions:
     adopt: bool = False
     allow_move: bool = False
     grace: Grace = field(default_factory=Grace)
-    undeletable: Mapping[str, str] = field(default_factory=dict)
+    undeletable: Mapping[str, Obstacle] = field(default_factory=dict)
 
 
 def make_plan(

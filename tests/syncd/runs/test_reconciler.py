@@ -14,7 +14,7 @@ import httpx
 import pytest
 
 from syncd.config import settings
-from syncd.core.changes import ChangeKind
+from syncd.core.changes import ChangeKind, Status
 from syncd.core.policy import Policy
 from syncd.runs.history import History
 from syncd.runs.options import RunOptions
@@ -169,7 +169,7 @@ def test_a_plan_counts_the_subjects_that_no_source_knows(project: Project, sandb
 # Refused deletions
 
 
-def test_a_deletion_that_was_refused_is_planned_as_blocked_until_the_customer_changes(
+def test_a_deletion_that_was_refused_waits_without_trouble_until_the_customer_changes(
     project: Project, sandbox: httpx.Client
 ) -> None:
     """The v3 API does not show an invoice that forbids a deletion, so only the attempt tells."""
@@ -200,12 +200,14 @@ def test_a_deletion_that_was_refused_is_planned_as_blocked_until_the_customer_ch
         run(0)
         (project.folder / "kong.yml").write_text(kong.replace(", {id: b, username: bob}", ""))
         run(0)
-        assert run(3).blocked
+        refused = run(3)
+        assert [outcome.status for outcome in refused.outcomes] == [Status.BLOCKED, Status.SKIPPED]
+        assert refused.state is RunState.SUCCEEDED  # it waits for billing, which is no trouble
         assert len(deletions) == 1
         again = run(3.1, dry=True).made_plan
         (blocked,) = again.of(ChangeKind.BLOCKED)
         assert "invoice 01M8 is still in gathering state" in blocked.reason
-        assert run(3.2).state is RunState.BLOCKED
+        assert run(3.2).state is RunState.SUCCEEDED
         assert len(deletions) == 1
         (bob,) = (
             one for one in sandbox.get("/api/v1/customers").json()["items"] if one["key"] == "consumer-b"
