@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: help setup demo unit test cov slow lint format typecheck bench soak model conformity docs screenshot newcomer browser tools clean
+.PHONY: help setup demo unit test cov slow lint format typecheck bench soak model conformity docs dist screenshot newcomer browser tools clean
 .DEFAULT_GOAL := help
 
 #? help: print this list
@@ -86,6 +86,12 @@ docs: $(VENV)/.docs
 	$(BIN)/python -m tests.deploy.metrics_reference
 	$(BIN)/python -m tests.state_diagrams
 	$(BIN)/python -m mkdocs build --clean
+
+#? dist: build wheel and source distribution twice, install each extra, write the SBOM
+dist: setup
+	@PIP_CONSTRAINT='$(CURDIR)/.ci/constraints.txt' \
+		$(BIN)/pip install --quiet --disable-pip-version-check --constraint .ci/constraints.txt --editable '.[dist]'
+	@$(BIN)/python -m tests.packaging
 
 #? screenshot: retake the README's screenshot
 screenshot: setup

@@ -45,10 +45,10 @@ echo "systemctl $*"
 exec {systemctl} --root={host} enable "${{@:3}}"
 """
 """systemctl enables the units below the host's folder; without a running systemd it starts nothing."""
-PYTHON3: Final = """
+PYTHON3: Final = r"""
 [ "$1 $2" = "-m venv" ] && mkdir --parents "$3/bin" || exit 3
 echo '#!/bin/bash
-[ "$1 $2" = "install --constraint" ] && [ -f "$3" ] && [ -f "$4/pyproject.toml" ]' >"$3/bin/pip"
+[ "$1 $2" = "install --constraint" ] && [ -f "$3" ] && [ -f "${4%%\[*}/pyproject.toml" ]' >"$3/bin/pip"
 chmod +x "$3/bin/pip"
 """
 

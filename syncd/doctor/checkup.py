@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import closing
 
 from openmeter_plugin.units import plural
 from syncd.audit.books import leads_to
 from syncd.config.settings import Config
 from syncd.config.sources import may_be_empty
-from syncd.core.errors import ApiError, GatewayError, SourceError, SyncdError, UnauthorizedError
+from syncd.core.errors import ApiError, ConfigError, GatewayError, SourceError, SyncdError, UnauthorizedError
 from syncd.core.model import Principal
+from syncd.doctor.arrivals import CHECK as ARRIVALS
+from syncd.doctor.arrivals import check_arrivals
 from syncd.doctor.checks import (
     Finding,
     Level,
@@ -24,7 +26,7 @@ from syncd.doctor.plugins import check_agreement
 from syncd.doctor.probe import Probe
 from syncd.metering.base import MeteringApi, Write
 from syncd.runs.clock import Now, server_time, utc_now
-from syncd.runs.factory import gateways_of, metering_endpoint, sources_of, target_of
+from syncd.runs.factory import gateways_of, metering_endpoint, rules_of, sources_of, target_of
 from syncd.runs.history import History
 from syncd.sources.kong_admin import KongAdmin
 from syncd.sources.konnect import KonnectApplications, KonnectConsumers
@@ -37,6 +39,7 @@ def examine(config: Config, *, probe: Probe | None = None, now: Now = utc_now) -
     with closing(target_of(config)) as api:
         yield from _metering(api, config)
         yield from check_agreement(config, read)
+        yield from _arrivals(api, config, read)
         yield from _gateways(config)
         yield _clock(config, now)
         yield _state(config)
@@ -125,6 +128,21 @@ def _permission(api: MeteringApi, write: Write) -> Finding | None:
         return Finding("rights", Level.OK, "")
     text = f"the server has no path to {write}. Check metering.dialect ({trial.said})"
     return Finding("rights", Level.PROBLEM, text)
+
+
+def _arrivals(api: MeteringApi, config: Config, read: Mapping[str, Sequence[Principal]]) -> Iterator[Finding]:
+    try:
+        rules = rules_of(config)
+    except ConfigError:
+        return  # reported where plugins and consumers are compared
+    try:
+        events = api.latest_events()
+    except ApiError as error:
+        text = f"the latest events cannot be read, so their subjects are not compared: {error}"
+        yield Finding(ARRIVALS, Level.WARNING, text)
+        return
+    principals = [principal for found in read.values() for principal in found]
+    yield from check_arrivals(events, principals, rules)
 
 
 def _gateways(config: Config) -> Iterator[Finding]:

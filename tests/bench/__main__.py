@@ -10,7 +10,7 @@ from collections.abc import Callable
 from rich.console import Console
 from rich.table import Table
 
-from tests.bench import beside, gateway, plugin, syncd
+from tests.bench import ai_settings, beside, gateway, plugin, syncd
 from tests.bench.goals import Goal
 from tests.bench.processes import end_cleanly
 from tests.demo.real_kong import KongMissing
@@ -28,7 +28,7 @@ def main() -> int:
     options.add_argument(
         "--seconds", type=int, default=4, help="of each run with Kong, and beside http-log posts"
     )
-    parts = ("servers", "drain", "memory", "beside", "syncd")
+    parts = ("servers", "drain", "memory", "beside", "ai", "syncd")
     options.add_argument(
         "--only", choices=("plugin", *parts), help="measure this alone; plugin: all but syncd"
     )
@@ -55,6 +55,8 @@ def main() -> int:
             goals += remembering(arguments.events, tell)
         if "beside" in wanted:
             goals.append(beside.run(arguments.seconds, console, tell))
+        if "ai" in wanted:
+            goals.append(ai_settings.run(20 * rounds, console, tell))
         if "syncd" in wanted:
             goals += syncd.run(rounds, console, tell)
     return verdict(goals)

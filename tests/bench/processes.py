@@ -106,9 +106,8 @@ def ours(directory: Path, *arguments: str) -> Iterator[Server]:
 def bare(directory: Path) -> Iterator[Server]:
     """Run a server that takes the log of each event and drops it."""
     socket = directory / "s"
-    process = subprocess.Popen(
-        [sys.executable, "-m", "tests.bench.empty_server", str(socket)], stdout=subprocess.PIPE, text=True
-    )
+    command = [sys.executable, "-m", "tests.bench.empty_server", str(socket), str(directory / "count")]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
     assert process.stdout
     try:
         process.stdout.readline()

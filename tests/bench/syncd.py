@@ -66,7 +66,9 @@ def first_sync(rounds: int, tell: Tell) -> list[Pair]:
             bare = _timed("tests.bench.syncd_bare", "create", url, str(FIRST), str(CONCURRENCY))
             _require_created(url)
             state = folder / f"state-{number}"
-            ours = _timed("syncd", "--config", str(_config(folder, url)), "apply", STATE_DIRECTORY=str(state))
+            ours = _timed(
+                "syncd", "--config", str(_config(folder, url)), "apply", "--yes", STATE_DIRECTORY=str(state)
+            )
             _require_created(url)
             pairs.append(Pair(ours, bare))
     return pairs

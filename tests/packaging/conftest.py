@@ -17,5 +17,11 @@ def built(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
 
 @pytest.fixture(scope="session")
 def bin_folder(built: dict[str, Path], tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The commands of an environment that has nothing but the wheel and what it asks for."""
-    return environment(tmp_path_factory.mktemp("clean") / "venv", built["wheel"])
+    """The commands of an environment that has nothing but the wheel and what it asks for, extras included."""
+    return environment(tmp_path_factory.mktemp("clean") / "venv", built["wheel"], "all")
+
+
+@pytest.fixture(scope="session")
+def plugin_only(built: dict[str, Path], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The commands of an environment that has the wheel without extras."""
+    return environment(tmp_path_factory.mktemp("plugin") / "venv", built["wheel"])

@@ -17,6 +17,7 @@ from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
 ROOT: Final = Path(__file__).parents[2]
+NAME: Final = "kong-openmeter"
 PROJECT: Final[dict[str, Any]] = tomllib.loads((ROOT / "pyproject.toml").read_text())
 
 
@@ -67,18 +68,23 @@ def _asks_for(installed: Distribution, extra: str) -> Iterator[Requirement]:
             yield requirement
 
 
-def environment(folder: Path, wheel: Path) -> Path:
+def environment(folder: Path, wheel: Path, *extras: str) -> Path:
     """Make an environment with the wheel and the distributions that it asks for, no other; returns its bin.
 
-    The dependencies are those of the environment that runs the tests: linked, not installed again. One that
-    the project uses without asking for it is not there.
+    `extras` are installed as by ``pip install 'kong-openmeter[...]'``. The dependencies are those of the
+    environment that runs the tests: linked, not installed again. One that the project uses without asking for
+    it is not there.
     """
     venv.EnvBuilder(with_pip=False, symlinks=True).create(folder)
     python = folder / "bin" / "python"
     pip = [sys.executable, "-m", "pip", "--python", str(python), "--disable-pip-version-check", "--quiet"]
     subprocess.run([*pip, "install", "--no-deps", "--no-index", str(wheel)], check=True, timeout=100)
     (packages,) = (folder / "lib").glob("python*/site-packages")
-    for dependency in needed(PROJECT["project"]["dependencies"]).values():
+    groups = PROJECT["project"]["optional-dependencies"]
+    asked = [text for extra in extras for text in groups[extra]]
+    found = needed([*PROJECT["project"]["dependencies"], *asked])
+    found.pop(NAME, None)
+    for dependency in found.values():
         _link(dependency, packages)
     subprocess.run([*pip, "check"], check=True, timeout=100)
     return folder / "bin"

@@ -9,7 +9,7 @@ from importlib.util import find_spec
 import pytest
 from packaging.utils import canonicalize_name
 
-from tests.packaging.distributions import PROJECT, ROOT, needed
+from tests.packaging.distributions import NAME, PROJECT, ROOT, needed
 
 LINES = (ROOT / ".ci" / "constraints.txt").read_text().splitlines()
 PINS: dict[str, str] = {canonicalize_name(line.split("==")[0]): line.split("==")[1] for line in LINES}
@@ -23,8 +23,9 @@ def everything() -> dict[str, str]:
     project = PROJECT["project"]
     requirements = [*project["dependencies"], *PROJECT["build-system"]["requires"]]
     groups = project["optional-dependencies"]
-    requirements += [text for name, group in groups.items() if name != "docs" or HAS_DOCS for text in group]
-    return {name: found.version for name, found in needed(requirements).items()}
+    left_out = {"dist"} if HAS_DOCS else {"dist", "docs"}
+    requirements += [text for name, group in groups.items() if name not in left_out for text in group]
+    return {name: found.version for name, found in needed(requirements).items() if name != NAME}
 
 
 def test_every_line_is_one_exact_version() -> None:

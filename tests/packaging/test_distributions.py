@@ -118,6 +118,41 @@ def test_a_command_runs_in_a_clean_environment(bin_folder: Path, command: tuple[
     assert done.stdout
 
 
+@pytest.mark.parametrize(
+    "command",
+    [
+        ("openmeter-plugin", "--help"),
+        ("openmeter-plugin", "schema-lua"),
+        ("syncd", "--help"),
+        ("syncd", "sandbox", "--help"),
+        ("python", "-m", "syncd.sandbox", "--help"),
+    ],
+    ids=" ".join,
+)
+def test_the_plugin_server_and_the_sandbox_need_no_extra(plugin_only: Path, command: tuple[str, ...]) -> None:
+    done = run(plugin_only, *command)
+    assert (done.returncode, done.stderr) == (0, "")
+
+
+@pytest.mark.parametrize(
+    ("command", "extra"),
+    [
+        (("syncd", "plan"), "syncd"),
+        (("syncd", "run"), "syncd"),
+        (("syncd", "audit"), "syncd"),
+        (("syncd", "meters", "plan"), "syncd"),
+        (("openmeter-plugin", "pdk-dir"), "kong-pdk"),
+    ],
+)
+def test_a_command_whose_extra_is_missing_says_how_to_install_it(
+    plugin_only: Path, command: tuple[str, ...], extra: str
+) -> None:
+    done = run(plugin_only, *command)
+    assert done.returncode == 1
+    assert done.stderr.endswith(f"is not installed; run: pip install 'kong-openmeter[{extra}]'\n")
+    assert done.stderr.count("\n") == 1
+
+
 def test_both_programs_say_the_version(bin_folder: Path) -> None:
     assert run(bin_folder, "openmeter-plugin", "--version").stdout == f"openmeter-plugin {VERSION}\n"
     assert run(bin_folder, "syncd", "--version").stdout == f"syncd {VERSION}\n"
@@ -187,11 +222,11 @@ def test_a_request_becomes_usage_of_a_customer_with_nothing_but_the_wheel(
         eventually((tmp_path / "socket").exists, what="the plugin server")
         asyncio.run(log_one_request())
         variables = {"SYNCD_CONFIG": str(tmp_path / "syncd.yaml"), "STATE_DIRECTORY": str(tmp_path / "state")}
-        applied = run(bin_folder, "syncd", "apply", **variables)
+        applied = run(bin_folder, "syncd", "apply", "--yes", **variables)
         assert applied.returncode == 0, applied.stderr
 
         def billed() -> bool:
-            usage = json.loads(run(bin_folder, "syncd", "usage", "--json", **variables).stdout)
+            usage = json.loads(run(bin_folder, "syncd", "usage", "--output=json", **variables).stdout)
             found = [(customer["name"], customer["requests"]) for customer in usage["customers"]]
             return found == [(consumer["username"], 1)]
 

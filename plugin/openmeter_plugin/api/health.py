@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Final
 
 from openmeter_plugin.books.read_models import SpoolError, check_books
 from openmeter_plugin.process.supervisor import Heartbeats
+from openmeter_plugin.segments.stats import ReaderStats
 from openmeter_plugin.spool.segment_file import writable_bytes
 
 if TYPE_CHECKING:
@@ -27,6 +28,8 @@ class HealthMonitor:
     children: Mapping[str, int] = field(default_factory=dict)
     heartbeats: Heartbeats | None = None
     hang_seconds: float = 10.0
+    reader: ReaderStats | None = None
+    """The numbers of the reader of Kong segments, if there is one."""
     delivery: SpoolDelivery | None = None
     """Set once this process holds the spool's lock."""
 
@@ -57,6 +60,10 @@ class HealthMonitor:
                 silence = self.heartbeats.silence(slot)
                 if silence > self.hang_seconds:
                     found.append(f"no heartbeat from {child} for {silence:.0f} s")
+        if self.reader is not None and not self.reader.read().readable:
+            found.append(
+                "the folder of the Kong segments cannot be read: see the log of the process segments"
+            )
         for name, queue in self.queues().items():
             if (hold := queue.endpoint.held) is not None:
                 found.append(f"destination {name} is held: {hold.text}")

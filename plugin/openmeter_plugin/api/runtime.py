@@ -11,6 +11,7 @@ from openmeter_plugin.api.access import Access
 from openmeter_plugin.delivery.options import DeliveryOptions
 from openmeter_plugin.delivery.process import run_delivery
 from openmeter_plugin.process.supervisor import Heartbeats
+from openmeter_plugin.segments.stats import ReaderStats
 
 BackgroundTask = Coroutine[None, None, None]
 
@@ -31,6 +32,8 @@ class Siblings:
     slot: int
     children: Mapping[str, int]
     hang_seconds: float
+    reader: ReaderStats | None = None
+    """The numbers of the reader of Kong segments, if there is one."""
 
 
 def run(
@@ -53,7 +56,11 @@ def run(
         monitor = HealthMonitor(options.spool)
         if siblings is not None:
             monitor = HealthMonitor(
-                options.spool, siblings.children, siblings.heartbeats, siblings.hang_seconds
+                options.spool,
+                siblings.children,
+                siblings.heartbeats,
+                siblings.hang_seconds,
+                reader=siblings.reader,
             )
 
         on_start = monitor.started

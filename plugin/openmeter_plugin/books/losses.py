@@ -23,7 +23,7 @@ LOSS_REASONS: Final = ("damaged", "missing", "unreadable")
 class Span(NamedTuple):
     """The part of a segment that is in the books and not delivered; `unsent` are ends of other records."""
 
-    path: Path
+    source: Path | int
     start: int
     end: int
     unsent: Collection[int]
@@ -33,7 +33,7 @@ def waiting_lines(spans: Iterable[Span]) -> Lines:
     """Read the events of the spans and return their lines in the ledger; raises OSError."""
     lines: Lines = Counter()
     for span in spans:
-        for chunk in read_chunks(span.path, span.start, span.end):
+        for chunk in read_chunks(span.source, span.start, span.end):
             _add_chunk(lines, chunk, span.unsent)
     return lines
 

@@ -24,8 +24,13 @@ def duplicate_socket(listener: Listener | None) -> socket.socket | None:
     return None if listener is None else socket.socket(fileno=os.dup(listener.socket.fileno()))
 
 
-def open_listeners(listeners: Listeners, socket_path: Path | None, http_log: str | None, mode: int) -> None:
-    """Listen for Kong. Sockets passed by socket activation take precedence over new ones."""
+def open_listeners(
+    listeners: Listeners, socket_path: Path | None, http_log: str | None, mode: int, *, required: bool
+) -> None:
+    """Listen for Kong. Sockets passed by socket activation take precedence over new ones.
+
+    With `required`, one of the two is the only input there can be.
+    """
     _use_passed_sockets(listeners)
     if listeners.plugin is None:
         if socket_path is not None:
@@ -37,8 +42,8 @@ def open_listeners(listeners: Listeners, socket_path: Path | None, http_log: str
             listeners.http_log = _http_log_socket(http_log, mode)
     elif http_log is not None and not _is_at(listeners.http_log, http_log):
         fail(f"--http-log: is {http_log}, but the passed socket is at {listeners.http_log.name}")
-    if listeners.plugin is None and listeners.http_log is None:
-        fail("serve needs --socket, --http-log or both as an input for Kong's requests", os.EX_USAGE)
+    if required and listeners.plugin is None and listeners.http_log is None:
+        fail("serve needs --socket, --http-log or --segments as an input for Kong's requests", os.EX_USAGE)
 
 
 def _use_passed_sockets(listeners: Listeners) -> None:

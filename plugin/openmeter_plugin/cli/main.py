@@ -1,4 +1,4 @@
-"""Commands of `openmeter-plugin`: serve, deliver, info, schema-lua, pdk-dir."""
+"""Commands of `openmeter-plugin`: serve, deliver, info, schema-lua, files, pdk-dir."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ import os
 import sys
 from enum import StrEnum
 from functools import partial
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Annotated, Final
 
@@ -37,7 +38,7 @@ from openmeter_plugin.log import configure_logging
 from openmeter_plugin.process.handoff import Handoff, raise_connection_limit
 from openmeter_plugin.process.sockets import DEFAULT_MODE, Listeners
 from openmeter_plugin.process.supervisor import Child, Heartbeats, supervise
-from openmeter_plugin.spool.destination import DEFAULT_SPOOL, SPOOL_VARIABLE
+from openmeter_plugin.spool.destination import DEFAULT_SPOOL, SEGMENTS_VARIABLE, SPOOL_VARIABLE
 
 _CLICK_USAGE_ERROR: Final = 2
 _UMASK: Final = 0o077
@@ -48,6 +49,7 @@ app = typer.Typer(
     help="The Kong plugin `openmeter`: one CloudEvent per request, on disk before Kong gets its answer.",
     no_args_is_help=True,
     pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
 )
 app.add_typer(spool_cli.app, name="spool")
 
@@ -122,6 +124,23 @@ def schema_lua_command() -> None:
 
 
 @app.command()
+def files(
+    folder: Annotated[Path, typer.Argument(help="A folder of Kong's lua_package_path; it is created.")],
+) -> None:
+    """Write the plugin as Lua files, for a gateway that hands requests over in Kong segments."""
+    from openmeter_plugin.config.lua_plugin import FOLDER, lua_files
+
+    place = folder / FOLDER
+    try:
+        place.mkdir(parents=True, exist_ok=True)
+        for name, text in lua_files().items():
+            (place / name).write_text(text, "utf-8")
+    except OSError as error:
+        fail(f"cannot write {error.filename or place}: {error.strerror or error}")
+    sys.stdout.write(f"lua_package_path = {folder.absolute()}/?.lua;;\n")
+
+
+@app.command()
 def serve(
     context: typer.Context,
     socket_path: Annotated[
@@ -135,6 +154,14 @@ def serve(
     http_log_config: Annotated[
         Path, typer.Option(help="File with the plugin's settings for --http-log.")
     ] = Path("openmeter-plugin.yaml"),
+    segments: Annotated[
+        Path | None,
+        typer.Option(
+            "--segments",
+            envvar=SEGMENTS_VARIABLE,
+            help="Folder to which the plugin's Lua half in Kong writes requests, best on a tmpfs.",
+        ),
+    ] = None,
     spool: SpoolOption = DEFAULT_SPOOL,
     socket_mode: Annotated[
         str,
@@ -164,14 +191,14 @@ def serve(
     api: ApiOption = None,
     api_token_file: ApiTokenFileOption = None,
 ) -> None:
-    """Serve Kong's plugin protocol (ProtoBuf:1), posts of http-log, or both; spool and deliver the events."""
+    """Take requests from Kong by its plugin protocol, http-log or Kong segments; spool and deliver events."""
     configure_logging("supervisor")
     os.umask(_UMASK)
     mode = parse_mode(socket_mode, "--socket-mode")
     network = network_options(ca_file, client_cert, client_key, proxy)
     delivering = delivery_options(spool, retention, retention_size, max_age, token_file, ledger_days, network)
     listeners: Listeners = context.obj
-    open_listeners(listeners, socket_path, http_log, mode)
+    open_listeners(listeners, socket_path, http_log, mode, required=segments is None)
     _make_spool(spool)
     settings = http_log_settings(listeners.http_log, http_log_config)
     access = listen_for_api(listeners, api, api_token_file)
@@ -179,6 +206,8 @@ def serve(
     # From here on the sockets queue Kong's connections, so there is time for slow imports.
     from openmeter_plugin.kong.acceptor import ConnectionCounts
     from openmeter_plugin.kong.worker import WorkerOptions, WorkerSlot, run_worker
+    from openmeter_plugin.segments.stats import ReaderStats
+    from openmeter_plugin.spool.writer import SpoolWriter
 
     keep_tokens = token_file is None and TOKEN_VARIABLE not in os.environ
     options = WorkerOptions(
@@ -190,42 +219,47 @@ def serve(
     )
     workers = workers if listeners.plugin is not None else 0
     names = [f"worker-{number}" for number in range(workers)]
-    names += ["http-log"] if settings is not None else []
+    names += [name for name, there in (("http-log", settings), ("segments", segments)) if there is not None]
     slots = {name: slot for slot, name in enumerate([*names, "delivery"])}
     heartbeats, mailboxes = Heartbeats(len(slots)), Mailboxes(workers)
     counts = ConnectionCounts(workers) if workers else None
     handoffs = [Handoff(raise_connection_limit() // workers) for _ in range(workers)]
 
+    reader_stats = ReaderStats()
+    open_writer = partial(
+        SpoolWriter, spool, fsync=fsync.value, fsync_interval=fsync_interval, keep_tokens=keep_tokens
+    )
+
     def worker(number: int) -> None:
         listener = duplicate_socket(listeners.plugin)
-        listeners.close()
-        for other in (*handoffs[:number], *handoffs[number + 1 :]):
-            other.close()
+        _close(listeners, *handoffs[:number], *handoffs[number + 1 :])
         if listener is not None and counts is not None:
             run_worker(listener, options, WorkerSlot(number, heartbeats, mailboxes, counts, handoffs[number]))
 
     def receiver() -> None:
         listener = duplicate_socket(listeners.http_log)
-        listeners.close()
-        for handoff in handoffs:
-            handoff.close()
+        _close(listeners, *handoffs)
         from openmeter_plugin.http_log.process import run_http_log
-        from openmeter_plugin.spool.writer import SpoolWriter
 
-        open_writer = partial(
-            SpoolWriter, spool, fsync=fsync.value, fsync_interval=fsync_interval, keep_tokens=keep_tokens
-        )
         if listener is not None and settings is not None:
             run_http_log(listener, settings, open_writer, heartbeats.keep_beating(slots["http-log"]))
 
+    def segments_reader() -> None:
+        _close(listeners, *handoffs)
+        from openmeter_plugin.segments.process import run_segments
+
+        beat = partial(heartbeats.beat, slots["segments"])
+        if segments is not None:
+            run_segments(segments, spool, fsync.value, open_writer, beat, reader_stats)
+
     def delivery() -> None:
         api_socket = duplicate_socket(listeners.api)
-        listeners.close()
-        for handoff in handoffs:
-            handoff.close()
+        _close(listeners, *handoffs)
         from openmeter_plugin.api.runtime import ApiListener, Siblings, run
 
-        siblings = Siblings(heartbeats, slots["delivery"], slots, hang_timeout)
+        siblings = Siblings(
+            heartbeats, slots["delivery"], slots, hang_timeout, reader_stats if segments else None
+        )
         run(delivering, ApiListener(api_socket, access) if api_socket and access else None, siblings)
 
     gc.freeze()  # collecting garbage in all of this would delay Kong by 15 ms from time to time
@@ -234,6 +268,8 @@ def serve(
     ]
     if settings is not None:
         children.append(Child("http-log", receiver, slots["http-log"]))
+    if segments is not None:
+        children.append(Child("segments", segments_reader, slots["segments"]))
     children.append(Child("delivery", delivery, slots["delivery"]))
     supervise(children, listeners, heartbeats, hang_timeout)
 
@@ -280,6 +316,10 @@ def deliver(
 @app.command("pdk-dir")
 def pdk_dir() -> None:
     """Print the directory for `kong-python-pluginserver -d`; it contains only the plugin."""
+    if find_spec("kong_pdk") is None:
+        # Kong's server loads the plugin in its own environment, so both have to be in this one.
+        sys.stderr.write("kong-pdk is not installed; run: pip install 'kong-openmeter[kong-pdk]'\n")
+        raise typer.Exit(1)
     package = Path(__file__).parents[1]
     installed = package / "pdk_dir"
     sys.stdout.write(f"{installed if installed.is_dir() else package.parent}\n")
@@ -315,6 +355,13 @@ def run(early: Listeners | None = None) -> None:
         raise
     finally:
         listeners.remove()
+
+
+def _close(listeners: Listeners, *handoffs: Handoff) -> None:
+    """Close what a child process has inherited and does not use."""
+    listeners.close()
+    for handoff in handoffs:
+        handoff.close()
 
 
 def _make_spool(spool: Path) -> None:

@@ -8,7 +8,7 @@ import secrets
 import threading
 import time
 import zlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Final
@@ -181,13 +181,21 @@ class Instances:
 
 
 def start_instance(
-    instance_id: int, config: bytes, writer: SpoolWriter, *, had_token: bool = False
+    instance_id: int,
+    config: bytes,
+    writer: SpoolWriter,
+    *,
+    had_token: bool = False,
+    name: str = "",
+    describe: Callable[[Destination], SpoolQueue] | None = None,
 ) -> Instance:
     """Return an instance of Kong's configuration JSON, valid or not; logs which. Never raises.
 
-    With `had_token`, the token is missing from the configuration and the last one stays in use.
+    With `had_token`, the token is missing from the configuration and the last one stays in use. The log shows
+    `name` if the instance has one. `describe` returns a destination's queue, by default after its description
+    is written.
     """
-    log = get_logger().bind(instance=instance_id)
+    log = get_logger().bind(instance=name or instance_id)
     raw: dict[str, Any] = {}
     try:
         raw = parse_object(config)
@@ -229,7 +237,8 @@ def start_instance(
             remedy="put the secret where Kong runs; {vault://env/a-b} is the variable A_B of its environment",
         )
     quarantine = writer.queue(QUARANTINE) if rules.missing == "quarantine" else None
-    return Instance(instance_id, writer.describe(destination), rules, quarantine=quarantine)
+    queue = (describe or writer.describe)(destination)
+    return Instance(instance_id, queue, rules, quarantine=quarantine)
 
 
 def destination_of(raw: dict[str, Any], config: PluginConfig) -> Destination:

@@ -74,7 +74,7 @@ def _parsed(text: str, setting: str) -> Proxy:
     if not valid or parts.path.strip("/") or parts.query or parts.fragment:
         raise ValueError(f"{setting}: a proxy is a URL such as http://proxy:3128 or socks5://proxy:1080")
     if parts.scheme.startswith("socks5") and importlib.util.find_spec("socksio") is None:
-        raise ValueError(f"{setting}: a SOCKS proxy needs the package socksio: pip install 'httpx[socks]'")
+        raise ValueError(f"{setting}: a SOCKS proxy needs the package socksio: pip install 'httpcore[socks]'")
     user, password = unquote(parts.username or ""), unquote(parts.password or "")
     address = parts.netloc.rpartition("@")[2]
     return Proxy(f"{parts.scheme}://{address}", setting, (user, password) if user or password else None)

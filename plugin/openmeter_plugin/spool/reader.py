@@ -272,6 +272,14 @@ class SegmentReader:
         self._window.clear()
         self.row = 0
 
+    @property
+    def source(self) -> Path | int:
+        """What a second reader has to read: the open descriptor, if there is one, else the path.
+
+        A file that somebody removed or replaced is delivered to its end while it is open.
+        """
+        return self.path if self._descriptor is None else self._descriptor
+
     def accept_damage(self) -> None:
         """Deliver what follows the suspect damage, which is counted as lost by now."""
         self._known_damage.update(self.suspect)
@@ -314,15 +322,16 @@ def read_span(descriptor: int, at: int, end: int, size: int) -> Chunk:
 
 
 def read_chunks(
-    path: Path, start: int = 0, end: int | None = None, *, size: int = _READ_SIZE
+    source: Path | int, start: int = 0, end: int | None = None, *, size: int = _READ_SIZE
 ) -> Iterator[Chunk]:
     """Yield the chunks of a segment from one offset to another; nothing if the file is gone.
 
-    Without an end, up to the last complete record. `size` is the bytes of the first read; raises OSError.
+    `source` is its path or an open descriptor, which stays open. Without an end, up to the last complete
+    record. `size` is the bytes of the first read; raises OSError.
     """
     at = max(start, len(MAGIC))
     try:
-        file = path.open("rb")
+        file = source.open("rb") if isinstance(source, Path) else os.fdopen(source, "rb", closefd=False)
     except FileNotFoundError:
         return
     with file:

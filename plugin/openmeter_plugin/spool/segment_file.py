@@ -7,7 +7,6 @@ import errno
 import fcntl
 import os
 import time
-from itertools import count
 from pathlib import Path
 from typing import Final
 
@@ -15,14 +14,38 @@ from openmeter_plugin.spool.destination import make_private, write_atomically
 from openmeter_plugin.spool.segment import MAGIC, SUFFIX
 
 _LEFT_FREE: Final = 4 * 1024 * 1024  # bytes, or an eighth of a smaller file system
-_segment_number = count()
+
+
+class _Numbers:
+    """The numbers of this process's segments."""
+
+    def __init__(self) -> None:
+        self.following = 1
+
+    def take(self) -> int:
+        """Return the next number."""
+        number = self.following
+        self.following += 1
+        return number
+
+
+_numbers: Final = _Numbers()
+
+
+def following_number() -> int:
+    """Return the number that the next segment of this process will have, at least."""
+    return _numbers.following
 
 
 class Segment:
-    """A segment file that this process appends to, locked for as long as it is open."""
+    """A segment file that this process appends to, locked for as long as it is open.
 
-    def __init__(self, directory: Path) -> None:
-        path = self.path = _new_path(directory)
+    `writer` is the middle part of its name: the pid, unless the process must be told from all others.
+    """
+
+    def __init__(self, directory: Path, writer: str = "") -> None:
+        self.number = _numbers.take()
+        path = self.path = _new_path(directory, writer, self.number)
         unready = path.with_suffix(".tmp")
         flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_APPEND | os.O_CLOEXEC
         self.descriptor = os.open(unready, flags, 0o600)
@@ -92,7 +115,7 @@ class Segment:
         finally:
             os.close(reading)
         make_private(self._directory)
-        write_atomically(_new_path(self._directory), MAGIC + content)
+        write_atomically(_new_path(self._directory, "", _numbers.take()), MAGIC + content)
         sync_directory(self._directory)
         self.size_in_place = self.size
         return len(content)
@@ -102,8 +125,14 @@ class Segment:
         os.close(self.descriptor)
 
 
-def _new_path(directory: Path) -> Path:
-    return directory / f"{time.time_ns():020d}-{os.getpid()}-{next(_segment_number)}{SUFFIX}"
+def _new_path(directory: Path, writer: str, number: int) -> Path:
+    return directory / f"{time.time_ns():020d}-{writer or os.getpid()}-{number}{SUFFIX}"
+
+
+def writer_and_number(name: str) -> tuple[str, int]:
+    """Return the middle part of a segment's name and its number; an empty writer if it has neither."""
+    parts = name.removesuffix(SUFFIX).split("-")
+    return (parts[1], int(parts[2])) if len(parts) == 3 and parts[2].isdecimal() else ("", 0)
 
 
 def writable_bytes(directory: Path) -> int:

@@ -78,7 +78,8 @@ class SpoolWriter:
     """Writes the serving thread's records and returns their tokens once they are in a file.
 
     `notify` is called on the writer's thread with the tokens of a committed group, in order. After a
-    failed write the writer waits `retry_seconds` before it tries again.
+    failed write the writer waits `retry_seconds` before it tries again. `name` is the middle part of the
+    segments' names, the pid by default.
     """
 
     def __init__(
@@ -94,6 +95,7 @@ class SpoolWriter:
         keep_tokens: bool = True,
         retry_seconds: float = 0.5,
         stalled_after: float = STALLED_AFTER,
+        name: str = "",
     ) -> None:
         self._spool = spool
         self._notify = notify
@@ -104,8 +106,7 @@ class SpoolWriter:
         self.stalled_after = stalled_after
         self._items: SimpleQueue[Sequence[Item] | None] = SimpleQueue()
         self._queues: dict[str, SpoolQueue] = {}
-        retired: SimpleQueue[Segment] = SimpleQueue()
-        self._rotation = Rotation(segment_bytes, segment_seconds, retired)
+        self._rotation = Rotation(segment_bytes, segment_seconds, SimpleQueue(), fsync == "always", name)
         self._write_lock = threading.Lock()  # held by the thread that writes
         self._disk_speed = DiskSpeed()
         self._commit_began: float | None = None
@@ -115,7 +116,13 @@ class SpoolWriter:
         self._log = get_logger()
         self._failure_limit, self._loss_limit = RateLimit(), RateLimit()
         self._thread = threading.Thread(target=self._run, name="spool-writer", daemon=True)
-        self._syncer = Syncer(self._open_segments, retired, sync=fsync != "never", interval=fsync_interval)
+        self._syncer = Syncer(
+            self._open_segments,
+            self._rotation,
+            lambda: self._items.put(()),  # the writer's thread then retires what is due
+            sync=fsync != "never",
+            interval=fsync_interval,
+        )
 
     def start(self) -> None:
         """Start the threads. Call it in the process that writes, after any fork."""
@@ -249,7 +256,10 @@ class SpoolWriter:
     def _commit(self, items: Sequence[Item]) -> None:
         while not self._overflow.empty():
             self._overflow.get_nowait().lost += 1
-        groups: dict[SpoolQueue, list[bytes]] = {q: [] for q in list(self._queues.values()) if q.failing}
+        queues = list(self._queues.values())
+        for queue in queues:
+            queue.rotate()
+        groups: dict[SpoolQueue, list[bytes]] = {queue: [] for queue in queues if queue.failing}
         tokens: list[Any] = []
         for queue, record, token, description in items:
             group = groups.setdefault(queue, [])
@@ -296,12 +306,14 @@ class SpoolWriter:
 
     def _describe(self, queue: SpoolQueue) -> None:
         """Write the queue's description; if that fails, its records are written anyway."""
-        if queue.description is None:
+        description = queue.description_to_write
+        if description is None:
             return
         try:
-            write_destination(self._spool, queue.description, keep_token=self._keep_tokens)
-            queue.description = None
+            write_destination(self._spool, description, keep_token=self._keep_tokens)
+            queue.description, queue.described = None, description
         except OSError as error:
+            queue.description = description
             if self._failure_limit.passes():
                 self._log.error("destination_write_failed", queue=queue.id, reason=error.strerror)
 

@@ -11,6 +11,7 @@ import structlog
 
 from openmeter_plugin.books.ledger import read_ledger
 from openmeter_plugin.maintenance.verify import verify
+from openmeter_plugin.spool import reader as reader_module
 from openmeter_plugin.spool.destination import write_destination
 from openmeter_plugin.spool.segment import MAGIC
 from tests.harness.process import eventually
@@ -118,6 +119,25 @@ def test_damaged_bytes_are_set_aside(tmp_path: Path, server: EventsServer) -> No
     (copy,) = (tmp_path / "damaged").iterdir()
     assert copy.read_bytes() == path.read_bytes()[start : start + SIZE]
     assert count(tmp_path, "damaged_bytes") == SIZE
+
+
+def test_what_is_delivered_of_a_damaged_file_that_somebody_removed_is_not_lost_too(
+    tmp_path: Path, server: EventsServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(reader_module, "_READ_SIZE", 6 * SIZE)  # so that the file is open to the end
+    accounted(tmp_path, server)
+    (path,) = segments(tmp_path)
+    server.script = lambda _: Answer(503)
+    server.posts.clear()
+    with delivering(tmp_path):
+        eventually(lambda: server.posts, what="a try, with the file open")
+        flip(path, in_record(30))
+        path.unlink()
+        server.script = take_all
+        eventually(lambda: waiting(tmp_path) == 0, what="the end of the backlog")
+    lost = count(tmp_path, "lost_events", "damaged") + count(tmp_path, "lost_events", "missing")
+    assert (delivered(tmp_path), lost) == (len(set(server.taken)), 40 - len(set(server.taken)))
+    assert_balanced(tmp_path)
 
 
 def test_losses_are_counted_once_whatever_restarts_in_between(tmp_path: Path, server: EventsServer) -> None:

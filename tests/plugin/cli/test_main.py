@@ -190,3 +190,24 @@ def test_stock_kong_pdk_loads_the_plugin_with_the_same_schema(tmp_path: Path) ->
     (plugin,) = json.loads(result.stdout)
     expected: dict[str, Any] = json.loads(run("info").stdout)["Plugins"][0]
     assert plugin == expected
+
+
+def test_the_lua_plugins_files_are_written_where_kong_looks_for_them(tmp_path: Path) -> None:
+    result = run("files", str(tmp_path / "lua"))
+    assert (result.returncode, result.stderr) == (0, "")
+    assert result.stdout == f"lua_package_path = {tmp_path}/lua/?.lua;;\n"
+    written = {
+        str(file.relative_to(tmp_path)): file.read_text() for file in tmp_path.rglob("*") if file.is_file()
+    }
+    plugin = ("generated", "handler", "instances", "record", "schema", "segments")
+    assert sorted(written) == [f"lua/kong/plugins/openmeter/{name}.lua" for name in plugin]
+    compiled = luajit21.LuaRuntime(unpack_returned_tuples=True).eval("loadstring")
+    assert all(callable(compiled(text)) for text in written.values())
+    again = run("files", str(tmp_path / "lua"))
+    assert again.returncode == 0
+
+
+def test_a_place_where_the_lua_plugin_cannot_be_written_is_named() -> None:
+    result = run("files", "/proc/nothing")
+    assert result.returncode == 1
+    assert result.stderr.startswith("openmeter-plugin: cannot write /proc/nothing")

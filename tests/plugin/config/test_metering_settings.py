@@ -147,7 +147,7 @@ def test_the_spool_gets_one_kind_of_record_in_its_queue(
     data: st.DataObject,
 ) -> None:
     spool = tmp_path_factory.getbasetemp()
-    rotation = Rotation(1, 1, SimpleQueue())
+    rotation = Rotation(1, 1, SimpleQueue(), sync_first=False)
     queue, quarantine = SpoolQueue(spool, "q", rotation), SpoolQueue(spool, "quarantine", rotation)
     instance = Instance(1, queue, rules, "no configuration", quarantine)
     results = NO_RESULTS
@@ -176,7 +176,7 @@ def test_an_internal_error_costs_one_request_which_is_counted_as_a_bad_record(
 
     monkeypatch.setattr(outcomes, "decide", fail)
     monkeypatch.setattr(outcomes, "_unexpected_limit", RateLimit())
-    queue = SpoolQueue(tmp_path, "q", Rotation(1, 1, SimpleQueue()))
+    queue = SpoolQueue(tmp_path, "q", Rotation(1, 1, SimpleQueue(), sync_first=False))
     spooled = spool_record(Instance(1, queue, Rules(source="kong")), serialized("authenticated").log)
     assert spooled == (queue, encode_record(SKIPPED + b"bad_record"))
     assert [line["event"] for line in lines] == ["record_unreadable"]
@@ -197,7 +197,7 @@ def test_a_request_with_more_events_than_fit_into_a_record_has_several_records(
 
 
 def test_a_quarantined_request_keeps_the_name_of_its_queue(tmp_path: Path) -> None:
-    rotation = Rotation(1, 1, SimpleQueue())
+    rotation = Rotation(1, 1, SimpleQueue(), sync_first=False)
     queue, quarantine = SpoolQueue(tmp_path, "its-own", rotation), SpoolQueue(tmp_path, "q", rotation)
     attributes = (Attribute("constant", "eu", "region"),)
     rules = Rules(source="kong", lookups=(), missing="quarantine", attributes=attributes)

@@ -149,6 +149,8 @@ class Disk:
         elif path.is_dir():
             self._listed.update(path.glob(f"*{SUFFIX}"))
             self._removed = {gone: content for gone, content in self._removed.items() if gone.parent != path}
+        elif path.name.endswith(f"{SUFFIX}.{os.getpid()}.tmp"):  # written whole, and renamed after this
+            self._synced[path.with_name(path.name[1:].rsplit(".", 2)[0])] = os.fstat(descriptor).st_size
 
     def _unlink(self, real: Callable[..., None], path: Any, **options: Any) -> None:
         if str(path).endswith(SUFFIX):

@@ -18,7 +18,6 @@ from collections import Counter
 from contextlib import ExitStack, closing
 from dataclasses import dataclass, field
 from datetime import timedelta
-from itertools import count
 from pathlib import Path
 from unittest.mock import patch
 
@@ -37,6 +36,7 @@ from openmeter_plugin.spool import segment_file
 from openmeter_plugin.spool import writer as writer_module
 from openmeter_plugin.spool.destination import QUARANTINE, queues_directory, write_destination
 from openmeter_plugin.spool.segment import SUFFIX
+from openmeter_plugin.spool.segment_file import Segment
 from openmeter_plugin.spool.writer import SpoolWriter
 from tests.plugin.deliveries import record, skip
 from tests.plugin.simulation.faults import CrashError, Disk, MeteringApi
@@ -57,12 +57,12 @@ class Accepted:
     ids: list[str]
     resent: bool = False
     """Whether it is in the spool twice: if the copy in the books is damaged, the other one is not sent."""
-    at: float = 0.0
-    """When it was acknowledged."""
     held_up: bool = False
     """Whether the second copy waited in memory for a disk that refused it."""
     saved: bool = False
-    """Whether it may have been copied out of a removed segment, after delivery had read it there."""
+    """Whether it may have been copied out of a removed segment that delivery reads too."""
+    subject: str = ""
+    """The subject of its events; in some histories each record has one of its own."""
 
 
 @dataclass(slots=True)
@@ -111,14 +111,22 @@ class Worker:
 
     def in_removed_files(self) -> bytes:
         """Return what is in segments that were removed while they were open."""
-        retired = [self.writer._rotation.retired.get() for _ in range(self.writer._rotation.retired.qsize())]
-        for segment in retired:
-            self.writer._rotation.retired.put(segment)
         content = b""
-        for segment in [*retired, *self.writer._open_segments()]:
+        for segment in [*self._retired(), *self.writer._open_segments()]:
             if not os.fstat(segment.descriptor).st_nlink:
                 content += Path(f"/proc/self/fd/{segment.descriptor}").read_bytes()
         return content
+
+    def _retired(self) -> list[Segment]:
+        queue = self.writer._rotation.retired
+        segments = [queue.get() for _ in range(queue.qsize())]
+        for segment in segments:
+            queue.put(segment)
+        return segments
+
+    def unclosed(self) -> list[Path]:
+        """Return the segments that are not closed yet."""
+        return [segment.path for segment in [*self._retired(), *self.writer._open_segments()]]
 
     def kill(self, torn: bytes) -> None:
         """End as kill -9 does, perhaps in the middle of a record."""
@@ -145,10 +153,13 @@ class History:
         self.outcome = Outcome()
         self.accepted: list[Accepted] = []
         self.excused: set[bytes] = set()  # records whose bytes the disk or a kill took
+        self.synced: set[bytes] = set()  # records that even a power loss must leave
+        self.left_unsynced: set[Path] = set()  # segments of killed workers, which nobody syncs any more
         self.may_lose = False
         self.number = 0
         rng = self.rng
         self.fsync: writer_module.Fsync = rng.choice(["interval", "interval", "never", "always"])
+        self.own_subjects = rng.random() < 0.5
         self.max_age = rng.choice([None, None, timedelta(days=30)])
         self.retention = rng.choice([timedelta(0), timedelta(seconds=1), timedelta(days=1)])
         # With the whole window hardly a file is removed before a history ends.
@@ -213,24 +224,45 @@ class History:
         numbers = range(self.number, self.number + rng.choice([1, 1, 1, 2, 3]))
         ids = [f"event-{number:06d}" for number in numbers]
         self.api.bad.update(name for name in ids if rng.random() < 0.05)
-        return Accepted(record(*numbers, subject=rng.choice("abc"), time=TIME), queue, ids)
+        subject = f"s{self.number}" if self.own_subjects else rng.choice("abc")
+        return Accepted(record(*numbers, subject=subject, time=TIME), queue, ids, subject=subject)
 
     def note_answers(self) -> None:
         for worker in self.workers:
-            for one in worker.answered:
-                one.at = self.clock.elapsed
             self.accepted += worker.answered
             worker.answered.clear()
+        if self.fsync == "always":
+            self.note_synced()
+
+    def note_saved(self, worker: Worker) -> None:
+        """Note what may be copied out of removed files, in which delivery may read it too."""
+        if removed := worker.in_removed_files():
+            for one in self.accepted:
+                one.saved = one.saved or one.raw in removed
+
+    def note_synced(self) -> None:
+        """Note that by now the writers have synced what they wrote."""
+        content = self.in_synced_segments()
+        self.synced.update(one.raw for one in self.accepted if one.raw in content)
+
+    def in_synced_segments(self) -> bytes:
+        """Return the content of all segments whose writer lives or has closed them."""
+        paths = self.spool.glob(f"queues/*/*{SUFFIX}")
+        return b"".join(path.read_bytes() for path in paths if path not in self.left_unsynced)
+
+    def in_segments(self) -> bytes:
+        """Return the content of all segments, unreadable ones included."""
+        return b"".join(path.read_bytes() for path in self.spool.glob(f"queues/*/*{SUFFIX}*"))
 
     async def pass_by(self) -> None:
         await asyncio.sleep(self.rng.choice([0.03, 0.3, 1.5]))
 
     async def tick(self) -> None:
         for worker in self.workers:
-            if removed := worker.in_removed_files():
-                for one in self.accepted:
-                    one.saved = one.saved or (one.at < self.clock.elapsed and one.raw in removed)
+            self.note_saved(worker)
             worker.tick()
+        if self.fsync != "never":
+            self.note_synced()
 
     async def change_weather(self) -> None:
         self.api.weather = self.rng.choice(["fine", "503", "mixed", "mixed", "timeout", "lost answer", "cut"])
@@ -280,6 +312,8 @@ class History:
         worker.write(unanswered)
         worker.answered = [one for one in worker.answered if one is not unanswered[0]]
         self.note_answers()
+        if self.fsync != "always":
+            self.left_unsynced.update(worker.unclosed())
         torn = self.new_record().raw
         worker.kill(torn[: self.rng.randrange(len(torn))] if self.rng.random() < 0.5 else b"")
         self.workers[place] = Worker(self.spool, self.fsync)
@@ -294,6 +328,12 @@ class History:
             worker.kill(b"")
         await self.end_delivery()
         self.disk.power_loss()
+        left = self.in_segments() + self.disk.removed_by_delivery
+        gone = [
+            one.ids for one in self.accepted if one.raw in self.synced - self.excused and one.raw not in left
+        ]
+        assert not gone, f"the power loss took what was synced: {gone}"
+        self.left_unsynced.clear()
         self.may_lose = True
         self.workers = [Worker(self.spool, self.fsync), Worker(self.spool, self.fsync)]
         self.excuse_what_is_gone()
@@ -317,7 +357,9 @@ class History:
             self.note_answers()
 
     def excuse_what_is_gone(self) -> None:
-        content = b"".join(path.read_bytes() for path in self.spool.glob(f"queues/*/*{SUFFIX}*"))
+        synced = self.in_synced_segments() + self.disk.removed_by_delivery
+        self.synced = {raw for raw in self.synced if raw in synced}
+        content = self.in_segments()
         content += b"".join(worker.in_removed_files() for worker in self.workers)
         content += self.disk.removed_by_delivery  # for good: not even a power loss may take that back
         in_memory = b"".join(worker.in_memory() for worker in self.workers)
@@ -355,6 +397,7 @@ class History:
         for _ in range(50):
             await self.tick()
         for worker in self.workers:
+            self.note_saved(worker)
             worker.close()
         self.note_answers()
         for _ in range(3):
@@ -405,6 +448,23 @@ class History:
             assert sums == [total(counts[queue], name) for name in names], (queue, sums, counts[queue])
         for queue, number in db.execute("SELECT queue, count(*) FROM dead_letters GROUP BY queue"):
             assert number == total(counts[queue], "dead_lettered")
+        if not self.may_lose:
+            for queue, segment, stop in db.execute("SELECT queue, segment, stop FROM damage"):
+                path = queues_directory(self.spool) / queue / segment
+                assert not path.exists() or stop == path.stat().st_size, f"half a record within {path}"
+
+    def check_requests(self, db: sqlite3.Connection) -> None:
+        """Each request is in the books once, as what became of it; only where each has its own subject."""
+        rows = db.execute("SELECT subject, accepted, delivered, dead_lettered, lost FROM ledger")
+        lines = {subject: numbers for subject, *numbers in rows}
+        for one in self.accepted:
+            if not one.ids or one.resent or one.saved:
+                continue  # counted twice where the first copy is not known any more
+            accepted, delivered, dead, lost = lines.get(one.subject, (0, 0, 0, 0))
+            assert accepted in (0, len(one.ids)), (one.ids, accepted)
+            assert delivered + dead + lost == accepted, (one.ids, accepted, delivered, dead, lost)
+            if one.raw not in self.excused:
+                assert not lost, f"{one.ids} are counted as lost, but their bytes never were"
 
     def check_outcome(self) -> None:
         """What was acknowledged is delivered once in effect, or a dead letter, or counted as lost."""
@@ -416,6 +476,9 @@ class History:
         set_aside = b"".join(path.read_bytes() for path in self.spool.glob("queues/*/*.unreadable"))
         self.excused.update(one.raw for one in self.accepted if one.raw in set_aside)
         self.may_lose = self.may_lose or bool(set_aside)
+        if self.own_subjects:
+            with closing(sqlite3.connect(self.spool / FILE)) as db:
+                self.check_requests(db)
         missing = [one for one in self.accepted if one.ids and not set(one.ids) <= stored | dead]
         missing = [one for one in missing if one.raw not in self.excused]
         unexplained = [one for one in missing if not one.saved and not (one.resent and self.may_lose)]
@@ -470,7 +533,7 @@ def simulate(seed: int) -> Outcome:
             stack.enter_context(structlog.testing.capture_logs())
             stack.enter_context(patch.object(writer_module, "SLOW_WRITE", 1e9))
             # Names of segments decide their order.
-            stack.enter_context(patch.object(segment_file, "_segment_number", count(10_000)))
+            stack.enter_context(patch.object(segment_file._numbers, "following", 10_000))
             stack.enter_context(patch.object(os, "getpid", lambda: 4711))
             stack.enter_context(patch.object(pipeline, "POLL", 0.25))  # fewer idle rounds
             for part in (history.clock, history.disk, history.api):

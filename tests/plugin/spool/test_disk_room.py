@@ -26,7 +26,7 @@ def test_free_space_is_checked_again_after_a_bounded_number_of_bytes(
 ) -> None:
     with small_file_system(tmp_path / "disk", file_system) as spool:
         retired: SimpleQueue[Segment] = SimpleQueue()
-        queue = SpoolQueue(spool, QUEUE, Rotation(16 * MIB, 3600.0, retired))
+        queue = SpoolQueue(spool, QUEUE, Rotation(16 * MIB, 3600.0, retired, sync_first=False))
         assert queue.append([RECORD]) == 1
         left = writable_bytes(queue.directory)
         written = 0
