@@ -14,6 +14,7 @@ import typer
 
 from openmeter_plugin.cli.options import fail
 from openmeter_plugin.config.gate_lua import DEFAULT_SOCKET, FEATURE_PATTERN, MODES, post_function
+from openmeter_plugin.units import plural
 
 app = typer.Typer(
     help="The gate: stops requests whose customers have used up what they paid for.", no_args_is_help=True
@@ -98,7 +99,7 @@ def status(
         return
     figures = view["figures"]
     sys.stdout.write(
-        f"mode {view['mode']}, {view['subjects']} subjects, oldest reading {figures['state_age']:.1f} s\n"
+        f"mode {view['mode']}, {plural(view['subjects'], 'subject')}, oldest reading {figures['state_age']:.1f} s\n"
     )
     for kong in figures["kongs"]:
         sys.stdout.write(f"kong {kong['id']} asked {kong['heard']:.1f} s ago, Lua half {kong['lua']}\n")
