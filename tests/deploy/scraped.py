@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import re
 import subprocess
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -55,10 +56,15 @@ def _families(text: str) -> Iterator[Family]:
 
 
 def _of_the_plugin(folder: Path) -> str:
-    with (
-        running_sandbox() as url,
-        plugin_server(folder, "--api", "127.0.0.1:0", environment={TOKEN_VARIABLE: TOKEN}) as server,
-    ):
+    gate = folder / "gate.json"
+    options = "--api", "127.0.0.1:0", "--gate", str(gate)
+    with ExitStack() as stack:
+        url = stack.enter_context(running_sandbox())
+        socket = str(folder / "gate.sock")
+        gate.write_text(
+            json.dumps({"metering": {"url": url}, "features": [{"key": "api"}], "socket": socket})
+        )
+        server = stack.enter_context(plugin_server(folder, *options, environment={TOKEN_VARIABLE: TOKEN}))
         asyncio.run(_two_requests(server.socket, f"{url}/api/v1/events"))
         pattern = r'"(127\.0\.0\.1:\d+)"'
         address = eventually(lambda: re.findall(pattern, server.log_text()), seconds=60, what="listening")[0]
@@ -69,7 +75,8 @@ def _of_the_plugin(folder: Path) -> str:
 
             def delivered() -> str | None:
                 text = client.get("/metrics").text
-                return text if re.search(r"events_delivered_total\{.*\} 1\.0", text) else None
+                is_all = re.search(r"events_delivered_total\{.*\} 1\.0", text) and "gate_up 1.0" in text
+                return text if is_all else None
 
             return eventually(delivered, seconds=60, what="delivery") or ""
 

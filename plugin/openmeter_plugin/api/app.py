@@ -16,6 +16,7 @@ from fastapi.security import HTTPBearer
 from pydantic import AwareDatetime, BaseModel, ConfigDict, Field, model_validator
 
 from openmeter_plugin import __version__
+from openmeter_plugin.api.gate import GateClient, add_gate_routes
 from openmeter_plugin.api.health import HealthMonitor
 from openmeter_plugin.api.metrics import Metrics
 from openmeter_plugin.api.problems import CONTENT_TYPE, Problem, add_problem_handlers
@@ -107,6 +108,7 @@ def create_app(monitor: HealthMonitor) -> FastAPI:
     private = APIRouter(dependencies=[Depends(scheme)], responses=_ERRORS)
     _add_books_routes(private, monitor)
     _add_replay_routes(private, monitor)
+    add_gate_routes(private, GateClient(monitor.gate) if monitor.gate is not None else None)
     app.include_router(private)
     _add_probe_routes(app, monitor)
 

@@ -30,6 +30,8 @@ class HealthMonitor:
     hang_seconds: float = 10.0
     reader: ReaderStats | None = None
     """The numbers of the reader of Kong segments, if there is one."""
+    gate: Path | None = None
+    """The gate's socket, if there is a gate."""
     delivery: SpoolDelivery | None = None
     """Set once this process holds the spool's lock."""
 

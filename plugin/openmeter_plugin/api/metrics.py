@@ -13,6 +13,7 @@ from prometheus_client.exposition import choose_encoder
 from prometheus_client.registry import Collector
 
 from openmeter_plugin import __version__
+from openmeter_plugin.api.gate import GateClient, gate_figures
 from openmeter_plugin.api.health import HealthMonitor
 from openmeter_plugin.books.losses import LOSS_REASONS
 from openmeter_plugin.books.models import DestinationStatus, SpoolStatus
@@ -103,6 +104,10 @@ class Metrics(Collector):
             yield from _books(status)
         yield from _disk(self._monitor.spool)
         yield from self._delivery()
+        if self._monitor.gate is not None:
+            for figure in gate_figures(GateClient(self._monitor.gate)):
+                make = _counter if figure.is_counter else _gauge
+                yield make(figure.name, figure.help_text, dict(figure.samples), figure.labels)
         yield _counter(
             "process_restarts",
             "How often the supervisor restarted a process",

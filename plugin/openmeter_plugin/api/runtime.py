@@ -6,6 +6,7 @@ import asyncio
 import socket
 from collections.abc import Coroutine, Mapping
 from dataclasses import dataclass
+from pathlib import Path
 
 from openmeter_plugin.api.access import Access
 from openmeter_plugin.delivery.options import DeliveryOptions
@@ -34,6 +35,8 @@ class Siblings:
     hang_seconds: float
     reader: ReaderStats | None = None
     """The numbers of the reader of Kong segments, if there is one."""
+    gate: Path | None = None
+    """The gate's socket, if there is a gate."""
 
 
 def run(
@@ -61,6 +64,7 @@ def run(
                 siblings.heartbeats,
                 siblings.hang_seconds,
                 reader=siblings.reader,
+                gate=siblings.gate,
             )
 
         on_start = monitor.started

@@ -278,7 +278,9 @@ def serve(
         from openmeter_plugin.api.runtime import ApiListener, Siblings, run
 
         siblings = Siblings(
-            heartbeats, slots["delivery"], slots, hang_timeout, reader_stats if segments else None
+            *(heartbeats, slots["delivery"], slots, hang_timeout),
+            reader=reader_stats if segments else None,
+            gate=gating.socket if gating is not None else None,
         )
         run(delivering, ApiListener(api_socket, access) if api_socket and access else None, siblings)
 

@@ -8,6 +8,7 @@ from dataclasses import asdict
 from typing import TYPE_CHECKING, Any, Final
 
 from openmeter_plugin import __version__
+from openmeter_plugin.gate.accounts import Reason
 
 if TYPE_CHECKING:
     from openmeter_plugin.gate.service import Gate
@@ -67,10 +68,10 @@ def figures(gate: Gate) -> dict[str, Any]:
     """Return the figures for the metrics."""
     now = time.monotonic()
     return {
-        "decisions": [[*labels, count] for labels, count in sorted(gate.decisions.items())],
+        "decisions": [[*labels, count] for labels, count in sorted(_decisions(gate).items())],
         "calls": [[*labels, count] for labels, count in sorted(gate.client.calls.items())],
         "errors": dict(gate.errors),
-        "overshoot": dict(gate.overshoot),
+        "overshoot": {feature.key: gate.overshoot[feature.key] for feature in gate.settings.features},
         "subjects": len(gate.accounts.subjects),
         "overrides": len(gate.overrides.all()),
         "state_age": staleness(gate, now),
@@ -82,6 +83,15 @@ def figures(gate: Gate) -> dict[str, Any]:
             for kong, side in sorted(gate.kongs.items())
         ],
     }
+
+
+def _decisions(gate: Gate) -> dict[tuple[str, str, str], int]:
+    """Return the counts of stopped requests, with 0 for what has not happened yet, for alerts."""
+    mode = gate.settings.mode
+    nothing = {
+        (feature.key, reason.value, mode): 0 for feature in gate.settings.features for reason in Reason
+    }
+    return nothing | dict(gate.decisions)
 
 
 def staleness(gate: Gate, now: float) -> float:

@@ -79,7 +79,7 @@ class Node:
         command = [sys.executable, "-m", "openmeter_plugin", "serve"]
         command += ["--http-log", f"127.0.0.1:{self.port}", "--spool", str(self.folder / "spool")]
         command += ["--http-log-config", str(self.folder / "plugin.yaml")]
-        command += ["--gate", str(self.folder / "gate.yaml")]
+        command += ["--gate", str(self.folder / "gate.yaml"), "--api", f"unix:{self.folder / 'api'}"]
         with (self.folder / "log").open("ab") as log:
             process = subprocess.Popen(command, stdout=log, stderr=log)
         try:
@@ -210,6 +210,27 @@ def test_an_override_opens_the_gate_until_it_ends_and_is_listed(node: Node) -> N
         assert kong.request(SUBJECT, "api") == "USAGE_LIMIT_REACHED"
         refused = subprocess.run([*command, "end", SUBJECT, *where], capture_output=True, check=False)
         assert refused.returncode != 0
+
+
+def test_the_operations_api_shows_the_gate_and_sets_overrides(node: Node) -> None:
+    node.customer(0)
+    with node.running():
+        kong = node.kong()
+        kong.sync()
+        meet(kong)
+        kong.request(SUBJECT, "api")
+        kong.report()
+        transport = httpx.HTTPTransport(uds=str(node.folder / "api"))
+        with httpx.Client(transport=transport, base_url="http://api", timeout=10) as api:
+            labels = 'feature="api",mode="enforce",reason="USAGE_LIMIT_REACHED"'
+            eventually(lambda: f"gate_decisions_total{{{labels}}} 1.0" in api.get("/metrics").text)
+            assert api.get("/v1/gate").json()["denied"][0]["subjects"] == [SUBJECT]
+            body = {"subject": SUBJECT, "seconds": 60, "why": "a test"}
+            assert api.post("/v1/gate/overrides", json=body).status_code == 201
+            kong.sync()
+            assert kong.request(SUBJECT, "api") is None
+            assert api.delete("/v1/gate/overrides", params={"subject": SUBJECT}).status_code == 204
+            assert api.delete("/v1/gate/overrides", params={"subject": SUBJECT}).status_code == 404
 
 
 def test_wrong_settings_are_named_at_start(node: Node) -> None:
