@@ -47,7 +47,12 @@ sys.exit({call}())
 
 _BEGINNING: Final = r"""
 trap 'kill $(jobs -p) 2>/dev/null' EXIT
-is_open() { case $1 in /*) [ -S "$1" ] || [ -d "$1/instances" ] ;; *) (: </dev/tcp/127.0.0.1/$1) 2>/dev/null ;; esac; }
+is_open() {
+  case $1 in
+    /*) [ -S "$1" ] || [ -d "$1/instances" ] ;;
+    *) (: </dev/tcp/127.0.0.1/$1) 2>/dev/null ;;
+  esac
+}
 listening() {
   for _ in {1..1200}; do is_open $1 && return; sleep 0.05; done
   echo "nothing listens on $1" >&2; exit 99
