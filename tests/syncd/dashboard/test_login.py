@@ -119,11 +119,8 @@ def test_a_logout_ends_the_session_everywhere(there: Site) -> None:
             assert thief.get("/dashboard/").status_code == 303
 
 
-def test_a_session_ends_without_requests(
-    tmp_path: Path, sandbox: httpx.Client, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(session, "IDLE", 0.0)
-    with site(Project(tmp_path, str(sandbox.base_url))) as found, found.visitor() as visitor:
+def test_a_session_ends_without_requests(project: Project) -> None:
+    with site(project, session_idle=0.0) as found, found.visitor() as visitor:
         visitor.log_in()
         assert visitor.client.get("/dashboard/").headers["location"] == "/dashboard/login"
 
