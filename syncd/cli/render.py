@@ -1,4 +1,4 @@
-"""Output for people: usage, history, daemon status and progress. Plans are in `syncd.cli.plan_text`.
+"""Output for people: history, daemon status and progress.
 
 Rows are a table on a terminal and plain lines elsewhere. Progress goes to stderr, only on a terminal, and
 disappears when the work is done.
@@ -6,7 +6,6 @@ disappears when the work is done.
 
 from __future__ import annotations
 
-import itertools
 import sys
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -19,34 +18,13 @@ from rich.text import Text
 
 from openmeter_plugin.units import plural
 from syncd.cli.options import printable
-from syncd.metering.usage import SubjectUsage, Usage, whole
 
 _MAX_TABLE_ROWS = 200
+_TABLE_WIDTH = 100
+"""Columns of a terminal below which tables break words apart."""
 
 Row = Sequence[tuple[str, str]]
 """Text and style of each cell."""
-
-
-def show_usage(console: Console, usage: Usage) -> None:
-    """Print requests and tokens by customer and subject, and those of subjects without a customer.
-
-    On a terminal those without a customer come first.
-    """
-    rows: list[Row] = []
-    for customer in usage.customers:
-        names = itertools.chain([f"{customer.name} ({customer.key or customer.id})"], itertools.repeat(""))
-        lines = zip(names, customer.subjects, strict=False)
-        rows += [_usage_row((name, ""), subject) for name, subject in lines]
-    unbilled: list[Row] = [_usage_row(("unbilled", "bold red"), subject) for subject in usage.unbilled]
-    rows = unbilled + rows if console.is_terminal else rows + unbilled
-    header = ("customer", "subject", "requests", "tokens")
-    show_rows(console, header, rows, urgent=len(unbilled))
-    line(console, f"Unbilled subjects: {len(usage.unbilled)}.")
-
-
-def _usage_row(customer: tuple[str, str], subject: SubjectUsage) -> Row:
-    numbers = (f"{whole(value):,}" for value in (subject.requests, subject.tokens))
-    return (customer, (subject.key, ""), *((number, "") for number in numbers))
 
 
 def counts(numbers: Mapping[str, int]) -> str:
@@ -54,24 +32,33 @@ def counts(numbers: Mapping[str, int]) -> str:
     return ", ".join(f"{number} {name}" for name, number in numbers.items() if number) or "nothing"
 
 
-def show_rows(console: Console, header: Sequence[str], rows: Sequence[Row], *, urgent: int = 0) -> None:
-    """Print rows: a table on a terminal, one line each elsewhere.
+def show_rows(console: Console, header: Sequence[str], rows: Sequence[Row]) -> None:
+    """Print rows: a table on a wide terminal, field by field on a narrow one, one line each elsewhere.
 
-    A long table ends after `_MAX_TABLE_ROWS`, but never within the first `urgent` rows: they are problems.
+    More rows than a table can hold well are lines too: none is cut, since any may be a problem.
     """
-    if not rows:
-        return
-    if not console.is_terminal:
+    if not console.is_terminal or len(rows) > _MAX_TABLE_ROWS:
         # Without Rich, which takes seconds for 20,000 lines.
         lines = ("  ".join([printable(text) for text, _ in row if text]) + "\n" for row in rows)
         console.file.writelines(lines)
-        return
-    table, shown = Table(*header), max(_MAX_TABLE_ROWS, urgent)
-    for row in rows[:shown]:
-        table.add_row(*_cells(row))
-    console.print(table)
-    if len(rows) > shown:
-        line(console, f"... and {len(rows) - shown} more; --output json shows all")
+    elif console.width < _TABLE_WIDTH:
+        for row in rows:
+            _show_fields(console, header, row)
+    elif rows:
+        table = Table(*header)
+        for row in rows:
+            table.add_row(*_cells(row))
+        console.print(table)
+
+
+def _show_fields(console: Console, header: Sequence[str], row: Row) -> None:
+    """Print the fields of a row, a line each; the first one begins it."""
+    indent = ""
+    for name, (text, style) in zip(header, row, strict=True):
+        if text:
+            label = f"{name}: " if name and indent else ""
+            console.print(Text(f"{indent}{label}{printable(text)}", style=style), soft_wrap=True)
+            indent = "  "
 
 
 def _cells(row: Row) -> Iterable[Text]:

@@ -23,6 +23,7 @@ from pydantic_settings import (
     SettingsError,
 )
 
+from openmeter_plugin.units import plural
 from syncd.config.connection import ConnectionConfig
 from syncd.config.faults import explain
 from syncd.config.gateways import GatewayConfig, check_unique
@@ -69,6 +70,9 @@ class MeteringConfig(ConnectionConfig):
     """Maximum number of tries for a request that may be repeated."""
     concurrency: int = Field(8, ge=1, le=_MAX_CONCURRENCY)
     """Maximum number of requests in flight."""
+    dedupe_expiration: Duration = timedelta(hours=24)
+    """How long the metering API remembers the ids of events: in OpenMeter the `expiration` of the sink's
+    `dedupe`. `syncd audit --redeliver` redelivers no older hours, whose other events would count twice."""
 
     @property
     def base_url(self) -> str:
@@ -166,7 +170,7 @@ class _Environment(EnvSettingsSource):
             if not index.isdigit() or int(index) >= len(entries):
                 raise ConfigError(
                     f"environment variable SYNCD_{name.upper()}__{index.upper()}__...:"
-                    f" the file has only {len(entries)} {name}, counted from 0"
+                    f" the file has {plural(len(entries), name[:-1])}, counted from 0"
                 )
             if isinstance(entries[int(index)], dict) and isinstance(overrides, dict):
                 entries[int(index)] = {**entries[int(index)], **overrides}

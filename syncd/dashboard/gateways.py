@@ -49,6 +49,8 @@ class GatewayState:
             found.append(f"{plural(spool.quarantined, 'request')} in quarantine")
         if lost := sum(books.lost.values()):
             found.append(f"{plural(lost, 'request')} lost")
+        if lost := sum(books.lost_events.values()):
+            found.append(f"{plural(lost, 'event')} lost")
         if gaps := sum(books.ai_usage_gaps.values()):
             found.append(f"AI usage unknown for {plural(gaps, 'request')}")
         return tuple(found)

@@ -33,6 +33,7 @@ from openmeter_plugin.cli.options import (
     fail,
     network_options,
     refuse_empty_arguments,
+    warn_of_unknown_variables,
 )
 from openmeter_plugin.delivery.options import DEFAULT_LEDGER_DAYS, TOKEN_VARIABLE
 from openmeter_plugin.instances.worker_sync import Mailboxes
@@ -201,6 +202,7 @@ def serve(
 ) -> None:
     """Take requests from Kong by its plugin protocol, http-log or Kong segments; spool and deliver events."""
     configure_logging("supervisor")
+    warn_of_unknown_variables(os.environ)
     os.umask(_UMASK)
     mode = parse_mode(socket_mode, "--socket-mode")
     network = network_options(ca_file, client_cert, client_key, proxy)
@@ -312,6 +314,7 @@ def deliver(
 ) -> None:
     """Deliver a spool without serving Kong: next to stock kong-pdk, or for a volume whose gateway is gone."""
     configure_logging("delivery")
+    warn_of_unknown_variables(os.environ)
     os.umask(_UMASK)
     if not spool.is_dir():
         fail(f"--spool: {spool} is not a directory")

@@ -1,43 +1,49 @@
-"""What the command line prints for people."""
+"""Rows for people: a table where there is room, and no row lost anywhere."""
 
 from __future__ import annotations
 
 import io
-from collections.abc import Callable
 
+import pytest
 from rich.console import Console
 
-from syncd.cli.render import show_usage
-from syncd.metering.usage import attribute
-from tests.syncd.builders import customer
+from syncd.cli.render import Row, show_rows
+
+HEADER = ("run", "state", "error")
 
 
-def test_usage_is_one_line_per_subject_with_thousands_separators() -> None:
+def shown(rows: list[Row], *, terminal: bool, width: int) -> str:
     text = io.StringIO()
-    show_usage(
-        Console(file=text, width=200), attribute((customer("acme", "a", "b"),), {"a": 1234567, "x": 0.5}, {})
-    )
-    assert text.getvalue().splitlines() == [
-        "acme (acme)  a  1,234,567  0",
-        "b  0  0",
-        "unbilled  x  0.5  0",
-        "Unbilled subjects: 1.",
-    ]
+    console = Console(file=text, force_terminal=terminal, width=width, color_system=None)
+    show_rows(console, HEADER, rows)
+    return text.getvalue()
 
 
-def keys_on_a_terminal(show: Callable[[Console], None]) -> list[str]:
-    """The first two cells of each row of a table, and the lines below it."""
-    text = io.StringIO()
-    show(Console(file=text, force_terminal=True, width=200, color_system=None))
-    rows = [line.split("│") for line in text.getvalue().splitlines()]
-    return [f"{row[1].strip()} {row[2].strip()}" if len(row) > 2 else row[0] for row in rows]
+def row(name: str, error: str = "") -> Row:
+    return [(name, ""), ("failed", "red"), (error, "")]
 
 
-def test_usage_without_a_customer_comes_first_on_a_terminal_and_is_never_cut() -> None:
-    subjects = {f"unknown-{index:03}": 1.0 for index in range(220)} | {"a": 5.0}
-    usage = attribute((customer("acme", "a", "b"),), subjects, {})
-    seen = keys_on_a_terminal(lambda console: show_usage(console, usage))
-    assert [key for key in seen if key.startswith("unbilled")] == [
-        f"unbilled unknown-{index:03}" for index in range(220)
-    ]
-    assert "... and 2 more; --output json shows all" in seen
+def test_a_wide_terminal_gets_a_table() -> None:
+    assert "┃ run" in shown([row("a")], terminal=True, width=100)
+
+
+def test_a_narrow_terminal_gets_field_by_field_and_breaks_no_word() -> None:
+    text = shown([row("a", "one two three"), row("b")], terminal=True, width=60)
+    assert text == "a\n  state: failed\n  error: one two three\nb\n  state: failed\n"
+
+
+def test_elsewhere_a_row_is_a_line_however_narrow() -> None:
+    assert shown([row("a", "x")], terminal=False, width=20) == "a  failed  x\n"
+
+
+@pytest.mark.parametrize("width", [60, 200])
+def test_no_row_is_cut_on_a_terminal(width: int) -> None:
+    text = shown([row(f"run-{number}") for number in range(450)], terminal=True, width=width)
+    assert all(f"run-{number} " in text for number in range(450))
+
+
+def test_a_name_from_outside_cannot_style_or_steer_the_terminal() -> None:
+    for width in (60, 200):
+        text = shown([row("[red]eve\x1b[2J")], terminal=True, width=width)
+        assert "[red]eve" in text
+        assert "\x1b[2J" not in text
