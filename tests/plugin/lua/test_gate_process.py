@@ -85,7 +85,8 @@ def test_a_customer_with_100_requests_left_is_stopped_at_the_101st(server: Node,
         kong = Gateway(server, peer, shell)
         kong.until(kong.known)
         time.sleep(0.2)  # until no worker remembers the first line, without a limit
-        taken, statuses = kong.counted() or 0, []
+        taken = kong.counted() or 0
+        statuses: list[int] = []
         # One may be refused while its record is at the gate already, and its worker's report is not.
         while taken + statuses.count(200) < 100 or len(statuses) < 130:
             statuses.append(kong.request())
