@@ -2,7 +2,7 @@
 
 Those of `openmeter-plugin spool` are compared by tests/plugin/api/test_operations_page.py, the demo's
 table by
-test_readme.py, what is marked as printed by test_docs.py.
+test_readme.py, a plan by tests/syncd/cli/test_plan_text.py, what is marked as printed by test_docs.py.
 """
 
 from __future__ import annotations
@@ -60,8 +60,10 @@ def test_every_text_is_a_picture_or_compared_by_a_test() -> None:
     pictures = [block.page for block in texts if re.search(r"-->|--\+", block.text)]
     assert pictures == ["README.md", "docs/concepts.md"]
     others = [(block.page, block.text.rstrip().splitlines()[-1]) for block in texts]
-    others = [(page, last) for page, last in others if re.search(r"counted exactly once|in all", last)]
-    assert [page for page, _ in others] == ["README.md", "docs/quickstart.md"]
+    others = [
+        (page, last) for page, last in others if re.search(r"counted exactly once|in all|^Plan: ", last)
+    ]
+    assert [page for page, _ in others] == ["README.md", "docs/quickstart.md", "docs/syncd.md"]
     assert len(others) + len(pictures) == len(texts)
 
 

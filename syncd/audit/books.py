@@ -28,7 +28,7 @@ class OtherDestination:
     events: int
 
     def to_json(self) -> dict[str, object]:
-        """Return it as in ``syncd audit --json``."""
+        """Return it as in ``syncd audit --output json``."""
         return {
             "gateway": self.gateway,
             "destination": self.destination,

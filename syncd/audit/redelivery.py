@@ -58,7 +58,7 @@ class Redelivery:
         return max(0, self.expected - self.sent) if self.expected is not None else 0
 
     def to_json(self) -> dict[str, object]:
-        """Return it as in ``syncd audit --json``."""
+        """Return it as in ``syncd audit --output json``."""
         return {
             "gateway": self.gateway,
             "from": rfc3339(self.since),

@@ -17,7 +17,8 @@ from syncd.cli.options import (
     ERROR,
     ConfigOption,
     FromOption,
-    JsonOption,
+    Output,
+    OutputOption,
     ToOption,
     complain,
     config_path,
@@ -58,7 +59,7 @@ def audit(
     settle: Annotated[
         float, typer.Option(min=0, help="How long to keep checking while events are missing, in seconds.")
     ] = 30,
-    as_json: JsonOption = False,
+    output: OutputOption = Output.TEXT,
 ) -> None:
     """Compare the gateways' ledgers with the meters by hour. Exit status: 0 equal, 2 different, 1 error.
 
@@ -73,15 +74,15 @@ def audit(
     with ExitStack() as stack:
         run = _run(stack, loaded, since, until, settle)
         found = run.audit()
-        if not as_json:
+        if output is Output.TEXT:
             show_audit(console(), found, redelivers=redeliver and not dry_run)
         asked: Sequence[Redelivery] = ()
         no_effect: int | None = None
         problems: list[str] = []
         if redeliver:
-            options = _Options(force, dry_run, timeout if wait else None, quiet=as_json)
+            options = _Options(force, dry_run, timeout if wait else None, quiet=output is Output.JSON)
             found, asked, no_effect = _redeliver(run, found, options, problems)
-    if as_json:
+    if output is Output.JSON:
         print_json(to_json(found, asked, no_effect=no_effect))
     problems += [found.incomparable_reason] if found.incomparable_reason is not None else []
     for problem in problems:

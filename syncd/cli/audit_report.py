@@ -36,7 +36,7 @@ _REDELIVER = " `syncd audit --redeliver --wait` asks the gateways to redeliver t
 def to_json(
     audit: Audit, redeliveries: Sequence[Redelivery] = (), *, no_effect: int | None = None
 ) -> dict[str, object]:
-    """Return an audit as ``syncd audit --json`` prints it; `no_effect` is None without a redelivery."""
+    """Return an audit as ``syncd audit -o json`` prints it; `no_effect` is None without a redelivery."""
     comparison = audit.comparison
     return {
         "from": rfc3339(comparison.since),

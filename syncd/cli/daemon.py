@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from contextlib import closing
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -17,7 +17,9 @@ from syncd.cli.options import (
     DRIFT,
     ERROR,
     ConfigOption,
-    JsonOption,
+    Output,
+    OutputOption,
+    complain,
     config_path,
     console,
     finish,
@@ -49,7 +51,7 @@ def resync(
     config: ConfigOption = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Plan only; change nothing.")] = False,
     wait: Annotated[bool, typer.Option("--wait", help="Wait for the run and exit with its result.")] = False,
-    as_json: JsonOption = False,
+    output: OutputOption = Output.TEXT,
     *,
     options: RunOptions,
 ) -> None:
@@ -57,17 +59,18 @@ def resync(
 
     With --allow-move or --adopt it shows the plan first, then applies exactly that plan.
     """
+    as_json = output is Output.JSON
     client = daemon_client(context, config)
     asked: dict[str, bool | str | None] = {name: getattr(options, name) for name in TABLE if name != "force"}
     if any(entry.previewed and asked.get(name) for name, entry in TABLE.items()) and not dry_run:
-        preview = _wait(client, client.request(**asked, dry_run=True))
+        preview = _wait(client, client.request(**asked, dry_run=True), as_json=as_json)
         _show_plan(preview, as_json=as_json)
         asked = {"reviewed": str(preview["id"])}
     elif dry_run:
         asked["dry_run"] = True
     run: Mapping[str, Any] = client.request(**asked, force=options.force)
     if wait:
-        run = _wait(client, run, on_failure=lambda failed: _show_run(failed, as_json=as_json))
+        run = _wait(client, run, as_json=as_json)
         if dry_run:
             _show_plan(run, as_json=as_json)
     _show_run(run, as_json=as_json)
@@ -75,12 +78,8 @@ def resync(
         finish(_exit_status(run))
 
 
-def _wait(
-    client: DaemonClient,
-    run: Mapping[str, Any],
-    on_failure: Callable[[Mapping[str, Any]], object] = lambda _run: None,
-) -> Mapping[str, Any]:
-    """Wait until a run has ended; if it failed, call `on_failure` and raise SyncdError."""
+def _wait(client: DaemonClient, run: Mapping[str, Any], *, as_json: bool) -> Mapping[str, Any]:
+    """Wait until a run has ended; if it failed, end with its error, and as JSON with the run."""
     from syncd.cli.render import steps
     from syncd.runs.run import RunState
 
@@ -88,8 +87,12 @@ def _wait(
         progress.begin(f"waiting for run {run['id']}")
         ended = client.wait(dict(run))
     if ended["state"] == RunState.FAILED:
-        on_failure(ended)
-        raise SyncdError(f"the run failed: {ended['error']}")
+        problem = f"run {run['id']} failed: {ended['error']}"
+        if not as_json:
+            raise SyncdError(problem)
+        print_json(ended)
+        complain(problem)
+        finish(ERROR)
     return ended
 
 
@@ -103,11 +106,11 @@ def _show_run(run: Mapping[str, Any], *, as_json: bool) -> None:
 
 
 def _show_plan(run: Mapping[str, Any], *, as_json: bool) -> None:
-    from syncd.cli import render
+    from syncd.cli import plan_text
     from syncd.planning import plan_file
 
     if not as_json:
-        render.show_plan(console(), plan_file.from_json(run["plan"]))
+        plan_text.show_plan(console(), plan_file.from_json(run["plan"]))
 
 
 def _exit_status(run: Mapping[str, Any]) -> int:
@@ -118,12 +121,12 @@ def _exit_status(run: Mapping[str, Any]) -> int:
     return DRIFT if run["dry_run"] and not run["in_sync"] else APPLIED
 
 
-def status(context: typer.Context, config: ConfigOption = None, as_json: JsonOption = False) -> None:
+def status(context: typer.Context, config: ConfigOption = None, output: OutputOption = Output.TEXT) -> None:
     """Show the daemon's status. Exit status: 1 if its last run failed or no daemon is running, else 0."""
     from syncd.cli import render
 
     result = daemon_client(context, config).status()
-    if as_json:
+    if output is Output.JSON:
         print_json(result)
     else:
         render.show_status(console(), result)
@@ -135,7 +138,7 @@ def history(
     context: typer.Context,
     run_id: RunArgument = None,
     config: ConfigOption = None,
-    as_json: JsonOption = False,
+    output: OutputOption = Output.TEXT,
     limit: Annotated[int, typer.Option(min=1, help="Maximum number of runs.")] = 20,
 ) -> None:
     """Show the latest runs, or one run with its changes. Reads daemon.state_dir, not the daemon."""
@@ -151,7 +154,7 @@ def history(
         found = history.runs(limit) if run_id is None else history.run(run_id)
     if found is None:
         raise SyncdError(f"no run {run_id!r} in the history")
-    if as_json:
+    if output is Output.JSON:
         print_json(found)
     elif isinstance(found, list):
         render.show_runs(console(), found)
@@ -162,7 +165,7 @@ def history(
 def doctor(
     context: typer.Context,
     config: ConfigOption = None,
-    as_json: JsonOption = False,
+    output: OutputOption = Output.TEXT,
     probe: Annotated[
         bool,
         typer.Option("--probe", help="Send one event, of its own type, twice to test deduplication."),
@@ -190,9 +193,9 @@ def doctor(
     loaded = settings.load(config_path(context, config))
     for finding in examine(loaded, probe=Probe(probe_flush) if probe else None):
         findings.append(finding)
-        if not as_json:
+        if output is Output.TEXT:
             line(console(), f"{finding.level:<8} {finding.check}: {finding.text}")
-    if as_json:
+    if output is Output.JSON:
         print_json([finding.to_json() for finding in findings])
     else:
         line(console(), summary(findings))

@@ -10,6 +10,7 @@ from __future__ import annotations
 import logging
 from contextlib import closing
 from dataclasses import replace
+from enum import StrEnum
 from pathlib import Path
 from typing import Annotated
 
@@ -24,10 +25,12 @@ from syncd.cli.options import (
     ERROR,
     IN_SYNC,
     USAGE,
+    Command,
     ConfigOption,
     Finished,
     FromOption,
-    JsonOption,
+    Output,
+    OutputOption,
     ToOption,
     complain,
     config_path,
@@ -38,11 +41,21 @@ from syncd.cli.options import (
 from syncd.core.errors import SyncdError
 from syncd.runs.options import RunOptions, offering
 
+
+class PlanOutput(StrEnum):
+    """What `plan` prints."""
+
+    TEXT = "text"
+    JSON = "json"
+    MARKDOWN = "markdown"
+
+
 app = typer.Typer(
     name="syncd",
     help="Keep the customers of a metering API in sync with Kong consumers and Dev Portal applications.",
     no_args_is_help=True,
     pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
 )
 app.add_typer(meters.app, name="meters")
 
@@ -84,12 +97,12 @@ def _options(
     context.obj = config
 
 
-@app.command()
+@app.command(cls=Command)
 @offering("plan")
 def plan(
     context: typer.Context,
     config: ConfigOption = None,
-    as_json: JsonOption = False,
+    output: Annotated[PlanOutput, typer.Option("--output", "-o", help="What to print.")] = PlanOutput.TEXT,
     out: Annotated[
         Path | None,
         typer.Option("--out", metavar="FILE", help="Write the plan to a file for `apply --plan FILE`."),
@@ -98,7 +111,7 @@ def plan(
     options: RunOptions,
 ) -> None:
     """Show what `apply` would do, without changing anything. Exit status: 0 in sync, 2 drift, 1 error."""
-    from syncd.cli import render
+    from syncd.cli import plan_text
     from syncd.cli.render import steps
     from syncd.config import settings
     from syncd.planning import plan_file
@@ -113,45 +126,55 @@ def plan(
     made = run.made_plan
     if out is not None:
         plan_file.write(made, out, options.reviewable())
-    if as_json:
-        print_json(made.to_json())
-    else:
-        render.show_plan(console(), made)
+    match output:
+        case PlanOutput.JSON:
+            print_json(made.to_json())
+        case PlanOutput.MARKDOWN:
+            print(plan_text.markdown(made), end="")
+        case PlanOutput.TEXT:
+            plan_text.show_plan(console(), made)
     finish(IN_SYNC if made.in_sync else DRIFT)
 
 
-@app.command()
+@app.command(cls=Command)
 @offering("apply")
 def apply(
     context: typer.Context,
     config: ConfigOption = None,
-    as_json: JsonOption = False,
+    output: OutputOption = Output.TEXT,
     plan: Annotated[
         Path | None, typer.Option("--plan", metavar="FILE", help="Apply exactly this reviewed plan, or fail.")
     ] = None,
+    yes: Annotated[
+        bool, typer.Option("--yes", "-y", help="Do not ask. Needed where there is no terminal to ask on.")
+    ] = False,
     *,
     options: RunOptions,
 ) -> None:
-    """Show the plan and apply it. Exit status: 0 applied, 3 something is blocked, 1 error."""
+    """Show the plan, ask, and apply it. Exit status: 0 applied, 3 something is blocked, 1 error."""
     from syncd.cli.apply import apply as apply_plan
+    from syncd.cli.apply import can_ask
     from syncd.config import settings
 
     if plan is not None and any(options.reviewable().values()):
         problem = "only --force can be combined with it; the plan contains the options it was made with"
         raise typer.BadParameter(problem, param_hint="--plan")
+    as_json, ask = output is Output.JSON, not yes and plan is None
+    if ask and (as_json or not can_ask()):
+        problem = "apply asks before it changes anything, which needs a terminal; with --yes it does not ask"
+        raise typer.BadParameter(problem, param_hint="--yes")
     loaded = settings.load(config_path(context, config))
-    printer = None if as_json else console()
-    run = apply_plan(loaded, options, printer, print_json, plan_path=plan)
+    run = apply_plan(loaded, options, plan_path=plan, ask=ask, as_json=as_json)
     finish(BLOCKED if run.blocked else APPLIED)
 
 
-@app.command()
+@app.command(cls=Command)
 def usage(
     context: typer.Context,
     config: ConfigOption = None,
     since: FromOption = None,
     until: ToOption = None,
-    as_json: JsonOption = False,
+    output: OutputOption = Output.TEXT,
 ) -> None:
     """Show usage by customer and subject, and usage that no customer is billed for."""
     from syncd.cli import render
@@ -165,13 +188,13 @@ def usage(
     with closing(factory.target_of(loaded)) as target, steps() as progress:
         progress.begin("reading the meters")
         found = read_usage(target, *(rfc3339(time) if time else None for time in (since, until)))
-    if as_json:
+    if output is Output.JSON:
         print_json(found.to_json())
     else:
         render.show_usage(console(), found)
 
 
-@app.command()
+@app.command(cls=Command)
 def sandbox(
     db: Annotated[Path, typer.Option(metavar="FILE", help="SQLite file; created if it does not exist.")],
     host: Annotated[str, typer.Option(help="Address to listen on.")] = "127.0.0.1",
@@ -215,4 +238,4 @@ def sandbox(
 
 
 for _command in (*daemon.COMMANDS, audit.audit):
-    app.command()(_command)
+    app.command(cls=Command)(_command)

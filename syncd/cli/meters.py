@@ -12,8 +12,10 @@ from syncd.cli.options import (
     APPLIED,
     BLOCKED,
     DRIFT,
+    Command,
     ConfigOption,
-    JsonOption,
+    Output,
+    OutputOption,
     config_path,
     finish,
     print_json,
@@ -39,27 +41,27 @@ UnitOption = Annotated[
 ]
 
 
-@app.command()
+@app.command(cls=Command)
 def plan(
     context: typer.Context,
     ai: AiOption = False,
     unit: UnitOption = None,
     config: ConfigOption = None,
-    as_json: JsonOption = False,
+    output: OutputOption = Output.TEXT,
 ) -> None:
     """Show which meters are missing or differ. Exit status: 0 none, 2 missing, 3 one differs, 1 error."""
     from syncd.metering.meters import plan_meters
 
-    _run(context, plan_meters, ai, unit, config, as_json)
+    _run(context, plan_meters, ai, unit, config, output)
 
 
-@app.command()
+@app.command(cls=Command)
 def apply(
     context: typer.Context,
     ai: AiOption = False,
     unit: UnitOption = None,
     config: ConfigOption = None,
-    as_json: JsonOption = False,
+    output: OutputOption = Output.TEXT,
 ) -> None:
     """Create missing standard meters. Exit status: 0 all exist, 3 one differs, 1 error.
 
@@ -67,7 +69,7 @@ def apply(
     """
     from syncd.metering.meters import apply_meters
 
-    _run(context, apply_meters, ai, unit, config, as_json)
+    _run(context, apply_meters, ai, unit, config, output)
 
 
 def _run(
@@ -76,7 +78,7 @@ def _run(
     ai: bool,
     units: list[str] | None,
     config: ConfigOption,
-    as_json: bool,
+    output: Output,
 ) -> None:
     from syncd.cli.options import printable
     from syncd.config import settings
@@ -87,7 +89,7 @@ def _run(
     loaded = settings.load(config_path(context, config))
     with closing(target_of(loaded)) as target:
         results = work(target, wanted)
-    if as_json:
+    if output is Output.JSON:
         print_json({"meters": [result.to_json() for result in results]})
     else:
         for result in results:

@@ -6,11 +6,15 @@ import json
 import re
 import sys
 from datetime import UTC, date, datetime
+from enum import StrEnum
 from pathlib import Path
-from typing import Annotated, NoReturn
+from typing import Annotated, Any, NoReturn
 
 import typer
 from rich.console import Console
+from typer.core import TyperCommand
+
+from syncd.core.errors import SyncdError
 
 IN_SYNC = APPLIED = 0
 ERROR = 1
@@ -27,7 +31,29 @@ CONFIG_HELP = "Configuration file (default: syncd.yaml)."
 ConfigOption = Annotated[
     Path | None, typer.Option("--config", "-c", envvar="SYNCD_CONFIG", metavar="FILE", help=CONFIG_HELP)
 ]
-JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON.")]
+
+
+class Output(StrEnum):
+    """What a command prints; `syncd plan` and `syncd usage` know more."""
+
+    TEXT = "text"
+    JSON = "json"
+
+
+OutputOption = Annotated[Output, typer.Option("--output", "-o", help="What to print.")]
+
+
+class Command(TyperCommand):
+    """A command that prints an error as JSON too, if its output is JSON."""
+
+    def invoke(self, ctx: Any) -> object:  # typer brings a click of its own
+        """Run the command."""
+        try:
+            return super().invoke(ctx)
+        except SyncdError as error:
+            if ctx.params.get("output") == Output.JSON:
+                print_json({"error": str(error)})
+            raise
 
 
 def moment(text: str) -> datetime:

@@ -1,4 +1,4 @@
-"""Output for people: plans, outcomes, usage, history, daemon status and progress.
+"""Output for people: usage, history, daemon status and progress. Plans are in `syncd.cli.plan_text`.
 
 Rows are a table on a terminal and plain lines elsewhere. Progress goes to stderr, only on a terminal, and
 disappears when the work is done.
@@ -19,85 +19,12 @@ from rich.text import Text
 
 from openmeter_plugin.units import plural
 from syncd.cli.options import printable
-from syncd.core.changes import Change, ChangeKind, Outcome, Plan, Status, count
-from syncd.core.unbilled import UnbilledUsage
 from syncd.metering.usage import SubjectUsage, Usage, whole
 
-_CHANGE_STYLES = {
-    ChangeKind.ADOPT_CUSTOMER: "yellow",
-    ChangeKind.UNMARK_ORPHANED: "green",
-    ChangeKind.MOVE_SUBJECTS: "bold yellow",
-    ChangeKind.DETACH_SUBJECTS: "bold yellow",
-    ChangeKind.MARK_ORPHANED: "yellow",
-    ChangeKind.DELETE_CUSTOMER: "bold red",
-    ChangeKind.DELETE_SUBJECT: "yellow",
-    ChangeKind.CREATE_CUSTOMER: "green",
-    ChangeKind.ATTACH_SUBJECTS: "green",
-    ChangeKind.RENAME_CUSTOMER: "yellow",
-    ChangeKind.UPSERT_SUBJECT: "green",
-    ChangeKind.BLOCKED: "bold red",
-    ChangeKind.UNMANAGED: "dim",
-    ChangeKind.ORPHANED: "dim",
-}
 _MAX_TABLE_ROWS = 200
 
 Row = Sequence[tuple[str, str]]
 """Text and style of each cell."""
-
-
-_ADDITIONS = frozenset({ChangeKind.CREATE_CUSTOMER, ChangeKind.ATTACH_SUBJECTS, ChangeKind.UPSERT_SUBJECT})
-_REPORTS = frozenset({ChangeKind.UNMANAGED, ChangeKind.ORPHANED})
-
-
-def _urgency(change: Change) -> int:
-    """Return the order of a change on a terminal: problems, changes of what is there, additions, reports."""
-    if change.kind is ChangeKind.BLOCKED:
-        return 0
-    return 2 if change.kind in _ADDITIONS else 3 if change.kind in _REPORTS else 1
-
-
-def show_plan(console: Console, plan: Plan) -> None:
-    """Print the changes of a plan, what is blocked, and what is only reported.
-
-    On a terminal, which shows a part of a long plan, what is blocked comes first.
-    """
-    changes = sorted(plan.changes, key=_urgency) if console.is_terminal else plan.changes
-    blocked = sum(change.kind is ChangeKind.BLOCKED for change in plan.changes)
-    rows = [
-        (
-            (str(change.kind), _CHANGE_STYLES[change.kind]),
-            (change.customer_key or "", ""),
-            (_what(change), ""),
-            (_why(change), ""),
-        )
-        for change in changes
-    ]
-    show_rows(console, ("change", "customer", "what", "why"), rows, urgent=blocked)
-    for note in plan.notes:
-        line(console, f"Note: {note}.")
-    if plan.unbilled and plan.unbilled.subjects:
-        line(console, f"Unbilled: {_unbilled(plan.unbilled)}.")
-    line(
-        console,
-        f"Plan: {counts(plan.summary())}." if plan.changes else "Plan: nothing to do, nothing to report.",
-    )
-
-
-def show_outcomes(console: Console, outcomes: tuple[Outcome, ...]) -> None:
-    """Print the changes that were blocked or skipped, and the number of each outcome."""
-    rows = [
-        (
-            (str(outcome.status), "bold red"),
-            (outcome.change.customer_key or "", ""),
-            (_what(outcome.change), ""),
-            (outcome.detail, ""),
-        )
-        for outcome in outcomes
-        if outcome.status in {Status.BLOCKED, Status.SKIPPED}
-        and outcome.change.kind is not ChangeKind.BLOCKED
-    ]
-    show_rows(console, ("outcome", "customer", "what", "why"), rows, urgent=len(rows))
-    line(console, f"Applied: {counts(count(outcomes))}.")
 
 
 def show_usage(console: Console, usage: Usage) -> None:
@@ -122,50 +49,6 @@ def _usage_row(customer: tuple[str, str], subject: SubjectUsage) -> Row:
     return (customer, (subject.key, ""), *((number, "") for number in numbers))
 
 
-def _what(change: Change) -> str:
-    """Describe what changes: the name before and after, or the subjects."""
-    before, after = change.before, change.after
-    if change.kind is ChangeKind.RENAME_CUSTOMER and before and after:
-        return f"{before.name!r} -> {after.name!r}"
-    subjects = ", ".join(change.subject_keys)
-    if change.to_customer_key is not None:
-        return f"{subjects} -> {change.to_customer_key}"
-    if change.kind is ChangeKind.CREATE_CUSTOMER and after:
-        return f"{after.name!r} with {subjects}"
-    return subjects
-
-
-def _why(change: Change) -> str:
-    """Return the reason of a change with the usage it affects."""
-    if change.usage is None:
-        return change.reason
-    events = f"{plural(change.usage.events, 'event')} since {change.usage.since[:10]}"
-    match change.kind:
-        case ChangeKind.BLOCKED:
-            return f"{change.reason} ({events}, unbilled until then)"
-        case ChangeKind.MOVE_SUBJECTS:
-            return f"{change.reason} ({events}, the last 31 days: without a subscription no period is open)"
-        case ChangeKind.DELETE_SUBJECT:
-            return f"{change.reason} ({events})"
-        case _:
-            return f"{change.reason} ({events}, unbilled afterwards unless already invoiced)"
-
-
-def _unbilled(unbilled: UnbilledUsage) -> str:
-    subjects = plural(len(unbilled.subjects), "subject")
-    text = f"{plural(unbilled.events(), 'event')} of {subjects} without a customer"
-    if unbilled.since:
-        text += f", since {unbilled.since[:10]}"
-    if planned := unbilled.count("planned"):
-        text += f"; this plan attributes {planned} of them"
-    if blocked := unbilled.count("blocked"):
-        text += f"; {blocked} {'is' if blocked == 1 else 'are'} blocked"
-        text += f" ({plural(unbilled.events('blocked'), 'event')})"
-    if unknown := unbilled.count("unknown"):
-        text += f"; no source knows {unknown} ({plural(unbilled.events('unknown'), 'event')})"
-    return text
-
-
 def counts(numbers: Mapping[str, int]) -> str:
     """Return the counts above zero with their names: ``2 blocked, 1 skipped``."""
     return ", ".join(f"{number} {name}" for name, number in numbers.items() if number) or "nothing"
@@ -188,7 +71,7 @@ def show_rows(console: Console, header: Sequence[str], rows: Sequence[Row], *, u
         table.add_row(*_cells(row))
     console.print(table)
     if len(rows) > shown:
-        line(console, f"... and {len(rows) - shown} more; --json shows all")
+        line(console, f"... and {len(rows) - shown} more; --output json shows all")
 
 
 def _cells(row: Row) -> Iterable[Text]:
@@ -277,7 +160,7 @@ def show_recorded_run(console: Console, run: Mapping[str, Any]) -> None:
         for result in run["results"]
     ]
     show_rows(console, ("time (UTC)", "change", "customer", "subjects", "outcome", "detail"), rows)
-    line(console, f"Planned: {counts((run['plan'] or {}).get('summary', {}))}. --json shows the plan.")
+    line(console, f"Planned: {counts((run['plan'] or {}).get('summary', {}))}. --output json shows the plan.")
 
 
 # The daemon

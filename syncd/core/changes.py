@@ -59,6 +59,46 @@ REMOVALS = frozenset(
 _RANK = {kind: rank for rank, kind in enumerate(ChangeKind)}
 
 
+class Cause(StrEnum):
+    """Why changes are blocked, where one cause can block many; the others have a reason of their own."""
+
+    SUBSCRIPTION = "subscription"
+    NOT_MANAGED = "not-managed"
+    ELSEWHERE = "elsewhere"
+    """A managed customer carries the subject; a move is possible."""
+    ADOPTED = "adopted"
+    POLICY = "policy"
+
+    @property
+    def heading(self) -> str:
+        """Return what is the case."""
+        return _TITLES[self]
+
+    @property
+    def cure(self) -> str:
+        """Return what a person can do."""
+        return _CURES[self]
+
+
+_TITLES = {
+    Cause.SUBSCRIPTION: "Active subscription: the customer's subjects cannot change",
+    Cause.NOT_MANAGED: "The customer belongs to someone else",
+    Cause.ELSEWHERE: "Another customer has the subject",
+    Cause.ADOPTED: "An adopted customer has the subject, and keeps it",
+    Cause.POLICY: "The policy create-only changes no customer that exists",
+}
+_CURES = {
+    Cause.SUBSCRIPTION: "Attach the subject by hand between two subscriptions, or send this usage under a"
+    " subject that the customer carries, such as its key.",
+    Cause.NOT_MANAGED: "Attach the subject by hand, or use another customer key. A customer without an owner"
+    " can be adopted with --adopt; it keeps its name.",
+    Cause.ELSEWHERE: "Pass --allow-move, or move the subject by hand. Usage that is not invoiced yet moves"
+    " too.",
+    Cause.ADOPTED: "Move the subject by hand.",
+    Cause.POLICY: "Use the policy upsert-only, or attach the subjects by hand.",
+}
+
+
 @dataclass(frozen=True, slots=True)
 class EntityState:
     """The fields of an entity that a change concerns; None means "not part of this change"."""
@@ -113,6 +153,11 @@ class Change:
     usage: MovedUsage | None = None
     settled: bool = False
     """Blocked by a decision of people: a subscription, or a customer that syncd does not manage."""
+    names: tuple[str, ...] = ()
+    """The principals of the subjects, in their order, as far as they are known."""
+    cause: Cause | None = None
+    fact: str = ""
+    """With `cause`: what is particular to this change, such as the subscription."""
 
     @property
     def actionable(self) -> bool:
@@ -137,7 +182,7 @@ class Change:
         return before is None or is_blank_subject(self.subject_keys[0], before.name, before.metadata or {})
 
     def to_json(self) -> dict[str, object]:
-        """Return the change as in ``syncd plan --json``."""
+        """Return the change as in ``syncd plan --output json``."""
         document: dict[str, object] = {
             "kind": str(self.kind),
             "customer_key": self.customer_key,
@@ -153,13 +198,18 @@ class Change:
             document["usage"] = self.usage.to_json()
         if self.settled:
             document["settled"] = True
+        if self.names:
+            document["names"] = list(self.names)
+        if self.cause is not None:
+            document["cause"] = str(self.cause)
+            document["fact"] = self.fact
         return document
 
     def identity(self) -> dict[str, object]:
-        """Return what makes two changes equal: all but reason, usage, and the time in ``orphaned-at``."""
+        """Return what makes two changes equal: all but words, usage, and the time in ``orphaned-at``."""
         document = self.to_json()
-        del document["reason"]
-        document.pop("usage", None)
+        for name in ("reason", "usage", "names", "cause", "fact"):
+            document.pop(name, None)
         if self.kind is ChangeKind.MARK_ORPHANED and self.after:
             document["after"] = {"metadata": sorted(self.after.metadata or ())}
         return document
@@ -212,7 +262,7 @@ class Plan:
         return hashlib.sha256(canonical.encode("utf-8", "surrogatepass")).hexdigest()
 
     def to_json(self) -> dict[str, object]:
-        """Return the plan as ``syncd plan --json`` prints it."""
+        """Return the plan as ``syncd plan --output json`` prints it."""
         return {
             "version": PLAN_VERSION,
             "owner_id": self.owner_id,
@@ -253,7 +303,7 @@ class Outcome:
     detail: str = ""
 
     def to_json(self) -> dict[str, object]:
-        """Return the outcome as in ``syncd apply --json``."""
+        """Return the outcome as in ``syncd apply --output json``."""
         return {"status": str(self.status), "detail": self.detail, "change": self.change.to_json()}
 
 

@@ -24,7 +24,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import Literal
 
-from syncd.core.changes import REMOVALS, Change, ChangeKind
+from syncd.core.changes import REMOVALS, Cause, Change, ChangeKind
 
 Policy = Literal["create-only", "upsert-only", "sync"]
 Changes = Sequence[Change]
@@ -48,7 +48,14 @@ def create_only(changes: Changes) -> list[Change]:
                 continue
             case ChangeKind.ATTACH_SUBJECTS:
                 reason = _CREATE_ONLY_REASON
-                blocked = replace(change, kind=ChangeKind.BLOCKED, reason=reason, before=None, after=None)
+                blocked = replace(
+                    change,
+                    kind=ChangeKind.BLOCKED,
+                    reason=reason,
+                    before=None,
+                    after=None,
+                    cause=Cause.POLICY,
+                )
                 allowed.append(blocked)
             case _:
                 allowed.append(change)

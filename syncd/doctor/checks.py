@@ -44,7 +44,7 @@ class Finding:
     text: str
 
     def to_json(self) -> dict[str, str]:
-        """Return it as in ``syncd doctor --json``."""
+        """Return it as in ``syncd doctor --output json``."""
         return {"check": self.check, "level": str(self.level), "text": self.text}
 
 

@@ -21,7 +21,7 @@ from syncd.core.errors import (
 )
 from syncd.core.model import shared
 from syncd.http.client import ApiClient, Params, expect_list, expect_object
-from syncd.metering.base import Write, WriteTrial
+from syncd.metering.base import ArrivedEvent, Write, WriteTrial
 
 API = "metering API"
 """How messages call it."""
@@ -30,6 +30,8 @@ GONE = frozenset({404, 410, 412})
 NO_SUCH_PATH = frozenset({404, 405, 410})
 _UNKNOWN_ID = "00000000000000000000000000"
 """A ULID of the first millisecond of 1970, which no server has ever created."""
+PAGE_OF_EVENTS = 100
+"""Events of one page; both dialects refuse more."""
 PAGE_OF_PARTS = 100
 """Subscriptions and invoices of one customer that are read before its deletion."""
 
@@ -151,6 +153,16 @@ def moment(value: object, what: str) -> datetime:
 def without_none(body: Mapping[str, object]) -> dict[str, object]:
     """Return a body without the fields that are None."""
     return {name: value for name, value in body.items() if value is not None}
+
+
+def arrived(entry: Mapping[str, object], customer_id: object) -> ArrivedEvent:
+    """Return an entry of a list of events."""
+    event = mapping(entry.get("event"))
+    return ArrivedEvent(
+        str(event.get("type") or ""),
+        subject_of(event.get("subject"), "the latest events"),
+        text_or_none(customer_id),
+    )
 
 
 def missing_meter(key: str) -> MeterMissingError:

@@ -181,6 +181,14 @@ class CustomerValue(NamedTuple):
     value: float
 
 
+class ArrivedEvent(NamedTuple):
+    """An event that the metering API has stored; `customer_id` is whom it is attributed to, if anyone."""
+
+    type: str
+    subject: str
+    customer_id: str | None
+
+
 CustomerField = Literal["name", "key", "subject"]
 """A field of customers that can be searched."""
 
@@ -242,6 +250,9 @@ class MeteringApi(MeteringTarget, Inspector, Remover, Protocol):
 
     def count_events(self, event_id: str) -> int:
         """Return how many events with exactly this id are stored."""
+
+    def latest_events(self) -> Sequence[ArrivedEvent]:
+        """Return the latest hundred events, by their time."""
 
     def try_write(self, write: Write) -> WriteTrial:
         """Check a permission, by a write that changes nothing; raises UnauthorizedError without it."""

@@ -126,7 +126,7 @@ class MeterResult:
     differences: tuple[str, ...] = ()
 
     def to_json(self) -> dict[str, object]:
-        """Return the result as in ``syncd meters apply --json``."""
+        """Return the result as in ``syncd meters apply --output json``."""
         return {"key": self.key, "status": self.status, "differences": list(self.differences)}
 
 

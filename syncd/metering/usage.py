@@ -26,7 +26,7 @@ class SubjectUsage:
     tokens: float
 
     def to_json(self) -> dict[str, object]:
-        """Return the usage as in ``syncd usage --json``."""
+        """Return the usage as in ``syncd usage --output json``."""
         return {"key": self.key, "requests": whole(self.requests), "tokens": whole(self.tokens)}
 
 
@@ -50,7 +50,7 @@ class CustomerUsage:
         return sum(subject.tokens for subject in self.subjects)
 
     def to_json(self) -> dict[str, object]:
-        """Return the usage as in ``syncd usage --json``."""
+        """Return the usage as in ``syncd usage --output json``."""
         return {
             "key": self.key,
             "id": self.id,
@@ -69,7 +69,7 @@ class Usage:
     unbilled: tuple[SubjectUsage, ...]
 
     def to_json(self) -> dict[str, object]:
-        """Return the usage as ``syncd usage --json`` prints it."""
+        """Return the usage as ``syncd usage --output json`` prints it."""
         charged = (subject for customer in self.customers for subject in customer.subjects)
         subjects = [*charged, *self.unbilled]
         return {

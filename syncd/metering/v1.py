@@ -23,6 +23,7 @@ from syncd.http.retry import Retry
 from syncd.metering import answers
 from syncd.metering.answers import API, PAGE_OF_PARTS, id_segment, mapping, segment
 from syncd.metering.base import (
+    ArrivedEvent,
     CustomerEdit,
     CustomerField,
     CustomerPage,
@@ -323,6 +324,12 @@ class OpenMeterV1:
         """Return how many events with exactly this id are stored: the filter matches parts of ids."""
         listed = answers.objects(self._client.get(_EVENTS, {"id": event_id}), _EVENTS, "an event")
         return sum(mapping(entry.get("event")).get("id") == event_id for entry in listed)
+
+    def latest_events(self) -> list[ArrivedEvent]:
+        """Return the latest hundred events of the last 72 hours, by their time."""
+        answer = self._client.get(_EVENTS, {"limit": answers.PAGE_OF_EVENTS})
+        listed = answers.objects(answer, _EVENTS, "an event")
+        return [answers.arrived(entry, entry.get("customerId")) for entry in listed]
 
     # Permissions
 

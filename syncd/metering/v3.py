@@ -28,6 +28,7 @@ from syncd.http.retry import Retry
 from syncd.metering import answers
 from syncd.metering.answers import API, PAGE_OF_PARTS, id_segment, mapping
 from syncd.metering.base import (
+    ArrivedEvent,
     CustomerEdit,
     CustomerField,
     CustomerPage,
@@ -295,6 +296,14 @@ class OpenMeterV3:
         answer = expect_object(self._client.get(_EVENTS, {"filter[id][eq]": event_id}), API, _EVENTS)
         listed = answers.entries_of(answer, "data", _EVENTS, "an event")
         return sum(mapping(entry.get("event")).get("id") == event_id for entry in listed)
+
+    def latest_events(self) -> list[ArrivedEvent]:
+        """Return the latest hundred events, by their time."""
+        answer = expect_object(
+            self._client.get(_EVENTS, {"page[size]": answers.PAGE_OF_EVENTS}), API, _EVENTS
+        )
+        listed = answers.entries_of(answer, "data", _EVENTS, "an event")
+        return [answers.arrived(entry, mapping(entry.get("customer")).get("id")) for entry in listed]
 
     # Permissions
 

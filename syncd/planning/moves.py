@@ -10,6 +10,8 @@ that syncd cannot see, so syncd leaves it to a person and says what to do.
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
 from syncd.core.changes import Change, ChangeKind, EntityState
 from syncd.core.model import DesiredCustomer, DesiredSubject, ObservedCustomer
 from syncd.core.ownership import ADOPTED
@@ -88,12 +90,18 @@ def _move(want: DesiredCustomer, carrier: ObservedCustomer, leaving: list[Desire
         EntityState(subject_keys=carrier.subject_keys),
         EntityState(subject_keys=tuple(key for key in carrier.subject_keys if key not in keys)),
         want.key,
+        names=names_of(leaving),
     )
 
 
 def customer_name(customer: ObservedCustomer) -> str:
     """Return how messages name a customer."""
     return f"{customer.key or customer.id!r} ({customer.name})"
+
+
+def names_of(subjects: Iterable[DesiredSubject]) -> tuple[str, ...]:
+    """Return the names of the principals of these subjects; that of a consumer without its kind."""
+    return tuple(subject.principal.removeprefix("consumer ") for subject in subjects)
 
 
 def principals_of(subjects: list[DesiredSubject]) -> str:

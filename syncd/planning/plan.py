@@ -30,10 +30,11 @@ from __future__ import annotations
 from collections.abc import Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from datetime import timedelta
+from typing import Any
 
 from msgspec import structs
 
-from syncd.core.changes import Change, ChangeKind, EntityState, Plan, ordered
+from syncd.core.changes import Cause, Change, ChangeKind, EntityState, Plan, ordered
 from syncd.core.model import (
     DesiredCustomer,
     DesiredState,
@@ -53,7 +54,7 @@ from syncd.core.ownership import (
 )
 from syncd.core.policy import POLICIES, Policy
 from syncd.planning.customer_index import CustomerIndex, double_counting_changes, without_double_counted
-from syncd.planning.moves import Taken, customer_name, moves_to, principals_of, taken_reason
+from syncd.planning.moves import Taken, customer_name, moves_to, names_of, principals_of, taken_reason
 from syncd.planning.orphans import Grace, orphan_changes
 
 
@@ -189,6 +190,7 @@ class _Planner:
             keys,
             f"new: {principals_of(free)}",
             after=EntityState(want.name, keys, {**want.details.metadata, **want.ownership}, want.details),
+            names=names_of(free),
         )
         yield from self._entity_changes(want, free, None)
 
@@ -236,7 +238,10 @@ class _Planner:
 
     def _attach(self, want: DesiredCustomer, have: ObservedCustomer, missing: list[DesiredSubject]) -> Change:
         if refusal := self._index.subject_refusal(have):
-            return _blocked(want, missing, refusal, have, settled=have.active_subscription is not None)
+            return replace(
+                _blocked(want, missing, refusal, have, settled=have.active_subscription is not None),
+                **_subscription_of(have),
+            )
         keys = tuple(subject.key for subject in missing)
         return Change(
             ChangeKind.ATTACH_SUBJECTS,
@@ -246,6 +251,7 @@ class _Planner:
             have.id,
             EntityState(subject_keys=have.subject_keys),
             EntityState(subject_keys=have.subject_keys + keys),
+            names=names_of(missing),
         )
 
     def _adopt(self, want: DesiredCustomer, have: ObservedCustomer) -> Iterator[Change]:
@@ -259,6 +265,7 @@ class _Planner:
             have.id,
             EntityState(metadata={name: have.metadata[name] for name in ownership if name in have.metadata}),
             EntityState(metadata=ownership),
+            names=names_of(want.subjects),
         )
         yield from self._update(want, structs.replace(have, metadata={**have.metadata, **ownership}))
 
@@ -298,7 +305,8 @@ class _Planner:
                 f" and the usage of {subject.principal} stays unbilled. Attach the subject by hand, or use"
                 f" another customer key{self._adoption_hint(have)}"
             )
-            yield _blocked(want, [subject], reason, have, settled=True)
+            blocked = _blocked(want, [subject], reason, have, settled=True)
+            yield replace(blocked, cause=Cause.NOT_MANAGED, fact=f"it belongs to {owner_of(have)}")
 
     def _adoption_hint(self, have: ObservedCustomer) -> str:
         if self._options.adopt or not is_adoptable(have.metadata):
@@ -322,11 +330,22 @@ class _Planner:
         if not is_managed(carrier.metadata, self._owner_id):
             whose = f"{customer_name(carrier)}, which belongs to {owner_of(carrier)}"
             reason = f"already attributed to {whose}; left alone"
-            return Change(ChangeKind.UNMANAGED, carrier.key, (subject.key,), reason, carrier.id)
+            names = names_of([subject])
+            return Change(ChangeKind.UNMANAGED, carrier.key, (subject.key,), reason, carrier.id, names=names)
         refusal = self._index.change_refusal(carrier) or why_not
         reason = taken_reason(want, subject, carrier, refusal)
         settled = settled or carrier.active_subscription is not None or ADOPTED in carrier.metadata
-        return _blocked(want, [subject], reason, carrier, settled=settled)
+        blocked = _blocked(want, [subject], reason, carrier, settled=settled)
+        if refusal is not None or carrier.key == subject.key:
+            return blocked
+        cause = (
+            Cause.SUBSCRIPTION
+            if carrier.active_subscription
+            else Cause.ADOPTED
+            if ADOPTED in carrier.metadata
+            else Cause.ELSEWHERE
+        )
+        return replace(blocked, cause=cause, fact=f"it is attributed to {customer_name(carrier)}")
 
     def _entity_changes(
         self, want: DesiredCustomer, subjects: list[DesiredSubject], have: ObservedCustomer | None
@@ -354,7 +373,17 @@ def _upsert_changes(
             continue
         after = EntityState(subject.display_name, None, dict(subject.metadata))
         identity = have.id if have else None
-        yield Change(ChangeKind.UPSERT_SUBJECT, want.key, (subject.key,), reason, identity, before, after)
+        names = names_of([subject])
+        yield Change(
+            ChangeKind.UPSERT_SUBJECT,
+            want.key,
+            (subject.key,),
+            reason,
+            identity,
+            before,
+            after,
+            names=names,
+        )
 
 
 def _differs(subject: DesiredSubject, entity: ObservedSubject) -> bool:
@@ -401,4 +430,13 @@ def _blocked(
 ) -> Change:
     keys = tuple(subject.key for subject in subjects)
     identity = customer.id if customer else None
-    return Change(ChangeKind.BLOCKED, want.key, keys, reason, identity, settled=settled)
+    return Change(
+        ChangeKind.BLOCKED, want.key, keys, reason, identity, settled=settled, names=names_of(subjects)
+    )
+
+
+def _subscription_of(have: ObservedCustomer) -> dict[str, Any]:
+    """Return cause and fact of a change that the subscription of its customer blocks."""
+    if have.active_subscription is None:
+        return {}
+    return {"cause": Cause.SUBSCRIPTION, "fact": f"subscription {have.active_subscription}"}

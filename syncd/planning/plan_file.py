@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from syncd.core.changes import PLAN_VERSION, Change, ChangeKind, EntityState, MovedUsage, Plan
+from syncd.core.changes import PLAN_VERSION, Cause, Change, ChangeKind, EntityState, MovedUsage, Plan
 from syncd.core.errors import PlanFileError
 from syncd.core.model import CustomerDetails
 
@@ -71,6 +71,9 @@ def _change(item: Mapping[str, Any]) -> Change:
         item.get("to_customer_key"),
         MovedUsage(usage["events"], usage["since"]) if usage else None,
         item.get("settled") is True,
+        tuple(item.get("names", ())),
+        Cause(item["cause"]) if item.get("cause") else None,
+        item.get("fact", ""),
     )
 
 

@@ -159,12 +159,16 @@ def look_up_usage(plan: Plan, there: Situation) -> Plan:
     return with_usage(plan, there.usage, there.read.observed, there.started)
 
 
+WOULD_STOP = "apply would stop: "
+"""Begins the note of a dry run about a guard."""
+
+
 def note_guards(plan: Plan, there: Situation) -> Plan:
     """Say in a dry run that a guard would stop the plan."""
     if not there.options.dry_run:
         return plan
     why = guards.unsafe_reason(plan, there.read.observed, there.rules.limits, force=there.options.force)
-    return plan.noting(f"apply would stop: {why}") if why else plan
+    return plan.noting(f"{WOULD_STOP}{why}") if why else plan
 
 
 PASSES: tuple[Pass, ...] = (

@@ -202,12 +202,7 @@ class _Record:
     def fail(self, error: BaseException) -> None:
         """Record that the run failed, with the changes made until then."""
         outcomes = error.outcomes if isinstance(error, ApplyStoppedError) else tuple(self._outcomes)
-        if isinstance(error, SyncdError):
-            text = str(error)
-        elif isinstance(error, KeyboardInterrupt):
-            text = "interrupted by Ctrl-C; the next run continues"
-        else:
-            text = "internal error; the log has the details"
+        text = str(error) if isinstance(error, SyncdError) else "internal error; the log has the details"
         self._end(RunState.FAILED, outcomes, error=text, failure=failure_kind(error))
 
     def finish(self, outcomes: tuple[Outcome, ...]) -> Run:

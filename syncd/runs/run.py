@@ -138,8 +138,6 @@ _FAILURES: tuple[tuple[type[SyncdError], str], ...] = (
 
 def failure_kind(error: BaseException) -> str:
     """Return the kind of the error that ended a run, as in `Run.failure`."""
-    if isinstance(error, KeyboardInterrupt):
-        return "stopped"
     if isinstance(error, ApplyStoppedError):
         return "metering" if isinstance(error.__cause__, ApiError) else "stopped"
     return next((kind for type_, kind in _FAILURES if isinstance(error, type_)), "other")

@@ -87,7 +87,9 @@ class Empty(asyncio.Protocol):
             self._sequence = call.sequence
             return codec.QUERY_LOG
         if isinstance(call, codec.StartInstance):
-            return codec.encode_instance_status(call.sequence, call.name, _IDS[call.name], 1)
+            # The benchmark without a Kong calls every server's plugin by the same name.
+            instance = _IDS.get(call.name, _IDS[LOG])
+            return codec.encode_instance_status(call.sequence, call.name, instance, 1)
         return codec.encode_return(call.sequence)
 
     def _end(self, sequence: int) -> bytes:

@@ -34,7 +34,6 @@ from tests.harness.recordings import serialized
 
 CONCURRENCY = 32
 _ALL = ("--until-empty", "--retention-size", "1000GiB")
-MIB = 1024 * 1024
 
 
 @dataclass(frozen=True)

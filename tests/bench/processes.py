@@ -16,6 +16,7 @@ import httpx
 
 from tests.harness.process import eventually, plugin_server, takes_connections
 
+MIB = 1024 * 1024
 BASELINE = Path(__file__).parent / "pdk_baseline"
 _TICKS = os.sysconf("SC_CLK_TCK")
 
@@ -111,9 +112,8 @@ def reading_segments(directory: Path) -> AbstractContextManager[Server]:
 def bare(directory: Path) -> Iterator[Server]:
     """Run a server that takes the log of each event and drops it."""
     socket = directory / "s"
-    process = subprocess.Popen(
-        [sys.executable, "-m", "tests.bench.empty_server", str(socket)], stdout=subprocess.PIPE, text=True
-    )
+    command = [sys.executable, "-m", "tests.bench.empty_server", str(socket), str(directory / "count")]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
     assert process.stdout
     try:
         process.stdout.readline()

@@ -19,7 +19,7 @@ from rich.console import Console
 from rich.table import Table
 
 from tests.bench.goals import Goal
-from tests.bench.plugin import MIB
+from tests.bench.processes import MIB
 from tests.bench.syncd_apis import SETTINGS
 
 CONCURRENCY = 8
@@ -66,7 +66,9 @@ def first_sync(rounds: int, tell: Tell) -> list[Pair]:
             bare = _timed("tests.bench.syncd_bare", "create", url, str(FIRST), str(CONCURRENCY))
             _require_created(url)
             state = folder / f"state-{number}"
-            ours = _timed("syncd", "--config", str(_config(folder, url)), "apply", STATE_DIRECTORY=str(state))
+            ours = _timed(
+                "syncd", "--config", str(_config(folder, url)), "apply", "--yes", STATE_DIRECTORY=str(state)
+            )
             _require_created(url)
             pairs.append(Pair(ours, bare))
     return pairs

@@ -104,7 +104,7 @@ class Stage:
 
     def plan(self) -> dict[str, Any]:
         """Return the plan."""
-        document: dict[str, Any] = json.loads(self.syncd("plan", "--json", ends_with=(0, 2)).stdout)
+        document: dict[str, Any] = json.loads(self.syncd("plan", "--output=json", ends_with=(0, 2)).stdout)
         return document
 
     # The server

@@ -153,7 +153,7 @@ def reconcile(directory: Path, sandbox: str) -> None:
     }
     (directory / "syncd.yaml").write_text(yaml.safe_dump(config))
     syncd(directory, "plan", status=2)
-    syncd(directory, "apply", status=0, quiet=True)
+    syncd(directory, "apply", "--yes", status=0, quiet=True)
     syncd(directory, "plan", status=0)
 
 
@@ -177,7 +177,7 @@ def syncd(directory: Path, *arguments: str, status: int, quiet: bool = False) ->
 
 def show_and_check(directory: Path, sandbox: str, expected: Expected) -> None:
     """Print the bill, read back from the metering API, and compare it with what was driven."""
-    usage = json.loads(syncd(directory, "usage", "--json", status=0, quiet=True))
+    usage = json.loads(syncd(directory, "usage", "--output=json", status=0, quiet=True))
     received = stats(sandbox)
     table = Table(title="What each customer used", title_justify="left")
     for name in ("customer", "subjects"):

@@ -167,7 +167,7 @@ def test_syncd_reads_the_books_of_the_plugin_over_the_socket_that_nobody_else_ma
         eventually((etc_syncd / "api").exists, what="the API")
         assert stat.S_IMODE((etc_syncd / "api").stat().st_mode) == 0o600
         doctor = subprocess.run(
-            ["syncd", "doctor", "--json"],
+            ["syncd", "doctor", "--output=json"],
             env=os.environ | {"PATH": COMMANDS} | syncd_environment(etc_syncd, sandbox, free_port()),
             capture_output=True,
             text=True,

@@ -222,11 +222,11 @@ def test_a_request_becomes_usage_of_a_customer_with_nothing_but_the_wheel(
         eventually((tmp_path / "socket").exists, what="the plugin server")
         asyncio.run(log_one_request())
         variables = {"SYNCD_CONFIG": str(tmp_path / "syncd.yaml"), "STATE_DIRECTORY": str(tmp_path / "state")}
-        applied = run(bin_folder, "syncd", "apply", **variables)
+        applied = run(bin_folder, "syncd", "apply", "--yes", **variables)
         assert applied.returncode == 0, applied.stderr
 
         def billed() -> bool:
-            usage = json.loads(run(bin_folder, "syncd", "usage", "--json", **variables).stdout)
+            usage = json.loads(run(bin_folder, "syncd", "usage", "--output=json", **variables).stdout)
             found = [(customer["name"], customer["requests"]) for customer in usage["customers"]]
             return found == [(consumer["username"], 1)]
 

@@ -52,7 +52,7 @@ def run_process(*arguments: str, **environment: str) -> subprocess.CompletedProc
 
 
 def printed(*arguments: str, status: int = 0) -> Any:
-    result = run(*arguments, "--json")
+    result = run(*arguments, "--output=json")
     assert result.returncode == status, result.stderr
     return json.loads(result.stdout)
 

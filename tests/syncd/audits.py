@@ -204,7 +204,7 @@ class Audited:
 
     def audit(self, *hours: datetime, arguments: tuple[str, ...] = ()) -> tuple[int, dict[str, Any], str]:
         """Audit from the first of these hours to the end of the last: status, document, errors."""
-        result = self.project().call("audit", *span(*hours), "--json", "--settle", "0", *arguments)
+        result = self.project().call("audit", *span(*hours), "--output=json", "--settle", "0", *arguments)
         return result.returncode, json.loads(result.stdout) if result.stdout else {}, result.stderr
 
 

@@ -103,7 +103,7 @@ def _add_books_routes(router: APIRouter, monitor: HealthMonitor) -> None:
 
     @router.get("/v1/spool")
     def spool() -> SpoolStatus:
-        """Return the spool's status, as `openmeter-plugin spool status --json` prints it."""
+        """Return the spool's status, as `openmeter-plugin spool status --output json` prints it."""
         return status.read_status(monitor.spool)
 
     @router.get("/v1/ledger")

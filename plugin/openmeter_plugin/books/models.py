@@ -1,4 +1,4 @@
-"""Response models of a spool: shared by `spool ... --json` and the HTTP API, whose schema describes them."""
+"""Response models of a spool: shared by `spool ... -o json` and the HTTP API, whose schema describes them."""
 
 from __future__ import annotations
 

@@ -135,6 +135,16 @@ class Books:
         )
         return {segment: Position(accounted, delivered) for segment, accounted, delivered in rows}
 
+    def is_empty(self, queue: str) -> bool:
+        """Return whether neither segments nor dead letters of the queue are left, and nothing waits."""
+        (found,) = self._db.execute(
+            "SELECT EXISTS (SELECT 1 FROM positions WHERE queue = :queue)"
+            " OR EXISTS (SELECT 1 FROM dead_letters WHERE queue = :queue)"
+            " OR EXISTS (SELECT 1 FROM counts WHERE queue = :queue AND name = 'waiting' AND value != 0)",
+            {"queue": queue},
+        ).fetchone()
+        return not found
+
     def resent(self, queue: str) -> set[tuple[str, int]]:
         """Return (segment, offset after it) of each record that is not sent: resent or unsendable."""
         rows = self._db.execute("SELECT segment, position FROM resent WHERE queue = ?", (queue,))

@@ -14,6 +14,7 @@ from typing import Annotated, Final
 import typer
 
 from openmeter_plugin import __version__
+from openmeter_plugin.cli import gate as gate_cli
 from openmeter_plugin.cli import spool as spool_cli
 from openmeter_plugin.cli.listeners import (
     duplicate_socket,
@@ -49,7 +50,9 @@ app = typer.Typer(
     help="The Kong plugin `openmeter`: one CloudEvent per request, on disk before Kong gets its answer.",
     no_args_is_help=True,
     pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
 )
+app.add_typer(gate_cli.app, name="gate")
 app.add_typer(spool_cli.app, name="spool")
 
 
@@ -126,16 +129,18 @@ def schema_lua_command() -> None:
 def files(
     folder: Annotated[Path, typer.Argument(help="A folder of Kong's lua_package_path; it is created.")],
 ) -> None:
-    """Write the plugin as Lua files, for a gateway that hands requests over in Kong segments."""
-    from openmeter_plugin.config.lua_plugin import FOLDER, lua_files
+    """Write the Lua plugins: openmeter, which hands requests over in Kong segments, and openmeter-gate."""
+    from openmeter_plugin.config import gate_lua, lua_plugin
 
-    place = folder / FOLDER
-    try:
-        place.mkdir(parents=True, exist_ok=True)
-        for name, text in lua_files().items():
-            (place / name).write_text(text, "utf-8")
-    except OSError as error:
-        fail(f"cannot write {error.filename or place}: {error.strerror or error}")
+    plugins = {lua_plugin.FOLDER: lua_plugin.lua_files(), gate_lua.FOLDER: gate_lua.gate_files()}
+    for name, written in plugins.items():
+        place = folder / name
+        try:
+            place.mkdir(parents=True, exist_ok=True)
+            for file, text in written.items():
+                (place / file).write_text(text, "utf-8")
+        except OSError as error:
+            fail(f"cannot write {error.filename or place}: {error.strerror or error}")
     sys.stdout.write(f"lua_package_path = {folder.absolute()}/?.lua;;\n")
 
 

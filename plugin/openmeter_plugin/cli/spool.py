@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from datetime import timedelta
+from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -43,18 +44,27 @@ app = typer.Typer(
 Directory = Annotated[
     Path, typer.Argument(metavar="DIR", envvar=SPOOL_VARIABLE, help="The spool's directory.")
 ]
-Json = Annotated[bool, typer.Option("--json", help="Print JSON.")]
+
+
+class Output(StrEnum):
+    """What a command prints."""
+
+    TEXT = "text"
+    JSON = "json"
+
+
+OutputOption = Annotated[Output, typer.Option("--output", "-o", help="What to print.")]
 _PAGE_SIZE = 500
 
 
 @app.command()
-def status(directory: Directory = DEFAULT_SPOOL, json: Json = False) -> None:
+def status(directory: Directory = DEFAULT_SPOOL, output: OutputOption = Output.TEXT) -> None:
     """Print the books: requests received, events delivered and waiting, and the oldest waiting event."""
     with _report_errors(directory):
         from openmeter_plugin.books.status import read_status
 
         found = read_status(directory)
-        if json:
+        if output is Output.JSON:
             _print_json(found)
             return
         from openmeter_plugin.cli.render import show_status
@@ -63,13 +73,13 @@ def status(directory: Directory = DEFAULT_SPOOL, json: Json = False) -> None:
 
 
 @app.command()
-def verify(directory: Directory = DEFAULT_SPOOL, json: Json = False) -> None:
+def verify(directory: Directory = DEFAULT_SPOOL, output: OutputOption = Output.TEXT) -> None:
     """Read every record and check that books, ledger and segments agree; exit with 1 if they do not."""
     with _report_errors(directory):
         from openmeter_plugin.maintenance.verify import verify as verified
 
         found = verified(directory)
-        if json:
+        if output is Output.JSON:
             _print_json(found)
         else:
             from openmeter_plugin.cli.render import show_verification
@@ -83,7 +93,7 @@ def verify(directory: Directory = DEFAULT_SPOOL, json: Json = False) -> None:
 @app.command("dead-letters")
 def dead_letters(
     directory: Directory = DEFAULT_SPOOL,
-    json: Json = False,
+    output: OutputOption = Output.TEXT,
     limit: Annotated[int | None, typer.Option(min=1, help="Maximum number to print, oldest first.")] = None,
 ) -> None:
     """Print the dead letters, with the metering API's answers."""
@@ -97,7 +107,7 @@ def dead_letters(
             page = read_dead_letters(directory, after=after, limit=min(_PAGE_SIZE, limit or _PAGE_SIZE))
             letters += page.dead_letters
             after = page.next
-        if json:
+        if output is Output.JSON:
             _print_json(DeadLetters(dead_letters=letters[:limit], next=after))
             return
         from openmeter_plugin.cli.render import show_dead_letter

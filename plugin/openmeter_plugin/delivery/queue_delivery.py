@@ -85,6 +85,11 @@ class QueueDelivery:
         self.reader.close()
         await self.endpoint.close()
 
+    @property
+    def empty(self) -> bool:
+        """Whether nothing is in the queue, neither undelivered nor retained."""
+        return not (self.reader.segments or self.delivered or self.pipeline.unsettled or self._gone)
+
     async def remove(self, segments: list[str]) -> None:
         """Remove the files of delivered segments and forget them; raises OSError, sqlite3.Error."""
         await asyncio.to_thread(_remove_files, self.directory, segments)

@@ -19,6 +19,7 @@ _MIN_FREE: Final = (
     64 * 1024 * 1024
 )  # bytes, or a quarter of a smaller file system; more than the writer leaves
 _LEFTOVER_AGE: Final = 3600.0  # seconds
+_EMPTY_SECONDS: Final = 86_400.0  # after which a queue is retired; workers know its instance for two hours
 
 
 class Delivered(NamedTuple):
@@ -74,6 +75,15 @@ def shortage(spool: Path) -> int:
     system = os.statvfs(spool)
     minimum = min(_MIN_FREE, system.f_blocks * system.f_frsize // 4)
     return minimum - system.f_bavail * system.f_frsize
+
+
+def is_long_empty(directory: Path, clock: SteadyClock) -> bool:
+    """Return whether a queue's folder has been without files but its description for long; raises OSError."""
+    names = os.listdir(directory)  # noqa: PTH208 - no paths
+    if len(names) > 1 or not clock.settled:
+        return False
+    changed = max(path.stat().st_mtime for path in (directory, *(directory / name for name in names)))
+    return clock.now() - changed > _EMPTY_SECONDS
 
 
 def remove_leftovers(spool: Path) -> list[Path]:

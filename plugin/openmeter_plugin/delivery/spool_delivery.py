@@ -17,9 +17,9 @@ from openmeter_plugin.delivery.endpoint import Breakers, Endpoint
 from openmeter_plugin.delivery.options import DeliveryOptions
 from openmeter_plugin.delivery.queue_delivery import QueueDelivery
 from openmeter_plugin.delivery.redelivery import Redeliverer
-from openmeter_plugin.delivery.retention import expired, remove_leftovers, shortage
+from openmeter_plugin.delivery.retention import expired, is_long_empty, remove_leftovers, shortage
 from openmeter_plugin.log import RateLimit, get_logger
-from openmeter_plugin.spool.destination import queues_directory
+from openmeter_plugin.spool.destination import queues_directory, redirect_targets, retire
 from openmeter_plugin.spool.journal import segments_needed
 
 _POLL: Final = 0.2  # seconds between two checks for new queues
@@ -114,6 +114,7 @@ class SpoolDelivery:
         while True:
             if time.monotonic() >= leftovers_at:
                 self._remove_leftovers()
+                await self._retire_queues()
                 leftovers_at = time.monotonic() + _LEFTOVER_INTERVAL
             await asyncio.sleep(min(_RETENTION_INTERVAL, self._options.retention.age.total_seconds() + _POLL))
             await self._remove_expired()
@@ -145,6 +146,26 @@ class SpoolDelivery:
                 raise
             if self._failure_limit.passes():
                 self._log.error("segment_removal_failed", reason=str(error))
+
+    async def _retire_queues(self) -> None:
+        """Stop delivery of queues that are long empty, and remove their folders; their counts stay.
+
+        Kong does not say when a plugin is gone. The worker of one that is only idle writes the folder again
+        with its next event.
+        """
+        try:
+            targets = redirect_targets(self._options.spool)
+            for name, queue in list(self.queues.items()):
+                if name in targets or not is_long_empty(queue.directory, self._clock):
+                    continue
+                if queue.empty and self._books.is_empty(name) and retire(self._options.spool, name):
+                    del self.queues[name]
+                    await _cancel([task] if (task := self._tasks.pop(name, None)) else [])
+                    self._log.info("queue_retired", queue=name)
+        except (sqlite3.Error, OSError) as error:
+            if is_damage(error):
+                raise
+            self._log.error("queue_retirement_failed", reason=str(error))
 
     async def _prune_loop(self) -> None:
         total = 0

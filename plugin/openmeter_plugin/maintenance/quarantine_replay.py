@@ -25,7 +25,13 @@ from openmeter_plugin.instances.instance import destination_of
 from openmeter_plugin.metering.lenient_json import encode_json, json_object
 from openmeter_plugin.metering.quarantine import replay_record
 from openmeter_plugin.metering.rules import Rules, SkipReason
-from openmeter_plugin.spool.destination import QUARANTINE, Destination, queues_directory, write_destination
+from openmeter_plugin.spool.destination import (
+    QUARANTINE,
+    Destination,
+    is_described,
+    queues_directory,
+    write_destination,
+)
 
 _TRANSACTION_SIZE: Final = 500  # records; small, so that the delivery process does not wait long
 _ANSWER: Final = "not sent yet: it was in quarantine because of "
@@ -118,4 +124,4 @@ class _Replay:
 
 
 def _has_destination(spool: Path, queue: str) -> bool:
-    return (queues_directory(spool) / queue / "destination.json").is_file()
+    return is_described(queues_directory(spool) / queue)

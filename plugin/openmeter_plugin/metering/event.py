@@ -105,7 +105,7 @@ def decide(
     """
     if log is None:
         return SkipReason.BAD_RECORD
-    if rules.filters is not None and (excluded := exclusion_reason(log, rules.filters)):
+    if excluded := _excluded(log, rules):
         return excluded
     if rules.application_context == "always" and results.application is NOT_QUERIED:
         return PdkQuery.APPLICATION
@@ -123,7 +123,13 @@ def decide(
     if reason is not None and rules.missing == "quarantine":
         return Quarantined(reason, attributes or {})
     events = _events(log, results.application, rules, subject, now_ms, new_id)
-    if rules.ai.token_usage and _hides_usage(log, events, rules):
+    # A call to a model is a POST: 0.4 us less for all other requests.
+    if (
+        log.request is not None
+        and log.request.method == "POST"
+        and rules.ai.token_usage
+        and _hides_usage(log, events, rules)
+    ):
         if not events:
             return SkipReason.AI_STATISTICS_OFF
         _note_gap(events[0], AiUsageGap.STATISTICS_OFF)
@@ -137,6 +143,12 @@ def _add_attributes(events: Iterable[Event], attributes: dict[str, Any]) -> None
         data = event.data
         # What the plugin knows of an AI call or an agent's request wins over an attribute of that name.
         event.data = attributes | data if isinstance(data, dict) else msgspec.to_builtins(data) | attributes
+
+
+def _excluded(log: KongLog, rules: Rules) -> SkipReason | None:
+    if type(log.openmeter_gate) is str and log.openmeter_gate:
+        return SkipReason.GATE_STOPPED  # before the filters: what the gate stopped is never billed
+    return None if rules.filters is None else exclusion_reason(log, rules.filters)
 
 
 def exclusion_reason(log: KongLog, filters: Filters) -> SkipReason | None:
@@ -196,7 +208,7 @@ _MODEL_HEADER: Final = MODEL_HEADER.encode()
 def _hides_usage(log: KongLog, events: Iterable[Event], rules: Rules) -> bool:
     """Return whether an AI plugin answered the request but logged no tokens."""
     if log.ai is NO_VALUE:
-        # Nearly every request: 0.1 us, because the headers are searched undecoded.
+        # Nearly every request: the headers are searched undecoded.
         if log.response is None or _MODEL_HEADER not in bytes(log.response.headers):
             return False
     elif any(event.type in _TOKEN_EVENTS for event in events):

@@ -78,7 +78,10 @@ class Consumer(Struct, gc=False):
 
 
 class KongLog(Struct, gc=False):
-    """The log. Of `authenticated_entity` only its truth matters."""
+    """The log. Of `authenticated_entity` only its truth matters.
+
+    `openmeter_gate` is the reason for which the gate stopped the request; it is set in Kong's access phase.
+    """
 
     started_at: _Time = None
     request: Request | None = None
@@ -92,6 +95,7 @@ class KongLog(Struct, gc=False):
     upstream_status: Any = None
     workspace_name: _Text = None
     ai: Raw = NO_VALUE
+    openmeter_gate: Any = None
 
 
 _decode: Final = msgspec.json.Decoder(KongLog).decode
@@ -154,6 +158,7 @@ _REPAIRS: Final[Mapping[type[Struct], Mapping[str, Callable[[object], object]]]]
         "upstream_status": _any,
         "workspace_name": text,
         "ai": _raw,
+        "openmeter_gate": _any,
     },
 }
 """For each member, the value to use for one of any type: as it is, shortened, converted, or None."""

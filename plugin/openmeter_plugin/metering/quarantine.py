@@ -39,6 +39,7 @@ _EMBEDDINGS_FIELDS: Final = (
 _MCP_FIELDS: Final = ("method", "tool_name", "latency", "response_body_size")
 _A2A_FIELDS: Final = ("method", "binding", "task_state", "context_id", "latency", "response_body_size")
 _MAX_DETAILS: Final = 2  # usage.input_tokens_details.cached_tokens_details
+_MEMBERS: Final = ("started_at", "source", "upstream_status", "workspace_name", "openmeter_gate")
 _APPLICATION_FIELDS: Final = ("application_id", "developer_id", "portal_id", "organization_id")
 
 
@@ -52,7 +53,10 @@ def redacted(log: object) -> dict[str, Any]:
     kept: dict[str, Any] = {}
     for key, names in _LOG_FIELDS.items():
         put(kept, key, _scalars(source.get(key), names))
-    kept |= _scalars(source, ("started_at", "source", "upstream_status", "workspace_name")) or {}
+    kept |= (
+        _scalars(source, ("started_at", "source", "upstream_status", "workspace_name", "openmeter_gate"))
+        or {}
+    )
     tags = json_object(source.get("consumer")).get("tags")
     if "consumer" in kept and type(tags) is list:
         kept["consumer"]["tags"] = [tag for tag in tags if type(tag) is str]

@@ -32,6 +32,7 @@ class SkipReason(StrEnum):
     SERVICE_EXCLUDED = "service_excluded"
     RESPONSE_SOURCE_EXCLUDED = "response_source_excluded"
     UNANSWERED_EXCLUDED = "unanswered_excluded"
+    GATE_STOPPED = "gate_stopped"
     NOTHING_TO_METER = "nothing_to_meter"
     AI_STATISTICS_OFF = "ai_statistics_off"
     BAD_RECORD = "bad_record"

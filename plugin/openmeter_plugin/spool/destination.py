@@ -99,7 +99,7 @@ def write_destination(spool: Path, destination: Destination, *, keep_token: bool
     directory = queues_directory(spool) / destination.id
     make_private(directory)
     description = {k: v for k, v in asdict(destination).items() if k in _DESCRIBED}
-    write_atomically(directory / "destination.json", orjson.dumps(description, option=orjson.OPT_INDENT_2))
+    write_atomically(directory / _DESCRIPTION, orjson.dumps(description, option=orjson.OPT_INDENT_2))
     (directory / _REDIRECT).unlink(missing_ok=True)  # Kong names this destination again
     file = token_file(spool, destination.id)
     if destination.token_unresolved and keep_token:
@@ -109,6 +109,36 @@ def write_destination(spool: Path, destination: Destination, *, keep_token: bool
         return
     file.parent.mkdir(mode=0o700, exist_ok=True)
     write_atomically(file, destination.token.encode())
+
+
+def is_described(directory: Path) -> bool:
+    """Return whether a queue's folder exists and has a description."""
+    return (directory / _DESCRIPTION).exists()
+
+
+def retire(spool: Path, queue: str) -> bool:
+    """Remove a queue's folder with its description if nothing else is in it; returns whether that is so.
+
+    Raises OSError.
+
+    The token file stays: if the plugin returns while Kong cannot resolve the vault, the last token is used.
+    """
+    directory = queues_directory(spool) / queue
+    description = directory / _DESCRIPTION
+    content = description.read_bytes() if description.exists() else None
+    description.unlink(missing_ok=True)
+    try:
+        directory.rmdir()
+    except OSError:  # a worker has just begun to write
+        if content is not None and not description.exists():
+            write_atomically(description, content)
+        return False
+    return True
+
+
+def redirect_targets(spool: Path) -> set[str]:
+    """Return the queues whose destination other queues use; raises OSError."""
+    return {path.read_text().strip() for path in queues_directory(spool).glob(f"*/{_REDIRECT}")}
 
 
 def redirect(spool: Path, queue: str, to: str | None) -> None:
@@ -148,7 +178,7 @@ def _redirected(spool: Path, queue: str) -> str:
 
 def _described(spool: Path, queue: str) -> Destination | None:
     try:
-        raw = (queues_directory(spool) / queue / "destination.json").read_bytes()
+        raw = (queues_directory(spool) / queue / _DESCRIPTION).read_bytes()
     except FileNotFoundError:
         return None
     description = orjson.loads(raw)
@@ -172,6 +202,7 @@ def _described(spool: Path, queue: str) -> Destination | None:
 
 
 _REDIRECT: Final = "redirect"
+_DESCRIPTION: Final = "destination.json"
 _DESCRIBED: Final = frozenset(Destination.__dataclass_fields__) - {"token", "token_unresolved"}
 _EXAMPLE: Final = Destination("", "")
 _RANGES: Final = {

@@ -10,7 +10,7 @@ from pathlib import Path
 from queue import SimpleQueue
 from typing import Any, Final
 
-from openmeter_plugin.spool.destination import Destination, make_private, queues_directory
+from openmeter_plugin.spool.destination import Destination, is_described, make_private, queues_directory
 from openmeter_plugin.spool.segment_file import (
     Segment,
     following_number,
@@ -41,6 +41,10 @@ class Rotation:
     """Whether a segment is synced before it is retired after a partial write: no one waits for the syncer."""
     writer: str = ""
 
+    def is_due(self, segment: Segment) -> bool:
+        """Return whether a new segment has to replace this one."""
+        return segment.size >= self.max_bytes or time.monotonic() - segment.opened >= self.max_seconds
+
 
 class SpoolQueue:
     """The records for one destination. Hold the writer's write lock to use anything but `id`."""
@@ -49,6 +53,9 @@ class SpoolQueue:
         self.id = queue_id
         self.directory = queues_directory(spool) / queue_id
         self.description: Destination | None = None
+        """The description that is not written yet."""
+        self.described: Destination | None = None
+        """The description that was written last."""
         self.segment: Segment | None = None
         self.waiting: list[bytes] = []
         self.waiting_bytes = 0
@@ -69,8 +76,7 @@ class SpoolQueue:
 
     def append(self, records: list[bytes]) -> int:
         """Write records, oldest first, and return how many are entirely in a file; raises OSError."""
-        if self.segment is not None and self._segment_is_full(self.segment):
-            self.retire()
+        self.rotate()
         if self.segment is None:
             make_private(self.directory)
         available = writable_bytes(self.directory)
@@ -91,10 +97,22 @@ class SpoolQueue:
         """
         size = sum(map(len, records))
         segment = self.segment
-        if segment is None or self.failing or size > self._unchecked_bytes or self._segment_is_full(segment):
+        if segment is None or self.failing or size > self._unchecked_bytes or self._rotation.is_due(segment):
             return 0
         self._unchecked_bytes -= size
         return self._write(segment, records)
+
+    def rotate(self) -> None:
+        """Retire the open segment if it is due."""
+        if self.segment is not None and self._rotation.is_due(self.segment):
+            self.retire()
+
+    @property
+    def description_to_write(self) -> Destination | None:
+        """A new description, or the last one: delivery removes the folder of a queue that is long empty."""
+        if self.description is None and self.segment is None and not is_described(self.directory):
+            return self.described
+        return self.description
 
     def retire(self) -> None:
         """Hand the open segment to the syncer thread, which syncs, closes and thereby unlocks it."""
@@ -112,10 +130,6 @@ class SpoolQueue:
             self.retire()
             return whole_records(records, written)
         return len(records)
-
-    def _segment_is_full(self, segment: Segment) -> bool:
-        rotation = self._rotation
-        return segment.size >= rotation.max_bytes or time.monotonic() - segment.opened >= rotation.max_seconds
 
 
 Item = tuple[SpoolQueue, bytes | None, Any, Destination | None]

@@ -8,28 +8,32 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Iterable
-from queue import SimpleQueue
 
 from openmeter_plugin.log import RateLimit, get_logger
+from openmeter_plugin.spool.queue import Rotation
 from openmeter_plugin.spool.segment_file import Segment
 
 
 class Syncer:
-    """Syncs the open segments every `interval` seconds; syncs and closes those in `retired`.
+    """Syncs the open segments every `interval` seconds; syncs and closes those that are retired.
 
-    With `sync` false it only closes.
+    With `sync` false it only closes. Calls `on_due` if a segment is due for its successor: one that nothing
+    is written to would otherwise stay open, and its queue would never be empty.
     """
 
     def __init__(
         self,
         open_segments: Callable[[], Iterable[Segment]],
-        retired: SimpleQueue[Segment],
+        rotation: Rotation,
+        on_due: Callable[[], None],
         *,
         sync: bool,
         interval: float,
     ) -> None:
         self._open_segments = open_segments
-        self._retired = retired
+        self._rotation = rotation
+        self._retired = rotation.retired
+        self._on_due = on_due
         self._syncs = sync
         self._interval = interval
         self._stopped = threading.Event()
@@ -57,15 +61,17 @@ class Syncer:
                 self._check_place(segment)
             if segment.unsynced:
                 self._sync(segment)
+            if self._rotation.is_due(segment):
+                self._on_due()
 
     def _check_place(self, segment: Segment) -> None:
-        """Have the next record start a new segment if this one is gone."""
+        """Have a new segment replace this one if it is gone."""
         try:
             if segment.in_place():
                 return
         except OSError:
             return  # the next look will tell
-        # Old enough to be replaced: the writer's path needs no check of its own.
+        # Due for its successor: the writer's path needs no check of its own.
         segment.opened = float("-inf")
 
     def _close_retired(self) -> None:

@@ -106,8 +106,7 @@ class SpoolWriter:
         self.stalled_after = stalled_after
         self._items: SimpleQueue[Sequence[Item] | None] = SimpleQueue()
         self._queues: dict[str, SpoolQueue] = {}
-        retired: SimpleQueue[Segment] = SimpleQueue()
-        self._rotation = Rotation(segment_bytes, segment_seconds, retired, fsync == "always", name)
+        self._rotation = Rotation(segment_bytes, segment_seconds, SimpleQueue(), fsync == "always", name)
         self._write_lock = threading.Lock()  # held by the thread that writes
         self._disk_speed = DiskSpeed()
         self._commit_began: float | None = None
@@ -117,7 +116,13 @@ class SpoolWriter:
         self._log = get_logger()
         self._failure_limit, self._loss_limit = RateLimit(), RateLimit()
         self._thread = threading.Thread(target=self._run, name="spool-writer", daemon=True)
-        self._syncer = Syncer(self._open_segments, retired, sync=fsync != "never", interval=fsync_interval)
+        self._syncer = Syncer(
+            self._open_segments,
+            self._rotation,
+            lambda: self._items.put(()),  # the writer's thread then retires what is due
+            sync=fsync != "never",
+            interval=fsync_interval,
+        )
 
     def start(self) -> None:
         """Start the threads. Call it in the process that writes, after any fork."""
@@ -251,7 +256,10 @@ class SpoolWriter:
     def _commit(self, items: Sequence[Item]) -> None:
         while not self._overflow.empty():
             self._overflow.get_nowait().lost += 1
-        groups: dict[SpoolQueue, list[bytes]] = {q: [] for q in list(self._queues.values()) if q.failing}
+        queues = list(self._queues.values())
+        for queue in queues:
+            queue.rotate()
+        groups: dict[SpoolQueue, list[bytes]] = {queue: [] for queue in queues if queue.failing}
         tokens: list[Any] = []
         for queue, record, token, description in items:
             group = groups.setdefault(queue, [])
@@ -298,12 +306,14 @@ class SpoolWriter:
 
     def _describe(self, queue: SpoolQueue) -> None:
         """Write the queue's description; if that fails, its records are written anyway."""
-        if queue.description is None:
+        description = queue.description_to_write
+        if description is None:
             return
         try:
-            write_destination(self._spool, queue.description, keep_token=self._keep_tokens)
-            queue.description = None
+            write_destination(self._spool, description, keep_token=self._keep_tokens)
+            queue.description, queue.described = None, description
         except OSError as error:
+            queue.description = description
             if self._failure_limit.passes():
                 self._log.error("destination_write_failed", queue=queue.id, reason=error.strerror)
 

@@ -16,14 +16,14 @@ def _customer_then_its_consumer_goes(stage: Stage) -> dict[str, Any]:
     # By id: over openmeter-v3 nothing else tells a subject that syncd attached from one of a person.
     mapping = {"subject_field": "id", "key": "{username}", "create": {"currency": "USD"}}
     stage.configure(**_SYNC, mapping=mapping)
-    stage.syncd("apply", ends_with=APPLIED)
+    stage.syncd("apply", "--yes", ends_with=APPLIED)
     return stage.customers()[leaver]
 
 
 def _leave(stage: Stage) -> None:
     """Remove the consumer, and run until what was marked may be deleted."""
     stage.users("stays")
-    stage.syncd("apply", "--allow-empty", ends_with=(APPLIED, BLOCKED))
+    stage.syncd("apply", "--yes", "--allow-empty", ends_with=(APPLIED, BLOCKED))
 
 
 def _kinds(plan: dict[str, Any]) -> set[str]:
@@ -46,7 +46,7 @@ def a_customer_whose_consumer_went_is_deleted(stage: Stage) -> None:
     _leave(stage)
     plan = _plan_of_due(stage)
     expect("blocked" not in _kinds(plan), f"the plan has {plan['changes']!r:.300}")
-    stage.syncd("apply", ends_with=APPLIED)
+    stage.syncd("apply", "--yes", ends_with=APPLIED)
     there = {each["id"] for each in stage.customers().values()}
     expect(leaver["id"] not in there, "the customer is still there")
     expect(foreign["id"] in there, "a customer that a person created was deleted")
@@ -78,14 +78,14 @@ def _stays(stage: Stage, leaver: dict[str, Any], why: str) -> None:
     """The customer stays; plan and apply come to rest over it and name the reason."""
     _plan_of_due(stage)
     # Some reasons show only when the deletion is refused; the plan knows them from then on.
-    stage.syncd("apply", ends_with=(APPLIED, BLOCKED))
+    stage.syncd("apply", "--yes", ends_with=(APPLIED, BLOCKED))
     plan = stage.plan()
     expect("delete-customer" not in _kinds(plan), "after a refusal the plan deletes again")
     reasons = [change["reason"] for change in plan["changes"] if change["kind"] == "blocked"]
     expect(any(why in each for each in reasons), f"the plan does not name the {why}: {reasons}")
     there = {each["id"] for each in stage.customers().values()}
     expect(leaver["id"] in there, "the customer was deleted")
-    stage.syncd("apply", ends_with=(APPLIED, BLOCKED))
+    stage.syncd("apply", "--yes", ends_with=(APPLIED, BLOCKED))
 
 
 # What people give a customer: features, plans, subscriptions of OpenMeter, or the sandbox's own paths.

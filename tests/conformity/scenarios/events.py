@@ -51,7 +51,7 @@ def _with_standard_meters(stage: Stage) -> None:
 def usage_under_a_customers_id_belongs_to_whom_the_server_says(stage: Stage) -> None:
     _with_standard_meters(stage)
     [username] = stage.users("customer")
-    stage.syncd("apply", ends_with=APPLIED)
+    stage.syncd("apply", "--yes", ends_with=APPLIED)
     identity = stage.customers()[username]["id"]
     since = datetime.now(UTC) - timedelta(minutes=5)
     with stage.client() as api:
@@ -65,7 +65,7 @@ def usage_under_a_customers_id_belongs_to_whom_the_server_says(stage: Stage) -> 
         stage.eventually(counted, "the events are not counted")
         begin = since.replace(second=0, microsecond=0).isoformat()
         servers = {each.subject for each in api.customer_usage(REQUESTS_METER, [identity], begin, None)}
-    shown = json.loads(stage.syncd("usage", "--json", "--from", begin, ends_with=0).stdout)
+    shown = json.loads(stage.syncd("usage", "--output=json", "--from", begin, ends_with=0).stdout)
     ours = {
         line["key"]
         for customer in shown["customers"]
@@ -167,7 +167,7 @@ def a_batch_of_the_plugin_is_counted_audited_and_redelivered(stage: Stage) -> No
 def _audited(stage: Stage, subject: str) -> list[dict[str, Any]]:
     """Return the audit's differences of a subject."""
     span = ("--from", _HOUR.isoformat(), "--to", (_HOUR + HOUR).isoformat())
-    result = stage.syncd("audit", *span, "--json", "--settle", "10", ends_with=(0, 2))
+    result = stage.syncd("audit", *span, "--output=json", "--settle", "10", ends_with=(0, 2))
     return [each for each in json.loads(result.stdout)["differences"] if each["subject"] == subject]
 
 

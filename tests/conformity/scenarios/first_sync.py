@@ -69,7 +69,7 @@ def _interrupted(stage: Stage) -> list[str]:
         stage.configure(metering={"url": url, "concurrency": 1})
         environment = stage.project.environment()
         with subprocess.Popen(
-            command("apply"),
+            command("apply", "--yes"),
             cwd=stage.folder,
             env=environment,
             stdout=subprocess.DEVNULL,
@@ -92,7 +92,7 @@ def _display_names(stage: Stage, usernames: list[str]) -> set[object]:
 def a_first_sync_that_was_killed_goes_on(stage: Stage) -> None:
     usernames = _interrupted(stage)
     stage.configure()
-    stage.syncd("apply", ends_with=APPLIED)
+    stage.syncd("apply", "--yes", ends_with=APPLIED)
     there = set(stage.customers())
     expect(there == set(usernames), f"{len(there)} of {len(usernames)} customers are there")
     stage.syncd("plan", ends_with=IN_SYNC)
@@ -103,7 +103,7 @@ def with_policy_create_only_it_names_every_subject(stage: Stage) -> None:
         raise NotOffered("there are no subject entities")
     usernames = _interrupted(stage)
     stage.configure(policy="create-only")
-    stage.syncd("apply", ends_with=APPLIED)
+    stage.syncd("apply", "--yes", ends_with=APPLIED)
     shown = _display_names(stage, usernames)
     expect(shown == set(usernames), f"{len(shown & set(usernames))} of {len(usernames)} subjects have a name")
     stage.syncd("plan", ends_with=IN_SYNC)
@@ -115,10 +115,10 @@ def the_other_dialect_takes_over(stage: Stage) -> None:
     usernames = stage.users(*(f"{number:02}" for number in range(_UNTIL_KILLED)))
     [other] = [dialect for dialect in stage.server.spoken if dialect != stage.dialect]
     stage.configure(metering={"dialect": other, "url": stage.server.metering_url(other)})
-    stage.syncd("apply", ends_with=APPLIED)
+    stage.syncd("apply", "--yes", ends_with=APPLIED)
     before = {key: each["id"] for key, each in stage.customers().items()}
     stage.configure()
-    stage.syncd("apply", ends_with=APPLIED)
+    stage.syncd("apply", "--yes", ends_with=APPLIED)
     after = {key: each["id"] for key, each in stage.customers().items()}
     expect(before == after and set(after) == set(usernames), f"customers {before} became {after}")
     stage.syncd("plan", ends_with=IN_SYNC)
@@ -126,7 +126,7 @@ def the_other_dialect_takes_over(stage: Stage) -> None:
 
 def odd_keys_and_subjects_come_back_as_they_were_sent(stage: Stage) -> None:
     usernames = stage.users(*_ODD)
-    stage.syncd("apply", ends_with=APPLIED)
+    stage.syncd("apply", "--yes", ends_with=APPLIED)
     subjects = {
         key: (each.get("usageAttribution") or each["usage_attribution"])
         for key, each in stage.customers().items()
@@ -154,7 +154,7 @@ def odd_keys_and_subjects_come_back_as_they_were_sent(stage: Stage) -> None:
 
 def every_page_is_read_to_the_end(stage: Stage) -> None:
     usernames = stage.users(*(f"{number:02}" for number in range(23)))
-    stage.syncd("apply", ends_with=APPLIED)
+    stage.syncd("apply", "--yes", ends_with=APPLIED)
     with stage.client() as api:
         pages = [api.find_customers("key", stage.name, page, 10) for page in (1, 2, 3, 4)]
         observed = {customer.key for customer in api.observe().customers}
@@ -172,12 +172,12 @@ def every_page_is_read_to_the_end(stage: Stage) -> None:
 
 def a_deleted_customer_is_created_anew(stage: Stage) -> None:
     [username] = stage.users("again")
-    stage.syncd("apply", ends_with=APPLIED)
+    stage.syncd("apply", "--yes", ends_with=APPLIED)
     first = stage.customers()[username]["id"]
     why = stage.server.delete_customer(first)
     expect(why is None, f"the deletion by hand was refused: {why}")
     stage.syncd("plan", ends_with=DRIFT)
-    stage.syncd("apply", ends_with=APPLIED)
+    stage.syncd("apply", "--yes", ends_with=APPLIED)
     second = stage.customers()[username]["id"]
     expect(second != first, "the deleted customer came back")
     with stage.client() as api:

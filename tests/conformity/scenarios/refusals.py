@@ -9,20 +9,20 @@ from tests.conformity.stage import APPLIED, BLOCKED, ERROR, Stage, expect
 
 def a_poisoned_consumer_is_named_and_the_rest_goes_on(stage: Stage) -> None:
     before, poisoned, after = stage.users("first", "b\0d", "last")
-    result = stage.syncd("apply", ends_with=(APPLIED, BLOCKED))
+    result = stage.syncd("apply", "--yes", ends_with=(APPLIED, BLOCKED))
     expect(set(stage.customers()) == {before, after}, f"there are {sorted(stage.customers())}")
     shown = poisoned.replace("\0", "")
     expect(
         stage.named("b") in result.stdout + result.stderr, f"{shown} is not named: {result.stdout[-300:]!r}"
     )
-    again = stage.syncd("apply", ends_with=(APPLIED, BLOCKED))
+    again = stage.syncd("apply", "--yes", ends_with=(APPLIED, BLOCKED))
     expect("nothing to do" in again.stdout or "blocked" in again.stdout, again.stdout[-300:])
 
 
 def keys_and_subjects_of_others_are_left_to_them(stage: Stage) -> None:
     by_key, by_subject, free = stage.users("key", "subject", "free")
     hers = [stage.by_hand(by_key, stage.named("hers")), stage.by_hand(stage.named("finance"), by_subject)]
-    stage.syncd("apply", ends_with=(APPLIED, BLOCKED))
+    stage.syncd("apply", "--yes", ends_with=(APPLIED, BLOCKED))
     there = stage.customers()
     expect(free in there, f"the free one was not created: {sorted(there)}")
     for before in hers:
@@ -49,7 +49,7 @@ def names_with_single_letters_can_be_owners_and_labels(stage: Stage) -> None:
         "create": {"metadata": {"externalId": "{custom_id}"}},
     }
     stage.configure(owner_id=f"{stage.name}-a-1", mapping=mapping)
-    stage.syncd("apply", ends_with=APPLIED)
+    stage.syncd("apply", "--yes", ends_with=APPLIED)
     expect(set(stage.customers()) == {group}, f"there are {sorted(stage.customers())}")
     plan = stage.plan()
     expect(
@@ -61,7 +61,7 @@ def an_unknown_currency_is_left_out(stage: Stage) -> None:
     [username] = stage.users("currency")
     mapping = {"subject_field": "username", "key": "{username}", "create": {"currency": "ZZZ"}}
     stage.configure(mapping=mapping)
-    result = stage.syncd("apply", ends_with=APPLIED)
+    result = stage.syncd("apply", "--yes", ends_with=APPLIED)
     expect("ZZZ" in result.stdout, "the plan does not say that ZZZ is left out")
     expect(stage.customers()[username].get("currency") is None, "ZZZ was stored")
 

@@ -51,7 +51,7 @@ METRICS = {
 
 
 def test_the_spool_is_returned_as_the_command_prints_it(running_api: Api) -> None:
-    printed = json.loads(run("status", "--json", str(running_api.server.spool)).stdout)
+    printed = json.loads(run("status", "--output=json", str(running_api.server.spool)).stdout)
     assert running_api.get("/v1/spool") == printed
     assert printed["delivery_running"] is True
     assert printed["total"]["books"]["delivered"] == 5

@@ -124,5 +124,7 @@ def test_the_status_names_the_requests_by_reason(tmp_path: Path, server: EventsS
     shown = subprocess.run(command, capture_output=True, text=True, timeout=30, check=True).stdout
     assert "AI usage unknown" in shown
     assert "ai_statistics_off 2" in shown
-    found = subprocess.run([*command, "--json"], capture_output=True, text=True, timeout=30, check=True)
+    found = subprocess.run(
+        [*command, "--output=json"], capture_output=True, text=True, timeout=30, check=True
+    )
     assert json.loads(found.stdout)["total"]["books"]["ai_usage_gaps"] == COUNTED

@@ -281,7 +281,7 @@ def test_names_and_answers_of_others_steer_no_terminal(tmp_path: Path, server: E
     write_destination(tmp_path, destination(server.url))
     spooled(tmp_path, [record(1, subject="consumer:\x1b]0;owned\x07\x9b1m\u202eecila")])
     run_until_empty(tmp_path)
-    for command in (["dead-letters"], ["dead-letters", "--json"], ["export", "--dead-letters"]):
+    for command in (["dead-letters"], ["dead-letters", "--output=json"], ["export", "--dead-letters"]):
         shown = run(*command, str(tmp_path)).stdout
         assert "ecila" in shown
         assert not [c for c in shown if unicodedata.category(c) in ("Cc", "Cf") and c != "\n"]

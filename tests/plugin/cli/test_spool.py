@@ -70,7 +70,7 @@ def test_status_prints_a_table_on_a_terminal(history: Path) -> None:
 
 
 def test_the_directory_may_come_from_the_environment(history: Path) -> None:
-    result = run_process("status", "--json", OPENMETER_PLUGIN_SPOOL=str(history))
+    result = run_process("status", "--output=json", OPENMETER_PLUGIN_SPOOL=str(history))
     assert json.loads(result.stdout)["total"]["backlog"] == 2
 
 
@@ -79,7 +79,7 @@ def test_no_command_shows_a_token_or_the_secrets_of_a_url(tmp_path: Path) -> Non
     write_destination(spool, destination("https://user:pass@host/events?key=hidden", token=TOKEN))
     spooled(spool, [record(1)])
     outputs = [run(name, str(spool)) for name in ("status", "verify", "dead-letters")]
-    outputs += [run("status", str(spool), "--json"), run("export", "--all", str(spool))]
+    outputs += [run("status", str(spool), "--output=json"), run("export", "--all", str(spool))]
     text = "".join(result.stdout + result.stderr for result in outputs)
     assert "https://host/events" in text
     assert not any(secret in text for secret in (TOKEN, "pass", "hidden"))
@@ -117,7 +117,7 @@ def test_the_spool_can_be_read_during_writing_and_delivery(history: Path) -> Non
     with delivering(history), running_writer(history) as writer:
         for number in range(100, 200):
             writer.append(writer.queue(QUEUE), record(number), None)
-        status = run_process("status", "--json", str(history))
+        status = run_process("status", "--output=json", str(history))
         assert json.loads(status.stdout)["delivery_running"] is True
         assert run_process("verify", str(history)).returncode == 0
         eventually(lambda: read_status(history).total.backlog == 0, what="the delivery")

@@ -23,7 +23,7 @@ from openmeter_plugin.delivery.options import Retention
 from openmeter_plugin.delivery.pipeline import Pipeline
 from openmeter_plugin.delivery.retention import Delivered, delivered_now, expired, remove_leftovers
 from openmeter_plugin.spool import reader as reader_module
-from openmeter_plugin.spool.destination import queues_directory, write_destination
+from openmeter_plugin.spool.destination import queues_directory, redirect, write_destination
 from openmeter_plugin.spool.reader import UNREADABLE
 from openmeter_plugin.spool.segment import MAGIC
 from openmeter_plugin.spool.segment_file import Segment
@@ -40,8 +40,8 @@ from tests.plugin.deliveries import (
     spooled,
     waiting,
 )
-from tests.plugin.events_server import Answer, EventsServer, serving
-from tests.plugin.spools import QUEUE, destination, file_of, segments
+from tests.plugin.events_server import Answer, EventsServer, refusal, serving
+from tests.plugin.spools import QUEUE, destination, file_of, running_writer, segments
 
 pytestmark = pytest.mark.slow
 
@@ -358,6 +358,59 @@ def test_a_segment_removed_by_hand_stops_nothing(
     # Delivered if it was still in memory.
     assert delivered(tmp_path) + count(tmp_path, "lost_events", "missing") == 4
     assert_balanced(tmp_path)
+
+
+# Queues of plugins that are gone
+
+
+@pytest.fixture
+def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Have queues retired at once when they are empty."""
+    monkeypatch.setattr(retention_module, "_EMPTY_SECONDS", 0.0)
+    monkeypatch.setattr(spool_delivery_module, "_LEFTOVER_INTERVAL", 0.1)
+
+
+@pytest.mark.usefixtures("impatient")
+def test_an_empty_queue_is_retired_with_its_counts_kept_and_returns_with_its_next_event(
+    tmp_path: Path, server: EventsServer
+) -> None:
+    directory = queues_directory(tmp_path) / QUEUE
+    with (
+        running_writer(tmp_path, segment_seconds=0.1, fsync_interval=0.05) as writer,
+        delivering(tmp_path, retention=KEEP_NOTHING),
+    ):
+        queue = writer.describe(destination(server.url, token="the-token"))
+        for number in range(3):
+            writer.append(queue, record(number), None)
+            eventually(lambda number=number: server.taken == ids(range(number + 1)))  # type: ignore[misc]
+            eventually(lambda: not directory.exists(), what="the retirement")
+        assert [post.headers["authorization"] for post in server.posts] == ["Bearer the-token"] * 3
+    assert (count(tmp_path, "metered"), delivered(tmp_path)) == (3, 3)
+    assert_balanced(tmp_path)
+
+
+@pytest.mark.usefixtures("impatient")
+@pytest.mark.parametrize("use", ["a dead letter", "an event", "a redirect", "a file of somebody"])
+def test_a_queue_with_a_use_is_not_retired(tmp_path: Path, use: str) -> None:
+    other = "bbbbccccddddeeee"
+    answer = refusal() if use == "a dead letter" else Answer(503)
+    with serving(EventsServer(lambda _: answer)) as server:
+        write_destination(tmp_path, destination(server.url))
+        write_destination(tmp_path, destination(server.url, id=other))
+        if use in ("a dead letter", "an event"):
+            spooled(tmp_path, [record(0)])
+        elif use == "a redirect":
+            redirect(tmp_path, other, QUEUE)
+        else:
+            (queues_directory(tmp_path) / QUEUE / "note").touch()
+        with delivering(tmp_path, retention=KEEP_NOTHING):
+            if use == "a dead letter":
+                eventually(lambda: segments(tmp_path) == [], what="the removal")
+            elif use == "an event":
+                eventually(lambda: server.posts, what="a try")
+            write_destination(tmp_path, destination(server.url, id="unused"))
+            eventually(lambda: not (queues_directory(tmp_path) / "unused").exists(), what="another's end")
+    assert (queues_directory(tmp_path) / QUEUE / "destination.json").exists()
 
 
 # Temporary files

@@ -8,6 +8,7 @@ import pytest
 
 from openmeter_plugin.config.instance_config import parse_config
 from openmeter_plugin.metering.pdk_queries import NOT_QUERIED
+from openmeter_plugin.metering.quarantine import redacted
 from openmeter_plugin.metering.rules import SkipReason
 from tests.harness.recordings import all_serialized, llm_request, protobuf_requests, serialized
 from tests.plugin.outcomes import ECHO_ROUTE, authenticated, events, result
@@ -176,3 +177,21 @@ def test_the_instance_of_a_route_that_is_not_metered_makes_no_event_of_any_reque
     found = [result(log, None, rules) for log in logs]
     assert [type(one) for one in found] == [SkipReason] * len(logs)
     assert found[0] is SkipReason.NOTHING_TO_METER
+
+
+def test_what_the_gate_stopped_is_never_metered_whatever_the_filters() -> None:
+    log = with_status(402) | {"openmeter_gate": "USAGE_LIMIT_REACHED"}
+    assert result(log) is SkipReason.GATE_STOPPED
+    assert filtered(log, statuses=["402"]) is SkipReason.GATE_STOPPED
+    assert filtered(log, statuses=["200"]) is SkipReason.GATE_STOPPED
+    del log["openmeter_gate"]
+    assert isinstance(filtered(log, statuses=["402"]), list)
+
+
+@pytest.mark.parametrize("mark", [None, "", False, 1, {}])
+def test_a_mark_that_the_gate_does_not_set_excludes_nothing(mark: object) -> None:
+    assert isinstance(result(authenticated() | {"openmeter_gate": mark}), list)
+
+
+def test_what_the_gate_stopped_stays_unbilled_when_it_is_replayed_from_the_quarantine() -> None:
+    assert redacted(authenticated() | {"openmeter_gate": "STALE"})["openmeter_gate"] == "STALE"

@@ -18,7 +18,6 @@ from collections import Counter
 from contextlib import ExitStack, closing
 from dataclasses import dataclass, field
 from datetime import timedelta
-from itertools import count
 from pathlib import Path
 from unittest.mock import patch
 
@@ -534,7 +533,7 @@ def simulate(seed: int) -> Outcome:
             stack.enter_context(structlog.testing.capture_logs())
             stack.enter_context(patch.object(writer_module, "SLOW_WRITE", 1e9))
             # Names of segments decide their order.
-            stack.enter_context(patch.object(segment_file, "_segment_number", count(10_000)))
+            stack.enter_context(patch.object(segment_file._numbers, "following", 10_000))
             stack.enter_context(patch.object(os, "getpid", lambda: 4711))
             stack.enter_context(patch.object(pipeline, "POLL", 0.25))  # fewer idle rounds
             for part in (history.clock, history.disk, history.api):

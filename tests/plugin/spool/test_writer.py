@@ -135,14 +135,26 @@ def test_an_old_segment_is_followed_by_another(tmp_path: Path) -> None:
     assert payloads(tmp_path) == [payload(n) for n in range(3)]
 
 
+def test_an_old_segment_is_closed_although_nothing_follows(tmp_path: Path) -> None:
+    """Else the last segment of a plugin that is gone would never count as delivered."""
+    with running_writer(tmp_path, segment_seconds=0.05, fsync_interval=0.01) as writer:
+        hand_over(writer, range(1))
+        eventually(lambda: [is_locked(path) for path in segments(tmp_path)] == [False])
+        hand_over(writer, range(1, 2))
+        eventually(lambda: len(segments(tmp_path)) == 2)
+    assert payloads(tmp_path) == [payload(0), payload(1)]
+
+
 def test_a_segment_is_locked_while_it_may_grow_and_unlocked_once_another_follows(tmp_path: Path) -> None:
     acknowledged = Acknowledged()
-    with running_writer(tmp_path, acknowledged, segment_bytes=SIZE, fsync_interval=0.01) as writer:
+    with running_writer(tmp_path, acknowledged, segment_bytes=2 * SIZE, fsync_interval=0.01) as writer:
         hand_over(writer, range(1))
         eventually(lambda: len(acknowledged.tokens) == 1)
         (first,) = segments(tmp_path)
         assert is_locked(first)
-        hand_over(writer, range(1, 2))
+        for number in (1, 2):
+            hand_over(writer, range(number, number + 1))
+            eventually(lambda number=number: len(acknowledged.tokens) == number + 1)  # type: ignore[misc]
         eventually(lambda: not is_locked(first), what="the end of the first segment")
         assert is_locked(segments(tmp_path)[1])
     assert not any(is_locked(path) for path in segments(tmp_path))

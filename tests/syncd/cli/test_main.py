@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import signal
 import subprocess
-import threading
 from pathlib import Path
 
 import httpx
@@ -14,7 +13,6 @@ import pytest
 from syncd import __version__
 from syncd.sandbox.testing import running_sandbox
 from tests.syncd.processes import Project, command, environment
-from tests.syncd.servers import Answer, Asked, serving
 from tests.syncd.targets import subscribe
 from tests.syncd.waiting import eventually
 
@@ -24,22 +22,22 @@ pytestmark = pytest.mark.slow
 def test_plan_apply_plan_goes_from_drift_to_in_sync(project: Project, sandbox: httpx.Client) -> None:
     first = project.run("plan")
     assert (first.returncode, first.stderr) == (2, "")
-    assert "create-customer  acme" in first.stdout
+    assert "+ customer acme (" in first.stdout
     assert "guest" not in first.stdout
     assert sandbox.get("/api/v1/customers").json()["totalCount"] == 0
 
-    applied = project.run("apply")
+    applied = project.run("apply", "--yes")
     assert (applied.returncode, applied.stderr) == (0, "")
     assert "Applied: 5 done." in applied.stdout
 
     assert project.run("plan").returncode == 0
-    again = project.call("apply")
+    again = project.call("apply", "--yes")
     assert again.returncode == 0
     assert "nothing to do" in again.stdout
 
 
 def test_plan_as_json_is_nothing_but_json(project: Project) -> None:
-    result = project.call("plan", "--json")
+    result = project.call("plan", "-ojson")
     document = json.loads(result.stdout)
     assert result.returncode == 2
     assert not document["in_sync"]
@@ -47,7 +45,7 @@ def test_plan_as_json_is_nothing_but_json(project: Project) -> None:
 
 
 def test_apply_as_json_contains_the_plan_and_each_outcome(project: Project) -> None:
-    document = json.loads(project.call("apply", "--json").stdout)
+    document = json.loads(project.call("apply", "--yes", "-ojson").stdout)
     assert document["summary"] == {"done": 5, "unchanged": 0, "blocked": 0, "skipped": 0}
     assert len(document["plan"]["changes"]) == len(document["outcomes"]) == 5
 
@@ -58,7 +56,7 @@ def test_apply_ends_with_3_when_something_is_blocked_and_does_the_rest(
     taken = {"key": "other", "name": "by hand", "usageAttribution": {"subjectKeys": ["acme"]}}
     sandbox.post("/api/v1/customers", json=taken).raise_for_status()
     assert project.call("plan").returncode == 2
-    result = project.run("apply")
+    result = project.run("apply", "--yes")
     assert result.returncode == 3
     assert "its key 'acme' is a subject of customer" in result.stdout
     assert sandbox.get("/api/v1/customers").json()["totalCount"] == 2
@@ -76,10 +74,10 @@ def test_what_a_decision_of_people_blocks_is_shown_but_is_no_drift(
         kong = project.folder / "kong.yml"
         everybody = kong.read_text()
         kong.write_text(everybody.replace('- {username: bob, tags: ["customer:acme"]}\n', ""))
-        assert project.call("apply").returncode == 0
+        assert project.call("apply", "--yes").returncode == 0
         subscribe(sandbox, "acme")
         kong.write_text(everybody)
-    result = project.call("apply")
+    result = project.call("apply", "--yes")
     assert result.returncode == 0
     assert "blocked" in result.stdout
     assert project.call("plan").returncode == 0
@@ -87,14 +85,14 @@ def test_what_a_decision_of_people_blocks_is_shown_but_is_no_drift(
 
 def test_customers_made_by_hand_count_as_in_sync(project: Project, sandbox: httpx.Client) -> None:
     subjects = [
-        change["subject_keys"] for change in json.loads(project.call("plan", "--json").stdout)["changes"]
+        change["subject_keys"] for change in json.loads(project.call("plan", "-ojson").stdout)["changes"]
     ]
     keys = sorted({key for keys in subjects for key in keys})
     by_hand = {"key": "finance", "name": "x", "usageAttribution": {"subjectKeys": keys}}
     sandbox.post("/api/v1/customers", json=by_hand).raise_for_status()
     result = project.call("plan")
     assert result.returncode == 0
-    assert "unmanaged" in result.stdout
+    assert "Left alone:" in result.stdout
 
 
 def test_a_source_that_cannot_be_read_ends_with_1_and_changes_nothing(
@@ -103,7 +101,7 @@ def test_a_source_that_cannot_be_read_ends_with_1_and_changes_nothing(
     project.configure()
     text = project.config.read_text().replace("}]", "}, {type: applications-file, path: gone.json}]", 1)
     project.config.write_text(text)
-    for result in (project.call("plan"), project.run("apply")):
+    for result in (project.call("plan"), project.run("apply", "--yes")):
         assert (result.returncode, result.stdout) == (1, "")
         assert "cannot read gone.json" in result.stderr
         assert "Traceback" not in result.stderr
@@ -124,11 +122,11 @@ def test_an_interrupted_apply_ends_with_1_and_reports_what_was_done(
     for method, path in (("POST", "/api/v1/subjects"), ("GET", "/api/v1/customers/kong-openmeter")):
         fault = {"method": method, "path": path, "action": "cut"}
         sandbox.post("/sandbox/v1/faults", json=fault).raise_for_status()
-    result = project.run("apply")
+    result = project.run("apply", "--yes")
     assert result.returncode == 1
     assert "Applied: 2 done." in result.stdout
     assert "did not answer" in result.stderr
-    document = json.loads(project.call("apply", "--json").stdout)
+    document = json.loads(project.call("apply", "--yes", "-ojson").stdout)
     assert "did not answer" in document["error"]
 
 
@@ -192,7 +190,7 @@ def test_a_token_is_never_printed(tmp_path: Path) -> None:
 
 
 def test_usage_shows_customers_and_unbilled_subjects(project: Project, sandbox: httpx.Client) -> None:
-    project.call("apply")
+    project.call("apply", "--yes")
     alice = "consumer:b32379d9-3d28-5683-a79c-72139be6e34f"
     for number, (kind, subject, data) in enumerate(
         [
@@ -204,13 +202,13 @@ def test_usage_shows_customers_and_unbilled_subjects(project: Project, sandbox: 
         event = {"specversion": "1.0", "id": str(number), "source": "kong", "type": kind, "subject": subject}
         headers = {"Content-Type": "application/cloudevents+json"}
         sandbox.post("/api/v1/events", json={**event, "data": data}, headers=headers).raise_for_status()
-    document = json.loads(project.call("usage", "--json").stdout)
+    document = json.loads(project.call("usage", "-ojson").stdout)
     acme = next(customer for customer in document["customers"] if customer["key"] == "acme")
     assert (acme["requests"], acme["tokens"]) == (1, 1200)
     assert document["unbilled"] == [{"key": "stranger", "requests": 1, "tokens": 0}]
     assert document["totals"] == {"requests": 2, "tokens": 1200}
     for period, requests in (("2020-01-01", 2), ("2099-01-01", 0), ("2020-01-01T01:00:00+01:00", 2)):
-        document = json.loads(project.call("usage", "--json", "--from", period).stdout)
+        document = json.loads(project.call("usage", "-ojson", "--from", period).stdout)
         assert document["totals"]["requests"] == requests
     table = project.call("usage")
     assert table.returncode == 0
@@ -262,46 +260,3 @@ def test_a_sandbox_that_cannot_start_ends_with_1(tmp_path: Path, sandbox: httpx.
     )
     assert result.returncode == 1
     assert "the sandbox cannot start" in result.stderr
-
-
-def test_ctrl_c_in_apply_says_what_was_done_and_the_history_says_interrupted(
-    project: Project, sandbox: httpx.Client
-) -> None:
-    reached, gate = threading.Event(), threading.Event()
-    creations: list[str] = []
-
-    def answer(asked: Asked) -> Answer:
-        if asked.method == "POST" and asked.path == "/api/v1/customers":
-            creations.append(asked.path)
-            if len(creations) == 2:
-                reached.set()
-                gate.wait(20)
-        reply = sandbox.request(asked.method, asked.path, params=asked.query, json=asked.body)
-        return Answer(reply.content, reply.status_code, {"Content-Type": "application/json"})
-
-    with serving(answer) as server:
-        project.metering, project.concurrency = server.url, 1
-        project.configure()
-        with subprocess.Popen(
-            command("apply"),
-            cwd=project.folder,
-            env=project.environment(),
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            text=True,
-        ) as process:
-            try:
-                assert reached.wait(20)
-                process.send_signal(signal.SIGINT)
-                stdout, stderr = process.communicate(timeout=20)
-            finally:
-                gate.set()
-                process.kill()
-    assert process.returncode == 130
-    assert "Traceback" not in stderr
-    assert "Applied: 1 done." in stdout
-    assert "Not all was done: 4 changes are left. interrupted by Ctrl-C" in stdout
-    (listed,) = json.loads(project.call("history", "--json").stdout)
-    assert listed["state"] == "failed"
-    assert listed["error"].startswith("interrupted")
-    assert listed["outcomes"]["done"] == 1

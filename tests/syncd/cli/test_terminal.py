@@ -54,17 +54,16 @@ def on_a_terminal(project: Project, *arguments: str, **variables: str) -> tuple[
         return process.wait(20), seen.decode()
 
 
-def test_a_plan_is_a_table_with_colours_on_a_terminal_and_progress_is_shown(project: Project) -> None:
+def test_a_plan_has_colours_on_a_terminal_and_progress_is_shown(project: Project) -> None:
     status, screen = on_a_terminal(project, "plan")
     assert status == 2
-    assert "┏" in screen
-    assert "\x1b[32m" in screen, "green"
+    assert "\x1b[32m  + customer" in screen, "green"
     assert "reading sources and customers" in screen
 
 
-def test_no_color_removes_colours_but_keeps_the_table(project: Project) -> None:
+def test_no_color_removes_colours(project: Project) -> None:
     _, screen = on_a_terminal(project, "plan", NO_COLOR="1")
-    assert "┏" in screen
+    assert "  + customer" in screen
     assert "\x1b[32m" not in screen
 
 
@@ -73,11 +72,11 @@ def test_elsewhere_a_plan_is_plain_lines_only(project: Project) -> None:
     assert result.returncode == 2
     assert result.stderr == ""
     assert not set(result.stdout) & set("\x1b┃│┏")
-    assert [line.split()[0] for line in result.stdout.splitlines()].count("create-customer") == 2
+    assert result.stdout.count("  + customer ") == 2
 
 
 def test_json_goes_to_stdout_without_progress(project: Project) -> None:
-    result = project.run("plan", "--json")
+    result = project.run("plan", "-ojson")
     assert json.loads(result.stdout)["summary"]
     assert result.stderr == ""
 
@@ -109,7 +108,7 @@ def test_status_and_resync_show_what_the_daemon_did(project: Project) -> None:
         ended = project.call("resync", "--wait")
         assert ended.returncode == 0
         assert "in sync" in ended.stdout
-        assert json.loads(project.call("resync", "--wait", "--json").stdout)["in_sync"] is True
+        assert json.loads(project.call("resync", "--wait", "-ojson").stdout)["in_sync"] is True
 
 
 STEERING = "\x1b]0;owned\x07 \x9b31m \u202ereversed"
@@ -128,11 +127,11 @@ def test_an_answer_of_an_api_cannot_steer_the_terminal(project: Project) -> None
     with serving(kong) as server:
         project.settings = f"sources: [{{type: kong-admin, url: '{server.url}'}}]\n"
         project.configure()
-        for arguments in (["plan"], ["apply"], ["doctor"], ["doctor", "--json"]):
+        for arguments in (["plan"], ["apply", "--yes"], ["doctor"], ["doctor", "-ojson"]):
             _, screen = on_a_terminal(project, *arguments)
             assert "reversed" in screen, arguments
             assert not steers(screen), (arguments, screen)
-        for arguments in (["history"], ["history", "--json"]):
+        for arguments in (["history"], ["history", "-ojson"]):
             _, screen = on_a_terminal(project, *arguments)
             assert "reversed" in screen
             assert not steers(screen), (arguments, screen)
@@ -141,9 +140,9 @@ def test_an_answer_of_an_api_cannot_steer_the_terminal(project: Project) -> None
 def test_names_of_consumers_cannot_steer_the_terminal_and_json_keeps_them(project: Project) -> None:
     document = {"_format_version": "3.0", "consumers": [{"username": f"eve{STEERING}"}]}
     (project.folder / "kong.yml").write_text(json.dumps(document))
-    reasons = [change["reason"] for change in json.loads(project.call("plan", "--json").stdout)["changes"]]
+    reasons = [change["reason"] for change in json.loads(project.call("plan", "-ojson").stdout)["changes"]]
     assert any(f"eve{STEERING}" in reason for reason in reasons)
-    for arguments in (["plan"], ["plan", "--json"], ["apply"], ["usage"]):
+    for arguments in (["plan"], ["plan", "-ojson"], ["apply", "--yes"], ["usage"]):
         _, screen = on_a_terminal(project, *arguments)
         assert "eve" in screen
         assert not steers(screen), (arguments, screen)

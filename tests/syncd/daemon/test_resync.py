@@ -26,7 +26,7 @@ ALICE = "consumer:00000000-0000-4000-8000-000000000001"
 def project(tmp_path: Path, sandbox: httpx.Client) -> Project:
     made = Project(tmp_path, str(sandbox.base_url))
     group(made, "acme")
-    assert made.call("apply").returncode == 0
+    assert made.call("apply", "--yes").returncode == 0
     return made
 
 
@@ -47,17 +47,17 @@ def test_a_move_allowed_for_one_run_is_shown_before_it_is_made(
         group(project, "globex")
         dry = project.call("resync", "--dry-run", "--wait")
         assert dry.returncode == 2
-        assert "blocked  globex" in dry.stdout
+        assert "! customer globex" in dry.stdout
         assert "--allow-move" in dry.stdout
         assert project.call("resync", "--wait").returncode == 3
         preview = project.call("resync", "--allow-move", "--dry-run", "--wait")
         assert preview.returncode == 2
-        assert f"move-subjects  acme  {ALICE} -> globex" in preview.stdout
+        assert "~ customer acme: move alice to globex" in preview.stdout
         assert ALICE in subjects(sandbox, "acme")
 
         moved = project.call("resync", "--allow-move", "--wait")
         assert moved.returncode == 0
-        assert f"move-subjects  acme  {ALICE} -> globex" in moved.stdout
+        assert "~ customer acme: move alice to globex" in moved.stdout
         assert subjects(sandbox, "globex") == [ALICE]
 
         # The option held for that run only.
@@ -75,7 +75,7 @@ def test_a_customer_is_adopted_when_that_is_allowed_and_json_is_one_document(
     with daemon_process(project) as (process, log):
         when_logged(log, "run_finished", process)
         assert "--adopt" in project.call("resync", "--dry-run", "--wait").stdout
-        done = json.loads(project.call("resync", "--adopt", "--wait", "--json").stdout)
+        done = json.loads(project.call("resync", "--adopt", "--wait", "--output=json").stdout)
         assert done["state"] == "succeeded"
         assert done["options"]["reviewed"] is True
         assert [result["change"]["kind"] for result in done["results"]] == [

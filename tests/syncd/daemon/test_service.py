@@ -191,10 +191,10 @@ def test_resync_starts_a_run_and_exits_with_its_result(project: Project, sandbox
     with daemon_process(project) as (process, log):
         when_logged(log, "run_finished", process)
         sandbox.post("/sandbox/v1/reset").raise_for_status()
-        dry = project.call("resync", "--dry-run", "--wait", "--json")
+        dry = project.call("resync", "--dry-run", "--wait", "--output=json")
         assert dry.returncode == 2
         assert json.loads(dry.stdout)["planned"]["create-customer"] == 2
-        assert json.loads(project.call("resync", "--json").stdout)["state"] in {"queued", "running"}
+        assert json.loads(project.call("resync", "--output=json").stdout)["state"] in {"queued", "running"}
         assert project.call("resync", "--wait").returncode == 0
         sandbox.post("/sandbox/v1/reset").raise_for_status()
         taken = {"key": "other", "name": "by hand", "usageAttribution": {"subjectKeys": ["acme"]}}
@@ -239,7 +239,7 @@ def test_sigterm_finishes_the_changes_in_progress_and_starts_no_other(
             gate.set()
     assert changes == ["/api/v1/customers"] * concurrency
     assert "stopped by request" in log.read_text()
-    run = json.loads(project.call("history", "--json").stdout)[0]
+    run = json.loads(project.call("history", "--output=json").stdout)[0]
     assert run["outcomes"]["done"] == concurrency
 
 

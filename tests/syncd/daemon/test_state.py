@@ -295,16 +295,16 @@ def test_a_daemon_killed_mid_run_leaves_a_correct_history_and_the_next_run_compl
                 started.wait()
         finally:
             slow.gate.set()
-        listed = json.loads(project.call("history", "--json").stdout)
+        listed = json.loads(project.call("history", "--output=json").stdout)
         assert [run["state"] for run in listed] == ["failed"]
         assert listed[0]["error"].startswith("interrupted: ")
         assert listed[0]["outcomes"]["done"] == 1
-        done = json.loads(project.call("history", listed[0]["id"], "--json").stdout)["results"]
+        done = json.loads(project.call("history", listed[0]["id"], "--output=json").stdout)["results"]
         assert [result["status"] for result in done] == ["done", "begun"]
-        assert project.call("apply").returncode == 0
+        assert project.call("apply", "--yes").returncode == 0
         assert project.call("plan").returncode == 0
     assert len(customers(sandbox)) == 2
-    states = [run["state"] for run in json.loads(project.call("history", "--json").stdout)]
+    states = [run["state"] for run in json.loads(project.call("history", "--output=json").stdout)]
     assert states == ["succeeded", "failed"]
 
 
@@ -314,7 +314,7 @@ def test_two_daemons_take_turns_and_create_no_customer_twice(project: Project, s
         for started, log in ((one, log1), (other, log2)):
             assert when_logged(log, "run_finished", started)["state"] == "succeeded"
     assert len(customers(sandbox)) == 2
-    runs = json.loads(project.call("history", "--json").stdout)
+    runs = json.loads(project.call("history", "--output=json").stdout)
     assert sorted(run["outcomes"]["done"] for run in runs) == [0, 5]
 
 
@@ -327,7 +327,7 @@ def test_apply_waits_for_a_daemon_that_is_writing(project: Project, sandbox: htt
             with started_daemon(project) as (started, log):
                 assert slow.reached.wait(20)
                 concurrent = subprocess.Popen(
-                    command("apply"),
+                    command("apply", "--yes"),
                     cwd=project.folder,
                     env=project.environment(),
                     stdout=subprocess.PIPE,
@@ -370,7 +370,7 @@ def test_status_asks_the_daemon_and_ends_with_1_after_a_failed_run(project: Proj
         idle(client)
         port = client.base_url.port
         project.configure(f"daemon: {{listen: '127.0.0.1:{port}'}}\n")
-        result = project.call("status", "--json")
+        result = project.call("status", "--output=json")
         assert result.returncode == 1
         assert json.loads(result.stdout)["last"]["state"] == "failed"
         (project.folder / "kong.yml").write_text(KONG_YML)

@@ -50,7 +50,7 @@ def seconds_to_end(process: subprocess.Popen[str], *signals: signal.Signals) -> 
 
 
 def run_of(project: Project) -> dict[str, object]:
-    run: dict[str, object] = json.loads(project.call("history", "--json").stdout)[0]
+    run: dict[str, object] = json.loads(project.call("history", "--output=json").stdout)[0]
     return run
 
 

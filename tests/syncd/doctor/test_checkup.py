@@ -153,7 +153,7 @@ def project(tmp_path: Path, server: str) -> Project:
 
 
 def levels(project: Project, *args: str) -> dict[str, str]:
-    document = json.loads(project.call("doctor", "--json", *args).stdout)
+    document = json.loads(project.call("doctor", "--output=json", *args).stdout)
     return {finding["check"]: finding["level"] for finding in document}
 
 
@@ -388,7 +388,7 @@ def rights(project: Project, answer: Answer) -> list[tuple[str, str]]:
 
     with serving(metering) as fake:
         dialect(project, "openmeter-v1", fake.url)
-        found = json.loads(project.call("doctor", "--json").stdout)
+        found = json.loads(project.call("doctor", "--output=json").stdout)
     return [(finding["level"], finding["text"]) for finding in found if finding["check"] == "rights"]
 
 
@@ -428,7 +428,7 @@ def test_the_plugins_of_a_control_plane_in_konnect_are_read(project: Project) ->
 
 
 def texts(project: Project, check: str) -> list[tuple[str, str]]:
-    found = json.loads(project.call("doctor", "--json").stdout)
+    found = json.loads(project.call("doctor", "--output=json").stdout)
     return [(finding["level"], finding["text"]) for finding in found if finding["check"] == check]
 
 
@@ -577,7 +577,7 @@ def test_each_api_says_which_proxy_it_uses_and_that_loopback_passes_none(project
     )
     project.configure()
     variables = {"HTTP_PROXY": "http://user:secret@127.0.0.1:1", "NO_PROXY": "exempt.invalid"}
-    findings = json.loads(project.run("doctor", "--json", **variables).stdout)
+    findings = json.loads(project.run("doctor", "--output=json", **variables).stdout)
     assert [finding["text"] for finding in findings if finding["check"] == "proxy"] == [
         "kong-admin-0: requests go through the proxy http://127.0.0.1:1 (environment variable HTTP_PROXY)",
         "kong-admin-1: requests go directly: no setting and no variable names a proxy for it",

@@ -190,7 +190,7 @@ def project(tmp_path: Path, server: str) -> Project:
 
 
 def said(project: Project) -> list[tuple[str, str]]:
-    result = project.call("doctor", "--json")
+    result = project.call("doctor", "--output=json")
     named = ("consumers", "applications", "mapping")
     return [(one["level"], one["text"]) for one in json.loads(result.stdout) if one["check"] in named]
 

@@ -254,7 +254,7 @@ def doctor(deployment: Audited, **change: object) -> tuple[str, str]:
 def findings(deployment: Audited, **change: object) -> list[tuple[str, str]]:
     """Return level and text of each finding about the gateway."""
     deployment.gateways = [deployment.sites[0].settings | change]
-    result = deployment.project().call("doctor", "--json")
+    result = deployment.project().call("doctor", "--output=json")
     found = json.loads(result.stdout)
     return [(one["level"], one["text"]) for one in found if one["check"] == "gateway"]
 

@@ -36,7 +36,7 @@ def project(
     url = str(sandbox.base_url)
     made.config.write_text(SETTINGS.format(dialect=dialect, url=url, key=key, policy=policy))
     (folder / "kong.yml").write_text(ALONE)
-    assert made.call("apply").returncode == 0
+    assert made.call("apply", "--yes").returncode == 0
     for number, subject in enumerate(["consumer:a", "consumer:a", "consumer:b"]):
         event = {"specversion": "1.0", "id": str(number), "source": "kong", "type": "kong.api_request"}
         headers = {"Content-Type": "application/cloudevents+json"}
@@ -48,14 +48,14 @@ def project(
 
 def usage(project: Project) -> dict[str, Any]:
     """Return the requests of each customer by its key, and the unbilled ones as ''."""
-    found = json.loads(project.call("usage", "--json").stdout)
+    found = json.loads(project.call("usage", "-ojson").stdout)
     assert found["totals"]["requests"] == 3
     unbilled = sum(subject["requests"] for subject in found["unbilled"])
     return {customer["key"]: customer["requests"] for customer in found["customers"]} | {"": unbilled}
 
 
 def plan(project: Project, *flags: str) -> list[dict[str, Any]]:
-    changes: list[dict[str, Any]] = json.loads(project.call("plan", "--json", *flags).stdout)["changes"]
+    changes: list[dict[str, Any]] = json.loads(project.call("plan", "-ojson", *flags).stdout)["changes"]
     return changes
 
 
@@ -68,11 +68,11 @@ def test_with_default_keys_a_move_is_enough_and_can_be_reversed(
     assert "--allow-move" in plan(there)[0]["reason"]
     moves = [change for change in plan(there, "--allow-move") if change["kind"] == "move-subjects"]
     assert [move["usage"]["events"] for move in moves] == [2, 1]
-    assert there.call("apply", "--allow-move").returncode == 0
+    assert there.call("apply", "--yes", "--allow-move").returncode == 0
     assert there.call("plan").returncode == 0
     assert usage(there) == {"acme": 3, "consumer-a": 0, "consumer-b": 0, "": 0}
     (tmp_path / "kong.yml").write_text(ALONE)
-    assert there.call("apply", "--allow-move").returncode == 0
+    assert there.call("apply", "--yes", "--allow-move").returncode == 0
     assert usage(there) == {"acme": 0, "consumer-a": 2, "consumer-b": 1, "": 0}
 
 
@@ -89,7 +89,7 @@ def test_with_the_subject_as_key_the_plan_says_what_to_do_by_hand_and_that_loses
         (subject,) = change["subject_keys"]
         assert f"delete customer '{subject}'" in change["reason"]
         sandbox.delete(f"/api/v1/customers/{subject}").raise_for_status()
-    assert there.call("apply").returncode == 0
+    assert there.call("apply", "--yes").returncode == 0
     assert there.call("plan").returncode == 0
     assert usage(there) == {"acme": 3, "": 0}
 
@@ -113,5 +113,5 @@ def test_a_plan_blocks_the_deletion_of_a_customer_with_an_entitlement(
     kinds = {change["customer_key"]: change["kind"] for change in plan(there)}
     assert kinds["consumer-a"] == "blocked"
     assert kinds["consumer-b"] == "delete-customer"
-    assert there.call("apply").returncode == 3
+    assert there.call("apply", "--yes").returncode == 3
     assert sandbox.get("/api/v1/customers/consumer-b").status_code == 404

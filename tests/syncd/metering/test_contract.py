@@ -6,6 +6,7 @@ If the specifications are available (tests/specs.py), each request and answer is
 from __future__ import annotations
 
 from collections.abc import Iterator
+from datetime import UTC, datetime, timedelta
 
 import httpx
 import pytest
@@ -18,7 +19,7 @@ from syncd.core.errors import (
     UnreachableError,
 )
 from syncd.core.model import CustomerDetails, ObservedCustomer
-from syncd.metering.base import CustomerEdit
+from syncd.metering.base import ArrivedEvent, CustomerEdit
 from syncd.sandbox.testing import running_sandbox
 from tests.specs import Spec, checked, spec
 from tests.syncd.targets import OWNERSHIP, Target, by_hand, fault, open_target, subscribe
@@ -242,6 +243,29 @@ def test_usage_is_read_by_subject(target: Target, sandbox: httpx.Client) -> None
         answer.raise_for_status()
     assert target.usage("kong_api_requests", None, None) == {"a": 2, "b": 1}
     assert target.usage("kong_api_requests", "2026-01-02T00:00:00Z", None) == {"a": 1, "b": 1}
+
+
+def test_the_latest_events_are_listed_by_their_time_with_their_customer(
+    target: Target, sandbox: httpx.Client
+) -> None:
+    target.create_customer("acme", "ACME", ["consumer:1"], OWNERSHIP)
+    now = datetime.now(UTC)
+    for number, subject in enumerate([*(f"s-{number}" for number in range(100)), "consumer:1", "nobody"]):
+        event = {"specversion": "1.0", "id": str(number), "source": "kong", "type": "kong.api_request"}
+        time = (now - timedelta(hours=1) + timedelta(seconds=number)).isoformat()
+        answer = sandbox.post(
+            "/api/v1/events",
+            json={**event, "subject": subject, "time": time, "data": {}},
+            headers={"Content-Type": "application/cloudevents+json"},
+        )
+        answer.raise_for_status()
+    (acme,) = target.observe().customers
+    latest = target.latest_events()
+    assert len(latest) == 100
+    assert list(latest[:2]) == [
+        ArrivedEvent("kong.api_request", "nobody", None),
+        ArrivedEvent("kong.api_request", "consumer:1", acme.id),
+    ]
 
 
 def test_a_missing_meter_is_named(target: Target) -> None:

@@ -116,7 +116,7 @@ def test_the_command_ends_with_3_when_a_meter_differs(
     sandbox.delete("/api/v1/meters/kong_api_requests").raise_for_status()
     made = {"slug": "kong_api_requests", "aggregation": "COUNT", "eventType": "kong.api_request"}
     sandbox.post("/api/v1/meters", json=made).raise_for_status()
-    result = project.call("meters", "apply", "--json")
+    result = project.call("meters", "apply", "--output=json")
     assert result.returncode == 3
     assert [meter["status"] for meter in json.loads(result.stdout)["meters"]] == [
         "differs",

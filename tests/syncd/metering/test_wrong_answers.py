@@ -156,13 +156,13 @@ def test_the_command_stops_with_the_reason(tmp_path: Path, sandbox: httpx.Client
         kong = project.folder / "kong.yml"
         users = ["{id: '3', username: carol}", "{id: '4', username: dave}"]
         kong.write_text(f'_format_version: "3.0"\nconsumers: [{", ".join(users)}]\n')
-        assert project.call("apply").returncode == 0
+        assert project.call("apply", "--yes").returncode == 0
         there = documents(sandbox)
         kong.write_text(kong.read_text().replace("carol", "caroline"))
         ids = [str(document["id"]) for document in there.values()]
         proxy.instead = dict(zip(ids, reversed(ids), strict=True))
         proxy.written.clear()
-        result = project.call("apply")
+        result = project.call("apply", "--yes")
     assert result.returncode == 1
     assert "the metering API is unreliable" in result.stderr
     assert not [written for written in proxy.written if "/customers" in written]

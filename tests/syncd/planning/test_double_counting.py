@@ -136,17 +136,17 @@ def test_a_key_that_is_a_customers_id_is_blocked() -> None:
 def test_double_counting_made_by_hand_is_reported_until_one_customer_lets_go(tmp_path: Path) -> None:
     with running_sandbox() as url:
         project = Project(tmp_path, url)
-        assert project.call("apply").returncode == 0
+        assert project.call("apply", "--yes").returncode == 0
         by_hand = {"name": "by hand", "key": "hand", "usageAttribution": {"subjectKeys": ["acme"]}}
         made = httpx.post(f"{url}/api/v1/customers", json=by_hand)
         assert made.status_code == 201
-        planned = project.call("plan", "--json")
+        planned = project.call("plan", "--output=json")
         assert planned.returncode == 2
         (blocked,) = json.loads(planned.stdout)["changes"]
         assert (blocked["kind"], blocked["subject_keys"]) == ("blocked", ["acme"])
         assert "'acme' (acme)" in blocked["reason"]
         assert "'hand' (by hand)" in blocked["reason"]
-        assert project.call("apply").returncode == 3
+        assert project.call("apply", "--yes").returncode == 3
         httpx.delete(f"{url}/api/v1/customers/hand").raise_for_status()
         assert project.call("plan").returncode == 0
 

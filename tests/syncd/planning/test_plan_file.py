@@ -28,7 +28,7 @@ def test_a_reviewed_plan_is_applied(project: Project) -> None:
 
 
 def test_a_plan_that_was_printed_as_json_can_be_applied_too(project: Project) -> None:
-    (project.folder / "plan.json").write_text(project.call("plan", "--json").stdout)
+    (project.folder / "plan.json").write_text(project.call("plan", "--output=json").stdout)
     assert project.call("apply", "--plan", "plan.json").returncode == 0
 
 
@@ -45,7 +45,7 @@ def test_an_outdated_plan_is_refused_with_the_differences(project: Project, serv
 
 def test_a_reviewed_plan_is_applied_with_its_own_flags(project: Project, server: str) -> None:
     httpx.post(f"{server}/api/v1/customers", json={"key": "acme", "name": "ACME Inc."}).raise_for_status()
-    assert "adopt-customer  acme" in project.call("plan", "--adopt", "--out", "plan.json").stdout
+    assert "~ customer acme: adopt it" in project.call("plan", "--adopt", "--out", "plan.json").stdout
     assert project.call("apply", "--plan", "plan.json").returncode == 0
     acme = httpx.get(f"{server}/api/v1/customers/acme").json()
     assert (acme["name"], acme["metadata"]["adopted"]) == ("ACME Inc.", "true")

@@ -139,7 +139,7 @@ def orphaned_since(
     url = str(sandbox.base_url)
     project.config.write_text(SETTINGS.format(dialect=dialect, url=url, guards=guards))
     (folder / "kong.yml").write_text(BOTH)
-    assert project.call("apply").returncode == 0
+    assert project.call("apply", "--yes").returncode == 0
     if days is not None:
         mark(sandbox, days)
     (folder / "kong.yml").write_text(ALICE)

@@ -30,11 +30,11 @@ def test_a_first_sync_over_v3_creates_what_the_second_finds_in_order(tmp_path: P
         (tmp_path / "kong.yml").write_text(KONG_YML)
         (tmp_path / "customers.csv").write_text("username,email\ncarol,carol@x.example\n")
         project.config.write_text(SETTINGS.format(konnect=portal.url, portal=PORTAL, url=url))
-        planned = project.call("plan", "--json")
+        planned = project.call("plan", "--output=json")
         assert planned.returncode == 2, planned.stderr
         notes = json.loads(planned.stdout)["notes"]
         assert any("externalId" in note and "label rules" in note for note in notes)
-        applied = project.call("apply")
+        applied = project.call("apply", "--yes")
         assert applied.returncode == 0, applied.stderr
         assert project.call("plan").returncode == 0
         made = {item["name"]: item for item in httpx.get(f"{url}/api/v1/customers").json()["items"]}

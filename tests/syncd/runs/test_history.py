@@ -359,15 +359,15 @@ def test_history_shows_runs_as_text_and_json(tmp_path: Path) -> None:
     with running_sandbox() as url:
         project = Project(tmp_path, url)
         assert "No runs yet" in project.call("history").stdout
-        project.call("apply")
+        project.call("apply", "--yes")
         (tmp_path / "kong.yml").write_text("")
-        assert project.call("apply").returncode == 1
-        listed = json.loads(project.call("history", "--json").stdout)
+        assert project.call("apply", "--yes").returncode == 1
+        listed = json.loads(project.call("history", "-ojson").stdout)
         assert [entry["state"] for entry in listed] == ["failed", "succeeded"]
         assert "kong.yml" in listed[0]["error"]
         shown = project.call("history", listed[1]["id"][:6]).stdout
         assert "create-customer  acme" in shown
         assert "Planned: 2 create-customer" in shown
-        assert len(json.loads(project.call("history", listed[1]["id"], "--json").stdout)["results"]) == 5
+        assert len(json.loads(project.call("history", listed[1]["id"], "-ojson").stdout)["results"]) == 5
         assert project.call("history", "nope").returncode == 1
         assert httpx.get(f"{url}/api/v1/customers").json()["totalCount"] == 2

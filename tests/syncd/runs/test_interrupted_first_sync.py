@@ -66,7 +66,7 @@ def first_sync(project: Project, server_side: Provisioning) -> Iterator[Project]
         project.metering, project.concurrency = server.url, 1
         server_side.creations = 11
         project.configure()
-        assert project.call("apply").returncode == 1
+        assert project.call("apply", "--yes").returncode == 1
         assert len(server_side.created) == 11
         server_side.creations = None
         yield project
@@ -85,7 +85,7 @@ def test_apply_completes_an_interrupted_first_sync_without_force(
 ) -> None:
     first_sync.settings += f"policy: {policy}\n"
     first_sync.configure()
-    ended = first_sync.call("apply")
+    ended = first_sync.call("apply", "--yes")
     assert ended.returncode == 0, ended.stderr
     assert display_names(sandbox) == USERS
     assert first_sync.call("plan").returncode == 0
@@ -104,10 +104,10 @@ def test_the_daemon_completes_an_interrupted_first_sync_by_itself(
 def test_an_edited_entity_of_syncd_still_counts_as_an_update_of_its_customer(
     first_sync: Project, sandbox: httpx.Client
 ) -> None:
-    assert first_sync.call("apply").returncode == 0
+    assert first_sync.call("apply", "--yes").returncode == 0
     entities = sandbox.get("/api/v1/subjects").json()
     edited = [{"key": e["key"], "displayName": "old", "metadata": e["metadata"]} for e in entities]
     sandbox.post("/api/v1/subjects", json=edited).raise_for_status()
-    ended = first_sync.call("apply")
+    ended = first_sync.call("apply", "--yes")
     assert ended.returncode == 1
     assert "too many updates: 30 of 30 customers" in ended.stderr

@@ -44,13 +44,13 @@ def test_the_map_counts_the_modules_that_one_consumer_passes(tmp_path: Path, ser
 
     with serving(kong) as admin:
         project = Project(tmp_path, server, f"sources: [{{type: kong-admin, url: '{admin.url}'}}]\n")
-        assert project.call("apply").returncode == 0
+        assert project.call("apply", "--yes").returncode == 0
         people.append({"id": "2", "username": "bob", "tags": ["customer:acme"]})
         before = sys.getprofile()
         threading.setprofile(hook)
         sys.setprofile(hook)
         try:
-            assert "attach-subjects" in project.call("apply").stdout
+            assert "~ customer acme: add bob" in project.call("apply", "--yes").stdout
         finally:
             sys.setprofile(before)
             threading.setprofile(None)

@@ -202,7 +202,7 @@ def test_sigterm_while_both_sides_are_read_ends_the_daemon_within_5_s_with_nothi
     finally:
         go_on.set()
     assert not sides.written
-    [recorded] = json.loads(project.call("history", "--json").stdout)
+    [recorded] = json.loads(project.call("history", "--output=json").stdout)
     assert (recorded["state"], "before its first change" in recorded["error"]) == ("failed", True)
 
 

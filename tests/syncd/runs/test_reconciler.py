@@ -65,16 +65,16 @@ def test_a_source_that_is_empty_where_it_had_consumers_removes_nothing_and_ends_
 ) -> None:
     project.settings += f"policy: {policy}\n"
     project.configure()
-    assert project.call("apply").returncode == 0
+    assert project.call("apply", "--yes").returncode == 0
     before = sandbox.get("/api/v1/customers").json()
     (project.folder / "kong.yml").write_text(NOBODY)
-    ended = project.call("apply")
+    ended = project.call("apply", "--yes")
     assert ended.returncode == 3
     assert "returned no principals" in ended.stdout
     assert "--allow-empty" in ended.stdout
     assert sandbox.get("/api/v1/customers").json() == before
     assert project.call("plan").returncode == 2
-    assert project.call("apply", "--allow-empty", "--force").returncode == 0
+    assert project.call("apply", "--yes", "--allow-empty", "--force").returncode == 0
 
 
 def test_a_source_that_may_be_empty_does_not_keep_the_orphans_of_the_others(
@@ -82,9 +82,9 @@ def test_a_source_that_may_be_empty_does_not_keep_the_orphans_of_the_others(
 ) -> None:
     portal = "sources: [{type: declarative-file, path: kong.yml}, {type: static, subjects: []%s}]\n"
     project.configure(portal % "" + "policy: sync\n")
-    assert project.call("apply").returncode == 0
+    assert project.call("apply", "--yes").returncode == 0
     (project.folder / "kong.yml").write_text(ONE)
-    ended = project.call("apply", "--force")
+    ended = project.call("apply", "--yes", "--force")
     assert ended.returncode == 3
     assert "static-1 returned no principals" in ended.stdout
     assert "may_be_empty" in ended.stdout
@@ -92,12 +92,12 @@ def test_a_source_that_may_be_empty_does_not_keep_the_orphans_of_the_others(
     assert there.json()["totalCount"] == 3, "what does not remove goes on"
     assert "orphaned-at" not in there.text
     project.configure(portal % ", may_be_empty: true" + "policy: sync\n")
-    assert project.call("apply", "--force").returncode == 0
+    assert project.call("apply", "--yes", "--force").returncode == 0
     assert "orphaned-at" in sandbox.get("/api/v1/customers").text
 
 
 def test_the_daemon_shows_a_run_with_an_emptied_source_as_blocked(project: Project) -> None:
-    assert project.call("apply").returncode == 0
+    assert project.call("apply", "--yes").returncode == 0
     (project.folder / "kong.yml").write_text(NOBODY)
     with daemon(project) as client:
         last = idle(client)["last"]
@@ -107,7 +107,7 @@ def test_the_daemon_shows_a_run_with_an_emptied_source_as_blocked(project: Proje
 
 def test_a_source_that_never_had_a_consumer_is_no_trouble(project: Project) -> None:
     (project.folder / "kong.yml").write_text(NOBODY)
-    assert project.call("apply").returncode == 0
+    assert project.call("apply", "--yes").returncode == 0
     assert project.call("plan").returncode == 0
 
 
@@ -131,7 +131,7 @@ def test_meters_that_hang_delay_a_run_once_and_briefly(
     with altered(project, sandbox, hang):
         project.config.write_text(project.config.read_text().replace("attempts: 1", "attempts: 5"))
         try:
-            ended = project.call("apply")
+            ended = project.call("apply", "--yes")
         finally:
             released.set()
     assert ended.returncode == 0
@@ -227,7 +227,7 @@ def test_a_full_disk_under_the_state_directory_changes_nothing_and_is_said_in_wo
 
     from tests.syncd.processes import command
 
-    limited = ["sh", "-c", 'ulimit -f 0; exec "$@"', "sh", *command("apply")]
+    limited = ["sh", "-c", 'ulimit -f 0; exec "$@"', "sh", *command("apply", "--yes")]
     ended = subprocess.run(
         limited, cwd=project.folder, env=project.environment(), capture_output=True, text=True, timeout=60
     )
@@ -243,6 +243,6 @@ def test_the_plan_of_a_dry_run_needs_no_state_directory(project: Project) -> Non
 
 
 def test_json_of_an_apply_names_the_options_error_and_outcomes(project: Project) -> None:
-    found = json.loads(project.call("apply", "--json").stdout)
+    found = json.loads(project.call("apply", "--yes", "--output=json").stdout)
     assert found["error"] is None
     assert found["summary"]["done"] == len(found["outcomes"])

@@ -37,13 +37,16 @@ def test_two_concurrent_applies_reach_one_state(tmp_path: Path, sandbox: httpx.C
         machines.append(project)
     started = [
         subprocess.Popen(
-            command("apply"), cwd=machine.folder, env=machine.environment(), stdout=subprocess.DEVNULL
+            command("apply", "--yes"),
+            cwd=machine.folder,
+            env=machine.environment(),
+            stdout=subprocess.DEVNULL,
         )
         for machine in machines
     ]
     # 3: changes that the other process made first may be blocked; the next run plans them again.
     assert {process.wait(timeout=60) for process in started} <= {0, 3}
-    assert machines[0].call("apply").returncode == 0
+    assert machines[0].call("apply", "--yes").returncode == 0
     assert machines[1].call("plan").returncode == 0
     items = sandbox.get("/api/v1/customers", params={"pageSize": 1000}).json()["items"]
     carried = [key for customer in items for key in customer["usageAttribution"]["subjectKeys"]]

@@ -138,7 +138,7 @@ def test_plan_shows_the_figure_in_table_and_json(tmp_path: Path, server: str) ->
         for number in range(3):
             client.post("/api/v1/events", json={**event, "id": str(number)}).raise_for_status()
     assert "Unbilled: 3 events of 1 subject without a customer, since" in project.call("plan").stdout
-    figure = json.loads(project.call("plan", "--json").stdout)["unbilled"]
+    figure = json.loads(project.call("plan", "--output=json").stdout)["unbilled"]
     assert (figure["subjects"], figure["events"], figure["blocked_events"]) == (1, 3, 0)
 
 

@@ -27,7 +27,7 @@ def kong_listens(port: int) -> bool:
 
 def left() -> int:
     """Return how many events are not delivered; -1 if that is unknown at the moment."""
-    command = ["openmeter-plugin", "spool", "status", "--json"]
+    command = ["openmeter-plugin", "spool", "status", "--output=json"]
     asked = subprocess.run(command, capture_output=True, text=True, check=False)  # noqa: S603 - no input
     try:
         return int(json.loads(asked.stdout)["total"]["backlog"])

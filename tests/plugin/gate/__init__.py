@@ -1,0 +1,1 @@
+"""The gate: decisions, schedule, feed, process."""
