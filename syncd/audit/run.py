@@ -135,7 +135,9 @@ class Audit:
                 "no hour of the span could be compared: events are waiting, or arrived during the audit."
                 " Try again"
             )
-        sent = sum(totals.delivered + totals.dead_lettered for totals in comparison.totals.values())
+        sent = sum(
+            totals.delivered + totals.dead_lettered + totals.gone for totals in comparison.totals.values()
+        )
         if self.other_destinations and not sent:
             places = ", ".join(
                 f"{one.endpoint or 'an unknown endpoint'} at {one.gateway}" for one in self.other_destinations

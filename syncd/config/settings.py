@@ -70,6 +70,9 @@ class MeteringConfig(ConnectionConfig):
     """Maximum number of tries for a request that may be repeated."""
     concurrency: int = Field(8, ge=1, le=_MAX_CONCURRENCY)
     """Maximum number of requests in flight."""
+    dedupe_expiration: Duration = timedelta(hours=24)
+    """How long the metering API remembers the ids of events: in OpenMeter the `expiration` of the sink's
+    `dedupe`. `syncd audit --redeliver` redelivers no older hours, whose other events would count twice."""
 
     @property
     def base_url(self) -> str:

@@ -276,7 +276,15 @@ def _held_back(leads_here: bool, spool: Spool) -> Iterator[str]:
             " it is unknown who pays. Correct subject in the plugin's configuration, then run"
             " `openmeter-plugin spool replay --quarantine` there"
         )
-    for gap, number in spool.total.books.ai_usage_gaps.items():
+    books = spool.total.books
+    for what, lost in (("request", books.lost), ("event", books.lost_events)):
+        if number := sum(lost.values()):
+            yield (
+                f"{plural(number, what)} lost on its disk since its spool was created, and not billed"
+                f" ({', '.join(sorted(reason for reason, count in lost.items() if count))}): docs/runbook.md,"
+                ' "Usage is lost"'
+            )
+    for gap, number in books.ai_usage_gaps.items():
         if number:
             what = _AI_GAPS.get(gap, "Kong could not tell their AI usage")
             yield f"{plural(number, 'request')} since its spool was created ({gap}): {what}"

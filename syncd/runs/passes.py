@@ -15,7 +15,7 @@ from syncd.mapping.rules import MappingRules
 from syncd.metering.base import Inspection, Inspector
 from syncd.planning import guards
 from syncd.planning.guards import Limits
-from syncd.planning.orphans import Grace
+from syncd.planning.orphans import Grace, Obstacle
 from syncd.planning.plan import PlanOptions, make_plan
 from syncd.planning.scope import restricted
 from syncd.runs.options import RunOptions
@@ -70,11 +70,12 @@ class Situation:
         """Return when the run started."""
         return self.rules.grace.now
 
-    def plan(self, undeletable: Mapping[str, str] | None = None) -> Plan:
+    def plan(self, undeletable: Mapping[str, Obstacle] | None = None) -> Plan:
         """Plan, without deleting the customers of `undeletable`: id -> why."""
         options, rules = self.options, self.rules
+        refused = {identity: Obstacle(why) for identity, why in self.refused.items()}
         allowed = PlanOptions(
-            options.adopt, options.allow_move, rules.grace, {**self.refused, **(undeletable or {})}
+            options.adopt, options.allow_move, rules.grace, {**refused, **(undeletable or {})}
         )
         return make_plan(
             self.read.desired,
@@ -94,21 +95,22 @@ def keep_undeletable(plan: Plan, there: Situation) -> Plan:
     return there.plan(undeletable) if undeletable else plan
 
 
-def check_deletions(plan: Plan, inspector: Inspector) -> dict[str, str]:
+def check_deletions(plan: Plan, inspector: Inspector) -> dict[str, Obstacle]:
     """Inspect the customers that this plan deletes and return those that must stay: id -> why.
 
     Raises ApiError.
     """
-    undeletable: dict[str, str] = {}
+    undeletable: dict[str, Obstacle] = {}
     for change in islice(plan.of(ChangeKind.DELETE_CUSTOMER), _MAX_DELETIONS):
         identity = change.customer_id or ""
         try:
             found = inspector.inspect(identity)
         except (RefusedError, UnauthorizedError) as error:
-            undeletable[identity] = f"its entitlements and subscriptions cannot be read ({error})"
+            why = f"its entitlements and subscriptions cannot be read ({error})"
+            undeletable[identity] = Obstacle(why, settled=False)
             continue
         if found is not None and (obstacle := _obstacle(found)):
-            undeletable[identity] = obstacle
+            undeletable[identity] = Obstacle(obstacle)
     return undeletable
 
 
