@@ -75,6 +75,8 @@ class UnbilledUsage:
             "blocked_events": self.events("blocked"),
             "unknown_subjects": self.count("unknown"),
             "unknown_events": self.events("unknown"),
+            "ignored_subjects": len(self.ignored),
+            "ignored_events": sum(subject.events for subject in self.ignored),
             "since": self.since,
             "looked_from": self.looked_from,
             "details": [subject.to_json() for subject in self.subjects],

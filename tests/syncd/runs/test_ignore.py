@@ -55,6 +55,7 @@ def test_an_ignored_subject_is_shown_apart_and_in_no_figure(project: Project, da
     found = unbilled(project)
     assert (found["unknown_subjects"], found["unknown_events"]) == (1, 1)
     assert [entry["key"] for entry in found["ignored"]] == ["healthcheck"]  # type: ignore[attr-defined]
+    assert (found["ignored_subjects"], found["ignored_events"]) == (1, 1)
     shown = project.call("plan").stdout
     assert "Ignored: 1 event of healthcheck (our monitoring, by finance" in shown
     assert "no source knows 1 (1 event)" in shown
