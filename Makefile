@@ -70,7 +70,6 @@ model: setup
 		$(BIN)/pytest -n 4 -m slow tests/syncd/model $(ARGS)
 
 #? conformity: check syncd and the plugin against a metering API (URL=http://... DIALECT=v1|v3|both TOKEN=... WITH_CUSTOMERS=yes)
-conformity: export TOKEN
 conformity: setup
 	@$(BIN)/python -m tests.conformity $(URL) $(if $(DIALECT),--dialect $(DIALECT)) $(if $(WITH_CUSTOMERS),--with-customers) $(ARGS)
 
