@@ -57,7 +57,7 @@ def _families(text: str) -> Iterator[Family]:
 
 def _of_the_plugin(folder: Path) -> str:
     gate = folder / "gate.json"
-    options = "--api", "127.0.0.1:0", "--gate", str(gate)
+    options = "--api", "127.0.0.1:0", "--gate", str(gate), "--segments", str(folder / "segments")
     with ExitStack() as stack:
         url = stack.enter_context(running_sandbox())
         socket = str(folder / "gate.sock")
