@@ -132,6 +132,8 @@ def test_the_openapi_document_describes_every_path(running_api: Api) -> None:
         "/v1/dead-letters/replay",
         "/v1/redeliver",
         "/v1/redeliver/{number}",
+        "/v1/gate",
+        "/v1/gate/overrides",
         "/metrics",
         "/healthz",
         "/readyz",
