@@ -180,9 +180,8 @@ def usage(
     from syncd.cli import render
     from syncd.cli.render import steps
     from syncd.config import settings
-    from syncd.metering.usage import read_usage
+    from syncd.metering.usage import read_usage, rfc3339
     from syncd.runs import factory
-    from syncd.runs.unbilled import rfc3339
 
     loaded = settings.load(config_path(context, config))
     with closing(factory.target_of(loaded)) as target, steps() as progress:
