@@ -70,7 +70,6 @@ model: setup
 		$(BIN)/pytest -n 4 -m slow tests/syncd/model $(ARGS)
 
 #? conformity: check syncd and the plugin against a metering API (URL=http://... DIALECT=v1|v3|both TOKEN=... WITH_CUSTOMERS=yes)
-conformity: export TOKEN
 conformity: setup
 	@$(BIN)/python -m tests.conformity $(URL) $(if $(DIALECT),--dialect $(DIALECT)) $(if $(WITH_CUSTOMERS),--with-customers) $(ARGS)
 
@@ -83,6 +82,7 @@ $(VENV)/.docs: $(VENV)/.ready
 docs: export NO_MKDOCS_2_WARNING := 1
 docs: $(VENV)/.docs
 	$(BIN)/python -m tests.settings_reference
+	$(BIN)/python -m tests.json_schemas
 	$(BIN)/python -m tests.deploy.metrics_reference
 	$(BIN)/python -m tests.state_diagrams
 	$(BIN)/python -m mkdocs build --clean

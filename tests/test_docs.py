@@ -20,6 +20,7 @@ import pytest
 import yaml
 
 from openmeter_plugin.config.schema import FIELDS
+from openmeter_plugin.gate.settings import Settings
 from syncd.config.settings import Config
 from tests.clones import Clone
 from tests.documents import PAGES, ROOT, Block, anchors, blocks, commands, links, prose
@@ -179,6 +180,8 @@ def test_a_yaml_block_has_only_settings_that_exist(block: Block) -> None:
         assert all(set(config) <= ours for config in configs)
     elif "patches" in document:
         assert block.page == "docs/observability.md", "tests.deploy.test_observability applies that one"
+    elif block.page == "docs/gate.md" and "features" in document:
+        Settings.model_validate(document)
     elif set(document) <= set(Config.model_fields):
         Config(
             **({"sources": [{"type": "static", "subjects": []}], "metering": {"url": "http://m"}} | document)

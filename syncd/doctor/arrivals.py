@@ -17,6 +17,8 @@ _OURS = "kong."
 _ID_SIZE = 36
 """Kong's and Konnect's ids are UUIDs."""
 _MAX_NAMED = 3
+_MANY = 1000
+"""Requests without any event that are worth a look: Kong counts those of its Admin API, too."""
 
 
 class _Form(NamedTuple):
@@ -29,13 +31,25 @@ class _Form(NamedTuple):
 
 
 def check_arrivals(
-    events: Sequence[ArrivedEvent], principals: Sequence[Principal], rules: MappingRules
+    events: Sequence[ArrivedEvent],
+    principals: Sequence[Principal],
+    rules: MappingRules,
+    answered: int = 0,
 ) -> Iterator[Finding]:
     """Compare the subjects of the latest events with those that syncd maps `principals` to.
 
-    A subject that a customer has is fine however it got there.
+    A subject that a customer has is fine however it got there. `answered` is the number of requests that the
+    Kongs have answered.
     """
     arrived = {event.subject: event for event in events if event.type.startswith(_OURS)}
+    if not arrived and answered >= _MANY:
+        text = (
+            f"Kong has answered {plural(answered, 'request')} since its start, and the metering API has no event of a"
+            " gateway. Look for `openmeter` and `pluginserver` in Kong's error log: if Kong cannot run the"
+            " start command (a program without its path, a $(...) that fails), it works but meters nothing"
+        )
+        yield Finding(CHECK, Level.WARNING, text)
+        return
     if not arrived:
         text = "the metering API has no event of a gateway yet, so no subject can be compared"
         yield Finding(CHECK, Level.OK, text)
@@ -49,7 +63,8 @@ def check_arrivals(
     )
     if not stray:
         what = plural(len(arrived), "subject is", "subjects are")
-        yield Finding(CHECK, Level.OK, f"of the latest {len(events)} events, {what} on a customer or mapped")
+        latest = plural(len(events), "event")
+        yield Finding(CHECK, Level.OK, f"of the latest {latest}, {what} on a customer or mapped")
         return
     mismatched = _mismatches(stray, mapped)
     for (arrives, wanted), subjects in mismatched.items():

@@ -35,11 +35,12 @@ from syncd.sources.konnect import KonnectApplications, KonnectConsumers
 def examine(config: Config, *, probe: Probe | None = None, now: Now = utc_now) -> Iterator[Finding]:
     """Run all checks, and the probe if there is one; yield findings as they are found."""
     read: dict[str, Sequence[Principal]] = {}
-    yield from _sources(config, read)
+    answered: dict[str, int] = {}
+    yield from _sources(config, read, answered)
     with closing(target_of(config)) as api:
         yield from _metering(api, config)
         yield from check_agreement(config, read)
-        yield from _arrivals(api, config, read)
+        yield from _arrivals(api, config, read, sum(answered.values()))
         yield from _gateways(config)
         yield _clock(config, now)
         yield _state(config)
@@ -48,8 +49,13 @@ def examine(config: Config, *, probe: Probe | None = None, now: Now = utc_now) -
             yield probe.check(api)
 
 
-def _sources(config: Config, read: dict[str, Sequence[Principal]]) -> Iterator[Finding]:
-    """Read the sources; add the principals of readable ones to `read`, by name of the source."""
+def _sources(
+    config: Config, read: dict[str, Sequence[Principal]], answered: dict[str, int]
+) -> Iterator[Finding]:
+    """Read the sources; add what is found to `read` and `answered`, by name of the source.
+
+    `read` gets the principals, `answered` how many requests that Kong has answered.
+    """
     for source in sources_of(config):
         if isinstance(source, KongAdmin | KonnectConsumers | KonnectApplications):
             yield check_proxy(source.name, source.endpoint)
@@ -58,13 +64,15 @@ def _sources(config: Config, read: dict[str, Sequence[Principal]]) -> Iterator[F
             expected = source.name in may_be_empty(config.sources)
             yield check_empty(source.name, len(read[source.name]), may_be_empty=expected)
             if isinstance(source, KongAdmin):
-                yield from _status_of_kong(source)
+                yield from _status_of_kong(source, answered)
         except SourceError as error:
             yield Finding("source", Level.PROBLEM, str(error))
 
 
-def _status_of_kong(source: KongAdmin) -> Iterator[Finding]:
-    if not source.may_read_status():
+def _status_of_kong(source: KongAdmin, answered: dict[str, int]) -> Iterator[Finding]:
+    number = source.requests_answered()
+    answered[source.name] = number or 0
+    if number is None:
         text = (
             f"{source.name}: its token may not read Kong's /status. Consumers are read all the same, but"
             " syncd cannot notice a Kong without a database that changes its configuration meanwhile"
@@ -130,7 +138,9 @@ def _permission(api: MeteringApi, write: Write) -> Finding | None:
     return Finding("rights", Level.PROBLEM, text)
 
 
-def _arrivals(api: MeteringApi, config: Config, read: Mapping[str, Sequence[Principal]]) -> Iterator[Finding]:
+def _arrivals(
+    api: MeteringApi, config: Config, read: Mapping[str, Sequence[Principal]], answered: int
+) -> Iterator[Finding]:
     try:
         rules = rules_of(config)
     except ConfigError:
@@ -142,7 +152,7 @@ def _arrivals(api: MeteringApi, config: Config, read: Mapping[str, Sequence[Prin
         yield Finding(ARRIVALS, Level.WARNING, text)
         return
     principals = [principal for found in read.values() for principal in found]
-    yield from check_arrivals(events, principals, rules)
+    yield from check_arrivals(events, principals, rules, answered)
 
 
 def _gateways(config: Config) -> Iterator[Finding]:

@@ -63,13 +63,21 @@ class KongAdmin:
             self.name, f"Kong's configuration changed during each of {_MAX_READS} readings; try again"
         )
 
-    def may_read_status(self) -> bool:
-        """Return whether the token may read /status; raises SourceError."""
+    def requests_answered(self) -> int | None:
+        """Return how many requests Kong has answered since its start, its Admin API's among them.
+
+        None if the token may not read /status; raises SourceError.
+        """
         try:
             with ApiClient(self.endpoint, self.retry) as client:
-                return self._status(client) is not None
+                status = self._status(client)
         except ApiError as error:
             raise SourceError(self.name, str(error)) from None
+        if status is None:
+            return None
+        server = status.get("server")
+        number = server.get("total_requests") if isinstance(server, dict) else None
+        return number if isinstance(number, int) else 0
 
     def _read_once(self, client: ApiClient) -> list[Principal] | None:
         """Return the consumers, None if the configuration changed during the read."""

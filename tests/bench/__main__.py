@@ -10,9 +10,9 @@ from collections.abc import Callable
 from rich.console import Console
 from rich.table import Table
 
-from tests.bench import ai_settings, beside, gateway, plugin, syncd
+from tests.bench import ai_settings, backlog, beside, gateway, plugin, syncd
 from tests.bench.goals import Goal
-from tests.bench.processes import end_cleanly
+from tests.bench.processes import MIB, end_cleanly
 from tests.demo.real_kong import KongMissing
 
 console = Console()
@@ -28,7 +28,8 @@ def main() -> int:
     options.add_argument(
         "--seconds", type=int, default=4, help="of each run with Kong, and beside http-log posts"
     )
-    parts = ("servers", "drain", "memory", "beside", "ai", "syncd")
+    options.add_argument("--backlog", type=float, default=5.0, help="GiB that wait when a server is started")
+    parts = ("servers", "drain", "memory", "backlog", "beside", "ai", "syncd")
     options.add_argument(
         "--only", choices=("plugin", *parts), help="measure this alone; plugin: all but syncd"
     )
@@ -53,6 +54,8 @@ def main() -> int:
             goals += draining(arguments.drain, rounds, tell)
         if "memory" in wanted:
             goals += remembering(arguments.events, tell)
+        if "backlog" in wanted:
+            goals += backlog.run(arguments.backlog, console, tell)
         if "beside" in wanted:
             goals.append(beside.run(arguments.seconds, console, tell))
         if "ai" in wanted:
@@ -95,7 +98,7 @@ def servers(rounds: int, tell: Callable[[str], None]) -> list[Goal]:
             name,
             f"{statistics.median(r.cpu_us for r in runs):.0f}",
             f"{statistics.median(r.rate for r in runs):,.0f}",
-            f"{statistics.median(r.pss for r in runs) / plugin.MIB:.0f}",
+            f"{statistics.median(r.pss for r in runs) / MIB:.0f}",
         )
     console.print(table)
     gevent = 1 / plugin.ratios(results, "kong-pdk, gevent", lambda m: m.cpu_us)
@@ -127,7 +130,7 @@ def remembering(events: int, tell: Callable[[str], None]) -> list[Goal]:
     return [
         Goal(f"memory after {events:,} events / at the start", "1.2 or less", f"{growth:.2f}", growth <= 1.2),
         *(
-            Goal(f"memory, {when}", "under 120 MiB", f"{size / plugin.MIB:.0f} MiB", size < 120 * plugin.MIB)
+            Goal(f"memory, {when}", "under 120 MiB", f"{size / MIB:.0f} MiB", size < 120 * MIB)
             for when, size in (("in the end", memory.late), (f"{events:,} events waiting", memory.waiting))
         ),
     ]

@@ -50,6 +50,7 @@ YARDSTICK: Final = "empty, call and log"
 PLUGIN: Final = "openmeter"
 HTTP_LOG: Final = "http-log"
 RECEIVER: Final = "http-log to openmeter"
+LUA: Final = "openmeter in Lua"
 
 _SECRET = "bench-secret-of-some-length"
 _WARM_UP: Final = 1  # seconds

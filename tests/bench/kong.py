@@ -6,7 +6,7 @@ import os
 import shutil
 import subprocess
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,6 +15,7 @@ from typing import Any
 import httpx
 import yaml
 
+from openmeter_plugin.config.lua_plugin import lua_files
 from tests.demo.real_kong import KongMissing
 from tests.harness.ports import free_port
 from tests.harness.process import eventually
@@ -31,6 +32,23 @@ class External:
     query: str = _INFO
 
 
+@dataclass(frozen=True)
+class Lua:
+    """The Lua plugin for Kong, under a name of its own: the plugin server has the other in the same Kong."""
+
+    folder: Path
+    segments: Path
+    name: str = "openmeter-lua"
+
+    def write(self) -> None:
+        """Lay the files out."""
+        place = self.folder / "kong/plugins" / self.name
+        place.mkdir(parents=True)
+        for name, text in lua_files().items():
+            renamed = text.replace("kong.plugins.openmeter.", f"kong.plugins.{self.name}.")
+            (place / name).write_text(renamed.replace('name = "openmeter"', f'name = "{self.name}"'))
+
+
 @contextmanager
 def kong(
     directory: Path,
@@ -41,11 +59,9 @@ def kong(
     workers: int = 1,
     log_level: str = "error",
     cores: set[int] | None = None,
+    lua: Lua | None = None,
 ) -> Iterator[tuple[str, int]]:
     """Run a Kong on these cores with a route and its plugins for each path; yields its URL and pid."""
-    shutil.rmtree(directory, ignore_errors=True)
-    directory.mkdir()
-    port = free_port()
     listed = [
         {"name": f"r{number}", "paths": [path], "plugins": plugins}
         for number, (path, plugins) in enumerate(routes.items())
@@ -56,42 +72,61 @@ def kong(
         "consumers": [{"username": "c", "keyauth_credentials": [{"key": KEY}]}],
         "plugins": [{"name": "key-auth"}],
     }
+    names = sorted({str(plugin["name"]) for plugins in routes.values() for plugin in plugins})
+    settings = [f"nginx_worker_processes = {workers}", f"log_level = {log_level}"]
+    settings.append(f"pluginserver_names = {', '.join(servers)}")
+    for name, server in servers.items():
+        settings.append(f"pluginserver_{name}_socket = {server.socket}")
+        settings.append(f"pluginserver_{name}_query_cmd = {server.query}")
+    with started(directory, document, ["key-auth", *names], settings, cores=cores, lua=lua) as port:
+        url = f"http://127.0.0.1:{port}"
+        first = url + next(iter(routes))
+        eventually(lambda: _answers(first), what="Kong's configuration")
+        yield url, int((directory / "prefix/pids/nginx.pid").read_text())
+
+
+@contextmanager
+def started(
+    directory: Path,
+    document: dict[str, Any],
+    plugins: Sequence[str],
+    settings: Sequence[str] = (),
+    *,
+    cores: set[int] | None = None,
+    lua: Lua | None = None,
+) -> Iterator[int]:
+    """Run a Kong with this declarative configuration and these settings; yields the proxy's port."""
+    shutil.rmtree(directory, ignore_errors=True)
+    directory.mkdir()
+    port = free_port()
     (directory / "kong.yml").write_text(yaml.safe_dump(document))
-    names = {str(plugin["name"]) for plugins in routes.values() for plugin in plugins}
     lines = [
         "database = off",
         f"declarative_config = {directory}/kong.yml",
-        f"plugins = {', '.join(sorted({'key-auth'} | names))}",
+        f"plugins = {', '.join(plugins)}",
         f"proxy_listen = 127.0.0.1:{port}",
         "proxy_access_log = off",
         "admin_listen = off",
         "status_listen = off",
         "admin_gui_listen = off",
         "anonymous_reports = off",
-        f"nginx_worker_processes = {workers}",
-        f"log_level = {log_level}",
-        f"pluginserver_names = {', '.join(servers)}",
+        *settings,
     ]
-    for name, server in servers.items():
-        lines.append(f"pluginserver_{name}_socket = {server.socket}")
-        lines.append(f"pluginserver_{name}_query_cmd = {server.query}")
     if os.geteuid() == 0:
         lines.append("nginx_user = root root")
+    environment = dict(os.environ)
+    if lua is not None:
+        lines.append(f"lua_package_path = {lua.folder}/?.lua;;")
+        environment["OPENMETER_SEGMENTS"] = str(lua.segments)
     (directory / "kong.conf").write_text("\n".join(lines) + "\n")
     prefix = directory / "prefix"
+    command = ["kong", "start", "-p", str(prefix), "-c", str(directory / "kong.conf")]
     with on_cores(cores or os.sched_getaffinity(0)):
-        started = subprocess.run(
-            ["kong", "start", "-p", str(prefix), "-c", str(directory / "kong.conf")],
-            capture_output=True,
-            text=True,
-        )
-    if started.returncode:
-        raise KongMissing(f"kong does not start: {started.stderr.strip()}")
-    url = f"http://127.0.0.1:{port}"
-    first = url + next(iter(routes))
+        run = subprocess.run(command, capture_output=True, text=True, env=environment)
+    if run.returncode:
+        raise KongMissing(f"kong does not start: {run.stderr.strip()}")
     try:
-        eventually(lambda: _answers(first), what="Kong's configuration")
-        yield url, int((prefix / "pids" / "nginx.pid").read_text())
+        yield port
     finally:
         subprocess.run(["kong", "stop", "-p", str(prefix)], capture_output=True)
 

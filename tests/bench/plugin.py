@@ -19,7 +19,6 @@ from tests.harness.process import eventually
 
 CONCURRENCY = 32
 _ALL = ("--until-empty", "--retention-size", "1000GiB")
-MIB = 1024 * 1024
 
 
 @dataclass(frozen=True)

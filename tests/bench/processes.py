@@ -16,6 +16,7 @@ import httpx
 
 from tests.harness.process import eventually, plugin_server, takes_connections
 
+MIB = 1024 * 1024
 BASELINE = Path(__file__).parent / "pdk_baseline"
 _TICKS = os.sysconf("SC_CLK_TCK")
 

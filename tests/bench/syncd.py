@@ -19,7 +19,7 @@ from rich.console import Console
 from rich.table import Table
 
 from tests.bench.goals import Goal
-from tests.bench.plugin import MIB
+from tests.bench.processes import MIB
 from tests.bench.syncd_apis import SETTINGS
 
 CONCURRENCY = 8

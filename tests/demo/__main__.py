@@ -177,7 +177,7 @@ def syncd(directory: Path, *arguments: str, status: int, quiet: bool = False) ->
 
 def show_and_check(directory: Path, sandbox: str, expected: Expected) -> None:
     """Print the bill, read back from the metering API, and compare it with what was driven."""
-    usage = json.loads(syncd(directory, "usage", "--output=json", status=0, quiet=True))
+    usage = json.loads(syncd(directory, "usage", "--sort=name", "--output=json", status=0, quiet=True))
     received = stats(sandbox)
     table = Table(title="What each customer used", title_justify="left")
     for name in ("customer", "subjects"):

@@ -10,14 +10,10 @@ local record = require "kong.plugins.openmeter.record"
 local instances = require "kong.plugins.openmeter.instances"
 local segments = require "kong.plugins.openmeter.segments"
 local buffer = require "string.buffer"
-local ffi = require "ffi"
 
 local ngx, kong, pcall, ipairs = ngx, kong, pcall, ipairs
-local HEAD = "00000000 " -- the place of the checksum
-local MAX_PAYLOAD = 64 * 1024
-local HEX = "0123456789abcdef"
-local band, rshift, byte = bit.band, bit.rshift, string.byte
-local bytes = ffi.typeof("uint8_t *")
+local HEAD = segments.HEAD
+local MAX_LINE = 64 * 1024
 
 local OpenMeter = { PRIORITY = generated.priority, VERSION = generated.version }
 
@@ -39,19 +35,12 @@ local function append(ctx, var, conf)
   local files = started()
   buf:reset():put(HEAD)
   record.build(buf, instance, ctx, var, files.worker)
-  if #buf - #HEAD > MAX_PAYLOAD then
+  if #buf > MAX_LINE then
     buf:reset():put(HEAD)
     record.build(buf, instance, ctx, var, files.worker, true)
   end
   buf:put("\n")
-  local pointer, length = buf:ref()
-  local line = ffi.cast(bytes, pointer)
-  local checksum = segments.crc32(line + #HEAD, length - #HEAD - 1)
-  for digit = 7, 0, -1 do
-    line[digit] = byte(HEX, band(checksum, 15) + 1)
-    checksum = rshift(checksum, 4)
-  end
-  files:append(line, length, instance, ngx.now())
+  files:append(buf, instance, ngx.now())
 end
 
 function OpenMeter:init_worker()

@@ -199,12 +199,33 @@ def test_the_lua_plugins_files_are_written_where_kong_looks_for_them(tmp_path: P
     written = {
         str(file.relative_to(tmp_path)): file.read_text() for file in tmp_path.rglob("*") if file.is_file()
     }
-    plugin = ("generated", "handler", "instances", "record", "schema", "segments")
-    assert sorted(written) == [f"lua/kong/plugins/openmeter/{name}.lua" for name in plugin]
+    plugins = {
+        "openmeter-gate": ("decide", "feed", "generated", "handler", "schema"),
+        "openmeter": ("generated", "handler", "instances", "record", "schema", "segments"),
+    }
+    assert sorted(written) == [
+        f"lua/kong/plugins/{plugin}/{name}.lua" for plugin, names in plugins.items() for name in names
+    ]
     compiled = luajit21.LuaRuntime(unpack_returned_tuples=True).eval("loadstring")
     assert all(callable(compiled(text)) for text in written.values())
     again = run("files", str(tmp_path / "lua"))
     assert again.returncode == 0
+
+
+def test_the_gate_for_post_function_is_a_text_that_compiles() -> None:
+    result = run("gate", "lua", "--socket", "/run/g.sock", "--mode", "shadow", "--feature", "requests")
+    assert (result.returncode, result.stderr) == (0, "")
+    assert 'socket = "/run/g.sock", mode = "shadow", features = { "requests" }' in result.stdout
+    assert callable(luajit21.LuaRuntime(unpack_returned_tuples=True).eval("loadstring")(result.stdout))
+
+
+@pytest.mark.parametrize(
+    ("option", "value"), [("--socket", "relative"), ("--mode", "on"), ("--feature", "No such")]
+)
+def test_a_wrong_option_of_gate_lua_is_named(option: str, value: str) -> None:
+    result = run("gate", "lua", option, value)
+    assert (result.returncode, result.stdout) == (64, "")
+    assert result.stderr.startswith(f"openmeter-plugin: {option}: {value} ")
 
 
 def test_a_place_where_the_lua_plugin_cannot_be_written_is_named() -> None:

@@ -13,16 +13,13 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from openmeter_plugin.metering.event import decide, encode_event
-from openmeter_plugin.metering.kong_log import decode_log
-from openmeter_plugin.metering.lenient_json import parse_log
 from openmeter_plugin.metering.pdk_queries import QueryResults
-from openmeter_plugin.metering.quarantine import quarantine_record
 from openmeter_plugin.metering.rules import Attribute, Rules
 from tests.harness.recordings import SECRETS, Recorded, all_serialized, protobuf_requests, serialized
 from tests.plugin.any_logs import PATHS, RECORDINGS, ai_parts, any_rules, json_values
+from tests.plugin.lua.equality import decision, of_record
 from tests.plugin.lua.stand_in import Edit, LuaPlugin, lines, lost, number, records
-from tests.plugin.outcomes import CONTEXT, NOW
+from tests.plugin.outcomes import CONTEXT
 
 ALL = [*all_serialized(), *protobuf_requests()]
 SETTINGS: dict[str, Any] = {"ingest_endpoint": "http://openmeter/api/v1/events", "api_token": "the-token"}
@@ -56,26 +53,6 @@ def configuration(rules: Rules) -> dict[str, Any]:
         "attributes": attributes,
         "application_context": rules.application_context,
     }
-
-
-def decision(raw: bytes, results: QueryResults, rules: Rules) -> Any:
-    """Return the decision, and what the quarantine would keep of the request."""
-    found = decide(decode_log(raw), results, rules, lambda: NOW, lambda: "new-id")
-    # Sorted: the members of `ai` come in the order of Lua's hash tables, in Kong's own log as well.
-    events = sorted(map(encode_event, found)) if isinstance(found, list) else found
-    kept = quarantine_record("r", parse_log(raw), results, now_ms=NOW, new_id=lambda: "new-id")
-    return events, kept
-
-
-def of_record(raw: bytes, rules: Rules) -> Any:
-    """Return the same for a record of the Lua plugin."""
-    record = json.loads(raw.decode("utf-8", "replace"))
-    beyond = record.get("x", {})
-    results = QueryResults(
-        beyond.get("shared", {}).get("kaa_application_context"),
-        {"named": beyond["captures"]} if "captures" in beyond else None,
-    )
-    return decision(orjson.dumps(record["log"]), results, rules)
 
 
 def in_lua(value: Any) -> Any:

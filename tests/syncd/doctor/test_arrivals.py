@@ -88,6 +88,15 @@ def test_events_of_others_are_left_alone() -> None:
     assert (level, "no event of a gateway yet" in text) == ("ok", True)
 
 
+@pytest.mark.parametrize(("answered", "level"), [(57, "ok"), (1000, "warning"), (250_000, "warning")])
+def test_a_kong_that_answers_requests_without_any_event_is_a_warning(answered: int, level: str) -> None:
+    [finding] = check_arrivals([], [ALICE], RULES, answered)
+    assert (str(finding.level), "has no event of a gateway" in finding.text) == (level, True)
+    assert (f"answered {answered:,} requests" in finding.text) == (level == "warning")
+    [finding] = check_arrivals([event(f"consumer:{ALICE.id}")], [ALICE], RULES, answered)
+    assert str(finding.level) == "ok"
+
+
 @pytest.fixture
 def project(tmp_path: Path, server: str) -> Project:
     httpx.post(f"{server}/sandbox/v1/reset").raise_for_status()
@@ -98,7 +107,7 @@ def project(tmp_path: Path, server: str) -> Project:
 
 
 def arrivals(project: Project) -> list[tuple[str, str]]:
-    document = json.loads(project.call("doctor", "--json").stdout)
+    document = json.loads(project.call("doctor", "--output", "json").stdout)
     return [(one["level"], one["text"]) for one in document if one["check"] == "arrivals"]
 
 
@@ -106,7 +115,7 @@ def arrivals(project: Project) -> list[tuple[str, str]]:
 def test_doctor_reads_the_latest_events_in_both_dialects(project: Project, dialect: str) -> None:
     project.configure(f"metering: {{dialect: {dialect}, url: '{project.metering}', attempts: 1}}\n")
     assert arrivals(project)[0][0] == "ok"
-    assert project.call("apply").returncode == 0
+    assert project.call("apply", "--yes").returncode == 0
     mapped = [
         key
         for customer in httpx.get(f"{project.metering}/api/v1/customers").json()["items"]

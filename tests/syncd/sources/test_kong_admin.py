@@ -178,6 +178,13 @@ def test_a_token_that_may_read_nothing_is_refused_by_name() -> None:
         source(server, workspace="team-a", token="t0ken").read()
 
 
+def test_the_requests_that_kong_has_answered_are_read_from_its_status() -> None:
+    with serving(Kong()) as server:
+        assert source(server).requests_answered() == 57
+    with serving(Kong(override=lambda asked: Answer({}, 403) if asked.path == "/status" else None)) as server:
+        assert source(server).requests_answered() is None
+
+
 @pytest.mark.parametrize("status", [404, 403], ids=["status unknown", "status forbidden"])
 def test_a_workspace_on_an_open_source_kong_is_refused_with_the_cure(status: int) -> None:
     def open_source(asked: Asked) -> Answer | None:
