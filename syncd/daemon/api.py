@@ -194,7 +194,13 @@ def _v1(daemon: Daemon) -> APIRouter:
     router = APIRouter()
     runs = daemon.runs
 
-    @router.get("/metrics", tags=["health"], summary="Prometheus metrics")
+    @router.get(
+        "/metrics",
+        tags=["health"],
+        summary="Prometheus metrics",
+        response_class=Response,
+        responses={200: {"content": {"text/plain": {}}}},
+    )
     def metrics() -> Response:
         """Return the metrics in Prometheus' text format."""
         return Response(daemon.metrics.exposition(), media_type=CONTENT_TYPE)

@@ -44,9 +44,10 @@ def check_arrivals(
     arrived = {event.subject: event for event in events if event.type.startswith(_OURS)}
     if not arrived and answered >= _MANY:
         text = (
-            f"Kong has answered {plural(answered, 'request')} since its start, and the metering API has no event of a"
-            " gateway. Look for `openmeter` and `pluginserver` in Kong's error log: if Kong cannot run the"
-            " start command (a program without its path, a $(...) that fails), it works but meters nothing"
+            f"Kong has answered {plural(answered, 'request')} since its start, and the metering API has no"
+            " event of a gateway. Look for `openmeter` and `pluginserver` in Kong's error log: if Kong cannot"
+            " run the start command (a program without its path, a $(...) that fails), it works but meters"
+            " nothing"
         )
         yield Finding(CHECK, Level.WARNING, text)
         return

@@ -28,6 +28,8 @@ def main() -> int:
     options.add_argument(
         "--seconds", type=int, default=4, help="of each run with Kong, and beside http-log posts"
     )
+    options.add_argument("--concurrency", type=int, default=plugin.CONCURRENCY, help="with Kong")
+    options.add_argument("--workers", type=int, default=1, help="of nginx, with Kong")
     options.add_argument("--backlog", type=float, default=5.0, help="GiB that wait when a server is started")
     parts = ("servers", "drain", "memory", "backlog", "beside", "ai", "syncd")
     options.add_argument(
@@ -36,7 +38,7 @@ def main() -> int:
     arguments = options.parse_args()
     end_cleanly()
     if arguments.kong:
-        return gateways(arguments.rounds or 15, arguments.seconds)
+        return gateways(arguments.rounds or 15, arguments.seconds, arguments.concurrency, arguments.workers)
     rounds = arguments.rounds or 5
 
     with console.status("starting") as status:
@@ -76,11 +78,11 @@ def verdict(goals: list[Goal]) -> int:
     return 0 if all(goal.met for goal in goals) else 1
 
 
-def gateways(rounds: int, seconds: int) -> int:
+def gateways(rounds: int, seconds: int, concurrency: int, workers: int) -> int:
     """Compare what metering costs a real Kong."""
     try:
         with console.status("starting") as status:
-            ways, missing = gateway.run(rounds, seconds, status.update)
+            ways, missing = gateway.run(rounds, seconds, status.update, concurrency, workers)
     except KongMissing as error:
         console.print(f"[red]{error}")
         return 1

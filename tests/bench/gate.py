@@ -119,19 +119,20 @@ def _measure(client: httpx.Client, api: httpx.Client, pid: int, options: argpars
     while (view := client.get("/v1/gate").json())["keys"] < options.subjects * options.features:
         time.sleep(0.2)
     print(f"all subjects known after {time.monotonic() - began:.1f} s")
-    time.sleep(5)
+    # Each account's first balance takes a call, too.
+    time.sleep(options.subjects / options.max_calls * 2)
     calls, (_, cpu), at = api.get("/calls").json()["calls"], _process(pid), time.monotonic()
     ages: list[float] = []
     lines, since = 0, "0.0"
     while time.monotonic() - at < options.seconds:
         _report(client, subjects)
-        for _ in range(10):
+        for _ in range(3):
             answer = client.get("/v1/feed", params={"kong": "bench", "since": since, "wait": "1"})
             head, *rest = answer.text.split("\n")
             since = ".".join(head.split("\t")[2:4])
             lines += len(rest)
-            view = client.get("/v1/gate").json()
-            ages.append(view["figures"]["state_age"])
+        view = client.get("/v1/gate").json()
+        ages.append(view["figures"]["state_age"])
     elapsed = time.monotonic() - at
     resident, used = _process(pid)
     rate = (api.get("/calls").json()["calls"] - calls) / elapsed

@@ -98,9 +98,8 @@ def status(
         sys.stdout.write(json.dumps(view, indent=2) + "\n")
         return
     figures = view["figures"]
-    sys.stdout.write(
-        f"mode {view['mode']}, {plural(view['subjects'], 'subject')}, oldest reading {figures['state_age']:.1f} s\n"
-    )
+    subjects, age = plural(view["subjects"], "subject"), figures["state_age"]
+    sys.stdout.write(f"mode {view['mode']}, {subjects}, oldest reading {age:.1f} s\n")
     for kong in figures["kongs"]:
         sys.stdout.write(f"kong {kong['id']} asked {kong['heard']:.1f} s ago, Lua half {kong['lua']}\n")
     for item in view["denied"]:

@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from contextlib import closing, contextmanager
 from dataclasses import replace
 from datetime import UTC, datetime
+from html import unescape
 
 import httpx
 import pytest
@@ -206,10 +207,17 @@ def test_unbilled_usage_has_a_reason_for_each_subject(project: Project, sandbox:
         send(sandbox, event("1", subject=late), event("2", subject=new), event("3", subject="stranger"))
         rerun(found, dry_run=True)
         page = visitor.see("/dashboard/unbilled")
-        assert "1 0 blocked" in row(page, late)
-        assert "has an active subscription" in row(page, late)
-        assert "1 0 next run The next run attributes it to customer" in row(page, new)
-        assert "1 0 unknown No source names this subject" in row(page, "stranger")
+        assert f"{late} acme 1 0 blocked subscription" in row(page, "late"), "with the name behind the id"
+        assert f"{new} consumer-" in row(page, "new")
+        assert "1 0 next run" in row(page, "new")
+        assert "none 1 0 unknown" in row(page, "stranger")
+        headings = re.findall(r'<h2 id="cause-\d">(.+?)</h2>', page)
+        assert [unescape(heading) for heading in headings] == [
+            "Active subscription: the customer's subjects cannot change",
+            "No source names the subject",
+            "Fixed by the next run",
+        ]
+        assert page.count("between two subscriptions") == 1, "the cure, once for each cause"
 
 
 def test_dead_letters_show_the_answers_and_are_paged(project: Project) -> None:
