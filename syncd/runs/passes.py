@@ -2,27 +2,24 @@
 
 from __future__ import annotations
 
-import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from datetime import UTC, datetime, timedelta
+from datetime import datetime, timedelta
 from itertools import islice
-from typing import Protocol
 
-from syncd.core.changes import REMOVALS, Change, ChangeKind, MovedUsage, Plan
-from syncd.core.errors import ApiError, MeterMissingError, RefusedError, UnauthorizedError, UnreliableApiError
+from syncd.core.changes import ChangeKind, Plan
+from syncd.core.errors import RefusedError, UnauthorizedError
 from syncd.core.model import DesiredState, ObservedState, Principal
 from syncd.core.policy import Policy
-from syncd.core.unbilled import WINDOW, UnbilledSubject, UnbilledUsage, first_day, unbilled_usage
 from syncd.mapping.rules import MappingRules
 from syncd.metering.base import Inspection, Inspector
-from syncd.metering.usage import REQUESTS_METER, TOKENS_METER, owners, rfc3339, whole
 from syncd.planning import guards
 from syncd.planning.guards import Limits
 from syncd.planning.orphans import Grace, Obstacle
 from syncd.planning.plan import PlanOptions, make_plan
 from syncd.planning.scope import restricted
 from syncd.runs.options import RunOptions
+from syncd.runs.unbilled import UsageReader, with_usage
 
 _MAX_WARNINGS = 20
 _MAX_DELETIONS = 100
@@ -39,6 +36,8 @@ class PlanRules:
     limits: Limits = field(default_factory=Limits)
     may_be_empty: frozenset[str] = frozenset()
     """Names of the sources that may have nothing."""
+    ignored: Mapping[str, str] = field(default_factory=dict)
+    """Subjects that are meant to be unbilled, with the reason of each."""
 
 
 @dataclass(slots=True)
@@ -158,10 +157,24 @@ def withhold_for_clock(plan: Plan, there: Situation) -> Plan:
     return guards.withhold_for_clock(plan, why) if why else plan
 
 
+def settle_ignored(plan: Plan, there: Situation) -> Plan:
+    """Count what is blocked for ignored subjects only as a decision of people."""
+    ignored = there.rules.ignored.keys()
+    if not ignored:
+        return plan
+    changes = tuple(
+        replace(change, settled=True)
+        if change.kind is ChangeKind.BLOCKED and change.subject_keys and ignored >= {*change.subject_keys}
+        else change
+        for change in plan.changes
+    )
+    return replace(plan, changes=changes)
+
+
 def look_up_usage(plan: Plan, there: Situation) -> Plan:
     """Add unbilled usage, and the usage that changes concern."""
     there.read.release()  # a third of the memory of a run
-    return with_usage(plan, there.usage, there.read.observed, there.started)
+    return with_usage(plan, there.usage, there.read.observed, there.started, there.rules.ignored)
 
 
 WOULD_STOP = "apply would stop: "
@@ -182,84 +195,7 @@ PASSES: tuple[Pass, ...] = (
     withhold_for_empty_sources,
     restrict_to_scope,
     withhold_for_clock,
+    settle_ignored,
     look_up_usage,
     note_guards,
 )
-
-
-# Usage that is unbilled or that changes concern. If the metering API lacks these meters, or the token may not
-# read them, the run continues: the figures are missing, and a note says why.
-
-_QUICK_SECONDS = 1.0
-_KINDS_WITH_EVENTS = REMOVALS | {ChangeKind.MOVE_SUBJECTS, ChangeKind.BLOCKED}
-
-
-class UsageReader(Protocol):
-    """Reads meters: a metering API that is asked once, with a short limit (`factory.usage_reader_of`)."""
-
-    def usage(self, meter: str, since: str | None, until: str | None) -> Mapping[str, float]:
-        """Return the value of a meter for each subject; raises ApiError or MeterMissingError."""
-
-
-def with_usage(plan: Plan, target: UsageReader, observed: ObservedState, now: datetime) -> Plan:
-    """Return the plan with unbilled usage, and with the usage that its changes move or leave unbilled."""
-    start = (now - WINDOW).astimezone(UTC).replace(hour=0, minute=0, second=0, microsecond=0)
-    began = time.monotonic()
-    try:
-        requests = target.usage(REQUESTS_METER, rfc3339(start), None)
-        tokens = target.usage(TOKENS_METER, rfc3339(start), None)
-        attributed = frozenset(owners(observed.customers))
-        unbilled = _unbilled(plan, target, attributed, requests, tokens, start, began)
-    except UnreliableApiError:
-        raise
-    except (ApiError, MeterMissingError) as error:
-        note = f"unbilled usage is unknown: {error}"
-        return replace(plan, notes=(*plan.notes, note))
-    changes = tuple(_with_events(change, requests, attributed, rfc3339(start)) for change in plan.changes)
-    return replace(plan, changes=changes, unbilled=unbilled)
-
-
-def _unbilled(
-    plan: Plan,
-    target: UsageReader,
-    attributed: frozenset[str],
-    requests: Mapping[str, float],
-    tokens: Mapping[str, float],
-    start: datetime,
-    began: float,
-) -> UnbilledUsage:
-    planned = (
-        key
-        for change in (*plan.of(ChangeKind.CREATE_CUSTOMER), *plan.of(ChangeKind.ATTACH_SUBJECTS))
-        for key in change.subject_keys
-    )
-    blocked = (key for change in plan.of(ChangeKind.BLOCKED) for key in change.subject_keys)
-    subjects = unbilled_usage(requests, tokens, attributed, planned, blocked)
-    # The first day takes five more queries: a slow server is not asked for it.
-    is_quick = time.monotonic() - began < _QUICK_SECONDS
-    since = rfc3339(_since(target, subjects, start)) if subjects and is_quick else None
-    return UnbilledUsage(subjects, rfc3339(start), since)
-
-
-def _since(target: UsageReader, subjects: tuple[UnbilledSubject, ...], start: datetime) -> datetime:
-    counted = {subject.key for subject in subjects if subject.events}
-    meter = REQUESTS_METER if counted else TOKENS_METER
-    counted = counted or {subject.key for subject in subjects}
-
-    def used_until(end: datetime) -> bool:
-        return not counted.isdisjoint(target.usage(meter, rfc3339(start), rfc3339(end)))
-
-    return first_day(start, WINDOW // timedelta(days=1) + 1, used_until)
-
-
-def _with_events(
-    change: Change, requests: Mapping[str, float], attributed: frozenset[str], since: str
-) -> Change:
-    keys: Iterable[str] = change.subject_keys
-    if change.kind is ChangeKind.BLOCKED:
-        # A subject that a customer carries today is billed to that customer, whatever is blocked.
-        keys = [key for key in keys if key not in attributed]
-    if change.kind not in _KINDS_WITH_EVENTS or not keys:
-        return change
-    events = whole(sum(requests.get(key, 0) for key in keys))
-    return replace(change, usage=MovedUsage(events, since))

@@ -16,19 +16,9 @@ from openmeter_plugin.spool.destination import QUARANTINE, read_destination
 from openmeter_plugin.spool.queue import Item
 from openmeter_plugin.spool.segment import Record
 from tests.harness.books import read_counts
+from tests.harness.kong_segments import Worker, configuration, instance_id, request_line, write_segment
 from tests.plugin.deliveries import KEEP_NOTHING, run_until_empty
-from tests.plugin.kong_segments import (
-    QUEUE,
-    Worker,
-    configuration,
-    ids,
-    instance_id,
-    lost,
-    read_all,
-    reading,
-    request_line,
-    write_segment,
-)
+from tests.plugin.kong_segments import QUEUE, ids, lost, read_all, reading
 from tests.plugin.spools import items
 
 

@@ -16,7 +16,7 @@ from syncd.core.changes import ChangeKind
 from syncd.core.errors import MeterMissingError, UnreliableApiError
 from syncd.core.model import ObservedState
 from syncd.core.unbilled import first_day
-from syncd.runs.passes import with_usage
+from syncd.runs.unbilled import with_usage
 from tests.syncd.builders import BY_TAG, OWNER, consumer, customer, observed, plan_for, static
 from tests.syncd.memory_target import MemoryTarget
 from tests.syncd.processes import Project
