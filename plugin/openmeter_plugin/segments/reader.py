@@ -285,8 +285,10 @@ class Reader:
     def _undo(self, batch: Batch) -> None:
         """Read a batch again that was not begun to be written."""
         for span in batch.spans:
-            source = self._sources.open.get(span.name) or self._sources.waiting.get(span.name)
-            if source is not None:
+            waiting = self._sources.waiting.get(span.name)
+            if waiting is not None:
+                self._sources.set_open(self._folder.files, waiting)
+            if (source := self._sources.open.get(span.name)) is not None:
                 source.moved(span.start)
 
     def _append(self, items: list[Item]) -> None:
