@@ -25,6 +25,7 @@ def test_a_drain_is_compared_with_a_bare_loop() -> None:
 
 def test_a_start_with_a_backlog_is_measured(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(backlog, "SEGMENT", 100_000)
+    monkeypatch.setattr(backlog, "_SECONDS", 1.0)
     start = backlog.measure(0.001, lambda _: None)
     assert start.ready > 0
     assert start.pss > 0

@@ -39,7 +39,8 @@ EVERY = 0.002
 _POSTER = """
 import socket, sys
 port, body = int(sys.argv[1]), open(sys.argv[2], "rb").read()
-head = b"POST / HTTP/1.1\\r\\nHost: 127.0.0.1\\r\\nContent-Type: application/json\\r\\nContent-Length: %d\\r\\n\\r\\n"
+head = b"POST / HTTP/1.1\\r\\nHost: 127.0.0.1\\r\\n"
+head += b"Content-Type: application/json\\r\\nContent-Length: %d\\r\\n\\r\\n"
 with socket.create_connection(("127.0.0.1", port)) as connection:
     while True:
         connection.sendall(head % len(body) + body)
