@@ -83,6 +83,7 @@ $(VENV)/.docs: $(VENV)/.ready
 docs: export NO_MKDOCS_2_WARNING := 1
 docs: $(VENV)/.docs
 	$(BIN)/python -m tests.settings_reference
+	$(BIN)/python -m tests.json_schemas
 	$(BIN)/python -m tests.deploy.metrics_reference
 	$(BIN)/python -m tests.state_diagrams
 	$(BIN)/python -m mkdocs build --clean

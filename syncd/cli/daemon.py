@@ -29,7 +29,9 @@ from syncd.core.errors import SyncdError
 from syncd.runs.options import TABLE, RunOptions, offering
 
 if TYPE_CHECKING:
+    from syncd.config.settings import Config
     from syncd.daemon.client import DaemonClient
+    from syncd.doctor.probe import Probe
 
 RunArgument = Annotated[str | None, typer.Argument(metavar="[RUN]", help="Run id, or its first characters.")]
 
@@ -183,15 +185,21 @@ def doctor(
 
     Exit status: 1 if there is a problem, else 0.
     """
-    from syncd.cli.render import line
     from syncd.config import settings
-    from syncd.doctor.checks import Level, summary
-    from syncd.doctor.checkup import examine
     from syncd.doctor.probe import Probe
 
-    findings = []
     loaded = settings.load(config_path(context, config))
-    for finding in examine(loaded, probe=Probe(probe_flush) if probe else None):
+    finish(show_checkup(loaded, output, probe=Probe(probe_flush) if probe else None))
+
+
+def show_checkup(loaded: Config, output: Output, *, probe: Probe | None) -> int:
+    """Run the checks of `doctor`, print what they find, and return the exit status."""
+    from syncd.cli.render import line
+    from syncd.doctor.checks import Level, summary
+    from syncd.doctor.checkup import examine
+
+    findings = []
+    for finding in examine(loaded, probe=probe):
         findings.append(finding)
         if output is Output.TEXT:
             line(console(), f"{finding.level:<8} {finding.check}: {finding.text}")
@@ -199,7 +207,7 @@ def doctor(
         print_json([finding.to_json() for finding in findings])
     else:
         line(console(), summary(findings))
-    finish(ERROR if any(finding.level is Level.PROBLEM for finding in findings) else APPLIED)
+    return ERROR if any(finding.level is Level.PROBLEM for finding in findings) else APPLIED
 
 
 def daemon_client(context: typer.Context, config: Path | None) -> DaemonClient:

@@ -10,14 +10,14 @@ from __future__ import annotations
 import logging
 from contextlib import closing
 from dataclasses import replace
-from enum import StrEnum
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
 from syncd import __version__, log
-from syncd.cli import audit, daemon, meters
+from syncd.cli import audit, daemon, meters, setup
 from syncd.cli.options import (
     APPLIED,
     BLOCKED,
@@ -29,9 +29,14 @@ from syncd.cli.options import (
     ConfigOption,
     Finished,
     FromOption,
+    Group,
+    Last,
     Output,
     OutputOption,
+    PlanOutput,
+    Sort,
     ToOption,
+    UsageOutput,
     complain,
     config_path,
     console,
@@ -41,17 +46,9 @@ from syncd.cli.options import (
 from syncd.core.errors import SyncdError
 from syncd.runs.options import RunOptions, offering
 
-
-class PlanOutput(StrEnum):
-    """What `plan` prints."""
-
-    TEXT = "text"
-    JSON = "json"
-    MARKDOWN = "markdown"
-
-
 app = typer.Typer(
     name="syncd",
+    cls=Group,
     help="Keep the customers of a metering API in sync with Kong consumers and Dev Portal applications.",
     no_args_is_help=True,
     pretty_exceptions_enable=False,
@@ -174,24 +171,31 @@ def usage(
     config: ConfigOption = None,
     since: FromOption = None,
     until: ToOption = None,
-    output: OutputOption = Output.TEXT,
+    last: Annotated[Last | None, typer.Option("--last", help="The day, week or month before this.")] = None,
+    sort: Annotated[Sort, typer.Option("--sort", help="What to sort by.")] = Sort.REQUESTS,
+    output: Annotated[UsageOutput, typer.Option("--output", "-o", help="What to print.")] = UsageOutput.TEXT,
 ) -> None:
     """Show usage by customer and subject, and usage that no customer is billed for."""
-    from syncd.cli import render
+    from syncd.cli import usage_text
     from syncd.cli.render import steps
     from syncd.config import settings
     from syncd.metering.usage import read_usage
     from syncd.runs import factory
     from syncd.runs.unbilled import rfc3339
 
+    when = usage_text.period(since, until, last, datetime.now(UTC))
+    begin, end = (rfc3339(time) if time else None for time in (when.since, when.until))
     loaded = settings.load(config_path(context, config))
     with closing(factory.target_of(loaded)) as target, steps() as progress:
         progress.begin("reading the meters")
-        found = read_usage(target, *(rfc3339(time) if time else None for time in (since, until)))
-    if output is Output.JSON:
-        print_json(found.to_json())
-    else:
-        render.show_usage(console(), found)
+        found = usage_text.sorted_usage(read_usage(target, begin, end), sort)
+    match output:
+        case UsageOutput.JSON:
+            print_json({"from": begin, "to": end, **found.to_json()})
+        case UsageOutput.CSV:
+            usage_text.print_csv(found, when)
+        case UsageOutput.TEXT:
+            usage_text.show_usage(console(), found, when)
 
 
 @app.command(cls=Command)
@@ -237,5 +241,5 @@ def sandbox(
         raise SyncdError(f"the sandbox cannot start on {host}:{port} with {db}: {error}") from None
 
 
-for _command in (*daemon.COMMANDS, audit.audit):
+for _command in (*setup.COMMANDS, *daemon.COMMANDS, audit.audit):
     app.command(cls=Command)(_command)

@@ -12,7 +12,7 @@ from typing import Annotated, Any, NoReturn
 
 import typer
 from rich.console import Console
-from typer.core import TyperCommand
+from typer.core import TyperCommand, TyperGroup
 
 from syncd.core.errors import SyncdError
 
@@ -34,17 +34,69 @@ ConfigOption = Annotated[
 
 
 class Output(StrEnum):
-    """What a command prints; `syncd plan` and `syncd usage` know more."""
+    """What a command prints."""
 
     TEXT = "text"
     JSON = "json"
 
 
+class UsageOutput(StrEnum):
+    """What `usage` prints."""
+
+    TEXT = "text"
+    CSV = "csv"
+    JSON = "json"
+
+
+class PlanOutput(StrEnum):
+    """What `plan` prints."""
+
+    TEXT = "text"
+    JSON = "json"
+    MARKDOWN = "markdown"
+
+
+class Last(StrEnum):
+    """A period before the current one, in UTC."""
+
+    DAY = "day"
+    WEEK = "week"
+    MONTH = "month"
+
+
+class Sort(StrEnum):
+    """What customers and subjects are sorted by."""
+
+    REQUESTS = "requests"
+    TOKENS = "tokens"
+    NAME = "name"
+
+
 OutputOption = Annotated[Output, typer.Option("--output", "-o", help="What to print.")]
+
+
+def without_types_of_flags(parameters: list[Any]) -> list[Any]:
+    """Return the parameters of a command; help would show that a flag takes a value: ``--force <bool>``."""
+    for parameter in parameters:
+        if getattr(parameter, "is_bool_flag", False) and parameter.metavar is None:
+            parameter.metavar = ""
+    return parameters
+
+
+class Group(TyperGroup):
+    """The program itself."""
+
+    def get_params(self, ctx: Any) -> list[Any]:
+        """Return the options."""
+        return without_types_of_flags(super().get_params(ctx))
 
 
 class Command(TyperCommand):
     """A command that prints an error as JSON too, if its output is JSON."""
+
+    def get_params(self, ctx: Any) -> list[Any]:
+        """Return the options."""
+        return without_types_of_flags(super().get_params(ctx))
 
     def invoke(self, ctx: Any) -> object:  # typer brings a click of its own
         """Run the command."""

@@ -1,4 +1,4 @@
-"""Output for people: usage, history, daemon status and progress. Plans are in `syncd.cli.plan_text`.
+"""Output for people: history, daemon status and progress.
 
 Rows are a table on a terminal and plain lines elsewhere. Progress goes to stderr, only on a terminal, and
 disappears when the work is done.
@@ -6,7 +6,6 @@ disappears when the work is done.
 
 from __future__ import annotations
 
-import itertools
 import sys
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -19,34 +18,11 @@ from rich.text import Text
 
 from openmeter_plugin.units import plural
 from syncd.cli.options import printable
-from syncd.metering.usage import SubjectUsage, Usage, whole
 
 _MAX_TABLE_ROWS = 200
 
 Row = Sequence[tuple[str, str]]
 """Text and style of each cell."""
-
-
-def show_usage(console: Console, usage: Usage) -> None:
-    """Print requests and tokens by customer and subject, and those of subjects without a customer.
-
-    On a terminal those without a customer come first.
-    """
-    rows: list[Row] = []
-    for customer in usage.customers:
-        names = itertools.chain([f"{customer.name} ({customer.key or customer.id})"], itertools.repeat(""))
-        lines = zip(names, customer.subjects, strict=False)
-        rows += [_usage_row((name, ""), subject) for name, subject in lines]
-    unbilled: list[Row] = [_usage_row(("unbilled", "bold red"), subject) for subject in usage.unbilled]
-    rows = unbilled + rows if console.is_terminal else rows + unbilled
-    header = ("customer", "subject", "requests", "tokens")
-    show_rows(console, header, rows, urgent=len(unbilled))
-    line(console, f"Unbilled subjects: {len(usage.unbilled)}.")
-
-
-def _usage_row(customer: tuple[str, str], subject: SubjectUsage) -> Row:
-    numbers = (f"{whole(value):,}" for value in (subject.requests, subject.tokens))
-    return (customer, (subject.key, ""), *((number, "") for number in numbers))
 
 
 def counts(numbers: Mapping[str, int]) -> str:

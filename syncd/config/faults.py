@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Callable, Iterator, Mapping
+from operator import itemgetter
 from typing import Any
 
 from pydantic import BaseModel, ValidationError
@@ -55,13 +56,15 @@ _WITH_CONTEXT: Mapping[str, Callable[[Mapping[str, Any]], str]] = {
 def explain(
     error: ValidationError, model: type[BaseModel], document: Document, environment: Mapping[str, str]
 ) -> list[str]:
-    """Return a line for each fault; never the value at fault, which may be a secret."""
-    return list(_lines(error.errors(include_url=False, include_input=False), model, document, environment))
+    """Return a line for each fault, in the order of the file; never the value, which may be a secret."""
+    faults = error.errors(include_url=False, include_input=False)
+    return [text for _, text in sorted(_lines(faults, model, document, environment), key=itemgetter(0))]
 
 
 def _lines(
     faults: list[ErrorDetails], model: type[BaseModel], document: Document, environment: Mapping[str, str]
-) -> Iterator[str]:
+) -> Iterator[tuple[tuple[int, int], str]]:
+    """Yield each fault after its position."""
     set_here = {name.upper(): name for name in environment if name.upper().startswith(PREFIX)}
     for fault in faults:
         if _follows(fault, faults):
@@ -72,15 +75,16 @@ def _lines(
         if variable in set_here:
             if fault["type"] == "extra_forbidden":
                 words += suggested(variable, model)
-            yield f"{set_here[variable]} (environment): {words}"
+            yield (0, 0), f"{set_here[variable]} (environment): {words}"
             continue
         if fault["type"] == "extra_forbidden":
             words += _similar(str(path[-1]), model, fault["loc"][:-1])
-        line = document.line(path)
+        position = document.position(path)
         index = str(next((part for part in path if isinstance(part, int)), 0))
         can_be_set = variable in set(variables_of(model, index=index)) and "SYNCD_" not in words
         hint = f" (environment: {variable})" if can_be_set else ""
-        yield f"{f'line {line}: ' if line else ''}{place(path) or 'settings'}: {words}{hint}"
+        at = f"line {position[0]}, column {position[1]}: " if position else ""
+        yield position or (0, 0), f"{at}{place(path) or 'settings'}: {words}{hint}"
 
 
 def _follows(fault: ErrorDetails, faults: list[ErrorDetails]) -> bool:

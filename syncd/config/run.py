@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Annotated, Self
 
 from cronsim import CronSim, CronSimError
-from pydantic import AfterValidator, BeforeValidator, Field, SecretStr, model_validator
+from pydantic import AfterValidator, BeforeValidator, Field, SecretStr, WithJsonSchema, model_validator
 from pydantic_settings import NoDecode
 
 from syncd.config.types import Duration, HttpUrl, Listen, Section, Token
@@ -133,7 +133,12 @@ class DaemonConfig(Section):
     """
 
     # NoDecode: an environment variable holds plain text, not JSON.
-    listen: Annotated[Listen, NoDecode, BeforeValidator(Listen.parse)] = Listen("127.0.0.1", 8890)
+    listen: Annotated[
+        Listen,
+        NoDecode,
+        BeforeValidator(Listen.parse),
+        WithJsonSchema({"type": "string", "examples": ["127.0.0.1:8890"]}),
+    ] = Listen("127.0.0.1", 8890)
     """Host and port of the HTTP API and the dashboard. Any address other than loopback requires `token`."""
     token: Annotated[Token, AfterValidator(_hard_to_guess)] | None = None
     """Bearer token of the HTTP API, and the login for the dashboard. At least 16 characters."""

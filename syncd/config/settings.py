@@ -23,6 +23,7 @@ from pydantic_settings import (
     SettingsError,
 )
 
+from openmeter_plugin.units import plural
 from syncd.config.connection import ConnectionConfig
 from syncd.config.faults import explain
 from syncd.config.gateways import GatewayConfig, check_unique
@@ -166,7 +167,7 @@ class _Environment(EnvSettingsSource):
             if not index.isdigit() or int(index) >= len(entries):
                 raise ConfigError(
                     f"environment variable SYNCD_{name.upper()}__{index.upper()}__...:"
-                    f" the file has only {len(entries)} {name}, counted from 0"
+                    f" the file has {plural(len(entries), name[:-1])}, counted from 0"
                 )
             if isinstance(entries[int(index)], dict) and isinstance(overrides, dict):
                 entries[int(index)] = {**entries[int(index)], **overrides}

@@ -13,7 +13,7 @@ from datetime import timedelta
 from typing import Annotated
 from urllib.parse import urlsplit
 
-from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, SecretStr
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, SecretStr, WithJsonSchema
 
 from syncd.core.errors import DaemonError
 from syncd.core.ownership import RESERVED_KEYS
@@ -78,7 +78,13 @@ def _not_reserved(value: dict[str, str]) -> dict[str, str]:
     return value
 
 
-Duration = Annotated[timedelta, BeforeValidator(_duration)]
+Duration = Annotated[
+    timedelta,
+    BeforeValidator(_duration),
+    WithJsonSchema(
+        {"type": "string", "pattern": r"^\s*[0-9]+\s*[smhd]\s*$", "examples": ["30s", "5m", "1h"]}
+    ),
+]
 HttpUrl = Annotated[str, AfterValidator(_http_url)]
 Token = Annotated[SecretStr, AfterValidator(_header_text)]
 """A secret that is sent in a header; white space around it is dropped."""

@@ -63,27 +63,27 @@ class Document:
 
     def lines(self) -> list[int]:
         """Return the line of each entry of a list."""
-        return [line for _, _, line in _entries(self._root)]
+        return [line for _, _, (line, _column) in _entries(self._root)]
 
-    def line(self, path: Path) -> int | None:
-        """Return the line of an entry, or of the closest one around it that is there."""
-        node, line = self._root, None
+    def position(self, path: Path) -> tuple[int, int] | None:
+        """Return line and column of an entry, or of the closest one around it that is there."""
+        node, found = self._root, None
         for part in path:
-            found = next((pair for pair in _entries(node) if pair[0] == part), None)
-            if found is None:
-                return line
-            _, node, line = found
-        return line
+            entry = next((entry for entry in _entries(node) if entry[0] == part), None)
+            if entry is None:
+                return found
+            _, node, found = entry
+        return found
 
 
-def _entries(node: yaml.Node | None) -> Iterator[tuple[str | int, yaml.Node, int]]:
+def _entries(node: yaml.Node | None) -> Iterator[tuple[str | int, yaml.Node, tuple[int, int]]]:
     if isinstance(node, yaml.MappingNode):
         for key, value in node.value:
             if isinstance(key, yaml.ScalarNode):
-                yield key.value, value, key.start_mark.line + 1
+                yield key.value, value, (key.start_mark.line + 1, key.start_mark.column + 1)
     elif isinstance(node, yaml.SequenceNode):
         for index, value in enumerate(node.value):
-            yield index, value, value.start_mark.line + 1
+            yield index, value, (value.start_mark.line + 1, value.start_mark.column + 1)
 
 
 def parse(content: bytes | str) -> Document:

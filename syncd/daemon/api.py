@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Annotated, Self
+from typing import TYPE_CHECKING, Annotated, Any, Self
 
 from fastapi import APIRouter, Depends, FastAPI, HTTPException, Response, status
-from fastapi.responses import JSONResponse, RedirectResponse
+from fastapi.responses import HTMLResponse, JSONResponse, RedirectResponse
 from fastapi.security import HTTPBearer
 from pydantic import BaseModel, ConfigDict, Field, create_model, model_validator
 
+from openmeter_plugin.process.api_page import HEADERS, api_page
 from syncd import __version__
 from syncd.config.settings import Config
 from syncd.core.errors import QueueFullError
@@ -24,6 +25,33 @@ from syncd.runs.queue import RunQueue
 from syncd.runs.run import RunState
 
 _Text = Annotated[str, Field(min_length=1)]
+
+
+_SCHEME = (
+    "The value of daemon.token: Authorization: Bearer <token>. Without a token only this machine can use the"
+    " API."
+)
+_REFUSALS = {
+    401: "The token is missing or wrong",
+    403: "The request comes from a web page of another origin",
+    404: "There is none",
+    409: "The reviewed dry run has failed, or the daemon has forgotten it",
+    411: "The body has no length",
+    413: "The body is longer than 1 MiB",
+    421: "The host name is none of this machine, and no token is set",
+    422: "The body is invalid",
+    429: "Too many wrong tokens, or too many runs are queued",
+}
+
+
+class Refusal(BaseModel):
+    """Why a request was refused, and what to do."""
+
+    detail: str
+
+
+def _refusals(*codes: int) -> dict[int | str, dict[str, Any]]:
+    return {code: {"description": _REFUSALS[code], "model": Refusal} for code in codes}
 
 
 class _SyncRequest(BaseModel):
@@ -71,8 +99,13 @@ class Daemon:
 
 def create_app(daemon: Daemon) -> FastAPI:
     """Return API and dashboard; with a token, all but the health probes and the login needs it."""
-    # No /docs and /redoc: they load third-party scripts, which would run on the dashboard's origin.
-    app = FastAPI(title="kong-openmeter syncd", version=__version__, docs_url=None, redoc_url=None)
+    app = FastAPI(
+        title="kong-openmeter syncd",
+        version=__version__,
+        description="Runs of the daemon: request one, follow it, and read status, plan and metrics.",
+        docs_url=None,  # FastAPI's pages load third-party scripts, which would run on the dashboard's origin
+        redoc_url=None,
+    )
     limit = LoginLimit()
     app.add_middleware(
         AccessMiddleware,
@@ -81,8 +114,14 @@ def create_app(daemon: Daemon) -> FastAPI:
         limit=limit,
     )
     app.include_router(_health(daemon))
+
+    @app.get("/docs", include_in_schema=False)
+    def reference() -> HTMLResponse:
+        return HTMLResponse(api_page(app.openapi()), headers=HEADERS)
+
     # AccessMiddleware checks the token; this is for the OpenAPI document.
-    app.include_router(_v1(daemon), dependencies=[Depends(HTTPBearer(auto_error=False))])
+    scheme = HTTPBearer(auto_error=False, description=_SCHEME)
+    app.include_router(_v1(daemon), dependencies=[Depends(scheme)], responses=_refusals(401, 421, 429))
     if daemon.config().daemon.dashboard:
         _mount_dashboard(app, daemon, limit)
     return app
@@ -108,7 +147,11 @@ def _health(daemon: Daemon) -> APIRouter:
         """Answer 200 while the process serves requests."""
         return {"status": "ok"}
 
-    @router.get("/readyz", summary="Readiness")
+    @router.get(
+        "/readyz",
+        summary="Readiness",
+        responses={503: {"description": "No run has ended yet, or the last one failed"}},
+    )
     def readyz() -> JSONResponse:
         """Answer 200 if the last real run did not fail, 503 if it did or if none has ended yet."""
         last = daemon.runs.last_real()
@@ -151,7 +194,7 @@ def _v1(daemon: Daemon) -> APIRouter:
         """Return the current run, the last run, and when the next one is due."""
         return {**runs.status(), **daemon.schedule(), "version": __version__}
 
-    @router.get("/v1/plan", summary="Latest plan")
+    @router.get("/v1/plan", summary="Latest plan", responses=_refusals(404))
     def plan() -> JSONResponse:
         """Return the latest plan of any run; request a dry run for a fresh one."""
         run = runs.last_planned()
@@ -159,7 +202,12 @@ def _v1(daemon: Daemon) -> APIRouter:
             raise HTTPException(status.HTTP_404_NOT_FOUND, "no run has made a plan yet")
         return JSONResponse({"run": run.summary(), "plan": run.plan.to_json()})
 
-    @router.post("/v1/syncs", status_code=status.HTTP_202_ACCEPTED, summary="Request a run")
+    @router.post(
+        "/v1/syncs",
+        status_code=status.HTTP_202_ACCEPTED,
+        summary="Request a run",
+        responses={202: {"description": "The run is queued"}, **_refusals(403, 409, 411, 413, 422)},
+    )
     def request_sync(request: SyncRequest | None = None) -> JSONResponse:
         """Queue a run. While a run is queued, further requests with the same options return that one."""
         options = _requested_options(request or SyncRequest(), runs)
@@ -169,7 +217,7 @@ def _v1(daemon: Daemon) -> APIRouter:
             raise HTTPException(status.HTTP_429_TOO_MANY_REQUESTS, str(error)) from None
         return JSONResponse(run.summary(), 202, {"Location": f"/v1/syncs/{run.id}"})
 
-    @router.get("/v1/syncs/{run_id}", summary="One run")
+    @router.get("/v1/syncs/{run_id}", summary="One run", responses=_refusals(404))
     def sync(run_id: str) -> JSONResponse:
         """Return one run with its plan and outcomes; older runs are read from the history."""
         run = runs.get(run_id)

@@ -54,6 +54,8 @@ def _csv_rows(text: str, path: Path) -> Iterator[tuple[str, dict[str, str]]]:
         names = [name.strip() for name in reader.fieldnames or ()]
         if twice := sorted({name for name in names if names.count(name) > 1}):
             raise ConfigError(f"{path.name} line 1: column {twice[0]!r} is there twice; remove one of them")
+        for name in filter(None, names):
+            _check_column(name, f"{path.name} line 1")
         for row in reader:
             place = f"{path.name} line {reader.line_num}"
             if None in row or None in row.values():
@@ -91,12 +93,7 @@ def _flat(entry: Mapping[object, object], place: str) -> Iterator[tuple[str, str
 
 def _assignment(row: Mapping[str, str], place: str) -> Assignment:
     for name in row:
-        part = name.removeprefix(_BILLING)
-        known = name in _PLAIN or (name != part and part in ADDRESS_PARTS) or name.startswith(_METADATA)
-        if not known or not name.isprintable():
-            raise ConfigError(f"{place}: unknown column {name!r}{_suggested(name)}")
-        if name.removeprefix(_METADATA) in RESERVED_KEYS:
-            raise ConfigError(f"{place}: cannot set {name}: it is reserved for syncd's own metadata")
+        _check_column(name, place)
     kind = row.get("kind", "consumer")
     if kind not in ("consumer", "application"):
         raise ConfigError(f"{place}: kind is {kind!r}, not consumer or application")
@@ -117,6 +114,16 @@ def _assignment(row: Mapping[str, str], place: str) -> Assignment:
             metadata=_prefixed(row, _METADATA),
         ),
     )
+
+
+def _check_column(name: str, place: str) -> None:
+    """Raise ConfigError unless this is a column, or a field of YAML."""
+    part = name.removeprefix(_BILLING)
+    known = name in _PLAIN or (name != part and part in ADDRESS_PARTS) or name.startswith(_METADATA)
+    if not known or not name.isprintable():
+        raise ConfigError(f"{place}: unknown column {name!r}{_suggested(name)}")
+    if name.removeprefix(_METADATA) in RESERVED_KEYS:
+        raise ConfigError(f"{place}: cannot set {name}: it is reserved for syncd's own metadata")
 
 
 def _suggested(name: str) -> str:

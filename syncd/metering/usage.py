@@ -24,10 +24,17 @@ class SubjectUsage:
     key: str
     requests: float
     tokens: float
+    name: str | None = None
+    """The display name of its subject entity, on servers that have them."""
 
     def to_json(self) -> dict[str, object]:
         """Return the usage as in ``syncd usage --output json``."""
-        return {"key": self.key, "requests": whole(self.requests), "tokens": whole(self.tokens)}
+        return {
+            "key": self.key,
+            "name": self.name,
+            "requests": whole(self.requests),
+            "tokens": whole(self.tokens),
+        }
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,16 +91,21 @@ class Usage:
 
 def read_usage(target: MeteringTarget, since: str | None = None, until: str | None = None) -> Usage:
     """Query both meters by subject and attribute as the metering API does; raises MeterMissingError."""
-    customers = target.observe().customers
+    observed = target.observe()
     requests = target.usage(REQUESTS_METER, since, until)
     tokens = target.usage(TOKENS_METER, since, until)
-    return attribute(customers, requests, tokens)
+    names = {entity.key: entity.display_name for entity in observed.subjects or () if entity.display_name}
+    return attribute(observed.customers, requests, tokens, names)
 
 
 def attribute(
-    customers: Iterable[ObservedCustomer], requests: Mapping[str, float], tokens: Mapping[str, float]
+    customers: Iterable[ObservedCustomer],
+    requests: Mapping[str, float],
+    tokens: Mapping[str, float],
+    names: Mapping[str, str] | None = None,
 ) -> Usage:
-    """Attribute each subject's usage to the customer that `owners` names."""
+    """Attribute each subject's usage to the customer that `owners` names; `names` are those of subjects."""
+    names = names or {}
     customers = tuple(customers)
     owner_of = owners(customers)
     used = {
@@ -106,7 +118,10 @@ def attribute(
         (used[owner] if owner else unattributed).add(subject)
 
     def lines(keys: set[str]) -> tuple[SubjectUsage, ...]:
-        return tuple(SubjectUsage(key, requests.get(key, 0), tokens.get(key, 0)) for key in sorted(keys))
+        return tuple(
+            SubjectUsage(key, requests.get(key, 0), tokens.get(key, 0), names.get(key))
+            for key in sorted(keys)
+        )
 
     return Usage(
         tuple(

@@ -30,6 +30,7 @@ class Scope:
 
     def select(self, principals: Iterable[Principal]) -> list[Principal]:
         """Return the selected principals; raises ScopeError if there are none."""
+        principals = list(principals)
         found = [
             principal
             for principal in principals
@@ -42,7 +43,9 @@ class Scope:
         if not found:
             what = [f"source {self.source}"] * (self.source is not None)
             what += [f"principal {self.principal}"] * (self.principal is not None)
-            raise ScopeError(f"no principal matches {' and '.join(what)}")
+            sources = sorted({principal.source.partition(" ")[0] for principal in principals})
+            known = f". The sources with principals: {', '.join(sources)}" if self.source and sources else ""
+            raise ScopeError(f"no principal matches {' and '.join(what)}{known}")
         return found
 
     def _named(self, source: str) -> bool:

@@ -48,7 +48,8 @@ def families(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Family]:
 
 def with_series(families: dict[str, Family]) -> dict[str, set[str]]:
     """The names that can be asked for, with their labels; a histogram is three series."""
-    found = {"up": set(OF_THE_SCRAPE)}
+    # The rules of the alerts record the second.
+    found = {"up": set(OF_THE_SCRAPE), "kong_openmeter_runbook": {"url"}}
     for name, family in families.items():
         labels = set(family.labels) | OF_THE_SCRAPE
         names = (
@@ -262,3 +263,25 @@ def test_a_legend_names_only_labels_of_its_expression(families: dict[str, Family
             found = query(expression)
             labels = found.grouped | set().union(*(there[asked.metric] for asked in found.asked))
             assert named <= labels, panel["title"]
+
+
+def test_each_figure_that_somebody_must_act_on_leads_to_a_section_of_the_runbook() -> None:
+    runbook = (ROOT / "docs" / "runbook.md").read_text()
+    sections = {
+        re.sub(r"[^a-z0-9 -]", "", title.lower()).replace(" ", "-")
+        for title in re.findall(r"^## (.+)$", runbook, re.MULTILINE)
+    }
+    assert any(variable["name"] == "runbook" for variable in dashboard()["templating"]["list"])
+    for panel in panels():
+        steps = panel.get("fieldConfig", {}).get("defaults", {}).get("thresholds", {}).get("steps", ())
+        links = [link["url"].partition("#") for link in panel.get("links", ())]
+        assert all(url == "${runbook}" and section in sections for url, _, section in links), panel["title"]
+        if panel["type"] == "stat" and any(step["color"] in {"red", "orange"} for step in steps):
+            assert links, panel["title"]
+
+
+def test_the_dashboard_begins_with_the_business() -> None:
+    assert panels()[0]["title"] == "Business: is all usage billed?"
+    first = [panel["title"] for panel in panels() if 0 < panel["gridPos"]["y"] < 13]
+    assert "Events delivered, 24 h" in first
+    assert "Unbilled events" in first

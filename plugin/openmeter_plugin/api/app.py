@@ -11,6 +11,7 @@ from typing import Annotated, Any, Literal, Self
 
 from fastapi import APIRouter, Depends, FastAPI, HTTPException, Query, Request, Response
 from fastapi import Path as PathParameter
+from fastapi.responses import HTMLResponse
 from fastapi.security import HTTPBearer
 from pydantic import AwareDatetime, BaseModel, ConfigDict, Field, model_validator
 
@@ -22,11 +23,23 @@ from openmeter_plugin.books import ledger, status
 from openmeter_plugin.books.database import MAX_ROW_ID
 from openmeter_plugin.books.models import DeadLetters, Ledger, RedeliveryStatus, SpoolStatus
 from openmeter_plugin.books.replay import replay_dead_letters, request_redelivery
+from openmeter_plugin.process.api_page import HEADERS, api_page
 
 _ERRORS: dict[int | str, dict[str, Any]] = {
     code: {"model": Problem, "description": what, "content": {CONTENT_TYPE: {}}}
-    for code, what in ((401, "The token is missing or wrong"), (503, "The books are unavailable"))
+    for code, what in (
+        (401, "The token is missing or wrong"),
+        (421, "The host name is none of this machine"),
+        (422, "A parameter or the body is invalid"),
+        (503, "The books are unavailable"),
+    )
 }
+
+
+_NOT_FOUND: dict[int | str, dict[str, Any]] = {
+    404: {"model": Problem, "description": "There is none with this id", "content": {CONTENT_TYPE: {}}}
+}
+_SCHEME = "The content of --api-token-file or OPENMETER_PLUGIN_ADMIN_TOKEN: Authorization: Bearer <token>."
 
 
 class RedeliverRequest(BaseModel):
@@ -90,11 +103,17 @@ def create_app(monitor: HealthMonitor) -> FastAPI:
     )
     add_problem_handlers(app)
     # AccessMiddleware checks the token; this is for the OpenAPI document.
-    private = APIRouter(dependencies=[Depends(HTTPBearer(auto_error=False))], responses=_ERRORS)
+    scheme = HTTPBearer(auto_error=False, description=_SCHEME)
+    private = APIRouter(dependencies=[Depends(scheme)], responses=_ERRORS)
     _add_books_routes(private, monitor)
     _add_replay_routes(private, monitor)
     app.include_router(private)
     _add_probe_routes(app, monitor)
+
+    @app.get("/docs", include_in_schema=False)
+    def reference() -> HTMLResponse:
+        return HTMLResponse(api_page(app.openapi()), headers=HEADERS)
+
     return app
 
 
@@ -150,7 +169,9 @@ def _add_books_routes(router: APIRouter, monitor: HealthMonitor) -> None:
 
 
 def _add_replay_routes(router: APIRouter, monitor: HealthMonitor) -> None:
-    @router.post("/v1/redeliver", status_code=202)
+    @router.post(
+        "/v1/redeliver", status_code=202, responses={202: {"description": "The redelivery has begun"}}
+    )
     def redeliver(body: RedeliverRequest, response: Response) -> RedeliveryStatus:
         """Redeliver retained events of a span of event time; the metering API deduplicates them."""
         try:
@@ -160,7 +181,7 @@ def _add_replay_routes(router: APIRouter, monitor: HealthMonitor) -> None:
         response.headers["location"] = f"/v1/redeliver/{number}"
         return _redelivery(monitor, number)
 
-    @router.get("/v1/redeliver/{number}")
+    @router.get("/v1/redeliver/{number}", responses=_NOT_FOUND)
     def redelivery(number: Annotated[int, PathParameter(le=MAX_ROW_ID)]) -> RedeliveryStatus:
         """Return the progress of a redelivery."""
         return _redelivery(monitor, number)

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import sys
+from datetime import UTC, datetime
 from pathlib import Path
-from typing import Annotated, Final
+from typing import Annotated, Any, Final
 
 import typer
 
@@ -50,3 +52,85 @@ def lua(
         if not re.search(FEATURE_PATTERN, name):
             fail(f"--feature: {name} is no key of a feature: lower-case letters, digits and _", os.EX_USAGE)
     sys.stdout.write(post_function(str(socket), mode, feature or ()))
+
+
+SocketOption = Annotated[Path, typer.Option(help="Unix socket of the gate.")]
+_SECONDS: Final = {"s": 1, "m": 60, "h": 3600, "d": 86_400}
+
+
+@app.command()
+def allow(
+    subject: Annotated[str, typer.Argument(help="The subject, as in events, such as consumer:1234.")],
+    duration: Annotated[str, typer.Option("--for", help="How long, such as 30m, 2h or 3d.")],
+    why: Annotated[str, typer.Option(help="The reason, for the log and for others.")],
+    by: Annotated[str, typer.Option(help="Who says so.", envvar="USER")] = "",
+    socket: SocketOption = Path(DEFAULT_SOCKET),
+) -> None:
+    """Allow a subject, and all subjects of its customer, everything for a time."""
+    found = re.fullmatch(r"(\d+)([smhd])", duration)
+    if found is None:
+        fail(f"--for: {duration} is not a duration such as 30m, 2h or 3d", os.EX_USAGE)
+    seconds = int(found[1]) * _SECONDS[found[2]]
+    body = {"subject": subject, "seconds": seconds, "why": why, "by": by}
+    answer = _ask(socket, "POST", "/v1/gate/overrides", json=body)
+    sys.stdout.write(f"{subject} is allowed until {_moment(answer['until'])}\n")
+
+
+@app.command("end")
+def end_override(
+    subject: Annotated[str, typer.Argument(help="The subject of the override.")],
+    socket: SocketOption = Path(DEFAULT_SOCKET),
+) -> None:
+    """End an override now."""
+    _ask(socket, "DELETE", "/v1/gate/overrides", params={"subject": subject})
+    sys.stdout.write(f"{subject} is no longer allowed by an override\n")
+
+
+@app.command()
+def status(
+    socket: SocketOption = Path(DEFAULT_SOCKET),
+    as_json: Annotated[bool, typer.Option("--json", help="Print the whole state as JSON.")] = False,
+) -> None:
+    """Show what the gate stops, what is close to its end, and the overrides."""
+    view = _ask(socket, "GET", "/v1/gate")
+    if as_json:
+        sys.stdout.write(json.dumps(view, indent=2) + "\n")
+        return
+    figures = view["figures"]
+    sys.stdout.write(
+        f"mode {view['mode']}, {view['subjects']} subjects, oldest reading {figures['state_age']:.1f} s\n"
+    )
+    for kong in figures["kongs"]:
+        sys.stdout.write(f"kong {kong['id']} asked {kong['heard']:.1f} s ago, Lua half {kong['lua']}\n")
+    for item in view["denied"]:
+        sys.stdout.write(f"denied {_who(item)} {item['feature']} {item['reason']}\n")
+    for item in view["close"]:
+        sys.stdout.write(f"close {_who(item)} {item['feature']} {item['left']:g} of {item['quota']:g} left\n")
+    for item in view["overrides"]:
+        until = _moment(item["until"])
+        sys.stdout.write(f"allowed {item['subject']} until {until} by {item['by'] or '-'}: {item['why']}\n")
+
+
+def _who(item: dict[str, Any]) -> str:
+    return ",".join(item["subjects"]) or str(item["account"])
+
+
+def _moment(seconds: float) -> str:
+    return datetime.fromtimestamp(seconds, UTC).strftime("%Y-%m-%d %H:%M:%SZ")
+
+
+def _ask(socket: Path, method: str, path: str, **parts: Any) -> Any:
+    import httpx
+
+    try:
+        with httpx.Client(transport=httpx.HTTPTransport(uds=str(socket)), timeout=10) as client:
+            answer = client.request(method, f"http://gate{path}", **parts)
+    except httpx.HTTPError as error:
+        fail(f"--socket: the gate does not answer at {socket}: {error}; is serve --gate running?")
+    if not answer.is_success:
+        try:
+            detail = answer.json()["detail"]
+        except (ValueError, KeyError, TypeError):
+            detail = f"HTTP {answer.status_code}"
+        fail(detail if isinstance(detail, str) else "; ".join(str(item.get("msg")) for item in detail))
+    return answer.json() if answer.content else None

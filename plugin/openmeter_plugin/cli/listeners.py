@@ -14,6 +14,7 @@ from openmeter_plugin.process.systemd import ActivationError, clear_environment,
 
 if TYPE_CHECKING:
     from openmeter_plugin.api.access import Access
+    from openmeter_plugin.gate.settings import Settings
     from openmeter_plugin.http_log.config import HttpLogConfig
 
 API_MODE: Final = 0o600  # of the API's Unix socket: without a token, only its owner may use the API
@@ -111,6 +112,24 @@ def http_log_settings(listener: Listener | None, path: Path) -> HttpLogConfig | 
     ):
         fail(f"http_log.secret: is required in {path}, because {listener.name} is not a loopback address")
     return config
+
+
+def gate_settings(listeners: Listeners, path: Path | None) -> Settings | None:
+    """Return the validated settings of the gate, and listen on its socket, if --gate is set."""
+    if path is None:
+        return None
+    from openmeter_plugin.config.instance_config import ConfigError
+    from openmeter_plugin.gate import settings as gate
+
+    try:
+        settings = gate.load(path)
+    except ConfigError as error:
+        fail(f"--gate: {error}")
+    try:
+        listeners.gate = UnixListener(settings.socket, int(settings.socket_mode, 8))
+    except OSError as error:
+        fail(f"--gate: {path}: socket: cannot listen on {settings.socket}: {error.strerror or error}")
+    return settings
 
 
 def listen_for_api(listeners: Listeners, address: str | None, token_file: Path | None) -> Access | None:

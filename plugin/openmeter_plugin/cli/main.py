@@ -18,6 +18,7 @@ from openmeter_plugin.cli import gate as gate_cli
 from openmeter_plugin.cli import spool as spool_cli
 from openmeter_plugin.cli.listeners import (
     duplicate_socket,
+    gate_settings,
     http_log_settings,
     listen_for_api,
     open_listeners,
@@ -32,6 +33,7 @@ from openmeter_plugin.cli.options import (
     fail,
     network_options,
     refuse_empty_arguments,
+    warn_of_unknown_variables,
 )
 from openmeter_plugin.delivery.options import DEFAULT_LEDGER_DAYS, TOKEN_VARIABLE
 from openmeter_plugin.instances.worker_sync import Mailboxes
@@ -194,9 +196,13 @@ def serve(
     proxy: ProxyOption = None,
     api: ApiOption = None,
     api_token_file: ApiTokenFileOption = None,
+    gate: Annotated[
+        Path | None, typer.Option(help="File with the settings of the gate, which stops requests.")
+    ] = None,
 ) -> None:
     """Take requests from Kong by its plugin protocol, http-log or Kong segments; spool and deliver events."""
     configure_logging("supervisor")
+    warn_of_unknown_variables(os.environ)
     os.umask(_UMASK)
     mode = parse_mode(socket_mode, "--socket-mode")
     network = network_options(ca_file, client_cert, client_key, proxy)
@@ -206,6 +212,7 @@ def serve(
     _make_spool(spool)
     settings = http_log_settings(listeners.http_log, http_log_config)
     access = listen_for_api(listeners, api, api_token_file)
+    gating = gate_settings(listeners, gate)
 
     # From here on the sockets queue Kong's connections, so there is time for slow imports.
     from openmeter_plugin.kong.acceptor import ConnectionCounts
@@ -223,7 +230,8 @@ def serve(
     )
     workers = workers if listeners.plugin is not None else 0
     names = [f"worker-{number}" for number in range(workers)]
-    names += [name for name, there in (("http-log", settings), ("segments", segments)) if there is not None]
+    optional = ("http-log", settings), ("segments", segments), ("gate", gating)
+    names += [name for name, there in optional if there is not None]
     slots = {name: slot for slot, name in enumerate([*names, "delivery"])}
     heartbeats, mailboxes = Heartbeats(len(slots)), Mailboxes(workers)
     counts = ConnectionCounts(workers) if workers else None
@@ -256,6 +264,14 @@ def serve(
         if segments is not None:
             run_segments(segments, spool, fsync.value, open_writer, beat, reader_stats)
 
+    def gate_process() -> None:
+        listener = duplicate_socket(listeners.gate)
+        _close(listeners, *handoffs)
+        from openmeter_plugin.gate.process import run_gate
+
+        if listener is not None and gating is not None:
+            run_gate(listener, gating, spool, heartbeats.keep_beating(slots["gate"]))
+
     def delivery() -> None:
         api_socket = duplicate_socket(listeners.api)
         _close(listeners, *handoffs)
@@ -267,14 +283,11 @@ def serve(
         run(delivering, ApiListener(api_socket, access) if api_socket and access else None, siblings)
 
     gc.freeze()  # collecting garbage in all of this would delay Kong by 15 ms from time to time
+    others = {"http-log": receiver, "segments": segments_reader, "gate": gate_process, "delivery": delivery}
     children = [
         Child("worker", partial(worker, number), number, handoffs[number]) for number in range(workers)
     ]
-    if settings is not None:
-        children.append(Child("http-log", receiver, slots["http-log"]))
-    if segments is not None:
-        children.append(Child("segments", segments_reader, slots["segments"]))
-    children.append(Child("delivery", delivery, slots["delivery"]))
+    children += [Child(name, run, slots[name]) for name, run in others.items() if name in slots]
     supervise(children, listeners, heartbeats, hang_timeout)
 
 
@@ -301,6 +314,7 @@ def deliver(
 ) -> None:
     """Deliver a spool without serving Kong: next to stock kong-pdk, or for a volume whose gateway is gone."""
     configure_logging("delivery")
+    warn_of_unknown_variables(os.environ)
     os.umask(_UMASK)
     if not spool.is_dir():
         fail(f"--spool: {spool} is not a directory")

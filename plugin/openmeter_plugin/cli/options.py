@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import difflib
 import os
+import re
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Annotated, NoReturn, TypeVar
+from typing import Annotated, Final, NoReturn, TypeVar
 
 import typer
 
@@ -23,6 +25,27 @@ def fail(message: str, status: int = 1) -> NoReturn:
     """Print an error message on standard error and exit."""
     sys.stderr.write(f"openmeter-plugin: {printable(message)}\n")
     sys.exit(status)
+
+
+_NAMES: Final = (
+    "ADMIN_TOKEN API_TOKEN CA_FILE CLIENT_CERT CLIENT_KEY HTTP_LOG_SECRET PROXY SEGMENTS SPOOL TOKEN"
+)
+_VARIABLES: Final = frozenset(f"OPENMETER_PLUGIN_{name}" for name in _NAMES.split())
+# Kubernetes and Docker set these in each container for a service `openmeter-plugin` beside it.
+_OF_SERVICES: Final = re.compile(r".*_(?:SERVICE_(?:HOST|PORT)|PORT)(?:_.*)?")
+
+
+def warn_of_unknown_variables(environment: Mapping[str, str]) -> None:
+    """Log each variable that looks like one of ours and is not: its value would be missing silently.
+
+    A warning, because a gateway must start whatever its environment holds.
+    """
+    for name in sorted(environment):
+        if not name.startswith("OPENMETER_PLUGIN_") or name in _VARIABLES or _OF_SERVICES.fullmatch(name):
+            continue
+        close = difflib.get_close_matches(name, _VARIABLES, 1, 0.8)
+        hint = {"remedy": f"did you mean {close[0]}?"} if close else {}
+        get_logger().warning("unknown_variable", variable=name, consequence="it has no effect", **hint)
 
 
 def refuse_empty_arguments(arguments: Sequence[str]) -> None:

@@ -15,7 +15,7 @@ from __future__ import annotations
 
 from collections import Counter, OrderedDict
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from enum import StrEnum
 from typing import Any, Final, Literal, NamedTuple
 
@@ -233,6 +233,12 @@ class Accounts:
         if entry.reservations.expire(now):
             self._update(key, entry, now)
         return not entry.reservations
+
+    def give_up_numbers(self, now: float) -> None:
+        """Let access alone decide from now on: the metering API has no balances."""
+        self.policy = replace(self.policy, has_numbers=False)
+        for key, entry in self.entries.items():
+            self._update(key, entry, now)
 
     def override(self, account: str, until: float, now: float) -> None:
         """Allow an account everything until a time; one that has passed ends the override."""

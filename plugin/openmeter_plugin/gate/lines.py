@@ -65,6 +65,13 @@ def feed(accounts: Accounts, since: int | None, kong: str, *, born: bool, now: f
     return Slice(reached, full, len(taken) < len(changed), lines)
 
 
+def whole(accounts: Accounts, now: float) -> Slice:
+    """Return the whole state in one part, for the file that Kong reads when its dict is new."""
+    changed = accounts.changes_since(0)
+    lines = [text for _, what in changed for text in _lines_of(accounts, what, "", born=False, now=now)]
+    return Slice(accounts.number, True, False, lines)
+
+
 def _lines_of(accounts: Accounts, what: str | Key, kong: str, *, born: bool, now: float) -> Iterator[str]:
     if not isinstance(what, Key):
         account = accounts.subjects.get(what)

@@ -147,7 +147,7 @@ def host_of(header: str) -> str:
 
 
 class Listeners:
-    """The open listening sockets: for Kong's plugin protocol, for http-log and for the operations API.
+    """The open listening sockets: for Kong's plugin protocol, http-log, the operations API and the gate.
 
     At least one of the first two is open when serving begins.
     """
@@ -156,13 +156,18 @@ class Listeners:
         self.plugin: UnixListener | None = None
         self.http_log: Listener | None = None
         self.api: Listener | None = None
+        self.gate: UnixListener | None = None
         self.unreachable: list[UnixListener] = []
         """Passed sockets whose files are gone, so that nothing can connect to them."""
 
     @property
     def opened(self) -> list[Listener]:
         """All that are open."""
-        return [listener for listener in (self.plugin, self.http_log, self.api) if listener is not None]
+        return [listener for listener in self._all if listener is not None]
+
+    @property
+    def _all(self) -> tuple[Listener | None, ...]:
+        return self.plugin, self.http_log, self.api, self.gate
 
     @property
     def names(self) -> list[str]:

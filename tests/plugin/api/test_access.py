@@ -97,7 +97,8 @@ def test_everything_except_the_probes_needs_the_token(running_api: Api) -> None:
 
 
 def test_the_openapi_document_needs_the_token(running_api: Api) -> None:
-    assert httpx.get(f"{running_api.url}/openapi.json").status_code == 401
+    for path in ("/openapi.json", "/docs"):
+        assert httpx.get(f"{running_api.url}{path}").status_code == 401
 
 
 @pytest.mark.parametrize("host", ["evil.example", "evil.example:8096", "127.0.0.1.evil.example", "[::2]", ""])

@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 
+from openmeter_plugin.api.app import _SCHEME
 from tests.harness.process import eventually
 from tests.plugin.operations_api import Api
 from tests.plugin.spool_commands import run
@@ -109,6 +110,19 @@ def test_dead_letters_are_returned_in_pages(running_api: Api) -> None:
     assert running_api.get("/v1/dead-letters", after=letter["id"])["dead_letters"] == []
 
 
+def test_the_api_is_a_page_without_scripts(running_api: Api) -> None:
+    page = running_api.client.get("/docs")
+    assert "default-src 'none'" in page.headers["content-security-policy"]
+    assert "<script" not in page.text
+    paths = running_api.get("/openapi.json")["paths"]
+    for path, operations in paths.items():
+        for method, operation in operations.items():
+            assert f"<code>{method.upper()} {path}</code>" in page.text
+            assert all(answer["description"] for answer in operation["responses"].values())
+    assert '<a href="#SpoolStatus">SpoolStatus</a>' in page.text
+    assert '<h3 id="SpoolStatus">' in page.text
+
+
 def test_the_openapi_document_describes_every_path(running_api: Api) -> None:
     description = running_api.get("/openapi.json")
     assert set(description["paths"]) == {
@@ -123,7 +137,7 @@ def test_the_openapi_document_describes_every_path(running_api: Api) -> None:
         "/readyz",
     }
     assert description["components"]["securitySchemes"] == {
-        "HTTPBearer": {"type": "http", "scheme": "bearer"}
+        "HTTPBearer": {"type": "http", "scheme": "bearer", "description": _SCHEME}
     }
     schemas = description["components"]["schemas"]
     assert {"SpoolStatus", "Ledger", "DeadLetters", "RedeliveryStatus", "Readiness", "Problem"} <= set(

@@ -170,6 +170,15 @@ def test_the_configuration_may_be_named_before_or_after_the_command_or_in_the_en
     assert project.run("plan", SYNCD_CONFIG=config).returncode == 2
 
 
+@pytest.mark.parametrize("option", ["--help", "-h"])
+@pytest.mark.parametrize("words", [(), ("apply",), ("meters", "apply"), ("audit",)])
+def test_help_shows_no_value_for_a_flag(project: Project, words: tuple[str, ...], option: str) -> None:
+    shown = project.call(*words, option)
+    assert shown.returncode == 0
+    assert "<bool>" not in shown.stdout
+    assert "--config" in shown.stdout or words[:1] == ("meters",)
+
+
 def test_the_version_is_printed(tmp_path: Path) -> None:
     result = subprocess.run(
         command("--version"), env=environment(), capture_output=True, text=True, timeout=30
@@ -205,15 +214,17 @@ def test_usage_shows_customers_and_unbilled_subjects(project: Project, sandbox: 
     document = json.loads(project.call("usage", "-ojson").stdout)
     acme = next(customer for customer in document["customers"] if customer["key"] == "acme")
     assert (acme["requests"], acme["tokens"]) == (1, 1200)
-    assert document["unbilled"] == [{"key": "stranger", "requests": 1, "tokens": 0}]
+    assert document["unbilled"] == [{"key": "stranger", "name": None, "requests": 1, "tokens": 0}]
     assert document["totals"] == {"requests": 2, "tokens": 1200}
     for period, requests in (("2020-01-01", 2), ("2099-01-01", 0), ("2020-01-01T01:00:00+01:00", 2)):
         document = json.loads(project.call("usage", "-ojson", "--from", period).stdout)
         assert document["totals"]["requests"] == requests
     table = project.call("usage")
     assert table.returncode == 0
-    assert f"acme (acme)  {alice}  1  1,200" in table.stdout
-    assert "unbilled  stranger  1  0" in table.stdout
+    assert "Usage of all time\n" in table.stdout
+    assert next(row.split() for row in table.stdout.splitlines() if alice in row)[-2:] == ["1", "1,200"]
+    assert project.call("usage", "--last", "month").stdout.splitlines()[-1] == "Unbilled subjects: 0."
+    assert project.call("usage", "--from", "yesterday").returncode == 64
 
 
 def test_resync_without_a_daemon_ends_with_1_and_suggests_starting_it(project: Project) -> None:

@@ -142,7 +142,7 @@ def test_names_of_consumers_cannot_steer_the_terminal_and_json_keeps_them(projec
     (project.folder / "kong.yml").write_text(json.dumps(document))
     reasons = [change["reason"] for change in json.loads(project.call("plan", "-ojson").stdout)["changes"]]
     assert any(f"eve{STEERING}" in reason for reason in reasons)
-    for arguments in (["plan"], ["plan", "-ojson"], ["apply", "--yes"], ["usage"]):
+    for arguments in (["plan"], ["plan", "-ojson"], ["apply", "--yes"]):
         _, screen = on_a_terminal(project, *arguments)
         assert "eve" in screen
         assert not steers(screen), (arguments, screen)

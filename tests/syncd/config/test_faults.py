@@ -40,52 +40,74 @@ def faults(folder: Path, text: str) -> list[str]:
         (
             MINIMAL.replace("url:", "ulr:"),
             [
-                "line 2: metering.url: is required (environment: SYNCD_METERING__URL)",
-                "line 2: metering.ulr: there is no such setting; did you mean `url`?",
+                "line 2, column 1: metering.url: is required (environment: SYNCD_METERING__URL)",
+                "line 2, column 12: metering.ulr: there is no such setting; did you mean `url`?",
             ],
         ),
-        (MINIMAL + "polciy: sync\n", ["line 3: polciy: there is no such setting; did you mean `policy`?"]),
+        (
+            MINIMAL + "polciy: sync\n",
+            ["line 3, column 1: polciy: there is no such setting; did you mean `policy`?"],
+        ),
         (
             MINIMAL.replace("{type: declarative-file", "{type: declarativ-file"),
-            [f"line 1: sources[0]: there is no such type of source; did you mean declarative-file? {ALL}"],
+            [
+                (
+                    f"line 1, column 11: sources[0]: there is no such type of source; "
+                    f"did you mean declarative-file? {ALL}"
+                )
+            ],
         ),
         (
             MINIMAL.replace("type: declarative-file, ", ""),
-            [f"line 1: sources[0]: a source needs a type: {TYPES}"],
+            [f"line 1, column 11: sources[0]: a source needs a type: {TYPES}"],
         ),
         (
             MINIMAL.replace("path:", "pth:"),
             [
-                "line 1: sources[0].path: is required (environment: SYNCD_SOURCES__0__PATH)",
-                "line 1: sources[0].pth: there is no such setting; did you mean `path`?",
+                "line 1, column 11: sources[0].path: is required (environment: SYNCD_SOURCES__0__PATH)",
+                "line 1, column 36: sources[0].pth: there is no such setting; did you mean `path`?",
             ],
         ),
         (
             "sources: kong\nmetering: {url: 'http://x'}\n",
-            ["line 1: sources: must be a list"],
+            ["line 1, column 1: sources: must be a list"],
         ),
-        ("sources: []\nmetering: {url: 'http://x'}\n", ["line 1: sources: needs at least 1 entry"]),
+        ("sources: []\nmetering: {url: 'http://x'}\n", ["line 1, column 1: sources: needs at least 1 entry"]),
         (
             MINIMAL + "daemon:\n  dashboard: perhaps\n",
-            ["line 4: daemon.dashboard: must be true or false (environment: SYNCD_DAEMON__DASHBOARD)"],
+            [
+                (
+                    "line 4, column 3: daemon.dashboard: must be true or false "
+                    "(environment: SYNCD_DAEMON__DASHBOARD)"
+                )
+            ],
         ),
         (
             MINIMAL + "guards:\n  min_changes: 0\n  max_changes: many\n",
             [
-                "line 4: guards.min_changes: must be at least 1 (environment: SYNCD_GUARDS__MIN_CHANGES)",
-                "line 5: guards.max_changes: must be a whole number (environment: SYNCD_GUARDS__MAX_CHANGES)",
+                (
+                    "line 4, column 3: guards.min_changes: must be at least 1 "
+                    "(environment: SYNCD_GUARDS__MIN_CHANGES)"
+                ),
+                (
+                    "line 5, column 3: guards.max_changes: must be a whole number "
+                    "(environment: SYNCD_GUARDS__MAX_CHANGES)"
+                ),
             ],
         ),
         (
             MINIMAL + "policy: mirror\n",
             [
-                "line 3: policy: must be 'create-only', 'upsert-only' or 'sync' (environment: SYNCD_POLICY)",
+                (
+                    "line 3, column 1: policy: must be 'create-only', "
+                    "'upsert-only' or 'sync' (environment: SYNCD_POLICY)"
+                ),
             ],
         ),
-        (MINIMAL + "schedule: soon\n", ["line 3: schedule: must be a mapping of settings"]),
+        (MINIMAL + "schedule: soon\n", ["line 3, column 1: schedule: must be a mapping of settings"]),
         (
             MINIMAL.replace("path: kong.yml", "path: kong.yml, name: '-x'"),
-            [f"line 1: sources[0].name: {NAME} (environment: SYNCD_SOURCES__0__NAME)"],
+            [f"line 1, column 52: sources[0].name: {NAME} (environment: SYNCD_SOURCES__0__NAME)"],
         ),
     ],
 )

@@ -59,7 +59,15 @@ def test_with_a_token_only_probes_and_the_login_are_answered_without_it(guarded:
     open_paths |= {"/dashboard/login": 200}
     with httpx.Client(base_url=guarded.url) as stranger:
         assert {path: stranger.get(path).status_code for path in open_paths} == open_paths
-        for path in ("/openapi.json", "/metrics", "/v1/status", "/v1/plan", "/v1/syncs/x", "/nothing"):
+        for path in (
+            "/openapi.json",
+            "/docs",
+            "/metrics",
+            "/v1/status",
+            "/v1/plan",
+            "/v1/syncs/x",
+            "/nothing",
+        ):
             assert stranger.get(path).status_code == 401, path
             assert "daemon.token" in stranger.get(path).json()["detail"]
         described = stranger.get("/openapi.json", headers=RIGHT).json()

@@ -177,6 +177,39 @@ def test_the_api_describes_itself(project: Project) -> None:
         paths = client.get("/openapi.json").json()["paths"]
     v1 = {"/v1/status", "/v1/plan", "/v1/syncs", "/v1/syncs/{run_id}"}
     assert set(paths) == {"/healthz", "/readyz", "/metrics"} | v1
+    answers = paths["/v1/syncs"]["post"]["responses"]
+    assert {"202", "401", "403", "409", "411", "413", "421", "422", "429"} == set(answers)
+    assert all(answer["description"] not in {"", "Successful Response"} for answer in answers.values())
+
+
+def test_metrics_have_no_series_that_nothing_reads(project: Project) -> None:
+    with daemon(project) as client:
+        eventually(lambda: client.get("/readyz").status_code == 200)
+        text = client.get("/metrics").text
+    assert "syncd_runs_total" in text
+    assert "_created" not in text
+
+
+def test_the_api_is_a_page_without_scripts(project: Project) -> None:
+    with daemon(project) as client:
+        page = client.get("/docs")
+    assert page.headers["content-type"].startswith("text/html")
+    assert "default-src 'none'" in page.headers["content-security-policy"]
+    assert "<script" not in page.text
+    assert "src=" not in page.text
+    assert "https://" not in page.text
+    for path in (
+        "/healthz",
+        "/readyz",
+        "/metrics",
+        "/v1/status",
+        "/v1/plan",
+        "/v1/syncs",
+        "/v1/syncs/{run_id}",
+    ):
+        assert f" {path}</code>" in page.text
+    assert "Authorization: Bearer" in page.text
+    assert "the daemon has forgotten it" in page.text
 
 
 def test_an_address_in_use_is_an_error_that_names_the_setting(project: Project) -> None:

@@ -44,13 +44,15 @@ def test_csv_and_yaml_are_equivalent(tmp_path: Path) -> None:
 def test_a_file_saved_by_a_spreadsheet_is_read(tmp_path: Path) -> None:
     (row,) = read(tmp_path, b'\xef\xbb\xbfusername,customer\r\n"a, b", acme \r\n')
     assert (row.username, row.customer) == ("a, b", "acme")
+    (row,) = read(tmp_path, b"username,customer,\r\na,acme,\r\n")
+    assert row.customer == "acme", "an empty last column"
 
 
 @pytest.mark.parametrize(
     ("text", "says"),
     [
         ("id,customer\n1,a\n1,b\n", "line 2 and customers.csv line 3 are both about consumer 1"),
-        ("id,custmer\n1,a\n", "unknown column 'custmer'; did you mean 'customer'"),
+        ("id,custmer\n1,a\n", "line 1: unknown column 'custmer'; did you mean 'customer'"),
         ("id,customer,customer\n1,a,b\n", "line 1: column 'customer' is there twice"),
         ("id,billing_planet\n1,x\n", "unknown column"),
         ("customer\nacme\n", "names no principal"),

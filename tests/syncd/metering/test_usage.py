@@ -31,7 +31,7 @@ def test_a_customer_without_usage_is_listed_with_zeros() -> None:
                 "name": "acme",
                 "requests": 0,
                 "tokens": 0,
-                "subjects": [{"key": "a", "requests": 0, "tokens": 0}],
+                "subjects": [{"key": "a", "name": None, "requests": 0, "tokens": 0}],
             }
         ],
         "unbilled": [],

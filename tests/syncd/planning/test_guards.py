@@ -176,5 +176,6 @@ def test_without_a_selection_everything_stays() -> None:
 
 
 def test_a_selection_without_any_match_is_an_error() -> None:
-    with pytest.raises(ScopeError, match="no principal matches source nowhere and principal bob"):
+    with pytest.raises(ScopeError, match="no principal matches source nowhere and principal bob") as caught:
         scoped(Scope("nowhere", "bob"))
+    assert str(caught.value).endswith("The sources with principals: kong, portal")

@@ -16,7 +16,7 @@ local floor, max, min = math.floor, math.max, math.min
 local now = ngx.now
 
 local UNLIMITED = 1e300 -- a ceiling that is not counted up to
-local LOOK = 0.1 -- seconds between two looks at the settings, so that most requests read only their own entries
+local LOOK = 0.1 -- seconds between two looks for news; between them a worker remembers what it read from the dict
 local SEEN = 10 -- seconds between two reports of the same active subject
 local MOST = 10000 -- keys kept for the next report, and plans
 local MODES = { off = 0, shadow = 1, enforce = 2 }
@@ -28,7 +28,7 @@ return function(dict, shared)
   if not shared.changed then
     shared.changed, shared.seen, shared.stops, shared.figures = {}, {}, {}, {}
     shared.kept, shared.generation, shared.looked, shared.active, shared.active_until = 0, 0, 0, {}, 0
-    shared.complained = 0
+    shared.complained, shared.known, shared.knows = 0, {}, 0
   end
 
   local function complain(text)
@@ -73,7 +73,7 @@ return function(dict, shared)
   end
 
   local function parse(text)
-    local view = { lookups = {}, costs = {}, rules = {}, answers = {}, plans = {}, planned = 0, items = {} }
+    local view = { lookups = {}, costs = {}, rules = {}, answers = {}, plans = {}, planned = 0 }
     for line in text:gmatch("[^\n]+") do
       local f = fields(line)
       if f[1] == "C" and f[3] then
@@ -100,6 +100,10 @@ return function(dict, shared)
     if since >= LOOK or since < 0 then
       shared.looked = time
       local at, hash = dict:get("at"), dict:get("settings_hash")
+      local epoch, order = dict:get("since_epoch"), dict:get("since_number")
+      if epoch ~= shared.epoch or order ~= shared.order or hash ~= shared.hash then
+        shared.known, shared.knows, shared.epoch, shared.order = {}, 0, epoch, order
+      end
       if at and at > time + 5 then dict:safe_set("at", time) end -- the clock was set back: count from now on
       shared.at = at
       if hash ~= shared.hash then
@@ -147,21 +151,28 @@ return function(dict, shared)
         end
       end
     end
-    return { names = names, route = route, service = service, consumer = consumer }
+    return names
   end
 
   -- Entities are compared by identity: Kong makes new ones when they change.
   local function features_of(view, ctx)
     local route, service = ctx.route, ctx.service
-    local consumer = view.per_consumer and ctx.authenticated_consumer or nil
-    local id = (route and route.id or "") .. (consumer and consumer.id or "")
+    local id = route and route.id or ""
     local plan = view.plans[id]
-    if not plan or plan.route ~= route or plan.service ~= service or plan.consumer ~= consumer then
+    if not plan or plan.route ~= route or plan.service ~= service then
       if view.planned >= MOST then view.plans, view.planned = {}, 0 end
-      plan = planned(view, route, service, consumer)
+      plan = { route = route, service = service, consumers = {}, known = 0, names = planned(view, route, service) }
       view.plans[id], view.planned = plan, view.planned + 1
     end
-    return plan.names
+    local consumer = view.per_consumer and ctx.authenticated_consumer
+    if not consumer then return plan.names end
+    local own = plan.consumers[consumer.id]
+    if not own or own.consumer ~= consumer then
+      if plan.known >= MOST then plan.consumers, plan.known = {}, 0 end
+      own = { consumer = consumer, names = planned(view, route, service, consumer) }
+      plan.consumers[consumer.id], plan.known = own, plan.known + 1
+    end
+    return own.names
   end
 
   -- Who pays: as metering/subject.py finds the subject in the log
@@ -244,17 +255,36 @@ return function(dict, shared)
 
   -- The decision
 
-  local function item_of(view, feature)
-    local item = view.items[feature]
-    if not item then
+  local function shown(quota)
+    return ("%d"):format(max(0, floor(min(quota, 1e15))))
+  end
+
+  -- What the dict says of a subject, remembered until there are news; false: the gate has not decided about it.
+  local function customer_of(subject)
+    local customer = shared.known[subject]
+    if customer == nil then
+      if shared.knows >= MOST then shared.known, shared.knows = {}, 0 end
+      local account = dict:get("k\t" .. subject)
+      customer = account and { account = account, entries = {} } or false
+      shared.known[subject], shared.knows = customer, shared.knows + 1
+    end
+    return customer
+  end
+
+  local function entry_of(view, feature, customer)
+    local entry = customer.entries[feature]
+    if not entry then
       if not view.costs[feature] then
         complain("feature " .. feature .. " is named in Kong, but is none of the gate's: add it to the gate's settings")
       end
-      local key = "\t" .. feature .. "\t"
-      item = { c = "c" .. key, p = "p" .. key, q = "q" .. key, cost = view.costs[feature] or 1 }
-      view.items[feature] = item
+      local rest = "\t" .. feature .. "\t" .. customer.account
+      local ceiling, reset = dict:get("c" .. rest)
+      local quota = dict:get("q" .. rest)
+      entry = { ceiling = ceiling, reset = reset or 0, key = "p" .. rest, cost = view.costs[feature] or 1 }
+      entry.limit, entry.policy = '"' .. feature .. '";r=', quota and '"' .. feature .. '";q=' .. shown(quota)
+      customer.entries[feature] = entry
     end
-    return item
+    return entry
   end
 
   local function unseen(view, subject)
@@ -262,40 +292,37 @@ return function(dict, shared)
     return view.unseen == "deny" and "CUSTOMER_NOT_FOUND" or nil
   end
 
-  -- Returns the reason of a denial, the time of the reset, the key that was added to, and what is left.
-  local function consume(view, feature, account, subject, enforce)
-    local item = item_of(view, feature)
-    local ceiling, reset = dict:get(item.c .. account)
-    if type(ceiling) == "string" then return ceiling, reset end
+  -- Returns the reason of a denial, what is left (nothing where nothing is counted), and whether it was counted.
+  local function consume(view, feature, entry, customer, subject, enforce)
+    local ceiling = entry.ceiling
+    if type(ceiling) == "string" then return ceiling end
     if ceiling == UNLIMITED then return nil end
-    local key, cost = item.p .. account, item.cost
-    local passed = ceiling and dict:get(key)
-    if not passed then return unseen(view, subject) end -- not decided yet, or forgotten just now
-    changed(feature, account) -- also if it is stopped: a killed worker may have left its last counts unreported
-    if enforce and passed >= ceiling then return "USAGE_LIMIT_REACHED", reset, nil, 0 end
-    passed = dict:incr(key, cost)
-    if not passed then return unseen(view, subject) end
-    if passed - cost >= ceiling then -- another worker's request reached the ceiling in between
-      if enforce then dict:incr(key, -cost) end
-      return "USAGE_LIMIT_REACHED", reset, nil, 0
+    if not ceiling then return unseen(view, subject) end
+    changed(feature, customer.account) -- also if it is stopped: a killed worker may have left counts unreported
+    if enforce and entry.spent then
+      local passed = dict:get(entry.key)
+      if passed and passed >= ceiling then return "USAGE_LIMIT_REACHED", 0 end
     end
-    return nil, reset, key, ceiling - passed
+    local passed = dict:incr(entry.key, entry.cost)
+    if not passed then return unseen(view, subject) end -- forgotten just now
+    if passed - entry.cost >= ceiling then
+      entry.spent = true
+      if enforce then dict:incr(entry.key, -entry.cost) end
+      return "USAGE_LIMIT_REACHED", 0
+    end
+    return nil, ceiling - passed, true
   end
 
-  local function limits(limit, policy, feature, account, view, left, reset, time)
-    local shown = '"' .. feature .. '";r=' .. ("%d"):format(max(0, floor(min(left, 1e15))))
-    if reset and reset > time then shown = shown .. ";t=" .. ("%d"):format(reset - time) end
-    local quota = dict:get(item_of(view, feature).q .. account)
-    if quota then
-      quota = '"' .. feature .. '";q=' .. ("%d"):format(max(0, min(quota, 1e15)))
-      policy = policy and policy .. ", " .. quota or quota
-    end
-    return limit and limit .. ", " .. shown or shown, policy
+  local function limits(limit, policy, entry, left, time)
+    local text = entry.limit .. shown(left)
+    if entry.reset > time then text = text .. ";t=" .. shown(entry.reset - time) end
+    if entry.policy then policy = policy and policy .. ", " .. entry.policy or entry.policy end
+    return limit and limit .. ", " .. text or text, policy
   end
 
   local function answer(view, reason, reset, time, headers)
     local set = view.answers[reason]
-    if reset and reset > 0 then headers["Retry-After"] = tostring(max(1, math.ceil(reset - time))) end
+    if reset > 0 then headers["Retry-After"] = tostring(max(1, math.ceil(reset - time))) end
     local message = set and set.message or "The request is not allowed: " .. reason
     return set and set.status or STATUS[reason] or 403, { message = message, reason = reason }, headers
   end
@@ -311,26 +338,25 @@ return function(dict, shared)
     local names = conf.features or features_of(view, ctx)
     if not names[1] then return nil end
     local subject = subject_of(view, ctx)
-    local account = subject and dict:get("k\t" .. subject)
-    local reason, reset, limit, policy, given
-    local feature = names[1]
+    local reason, limit, policy, given
+    local feature, reset = names[1], 0
+    local customer = subject and customer_of(subject)
     if not shared.at or time - shared.at > view.max_stale then
       reason = view.on_stale == "block" and "STALE" or nil
     elseif not subject then
       reason = view.no_subject == "deny" and "CUSTOMER_NOT_FOUND" or nil
-    elseif not account then
+    elseif not customer then
       reason = unseen(view, subject)
     else
       for i = 1, #names do
-        local why, due, key, left = consume(view, names[i], account, subject, enforce)
-        if enforce and left and view.headers ~= "off" then
-          limit, policy = limits(limit, policy, names[i], account, view, left, due, time)
-        end
-        if why and not reason then reason, reset, feature = why, due, names[i] end
+        local entry = entry_of(view, names[i], customer)
+        local why, left, counted = consume(view, names[i], entry, customer, subject, enforce)
+        if left and enforce and view.headers ~= "off" then limit, policy = limits(limit, policy, entry, left, time) end
+        if why and not reason then reason, reset, feature = why, entry.reset, names[i] end
         if reason and enforce then break end
-        if key and #names > 1 then
+        if counted and #names > 1 then
           given = given or {}
-          given[#given + 1] = names[i]
+          given[#given + 1] = entry
         end
       end
     end
@@ -347,8 +373,7 @@ return function(dict, shared)
       return nil
     end
     for i = 1, given and #given or 0 do -- it is not served: what it added to other features goes back
-      local item = item_of(view, given[i])
-      dict:incr(item.p .. account, -item.cost)
+      dict:incr(given[i].key, -given[i].cost)
     end
     return answer(view, reason, reset, time, { ["RateLimit"] = limit, ["RateLimit-Policy"] = policy })
   end
