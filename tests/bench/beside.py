@@ -93,13 +93,14 @@ def rpc(path: Path, endpoint: str, seconds: float) -> list[float]:
         protocol.start(connection, {"ingest_endpoint": endpoint, "__plugin_id": "beside"})
         end = time.perf_counter() + seconds
         while (started := time.perf_counter()) < end:
-            _one(connection, protocol, len(waits))
+            hand_over(connection, protocol, len(waits))
             waits.append((time.perf_counter() - started) * 1000)
             time.sleep(max(0.0, started + EVERY - time.perf_counter()))
     return waits
 
 
-def _one(connection: socket.socket, protocol: ProtoBuf, number: int) -> None:
+def hand_over(connection: socket.socket, protocol: ProtoBuf, number: int) -> None:
+    """Hand one request over and wait for its answer."""
     connection.sendall(protocol.event(number))
     received = b""
     while (answer := protocol.answer(received, number)) != b"":
