@@ -47,7 +47,12 @@ sys.exit({call}())
 
 _BEGINNING: Final = r"""
 trap 'kill $(jobs -p) 2>/dev/null' EXIT
-is_open() { case $1 in /*) [ -S "$1" ] ;; *) (: </dev/tcp/127.0.0.1/$1) 2>/dev/null ;; esac; }
+is_open() {
+  case $1 in
+    /*) [ -S "$1" ] || [ -d "$1/instances" ] ;;
+    *) (: </dev/tcp/127.0.0.1/$1) 2>/dev/null ;;
+  esac
+}
 listening() {
   for _ in {1..1200}; do is_open $1 && return; sleep 0.05; done
   echo "nothing listens on $1" >&2; exit 99
@@ -148,8 +153,8 @@ class Clone:
         return "\n".join([*script, "wait", ""])
 
     def _place_of(self, line: str) -> str:
-        """Return the port or the socket at which a command listens."""
-        if where := re.search(r"--socket (\S+)", line):
+        """Return the port or the socket at which a command listens, or the folder that it reads."""
+        if where := re.search(r"--(?:socket|segments) (\S+)", line):
             return where[1]
         named = next((port for port in self.ports if re.search(rf"[: ]{port}\b", line)), PORTS["run"])
         return self.ports[named]

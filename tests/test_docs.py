@@ -20,6 +20,7 @@ import pytest
 import yaml
 
 from openmeter_plugin.config.schema import FIELDS
+from openmeter_plugin.gate.settings import Settings
 from syncd.config.settings import Config
 from tests.clones import Clone
 from tests.documents import PAGES, ROOT, Block, anchors, blocks, commands, links, prose
@@ -38,6 +39,7 @@ NOT_RUN = {
     ("docs/decisions/connection-handoff.md", "takes minutes"): 1,
     ("docs/decisions/protobuf-codec.md", "takes minutes"): 1,
     ("docs/guarantees.md", "takes minutes"): 1,
+    ("docs/lua-shim.md", "needs root"): 1,
     ("docs/plugin-settings.md", "needs Konnect"): 1,
     ("docs/quickstart.md", "takes minutes"): 1,
     ("docs/quickstart.md", "the README's test runs it"): 1,
@@ -179,6 +181,8 @@ def test_a_yaml_block_has_only_settings_that_exist(block: Block) -> None:
         assert all(set(config) <= ours for config in configs)
     elif "patches" in document:
         assert block.page == "docs/observability.md", "tests.deploy.test_observability applies that one"
+    elif block.page == "docs/gate.md" and "features" in document:
+        Settings.model_validate(document)
     elif set(document) <= set(Config.model_fields):
         Config(
             **({"sources": [{"type": "static", "subjects": []}], "metering": {"url": "http://m"}} | document)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import shutil
 import subprocess
+import sys
 import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, ExitStack, closing, contextmanager
@@ -84,6 +85,18 @@ def http_log(clone: Clone) -> Prepared:
 
 
 @contextmanager
+def lua_plugin(clone: Clone) -> Prepared:
+    """The folder for the segments, and the package as it is installed for the plugin server."""
+    (clone.host / "run/openmeter/segments").mkdir(parents=True)
+    programs = clone.host / "opt/kong-openmeter/bin"
+    programs.mkdir(parents=True)
+    (programs / "openmeter-plugin").symlink_to(Path(sys.executable).with_name("openmeter-plugin"))
+    yield
+    assert (clone.host / "opt/kong-openmeter/lua/kong/plugins/openmeter/handler.lua").is_file()
+    assert (clone.host / "run/openmeter/segments/instances").is_dir()
+
+
+@contextmanager
 def deployment(clone: Clone) -> Prepared:
     """A disk of a gateway that is gone, with an event that was not delivered."""
     spool = clone.host / "mnt/old/spool"
@@ -111,13 +124,15 @@ def migration(clone: Clone) -> Prepared:
             settings = {"sources": [{"type": "static", "subjects": []}], "metering": {"url": url}}
             (clone.folder / name).write_text(yaml.safe_dump(settings))
         yield
-    assert "Acme (acme)  user-of-acme  1  0" in (clone.folder / "real.txt").read_text()
+    rows = [row.split() for row in (clone.folder / "real.txt").read_text().splitlines()]
+    assert ["user-of-acme", "1", "0"] in rows
 
 
 PREPARED: Final[dict[str, Callable[[Clone], AbstractContextManager[None]]]] = {
     "docs/deployment.md": deployment,
     "docs/howto/enable-the-plugin.md": enable_the_plugin,
     "docs/http-log.md": http_log,
+    "docs/lua-shim.md": lua_plugin,
     "docs/migration.md": migration,
 }
 

@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 
 from openmeter_plugin.config.schema import FIELDS
+from openmeter_plugin.gate.settings import Metering
 from openmeter_plugin.http_log.config import HttpLogSettings
 from tests.documents import PAGES, ROOT, prose
 from tests.syncd_settings import sections
@@ -31,6 +32,7 @@ def of_the_plugin(fields: Iterable[dict[str, Any]] = FIELDS, before: str = "") -
 
 
 THERE = of_syncd() | of_the_plugin() | {f"http_log.{name}" for name in HttpLogSettings.model_fields}
+THERE |= {f"metering.{name}" for name in Metering.model_fields}  # of the gate
 SECTIONS = {name.split(".")[0] for name in THERE if "." in name}
 
 

@@ -160,6 +160,8 @@ class _Applier:
                     change, Status.SKIPPED, "its subjects could not be detached from their present customer"
                 )
             change = replace(change, subject_keys=keys)
+        if change.kind is ChangeKind.DELETE_SUBJECT and not self._unattached.isdisjoint(change.subject_keys):
+            return Outcome(change, Status.SKIPPED, "its customer still carries it")
         try:
             outcome = Outcome(change, Status.DONE if self._carry_out(change) else Status.UNCHANGED)
         except BlockedError as error:
@@ -167,6 +169,8 @@ class _Applier:
         except RefusedError as error:
             self.health.answered()
             reason = refusal_reason(error)
+            if change.kind is ChangeKind.DELETE_CUSTOMER:  # an entitlement or invoice: it waits, by design
+                change = replace(change, settled=True)
         except FAILURES as error:
             self.health.failed(change.customer_key or change.customer_id or change.subject_keys[0], error)
             reason = failure_reason(error)
@@ -267,8 +271,6 @@ class _Applier:
 
     def _delete_subject(self, change: Change) -> bool:
         (key,) = change.subject_keys
-        if key in self._unattached:
-            raise BlockedError("its customer still carries it")
 
         def check(current: ObservedSubject) -> None:
             if not is_managed(current.metadata, self._owner_id):

@@ -101,7 +101,7 @@ def _sent(lines: Iterable[LedgerLine], included: frozenset[str]) -> dict[Line, S
     for entry in lines:
         if entry.destination in included:
             line = Line(entry.hour, entry.type, entry.subject)
-            number = Sent(entry.delivered, entry.dead_lettered)
+            number = Sent(entry.delivered, entry.dead_lettered, entry.lost)
             found[line] = found[line].plus(number) if line in found else number
     return found
 

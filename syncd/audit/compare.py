@@ -1,12 +1,13 @@
 """Comparison of delivered events with the meters, by hour of event time, type and subject. Pure.
 
 Of the events of an hour that a gateway has finished, the metering API accepted `delivered` and refused
-`dead_lettered`. The meters count `counted`. Always::
+`dead_lettered`, and `gone` were damaged or removed on the gateway's disk. The meters count `counted`.
+Always::
 
-    counted = delivered + dead_lettered - missing - refused + surplus
+    counted = delivered + dead_lettered + gone - missing - refused - lost + surplus
 
 A refused event may still be counted (one that grew too old may have arrived), so events counted beyond
-`delivered` are assumed to be refused ones first.
+`delivered` are assumed to be refused ones first, then those that are gone.
 """
 
 from __future__ import annotations
@@ -33,10 +34,11 @@ class Sent(NamedTuple):
 
     delivered: int = 0
     dead_lettered: int = 0
+    gone: int = 0
 
     def plus(self, other: Sent) -> Sent:
         """Return the sum."""
-        return Sent(self.delivered + other.delivered, self.dead_lettered + other.dead_lettered)
+        return Sent(*(mine + theirs for mine, theirs in zip(self, other, strict=True)))
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,9 +75,11 @@ class Difference:
     line: Line
     delivered: int
     dead_lettered: int
+    gone: int
     counted: int
     missing: int
     refused: int
+    lost: int
     surplus: int
     gateways: tuple[tuple[str, Sent], ...]
 
@@ -91,9 +95,11 @@ class Totals:
 
     delivered: int = 0
     dead_lettered: int = 0
+    gone: int = 0
     counted: int = 0
     missing: int = 0
     refused: int = 0
+    lost: int = 0
     surplus: int = 0
 
     def plus(self, other: Totals) -> Totals:
@@ -182,7 +188,7 @@ def compare(
         found = _difference(line, sent, values, yardstick, tuple(senders.get(line, ())))
         numbers = Totals(*(getattr(found, name) for name in _TOTALS))
         totals[line.type] = totals.get(line.type, Totals()).plus(numbers)
-        if found.missing or found.refused or found.surplus:
+        if found.missing or found.refused or found.lost or found.surplus:
             differences.append(found)
     return Comparison(
         since,
@@ -201,7 +207,7 @@ def _difference(
     yardstick: Yardstick,
     gateways: tuple[tuple[str, Sent], ...],
 ) -> Difference:
-    delivered, dead_lettered = sent.get(line, Sent())
+    delivered, dead_lettered, gone = sent.get(line, Sent())
     counted = values.get(line, 0)
     if not yardstick.exact:
         # Any usage counts as all delivered events, or as one event if none was delivered.
@@ -210,10 +216,12 @@ def _difference(
         line,
         delivered,
         dead_lettered,
+        gone,
         counted,
         missing=max(0, delivered - counted),
         refused=min(dead_lettered, max(0, delivered + dead_lettered - counted)),
-        surplus=max(0, counted - delivered - dead_lettered),
+        lost=min(gone, max(0, delivered + dead_lettered + gone - counted)),
+        surplus=max(0, counted - delivered - dead_lettered - gone),
         gateways=gateways,
     )
 

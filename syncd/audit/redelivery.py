@@ -10,11 +10,11 @@ import time
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from datetime import datetime
+from datetime import datetime, timedelta
 from enum import StrEnum
 
 from openmeter_plugin.units import plural
-from syncd.audit.compare import Comparison, Difference, spans
+from syncd.audit.compare import Comparison, Difference, hour_of, spans
 from syncd.core.errors import GatewayError
 from syncd.gateways.client import Gateway
 from syncd.runs.unbilled import rfc3339
@@ -71,6 +71,23 @@ class Redelivery:
             "no_longer_retained": self.gone if self.expected is not None else None,
             "error": self.error,
         }
+
+
+_MARGIN = timedelta(hours=1)
+"""Of the memory of a deduplication: a redelivery takes its time."""
+
+
+def remembered_since(now: datetime, memory: timedelta) -> datetime:
+    """Return the first whole hour whose events a deduplication with this memory still recognises.
+
+    It learned each id after the event, so it forgets the events of an hour no sooner than that hour is old.
+    """
+    return hour_of(now - memory + _MARGIN, up=True)
+
+
+def forgotten(differences: Iterable[Difference], since: datetime) -> int:
+    """Return how many missing events are of hours that the deduplication has forgotten."""
+    return sum(one.missing for one in differences if one.line.hour < since)
 
 
 def double_billing_risk(comparison: Comparison) -> str | None:

@@ -80,7 +80,13 @@ def audit(
         no_effect: int | None = None
         problems: list[str] = []
         if redeliver:
-            options = _Options(force, dry_run, timeout if wait else None, quiet=output is Output.JSON)
+            options = _Options(
+                force,
+                dry_run,
+                timeout if wait else None,
+                quiet=output is Output.JSON,
+                memory=loaded.metering.dedupe_expiration,
+            )
             found, asked, no_effect = _redeliver(run, found, options, problems)
     if output is Output.JSON:
         print_json(to_json(found, asked, no_effect=no_effect))
@@ -136,12 +142,16 @@ def _report_waiting(missing: int) -> None:
 
 @dataclass(frozen=True, slots=True)
 class _Options:
-    """Options of a redelivery; `wait` is in seconds, None means not to wait."""
+    """Options of a redelivery; `wait` is in seconds, None means not to wait.
+
+    `memory` is how long the deduplication of the metering API remembers ids.
+    """
 
     force: bool
     dry: bool
     wait: float | None
     quiet: bool
+    memory: timedelta
 
 
 def _redeliver(
@@ -154,7 +164,17 @@ def _redeliver(
     from syncd.audit import redelivery
     from syncd.cli.audit_report import show_audit, show_planned, show_redeliveries
 
-    planned = redelivery.plan_redeliveries(found.comparison.differences)
+    differences = found.comparison.differences
+    since = redelivery.remembered_since(datetime.now(UTC), options.memory)
+    if not options.force and (missing := redelivery.forgotten(differences, since)):
+        problems.append(
+            f"{plural(missing, 'missing event')} from before {since:%Y-%m-%d %H:%M} (UTC): not redelivered,"
+            " because the deduplication of the metering API has forgotten those hours"
+            " (metering.dedupe_expiration), so their other events would be counted twice. Send the missing"
+            ' ones alone (docs/audit.md, "Hours that a deduplication has forgotten"), or pass --force'
+        )
+        differences = tuple(one for one in differences if one.line.hour >= since)
+    planned = redelivery.plan_redeliveries(differences)
     if planned and not options.quiet:
         show_planned(console(), planned)
     if options.dry or not planned:

@@ -21,6 +21,11 @@ _EXPLANATIONS = {
         "Refused: dead letters. `openmeter-plugin spool dead-letters` on the gateway shows the metering API's"
         " answers. Fix the cause, then run `openmeter-plugin spool replay`."
     ),
+    "lost": (
+        "Lost on the gateway: it accepted these events, but their bytes on its disk were damaged or removed"
+        " before they were delivered. `openmeter-plugin spool status` there shows why; a segment that was set"
+        ' aside can come back: docs/runbook.md, "Usage is lost".'
+    ),
     "surplus": (
         "Counted more than were sent: counted twice (`syncd doctor --probe` checks whether the metering API"
         " deduplicates), or sent by a gateway that is not listed, or by another sender."
@@ -48,6 +53,7 @@ def to_json(
             {"hour": rfc3339(hour), "reasons": list(why)} for hour, why in comparison.left_out.items()
         ],
         "destinations_left_out": [one.to_json() for one in audit.other_destinations],
+        "requests_lost": {gateway: dict(lost) for gateway, lost in audit.lost.items()},
         "types": [_type_json(used, comparison) for used in audit.yardsticks],
         "not_compared": dict(comparison.not_compared),
         "differences": [_difference_json(one) for one in comparison.differences],
@@ -64,6 +70,7 @@ def _type_json(used: Yardstick, comparison: Comparison) -> dict[str, object]:
         "counted": totals.counted if used.exact else None,
         "missing": totals.missing,
         "refused": totals.refused,
+        "lost": totals.lost,
         "surplus": totals.surplus,
     }
     return {"type": used.type, "meter": used.meter, "exact": used.exact, **numbers}
@@ -79,9 +86,15 @@ def _difference_json(one: Difference) -> dict[str, object]:
         "counted": one.counted,
         "missing": one.missing,
         "refused": one.refused,
+        "lost": one.lost,
         "surplus": one.surplus,
         "gateways": [
-            {"name": name, "delivered": sent.delivered, "dead_lettered": sent.dead_lettered}
+            {
+                "name": name,
+                "delivered": sent.delivered,
+                "dead_lettered": sent.dead_lettered,
+                "lost": sent.gone,
+            }
             for name, sent in one.gateways
         ],
     }
@@ -107,7 +120,7 @@ def show_audit(console: Console, audit: Audit, *, redelivers: bool = False, no_e
     ]
     header = ("hour (UTC)", "type", "subject", "sent", "metering API", "difference", "gateways")
     show_rows(console, header, rows)
-    for text in (*_left_out(comparison), *_elsewhere(audit), *_not_compared(comparison)):
+    for text in (*_left_out(comparison), *_elsewhere(audit), *_not_compared(comparison), *_lost(audit)):
         line(console, text)
     for kind in _kinds(comparison.differences):
         line(console, _EXPLANATIONS[kind] + (_REDELIVER if kind == "missing" and not redelivers else ""))
@@ -195,6 +208,7 @@ def _difference(one: Difference) -> str:
         {
             "missing": one.missing,
             "refused": one.refused,
+            "lost on the gateway": one.lost,
             "more than were sent": surplus,
             "never sent": unlisted,
         }
@@ -206,6 +220,7 @@ def _kinds(differences: Iterable[Difference]) -> list[str]:
     for one in differences:
         found |= {"missing"} if one.missing else set()
         found |= {"refused"} if one.refused else set()
+        found |= {"lost"} if one.lost else set()
         if one.surplus:
             found.add("unlisted" if one.is_unlisted else "surplus")
     return [kind for kind in _EXPLANATIONS if kind in found]
@@ -225,6 +240,7 @@ def _totals(comparison: Comparison) -> str:
     sums = {
         "missing": sum(one.missing for one in comparison.differences),
         "refused": sum(one.refused for one in comparison.differences),
+        "lost on the gateway": sum(one.lost for one in comparison.differences),
         "too many": sum(one.surplus for one in comparison.differences),
     }
     return counts(sums)
@@ -247,6 +263,15 @@ def _elsewhere(audit: Audit) -> list[str]:
         f" {one.endpoint or 'an unknown endpoint'} (destination {one.destination}), which is not at"
         " metering.url."
         for one in audit.other_destinations
+    ]
+
+
+def _lost(audit: Audit) -> list[str]:
+    """Say what no audit finds: requests that became no event are in no ledger, and at no known hour."""
+    return [
+        f"In no ledger: {plural(sum(lost.values()), 'request')} that {gateway} has lost since its spool was"
+        f" created ({', '.join(f'{cause} {count}' for cause, count in sorted(lost.items()))})."
+        for gateway, lost in sorted(audit.lost.items())
     ]
 
 

@@ -20,6 +20,8 @@ from openmeter_plugin.units import plural
 from syncd.cli.options import printable
 
 _MAX_TABLE_ROWS = 200
+_TABLE_WIDTH = 100
+"""Columns of a terminal below which tables break words apart."""
 
 Row = Sequence[tuple[str, str]]
 """Text and style of each cell."""
@@ -30,24 +32,33 @@ def counts(numbers: Mapping[str, int]) -> str:
     return ", ".join(f"{number} {name}" for name, number in numbers.items() if number) or "nothing"
 
 
-def show_rows(console: Console, header: Sequence[str], rows: Sequence[Row], *, urgent: int = 0) -> None:
-    """Print rows: a table on a terminal, one line each elsewhere.
+def show_rows(console: Console, header: Sequence[str], rows: Sequence[Row]) -> None:
+    """Print rows: a table on a wide terminal, field by field on a narrow one, one line each elsewhere.
 
-    A long table ends after `_MAX_TABLE_ROWS`, but never within the first `urgent` rows: they are problems.
+    More rows than a table can hold well are lines too: none is cut, since any may be a problem.
     """
-    if not rows:
-        return
-    if not console.is_terminal:
+    if not console.is_terminal or len(rows) > _MAX_TABLE_ROWS:
         # Without Rich, which takes seconds for 20,000 lines.
         lines = ("  ".join([printable(text) for text, _ in row if text]) + "\n" for row in rows)
         console.file.writelines(lines)
-        return
-    table, shown = Table(*header), max(_MAX_TABLE_ROWS, urgent)
-    for row in rows[:shown]:
-        table.add_row(*_cells(row))
-    console.print(table)
-    if len(rows) > shown:
-        line(console, f"... and {len(rows) - shown} more; --output json shows all")
+    elif console.width < _TABLE_WIDTH:
+        for row in rows:
+            _show_fields(console, header, row)
+    elif rows:
+        table = Table(*header)
+        for row in rows:
+            table.add_row(*_cells(row))
+        console.print(table)
+
+
+def _show_fields(console: Console, header: Sequence[str], row: Row) -> None:
+    """Print the fields of a row, a line each; the first one begins it."""
+    indent = ""
+    for name, (text, style) in zip(header, row, strict=True):
+        if text:
+            label = f"{name}: " if name and indent else ""
+            console.print(Text(f"{indent}{label}{printable(text)}", style=style), soft_wrap=True)
+            indent = "  "
 
 
 def _cells(row: Row) -> Iterable[Text]:

@@ -18,7 +18,7 @@ from syncd.core.errors import QueueFullError
 from syncd.daemon.access import AccessMiddleware
 from syncd.daemon.metrics import CONTENT_TYPE, Metrics
 from syncd.dashboard.app import create_dashboard
-from syncd.dashboard.session import LoginLimit
+from syncd.dashboard.session import IDLE, LoginLimit
 from syncd.runs.history import History
 from syncd.runs.options import TABLE, RunOptions, is_flag
 from syncd.runs.queue import RunQueue
@@ -95,6 +95,8 @@ class Daemon:
     config: Callable[[], Config]
     token: Callable[[], str | None]
     schedule: Callable[[], dict[str, object]]
+    session_idle: float = IDLE
+    """Seconds without a request after which a session of the dashboard ends."""
 
 
 def create_app(daemon: Daemon) -> FastAPI:
@@ -135,7 +137,15 @@ def _mount_dashboard(app: FastAPI, daemon: Daemon, limit: LoginLimit) -> None:
         app.get(path, include_in_schema=False)(to_dashboard)
     app.mount(
         "/dashboard",
-        create_dashboard(daemon.runs, daemon.history, daemon.config, daemon.token, daemon.schedule, limit),
+        create_dashboard(
+            daemon.runs,
+            daemon.history,
+            daemon.config,
+            daemon.token,
+            daemon.schedule,
+            limit,
+            daemon.session_idle,
+        ),
     )
 
 
@@ -184,7 +194,13 @@ def _v1(daemon: Daemon) -> APIRouter:
     router = APIRouter()
     runs = daemon.runs
 
-    @router.get("/metrics", tags=["health"], summary="Prometheus metrics")
+    @router.get(
+        "/metrics",
+        tags=["health"],
+        summary="Prometheus metrics",
+        response_class=Response,
+        responses={200: {"content": {"text/plain": {}}}},
+    )
     def metrics() -> Response:
         """Return the metrics in Prometheus' text format."""
         return Response(daemon.metrics.exposition(), media_type=CONTENT_TYPE)

@@ -26,6 +26,7 @@ from syncd.core.errors import ConfigError, QueueFullError
 from syncd.daemon.api import Daemon, create_app
 from syncd.daemon.metrics import Metrics
 from syncd.daemon.schedule import Schedule
+from syncd.dashboard.session import IDLE
 from syncd.runs.clock import Now, utc_now
 from syncd.runs.factory import rules_of
 from syncd.runs.history import History, HistoryRecorder
@@ -172,11 +173,16 @@ class RunningDaemon:
 
 @contextmanager
 def running(
-    config: Config, now: Now = utc_now, *, clock_check_seconds: float = 20.0
+    config: Config,
+    now: Now = utc_now,
+    *,
+    clock_check_seconds: float = 20.0,
+    session_idle: float = IDLE,
 ) -> Iterator[RunningDaemon]:
     """Run the daemon in threads of this process; its `address` is the one it actually listens on.
 
-    `now` is this machine's clock; the schedule looks at it every `clock_check_seconds`.
+    `now` is this machine's clock; the schedule looks at it every `clock_check_seconds`. A session of the
+    dashboard ends after `session_idle` seconds without a request.
     """
     rules_of(config)  # an unreadable mapping file is an error now, not at the first run
     stopping = threading.Event()
@@ -206,7 +212,17 @@ def running(
             return reconciler.reconcile(run, should_stop=should_stop, on_update=on_update)
 
         runs = RunQueue(reconcile, stopping)
-        server = _server(Daemon(runs, history, metrics, lambda: daemon.config, daemon.token, daemon.describe))
+        server = _server(
+            Daemon(
+                runs,
+                history,
+                metrics,
+                lambda: daemon.config,
+                daemon.token,
+                daemon.describe,
+                session_idle,
+            )
+        )
         threads = [
             threading.Thread(target=server.run, args=([listener],), name="syncd-api", daemon=True),
             threading.Thread(target=runs.work, name="syncd-worker", daemon=True),

@@ -16,7 +16,7 @@ from syncd.config.settings import Config
 from syncd.dashboard.actions import Actions
 from syncd.dashboard.pages import Pages
 from syncd.dashboard.queries import Queries
-from syncd.dashboard.session import LoginLimit, SecureHeaders
+from syncd.dashboard.session import LoginLimit, SecureHeaders, Sessions
 from syncd.dashboard.web import Web
 from syncd.runs.history import History
 from syncd.runs.queue import RunQueue
@@ -29,12 +29,14 @@ def create_dashboard(
     token: Callable[[], str | None],
     schedule: Callable[[], dict[str, object]],
     limit: LoginLimit,
+    session_idle: float,
 ) -> Starlette:
     """Return the dashboard of a daemon; `token` and `schedule` are called for each request.
 
-    The HTTP API shares `limit`, so that there is no second door to guess the token at.
+    The HTTP API shares `limit`, so that there is no second door to guess the token at. Sessions end after
+    `session_idle` seconds without a request.
     """
-    web = Web(token, config, schedule, limit)
+    web = Web(token, config, schedule, limit, Sessions(idle=session_idle))
     queries = Queries(runs, history, config)
     pages, actions = Pages(web, queries), Actions(web, queries)
     page_routes = {

@@ -116,11 +116,11 @@ class Pages:
         )
 
     def unbilled(self, request: Request, visitor: Visitor) -> Response:
-        """Show unbilled usage, with the reason for each subject."""
+        """Show unbilled usage by cause, with what to do about each."""
         _, found = self._queries.drift_and_unbilled()
         pages = views.page_of(len(found.subjects) if found else 0, _page_number(request), _SUBJECTS_PER_PAGE)
-        shown = pages.cut(found.subjects) if found else ()
-        return self._web.render(visitor, "unbilled.html", unbilled=found, subjects=shown, pages=pages)
+        groups = found.groups(pages.cut(found.by_cause)) if found else ()
+        return self._web.render(visitor, "unbilled.html", unbilled=found, groups=groups, pages=pages)
 
     def gateways(self, _request: Request, visitor: Visitor) -> Response:
         """Show the state of each gateway's plugin: its backlog and books."""

@@ -43,12 +43,13 @@ class _Session:
 class Sessions:
     """Sessions of this process; thread-safe.
 
-    A session ends by logout, after `LIFETIME`, after `IDLE` without a request, and when the daemon's token
-    changes.
+    A session ends by logout, after `LIFETIME`, after `idle` seconds without a request, and when the daemon's
+    token changes.
     """
 
-    def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
+    def __init__(self, clock: Callable[[], float] = time.monotonic, idle: float = IDLE) -> None:
         self._clock = clock
+        self._idle = idle
         self._key = secrets.token_bytes(32)
         self._lock = threading.Lock()
         self._open: OrderedDict[str, _Session] = OrderedDict()
@@ -69,7 +70,7 @@ class Sessions:
             session = self._open.get(identity)
             if session is None:
                 return False
-            alive = now - session.begun < LIFETIME and now - session.seen < IDLE
+            alive = now - session.begun < LIFETIME and now - session.seen < self._idle
             if not alive or not hmac.compare_digest(session.token, self._digest(token)):
                 del self._open[identity]
                 return False

@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
+from itertools import groupby
+from operator import attrgetter
 from typing import Any, Final, Literal
 
-from syncd.core.changes import Change, ChangeKind, Plan, Status
-from syncd.core.unbilled import Fate, UnbilledSubject
+from syncd.core.changes import Cause, Change, ChangeKind, Plan, Status
+from syncd.core.unbilled import Fate, IgnoredSubject, UnbilledSubject
 from syncd.dashboard.diffs import Results
 from syncd.dashboard.text import moment
-from syncd.runs.options import described
+from syncd.runs.options import described, hint_for
 from syncd.runs.run import FINISHED, Run, RunState
 
 Level = Literal["ok", "warning", "problem", "busy", "none"]
@@ -141,13 +144,34 @@ def _remaining(run: Run, plan: Plan) -> tuple[list[Change], list[Change]]:
 
 @dataclass(frozen=True, slots=True)
 class UnbilledRow:
-    """A subject with unbilled usage, and the reason."""
+    """A subject with unbilled usage, and the reason.
+
+    `name` is that of its principal and `customer` the one it is meant for, as far as they are known; `fact`
+    is what is particular to it within its group.
+    """
 
     key: str
     events: int | float
     tokens: int | float
     status: Fate
     reason: str
+    heading: str
+    cure: str = ""
+    fact: str = ""
+    name: str | None = None
+    customer: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class UnbilledGroup:
+    """Subjects that are unbilled for one cause, or a page's part of them; the figures are those of all."""
+
+    heading: str
+    cure: str
+    option: str | None
+    count: int
+    events: int | float
+    rows: tuple[UnbilledRow, ...]
 
 
 @dataclass(frozen=True, slots=True)
@@ -159,6 +183,7 @@ class UnbilledView:
     since: datetime | None
     looked_from: datetime | None
     subjects: tuple[UnbilledRow, ...]
+    ignored: tuple[IgnoredSubject, ...] = ()
 
     @property
     def events(self) -> int | float:
@@ -169,6 +194,27 @@ class UnbilledView:
     def tokens(self) -> int | float:
         """Return the tokens of all subjects."""
         return sum(subject.tokens for subject in self.subjects)
+
+    @property
+    def by_cause(self) -> tuple[UnbilledRow, ...]:
+        """Return the subjects by cause: those with the most events first, what the next run fixes last."""
+        events: Counter[str] = Counter()
+        for subject in self.subjects:
+            events[subject.heading] += int(subject.events)
+        return tuple(
+            sorted(self.subjects, key=lambda s: (s.status == "planned", -events[s.heading], s.heading))
+        )
+
+    def groups(self, shown: Sequence[UnbilledRow]) -> tuple[UnbilledGroup, ...]:
+        """Return these rows of `by_cause` in their groups."""
+        found = []
+        for heading, several in groupby(shown, key=attrgetter("heading")):
+            rows = tuple(several)
+            every = [subject for subject in self.subjects if subject.heading == heading]
+            option = hint_for(rows[0].reason) if rows[0].status == "blocked" else None
+            events = sum(subject.events for subject in every)
+            found.append(UnbilledGroup(heading, rows[0].cure, option, len(every), events, rows))
+        return tuple(found)
 
     def count(self, status: str) -> int:
         """Return the number of subjects with a status."""
@@ -190,39 +236,86 @@ def unbilled(run: Run | None) -> UnbilledView | None:
         described for subject in unbilled.subjects if (described := _described(subject, reasons)) is not None
     )
     at = run.finished_at or run.started_at or run.requested_at
-    return UnbilledView(run.id, at, moment(unbilled.since), moment(unbilled.looked_from), found)
+    since, looked_from = moment(unbilled.since), moment(unbilled.looked_from)
+    return UnbilledView(run.id, at, since, looked_from, found, unbilled.ignored)
 
 
-_Reasons = Mapping[str, tuple[Fate, str] | None]
 _UNKNOWN: Final = (
     "No source names this subject: its consumer was deleted, its Kong is not among the sources, or plugin and"
     " syncd name subjects differently (`syncd doctor` checks this)."
 )
+_OTHER: Final = "Blocked for a reason of its own"
+_PLANNED: Final = "Fixed by the next run"
+_UNNAMED: Final = "No source names the subject"
+_UNNAMED_CURE: Final = (
+    "The consumer was deleted, its Kong is not among the sources, or plugin and syncd name subjects"
+    " differently, which syncd doctor checks."
+)
+
+
+@dataclass(frozen=True, slots=True)
+class _Reason:
+    """Why a subject is unbilled: the change that is about it, and its status."""
+
+    status: Fate
+    text: str
+    change: Change
+    blocked_by: Cause | None = None
+
+    def row(self, subject: UnbilledSubject) -> UnbilledRow:
+        """Return the row of a subject."""
+        change, cause = self.change, self.blocked_by
+        names = dict(zip(change.subject_keys, change.names, strict=False))
+        heading = _PLANNED if self.status == "planned" else cause.heading if cause else _OTHER
+        return UnbilledRow(
+            subject.key,
+            subject.events,
+            subject.tokens,
+            self.status,
+            self.text,
+            heading,
+            cause.cure if cause else "",
+            "" if self.status == "planned" else change.fact if cause else self.text,
+            names.get(subject.key),
+            change.customer_key,
+        )
+
+
+_Reasons = Mapping[str, _Reason | None]
 
 
 def _reasons(run: Run, plan: Plan) -> _Reasons:
-    """Return status and reason by subject; None for subjects that the run has attributed."""
+    """Return the reason by subject; None for subjects that the run has attributed."""
     results = Results.of_outcomes(run.outcomes)
-    reasons: dict[str, tuple[Fate, str] | None] = {}
+    reasons: dict[str, _Reason | None] = {}
     for change in plan.of(ChangeKind.BLOCKED):
         for key in change.subject_keys:
-            reasons.setdefault(key, ("blocked", change.reason))
+            reasons.setdefault(key, _Reason("blocked", change.reason, change, change.cause))
     for change in (*plan.of(ChangeKind.CREATE_CUSTOMER), *plan.of(ChangeKind.ATTACH_SUBJECTS)):
         result = results.of(change)
         for key in change.subject_keys:
             if result is None:
-                reason = f"The next run attributes it to customer {change.customer_key}: {change.reason}."
-                reasons[key] = ("planned", reason)
+                text = f"The next run attributes it to customer {change.customer_key}: {change.reason}."
+                reasons[key] = _Reason("planned", text, change)
             else:
-                reasons[key] = None if result.status in _DONE else ("blocked", result.detail)
+                done = result.status in _DONE
+                reasons[key] = None if done else _Reason("blocked", result.detail, change)
     return reasons
 
 
 def _described(subject: UnbilledSubject, reasons: _Reasons) -> UnbilledRow | None:
-    found = reasons.get(subject.key, ("unknown", _UNKNOWN))
-    if found is None:
-        return None
-    return UnbilledRow(subject.key, subject.events, subject.tokens, *found)
+    if subject.key not in reasons:
+        return UnbilledRow(
+            subject.key,
+            subject.events,
+            subject.tokens,
+            "unknown",
+            _UNKNOWN,
+            _UNNAMED,
+            _UNNAMED_CURE,
+        )
+    reason = reasons[subject.key]
+    return None if reason is None else reason.row(subject)
 
 
 @dataclass(frozen=True, slots=True)

@@ -62,11 +62,12 @@ class Web:
         config: Callable[[], Config],
         schedule: Callable[[], dict[str, object]],
         limit: LoginLimit,
+        sessions: Sessions,
     ) -> None:
         self.token = token
         self.config = config
         self.schedule = schedule
-        self.sessions = Sessions()
+        self.sessions = sessions
         self.limit = limit
         self._static = {name: (files(__package__) / "static" / name).read_bytes() for name in _STATIC}
         self._templates = _environment(self._static)

@@ -44,9 +44,10 @@ def check_arrivals(
     arrived = {event.subject: event for event in events if event.type.startswith(_OURS)}
     if not arrived and answered >= _MANY:
         text = (
-            f"Kong has answered {answered:,} requests since its start, and the metering API has no event of a"
-            " gateway. Look for `openmeter` and `pluginserver` in Kong's error log: if Kong cannot run the"
-            " start command (a program without its path, a $(...) that fails), it works but meters nothing"
+            f"Kong has answered {plural(answered, 'request')} since its start, and the metering API has no"
+            " event of a gateway. Look for `openmeter` and `pluginserver` in Kong's error log: if Kong cannot"
+            " run the start command (a program without its path, a $(...) that fails), it works but meters"
+            " nothing"
         )
         yield Finding(CHECK, Level.WARNING, text)
         return
@@ -63,7 +64,8 @@ def check_arrivals(
     )
     if not stray:
         what = plural(len(arrived), "subject is", "subjects are")
-        yield Finding(CHECK, Level.OK, f"of the latest {len(events)} events, {what} on a customer or mapped")
+        latest = plural(len(events), "event")
+        yield Finding(CHECK, Level.OK, f"of the latest {latest}, {what} on a customer or mapped")
         return
     mismatched = _mismatches(stray, mapped)
     for (arrives, wanted), subjects in mismatched.items():

@@ -151,7 +151,8 @@ def _findings(plugin: Plugin, found: Sequence[_Compared], rules: Rules) -> Itera
         text = (
             f"{plugin.place}: {_named(sent_differently, found)} are sent under another subject than syncd"
             f" maps, {first.consumer.label()} as {first.sent!r} and not as {first.mapped!r}: their customers"
-            " do not get that usage. Make subject.field, subject.fallbacks and mapping.subject_field agree"
+            " do not get that usage. Make the plugin's subject.field, subject.fallbacks and subject_prefixes"
+            " agree with mapping.subject_field and mapping.subject_prefixes"
         )
         yield Finding(CHECK, Level.PROBLEM, text)
     if unmapped := [one for one in differing if one.mapped is None]:

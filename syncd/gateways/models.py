@@ -54,7 +54,8 @@ class Readiness(Model):
 class Books(Model):
     """Counts since the spool was created.
 
-    requests = metered + skipped + quarantined + resent; events = delivered + dead_lettered + waiting.
+    requests = metered + skipped + quarantined + resent;
+    events = delivered + dead_lettered + waiting + lost_events.
     """
 
     requests: Count
@@ -67,6 +68,9 @@ class Books(Model):
     dead_lettered: Count
     waiting: Count
     lost: dict[str, Count]
+    """Requests that could not be written, by reason."""
+    lost_events: dict[str, Count] = Field(default_factory=dict)
+    """Events whose bytes were damaged or gone before they were delivered, by reason."""
     redelivered: Count = 0
     ai_usage_gaps: dict[str, Count] = Field(default_factory=dict)
     """Requests whose AI usage Kong estimated or did not log, by reason."""
@@ -130,6 +134,8 @@ class LedgerLine:
     delivered: Count
     dead_lettered: Count
     waiting: Count
+    lost: Count = 0
+    """Their bytes were damaged or gone before they were delivered."""
 
 
 class LedgerPage(Model):

@@ -27,9 +27,6 @@ from syncd.http.endpoint import Endpoint
 
 TOTAL_FACTOR = 3
 """Limit for a whole request, in multiples of the limit for each of its steps (connect, send, each read)."""
-MAX_ANSWER_BYTES = 256 * 1024 * 1024
-"""Limit for an answer after unpacking; a list of a million subject entities has half of that."""
-
 _SLICE = 0.25
 """Seconds between two looks at whether to stop."""
 _KEEPALIVE_EXPIRY = 5.0
@@ -68,6 +65,7 @@ class Connections:
     ) -> None:
         self._limits = _Limits(should_stop)
         self._step = endpoint.timeout
+        self._max_answer_bytes = endpoint.max_answer_bytes
         self._extensions = {"timeout": dict.fromkeys(("connect", "read", "write", "pool"), endpoint.timeout)}
         self._pool = _pool(endpoint, proxy, tls, _Backend(self._limits))
 
@@ -82,7 +80,8 @@ class Connections:
         response = self._pool.handle_request(request)
         try:
             received = {name.lower(): value for name, value in response.headers}
-            content = _unpacked(response.iter_stream(), received.get(b"content-encoding", b""))
+            encoding = received.get(b"content-encoding", b"")
+            content = _unpacked(response.iter_stream(), encoding, self._max_answer_bytes)
         finally:
             response.close()
             if self._has_unread_bytes():
@@ -115,8 +114,8 @@ def _pool(
     )
 
 
-def _unpacked(chunks: Iterable[bytes], encoding: bytes) -> bytes:
-    """Return the body, unpacked; raises AnswerError before it is longer than allowed."""
+def _unpacked(chunks: Iterable[bytes], encoding: bytes, limit: int) -> bytes:
+    """Return the body, unpacked; raises AnswerError before it is longer than `limit`."""
     if encoding.strip().lower() in {b"gzip", b"x-gzip"}:
         chunks = _gunzipped(chunks)
     elif encoding.strip().lower() not in {b"", b"identity"}:
@@ -125,8 +124,8 @@ def _unpacked(chunks: Iterable[bytes], encoding: bytes) -> bytes:
     for chunk in chunks:
         parts.append(chunk)
         length += len(chunk)
-        if length > MAX_ANSWER_BYTES:
-            raise AnswerError(f"more than {MAX_ANSWER_BYTES // 1024**2} MiB")
+        if length > limit:
+            raise AnswerError(f"more than {limit // 1024**2} MiB")
     return b"".join(parts)
 
 

@@ -52,6 +52,8 @@ class Endpoint:
     unix_socket: str | None = None
     tls: Tls = field(default_factory=Tls)
     proxy: str | None = None
+    max_answer_bytes: int = 256 * 1024 * 1024
+    """Limit for an answer after unpacking; a list of a million subject entities has half of that."""
 
     @property
     def location(self) -> str:

@@ -39,24 +39,28 @@ Fetch = Callable[[int, int], Page]
 """Requests a page by its number, from 1, and its size."""
 
 
-def read_all(fetch: Fetch, what: str, *, created: str) -> list[Entry]:
+def read_all(fetch: Fetch, what: str, *, created: str, max_pages: int = _MAX_PAGES) -> list[Entry]:
     """Return all entries, in order; `created` names the field with the time of creation.
 
     Raises MalformedError if no read is complete, and any error of `fetch`.
     """
-    return read_as(lambda entry: entry, fetch, what, created=created)
+    return read_as(lambda entry: entry, fetch, what, created=created, max_pages=max_pages)
 
 
-def read_as(make: Callable[[Entry], _T], fetch: Fetch, what: str, *, created: str) -> list[_T]:
+def read_as(
+    make: Callable[[Entry], _T], fetch: Fetch, what: str, *, created: str, max_pages: int = _MAX_PAGES
+) -> list[_T]:
     """Return all entries, each converted by `make`; the raw entries of only one page are in memory."""
     for _ in range(_MAX_READS):
-        entries = _read_once(make, fetch, what, created)
+        entries = _read_once(make, fetch, what, created, max_pages)
         if entries is not None:
             return entries
     raise MalformedError(f"{what} changed during each of {_MAX_READS} readings; try again later")
 
 
-def _read_once(make: Callable[[Entry], _T], fetch: Fetch, what: str, created: str) -> list[_T] | None:
+def _read_once(
+    make: Callable[[Entry], _T], fetch: Fetch, what: str, created: str, max_pages: int
+) -> list[_T] | None:
     page, size = _first(fetch)
     total = page.total
     if total is None:
@@ -70,8 +74,8 @@ def _read_once(make: Callable[[Entry], _T], fetch: Fetch, what: str, created: st
     found, number = dict[str, _T](), 0
     while len(found) < total:
         number += 1
-        if number > _MAX_PAGES:
-            raise MalformedError(f"{what}: more than {_MAX_PAGES:,} pages; is its URL right?")
+        if number > max_pages:
+            raise MalformedError(f"{what}: more than {max_pages:,} pages; is its URL right?")
         page = fetch(number, size)
         before = len(found)
         found |= _by_id(page.entries, what, make)

@@ -71,8 +71,8 @@ AI_METERS = (
     ),
     Meter(
         "kong_llm_cache_hits",
-        "LLM cache hits",
-        "Events of calls that Kong's semantic cache answered",
+        "LLM cache hit events",
+        "Events of calls that Kong's semantic cache answered: each has one of type input",
         "count",
         "kong.llm_cache_hit",
         dimensions=_dimensions("type", "modality", "model", "provider", *_COMMON),

@@ -27,7 +27,16 @@ from syncd.core.changes import Change, ChangeKind, EntityState
 from syncd.core.model import DesiredState, ObservedCustomer, ObservedState
 from syncd.core.ownership import ADOPTED, is_managed
 
-_ALL_DELETABLE: Mapping[str, str] = {}
+
+@dataclass(frozen=True, slots=True)
+class Obstacle:
+    """Why a customer must not be deleted; `settled` if the deletion waits for billing, by design."""
+
+    reason: str
+    settled: bool = True
+
+
+_ALL_DELETABLE: Mapping[str, Obstacle] = {}
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,7 +53,7 @@ def orphan_changes(
     observed: ObservedState,
     owner_id: str,
     grace: Grace,
-    undeletable: Mapping[str, str] = _ALL_DELETABLE,
+    undeletable: Mapping[str, Obstacle] = _ALL_DELETABLE,
     unchangeable: Collection[str] = frozenset(),
 ) -> Iterator[Change]:
     """Yield the changes of managed customers and subjects that no source names.
@@ -71,7 +80,7 @@ class _Lifecycle:
         observed: ObservedState,
         owner_id: str,
         grace: Grace,
-        undeletable: Mapping[str, str],
+        undeletable: Mapping[str, Obstacle],
     ) -> None:
         self._grace = grace
         self._undeletable = undeletable
@@ -124,11 +133,18 @@ class _Lifecycle:
             )
 
     def _managed_keys(self, customer: ObservedCustomer) -> tuple[str, ...]:
-        # Managed keys have a known prefix or a managed entity. Other keys were attached by people.
+        """Return the orphaned keys that syncd attached; others were attached by people.
+
+        These have a prefix of syncd's, an entity that it manages, or are the key of a customer that no source
+        names. Where subjects are usernames and the API has no entities (v3), nothing else tells them from a
+        person's.
+        """
+        own_key = None if self._is_named(customer) else customer.key
         return tuple(
             key
             for key in customer.subject_keys
-            if key not in self._wanted and (key in self._entities or key.startswith(self._prefixes))
+            if key not in self._wanted
+            and (key in self._entities or key.startswith(self._prefixes) or key == own_key)
         )
 
     def _with_orphaned_subjects(self, customer: ObservedCustomer) -> Iterator[Change]:
@@ -229,8 +245,9 @@ class _Lifecycle:
             return self._blocked(
                 customer, customer.subject_keys, f"{_subscription_of(customer)}, so it cannot be deleted"
             )
-        if why := self._undeletable.get(customer.id):
-            return self._blocked(customer, customer.subject_keys, f"syncd does not delete it: {why}")
+        if obstacle := self._undeletable.get(customer.id):
+            why = f"syncd does not delete it: {obstacle.reason}"
+            return self._blocked(customer, customer.subject_keys, why, settled=obstacle.settled)
         self._freed |= {*customer.subject_keys, customer.key or ""}
         return Change(
             ChangeKind.DELETE_CUSTOMER,
@@ -243,11 +260,12 @@ class _Lifecycle:
             ),
         )
 
-    def _blocked(self, customer: ObservedCustomer, keys: tuple[str, ...], why: str) -> Change:
+    def _blocked(
+        self, customer: ObservedCustomer, keys: tuple[str, ...], why: str, *, settled: bool = True
+    ) -> Change:
         reason = (
             f"no source names it any more, but {why}. Resolve that, or add the principal to a source again"
         )
-        settled = customer.active_subscription is not None
         return Change(ChangeKind.BLOCKED, customer.key, keys, reason, customer.id, settled=settled)
 
     def _report(self, customer: ObservedCustomer, keys: tuple[str, ...], since: datetime | None) -> Change:

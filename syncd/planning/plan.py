@@ -55,7 +55,7 @@ from syncd.core.ownership import (
 from syncd.core.policy import POLICIES, Policy
 from syncd.planning.customer_index import CustomerIndex, double_counting_changes, without_double_counted
 from syncd.planning.moves import Taken, customer_name, moves_to, names_of, principals_of, taken_reason
-from syncd.planning.orphans import Grace, orphan_changes
+from syncd.planning.orphans import Grace, Obstacle, orphan_changes
 
 
 def is_unchanged(
@@ -97,7 +97,7 @@ class PlanOptions:
     adopt: bool = False
     allow_move: bool = False
     grace: Grace = field(default_factory=Grace)
-    undeletable: Mapping[str, str] = field(default_factory=dict)
+    undeletable: Mapping[str, Obstacle] = field(default_factory=dict)
 
 
 def make_plan(

@@ -15,7 +15,7 @@ from syncd.mapping.rules import MappingRules
 from syncd.metering.base import Inspection, Inspector
 from syncd.planning import guards
 from syncd.planning.guards import Limits
-from syncd.planning.orphans import Grace
+from syncd.planning.orphans import Grace, Obstacle
 from syncd.planning.plan import PlanOptions, make_plan
 from syncd.planning.scope import restricted
 from syncd.runs.options import RunOptions
@@ -36,6 +36,8 @@ class PlanRules:
     limits: Limits = field(default_factory=Limits)
     may_be_empty: frozenset[str] = frozenset()
     """Names of the sources that may have nothing."""
+    ignored: Mapping[str, str] = field(default_factory=dict)
+    """Subjects that are meant to be unbilled, with the reason of each."""
 
 
 @dataclass(slots=True)
@@ -70,11 +72,12 @@ class Situation:
         """Return when the run started."""
         return self.rules.grace.now
 
-    def plan(self, undeletable: Mapping[str, str] | None = None) -> Plan:
+    def plan(self, undeletable: Mapping[str, Obstacle] | None = None) -> Plan:
         """Plan, without deleting the customers of `undeletable`: id -> why."""
         options, rules = self.options, self.rules
+        refused = {identity: Obstacle(why) for identity, why in self.refused.items()}
         allowed = PlanOptions(
-            options.adopt, options.allow_move, rules.grace, {**self.refused, **(undeletable or {})}
+            options.adopt, options.allow_move, rules.grace, {**refused, **(undeletable or {})}
         )
         return make_plan(
             self.read.desired,
@@ -94,21 +97,22 @@ def keep_undeletable(plan: Plan, there: Situation) -> Plan:
     return there.plan(undeletable) if undeletable else plan
 
 
-def check_deletions(plan: Plan, inspector: Inspector) -> dict[str, str]:
+def check_deletions(plan: Plan, inspector: Inspector) -> dict[str, Obstacle]:
     """Inspect the customers that this plan deletes and return those that must stay: id -> why.
 
     Raises ApiError.
     """
-    undeletable: dict[str, str] = {}
+    undeletable: dict[str, Obstacle] = {}
     for change in islice(plan.of(ChangeKind.DELETE_CUSTOMER), _MAX_DELETIONS):
         identity = change.customer_id or ""
         try:
             found = inspector.inspect(identity)
         except (RefusedError, UnauthorizedError) as error:
-            undeletable[identity] = f"its entitlements and subscriptions cannot be read ({error})"
+            why = f"its entitlements and subscriptions cannot be read ({error})"
+            undeletable[identity] = Obstacle(why, settled=False)
             continue
         if found is not None and (obstacle := _obstacle(found)):
-            undeletable[identity] = obstacle
+            undeletable[identity] = Obstacle(obstacle)
     return undeletable
 
 
@@ -153,10 +157,24 @@ def withhold_for_clock(plan: Plan, there: Situation) -> Plan:
     return guards.withhold_for_clock(plan, why) if why else plan
 
 
+def settle_ignored(plan: Plan, there: Situation) -> Plan:
+    """Count what is blocked for ignored subjects only as a decision of people."""
+    ignored = there.rules.ignored.keys()
+    if not ignored:
+        return plan
+    changes = tuple(
+        replace(change, settled=True)
+        if change.kind is ChangeKind.BLOCKED and change.subject_keys and ignored >= {*change.subject_keys}
+        else change
+        for change in plan.changes
+    )
+    return replace(plan, changes=changes)
+
+
 def look_up_usage(plan: Plan, there: Situation) -> Plan:
     """Add unbilled usage, and the usage that changes concern."""
     there.read.release()  # a third of the memory of a run
-    return with_usage(plan, there.usage, there.read.observed, there.started)
+    return with_usage(plan, there.usage, there.read.observed, there.started, there.rules.ignored)
 
 
 WOULD_STOP = "apply would stop: "
@@ -177,6 +195,7 @@ PASSES: tuple[Pass, ...] = (
     withhold_for_empty_sources,
     restrict_to_scope,
     withhold_for_clock,
+    settle_ignored,
     look_up_usage,
     note_guards,
 )

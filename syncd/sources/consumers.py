@@ -40,12 +40,12 @@ def read_consumers(
 
 
 def offset_pages(
-    client: ApiClient, path: str, params: Mapping[str, str], source: str
+    client: ApiClient, path: str, params: Mapping[str, str], source: str, max_pages: int = _MAX_PAGES
 ) -> Iterator[dict[str, object]]:
     """Yield the entries of all pages."""
     offset: str | None = None
     seen: set[object] = set()
-    for _ in range(_MAX_PAGES):
+    for _ in range(max_pages):
         query: dict[str, str | int | list[str]] = {**params, "size": _PAGE_SIZE}
         if offset is not None:
             query["offset"] = offset
@@ -63,7 +63,7 @@ def offset_pages(
         yield from entries
         if offset is None:
             return
-    raise SourceError(source, f"{path}: more than {_MAX_PAGES:,} pages; is its URL right?")
+    raise SourceError(source, f"{path}: more than {max_pages:,} pages; is its URL right?")
 
 
 def _next_offset(page: dict[str, object], path: str, source: str) -> str | None:

@@ -28,6 +28,8 @@ def main() -> int:
     options.add_argument(
         "--seconds", type=int, default=4, help="of each run with Kong, and beside http-log posts"
     )
+    options.add_argument("--concurrency", type=int, default=plugin.CONCURRENCY, help="with Kong")
+    options.add_argument("--workers", type=int, default=1, help="of nginx, with Kong")
     options.add_argument("--backlog", type=float, default=5.0, help="GiB that wait when a server is started")
     parts = ("servers", "drain", "memory", "backlog", "beside", "ai", "syncd")
     options.add_argument(
@@ -36,7 +38,7 @@ def main() -> int:
     arguments = options.parse_args()
     end_cleanly()
     if arguments.kong:
-        return gateways(arguments.rounds or 15, arguments.seconds)
+        return gateways(arguments.rounds or 15, arguments.seconds, arguments.concurrency, arguments.workers)
     rounds = arguments.rounds or 5
 
     with console.status("starting") as status:
@@ -76,11 +78,11 @@ def verdict(goals: list[Goal]) -> int:
     return 0 if all(goal.met for goal in goals) else 1
 
 
-def gateways(rounds: int, seconds: int) -> int:
+def gateways(rounds: int, seconds: int, concurrency: int, workers: int) -> int:
     """Compare what metering costs a real Kong."""
     try:
         with console.status("starting") as status:
-            ways, missing = gateway.run(rounds, seconds, status.update)
+            ways, missing = gateway.run(rounds, seconds, status.update, concurrency, workers)
     except KongMissing as error:
         console.print(f"[red]{error}")
         return 1
@@ -105,7 +107,10 @@ def servers(rounds: int, tell: Callable[[str], None]) -> list[Goal]:
     threads = 1 / plugin.ratios(results, "kong-pdk, threads", lambda m: m.cpu_us)
     rate = plugin.ratios(results, "kong-pdk, gevent", lambda m: m.rate)
     bare = plugin.ratios(results, "bare asyncio server", lambda m: m.cpu_us)
+    segments = statistics.median(r.cpu_us for r in results[plugin.SEGMENTS])
+    detail = f"{segments:.0f} us"
     return [
+        Goal("CPU per event from Kong segments, delivered", "25 us or less", detail, segments <= 25),
         Goal("CPU per event, kong-pdk gevent / ours", "3 or more", f"{gevent:.1f}", gevent >= 3),
         Goal("CPU per event, kong-pdk threads / ours", "10 or more", f"{threads:.1f}", threads >= 10),
         Goal("CPU per event, ours with delivery / bare server", "2.5 or less", f"{bare:.1f}", bare <= 2.5),

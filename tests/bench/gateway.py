@@ -2,9 +2,9 @@
 
 One Kong per round has a route for each way to meter: none, a plugin server that is only called, one that also
 asks for the serialized log and drops it (the yardstick: every metering plugin has to ask for it), the plugin,
-Kong's own http-log, and http-log posting to the plugin's receiver. The ways are driven in turn, in an order
-that rotates, a second or so at a time; each is divided by the yardstick of the same round, and the median of
-these ratios counts.
+the plugin in Lua with a reader of its segments, Kong's own http-log, and http-log posting to the plugin's
+receiver. The ways are driven in turn, in an order that rotates, a second or so at a time; each is divided by
+the yardstick of the same round (the Lua plugin by no metering), and the median of these ratios counts.
 
 They share a Kong because what LuaJIT happens to compile makes one Kong up to twice as fast as another with
 the same configuration, for as long as it lives; each round has a new one, so that this is drawn again. Kong
@@ -37,7 +37,7 @@ from rich.table import Table
 
 from tests.bench import empty_server
 from tests.bench.goals import Goal
-from tests.bench.kong import KEY, External, kong, on_cores, process
+from tests.bench.kong import KEY, External, Lua, kong, on_cores, process
 from tests.bench.plugin import CONCURRENCY
 from tests.bench.processes import cpu_seconds, sink
 from tests.demo.real_kong import KongMissing
@@ -56,6 +56,9 @@ _SECRET = "bench-secret-of-some-length"
 _WARM_UP: Final = 1  # seconds
 _LEAST_RATE: Final = 0.97
 _MOST_CPU: Final = 1.03
+_LUA_RATE: Final = 0.85
+_LUA_CPU: Final = 10
+_READER_CPU: Final = 25
 
 
 @dataclass
@@ -71,6 +74,7 @@ class Way:
     cpu_us: list[float] = field(default_factory=list)
     server_us: list[float] = field(default_factory=list)
     p99_ms: float = 0.0
+    concurrency: int = CONCURRENCY
 
     def missing(self) -> int:
         """Return how many did not arrive; more may, of requests that wrk left under way at its end."""
@@ -87,17 +91,29 @@ class Used:
     server: float = 0.0
 
 
-def run(rounds: int, seconds: int, tell: Callable[[str], None]) -> tuple[dict[str, Way], dict[str, int]]:
+def run(
+    rounds: int,
+    seconds: int,
+    tell: Callable[[str], None],
+    concurrency: int = CONCURRENCY,
+    workers: int = 1,
+) -> tuple[dict[str, Way], dict[str, int]]:
     """Return the ways with what was measured, and how many events are missing where; raises KongMissing."""
     for program in ("kong", "wrk"):
         if shutil.which(program) is None:
             raise KongMissing(f"there is no `{program}` in the PATH; make bench without KONG=1 needs none")
     kongs, *others = sorted(os.sched_getaffinity(0))
     with ExitStack() as stack:
-        stack.enter_context(on_cores({*others} or {kongs}))
+        cores = {kongs}
+        if workers == 1:
+            stack.enter_context(on_cores({*others} or {kongs}))
+        else:
+            cores |= {*others}
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory()))
         folder.chmod(0o755)
-        ways, start = _start(stack, folder, {kongs})
+        ways, start = _start(stack, folder, cores, workers)
+        for way in ways.values():
+            way.concurrency = concurrency
         for number in range(rounds):
             with start() as (url, pid):
                 tell(f"round {number + 1} of {rounds}")
@@ -117,14 +133,14 @@ def _rotated(names: list[str], by: int) -> list[str]:
 
 
 def _start(
-    stack: ExitStack, folder: Path, cores: set[int]
+    stack: ExitStack, folder: Path, cores: set[int], workers: int
 ) -> tuple[dict[str, Way], Callable[[], AbstractContextManager[tuple[str, int]]]]:
     """Start all but Kong; returns the ways and what starts a Kong for them."""
     upstream, _ = stack.enter_context(process("tests.bench.upstream"))
-    logs, events, posted = (stack.enter_context(sink()) for _ in range(3))
+    logs, events, posted, read = (stack.enter_context(sink()) for _ in range(4))
     port = free_port()
-    plugin_folder, receiver_folder = folder / "plugin", folder / "receiver"
-    for directory in (plugin_folder, receiver_folder):
+    plugin_folder, receiver_folder, lua_folder = (folder / name for name in ("plugin", "receiver", "lua"))
+    for directory in (plugin_folder, receiver_folder, lua_folder):
         directory.mkdir()
     server = stack.enter_context(plugin_server(plugin_folder))
     settings = receiver_folder / "openmeter-plugin.yaml"
@@ -132,13 +148,20 @@ def _start(
     receiver = stack.enter_context(
         plugin_server(receiver_folder, "--http-log", f"127.0.0.1:{port}", "--http-log-config", str(settings))
     )
+    memory = Path("/dev/shm")
+    place = stack.enter_context(tempfile.TemporaryDirectory(dir=memory if memory.is_dir() else None))
+    lua = Lua(lua_folder / "files", Path(place) / "segments")
+    lua.write()
+    reader = stack.enter_context(plugin_server(lua_folder, "--segments", str(lua.segments)))
     openmeter = {"name": "openmeter", "config": {"ingest_endpoint": events.endpoint}}
     to_receiver = _http_log(f"http://127.0.0.1:{port}", {"x-metering-key": _SECRET})
     ways = {NONE: Way("/none", [])}
     empties: dict[str, External] = {}
     for name, plugin in ((CALL, empty_server.CALL), (YARDSTICK, empty_server.LOG)):
         empties[plugin], ways[name] = _empty(stack, folder, plugin)
+    in_lua = {"name": lua.name, "config": {"ingest_endpoint": read.endpoint}}
     ways |= {
+        LUA: Way("/lua", [in_lua], read.received, reader.process.pid),
         PLUGIN: Way("/openmeter", [openmeter], events.received, server.process.pid),
         HTTP_LOG: Way("/http-log", [_http_log(f"{logs.url}/logs")], logs.received),
         RECEIVER: Way("/receiver", [to_receiver], posted.received, receiver.process.pid),
@@ -146,7 +169,9 @@ def _start(
     routes = {way.path: way.plugins for way in ways.values()}
     servers = {name.replace("-", "_"): external for name, external in empties.items()}
     servers["openmeter"] = External(server.socket)
-    return ways, partial(kong, folder / "kong", upstream, routes, servers, cores=cores)
+    return ways, partial(
+        kong, folder / "kong", upstream, routes, servers, cores=cores, workers=workers, lua=lua
+    )
 
 
 def _empty(stack: ExitStack, folder: Path, plugin: str) -> tuple[External, Way]:
@@ -166,7 +191,7 @@ def _http_log(url: str, headers: dict[str, str] | None = None) -> dict[str, Any]
 
 def _load(way: Way, url: str, seconds: int) -> int:
     """Drive a way at full speed and return how many requests were answered."""
-    command = ["wrk", "-t1", f"-c{CONCURRENCY}", f"-d{seconds}", "-H", f"apikey: {KEY}", url + way.path]
+    command = ["wrk", "-t1", f"-c{way.concurrency}", f"-d{seconds}", "-H", f"apikey: {KEY}", url + way.path]
     output = subprocess.run(command, capture_output=True, text=True, check=True).stdout
     done = re.search(r"(\d+) requests in", output)
     if done is None or "Non-2xx" in output:
@@ -239,7 +264,7 @@ def report(ways: dict[str, Way], missing: dict[str, int], console: Console) -> l
     """Print what was measured and return the goals."""
     rounds = len(ways[YARDSTICK].rates)
     table = Table(
-        title=f"Medians of {rounds} interleaved runs, concurrency {CONCURRENCY}, 1 nginx worker",
+        title=f"Medians of {rounds} interleaved runs, concurrency {ways[NONE].concurrency}",
         title_justify="left",
     )
     columns = ("req/s", "ratio", "Kong us", "ratio", "own us", "p99 ms")
@@ -268,7 +293,24 @@ def report(ways: dict[str, Way], missing: dict[str, int], console: Console) -> l
             rate.median >= _LEAST_RATE,
         ),
         Goal("Kong's CPU, openmeter / empty", f"{_MOST_CPU} or less", cpu.text(), cpu.median <= _MOST_CPU),
+        *_goals_of_lua(ways),
         Goal("events that did not arrive", "none", lost or "none", not missing),
+    ]
+
+
+def _goals_of_lua(ways: dict[str, Way]) -> list[Goal]:
+    """Return the goals of the Lua plugin: it is compared with no metering, not with a plugin server."""
+    lua, none = ways[LUA], ways[NONE]
+    rate, posts = Spread.of(lua.rates, none.rates), Spread.of(lua.rates, ways[HTTP_LOG].rates)
+    cpu = statistics.median(one - other for one, other in zip(lua.cpu_us, none.cpu_us, strict=True))
+    own = statistics.median(lua.server_us)
+    return [
+        Goal(
+            "requests/s, in Lua / no metering", f"{_LUA_RATE} or more", rate.text(), rate.median >= _LUA_RATE
+        ),
+        Goal("requests/s, in Lua / http-log", "2 or more", posts.text(), posts.median >= 2),
+        Goal("Kong's CPU, in Lua - no metering", f"{_LUA_CPU} us or less", f"{cpu:.1f} us", cpu <= _LUA_CPU),
+        Goal("the reader's CPU per event", f"{_READER_CPU} us or less", f"{own:.1f} us", own <= _READER_CPU),
     ]
 
 

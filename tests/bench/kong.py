@@ -117,7 +117,7 @@ def started(
     environment = dict(os.environ)
     if lua is not None:
         lines.append(f"lua_package_path = {lua.folder}/?.lua;;")
-        environment["OPENMETER_SEGMENTS"] = str(lua.segments)
+        environment["OPENMETER_PLUGIN_SEGMENTS"] = str(lua.segments)
     (directory / "kong.conf").write_text("\n".join(lines) + "\n")
     prefix = directory / "prefix"
     command = ["kong", "start", "-p", str(prefix), "-c", str(directory / "kong.conf")]

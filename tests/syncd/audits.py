@@ -196,7 +196,13 @@ class Audited:
         project = Project(folder, self.metering.url)
         document = {
             "sources": [{"type": "declarative-file", "path": "kong.yml"}],
-            "metering": {"dialect": self.dialect, "url": self.metering.url, "attempts": 1, **metering},
+            "metering": {
+                "dialect": self.dialect,
+                "url": self.metering.url,
+                "attempts": 1,
+                "dedupe_expiration": "90d",  # the sandbox remembers all ids
+                **metering,
+            },
             "gateways": self.gateways or [one.settings for one in self.sites],
         }
         project.config.write_text(json.dumps(document))  # JSON is YAML

@@ -14,6 +14,7 @@ import typer
 
 from openmeter_plugin.cli.options import fail
 from openmeter_plugin.config.gate_lua import DEFAULT_SOCKET, FEATURE_PATTERN, MODES, post_function
+from openmeter_plugin.units import plural
 
 app = typer.Typer(
     help="The gate: stops requests whose customers have used up what they paid for.", no_args_is_help=True
@@ -97,9 +98,8 @@ def status(
         sys.stdout.write(json.dumps(view, indent=2) + "\n")
         return
     figures = view["figures"]
-    sys.stdout.write(
-        f"mode {view['mode']}, {view['subjects']} subjects, oldest reading {figures['state_age']:.1f} s\n"
-    )
+    subjects, age = plural(view["subjects"], "subject"), figures["state_age"]
+    sys.stdout.write(f"mode {view['mode']}, {subjects}, oldest reading {age:.1f} s\n")
     for kong in figures["kongs"]:
         sys.stdout.write(f"kong {kong['id']} asked {kong['heard']:.1f} s ago, Lua half {kong['lua']}\n")
     for item in view["denied"]:

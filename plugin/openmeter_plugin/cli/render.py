@@ -111,7 +111,7 @@ def _show_part(console: Console, title: str, part: Part) -> None:
         f"  lost {_with_reasons(books.lost)}, damaged {_damaged(books)}, redelivered {books.redelivered}",
     )
     if books.ai_usage_gaps:
-        line(console, f"  AI usage unknown for {_with_reasons(books.ai_usage_gaps)} requests")
+        line(console, f"  AI usage unknown {_with_reasons(books.ai_usage_gaps)}")
     if books.violations:
         line(console, "  these counts do not add up: run `openmeter-plugin spool verify` and report a bug")
     unreadable = f" ({part.unreadable} unreadable)" if part.unreadable else ""

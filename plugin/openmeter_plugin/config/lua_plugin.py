@@ -2,7 +2,7 @@
 
 The code is in the folder `lua`. Generated are the schema, so that Kong validates the same settings whichever
 input is used, and what both languages must agree on: the version, the priority, and the names that carry
-credentials.
+credentials. Why it exists: docs/decisions/lua-plugin.md.
 """
 
 from __future__ import annotations

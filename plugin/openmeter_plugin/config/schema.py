@@ -168,8 +168,8 @@ _UNIT: Final[Field] = {
             "expression",
             "string",
             "Arithmetic over `input`, `cache_read`, `cache_write`, `output`, `reasoning` (the call's tokens,"
-            " each in one of them) and `cost`, such as `input + 0.1 * cache_read + 4 * (output + reasoning)`."
-            " Functions: `min`, `max`, `ceil`, `floor`.",
+            " each in one of them) and `cost`, such as `input + 1.25 * cache_write + 4 * output`; what it"
+            " does not name counts 0. Functions: `min`, `max`, `ceil`, `floor`.",
             required=True,
             len_min=1,
             len_max=500,

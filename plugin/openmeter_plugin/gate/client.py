@@ -15,16 +15,18 @@ import asyncio
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Final
+from typing import Any, Final, NamedTuple
 from urllib.parse import quote
 
-import httpx
+import httpcore
+import orjson
 from pydantic import SecretStr
 
 from openmeter_plugin import __version__
 from openmeter_plugin.foreign import foreign_text
 from openmeter_plugin.gate.accounts import Reading, Reason
 from openmeter_plugin.gate.settings import Settings
+from openmeter_plugin.network.tls import Tls
 
 _REASONS: Final = {
     "usage_limit_reached": Reason.USAGE_LIMIT_REACHED,
@@ -34,8 +36,31 @@ _REASONS: Final = {
 }
 _MISSING: Final = frozenset({404, 405, 501})
 _GONE: Final = frozenset({404, 410, 412})
-_MAX_CONNECTIONS: Final = 32
+MAX_CONNECTIONS: Final = 32
+"""Calls in flight, at most: if the metering API is slow, the gate asks less, not more at once."""
 _DEFAULT_RETRY_AFTER: Final = 1.0
+
+
+_HEADERS: Final[dict[bytes | str, bytes | str]] = {
+    "accept": "application/json",
+    "content-type": "application/json",
+    "user-agent": f"openmeter-gate/{__version__}",
+}
+_ERRORS: Final = (
+    httpcore.TimeoutException,
+    httpcore.NetworkError,
+    httpcore.ProtocolError,
+    httpcore.UnsupportedProtocol,
+    OSError,  # TimeoutError among them
+)
+
+
+class Answer(NamedTuple):
+    """An answer of the metering API."""
+
+    status_code: int
+    headers: Sequence[tuple[bytes, bytes]]
+    content: bytes
 
 
 class ApiError(Exception):
@@ -74,11 +99,13 @@ class AccessClient:
         self.calls: dict[tuple[str, str], int] = {}
         self._features = [feature.key for feature in settings.features if feature.credit is None]
         self._credits = {f.key: f.credit for f in settings.features if f.credit is not None}
-        self._http = httpx.AsyncClient(
-            timeout=metering.timeout,
-            limits=httpx.Limits(max_connections=_MAX_CONNECTIONS, max_keepalive_connections=_MAX_CONNECTIONS),
-            headers={"user-agent": f"openmeter-gate/{__version__}", "accept": "application/json"},
-            follow_redirects=False,
+        seconds = metering.timeout
+        self._extensions = {"timeout": dict.fromkeys(("connect", "read", "write", "pool"), seconds)}
+        self._http = httpcore.AsyncConnectionPool(
+            ssl_context=Tls().context() if metering.url.startswith("https:") else None,
+            max_connections=MAX_CONNECTIONS,
+            max_keepalive_connections=MAX_CONNECTIONS,
+            keepalive_expiry=60,
         )
 
     async def close(self) -> None:
@@ -99,7 +126,7 @@ class AccessClient:
         body = {"customer": {"keys": list(subjects)}}
         if self._features:
             body["feature"] = {"keys": self._features}
-        url = f"{self._v3}/entitlement-access/query?page[size]=100"
+        url = f"{self._v3}/entitlement-access/query?page%5Bsize%5D=100"
         answer = await self._call("query", "POST", url, body)
         if answer.status_code in _MISSING:
             if self._konnect:
@@ -185,7 +212,9 @@ class AccessClient:
 
     async def _credit(self, account: str, currency: str | None) -> Reading:
         asked = self._clock()
-        url = f"{self._v3}/customers/{quote(account, safe='')}/credits/balance?filter[currency]={currency}"
+        url = (
+            f"{self._v3}/customers/{quote(account, safe='')}/credits/balance?filter%5Bcurrency%5D={currency}"
+        )
         document = self._document(await self._call("credits", "GET", url))
         live = sum(float(item["live"]) for item in document["balances"] if item["currency"] == currency)
         return Reading(asked, None if live > 0 else Reason.NO_CREDIT_AVAILABLE, exact=True)
@@ -198,16 +227,21 @@ class AccessClient:
             return 0.0
         return _moment((self._document(answer).get("currentUsagePeriod") or {}).get("to"))
 
-    async def _call(self, name: str, method: str, url: str, body: object = None) -> httpx.Response:
-        token = self._token()
-        headers = {} if token is None else {"authorization": f"Bearer {token.get_secret_value()}"}
+    async def _call(self, name: str, method: str, url: str, body: object = None) -> Answer:
+        headers: dict[bytes | str, bytes | str] = dict(_HEADERS)
+        if (token := self._token()) is not None:
+            headers["authorization"] = f"Bearer {token.get_secret_value()}"
+        content = b"" if body is None else orjson.dumps(body)
         try:
             async with asyncio.timeout(self._settings.metering.timeout * 2):
-                answer = await self._http.request(method, url, json=body, headers=headers)
-        except (httpx.HTTPError, httpx.InvalidURL, TimeoutError, OSError) as error:
+                response = await self._http.request(
+                    method, url, headers=headers, content=content, extensions=self._extensions
+                )
+        except _ERRORS as error:
             self._count(name, "unreachable")
             detail = foreign_text(str(error)) or "no answer"
             raise ApiError("unreachable", f"{type(error).__name__}: {detail}") from None
+        answer = Answer(response.status, response.headers, response.content)
         self._count(name, str(answer.status_code))
         if answer.status_code == 429:
             raise ApiError("too_many_requests", "HTTP 429", _retry_after(answer))
@@ -224,11 +258,12 @@ class AccessClient:
     def _count(self, name: str, outcome: str) -> None:
         self.calls[name, outcome] = self.calls.get((name, outcome), 0) + 1
 
-    def _document(self, answer: httpx.Response) -> dict[str, Any]:
+    def _document(self, answer: Answer) -> dict[str, Any]:
         if answer.status_code != 200:
-            raise ApiError("failed", f"HTTP {answer.status_code}: {foreign_text(answer.text)}")
+            text = answer.content.decode("utf-8", "replace")
+            raise ApiError("failed", f"HTTP {answer.status_code}: {foreign_text(text)}")
         try:
-            document = answer.json()
+            document = orjson.loads(answer.content)
         except ValueError:
             document = None
         if not isinstance(document, dict):
@@ -252,9 +287,10 @@ def _exact(value: Mapping[str, Any], asked: float) -> Reading:
     return Reading(asked, None, exact=True, balance=balance, quota=quota)
 
 
-def _retry_after(answer: httpx.Response) -> float:
+def _retry_after(answer: Answer) -> float:
     try:
-        return min(max(float(answer.headers.get("retry-after", "")), 0.0), 300.0)
+        given = next((value for name, value in answer.headers if name.lower() == b"retry-after"), b"")
+        return min(max(float(given), 0.0), 300.0)
     except ValueError:
         return _DEFAULT_RETRY_AFTER
 

@@ -179,17 +179,13 @@ class Schedule:
             self._queries.drop(subject)
         return old
 
-    def calls(self, now: float) -> list[Call]:
-        """Return the calls to make now, within the budget."""
-        free = self.budget.take(now)
+    def calls(self, now: float, room: int = 1_000) -> list[Call]:
+        """Return the calls to make now, within the budget; `room` is how many may be in flight at once."""
+        free = min(self.budget.take(now), room)
         found: list[Call] = []
         while len(found) < free and self._new:
             batch = [self._new.popitem(last=False)[0] for _ in range(min(self.pace.batch, len(self._new)))]
             found.append(Query(tuple(batch)))
-        while len(found) < free and self._urgent:
-            account, _ = self._urgent.popitem(last=False)
-            self._balances.drop(account)
-            found.append(Balance(account))
         while len(found) < free and (call := self._next_due(now)) is not None:
             found.append(call)
         self.budget.spend(len(found))
@@ -201,10 +197,18 @@ class Schedule:
             if kind and (batch := self._queries.take(now, self.pace.batch)):
                 self._queries_next = False
                 return Query(tuple(batch))
-            if not kind and (accounts := self._balances.take(now, 1)):
+            if not kind and (account := self._next_balance(now)) is not None:
                 self._queries_next = True
-                return Balance(accounts[0])
+                return Balance(account)
         return None
+
+    def _next_balance(self, now: float) -> str | None:
+        if self._urgent:
+            account, _ = self._urgent.popitem(last=False)
+            self._balances.drop(account)
+            return account
+        accounts = self._balances.take(now, 1)
+        return accounts[0] if accounts else None
 
     def backlog(self, now: float) -> float:
         """Return how many seconds the access queries are late."""

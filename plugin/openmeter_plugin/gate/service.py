@@ -17,7 +17,7 @@ import orjson
 from openmeter_plugin import __version__
 from openmeter_plugin.gate import lines
 from openmeter_plugin.gate.accounts import Accounts, Key, Reading, Reason
-from openmeter_plugin.gate.client import Access, AccessClient, ApiError
+from openmeter_plugin.gate.client import MAX_CONNECTIONS, Access, AccessClient, ApiError
 from openmeter_plugin.gate.counting import SpoolTail
 from openmeter_plugin.gate.counts import Lots, Segment
 from openmeter_plugin.gate.overrides import Override, Overrides
@@ -105,7 +105,7 @@ class Gate:
 
     async def _ask_loop(self) -> None:
         while True:
-            for call in self.schedule.calls(time.monotonic()):
+            for call in self.schedule.calls(time.monotonic(), MAX_CONNECTIONS - len(self._tasks)):
                 task = asyncio.create_task(self.ask(call))
                 self._tasks.add(task)
                 task.add_done_callback(self._tasks.discard)

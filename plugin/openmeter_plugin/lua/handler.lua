@@ -19,12 +19,12 @@ local OpenMeter = { PRIORITY = generated.priority, VERSION = generated.version }
 
 -- kong.conf cannot set a variable of the environment in a worker, except by nginx_main_env. The master has them all,
 -- but nginx removes them from its workers: so this is read here, in the master, and again in the worker.
-local configured = os.getenv("OPENMETER_SEGMENTS")
+local configured = os.getenv("OPENMETER_PLUGIN_SEGMENTS")
 local folder, buf
 
 local function started()
   if not folder then
-    folder = segments.new(configured or os.getenv("OPENMETER_SEGMENTS") or "/run/openmeter/segments")
+    folder = segments.new(configured or os.getenv("OPENMETER_PLUGIN_SEGMENTS") or "/run/openmeter/segments")
     buf = buffer.new(4096)
   end
   return folder

@@ -5,7 +5,7 @@
 local cjson = require("cjson.safe").new()
 local ngx, kong, type, tonumber, pairs, ipairs = ngx, kong, type, tonumber, pairs, ipairs
 local setmetatable, rawget, next = setmetatable, rawget, next
-local sub, find, gmatch = string.sub, string.find, string.gmatch
+local sub, find, gmatch, floor = string.sub, string.find, string.gmatch, math.floor
 local encode = cjson.encode
 local workspace_name = require("kong.workspaces").get_workspace_name
 
@@ -44,6 +44,15 @@ local function id_text(id)
     return sub(encode(id), 2, -2)
   end
   return id
+end
+
+-- On the pages that nginx itself answers with, ngx.req.get_method() is not what the client sent.
+local function method(ctx)
+  if ctx.KONG_UNEXPECTED then
+    return (kong.request.get_method())
+  end
+  local sent = ngx.req.get_method()
+  return sent
 end
 
 local function number(value)
@@ -230,7 +239,7 @@ local function put_log(buf, instance, ctx, var, edits, ai, worker)
     id = worker .. "-" .. counter
   end
   local consumer, credential = ctx.authenticated_consumer, ctx.authenticated_credential
-  buf:put('{"request":{"id":"', id_text(id), '","method":', quoted(kong.request.get_method()), ',"size":', number(var.request_length))
+  buf:put('{"request":{"id":"', id_text(id), '","method":', quoted(method(ctx)), ',"size":', number(var.request_length))
   local headers = instance.headers and pick(kong.request.get_headers(), instance.headers)
   if edits or (consumer and not credential) then -- an anonymous consumer, if Kong has set this header
     headers = headers or {}
@@ -253,8 +262,9 @@ local function put_log(buf, instance, ctx, var, edits, ai, worker)
     buf:put(',"headers":', encode(headers) or "{}")
   end
   local source = kong.response.get_source(ctx)
-  buf:put('},"latencies":{"request":', tonumber(var.request_time) * 1000, ',"proxy":', ctx.KONG_WAITING_TIME or -1,
-    '},"started_at":', kong.request.get_start_time and kong.request.get_start_time() or ngx.req.start_time() * 1000,
+  local started = ngx.req.start_time() -- with ngx.now(), the same as $request_time, which is text
+  buf:put('},"latencies":{"request":', floor((ngx.now() - started) * 1000 + 0.5), ',"proxy":', ctx.KONG_WAITING_TIME or -1,
+    '},"started_at":', ctx.KONG_PROCESSING_START or started * 1000,
     ',"upstream_status":', quoted(var.upstream_status or ctx.buffered_status or ""),
     source == "service" and ',"source":"upstream"' or ',"source":"kong"')
   if ctx.route then

@@ -11,8 +11,8 @@ from collections.abc import Iterable, Mapping
 from enum import StrEnum
 from typing import Any, Final
 
-from openmeter_plugin.metering.ai_usage import AiCall, Version, blocks, is_fixed
-from openmeter_plugin.metering.lenient_json import count, first, json_object
+from openmeter_plugin.metering.ai_usage import AiCall, Version, ai_calls, blocks, is_fixed
+from openmeter_plugin.metering.lenient_json import count, first, json_object, text
 
 
 class AiUsageGap(StrEnum):
@@ -74,3 +74,29 @@ def statistics_off(response: Mapping[str, Any], ai: Mapping[str, Any], calls: It
         return True
     # With `log_payloads` on and `log_statistics` off.
     return any("payload" in block.table for block in blocks(ai) if block.keys)
+
+
+_METRICS: Final = {
+    "prompt_tokens": "llm_prompt_tokens_count",
+    "completion_tokens": "llm_completion_tokens_count",
+    "cost": "llm_usage_cost",
+}
+
+
+def with_metrics(log: Mapping[str, Any], metrics: object) -> Mapping[str, Any]:
+    """Return the log of a call without statistics with the usage that Kong counted nevertheless.
+
+    `metrics` is `ngx.ctx.ai_llm_metrics`, which Lua in Kong can read: on a real Kong 3.9.1 it has the
+    provider's counts of a call that is not streamed, logged or not. What is logged wins.
+    """
+    counted = json_object(metrics)
+    usage = {name: counted[metric] for name, metric in _METRICS.items() if metric in counted}
+    calls = ai_calls({"usage": usage})
+    response, ai = json_object(log.get("response")), json_object(log.get("ai"))
+    if not calls or not statistics_off(response, ai, ai_calls(ai)):
+        return log
+    model = text(first(json_object(response.get("headers")).get(MODEL_HEADER))) or ""
+    provider, _, name = model.partition("/")
+    meta = {"provider_name": provider, "request_model": name, "llm_latency": counted.get("llm_e2e_latency")}
+    proxy = json_object(ai.get("proxy"))
+    return {**log, "ai": {**ai, "proxy": {**proxy, "usage": usage, "meta": meta}}}

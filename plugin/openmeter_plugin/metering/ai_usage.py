@@ -191,8 +191,8 @@ def _calls(path: str, block: Mapping[str, Any], version: Version | None) -> Iter
     )
 
 
-def _cost(value: object) -> float | None:
-    return float(value) if isinstance(value, int | float) and 0 <= value < 1e15 else None
+def _cost(value: Any) -> float | None:
+    return float(value) if type(value) in (int, float) and 0 <= value < 1e15 else None
 
 
 def _specified(value: object) -> str | None:

@@ -82,11 +82,13 @@ def _check(node: ast.AST) -> None:
             pass
         case ast.Call():
             raise ValueError(f"{where}: the functions are {', '.join(_FUNCTIONS)}")
+        case ast.BinOp(left=left, op=op) if type(op) not in _OPERATORS:
+            raise ValueError(f"after column {left.end_col_offset}: the operators are + - * / and parentheses")
+        case ast.UnaryOp(op=op) if type(op) not in _OPERATORS:
+            raise ValueError(f"{where}: the operators are + - * / and parentheses")
         case ast.BinOp() | ast.UnaryOp() | ast.Name() | ast.Constant() | ast.Load():
             pass
-        case ast.operator() | ast.unaryop() if type(node) in _OPERATORS:
-            pass
         case ast.operator() | ast.unaryop():
-            raise ValueError("the operators are + - * / and parentheses")
+            pass  # checked with its operands, which have a column
         case _:
             raise ValueError(f"{where}: only arithmetic is possible here")

@@ -55,10 +55,19 @@ def _operations(document: _Document) -> Iterator[str]:
             if request := operation.get("requestBody"):
                 yield f"<p>Body: {_link(_content(request))}</p>"
             answers = [
-                (status, answer.get("description", ""), _content(answer))
+                (
+                    status,
+                    _when(answer),
+                    _content(answer),
+                )
                 for status, answer in sorted(operation["responses"].items())
             ]
             yield _table(("answer", "when", "type"), answers)
+
+
+def _when(answer: _Document) -> str:
+    text = str(answer.get("description", ""))
+    return "Success" if text == "Successful Response" else text
 
 
 def _content(described: _Document) -> str:

@@ -14,7 +14,8 @@ import orjson
 
 from openmeter_plugin.instances.instance import Instance
 from openmeter_plugin.instances.record import RoutedRecord, spool_record
-from openmeter_plugin.metering.lenient_json import json_object, parse_log
+from openmeter_plugin.metering.ai_gaps import with_metrics
+from openmeter_plugin.metering.lenient_json import encode_json, json_object, parse_log
 from openmeter_plugin.metering.pdk_queries import NO_RESULTS, PdkQuery
 from openmeter_plugin.segments.line_format import INSTANCE_ID, Flaw, Line, head_version, scan
 from openmeter_plugin.spool.segment import HEAD_SIZE, LOST, encode_record
@@ -22,6 +23,7 @@ from openmeter_plugin.spool.segment import HEAD_SIZE, LOST, encode_record
 FindInstance = Callable[[str], Instance | None]
 _INSTANCE_ID: Final = re.compile(INSTANCE_ID)
 _NOTHING: Final = msgspec.Raw(b"null")
+_AI_METRICS: Final = b'"ai_metrics"'
 
 
 class _Request(msgspec.Struct, gc=False):
@@ -97,13 +99,24 @@ def _parse(content: bytes) -> _Request | None:
 
 
 def _record(instance: Instance, request: _Request, content: bytes, position: int) -> RoutedRecord:
-    raw = bytes(request.log)
+    raw = _log(request)
     new_id = partial(_stable_id, content, position)
     results = NO_RESULTS
     # Query results are used only where needed, as the plugin server does, so that the events are the same.
     while isinstance(record := spool_record(instance, raw, results, new_id), PdkQuery):
         results = results.with_result(record, _query_result(request, record))
     return record
+
+
+def _log(request: _Request) -> bytes:
+    """Return a line's log, completed by the usage that Kong counted but did not log, if there is any."""
+    raw = bytes(request.log)
+    if _AI_METRICS not in bytes(request.x):
+        return raw
+    metrics = json_object(parse_log(bytes(request.x))).get("ai_metrics")
+    log = json_object(parse_log(raw))
+    completed = with_metrics(log, metrics)
+    return raw if completed is log else encode_json(completed)
 
 
 def _query_result(request: _Request, query: PdkQuery) -> object:

@@ -14,6 +14,7 @@ from pydantic.fields import FieldInfo
 
 from openmeter_plugin.config.instance_config import (
     DROPPING_QUEUE_KEYS,
+    ConfigError,
     PluginConfig,
     ineffective_queue_keys,
     parse_config,
@@ -21,6 +22,7 @@ from openmeter_plugin.config.instance_config import (
 from openmeter_plugin.config.schema import FIELDS, plugin_info
 from openmeter_plugin.metering.rules import Attribute, Lookup
 from tests.plugin.configurations import Config, config, parsed
+from tests.specs import SPECS_DIR
 
 # The schema and the models
 
@@ -185,6 +187,50 @@ KONG_PLUGIN_BETWEEN: dict[str, list[float]] = {
 }
 
 
+ADDED_IN_3_16 = {"allow_status_codes", "queue.breaker_cooldown", "queue.failure_threshold"}
+PUBLISHED = SPECS_DIR / "kong-metering-and-billing-plugin-3.15.json"
+
+
+@pytest.mark.skipif(not PUBLISHED.exists(), reason="Kong's published schema is not at hand (tests/specs.py)")
+def test_the_table_of_kongs_own_plugin_is_its_published_schema_of_3_15_and_what_3_16_added() -> None:
+    published = dict(published_fields(json.loads(PUBLISHED.read_text())["properties"]["config"]))
+    assert {at: kind for at, kind in KONG_PLUGIN.items() if at not in ADDED_IN_3_16} == {
+        at: ({"object": "record"}.get(field["type"], field["type"]), field.get("enum"))
+        for at, field in published.items()
+    }
+    ranges = {
+        at: [field["minimum"], field["maximum"]] for at, field in published.items() if "minimum" in field
+    }
+    assert {at: between for at, between in KONG_PLUGIN_BETWEEN.items() if at not in ADDED_IN_3_16} == ranges
+
+
+def published_fields(record: dict[str, Any], at: str = "") -> Iterator[tuple[str, dict[str, Any]]]:
+    for name, field in record["properties"].items():
+        yield f"{at}{name}", field
+        inner = field.get("items", field)
+        if "properties" in inner:
+            yield from published_fields(inner, f"{at}{name}.")
+
+
+@pytest.mark.parametrize(
+    ("changes", "named"),
+    [
+        ({"timeout": 0}, "timeout"),
+        ({"keepalive": -1}, "keepalive"),
+        ({"ingest_endpoint": "openmeter:8888"}, "ingest_endpoint"),
+        ({"allow_status_codes": ["2xx"]}, "allow_status_codes"),
+        ({"allow_status_codes": ["200"], "filters": {"statuses": ["200"]}}, "filters.statuses"),
+        ({"subject": {"look_up_value_in": "header"}}, "look_up_value_in"),
+        ({"subject": {"look_up_value_in": "consumer", "field": "email"}}, "subject"),
+    ],
+)
+def test_a_value_that_kongs_schema_lets_pass_but_that_cannot_work_is_refused_with_its_name(
+    changes: Config, named: str
+) -> None:
+    with pytest.raises(ConfigError, match=named):
+        parse_config(config(**changes))
+
+
 @pytest.mark.parametrize("at", sorted(KONG_PLUGIN))
 def test_every_setting_of_kongs_own_plugin_has_its_name_type_and_values(at: str) -> None:
     kind, values = KONG_PLUGIN[at]
@@ -255,7 +301,7 @@ def test_a_configuration_of_kongs_own_plugin_with_every_setting_is_accepted() ->
 
 
 def of_kongs_plugin(at: str) -> st.SearchStrategy[Any]:
-    """Values that Kong's own schema accepts for a setting; texts are those that its documentation shows."""
+    """Values that Kong's own schema accepts for a setting; negative times make no sense there either."""
     kind, values = KONG_PLUGIN[at]
     if values is not None:
         return st.sampled_from(values)
@@ -265,7 +311,8 @@ def of_kongs_plugin(at: str) -> st.SearchStrategy[Any]:
         "boolean": st.booleans(),
         "integer": st.integers(int(low), high),
         "number": st.integers(max(1, int(low)), high) | st.floats(max(low, 0.001), high),
-        "string": st.sampled_from(["x-department-id", "department", "status", "model", "custom_id"]),
+        "string": st.sampled_from(["x-department-id", "department", "status", "model", "ai_usage_gap"])
+        | st.text(min_size=1),
     }
     return kinds[kind]
 

@@ -207,9 +207,10 @@ class World:
     delivered: int = 0
     arriving: list[float] = field(default_factory=list)  # when the API will have counted each delivered one
     snapshot: tuple[str, int] | None = None
+    fleet: list[World] = field(default_factory=list)
 
     def counted(self, at: float) -> int:
-        return sum(moment <= at for moment in self.arriving)
+        return sum(moment <= at for node in self.fleet or [self] for moment in node.arriving)
 
     def requests(self, number: int) -> None:
         """Decide as the Lua core does. Without a ceiling the subject is unseen: nothing is promised."""
@@ -351,3 +352,33 @@ def test_one_node_never_passes_more_than_was_issued_and_in_the_end_all_of_it(
         world.feed()
         world.requests(issued + 1)
     assert world.passed == issued
+
+
+TICK, ASKED_EVERY, DELIVERED_AFTER, COUNTED_WITHIN = 0.1, 0.5, 0.3, 1.0
+BLIND = ASKED_EVERY + DELIVERED_AFTER + COUNTED_WITHIN + 2 * TICK
+"""For so long what one node passes may be unknown to another: until it is delivered, counted, and read."""
+
+
+@pytest.mark.parametrize("rate", [1, 4, 20])
+def test_three_nodes_pass_at_most_what_two_of_them_pass_while_they_cannot_know_of_each_other(
+    rate: int,
+) -> None:
+    issued = 600
+    fleet: list[World] = []
+    fleet += [World(issued, fleet=fleet) for _ in range(3)]
+    for tick in range(1, int(issued / rate) + 300):
+        for number, node in enumerate(fleet):
+            node.now = tick * TICK
+            if (tick + number) % round(ASKED_EVERY / TICK) == 0:
+                node.ask(0, 0)
+            node.report()
+            node.feed()
+            node.requests(rate)
+            node.log(rate)
+            node.read_spool()
+            node.deliver(DELIVERED_AFTER + COUNTED_WITHIN)
+            node.note_delivered()
+    passed = sum(node.passed for node in fleet)
+    assert issued <= passed <= issued + 2 * rate * BLIND / TICK
+    if rate == 20:
+        assert passed > issued  # the bound is needed: nodes do overshoot

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import socket
 from collections.abc import Callable
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final, Literal, Protocol
@@ -82,6 +82,7 @@ class Node:
         shell: Shell = "plugin",
         entries: int | None = 10_000,
         path: str = SOCKET,
+        now: float = 1_800_000_000.0,
         **config: Value,
     ) -> None:
         self.peer = peer
@@ -97,6 +98,7 @@ class Node:
             b"close": lambda link: link.close(),
         }
         self.runtime.execute(_STAND_IN.read_bytes(), self.runtime.table_from(python))
+        self.now = now
         self._accesses: list[Value] = []
         self.workers: list[Value] = []
         self.old: list[Value] = []
@@ -254,7 +256,7 @@ def _texts(table: Value) -> dict[str, str]:
 
 
 class UnixPeer(ExitStack):
-    """A real Unix socket. A read blocks, so that the virtual time of a node stands still meanwhile."""
+    """Real Unix sockets."""
 
     def connect(self, address: str) -> UnixLink | None:
         """Connect."""
@@ -273,29 +275,33 @@ class UnixLink:
 
     def __init__(self, link: socket.socket) -> None:
         self._link = link
+        self._got = b""
 
     def send(self, data: bytes) -> bool:
         """Send all."""
         try:
+            self._link.settimeout(5)
             self._link.sendall(data)
         except OSError:
             return False
         return True
 
     def receive(self, size: int, exact: bool) -> bytes | Literal[False] | None:
-        """Read what there is, or exactly this much."""
-        found = b""
-        try:
-            while not found or (exact and len(found) < size):
-                part = self._link.recv(size - len(found))
+        """Return what there is, or exactly this much, once it is there."""
+        self._link.settimeout(0.01)
+        with suppress(TimeoutError):
+            while len(self._got) < size and (exact or not self._got):
+                try:
+                    part = self._link.recv(65_536)
+                except ConnectionError:
+                    part = b""
                 if not part:
                     return False
-                found += part
-        except TimeoutError:
+                self._got += part
+        if not self._got or (exact and len(self._got) < size):
             return None
-        except OSError:
-            return False
-        return found
+        taken, self._got = self._got[:size], self._got[size:]
+        return taken
 
     def close(self) -> None:
         """Close it."""

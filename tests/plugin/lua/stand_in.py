@@ -45,7 +45,10 @@ ngx = {
   null = null,
   now = function() return now end,
   worker = { pid = function() return 4711 end, id = function() return 0 end },
-  req = { start_time = function() return request.started_at / 1000 end },
+  req = {
+    start_time = function() return now - request.request_time / 1000 end,
+    get_method = function() return request.method end,
+  },
   resp = { get_headers = function() return request.response_headers end },
 }
 kong = {
@@ -59,7 +62,6 @@ kong = {
     get_method = function() return request.method end,
     get_headers = function() return request.headers end,
     get_query = function() return request.querystring end,
-    get_start_time = function() return request.started_at end,
   },
   response = { get_source = function() return request.source end },
 }
@@ -188,6 +190,7 @@ class LuaPlugin:
         }
         ctx: dict[str, Value] = {name: value for name, value in entities.items() if value is not None}
         ctx |= {"request_id": request["id"]} if "id" in request else {}
+        ctx |= {"KONG_PROCESSING_START": log["started_at"]}
         ctx |= {"KONG_WAITING_TIME": latencies["proxy"]}
         ctx |= {"router_matches": {"uri_captures": beyond.get("captures") or {}}}
         ctx |= {name: beyond[name] for name in ("ai_llm_metrics",) if name in beyond}
@@ -196,7 +199,6 @@ class LuaPlugin:
         var = {
             "request_length": str(request["size"]),
             "bytes_sent": str(response["size"]),
-            "request_time": f"{latencies['request'] / 1000:.3f}",
             "upstream_status": log["upstream_status"],
             "request_completion": beyond.get("completion", "OK"),
         }
@@ -211,6 +213,7 @@ class LuaPlugin:
             "var": var,
             "status": response["status"],
             "method": request["method"],
+            "request_time": latencies["request"],
             "querystring": request["querystring"],
             "started_at": log["started_at"],
             "source": source,

@@ -237,12 +237,10 @@ def test_records_of_a_segment_that_somebody_deleted_are_counted(plugin: LuaPlugi
 def test_an_error_of_the_plugin_never_leaves_it_and_is_counted(plugin: LuaPlugin, folder: Path) -> None:
     conf = plugin.lua(SETTINGS)
     plugin.start(conf)
-    good = plugin.globals[b"kong"][b"request"][b"get_method"]
-    plugin.globals[b"kong"][b"request"][b"get_method"] = plugin.runtime.eval(
-        b"function() error('broken') end"
-    )
+    good = plugin.globals[b"ngx"][b"req"][b"get_method"]
+    plugin.globals[b"ngx"][b"req"][b"get_method"] = plugin.runtime.eval(b"function() error('broken') end")
     plugin.log(conf, LOG)
-    plugin.globals[b"kong"][b"request"][b"get_method"] = good
+    plugin.globals[b"ngx"][b"req"][b"get_method"] = good
     plugin.log(conf, LOG)
     assert (len(lines(folder)), lost(folder)) == (1, {"internal_error": 1})
     assert "broken" in plugin.said[0]

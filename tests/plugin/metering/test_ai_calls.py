@@ -9,6 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from openmeter_plugin.metering.ai_usage import AiCall, Version, ai_calls, is_fixed, kong_version
+from openmeter_plugin.metering.quarantine import redacted
 
 PARTS = {
     "input": ("prompt_tokens", "prompt_tokens_details"),
@@ -213,6 +214,27 @@ def test_the_embeddings_of_a_plugin_are_a_call_of_their_own() -> None:
     assert (rag.provider, rag.model) == ("openai", "text-embedding-ada-002")
 
 
+def test_the_embeddings_of_the_semantic_cache_are_billed_on_a_hit_whose_tokens_kong_sets_to_0() -> None:
+    cache = {
+        "cache_status": "hit",
+        "embeddings_tokens": 9,
+        "embeddings_provider": "openai",
+        "embeddings_model": "text-embedding-3-small",
+    }
+    usage = {"prompt_tokens": 0, "completion_tokens": 0, "total_tokens": 0, "cost": 0}
+    ai = {"proxy": {"usage": usage, "cache": cache}}
+    hit, embeddings = ai_calls(ai)
+    assert ai_calls(redacted({"ai": ai})["ai"]) == [hit, embeddings]
+    assert (hit.is_cache_hit, hit.total) == (True, 0)
+    assert (embeddings.name, embeddings.operation, embeddings.total) == ("proxy.cache", "embeddings", 9)
+    assert embeddings.model == "text-embedding-3-small"
+
+
+def test_a_cache_that_made_no_embeddings_is_no_call() -> None:
+    block = {"usage": {"prompt_tokens": 5}, "cache": {"cache_status": "miss", "embeddings_tokens": 0}}
+    assert [call.name for call in ai_calls({"proxy": block})] == ["proxy"]
+
+
 def test_a_judge_s_score_is_no_usage() -> None:
     ai = {"proxy": {"ai-llm-as-judge": {"usage": {"llm_accuracy": 95}, "meta": {"response_model": "gpt-4o"}}}}
     assert ai_calls(ai) == []
@@ -299,3 +321,10 @@ def test_no_part_is_negative_and_no_sum_is_smaller_than_what_kong_logged(
     assert found.tokens("input", "cache_read", "cache_write") >= usage["prompt_tokens"]
     assert found.tokens("output", "reasoning") >= usage["completion_tokens"]
     assert len({part[:2] for part in found.parts}) == len(found.parts)
+    # No token twice: each detail is added to Kong's sums at most once.
+    prompt, completion = usage.get("prompt_tokens_details", {}), usage.get("completion_tokens_details", {})
+    write = max(prompt.get("cache_write_tokens", 0), usage.get("cache_creation_input_tokens", 0))
+    details = prompt.get("cached_tokens", 0) + write + completion.get("reasoning_tokens", 0)
+    assert found.total <= usage["prompt_tokens"] + usage["completion_tokens"] + details
+    assert found.tokens("reasoning") == completion.get("reasoning_tokens", 0)
+    assert found.tokens("cache_read", "cache_write") == prompt.get("cached_tokens", 0) + write

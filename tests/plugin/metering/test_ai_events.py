@@ -181,6 +181,12 @@ def test_a_call_that_kong_had_no_price_for_costs_0() -> None:
     assert found(ai, AiRules(calls=True))["proxy:call"][1]["cost"] == 0
 
 
+@pytest.mark.parametrize("cost", [True, "0.5", -1, 1e300, None, [1]])
+def test_a_cost_that_is_no_amount_is_0(cost: object) -> None:
+    ai = {"proxy": {"usage": {"prompt_tokens": 1, "cost": cost}}}
+    assert found(ai, AiRules(calls=True))["proxy:call"][1]["cost"] == 0
+
+
 def test_a_unit_is_a_property_of_the_call() -> None:
     unit = compile_unit("credits", "input + 0.1 * cache_read + 4 * (output + reasoning)")
     _, data = found(proxy(), AiRules(units=(unit,)))["proxy:call"]

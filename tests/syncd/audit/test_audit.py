@@ -2,18 +2,33 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator
 from dataclasses import replace
 from datetime import datetime
 from functools import partial
 from itertools import count
 from pathlib import Path
+from typing import Any
 
 import httpx
 import pytest
 
+from tests.harness.kong_segments import Worker
 from tests.harness.process import eventually
-from tests.syncd.audits import HOUR, TOKEN, Audited, audited, found, hours_ago, site, span, subject_of
+from tests.syncd.audits import (
+    HOUR,
+    TOKEN,
+    Audited,
+    audited,
+    found,
+    hours_ago,
+    metering,
+    site,
+    span,
+    subject_of,
+)
+from tests.syncd.processes import Result
 from tests.syncd.servers import Answer, Asked, serving
 
 pytestmark = pytest.mark.slow
@@ -90,6 +105,60 @@ def test_a_redelivery_that_the_deduplication_drops_is_said_to_be_without_effect(
     assert world.audit(hour)[1]["redelivered_without_effect"] is None
 
 
+def test_hours_that_the_deduplication_has_forgotten_are_not_redelivered_without_force(
+    world: Audited, hour: datetime
+) -> None:
+    """The events that are still counted would be counted twice."""
+    east, _ = world.sites
+    recent = hours_ago(1)
+    east.serve("alice", hour, 4)
+    east.serve("bob", recent, 2)
+    world.metering.lose("alice", hour, 1)
+    world.metering.lose("bob", recent, 1)
+    project = world.project(dedupe_expiration="3h")
+
+    def redeliver(*arguments: str) -> tuple[Result, dict[str, Any]]:
+        options = ("--settle", "0", "--redeliver", "--wait", "--output", "json", *arguments)
+        ended = project.call("audit", *span(hour, recent), *options)
+        return ended, json.loads(ended.stdout)
+
+    ended, document = redeliver()
+    assert ended.returncode == 1
+    assert "1 missing event from before" in ended.stderr
+    assert "(metering.dedupe_expiration)" in ended.stderr
+    assert [(one["subject"], one["state"]) for one in document["redeliveries"]] == [(_BOB, "done")]
+    assert (hour, _ALICE, 1, 0, 0) in found(document)
+    assert _BOB not in [subject for _, subject, *_ in found(document)]
+    _, document = redeliver("--force")
+    assert _ALICE not in [subject for _, subject, *_ in found(document)]
+
+
+def test_events_that_a_gateway_lost_on_its_disk_are_a_difference(tmp_path: Path) -> None:
+    hour = hours_ago(2)
+    with metering(tmp_path) as api:
+        with site(tmp_path, "east", api.url) as east:
+            east.serve("alice", hour, 2)
+            api.fault(path="/api/v1/events", status=503)
+            east.serve("alice", hour, 3, settled=False)
+        (segment,) = (tmp_path / "east").glob("**/*.seg")
+        whole = segment.read_bytes()
+        segment.write_bytes(whole[: len(whole) // 2] + bytes(len(whole) - len(whole) // 2))
+        api.clear_faults()
+        with site(tmp_path, "east", api.url) as east:
+            with east.client() as gateway:
+                lost = eventually(lambda: sum(gateway.spool().total.books.lost_events.values()), what="loss")
+                eventually(lambda: gateway.spool().total.backlog == 0, what="delivery")
+            audit = Audited(tmp_path, api, [east])
+            status, document, _ = audit.audit(hour)
+            shown = audit.project().call("audit", *span(hour), "--settle", "0").stdout
+    assert status == 2
+    assert [(one["subject"], one["lost"], one["missing"]) for one in document["differences"]] == [
+        (_ALICE, lost, 0)
+    ]
+    assert f"{lost} lost on the gateway" in shown
+    assert "Usage is lost" in shown
+
+
 def test_a_dry_run_shows_redeliveries_without_requesting_them(world: Audited, hour: datetime) -> None:
     east, _ = world.sites
     east.serve("alice", hour, 3)
@@ -151,7 +220,7 @@ def test_refused_events_are_reported_as_such_and_not_redelivered(world: Audited,
     assert (status, found(document)) == (2, [(hour, _ALICE, 0, 1, 0)])
     assert document["redeliveries"] == []
     (difference,) = document["differences"]
-    assert difference["gateways"] == [{"name": "east", "delivered": 2, "dead_lettered": 1}]
+    assert difference["gateways"] == [{"name": "east", "delivered": 2, "dead_lettered": 1, "lost": 0}]
     result = world.project().call("audit", *span(hour))
     assert "openmeter-plugin spool dead-letters" in result.stdout
 
@@ -249,6 +318,24 @@ def _ends_with_an_error_where_nothing_leads_here(audit: Audited, other: Audited,
     ]
     status, document, _ = replace(only, gateways=named).audit(hour)
     assert (status, document["equal"], len(document["destinations_left_out"])) == (0, True, 1)
+
+
+def test_requests_that_a_gateway_has_lost_are_named_as_in_no_ledger(
+    world: Audited, hour: datetime, tmp_path: Path
+) -> None:
+    folder = tmp_path / "segments"
+    with site(tmp_path, "lossy", world.metering.url, "--segments", str(folder)) as lossy:
+        lossy.serve("alice", hour, 2)
+        eventually((folder / "instances").is_dir, what="the folder")
+        Worker(folder).lose(disk_full=3, no_folder=1)
+        audit = replace(world, gateways=[lossy.settings])
+        expected = {"lossy": {"disk_full": 3, "no_folder": 1}}
+        eventually(lambda: audit.audit(hour)[1].get("requests_lost") == expected, what="the losses")
+        status, document, _ = audit.audit(hour)
+        assert (status, document["equal"]) == (0, True)
+        shown = audit.project().call("audit", *span(hour), "--settle", "0").stdout
+    assert "In no ledger: 4 requests that lossy has lost since its spool was created" in shown
+    assert "(disk_full 3, no_folder 1)" in " ".join(shown.split())
 
 
 def test_events_removed_by_the_retention_cannot_be_redelivered_and_are_reported(

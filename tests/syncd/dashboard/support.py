@@ -15,6 +15,7 @@ import yaml
 
 from syncd.config import settings
 from syncd.daemon.service import RunningDaemon, running
+from syncd.dashboard.session import IDLE
 from tests.syncd.processes import Project
 
 TOKEN = "token-of-the-operator"
@@ -105,11 +106,18 @@ class Site:
 
 
 @contextmanager
-def site(project: Project, *, token: str | None = TOKEN, extra: str = "", daemon: str = "") -> Iterator[Site]:
+def site(
+    project: Project,
+    *,
+    token: str | None = TOKEN,
+    extra: str = "",
+    daemon: str = "",
+    session_idle: float = IDLE,
+) -> Iterator[Site]:
     """Run a daemon and wait until its first run has ended."""
     wanted = f", token: '{token}'" if token else ""
     project.configure(f"daemon: {{listen: '127.0.0.1:0', state_dir: state{wanted}{daemon}}}\n{extra}")
-    with running(settings.load(project.config)) as daemon_running:
+    with running(settings.load(project.config), session_idle=session_idle) as daemon_running:
         found = Site(daemon_running, daemon_running.address.url, project)
         with found.api() as client:
             deadline = time.monotonic() + 20

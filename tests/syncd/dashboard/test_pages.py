@@ -8,17 +8,18 @@ import threading
 import time
 from collections.abc import Iterator
 from contextlib import closing, contextmanager
+from dataclasses import replace
 from datetime import UTC, datetime
+from html import unescape
 
 import httpx
 import pytest
 
 from syncd.config import settings
 from syncd.core.changes import Change, Plan
-from syncd.dashboard import pages
 from syncd.runs.history import History
 from syncd.runs.options import RunOptions
-from syncd.runs.run import Run, RunState
+from syncd.runs.run import Run, RunState, new_run
 from tests.syncd.builders import OWNER
 from tests.syncd.dashboard.gateways import FakeGateway, configured, dead_letter, gateway
 from tests.syncd.dashboard.support import Site, Visitor, consumers, site, text_of
@@ -206,10 +207,17 @@ def test_unbilled_usage_has_a_reason_for_each_subject(project: Project, sandbox:
         send(sandbox, event("1", subject=late), event("2", subject=new), event("3", subject="stranger"))
         rerun(found, dry_run=True)
         page = visitor.see("/dashboard/unbilled")
-        assert "1 0 blocked" in row(page, late)
-        assert "has an active subscription" in row(page, late)
-        assert "1 0 next run The next run attributes it to customer" in row(page, new)
-        assert "1 0 unknown No source names this subject" in row(page, "stranger")
+        assert f"{late} acme 1 0 blocked subscription" in row(page, "late"), "with the name behind the id"
+        assert f"{new} consumer-" in row(page, "new")
+        assert "1 0 next run" in row(page, "new")
+        assert "none 1 0 unknown" in row(page, "stranger")
+        headings = re.findall(r'<h2 id="cause-\d">(.+?)</h2>', page)
+        assert [unescape(heading) for heading in headings] == [
+            "Active subscription: the customer's subjects cannot change",
+            "No source names the subject",
+            "Fixed by the next run",
+        ]
+        assert page.count("between two subscriptions") == 1, "the cure, once for each cause"
 
 
 def test_dead_letters_show_the_answers_and_are_paged(project: Project) -> None:
@@ -239,16 +247,14 @@ def test_a_gateway_that_refuses_the_token_says_which_setting_it_is(project: Proj
     assert "another-token-of-the" not in page
 
 
-def test_runs_are_listed_and_paged_and_their_plans_outlive_the_daemon(
-    project: Project, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(pages, "_RUNS_PER_PAGE", 5)
+def test_runs_are_listed_and_paged_and_their_plans_outlive_the_daemon(project: Project) -> None:
     with site(project) as found, found.operator() as visitor:
         (first,) = re.findall(r'href="/dashboard/runs/(\w+)"', visitor.see("/dashboard/runs"))
-        for _ in range(7):
-            rerun(found, dry_run=True)
+        with closing(History(found.running.config.daemon.state_dir)) as history:
+            for _ in range(52):
+                history.save(replace(new_run("schedule", RunOptions()), state=RunState.SUCCEEDED).summary())
         page = visitor.see("/dashboard/runs")
-        assert len(re.findall(r'href="/dashboard/runs/\w+"', page)) == 5
+        assert len(re.findall(r'href="/dashboard/runs/\w+"', page)) == 50
         older = visitor.see("/dashboard/runs", page="2")
         assert first in older
         assert "No older runs" in visitor.see("/dashboard/runs", page="999")

@@ -7,7 +7,7 @@ from datetime import UTC, datetime, timedelta
 
 import pytest
 
-from syncd.core.changes import Change, ChangeKind, EntityState, Outcome, Plan, Status
+from syncd.core.changes import Cause, Change, ChangeKind, EntityState, Outcome, Plan, Status
 from syncd.core.unbilled import UnbilledSubject, UnbilledUsage
 from syncd.dashboard.views import apply_form, drift, latest_full_run, page_of, run_line, unbilled
 from syncd.planning.scope import Scope
@@ -157,6 +157,27 @@ def test_each_unbilled_subject_has_its_reason() -> None:
     assert "No source names this subject" in reasons[2]
     assert (found.events, found.tokens, found.count("blocked")) == (123, 5, 1)
     assert found.since == datetime(2026, 11, 1, tzinfo=UTC)
+
+
+def test_unbilled_subjects_are_grouped_by_cause_the_largest_first_with_the_figures_of_all() -> None:
+    stuck = replace(STUCK, subject_keys=("b1", "b2"), names=("bob", "bert"), cause=Cause.ELSEWHERE, fact="f")
+    stuck = replace(stuck, reason="pass --allow-move")
+    subjects = (
+        UnbilledSubject("s1", 100, 0, "planned"),
+        UnbilledSubject("gone", 3, 0, "unknown"),
+        UnbilledSubject("b1", 2, 0, "blocked"),
+        UnbilledSubject("b2", 2, 0, "blocked"),
+    )
+    found = unbilled(run(plan(CREATE, stuck, unbilled=replace(UNBILLED, subjects=subjects)), dry=True))
+    assert found
+    assert [row.key for row in found.by_cause] == ["b1", "b2", "gone", "s1"]
+    groups = found.groups(found.by_cause[:1])
+    assert [(group.heading, group.count, group.events) for group in groups] == [
+        ("Another customer has the subject", 2, 4)
+    ]
+    assert (groups[0].rows[0].name, groups[0].rows[0].fact) == ("bob", "f")
+    assert groups[0].cure.startswith("Pass --allow-move")
+    assert groups[0].option == "Move subjects between managed customers"
 
 
 def test_usage_that_the_run_has_attributed_is_no_longer_unbilled() -> None:

@@ -11,11 +11,10 @@ from collections.abc import Callable
 import pytest
 
 from syncd.core.errors import ApiError, MalformedError, SourceError, StoppedError, UnreachableError
-from syncd.http import connection, pagination
+from syncd.http import connection
 from syncd.http.client import ApiClient, Endpoint
 from syncd.http.pagination import Page, read_all
 from syncd.http.retry import Retry
-from syncd.sources import consumers
 from syncd.sources.consumers import offset_pages
 from tests.harness.sockets import read_request, reply, talking
 from tests.syncd.servers import Answer, Asked, serving
@@ -23,17 +22,23 @@ from tests.syncd.servers import Answer, Asked, serving
 MIB = 1024 * 1024
 
 
-def client(url: str, timeout: float = 5, should_stop: Callable[[], bool] = lambda: False) -> ApiClient:
-    endpoint = Endpoint("metering", url, "metering.token", "do it", token="s3cr3t", timeout=timeout)
+def client(
+    url: str,
+    timeout: float = 5,
+    should_stop: Callable[[], bool] = lambda: False,
+) -> ApiClient:
+    endpoint = Endpoint(
+        "metering",
+        url,
+        "metering.token",
+        "do it",
+        token="s3cr3t",
+        timeout=timeout,
+        max_answer_bytes=4 * MIB,
+    )
     return ApiClient(endpoint, Retry(attempts=1, should_stop=should_stop))
 
 
-@pytest.fixture
-def short_answers(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(connection, "MAX_ANSWER_BYTES", 4 * MIB)
-
-
-@pytest.mark.usefixtures("short_answers")
 def test_a_body_without_an_end_is_not_read_to_its_end() -> None:
     sent = 0
 
@@ -54,7 +59,6 @@ def test_a_body_without_an_end_is_not_read_to_its_end() -> None:
     assert sent < 40 * MIB
 
 
-@pytest.mark.usefixtures("short_answers")
 def test_a_small_body_that_unpacks_to_a_huge_one_is_refused_while_it_is_unpacked(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
@@ -242,11 +246,10 @@ def test_a_page_that_brings_nobody_new_ends_a_list_that_names_ever_new_pages(
         assert len(server.asked) <= 4
 
 
-def test_a_list_of_ever_new_consumers_ends_at_a_limit(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(consumers, "_MAX_PAGES", 5)
+def test_a_list_of_ever_new_consumers_ends_at_a_limit() -> None:
     with serving(offsets(lambda number: [{"id": str(number)}])) as server, client(server.url) as api:
         with pytest.raises(SourceError, match="more than 5 pages"):
-            list(offset_pages(api, "/consumers", {}, "kong"))
+            list(offset_pages(api, "/consumers", {}, "kong", max_pages=5))
         assert len(server.asked) == 5
 
 
@@ -256,8 +259,7 @@ def test_an_empty_last_page_is_the_end_and_no_error() -> None:
         assert list(offset_pages(api, "/consumers", {}, "kong")) == [{"id": "1"}]
 
 
-def test_a_numbered_list_of_ever_new_entries_ends_at_a_limit(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(pagination, "_MAX_PAGES", 5)
+def test_a_numbered_list_of_ever_new_entries_ends_at_a_limit() -> None:
     asked: list[int] = []
 
     def fetch(number: int, _size: int) -> Page:
@@ -265,7 +267,7 @@ def test_a_numbered_list_of_ever_new_entries_ends_at_a_limit(monkeypatch: pytest
         return Page([{"id": str(len(asked))}], 10**12)
 
     with pytest.raises(MalformedError, match="customers: more than 5 pages"):
-        read_all(fetch, "customers", created="createdAt")
+        read_all(fetch, "customers", created="createdAt", max_pages=5)
     assert len(asked) == 7
 
 

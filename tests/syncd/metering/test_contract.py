@@ -155,6 +155,23 @@ def test_an_edit_whose_answer_was_lost_reads_again_before_it_writes_again(
     assert seen == ["old", "new"]
 
 
+def test_a_deletion_that_failed_reads_and_checks_again_before_it_deletes_again(
+    target: Target, sandbox: httpx.Client
+) -> None:
+    made = by_hand(sandbox, key="acme", name="ACME")
+    fault(sandbox, method="DELETE", status=503, count=1)
+    checked: list[str] = []
+
+    def only_once(there: ObservedCustomer) -> None:
+        if checked:
+            raise BlockedError("a person wants to keep it by now")
+        checked.append(there.id)
+
+    with pytest.raises(BlockedError):
+        target.delete_customer(str(made["id"]), only_once)
+    assert target.customer_by_key("acme") is not None
+
+
 def test_an_edit_gives_up_after_its_attempts(target: Target, sandbox: httpx.Client) -> None:
     made = by_hand(sandbox, key="acme", name="old")
     fault(sandbox, method="PUT", status=503)

@@ -15,6 +15,7 @@ Faults that a server, a proxy or a network can cause, except those that no clien
 from __future__ import annotations
 
 import json
+import re
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -23,8 +24,10 @@ from email.utils import format_datetime
 from typing import Any, Literal
 from urllib.parse import parse_qs, quote, unquote
 
+from syncd.core.ownership import is_managed
+from tests.syncd.model.people import Creates, edit
 from tests.syncd.model.sandboxed import Reply, Sandboxed
-from tests.syncd.model.truth import Step, Truth, read_truth, step_between
+from tests.syncd.model.truth import OWNER, Step, Truth, read_truth, step_between
 
 Kind = Literal["create", "write", "one", "part", "list", "other"]
 """Kinds of requests: `one` reads a customer by id or key, `part` something that depends on one."""
@@ -49,6 +52,15 @@ FAULTS = (
     "late-3",
 )
 
+RACES = ("taken-key", "taken-key-late", "taken-subject", "500-edit", "500-disown", "acted-500-edit")
+"""What a person does right at a request.
+
+`taken-*`: just before it, a person creates a customer with the key or a subject that it is about, so that a
+creation gets a plain 409, or takes over the customer with that key; `late`: the next read of a customer does
+not show that yet. `*-edit`, `*-disown`: the request fails, and before it is repeated, a person edits or takes
+over its customer.
+"""
+
 
 class CutError(Exception):
     """The connection ends without an answer."""
@@ -60,9 +72,12 @@ class SilenceError(Exception):
 
 @dataclass(frozen=True)
 class Fault:
-    """Spoils the request with this number, from 0, among those of a kind in one run."""
+    """Spoils the request with this number, from 0, among those of a kind in one run.
 
-    among: Kind | Literal["any"]
+    `key` are reads by key, `delete` deletions of customers.
+    """
+
+    among: Kind | Literal["any", "key", "delete"]
     number: int
     what: str
 
@@ -78,6 +93,8 @@ class Write:
     begun: Sequence[dict[str, Any]]
     distrusted: bool
     """Whether syncd had seen an answer about someone else before."""
+    foreign: frozenset[str]
+    """Keys whose customer, as syncd read it last, is not managed."""
 
 
 _NO_METERS = Reply(404, b'{"title": "Not Found", "status": 404, "detail": "meter not found"}')
@@ -106,6 +123,8 @@ class MeteringApi:
 
     def __post_init__(self) -> None:
         self._edited: dict[str, int] = {}
+        self._foreign: set[str] = set()
+        self._next_read_late = 0
         self._entities_edited = 0
         self._began, self._listed_late = 0, False
         self._last: Kind = "other"
@@ -116,6 +135,7 @@ class MeteringApi:
         self.faults, self.interruptions = faults, sorted(interruptions, key=lambda one: one[0])
         self.writes, self.seen, self.lied, self.hurt = [], Counter(), False, False
         self._began, self._listed_late = self.sandbox.database.version, False
+        self._foreign, self._next_read_late = set(), 0
 
     def catch_up(self) -> None:
         """End all lags."""
@@ -144,17 +164,23 @@ class MeteringApi:
         while not is_bound and self._is_interrupted():
             self.interruptions.pop(0)[1]()
         self._last = kind
-        what = self._fault(kind)
+        what = self._fault(kind, method, target)
         if what is None:
             return self._dated(self._pass(kind, method, target, body))
         self.hurt = True
-        return self._dated(self._spoilt(what, kind, method, target, body))
+        answer = self._raced if what in RACES else self._spoilt
+        return self._dated(answer(what, kind, method, target, body))
 
     def _is_interrupted(self) -> bool:
         return bool(self.interruptions) and self.interruptions[0][0] <= self.seen["any"]
 
-    def _fault(self, kind: Kind) -> str | None:
-        numbers = {"any": self.seen["any"], kind: self.seen[kind]}
+    def _fault(self, kind: Kind, method: str, target: str) -> str | None:
+        kinds = ["any", kind]
+        if kind == "one" and _key_asked(target):
+            kinds.append("key")
+        if method == "DELETE" and "/customers/" in target:
+            kinds.append("delete")
+        numbers = {name: self.seen[name] for name in kinds}
         self.seen.update(numbers.keys())
         return next((one.what for one in self.faults if numbers.get(one.among) == one.number), None)
 
@@ -172,11 +198,23 @@ class MeteringApi:
         try:
             if database.behind and self._must_be_fresh(kind, target, database.version_read()):
                 database.behind = 0
-            return self.sandbox.call(method, target, body)
+            reply = self.sandbox.call(method, target, body)
         finally:
             database.behind = 0
+        if kind == "one":
+            self._note_owner(reply)
+        return reply
+
+    def _note_owner(self, reply: Reply) -> None:
+        found = reply.document if reply.ok else {}
+        for one in found.get("data", [found]):
+            is_ours = is_managed(one.get("metadata") or one.get("labels") or {}, OWNER)
+            (self._foreign.discard if is_ours else self._foreign.add)(one.get("key"))
 
     def _lag(self, kind: Kind) -> int:
+        if kind == "one" and self._next_read_late:
+            late, self._next_read_late = self._next_read_late, 0
+            return late
         return {"list": self.lists_late, "one": self.reads_late, "part": self.reads_late}.get(kind, 0)
 
     def _must_be_fresh(self, kind: Kind, target: str, version: int) -> bool:
@@ -197,8 +235,36 @@ class MeteringApi:
         if reply.ok:
             step = step_between(before, self.truth())
             request = f"{method} {unquote(target)}"
-            self.writes.append(Write(request, body.decode(), step, before, begun, distrusted))
+            foreign = frozenset(self._foreign)
+            self.writes.append(Write(request, body.decode(), step, before, begun, distrusted, foreign))
         return reply
+
+    def _raced(self, what: str, kind: Kind, method: str, target: str, body: bytes) -> Reply:
+        if what.startswith("taken-"):
+            if (taken := self._taken(what, kind, target, body)) is not None:
+                self.by_person(taken)
+                self._next_read_late = int(what.endswith("late"))
+            return self._pass(kind, method, target, body)
+        acted = self._pass(kind, method, target, body) if what.startswith("acted-") else None
+        created = acted.document["id"] if acted and acted.ok and kind == "create" else None
+        identity = created or target.partition("?")[0].rpartition("/")[2]
+        deed = "disown" if what.endswith("disown") else "describe"
+        self.by_person(lambda sandbox: edit(sandbox, identity, deed))
+        return self._spoilt("500", kind, method, target, body)
+
+    def _taken(self, what: str, kind: Kind, target: str, body: bytes) -> Callable[[Sandboxed], object] | None:
+        """Return what a person does so that this request finds its key or subject taken."""
+        document = json.loads(body) if body else None
+        named = document if isinstance(document, dict) else {}
+        attribution = named.get("usageAttribution") or named.get("usage_attribution") or {}
+        subjects = attribution.get("subjectKeys") or attribution.get("subject_keys") or []
+        if what == "taken-subject":
+            free = [subject for subject in subjects if not self.truth().payers(subject)]
+            return Creates(f"by-hand-{self.sandbox.database.version}", (free[0],)) if free else None
+        key = named.get("key") if kind == "create" else _key_asked(target) if kind == "one" else None
+        if there := self.truth().by_key(key):
+            return lambda sandbox: edit(sandbox, there.id, "disown")
+        return Creates(key, ()) if key else None
 
     def _spoilt(self, what: str, kind: Kind, method: str, target: str, body: bytes) -> Reply:
         acted = self._pass(kind, method, target, body) if what.startswith("acted-") else None
@@ -259,6 +325,16 @@ class MeteringApi:
             found = self.sandbox.call("GET", f"{base}/{other}/subscriptions")
             return found if found.document["items"] else None
         return None
+
+
+_ID = re.compile(r"\d{26}")
+
+
+def _key_asked(target: str) -> str | None:
+    """Return the key by which a request reads a customer."""
+    path, _, query = target.partition("?")
+    name = unquote(path.rpartition("/")[2])
+    return parse_qs(query).get("filter[key][eq]", [None if _ID.fullmatch(name) else name])[0]
 
 
 def kind_of(method: str, target: str) -> Kind:

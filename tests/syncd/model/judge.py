@@ -128,6 +128,11 @@ def _changed(had: Customer, has: Customer, run: Circumstances, write: Write) -> 
         yield from _attached(had, subject, run)
     for subject in sorted(had.subjects - has.subjects):
         yield from _detached(had, subject, run)
+        if (
+            run.announced(ChangeKind.MOVE_SUBJECTS, had, subject)
+            and run.wanted().get(subject) in write.foreign
+        ):
+            yield f"moved {subject} away from {had.key}, though its new customer is not ours"
 
 
 def _metadata(had: Customer, has: Customer, run: Circumstances) -> Iterator[str]:

@@ -28,7 +28,7 @@ from syncd.runs.history import History, HistoryRecorder
 from syncd.runs.options import RunOptions
 from syncd.runs.reconciler import Reconciler
 from syncd.runs.run import FINISHED, Run, RunObserver, RunState, new_run
-from tests.syncd.model.api import FAULTS, CutError, Fault, MeteringApi, SilenceError
+from tests.syncd.model.api import FAULTS, RACES, CutError, Fault, MeteringApi, SilenceError
 from tests.syncd.model.judge import (
     Circumstances,
     faults_of_outcome,
@@ -113,9 +113,18 @@ faults = st.one_of(
 _faults_of_writes = st.builds(
     Fault, st.sampled_from(["create", "write", "write"]), st.integers(0, 2), st.sampled_from(FAULTS)
 )
+_races = st.builds(
+    Fault,
+    st.sampled_from(["create", "write", "key"]),
+    st.sampled_from([0, 0, 1, 2]),
+    st.sampled_from(RACES),
+)
+_mixed_up_answers = st.builds(
+    Fault, st.sampled_from(["one", "key", "write", "part"]), st.integers(0, 2), st.just("someone-else")
+)
 troubles = st.builds(
     Troubles,
-    st.lists(faults, max_size=5).map(tuple),
+    st.lists(faults | _races, max_size=5).map(tuple),
     st.lists(st.tuples(st.integers(0, 20), deeds), max_size=2).map(tuple),
     st.sampled_from(("none",) * 8 + KONG_FAULTS),
     st.one_of(st.none(), st.none(), st.none(), st.integers(0, 20)),
@@ -208,7 +217,7 @@ class SyncdMachine(RuleBasedStateMachine):
         news=news,
         dialect=st.sampled_from(_DIALECTS),
         move=st.booleans(),
-        fault=faults | _faults_of_writes,
+        fault=faults | _faults_of_writes | _mixed_up_answers,
         again=st.booleans(),
     )
     def syncd_meets_a_fault(
@@ -217,6 +226,19 @@ class SyncdMachine(RuleBasedStateMachine):
         self.kong.change(news)
         repeated = Fault(fault.among, fault.number + 1, fault.what)
         self._run(dialect, RunOptions(allow_move=move), Troubles((fault, repeated) if again else (fault,)))
+
+    @rule(consumer=_consumers, dialect=st.sampled_from(_DIALECTS), race=_races)
+    def a_person_is_faster(self, consumer: Consumer, dialect: Dialect, race: Fault) -> None:
+        self._run(dialect, RunOptions())
+        self.kong.change([consumer])
+        self._run(dialect, RunOptions(allow_move=True), Troubles((race,)))
+
+    @rule(name=_ids, dialect=st.sampled_from(_DIALECTS), edit=st.sampled_from(["500-edit", "500-disown"]))
+    def a_person_changes_their_mind_about_a_removal(self, name: str, dialect: Dialect, edit: str) -> None:
+        self.kong.change([name])
+        for _ in range(3):
+            self._run(dialect, RunOptions(), Troubles((Fault("delete", 0, edit),)))
+            self.now += timedelta(hours=49)
 
     @rule(dialect=st.sampled_from(_DIALECTS), move=st.booleans())
     def peace_brings_order(self, dialect: Dialect, move: bool) -> None:

@@ -42,33 +42,40 @@ class Edits:
     what: str
 
     def __call__(self, sandbox: Sandboxed) -> None:
-        if (identity := _pick(sandbox, self.index)) is None:
-            return
-        path = f"/api/v1/customers/{identity}"
-        there = sandbox.call("GET", path).document
-        body = {name: there[name] for name in _PUT if there.get(name) is not None}
-        metadata = dict(body.get("metadata", {}))
-        keys = list(body.get("usageAttribution", {}).get("subjectKeys", []))
-        match self.what.split(" "):
-            case ["rename"]:
-                body["name"] = "Renamed"
-            case ["describe"]:
-                body |= {"description": "edited", "primaryEmail": "finance@example.org"}
-            case ["tag"]:
-                metadata["crm"] = "7"
-            case ["disown"]:
-                metadata["sync-owner"] = "someone"
-            case ["release"]:
-                for name in ("managed-by", "sync-owner"):
-                    metadata.pop(name, None)
-            case ["attach", subject]:
-                keys.append(subject)
-            case ["detach", subject]:
-                keys = [key for key in keys if key != subject]
-        body["metadata"] = metadata
-        if keys or "usageAttribution" in body:
-            body["usageAttribution"] = {"subjectKeys": sorted(set(keys))}
-        _send(sandbox, "PUT", path, body)
+        if (identity := _pick(sandbox, self.index)) is not None:
+            edit(sandbox, identity, self.what)
+
+
+def edit(sandbox: Sandboxed, identity: str, what: str) -> None:
+    """Change one field of a customer, if it is there."""
+    path = f"/api/v1/customers/{identity}"
+    reply = sandbox.call("GET", path)
+    if not reply.ok or reply.document.get("deletedAt"):
+        return
+    there = reply.document
+    body = {name: there[name] for name in _PUT if there.get(name) is not None}
+    metadata = dict(body.get("metadata", {}))
+    keys = list(body.get("usageAttribution", {}).get("subjectKeys", []))
+    match what.split(" "):
+        case ["rename"]:
+            body["name"] = "Renamed"
+        case ["describe"]:
+            body |= {"description": "edited", "primaryEmail": "finance@example.org"}
+        case ["tag"]:
+            metadata["crm"] = "7"
+        case ["disown"]:
+            metadata["sync-owner"] = "someone"
+        case ["release"]:
+            for name in ("managed-by", "sync-owner"):
+                metadata.pop(name, None)
+        case ["attach", subject]:
+            keys.append(subject)
+        case ["detach", subject]:
+            keys = [key for key in keys if key != subject]
+    body["metadata"] = metadata
+    if keys or "usageAttribution" in body:
+        body["usageAttribution"] = {"subjectKeys": sorted(set(keys))}
+    _send(sandbox, "PUT", path, body)
 
 
 @dataclass(frozen=True)

@@ -12,7 +12,7 @@ from syncd.core.changes import Change, ChangeKind, Plan, Status
 from syncd.core.model import ObservedCustomer, ObservedState, ObservedSubject, Principal
 from syncd.core.ownership import is_label_value, ownership_metadata
 from syncd.core.policy import POLICIES, Policy
-from syncd.planning.orphans import Grace
+from syncd.planning.orphans import Grace, Obstacle
 from syncd.planning.plan import PlanOptions
 from tests.syncd.builders import BY_TAG, OWNER, consumer, customer, lines, plan_for, replace, static
 from tests.syncd.memory_target import MemoryTarget
@@ -114,9 +114,22 @@ def test_a_customer_with_subjects_of_others_is_never_deleted(subjects: tuple[str
     assert "syncd does not manage" in scenario.plan(4000).changes[0].reason
 
 
+def test_a_customer_whose_only_subject_is_its_own_key_is_deleted_where_there_are_no_entities() -> None:
+    """As mapping.subject_field: username and mapping.key: "{subject}" make them."""
+    scenario = Scenario(customer("alice", "alice", owner=OWNER), delete_after=50)
+    assert scenario.sync(0) == ["mark-orphaned alice alice"]
+    assert scenario.sync(40) == ["detach-subjects alice alice"]
+    assert scenario.sync(50) == ["delete-customer alice"]
+
+
+def test_a_group_keeps_a_subject_that_is_its_own_key() -> None:
+    scenario = Scenario(customer("acme", "consumer:1", "acme", owner=OWNER))
+    assert scenario.sync(0, ALICE) == []
+
+
 @pytest.mark.parametrize("why", ["it has entitlements (f)", None])
 def test_a_customer_that_must_stay_is_not_deleted(why: str | None) -> None:
-    undeletable = {"id-acme": why} if why else {}
+    undeletable = {"id-acme": Obstacle(why)} if why else {}
     scenario = Scenario(customer("acme", "consumer:1", owner=OWNER), delete_after=40)
     scenario.sync(0)
     grace = Grace(START + timedelta(days=40), timedelta(days=40), timedelta(days=40))

@@ -9,6 +9,7 @@ local now, sleep = ngx.now, ngx.sleep
 
 local WAIT, TIMEOUT, HOLD = 2, 5, 6 -- seconds of a long poll, of its socket, and of the feeding worker's lock
 local REPORT = 0.5 -- seconds between two reports
+local AWAY = 1 -- seconds between two attempts to reach the gate; nginx logs each that fails
 local SLICE, LINES = 100, 2000 -- lines applied before requests are served in between (0.2 ms); lines of a report
 local SPARE = 65536 -- bytes of the dict that no new entry takes: the bookkeeping must not fail
 local BODY, HEAD = 8388608, 16384 -- the largest answer, and its largest head
@@ -217,12 +218,12 @@ return function(dict, shared, version, gate)
     local target = ("/v1/feed?kong=%s&since=%s&wait=%d&lua=%s"):format(id(), since, WAIT, version)
     local status, body = exchange(session, "GET " .. target .. " HTTP/1.1\r\nHost: gate\r\n\r\n")
     if status == 503 then return 0.2 end -- the gate is starting
-    if status ~= 200 then return REPORT, status and "status " .. status .. ": " .. body:sub(1, 200) or body end
+    if status ~= 200 then return AWAY, status and "status " .. status .. ": " .. body:sub(1, 200) or body end
     if not alive(generation) or not feeds() then return REPORT end -- another one feeds now
     local head, fault = apply(body, true)
     if not head then
       close(session)
-      return REPORT, fault
+      return AWAY, fault
     end
     dict:safe_set("since_epoch", head.epoch)
     dict:safe_set("since_number", head.order)
@@ -305,7 +306,7 @@ return function(dict, shared, version, gate)
       close(session)
       give_back(out)
     end
-    return REPORT, ok and fault and "report: " .. fault or fault
+    return fault and 2 * AWAY or REPORT, ok and fault and "report: " .. fault or fault
   end
 
   local function loop(turn, generation, path)
@@ -314,7 +315,7 @@ return function(dict, shared, version, gate)
       local ok, pause, fault = pcall(turn, session, generation)
       if not ok then
         close(session)
-        pause, fault = 1, pause
+        pause, fault = AWAY, pause
       end
       if fault then
         count("feed_errors")
