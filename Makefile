@@ -22,9 +22,9 @@ $(VENV)/.ready: pyproject.toml .ci/constraints.txt
 		$(BIN)/pip install --quiet --disable-pip-version-check --constraint .ci/constraints.txt --editable '.[dev]'
 	@touch $@
 
-#? demo: replay recorded traffic, create the customers, check the bill (KONG=1: through a real Kong)
+#? demo: replay recorded traffic, create the customers, check the bill (KONG=1: through a real Kong; LUA=1: in Lua)
 demo: setup
-	@$(BIN)/python -m tests.demo $(if $(KONG),--kong)
+	@$(BIN)/python -m tests.demo $(if $(KONG),--kong) $(if $(LUA),--lua)
 
 #? unit: run the quick tests only, in under a minute
 unit: setup

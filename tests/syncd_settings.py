@@ -5,7 +5,7 @@ from __future__ import annotations
 import typing
 from collections.abc import Iterator
 from dataclasses import dataclass
-from datetime import timedelta
+from datetime import date, timedelta
 from pathlib import Path
 from types import UnionType
 from typing import Annotated, Any, Final, Literal, Union, get_args, get_origin
@@ -36,6 +36,7 @@ _NAMES: Final[tuple[tuple[Any, str], ...]] = (
     (SecretStr, "secret string"),
     (Listen, "host:port"),
     (Path, "path"),
+    (date, "day"),
     (str, "string"),
     (int, "integer"),
     (bool, "`true` or `false`"),

@@ -33,6 +33,7 @@ _GATEWAY = {"name": "east", "url": "http://gateway"}
 _BY_NAME: dict[str, Any] = {
     "sources": [{"type": "static", "subjects": [], "name": "other"}],
     "gateways": [{"name": "west", "url": "http://west"}],
+    "ignore": [{"subject": "other", "reason": "another"}],
     "mapping": {"overflow": "split"},
     "policy_options": {"detach_after": "41d"},
     "guards": {"min_changes": 7},
@@ -59,6 +60,7 @@ _BY_KIND: dict[str, Any] = {
     "label": "team-a",
     "path": "/srv/other",
     "host:port": "127.0.0.1:7",
+    "day": "2026-12-31",
     "list of strings": ["visitor"],
     "map of strings": {"externalId": "{custom_id}"},
 }
@@ -82,6 +84,7 @@ def document(kind: str, **more: Any) -> dict[str, Any]:
         "sources": [{"type": kind, **_SOURCES[kind]}],
         "metering": _METERING,
         "gateways": [_GATEWAY],
+        "ignore": [{"subject": "healthcheck", "reason": "ours"}],
         **more,
     }
 

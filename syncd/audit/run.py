@@ -8,9 +8,9 @@ may not be in the meters yet. Parts with missing events are therefore read again
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import datetime
 from typing import TypeVar
 
@@ -38,6 +38,8 @@ class Reading:
     other_destinations: tuple[OtherDestination, ...]
     yardsticks: tuple[Yardstick, ...]
     lines: int
+    lost: Mapping[str, Mapping[str, int]] = field(default_factory=dict)
+    """By gateway and cause, the requests that it lost before they became events."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,7 +93,11 @@ class Reader:
         comparison = compare(since, until, books, values, yardsticks)
         occurring = {line.type for one in books for line in one.lines} | {line.type for line in values}
         used = tuple(found for kind, found in yardsticks.items() if kind in occurring or kind == REQUESTS)
-        return Reading(comparison, tuple(others), used, max(len(ledger.lines) for ledger in after))
+        lost = {
+            gateway.name: {cause: count for cause, count in spool.total.books.lost.items() if count}
+            for gateway, spool in zip(self.gateways, spools, strict=True)
+        }
+        return Reading(comparison, tuple(others), used, max(len(ledger.lines) for ledger in after), lost)
 
     def _each(self, ask: Callable[[Gateway], _T]) -> list[_T]:
         """Query all gateways concurrently; raises the first error."""
@@ -112,6 +118,8 @@ class Audit:
     comparison: Comparison
     other_destinations: tuple[OtherDestination, ...]
     yardsticks: tuple[Yardstick, ...]
+    lost: Mapping[str, Mapping[str, int]] = field(default_factory=dict)
+    """By gateway and cause, the requests that are in no ledger, because it lost them."""
 
     @property
     def is_equal(self) -> bool:
@@ -200,4 +208,5 @@ class AuditRun:
             joined(one.comparison for one in readings),
             merged(other for one in readings for other in one.other_destinations),
             tuple(yardsticks[kind] for kind in sorted(yardsticks)),
+            {gateway: lost for one in readings for gateway, lost in one.lost.items() if lost},
         )

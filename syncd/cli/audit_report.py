@@ -53,6 +53,7 @@ def to_json(
             {"hour": rfc3339(hour), "reasons": list(why)} for hour, why in comparison.left_out.items()
         ],
         "destinations_left_out": [one.to_json() for one in audit.other_destinations],
+        "requests_lost": {gateway: dict(lost) for gateway, lost in audit.lost.items()},
         "types": [_type_json(used, comparison) for used in audit.yardsticks],
         "not_compared": dict(comparison.not_compared),
         "differences": [_difference_json(one) for one in comparison.differences],
@@ -119,7 +120,7 @@ def show_audit(console: Console, audit: Audit, *, redelivers: bool = False, no_e
     ]
     header = ("hour (UTC)", "type", "subject", "sent", "metering API", "difference", "gateways")
     show_rows(console, header, rows)
-    for text in (*_left_out(comparison), *_elsewhere(audit), *_not_compared(comparison)):
+    for text in (*_left_out(comparison), *_elsewhere(audit), *_not_compared(comparison), *_lost(audit)):
         line(console, text)
     for kind in _kinds(comparison.differences):
         line(console, _EXPLANATIONS[kind] + (_REDELIVER if kind == "missing" and not redelivers else ""))
@@ -262,6 +263,15 @@ def _elsewhere(audit: Audit) -> list[str]:
         f" {one.endpoint or 'an unknown endpoint'} (destination {one.destination}), which is not at"
         " metering.url."
         for one in audit.other_destinations
+    ]
+
+
+def _lost(audit: Audit) -> list[str]:
+    """Say what no audit finds: requests that became no event are in no ledger, and at no known hour."""
+    return [
+        f"In no ledger: {plural(sum(lost.values()), 'request')} that {gateway} has lost since its spool was"
+        f" created ({', '.join(f'{cause} {count}' for cause, count in sorted(lost.items()))})."
+        for gateway, lost in sorted(audit.lost.items())
     ]
 
 

@@ -206,6 +206,8 @@ def show_plan(console: Console, plan: Plan) -> None:
         _wrapped(console, f"Note: {note}.", "")
     if plan.unbilled and plan.unbilled.subjects:
         _wrapped(console, f"Unbilled: {unbilled_text(plan.unbilled)}.", "")
+    if plan.unbilled and plan.unbilled.ignored:
+        _wrapped(console, f"Ignored: {ignored_text(plan.unbilled)}.", "")
     _wrapped(console, summary(plan), "")
 
 
@@ -295,6 +297,14 @@ def unbilled_text(unbilled: UnbilledUsage) -> str:
     return text
 
 
+def ignored_text(unbilled: UnbilledUsage) -> str:
+    """Return the usage that is meant to be unbilled, in one sentence."""
+    return "; ".join(
+        f"{plural(subject.events, 'event')} of {subject.key} ({subject.reason})"
+        for subject in unbilled.ignored
+    )
+
+
 # Markdown
 
 
@@ -315,6 +325,8 @@ def markdown(plan: Plan) -> str:
     blocks += [f"**Note:** {_plain(note)}." for note in plan.notes]
     if plan.unbilled and plan.unbilled.subjects:
         blocks.append(f"**Unbilled:** {_plain(unbilled_text(plan.unbilled))}.")
+    if plan.unbilled and plan.unbilled.ignored:
+        blocks.append(f"**Ignored:** {_plain(ignored_text(plan.unbilled))}.")
     return "\n\n".join(blocks) + "\n"
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from datetime import UTC, datetime, timedelta
+from datetime import UTC, date, datetime, timedelta
 from itertools import islice
 from pathlib import Path
 from typing import Annotated, Self
@@ -12,7 +12,7 @@ from cronsim import CronSim, CronSimError
 from pydantic import AfterValidator, BeforeValidator, Field, SecretStr, WithJsonSchema, model_validator
 from pydantic_settings import NoDecode
 
-from syncd.config.types import Duration, HttpUrl, Listen, Section, Token
+from syncd.config.types import Duration, HttpUrl, Key, Listen, Section, Token
 
 Percent = Annotated[int, Field(ge=0, le=100)]
 
@@ -124,6 +124,36 @@ def default_state_dir() -> Path:
     if os.geteuid() == 0:
         return Path("/var/lib/syncd")
     return Path(os.environ.get("XDG_STATE_HOME") or Path.home() / ".local" / "state") / "syncd"
+
+
+def _day(value: object) -> object:
+    if isinstance(value, date) or value is None:
+        return value
+    try:
+        return date.fromisoformat(str(value))
+    except ValueError:
+        raise ValueError("must be a day, such as 2026-12-31") from None
+
+
+class IgnoredSubjectConfig(Section):
+    """A subject whose unbilled usage is meant to be so."""
+
+    subject: Key
+    """The subject, such as `healthcheck`."""
+    reason: str = Field(min_length=1, max_length=256)
+    """Why its usage is not billed."""
+    by: str | None = Field(None, min_length=1, max_length=256)
+    """Who decided that."""
+    until: Annotated[
+        date | None, BeforeValidator(_day), WithJsonSchema({"type": ["string", "null"], "format": "date"})
+    ] = None
+    """The last day of it, in UTC. Unset: no end."""
+
+    @property
+    def words(self) -> str:
+        """Return the decision in words."""
+        by = f", by {self.by}" if self.by else ""
+        return f"{self.reason}{by}{f', until {self.until}' if self.until else ''}"
 
 
 class DaemonConfig(Section):

@@ -28,7 +28,13 @@ from syncd.config.connection import ConnectionConfig
 from syncd.config.faults import explain
 from syncd.config.gateways import GatewayConfig, check_unique
 from syncd.config.mapping import MappingConfig
-from syncd.config.run import DaemonConfig, GuardsConfig, PolicyOptionsConfig, ScheduleConfig
+from syncd.config.run import (
+    DaemonConfig,
+    GuardsConfig,
+    IgnoredSubjectConfig,
+    PolicyOptionsConfig,
+    ScheduleConfig,
+)
 from syncd.config.sources import (
     ApplicationsFileSource,
     DeclarativeFileSource,
@@ -46,7 +52,7 @@ from syncd.core.text_yaml import Document, YamlError, parse
 
 _MAX_CONCURRENCY = 64
 """Threads, and thus requests in flight to one API."""
-_LISTS = ("sources", "gateways")
+_LISTS = ("sources", "gateways", "ignore")
 """Lists whose entries the environment can override field by field."""
 
 
@@ -120,6 +126,9 @@ class Config(BaseSettings):
     """When `syncd run` starts runs, in addition to the one at its start."""
     daemon: DaemonConfig = Field(default_factory=DaemonConfig)
     """HTTP API, dashboard and state of `syncd run`."""
+    ignore: tuple[IgnoredSubjectConfig, ...] = ()
+    """Subjects whose unbilled usage is meant to be so, such as health checks. They stay visible, and leave
+    alerts, exit statuses and "in sync" alone."""
     gateways: tuple[GatewayConfig, ...] = ()
     """The gateways whose books `syncd audit` and the dashboard read. List all that send to this metering
     API."""
@@ -170,7 +179,7 @@ class _Environment(EnvSettingsSource):
             if not index.isdigit() or int(index) >= len(entries):
                 raise ConfigError(
                     f"environment variable SYNCD_{name.upper()}__{index.upper()}__...:"
-                    f" the file has {plural(len(entries), name[:-1])}, counted from 0"
+                    f" the file has {plural(len(entries), 'entry', 'entries')} in {name}, counted from 0"
                 )
             if isinstance(entries[int(index)], dict) and isinstance(overrides, dict):
                 entries[int(index)] = {**entries[int(index)], **overrides}

@@ -31,12 +31,28 @@ class UnbilledSubject:
 
 
 @dataclass(frozen=True, slots=True)
+class IgnoredSubject:
+    """A subject with usage but no customer that the configuration ignores, and why."""
+
+    key: str
+    events: int | float
+    tokens: int | float
+    reason: str
+
+    def to_json(self) -> dict[str, object]:
+        """Return it as a part of a plan."""
+        return {"key": self.key, "events": self.events, "tokens": self.tokens, "reason": self.reason}
+
+
+@dataclass(frozen=True, slots=True)
 class UnbilledUsage:
     """All unbilled subjects; `looked_from` is the start of the window, `since` the first day with usage."""
 
     subjects: tuple[UnbilledSubject, ...]
     looked_from: str
     since: str | None = None
+    ignored: tuple[IgnoredSubject, ...] = ()
+    """Those that people have decided not to bill; no other figure counts them."""
 
     def events(self, fate: Fate | None = None) -> int | float:
         """Return the events of all subjects, or of those of one fate."""
@@ -59,9 +75,12 @@ class UnbilledUsage:
             "blocked_events": self.events("blocked"),
             "unknown_subjects": self.count("unknown"),
             "unknown_events": self.events("unknown"),
+            "ignored_subjects": len(self.ignored),
+            "ignored_events": sum(subject.events for subject in self.ignored),
             "since": self.since,
             "looked_from": self.looked_from,
             "details": [subject.to_json() for subject in self.subjects],
+            "ignored": [subject.to_json() for subject in self.ignored],
         }
 
 

@@ -48,7 +48,8 @@ class GatewayState:
         if spool.quarantined:
             found.append(f"{plural(spool.quarantined, 'request')} in quarantine")
         if lost := sum(books.lost.values()):
-            found.append(f"{plural(lost, 'request')} lost")
+            causes = ", ".join(f"{cause} {count}" for cause, count in sorted(books.lost.items()) if count)
+            found.append(f"{plural(lost, 'request')} lost ({causes})")
         if lost := sum(books.lost_events.values()):
             found.append(f"{plural(lost, 'event')} lost")
         if gaps := sum(books.ai_usage_gaps.values()):

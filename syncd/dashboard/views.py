@@ -11,7 +11,7 @@ from operator import attrgetter
 from typing import Any, Final, Literal
 
 from syncd.core.changes import Cause, Change, ChangeKind, Plan, Status
-from syncd.core.unbilled import Fate, UnbilledSubject
+from syncd.core.unbilled import Fate, IgnoredSubject, UnbilledSubject
 from syncd.dashboard.diffs import Results
 from syncd.dashboard.text import moment
 from syncd.runs.options import described, hint_for
@@ -183,6 +183,7 @@ class UnbilledView:
     since: datetime | None
     looked_from: datetime | None
     subjects: tuple[UnbilledRow, ...]
+    ignored: tuple[IgnoredSubject, ...] = ()
 
     @property
     def events(self) -> int | float:
@@ -235,7 +236,8 @@ def unbilled(run: Run | None) -> UnbilledView | None:
         described for subject in unbilled.subjects if (described := _described(subject, reasons)) is not None
     )
     at = run.finished_at or run.started_at or run.requested_at
-    return UnbilledView(run.id, at, moment(unbilled.since), moment(unbilled.looked_from), found)
+    since, looked_from = moment(unbilled.since), moment(unbilled.looked_from)
+    return UnbilledView(run.id, at, since, looked_from, found, unbilled.ignored)
 
 
 _UNKNOWN: Final = (

@@ -111,6 +111,39 @@ def check_plugins(
             )
             level = Level.PROBLEM if metering else Level.WARNING
             yield Finding("double billing", level, text)
+    yield from _inputs(metering, [plugin for plugin in enabled if _posts_to_us(plugin)])
+
+
+RECEIVER_HEADER = "x-metering-key"
+"""The header by which http-log identifies itself to `openmeter-plugin serve --http-log`."""
+
+
+def _posts_to_us(plugin: Plugin) -> bool:
+    """Return whether this is an http-log that posts to the plugin's receiver, as far as its header shows."""
+    headers = plugin.config.get("headers")
+    named = isinstance(headers, dict) and RECEIVER_HEADER in {str(name).lower() for name in headers}
+    return plugin.name == "http-log" and named
+
+
+def _inputs(metering: Sequence[Plugin], receivers: Sequence[Plugin]) -> Iterator[Finding]:
+    """Tell which Kong hands requests over by http-log, and where two inputs meter the same requests."""
+    for plugin in receivers:
+        yield Finding("input", Level.OK, f"{plugin.place}: http-log hands requests over")
+    for plugin in metering:
+        for other in receivers:
+            if plugin.where == other.where and _may_meet(plugin, other):
+                text = (
+                    f"{plugin.place} and {other.place}: {METERING_PLUGIN} and http-log hand the same requests"
+                    " over. The metering API counts them once, the books of the gateway twice. Disable one"
+                )
+                yield Finding("double metering", Level.WARNING, text)
+
+
+def _may_meet(one: Plugin, other: Plugin) -> bool:
+    """Return whether a request can pass both: they are not bound to different entities of one kind."""
+    bound = dict(entity.split(" ", 1) for entity in one.entities)
+    also = dict(entity.split(" ", 1) for entity in other.entities)
+    return all(also.get(kind, name) == name for kind, name in bound.items())
 
 
 def _subject_agreement(plugin: Plugin, subject_field: str) -> Iterator[Finding]:

@@ -36,6 +36,8 @@ class PlanRules:
     limits: Limits = field(default_factory=Limits)
     may_be_empty: frozenset[str] = frozenset()
     """Names of the sources that may have nothing."""
+    ignored: Mapping[str, str] = field(default_factory=dict)
+    """Subjects that are meant to be unbilled, with the reason of each."""
 
 
 @dataclass(slots=True)
@@ -155,10 +157,24 @@ def withhold_for_clock(plan: Plan, there: Situation) -> Plan:
     return guards.withhold_for_clock(plan, why) if why else plan
 
 
+def settle_ignored(plan: Plan, there: Situation) -> Plan:
+    """Count what is blocked for ignored subjects only as a decision of people."""
+    ignored = there.rules.ignored.keys()
+    if not ignored:
+        return plan
+    changes = tuple(
+        replace(change, settled=True)
+        if change.kind is ChangeKind.BLOCKED and change.subject_keys and ignored >= {*change.subject_keys}
+        else change
+        for change in plan.changes
+    )
+    return replace(plan, changes=changes)
+
+
 def look_up_usage(plan: Plan, there: Situation) -> Plan:
     """Add unbilled usage, and the usage that changes concern."""
     there.read.release()  # a third of the memory of a run
-    return with_usage(plan, there.usage, there.read.observed, there.started)
+    return with_usage(plan, there.usage, there.read.observed, there.started, there.rules.ignored)
 
 
 WOULD_STOP = "apply would stop: "
@@ -179,6 +195,7 @@ PASSES: tuple[Pass, ...] = (
     withhold_for_empty_sources,
     restrict_to_scope,
     withhold_for_clock,
+    settle_ignored,
     look_up_usage,
     note_guards,
 )

@@ -246,7 +246,11 @@ def plan_rules(config: Config, now: datetime) -> PlanRules:
     waits = config.policy_options
     grace = Grace(now, waits.detach_after, waits.delete_after)
     limits = Limits(**config.guards.model_dump())
-    return PlanRules(rules_of(config), config.policy, grace, limits, may_be_empty(config.sources))
+    today = now.astimezone(UTC).date()
+    ignored = {
+        entry.subject: entry.words for entry in config.ignore if entry.until is None or today <= entry.until
+    }
+    return PlanRules(rules_of(config), config.policy, grace, limits, may_be_empty(config.sources), ignored)
 
 
 @contextmanager

@@ -108,7 +108,7 @@ class Run:
         if self.unbilled is None:
             return None
         figures = self.unbilled.to_json()
-        del figures["details"]
+        del figures["details"], figures["ignored"]
         return figures
 
     def to_json(self) -> dict[str, object]:

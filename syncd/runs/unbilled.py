@@ -15,7 +15,14 @@ from typing import Protocol
 from syncd.core.changes import REMOVALS, Change, ChangeKind, MovedUsage, Plan
 from syncd.core.errors import ApiError, MeterMissingError, UnreliableApiError
 from syncd.core.model import ObservedState
-from syncd.core.unbilled import WINDOW, UnbilledSubject, UnbilledUsage, first_day, unbilled_usage
+from syncd.core.unbilled import (
+    WINDOW,
+    IgnoredSubject,
+    UnbilledSubject,
+    UnbilledUsage,
+    first_day,
+    unbilled_usage,
+)
 from syncd.metering.usage import REQUESTS_METER, TOKENS_METER, owners, whole
 
 _QUICK_SECONDS = 1.0
@@ -29,15 +36,34 @@ class UsageReader(Protocol):
         """Return the value of a meter for each subject; raises ApiError or MeterMissingError."""
 
 
-def with_usage(plan: Plan, target: UsageReader, observed: ObservedState, now: datetime) -> Plan:
-    """Return the plan with unbilled usage, and with the usage that its changes move or leave unbilled."""
+def with_usage(
+    plan: Plan,
+    target: UsageReader,
+    observed: ObservedState,
+    now: datetime,
+    ignored: Mapping[str, str] = {},
+) -> Plan:
+    """Return the plan with unbilled usage, and with the usage that its changes move or leave unbilled.
+
+    `ignored` are the subjects that are meant to be unbilled, with the reason of each.
+    """
     start = (now - WINDOW).astimezone(UTC).replace(hour=0, minute=0, second=0, microsecond=0)
     began = time.monotonic()
     try:
         requests = target.usage(REQUESTS_METER, rfc3339(start), None)
         tokens = target.usage(TOKENS_METER, rfc3339(start), None)
         attributed = frozenset(owners(observed.customers))
-        unbilled = _unbilled(plan, target, attributed, requests, tokens, start, began)
+        known = attributed | ignored.keys()
+        unbilled = _unbilled(plan, target, known, requests, tokens, start, began)
+        aside = unbilled_usage(requests, tokens, attributed, (), ())
+        unbilled = replace(
+            unbilled,
+            ignored=tuple(
+                IgnoredSubject(subject.key, subject.events, subject.tokens, ignored[subject.key])
+                for subject in aside
+                if subject.key in ignored
+            ),
+        )
     except UnreliableApiError:
         raise
     except (ApiError, MeterMissingError) as error:

@@ -107,7 +107,10 @@ def servers(rounds: int, tell: Callable[[str], None]) -> list[Goal]:
     threads = 1 / plugin.ratios(results, "kong-pdk, threads", lambda m: m.cpu_us)
     rate = plugin.ratios(results, "kong-pdk, gevent", lambda m: m.rate)
     bare = plugin.ratios(results, "bare asyncio server", lambda m: m.cpu_us)
+    segments = statistics.median(r.cpu_us for r in results[plugin.SEGMENTS])
+    detail = f"{segments:.0f} us"
     return [
+        Goal("CPU per event from Kong segments, delivered", "25 us or less", detail, segments <= 25),
         Goal("CPU per event, kong-pdk gevent / ours", "3 or more", f"{gevent:.1f}", gevent >= 3),
         Goal("CPU per event, kong-pdk threads / ours", "10 or more", f"{threads:.1f}", threads >= 10),
         Goal("CPU per event, ours with delivery / bare server", "2.5 or less", f"{bare:.1f}", bare <= 2.5),

@@ -13,9 +13,24 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from tests.bench.driver import MsgPack, ProtoBuf, Protocol, drive
-from tests.bench.processes import Server, Sink, bare, cpu_seconds, kong_pdk, ours, pss_bytes, sink
+import orjson
+
+from openmeter_plugin.segments.line_format import encode_line
+from tests.bench.driver import MsgPack, ProtoBuf, Protocol, Run, drive
+from tests.bench.processes import (
+    Server,
+    Sink,
+    bare,
+    cpu_seconds,
+    kong_pdk,
+    ours,
+    pss_bytes,
+    reading_segments,
+    sink,
+)
+from tests.harness.kong_segments import Worker
 from tests.harness.process import eventually
+from tests.harness.recordings import serialized
 
 CONCURRENCY = 32
 _ALL = ("--until-empty", "--retention-size", "1000GiB")
@@ -39,14 +54,38 @@ class Contender:
     protocol: Callable[[], Protocol]
     events: int
     delivers: bool = False
+    segments: bool = False
+    """Whether the requests come in Kong segments."""
 
 
+SEGMENTS = "openmeter-plugin, Kong segments"
 CONTENDERS = (
     Contender("openmeter-plugin", ours, ProtoBuf, 40_000, delivers=True),
+    Contender(SEGMENTS, reading_segments, ProtoBuf, 40_000, delivers=True, segments=True),
     Contender("bare asyncio server", bare, ProtoBuf, 40_000),
     Contender("kong-pdk, gevent", lambda d: kong_pdk(d, "-g"), lambda: MsgPack("jsonloads"), 10_000),
     Contender("kong-pdk, threads", kong_pdk, lambda: MsgPack("jsonloads"), 5_000),
 )
+
+
+_MEMBERS = ("request", "response", "latencies", "route", "service", "consumer", "started_at", "source")
+_RATE = 10_000  # requests per second that one nginx worker writes
+_MOVE_ON = 2500  # requests to a segment: 1 MiB
+
+
+def write(worker: Worker, config: dict[str, Any], events: int, first: int = 0) -> Run:
+    """Write requests to Kong segments, at a steady rate: a backlog would be cheaper to read."""
+    instance = worker.configure(orjson.dumps(config))
+    log = {name: serialized("authenticated").parsed[name] for name in _MEMBERS}
+    began = time.perf_counter()
+    for number in range(first, first + events):
+        log["request"] = {"id": f"{number:032x}", "method": "GET", "size": 100}
+        worker.write(encode_line(orjson.dumps({"i": instance, "log": log})))
+        if number % _MOVE_ON == 0:
+            worker.move_on()
+        if number % 100 == 0:
+            time.sleep(max(0.0, began + (number - first) / _RATE - time.perf_counter()))
+    return Run(events, time.perf_counter() - began)
 
 
 def config(endpoint: Sink) -> dict[str, Any]:
@@ -63,16 +102,25 @@ def measure(contender: Contender) -> Measured:
     ):
         protocol = contender.protocol()
         warm_up = contender.events // 10
-        drive(server.socket, protocol, config(endpoint), events=warm_up, concurrency=CONCURRENCY)
+        worker = Worker(Path(directory) / "segments") if contender.segments else None
+
+        def request(events: int, first: int) -> Run:
+            if worker is not None:
+                return write(worker, config(endpoint), events, first)
+            return drive(
+                server.socket,
+                protocol,
+                config(endpoint),
+                events=events,
+                concurrency=CONCURRENCY,
+                first=first,
+            )
+
+        request(warm_up, 0)
+        if contender.delivers:
+            eventually(lambda: endpoint.received() == warm_up, seconds=60, what="the delivery")
         before = cpu_seconds(server.pid)
-        run = drive(
-            server.socket,
-            protocol,
-            config(endpoint),
-            events=contender.events,
-            concurrency=CONCURRENCY,
-            first=warm_up,
-        )
+        run = request(contender.events, warm_up)
         total = contender.events + warm_up
         if contender.delivers:
             eventually(lambda: endpoint.received() == total, seconds=60, what="the delivery")

@@ -8,7 +8,7 @@ import signal
 import subprocess
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -101,6 +101,11 @@ def ours(directory: Path, *arguments: str) -> Iterator[Server]:
     with plugin_server(directory, *arguments) as server:
         eventually(lambda: '"delivery_started"' in server.log_text(), what="the delivery's start")
         yield Server(server.process.pid, server.socket, server.spool)
+
+
+def reading_segments(directory: Path) -> AbstractContextManager[Server]:
+    """Run `openmeter-plugin serve --segments`."""
+    return ours(directory, "--segments", str(directory / "segments"))
 
 
 @contextmanager

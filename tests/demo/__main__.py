@@ -50,25 +50,28 @@ def main() -> int:
     """Run the demo and return its exit status."""
     options = argparse.ArgumentParser(prog="make demo")
     options.add_argument("--kong", action="store_true", help="use a real kong from the PATH")
+    options.add_argument("--lua", action="store_true", help="with --kong, meter by the plugin in Lua")
     options.add_argument("--requests", type=int, help="how many to drive")
     arguments = options.parse_args()
     try:
         with tempfile.TemporaryDirectory(prefix="kong-openmeter-demo-") as directory:
-            run(Path(directory), use_kong=arguments.kong, requests=arguments.requests)
+            run(Path(directory), use_kong=arguments.kong, requests=arguments.requests, in_lua=arguments.lua)
     except (DemoFailed, real_kong.KongMissing) as error:
         console.print(f"[red bold]The demo failed:[/] {error}")
         return 1
     return 0
 
 
-def run(directory: Path, *, use_kong: bool, requests: int | None) -> None:
+def run(directory: Path, *, use_kong: bool, requests: int | None, in_lua: bool = False) -> None:
     """Run every step; raises DemoFailed."""
     expected = Expected()
     with ExitStack() as stack:
         sandbox = stack.enter_context(running_sandbox(directory))
         console.print(f"metering sandbox  {sandbox}")
         if use_kong:
-            gateway = drive_real_kong(stack, directory, sandbox, requests or REQUESTS_KONG, expected)
+            gateway = drive_real_kong(
+                stack, directory, sandbox, requests or REQUESTS_KONG, expected, in_lua=in_lua
+            )
         else:
             gateway = drive_recordings(stack, directory, sandbox, requests or REQUESTS, expected)
         wait_for_delivery(sandbox, expected)
@@ -114,14 +117,17 @@ def drive(socket: Path, gateway: Gateway, count: int, expected: Expected) -> Non
 
 
 def drive_real_kong(
-    stack: ExitStack, directory: Path, sandbox: str, count: int, expected: Expected
+    stack: ExitStack, directory: Path, sandbox: str, count: int, expected: Expected, *, in_lua: bool
 ) -> Gateway:
-    """Send requests through a real Kong, which talks to the plugin server."""
+    """Send requests through a real Kong, which talks to the plugin server or writes Kong segments."""
     upstream = stack.enter_context(real_kong.upstream())
     gateway = Gateway.load(f"{sandbox}/api/v1/events", upstream)
-    server = stack.enter_context(plugin_server(directory))
-    console.print(f"plugin server     {server.socket}")
-    proxy = stack.enter_context(real_kong.kong(directory, gateway, server.socket, TOKEN))
+    segments = directory / "segments" if in_lua else None
+    server = stack.enter_context(
+        plugin_server(directory, *(("--segments", str(segments)) if segments else ()))
+    )
+    console.print(f"plugin server     {segments or server.socket}")
+    proxy = stack.enter_context(real_kong.kong(directory, gateway, server.socket, TOKEN, segments))
     console.print(f"Kong              {proxy}")
     with progress(count, "requests through Kong") as advance:
         real_kong.drive(proxy, gateway, count, expected, advance)

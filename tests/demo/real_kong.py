@@ -22,6 +22,7 @@ from typing import Final
 
 import httpx
 
+from openmeter_plugin.config.lua_plugin import FOLDER, lua_files
 from tests.demo.gateway import Gateway
 from tests.demo.traffic import APPLICATION_SUBJECT, Expected
 from tests.harness.ports import free_port
@@ -62,8 +63,13 @@ def upstream() -> Iterator[str]:
 
 
 @contextmanager
-def kong(directory: Path, gateway: Gateway, plugin_socket: Path, token: str) -> Iterator[str]:
-    """Start Kong with the plugin enabled as the README has it; yields the URL of its proxy."""
+def kong(
+    directory: Path, gateway: Gateway, plugin_socket: Path, token: str, segments: Path | None = None
+) -> Iterator[str]:
+    """Start Kong with the plugin enabled as the README has it; yields the URL of its proxy.
+
+    With `segments` the plugin is the one in Lua, which writes there; otherwise Kong calls the plugin server.
+    """
     program = shutil.which("kong")
     if program is None:
         raise KongMissing("there is no `kong` in the PATH; `make demo` without KONG=1 needs none")
@@ -72,6 +78,20 @@ def kong(directory: Path, gateway: Gateway, plugin_socket: Path, token: str) -> 
     # Kong's workers drop root, and the demo's directory is open to its owner only.
     user = "nginx_user = root root" if os.geteuid() == 0 else ""
     info = f"{Path(sys.executable).with_name('openmeter-plugin')} info"
+    settings = f"""
+pluginserver_names = openmeter
+pluginserver_openmeter_socket = {plugin_socket}
+pluginserver_openmeter_query_cmd = {info}
+"""
+    if segments is not None:
+        place = directory / "lua" / FOLDER
+        place.mkdir(parents=True)
+        for name, text in lua_files().items():
+            (place / name).write_text(text)
+        settings = f"""
+lua_package_path = {directory}/lua/?.lua;;
+nginx_main_env = OPENMETER_PLUGIN_SEGMENTS={segments}
+"""
     (directory / "kong.conf").write_text(
         f"""
 database = off
@@ -85,10 +105,7 @@ anonymous_reports = off
 nginx_worker_processes = 2
 {user}
 log_level = info
-pluginserver_names = openmeter
-pluginserver_openmeter_socket = {plugin_socket}
-pluginserver_openmeter_query_cmd = {info}
-"""
+{settings}"""
     )
     prefix = str(directory / "kong")
     run = [program, "start", "-p", prefix, "-c", str(directory / "kong.conf")]

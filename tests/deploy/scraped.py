@@ -57,7 +57,11 @@ def _families(text: str) -> Iterator[Family]:
 def _of_the_plugin(folder: Path) -> str:
     with (
         running_sandbox() as url,
-        plugin_server(folder, "--api", "127.0.0.1:0", environment={TOKEN_VARIABLE: TOKEN}) as server,
+        plugin_server(
+            folder,
+            *("--api", "127.0.0.1:0", "--segments", str(folder / "segments")),
+            environment={TOKEN_VARIABLE: TOKEN},
+        ) as server,
     ):
         asyncio.run(_two_requests(server.socket, f"{url}/api/v1/events"))
         pattern = r'"(127\.0\.0\.1:\d+)"'

@@ -111,6 +111,9 @@ def test_every_metric_is_in_the_dashboard_or_says_why_not(families: dict[str, Fa
         "openmeter_plugin_requests_total",
         "openmeter_plugin_books_violations_total",
         "openmeter_plugin_ledger_events_pruned_total",
+        "openmeter_plugin_kong_segments_requests_total",
+        "openmeter_plugin_kong_segments_readable",
+        "openmeter_plugin_kong_segments_lag_bytes",
         "syncd_last_attempt_timestamp_seconds",
     }
     assert set(families) - shown == not_shown

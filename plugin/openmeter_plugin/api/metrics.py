@@ -20,6 +20,8 @@ from openmeter_plugin.books.read_models import SpoolError
 from openmeter_plugin.books.status import read_status
 from openmeter_plugin.delivery.endpoint import HOLD_REASONS
 from openmeter_plugin.metering.ai_gaps import AiUsageGap
+from openmeter_plugin.segments.line_format import LOST_CAUSES, Flaw
+from openmeter_plugin.segments.stats import ReaderState
 from openmeter_plugin.spool.destination import QUARANTINE
 from openmeter_plugin.spool.segment_file import writable_bytes
 
@@ -100,9 +102,11 @@ class Metrics(Collector):
             yield _gauge("books_readable", _BOOKS_READABLE, {(): 0}, [])
         else:
             yield _gauge("books_readable", _BOOKS_READABLE, {(): 1}, [])
-            yield from _books(status)
+            yield from _books(status, reads_segments=self._monitor.reader is not None)
         yield from _disk(self._monitor.spool)
         yield from self._delivery()
+        if self._monitor.reader is not None:
+            yield from _kong_segments(self._monitor.reader.read())
         yield _counter(
             "process_restarts",
             "How often the supervisor restarted a process",
@@ -149,7 +153,36 @@ class Metrics(Collector):
 _BOOKS_READABLE: Final = "Whether the books can be read; if 0, the metrics from the books are missing"
 
 
-def _books(status: SpoolStatus) -> Iterator[Metric]:
+_SEGMENTS_GAUGES: Final[tuple[tuple[str, str, Callable[[ReaderState], float]], ...]] = (
+    ("readable", "Whether the folder of the Kong segments can be read", lambda state: state.readable),
+    ("pending", "Kong segments that are not read to their end", lambda state: state.segments),
+    ("lag_bytes", "Bytes of Kong segments that are not read yet", lambda state: state.lag_bytes),
+    (
+        "lag_seconds",
+        "For how long the oldest unread request in a Kong segment has waited; 0 if none waits",
+        lambda state: state.lag_seconds,
+    ),
+    (
+        "waiting",
+        "Kong segments that wait for a configuration that is not in the folder",
+        lambda state: state.waiting,
+    ),
+    (
+        "unrecognised",
+        "Files in the folder of the Kong segments that have such a name and no such content",
+        lambda state: state.unrecognised,
+    ),
+    ("not_removed", "Kong segments that are read and could not be removed", lambda state: state.kept),
+)
+
+
+def _kong_segments(state: ReaderState) -> Iterator[Metric]:
+    yield _counter("kong_segments_requests", "Requests read from Kong segments", {(): state.requests}, [])
+    for name, meaning, value in _SEGMENTS_GAUGES:
+        yield _gauge(f"kong_segments_{name}", meaning, {(): value(state)}, [])
+
+
+def _books(status: SpoolStatus, *, reads_segments: bool) -> Iterator[Metric]:
     destinations = status.destinations
     for name, help_text, value in _COUNTERS:
         yield _counter(name, help_text, {(d.id,): value(d) for d in destinations})
@@ -160,9 +193,14 @@ def _books(status: SpoolStatus) -> Iterator[Metric]:
     }
     yield _counter("requests_skipped", "Requests without an event", skipped, ["destination", "reason"])
     lost: Values = {(d.id, "disk"): 0 for d in destinations}  # present before the first loss, for alerts
+    if reads_segments:
+        lost |= {(QUARANTINE, cause): 0 for cause in (*LOST_CAUSES, Flaw.DAMAGED, Flaw.TORN)}
     lost |= {(d.id, reason): count for d in destinations for reason, count in d.books.lost.items()}
     yield _counter(
-        "requests_lost", "Requests that could not be written to the spool", lost, ["destination", "reason"]
+        "requests_lost",
+        "Requests that could not be written to the spool or to a Kong segment",
+        lost,
+        ["destination", "reason"],
     )
     # Present before the first loss, for alerts.
     lost_events: Values = {(d.id, cause): 0 for d in destinations for cause in LOSS_REASONS}

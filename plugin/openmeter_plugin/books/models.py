@@ -39,7 +39,8 @@ class BooksNumbers(Model):
         Field(description="events whose bytes were damaged or gone before they were delivered, by reason"),
     ]
     lost: Annotated[
-        dict[str, int], Field(description="requests that could not be written to the spool, by reason")
+        dict[str, int],
+        Field(description="requests that could not be written to the spool or a Kong segment, by reason"),
     ]
     ai_usage_gaps: Annotated[
         dict[str, int],

@@ -7,6 +7,7 @@ counts as missing, and the records that name it wait.
 from __future__ import annotations
 
 import time
+from collections.abc import Callable
 from typing import Final
 
 from openmeter_plugin.instances.instance import MAX_INSTANCES, Instance, start_instance
@@ -50,8 +51,8 @@ class InstanceDirectory:
             self._missing[name] = now + _MISSING_SECONDS
         return instance
 
-    def refresh(self, files: Directory) -> None:
-        """Load the files that are new or written again, oldest first; raises OSError.
+    def refresh(self, files: Directory, beat: Callable[[], None]) -> None:
+        """Load the files that are new or written again, oldest first; raises OSError. `beat` is called often.
 
         A new token takes effect although no request has come with it, and the backlog of an earlier
         configuration does not bring an earlier token back.
@@ -65,6 +66,7 @@ class InstanceDirectory:
                     changed.append(match["id"])
         for name in sorted(changed, key=lambda name: self._created_of(files, name)):
             self._load(files, name)
+            beat()
 
     def remove_unused(self, files: Directory) -> None:
         """Remove files that no worker has used for long; only while no segment has unread lines.

@@ -152,7 +152,7 @@ class Reader:
         files = self._folder.instances
         changed = files.changed() / 1e9
         if changed != self._loaded or self._is_due("instances", _INSTANCES_SECONDS):
-            self._instances.refresh(files)
+            self._instances.refresh(files, self._beat)
             self._loaded = changed if time.time() - changed > _FRESH_SECONDS else 0.0
 
     def _look(self) -> None:
@@ -165,7 +165,7 @@ class Reader:
         exhausted = not self._sources.complete and not self._sources.number_pending
         if changed == self._looked and not exhausted and not self._is_due("look", _LOOK_SECONDS):
             return
-        others = self._sources.look(files)
+        others = self._sources.look(files, self._beat)
         self._counters.found(others, files)
         self._looked = changed if time.time() - changed > _FRESH_SECONDS else 0.0
 
@@ -285,8 +285,10 @@ class Reader:
     def _undo(self, batch: Batch) -> None:
         """Read a batch again that was not begun to be written."""
         for span in batch.spans:
-            source = self._sources.open.get(span.name) or self._sources.waiting.get(span.name)
-            if source is not None:
+            waiting = self._sources.waiting.get(span.name)
+            if waiting is not None:
+                self._sources.set_open(self._folder.files, waiting)
+            if (source := self._sources.open.get(span.name)) is not None:
                 source.moved(span.start)
 
     def _append(self, items: list[Item]) -> None:

@@ -22,6 +22,7 @@ CHUNK: Final = 128 * 1024  # bytes of a segment that are read at a time
 _MAX_OPEN: Final = 64
 _MAX_PENDING: Final = 50_000
 _MAX_WAITING: Final = 4096
+_NAMES_TO_A_BEAT: Final = 10_000
 _MAX_MEASURED: Final = 500
 _HEAD_BYTES: Final = 1024
 _DAMAGED_HEAD_BYTES: Final = 256 * 1024
@@ -125,12 +126,17 @@ class Sources:
         """How many of them there are."""
         return sum(map(len, self._pending.values()))
 
-    def look(self, files: Directory) -> list[str]:
-        """Look for segments; returns the other names in the folder, a limited number. Raises OSError."""
+    def look(self, files: Directory, beat: Callable[[], None]) -> list[str]:
+        """Look for segments; returns the other names in the folder, a limited number. Raises OSError.
+
+        `beat` is called often: a folder can hold millions of files.
+        """
         others: list[str] = []
 
         def found() -> Iterator[tuple[int, str, str]]:
-            for name in files.names():
+            for number, name in enumerate(files.names()):
+                if not number % _NAMES_TO_A_BEAT:
+                    beat()
                 match = SEGMENT_NAME.fullmatch(name)
                 if match is None:
                     if len(others) < _MAX_PENDING:

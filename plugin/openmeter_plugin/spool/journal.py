@@ -27,7 +27,7 @@ from openmeter_plugin.spool.segment import Record
 from openmeter_plugin.spool.segment_file import writer_and_number
 
 FILE: Final = "kong-segments.journal"
-_SLOT_SIZE: Final = 8 * 1024 * 1024  # sparse: a few hundred bytes are used
+SLOT_SIZE: Final = 8 * 1024 * 1024  # sparse: a few hundred bytes are used
 _RESERVED: Final = 64 * 1024  # bytes of each slot that a full disk cannot refuse
 _HEAD: Final = struct.Struct("<QII")
 
@@ -59,33 +59,36 @@ class Journal:
     def reserve(self) -> None:
         """Reserve room, so that reading can go on while the disk is full."""
         for slot in (0, 1):
-            os.posix_fallocate(self._descriptor, slot * _SLOT_SIZE, _RESERVED)
+            os.posix_fallocate(self._descriptor, slot * SLOT_SIZE, _RESERVED)
 
     def write(self, state: Mapping[str, Any]) -> None:
         """Replace the state."""
         content = orjson.dumps(state)
-        if len(content) > _SLOT_SIZE - _HEAD.size:
+        if len(content) > SLOT_SIZE - _HEAD.size:
             raise OSError(f"a journal entry of {len(content)} bytes is too large")
         sequence = self._sequence + 1
-        head = _HEAD.pack(sequence, len(content), zlib.crc32(content))
-        data = head + content
-        if os.pwrite(self._descriptor, data, sequence % 2 * _SLOT_SIZE) < len(data):
+        data = _HEAD.pack(sequence, len(content), _checksum(sequence, content)) + content
+        if os.pwrite(self._descriptor, data, sequence % 2 * SLOT_SIZE) < len(data):
             raise OSError("the journal could not be written completely")
         if self._sync:
             os.fdatasync(self._descriptor)
         self._sequence, self.state = sequence, dict(state)
 
 
+def _checksum(sequence: int, content: bytes) -> int:
+    return zlib.crc32(content, zlib.crc32(sequence.to_bytes(8)))
+
+
 def _last(descriptor: int) -> tuple[int, dict[str, Any]]:
     """Return the sequence number and state of the slot that was written last."""
     slots: list[tuple[int, dict[str, Any]]] = [(0, {})]
     for slot in (0, 1):
-        head = os.pread(descriptor, _HEAD.size, slot * _SLOT_SIZE)
+        head = os.pread(descriptor, _HEAD.size, slot * SLOT_SIZE)
         if len(head) < _HEAD.size:
             continue
         sequence, size, checksum = _HEAD.unpack(head)
-        content = os.pread(descriptor, min(size, _SLOT_SIZE), slot * _SLOT_SIZE + _HEAD.size)
-        if content and zlib.crc32(content) == checksum:
+        content = os.pread(descriptor, min(size, SLOT_SIZE), slot * SLOT_SIZE + _HEAD.size)
+        if content and _checksum(sequence, content) == checksum:
             slots.append((sequence, orjson.loads(content)))
     return max(slots, key=lambda found: found[0])
 

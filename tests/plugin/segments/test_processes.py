@@ -17,8 +17,8 @@ import pytest
 from openmeter_plugin.segments.line_format import encode_head
 from syncd.sandbox.testing import running_sandbox
 from tests.harness.books import read_counts
+from tests.harness.kong_segments import Worker, configuration, request_line, write_segment
 from tests.harness.process import PluginServer, eventually, plugin_server
-from tests.plugin.kong_segments import Worker, configuration, request_line, write_segment
 
 pytestmark = pytest.mark.slow
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import stat
 import time
 from pathlib import Path
@@ -11,25 +12,20 @@ import orjson
 import pytest
 
 from openmeter_plugin.segments import reader as reader_module
+from openmeter_plugin.segments import sources
+from openmeter_plugin.segments.folder import Folder
 from openmeter_plugin.segments.line_format import encode_head, encode_line
 from openmeter_plugin.spool.destination import QUARANTINE, read_destination
+from openmeter_plugin.spool.journal import Journal
 from openmeter_plugin.spool.queue import Item
-from openmeter_plugin.spool.segment import Record
+from openmeter_plugin.spool.segment import EVENTS, SKIPPED, Record
 from tests.harness.books import read_counts
+from tests.harness.kong_segments import Worker, configuration, instance_id, request_line, write_segment
 from tests.plugin.deliveries import KEEP_NOTHING, run_until_empty
-from tests.plugin.kong_segments import (
-    QUEUE,
-    Worker,
-    configuration,
-    ids,
-    instance_id,
-    lost,
-    read_all,
-    reading,
-    request_line,
-    write_segment,
-)
+from tests.plugin.kong_segments import QUEUE, ids, lost, read_all, reading
 from tests.plugin.spools import items
+
+RECORDED = Path(__file__).parents[2] / "data" / "kong-segments"
 
 
 @pytest.fixture
@@ -59,6 +55,21 @@ def test_requests_reach_the_spool_while_their_worker_still_writes_the_segment(
         reader.step()
         assert ids(spool) == ["r1", "r2"]
         assert segments_in(folder) == [worker.path.name]
+
+
+def test_segments_that_a_real_kong_wrote_are_read_to_the_last_request(folder: Path, spool: Path) -> None:
+    shutil.copytree(RECORDED, folder, ignore=shutil.ignore_patterns("*.md", "logs.jsonl"))
+    written = b"".join(path.read_bytes() for path in folder.glob("*.segment"))
+    requests = written.count(b"\n") - len(segments_in(folder))
+    read_all(folder, spool)
+    assert segments_in(folder) == []
+    found = [item for queue in (spool / "queues").iterdir() for item in items(spool, queue.name)]
+    assert len(found) == requests > 100
+    assert all(isinstance(item, Record) and item.kind in (EVENTS, SKIPPED) for item in found)
+    events = [event for queue in (spool / "queues").iterdir() for event in ids(spool, queue.name)]
+    assert len(events) > 50
+    assert len(events) == len(set(events))
+    assert lost(spool) == {}
 
 
 def test_a_segment_is_removed_once_its_worker_has_moved_on_and_all_of_it_is_written(
@@ -218,6 +229,46 @@ def test_what_a_killed_reader_has_written_is_kept_until_the_next_one_has_counted
     run_until_empty(spool, retention=KEEP_NOTHING)
     assert not list(spool.glob("queues/*/*.seg"))
     assert read_counts(spool)[QUARANTINE]["lost", "disk_full"] == 2
+
+
+def test_a_disk_that_refuses_the_journal_makes_requests_wait_and_no_more(
+    folder: Path, spool: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    worker = Worker(folder)
+    known = worker.configure(configuration())
+    worker.write(request_line(known, "r1"), request_line("0" * 32, "r2"))
+    worker.lose(disk_full=1)
+
+    def full(*_: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    with reading(folder, spool) as reader:
+        with monkeypatch.context() as patch:
+            patch.setattr(Journal, "write", full)
+            for _ in range(3):
+                reader._due.clear()
+                with pytest.raises(OSError, match="No space"):
+                    reader.step()
+        reader._due.clear()
+        for _ in range(3):
+            reader.step()
+    assert ids(spool) == ["r1"]
+    assert lost(spool) == {"disk_full": 1}
+
+
+def test_heartbeats_are_given_while_a_folder_of_many_names_is_listed(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder.mkdir()
+    for number in range(100):
+        (folder / f"{number}.txt").touch()
+    monkeypatch.setattr(sources, "_NAMES_TO_A_BEAT", 10)
+    beats: list[int] = []
+    opened = Folder(folder)
+    assert opened.ready()
+    sources.Sources().look(opened.files, lambda: beats.append(1))
+    opened.close()
+    assert len(beats) >= 10
 
 
 def test_a_log_without_an_id_gets_the_same_one_when_it_is_read_again(folder: Path, spool: Path) -> None:

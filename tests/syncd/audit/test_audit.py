@@ -14,6 +14,7 @@ from typing import Any
 import httpx
 import pytest
 
+from tests.harness.kong_segments import Worker
 from tests.harness.process import eventually
 from tests.syncd.audits import (
     HOUR,
@@ -317,6 +318,24 @@ def _ends_with_an_error_where_nothing_leads_here(audit: Audited, other: Audited,
     ]
     status, document, _ = replace(only, gateways=named).audit(hour)
     assert (status, document["equal"], len(document["destinations_left_out"])) == (0, True, 1)
+
+
+def test_requests_that_a_gateway_has_lost_are_named_as_in_no_ledger(
+    world: Audited, hour: datetime, tmp_path: Path
+) -> None:
+    folder = tmp_path / "segments"
+    with site(tmp_path, "lossy", world.metering.url, "--segments", str(folder)) as lossy:
+        lossy.serve("alice", hour, 2)
+        eventually((folder / "instances").is_dir, what="the folder")
+        Worker(folder).lose(disk_full=3, no_folder=1)
+        audit = replace(world, gateways=[lossy.settings])
+        expected = {"lossy": {"disk_full": 3, "no_folder": 1}}
+        eventually(lambda: audit.audit(hour)[1].get("requests_lost") == expected, what="the losses")
+        status, document, _ = audit.audit(hour)
+        assert (status, document["equal"]) == (0, True)
+        shown = audit.project().call("audit", *span(hour), "--settle", "0").stdout
+    assert "In no ledger: 4 requests that lossy has lost since its spool was created" in shown
+    assert "(disk_full 3, no_folder 1)" in " ".join(shown.split())
 
 
 def test_events_removed_by_the_retention_cannot_be_redelivered_and_are_reported(

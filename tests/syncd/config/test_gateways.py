@@ -44,7 +44,7 @@ def test_a_variable_for_an_unlisted_gateway_is_refused_without_its_value(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("SYNCD_GATEWAYS__1__TOKEN", "hunter2")
-    with pytest.raises(ConfigError, match=r"SYNCD_GATEWAYS__1__.*the file has 1 gateway, counted") as error:
+    with pytest.raises(ConfigError, match=r"SYNCD_GATEWAYS__1__.*has 1 entry in gateways") as error:
         loaded(tmp_path, EAST)
     assert "hunter2" not in str(error.value)
 

@@ -33,7 +33,11 @@ def state_of(folder: Path, fake: FakeGateway) -> GatewayState:
         (FakeGateway(backlog=1, oldest_seconds=901), "warning", "events have been waiting for 15 min 1 s"),
         (FakeGateway(dead=[dead_letter(1)]), "warning", "1 dead letter"),
         (FakeGateway(quarantined=2), "warning", "2 requests in quarantine"),
-        (FakeGateway(lost={"disk_full": 2, "memory": 1}), "warning", "3 requests lost"),
+        (
+            FakeGateway(lost={"disk_full": 2, "memory": 1}),
+            "warning",
+            "3 requests lost (disk_full 2, memory 1)",
+        ),
         (
             FakeGateway(ai_usage_gaps={"ai_output_unknown": 2, "ai_statistics_off": 5}),
             "warning",

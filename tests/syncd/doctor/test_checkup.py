@@ -86,6 +86,22 @@ def test_another_metering_plugin_next_to_ours_bills_twice() -> None:
     assert found(openmeter(), Plugin("moesif", False, {}, "Kong"))[-1] == ("endpoint", "ok")
 
 
+def receiver(*entities: str, where: str = "Kong", header: str = "X-Metering-Key") -> Plugin:
+    return Plugin("http-log", True, {"headers": {header: "secret"}}, where, entities=entities)
+
+
+def test_two_inputs_that_meter_the_same_requests_are_a_warning() -> None:
+    twice = ("double metering", "warning")
+    assert found(openmeter(), receiver())[-2:] == [("input", "ok"), twice]
+    assert found(openmeter(), receiver("route orders"))[-1] == twice
+    assert found(openmeter(), receiver(where="another Kong"))[-1] == ("input", "ok")
+    assert found(openmeter(), receiver(header="authorization"))[-1] == ("endpoint", "ok")
+    on_route = replace(openmeter(), entities=("route orders",))
+    assert found(on_route, receiver("route orders"))[-1] == twice
+    assert found(on_route, receiver("consumer alice"))[-1] == twice
+    assert found(on_route, receiver("route other"))[-1] == ("input", "ok")
+
+
 def test_no_plugin_at_all_is_a_warning() -> None:
     assert found() == [("plugin", "warning")]
     assert found(Plugin("openmeter", False, {}, "Kong")) == [("plugin", "warning")]
