@@ -17,7 +17,7 @@ from openmeter_plugin.units import plural
 from syncd.audit.compare import Comparison, Difference, hour_of, spans
 from syncd.core.errors import GatewayError
 from syncd.gateways.client import Gateway
-from syncd.runs.unbilled import rfc3339
+from syncd.metering.usage import rfc3339
 
 MAX_REQUESTS = 200
 """To one gateway. Each request makes it scan its spool, so beyond this number, whole hours are requested."""

@@ -100,8 +100,7 @@ def _run(
     stack: ExitStack, config: Config, since: datetime | None, until: datetime | None, settle: float
 ) -> AuditRun:
     from syncd.audit.compare import HOUR, whole_hours
-    from syncd.audit.meter_queries import HourlyMeters
-    from syncd.audit.run import AuditRun, Reader
+    from syncd.audit.run import AuditRun, HourlyMeters, Reader
     from syncd.runs import factory
 
     if not config.gateways:

@@ -13,7 +13,7 @@ from syncd.audit.compare import Comparison, Difference, Totals, Yardstick, spans
 from syncd.audit.redelivery import Redelivery, RedeliveryState
 from syncd.audit.run import Audit
 from syncd.cli.render import counts, line, show_rows
-from syncd.runs.unbilled import rfc3339
+from syncd.metering.usage import rfc3339
 
 _EXPLANATIONS = {
     "missing": "Missing: the metering API accepted these events but does not count them.",

@@ -179,9 +179,8 @@ def usage(
     from syncd.cli import usage_text
     from syncd.cli.render import steps
     from syncd.config import settings
-    from syncd.metering.usage import read_usage
+    from syncd.metering.usage import read_usage, rfc3339
     from syncd.runs import factory
-    from syncd.runs.unbilled import rfc3339
 
     when = usage_text.period(since, until, last, datetime.now(UTC))
     begin, end = (rfc3339(time) if time else None for time in (when.since, when.until))

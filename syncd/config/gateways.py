@@ -9,8 +9,7 @@ from urllib.parse import urlsplit
 
 from pydantic import AfterValidator, Field, SecretStr, TypeAdapter
 
-from syncd.config.connection import ConnectionConfig
-from syncd.config.types import Duration, HttpUrl, Token
+from syncd.config.types import ConnectionConfig, Duration, HttpUrl, Token
 
 _UNIX = "unix:"
 _HTTP_URL: TypeAdapter[str] = TypeAdapter(HttpUrl)

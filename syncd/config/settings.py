@@ -24,7 +24,6 @@ from pydantic_settings import (
 )
 
 from openmeter_plugin.units import plural
-from syncd.config.connection import ConnectionConfig
 from syncd.config.faults import explain
 from syncd.config.gateways import GatewayConfig, check_unique
 from syncd.config.mapping import MappingConfig
@@ -44,7 +43,7 @@ from syncd.config.sources import (
     SourceConfig,
     source_names,
 )
-from syncd.config.types import Duration, HttpUrl, Label, Token
+from syncd.config.types import ConnectionConfig, Duration, HttpUrl, Label, Token
 from syncd.config.variables import expanded, refuse_unknown, unreadable
 from syncd.core.errors import ConfigError
 from syncd.core.policy import Policy

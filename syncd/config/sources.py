@@ -9,8 +9,7 @@ from typing import Annotated, Literal, Self, get_args
 
 from pydantic import Field, model_validator
 
-from syncd.config.connection import ConnectionConfig
-from syncd.config.types import Duration, HttpUrl, Key, Metadata, Section, Tag, Token
+from syncd.config.types import ConnectionConfig, Duration, HttpUrl, Key, Metadata, Section, Tag, Token
 
 
 class _Source(Section):

@@ -10,13 +10,16 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
-from typing import Annotated
+from pathlib import Path
+from typing import Annotated, Self
 from urllib.parse import urlsplit
 
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, SecretStr, WithJsonSchema
 
+from openmeter_plugin.network.tls import Tls
 from syncd.core.errors import DaemonError
 from syncd.core.ownership import RESERVED_KEYS
+from syncd.http.endpoint import Endpoint, check_endpoint
 
 _UNITS = {"s": 1, "m": 60, "h": 3600, "d": 86400}
 _DURATION = re.compile(r"(\d+)\s*([smhd])")
@@ -159,3 +162,50 @@ def listening(address: Listen) -> Iterator[socket.socket]:
         ) from None
     with listener:
         yield listener
+
+
+class ConnectionConfig(Section):
+    """Settings that all HTTP APIs share. Files are relative to the configuration."""
+
+    ca_file: Path | None = None
+    """PEM file with the certificates of the authorities to trust, instead of the public ones. Needs https."""
+    client_cert: Path | None = None
+    """PEM file with the certificate that syncd identifies itself with; may hold its key, too."""
+    client_key: Path | None = None
+    """PEM file with the key of `client_cert`, without a password."""
+    proxy: SecretStr | None = None
+    """URL of the proxy for this API: `http://proxy:3128`. Unset: as HTTP_PROXY, HTTPS_PROXY, ALL_PROXY and
+    NO_PROXY say. Loopback and link-local addresses never pass a proxy."""
+
+    @property
+    def tls(self) -> Tls:
+        """Return the files for TLS."""
+        return Tls(self.ca_file, self.client_cert, self.client_key)
+
+    @property
+    def proxy_url(self) -> str | None:
+        """Return the URL of the proxy, which may hold a password."""
+        return self.proxy.get_secret_value() if self.proxy else None
+
+    def check(self, section: str, url: str, token: SecretStr | None) -> None:
+        """Check what can be checked without a request; raises ConfigError, which names the setting."""
+        is_socket = url.startswith("unix:")
+        check_endpoint(
+            Endpoint(
+                "metering",  # only for texts that this check does not use
+                "http://localhost" if is_socket else url,
+                f"{section}.token",
+                "",
+                token=token.get_secret_value() if token else None,
+                unix_socket=url if is_socket else None,
+                tls=self.tls,
+                proxy=self.proxy_url,
+            )
+        )
+
+    def in_folder(self, folder: Path) -> Self:
+        """Return these settings with files relative to a folder."""
+        files = {"ca_file": self.ca_file, "client_cert": self.client_cert, "client_key": self.client_key}
+        return self.model_copy(
+            update={name: folder / path.expanduser() for name, path in files.items() if path}
+        )

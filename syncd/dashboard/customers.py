@@ -19,9 +19,8 @@ from syncd.core.model import ObservedCustomer
 from syncd.dashboard.probes import TIMEOUT
 from syncd.http.retry import Pace
 from syncd.metering.base import CustomerField, CustomerValue
-from syncd.metering.usage import REQUESTS_METER, TOKENS_METER, owners
+from syncd.metering.usage import REQUESTS_METER, TOKENS_METER, owners, rfc3339
 from syncd.runs.factory import quick_target_of
-from syncd.runs.unbilled import rfc3339
 
 PAGE_SIZE: Final = 25
 MAX_SUBJECTS: Final = 100

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from datetime import UTC, datetime
 
 from syncd.core.model import ObservedCustomer
 from syncd.metering.base import MeteringTarget
@@ -152,3 +153,8 @@ def owners(customers: Iterable[ObservedCustomer]) -> dict[str, str]:
 def whole(value: float) -> int | float:
     """Return an integral number as int, so that it prints without a fraction."""
     return int(value) if float(value).is_integer() else value
+
+
+def rfc3339(when: datetime) -> str:
+    """Return a time in the format of the metering APIs."""
+    return when.astimezone(UTC).strftime("%Y-%m-%dT%H:%M:%SZ")

@@ -27,7 +27,7 @@ from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
-from syncd.apply.subject_entities import REFUSED
+from syncd.apply.executor import REFUSED
 from syncd.core.changes import Change, ChangeKind, Outcome, Plan, Status
 from syncd.core.errors import HistoryError
 from syncd.core.model import ObservedCustomer

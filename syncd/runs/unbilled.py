@@ -23,7 +23,7 @@ from syncd.core.unbilled import (
     first_day,
     unbilled_usage,
 )
-from syncd.metering.usage import REQUESTS_METER, TOKENS_METER, owners, whole
+from syncd.metering.usage import REQUESTS_METER, TOKENS_METER, owners, rfc3339, whole
 
 _QUICK_SECONDS = 1.0
 _KINDS_WITH_EVENTS = REMOVALS | {ChangeKind.MOVE_SUBJECTS, ChangeKind.BLOCKED}
@@ -117,8 +117,3 @@ def _with_events(
         return change
     events = whole(sum(requests.get(key, 0) for key in keys))
     return replace(change, usage=MovedUsage(events, since))
-
-
-def rfc3339(when: datetime) -> str:
-    """Return a time in the format of the metering APIs."""
-    return when.astimezone(UTC).strftime("%Y-%m-%dT%H:%M:%SZ")

@@ -39,7 +39,8 @@ EVERY = 0.002
 _POSTER = """
 import socket, sys
 port, body = int(sys.argv[1]), open(sys.argv[2], "rb").read()
-head = b"POST / HTTP/1.1\\r\\nHost: x\\r\\nContent-Type: application/json\\r\\nContent-Length: %d\\r\\n\\r\\n"
+head = b"POST / HTTP/1.1\\r\\nHost: 127.0.0.1\\r\\n"
+head += b"Content-Type: application/json\\r\\nContent-Length: %d\\r\\n\\r\\n"
 with socket.create_connection(("127.0.0.1", port)) as connection:
     while True:
         connection.sendall(head % len(body) + body)
@@ -92,13 +93,14 @@ def rpc(path: Path, endpoint: str, seconds: float) -> list[float]:
         protocol.start(connection, {"ingest_endpoint": endpoint, "__plugin_id": "beside"})
         end = time.perf_counter() + seconds
         while (started := time.perf_counter()) < end:
-            _one(connection, protocol, len(waits))
+            hand_over(connection, protocol, len(waits))
             waits.append((time.perf_counter() - started) * 1000)
             time.sleep(max(0.0, started + EVERY - time.perf_counter()))
     return waits
 
 
-def _one(connection: socket.socket, protocol: ProtoBuf, number: int) -> None:
+def hand_over(connection: socket.socket, protocol: ProtoBuf, number: int) -> None:
+    """Hand one request over and wait for its answer."""
     connection.sendall(protocol.event(number))
     received = b""
     while (answer := protocol.answer(received, number)) != b"":

@@ -26,7 +26,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
-from tests.demo import real_kong
+from tests.demo import gate, real_kong
 from tests.demo.gateway import Gateway
 from tests.demo.traffic import Expected, traffic
 from tests.harness.kong import KongWorker, PluginInstance
@@ -78,6 +78,7 @@ def run(directory: Path, *, use_kong: bool, requests: int | None, in_lua: bool =
         gateway.write(directory / "kong.yml")
         reconcile(directory, sandbox)
         show_and_check(directory, sandbox, expected)
+        show_gate(directory)
 
 
 def drive_recordings(
@@ -204,6 +205,17 @@ def show_and_check(directory: Path, sandbox: str, expected: Expected) -> None:
     console.print(
         f"[green bold]Every one of the {sum(expected.requests.values()):,} metered requests is counted"
         f" exactly once.[/]"
+    )
+
+
+def show_gate(directory: Path) -> None:
+    """Let a customer use up what is left, and show what the next request gets."""
+    passed, answer = gate.drive(directory / "gate")
+    if (passed, answer.status) != (gate.ALLOWANCE, httpx.codes.TOO_MANY_REQUESTS):
+        raise DemoFailed(f"{passed} of {gate.ALLOWANCE} requests passed the gate, then {answer}")
+    console.print(
+        f"[green bold]With {gate.ALLOWANCE} requests left, {passed} pass the gate,[/] and the next one is"
+        f" answered {answer.status} {answer.reason}."
     )
 
 

@@ -227,6 +227,7 @@ def serve(
         fsync_interval,
         keep_tokens=keep_tokens,
         socket_activated=listeners.plugin is not None and not listeners.plugin.owned,
+        in_place=lambda: listeners.plugin is not None and listeners.plugin.in_place,
     )
     workers = workers if listeners.plugin is not None else 0
     names = [f"worker-{number}" for number in range(workers)]

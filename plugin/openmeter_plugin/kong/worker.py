@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import os
 import signal
 import socket
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
@@ -35,6 +37,8 @@ _IDLE_SECONDS: Final = 4.0
 _ACTIVATED_IDLE_SECONDS: Final = 1.0
 """For idle connections, if the next server uses the same socket: each connection that waits for that server
 holds one of Kong's 4096 timers."""
+_SUCCESSOR_SECONDS: Final = 4.0
+_SUCCESSOR_POLL: Final = 0.02
 _INSTANCE_FILES_SECONDS: Final = 1.0
 
 
@@ -48,6 +52,8 @@ class WorkerOptions:
     keep_tokens: bool = True
     socket_activated: bool = False
     """Whether systemd holds the listening socket: then connections pending in it are for the next server."""
+    in_place: Callable[[], bool] = lambda: False
+    """Whether the path of our own listening socket still leads to it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,6 +75,7 @@ def run_worker(listener: socket.socket, options: WorkerOptions, slot: WorkerSlot
 
 async def _serve(listener: socket.socket, options: WorkerOptions, slot: WorkerSlot) -> None:
     loop = asyncio.get_running_loop()
+    supervisor = os.getppid()
 
     def notify(tokens: list[Any]) -> None:
         # The loop is closed if the stop took too long; Kong resends those events.
@@ -117,6 +124,8 @@ async def _serve(listener: socket.socket, options: WorkerOptions, slot: WorkerSl
 
     if options.socket_activated:
         acceptor.close()
+    else:
+        await _wait_for_successor(supervisor, options.in_place)
     await _drain(server, None if options.socket_activated else acceptor)
     acceptor.close()
     connections.close()
@@ -126,6 +135,16 @@ async def _serve(listener: socket.socket, options: WorkerOptions, slot: WorkerSl
     for task in background_tasks:
         task.cancel()
     get_logger().info("stopped", spool_written=finished)
+
+
+async def _wait_for_successor(supervisor: int, in_place: Callable[[], bool]) -> None:
+    """If the supervisor was killed, keep serving for a few seconds, until the next server has the path.
+
+    Kong does not resend an event whose connection is refused: each kill of the soak lost hundreds of them.
+    """
+    deadline = time.monotonic() + _SUCCESSOR_SECONDS
+    while os.getppid() != supervisor and in_place() and time.monotonic() < deadline:  # noqa: ASYNC110
+        await asyncio.sleep(_SUCCESSOR_POLL)  # a file and a pid: there is nothing to wait for
 
 
 async def _drain(server: Server, acceptor: Acceptor | None) -> None:

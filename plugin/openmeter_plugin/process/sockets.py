@@ -58,14 +58,19 @@ class UnixListener:
         """The address that it listens on."""
         return str(self.path)
 
+    @property
+    def in_place(self) -> bool:
+        """Whether the path leads to this socket, which this process created; raises no error."""
+        try:
+            status = self.path.stat()
+        except OSError:
+            return False
+        return self.owned and (status.st_dev, status.st_ino) == self._identity
+
     def remove(self) -> None:
         """Remove the socket file if this process created it and it was not replaced since."""
-        if not self.owned:
-            return
-        with contextlib.suppress(FileNotFoundError):
-            status = self.path.stat()
-            if (status.st_dev, status.st_ino) == self._identity:
-                self.path.unlink()
+        if self.in_place:
+            self.path.unlink(missing_ok=True)
 
 
 def _require_replaceable(path: Path) -> None:

@@ -8,7 +8,7 @@ import pytest
 import typer
 
 from syncd.cli.options import moment
-from syncd.runs.unbilled import rfc3339
+from syncd.metering.usage import rfc3339
 
 
 def test_a_day_is_its_first_moment_in_utc() -> None:

@@ -173,3 +173,22 @@ def test_no_page_is_wider_than_its_window(
                 assert wide <= width, path
         finally:
             chromium.driver.execute_cdp_cmd("Emulation.clearDeviceMetricsOverride", {})
+
+
+def test_on_a_phone_captions_are_lines_and_values_stand_beside_their_labels(
+    project: Project, chromium: Browser
+) -> None:
+    fake = FakeGateway(dead=[dead_letter(1, "an answer")])
+    size = {"width": 390, "height": 800, "deviceScaleFactor": 1, "mobile": True}
+    with gateway(fake) as there, site(project, extra=configured(eu=there.url)) as found:
+        log_in(chromium, found.url)
+        try:
+            chromium.driver.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", size)
+            chromium.open(f"{found.url}/dashboard/gateways")
+            assert chromium.find("caption").size["height"] < 40, "one letter per line before"
+            chromium.open(f"{found.url}/dashboard/gateways/eu")
+            label = chromium.find("td[data-label=Event]").location["x"] + 100
+            for part in ("td[data-label=Event] .address", "td[data-label=Answer] bdi"):
+                assert chromium.find(part).location["x"] > label, f"{part}: in the column of labels before"
+        finally:
+            chromium.driver.execute_cdp_cmd("Emulation.clearDeviceMetricsOverride", {})

@@ -10,7 +10,7 @@ import httpx
 import pytest
 
 from syncd.audit.compare import HOUR, Line, Yardstick
-from syncd.audit.meter_queries import HourlyMeters, yardstick
+from syncd.audit.run import HourlyMeters, yardstick
 from syncd.config.settings import Dialect
 from syncd.core.errors import MalformedError
 from syncd.metering.base import Meter
