@@ -120,7 +120,10 @@ def _measure(client: httpx.Client, api: httpx.Client, pid: int, options: argpars
         time.sleep(0.2)
     print(f"all subjects known after {time.monotonic() - began:.1f} s")
     # Each account's first balance takes a call, too.
-    time.sleep(options.subjects / options.max_calls * 2)
+    ready = time.monotonic() + options.subjects / options.max_calls * 2
+    while time.monotonic() < ready:
+        _report(client, subjects)
+        time.sleep(5)
     calls, (_, cpu), at = api.get("/calls").json()["calls"], _process(pid), time.monotonic()
     ages: list[float] = []
     lines, since = 0, "0.0"
@@ -140,6 +143,7 @@ def _measure(client: httpx.Client, api: httpx.Client, pid: int, options: argpars
     print(f"{options.subjects} subjects x {options.features} features, {elapsed:.0f} s")
     print(f"oldest reading: median {ages[len(ages) // 2]:.2f} s, worst {ages[-1]:.2f} s")
     print(f"calls: {rate:.0f}/s; memory: {resident:.0f} MiB; CPU: {(used - cpu) / elapsed:.2f} of a core")
+    print(f"oldest readings: {[round(age, 1) for age in ages]}; {view['figures']['calls']}")
     print(f"feed: {lines / elapsed:.0f} lines/s; errors: {view['figures']['errors']}")
 
 
