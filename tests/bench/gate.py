@@ -1,6 +1,7 @@
 """The gate with many active subjects: staleness, calls a second, memory and CPU.
 
     python -m tests.bench.gate [--subjects 10000] [--features 3] [--seconds 30] [--latency 0.02]
+        [--settle 100]
 
 The metering API is a small server of its own process, which answers access queries and balances after a
 latency; every subject is metered and uses its allowance up slowly. Kong's reports and the feed go over the
@@ -120,7 +121,8 @@ def _measure(client: httpx.Client, api: httpx.Client, pid: int, options: argpars
         time.sleep(0.2)
     print(f"all subjects known after {time.monotonic() - began:.1f} s")
     # Each account's first balance takes a call, too.
-    ready = time.monotonic() + options.subjects / options.max_calls * 2
+    settle = options.subjects / options.max_calls * 2 if options.settle is None else options.settle
+    ready = time.monotonic() + settle
     while time.monotonic() < ready:
         _report(client, subjects)
         time.sleep(5)
@@ -155,6 +157,7 @@ def main() -> None:
     parser.add_argument("--seconds", type=float, default=30.0)
     parser.add_argument("--latency", type=float, default=0.02)
     parser.add_argument("--max-calls", type=float, default=200.0)
+    parser.add_argument("--settle", type=float, help="seconds before the measurement")
     parser.add_argument("--api", action="store_true", help=argparse.SUPPRESS)
     parser.add_argument("--gate", nargs=2, type=Path, help=argparse.SUPPRESS)
     options = parser.parse_args()
