@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from datetime import UTC, datetime
 from typing import Literal
 
 from pydantic import ConfigDict, Field, RootModel
@@ -66,6 +67,11 @@ class GateOverride(Model):
     until: float
     why: str
     by: str
+
+    @property
+    def ends(self) -> datetime:
+        """When it ends."""
+        return datetime.fromtimestamp(self.until, UTC)
 
 
 class Gate(Model):
