@@ -24,7 +24,7 @@ from openmeter_plugin.kong.server import Server
 from openmeter_plugin.kong.shutdown import drain
 from openmeter_plugin.log import get_logger
 from openmeter_plugin.process.handoff import Handoff
-from openmeter_plugin.process.supervisor import Heartbeats
+from openmeter_plugin.process.supervisor import SUCCESSOR_SECONDS, Heartbeats
 from openmeter_plugin.spool.writer import Fsync, SpoolWriter
 
 _SWEEP_SECONDS: Final = 3600.0  # instances without an event for one to two sweeps are forgotten
@@ -37,7 +37,6 @@ _IDLE_SECONDS: Final = 4.0
 _ACTIVATED_IDLE_SECONDS: Final = 1.0
 """For idle connections, if the next server uses the same socket: each connection that waits for that server
 holds one of Kong's 4096 timers."""
-_SUCCESSOR_SECONDS: Final = 4.0
 _SUCCESSOR_POLL: Final = 0.02
 _INSTANCE_FILES_SECONDS: Final = 1.0
 
@@ -142,7 +141,7 @@ async def _wait_for_successor(supervisor: int, in_place: Callable[[], bool]) -> 
 
     Kong does not resend an event whose connection is refused: each kill of the soak lost hundreds of them.
     """
-    deadline = time.monotonic() + _SUCCESSOR_SECONDS
+    deadline = time.monotonic() + SUCCESSOR_SECONDS
     while os.getppid() != supervisor and in_place() and time.monotonic() < deadline:  # noqa: ASYNC110
         await asyncio.sleep(_SUCCESSOR_POLL)  # a file and a pid: there is nothing to wait for
 

@@ -85,6 +85,10 @@ class Heartbeats:
 
 
 _STOP_SECONDS: Final = 12.0  # for all child processes together; then they are killed
+SUCCESSOR_SECONDS: Final = 4.0
+"""How long a worker whose supervisor was killed serves on, for the next server to take its socket over."""
+_ORPHAN_SECONDS: Final = _STOP_SECONDS + SUCCESSOR_SECONDS
+"""How long child processes live on at most after their supervisor was killed."""
 _SHORT_LIFE: Final = 1.0  # seconds; a child process that ends sooner is restarted with a delay
 _MIN_DELAY: Final = 0.05
 _MAX_DELAY: Final = 1.0
@@ -114,7 +118,7 @@ class Child:
         slot: int,
         handoff: Handoff | None = None,
         *,
-        stop_seconds: float = _STOP_SECONDS,
+        orphan_seconds: float = _ORPHAN_SECONDS,
     ) -> None:
         self.name = name
         self.run = run
@@ -123,7 +127,7 @@ class Child:
         self.pid: int | None = None
         self.start_at = 0.0
         self.started = 0.0
-        self._stop_seconds = stop_seconds
+        self._orphan_seconds = orphan_seconds
         self._delay = 0.0
         self._stacks = os.memfd_create(f"openmeter-{name}-stacks", os.MFD_CLOEXEC)
 
@@ -182,7 +186,7 @@ class Child:
         try:
             # Works even if a thread never gives up the interpreter's lock.
             faulthandler.register(_DUMP_SIGNAL, file=self._stacks, all_threads=True)
-            end_with_parent(parent, heartbeats, self._stop_seconds)
+            end_with_parent(parent, heartbeats, self._orphan_seconds)
             signal.pthread_sigmask(signal.SIG_UNBLOCK, _SIGNALS)
             configure_logging(self.name)
             self.run()
@@ -201,19 +205,19 @@ def _state_of(pid: int) -> str:
         return "?"
 
 
-def end_with_parent(parent: int, heartbeats: Heartbeats, stop_seconds: float = _STOP_SECONDS) -> None:
+def end_with_parent(parent: int, heartbeats: Heartbeats, seconds: float = _ORPHAN_SECONDS) -> None:
     """Stop this process when its parent is gone, even by kill -9, and end it soon after in any case.
 
     It gets SIGTERM if possible, so that it answers Kong's calls under way; SIGKILL would lose them.
     """
     if sys.platform == "linux":
-        watched = _exit_after(parent, heartbeats, stop_seconds)
+        watched = _exit_after(parent, heartbeats, seconds)
         ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGTERM if watched else signal.SIGKILL)
     if os.getppid() != parent:  # it ended before the call to prctl
         os._exit(os.EX_OK)
 
 
-def _exit_after(parent: int, heartbeats: Heartbeats, stop_seconds: float) -> bool:
+def _exit_after(parent: int, heartbeats: Heartbeats, seconds: float) -> bool:
     """Start a thread that ends this process some time after its parent; False if that is impossible.
 
     A sibling that is stopped or stuck has no such thread that runs. Kong would wait for its answers until
@@ -230,7 +234,7 @@ def _exit_after(parent: int, heartbeats: Heartbeats, stop_seconds: float) -> boo
         ended.poll()
         siblings = list(_open_processes(heartbeats.pids()))
         _send(siblings, signal.SIGCONT)
-        time.sleep(stop_seconds)
+        time.sleep(seconds)
         _send(siblings, signal.SIGKILL)
         os._exit(os.EX_SOFTWARE)
 

@@ -209,9 +209,10 @@ class SpoolWriter:
 
     def close(self, timeout: float) -> bool:
         """Write what was handed over and stop; returns whether that succeeded within `timeout` seconds."""
+        deadline = time.monotonic() + timeout
         self._items.put(None)
         self._thread.join(timeout)
-        self._syncer.close(timeout)
+        self._syncer.close(max(0.0, deadline - time.monotonic()))
         return self._all_written
 
     def _run(self) -> None:

@@ -3,15 +3,23 @@
 from __future__ import annotations
 
 import asyncio
+import resource
 import socket
-from contextlib import ExitStack
+import time
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 import orjson
+import pytest
 
 from openmeter_plugin.instances.instance import InstanceIds, Instances
 from openmeter_plugin.kong import codec
 from openmeter_plugin.kong.acceptor import Acceptor, ConnectionCounts
+from tests.bench.beside import hand_over
+from tests.bench.driver import ProtoBuf
+from tests.bench.driver import connect as connect_as_kong
+from tests.harness.process import plugin_server
 from tests.harness.service_manager import unix_listener
 from tests.plugin.serving import Serving, serve
 from tests.plugin.spools import running_writer
@@ -160,3 +168,48 @@ def test_silent_connections_make_room_for_those_of_kong(tmp_path: Path) -> None:
             acceptor.close()
 
     serve(tmp_path, test)
+
+
+def test_what_others_do_not_accept_is_accepted_all_at_once(tmp_path: Path) -> None:
+    async def test(serving: Serving) -> None:
+        with unix_listener(tmp_path / "s") as listener, ExitStack() as stack:
+            for _ in range(400):
+                stack.enter_context(socket.socket(socket.AF_UNIX)).connect(str(tmp_path / "s"))
+            counts = ConnectionCounts(2)  # the second worker is stopped
+            acceptor = Acceptor(listener, serving.server, serving.connections, counts, 0, serving.loop)
+            began = time.monotonic()
+            while len(serving.connections) < 400:
+                await asyncio.sleep(0.001)
+            assert time.monotonic() - began < 2.5, "10 ms for each is 4 s"
+            acceptor.close()
+
+    serve(tmp_path, test)
+
+
+@contextmanager
+def many_open_files() -> Iterator[None]:
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+
+
+@pytest.mark.slow
+def test_thousands_of_pending_connections_do_not_delay_an_event_of_kong(tmp_path: Path) -> None:
+    protocol = ProtoBuf()
+    config = {"ingest_endpoint": "http://127.0.0.1:9/events", "__plugin_id": "many"}
+    with (
+        plugin_server(tmp_path, "--workers", "2") as server,
+        many_open_files(),
+        ExitStack() as silent,
+    ):
+        with connect_as_kong(server.socket) as kong:
+            protocol.start(kong, config)
+        for _ in range(4_000):
+            silent.enter_context(socket.socket(socket.AF_UNIX)).connect(str(server.socket))
+        with connect_as_kong(server.socket) as kong:
+            began = time.monotonic()
+            hand_over(kong, protocol, 1)
+            assert time.monotonic() - began < 1.5, "an exact balance between the workers took 2.5 s and more"

@@ -28,7 +28,7 @@ def run():
         print(os.getpid(), flush=True)
         time.sleep(0.1)
 
-supervisor.Child("stubborn", run, 0, stop_seconds=0.2).start(supervisor.Heartbeats(1))
+supervisor.Child("stubborn", run, 0, orphan_seconds=0.2).start(supervisor.Heartbeats(1))
 time.sleep(20)
 """
 

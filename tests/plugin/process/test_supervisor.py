@@ -12,7 +12,11 @@ from pathlib import Path
 
 import pytest
 
-from openmeter_plugin.process.supervisor import Child, Heartbeats, restart_delay
+from openmeter_plugin.http_log import process as http_log_process
+from openmeter_plugin.http_log import receiver
+from openmeter_plugin.kong import worker
+from openmeter_plugin.process import supervisor
+from openmeter_plugin.process.supervisor import SUCCESSOR_SECONDS, Child, Heartbeats, restart_delay
 from tests.harness.process import eventually, plugin_server
 
 pytestmark = pytest.mark.slow
@@ -35,6 +39,13 @@ print("left" if os.path.exists(f"/proc/{process.pid}") else "gone")
 def test_a_child_process_that_ignores_sigterm_is_killed_within_the_bound() -> None:
     result = subprocess.run([sys.executable, "-c", STUBBORN], capture_output=True, text=True, timeout=60)
     assert result.stdout.splitlines()[-1:] == ["gone"], result.stderr
+
+
+def test_the_longest_stop_of_a_child_process_ends_before_it_is_killed() -> None:
+    of_worker = 2 * worker._STOP_SECONDS + worker._INSTANCE_FILES_SECONDS
+    of_http_log = receiver._STOP_SECONDS + http_log_process._STOP_SECONDS
+    assert max(of_worker, of_http_log) < supervisor._STOP_SECONDS
+    assert of_worker + SUCCESSOR_SECONDS < supervisor._ORPHAN_SECONDS
 
 
 def test_a_child_process_that_keeps_ending_is_restarted_with_growing_delays_up_to_a_second() -> None:

@@ -6,10 +6,13 @@ import os
 import shutil
 import subprocess
 import sys
+import threading
+import time
 from pathlib import Path
 from typing import Any
 
 import orjson
+import pytest
 
 from openmeter_plugin.spool.destination import queues_directory
 from openmeter_plugin.spool.segment import LOST, MAGIC, Damage
@@ -196,6 +199,31 @@ def test_a_stop_with_a_full_disk_logs_what_is_lost(tmp_path: Path, disk: Disk, l
     eventually(lambda: len(acknowledged.tokens) == 5, what="the answers to Kong")
     assert not writer.close(10)
     assert [line["records"] for line in lines if line["event"] == "usage_lost"][-1] == 5
+
+
+def test_a_stop_on_a_disk_that_hangs_takes_no_longer_than_its_bound(
+    tmp_path: Path, disk: Disk, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    syncing, hangs = threading.Event(), threading.Event()
+
+    def hang(descriptor: int) -> None:
+        syncing.set()
+        hangs.wait(30)
+
+    monkeypatch.setattr("os.fdatasync", hang)
+    acknowledged = Acknowledged()
+    writer = SpoolWriter(tmp_path, acknowledged, fsync="interval", fsync_interval=0.01)
+    writer.start()
+    hand_over(writer, range(1))
+    eventually(syncing.is_set, what="the syncer to hang")
+    disk.open_gate.clear()
+    hand_over(writer, range(1, 2))
+    eventually(disk.at_gate.is_set, what="the writer to hang")
+    began = time.monotonic()
+    assert not writer.close(0.6)
+    assert time.monotonic() - began < 1.1, "0.6 s for each thread is 1.2 s"
+    hangs.set()
+    disk.open_gate.set()
 
 
 def test_a_full_file_system_gets_everything_once_it_has_room_again(tmp_path: Path) -> None:
