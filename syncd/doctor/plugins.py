@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from urllib.parse import quote
 
+from openmeter_plugin.config.lua_plugin import LUA_PRIORITY
+from openmeter_plugin.config.schema import PRIORITY
 from openmeter_plugin.metering.ai_usage import Version, parse_version
 from syncd.config.settings import Config
 from syncd.config.sources import (
@@ -17,7 +19,7 @@ from syncd.config.sources import (
 from syncd.core.errors import ApiError, ConfigError, SourceError
 from syncd.core.model import Principal
 from syncd.doctor.ai import check_ai
-from syncd.doctor.checks import Finding, Level, Plugin, check_plugins
+from syncd.doctor.checks import METERING_PLUGIN, Finding, Level, Plugin, check_plugins
 from syncd.doctor.subjects import CHECK, Kong, check_subjects, mapped_subjects
 from syncd.http.client import ApiClient, Endpoint
 from syncd.http.retry import Retry
@@ -47,6 +49,8 @@ def check_agreement(config: Config, read: Mapping[str, Sequence[Principal]]) -> 
         else:
             kongs.append(Kong(name, found, read.get(name)))
             yield from check_ai(found, _version(source, index))
+            if any(plugin.enabled and plugin.name == METERING_PLUGIN for plugin in found):
+                yield from _loaded(source, index)
     if not kongs and not unreadable:
         text = "no source shows Kong's plugins. Compare subject.field and ingest_endpoint by hand"
         yield Finding("plugin", Level.WARNING, text)
@@ -88,6 +92,35 @@ def _version(source: SourceConfig, index: int) -> Version | None:
             return parse_version(client.header("server") or "")
     except ApiError:
         return None  # its plugins could be read a moment ago
+
+
+def _loaded(source: SourceConfig, index: int) -> Iterator[Finding]:
+    """Tell whether a Kong runs the plugin in Lua or calls a plugin server, if its Admin API shows it.
+
+    The node that answers is read; a control plane's data planes load plugins of their own.
+    """
+    if not isinstance(source, KongAdminSource):
+        return
+    try:
+        with ApiClient(kong_endpoint(source, index), Retry(attempts=1)) as client:
+            node = client.get("/")
+    except ApiError:
+        return  # a token may be without this right; its plugins could be read a moment ago
+    if _member(node, "configuration", "role") == "control_plane":
+        return
+    priority = _member(node, "plugins", "available_on_server", METERING_PLUGIN, "priority")
+    ways = {
+        LUA_PRIORITY: "runs in Lua and hands requests over by `openmeter-plugin serve --segments`",
+        PRIORITY: "is a plugin server, which Kong calls for each request",
+    }
+    if isinstance(priority, int) and priority in ways:
+        yield Finding("input", Level.OK, f"Kong at {source.url}: {METERING_PLUGIN} {ways[priority]}")
+
+
+def _member(value: object, *names: str) -> object:
+    for name in names:
+        value = value.get(name) if isinstance(value, dict) else None
+    return value
 
 
 def _listed(endpoint: Endpoint, prefix: str, where: str, attempts: int) -> Iterator[Plugin]:

@@ -33,12 +33,14 @@ def main() -> int:
     options.add_argument("--backlog", type=float, default=5.0, help="GiB that wait when a server is started")
     parts = ("servers", "drain", "memory", "backlog", "beside", "ai", "syncd")
     options.add_argument(
-        "--only", choices=("plugin", *parts), help="measure this alone; plugin: all but syncd"
+        "--only", choices=("plugin", *parts, "lua"), help="measure this alone; plugin: all but syncd"
     )
     arguments = options.parse_args()
     end_cleanly()
+    if arguments.only == "lua" and not arguments.kong:
+        options.error("--only lua needs --kong")
     if arguments.kong:
-        return gateways(arguments.rounds or 15, arguments.seconds, arguments.concurrency, arguments.workers)
+        return gateways(arguments)
     rounds = arguments.rounds or 5
 
     with console.status("starting") as status:
@@ -78,11 +80,19 @@ def verdict(goals: list[Goal]) -> int:
     return 0 if all(goal.met for goal in goals) else 1
 
 
-def gateways(rounds: int, seconds: int, concurrency: int, workers: int) -> int:
+def gateways(arguments: argparse.Namespace) -> int:
     """Compare what metering costs a real Kong."""
+    rounds, only_lua = arguments.rounds or 15, arguments.only == "lua"
     try:
         with console.status("starting") as status:
-            ways, missing = gateway.run(rounds, seconds, status.update, concurrency, workers)
+            ways, missing = gateway.run(
+                rounds,
+                arguments.seconds,
+                status.update,
+                arguments.concurrency,
+                arguments.workers,
+                only_lua=only_lua,
+            )
     except KongMissing as error:
         console.print(f"[red]{error}")
         return 1

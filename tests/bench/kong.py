@@ -60,8 +60,12 @@ def kong(
     log_level: str = "error",
     cores: set[int] | None = None,
     lua: Lua | None = None,
+    directives: Sequence[str] = (),
 ) -> Iterator[tuple[str, int]]:
-    """Run a Kong on these cores with a route and its plugins for each path; yields its URL and pid."""
+    """Run a Kong on these cores with a route and its plugins for each path; yields its URL and pid.
+
+    `directives` are further lines of kong.conf.
+    """
     listed = [
         {"name": f"r{number}", "paths": [path], "plugins": plugins}
         for number, (path, plugins) in enumerate(routes.items())
@@ -73,7 +77,7 @@ def kong(
         "plugins": [{"name": "key-auth"}],
     }
     names = sorted({str(plugin["name"]) for plugins in routes.values() for plugin in plugins})
-    settings = [f"nginx_worker_processes = {workers}", f"log_level = {log_level}"]
+    settings = [f"nginx_worker_processes = {workers}", f"log_level = {log_level}", *directives]
     settings.append(f"pluginserver_names = {', '.join(servers)}")
     for name, server in servers.items():
         settings.append(f"pluginserver_{name}_socket = {server.socket}")

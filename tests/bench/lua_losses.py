@@ -3,7 +3,8 @@
     python -m tests.bench.lua_losses [--how kills --how reload ...] [--rate 2000] [--workers 2]
 
 The ids that Kong gave the clients are compared with those of all events that arrived. Needs `kong` in the
-PATH; `full` mounts a small tmpfs and needs root.
+PATH; `full` mounts a small tmpfs and needs root. A plugin in the same Kong, the witness, knows which requests
+had a response, but had not come through their log phase.
 
 - kills: `kill -9` of a worker of nginx, 60 times;
 - reload: `kong reload`, three times;
@@ -22,6 +23,7 @@ import asyncio
 import contextlib
 import os
 import random
+import shutil
 import signal
 import subprocess
 import sys
@@ -29,7 +31,7 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any, Final
@@ -38,7 +40,7 @@ import httpx
 from rich.console import Console
 from rich.table import Table
 
-from tests.bench.kong import Lua, kong, process
+from tests.bench.kong import KEY, Lua, kong, process
 from tests.bench.processes import end_cleanly, tree
 from tests.bench.restarts import Load, Result
 from tests.demo.real_kong import KongMissing
@@ -47,6 +49,7 @@ from tests.harness.service_manager import ServiceManager
 from tests.plugin.lua.stand_in import lost as lost_counters
 
 _SETTLE: Final = 30.0
+_WITNESS: Final = Path(__file__).parent / "witness"
 
 
 @dataclass
@@ -59,7 +62,6 @@ class Scene:
     server: ServiceManager
     away: float
     master: int = 0
-    counted: dict[str, int] = field(default_factory=dict)
 
     def serve(self) -> None:
         """Start the plugin server."""
@@ -169,8 +171,17 @@ async def _drive(load: Load, act: Callable[[], None], *, ends_kong: bool) -> Non
                 await asyncio.sleep(0.05)
 
 
-def run(how: str, rate: float, workers: int, away: float) -> tuple[Result, dict[str, int]]:
-    """Return what became of the requests, and the lost records that the plugin has counted."""
+def _unlogged(url: str) -> set[str]:
+    """Return the ids of requests that had a response, but did not come through their log phase."""
+    answer = httpx.get(f"{url}/witness", headers={"apikey": KEY}, trust_env=False, timeout=60)
+    return set(answer.raise_for_status().text.split())
+
+
+def run(how: str, rate: float, workers: int, away: float) -> tuple[Result, dict[str, int], int | None]:
+    """Return what became of the requests, and the lost records that the plugin has counted.
+
+    Last, how many of the lost requests had not come through their log phase; None if no Kong is left to ask.
+    """
     result = Result(how, 1)
     with ExitStack() as stack:
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory(dir="/dev/shm")))
@@ -183,12 +194,15 @@ def run(how: str, rate: float, workers: int, away: float) -> tuple[Result, dict[
             stack.enter_context(_small(segments))
         lua = Lua(folder / "lua", segments)
         lua.write()
+        shutil.copytree(_WITNESS, lua.folder / "kong/plugins/witness")
         server = ServiceManager(folder, {}, ("--segments", str(segments)))
         stack.callback(server.end)
         scene = Scene(folder, lua, sink, server, away)
         scene.serve()
         plugin: dict[str, Any] = {"name": lua.name, "config": {"ingest_endpoint": f"{sink}/api/v1/events"}}
-        gateway = kong(folder / "kong", upstream, {"/": [plugin]}, {}, workers=workers, lua=lua)
+        routes = {"/": [plugin, {"name": "witness"}]}
+        directives = ["nginx_http_lua_shared_dict = witness 16m"]
+        gateway = kong(folder / "kong", upstream, routes, {}, workers=workers, lua=lua, directives=directives)
         url, scene.master = stack.enter_context(gateway)
         load = Load(url, rate, result)
         asyncio.run(_drive(load, partial(HOW[how], scene), ends_kong=how in _ENDS_KONG))
@@ -206,8 +220,10 @@ def run(how: str, rate: float, workers: int, away: float) -> tuple[Result, dict[
             eventually(done, seconds=_SETTLE, what="the arrival")
         time.sleep(2)
         events = arrived()
-        result.lost, result.twice = len(answered - set(events)), len(events) - len(set(events))
-    return result, counted
+        lost = answered - set(events)
+        result.lost, result.twice = len(lost), len(events) - len(set(events))
+        unlogged = None if how in _ENDS_KONG else len(lost & _unlogged(url))
+    return result, counted, unlogged
 
 
 @contextmanager
@@ -230,17 +246,18 @@ def main() -> int:
     end_cleanly()
     console = Console()
     table = Table(title="Failures under traffic, the Lua plugin", title_justify="left")
-    for name in ("how", "requests", "lost", "of them counted", "sent twice", "worst ms"):
+    for name in ("how", "requests", "lost", "counted", "not logged", "sent twice", "worst ms"):
         table.add_column(name, justify="right")
     for how in arguments.how or HOW:
         try:
-            result, counted = run(how, arguments.rate, arguments.workers, arguments.away)
+            result, counted, unlogged = run(how, arguments.rate, arguments.workers, arguments.away)
         except KongMissing as error:
             console.print(f"[red]{error}")
             return 1
-        figures = (len(result.answered), result.lost, sum(counted.values()), result.twice)
-        table.add_row(how, *(f"{figure:,}" for figure in figures), f"{result.worst_ms:.0f}")
-        console.print(f"{how}: requests, lost, counted, twice: {figures} {counted}")
+        figures = (len(result.answered), result.lost, sum(counted.values()), unlogged, result.twice)
+        shown = ("" if figure is None else f"{figure:,}" for figure in figures)
+        table.add_row(how, *shown, f"{result.worst_ms:.0f}")
+        console.print(f"{how}: requests, lost, counted, not logged, twice: {figures} {counted}")
     console.print(table)
     return 0
 

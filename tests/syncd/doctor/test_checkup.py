@@ -13,6 +13,8 @@ from urllib.parse import urlsplit
 import httpx
 import pytest
 
+from openmeter_plugin.config.lua_plugin import LUA_PRIORITY
+from openmeter_plugin.config.schema import PRIORITY
 from syncd.doctor.checks import Level, Plugin, check_clock, check_empty, check_meters, check_plugins
 from syncd.doctor.probe import Probe
 from syncd.metering.base import Meter
@@ -474,6 +476,36 @@ def test_a_plugin_of_the_admin_api_is_named_by_what_it_is_bound_to(project: Proj
         project.configure()
         [(_, text)] = texts(project, "endpoint")
     assert text.startswith(f"Kong at {server.url}, plugin of route r-1 and consumer c-1: events go to")
+
+
+@pytest.mark.parametrize(
+    ("priority", "role", "shown"),
+    [
+        (PRIORITY, "traditional", ["is a plugin server"]),
+        (LUA_PRIORITY, "traditional", ["runs in Lua"]),
+        (LUA_PRIORITY, "control_plane", []),
+        (1, "traditional", []),
+        (None, "traditional", []),
+    ],
+)
+def test_doctor_tells_whether_kong_has_loaded_the_plugin_in_lua_or_a_plugin_server(
+    project: Project, priority: object, role: str, shown: list[str]
+) -> None:
+    plugin = {"name": "openmeter", "enabled": True, "config": {"ingest_endpoint": f"{project.metering}/x"}}
+    loaded = {"available_on_server": {"openmeter": {"version": "0.1.0", "priority": priority}}}
+    node = {"plugins": loaded, "configuration": {"role": role}}
+
+    def kong(asked: Asked) -> Answer:
+        if asked.path == "/":
+            return Answer(node)
+        return Answer({"data": [plugin] if asked.path == "/plugins" else [], "next": None})
+
+    with serving(kong) as server:
+        project.settings = f"sources: [{{type: kong-admin, url: '{server.url}'}}]\n"
+        project.configure()
+        found = texts(project, "input")
+    assert [level for level, _ in found] == ["ok"] * len(shown)
+    assert all(part in text for part, (_, text) in zip(shown, found, strict=True))
 
 
 DECK = """

@@ -1,0 +1,1 @@
+return { name = "witness", fields = { { config = { type = "record", fields = {} } } } }
