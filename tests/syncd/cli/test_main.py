@@ -260,6 +260,20 @@ def test_the_sandbox_serves_until_sigterm(tmp_path: Path) -> None:
         assert process.wait(timeout=10) == 0
 
 
+def test_a_sandbox_in_memory_is_refused_at_start_instead_of_failing_each_request(tmp_path: Path) -> None:
+    result = subprocess.run(
+        command("sandbox", "--port", "0", "--db", ":memory:"),
+        cwd=tmp_path,
+        env=environment(),
+        capture_output=True,
+        text=True,
+        timeout=30,
+    )
+    assert result.returncode == 1
+    assert "the database cannot be in memory; name a file" in result.stderr
+    assert not any(tmp_path.iterdir())
+
+
 def test_a_sandbox_that_cannot_start_ends_with_1(tmp_path: Path, sandbox: httpx.Client) -> None:
     port = str(sandbox.base_url.port)
     result = subprocess.run(

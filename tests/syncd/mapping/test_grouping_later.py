@@ -113,5 +113,6 @@ def test_a_plan_blocks_the_deletion_of_a_customer_with_an_entitlement(
     kinds = {change["customer_key"]: change["kind"] for change in plan(there)}
     assert kinds["consumer-a"] == "blocked"
     assert kinds["consumer-b"] == "delete-customer"
-    assert there.call("apply", "--yes").returncode == 3
+    # It waits for what a person gave the customer, so the run is not a failed one.
+    assert there.call("apply", "--yes").returncode == 0
     assert sandbox.get("/api/v1/customers/consumer-b").status_code == 404

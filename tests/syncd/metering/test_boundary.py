@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import ast
+import re
 from collections.abc import Iterator
+from functools import cache
 from pathlib import Path
 from typing import get_args
 
@@ -19,33 +21,29 @@ KNOWING = ("metering", "sandbox")
 FILES = sorted(path for path in ROOT.rglob("*.py") if path.relative_to(ROOT).parts[0] not in KNOWING)
 
 PATHS = ("/api/v1", "/api/v3", "/openmeter")
-FIELDS = frozenset(
+NAME = re.compile(
+    r"[a-z]+(?:[A-Z][a-z]*)+"  # usageAttribution
+    r"|[a-z_]+(?:\[[a-z_]+\])+"  # filter[key][eq]
+    r"|/?[a-z]+(?:-[a-z]+)+"  # /entitlement-access
+    r"|/[a-z]+"  # /subscriptions
+)
+"""What only a path, a parameter or a field looks like; words without a capital may be Python's own."""
+SPELLED_AS_IN_PYTHON = frozenset(
     {
-        "usageAttribution",
         "usage_attribution",
-        "subjectKeys",
-        "displayName",
-        "deletedAt",
         "deleted_at",
-        "totalCount",
-        "pageSize",
-        "currentSubscriptionId",
-        "primaryEmail",
         "primary_email",
-        "billingAddress",
-        "entitlement-access",
-        "windowStart",
-        "windowSize",
-        "groupBy",
         "group_by_dimensions",
-        "filterCustomerId",
-        "eventType",
-        "valueProperty",
         "value_property",
-        "eventFrom",
         "events_from",
+        "entitlement-access",
     }
 )
+SHARED = {
+    "dashboard/probes.py": {"page[size]", "page[number]"},  # Konnect's own lists have the same parameters
+    "sources/konnect.py": {"page[size]", "page[number]"},
+    "core/ownership.py": {"customerId"},  # metadata that the server writes, by which it is recognised
+}
 CONFIGURED = {"config/settings.py"}
 """The URL in the configuration may end with a dialect's prefix."""
 
@@ -59,13 +57,22 @@ def strings(path: Path) -> Iterator[tuple[int, str]]:
             yield node.lineno, node.value
 
 
+@cache
+def words_of_the_clients() -> frozenset[str]:
+    """The paths, parameters and fields that the clients of all dialects spell out."""
+    clients = sorted((Path(syncd.__file__).parent / "metering").glob("v*.py"))
+    spelled = {text for path in clients for _, text in strings(path) if NAME.fullmatch(text)}
+    return frozenset(spelled | SPELLED_AS_IN_PYTHON)
+
+
 def spoken(path: Path) -> list[str]:
     """What a module knows of the API: paths, names of fields, comparisons of a dialect."""
     where = path.relative_to(ROOT).as_posix()
+    own = words_of_the_clients() - SHARED.get(where, set())
     found = [
         f"{where}:{line}: {text!r}"
         for line, text in strings(path)
-        if text in FIELDS or (text.startswith(PATHS) and where not in CONFIGURED)
+        if text in own or (text.startswith(PATHS) and where not in CONFIGURED)
     ]
     for node in ast.walk(ast.parse(path.read_text())):
         sides: list[ast.expr] = []
@@ -92,8 +99,16 @@ def test_a_module_that_speaks_the_api_is_found(tmp_path: Path, monkeypatch: pyte
         'def page(i, config):\n    """Of /openmeter/customers."""\n'
         '    if config.metering.dialect != "other":\n        return f"/api/v1/customers/{i}"\n'
         '    return {"usageAttribution": i}\n'
+        'def access(client, i):\n    return client.get(f"{i}/entitlement-access", {"orderBy": 1})\n'
     )
-    assert sorted(line.split(":")[1] for line in spoken(module)) == ["4", "5", "6"]
+    assert sorted(line.split(":")[1] for line in spoken(module)) == ["4", "5", "6", "8", "8"]
+
+
+@pytest.mark.parametrize(
+    "word", ["usageAttribution", "filterCustomerId", "orderBy", "filter[key][eq]", "/entitlement-access"]
+)
+def test_the_words_to_look_for_are_those_that_the_clients_use(word: str) -> None:
+    assert word in words_of_the_clients()
 
 
 def test_every_configured_dialect_has_its_client_in_the_table() -> None:
