@@ -46,6 +46,7 @@ def create_dashboard(
         "/customers": pages.customers,
         "/unbilled": pages.unbilled,
         "/gateways": pages.gateways,
+        "/gate": pages.gate,
         "/gateways/{name}": pages.dead_letters,
     }
     form_routes = {

@@ -14,6 +14,7 @@ from syncd.dashboard.probes import TIMEOUT
 from syncd.dashboard.text import duration
 from syncd.dashboard.views import Level
 from syncd.gateways.client import Gateway
+from syncd.gateways.gate import Gate
 from syncd.gateways.models import DeadLetters, Readiness, Spool
 
 PAGE_SIZE: Final = 50
@@ -74,6 +75,19 @@ def read_state(config: GatewayConfig, index: int) -> GatewayState:
     """Read a gateway's state; raises GatewayError."""
     with closing(_client(config, index)) as gateway:
         return GatewayState(gateway.readiness(), gateway.spool())
+
+
+@dataclass(frozen=True, slots=True)
+class GateState:
+    """The gate of a gateway, None if it has none."""
+
+    gate: Gate | None
+
+
+def read_gate(config: GatewayConfig, index: int) -> GateState:
+    """Read whom a gateway's gate stops; raises GatewayError."""
+    with closing(_client(config, index)) as gateway:
+        return GateState(gateway.gate())
 
 
 def read_dead_letters(config: GatewayConfig, index: int, after: int) -> DeadLetters:

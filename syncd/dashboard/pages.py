@@ -126,6 +126,10 @@ class Pages:
         """Show the state of each gateway's plugin: its backlog and books."""
         return self._web.render(visitor, "gateways.html", gateways=self._queries.gateways())
 
+    def gate(self, _request: Request, visitor: Visitor) -> Response:
+        """Show whom the gate of each gateway stops or would stop, and who is close to the end."""
+        return self._web.render(visitor, "gate.html", gates=self._queries.gates())
+
     def dead_letters(self, request: Request, visitor: Visitor) -> Response:
         """Show the dead letters of one gateway with the metering API's answers."""
         name = request.path_params["name"]

@@ -13,7 +13,14 @@ from syncd.config.settings import Config
 from syncd.core.changes import Plan
 from syncd.dashboard import customers
 from syncd.dashboard.diffs import Results
-from syncd.dashboard.gateways import GatewayState, gateway_named, read_dead_letters, read_state
+from syncd.dashboard.gateways import (
+    GateState,
+    GatewayState,
+    gateway_named,
+    read_dead_letters,
+    read_gate,
+    read_state,
+)
 from syncd.dashboard.probes import Probe, metering_probe, source_probes
 from syncd.dashboard.reading import Answer, Reader
 from syncd.dashboard.views import (
@@ -108,6 +115,13 @@ class Queries:
         checks = {f"gateway {g.name}": _state_reader(config, i) for i, g in enumerate(config.gateways)}
         answers = reader.read_all(checks)
         return [(g.name, g.url, answers[f"gateway {g.name}"]) for g in config.gateways]
+
+    def gates(self) -> list[tuple[str, str, Answer[GateState]]]:
+        """Return name and address of each gateway, and its gate."""
+        config, reader = self._current()
+        checks = {f"gate {g.name}": _gate_reader(config, i) for i, g in enumerate(config.gateways)}
+        answers = reader.read_all(checks)
+        return [(g.name, g.url, answers[f"gate {g.name}"]) for g in config.gateways]
 
     def dead_letters(self, name: str, after: int) -> Answer[DeadLetters] | None:
         """Return a page of dead letters, or None if no gateway has this name."""
@@ -232,3 +246,7 @@ def _with_last_run(health: Health, run: Run | None) -> Health:
 
 def _state_reader(config: Config, index: int) -> Callable[[], GatewayState]:
     return lambda: read_state(config.gateways[index], index)
+
+
+def _gate_reader(config: Config, index: int) -> Callable[[], GateState]:
+    return lambda: read_gate(config.gateways[index], index)

@@ -22,8 +22,11 @@ from syncd.doctor.checks import (
     check_meters,
     check_proxy,
 )
+from syncd.doctor.gate import CHECK as GATE
+from syncd.doctor.gate import check_gate
 from syncd.doctor.plugins import check_agreement
 from syncd.doctor.probe import Probe
+from syncd.gateways.client import Gateway
 from syncd.metering.base import MeteringApi, Write
 from syncd.runs.clock import Now, server_time, utc_now
 from syncd.runs.factory import gateways_of, metering_endpoint, rules_of, sources_of, target_of
@@ -164,10 +167,22 @@ def _gateways(config: Config) -> Iterator[Finding]:
             except GatewayError as error:
                 yield Finding("gateway", Level.PROBLEM, str(error))
                 continue
+            gate = list(_gate(gateway))
         hosts = gateway.config.metering_hosts
         leads_here = any(leads_to(part.endpoint, config.metering.url, hosts) for part in spool.destinations)
         problems = () if readiness.ready else readiness.problems or ("no reason given",)
         yield from check_gateway(gateway.name, problems, leads_here, spool)
+        yield from gate
+
+
+def _gate(gateway: Gateway) -> Iterator[Finding]:
+    try:
+        gate = gateway.gate()
+    except GatewayError as error:
+        yield Finding(GATE, Level.PROBLEM, str(error))
+    else:
+        if gate is not None:
+            yield from check_gate(gateway.name, gate)
 
 
 def _clock(config: Config, now: Now) -> Finding:

@@ -14,6 +14,7 @@ from pydantic import BaseModel, ValidationError
 
 from syncd.config.gateways import GatewayConfig
 from syncd.core.errors import ApiError, GatewayError, RefusedError, UnreachableError
+from syncd.gateways.gate import Gate, MaybeGate
 from syncd.gateways.models import DeadLetters, Ledger, LedgerLine, LedgerPage, Readiness, Redelivery, Spool
 from syncd.http.client import ApiClient, Endpoint, Params
 from syncd.http.retry import Retry
@@ -119,6 +120,11 @@ class Gateway:
     def redelivery(self, number: int) -> Redelivery:
         """Return the progress of a redelivery."""
         return self._ask(Redelivery, "GET", f"/v1/redeliver/{number}")
+
+    def gate(self) -> Gate | None:
+        """Return the state of the gate, None if this plugin server runs without one."""
+        found = self._ask(MaybeGate, "GET", "/v1/gate", expected=frozenset({404})).root
+        return found if isinstance(found, Gate) else None
 
     def _ask(
         self,

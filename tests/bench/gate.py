@@ -1,6 +1,7 @@
 """The gate with many active subjects: staleness, calls a second, memory and CPU.
 
     python -m tests.bench.gate [--subjects 10000] [--features 3] [--seconds 30] [--latency 0.02]
+        [--settle 100]
 
 The metering API is a small server of its own process, which answers access queries and balances after a
 latency; every subject is metered and uses its allowance up slowly. Kong's reports and the feed go over the
@@ -120,7 +121,11 @@ def _measure(client: httpx.Client, api: httpx.Client, pid: int, options: argpars
         time.sleep(0.2)
     print(f"all subjects known after {time.monotonic() - began:.1f} s")
     # Each account's first balance takes a call, too.
-    time.sleep(options.subjects / options.max_calls * 2)
+    settle = options.subjects / options.max_calls * 2 if options.settle is None else options.settle
+    ready = time.monotonic() + settle
+    while time.monotonic() < ready:
+        _report(client, subjects)
+        time.sleep(5)
     calls, (_, cpu), at = api.get("/calls").json()["calls"], _process(pid), time.monotonic()
     ages: list[float] = []
     lines, since = 0, "0.0"
@@ -140,6 +145,7 @@ def _measure(client: httpx.Client, api: httpx.Client, pid: int, options: argpars
     print(f"{options.subjects} subjects x {options.features} features, {elapsed:.0f} s")
     print(f"oldest reading: median {ages[len(ages) // 2]:.2f} s, worst {ages[-1]:.2f} s")
     print(f"calls: {rate:.0f}/s; memory: {resident:.0f} MiB; CPU: {(used - cpu) / elapsed:.2f} of a core")
+    print(f"oldest readings: {[round(age, 1) for age in ages]}; {view['figures']['calls']}")
     print(f"feed: {lines / elapsed:.0f} lines/s; errors: {view['figures']['errors']}")
 
 
@@ -151,6 +157,7 @@ def main() -> None:
     parser.add_argument("--seconds", type=float, default=30.0)
     parser.add_argument("--latency", type=float, default=0.02)
     parser.add_argument("--max-calls", type=float, default=200.0)
+    parser.add_argument("--settle", type=float, help="seconds before the measurement")
     parser.add_argument("--api", action="store_true", help=argparse.SUPPRESS)
     parser.add_argument("--gate", nargs=2, type=Path, help=argparse.SUPPRESS)
     options = parser.parse_args()

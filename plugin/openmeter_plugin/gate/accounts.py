@@ -13,12 +13,13 @@ the metering API has none: it only says whether there is access, which a later e
 
 from __future__ import annotations
 
-from collections import Counter, OrderedDict
+from collections import Counter
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from enum import StrEnum
 from typing import Any, Final, Literal, NamedTuple
 
+from openmeter_plugin.gate.changes import Changes
 from openmeter_plugin.gate.counts import Lots, Reservations
 
 
@@ -123,14 +124,16 @@ class Accounts:
         self.entries: dict[Key, Entry] = {}
         self.overrides: dict[str, float] = {}
         """Until when an account is allowed everything."""
-        self.number = 0
-        self.forgotten_up_to = 0
-        """Changes up to this one may lack what was forgotten; older numbers need the full state."""
+        self.has_one_kong = True
+        """Whether all records are those of one dict of a Kong."""
+        self.changes: Changes[str | Key] = Changes()
+        """Changed subjects, and changed decisions."""
         self.kongs: set[str] = set()
         """The ids of Kong's dicts that were known from their beginning, when all their counters were 0."""
-        self._changes: OrderedDict[str | Key, int] = OrderedDict()
         self._members: Counter[str] = Counter()
         self._reserving: set[Key] = set()
+        self._ahead: set[Key] = set()
+        """Keys with logs whose requests may be in a report that is on its way."""
 
     def account_of(self, subject: str) -> str:
         """Return the account of a subject; the subject itself as long as no account is known."""
@@ -148,7 +151,7 @@ class Accounts:
         if before is None and account != subject:
             for feature in self.policy.costs:
                 self._merge(Key(subject, feature), Key(account, feature), now)
-        self._changed(subject)
+        self.changes.note(subject)
 
     def _merge(self, source: Key, target: Key, now: float) -> None:
         found = self.entries.pop(source, None)
@@ -188,6 +191,8 @@ class Accounts:
                 if entry.reservations is None:
                     entry.reservations = Reservations()
                 entry.reservations.settle(requests, now)
+                if entry.reservations.ahead(now):
+                    self._ahead.add(key)
             self._update(key, entry, now)
 
     def passed(self, kong: str, key: Key, counter: float, now: float) -> None:
@@ -205,18 +210,34 @@ class Accounts:
         entry.counters[kong] = max(counter, before)
         if kong not in entry.reported:
             entry.reported |= {kong}
-            self._changed(key)  # with a base from now on
+            self.changes.note(key)  # with a base from now on
         self._update(key, entry, now)
 
-    def base(self, key: Key, kong: str, *, born: bool) -> float | None:
+    def base(self, key: Key, kong: str, now: float, *, born: bool) -> float | None:
         """Return the counter that `left` is computed for; None if Kong may have counted on since.
 
-        `born` says that this process has known Kong's dict from its beginning.
+        `born` says that this process has known Kong's dict from its beginning. A record that came before the
+        report of its request is taken off `left`, so Kong's counter is ahead of the newest report by it.
         """
         entry = self.entries[key]
         if kong in entry.reported:
-            return entry.counters[kong]
-        return 0.0 if born and kong not in entry.counters else None
+            return entry.counters[kong] + self._ahead_of(key, entry, now)
+        return self._ahead_of(key, entry, now) if born and kong not in entry.counters else None
+
+    def _ahead_of(self, key: Key, entry: Entry, now: float) -> float:
+        """Return by how much Kong's counter is ahead of its report; of several Kongs, it may be any."""
+        if entry.reservations is None or not self.has_one_kong:
+            return 0.0
+        return entry.reservations.ahead(now) * self.policy.costs.get(key.feature, 0.0)
+
+    def expire_ahead(self, now: float) -> None:
+        """Correct ceilings for records whose report did not come: Kong did not count their requests."""
+        for key in list(self._ahead):
+            entry = self.entries.get(key)
+            if entry is None or entry.reservations is None or not entry.reservations.ahead(now):
+                self._ahead.discard(key)
+            if entry is not None:
+                self._update(key, entry, now)
 
     def expire(self, now: float) -> None:
         """Drop reservations that no log will settle, and overrides that have ended."""
@@ -259,7 +280,7 @@ class Accounts:
         account = self.subjects.pop(subject, None)
         if account is None:
             return
-        self._changed(subject)
+        self.changes.note(subject)
         self._left(account)
         self._bound_tombstones()
 
@@ -271,7 +292,7 @@ class Accounts:
         del self._members[account]
         for feature in self.policy.costs:
             if self.entries.pop(Key(account, feature), None) is not None:
-                self._changed(Key(account, feature))
+                self.changes.note(Key(account, feature))
 
     def decide(self, key: Key, now: float) -> Decision | None:
         """Return the decision about a key, None if nothing is known about it."""
@@ -338,61 +359,44 @@ class Accounts:
         decision = self._decision(key, entry, now)
         if decision is None:
             return
-        counters = sum(entry.counters.values())
+        counters = sum(entry.counters.values()) + self._ahead_of(key, entry, now)
         if entry.shown is None or _differs(entry.shown, decision, counters - entry.shown_counters):
             entry.shown, entry.shown_counters = decision, counters
-            self._changed(key)
-
-    def _changed(self, what: str | Key) -> None:
-        self.number += 1
-        self._changes[what] = self.number
-        self._changes.move_to_end(what)
+            self.changes.note(key)
 
     def _bound_tombstones(self) -> None:
         live = len(self.subjects) + len(self.entries)
-        while len(self._changes) - live > _MAX_TOMBSTONES:
-            what, number = self._changes.popitem(last=False)
-            if self._is_live(what):  # not forgotten: it stays, as the newest
-                self._changed(what)
-            else:
-                self.forgotten_up_to = max(self.forgotten_up_to, number)
+        surplus = len(self.changes) - live - _MAX_TOMBSTONES
+        if surplus > 0:
+            self.changes.forget_oldest(surplus + _MAX_TOMBSTONES // 2, self._is_live)
 
     def _is_live(self, what: str | Key) -> bool:
         return what in self.entries if isinstance(what, Key) else what in self.subjects
 
-    def changes_since(self, number: int) -> list[tuple[int, str | Key]]:
-        """Return what changed after a number, oldest first: a subject, or a key."""
-        found: list[tuple[int, str | Key]] = []
-        for what in reversed(self._changes):
-            if self._changes[what] <= number:
-                break
-            found.append((self._changes[what], what))
-        found.reverse()
-        return found
-
     def saved(self, now: float) -> dict[str, Any]:
-        """Return the state for the disk, with ages instead of times, all of one moment."""
+        """Return the state for the disk without its entries, with ages instead of times."""
         return {
-            "subjects": self.subjects,
+            "subjects": dict(self.subjects),
             "kongs": sorted(self.kongs),
             "lots": self.lots.saved(now),
             "overrides": {account: until - now for account, until in self.overrides.items()},
-            "entries": [
-                [
-                    *key,
-                    entry.reason,
-                    _age(entry.access_at, now),
-                    entry.balance,
-                    _age(entry.balance_at, now),
-                    entry.quota,
-                    entry.reset,
-                    list(entry.counts.items()),
-                    entry.counters,
-                    None if entry.reservations is None else entry.reservations.saved(now),
-                ]
-                for key, entry in self.entries.items()
-            ],
         }
+
+    def saved_entries(self, now: float) -> Iterator[list[Any]]:
+        """Yield the entries of this moment. What is counted meanwhile would be in some and not in others."""
+        for key, entry in list(self.entries.items()):
+            yield [
+                *key,
+                entry.reason,
+                _age(entry.access_at, now),
+                entry.balance,
+                _age(entry.balance_at, now),
+                entry.quota,
+                entry.reset,
+                list(entry.counts.items()),
+                entry.counters,
+                None if entry.reservations is None else entry.reservations.saved(now),
+            ]
 
     def restore(self, saved: Mapping[str, Any], now: float) -> None:
         """Take the state of an earlier process."""

@@ -17,7 +17,9 @@ _LOT_SECONDS: Final = 1.0
 _MAX_OPEN_LOTS: Final = 60
 """While delivery stands still, lots grow, so that an outage of hours has no more of them than this."""
 _EARLY_SECONDS: Final = 5.0
-"""How long a log may come before the report of its request; Kong's workers report every half second."""
+"""How long a log may come before the report of its request."""
+_REPORT_SECONDS: Final = 0.8
+"""When the report has come in any ordinary case: Kong's workers report every half second."""
 
 
 class Segment(NamedTuple):
@@ -106,25 +108,25 @@ class Reservations:
     for example because another plugin refused it. A log may come before the report of its request.
     """
 
-    __slots__ = ("_early", "_early_until", "_open", "total")
+    __slots__ = ("_early", "_open", "total")
 
     def __init__(self) -> None:
         self.total = 0.0
         self._open: deque[list[float]] = deque()  # [expires, requests, amount of each]
-        self._early = 0.0
-        self._early_until = 0.0
+        self._early: deque[list[float]] = deque()  # [logged at, requests]
 
     def __bool__(self) -> bool:
         return bool(self._open)
 
     def reserve(self, requests: float, cost: float, now: float, reserved_for: float) -> None:
         """Reserve for requests that passed."""
-        if self._early and now < self._early_until:
-            settled = min(self._early, requests)
-            self._early -= settled
+        while requests > 0 and self._early:
+            at, logged = self._early[0]
+            settled = min(logged, requests) if now - at < _EARLY_SECONDS else 0.0
             requests -= settled
-        else:
-            self._early = 0.0
+            self._early[0][1] -= settled
+            if not settled or self._early[0][1] <= 0:
+                self._early.popleft()
         if requests > 0:
             self._open.append([now + reserved_for, requests, cost])
             self.total += requests * cost
@@ -140,10 +142,17 @@ class Reservations:
             if oldest[1] <= 0:
                 self._open.popleft()
         if requests > 0:
-            self._early = requests + (self._early if now < self._early_until else 0.0)
-            self._early_until = now + _EARLY_SECONDS
+            while self._early and now - self._early[0][0] >= _EARLY_SECONDS:
+                self._early.popleft()
+            self._early.append([now, requests])
         if not self._open:
             self.total = 0.0  # no remainder of a float
+
+    def ahead(self, now: float) -> float:
+        """Return how many requests were logged whose report may be on its way."""
+        if not self._early:
+            return 0.0
+        return sum(requests for at, requests in self._early if now - at < _REPORT_SECONDS)
 
     def expire(self, now: float) -> bool:
         """Drop reservations that no log will settle; returns whether there were any."""

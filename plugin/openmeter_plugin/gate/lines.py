@@ -6,7 +6,7 @@ A field is percent-encoded only where it contains `%`, a tab or an end of line.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Final
 
@@ -15,6 +15,9 @@ from openmeter_plugin.gate.accounts import Accounts, Decision, Key
 VERSION: Final = 1
 MAX_LINES: Final = 2_000
 """Of an answer: 20,000 lines in one message stall a worker of nginx for 34 ms."""
+
+_PIECE: Final = 500
+"""Lines of the state file that are made at once: 2 ms."""
 
 _SPECIAL: Final = re.compile(r"[%\t\n\r]")
 _ENCODED: Final = re.compile(r"%([0-9A-Fa-f]{2})")
@@ -57,19 +60,24 @@ def feed(accounts: Accounts, since: int | None, kong: str, *, born: bool, now: f
 
     `born` says that this process has known Kong's dict from its beginning.
     """
-    full = since is None or not accounts.forgotten_up_to <= since <= accounts.number
-    changed = accounts.changes_since(0 if full or since is None else since)
-    taken = changed[:MAX_LINES]
-    reached = taken[-1][0] if len(taken) < len(changed) else accounts.number
+    changes = accounts.changes
+    full = since is None or not changes.forgotten_up_to <= since <= changes.number
+    found = changes.since(0 if full or since is None else since, MAX_LINES + 1)
+    taken = found[:MAX_LINES]
+    reached = taken[-1][0] if len(taken) < len(found) else changes.number
     lines = [text for _, what in taken for text in _lines_of(accounts, what, kong, born=born, now=now)]
-    return Slice(reached, full, len(taken) < len(changed), lines)
+    return Slice(reached, full, len(taken) < len(found), lines)
 
 
-def whole(accounts: Accounts, now: float) -> Slice:
-    """Return the whole state in one part, for the file that Kong reads when its dict is new."""
-    changed = accounts.changes_since(0)
-    lines = [text for _, what in changed for text in _lines_of(accounts, what, "", born=False, now=now)]
-    return Slice(accounts.number, True, False, lines)
+def whole(accounts: Accounts, now: float) -> Iterator[list[str]]:
+    """Yield the lines of the whole state, for the file that Kong reads when its dict is new.
+
+    The state may change meanwhile: a line is that of the moment when it is asked for.
+    """
+    found = accounts.changes.since(0)
+    for start in range(0, len(found), _PIECE):
+        part = found[start : start + _PIECE]
+        yield [text for _, what in part for text in _lines_of(accounts, what, "", born=False, now=now)]
 
 
 def _lines_of(accounts: Accounts, what: str | Key, kong: str, *, born: bool, now: float) -> Iterator[str]:
@@ -81,7 +89,7 @@ def _lines_of(accounts: Accounts, what: str | Key, kong: str, *, born: bool, now
     if decision is None:
         yield line("Y", what.account)
         return
-    yield decision_line(what, decision, accounts.base(what, kong, born=born))
+    yield decision_line(what, decision, accounts.base(what, kong, now, born=born))
 
 
 def decision_line(key: Key, decision: Decision, base: float | None) -> str:
@@ -92,9 +100,14 @@ def decision_line(key: Key, decision: Decision, base: float | None) -> str:
     return line("A", *key, number(decision.left), number(base), reset, number(decision.quota))
 
 
-def body(head: Iterable[str], lines: list[str]) -> str:
-    """Return a body: its head, the lines, and how many there are."""
-    return "\n".join([line(*head), *lines, line("end", str(len(lines)))]) + "\n"
+def end(count: int) -> str:
+    """Return the last line of a body, which says how many there are between it and the head."""
+    return line("end", str(count))
+
+
+def text(lines: list[str]) -> str:
+    """Return lines as text."""
+    return "".join(f"{each}\n" for each in lines)
 
 
 class ReportError(ValueError):

@@ -4,6 +4,7 @@ Three kinds, each with its own queue:
   * subjects without any reading: at once, up to 100 in one access query;
   * the access of all active subjects: every `refresh` seconds, up to 100 in one query;
   * balances, one call an account: the sooner the end is expected, the more often.
+Where access queries are late, balances near their end take every second call, distant ones every fourth.
 A subject is active until `active_for` seconds after its last request. Others are asked about every
 `idle_refresh` seconds, and forgotten after `forget_after`.
 """
@@ -23,6 +24,9 @@ _MAX_INTERVAL: Final = 30.0
 _STEPS: Final = 5
 """How often a balance is asked for, at least, until it is used up at its present rate."""
 _BURST_SECONDS: Final = 0.25
+_NEAR_SHARE: Final = 2
+_DISTANT_SHARE: Final = 4
+"""Of so many calls, one is for such a balance while access queries are due as well."""
 _MIN_RATE: Final = 1.0
 
 
@@ -109,6 +113,11 @@ class _Due:
         return found
 
 
+def _is_due(names: _Due, now: float) -> bool:
+    due = names.next()
+    return due is not None and due <= now
+
+
 class Schedule:
     """What is due when. Times are those of one clock of the caller."""
 
@@ -120,7 +129,8 @@ class Schedule:
         self._queries = _Due()
         self._urgent: OrderedDict[str, None] = OrderedDict()
         self._balances = _Due()
-        self._queries_next = True
+        self._distant = _Due()
+        self._queries_in_a_row = 0
 
     def seen(self, subject: str, now: float) -> None:
         """Note a request of a subject; one without a reading is asked about at once."""
@@ -148,6 +158,7 @@ class Schedule:
             for subject in call.subjects:
                 self._queries.set(subject, again)
         else:
+            self.forget_balance(call.account)
             self._balances.set(call.account, again)
 
     def refused(self, now: float, retry_after: float) -> None:
@@ -164,11 +175,13 @@ class Schedule:
             interval = _MAX_INTERVAL
         else:
             interval = min(max(ends_in / _STEPS, _MIN_INTERVAL), _MAX_INTERVAL)
-        self._balances.set(account, asked + interval)
+        self.forget_balance(account)
+        (self._distant if interval == _MAX_INTERVAL else self._balances).set(account, asked + interval)
 
     def forget_balance(self, account: str) -> None:
         """Ask for the balances of an account no more: it has none."""
         self._balances.drop(account)
+        self._distant.drop(account)
 
     def idle(self, now: float) -> list[str]:
         """Forget subjects without a request for long, and return them."""
@@ -192,22 +205,24 @@ class Schedule:
         return found
 
     def _next_due(self, now: float) -> Call | None:
-        """Return a call that is due; where both kinds are, they take turns."""
-        for kind in (self._queries_next, not self._queries_next):
-            if kind and (batch := self._queries.take(now, self.pace.batch)):
-                self._queries_next = False
-                return Query(tuple(batch))
-            if not kind and (account := self._next_balance(now)) is not None:
-                self._queries_next = True
-                return Balance(account)
-        return None
+        """Return a call that is due; where both kinds are, they share."""
+        is_near = bool(self._urgent) or _is_due(self._balances, now)
+        share = _NEAR_SHARE if is_near else _DISTANT_SHARE
+        if self._queries_in_a_row >= share - 1 and (account := self._next_balance(now)) is not None:
+            self._queries_in_a_row = 0
+            return Balance(account)
+        if batch := self._queries.take(now, self.pace.batch):
+            self._queries_in_a_row += 1
+            return Query(tuple(batch))
+        account = self._next_balance(now)
+        return None if account is None else Balance(account)
 
     def _next_balance(self, now: float) -> str | None:
         if self._urgent:
             account, _ = self._urgent.popitem(last=False)
-            self._balances.drop(account)
+            self.forget_balance(account)
             return account
-        accounts = self._balances.take(now, 1)
+        accounts = self._balances.take(now, 1) or self._distant.take(now, 1)
         return accounts[0] if accounts else None
 
     def backlog(self, now: float) -> float:

@@ -65,7 +65,7 @@ def create_app(gate: Gate) -> FastAPI:
     @app.get("/v1/gate")
     async def view() -> dict[str, Any]:
         """Return the gate's state."""
-        return gate.view()
+        return await gate.view()
 
     @app.post("/v1/gate/overrides", status_code=201)
     async def allow(body: OverrideRequest) -> dict[str, Any]:

@@ -9,6 +9,7 @@ import time
 from collections import Counter
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
+from itertools import islice
 from pathlib import Path
 from typing import Any, Final
 
@@ -38,6 +39,8 @@ _RESET_AGAIN: Final = 60.0
 _KONG_GONE: Final = 60.0
 _STATE: Final = "state-1.json"
 _UNLIMITED_ENDS_IN: Final = 1500.0
+_PIECE: Final = 500
+"""Entries that are written at once: a millisecond."""
 
 
 @dataclass(slots=True)
@@ -82,6 +85,7 @@ class Gate:
         self.last_error = ""
         self.setting_lines = settings.lines(__version__)
         self._news = asyncio.Event()
+        self._counting = asyncio.Lock()
         self._limit = RateLimit()
         self._resets: dict[Key, tuple[float, float]] = {}
         self._tasks: set[asyncio.Task[None]] = set()
@@ -113,13 +117,15 @@ class Gate:
 
     async def _count_loop(self) -> None:
         while True:
-            self.count()
+            async with self._counting:
+                self.count()
             await asyncio.sleep(_COUNT_SECONDS)
 
     def count(self) -> None:
         """Count what the plugin has accepted since the last call."""
         if self.tail.step(self.accounts, self.schedule.seen, time.monotonic()):
             self._wake()
+        self.accounts.expire_ahead(time.monotonic())
 
     async def _regular_loop(self) -> None:
         due = dict.fromkeys((_DELIVERED_SECONDS, _EXPIRE_SECONDS, _SAVE_SECONDS, _TIDY_SECONDS), 0.0)
@@ -133,7 +139,7 @@ class Gate:
             if _EXPIRE_SECONDS in ready:
                 self.expire()
             if _SAVE_SECONDS in ready:
-                await self._save_in_thread()
+                await self._save_in_pieces()
             if _TIDY_SECONDS in ready:
                 self._tidy(now)
             self._wake()
@@ -153,6 +159,7 @@ class Gate:
         self.accounts.lots.forget(self.accounts.used_lots())
         for kong in [k for k, side in self.kongs.items() if now - side.heard_at > _KONG_GONE]:
             del self.kongs[kong]
+        self.accounts.has_one_kong = len(self.kongs) <= 1
         if len(self.stopped) > 10_000:
             newest = sorted(self.stopped.items(), key=lambda item: -item[1].last_at)[:5_000]
             self.stopped = dict(newest)
@@ -266,6 +273,7 @@ class Gate:
         side = self.kongs.get(kong)
         if side is None:
             side = self.kongs[kong] = KongSide(born=new)
+            self.accounts.has_one_kong = len(self.kongs) == 1
             if new:
                 self.accounts.kongs.add(kong)
         side.heard_at = time.monotonic()
@@ -288,16 +296,14 @@ class Gate:
 
     def _body(self, part: lines.Slice, with_settings: bool) -> str:
         found = [*self._settings(), *part.lines] if with_settings else part.lines
-        head = (
-            "openmeter-gate",
-            str(lines.VERSION),
-            self.epoch,
-            str(part.number),
-            "full" if part.full else "changes",
-            "more" if part.more else "done",
-            f"{time.time():.3f}",
+        state, more = "full" if part.full else "changes", "more" if part.more else "done"
+        return lines.text([self._head(part.number, state, more), *found, lines.end(len(found))])
+
+    def _head(self, number: int, state: str, more: str) -> str:
+        version = str(lines.VERSION)
+        return lines.line(
+            "openmeter-gate", version, self.epoch, str(number), state, more, f"{time.time():.3f}"
         )
-        return lines.body(head, found)
 
     def _settings(self) -> Iterator[str]:
         yield lines.line("C", "begin", f"{hash(tuple(self.setting_lines)) & 0xFFFFFFFF:08x}")
@@ -383,26 +389,41 @@ class Gate:
 
     def save(self) -> None:
         """Write the state for the next process, and the file that Kong reads after its own restart."""
-        self._write(*self._documents())
+        self._write(b"".join(self._state_pieces()), b"".join(self._feed_pieces()))
 
-    async def _save_in_thread(self) -> None:
-        documents = self._documents()
+    async def _save_in_pieces(self) -> None:
+        """Save without holding the event loop for more than milliseconds; meanwhile nothing is counted."""
+        async with self._counting:
+            state = await _joined(self._state_pieces())
+        feed = await _joined(self._feed_pieces())
         try:
-            await asyncio.to_thread(self._write, *documents)
+            await asyncio.to_thread(self._write, state, feed)
         except OSError as error:
             if self._limit.passes():
                 get_logger().error("gate_state_not_written", reason=error.strerror)
 
-    def _documents(self) -> tuple[bytes, bytes]:
+    def _state_pieces(self) -> Iterator[bytes]:
         now = time.monotonic()
-        positions = [[*segment, end] for segment, end in self.tail.positions.items()]
-        state = {
+        head = {
             "saved_at": time.time(),
-            "positions": positions,
-            "accounts": self.accounts.saved(now),
+            "positions": [[*segment, end] for segment, end in self.tail.positions.items()],
         }
-        whole = lines.whole(self.accounts, now)
-        return orjson.dumps(state), self._body(whole, True).encode()
+        entries = self.accounts.saved_entries(now)
+        yield orjson.dumps(head | {"accounts": self.accounts.saved(now)})[:-2] + b',"entries":['
+        separator = b""
+        while piece := list(islice(entries, _PIECE)):
+            yield separator + orjson.dumps(piece)[1:-1]
+            separator = b","
+        yield b"]}}"
+
+    def _feed_pieces(self) -> Iterator[bytes]:
+        count, head = 0, self._head(self.accounts.changes.number, "full", "done")
+        settings = list(self._settings())
+        yield (lines.text([head, *settings])).encode()
+        for piece in lines.whole(self.accounts, time.monotonic()):
+            count += len(piece)
+            yield lines.text(piece).encode()
+        yield lines.text([lines.end(count + len(settings))]).encode()
 
     def _write(self, state: bytes, feed: bytes) -> None:
         write_atomically(self.directory / _STATE, state)
@@ -412,11 +433,20 @@ class Gate:
 
     # Views
 
-    def view(self) -> dict[str, Any]:
+    async def view(self) -> dict[str, Any]:
         """Return what people see: stopped now, close to the end, overrides, staleness, figures."""
         from openmeter_plugin.gate.view import view
 
-        return view(self)
+        return await view(self)
+
+
+async def _joined(pieces: Iterator[bytes]) -> bytes:
+    """Join pieces, with the event loop's other work between them."""
+    found = []
+    for piece in pieces:
+        found.append(piece)
+        await asyncio.sleep(0)
+    return b"".join(found)
 
 
 def _ends_in(before: tuple[float | None, float], reading: Reading) -> float:

@@ -6,7 +6,7 @@ import asyncio
 import errno
 import os
 import time
-from contextlib import closing
+from contextlib import ExitStack, closing
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
@@ -357,6 +357,32 @@ def test_a_segment_removed_by_hand_stops_nothing(
             eventually(lambda: waiting(tmp_path) == 0, what="the end of the backlog")
     # Delivered if it was still in memory.
     assert delivered(tmp_path) + count(tmp_path, "lost_events", "missing") == 4
+    assert_balanced(tmp_path)
+
+
+@pytest.mark.parametrize("copy_is_counted", [True, False])
+def test_a_removed_segment_whose_delivery_is_killed_too_is_counted_as_lost_and_nothing_is_sent_twice(
+    tmp_path: Path, server: EventsServer, copy_is_counted: bool
+) -> None:
+    """The saved copy is not sent if it is in the books as resent: the removed file may have been."""
+    with serving(EventsServer(lambda _: Answer(500))) as down, ExitStack() as until_killed:
+        write_destination(tmp_path, destination(down.url))
+        with running_writer(tmp_path, lambda _: None, fsync_interval=60.0) as writer:
+            until_killed.enter_context(delivering(tmp_path))
+            writer.append(writer.queue(QUEUE), record(0), None)
+            eventually(lambda: waiting(tmp_path) == 1, what="delivery to read the segment")
+            segments(tmp_path)[0].unlink()
+            writer.append(writer.queue(QUEUE), record(1), None)
+            eventually(lambda: waiting(tmp_path) == 2, what="delivery to read on in the removed file")
+            if not copy_is_counted:
+                until_killed.close()
+        if copy_is_counted:
+            eventually(lambda: count(tmp_path, "resent") == 2, what="delivery to read the copy")
+    write_destination(tmp_path, destination(server.url))
+    run_until_empty(tmp_path)
+    assert count(tmp_path, "lost_events", "missing") == 2
+    assert server.taken == ([] if copy_is_counted else ids(range(2)))
+    assert set(server.came.values()) <= {1}
     assert_balanced(tmp_path)
 
 

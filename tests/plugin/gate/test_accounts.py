@@ -134,12 +134,12 @@ def test_what_a_subject_used_before_its_account_was_known_is_the_accounts() -> N
 def test_a_reading_that_is_too_old_falls_back_to_on_stale(on_stale: Any, reason: Reason | None) -> None:
     gate = accounts(replace(POLICY, on_stale=on_stale, max_stale=60))
     gate.apply(KEY, exact(10, 0, Reason.USAGE_LIMIT_REACHED), 10)
-    number = gate.number
+    number = gate.changes.number
     gate.check_stale(70)
-    assert gate.number == number
+    assert gate.changes.number == number
     gate.check_stale(71)
     assert gate.decide(KEY, 71) == Decision(reason, None, 0, None)
-    assert [what for _, what in gate.changes_since(number)] == [KEY]
+    assert [what for _, what in gate.changes.since(number)] == [KEY]
 
 
 @pytest.mark.parametrize("unknown", ["allow", "deny"])
@@ -155,20 +155,20 @@ def test_an_override_allows_everything_until_it_ends() -> None:
     gate.apply(KEY, exact(10, 0, Reason.USAGE_LIMIT_REACHED), 10)
     gate.override("acme", 100, 11)
     assert left(gate, 99) is None
-    number = gate.number
+    number = gate.changes.number
     gate.expire(100)
     assert left(gate, 100) == 0
-    assert [what for _, what in gate.changes_since(number)] == [KEY]
+    assert [what for _, what in gate.changes.since(number)] == [KEY]
 
 
 def test_who_missed_what_was_forgotten_gets_the_full_state() -> None:
     gate = accounts()
     gate.apply(KEY, exact(10, 100), 10)
-    number = gate.number
+    number = gate.changes.number
     gate.forget("acme-app")
     sent = lines.feed(gate, number, "k", born=True, now=11)
     assert (sent.full, sent.lines) == (False, ["X\tacme-app", "Y\tacme"])
-    gate.forgotten_up_to = number + 1
+    gate.changes.forgotten_up_to = number + 1
     assert lines.feed(gate, number, "k", born=True, now=11).full
 
 
@@ -188,6 +188,10 @@ def test_the_feed_is_sliced_and_loses_nothing_between_its_slices(monkeypatch: py
         if not sent.more:
             break
     assert {f"s{n}" for n in range(25)} | {f"a{n}" for n in range(25)} <= seen
+
+
+def all_saved(gate: Accounts, now: float) -> dict[str, Any]:
+    return gate.saved(now) | {"entries": list(gate.saved_entries(now))}
 
 
 @dataclass
@@ -232,6 +236,11 @@ class World:
             self.gate.lots.ends_at(lot, SEGMENT, self.written)
             self.gate.count("acme", {"api": new}, new, lot, self.now)
             self.read = self.written
+
+    def log_and_feed(self, number: int) -> None:
+        self.log(number)
+        self.read_spool()
+        self.feed()
 
     def deliver(self, delay: float) -> None:
         while self.delivered < self.written:
@@ -287,14 +296,14 @@ class World:
     born: bool = True
 
     def save(self) -> None:
-        self.snapshot = (json.dumps(self.gate.saved(self.now)), self.read)
+        self.snapshot = (json.dumps(all_saved(self.gate, self.now)), self.read)
 
     def restart(self) -> None:
         """Kill the gate; the next one has the snapshot, reads the spool on from there, and gets reports."""
         self.gate = Accounts(POLICY, Lots(COUNTED_AFTER))
         self.number, self.born = -1, False
         if self.snapshot is None:
-            self.snapshot = (json.dumps(accounts().saved(0)), 0)
+            self.snapshot = (json.dumps(all_saved(accounts(), 0)), 0)
         saved, self.read = self.snapshot
         self.gate.restore(json.loads(saved), self.now)
         self.read_spool()
@@ -352,6 +361,55 @@ def test_one_node_never_passes_more_than_was_issued_and_in_the_end_all_of_it(
         world.feed()
         world.requests(issued + 1)
     assert world.passed == issued
+
+
+@settings(max_examples=300, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@given(
+    st.integers(3, 12),
+    st.lists(
+        st.one_of(
+            _do(World.requests, st.integers(1, 5)),
+            _do(World.log_and_feed, st.integers(1, 5)),
+            _do(World.report),
+            _do(World.ask, st.just(0.0), st.just(0.0)),
+            _do(World.pass_time, st.sampled_from([0.1, 0.2])),
+        ),
+        min_size=20,
+        max_size=60,
+    ),
+)
+def test_no_request_is_refused_before_the_end_whichever_comes_first_its_log_or_its_report(
+    issued: int, steps: list[Any]
+) -> None:
+    world = World(issued)
+    world.ask(0, 0)
+    world.feed()
+    reported = world.now
+    for step, values in steps:
+        if step is World.requests:
+            expected = min(issued, world.passed + values[0])
+            world.requests(*values)
+            assert world.passed == expected
+            continue
+        step(world, *values)
+        world.gate.expire_ahead(world.now)
+        if world.now - reported >= 0.5:
+            world.report()
+        reported = world.now if world.now - reported >= 0.5 or step is World.report else reported
+
+
+def test_a_log_without_a_report_is_taken_off_after_a_second_because_kong_did_not_count_its_request() -> None:
+    world = World(10)
+    world.ask(0, 0)
+    world.feed()
+    world.written = 4  # requests that passed while Kong had no line for their subject
+    world.read_spool()
+    world.feed()
+    assert world.ceiling == 10
+    world.now += 1
+    world.gate.expire_ahead(world.now)
+    world.feed()
+    assert world.ceiling == 6
 
 
 TICK, ASKED_EVERY, DELIVERED_AFTER, COUNTED_WITHIN = 0.1, 0.5, 0.3, 1.0

@@ -80,6 +80,23 @@ def test_neither_access_nor_balances_starve_the_other() -> None:
     assert min(kinds.count(Query), kinds.count(Balance)) >= len(kinds) * 0.4
 
 
+def test_late_access_queries_go_before_balances_that_are_far_from_their_end() -> None:
+    schedule = started(max_calls=20, refresh=1.0)
+    for number in range(3_000):
+        schedule.seen(f"s{number}", 1.0)
+    for tick in range(20, 80):
+        schedule.known(asked(schedule.calls(tick / 20)), tick / 20)
+    for number in range(3_000):
+        schedule.balance_read(f"a{number}", -100.0, None)
+    kinds = []
+    for tick in range(80, 180):
+        for call in schedule.calls(tick / 20):
+            kinds.append(type(call))
+            if isinstance(call, Query):
+                schedule.known(call.subjects, tick / 20)
+    assert 0.2 < kinds.count(Balance) / len(kinds) < 0.3
+
+
 def test_an_answer_429_pauses_all_calls_and_halves_their_rate() -> None:
     schedule = started(max_calls=100, refresh=0.1)
     for number in range(100_000):

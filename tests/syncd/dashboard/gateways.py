@@ -25,6 +25,8 @@ class FakeGateway:
     ai_usage_gaps: dict[str, int] = field(default_factory=dict)
     quarantined: int = 0
     dead: list[dict[str, Any]] = field(default_factory=list)
+    gate: dict[str, Any] | None = None
+    """The answer to GET /v1/gate; without one, it runs without a gate."""
     url: str = ""
 
     def answer(self, asked: Asked) -> Answer:
@@ -34,6 +36,9 @@ class FakeGateway:
             return Answer({"detail": "send this API's token"}, 401)
         if asked.path == "/v1/spool":
             return Answer(self.spool())
+        if asked.path == "/v1/gate":
+            without = {"detail": "this plugin server runs without a gate: see serve --gate"}
+            return Answer(without, 404) if self.gate is None else Answer(self.gate)
         if asked.path == "/v1/dead-letters":
             after, limit = int(asked.query["after"]), int(asked.query["limit"])
             found = [letter for letter in self.dead if letter["id"] > after]

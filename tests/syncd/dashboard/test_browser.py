@@ -20,7 +20,7 @@ pytestmark = pytest.mark.slow
 
 OWNED = "<script>window.owned = 1; document.title = 'owned'</script>"
 IMAGE = '"><img src=x onerror="window.owned = 1">'
-PAGES = ("", "runs", "customers", "unbilled", "gateways", "gateways/eu")
+PAGES = ("", "runs", "customers", "unbilled", "gateways", "gate", "gateways/eu")
 
 
 @pytest.fixture(scope="module")

@@ -17,7 +17,17 @@ from tests.syncd.sandbox.support import event, send
 from tests.syncd.targets import by_hand
 
 SCRIPT = "<script>document.title='owned'</script>"
-EVERY_PAGE = ("/", "/login", "/runs", "/customers", "/unbilled", "/gateways", "/gateways/eu-1", "/nowhere")
+EVERY_PAGE = (
+    "/",
+    "/login",
+    "/runs",
+    "/customers",
+    "/unbilled",
+    "/gateways",
+    "/gate",
+    "/gateways/eu-1",
+    "/nowhere",
+)
 
 
 @pytest.fixture(scope="module")

@@ -1,0 +1,93 @@
+"""The gate's loops: saving its state and showing it hold up nothing else, and miss nothing."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from openmeter_plugin.gate import lines
+from openmeter_plugin.gate.accounts import Key, Reading, Reason
+from openmeter_plugin.gate.service import Gate
+from openmeter_plugin.gate.settings import Settings
+
+SUBJECTS = 3_000
+
+
+def settings(folder: Path) -> Settings:
+    given = {"metering": {"url": "http://127.0.0.1:9"}, "features": [{"key": "api"}]}
+    return Settings.model_validate(given | {"mode": "enforce", "socket": str(folder / "gate.sock")})
+
+
+@pytest.fixture
+def gate(tmp_path: Path) -> Gate:
+    made = Gate(settings(tmp_path), tmp_path)
+    made.restore()
+    now = asyncio.run(_clock())
+    for number in range(SUBJECTS):
+        made.schedule.seen(f"s{number}", now)
+        made.accounts.assign(f"s{number}", f"a{number}", now)
+        reason = Reason.USAGE_LIMIT_REACHED if number < 5 else None
+        reading = Reading(now, reason, exact=True, balance=float(number), quota=1_000.0)
+        made.accounts.apply(Key(f"a{number}", "api"), reading, now)
+    return made
+
+
+async def _clock() -> float:
+    return asyncio.get_running_loop().time()
+
+
+def turns_during(work: Awaitable[Any]) -> int:
+    """Return how often other work on the event loop got its turn."""
+
+    async def run() -> int:
+        turns = 0
+        task = asyncio.ensure_future(work)
+        while not task.done():
+            await asyncio.sleep(0)
+            turns += 1
+        await task
+        return turns
+
+    return asyncio.run(run())
+
+
+def test_saving_the_state_lets_other_work_through_and_the_next_process_has_all_of_it(
+    gate: Gate, tmp_path: Path
+) -> None:
+    lot = gate.accounts.lots.current(0)
+    gate.accounts.count("a900", {"api": 7.0}, 7, lot, 0)
+    assert turns_during(gate._save_in_pieces()) > SUBJECTS / 500
+    again = Gate(settings(tmp_path), tmp_path)
+    again.restore()
+    assert again.accounts.subjects == gate.accounts.subjects
+    assert again.accounts.left(again.accounts.entries[Key("a900", "api")]) == 893
+    state = (tmp_path / "gate.sock.state").read_text()
+    assert state.count("\nA\t") + state.count("\nD\t") == state.count("\nK\t") == SUBJECTS
+    head, *rest, end = state.rstrip("\n").split("\n")
+    assert head.startswith("openmeter-gate\t1\t")
+    assert end == lines.end(len(rest))
+
+
+def test_nothing_is_counted_while_the_state_is_saved_so_that_counts_and_positions_agree(gate: Gate) -> None:
+    async def run() -> None:
+        await gate._counting.acquire()
+        saving = asyncio.ensure_future(gate._save_in_pieces())
+        for _ in range(50):
+            await asyncio.sleep(0)
+        assert not (gate.directory / "state-1.json").exists()
+        gate._counting.release()
+        await saving
+        assert (gate.directory / "state-1.json").exists()
+
+    asyncio.run(run())
+
+
+def test_the_view_lets_other_work_through_and_shows_who_is_stopped_and_who_is_close(gate: Gate) -> None:
+    assert turns_during(gate.view()) > SUBJECTS / 500
+    view = asyncio.run(gate.view())
+    assert [item["subjects"] for item in view["denied"]] == [[f"s{number}"] for number in range(5)]
+    assert [item["left"] for item in view["close"]] == list(range(5, 100))

@@ -1,0 +1,70 @@
+"""The page of the gates: whom they stop, who is close to the end, overrides, and how old that is."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from tests.syncd.dashboard.gateways import FakeGateway, configured, gateway
+from tests.syncd.dashboard.support import site, text_of
+from tests.syncd.processes import Project
+
+pytestmark = pytest.mark.slow
+
+KEY = {"account": "c1", "subjects": ["consumer:bob"], "feature": "api", "reset": 0.0}
+DENIED = KEY | {"reason": "USAGE_LIMIT_REACHED", "left": None, "quota": None}
+CLOSE = KEY | {"subjects": ["consumer:eve"], "reason": None, "left": 42.0, "quota": 1000.0}
+STOPPED = {"subject": "consumer:bob", "feature": "api", "reason": "USAGE_LIMIT_REACHED", "last_at": 1.0}
+OVERRIDE = {"subject": "consumer:joe", "until": 1_800_000_000.0, "why": "<b>7</b>", "by": "ann", "since": 1.0}
+
+
+def gate(mode: str) -> dict[str, Any]:
+    figures = {"calls": [], "state_age": 1.5, "answer_age": 0.4, "kongs": []}
+    return {
+        "version": "1.0",
+        "mode": mode,
+        "features": ["api"],
+        "subjects": 3,
+        "denied": [DENIED],
+        "denied_counts": [["api", "USAGE_LIMIT_REACHED", 1]],
+        "close": [CLOSE],
+        "stopped": [STOPPED | {"mode": mode, "count": 12}],
+        "overrides": [OVERRIDE],
+        "figures": figures,
+        "last_error": "",
+    }
+
+
+def page_of(project: Project, fake: FakeGateway) -> str:
+    with (
+        gateway(fake) as there,
+        site(project, extra=configured(eu=there.url)) as found,
+        found.operator() as visitor,
+    ):
+        page = visitor.see("/dashboard/gate")
+        assert "<b>7</b>" not in page
+        return text_of(page)
+
+
+@pytest.mark.parametrize(
+    ("mode", "now", "outcome"),
+    [
+        ("enforce", "Stopped now", "stopped 12"),
+        ("shadow", "Would be stopped", "would have been stopped 12"),
+    ],
+)
+def test_the_page_shows_who_is_stopped_or_would_be_and_who_is_close_to_the_end(
+    project: Project, mode: str, now: str, outcome: str
+) -> None:
+    page = page_of(project, FakeGateway(gate=gate(mode)))
+    assert now in page
+    assert "consumer:bob api USAGE_LIMIT_REACHED" in page
+    assert "consumer:eve api 42 1,000" in page
+    assert outcome in page
+    assert "<b>7</b> ann" in page
+    assert "Oldest reading" in page
+
+
+def test_a_gateway_without_a_gate_says_so(project: Project) -> None:
+    assert "Runs without a gate" in page_of(project, FakeGateway())
