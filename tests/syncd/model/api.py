@@ -310,7 +310,8 @@ class MeteringApi:
             page = {"number": 1, "size": 1000, "total": 1}
             return Reply(200, json.dumps({"data": [document], "meta": {"page": page}}).encode())
         there = reply.document if reply.ok else {}
-        if document["id"] == there.get("id") or unquote(path) == f"{base}/{document.get('key')}":
+        asked_for = (f"{base}/{other}", f"{base}/{document.get('key')}")
+        if document["id"] == there.get("id") or unquote(path) in asked_for:
             return None
         return Reply(reply.status if reply.ok else 200, json.dumps(document).encode())
 

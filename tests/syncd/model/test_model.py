@@ -8,6 +8,8 @@ import pytest
 from hypothesis import seed, settings
 from hypothesis.stateful import run_state_machine_as_test
 
+from tests.syncd.model.api import Fault
+from tests.syncd.model.kong import Consumer
 from tests.syncd.model.machine import SyncdMachine
 
 _STEPS = int(os.environ.get("MODEL_STEPS", "2000"))
@@ -24,6 +26,30 @@ def run_model(steps: int, number: int) -> None:
 
 def test_nothing_of_people_changes_no_subject_strays_and_peace_brings_order() -> None:
     run_model(240, _PARTS)
+
+
+def test_an_answer_about_the_customer_that_was_asked_for_is_not_judged_as_one_about_someone_else() -> None:
+    """A write that the server refuses, whose answer is then the customer as it was: found with SEED=11."""
+    machine = SyncdMachine()
+    try:
+        machine.settings(policy="sync", key="{kind}-{id}", attempts=1)
+        globex = Consumer("1", "alice", "globex")
+        machine.a_person_is_faster(consumer=globex, dialect="openmeter-v1", race=Fault("key", 0, "taken-key"))
+        machine.replicas_fall_behind(lists=1, reads=0)
+        machine.a_person_is_faster(
+            consumer=Consumer("2", "alice", None),
+            dialect="openmeter-v3",
+            race=Fault("create", 1, "taken-key"),
+        )
+        machine.syncd_meets_a_fault(
+            news=[Consumer("2", "alice", "globex")],
+            dialect="openmeter-v1",
+            move=False,
+            fault=Fault("write", 0, "someone-else"),
+            again=False,
+        )
+    finally:
+        machine.teardown()
 
 
 @pytest.mark.slow
