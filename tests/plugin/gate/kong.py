@@ -18,6 +18,8 @@ class FakeKong:
     name: str = "0123456789abcdef"
     since: str = "0.0"
     ceilings: dict[tuple[str, str], float | str] = field(default_factory=dict)
+    before: dict[tuple[str, str], float | str] = field(default_factory=dict)
+    """The ceilings when the newest full state came: a new one without a base is never above these."""
     counters: dict[tuple[str, str], float] = field(default_factory=dict)
     accounts: dict[str, str] = field(default_factory=dict)
     settings: dict[str, str] = field(default_factory=dict)
@@ -66,11 +68,11 @@ class FakeKong:
         found += [line("P", *key, f"{self.counters[key]:g}") for key in self.touched]
         mode = self.settings.get("mode", "enforce")
         found += [line("D", *key, mode, str(count)) for key, count in self.stopped.items()]
-        self.seen, self.touched, self.stopped = set(), set(), {}
         if found:
             text = "\n".join(["openmeter-report\t1", *found, f"end\t{len(found)}"]) + "\n"
             answer = self.client.post("/v1/report", params={"kong": self.name}, content=text.encode())
             assert answer.status_code == 204, answer.text
+        self.seen, self.touched, self.stopped = set(), set(), {}
 
     def sync(self, wait: float = 0) -> list[str]:
         """Ask for the feed once, or until all slices are there, and apply its lines."""
@@ -84,13 +86,17 @@ class FakeKong:
             assert (kind, version) == ("openmeter-gate", "1")
             assert rest.pop() == f"end\t{len(rest)}"
             if full == "full":
-                self.ceilings, self.accounts = {}, {}
+                self.before, self.ceilings, self.accounts = self.ceilings, {}, {}
                 self.touched |= {key for key, counter in self.counters.items() if counter}
             for text in rest:
                 self._apply([decode(part) for part in text.split("\t")])
             applied += rest
             self.since = f"{epoch}.{number}"
             if more == "done":
+                if self.before:  # what the full state did not name again is forgotten with its counter
+                    self.counters = {key: it for key, it in self.counters.items() if key in self.ceilings}
+                    self.touched &= self.counters.keys()
+                    self.before = {}
                 return applied
 
     def _apply(self, fields: list[str]) -> None:
@@ -101,7 +107,7 @@ class FakeKong:
                 if left == "-":
                     self.ceilings[key] = 1e300
                 elif base == "-":
-                    there = self.ceilings.get(key)
+                    there = self.ceilings.get(key, self.before.get(key))
                     room = self.counters[key] + float(left)
                     self.ceilings[key] = room if not isinstance(there, float) else min(there, room)
                 else:
