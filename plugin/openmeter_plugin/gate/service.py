@@ -11,7 +11,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from itertools import islice
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, NamedTuple
 
 import orjson
 
@@ -60,6 +60,15 @@ class Stopped:
 
     count: int = 0
     last_at: float = 0.0
+
+
+class Place(NamedTuple):
+    """Up to where a Kong has applied the feed."""
+
+    epoch: str
+    number: int
+    began: int = 0
+    """Within a full state: where that began (`lines.feed`)."""
 
 
 class Gate:
@@ -279,16 +288,16 @@ class Gate:
         side.heard_at = time.monotonic()
         return side
 
-    async def feed(self, kong: str, since: tuple[str, int], wait: float, lua: str) -> str:
+    async def feed(self, kong: str, since: Place, wait: float, lua: str) -> str:
         """Return the body of the next feed answer, as soon as there is news or the wait is over."""
-        side = self.side(kong, new=since == ("0", 0))
+        side = self.side(kong, new=since == Place("0", 0))
         side.lua = lua
         deadline = time.monotonic() + wait
-        number = since[1] if since[0] == self.epoch else None
+        number = since.number if since.epoch == self.epoch else None
         while True:
             now = time.monotonic()
             self._news.clear()
-            part = lines.feed(self.accounts, number, kong, born=side.born, now=now)
+            part = lines.feed(self.accounts, number, kong, born=side.born, now=now, began=since.began)
             if part.full or part.lines or now >= deadline:
                 return self._body(part, part.full)
             with contextlib.suppress(TimeoutError):
@@ -297,13 +306,13 @@ class Gate:
     def _body(self, part: lines.Slice, with_settings: bool) -> str:
         found = [*self._settings(), *part.lines] if with_settings else part.lines
         state, more = "full" if part.full else "changes", "more" if part.more else "done"
-        return lines.text([self._head(part.number, state, more), *found, lines.end(len(found))])
+        epoch = f"{self.epoch}z{part.began}" if part.began else self.epoch
+        head = self._head(epoch, part.number, state, more)
+        return lines.text([head, *found, lines.end(len(found))])
 
-    def _head(self, number: int, state: str, more: str) -> str:
+    def _head(self, epoch: str, number: int, state: str, more: str) -> str:
         version = str(lines.VERSION)
-        return lines.line(
-            "openmeter-gate", version, self.epoch, str(number), state, more, f"{time.time():.3f}"
-        )
+        return lines.line("openmeter-gate", version, epoch, str(number), state, more, f"{time.time():.3f}")
 
     def _settings(self) -> Iterator[str]:
         yield lines.line("C", "begin", f"{hash(tuple(self.setting_lines)) & 0xFFFFFFFF:08x}")
@@ -417,7 +426,7 @@ class Gate:
         yield b"]}}"
 
     def _feed_pieces(self) -> Iterator[bytes]:
-        count, head = 0, self._head(self.accounts.changes.number, "full", "done")
+        count, head = 0, self._head(self.epoch, self.accounts.changes.number, "full", "done")
         settings = list(self._settings())
         yield (lines.text([head, *settings])).encode()
         for piece in lines.whole(self.accounts, time.monotonic()):

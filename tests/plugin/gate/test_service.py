@@ -7,10 +7,12 @@ from collections.abc import Awaitable
 from pathlib import Path
 from typing import Any
 
+import httpx
 import pytest
 
 from openmeter_plugin.gate import lines
 from openmeter_plugin.gate.accounts import Key, Reading, Reason
+from openmeter_plugin.gate.server import create_app
 from openmeter_plugin.gate.service import Gate
 from openmeter_plugin.gate.settings import Settings
 
@@ -82,6 +84,30 @@ def test_nothing_is_counted_while_the_state_is_saved_so_that_counts_and_position
         gate._counting.release()
         await saving
         assert (gate.directory / "state-1.json").exists()
+
+    asyncio.run(run())
+
+
+def test_kong_gets_all_of_a_full_state_although_thousands_of_newer_names_were_forgotten(gate: Gate) -> None:
+    for number in range(SUBJECTS):
+        gate.accounts.assign(f"gone{number}", "gone", 0)
+    for number in range(SUBJECTS):
+        gate.accounts.forget(f"gone{number}")
+    gate.accounts.changes.forget_oldest(SUBJECTS, gate.accounts._is_live)
+
+    async def run() -> None:
+        query, named, epoch, more = {"kong": "k", "wait": "0", "since": "0.0"}, 0, "", "more"
+        kinds: list[str] = []
+        transport = httpx.ASGITransport(create_app(gate))
+        async with httpx.AsyncClient(transport=transport, base_url="http://gate") as api:
+            while more == "more" and len(kinds) < 10:
+                head, *found = (await api.get("/v1/feed", params=query)).text.splitlines()
+                _, _, epoch, number, kind, more, _ = head.split("\t")
+                kinds.append(kind)
+                named += sum(line.startswith("K\t") for line in found)
+                query["since"] = f"{epoch}.{number}"
+        assert kinds == ["full"] + ["changes"] * (len(kinds) - 1)
+        assert (named, epoch, more) == (SUBJECTS, gate.epoch, "done")
 
     asyncio.run(run())
 
