@@ -8,6 +8,7 @@ from typing import Annotated, Any, Final
 
 import uvicorn
 from fastapi import FastAPI, HTTPException, Query, Request, Response
+from fastapi.responses import JSONResponse
 from pydantic import BaseModel, ConfigDict, Field
 
 from openmeter_plugin import __version__
@@ -36,6 +37,11 @@ class OverrideRequest(BaseModel):
 def create_app(gate: Gate) -> FastAPI:
     """Return the application behind the socket."""
     app = FastAPI(title="openmeter-gate", version=__version__, docs_url=None, redoc_url=None)
+
+    @app.exception_handler(OSError)
+    async def unwritable(_: Request, error: OSError) -> JSONResponse:
+        """Refuse what cannot be kept: nothing has changed then."""
+        return JSONResponse({"detail": f"the overrides cannot be written: {error.strerror}"}, 503)
 
     @app.get("/v1/feed")
     async def feed(
@@ -72,10 +78,7 @@ def create_app(gate: Gate) -> FastAPI:
     @app.post("/v1/gate/overrides", status_code=201)
     async def allow(body: OverrideRequest) -> dict[str, Any]:
         """Allow a subject everything for a time."""
-        try:
-            override = gate.allow(body.subject, body.seconds, body.why, body.by)
-        except OSError as error:
-            raise HTTPException(503, f"the override cannot be kept: {error.strerror}") from None
+        override = gate.allow(body.subject, body.seconds, body.why, body.by)
         return {"subject": override.subject, "until": override.until}
 
     @app.delete("/v1/gate/overrides", status_code=204)

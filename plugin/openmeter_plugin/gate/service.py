@@ -158,7 +158,7 @@ class Gate:
         """End what has an end: reservations, overrides, the freshness of readings."""
         now = time.monotonic()
         for override in self.overrides.ended(time.time()):
-            self.accounts.override(self.accounts.account_of(override.subject), 0.0, now)
+            self._override(self.accounts.account_of(override.subject))
         self.accounts.expire(now)
         self.accounts.check_stale(now)
 
@@ -209,20 +209,17 @@ class Gate:
     def _take_access(self, answers: list[Access]) -> None:
         now = time.monotonic()
         for answer in answers:
-            account = answer.account or answer.subject
+            account, before = answer.account or answer.subject, self.accounts.account_of(answer.subject)
             self.accounts.assign(answer.subject, account, now)
             for feature, reading in answer.readings.items():
                 self.accounts.apply(Key(account, feature), reading, now)
-            self._apply_override(answer.subject, account, now)
+            if self.overrides.get(answer.subject) is not None and account != before:
+                self._override(before)
+                self._override(account)
             if answer.account is not None and any(
                 self.accounts.needs_number(Key(account, feature.key)) for feature in self.settings.features
             ):
                 self.schedule.wants_balance(account)
-
-    def _apply_override(self, subject: str, account: str, now: float) -> None:
-        override = self.overrides.get(subject)
-        if override is not None and account not in self.accounts.overrides:
-            self.accounts.override(account, now + override.until - time.time(), now)
 
     async def _take_balances(
         self, account: str, readings: Mapping[str, Reading] | None, asked: float
@@ -354,10 +351,8 @@ class Gate:
         """Allow a subject everything for a time, persisted before it takes effect; raises OSError."""
         override = Override(subject, time.time() + seconds, why, by, time.time())
         self.overrides.put(override)
-        now = time.monotonic()
-        account = self.accounts.account_of(subject)
-        self.schedule.seen(subject, now)
-        self.accounts.override(account, now + seconds, now)
+        self.schedule.seen(subject, time.monotonic())
+        self._override(self.accounts.account_of(subject))
         get_logger().warning("gate_override", subject=subject, seconds=round(seconds), why=why, by=by)
         self._wake()
         return override
@@ -366,10 +361,17 @@ class Gate:
         """End an override; returns whether there was one."""
         if not self.overrides.remove(subject):
             return False
-        self.accounts.override(self.accounts.account_of(subject), 0.0, time.monotonic())
+        self._override(self.accounts.account_of(subject))
         get_logger().warning("gate_override_ended", subject=subject)
         self._wake()
         return True
+
+    def _override(self, account: str) -> None:
+        """Allow an account everything until the last override of its subjects ends, if it has any."""
+        account_of = self.accounts.account_of
+        ends = [it.until for it in self.overrides.all() if account_of(it.subject) == account]
+        now = time.monotonic()
+        self.accounts.override(account, now + max(ends, default=0.0) - time.time(), now)
 
     # The state on disk
 
@@ -392,9 +394,8 @@ class Gate:
             self.accounts = Accounts(self.settings.policy, Lots(self.settings.counted_after))
             self.tail.begin()
         for override in self.overrides.all():
-            account = self.accounts.account_of(override.subject)
             self.schedule.seen(override.subject, now)
-            self.accounts.override(account, now + override.until - time.time(), now)
+            self._override(self.accounts.account_of(override.subject))
 
     def save(self) -> None:
         """Write the state for the next process, and the file that Kong reads after its own restart."""
