@@ -29,6 +29,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
@@ -44,9 +45,9 @@ from tests.bench.kong import KEY, Lua, kong, process
 from tests.bench.processes import end_cleanly, tree
 from tests.bench.restarts import Load, Result
 from tests.demo.real_kong import KongMissing
+from tests.harness.books import read_counts
 from tests.harness.process import eventually
 from tests.harness.service_manager import ServiceManager
-from tests.plugin.lua.stand_in import lost as lost_counters
 
 _SETTLE: Final = 30.0
 _WITNESS: Final = Path(__file__).parent / "witness"
@@ -177,8 +178,16 @@ def _unlogged(url: str) -> set[str]:
     return set(answer.raise_for_status().text.split())
 
 
-def run(how: str, rate: float, workers: int, away: float) -> tuple[Result, dict[str, int], int | None]:
-    """Return what became of the requests, and the lost records that the plugin has counted.
+def _counted(spool: Path) -> Counter[str]:
+    """Return the lost requests in the books, by cause: those of Kong's workers, and the reader's."""
+    lost: Counter[str] = Counter()
+    for counts in read_counts(spool).values():
+        lost.update({cause: count for (name, cause), count in counts.items() if name == "lost"})
+    return lost
+
+
+def run(how: str, rate: float, workers: int, away: float) -> tuple[Result, Counter[str], int | None]:
+    """Return what became of the requests, and the lost ones that the books have counted.
 
     Last, how many of the lost requests had not come through their log phase; None if no Kong is left to ask.
     """
@@ -206,7 +215,6 @@ def run(how: str, rate: float, workers: int, away: float) -> tuple[Result, dict[
         url, scene.master = stack.enter_context(gateway)
         load = Load(url, rate, result)
         asyncio.run(_drive(load, partial(HOW[how], scene), ends_kong=how in _ENDS_KONG))
-        counted = lost_counters(segments)
         if how in ("stop", "quit", "full"):
             scene.serve()
         answered = set(result.answered)
@@ -214,11 +222,12 @@ def run(how: str, rate: float, workers: int, away: float) -> tuple[Result, dict[
         def arrived() -> list[str]:
             return httpx.get(f"{sink}/ids", trust_env=False, timeout=60).text.split()
 
-        missing = sum(counted.values())
+        spool = folder / "spool"
         with contextlib.suppress(AssertionError):
-            done = lambda: len(answered - set(arrived())) <= missing  # noqa: E731
+            done = lambda: len(answered - set(arrived())) <= _counted(spool).total()  # noqa: E731
             eventually(done, seconds=_SETTLE, what="the arrival")
         time.sleep(2)
+        counted = _counted(spool)
         events = arrived()
         lost = answered - set(events)
         result.lost, result.twice = len(lost), len(events) - len(set(events))
@@ -254,10 +263,10 @@ def main() -> int:
         except KongMissing as error:
             console.print(f"[red]{error}")
             return 1
-        figures = (len(result.answered), result.lost, sum(counted.values()), unlogged, result.twice)
+        figures = (len(result.answered), result.lost, counted.total(), unlogged, result.twice)
         shown = ("" if figure is None else f"{figure:,}" for figure in figures)
         table.add_row(how, *shown, f"{result.worst_ms:.0f}")
-        console.print(f"{how}: requests, lost, counted, not logged, twice: {figures} {counted}")
+        console.print(f"{how}: requests, lost, counted, not logged, twice: {figures} {dict(counted)}")
     console.print(table)
     return 0
 

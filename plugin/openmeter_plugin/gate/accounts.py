@@ -379,7 +379,6 @@ class Accounts:
             "subjects": dict(self.subjects),
             "kongs": sorted(self.kongs),
             "lots": self.lots.saved(now),
-            "overrides": {account: until - now for account, until in self.overrides.items()},
         }
 
     def saved_entries(self, now: float) -> Iterator[list[Any]]:
@@ -403,7 +402,6 @@ class Accounts:
         self.lots.restore(saved["lots"], now)
         for subject, account in saved["subjects"].items():
             self.assign(subject, account, now)
-        self.overrides = {account: now + left for account, left in saved["overrides"].items() if left > 0}
         self.kongs = set(saved["kongs"])
         for account, feature, *rest in saved["entries"]:
             reason, access, balance, balanced, quota, reset, counts, counters, reservations = rest

@@ -50,5 +50,5 @@ class Changes(Generic[_Name]):
                 return
             if not is_live(name):
                 del self._numbers[name]
-                self.forgotten_up_to = number
+                self.forgotten_up_to = max(number, self.forgotten_up_to)
                 surplus -= 1

@@ -53,20 +53,28 @@ class Slice:
     full: bool
     more: bool
     lines: list[str]
+    began: int = 0
+    """Of a full state with more slices: the newest number when it began."""
 
 
-def feed(accounts: Accounts, since: int | None, kong: str, *, born: bool, now: float) -> Slice:
+def feed(
+    accounts: Accounts, since: int | None, kong: str, *, born: bool, now: float, began: int = 0
+) -> Slice:
     """Return what changed after a number; with None, or where changes are missing, the first slice of all.
 
-    `born` says that this process has known Kong's dict from its beginning.
+    `born` says that this process has known Kong's dict from its beginning. `began` is that of the slice
+    before: what was forgotten before a full state began is not missing in it, however old its names are.
     """
     changes = accounts.changes
-    full = since is None or not changes.forgotten_up_to <= since <= changes.number
+    full = since is None or since > changes.number or changes.forgotten_up_to > max(since, began)
+    if full:
+        began = changes.number
     found = changes.since(0 if full or since is None else since, MAX_LINES + 1)
     taken = found[:MAX_LINES]
     reached = taken[-1][0] if len(taken) < len(found) else changes.number
     lines = [text for _, what in taken for text in _lines_of(accounts, what, kong, born=born, now=now)]
-    return Slice(reached, full, len(taken) < len(found), lines)
+    more = len(taken) < len(found)
+    return Slice(reached, full, more, lines, began if more else 0)
 
 
 def whole(accounts: Accounts, now: float) -> Iterator[list[str]]:

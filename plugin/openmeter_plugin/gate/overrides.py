@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -58,11 +59,14 @@ class Overrides:
         return True
 
     def ended(self, now: float) -> list[Override]:
-        """Remove those that have ended, and return them."""
+        """Remove those that have ended, and return them; they stay in the file if it cannot be written."""
         ended = [override for override in self._found.values() if override.until <= now]
         for override in ended:
             get_logger().info("gate_override_expired", subject=override.subject)
-            self.remove(override.subject)
+            del self._found[override.subject]
+        if ended:
+            with contextlib.suppress(OSError):  # read again, they have ended as well
+                self._store(self._found)
         return ended
 
     def _store(self, found: dict[str, Override]) -> None:

@@ -8,16 +8,18 @@ from typing import Annotated, Any, Final
 
 import uvicorn
 from fastapi import FastAPI, HTTPException, Query, Request, Response
+from fastapi.responses import JSONResponse
 from pydantic import BaseModel, ConfigDict, Field
 
 from openmeter_plugin import __version__
 from openmeter_plugin.gate.lines import ReportError
-from openmeter_plugin.gate.service import Gate
+from openmeter_plugin.gate.service import Gate, Place
 from openmeter_plugin.process.web_server import EmbeddedServer, forward_log
 
 MAX_REPORT: Final = 1024 * 1024
 MAX_SECONDS: Final = 31 * 86_400
-_SINCE: Final = re.compile(r"([0-9a-z]+)\.(\d+)")
+_SINCE: Final = re.compile(r"([0-9a-f]+)(?:z(\d+))?\.(\d+)")
+"""Epoch, where the full state began if it is not complete yet, and number: `Gate.feed` makes it."""
 _Kong = Annotated[str, Query(pattern="^[0-9a-zA-Z_-]{1,64}$")]
 
 
@@ -36,6 +38,11 @@ def create_app(gate: Gate) -> FastAPI:
     """Return the application behind the socket."""
     app = FastAPI(title="openmeter-gate", version=__version__, docs_url=None, redoc_url=None)
 
+    @app.exception_handler(OSError)
+    async def unwritable(_: Request, error: OSError) -> JSONResponse:
+        """Refuse what cannot be kept: nothing has changed then."""
+        return JSONResponse({"detail": f"the overrides cannot be written: {error.strerror}"}, 503)
+
     @app.get("/v1/feed")
     async def feed(
         kong: _Kong,
@@ -46,8 +53,9 @@ def create_app(gate: Gate) -> FastAPI:
         """Return what changed since a number, as soon as there is something."""
         found = _SINCE.fullmatch(since)
         if found is None:
-            raise HTTPException(400, "since: must be an epoch, a dot and a number")
-        body = await gate.feed(kong, (found[1], int(found[2])), wait, lua)
+            raise HTTPException(400, "since: must be an epoch, a dot and a number, as an answer has them")
+        place = Place(found[1], int(found[3]), int(found[2] or 0))
+        body = await gate.feed(kong, place, wait, lua)
         return Response(body, media_type="text/plain; charset=utf-8")
 
     @app.post("/v1/report", status_code=204)
@@ -70,10 +78,7 @@ def create_app(gate: Gate) -> FastAPI:
     @app.post("/v1/gate/overrides", status_code=201)
     async def allow(body: OverrideRequest) -> dict[str, Any]:
         """Allow a subject everything for a time."""
-        try:
-            override = gate.allow(body.subject, body.seconds, body.why, body.by)
-        except OSError as error:
-            raise HTTPException(503, f"the override cannot be kept: {error.strerror}") from None
+        override = gate.allow(body.subject, body.seconds, body.why, body.by)
         return {"subject": override.subject, "until": override.until}
 
     @app.delete("/v1/gate/overrides", status_code=204)

@@ -11,7 +11,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from itertools import islice
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, NamedTuple
 
 import orjson
 
@@ -60,6 +60,15 @@ class Stopped:
 
     count: int = 0
     last_at: float = 0.0
+
+
+class Place(NamedTuple):
+    """Up to where a Kong has applied the feed."""
+
+    epoch: str
+    number: int
+    began: int = 0
+    """Within a full state: where that began (`lines.feed`)."""
 
 
 class Gate:
@@ -149,7 +158,7 @@ class Gate:
         """End what has an end: reservations, overrides, the freshness of readings."""
         now = time.monotonic()
         for override in self.overrides.ended(time.time()):
-            self.accounts.override(self.accounts.account_of(override.subject), 0.0, now)
+            self._override(self.accounts.account_of(override.subject))
         self.accounts.expire(now)
         self.accounts.check_stale(now)
 
@@ -200,20 +209,17 @@ class Gate:
     def _take_access(self, answers: list[Access]) -> None:
         now = time.monotonic()
         for answer in answers:
-            account = answer.account or answer.subject
+            account, before = answer.account or answer.subject, self.accounts.account_of(answer.subject)
             self.accounts.assign(answer.subject, account, now)
             for feature, reading in answer.readings.items():
                 self.accounts.apply(Key(account, feature), reading, now)
-            self._apply_override(answer.subject, account, now)
+            if self.overrides.get(answer.subject) is not None and account != before:
+                self._override(before)
+                self._override(account)
             if answer.account is not None and any(
                 self.accounts.needs_number(Key(account, feature.key)) for feature in self.settings.features
             ):
                 self.schedule.wants_balance(account)
-
-    def _apply_override(self, subject: str, account: str, now: float) -> None:
-        override = self.overrides.get(subject)
-        if override is not None and account not in self.accounts.overrides:
-            self.accounts.override(account, now + override.until - time.time(), now)
 
     async def _take_balances(
         self, account: str, readings: Mapping[str, Reading] | None, asked: float
@@ -279,16 +285,16 @@ class Gate:
         side.heard_at = time.monotonic()
         return side
 
-    async def feed(self, kong: str, since: tuple[str, int], wait: float, lua: str) -> str:
+    async def feed(self, kong: str, since: Place, wait: float, lua: str) -> str:
         """Return the body of the next feed answer, as soon as there is news or the wait is over."""
-        side = self.side(kong, new=since == ("0", 0))
+        side = self.side(kong, new=since == Place("0", 0))
         side.lua = lua
         deadline = time.monotonic() + wait
-        number = since[1] if since[0] == self.epoch else None
+        number = since.number if since.epoch == self.epoch else None
         while True:
             now = time.monotonic()
             self._news.clear()
-            part = lines.feed(self.accounts, number, kong, born=side.born, now=now)
+            part = lines.feed(self.accounts, number, kong, born=side.born, now=now, began=since.began)
             if part.full or part.lines or now >= deadline:
                 return self._body(part, part.full)
             with contextlib.suppress(TimeoutError):
@@ -297,13 +303,13 @@ class Gate:
     def _body(self, part: lines.Slice, with_settings: bool) -> str:
         found = [*self._settings(), *part.lines] if with_settings else part.lines
         state, more = "full" if part.full else "changes", "more" if part.more else "done"
-        return lines.text([self._head(part.number, state, more), *found, lines.end(len(found))])
+        epoch = f"{self.epoch}z{part.began}" if part.began else self.epoch
+        head = self._head(epoch, part.number, state, more)
+        return lines.text([head, *found, lines.end(len(found))])
 
-    def _head(self, number: int, state: str, more: str) -> str:
+    def _head(self, epoch: str, number: int, state: str, more: str) -> str:
         version = str(lines.VERSION)
-        return lines.line(
-            "openmeter-gate", version, self.epoch, str(number), state, more, f"{time.time():.3f}"
-        )
+        return lines.line("openmeter-gate", version, epoch, str(number), state, more, f"{time.time():.3f}")
 
     def _settings(self) -> Iterator[str]:
         yield lines.line("C", "begin", f"{hash(tuple(self.setting_lines)) & 0xFFFFFFFF:08x}")
@@ -345,10 +351,8 @@ class Gate:
         """Allow a subject everything for a time, persisted before it takes effect; raises OSError."""
         override = Override(subject, time.time() + seconds, why, by, time.time())
         self.overrides.put(override)
-        now = time.monotonic()
-        account = self.accounts.account_of(subject)
-        self.schedule.seen(subject, now)
-        self.accounts.override(account, now + seconds, now)
+        self.schedule.seen(subject, time.monotonic())
+        self._override(self.accounts.account_of(subject))
         get_logger().warning("gate_override", subject=subject, seconds=round(seconds), why=why, by=by)
         self._wake()
         return override
@@ -357,10 +361,17 @@ class Gate:
         """End an override; returns whether there was one."""
         if not self.overrides.remove(subject):
             return False
-        self.accounts.override(self.accounts.account_of(subject), 0.0, time.monotonic())
+        self._override(self.accounts.account_of(subject))
         get_logger().warning("gate_override_ended", subject=subject)
         self._wake()
         return True
+
+    def _override(self, account: str) -> None:
+        """Allow an account everything until the last override of its subjects ends, if it has any."""
+        account_of = self.accounts.account_of
+        ends = [it.until for it in self.overrides.all() if account_of(it.subject) == account]
+        now = time.monotonic()
+        self.accounts.override(account, now + max(ends, default=0.0) - time.time(), now)
 
     # The state on disk
 
@@ -383,9 +394,8 @@ class Gate:
             self.accounts = Accounts(self.settings.policy, Lots(self.settings.counted_after))
             self.tail.begin()
         for override in self.overrides.all():
-            account = self.accounts.account_of(override.subject)
             self.schedule.seen(override.subject, now)
-            self.accounts.override(account, now + override.until - time.time(), now)
+            self._override(self.accounts.account_of(override.subject))
 
     def save(self) -> None:
         """Write the state for the next process, and the file that Kong reads after its own restart."""
@@ -417,7 +427,7 @@ class Gate:
         yield b"]}}"
 
     def _feed_pieces(self) -> Iterator[bytes]:
-        count, head = 0, self._head(self.accounts.changes.number, "full", "done")
+        count, head = 0, self._head(self.epoch, self.accounts.changes.number, "full", "done")
         settings = list(self._settings())
         yield (lines.text([head, *settings])).encode()
         for piece in lines.whole(self.accounts, time.monotonic()):

@@ -3,6 +3,8 @@
 It works in batches. A batch is written down in the spool's journal before it is written, as the spans of
 segments that it comes from. If the process is killed, its successor reads the same spans, which give the same
 records, and writes those that are missing. A segment is removed once the journal has it as written.
+
+A batch whose configurations are not all there any more stays unfinished: its segments wait, others are read.
 """
 
 from __future__ import annotations
@@ -63,6 +65,9 @@ class Batch:
     """By worker: its counts of lost requests, up to which they are taken over with this batch."""
     records: list[RoutedRecord] = field(default_factory=list)
     lost: Counter[str] = field(default_factory=Counter)
+    """Lines that hold no request any more, by cause."""
+    counted: Counter[str] = field(default_factory=Counter)
+    """By how much the counters grew, by cause."""
     is_all: bool = True
     """Whether the segments that it comes from had no more when they were read."""
 
@@ -98,10 +103,15 @@ class Reader:
         self._sources = Sources()
         self._counters = LostCounters(journal.state.get("lost", {}))
         self._positions: dict[str, int] = dict(journal.state.get("positions", {}))
-        self._settled = not journal.state.get("batch")
-        self._recovered = self._settled
+        self._unfinished: list[dict[str, Any]] = list(journal.state.get("batches", []))
+        """Batches of earlier processes, as in the journal."""
+        for noted in self._unfinished:  # what has come since must not be taken over with it
+            self._counters.taken.update(noted["counters"])
+            noted["counters"] = {}
+        self._withhold()
+        self._settled = True
         self._generation = 0
-        self._looked = self._loaded = self._published = 0.0
+        self._loaded = 0.0
         self._due: dict[str, float] = {}
         self._warn_limit = RateLimit(_WARN_SECONDS)
         self._failure_limit = RateLimit()
@@ -118,8 +128,8 @@ class Reader:
             self._sources.close()
             self._generation, self._due = self._folder.generation, {}
         self._refresh_instances()
-        if not self._recovered:
-            self._recover()
+        for noted in list(self._unfinished):
+            self._recover(noted)
         self._look()
         self._resume_waiting()
         self._sources.fill(self._folder.files, self._positions)
@@ -219,7 +229,7 @@ class Reader:
         if self._is_due("counters", _COUNTERS_SECONDS):
             for worker, counts, lost in self._counters.new(self._folder.files):
                 batch.counters[worker] = counts
-                batch.lost.update(lost)
+                batch.counted.update(lost)
         self._add_lost(batch)
         return batch, finished
 
@@ -251,12 +261,18 @@ class Reader:
     def _add_lost(self, batch: Batch) -> None:
         """Add the records of lost requests. Whose they were is unknown: they count for the gateway."""
         queue = self._writer.queue(QUARANTINE)
-        batch.records += [(queue, lost_record(cause, count)) for cause, count in sorted(batch.lost.items())]
+        lost = batch.lost + batch.counted
+        batch.records += [(queue, lost_record(cause, count)) for cause, count in sorted(lost.items())]
 
     # ---- writing -------------------------------------------------------------------------------------------
 
-    def _write(self, batch: Batch, skip: Mapping[str, int] | None = None) -> None:
-        """Write a batch's records, without the first ones of each queue that are written already."""
+    def _write(
+        self, batch: Batch, skip: Mapping[str, int] | None = None, completes: Mapping[str, Any] | None = None
+    ) -> None:
+        """Write a batch's records, without the first ones of each queue that are written already.
+
+        It takes the place of the unfinished one that it completes.
+        """
         groups: dict[SpoolQueue, list[bytes]] = {}
         for queue, record in batch.records:
             groups.setdefault(queue, []).append(record)
@@ -264,17 +280,19 @@ class Reader:
             done = (skip or {}).get(queue.id, 0)
             if done:
                 groups[queue] = split_records(b"".join(records))[done:]
-        self._write_journal(
-            {
-                "spans": [list(span) for span in batch.spans],
-                "counters": batch.counters,
-                "marks": {queue.id: queue.mark for queue in groups},
-                "skip": dict(skip or {}),
-            }
-        )
-        self._settled = False
+        unfinished = [noted for noted in self._unfinished if noted is not completes]
+        noted = {
+            "writer": self._name,
+            "spans": [list(span) for span in batch.spans],
+            "counters": batch.counters,
+            "counted": batch.counted,
+            "marks": {queue.id: queue.mark for queue in groups},
+            "skip": dict(skip or {}),
+        }
+        self._write_journal([*unfinished, noted])
+        self._unfinished, self._settled = unfinished, False
         self._append([(queue, record, None, None) for queue, group in groups.items() for record in group])
-        for cause, count in batch.lost.items():
+        for cause, count in (batch.lost + batch.counted).items():
             get_logger().critical("usage_lost", records=count, reason=cause, input="Kong segments")
         for span in batch.spans:
             self._positions[span.name] = span.end
@@ -307,45 +325,41 @@ class Reader:
             self._beat()
             time.sleep(_WRITE_POLL)
 
-    def _write_journal(self, batch: Mapping[str, Any] | None) -> None:
+    def _write_journal(self, batches: list[dict[str, Any]]) -> None:
         if len(self._positions) > _MAX_POSITIONS:  # of files that somebody else has removed, mostly
-            known = self._sources.open.keys() | self._sources.waiting.keys() | self._sources.finished
+            sources = self._sources
+            known = sources.open.keys() | sources.waiting.keys() | sources.finished | sources.withheld
             for name in [name for name in self._positions if name not in known][: _MAX_POSITIONS // 2]:
                 del self._positions[name]
-        self._journal.write(
-            {
-                "writer": self._name,
-                "positions": self._positions,
-                "lost": self._counters.taken,
-                "batch": batch,
-            }
-        )
+        self._journal.write({"positions": self._positions, "lost": self._counters.taken, "batches": batches})
 
     def _settle(self) -> None:
         """Note that the last batch is written."""
-        if not self._settled and self._recovered:
-            self._write_journal(None)
+        if not self._settled:
+            self._write_journal(self._unfinished)
             self._settled = True
 
     # ---- after a kill --------------------------------------------------------------------------------------
 
-    def _recover(self) -> None:
-        """Complete the batch during which the process before this one was killed."""
-        state = self._journal.state
-        noted = state["batch"]
-        marks = {queue: (number, size) for queue, (number, size) in noted["marks"].items()}
-        done = Counter(noted["skip"])
-        done.update(written(self._spool, state["writer"], marks))
-        batch = Batch([Span(*span) for span in noted["spans"]], noted["counters"])
+    def _recover(self, noted: Mapping[str, Any]) -> None:
+        """Complete a batch during which a process before this one was killed."""
+        batch = Batch([Span(*span) for span in noted["spans"]])
         for span in batch.spans:
             if not self._read_again(span, batch):
                 return
-        for worker, counts in batch.counters.items():
-            batch.lost.update(self._counters.difference(worker, counts))
+        batch.counted.update(noted["counted"])
         self._add_lost(batch)
+        marks = {queue: (number, size) for queue, (number, size) in noted["marks"].items()}
+        done = Counter(noted["skip"])
+        done.update(written(self._spool, noted["writer"], marks))
+        self._write(batch, done, noted)
         get_logger().info("kong_segments_recovered", records=len(batch.records), written=done.total())
-        self._recovered = True
-        self._write(batch, done)
+        self._withhold()
+
+    def _withhold(self) -> None:
+        """Leave segments of unfinished batches alone: how much of each is written is not known yet."""
+        self._sources.withheld = {name for noted in self._unfinished for name, *_ in noted["spans"]}
+        self._looked = 0.0
 
     def _read_again(self, span: Span, batch: Batch) -> bool:
         """Add the records of a span; returns False if an instance that it names is unknown now."""
@@ -367,7 +381,8 @@ class Reader:
                     "kong_segments_wait",
                     instances=[converted.unknown],
                     reason="the file with this configuration is gone, and a batch was not written completely",
-                    consequence="nothing is read until it is there",
+                    segments=len(self._sources.withheld),
+                    consequence="the segments of that batch are not read until it is there",
                     remedy="reload Kong: it writes the file again",
                 )
             return False
@@ -393,6 +408,7 @@ class Reader:
             self._settle()
             self._counters.remove_ended(self._folder.files)
         if self._caught_up and self._is_due("cleaning", _CLEANING_SECONDS):
+            self._settle()  # or a successor would need the files to complete the last batch
             self._instances.remove_unused(self._folder.instances)
 
     @property
@@ -402,6 +418,7 @@ class Reader:
             sources.complete
             and not sources.number_pending
             and not sources.waiting
+            and not sources.withheld
             and not sources.unrecognised
             and not any(source.unread() for source in sources.open.values())
         )
@@ -429,10 +446,13 @@ class Reader:
                 requests=self._requests,
                 lag_bytes=lag.size,
                 lag_seconds=lag.seconds,
-                waiting=len(sources.waiting),
+                waiting=len(sources.waiting) + len(sources.withheld),
                 unrecognised=len(sources.unrecognised),
                 kept=len(sources.finished),
                 readable=1.0,
-                segments=len(sources.open) + len(sources.waiting) + sources.number_pending,
+                segments=len(sources.open)
+                + len(sources.waiting)
+                + len(sources.withheld)
+                + sources.number_pending,
             )
         )

@@ -110,6 +110,8 @@ class Sources:
         self.finished: set[str] = set()
         """Segments that are read but could not be removed."""
         self.unrecognised: set[str] = set()
+        self.withheld: set[str] = set()
+        """Segments of a batch that an earlier process has not finished."""
         self.complete = True
         """Whether all segments in the folder fitted into `pending` at the last look."""
         self._pending: dict[str, deque[str]] = {}  # names by worker, in order
@@ -208,7 +210,8 @@ class Sources:
         self.unrecognised.clear()
 
     def _knows(self, name: str) -> bool:
-        return name in self.open or name in self.waiting or name in self.finished or name in self.unrecognised
+        known = (self.open, self.waiting, self.finished, self.unrecognised, self.withheld)
+        return any(name in names for names in known)
 
     def _open(self, files: Directory, name: str, worker: str, positions: Mapping[str, int]) -> bool:
         try:

@@ -115,13 +115,14 @@ def segments_needed(spool: Path) -> Callable[[str, str], bool]:
 
     It has while its batch may not be written completely: a successor counts the records in it.
     """
-    state = _read(spool)
-    batch = state.get("batch") or {"marks": {}}
-    marks = batch["marks"]
+    needed: dict[tuple[str, str], int] = {}
+    for batch in _read(spool).get("batches", []):
+        needed |= {(queue, batch["writer"]): first for queue, (first, _) in batch["marks"].items()}
 
     def is_needed(queue: str, name: str) -> bool:
         writer, number = writer_and_number(name)
-        return queue in marks and writer == state["writer"] and number >= marks[queue][0]
+        first = needed.get((queue, writer))
+        return first is not None and number >= first
 
     return is_needed
 

@@ -190,6 +190,26 @@ def test_the_feed_is_sliced_and_loses_nothing_between_its_slices(monkeypatch: py
     assert {f"s{n}" for n in range(25)} | {f"a{n}" for n in range(25)} <= seen
 
 
+def test_a_full_state_comes_to_its_end_although_what_was_forgotten_is_newer_than_its_first_slice() -> None:
+    gate = accounts()
+    gate.apply(KEY, exact(10, 100), 10)
+    for number in range(lines.MAX_LINES):
+        gate.assign(f"s{number}", "acme", 10)
+    gate.assign("gone", "other", 10)
+    gate.assign("stays", "acme", 10)
+    gate.forget("gone")
+    gate.changes.forget_oldest(1, lambda name: name != "gone")
+    first = lines.feed(gate, None, "k", born=True, now=11)
+    assert (first.full, first.more) == (True, True)
+    assert first.number < gate.changes.forgotten_up_to
+    rest = lines.feed(gate, first.number, "k", born=True, now=11, began=first.began)
+    assert (rest.full, rest.more, rest.began) == (False, False, 0)
+    assert "K\tstays\tacme" in rest.lines
+    gate.forget("s0")  # named by the first slice, so that its end must not be missed
+    gate.changes.forget_oldest(1, lambda name: name != "s0")
+    assert lines.feed(gate, first.number, "k", born=True, now=11, began=first.began).full
+
+
 def all_saved(gate: Accounts, now: float) -> dict[str, Any]:
     return gate.saved(now) | {"entries": list(gate.saved_entries(now))}
 

@@ -3,14 +3,19 @@
 from __future__ import annotations
 
 import asyncio
+import errno
+import time
 from collections.abc import Awaitable
 from pathlib import Path
 from typing import Any
 
+import httpx
 import pytest
 
-from openmeter_plugin.gate import lines
+from openmeter_plugin.gate import lines, overrides
 from openmeter_plugin.gate.accounts import Key, Reading, Reason
+from openmeter_plugin.gate.client import Access
+from openmeter_plugin.gate.server import create_app
 from openmeter_plugin.gate.service import Gate
 from openmeter_plugin.gate.settings import Settings
 
@@ -82,6 +87,104 @@ def test_nothing_is_counted_while_the_state_is_saved_so_that_counts_and_position
         gate._counting.release()
         await saving
         assert (gate.directory / "state-1.json").exists()
+
+    asyncio.run(run())
+
+
+def test_kong_gets_all_of_a_full_state_although_thousands_of_newer_names_were_forgotten(gate: Gate) -> None:
+    for number in range(SUBJECTS):
+        gate.accounts.assign(f"gone{number}", "gone", 0)
+    for number in range(SUBJECTS):
+        gate.accounts.forget(f"gone{number}")
+    gate.accounts.changes.forget_oldest(SUBJECTS, gate.accounts._is_live)
+
+    async def run() -> None:
+        query, named, epoch, more = {"kong": "k", "wait": "0", "since": "0.0"}, 0, "", "more"
+        kinds: list[str] = []
+        transport = httpx.ASGITransport(create_app(gate))
+        async with httpx.AsyncClient(transport=transport, base_url="http://gate") as api:
+            while more == "more" and len(kinds) < 10:
+                head, *found = (await api.get("/v1/feed", params=query)).text.splitlines()
+                _, _, epoch, number, kind, more, _ = head.split("\t")
+                kinds.append(kind)
+                named += sum(line.startswith("K\t") for line in found)
+                query["since"] = f"{epoch}.{number}"
+        assert kinds == ["full"] + ["changes"] * (len(kinds) - 1)
+        assert (named, epoch, more) == (SUBJECTS, gate.epoch, "done")
+
+    asyncio.run(run())
+
+
+def is_allowed(gate: Gate) -> bool:
+    """Return whether the customer with nothing left, a0, may still call."""
+    decision = gate.accounts.decide(Key("a0", "api"), time.monotonic())
+    assert decision is not None
+    return decision.reason is None
+
+
+def test_a_customer_is_allowed_everything_until_the_last_override_of_its_subjects_ends(gate: Gate) -> None:
+    gate.accounts.assign("other", "a0", 0)
+    gate.allow("s0", 3600, "long", "")
+    gate.allow("other", 60, "short", "")
+    assert gate.end_override("other")
+    assert is_allowed(gate)
+    gate.allow("other", 0.001, "very short", "")
+    time.sleep(0.002)
+    gate.expire()
+    assert is_allowed(gate)
+    assert gate.end_override("s0")
+    assert not is_allowed(gate)
+
+
+def test_an_override_that_was_ended_stays_ended_although_the_gate_is_killed_before_it_saves(
+    gate: Gate, tmp_path: Path
+) -> None:
+    gate.allow("s0", 3600, "a test", "")
+    gate.save()
+    assert gate.end_override("s0")
+    again = Gate(settings(tmp_path), tmp_path)
+    again.restore()
+    assert not is_allowed(again)
+
+
+def test_an_override_of_a_subject_not_yet_known_is_that_of_its_customer(gate: Gate) -> None:
+    gate.allow("new", 3600, "a test", "")
+    gate._take_access([Access("new", "a0", {})])
+    assert is_allowed(gate)
+    assert gate.accounts.overrides.keys() == {"a0"}
+
+
+def test_an_override_ends_also_while_its_file_cannot_be_written(
+    gate: Gate, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    gate.allow("s0", 0.001, "a test", "")
+    time.sleep(0.002)
+
+    def full(*_: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(overrides, "write_atomically", full)
+    gate.expire()
+    assert not is_allowed(gate)
+    assert gate.overrides.all() == []
+
+
+def test_an_override_that_cannot_be_written_is_refused_and_changes_nothing(gate: Gate) -> None:
+    async def run() -> None:
+        transport = httpx.ASGITransport(create_app(gate))
+        async with httpx.AsyncClient(transport=transport, base_url="http://gate") as api:
+            body = {"subject": "s0", "seconds": 60, "why": "a test"}
+            path = gate.directory / "overrides.json"
+            path.mkdir()  # so that no file can take its place
+            refused = await api.post("/v1/gate/overrides", json=body)
+            assert (refused.status_code, is_allowed(gate)) == (503, False)
+            path.rmdir()
+            assert (await api.post("/v1/gate/overrides", json=body)).status_code == 201
+            path.unlink()
+            path.mkdir()
+            refused = await api.delete("/v1/gate/overrides", params={"subject": "s0"})
+            assert (refused.status_code, is_allowed(gate)) == (503, True)
+            assert "the overrides cannot be written: Is a directory" in refused.json()["detail"]
 
     asyncio.run(run())
 

@@ -199,6 +199,95 @@ def test_a_reader_that_was_killed_while_it_wrote_a_batch_is_completed_by_the_nex
     assert lost(spool) == {"damaged": 1}
 
 
+class KilledError(Exception):
+    """The reader's process is gone."""
+
+
+def killed_after(records: int, folder: Path, spool: Path) -> None:
+    """Read as a process that is killed when it has written so many records of its batch."""
+    append = reader_module.Reader._append
+
+    def killed(reader: reader_module.Reader, batch: list[Item]) -> None:
+        append(reader, batch[:records])
+        raise KilledError
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(reader_module.Reader, "_append", killed)
+        with pytest.raises(KilledError), reading(folder, spool, settle=False) as reader:
+            reader.step()
+
+
+def test_a_configuration_that_is_gone_after_a_kill_stops_only_the_segments_of_that_batch(
+    folder: Path, spool: Path
+) -> None:
+    worker, other = Worker(folder), Worker(folder)
+    config = configuration(source="second")
+    first, second = worker.configure(configuration()), worker.configure(config)
+    worker.write(*[request_line((first, second)[n % 2], f"r{n}") for n in range(4)])
+    worker.lose(disk_full=3)
+    killed_after(2, folder, spool)
+    (folder / "instances" / f"{second}.json").unlink()
+    worker.write(request_line(first, "r4"))
+    worker.move_on()
+    worker.write(request_line(first, "r5"))
+    other.write(request_line(first, "o1"))
+    read_all(folder, spool)
+    worker.lose(disk_full=5)
+    read_all(folder, spool)
+    assert sorted(ids(spool)) == ["o1", "r0", "r1", "r5"]
+    assert lost(spool) == {"disk_full": 2}
+    other.write(request_line(first, "o2"))
+    killed_after(1, folder, spool)
+    worker.configure(config)
+    read_all(folder, spool)
+    read_all(folder, spool)
+    assert sorted(ids(spool)) == ["o1", "o2", "r0", "r1", "r2", "r3", "r4", "r5"]
+    assert lost(spool) == {"disk_full": 5}
+    assert segments_in(folder) == sorted([worker.path.name, other.path.name])
+
+
+def test_a_disk_that_is_full_when_a_batch_is_completed_doubles_nothing(
+    folder: Path, spool: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    worker = Worker(folder)
+    instance = worker.configure(configuration())
+    worker.write(*[request_line(instance, f"r{n}") for n in range(3)])
+    killed_after(2, folder, spool)
+
+    def full(*_: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    with reading(folder, spool) as reader:
+        with monkeypatch.context() as patch:
+            patch.setattr(Journal, "write", full)
+            with pytest.raises(OSError, match="No space"):
+                reader.step()
+        for _ in range(3):
+            reader.step()
+    assert ids(spool) == ["r0", "r1", "r2"]
+
+
+def test_the_file_of_an_unused_configuration_is_removed_only_when_no_batch_needs_it(
+    folder: Path, spool: Path
+) -> None:
+    worker = Worker(folder)
+    instance = worker.configure(configuration())
+    file = folder / "instances" / f"{instance}.json"
+    worker.write(request_line(instance, "r1"))
+    with reading(folder, spool, settle=False) as reader:
+        reader.step()
+        worker.write(request_line(instance, "r2"))
+        reader.step()
+        for _ in range(2):  # the first time it is loaded again
+            os.utime(file, (1, 1))
+            reader._due.clear()
+            reader.step()
+    assert not file.exists()
+    worker.write(request_line(worker.configure(configuration(source="other")), "r3"))
+    read_all(folder, spool)
+    assert ids(spool) == ["r1", "r2", "r3"]
+
+
 def test_a_kill_between_the_last_record_and_the_journal_writes_nothing_again(
     folder: Path, spool: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -217,11 +306,12 @@ def test_a_kill_between_the_last_record_and_the_journal_writes_nothing_again(
 
 
 def test_what_a_killed_reader_has_written_is_kept_until_the_next_one_has_counted_it(
-    folder: Path, spool: Path
+    folder: Path, spool: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     worker = Worker(folder)
     worker.lose(disk_full=2)
     with reading(folder, spool, settle=False) as reader:
+        monkeypatch.setattr(reader, "_remove", lambda _: None)
         reader.step()
     run_until_empty(spool, retention=KEEP_NOTHING)
     assert lost(spool) == {"disk_full": 2}

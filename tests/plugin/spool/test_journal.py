@@ -61,14 +61,14 @@ def test_a_second_process_cannot_open_it(tmp_path: Path) -> None:
 def test_segments_behind_the_marks_of_an_unsettled_batch_are_needed(tmp_path: Path) -> None:
     assert not segments_needed(tmp_path)("q", "1-w-1.seg")
     journal = Journal(tmp_path)
-    journal.write({"writer": "w", "batch": {"marks": {"q": [5, 100]}}})
+    journal.write({"batches": [{"writer": "w", "marks": {"q": [5, 100]}}]})
     is_needed = segments_needed(tmp_path)
     assert is_needed("q", "00000000000000000001-w-5.seg")
     assert is_needed("q", "00000000000000000001-w-6.seg")
     assert not is_needed("q", "00000000000000000001-w-4.seg")
     assert not is_needed("q", "00000000000000000001-x-5.seg")
     assert not is_needed("other", "00000000000000000001-w-5.seg")
-    journal.write({"writer": "w", "batch": None})
+    journal.write({"batches": []})
     assert not segments_needed(tmp_path)("q", "00000000000000000001-w-5.seg")
     journal.close()
 
