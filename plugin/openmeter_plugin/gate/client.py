@@ -82,11 +82,17 @@ class Access:
 
 
 class AccessClient:
-    """Asks the metering API. Times of readings are those of `clock`, taken before a call is sent."""
+    """Asks the metering API, and notes each call with `spend` before it is sent.
 
-    def __init__(self, settings: Settings, clock: Callable[[], float] = time.monotonic) -> None:
+    Times of readings are those of `clock`, taken before a call is sent.
+    """
+
+    def __init__(
+        self, settings: Settings, spend: Callable[[], None], clock: Callable[[], float] = time.monotonic
+    ) -> None:
         metering = settings.metering
         self._settings = settings
+        self._spend = spend
         self._clock = clock
         self._konnect = metering.dialect == "konnect"
         base = metering.url.rstrip("/")
@@ -112,14 +118,14 @@ class AccessClient:
         """Close the connections."""
         await self._http.aclose()
 
-    async def access(self, subjects: Sequence[str]) -> list[Access]:
-        """Return the access of up to 100 subjects; raises ApiError."""
+    async def access(self, subjects: Sequence[str]) -> list[Access] | None:
+        """Return the access of up to 100 subjects, None if only one can be asked for; raises ApiError."""
         if self.has_query:
             found = await self._query(subjects)
             if found is not None:
                 return found
             self.has_query = False  # an older server
-        return [await self._v1_access(subject) for subject in subjects]
+        return [await self._v1_access(subjects[0])] if len(subjects) == 1 else None
 
     async def _query(self, subjects: Sequence[str]) -> list[Access] | None:
         asked = self._clock()
@@ -232,6 +238,7 @@ class AccessClient:
         if (token := self._token()) is not None:
             headers["authorization"] = f"Bearer {token.get_secret_value()}"
         content = b"" if body is None else orjson.dumps(body)
+        self._spend()
         try:
             async with asyncio.timeout(self._settings.metering.timeout * 2):
                 response = await self._http.request(

@@ -67,15 +67,15 @@ class _Budget:
         self._at: float | None = None
 
     def take(self, now: float) -> int:
-        """Return how many calls may be made now."""
+        """Return how many calls may be made now; each that is made is spent."""
         elapsed = 0.0 if self._at is None else max(0.0, now - self._at)
         self._at = now
         self.rate = min(self.limit, self.rate * (1 + 0.05 * elapsed))
         self._tokens = min(self._tokens + elapsed * self.rate, max(1.0, self.rate * _BURST_SECONDS))
         return 0 if now < self.paused_until else int(self._tokens)
 
-    def spend(self, calls: int) -> None:
-        self._tokens -= calls
+    def spend(self) -> None:
+        self._tokens -= 1
 
     def refused(self, now: float, retry_after: float) -> None:
         if now >= self.paused_until:
@@ -124,6 +124,7 @@ class Schedule:
     def __init__(self, pace: Pace) -> None:
         self.pace = pace
         self.budget = _Budget(pace.max_calls)
+        self.batch = pace.batch
         self.last_seen: dict[str, float] = {}
         self._new: OrderedDict[str, None] = OrderedDict()
         self._queries = _Due()
@@ -161,6 +162,15 @@ class Schedule:
             self.forget_balance(call.account)
             self._balances.set(call.account, again)
 
+    def ask_one_by_one(self, subjects: Iterable[str]) -> None:
+        """Ask about these subjects, and from now on about all, in a query each: the server has no other."""
+        self.batch = 1
+        self._new |= dict.fromkeys(subjects)
+
+    def spend(self) -> None:
+        """Note a call: some questions take several."""
+        self.budget.spend()
+
     def refused(self, now: float, retry_after: float) -> None:
         """Note an answer 429: no calls until then, and fewer after it."""
         self.budget.refused(now, retry_after)
@@ -193,15 +203,17 @@ class Schedule:
         return old
 
     def calls(self, now: float, room: int = 1_000) -> list[Call]:
-        """Return the calls to make now, within the budget; `room` is how many may be in flight at once."""
+        """Return the calls to make now, within the budget; `room` is how many may be in flight at once.
+
+        Each call is taken off the budget by `spend`, when it is made.
+        """
         free = min(self.budget.take(now), room)
         found: list[Call] = []
         while len(found) < free and self._new:
-            batch = [self._new.popitem(last=False)[0] for _ in range(min(self.pace.batch, len(self._new)))]
+            batch = [self._new.popitem(last=False)[0] for _ in range(min(self.batch, len(self._new)))]
             found.append(Query(tuple(batch)))
         while len(found) < free and (call := self._next_due(now)) is not None:
             found.append(call)
-        self.budget.spend(len(found))
         return found
 
     def _next_due(self, now: float) -> Call | None:
@@ -211,7 +223,7 @@ class Schedule:
         if self._queries_in_a_row >= share - 1 and (account := self._next_balance(now)) is not None:
             self._queries_in_a_row = 0
             return Balance(account)
-        if batch := self._queries.take(now, self.pace.batch):
+        if batch := self._queries.take(now, self.batch):
             self._queries_in_a_row += 1
             return Query(tuple(batch))
         account = self._next_balance(now)

@@ -79,7 +79,7 @@ class Gate:
         self.accounts = Accounts(settings.policy, Lots(settings.counted_after))
         self.schedule = Schedule(settings.pace)
         self.tail = SpoolTail(spool, settings.features)
-        self.client = AccessClient(settings)
+        self.client = AccessClient(settings, self.schedule.spend)
         self.directory = spool / DIRECTORY
         self.overrides = Overrides(self.directory / "overrides.json")
         self.epoch = f"{int(time.time()):x}{secrets.token_hex(4)}"
@@ -184,6 +184,9 @@ class Gate:
         try:
             if isinstance(call, Query):
                 answers = await self.client.access(call.subjects)
+                if answers is None:
+                    self.schedule.ask_one_by_one(call.subjects)
+                    return
                 self._take_access(answers)
                 self.schedule.known(call.subjects, asked)
             else:

@@ -18,13 +18,14 @@ from openmeter_plugin.gate.client import Access
 from openmeter_plugin.gate.server import create_app
 from openmeter_plugin.gate.service import Gate
 from openmeter_plugin.gate.settings import Settings
+from syncd.sandbox.testing import running_sandbox
 
 SUBJECTS = 3_000
 
 
-def settings(folder: Path) -> Settings:
+def settings(folder: Path, **more: Any) -> Settings:
     given = {"metering": {"url": "http://127.0.0.1:9"}, "features": [{"key": "api"}]}
-    return Settings.model_validate(given | {"mode": "enforce", "socket": str(folder / "gate.sock")})
+    return Settings.model_validate(given | {"mode": "enforce", "socket": str(folder / "gate.sock"), **more})
 
 
 @pytest.fixture
@@ -187,6 +188,29 @@ def test_an_override_that_cannot_be_written_is_refused_and_changes_nothing(gate:
             assert "the overrides cannot be written: Is a directory" in refused.json()["detail"]
 
     asyncio.run(run())
+
+
+@pytest.mark.slow
+def test_all_calls_stay_within_max_calls_also_where_each_subject_takes_several(tmp_path: Path) -> None:
+    async def run(url: str) -> None:
+        given = {"url": url, "dialect": "openmeter-v1"}
+        made = Gate(settings(tmp_path, metering=given, max_calls=50, refresh=60), tmp_path)
+        began = time.monotonic()
+        for number in range(40):
+            made.schedule.seen(f"s{number}", began)
+        task = asyncio.ensure_future(made.run())
+        while len(made.accounts.subjects) < 40:
+            assert time.monotonic() < began + 20
+            await asyncio.sleep(0.02)
+        calls = sum(made.client.calls.values())
+        took = time.monotonic() - began
+        task.cancel()
+        await asyncio.gather(task, return_exceptions=True)
+        assert calls >= 80
+        assert calls <= 50 * (took + 0.25) + 13
+
+    with running_sandbox() as url:
+        asyncio.run(run(url))
 
 
 def test_the_view_lets_other_work_through_and_shows_who_is_stopped_and_who_is_close(gate: Gate) -> None:
