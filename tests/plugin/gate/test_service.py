@@ -15,6 +15,7 @@ import pytest
 from openmeter_plugin.gate import lines, overrides
 from openmeter_plugin.gate.accounts import Key, Reading, Reason
 from openmeter_plugin.gate.client import Access
+from openmeter_plugin.gate.counts import Segment
 from openmeter_plugin.gate.server import create_app
 from openmeter_plugin.gate.service import Gate
 from openmeter_plugin.gate.settings import Settings
@@ -114,6 +115,23 @@ def test_kong_gets_all_of_a_full_state_although_thousands_of_newer_names_were_fo
         assert (named, epoch, more) == (SUBJECTS, gate.epoch, "done")
 
     asyncio.run(run())
+
+
+def test_what_waits_for_delivery_stays_taken_off_however_long_its_subject_is_idle(gate: Gate) -> None:
+    lot = gate.accounts.lots.current(0)
+    gate.accounts.lots.ends_at(lot, Segment("queue", "1"), 100)
+    gate.accounts.count("a900", {"api": 7.0}, 7, lot, 0)
+    gate.accounts.count("unanswered", {"api": 7.0}, 7, lot, 0)
+    gate.schedule.seen("unanswered", time.monotonic())
+    later = time.monotonic() + gate.settings.forget_after + 10
+    gate._tidy(later)
+    assert gate.accounts.subjects == {"s900": "a900"}
+    assert gate.accounts.entries.keys() == {Key("a900", "api"), Key("unanswered", "api")}
+    assert gate.accounts.left(gate.accounts.entries[Key("a900", "api")]) == 893
+    gate.accounts.lots.note_delivered(lambda *_: True, later)
+    gate._tidy(later + gate.settings.counted_after)
+    assert gate.accounts.entries == {}
+    assert gate.schedule.last_seen == {}
 
 
 def is_allowed(gate: Gate) -> bool:
