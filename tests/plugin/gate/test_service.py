@@ -15,10 +15,11 @@ import pytest
 from openmeter_plugin.gate import lines, overrides
 from openmeter_plugin.gate.accounts import Key, Reading, Reason
 from openmeter_plugin.gate.client import Access
+from openmeter_plugin.gate.counting import _amount
 from openmeter_plugin.gate.counts import Segment
 from openmeter_plugin.gate.server import create_app
 from openmeter_plugin.gate.service import Gate
-from openmeter_plugin.gate.settings import Settings
+from openmeter_plugin.gate.settings import Settings, Unit
 from syncd.sandbox.testing import running_sandbox
 
 SUBJECTS = 3_000
@@ -132,6 +133,14 @@ def test_what_waits_for_delivery_stays_taken_off_however_long_its_subject_is_idl
     gate._tidy(later + gate.settings.counted_after)
     assert gate.accounts.entries == {}
     assert gate.schedule.last_seen == {}
+
+
+@pytest.mark.parametrize(
+    "value", [float("inf"), "1e999", "nan", -5, pytest.param(10**400, id="huge"), True, None, "many", [3]]
+)
+def test_an_amount_that_makes_no_sense_is_not_counted(value: Any) -> None:
+    assert _amount(Unit(event="e", value="tokens"), {"tokens": value}) == 0
+    assert _amount(Unit(event="e", value="tokens"), {"tokens": "12.5"}) == 12.5
 
 
 def is_allowed(gate: Gate) -> bool:
