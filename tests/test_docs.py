@@ -126,6 +126,9 @@ def our_commands() -> list[tuple[str, ...]]:
     """Return the words of each command of ours, in shell blocks (run or not, in containers) and in text."""
     lines = [line for script in scripts() for line in script.replace("\\\n", " ").splitlines()]
     lines += [code for page in PAGES for code in re.findall(r"`([^`]+)`", prose(ROOT / page))]
+    for template in (ROOT / "syncd" / "dashboard" / "templates").glob("*.html"):
+        shown = re.sub(r"{{.*?}}", "VALUE", template.read_text())
+        lines += re.findall(r"<code>((?:syncd|openmeter-plugin) [^<]+)</code>", shown)
     found = set()
     for line in lines:
         typed = re.split(r" -- | exec syncd (?=syncd)", line)[-1]

@@ -11,7 +11,7 @@ import re
 import textwrap
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from rich.console import Console
 from rich.text import Text
@@ -70,10 +70,23 @@ def groups_of(plan: Plan) -> list[Group]:
         (created if changes[0].kind is ChangeKind.CREATE_CUSTOMER else changed).append(_edited(key, changes))
     found.append(Group("Changes", tuple(changed)))
     found.append(Group("New", tuple(created), may_be_cut=True))
-    reports = (*plan.of(ChangeKind.ORPHANED), *plan.of(ChangeKind.UNMANAGED))
-    reported = [Entry("=", _customer(c.customer_key, c), (c.reason,)) for c in reports]
-    found.append(Group("Left alone", tuple(reported), may_be_cut=True))
+    found += _reported((*plan.of(ChangeKind.ORPHANED), *plan.of(ChangeKind.UNMANAGED)))
     return [group for group in found if group.entries]
+
+
+def _reported(changes: Iterable[Change]) -> Iterator[Group]:
+    """Yield one group for each reason that several customers share, and one for the others."""
+    alike: dict[str, dict[str | None, list[Change]]] = defaultdict(lambda: defaultdict(list))
+    for change in changes:
+        alike[change.reason][change.customer_key or change.customer_id].append(change)
+    single: list[Entry] = []
+    for reason, inside in alike.items():
+        entries = [Entry("=", _customer(name, *several)) for name, several in inside.items()]
+        if len(entries) > 1:
+            yield Group(f"Left alone: {reason}", tuple(entries), may_be_cut=True)
+        else:
+            single.append(replace(entries[0], details=(reason,)))
+    yield Group("Left alone", tuple(single), may_be_cut=True)
 
 
 def _blocked(changes: Sequence[Change], title: str) -> Iterator[Group]:
@@ -137,7 +150,7 @@ def _removal(change: Change) -> Entry:
         case ChangeKind.DELETE_SUBJECT:
             sign, text = "-", f"subject entity {names}"
         case _:
-            sign, text = "~", f"customer {change.customer_key}: mark {names} as orphaned"
+            sign, text = "~", f"customer {change.customer_key}: mark {names or 'it'} as orphaned"
     return Entry(sign, text, (change.reason, *_lost(change)))
 
 

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Annotated, Self
 
 from cronsim import CronSim, CronSimError
+from cronsim.cronsim import Field as CronField
 from pydantic import AfterValidator, BeforeValidator, Field, SecretStr, WithJsonSchema, model_validator
 from pydantic_settings import NoDecode
 
@@ -58,6 +59,7 @@ _NAMED = {
 }
 """As in crontab(5)."""
 _FIELDS = 5
+_LONGEST_MONTH = 31
 
 
 def next_times(expression: str, after: datetime, count: int) -> list[datetime]:
@@ -72,9 +74,9 @@ def next_times(expression: str, after: datetime, count: int) -> list[datetime]:
         found = list(islice(CronSim(" ".join(fields), after), count))
     except CronSimError as error:
         fault = str(error)
-        raise ValueError(
-            f"must be five crontab fields, such as '*/10 * * * *': {fault[:1].lower()}{fault[1:]}"
-        ) from None
+        if fault == CronField.DAY.msg() and fields[2].isdigit() and 1 <= int(fields[2]) <= _LONGEST_MONTH:
+            fault = f"none of its months has a day {fields[2]}"
+        raise ValueError(f"is not valid in a crontab: {fault[:1].lower()}{fault[1:]}") from None
     if not found:
         raise ValueError("names no date that ever comes")
     return found

@@ -10,7 +10,6 @@ without a token only loopback names are answered, and requests from another orig
 
 from __future__ import annotations
 
-import hmac
 import ipaddress
 import math
 from collections.abc import Callable, Mapping
@@ -23,7 +22,7 @@ from starlette.responses import JSONResponse
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from openmeter_plugin.api.access import body_refusal, head_as_get
-from syncd.dashboard.session import LoginLimit
+from syncd.dashboard.session import LoginLimit, is_token
 from syncd.dashboard.web import ROOT
 
 PROBE_PATHS: Final = frozenset({"/healthz", "/readyz"})
@@ -88,22 +87,14 @@ class AccessMiddleware:
         return None if unread is None else (*unread, {})
 
     def _token_refusal(self, authorization: str, token: str, address: str) -> _Refusal | None:
-        """Refuse a wrong token, and any from an address that gave too many wrong ones.
-
-        The right token from another address always passes: a stranger must not lock out the operator.
-        """
+        """Refuse a wrong token; the right one always passes, so that a stranger locks nobody out."""
         scheme, _, given = authorization.partition(" ")
-        # Constant time, so that response times do not reveal how much of a guess was right.
-        matches = hmac.compare_digest(given.strip().encode(), token.encode())
-        wait = self._limit.blocked(address)
-        if not wait and scheme.lower() == "bearer" and matches:
+        if is_token(given, token) and scheme.lower() == "bearer":
             return None
-        if not wait and given.strip():
-            wait = self._limit.admit(address)
-            if not wait:  # so the limit bounds the log as well
-                _log.warning("token_refused", address=address)
-        if wait:
-            return 429, f"too many wrong tokens; try again in {math.ceil(wait)} s", {}
+        if given.strip():
+            if wait := self._limit.admit(address):
+                return 429, f"too many wrong tokens; try again in {math.ceil(wait)} s", {}
+            _log.warning("token_refused", address=address)  # the limit bounds the log as well
         detail = "send the value of daemon.token as Authorization: Bearer"
         return 401, detail, {"WWW-Authenticate": "Bearer"}
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hmac
 import math
 from dataclasses import replace
 
@@ -12,7 +11,7 @@ from starlette.responses import RedirectResponse, Response
 
 from openmeter_plugin.units import plural
 from syncd.dashboard.queries import Queries
-from syncd.dashboard.session import set_visitor_id
+from syncd.dashboard.session import is_token, set_visitor_id
 from syncd.dashboard.web import Visitor, Web, is_dashboard_path, url
 from syncd.runs.options import from_form
 from syncd.runs.run import Run, RunState
@@ -44,18 +43,16 @@ class Actions:
         if token is None:
             return RedirectResponse(next_path, 303)
         address = request.client.host if request.client else ""
-        if wait := self._web.limit.admit(address):
-            seconds = math.ceil(wait)
-            _log.warning("login_limited", address=address)
-            problem = f"Too many attempts. Try again in {plural(seconds, 'second')}."
-            response = self._login_page(visitor, next_path, problem, 429)
-            response.headers["Retry-After"] = str(seconds)
-            return response
-        # Constant time, so that response times do not reveal how much of a guess was right.
-        if not hmac.compare_digest(form.get("token", "").strip().encode(), token.encode()):
+        if not is_token(form.get("token", ""), token):
+            if wait := self._web.limit.admit(address):
+                seconds = math.ceil(wait)
+                _log.warning("login_limited", address=address)
+                problem = f"Too many wrong tokens. Try again in {plural(seconds, 'second')}."
+                response = self._login_page(visitor, next_path, problem, 429)
+                response.headers["Retry-After"] = str(seconds)
+                return response
             _log.warning("login_refused", address=address)
             return self._login_page(visitor, next_path, "Wrong token.", 403)
-        self._web.limit.forgive(address)
         _log.info("login", address=address)
         response = RedirectResponse(next_path, 303)
         # A new id, so that an id planted before the login is never logged in.

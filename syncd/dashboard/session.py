@@ -99,17 +99,21 @@ def new_id() -> str:
     return secrets.token_urlsafe(32)
 
 
+def is_token(given: str, token: str) -> bool:
+    """Return whether this is the token, in a time that does not show how much of a guess was right."""
+    return hmac.compare_digest(given.strip().encode(), token.encode())
+
+
 def is_id(text: str) -> bool:
     """Return whether this has the form of a session id."""
     return _ID.fullmatch(text) is not None
 
 
 class LoginLimit:
-    """Limits attempts to give the token, by all doors: per address, and for all addresses together.
+    """Limits wrong tokens, by all doors: per address, and for all addresses together.
 
-    A login of the dashboard counts right or wrong, and a successful one clears its attempts. The HTTP API,
-    which gets the token with each request, counts wrong ones. Behind a reverse proxy all attempts come from
-    one address.
+    The right token is never refused: behind a reverse proxy all come from one address, so a stranger could
+    otherwise lock out the operator. What keeps it from being guessed is its length; this bounds log and load.
     """
 
     def __init__(
@@ -129,7 +133,7 @@ class LoginLimit:
         self._all: deque[float] = deque()
 
     def admit(self, address: str) -> float:
-        """Count an attempt and return 0, or return the seconds until the next attempt is allowed."""
+        """Count a wrong token and return 0, or return the seconds until the next one is counted."""
         now = self._clock()
         with self._lock:
             tried = self._tried.setdefault(address, deque())
@@ -144,21 +148,6 @@ class LoginLimit:
             tried.append(now)
             self._all.append(now)
             return 0.0
-
-    def blocked(self, address: str) -> float:
-        """Return the seconds until this address may try again, as far as its own attempts decide; else 0."""
-        now = self._clock()
-        with self._lock:
-            recent = [when for when in self._tried.get(address, ()) if now - when < self._seconds]
-        return self._seconds - (now - recent[0]) if len(recent) >= self._by_address else 0.0
-
-    def forgive(self, address: str) -> None:
-        """Clear the attempts of an address whose token was right."""
-        with self._lock:
-            attempts = self._tried.pop(address, deque())
-            for when in attempts:
-                if when in self._all:
-                    self._all.remove(when)
 
 
 # Response headers, cookies and forms

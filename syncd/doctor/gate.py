@@ -68,7 +68,8 @@ def _kongs(name: str, gate: Gate) -> Iterator[Finding]:
     if not gate.figures.kongs and gate.mode != "off":
         text = (
             f"{name}: no Kong asks this gate, so it stops nothing. Enable the plugin openmeter-gate, or the"
-            " post-function of `openmeter-plugin gate lua`: docs/gate.md"
+            " post-function of `openmeter-plugin gate lua`, and let Kong's workers open the gate's socket:"
+            " docs/gate.md"
         )
         yield Finding(CHECK, Level.WARNING, text)
     for kong in gate.figures.kongs:

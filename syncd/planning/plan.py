@@ -328,8 +328,7 @@ class _Planner:
         is a decision of people.
         """
         if not is_managed(carrier.metadata, self._owner_id):
-            whose = f"{customer_name(carrier)}, which belongs to {owner_of(carrier)}"
-            reason = f"already attributed to {whose}; left alone"
+            reason = f"already attributed to a customer that belongs to {owner_of(carrier)}"
             names = names_of([subject])
             return Change(ChangeKind.UNMANAGED, carrier.key, (subject.key,), reason, carrier.id, names=names)
         refusal = self._index.change_refusal(carrier) or why_not

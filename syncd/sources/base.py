@@ -26,13 +26,13 @@ class Source(Protocol):
         """Return all principals of this source; raises SourceError if it may not be all."""
 
 
-def text(item: dict[str, object], field: str, source: str, what: str) -> str | None:
-    """Return a string field, None if it is null, absent or empty."""
+def text(item: dict[str, object], field: str, source: str, what: str, remedy: str = "") -> str | None:
+    """Return a string field, None if it is null, absent or empty; `remedy` is for one that is no string."""
     value = item.get(field)
     if value is None or value == "":
         return None
     if not isinstance(value, str):
-        raise SourceError(source, f"{what}: {field} is {type(value).__name__}, not a string")
+        raise SourceError(source, f"{what}: {field} is {type(value).__name__}, not a string{remedy}")
     return value
 
 

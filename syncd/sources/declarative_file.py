@@ -106,9 +106,10 @@ class DeclarativeFile:
         for field, value in ((name, item.get(name)) for name in ("id", "username", "custom_id", "tags")):
             if _TEMPLATE in str(value):
                 raise SourceError(self.name, f"{what}: {field} has a template of decK's{_unset(str(value))}")
-        username = text(item, "username", self.name, what)
-        custom_id = text(item, "custom_id", self.name, what)
-        identity = text(item, "id", self.name, what)
+        username, custom_id, identity = (
+            text(item, field, self.name, what, ". Put its value, or the whole template, in quotes")
+            for field in ("username", "custom_id", "id")
+        )
         if not (username or custom_id):
             raise SourceError(
                 self.name, f"{what} has neither username nor custom_id; Kong would refuse the file"

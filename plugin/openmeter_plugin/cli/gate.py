@@ -56,6 +56,10 @@ def lua(
 
 
 SocketOption = Annotated[Path, typer.Option(help="Unix socket of the gate.")]
+_NO_KONG: Final = (
+    "enable the plugin openmeter-gate there with the path of this socket, and let nginx's workers open it"
+    " (socket_mode, or the group of their user)"
+)
 _SECONDS: Final = {"s": 1, "m": 60, "h": 3600, "d": 86_400}
 
 
@@ -100,6 +104,8 @@ def status(
     figures = view["figures"]
     subjects, age = plural(view["subjects"], "subject"), figures["state_age"]
     sys.stdout.write(f"mode {view['mode']}, {subjects}, oldest reading {age:.1f} s\n")
+    if not figures["kongs"]:
+        sys.stdout.write(f"no Kong asks: {_NO_KONG}\n")
     for kong in figures["kongs"]:
         sys.stdout.write(f"kong {kong['id']} asked {kong['heard']:.1f} s ago, Lua half {kong['lua']}\n")
     for item in view["denied"]:

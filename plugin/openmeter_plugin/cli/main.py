@@ -165,7 +165,7 @@ def serve(
         typer.Option(
             "--segments",
             envvar=SEGMENTS_VARIABLE,
-            help="Folder to which the plugin's Lua half in Kong writes requests, best on a tmpfs.",
+            help="Folder to which the plugin in Lua writes Kong segments, best on a tmpfs.",
         ),
     ] = None,
     spool: SpoolOption = DEFAULT_SPOOL,

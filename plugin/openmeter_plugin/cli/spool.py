@@ -36,8 +36,8 @@ if TYPE_CHECKING:
     from openmeter_plugin.books.models import Model
 
 app = typer.Typer(
-    help="Inspect and repair a spool. All commands except replay and drain are read-only and safe next to a"
-    " running server.",
+    help="Inspect and repair a spool. All commands except replay, redirect, accept-refusals and drain are"
+    " read-only and safe next to a running server.",
     no_args_is_help=True,
 )
 

@@ -74,7 +74,7 @@ class Policy:
     costs: Mapping[str, float]
     """What a request adds to the counter of each feature."""
     unknown_customer: Literal["allow", "deny"] = "allow"
-    on_stale: Literal["allow", "block"] = "allow"
+    on_stale: Literal["allow", "deny"] = "allow"
     max_stale: float = 300.0
     reserved_for: float = 60.0
     has_numbers: bool = True
@@ -312,7 +312,7 @@ class Accounts:
         if self.overrides.get(key.account, 0.0) > now:
             return Decision(None, None, 0.0, None)
         if now - entry.access_at > self.policy.max_stale:
-            stale = Reason.STALE if self.policy.on_stale == "block" else None
+            stale = Reason.STALE if self.policy.on_stale == "deny" else None
             return Decision(stale, None, 0.0, None)
         reason = entry.reason
         if reason is Reason.CUSTOMER_NOT_FOUND and self.policy.unknown_customer == "allow":

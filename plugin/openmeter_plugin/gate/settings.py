@@ -145,7 +145,7 @@ class Settings(_Model):
     unknown_customer: Literal["allow", "deny"] = "allow"
     unseen: Literal["allow", "deny"] = "allow"
     no_subject: Literal["allow", "deny"] = "allow"
-    on_stale: Literal["allow", "block"] = "allow"
+    on_stale: Literal["allow", "deny"] = "allow"
     max_stale: Annotated[float, Field(ge=10, le=86_400)] = 300.0
     answers: dict[Reason, Answer] = {}
     headers: bool = True

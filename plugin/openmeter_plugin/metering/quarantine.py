@@ -53,10 +53,7 @@ def redacted(log: object) -> dict[str, Any]:
     kept: dict[str, Any] = {}
     for key, names in _LOG_FIELDS.items():
         put(kept, key, _scalars(source.get(key), names))
-    kept |= (
-        _scalars(source, ("started_at", "source", "upstream_status", "workspace_name", "openmeter_gate"))
-        or {}
-    )
+    kept |= _scalars(source, _MEMBERS) or {}
     tags = json_object(source.get("consumer")).get("tags")
     if "consumer" in kept and type(tags) is list:
         kept["consumer"]["tags"] = [tag for tag in tags if type(tag) is str]

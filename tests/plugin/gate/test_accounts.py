@@ -130,7 +130,7 @@ def test_what_a_subject_used_before_its_account_was_known_is_the_accounts() -> N
     assert left(gate, 3) == 93
 
 
-@pytest.mark.parametrize(("on_stale", "reason"), [("allow", None), ("block", Reason.STALE)])
+@pytest.mark.parametrize(("on_stale", "reason"), [("allow", None), ("deny", Reason.STALE)])
 def test_a_reading_that_is_too_old_falls_back_to_on_stale(on_stale: Any, reason: Reason | None) -> None:
     gate = accounts(replace(POLICY, on_stale=on_stale, max_stale=60))
     gate.apply(KEY, exact(10, 0, Reason.USAGE_LIMIT_REACHED), 10)

@@ -195,6 +195,7 @@ def test_an_override_opens_the_gate_until_it_ends_and_is_listed(node: Node) -> N
     command = [sys.executable, "-m", "openmeter_plugin", "gate"]
     where = ["--socket", str(node.socket)]
     with node.running():
+        assert "no Kong asks" in subprocess.check_output([*command, "status", *where], text=True)
         kong = node.kong()
         kong.sync()
         meet(kong)
@@ -205,6 +206,7 @@ def test_an_override_opens_the_gate_until_it_ends_and_is_listed(node: Node) -> N
         assert kong.request(SUBJECT, "api") is None
         shown = subprocess.check_output([*command, "status", *where], text=True)
         assert "ticket 7" in shown
+        assert "no Kong asks" not in shown
         subprocess.check_call([*command, "end", SUBJECT, *where])
         kong.sync()
         assert kong.request(SUBJECT, "api") == "USAGE_LIMIT_REACHED"

@@ -228,7 +228,7 @@ def test_a_removed_plugin_ends_its_loops(gate: ScriptedGate) -> None:
 
 
 @pytest.mark.parametrize("state", ["dead", "hung", "starting"])
-@pytest.mark.parametrize(("on_stale", "status"), [("allow", PASS), ("block", 503)])
+@pytest.mark.parametrize(("on_stale", "status"), [("allow", PASS), ("deny", 503)])
 def test_a_gate_that_is_away_leaves_the_last_state_in_force_until_max_stale(
     gate: ScriptedGate, shell: Shell, state: str, on_stale: str, status: int
 ) -> None:
@@ -313,7 +313,7 @@ def test_more_fields_and_unknown_lines_are_for_later_versions(gate: ScriptedGate
 
 
 def test_a_clock_that_is_set_back_does_not_hide_a_dead_gate(gate: ScriptedGate) -> None:
-    gate.settings = settings(on_stale="block")
+    gate.settings = settings(on_stale="deny")
     gate.allow("alice")
     node = fed(gate)
     gate.state = "dead"

@@ -17,7 +17,7 @@ RECORDED: Final[dict[str, list[dict[str, Any]]]] = json.loads((WIRE / "gate.json
 
 
 def test_the_stand_in_answers_as_a_real_kong_did(gate: ScriptedGate, shell: Shell) -> None:
-    gate.settings = settings(on_stale="block", max_stale="4")
+    gate.settings = settings(on_stale="deny", max_stale="4")
     gate.allow("two left", 2, quota=10)
     gate.allow("no limit")
     for reason in STATUSES:

@@ -125,6 +125,26 @@ def test_a_name_from_outside_can_neither_style_nor_control_the_terminal() -> Non
     assert "\x1b[2J" not in text
 
 
+def test_a_reason_that_many_customers_share_is_said_once() -> None:
+    theirs = [customer(f"theirs-{n}", f"consumer:{n}", metadata={"x": "y"}) for n in range(277)]
+    nameless = customer(None, "consumer:nameless", identity="01K8", metadata={"managed-by": "their-tool"})
+    people = [*(consumer(str(n), f"c{n}") for n in range(277)), consumer("nameless", "kim")]
+    plan = plan_for(people, observed(*theirs, nameless))
+    lines = shown(plan).splitlines()
+    assert lines[0].startswith("Left alone: already attributed to a customer that belongs to someone else")
+    assert lines[1] == "  = customer theirs-0 (c0)"
+    assert lines[-4:-2] == [
+        "  = customer 01K8 (kim)",
+        "      already attributed to a customer that belongs to 'their-tool'",
+    ]
+    assert len(lines) < 277 + 10
+
+
+def test_a_customer_without_subjects_is_marked_by_its_own_name() -> None:
+    marked = Change(ChangeKind.MARK_ORPHANED, "acme", (), "gone")
+    assert "  ~ customer acme: mark it as orphaned\n" in shown(Plan(OWNER, "sync", (marked,)))
+
+
 def test_an_empty_plan_says_so() -> None:
     assert shown(plan_for([], observed())) == "Plan: nothing to do, nothing to report.\n"
 

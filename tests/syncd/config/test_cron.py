@@ -32,9 +32,23 @@ def test_names_and_ranges_are_read() -> None:
 
 
 @pytest.mark.parametrize(
-    "expression",
-    ["30 2 31 2 *", "0 0 31 4,6 *", "61 * * * *", "* * * *", "* * * * * *", "@reboot", "", "0 0 * * 8"],
+    ("expression", "why"),
+    [
+        ("30 2 31 2 *", "none of its months has a day 31"),
+        ("0 0 31 4,6 *", "none of its months has a day 31"),
+        ("0 0 32 * *", "bad day-of-month"),
+        ("0 0 0 * *", "bad day-of-month"),
+        ("0 0 31 13 *", "bad month"),
+        ("61 * * * *", "bad minute"),
+        ("0 0 * * 8", "bad day-of-week"),
+        ("* * * *", "five crontab fields"),
+        ("* * * * * *", "five crontab fields"),
+        ("@reboot", "five crontab fields"),
+        ("", "five crontab fields"),
+    ],
 )
-def test_an_expression_that_never_comes_or_is_none_is_refused(expression: str) -> None:
-    with pytest.raises(ValueError, match="five crontab fields"):
+def test_an_expression_that_never_comes_or_is_none_is_refused_with_the_reason(
+    expression: str, why: str
+) -> None:
+    with pytest.raises(ValueError, match=why):
         next_times(expression, NOW, 1)

@@ -111,14 +111,6 @@ def test_refused_attempts_do_not_prolong_the_wait() -> None:
     assert limit.admit("a") == 0.0
 
 
-def test_a_right_token_clears_the_attempts() -> None:
-    limit = LoginLimit(Clock(), by_all=6)
-    for _ in range(5):
-        limit.admit("a")
-    limit.forgive("a")
-    assert [limit.admit("a") for _ in range(5)] == [0.0] * 5
-
-
 def test_many_addresses_together_are_limited_too() -> None:
     limit = LoginLimit(Clock(), by_all=8)
     assert [limit.admit(str(address)) for address in range(8)] == [0.0] * 8

@@ -102,6 +102,17 @@ def test_a_variable_of_a_deck_file_that_is_not_set_is_named(monkeypatch: pytest.
         declarative("combo.yml").read()
 
 
+def test_a_number_where_kong_needs_a_text_is_refused_with_what_to_do(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("DECK_NUMBER", "9")
+    template = '${{ env "DECK_NUMBER" }}'
+    with pytest.raises(SourceError, match=r"custom_id is int, not a string\. Put its value, .* in quotes"):
+        kong_yml(tmp_path, f"consumers: [{{custom_id: {template}}}]").read()
+    (one,) = kong_yml(tmp_path, f'consumers: [{{custom_id: "{template}"}}]').read()
+    assert one.custom_id == "9"
+
+
 def test_only_variables_for_deck_are_expanded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("SYNCD_METERING__TOKEN", "hunter2")
     source = kong_yml(tmp_path, """consumers: [{username: '${{ env "SYNCD_METERING__TOKEN" }}'}]""")

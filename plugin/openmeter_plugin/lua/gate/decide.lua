@@ -342,7 +342,7 @@ return function(dict, shared)
     local feature, reset = names[1], 0
     local customer = subject and customer_of(subject)
     if not shared.at or time - shared.at > view.max_stale then
-      reason = view.on_stale == "block" and "STALE" or nil
+      reason = view.on_stale == "deny" and "STALE" or nil
     elseif not subject then
       reason = view.no_subject == "deny" and "CUSTOMER_NOT_FOUND" or nil
     elseif not customer then
