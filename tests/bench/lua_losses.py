@@ -45,7 +45,7 @@ from tests.bench.kong import KEY, Lua, kong, process
 from tests.bench.processes import end_cleanly, tree
 from tests.bench.restarts import Load, Result
 from tests.demo.real_kong import KongMissing
-from tests.harness.books import read_counts
+from tests.harness.books import total_counts
 from tests.harness.process import eventually
 from tests.harness.service_manager import ServiceManager
 
@@ -180,10 +180,7 @@ def _unlogged(url: str) -> set[str]:
 
 def _counted(spool: Path) -> Counter[str]:
     """Return the lost requests in the books, by cause: those of Kong's workers, and the reader's."""
-    lost: Counter[str] = Counter()
-    for counts in read_counts(spool).values():
-        lost.update({cause: count for (name, cause), count in counts.items() if name == "lost"})
-    return lost
+    return Counter({cause: n for (name, cause), n in total_counts(spool).items() if name == "lost"})
 
 
 def run(how: str, rate: float, workers: int, away: float) -> tuple[Result, Counter[str], int | None]:

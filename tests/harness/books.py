@@ -28,6 +28,11 @@ def read_counts(spool: Path) -> dict[str, Counts]:
         return all_counts(db)
 
 
+def total_counts(spool: Path) -> Counts:
+    """Return the counts, summed over all queues."""
+    return sum(read_counts(spool).values(), Counts())
+
+
 def read_ledger(spool: Path) -> list[LedgerLine]:
     """Return all lines, ordered by hour."""
     with reading(spool) as db:

@@ -3,7 +3,7 @@
 --
 -- A worker holds an exclusive flock on the segment that it appends to, and moves on to a new one by size and age. A
 -- free lock means that it has moved on or died; the kernel releases the lock, in any container. Nothing waits: there is
--- no timer, no fsync, no socket, and what fails is tried again at most ten times a second.
+-- no timer, no fsync, no socket, and a segment that cannot be created is tried again at most ten times a second.
 local generated = require "kong.plugins.openmeter.generated"
 local bit = require "bit"
 local cjson = require "cjson.safe"
@@ -146,8 +146,12 @@ function Segments:create(name, flags, content, locked)
   local path = self.folder .. "/" .. name
   local hidden = path .. "." .. self.worker .. ".tmp"
   local fd = C.openmeter_open(hidden, CREATE + flags, MODE)
-  if fd < 0 and ffi.errno() == ENOENT then
-    self:make_folder()
+  if fd < 0 then
+    if ffi.errno() == ENOENT then
+      self:make_folder()
+    else
+      C.openmeter_unlink(hidden) -- of an attempt that could neither name nor remove it
+    end
     fd = C.openmeter_open(hidden, CREATE + flags, MODE)
   end
   if fd < 0 then
@@ -167,10 +171,14 @@ end
 
 -- Lost records
 
+function Segments:lost_name()
+  return self.worker .. ".lost"
+end
+
 function Segments:open_lost()
   local content = ("\0"):rep(MAGIC_AT) .. MAGIC
   content = content .. ("\0"):rep(LOST_SIZE - #content)
-  self.lost_fd = self:create(self.worker .. ".lost", 0, content, true) or -1
+  self.lost_fd = self:create(self:lost_name(), 0, content, true) or -1
   self:save_lost()
 end
 
@@ -233,6 +241,10 @@ function Segments:open(now)
     return false
   end
   self.fd, self.size, self.records, self.opened = fd, #line, 0, now
+  if self.lost_fd >= 0 and C.openmeter_access(self.folder .. "/" .. self:lost_name(), 0) ~= 0 then
+    C.openmeter_close(self.lost_fd) -- deleted, with its folder mostly; the next file has all counts again
+    self.lost_fd = -1
+  end
   if self.lost_fd < 0 then
     self:open_lost()
   end

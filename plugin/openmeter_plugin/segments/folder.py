@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Final, NamedTuple
 
 from openmeter_plugin.log import RateLimit, get_logger
+from openmeter_plugin.spool.segment_file import is_unlocked
 
 INSTANCES: Final = "instances"
 _MODE: Final = 0o2770
@@ -186,16 +187,6 @@ class Folder:
                 reason=reason,
                 consequence="what Kong has written there waits; without the folder it writes nothing",
             )
-
-
-def is_unlocked(descriptor: int) -> bool:
-    """Return whether no process holds the exclusive lock that a writer has on its file."""
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_SH | fcntl.LOCK_NB)
-    except OSError:
-        return False
-    fcntl.flock(descriptor, fcntl.LOCK_UN)
-    return True
 
 
 def _is_plain(status: os.stat_result) -> bool:

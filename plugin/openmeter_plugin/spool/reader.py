@@ -9,7 +9,6 @@ POSTs do; with columns, reading, counting and joining take a few calls for each 
 
 from __future__ import annotations
 
-import fcntl
 import os
 import struct
 import time
@@ -32,6 +31,7 @@ from openmeter_plugin.spool.segment import (
     Record,
     item_at,
 )
+from openmeter_plugin.spool.segment_file import is_unlocked
 
 _PREFIX: Final = struct.Struct("<4sIIcBHH")
 """Marker, length and checksum of a record; for usage also the kind, the number of events, the length of the
@@ -303,7 +303,7 @@ class SegmentReader:
 def _read(descriptor: int, at: int, size: int) -> tuple[Chunk, bool, bool]:
     """Return a chunk, whether it was read up to the file's end, and whether nothing will follow it."""
     # Check before reading: whatever the writer wrote, it wrote before it was gone.
-    final = _writer_gone(descriptor)
+    final = is_unlocked(descriptor)
     data = os.pread(descriptor, size, at)
     at_end = len(data) < size
     return read_chunk(data, at, final=final and at_end), at_end, final and at_end
@@ -353,16 +353,6 @@ def read_segment(
     """Yield a segment's records and damage, as `read_chunks` finds them."""
     for chunk in read_chunks(path, start, end, size=size):
         yield from chunk.items()
-
-
-def _writer_gone(descriptor: int) -> bool:
-    """Return whether no process appends to the segment any more: the writer's exclusive lock is free."""
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_SH | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return False
-    fcntl.flock(descriptor, fcntl.LOCK_UN)
-    return True
 
 
 class QueueReader:

@@ -129,6 +129,16 @@ def _new_path(directory: Path, writer: str, number: int) -> Path:
     return directory / f"{time.time_ns():020d}-{writer or os.getpid()}-{number}{SUFFIX}"
 
 
+def is_unlocked(descriptor: int) -> bool:
+    """Return whether no process has the exclusive lock that a writer holds on its file; raises OSError."""
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    fcntl.flock(descriptor, fcntl.LOCK_UN)
+    return True
+
+
 def writer_and_number(name: str) -> tuple[str, int]:
     """Return the middle part of a segment's name and its number; an empty writer if it has neither."""
     parts = name.removesuffix(SUFFIX).split("-")

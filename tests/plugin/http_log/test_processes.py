@@ -20,7 +20,7 @@ import httpx
 import pytest
 
 from syncd.sandbox.testing import running_sandbox
-from tests.harness.books import read_counts
+from tests.harness.books import total_counts
 from tests.harness.kong import KongWorker, PluginInstance
 from tests.harness.process import PluginServer, children_of, eventually, plugin_server
 from tests.harness.recordings import SECRETS, Recorded, serialized
@@ -91,15 +91,6 @@ def arrived(sandbox: str, count: int) -> list[dict[str, Any]]:
     return [item["event"] for item in get(f"{sandbox}/api/v1/events?limit=100")]
 
 
-def counted(spool: Path) -> dict[tuple[str, str], int]:
-    """Return the books' counts, summed over all queues."""
-    totals: dict[tuple[str, str], int] = {}
-    for counts in read_counts(spool).values():
-        for key, value in counts.items():
-            totals[key] = totals.get(key, 0) + value
-    return totals
-
-
 def spool_bytes(server: PluginServer) -> bytes:
     """Return everything in the spool except the token files, which have to hold the token."""
     files = [p for p in server.spool.rglob("*") if p.is_file() and "tokens" not in p.parts]
@@ -113,8 +104,8 @@ def test_the_recorded_posts_become_their_events_and_posted_twice_are_billed_once
         for post in recorded_posts() * 2:
             assert over_the_wire(port, post).startswith(b"HTTP/1.1 200 ")
         events = {event["id"]: event for event in arrived(sandbox, 6)}
-        eventually(lambda: counted(server.spool).get(("requests", "")) == 8, what="the books")
-        books = counted(server.spool)
+        eventually(lambda: total_counts(server.spool).get(("requests", "")) == 8, what="the books")
+        books = total_counts(server.spool)
         assert (books["metered", ""], books["resent", ""]) == (4, 4)
     assert stats(sandbox)["events_stored"] == 6
     assert {event_id: (e["type"], e["subject"], e["time"]) for event_id, e in events.items()} == {

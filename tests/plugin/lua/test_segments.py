@@ -6,6 +6,7 @@ import fcntl
 import json
 import os
 import resource
+import shutil
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -232,6 +233,33 @@ def test_records_of_a_segment_that_somebody_deleted_are_counted(plugin: LuaPlugi
     plugin.now += 2
     plugin.log(conf, LOG)
     assert (len(lines(folder)), lost(folder)) == (1, {"no_folder": 3})
+
+
+def test_losses_are_counted_in_the_folder_that_replaces_a_deleted_one(
+    plugin: LuaPlugin, folder: Path
+) -> None:
+    conf = plugin.lua(SETTINGS)
+    plugin.start(conf)
+    plugin.log(conf, LOG)
+    shutil.rmtree(folder)
+    plugin.now += 2
+    plugin.log(conf, LOG)
+    assert (len(lines(folder)), lost(folder)) == (1, {"no_folder": 1})
+    assert all(is_locked(file) for file in folder.glob("*.lost"))
+
+
+def test_a_file_that_was_left_without_its_name_does_not_stop_the_next_attempt(
+    plugin: LuaPlugin, folder: Path
+) -> None:
+    """As after a file system that became read-only between the file's creation and its rename."""
+    conf = plugin.lua(SETTINGS)
+    plugin.log(conf, LOG)
+    worker = segments(folder)[0].name.removesuffix("-000001.segment")
+    (folder / f"{worker}-000002.segment.{worker}.tmp").touch()
+    plugin.now += 2
+    plugin.log(conf, LOG)
+    assert (len(lines(folder)), lost(folder)) == (2, {})
+    assert not list(folder.glob("*.tmp"))
 
 
 def test_an_error_of_the_plugin_never_leaves_it_and_is_counted(plugin: LuaPlugin, folder: Path) -> None:

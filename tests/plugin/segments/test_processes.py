@@ -16,7 +16,7 @@ import pytest
 
 from openmeter_plugin.segments.line_format import encode_head
 from syncd.sandbox.testing import running_sandbox
-from tests.harness.books import read_counts
+from tests.harness.books import total_counts
 from tests.harness.kong_segments import Worker, configuration, request_line, write_segment
 from tests.harness.process import PluginServer, eventually, plugin_server
 
@@ -42,15 +42,6 @@ def stored(sandbox: str) -> int:
         f"{sandbox}/sandbox/v1/stats", headers={"authorization": f"Bearer {TOKEN}"}, verify=False
     )
     return int(answer.json()["events_stored"])
-
-
-def counted(spool: Path) -> dict[tuple[str, str], int]:
-    """Return the books' counts, summed over all queues."""
-    totals: dict[tuple[str, str], int] = {}
-    for counts in read_counts(spool).values():
-        for key, value in counts.items():
-            totals[key] = totals.get(key, 0) + value
-    return totals
 
 
 def reader_of(server: PluginServer) -> int:
@@ -97,8 +88,8 @@ def test_readers_killed_at_random_bill_each_request_once(tmp_path: Path, sandbox
         eventually(lambda: stored(sandbox) == number - skipped, seconds=60, what="the delivery")
         eventually(lambda: not list(folder.glob("*.lost")), seconds=10, what="the counters")
         lost = sum(worker.counted for worker in workers)
-        eventually(lambda: counted(server.spool).get(("lost", "disk_full")) == lost, what="the losses")
-        books = counted(server.spool)
+        eventually(lambda: total_counts(server.spool).get(("lost", "disk_full")) == lost, what="the losses")
+        books = total_counts(server.spool)
     assert books["requests", ""] == number
     assert books["metered", ""] == books["events", ""] == number - skipped
     assert books["skipped", "method_excluded"] == skipped
@@ -151,8 +142,8 @@ def test_two_servers_share_a_folder_one_after_the_other(tmp_path: Path, sandbox:
                 if number == 25:
                     first.process.send_signal(signal.SIGKILL)
             eventually(lambda: stored(sandbox) == 50, seconds=30, what="the arrival")
-            eventually(lambda: counted(tmp_path / "spool").get(("requests", "")) == 50, what="the books")
-            assert counted(tmp_path / "spool").get(("resent", ""), 0) == 0
+            eventually(lambda: total_counts(tmp_path / "spool").get(("requests", "")) == 50, what="the books")
+            assert total_counts(tmp_path / "spool").get(("resent", ""), 0) == 0
 
 
 def test_a_folder_that_is_gone_with_its_container_is_made_again(tmp_path: Path, sandbox: str) -> None:
@@ -184,4 +175,4 @@ def test_thousands_of_files_are_read_in_bounded_memory(tmp_path: Path) -> None:
         memory = [line for line in Path(f"/proc/{pid}/status").read_text().splitlines() if "VmHWM" in line]
         assert int(memory[0].split()[1]) < 150 * 1024
         assert server.child("segments") == pid
-        eventually(lambda: counted(spool).get(("requests", "")) == files, seconds=30, what="the books")
+        eventually(lambda: total_counts(spool).get(("requests", "")) == files, seconds=30, what="the books")
