@@ -275,10 +275,19 @@ class Accounts:
             if now - entry.access_at > self.policy.max_stale:
                 self._update(key, entry, now)
 
+    def has_uncounted(self, subject: str, now: float) -> bool:
+        """Return whether a reading of now could miss some of what the account of a subject used."""
+        keys = (Key(self.account_of(subject), feature) for feature in self.policy.costs)
+        entries = (entry for key in keys if (entry := self.entries.get(key)) is not None)
+        return any(not self.lots.is_counted(lot, now) for entry in entries for lot in entry.counts)
+
     def forget(self, subject: str) -> None:
         """Forget a subject, and its account with the last of its subjects."""
         account = self.subjects.pop(subject, None)
         if account is None:
+            if subject not in self._members:
+                for feature in self.policy.costs:
+                    self.entries.pop(Key(subject, feature), None)  # counted, but never answered about
             return
         self.changes.note(subject)
         self._left(account)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import sqlite3
 from collections import Counter
@@ -70,9 +71,10 @@ def _amount(unit: Unit, data: Mapping[str, Any]) -> float:
         return 1.0
     value = data.get(unit.value)
     try:
-        return max(0.0, float(value)) if not isinstance(value, bool) and value is not None else 0.0
-    except (TypeError, ValueError):
+        amount = float(value) if not isinstance(value, bool) and value is not None else 0.0
+    except (TypeError, ValueError, OverflowError):
         return 0.0
+    return amount if 0 < amount < math.inf else 0.0
 
 
 class SpoolTail:

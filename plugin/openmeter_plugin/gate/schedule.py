@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import heapq
 from collections import OrderedDict
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Final, NamedTuple
 
@@ -193,9 +193,10 @@ class Schedule:
         self._balances.drop(account)
         self._distant.drop(account)
 
-    def idle(self, now: float) -> list[str]:
-        """Forget subjects without a request for long, and return them."""
-        old = [subject for subject, seen in self.last_seen.items() if now - seen > self.pace.forget_after]
+    def idle(self, now: float, is_needed: Callable[[str], bool] = lambda _: False) -> list[str]:
+        """Forget subjects without a request for long that are not needed, and return them."""
+        long_ago = now - self.pace.forget_after
+        old = [it for it, seen in self.last_seen.items() if seen < long_ago and not is_needed(it)]
         for subject in old:
             del self.last_seen[subject]
             self._new.pop(subject, None)

@@ -163,8 +163,9 @@ class Gate:
         self.accounts.check_stale(now)
 
     def _tidy(self, now: float) -> None:
-        for subject in self.schedule.idle(now):
+        for subject in self.schedule.idle(now, lambda subject: self.accounts.has_uncounted(subject, now)):
             self.accounts.forget(subject)
+        self._resets = {key: known for key, known in self._resets.items() if key in self.accounts.entries}
         self.accounts.lots.forget(self.accounts.used_lots())
         for kong in [k for k, side in self.kongs.items() if now - side.heard_at > _KONG_GONE]:
             del self.kongs[kong]

@@ -15,9 +15,11 @@ import pytest
 from openmeter_plugin.gate import lines, overrides
 from openmeter_plugin.gate.accounts import Key, Reading, Reason
 from openmeter_plugin.gate.client import Access
+from openmeter_plugin.gate.counting import _amount
+from openmeter_plugin.gate.counts import Segment
 from openmeter_plugin.gate.server import create_app
 from openmeter_plugin.gate.service import Gate
-from openmeter_plugin.gate.settings import Settings
+from openmeter_plugin.gate.settings import Settings, Unit
 from syncd.sandbox.testing import running_sandbox
 
 SUBJECTS = 3_000
@@ -114,6 +116,31 @@ def test_kong_gets_all_of_a_full_state_although_thousands_of_newer_names_were_fo
         assert (named, epoch, more) == (SUBJECTS, gate.epoch, "done")
 
     asyncio.run(run())
+
+
+def test_what_waits_for_delivery_stays_taken_off_however_long_its_subject_is_idle(gate: Gate) -> None:
+    lot = gate.accounts.lots.current(0)
+    gate.accounts.lots.ends_at(lot, Segment("queue", "1"), 100)
+    gate.accounts.count("a900", {"api": 7.0}, 7, lot, 0)
+    gate.accounts.count("unanswered", {"api": 7.0}, 7, lot, 0)
+    gate.schedule.seen("unanswered", time.monotonic())
+    later = time.monotonic() + gate.settings.forget_after + 10
+    gate._tidy(later)
+    assert gate.accounts.subjects == {"s900": "a900"}
+    assert gate.accounts.entries.keys() == {Key("a900", "api"), Key("unanswered", "api")}
+    assert gate.accounts.left(gate.accounts.entries[Key("a900", "api")]) == 893
+    gate.accounts.lots.note_delivered(lambda *_: True, later)
+    gate._tidy(later + gate.settings.counted_after)
+    assert gate.accounts.entries == {}
+    assert gate.schedule.last_seen == {}
+
+
+@pytest.mark.parametrize(
+    "value", [float("inf"), "1e999", "nan", -5, pytest.param(10**400, id="huge"), True, None, "many", [3]]
+)
+def test_an_amount_that_makes_no_sense_is_not_counted(value: Any) -> None:
+    assert _amount(Unit(event="e", value="tokens"), {"tokens": value}) == 0
+    assert _amount(Unit(event="e", value="tokens"), {"tokens": "12.5"}) == 12.5
 
 
 def is_allowed(gate: Gate) -> bool:
