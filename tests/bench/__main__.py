@@ -10,7 +10,7 @@ from collections.abc import Callable
 from rich.console import Console
 from rich.table import Table
 
-from tests.bench import ai_settings, backlog, beside, gateway, plugin, syncd
+from tests.bench import ai_settings, backlog, beside, gateway, kong_gate, plugin, syncd
 from tests.bench.goals import Goal
 from tests.bench.processes import MIB, end_cleanly
 from tests.demo.real_kong import KongMissing
@@ -33,12 +33,17 @@ def main() -> int:
     options.add_argument("--backlog", type=float, default=5.0, help="GiB that wait when a server is started")
     parts = ("servers", "drain", "memory", "backlog", "beside", "ai", "syncd")
     options.add_argument(
-        "--only", choices=("plugin", *parts, "lua"), help="measure this alone; plugin: all but syncd"
+        "--only",
+        choices=("plugin", *parts, "lua", "gate"),
+        help="measure this alone; plugin: all but syncd; lua, gate: with Kong",
+    )
+    options.add_argument(
+        "--postgres", action="store_true", help="with --only gate: Kong on the empty database of KONG_PG_*"
     )
     arguments = options.parse_args()
     end_cleanly()
-    if arguments.only == "lua" and not arguments.kong:
-        options.error("--only lua needs --kong")
+    if arguments.only in ("lua", "gate") and not arguments.kong:
+        options.error(f"--only {arguments.only} needs --kong")
     if arguments.kong:
         return gateways(arguments)
     rounds = arguments.rounds or 5
@@ -85,6 +90,9 @@ def gateways(arguments: argparse.Namespace) -> int:
     rounds, only_lua = arguments.rounds or 15, arguments.only == "lua"
     try:
         with console.status("starting") as status:
+            if arguments.only == "gate":
+                measured = kong_gate.run(rounds, arguments.postgres, status.update)
+                return verdict(kong_gate.report(measured, console))
             ways, missing = gateway.run(
                 rounds,
                 arguments.seconds,

@@ -98,15 +98,19 @@ def started(
     *,
     cores: set[int] | None = None,
     lua: Lua | None = None,
+    postgres: bool = False,
 ) -> Iterator[int]:
-    """Run a Kong with this declarative configuration and these settings; yields the proxy's port."""
+    """Run a Kong with this declarative configuration and these settings; yields the proxy's port.
+
+    With `postgres` it has its configuration from the database that `KONG_PG_*` name (`imported`).
+    """
     shutil.rmtree(directory, ignore_errors=True)
     directory.mkdir()
     port = free_port()
     (directory / "kong.yml").write_text(yaml.safe_dump(document))
+    declarative = ["database = off", f"declarative_config = {directory}/kong.yml"]
     lines = [
-        "database = off",
-        f"declarative_config = {directory}/kong.yml",
+        *(["database = postgres"] if postgres else declarative),
         f"plugins = {', '.join(plugins)}",
         f"proxy_listen = 127.0.0.1:{port}",
         "proxy_access_log = off",
@@ -133,6 +137,31 @@ def started(
         yield port
     finally:
         subprocess.run(["kong", "stop", "-p", str(prefix)], capture_output=True)
+
+
+@contextmanager
+def imported(directory: Path, document: dict[str, Any], settings: Sequence[str]) -> Iterator[None]:
+    """Have a configuration in the database that `KONG_PG_*` name, empty before and after."""
+    directory.mkdir(exist_ok=True)
+    (directory / "import.yml").write_text(yaml.safe_dump(document))
+    (directory / "import.conf").write_text("\n".join(["database = postgres", *settings]) + "\n")
+
+    def run(*words: str) -> str:
+        command = ["kong", *words, "-c", str(directory / "import.conf")]
+        ended = subprocess.run(command, capture_output=True, text=True)
+        return ended.stdout + ended.stderr
+
+    status = run("migrations", "status")
+    if "needs bootstrapping" not in status:
+        raise KongMissing(f"KONG_PG_* must name an empty PostgreSQL database: {status.strip()[-500:]}")
+    try:
+        run("migrations", "bootstrap")
+        said = run("config", "db_import", str(directory / "import.yml"))
+        if "successful" not in said:
+            raise KongMissing(f"the configuration cannot be imported: {said.strip()[-500:]}")
+        yield
+    finally:
+        run("migrations", "reset", "--yes")
 
 
 def _answers(url: str) -> bool:

@@ -160,7 +160,15 @@ class Accounts:
         into = self._entry(target)
         for lot, amount in found.counts.items():
             into.counts[lot] = into.counts.get(lot, 0.0) + amount
+        if found.reservations is not None:
+            self._reservations(target, into).take_uncounted(found.reservations)
         self._update(target, into, now)
+
+    def _reservations(self, key: Key, entry: Entry) -> Reservations:
+        if entry.reservations is None:
+            entry.reservations = Reservations()
+        self._reserving.add(key)
+        return entry.reservations
 
     def apply(self, key: Key, reading: Reading, now: float) -> None:
         """Take a reading. An older one than the newest changes nothing."""
@@ -190,7 +198,7 @@ class Accounts:
             if cost:
                 if entry.reservations is None:
                     entry.reservations = Reservations()
-                entry.reservations.settle(requests, now)
+                entry.reservations.settle(requests, now, counted=entry.shown is not None)
                 if entry.reservations.ahead(now):
                     self._ahead.add(key)
             self._update(key, entry, now)
@@ -203,15 +211,20 @@ class Accounts:
             return
         before = entry.counters.get(kong, 0.0 if kong in self.kongs else counter)
         if counter > before:
-            if entry.reservations is None:
-                entry.reservations = Reservations()
-            entry.reservations.reserve((counter - before) / cost, cost, now, self.policy.reserved_for)
-            self._reserving.add(key)
+            reservations = self._reservations(key, entry)
+            reservations.reserve((counter - before) / cost, cost, now, self.policy.reserved_for)
         entry.counters[kong] = max(counter, before)
         if kong not in entry.reported:
             entry.reported |= {kong}
             self.changes.note(key)  # with a base from now on
         self._update(key, entry, now)
+
+    def passed_uncounted(self, subject: str, feature: str, requests: float, now: float) -> None:
+        """Note requests that passed before Kong had a ceiling: logs of them come, and no counter has them."""
+        if self.policy.costs.get(feature, 0.0):
+            key = Key(self.account_of(subject), feature)
+            reservations = self._reservations(key, self._entry(key))
+            reservations.expect_uncounted(requests, now, self.policy.reserved_for)
 
     def base(self, key: Key, kong: str, now: float, *, born: bool) -> float | None:
         """Return the counter that `left` is computed for; None if Kong may have counted on since.

@@ -105,34 +105,51 @@ class Reservations:
     """What Kong let pass and no log has settled yet: requests under way.
 
     A log settles the oldest reservation. A reservation without a log expires: that request was not metered,
-    for example because another plugin refused it. A log may come before the report of its request.
+    for example because another plugin refused it. A log may come before the report of its request. The log
+    of a request that Kong did not count, such as one of a subject that it did not know yet, settles nothing.
     """
 
-    __slots__ = ("_early", "_open", "total")
+    __slots__ = ("_early", "_open", "_strange", "_uncounted", "total")
 
     def __init__(self) -> None:
         self.total = 0.0
         self._open: deque[list[float]] = deque()  # [expires, requests, amount of each]
         self._early: deque[list[float]] = deque()  # [logged at, requests]
+        self._strange: deque[list[float]] = deque()  # the same, before Kong had a decision
+        self._uncounted: deque[list[float]] = deque()  # [expires, requests] that Kong let pass uncounted
 
     def __bool__(self) -> bool:
-        return bool(self._open)
+        return bool(self._open or self._uncounted)
 
     def reserve(self, requests: float, cost: float, now: float, reserved_for: float) -> None:
         """Reserve for requests that passed."""
-        while requests > 0 and self._early:
-            at, logged = self._early[0]
-            settled = min(logged, requests) if now - at < _EARLY_SECONDS else 0.0
-            requests -= settled
-            self._early[0][1] -= settled
-            if not settled or self._early[0][1] <= 0:
-                self._early.popleft()
+        requests -= _taken(requests, now, self._early, self._strange)
         if requests > 0:
             self._open.append([now + reserved_for, requests, cost])
             self.total += requests * cost
 
-    def settle(self, requests: float, now: float) -> None:
-        """Settle the oldest reservations with the logs of so many requests."""
+    def expect_uncounted(self, requests: float, now: float, reserved_for: float) -> None:
+        """Note requests that passed uncounted: so many logs, of before or of later, settle nothing."""
+        requests -= _taken(requests, now, self._strange, self._early)
+        if requests > 0:
+            self._uncounted.append([now + reserved_for, requests])
+
+    def take_uncounted(self, other: Reservations) -> None:
+        """Take over what is known of requests that passed uncounted."""
+        self._strange.extend(other._strange)
+        self._uncounted.extend(other._uncounted)
+
+    def settle(self, requests: float, now: float, *, counted: bool = True) -> None:
+        """Settle the oldest reservations with the logs of so many requests.
+
+        `counted` says that Kong may have counted them, so that a log may come before its request is reported.
+        """
+        while requests > 0 and self._uncounted:
+            found = min(requests, self._uncounted[0][1])
+            requests -= found
+            self._uncounted[0][1] -= found
+            if self._uncounted[0][1] <= 0:
+                self._uncounted.popleft()
         while requests > 0 and self._open:
             oldest = self._open[0]
             settled = min(requests, oldest[1])
@@ -142,9 +159,10 @@ class Reservations:
             if oldest[1] <= 0:
                 self._open.popleft()
         if requests > 0:
-            while self._early and now - self._early[0][0] >= _EARLY_SECONDS:
-                self._early.popleft()
-            self._early.append([now, requests])
+            logs = self._early if counted else self._strange
+            while logs and now - logs[0][0] >= _EARLY_SECONDS:
+                logs.popleft()
+            logs.append([now, requests])
         if not self._open:
             self.total = 0.0  # no remainder of a float
 
@@ -157,6 +175,8 @@ class Reservations:
     def expire(self, now: float) -> bool:
         """Drop reservations that no log will settle; returns whether there were any."""
         dropped = False
+        while self._uncounted and self._uncounted[0][0] <= now:
+            self._uncounted.popleft()
         while self._open and self._open[0][0] <= now:
             _, requests, cost = self._open.popleft()
             self.total -= requests * cost
@@ -177,3 +197,16 @@ class Reservations:
             found._open.append([now + left, requests, cost])
             found.total += requests * cost
         return found
+
+
+def _taken(requests: float, now: float, *waiting: deque[list[float]]) -> float:
+    """Take so many logs out of those that wait for a report of their request; returns how many there were."""
+    taken = 0.0
+    for logs in waiting:
+        while taken < requests and logs:
+            found = min(requests - taken, logs[0][1]) if now - logs[0][0] < _EARLY_SECONDS else 0.0
+            taken += found
+            logs[0][1] -= found
+            if not found or logs[0][1] <= 0:
+                logs.popleft()
+    return taken

@@ -334,6 +334,8 @@ class Gate:
     def _take(self, kong: str, side: KongSide, kind: str, fields: list[str], now: float) -> None:
         if kind == "S":
             self.schedule.seen(fields[0], now)
+        elif kind == "U":
+            self.accounts.passed_uncounted(fields[0], fields[1], int(fields[2]), now)
         elif kind == "P":
             self.accounts.passed(kong, Key(fields[0], fields[1]), float(fields[2]), now)
         elif kind == "D":
