@@ -9,7 +9,7 @@ import sys
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, wait
-from contextlib import closing, contextmanager
+from contextlib import contextmanager
 from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
@@ -25,11 +25,13 @@ from syncd.config.settings import Config
 from syncd.core.changes import Outcome, Plan, count
 from syncd.core.errors import SyncdError, UnsafePlanError
 from syncd.planning import plan_file
-from syncd.runs.history import History, HistoryRecorder, existing_history
+from syncd.runs.factory import existing_history
+from syncd.runs.history import History, HistoryRecorder
 from syncd.runs.options import RunOptions
 from syncd.runs.passes import WOULD_STOP
 from syncd.runs.reconciler import Reconciler, record_end
 from syncd.runs.run import Run, RunObserver, RunState, new_run
+from syncd.state.database import State
 
 
 def apply(config: Config, options: RunOptions, *, plan_path: Path | None, ask: bool, as_json: bool) -> Run:
@@ -43,7 +45,8 @@ def apply(config: Config, options: RunOptions, *, plan_path: Path | None, ask: b
         options = replace(options.as_reviewed(made_with), reviewed=reviewed)
     elif ask and printer:
         options = replace(options, reviewed=_agreed(config, options, printer))
-    with closing(History(config.daemon.state_dir)) as history, steps() as progress:
+    with State(config.daemon.state) as state, steps() as progress:
+        history = History(state)
         recorder = HistoryRecorder(history, lambda: config.daemon.keep_runs)
         terminal = _Terminal(printer, progress, shows_plan=not ask)
         observers, stopping = (recorder, terminal), Stopping()
@@ -73,7 +76,7 @@ def apply(config: Config, options: RunOptions, *, plan_path: Path | None, ask: b
 
 def _agreed(config: Config, options: RunOptions, printer: Console) -> Plan | None:
     """Show a plan and ask; return it once a person agrees. Nothing is locked while they read."""
-    with existing_history(config.daemon.state_dir) as history, steps() as progress:
+    with existing_history(config) as history, steps() as progress:
         progress.begin("reading sources and customers")
         dry = Reconciler(config, history).reconcile(new_run("plan", replace(options, dry_run=True)))
     plan = dry.made_plan
