@@ -247,24 +247,6 @@ def test_the_preview_that_attributes_unbilled_usage_is_one_click_away(
         assert "Every subject with usage has a customer" in visitor.see("/dashboard/unbilled")
 
 
-def test_dead_letters_show_the_answers_and_are_paged(project: Project) -> None:
-    letters = [dead_letter(number, f"answer {number}") for number in range(1, 61)]
-    letters[0] |= {"status": None, "answer": "older than --max-age"}
-    letters[1] |= {"to_be_replayed": True}
-    with looking_at(project, FakeGateway(dead=letters)) as visitor:
-        gateways = visitor.see("/dashboard/gateways")
-        assert 'href="/dashboard/gateways/eu"' in gateways
-        first = visitor.see("/dashboard/gateways/eu")
-        assert "too old older than --max-age" in row(first, "1")
-        assert "will be replayed" in row(first, "2")
-        assert "HTTP 400 answer 50" in row(first, "50")
-        assert "event-000051" not in first
-        second = visitor.see("/dashboard/gateways/eu", after="50")
-        assert "answer 60" in second
-        assert 'rel="next"' not in second
-        assert visitor.client.get("/dashboard/gateways/nobody").status_code == 404
-
-
 def test_a_gateway_that_refuses_the_token_says_which_setting_it_is(project: Project) -> None:
     with gateway(FakeGateway()) as there:
         listed = configured(eu=there.url).replace("token-of-the", "another-token-of-the")
