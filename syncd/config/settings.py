@@ -99,7 +99,7 @@ class MeteringConfig(ConnectionConfig):
     `dedupe`. `syncd audit --redeliver` redelivers no older hours, whose other events would count twice."""
 
     customer_url: Annotated[str, AfterValidator(_customer_url)] | None = None
-    """Address of a customer's page in the metering service, with `{id}` or `{key}`, for the dashboard's links.
+    """Address of a customer's page in the metering service, with `{id}` or `{key}`, for the dashboard.
     Unset: Konnect's page if `url` is Konnect's, else no link: the open source OpenMeter has no pages. `""`:
     no link."""
 
