@@ -10,7 +10,7 @@ import sys
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, wait
-from contextlib import closing, contextmanager
+from contextlib import contextmanager
 from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
@@ -26,11 +26,13 @@ from syncd.config.settings import Config
 from syncd.core.changes import Outcome, Plan, count
 from syncd.core.errors import SyncdError, UnsafePlanError
 from syncd.planning import plan_file
-from syncd.runs.history import History, HistoryRecorder, existing_history
+from syncd.runs.factory import existing_history
+from syncd.runs.history import History, HistoryRecorder
 from syncd.runs.options import RunOptions
 from syncd.runs.passes import WOULD_STOP
 from syncd.runs.reconciler import Reconciler, record_end
 from syncd.runs.run import Run, RunObserver, RunState, new_run
+from syncd.state.database import State
 
 
 def apply(config: Config, options: RunOptions, *, plan_path: Path | None, ask: bool, as_json: bool) -> Run:
@@ -44,7 +46,8 @@ def apply(config: Config, options: RunOptions, *, plan_path: Path | None, ask: b
         options = replace(options.as_reviewed(made_with), reviewed=reviewed)
     elif ask and printer:
         options = replace(options, reviewed=_agreed(config, options, printer))
-    with closing(History(config.daemon.state_dir)) as history, steps() as progress:
+    with State(config.daemon.state) as state, steps() as progress:
+        history = History(state)
         recorder = HistoryRecorder(history, lambda: config.daemon.keep_runs)
         terminal = _Terminal(printer, progress, shows_plan=not ask)
         observers, stopping = (recorder, terminal), Stopping()
@@ -91,7 +94,7 @@ def _agreed(config: Config, options: RunOptions, printer: Console) -> Plan:
 
 
 def _dry_run(config: Config, options: RunOptions, stopping: Stopping) -> Run:
-    with existing_history(config.daemon.state_dir) as history, steps() as progress:
+    with existing_history(config) as history, steps() as progress:
 
         def work() -> Run:
             progress.begin("reading sources and customers")
