@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import Any, Final, cast
 
-from sqlalchemy import Connection, Row, delete, insert, or_, select, update
+from sqlalchemy import Connection, delete, insert, or_, select, update
 
 from syncd.core.changes import Outcome, Plan
 from syncd.core.model import ObservedCustomer, Principal
@@ -167,7 +167,7 @@ _SHOWN = (
 )
 
 
-def _customer(row: Row[Any]) -> KnownCustomer:
+def _customer(row: Any) -> KnownCustomer:
     keeper = cast("Keeper", row.keeper)
     subjects = tuple(json.loads(row.subjects))
     return KnownCustomer(row.id, row.key, row.name, subjects, keeper, row.owner, row.subscription)

@@ -30,11 +30,12 @@ def directory(project: Project) -> Iterator[Directory]:
         yield Directory(state)
 
 
-def reconcile(project: Project, kept: Directory, **options: bool) -> None:
+NORMAL, PREVIEW = RunOptions(), RunOptions(dry_run=True)
+
+
+def reconcile(project: Project, kept: Directory, options: RunOptions = NORMAL) -> None:
     observers = (DirectoryRecorder(kept),)
-    Reconciler(settings.load(project.config), observers=observers).reconcile(
-        new_run("manual", RunOptions(**options))
-    )
+    Reconciler(settings.load(project.config), observers=observers).reconcile(new_run("manual", options))
 
 
 @pytest.fixture
@@ -73,8 +74,8 @@ def test_the_directory_equals_what_the_metering_api_has_after_each_run(
     consumers(
         project, "alice", "bob", "carol", "dave", tags={"alice": "acme", "dave": "acme", "carol": "hand"}
     )
-    for options in ({}, {"allow_move": True, "adopt": True}, {}):
-        reconcile(project, kept, **options)
+    for options in (NORMAL, RunOptions(allow_move=True, adopt=True), NORMAL):
+        reconcile(project, kept, options)
         listed = sandbox.get("/api/v1/customers").json()["items"]
         known = {(one.key, one.name, frozenset(one.subject_keys)) for one in kept.customers()}
         there = {
@@ -90,7 +91,7 @@ def test_a_blocked_subject_stands_against_its_customer_with_its_unbilled_usage(
     reconcile(project, kept)
     subscribe(sandbox, "acme")
     consumers(project, "alice", "bob", "late", tags=dict.fromkeys(("alice", "bob", "late"), "acme"))
-    reconcile(project, kept, dry_run=True)
+    reconcile(project, kept, PREVIEW)
     (concern,) = kept.concerns("acme")
     send(sandbox, event("1", subject=concern.subject), event("2", subject=concern.subject))
     reconcile(project, kept)
@@ -107,7 +108,7 @@ def test_a_preview_of_moves_does_not_hide_what_is_blocked_now(
     consumers(project, "alice", "bob", "carol", tags={"alice": "acme", "bob": "other"})
     reconcile(project, kept)
     assert [one.blocked for one in kept.concerns("other")] == [True]
-    reconcile(project, kept, dry_run=True, allow_move=True)
+    reconcile(project, kept, RunOptions(dry_run=True, allow_move=True))
     assert [one.blocked for one in kept.concerns("other")] == [True]
 
 
