@@ -1,0 +1,234 @@
+"""The refresh: brings the kept usage up to date with the metering API, in few and bounded requests.
+
+For each meter one request returns the totals of all kept days. Only a day whose total differs from the kept
+one is fetched, by subject and dimensions: today's as a rule, and older ones with late usage. A first refresh
+does so for each day with usage, the newest first, `_MOST_DAYS` at a time.
+
+Each day is written at once, so a refresh may end anywhere: the next one finds what is left by the same rule.
+It has a client of its own and takes no lock of the runs. One day of one meter is in memory at a time.
+"""
+
+from __future__ import annotations
+
+import math
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import closing
+from dataclasses import dataclass
+from datetime import date, datetime, timedelta
+from typing import Final
+
+import structlog
+
+from syncd.config.settings import Config
+from syncd.core.errors import ApiError, RefusedError, StoppedError, SyncdError
+from syncd.metering.base import Meter, MeteringApi
+from syncd.metering.usage import rfc3339
+from syncd.runs.clock import Now, utc_now
+from syncd.runs.factory import target_of
+from syncd.usage.days import Days, midnight
+from syncd.usage.prices import prices_of
+from syncd.usage.store import KeptDay, KeptMeter, Refresh, UsageStore
+
+_log = structlog.get_logger("syncd.usage")
+
+_MOST_DAYS: Final = 60
+"""Days of meters that one refresh fetches, each in a request."""
+_MOST_SECONDS: Final = 300.0
+"""After which a refresh begins no further day."""
+_SOON_SECONDS: Final = 10.0
+"""Time before the refresh that goes on with what the one before left."""
+_AFTER_RUN_SECONDS: Final = 60.0
+"""Least time between two refreshes, also when runs change customers all the time."""
+_SETTLED: Final = timedelta(hours=24)
+"""A day's usage is complete this long after its end; what comes later is late."""
+_ADDITIVE: Final = frozenset({"count", "sum"})
+"""Aggregations whose values of days and subjects can be added up."""
+
+
+@dataclass(frozen=True, slots=True)
+class _ChangedDay:
+    """A day whose total in the metering API differs from the kept one."""
+
+    day: date
+    meter: Meter
+    dimensions: tuple[str, ...]
+    reported: float
+    late: bool
+
+
+def wanted_meters(config: Config) -> dict[str, tuple[str, ...]]:
+    """Return the meters to keep with their dimensions: those of the settings, and those that prices need."""
+    found = dict(config.usage.meters)
+    prices = prices_of(config.prices)
+    for meter in sorted(prices.meters) if prices else ():
+        found[meter] = (*found.get(meter, ()), *sorted(prices.dimensions(meter) if prices else ()))
+    return {meter: tuple(dict.fromkeys(dimensions)) for meter, dimensions in found.items()}
+
+
+class Refresher:
+    """Refreshes the kept usage on a schedule of its own; `refresh` may also be called directly."""
+
+    def __init__(
+        self,
+        store: UsageStore,
+        config: Callable[[], Config],
+        now: Now = utc_now,
+        *,
+        stopping: threading.Event | None = None,
+        may_refresh: Callable[[], bool] = lambda: True,
+        most_days: int = _MOST_DAYS,
+    ) -> None:
+        self._store = store
+        self._config = config
+        self._now = now
+        self._stopping = stopping or threading.Event()
+        self._may_refresh = may_refresh
+        self._most_days = most_days
+        self._soon = threading.Event()
+
+    def work(self, first_wait: float) -> None:
+        """Refresh until stopped, for the first time after `first_wait` seconds."""
+        wait = first_wait
+        while not self._wait(wait):
+            if not self._may_refresh():
+                wait = _AFTER_RUN_SECONDS
+                continue
+            refreshed = self._refresh_safely()
+            wait = self._config().usage.interval.total_seconds()
+            if refreshed is not None and refreshed.remaining and refreshed.problem is None:
+                wait = _SOON_SECONDS
+
+    def customers_changed(self) -> None:
+        """Refresh soon, because a run changed customers: usage has other owners now."""
+        self._soon.set()
+
+    def _wait(self, seconds: float) -> bool:
+        """Wait for the next refresh; return whether to stop instead."""
+        begun = time.monotonic()
+        while (left := begun + seconds - time.monotonic()) > 0:
+            if self._soon.is_set() and time.monotonic() - begun > _AFTER_RUN_SECONDS:
+                break
+            if self._stopping.wait(min(left, 1.0)):
+                return True
+        self._soon.clear()
+        return self._stopping.is_set()
+
+    def _refresh_safely(self) -> Refresh | None:
+        try:
+            return self.refresh()
+        except SyncdError as error:
+            _log.warning("usage_not_refreshed", error=str(error))
+        except Exception:
+            _log.exception("usage_refresh_failed")
+        return None
+
+    def refresh(self) -> Refresh:
+        """Refresh once and return how it went; raises StateError."""
+        config, started, begun = self._config(), self._now(), time.monotonic()
+        wanted = wanted_meters(config)
+        self._store.forget_others(wanted)
+        today = started.date()
+        range_ = Days(today - config.usage.keep, today + timedelta(days=1))
+        written, remaining, problem = 0, 0, None
+        try:
+            if wanted:
+                api = target_of(config, self._stopping.wait, self._stopping.is_set)
+                with closing(api):
+                    self._store.replace_customers(api.observe())
+                    changed = list(self._changed_days(api, wanted, range_, started))
+                    changed.sort(key=lambda entry: entry.day, reverse=True)
+                    for entry in changed:
+                        spent = time.monotonic() - begun > _MOST_SECONDS
+                        if written >= self._most_days or spent or self._stopping.is_set():
+                            break
+                        self._fetch(api, entry)
+                        written += 1
+                    remaining = len(changed) - written
+                    left = {entry.meter.key for entry in changed[written:]}
+                    self._note_complete(set(wanted) - left, range_.since, started)
+        except StoppedError:
+            pass
+        except ApiError as error:
+            problem = str(error)
+        self._store.forget_before(range_.since)
+        refreshed = Refresh(started, self._now(), written, remaining, problem)
+        self._store.note_refresh(refreshed)
+        _log.info(
+            "usage_refreshed" if problem is None else "usage_not_refreshed",
+            days=written,
+            remaining=remaining,
+            seconds=round(time.monotonic() - begun, 1),
+            **({"error": problem} if problem else {}),
+        )
+        return refreshed
+
+    def _changed_days(
+        self, api: MeteringApi, wanted: dict[str, tuple[str, ...]], range_: Days, now: datetime
+    ) -> Iterator[_ChangedDay]:
+        observed = api.meters()
+        for key, dimensions in wanted.items():
+            meter = observed.get(key)
+            known = tuple(name for name in dimensions if meter and name in meter.dimensions)
+            self._store.keep_meter(key, known)
+            if meter is None or (problem := _unusable(meter)):
+                missing = "the metering API has no such meter; `syncd meters apply` creates the standard ones"
+                self._store.note_problem(key, missing if meter is None else problem)
+                continue
+            kept = next(one for one in self._store.meters() if one.meter == key)
+            try:
+                totals = api.daily_totals(meter, rfc3339(range_.start), rfc3339(range_.end))
+            except RefusedError as error:
+                self._store.note_problem(key, str(error))
+                continue
+            days = self._store.days(key)
+            for day in range_:
+                reported = totals.get(day, 0.0)
+                if _differs(days.get(day), reported):
+                    yield _ChangedDay(day, meter, known, reported, _is_late(kept, day))
+
+    def _fetch(self, api: MeteringApi, changed: _ChangedDay) -> None:
+        day = Days(changed.day, changed.day + timedelta(days=1))
+        rows = api.grouped_usage(changed.meter, changed.dimensions, rfc3339(day.start), rfc3339(day.end))
+        self._store.replace_day(
+            changed.meter.key, changed.day, rows, changed.reported, self._now(), late=changed.late
+        )
+
+    def _note_complete(self, meters: set[str], since: date, now: datetime) -> None:
+        config = wanted_meters(self._config())
+        for kept in self._store.meters():
+            if kept.meter not in meters:
+                continue
+            lacking = [name for name in config.get(kept.meter, ()) if name not in kept.dimensions]
+            if kept.problem and not lacking and kept.refreshed_at is None:
+                continue
+            problem = f"the meter has no dimension {', '.join(lacking)}" if lacking else None
+            self._store.note_complete(kept.meter, since, now, problem)
+
+
+def _unusable(meter: Meter) -> str | None:
+    if meter.aggregation in _ADDITIVE:
+        return None
+    return (
+        f"its aggregation is {meter.aggregation}; only meters that count or sum can be added up over days"
+        " and subjects"
+    )
+
+
+def _differs(kept: KeptDay | None, reported: float) -> bool:
+    """Return whether a day must be fetched: neither what was reported then nor what its rows add up to.
+
+    Rows and totals are two requests, between which events may arrive; and sums of fractions differ in their
+    last digits from one request to the next.
+    """
+    if kept is None:
+        return reported != 0
+    return not any(math.isclose(reported, known, rel_tol=1e-9) for known in (kept.reported, kept.total))
+
+
+def _is_late(kept: KeptMeter, day: date) -> bool:
+    """Return whether a change of this day is late: it was complete already at the last whole refresh."""
+    if kept.refreshed_at is None or kept.since is None or day < kept.since:
+        return False
+    return kept.refreshed_at >= midnight(day + timedelta(days=1)) + _SETTLED
