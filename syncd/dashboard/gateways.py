@@ -15,9 +15,8 @@ from syncd.dashboard.text import duration
 from syncd.dashboard.views import Level
 from syncd.gateways.client import Gateway
 from syncd.gateways.gate import Gate
-from syncd.gateways.models import DeadLetters, Readiness, Spool
+from syncd.gateways.models import Readiness, Spool
 
-PAGE_SIZE: Final = 50
 MAX_WAITING_SECONDS: Final = 900.0
 """Age from which a waiting event is a warning, as in docs/plugin-operations.md."""
 
@@ -73,7 +72,7 @@ class GatewayState:
 
 def read_state(config: GatewayConfig, index: int) -> GatewayState:
     """Read a gateway's state; raises GatewayError."""
-    with closing(_client(config, index)) as gateway:
+    with closing(quick_client(config, index)) as gateway:
         return GatewayState(gateway.readiness(), gateway.spool())
 
 
@@ -86,14 +85,8 @@ class GateState:
 
 def read_gate(config: GatewayConfig, index: int) -> GateState:
     """Read whom a gateway's gate stops; raises GatewayError."""
-    with closing(_client(config, index)) as gateway:
+    with closing(quick_client(config, index)) as gateway:
         return GateState(gateway.gate())
-
-
-def read_dead_letters(config: GatewayConfig, index: int, after: int) -> DeadLetters:
-    """Return a page of a gateway's dead letters; raises GatewayError."""
-    with closing(_client(config, index)) as gateway:
-        return gateway.dead_letters(after, PAGE_SIZE)
 
 
 def gateway_named(config: Config, name: str) -> tuple[int, GatewayConfig] | None:
@@ -101,6 +94,7 @@ def gateway_named(config: Config, name: str) -> tuple[int, GatewayConfig] | None
     return next((found for found in enumerate(config.gateways) if found[1].name == name), None)
 
 
-def _client(config: GatewayConfig, index: int) -> Gateway:
+def quick_client(config: GatewayConfig, index: int) -> Gateway:
+    """Return a client that asks once and waits no longer than a page may."""
     timeout = min(config.timeout, timedelta(seconds=TIMEOUT))
     return Gateway(config.model_copy(update={"timeout": timeout}), index, attempts=1)

@@ -122,15 +122,6 @@ class Pages:
         """Show whom the gate of each gateway stops or would stop, and who is close to the end."""
         return self._web.render(visitor, "gate.html", gates=self._queries.gates())
 
-    def dead_letters(self, request: Request, visitor: Visitor) -> Response:
-        """Show the dead letters of one gateway with the metering API's answers."""
-        name = request.path_params["name"]
-        after = _integer(request.query_params.get("after"), 0)
-        answer = self._queries.dead_letters(name, after)
-        if answer is None:
-            return self._web.error(404, "No such gateway", "No gateway with this name is configured.")
-        return self._web.render(visitor, "dead_letters.html", name=name, after=after, answer=answer)
-
 
 def _refresh(detail: RunDetail, now: datetime) -> int:
     """Return the refresh interval of a page in seconds, short at first because most runs are short."""
@@ -175,10 +166,11 @@ def _row(customer: ObservedCustomer, page: customers.Page, owner_id: str) -> dic
 
 def page_number(request: Request) -> int:
     """Return the requested page."""
-    return max(1, _integer(request.query_params.get("page"), 1))
+    return max(1, integer(request.query_params.get("page"), 1))
 
 
-def _integer(text: str | None, default: int) -> int:
+def integer(text: str | None, default: int) -> int:
+    """Return a number from a query or a form, or the default for anything else."""
     if not text or not text.isascii() or not text.isdecimal() or len(text) > 18:
         return default
     return int(text)

@@ -20,7 +20,18 @@ pytestmark = pytest.mark.slow
 
 OWNED = "<script>window.owned = 1; document.title = 'owned'</script>"
 IMAGE = '"><img src=x onerror="window.owned = 1">'
-PAGES = ("", "runs", "customers", "unbilled", "gateways", "gate", "gateways/eu")
+PAGES = (
+    "",
+    "runs",
+    "customers",
+    "unbilled",
+    "gateways",
+    "gate",
+    "dead-letters",
+    "dead-letters/eu",
+    "dead-letters/eu/1",
+    "quarantine",
+)
 
 
 @pytest.fixture(scope="module")
@@ -186,7 +197,7 @@ def test_on_a_phone_captions_are_lines_and_values_stand_beside_their_labels(
             chromium.driver.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", size)
             chromium.open(f"{found.url}/dashboard/gateways")
             assert chromium.find("caption").size["height"] < 40, "one letter per line before"
-            chromium.open(f"{found.url}/dashboard/gateways/eu")
+            chromium.open(f"{found.url}/dashboard/dead-letters/eu")
             label = chromium.find("td[data-label=Event]").location["x"] + 100
             for part in ("td[data-label=Event] .address", "td[data-label=Answer] bdi"):
                 assert chromium.find(part).location["x"] > label, f"{part}: in the column of labels before"
