@@ -13,10 +13,10 @@ from __future__ import annotations
 import math
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from contextlib import closing
 from dataclasses import dataclass
-from datetime import date, datetime, timedelta
+from datetime import date, timedelta
 from typing import Final
 
 import structlog
@@ -45,6 +45,10 @@ _SETTLED: Final = timedelta(hours=24)
 """A day's usage is complete this long after its end; what comes later is late."""
 _ADDITIVE: Final = frozenset({"count", "sum"})
 """Aggregations whose values of days and subjects can be added up."""
+_MISSING: Final = "the metering API has no such meter; `syncd meters apply` creates the standard ones"
+_NOT_ADDITIVE: Final = (
+    "its aggregation is {}; only meters that count or sum can be added up over days and subjects"
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,6 +60,16 @@ class _ChangedDay:
     dimensions: tuple[str, ...]
     reported: float
     late: bool
+
+
+@dataclass(frozen=True, slots=True)
+class _Survey:
+    """What a refresh has to do for a meter; one that is not usable has its problem noted already."""
+
+    key: str
+    usable: bool
+    problem: str | None = None
+    changed: tuple[_ChangedDay, ...] = ()
 
 
 def wanted_meters(config: Config) -> dict[str, tuple[str, ...]]:
@@ -133,21 +147,27 @@ class Refresher:
         range_ = Days(today - config.usage.keep, today + timedelta(days=1))
         written, remaining, problem = 0, 0, None
         try:
-            if wanted:
-                api = target_of(config, self._stopping.wait, self._stopping.is_set)
-                with closing(api):
+            with closing(target_of(config, self._stopping.wait, self._stopping.is_set)) as api:
+                if wanted:
                     self._store.replace_customers(api.observe())
-                    changed = list(self._changed_days(api, wanted, range_, started))
-                    changed.sort(key=lambda entry: entry.day, reverse=True)
-                    for entry in changed:
-                        spent = time.monotonic() - begun > _MOST_SECONDS
-                        if written >= self._most_days or spent or self._stopping.is_set():
-                            break
-                        self._fetch(api, entry)
-                        written += 1
-                    remaining = len(changed) - written
-                    left = {entry.meter.key for entry in changed[written:]}
-                    self._note_complete(set(wanted) - left, range_.since, started)
+                meters = api.meters() if wanted else {}
+                surveys = [
+                    self._survey(api, key, meters.get(key), dimensions, range_)
+                    for key, dimensions in wanted.items()
+                ]
+                changed = [entry for survey in surveys for entry in survey.changed]
+                changed.sort(key=lambda entry: entry.day, reverse=True)
+                for entry in changed:
+                    spent = time.monotonic() - begun > _MOST_SECONDS
+                    if written >= self._most_days or spent or self._stopping.is_set():
+                        break
+                    self._fetch(api, entry)
+                    written += 1
+                remaining = len(changed) - written
+                left = {entry.meter.key for entry in changed[written:]}
+                for survey in surveys:
+                    if survey.usable and survey.key not in left:
+                        self._store.note_complete(survey.key, range_.since, started, survey.problem)
         except StoppedError:
             pass
         except ApiError as error:
@@ -164,29 +184,35 @@ class Refresher:
         )
         return refreshed
 
-    def _changed_days(
-        self, api: MeteringApi, wanted: dict[str, tuple[str, ...]], range_: Days, now: datetime
-    ) -> Iterator[_ChangedDay]:
-        observed = api.meters()
-        for key, dimensions in wanted.items():
-            meter = observed.get(key)
-            known = tuple(name for name in dimensions if meter and name in meter.dimensions)
-            self._store.keep_meter(key, known)
-            if meter is None or (problem := _unusable(meter)):
-                missing = "the metering API has no such meter; `syncd meters apply` creates the standard ones"
-                self._store.note_problem(key, missing if meter is None else problem)
-                continue
-            kept = next(one for one in self._store.meters() if one.meter == key)
-            try:
-                totals = api.daily_totals(meter, rfc3339(range_.start), rfc3339(range_.end))
-            except RefusedError as error:
-                self._store.note_problem(key, str(error))
-                continue
-            days = self._store.days(key)
-            for day in range_:
-                reported = totals.get(day, 0.0)
-                if _differs(days.get(day), reported):
-                    yield _ChangedDay(day, meter, known, reported, _is_late(kept, day))
+    def _survey(
+        self,
+        api: MeteringApi,
+        key: str,
+        meter: Meter | None,
+        dimensions: tuple[str, ...],
+        range_: Days,
+    ) -> _Survey:
+        """Return which days of a meter must be fetched, by one request for the totals of all."""
+        known = tuple(name for name in dimensions if meter and name in meter.dimensions)
+        self._store.keep_meter(key, known)
+        if meter is None or meter.aggregation not in _ADDITIVE:
+            unusable = _MISSING if meter is None else _NOT_ADDITIVE.format(meter.aggregation)
+            self._store.note_problem(key, unusable)
+            return _Survey(key, usable=False)
+        try:
+            totals = api.daily_totals(meter, rfc3339(range_.start), rfc3339(range_.end))
+        except RefusedError as error:
+            self._store.note_problem(key, str(error))
+            return _Survey(key, usable=False)
+        kept, days = self._store.meter(key), self._store.days(key)
+        changed = tuple(
+            _ChangedDay(day, meter, known, reported, _is_late(kept, day))
+            for day in range_
+            if _differs(days.get(day), reported := totals.get(day, 0.0))
+        )
+        lacking = ", ".join(name for name in dimensions if name not in known)
+        problem = f"the meter has no dimension {lacking}" if lacking else None
+        return _Survey(key, usable=True, problem=problem, changed=changed)
 
     def _fetch(self, api: MeteringApi, changed: _ChangedDay) -> None:
         day = Days(changed.day, changed.day + timedelta(days=1))
@@ -194,26 +220,6 @@ class Refresher:
         self._store.replace_day(
             changed.meter.key, changed.day, rows, changed.reported, self._now(), late=changed.late
         )
-
-    def _note_complete(self, meters: set[str], since: date, now: datetime) -> None:
-        config = wanted_meters(self._config())
-        for kept in self._store.meters():
-            if kept.meter not in meters:
-                continue
-            lacking = [name for name in config.get(kept.meter, ()) if name not in kept.dimensions]
-            if kept.problem and not lacking and kept.refreshed_at is None:
-                continue
-            problem = f"the meter has no dimension {', '.join(lacking)}" if lacking else None
-            self._store.note_complete(kept.meter, since, now, problem)
-
-
-def _unusable(meter: Meter) -> str | None:
-    if meter.aggregation in _ADDITIVE:
-        return None
-    return (
-        f"its aggregation is {meter.aggregation}; only meters that count or sum can be added up over days"
-        " and subjects"
-    )
 
 
 def _differs(kept: KeptDay | None, reported: float) -> bool:

@@ -18,6 +18,7 @@ from typing import Any, Final, NamedTuple
 from sqlalchemy import (
     ColumnElement,
     Connection,
+    Row,
     Select,
     and_,
     bindparam,
@@ -120,10 +121,13 @@ class UsageStore:
         """Return the meters, sorted by key."""
         with self._state.reading() as connection:
             rows = connection.execute(select(usage_meters).order_by(usage_meters.c.meter))
-            return tuple(
-                _kept_meter(row)
-                for row in rows
-            )
+            return tuple(map(_kept_meter, rows))
+
+    def meter(self, key: str) -> KeptMeter:
+        """Return a meter that is kept."""
+        with self._state.reading() as connection:
+            statement = select(usage_meters).where(usage_meters.c.meter == key)
+            return _kept_meter(connection.execute(statement).one())
 
     def last_refresh(self) -> Refresh | None:
         """Return the latest refresh."""
@@ -450,8 +454,14 @@ def _labels(text: str) -> Labels:
     return tuple(sorted(json.loads(text).items()))
 
 
-def _moment(text: str | None) -> datetime | None:
-    return datetime.fromisoformat(text) if text else None
+def _kept_meter(row: Row[Any]) -> KeptMeter:
+    return KeptMeter(
+        row.meter,
+        tuple(json.loads(row.dimensions)),
+        date.fromisoformat(row.since) if row.since else None,
+        datetime.fromisoformat(row.refreshed_at) if row.refreshed_at else None,
+        row.problem,
+    )
 
 
 def _forget(connection: Connection, meter: str) -> None:

@@ -141,13 +141,13 @@ def test_old_months_are_forgotten_whole(store: UsageStore) -> None:
 
 def test_refreshes_and_the_state_of_meters_are_kept(store: UsageStore) -> None:
     assert (store.last_refresh(), store.revision()) == (None, 0)
-    refresh = Refresh(NOW, NOW + timedelta(seconds=3), 5, 2, 0, None)
+    refresh = Refresh(NOW, NOW + timedelta(seconds=3), 5, 2, None)
     store.note_refresh(refresh)
-    store.note_meter(METER, NOW, None)
-    store.note_meter(METER, None, "HTTP 500")
+    store.note_complete(METER, day("2026-09-01"), NOW, None)
+    store.note_problem(METER, "HTTP 500")
     (meter,) = store.meters()
     assert (store.last_refresh(), store.revision()) == (refresh, 1)
-    assert (meter.refreshed_at, meter.problem) == (NOW, "HTTP 500")
+    assert (meter.since, meter.refreshed_at, meter.problem) == (day("2026-09-01"), NOW, "HTTP 500")
 
 
 def test_what_was_kept_is_there_after_a_restart(tmp_path: Path) -> None:
