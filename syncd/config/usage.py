@@ -47,8 +47,8 @@ class UsageConfig(Section):
     """The usage that the daemon keeps, so that pages never wait for the metering API."""
 
     interval: Annotated[Duration, AfterValidator(_not_too_often)] = timedelta(minutes=30)
-    """Time between two refreshes. One takes a request for each meter, one for each day that has changed
-    since, and those that list all customers."""
+    """Time between two refreshes. One takes a request for the meters, one for each meter, and one for each
+    day of a meter that has changed since: three requests for two meters, and five as a rule."""
     keep: Annotated[Duration, AfterValidator(_days)] = timedelta(days=400)
     """How far back usage is fetched and kept."""
     meters: Dimensions = Field(

@@ -15,6 +15,7 @@ from starlette.types import ExceptionHandler
 from syncd.config.settings import Config
 from syncd.dashboard.actions import Actions
 from syncd.dashboard.dead_letters import DeadLetterPages
+from syncd.dashboard.overview import OverviewPage
 from syncd.dashboard.pages import Pages
 from syncd.dashboard.quarantine import QuarantinePages
 from syncd.dashboard.queries import Queries
@@ -45,7 +46,7 @@ def create_dashboard(
     unbilled = UnbilledPages(web, queries)
     dead_letters, quarantine = DeadLetterPages(web, queries), QuarantinePages(web, queries)
     page_routes = {
-        "/": pages.overview,
+        "/": OverviewPage(web, queries).show,
         "/runs": pages.runs,
         "/runs/{run_id}": pages.run,
         "/customers": pages.customers,

@@ -39,10 +39,7 @@ class GatewayState:
     def warnings(self) -> tuple[str, ...]:
         """Return what needs attention."""
         spool, books = self.spool, self.spool.total.books
-        oldest = spool.total.oldest_waiting
-        found = []
-        if oldest and oldest.age_seconds > MAX_WAITING_SECONDS:
-            found.append(f"events have been waiting for {duration(oldest.age_seconds)}")
+        found = [self.lag] if self.lag else []
         if spool.dead_letters:
             found.append(plural(spool.dead_letters, "dead letter"))
         if spool.quarantined:
@@ -55,6 +52,14 @@ class GatewayState:
         if gaps := sum(books.ai_usage_gaps.values()):
             found.append(f"AI usage unknown for {plural(gaps, 'request')}")
         return tuple(found)
+
+    @property
+    def lag(self) -> str:
+        """Return for how long events have been waiting, empty if that is not long."""
+        oldest = self.spool.total.oldest_waiting
+        if oldest is None or oldest.age_seconds <= MAX_WAITING_SECONDS:
+            return ""
+        return f"events have been waiting for {duration(oldest.age_seconds)}"
 
     @property
     def problems(self) -> tuple[str, ...]:

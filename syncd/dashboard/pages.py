@@ -13,12 +13,9 @@ from syncd.core.model import ObservedCustomer
 from syncd.core.ownership import is_managed, owner_of
 from syncd.dashboard import customers, diffs, views
 from syncd.dashboard.queries import Queries, RunDetail
-from syncd.dashboard.text import moment
 from syncd.dashboard.web import Visitor, Web
-from syncd.runs.options import TABLE
 
 _RUNS_PER_PAGE: Final = 50
-_LATEST_RUNS: Final = 6
 _CHANGES_PER_PAGE: Final = 100
 
 
@@ -28,27 +25,6 @@ class Pages:
     def __init__(self, web: Web, queries: Queries) -> None:
         self._web = web
         self._queries = queries
-
-    def overview(self, _request: Request, visitor: Visitor) -> Response:
-        """Show drift, unbilled usage, the health of all systems and the latest runs."""
-        now = datetime.now(UTC)
-        drift, unbilled = self._queries.drift_and_unbilled()
-        status = self._queries.runs.status()
-        schedule = self._web.schedule()
-        return self._web.render(
-            visitor,
-            "overview.html",
-            health=self._queries.health(),
-            drift=drift,
-            unbilled=unbilled,
-            runs=self._queries.run_lines(_LATEST_RUNS, now)[:_LATEST_RUNS],
-            last_success=moment(status["last_success"]),
-            next_run=moment(schedule.get("next_run")),
-            upcoming=self._queries.config().schedule.upcoming(now),
-            sources=self._queries.source_names(),
-            allowances=[(name, entry.label) for name, entry in TABLE.items() if entry.label],
-            config=self._queries.config(),
-        )
 
     def runs(self, request: Request, visitor: Visitor) -> Response:
         """Show the runs, latest first."""

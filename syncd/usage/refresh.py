@@ -39,8 +39,8 @@ _MOST_SECONDS: Final = 300.0
 """After which a refresh begins no further day."""
 _SOON_SECONDS: Final = 10.0
 """Time before the refresh that goes on with what the one before left."""
-_AFTER_RUN_SECONDS: Final = 60.0
-"""Least time between two refreshes, also when runs change customers all the time."""
+_STANDBY_SECONDS: Final = 60.0
+"""Time after which a daemon that may not refresh looks again whether it may."""
 _SETTLED: Final = timedelta(hours=24)
 """A day's usage is complete this long after its end; what comes later is late."""
 _ADDITIVE: Final = frozenset({"count", "sum"})
@@ -100,34 +100,18 @@ class Refresher:
         self._stopping = stopping or threading.Event()
         self._may_refresh = may_refresh
         self._most_days = most_days
-        self._soon = threading.Event()
 
     def work(self, first_wait: float) -> None:
         """Refresh until stopped, for the first time after `first_wait` seconds."""
         wait = first_wait
-        while not self._wait(wait):
+        while not self._stopping.wait(wait):
             if not self._may_refresh():
-                wait = _AFTER_RUN_SECONDS
+                wait = _STANDBY_SECONDS
                 continue
             refreshed = self._refresh_safely()
             wait = self._config().usage.interval.total_seconds()
             if refreshed is not None and refreshed.remaining and refreshed.problem is None:
                 wait = _SOON_SECONDS
-
-    def customers_changed(self) -> None:
-        """Refresh soon, because a run changed customers: usage has other owners now."""
-        self._soon.set()
-
-    def _wait(self, seconds: float) -> bool:
-        """Wait for the next refresh; return whether to stop instead."""
-        begun = time.monotonic()
-        while (left := begun + seconds - time.monotonic()) > 0:
-            if self._soon.is_set() and time.monotonic() - begun > _AFTER_RUN_SECONDS:
-                break
-            if self._stopping.wait(min(left, 1.0)):
-                return True
-        self._soon.clear()
-        return self._stopping.is_set()
 
     def _refresh_safely(self) -> Refresh | None:
         try:
@@ -148,8 +132,6 @@ class Refresher:
         written, remaining, problem = 0, 0, None
         try:
             with closing(target_of(config, self._stopping.wait, self._stopping.is_set)) as api:
-                if wanted:
-                    self._store.replace_customers(api.observe())
                 meters = api.meters() if wanted else {}
                 surveys = [
                     self._survey(api, key, meters.get(key), dimensions, range_)

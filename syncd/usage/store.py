@@ -1,8 +1,8 @@
 """The kept usage: reads and writes the tables of usage in the state.
 
 `UsageStore` is what pages, the month-end close and notifications read; ranges are `Days`, in UTC. A day is
-written whole in one transaction, so readers never see a part of one. The owner of a subject is the customer
-that the metering API attributes its usage to (`syncd.metering.usage.owners`), as of the last refresh.
+written whole in one transaction, so readers never see a part of one. Whose subjects they are is in the
+directory (`syncd.customers.directory`), not here: usage keeps its subject, whoever has it later.
 """
 
 from __future__ import annotations
@@ -21,7 +21,6 @@ from sqlalchemy import (
     Row,
     Select,
     and_,
-    bindparam,
     delete,
     func,
     insert,
@@ -29,21 +28,16 @@ from sqlalchemy import (
     update,
 )
 
-from syncd.core.model import ObservedCustomer, ObservedState
 from syncd.metering.base import GroupedValue
-from syncd.metering.usage import owners
 from syncd.state.database import State, upserting
 from syncd.state.tables import (
-    usage_customers,
     usage_days,
     usage_late,
     usage_meters,
     usage_refreshes,
-    usage_subjects,
     usage_values,
 )
 from syncd.usage.days import Days
-from syncd.usage.figures import Payer
 from syncd.usage.prices import Labels
 
 _AT_ONCE: Final = 1000
@@ -259,33 +253,6 @@ class UsageStore:
                 for row in connection.execute(statement)
             )
 
-    def customers(self) -> tuple[ObservedCustomer, ...]:
-        """Return the customers as of the last refresh."""
-        with self._state.reading() as connection:
-            return tuple(
-                ObservedCustomer(
-                    row.id,
-                    row.key,
-                    row.name,
-                    tuple(json.loads(row.subjects)),
-                    json.loads(row.metadata),
-                    row.subscription,
-                )
-                for row in connection.execute(select(usage_customers))
-            )
-
-    def owners(self) -> dict[str, Payer]:
-        """Return the customer that pays for each subject, by the customers' keys and subject keys."""
-        customers = self.customers()
-        payers = {customer.id: Payer(customer.id, customer.key, customer.name) for customer in customers}
-        return {subject: payers[identity] for subject, identity in owners(customers).items()}
-
-    def names(self) -> dict[str, str]:
-        """Return the display names of subjects, on servers that have them."""
-        with self._state.reading() as connection:
-            rows = connection.execute(select(usage_subjects.c.subject, usage_subjects.c.name))
-            return {row.subject: row.name for row in rows}
-
     # Writing
 
     def keep_meter(self, meter: str, dimensions: Sequence[str]) -> None:
@@ -362,28 +329,6 @@ class UsageStore:
     def _note(self, meter: str, **values: str | None) -> None:
         with self._state.writing() as connection:
             connection.execute(update(usage_meters).where(usage_meters.c.meter == meter).values(values))
-
-    def replace_customers(self, observed: ObservedState) -> None:
-        """Replace customers and names of subjects; only what changed is written."""
-        customers = {
-            customer.id: {
-                "id": customer.id,
-                "key": customer.key,
-                "name": customer.name,
-                "metadata": json.dumps(dict(customer.metadata), sort_keys=True),
-                "subscription": customer.active_subscription,
-                "subjects": json.dumps(list(customer.subject_keys)),
-            }
-            for customer in observed.customers
-        }
-        names = {
-            subject.key: {"subject": subject.key, "name": subject.display_name}
-            for subject in observed.subjects or ()
-            if subject.display_name
-        }
-        with self._state.writing() as connection:
-            _replace(connection, usage_customers, "id", customers)
-            _replace(connection, usage_subjects, "subject", names)
 
     def forget_before(self, day: date) -> None:
         """Delete usage before the month of a day, and late usage of these days."""
@@ -499,14 +444,3 @@ def _note_late(
     ]
     if changed:
         connection.execute(insert(usage_late), changed)
-
-
-def _replace(connection: Connection, table: Any, key: str, wanted: Mapping[str, Mapping[str, Any]]) -> None:
-    """Make a table have these rows, by deleting and inserting only what differs."""
-    there = {row[key]: dict(row) for row in connection.execute(select(table)).mappings()}
-    gone = [{"gone": name} for name, row in there.items() if wanted.get(name) != row]
-    if gone:
-        connection.execute(delete(table).where(table.c[key] == bindparam("gone")), gone)
-    new = [row for name, row in wanted.items() if there.get(name) != row]
-    if new:
-        connection.execute(insert(table), new)

@@ -59,8 +59,8 @@ def names(sandbox: httpx.Client) -> set[str]:
     return {item["name"] for item in sandbox.get("/api/v1/customers").json()["items"]}
 
 
-def drift(chromium: Browser) -> str:
-    return chromium.find(".tile").text.replace("\n", " ")
+def in_sync(chromium: Browser) -> str:
+    return chromium.find(".verdict:nth-child(2)").text.replace("\n", " ")
 
 
 def test_an_operator_logs_in_sees_drift_previews_and_applies_a_resync(
@@ -71,8 +71,8 @@ def test_an_operator_logs_in_sees_drift_previews_and_applies_a_resync(
         with found.api() as client:
             client.post("/v1/syncs", json={"dry_run": True}).raise_for_status()
         log_in(chromium, found.url)
-        chromium.until("drift according to the plan")
-        assert re.search(r"Drift now [1-9]\d* to do", drift(chromium))
+        chromium.until("to make, says the plan of")
+        assert re.search(r"in sync\? No [1-9]\d* changes? to make", in_sync(chromium))
 
         chromium.press("Preview changes")
         chromium.until("Apply this plan?")
@@ -86,7 +86,7 @@ def test_an_operator_logs_in_sees_drift_previews_and_applies_a_resync(
         assert "dave" in names(sandbox)
 
         chromium.follow("Overview")
-        assert "in sync" in drift(chromium)
+        assert "Is everything in sync? Yes" in in_sync(chromium)
         assert chromium.complaints() == []
 
         chromium.press("Log out")

@@ -84,13 +84,16 @@ def test_the_overview_shows_drift_unbilled_usage_and_the_latest_runs(
     project: Project, sandbox: httpx.Client
 ) -> None:
     with site(project) as found, found.operator() as visitor:
-        assert "in sync according to the plan" in text_of(visitor.see())
+        assert "Is everything in sync? Yes The customers are as the sources call for" in text_of(
+            visitor.see()
+        )
         send(sandbox, event("1", subject="stranger"), event("2", subject="stranger"))
         consumers(project, "alice", "bob", "carol", "guest", "dave")
         rerun(found, dry_run=True)
         page = text_of(visitor.see())
-        assert re.search(r"Drift now [1-9]\d* to do", page)
-        assert "Unbilled usage 2 events 1 subject without a customer" in page
+        assert re.search(r"Is everything in sync\? No [1-9]\d* changes? to make, says the plan of", page)
+        assert "Is everybody billed? No 2 events of 1 subject without a customer" in page
+        assert "Does everything run? Yes 2 systems work." in page
         assert re.search(r"Next run in (1 h|59 min)", page)
         assert re.search(r"Last success (just now|\d+ s ago)", page)
         assert "dry run" in page
@@ -140,6 +143,9 @@ def test_a_dead_metering_api_blocks_no_page(project: Project) -> None:
                 visitor.see("/dashboard/customers")
             assert len(calls) == asked, "page views must not hammer the metering API"
     assert "problem cannot be read: metering API at" in overview
+    assert "Not working: metering API" in overview
+    assert "Does everything run? No metering API openmeter-v1: cannot be read" in overview
+    assert "Is everything in sync? No the last run failed" in overview
     assert "HTTP 503 maintenance" in overview
     assert "Customers cannot be read" in customers
     assert SCRIPT not in customers

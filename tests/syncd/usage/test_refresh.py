@@ -21,7 +21,7 @@ from syncd.state.location import StateLocation
 from syncd.usage.days import Days
 from syncd.usage.refresh import Refresher, wanted_meters
 from syncd.usage.store import UsageStore
-from tests.syncd.sandbox.support import create_customer, event, send, tokens
+from tests.syncd.sandbox.support import event, send, tokens
 from tests.syncd.servers import Answer, Asked, serving
 
 TODAY = datetime(2026, 11, 29, 12, tzinfo=UTC)
@@ -90,20 +90,13 @@ def at(day: str, clock: str = "10:00:00") -> str:
 
 
 def test_usage_is_kept_as_the_metering_api_has_it(world: World, sandbox: httpx.Client) -> None:
-    create_customer(sandbox, "ACME", key="acme", subjects=["alice"])
     model = {"tokens": 70, "model": "tiny", "type": "input"}
     send(
         sandbox,
         event("1", subject="alice", time=at("2026-11-28"), data={"route_name": "orders"}),
         event("2", subject="alice", time=at("2026-11-29"), data={"route_name": "search"}),
         event("3", subject="nobody", time=at("2026-10-01"), data={}),
-        tokens(
-            "4",
-            70,
-            subject="alice",
-            time=at("2026-11-28"),
-            data={"tokens": 70, "model": "tiny", "type": "input"},
-        ),
+        tokens("4", 70, subject="alice", time=at("2026-11-28"), data=model),
     ).raise_for_status()
     assert world.refresh() == 4
     with world.open() as (_, store):
@@ -111,8 +104,6 @@ def test_usage_is_kept_as_the_metering_api_has_it(world: World, sandbox: httpx.C
         assert store.by_dimension(REQUESTS_METER, ALL, "route_name") == {"orders": 1, "search": 1, "": 1}
         assert store.by_dimension(TOKENS_METER, ALL, "model") == {"tiny": 70}
         assert store.by_dimension(TOKENS_METER, ALL, "type") == {"input": 70}
-        assert store.owners()["alice"].key == "acme"
-        assert "nobody" not in store.owners()
 
 
 def test_only_days_that_have_changed_are_fetched_again(world: World, sandbox: httpx.Client) -> None:
@@ -214,7 +205,6 @@ def test_an_api_that_fails_leaves_what_was_kept_and_is_named(tmp_path: Path, san
         assert done.problem is not None
         assert "127.0.0.1:1" in done.problem
         assert store.by_subject(REQUESTS_METER, ALL) == {"alice": 1}
-        assert len(store.owners()) == 0
 
 
 def test_a_day_that_never_adds_up_is_not_fetched_again_and_again(tmp_path: Path) -> None:
@@ -230,7 +220,7 @@ def test_a_day_that_never_adds_up_is_not_fetched_again_and_again(tmp_path: Path)
             if "windowSize" not in asked.query:
                 rows = [{**window, "value": 5, "subject": "alice", "groupBy": {}}]
             return Answer({"data": rows})
-        return Answer({"items": [], "totalCount": 0} if asked.path.endswith("customers") else [])
+        return Answer(status=404)
 
     with serving(answer) as server:
         world = World(tmp_path, server.url, usage={"meters": {REQUESTS_METER: []}})
@@ -246,11 +236,11 @@ def test_the_requests_of_a_refresh_are_those_that_the_settings_page_promises(tmp
             return Answer(listed)
         if asked.path.endswith("/query"):
             return Answer({"data": []})
-        return Answer({"items": [], "totalCount": 0} if asked.path.endswith("customers") else [])
+        return Answer(status=404)
 
     with serving(answer) as server:
         world = World(tmp_path, server.url)
         world.refresh()
         queries = [asked for asked in server.asked if asked.path.endswith("/query")]
         assert [asked.query.get("windowSize") for asked in queries] == ["DAY", "DAY"]
-        assert len(server.asked) == 2 + 2 + 1, server.paths()
+        assert len(server.asked) == 1 + 2, server.paths()

@@ -10,12 +10,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from syncd.core.model import ObservedCustomer, ObservedState, ObservedSubject
 from syncd.metering.base import GroupedValue
 from syncd.state.database import State
 from syncd.state.location import StateLocation
 from syncd.usage.days import Days
-from syncd.usage.figures import Payer
 from syncd.usage.store import Activity, LateUsage, Refresh, UsageStore
 
 METER = "kong_api_requests"
@@ -96,22 +94,6 @@ def test_the_first_and_last_day_of_a_subject_are_known(store: UsageStore) -> Non
     for when in ("2026-09-30", "2026-10-05", "2026-11-02"):
         put(store, when, row("a", 1), row("b", 0))
     assert store.activity(METER, ["a", "b", "c"]) == {"a": Activity(day("2026-09-30"), day("2026-11-02"))}
-
-
-def test_a_key_pays_before_a_subject_key_and_an_id_pays_nothing(store: UsageStore) -> None:
-    acme = ObservedCustomer("id-1", "acme", "ACME", ("alice", "beta"), {"plan": "gold"}, "sub-1")
-    beta = ObservedCustomer("id-2", "beta", "Beta", (), {})
-    store.replace_customers(ObservedState((acme, beta), (ObservedSubject("alice", "Alice", {}),)))
-    assert store.owners() == {
-        "acme": Payer("id-1", "acme", "ACME"),
-        "alice": Payer("id-1", "acme", "ACME"),
-        "beta": Payer("id-2", "beta", "Beta"),
-    }
-    assert sorted(store.customers(), key=lambda customer: customer.id) == [acme, beta]
-    assert store.names() == {"alice": "Alice"}
-    store.replace_customers(ObservedState((beta,), None))
-    assert store.owners() == {"beta": Payer("id-2", "beta", "Beta")}
-    assert store.names() == {}
 
 
 def test_other_dimensions_begin_anew_and_the_same_ones_keep_all(store: UsageStore) -> None:

@@ -15,6 +15,7 @@ def upgrade() -> None:
     """Create the tables."""
     _create_history()
     _create_usage()
+    _create_directory()
 
 
 def _create_history() -> None:
@@ -53,6 +54,7 @@ def _create_history() -> None:
         sa.ForeignKeyConstraint(["run"], ["runs.id"], name="fk_changes_run", ondelete="CASCADE"),
         sqlite_with_rowid=False,
     )
+    op.create_index("ix_changes_customer_key", "changes", ["customer_key"])
     op.create_table(
         "begun",
         sa.Column("run", sa.Text, nullable=False),
@@ -117,24 +119,6 @@ def _create_usage() -> None:
         sqlite_with_rowid=False,
     )
     op.create_table(
-        "usage_customers",
-        sa.Column("id", sa.Text, nullable=False),
-        sa.Column("key", sa.Text),
-        sa.Column("name", sa.Text, nullable=False),
-        sa.Column("metadata", sa.Text, nullable=False),
-        sa.Column("subscription", sa.Text),
-        sa.Column("subjects", sa.Text, nullable=False),
-        sa.PrimaryKeyConstraint("id", name="pk_usage_customers"),
-        sqlite_with_rowid=False,
-    )
-    op.create_table(
-        "usage_subjects",
-        sa.Column("subject", sa.Text, nullable=False),
-        sa.Column("name", sa.Text, nullable=False),
-        sa.PrimaryKeyConstraint("subject", name="pk_usage_subjects"),
-        sqlite_with_rowid=False,
-    )
-    op.create_table(
         "usage_refreshes",
         sa.Column("number", _NUMBER, nullable=False, autoincrement=True),
         sa.Column("started_at", sa.Text, nullable=False),
@@ -143,4 +127,52 @@ def _create_usage() -> None:
         sa.Column("remaining", sa.Integer, nullable=False),
         sa.Column("problem", sa.Text),
         sa.PrimaryKeyConstraint("number", name="pk_usage_refreshes"),
+    )
+
+
+def _create_directory() -> None:
+    op.create_table(
+        "directory",
+        sa.Column("number", sa.Integer, nullable=False, autoincrement=False),
+        sa.Column("version", sa.Integer, nullable=False),
+        sa.Column("digest", sa.Text, nullable=False),
+        sa.Column("at", sa.Text, nullable=False),
+        sa.PrimaryKeyConstraint("number", name="pk_directory"),
+    )
+    op.create_table(
+        "known_customers",
+        sa.Column("id", sa.Text, nullable=False),
+        sa.Column("key", sa.Text),
+        sa.Column("name", sa.Text, nullable=False),
+        sa.Column("subjects", sa.Text, nullable=False),
+        sa.Column("keeper", sa.Text, nullable=False),
+        sa.Column("owner", sa.Text),
+        sa.Column("subscription", sa.Text),
+        sa.Column("words", sa.Text, nullable=False),
+        sa.PrimaryKeyConstraint("id", name="pk_known_customers"),
+    )
+    op.create_index("ix_known_customers_key", "known_customers", ["key"])
+    op.create_table(
+        "known_names",
+        sa.Column("subject", sa.Text, nullable=False),
+        sa.Column("number", sa.Integer, nullable=False, autoincrement=False),
+        sa.Column("kind", sa.Text, nullable=False),
+        sa.Column("id", sa.Text, nullable=False),
+        sa.Column("username", sa.Text),
+        sa.Column("custom_id", sa.Text),
+        sa.Column("tags", sa.Text, nullable=False),
+        sa.Column("source", sa.Text, nullable=False),
+        sa.PrimaryKeyConstraint("subject", "number", name="pk_known_names"),
+        sqlite_with_rowid=False,
+    )
+    op.create_table(
+        "known_concerns",
+        sa.Column("customer_key", sa.Text, nullable=False),
+        sa.Column("subject", sa.Text, nullable=False),
+        sa.Column("blocked", sa.Boolean, nullable=False),
+        sa.Column("reason", sa.Text, nullable=False),
+        sa.Column("events", sa.Double, nullable=False),
+        sa.Column("tokens", sa.Double, nullable=False),
+        sa.PrimaryKeyConstraint("customer_key", "subject", name="pk_known_concerns"),
+        sqlite_with_rowid=False,
     )
