@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: help setup demo unit test cov slow lint format typecheck bench soak model conformity docs dist screenshot newcomer browser tools clean
+.PHONY: help setup demo unit test cov slow lint format typecheck bench soak model conformity docs dist images images-test screenshot newcomer browser tools clean
 .DEFAULT_GOAL := help
 
 #? help: print this list
@@ -92,6 +92,15 @@ dist: setup
 	@PIP_CONSTRAINT='$(CURDIR)/.ci/constraints.txt' \
 		$(BIN)/pip install --quiet --disable-pip-version-check --constraint .ci/constraints.txt --editable '.[dist]'
 	@$(BIN)/python -m tests.packaging
+
+#? images: build both images with podman, on a base that debootstrap makes; prints their sizes
+images: setup
+	@.ci/images
+	@$(BIN)/python -m tests.images
+
+#? images-test: run the images: the compose file's services, the chart's pods, an init container
+images-test: images
+	$(BIN)/pytest tests/images $(ARGS)
 
 #? screenshot: retake the README's screenshot
 screenshot: setup
