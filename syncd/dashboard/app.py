@@ -17,6 +17,7 @@ from syncd.dashboard.actions import Actions
 from syncd.dashboard.pages import Pages
 from syncd.dashboard.queries import Queries
 from syncd.dashboard.session import LoginLimit, SecureHeaders, Sessions
+from syncd.dashboard.unbilled import UnbilledPages
 from syncd.dashboard.web import Web
 from syncd.runs.history import History
 from syncd.runs.queue import RunQueue
@@ -39,12 +40,13 @@ def create_dashboard(
     web = Web(token, config, schedule, limit, Sessions(idle=session_idle))
     queries = Queries(runs, history, config)
     pages, actions = Pages(web, queries), Actions(web, queries)
+    unbilled = UnbilledPages(web, queries)
     page_routes = {
         "/": pages.overview,
         "/runs": pages.runs,
         "/runs/{run_id}": pages.run,
         "/customers": pages.customers,
-        "/unbilled": pages.unbilled,
+        "/unbilled": unbilled.show,
         "/gateways": pages.gateways,
         "/gate": pages.gate,
         "/gateways/{name}": pages.dead_letters,

@@ -20,7 +20,6 @@ from syncd.runs.options import TABLE
 _RUNS_PER_PAGE: Final = 50
 _LATEST_RUNS: Final = 6
 _CHANGES_PER_PAGE: Final = 100
-_SUBJECTS_PER_PAGE: Final = 100
 
 
 class Pages:
@@ -53,7 +52,7 @@ class Pages:
 
     def runs(self, request: Request, visitor: Visitor) -> Response:
         """Show the runs, latest first."""
-        number = _page_number(request)
+        number = page_number(request)
         found = self._queries.run_lines(_RUNS_PER_PAGE + 1, datetime.now(UTC), (number - 1) * _RUNS_PER_PAGE)
         return self._web.render(
             visitor,
@@ -91,7 +90,7 @@ class Pages:
         requested = request.query_params.get("by")
         field = next((field for field in customers.FIELDS if field == requested), customers.FIELDS[0])
         text = request.query_params.get("q", "").strip()[:200]
-        number = _page_number(request)
+        number = page_number(request)
         answer = self._queries.customers(field, text, number, span)
         page = answer.value
         more = bool(page and len(page.customers) == customers.PAGE_SIZE)
@@ -114,13 +113,6 @@ class Pages:
             fields=customers.FIELDS,
             text=text,
         )
-
-    def unbilled(self, request: Request, visitor: Visitor) -> Response:
-        """Show unbilled usage by cause, with what to do about each."""
-        _, found = self._queries.drift_and_unbilled()
-        pages = views.page_of(len(found.subjects) if found else 0, _page_number(request), _SUBJECTS_PER_PAGE)
-        groups = found.groups(pages.cut(found.by_cause)) if found else ()
-        return self._web.render(visitor, "unbilled.html", unbilled=found, groups=groups, pages=pages)
 
     def gateways(self, _request: Request, visitor: Visitor) -> Response:
         """Show the state of each gateway's plugin: its backlog and books."""
@@ -154,7 +146,7 @@ def _changes(detail: RunDetail, request: Request) -> dict[str, object]:
     requested = request.query_params.get("kind")
     kind = next((kind for kind in ChangeKind if kind == requested), None)
     found = plan.of(kind) if kind else plan.changes
-    pages = views.page_of(len(found), _page_number(request), _CHANGES_PER_PAGE)
+    pages = views.page_of(len(found), page_number(request), _CHANGES_PER_PAGE)
     return {
         "kinds": diffs.kinds(plan),
         "kind": kind,
@@ -181,7 +173,7 @@ def _row(customer: ObservedCustomer, page: customers.Page, owner_id: str) -> dic
     }
 
 
-def _page_number(request: Request) -> int:
+def page_number(request: Request) -> int:
     """Return the requested page."""
     return max(1, _integer(request.query_params.get("page"), 1))
 

@@ -23,15 +23,14 @@ from syncd.dashboard.gateways import (
 )
 from syncd.dashboard.probes import Probe, metering_probe, source_probes
 from syncd.dashboard.reading import Answer, Reader
+from syncd.dashboard.unbilled_view import UnbilledView, unbilled
 from syncd.dashboard.views import (
     Drift,
     Level,
     RunLine,
-    UnbilledView,
     drift,
     latest_full_run,
     run_line,
-    unbilled,
 )
 from syncd.gateways.models import DeadLetters
 from syncd.planning.plan_file import from_json

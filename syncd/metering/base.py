@@ -189,6 +189,54 @@ class ArrivedEvent(NamedTuple):
     customer_id: str | None
 
 
+@dataclass(frozen=True, slots=True)
+class Subscription:
+    """A subscription of a customer; `plan` is the key of its plan, None for one without."""
+
+    id: str
+    name: str
+    plan: str | None
+    version: int | None
+    status: str
+    active_from: datetime | None
+    active_to: datetime | None
+
+
+@dataclass(frozen=True, slots=True)
+class Entitlement:
+    """What a customer may use of a feature; `left` of `quota` is None where the server does not say.
+
+    `resets_at` is when the quota is issued again. `config` is the text of a static entitlement.
+    """
+
+    feature: str
+    has_access: bool
+    left: float | None = None
+    used: float | None = None
+    quota: float | None = None
+    overage: float | None = None
+    resets_at: datetime | None = None
+    config: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Credit:
+    """The credits of a customer in one currency, as the server writes the amounts."""
+
+    currency: str
+    left: str
+    pending: str
+
+
+@dataclass(frozen=True, slots=True)
+class Account:
+    """What a customer has, as far as the server tells; subscriptions that have ended are left out."""
+
+    subscriptions: tuple[Subscription, ...] = ()
+    entitlements: tuple[Entitlement, ...] = ()
+    credits: tuple[Credit, ...] = ()
+
+
 CustomerField = Literal["name", "key", "subject"]
 """A field of customers that can be searched."""
 
@@ -224,6 +272,9 @@ class MeteringApi(MeteringTarget, Inspector, Remover, Protocol):
 
     def find_customers(self, field: CustomerField, text: str, page: int, size: int) -> CustomerPage:
         """Return a page, from 1, of the customers whose field contains the text, sorted by name."""
+
+    def account(self, customer_id: str) -> Account:
+        """Return what a customer has: subscriptions, entitlements, credits; raises an ApiError."""
 
     def meters(self) -> Mapping[str, Meter]:
         """Return all meters by key."""

@@ -20,9 +20,10 @@ from syncd.core.model import NO_DETAILS, CustomerDetails, ObservedCustomer, Obse
 from syncd.http.client import ApiClient, Endpoint, expect_object, expect_objects
 from syncd.http.pagination import Page, read_as
 from syncd.http.retry import Retry
-from syncd.metering import answers
+from syncd.metering import account, answers
 from syncd.metering.answers import API, PAGE_OF_PARTS, id_segment, mapping, segment
 from syncd.metering.base import (
+    Account,
     ArrivedEvent,
     CustomerEdit,
     CustomerField,
@@ -188,6 +189,12 @@ class OpenMeterV1:
         keys = {write.key for write in writes}
         for answered in written if isinstance(written, list) else ():
             answers.expect_among(mapping(answered).get("key"), keys, "the subjects that were written")
+
+    # What a customer has
+
+    def account(self, customer_id: str) -> Account:
+        """Return what a customer has."""
+        return account.read_v1(self._client, customer_id)
 
     # Deletions
 

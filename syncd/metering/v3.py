@@ -18,6 +18,7 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 
 from syncd.core.errors import MalformedError
 from syncd.core.model import NO_DETAILS, CustomerDetails, ObservedCustomer, ObservedState, ObservedSubject
@@ -25,9 +26,10 @@ from syncd.core.ownership import has_reserved_prefix, valid_labels
 from syncd.http.client import ApiClient, Endpoint, Params, expect_object
 from syncd.http.pagination import Fetch, Page, read_all, read_as
 from syncd.http.retry import Retry
-from syncd.metering import answers
+from syncd.metering import account, answers
 from syncd.metering.answers import API, PAGE_OF_PARTS, id_segment, mapping
 from syncd.metering.base import (
+    Account,
     ArrivedEvent,
     CustomerEdit,
     CustomerField,
@@ -66,6 +68,7 @@ class OpenMeterV3:
     """The `MeteringApi` of dialect openmeter-v3."""
 
     def __init__(self, endpoint: Endpoint, retry: Retry) -> None:
+        self._endpoint, self._retry = endpoint, retry
         self._client = ApiClient(endpoint, retry)
 
     def close(self) -> None:
@@ -172,6 +175,16 @@ class OpenMeterV3:
         """Accept an empty list only: this API has no subject entities."""
         if writes:
             raise MalformedError(f"the {API} has no subject entities (dialect openmeter-v3)")
+
+    # What a customer has
+
+    def account(self, customer_id: str) -> Account:
+        """Return what a customer has; a self-hosted server's v1 says how much is left."""
+        url = self._endpoint.url
+        if not url.endswith("/api/v3"):
+            return account.read_v3(self._client, None, customer_id)
+        with ApiClient(replace(self._endpoint, url=url.removesuffix("/v3")), self._retry) as v1:
+            return account.read_v3(self._client, v1, customer_id)
 
     # Deletions
 

@@ -98,8 +98,8 @@ def dead_letters(
 ) -> None:
     """Print the dead letters, with the metering API's answers."""
     with _report_errors(directory):
-        from openmeter_plugin.books.ledger import read_dead_letters
         from openmeter_plugin.books.models import DeadLetterEntry, DeadLetters
+        from openmeter_plugin.books.refusals import read_dead_letters
 
         letters: list[DeadLetterEntry] = []
         after: int | None = 0

@@ -207,7 +207,9 @@ def test_unbilled_usage_has_a_reason_for_each_subject(project: Project, sandbox:
         send(sandbox, event("1", subject=late), event("2", subject=new), event("3", subject="stranger"))
         rerun(found, dry_run=True)
         page = visitor.see("/dashboard/unbilled")
-        assert f"{late} acme 1 0 blocked subscription" in row(page, "late"), "with the name behind the id"
+        assert f"{late} acme 1 0 decided by people subscription" in row(page, "late"), (
+            "with the name behind the id"
+        )
         assert f"{new} consumer-" in row(page, "new")
         assert "1 0 next run" in row(page, "new")
         assert "none 1 0 unknown" in row(page, "stranger")
@@ -218,6 +220,31 @@ def test_unbilled_usage_has_a_reason_for_each_subject(project: Project, sandbox:
             "Fixed by the next run",
         ]
         assert page.count("between two subscriptions") == 1, "the cure, once for each cause"
+        assert page.count("Preview changes") == 1, "only where a run attributes usage"
+
+
+def test_the_preview_that_attributes_unbilled_usage_is_one_click_away(
+    project: Project, sandbox: httpx.Client
+) -> None:
+    by_hand(sandbox, name="Acme by hand", key="made-by-hand")
+    with site(project) as found, found.operator() as visitor:
+        tags = {"alice": "acme", "bob": "acme", "erin": "made-by-hand"}
+        consumers(project, "alice", "bob", "carol", "erin", tags=tags)
+        rerun(found, dry_run=True)
+        with found.api() as client:
+            changes = client.get("/v1/plan").json()["plan"]["changes"]
+        erin = next(c["subject_keys"][0] for c in changes if c["kind"] == "blocked")
+        send(sandbox, event("1", subject=erin))
+        rerun(found, dry_run=True)
+        page = visitor.see("/dashboard/unbilled")
+        (button,) = re.findall(r'<form method="post" action="/dashboard/resync".*?</form>', page, re.DOTALL)
+        assert "Preview with: Adopt existing customers whose key matches" in button
+        fields = dict(re.findall(r'type="hidden" name="(\w+)" value="(\w+)"', button))
+        previewed = visitor.finished(visitor.client.post("/dashboard/resync", data=fields))
+        assert "adoptions allowed" in previewed
+        visitor.apply(previewed)
+        rerun(found, dry_run=True)
+        assert "Every subject with usage has a customer" in visitor.see("/dashboard/unbilled")
 
 
 def test_dead_letters_show_the_answers_and_are_paged(project: Project) -> None:

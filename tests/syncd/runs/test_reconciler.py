@@ -157,6 +157,7 @@ def test_the_status_after_a_run_leaves_out_what_the_run_attributed(
     assert (last["unbilled"]["unknown_subjects"], last["unbilled"]["unknown_events"]) == (1, 2)
     assert 'syncd_unbilled_subjects{status="planned"} 0.0' in metrics
     assert 'syncd_unbilled_subjects{status="unknown"} 1.0' in metrics
+    assert 'syncd_unbilled_events{status="settled"} 0.0' in metrics
 
 
 def test_a_plan_counts_the_subjects_that_no_source_knows(project: Project, sandbox: httpx.Client) -> None:
