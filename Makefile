@@ -115,7 +115,7 @@ export BROWSER
 browser:
 	@.ci/chromium
 
-#? tools: install kustomize and promtool into .tools for the deployment tests
+#? tools: install helm, kubeconform, actionlint and promtool into .tools for the deployment tests
 tools:
 	@.ci/tools
 
