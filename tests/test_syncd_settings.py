@@ -48,6 +48,7 @@ _BY_NAME: dict[str, Any] = {
     "key": "{kind}-{username}",
     "cron": "*/10 * * * *",
     "region": "us",
+    "customer_url": "https://billing.example.com/{id}",
     "token": "at-least-sixteen-characters",
 }
 _BY_KIND: dict[str, Any] = {

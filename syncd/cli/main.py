@@ -112,12 +112,12 @@ def plan(
     from syncd.cli.render import steps
     from syncd.config import settings
     from syncd.planning import plan_file
-    from syncd.runs.history import existing_history
+    from syncd.runs.factory import existing_history
     from syncd.runs.reconciler import Reconciler
     from syncd.runs.run import new_run
 
     loaded = settings.load(config_path(context, config))
-    with existing_history(loaded.daemon.state_dir) as history, steps() as progress:
+    with existing_history(loaded) as history, steps() as progress:
         progress.begin("reading sources and customers")
         run = Reconciler(loaded, history).reconcile(new_run("plan", replace(options, dry_run=True)))
     made = run.made_plan

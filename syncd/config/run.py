@@ -14,6 +14,7 @@ from pydantic import AfterValidator, BeforeValidator, Field, SecretStr, WithJson
 from pydantic_settings import NoDecode
 
 from syncd.config.types import Duration, HttpUrl, Key, Listen, Section, Token
+from syncd.state.location import StateLocation
 
 Percent = Annotated[int, Field(ge=0, le=100)]
 
@@ -180,10 +181,15 @@ class DaemonConfig(Section):
     """URL of the dashboard behind a reverse proxy; requires `token`. With https, cookies are sent over https
     only."""
     state_dir: Path = Field(default_factory=default_state_dir)
-    """Folder of the run history and the lock. Unset: `$STATE_DIRECTORY`, else `/var/lib/syncd` for root and
-    `~/.local/state/syncd` for other users."""
+    """Folder of the state, such as the run history, and of the lock. Unset: `$STATE_DIRECTORY`, else
+    `/var/lib/syncd` for root and `~/.local/state/syncd` for other users."""
     keep_runs: Duration = timedelta(days=90)
     """How long runs stay in the history. The latest 100 always stay."""
+
+    @property
+    def state(self) -> StateLocation:
+        """Return where the state is."""
+        return StateLocation(self.state_dir)
 
     @model_validator(mode="after")
     def _check_token(self) -> Self:

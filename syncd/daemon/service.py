@@ -13,7 +13,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import closing, contextmanager
+from contextlib import contextmanager
 
 import structlog
 import uvicorn
@@ -34,6 +34,7 @@ from syncd.runs.queue import ReportedOutcomes, RunQueue
 from syncd.runs.reconciler import Reconciler, record_end
 from syncd.runs.run import Run
 from syncd.sources.base import Readings
+from syncd.state.database import State
 
 _log = structlog.get_logger("syncd.daemon.service")
 
@@ -188,8 +189,9 @@ def running(
     stopping = threading.Event()
     with (
         listening(config.daemon.listen) as listener,
-        closing(History(config.daemon.state_dir)) as history,
+        State(config.daemon.state) as state,
     ):
+        history = History(state)
         metrics = Metrics()
         address = Listen(config.daemon.listen.host, listener.getsockname()[1])
         schedule = Schedule(config.schedule, lambda: _request(runs), now, check_seconds=clock_check_seconds)

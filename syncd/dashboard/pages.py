@@ -13,12 +13,9 @@ from syncd.core.model import ObservedCustomer
 from syncd.core.ownership import is_managed, owner_of
 from syncd.dashboard import customers, diffs, views
 from syncd.dashboard.queries import Queries, RunDetail
-from syncd.dashboard.text import moment
 from syncd.dashboard.web import Visitor, Web
-from syncd.runs.options import TABLE
 
 _RUNS_PER_PAGE: Final = 50
-_LATEST_RUNS: Final = 6
 _CHANGES_PER_PAGE: Final = 100
 
 
@@ -28,27 +25,6 @@ class Pages:
     def __init__(self, web: Web, queries: Queries) -> None:
         self._web = web
         self._queries = queries
-
-    def overview(self, _request: Request, visitor: Visitor) -> Response:
-        """Show drift, unbilled usage, the health of all systems and the latest runs."""
-        now = datetime.now(UTC)
-        drift, unbilled = self._queries.drift_and_unbilled()
-        status = self._queries.runs.status()
-        schedule = self._web.schedule()
-        return self._web.render(
-            visitor,
-            "overview.html",
-            health=self._queries.health(),
-            drift=drift,
-            unbilled=unbilled,
-            runs=self._queries.run_lines(_LATEST_RUNS, now)[:_LATEST_RUNS],
-            last_success=moment(status["last_success"]),
-            next_run=moment(schedule.get("next_run")),
-            upcoming=self._queries.config().schedule.upcoming(now),
-            sources=self._queries.source_names(),
-            allowances=[(name, entry.label) for name, entry in TABLE.items() if entry.label],
-            config=self._queries.config(),
-        )
 
     def runs(self, request: Request, visitor: Visitor) -> Response:
         """Show the runs, latest first."""
@@ -122,15 +98,6 @@ class Pages:
         """Show whom the gate of each gateway stops or would stop, and who is close to the end."""
         return self._web.render(visitor, "gate.html", gates=self._queries.gates())
 
-    def dead_letters(self, request: Request, visitor: Visitor) -> Response:
-        """Show the dead letters of one gateway with the metering API's answers."""
-        name = request.path_params["name"]
-        after = _integer(request.query_params.get("after"), 0)
-        answer = self._queries.dead_letters(name, after)
-        if answer is None:
-            return self._web.error(404, "No such gateway", "No gateway with this name is configured.")
-        return self._web.render(visitor, "dead_letters.html", name=name, after=after, answer=answer)
-
 
 def _refresh(detail: RunDetail, now: datetime) -> int:
     """Return the refresh interval of a page in seconds, short at first because most runs are short."""
@@ -175,10 +142,11 @@ def _row(customer: ObservedCustomer, page: customers.Page, owner_id: str) -> dic
 
 def page_number(request: Request) -> int:
     """Return the requested page."""
-    return max(1, _integer(request.query_params.get("page"), 1))
+    return max(1, integer(request.query_params.get("page"), 1))
 
 
-def _integer(text: str | None, default: int) -> int:
+def integer(text: str | None, default: int) -> int:
+    """Return a number from a query or a form, or the default for anything else."""
     if not text or not text.isascii() or not text.isdecimal() or len(text) > 18:
         return default
     return int(text)

@@ -122,7 +122,8 @@ def drift(run: Run | None) -> Drift | None:
     untried, failed = _remaining(run, run.plan)
     at = run.finished_at or run.started_at or run.requested_at
     applying = run.state is RunState.RUNNING and not run.dry_run
-    return Drift(run.id, at, len(untried), len(run.plan.of(ChangeKind.BLOCKED)) + len(failed), applying)
+    blocked = [change for change in run.plan.of(ChangeKind.BLOCKED) if not change.settled]
+    return Drift(run.id, at, len(untried), len(blocked) + len(failed), applying)
 
 
 def _remaining(run: Run, plan: Plan) -> tuple[list[Change], list[Change]]:

@@ -12,10 +12,10 @@ from syncd.core.changes import Change, ChangeKind, Outcome, Plan, Status, count
 from syncd.core.errors import (
     ApiError,
     ApplyStoppedError,
-    HistoryError,
     LockedError,
     PlanFileError,
     SourceError,
+    StateError,
     SyncdError,
     UnsafePlanError,
 )
@@ -131,7 +131,7 @@ _FAILURES: tuple[tuple[type[SyncdError], str], ...] = (
     (SourceError, "source"),
     (ApiError, "metering"),
     (LockedError, "lock"),
-    (HistoryError, "history"),
+    (StateError, "history"),
     (PlanFileError, "review"),
 )
 

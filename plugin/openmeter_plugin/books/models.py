@@ -163,6 +163,8 @@ class DeadLetterEntry(Model):
     time: str
     status: Annotated[int | None, Field(description="HTTP status; None if the event grew too old")]
     answer: Annotated[str, Field(description="the metering API's answer")]
+    title: Annotated[str, Field(description="of the answer; empty if it is no problem document")]
+    detail: Annotated[str, Field(description="of the answer, or all of it")]
     group: Annotated[str, Field(description="the id of the group of dead letters with such an answer")]
     died_at: Annotated[str, Field(description="when it became a dead letter, RFC 3339")]
     to_be_replayed: bool

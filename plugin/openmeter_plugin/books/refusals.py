@@ -190,6 +190,7 @@ def _fields(
     number: int, queue: str, raw: bytes, status: int | None, answer: str, at: float, replay: int
 ) -> dict[str, Any]:
     event: dict[str, Any] = orjson.loads(raw)
+    title, detail = refusal_of(answer)
     return {
         "id": number,
         "destination": queue,
@@ -199,6 +200,8 @@ def _fields(
         "time": str(event.get("time", "")),
         "status": status,
         "answer": answer,
+        "title": title,
+        "detail": detail,
         "group": refusal_group(queue, status, answer),
         "died_at": timestamp(at),
         "to_be_replayed": bool(replay),

@@ -8,7 +8,6 @@ import sqlite3
 import subprocess
 import sys
 from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
@@ -20,14 +19,17 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from syncd.core.changes import Outcome, Status
-from syncd.core.errors import HistoryError, LockedError
+from syncd.core.errors import LockedError, StateError
 from syncd.runs.history import History, HistoryRecorder, count_expired
 from syncd.runs.lock import write_lock
 from syncd.runs.options import RunOptions
 from syncd.runs.run import Run, RunState, new_run
 from syncd.sandbox.testing import running_sandbox
+from syncd.state.database import State
+from syncd.state.location import StateLocation
 from tests.syncd.builders import consumer, observed, plan_for
 from tests.syncd.processes import Project
+from tests.syncd.states import opened_history
 
 PLAN = plan_for([consumer("1", "alice")], observed())
 
@@ -39,9 +41,13 @@ def run(*, state: RunState = RunState.SUCCEEDED, days_ago: float = 0) -> Run:
 
 @pytest.fixture
 def history(tmp_path: Path) -> Iterator[History]:
-    history = History(tmp_path)
-    yield history
-    history.close()
+    with opened_history(tmp_path) as history:
+        yield history
+
+
+def plans_in(folder: Path) -> int:
+    with closing(sqlite3.connect(folder / "state.sqlite3")) as database:
+        return int(database.execute("SELECT count(*) FROM plans").fetchone()[0])
 
 
 def test_a_run_is_recorded_with_its_plan_and_each_change(history: History) -> None:
@@ -143,13 +149,13 @@ def test_a_running_run_does_not_expire_and_preserves_no_other(history: History) 
     assert first[0] not in recorded_ids(history)
 
 
-def test_the_plans_of_expired_runs_are_deleted(history: History) -> None:
+def test_the_plans_of_expired_runs_are_deleted(history: History, tmp_path: Path) -> None:
     other = plan_for([consumer("2", "bob")], observed())
     old, new = run(days_ago=7), run()
     history.save(old.summary(), other)
     history.save(new.summary(), new.plan)
     history.prune(timedelta(days=5), at_least=1)
-    assert history._db.execute("SELECT count(*) FROM plans").fetchone() == (1,)
+    assert plans_in(tmp_path) == 1
     found = history.run(new.id)
     assert found is not None
     assert found["plan"]["summary"]["create-customer"] == 1
@@ -211,7 +217,7 @@ def test_equal_plans_are_stored_once(history: History, tmp_path: Path) -> None:
     for _ in range(3):
         one = run()
         history.save(one.summary(), one.plan)
-    assert history._db.execute("SELECT count(*) FROM plans").fetchone() == (1,)
+    assert plans_in(tmp_path) == 1
 
 
 def test_a_run_whose_process_was_killed_is_closed_by_the_next_writer(history: History) -> None:
@@ -244,46 +250,6 @@ def test_a_change_is_recorded_before_it_is_made_and_its_outcome_replaces_that(hi
     assert "may have been made or not" in found["results"][2]["detail"]
 
 
-def made_by_the_first_version(folder: Path) -> None:
-    """A file as syncd wrote it before the schema had a version: a finished run, and a killed one."""
-    script = (Path(__file__).parents[2] / "data" / "syncd" / "history-v1.sql").read_text()
-    with closing(sqlite3.connect(folder / "history.sqlite3")) as database:
-        database.executescript(script)
-
-
-def test_a_history_without_a_version_is_brought_up_to_date_and_keeps_its_runs(tmp_path: Path) -> None:
-    made_by_the_first_version(tmp_path)
-    for _ in range(2):
-        with closing(History(tmp_path)) as history:
-            assert history._db.execute("PRAGMA user_version").fetchone() == (2,)
-            old = history.run("aaaa")
-            assert old is not None
-            assert [result["status"] for result in old["results"]] == ["done", "done"]
-            assert old["plan"]["summary"]["create-customer"] == 2
-            assert RunOptions().as_reviewed(old["options"]).allow_move
-    with closing(History(tmp_path)) as history:
-        assert history.close_interrupted() == ["b" * 32]
-        history.begin("b" * 32, PLAN.changes)
-        closed = history.run("bbbb")
-    assert closed is not None
-    assert closed["outcomes"]["done"] == 1
-
-
-def test_two_processes_may_bring_one_history_up_to_date_at_once(tmp_path: Path) -> None:
-    made_by_the_first_version(tmp_path)
-    with ThreadPoolExecutor(8) as pool:
-        for history in pool.map(lambda _: History(tmp_path), range(8)):
-            assert len(history.runs(10)) == 2
-            history.close()
-
-
-def test_a_history_of_a_newer_syncd_is_refused_and_left_as_it_is(tmp_path: Path) -> None:
-    with closing(History(tmp_path)) as history:
-        history._db.execute("PRAGMA user_version = 99")
-    with pytest.raises(HistoryError, match="newer syncd: its schema has version 99"):
-        History(tmp_path)
-
-
 def test_a_dry_run_of_another_process_is_not_closed_because_it_holds_no_lock(history: History) -> None:
     dry = replace(run(state=RunState.RUNNING), options=RunOptions(dry_run=True))
     history.save(dry.summary(), dry.plan)
@@ -295,8 +261,8 @@ def test_a_dry_run_of_another_process_is_not_closed_because_it_holds_no_lock(his
 
 def test_a_state_directory_that_cannot_be_used_is_named(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
-    with pytest.raises(HistoryError, match=r"daemon\.state_dir"):
-        History(tmp_path / "file")
+    with pytest.raises(StateError, match=r"daemon\.state_dir"):
+        State(StateLocation(tmp_path / "file"))
     with pytest.raises(LockedError, match=r"daemon\.state_dir"), write_lock(tmp_path / "file", "x"):
         pass
 

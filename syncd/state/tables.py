@@ -1,0 +1,113 @@
+"""Tables of the state, each topic's in a block of its own.
+
+Until 0.1.0 is released, a new table or column also goes into revision 0001 (`migrations/versions`); after
+that, into a new revision, and `REVISION` names the newest. Tests compare the two.
+
+Times are texts in ISO 8601, in UTC: SQLite has no type for them, and they sort by time.
+"""
+
+from __future__ import annotations
+
+import re
+
+from sqlalchemy import (
+    BigInteger,
+    Boolean,
+    Column,
+    Dialect,
+    ForeignKey,
+    Index,
+    Integer,
+    LargeBinary,
+    MetaData,
+    Table,
+    TypeDecorator,
+)
+from sqlalchemy import Text as _Text
+
+REVISION = "0001"
+"""The revision that this version reads and writes."""
+
+metadata = MetaData(
+    naming_convention={
+        "pk": "pk_%(table_name)s",
+        "fk": "fk_%(table_name)s_%(column_0_name)s",
+        "uq": "uq_%(table_name)s_%(column_0_name)s",
+        "ix": "ix_%(table_name)s_%(column_0_name)s",
+    }
+)
+
+_UNSTORABLE = re.compile("[\x00\ud800-\udfff]")
+
+
+class Text(TypeDecorator[str]):
+    """Text of any origin: what a database cannot hold becomes U+FFFD.
+
+    PostgreSQL has no NUL in texts, neither database has half of a surrogate pair, and a metering API may
+    answer with both.
+    """
+
+    impl = _Text
+    cache_ok = True
+
+    def process_bind_param(self, value: str | None, dialect: Dialect) -> str | None:  # noqa: ARG002
+        """Return the text as it is stored."""
+        return _UNSTORABLE.sub("\ufffd", value) if value else value
+
+
+# SQLite only numbers a column of type INTEGER by itself.
+Number = BigInteger().with_variant(Integer(), "sqlite")
+
+
+# History of runs (syncd.runs.history)
+
+plans = Table(
+    "plans",
+    metadata,
+    Column("hash", Text, primary_key=True),
+    Column("document", LargeBinary, nullable=False),
+)
+runs = Table(
+    "runs",
+    metadata,
+    Column("number", Number, primary_key=True, autoincrement=True),
+    Column("id", Text, nullable=False, unique=True),
+    Column("requested_at", Text, nullable=False),
+    Column("finished_at", Text),
+    Column("dry_run", Boolean, nullable=False),
+    Column("state", Text, nullable=False),
+    Column("plan", Text, ForeignKey("plans.hash")),
+    Column("document", Text, nullable=False),
+    Index("ix_runs_requested_at", "requested_at"),
+    Index("ix_runs_plan", "plan"),
+)
+changes = Table(
+    "changes",
+    metadata,
+    Column("run", Text, ForeignKey("runs.id", ondelete="CASCADE"), primary_key=True),
+    Column("number", Integer, primary_key=True, autoincrement=False),
+    Column("at", Text, nullable=False),
+    Column("kind", Text, nullable=False),
+    Column("customer_key", Text),
+    Column("status", Text, nullable=False),
+    Column("document", Text, nullable=False),
+    sqlite_with_rowid=False,
+)
+begun = Table(
+    "begun",
+    metadata,
+    Column("run", Text, ForeignKey("runs.id", ondelete="CASCADE"), primary_key=True),
+    Column("change", Text, primary_key=True),
+    Column("at", Text, nullable=False),
+    Column("document", Text, nullable=False),
+    sqlite_with_rowid=False,
+)
+refused_deletions = Table(
+    "refused_deletions",
+    metadata,
+    Column("customer", Text, primary_key=True),
+    Column("state", Text, nullable=False),
+    Column("at", Text, nullable=False),
+    Column("reason", Text, nullable=False),
+    sqlite_with_rowid=False,
+)
