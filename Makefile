@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: help setup demo unit test cov slow lint format typecheck bench soak model conformity docs dist images images-test screenshot newcomer browser tools clean
+.PHONY: help setup demo unit test cov slow lint format typecheck bench soak model conformity docs dist images images-test images-newcomer screenshot newcomer browser tools clean
 .DEFAULT_GOAL := help
 
 #? help: print this list
@@ -101,6 +101,11 @@ images: setup
 #? images-test: run the images: the compose file's services, the chart's pods, an init container
 images-test: images
 	$(BIN)/pytest tests/images $(ARGS)
+
+#? images-newcomer: from an empty container to a bill, timed: install the wheel, replay traffic, sync
+images-newcomer: setup
+	@.ci/images
+	@$(BIN)/python -m tests.images.newcomer
 
 #? screenshot: retake the README's screenshot
 screenshot: setup

@@ -38,6 +38,10 @@ class Container:
         """Run a command in it and return what that printed; raises EngineError."""
         return self.engine.run("podman", "exec", self.id, *command, seconds=seconds)
 
+    def start(self, *command: str) -> None:
+        """Run a command in it that goes on."""
+        self.engine.run("podman", "exec", "--detach", self.id, *command)
+
     def is_healthy(self) -> bool:
         """Run its healthcheck."""
         command = ["podman", "healthcheck", "run", self.id]
@@ -49,6 +53,11 @@ class Container:
             eventually(self.is_healthy, seconds=60, what="health")
         except AssertionError as error:
             raise EngineError(f"{error}: {self.engine.run('podman', 'logs', self.id)}") from None
+
+    def run_to_its_end(self) -> int:
+        """Start it and wait; returns its exit status."""
+        self.engine.run("podman", "start", self.id)
+        return int(self.engine.run("podman", "wait", self.id))
 
     def stop(self) -> tuple[float, int]:
         """Send SIGTERM; returns the seconds until it has ended, and its exit status."""

@@ -17,7 +17,7 @@ from typing import Final
 
 from tests.deploy.files import ROOT
 
-PROGRAMS: Final = ("buildah", "podman", "runc", "debootstrap")
+PROGRAMS: Final = ("buildah", "podman", "runc", "catatonit", "debootstrap")
 NAMES: Final = ("plugin", "syncd")
 BASE: Final = "localhost/kong-openmeter/base"
 _PACKAGES: Final = ("ca-certificates", "python3", "python3-pip", "python3-venv")

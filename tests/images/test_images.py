@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import stat
 from collections.abc import Iterator
 from contextlib import ExitStack
@@ -14,12 +15,20 @@ from lupa import luajit21
 
 from openmeter_plugin import __version__
 from openmeter_plugin.config.schema import info_json
-from tests.demo.__main__ import TOKEN, check, drive, stats, wait_for_delivery
+from openmeter_plugin.spool.destination import write_destination
+from tests.demo.__main__ import APPLICATIONS, TOKEN, check, drive, stats, wait_for_delivery
 from tests.demo.gateway import Gateway
 from tests.demo.traffic import Expected
+from tests.deploy.helm import Manifest, render, rendered_with, the
+from tests.deploy.tools import needs
 from tests.harness.ports import free_port
+from tests.harness.process import eventually, takes_connections
 from tests.images.containers import CLOSED, USER, Container, of_compose, running, volume
 from tests.images.engine import BASE, NAMES, Engine, image, missing_programs
+from tests.images.pods import playing
+from tests.plugin.deliveries import record, spooled
+from tests.plugin.events_server import EventsServer, serving, take_all
+from tests.plugin.spools import destination
 
 ENGINE = Engine()
 MEGABYTES_OVER_BASE = 60
@@ -125,3 +134,70 @@ def test_what_kong_sends_is_billed_once_and_syncd_gets_in_sync(services: Service
 def test_a_service_ends_at_once_when_it_is_stopped(services: Services, name: str) -> None:
     seconds, status = getattr(services, name).stop()
     assert (seconds < AT_ONCE, status) == (True, 0), (seconds, status)
+
+
+# The pods of the chart
+
+
+def of_the_chart(url: str, api: str, daemon: str) -> list[Manifest]:
+    """The chart's objects for the demo's gateway, with addresses of this machine."""
+    gateway = Gateway.load(f"{url}/api/v1/events")
+    sources = [
+        {"type": "declarative-file", "path": "kong.yml"},
+        {"type": "applications-file", "path": "applications.json"},
+    ]
+    syncd = {
+        "sources": sources,
+        "metering": {"url": url},
+        "daemon": {"listen": daemon},
+        "gateways": [{"name": "gateway-0", "url": f"http://{api}"}],
+    }
+    values = {
+        "secret": {"meteringToken": TOKEN, "syncdToken": "s" * 16, "pluginApiToken": "p" * 16},
+        "gateway": {"config": gateway.document},
+        "syncd": {"config": syncd, "files": {"applications.json": APPLICATIONS.read_text()}},
+    }
+    return rendered_with(values, "gateways")
+
+
+@needs("helm")
+def test_the_pods_of_a_gateway_and_of_syncd_bill_what_kong_sends(tmp_path: Path) -> None:
+    tmp_path.chmod(0o755)
+    port, api, daemon = str(free_port()), f"127.0.0.1:{free_port()}", f"127.0.0.1:{free_port()}"
+    url, expected = f"http://127.0.0.1:{port}", Expected()
+    manifests = of_the_chart(url, api, daemon)
+    gateway, syncd = the(manifests, "StatefulSet", "gateway"), the(manifests, "Deployment", "syncd")
+    sandbox = ("sandbox", "--port", port, "--db", "/tmp/db", "--token", TOKEN)
+    with (
+        running(ENGINE, *CLOSED, "--network", "host", image("syncd"), *sandbox),
+        playing(ENGINE, manifests, gateway, tmp_path / "gateway", {"0.0.0.0:8096": api}) as beside_kong,
+        playing(ENGINE, manifests, syncd, tmp_path / "syncd", {}) as pod,
+    ):
+        socket = tmp_path / "gateway" / "socket" / "openmeter.socket"
+        eventually(lambda: takes_connections(socket), seconds=60, what="the plugin server")
+        drive(socket, Gateway.load(f"{url}/api/v1/events"), REQUESTS, expected)
+        wait_for_delivery(url, expected)
+        pod["syncd"].exec("syncd", "resync", "--wait")
+        check(json.loads(pod["syncd"].exec("syncd", "usage", "--output=json")), stats(url), expected)
+        # syncd reads the gateway's books with the token of the Secret.
+        pod["syncd"].exec("syncd", "audit")
+        assert set(beside_kong) == {"plugin"}
+
+
+@needs("helm")
+def test_the_job_of_the_chart_delivers_an_orphaned_volume(tmp_path: Path) -> None:
+    tmp_path.chmod(0o755)
+    manifests = render("gateways", "drain")
+    job = the(manifests, "Job", "drain-spool-metering-gateway-2")
+    with (
+        serving(EventsServer(take_all)) as events,
+        playing(ENGINE, manifests, job, tmp_path / "job", {}, start=False) as pod,
+    ):
+        spool = tmp_path / "job" / "spool" / "spool"
+        write_destination(spool, destination(events.url, token="token-of-yesterday"))
+        spooled(spool, [record(1), record(2, 3)])
+        for path in [spool, *spool.rglob("*")]:
+            os.chown(path, USER, USER)
+        assert pod["drain"].run_to_its_end() == 0
+        assert len(events.taken) == 3
+        assert {post.headers["authorization"] for post in events.posts} == {"Bearer metering-token-of-a-test"}

@@ -77,8 +77,8 @@ def drain(options: DeliveryOptions, console: Console, seconds: float | None = No
 def wait_until_delivered(spool: Path, kong_port: int) -> None:
     """Return when nothing listens on Kong's port any more and the spool's backlog is empty.
 
-    It has no limit of its own: Kubernetes ends a hook together with the pod's grace period. A spool that cannot
-    be read at the moment may hold events, so it is waited for too.
+    It has no limit of its own: Kubernetes ends a hook together with the pod's grace period. A spool that
+    cannot be read at the moment may hold events, so it is waited for too.
     """
     while _is_open(kong_port):
         time.sleep(0.2)
