@@ -23,11 +23,13 @@ from openmeter_plugin.process.web_server import limited_protocol
 from syncd.config.settings import Config
 from syncd.config.types import Listen, listening
 from syncd.core.errors import ConfigError, QueueFullError
+from syncd.customers.directory import Directory
 from syncd.daemon.api import Daemon, create_app
 from syncd.daemon.metrics import Metrics
 from syncd.daemon.schedule import Schedule
 from syncd.dashboard.session import IDLE
 from syncd.runs.clock import Now, utc_now
+from syncd.runs.directory import DirectoryRecorder
 from syncd.runs.factory import rules_of
 from syncd.runs.history import History, HistoryRecorder
 from syncd.runs.queue import ReportedOutcomes, RunQueue
@@ -197,7 +199,12 @@ def running(
         schedule = Schedule(config.schedule, lambda: _request(runs), now, check_seconds=clock_check_seconds)
         daemon = RunningDaemon(config, address, metrics, stopping, schedule)
         reported = ReportedOutcomes()
-        observers = (HistoryRecorder(history, lambda: daemon.config.daemon.keep_runs), metrics, reported)
+        observers = (
+            HistoryRecorder(history, lambda: daemon.config.daemon.keep_runs),
+            DirectoryRecorder(Directory(state)),
+            metrics,
+            reported,
+        )
 
         def reconcile(run: Run, *, should_stop: Callable[[], bool], on_update: Callable[[Run], None]) -> Run:
             # Built for each run, with the configuration and readings of this moment.

@@ -198,6 +198,14 @@ class History:
         ]
         return {**json.loads(document), "plan": plan, "results": results}
 
+    def changes_of(self, customer_key: str, limit: int) -> list[Document]:
+        """Return the latest changes of a customer that runs made or tried, newest first."""
+        changes = tables.changes.c
+        wanted = select(changes.run, changes.at, changes.document).where(changes.customer_key == customer_key)
+        with self._state.reading() as connection:
+            rows = connection.execute(wanted.order_by(changes.at.desc(), changes.number.desc()).limit(limit))
+            return [{"run": row.run, "at": row.at, **json.loads(row.document)} for row in rows]
+
     def refused_deletions(self, customers: Iterable[ObservedCustomer], now: datetime) -> dict[str, str]:
         """Return why the metering API refused to delete these customers, by id.
 

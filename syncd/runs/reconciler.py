@@ -130,6 +130,7 @@ class Reconciler:
                     self.history.refused_deletions(observed.customers, watch.start) if self.history else {},
                 )
                 plan = there.plan()
+            record.observed(read, rules.mapping)
             for one in PASSES:
                 plan = one(plan, there)
             record.planned(plan)
@@ -186,6 +187,10 @@ class _Record:
     def start(self) -> None:
         for observer in self._observers:
             observer.started(self._run)
+
+    def observed(self, read: BothSides, rules: MappingRules) -> None:
+        for observer in self._observers:
+            observer.observed(self._run, read, rules)
 
     def planned(self, plan: Plan) -> None:
         self._run = replace(self._run, plan=plan)

@@ -15,6 +15,7 @@ from sqlalchemy import (
     Boolean,
     Column,
     Dialect,
+    Double,
     ForeignKey,
     Index,
     Integer,
@@ -88,7 +89,7 @@ changes = Table(
     Column("number", Integer, primary_key=True, autoincrement=False),
     Column("at", Text, nullable=False),
     Column("kind", Text, nullable=False),
-    Column("customer_key", Text),
+    Column("customer_key", Text, index=True),
     Column("status", Text, nullable=False),
     Column("document", Text, nullable=False),
     sqlite_with_rowid=False,
@@ -109,5 +110,53 @@ refused_deletions = Table(
     Column("state", Text, nullable=False),
     Column("at", Text, nullable=False),
     Column("reason", Text, nullable=False),
+    sqlite_with_rowid=False,
+)
+
+
+# Customers as the latest run observed them (syncd.customers.directory)
+
+directory = Table(
+    "directory",
+    metadata,
+    Column("number", Integer, primary_key=True, autoincrement=False),
+    Column("version", Integer, nullable=False),
+    Column("digest", Text, nullable=False),
+    Column("at", Text, nullable=False),
+)
+known_customers = Table(
+    "known_customers",
+    metadata,
+    Column("id", Text, primary_key=True),
+    Column("key", Text, index=True),
+    Column("name", Text, nullable=False),
+    Column("subjects", Text, nullable=False),
+    Column("keeper", Text, nullable=False),
+    Column("owner", Text),
+    Column("subscription", Text),
+    Column("words", Text, nullable=False),
+)
+known_names = Table(
+    "known_names",
+    metadata,
+    Column("subject", Text, primary_key=True),
+    Column("number", Integer, primary_key=True, autoincrement=False),
+    Column("kind", Text, nullable=False),
+    Column("id", Text, nullable=False),
+    Column("username", Text),
+    Column("custom_id", Text),
+    Column("tags", Text, nullable=False),
+    Column("source", Text, nullable=False),
+    sqlite_with_rowid=False,
+)
+known_concerns = Table(
+    "known_concerns",
+    metadata,
+    Column("customer_key", Text, primary_key=True),
+    Column("subject", Text, primary_key=True),
+    Column("blocked", Boolean, nullable=False),
+    Column("reason", Text, nullable=False),
+    Column("events", Double, nullable=False),
+    Column("tokens", Double, nullable=False),
     sqlite_with_rowid=False,
 )

@@ -337,3 +337,19 @@ def test_history_shows_runs_as_text_and_json(tmp_path: Path) -> None:
         assert len(json.loads(project.call("history", listed[1]["id"], "-ojson").stdout)["results"]) == 5
         assert project.call("history", "nope").returncode == 1
         assert httpx.get(f"{url}/api/v1/customers").json()["totalCount"] == 2
+
+
+def test_the_changes_of_a_customer_are_found_in_all_runs_the_latest_first(history: History) -> None:
+    first, second = run(), run()
+    ours = PLAN.changes[0]
+    other = replace(ours, customer_key="other")
+    for one in (first, second):
+        history.save(one.summary(), one.plan)
+    history.record(first.id, 1, [Outcome(ours, Status.BLOCKED, "409"), Outcome(other, Status.DONE)])
+    history.record(second.id, 1, [Outcome(ours, Status.DONE)])
+    assert ours.customer_key is not None
+    found = history.changes_of(ours.customer_key, 10)
+    assert [(one["run"], one["status"]) for one in found] == [(second.id, "done"), (first.id, "blocked")]
+    assert found[1]["detail"] == "409"
+    assert found[0]["change"]["subject_keys"] == list(ours.subject_keys)
+    assert len(history.changes_of(ours.customer_key, 1)) == 1

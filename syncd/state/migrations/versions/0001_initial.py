@@ -14,6 +14,7 @@ _NUMBER = sa.BigInteger().with_variant(sa.Integer(), "sqlite")
 def upgrade() -> None:
     """Create the tables."""
     _create_history()
+    _create_directory()
 
 
 def _create_history() -> None:
@@ -52,6 +53,7 @@ def _create_history() -> None:
         sa.ForeignKeyConstraint(["run"], ["runs.id"], name="fk_changes_run", ondelete="CASCADE"),
         sqlite_with_rowid=False,
     )
+    op.create_index("ix_changes_customer_key", "changes", ["customer_key"])
     op.create_table(
         "begun",
         sa.Column("run", sa.Text, nullable=False),
@@ -69,5 +71,53 @@ def _create_history() -> None:
         sa.Column("at", sa.Text, nullable=False),
         sa.Column("reason", sa.Text, nullable=False),
         sa.PrimaryKeyConstraint("customer", name="pk_refused_deletions"),
+        sqlite_with_rowid=False,
+    )
+
+
+def _create_directory() -> None:
+    op.create_table(
+        "directory",
+        sa.Column("number", sa.Integer, nullable=False, autoincrement=False),
+        sa.Column("version", sa.Integer, nullable=False),
+        sa.Column("digest", sa.Text, nullable=False),
+        sa.Column("at", sa.Text, nullable=False),
+        sa.PrimaryKeyConstraint("number", name="pk_directory"),
+    )
+    op.create_table(
+        "known_customers",
+        sa.Column("id", sa.Text, nullable=False),
+        sa.Column("key", sa.Text),
+        sa.Column("name", sa.Text, nullable=False),
+        sa.Column("subjects", sa.Text, nullable=False),
+        sa.Column("keeper", sa.Text, nullable=False),
+        sa.Column("owner", sa.Text),
+        sa.Column("subscription", sa.Text),
+        sa.Column("words", sa.Text, nullable=False),
+        sa.PrimaryKeyConstraint("id", name="pk_known_customers"),
+    )
+    op.create_index("ix_known_customers_key", "known_customers", ["key"])
+    op.create_table(
+        "known_names",
+        sa.Column("subject", sa.Text, nullable=False),
+        sa.Column("number", sa.Integer, nullable=False, autoincrement=False),
+        sa.Column("kind", sa.Text, nullable=False),
+        sa.Column("id", sa.Text, nullable=False),
+        sa.Column("username", sa.Text),
+        sa.Column("custom_id", sa.Text),
+        sa.Column("tags", sa.Text, nullable=False),
+        sa.Column("source", sa.Text, nullable=False),
+        sa.PrimaryKeyConstraint("subject", "number", name="pk_known_names"),
+        sqlite_with_rowid=False,
+    )
+    op.create_table(
+        "known_concerns",
+        sa.Column("customer_key", sa.Text, nullable=False),
+        sa.Column("subject", sa.Text, nullable=False),
+        sa.Column("blocked", sa.Boolean, nullable=False),
+        sa.Column("reason", sa.Text, nullable=False),
+        sa.Column("events", sa.Double, nullable=False),
+        sa.Column("tokens", sa.Double, nullable=False),
+        sa.PrimaryKeyConstraint("customer_key", "subject", name="pk_known_concerns"),
         sqlite_with_rowid=False,
     )
