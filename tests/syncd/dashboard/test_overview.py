@@ -124,7 +124,9 @@ def test_changes_that_people_have_decided_on_are_no_drift() -> None:
         Change(ChangeKind.BLOCKED, "acme", ("b",), "other"),
     )
     run = replace(
-        new_run("schedule", RunOptions()), state=RunState.BLOCKED, plan=Plan("upsert-only", changes)
+        new_run("schedule", RunOptions()),
+        state=RunState.BLOCKED,
+        plan=Plan("default", "upsert-only", changes),
     )
     found = drift(run)
     assert found
