@@ -17,7 +17,7 @@ from typing import Annotated
 import typer
 
 from syncd import __version__, log
-from syncd.cli import audit, daemon, meters, setup
+from syncd.cli import audit, daemon, meters, setup, state
 from syncd.cli.options import (
     APPLIED,
     BLOCKED,
@@ -55,6 +55,7 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 app.add_typer(meters.app, name="meters")
+app.add_typer(state.app, name="state")
 
 
 def main() -> int:
@@ -112,12 +113,12 @@ def plan(
     from syncd.cli.render import steps
     from syncd.config import settings
     from syncd.planning import plan_file
-    from syncd.runs.history import existing_history
+    from syncd.runs.factory import existing_history
     from syncd.runs.reconciler import Reconciler
     from syncd.runs.run import new_run
 
     loaded = settings.load(config_path(context, config))
-    with existing_history(loaded.daemon.state_dir) as history, steps() as progress:
+    with existing_history(loaded) as history, steps() as progress:
         progress.begin("reading sources and customers")
         run = Reconciler(loaded, history).reconcile(new_run("plan", replace(options, dry_run=True)))
     made = run.made_plan

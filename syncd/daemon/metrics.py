@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from typing import get_args
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, disable_created_metrics, generate_latest
 from prometheus_client.core import CounterMetricFamily
@@ -11,7 +12,7 @@ from prometheus_client.registry import Collector
 
 from syncd import __version__
 from syncd.core.changes import ChangeKind, Outcome
-from syncd.core.unbilled import UnbilledUsage
+from syncd.core.unbilled import Fate, UnbilledUsage
 from syncd.http.client import request_counts
 from syncd.runs.run import Run, RunObserver, RunState
 
@@ -45,7 +46,8 @@ class Metrics(RunObserver):
         )
         self._subjects = Gauge(
             "syncd_unbilled_subjects",
-            "Subjects with usage but no customer: planned (the plan attributes them), blocked or unknown.",
+            "Subjects with usage but no customer: planned (the plan attributes them), blocked, settled"
+            " (blocked by a decision of people), unknown, or ignored (meant to be so).",
             ["status"],
             registry=registry,
         )
@@ -102,9 +104,11 @@ class Metrics(RunObserver):
         self._set_unbilled(run.unbilled)
 
     def _set_unbilled(self, unbilled: UnbilledUsage | None) -> None:
-        for status in ("planned", "blocked", "unknown"):
+        for status in get_args(Fate):
             self._subjects.labels(status).set(unbilled.count(status) if unbilled else 0)
             self._events.labels(status).set(unbilled.events(status) if unbilled else 0)
+        self._subjects.labels("ignored").set(len(unbilled.ignored) if unbilled else 0)
+        self._events.labels("ignored").set(unbilled.ignored_events if unbilled else 0)
 
     def changed(self, run: Run, outcomes: Sequence[Outcome]) -> None:  # noqa: ARG002 - the Observer protocol
         """Count the changes; those blocked by the plan itself are in `syncd_blocked`."""

@@ -13,7 +13,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import closing, contextmanager
+from contextlib import contextmanager
 
 import structlog
 import uvicorn
@@ -23,21 +23,25 @@ from openmeter_plugin.process.web_server import limited_protocol
 from syncd.config.settings import Config
 from syncd.config.types import Listen, listening
 from syncd.core.errors import ConfigError, QueueFullError
+from syncd.customers.directory import Directory
 from syncd.daemon.api import Daemon, create_app
 from syncd.daemon.metrics import Metrics
 from syncd.daemon.schedule import Schedule
 from syncd.dashboard.session import IDLE
 from syncd.runs.clock import Now, utc_now
+from syncd.runs.directory import DirectoryRecorder
 from syncd.runs.factory import rules_of
 from syncd.runs.history import History, HistoryRecorder
 from syncd.runs.queue import ReportedOutcomes, RunQueue
 from syncd.runs.reconciler import Reconciler, record_end
 from syncd.runs.run import Run
 from syncd.sources.base import Readings
+from syncd.state.database import State
 
 _log = structlog.get_logger("syncd.daemon.service")
 
 _LOCK_TIMEOUT = 300.0
+_NEEDS_RESTART = ("listen", "state_dir", "state_url")
 _STOP_SECONDS = 3.0
 """How long a stop waits for requests under way: service managers kill after 10 s, Docker's default."""
 _MAX_CONNECTIONS = 64
@@ -142,9 +146,9 @@ class RunningDaemon:
             self.metrics.config_current.set(0)
             _log.error("configuration_refused", error=str(error), in_use="previous configuration")
             return
-        fixed = {"listen": self.config.daemon.listen, "state_dir": self.config.daemon.state_dir}
+        fixed = {name: getattr(self.config.daemon, name) for name in _NEEDS_RESTART}
         if any(getattr(config.daemon, name) != value for name, value in fixed.items()):
-            _log.warning("restart_required", settings=["daemon.listen", "daemon.state_dir"])
+            _log.warning("restart_required", settings=[f"daemon.{name}" for name in _NEEDS_RESTART])
         if config.schedule != self.config.schedule:
             self._schedule.change(config.schedule)
         self.config = config.model_copy(update={"daemon": config.daemon.model_copy(update=fixed)})
@@ -188,14 +192,20 @@ def running(
     stopping = threading.Event()
     with (
         listening(config.daemon.listen) as listener,
-        closing(History(config.daemon.state_dir)) as history,
+        State(config.daemon.state) as state,
     ):
+        history = History(state)
         metrics = Metrics()
         address = Listen(config.daemon.listen.host, listener.getsockname()[1])
         schedule = Schedule(config.schedule, lambda: _request(runs), now, check_seconds=clock_check_seconds)
         daemon = RunningDaemon(config, address, metrics, stopping, schedule)
         reported = ReportedOutcomes()
-        observers = (HistoryRecorder(history, lambda: daemon.config.daemon.keep_runs), metrics, reported)
+        observers = (
+            HistoryRecorder(history, lambda: daemon.config.daemon.keep_runs),
+            DirectoryRecorder(Directory(state)),
+            metrics,
+            reported,
+        )
 
         def reconcile(run: Run, *, should_stop: Callable[[], bool], on_update: Callable[[Run], None]) -> Run:
             # Built for each run, with the configuration and readings of this moment.

@@ -14,9 +14,13 @@ from starlette.types import ExceptionHandler
 
 from syncd.config.settings import Config
 from syncd.dashboard.actions import Actions
+from syncd.dashboard.dead_letters import DeadLetterPages
+from syncd.dashboard.overview import OverviewPage
 from syncd.dashboard.pages import Pages
+from syncd.dashboard.quarantine import QuarantinePages
 from syncd.dashboard.queries import Queries
 from syncd.dashboard.session import LoginLimit, SecureHeaders, Sessions
+from syncd.dashboard.unbilled import UnbilledPages
 from syncd.dashboard.web import Web
 from syncd.runs.history import History
 from syncd.runs.queue import RunQueue
@@ -39,19 +43,27 @@ def create_dashboard(
     web = Web(token, config, schedule, limit, Sessions(idle=session_idle))
     queries = Queries(runs, history, config)
     pages, actions = Pages(web, queries), Actions(web, queries)
+    unbilled = UnbilledPages(web, queries)
+    dead_letters, quarantine = DeadLetterPages(web, queries), QuarantinePages(web, queries)
     page_routes = {
-        "/": pages.overview,
+        "/": OverviewPage(web, queries).show,
         "/runs": pages.runs,
         "/runs/{run_id}": pages.run,
         "/customers": pages.customers,
-        "/unbilled": pages.unbilled,
+        "/unbilled": unbilled.show,
         "/gateways": pages.gateways,
         "/gate": pages.gate,
-        "/gateways/{name}": pages.dead_letters,
+        "/dead-letters": dead_letters.show,
+        "/dead-letters/{name}": dead_letters.of_gateway,
+        "/dead-letters/{name}/replays/{number}": dead_letters.replayed,
+        "/dead-letters/{name}/{number}": dead_letters.one,
+        "/quarantine": quarantine.show,
+        "/quarantine/{name}": quarantine.of_gateway,
     }
     form_routes = {
         "/logout": actions.logout,
         "/resync": actions.preview,
+        "/dead-letters/{name}/replay": dead_letters.replay,
         "/runs/{run_id}/apply": actions.apply,
     }
     routes = [

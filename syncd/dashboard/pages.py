@@ -13,14 +13,10 @@ from syncd.core.model import ObservedCustomer
 from syncd.core.ownership import is_managed, owner_of
 from syncd.dashboard import customers, diffs, views
 from syncd.dashboard.queries import Queries, RunDetail
-from syncd.dashboard.text import moment
 from syncd.dashboard.web import Visitor, Web
-from syncd.runs.options import TABLE
 
 _RUNS_PER_PAGE: Final = 50
-_LATEST_RUNS: Final = 6
 _CHANGES_PER_PAGE: Final = 100
-_SUBJECTS_PER_PAGE: Final = 100
 
 
 class Pages:
@@ -30,30 +26,9 @@ class Pages:
         self._web = web
         self._queries = queries
 
-    def overview(self, _request: Request, visitor: Visitor) -> Response:
-        """Show drift, unbilled usage, the health of all systems and the latest runs."""
-        now = datetime.now(UTC)
-        drift, unbilled = self._queries.drift_and_unbilled()
-        status = self._queries.runs.status()
-        schedule = self._web.schedule()
-        return self._web.render(
-            visitor,
-            "overview.html",
-            health=self._queries.health(),
-            drift=drift,
-            unbilled=unbilled,
-            runs=self._queries.run_lines(_LATEST_RUNS, now)[:_LATEST_RUNS],
-            last_success=moment(status["last_success"]),
-            next_run=moment(schedule.get("next_run")),
-            upcoming=self._queries.config().schedule.upcoming(now),
-            sources=self._queries.source_names(),
-            allowances=[(name, entry.label) for name, entry in TABLE.items() if entry.label],
-            config=self._queries.config(),
-        )
-
     def runs(self, request: Request, visitor: Visitor) -> Response:
         """Show the runs, latest first."""
-        number = _page_number(request)
+        number = page_number(request)
         found = self._queries.run_lines(_RUNS_PER_PAGE + 1, datetime.now(UTC), (number - 1) * _RUNS_PER_PAGE)
         return self._web.render(
             visitor,
@@ -91,7 +66,7 @@ class Pages:
         requested = request.query_params.get("by")
         field = next((field for field in customers.FIELDS if field == requested), customers.FIELDS[0])
         text = request.query_params.get("q", "").strip()[:200]
-        number = _page_number(request)
+        number = page_number(request)
         answer = self._queries.customers(field, text, number, span)
         page = answer.value
         more = bool(page and len(page.customers) == customers.PAGE_SIZE)
@@ -115,13 +90,6 @@ class Pages:
             text=text,
         )
 
-    def unbilled(self, request: Request, visitor: Visitor) -> Response:
-        """Show unbilled usage by cause, with what to do about each."""
-        _, found = self._queries.drift_and_unbilled()
-        pages = views.page_of(len(found.subjects) if found else 0, _page_number(request), _SUBJECTS_PER_PAGE)
-        groups = found.groups(pages.cut(found.by_cause)) if found else ()
-        return self._web.render(visitor, "unbilled.html", unbilled=found, groups=groups, pages=pages)
-
     def gateways(self, _request: Request, visitor: Visitor) -> Response:
         """Show the state of each gateway's plugin: its backlog and books."""
         return self._web.render(visitor, "gateways.html", gateways=self._queries.gateways())
@@ -129,15 +97,6 @@ class Pages:
     def gate(self, _request: Request, visitor: Visitor) -> Response:
         """Show whom the gate of each gateway stops or would stop, and who is close to the end."""
         return self._web.render(visitor, "gate.html", gates=self._queries.gates())
-
-    def dead_letters(self, request: Request, visitor: Visitor) -> Response:
-        """Show the dead letters of one gateway with the metering API's answers."""
-        name = request.path_params["name"]
-        after = _integer(request.query_params.get("after"), 0)
-        answer = self._queries.dead_letters(name, after)
-        if answer is None:
-            return self._web.error(404, "No such gateway", "No gateway with this name is configured.")
-        return self._web.render(visitor, "dead_letters.html", name=name, after=after, answer=answer)
 
 
 def _refresh(detail: RunDetail, now: datetime) -> int:
@@ -154,7 +113,7 @@ def _changes(detail: RunDetail, request: Request) -> dict[str, object]:
     requested = request.query_params.get("kind")
     kind = next((kind for kind in ChangeKind if kind == requested), None)
     found = plan.of(kind) if kind else plan.changes
-    pages = views.page_of(len(found), _page_number(request), _CHANGES_PER_PAGE)
+    pages = views.page_of(len(found), page_number(request), _CHANGES_PER_PAGE)
     return {
         "kinds": diffs.kinds(plan),
         "kind": kind,
@@ -181,12 +140,13 @@ def _row(customer: ObservedCustomer, page: customers.Page, owner_id: str) -> dic
     }
 
 
-def _page_number(request: Request) -> int:
+def page_number(request: Request) -> int:
     """Return the requested page."""
-    return max(1, _integer(request.query_params.get("page"), 1))
+    return max(1, integer(request.query_params.get("page"), 1))
 
 
-def _integer(text: str | None, default: int) -> int:
+def integer(text: str | None, default: int) -> int:
+    """Return a number from a query or a form, or the default for anything else."""
     if not text or not text.isascii() or not text.isdecimal() or len(text) > 18:
         return default
     return int(text)

@@ -198,6 +198,7 @@ def _environment(static: dict[str, bytes]) -> jinja2.Environment:
         "size": text.size,
         "plural": plural,
         "moment": text.moment,
+        "money": text.money,
     }
     versions = {name: hashlib.sha256(content).hexdigest()[:12] for name, content in static.items()}
     environment.globals |= {

@@ -156,28 +156,6 @@ class Ledger(Model):
     """Hours that are not complete in the metering API, for any subject or destination."""
 
 
-class DeadLetter(Model):
-    """An event that the metering API refused; `status` is None if it grew too old instead."""
-
-    id: int
-    destination: str
-    event_id: str
-    type: str
-    subject: str
-    time: str
-    status: int | None
-    answer: str
-    died_at: str
-    to_be_replayed: bool
-
-
-class DeadLetters(Model):
-    """A page of dead letters, oldest first; `next` is what to pass as `after` for the next one."""
-
-    dead_letters: tuple[DeadLetter, ...] = Field(strict=False)
-    next: int | None
-
-
 class Redelivery(Model):
     """Redelivery of the retained events of a span of event time; `sent` is their number so far."""
 

@@ -16,6 +16,7 @@ from contextlib import closing, contextmanager
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from functools import partial
+from typing import TYPE_CHECKING
 
 import structlog
 
@@ -34,12 +35,14 @@ from syncd.planning.orphans import Grace
 from syncd.planning.plan_file import require_same
 from syncd.runs.clock import Now, Stopwatch, clock_skew, utc_now
 from syncd.runs.factory import metering_endpoint, rules_of, sources_of, target_of, usage_reader_of
-from syncd.runs.history import History
 from syncd.runs.lock import write_lock
 from syncd.runs.options import RunOptions
 from syncd.runs.passes import PASSES, BothSides, PlanRules, Situation
 from syncd.runs.run import Run, RunObserver, RunState, failure_kind
 from syncd.sources.base import Readings, Source
+
+if TYPE_CHECKING:  # a dry run without a history does not wait for SQLAlchemy
+    from syncd.runs.history import History
 
 _log = structlog.get_logger("syncd.runs.reconciler")
 
@@ -127,6 +130,7 @@ class Reconciler:
                     self.history.refused_deletions(observed.customers, watch.start) if self.history else {},
                 )
                 plan = there.plan()
+            record.observed(read, rules.mapping)
             for one in PASSES:
                 plan = one(plan, there)
             record.planned(plan)
@@ -183,6 +187,10 @@ class _Record:
     def start(self) -> None:
         for observer in self._observers:
             observer.started(self._run)
+
+    def observed(self, read: BothSides, rules: MappingRules) -> None:
+        for observer in self._observers:
+            observer.observed(self._run, read, rules)
 
     def planned(self, plan: Plan) -> None:
         self._run = replace(self._run, plan=plan)

@@ -12,15 +12,17 @@ from syncd.core.changes import Change, ChangeKind, Outcome, Plan, Status, count
 from syncd.core.errors import (
     ApiError,
     ApplyStoppedError,
-    HistoryError,
     LockedError,
     PlanFileError,
     SourceError,
+    StateError,
     SyncdError,
     UnsafePlanError,
 )
 from syncd.core.unbilled import UnbilledUsage
+from syncd.mapping.rules import MappingRules
 from syncd.runs.options import RunOptions
+from syncd.runs.passes import BothSides
 
 
 class RunState(StrEnum):
@@ -131,7 +133,7 @@ _FAILURES: tuple[tuple[type[SyncdError], str], ...] = (
     (SourceError, "source"),
     (ApiError, "metering"),
     (LockedError, "lock"),
-    (HistoryError, "history"),
+    (StateError, "history"),
     (PlanFileError, "review"),
 )
 
@@ -151,6 +153,9 @@ class RunObserver:
 
     def started(self, run: Run) -> None:
         """Handle the start of a run."""
+
+    def observed(self, run: Run, read: BothSides, rules: MappingRules) -> None:
+        """Handle both states as they were read, before the plan goes through its passes."""
 
     def planned(self, run: Run) -> None:
         """Handle the plan, before the first change."""

@@ -20,7 +20,18 @@ pytestmark = pytest.mark.slow
 
 OWNED = "<script>window.owned = 1; document.title = 'owned'</script>"
 IMAGE = '"><img src=x onerror="window.owned = 1">'
-PAGES = ("", "runs", "customers", "unbilled", "gateways", "gate", "gateways/eu")
+PAGES = (
+    "",
+    "runs",
+    "customers",
+    "unbilled",
+    "gateways",
+    "gate",
+    "dead-letters",
+    "dead-letters/eu",
+    "dead-letters/eu/1",
+    "quarantine",
+)
 
 
 @pytest.fixture(scope="module")
@@ -48,8 +59,8 @@ def names(sandbox: httpx.Client) -> set[str]:
     return {item["name"] for item in sandbox.get("/api/v1/customers").json()["items"]}
 
 
-def drift(chromium: Browser) -> str:
-    return chromium.find(".tile").text.replace("\n", " ")
+def in_sync(chromium: Browser) -> str:
+    return chromium.find(".verdict:nth-child(2)").text.replace("\n", " ")
 
 
 def test_an_operator_logs_in_sees_drift_previews_and_applies_a_resync(
@@ -60,8 +71,8 @@ def test_an_operator_logs_in_sees_drift_previews_and_applies_a_resync(
         with found.api() as client:
             client.post("/v1/syncs", json={"dry_run": True}).raise_for_status()
         log_in(chromium, found.url)
-        chromium.until("drift according to the plan")
-        assert re.search(r"Drift now [1-9]\d* to do", drift(chromium))
+        chromium.until("to make, says the plan of")
+        assert re.search(r"in sync\? No [1-9]\d* changes? to make", in_sync(chromium))
 
         chromium.press("Preview changes")
         chromium.until("Apply this plan?")
@@ -75,7 +86,7 @@ def test_an_operator_logs_in_sees_drift_previews_and_applies_a_resync(
         assert "dave" in names(sandbox)
 
         chromium.follow("Overview")
-        assert "in sync" in drift(chromium)
+        assert "Is everything in sync? Yes" in in_sync(chromium)
         assert chromium.complaints() == []
 
         chromium.press("Log out")
@@ -186,7 +197,7 @@ def test_on_a_phone_captions_are_lines_and_values_stand_beside_their_labels(
             chromium.driver.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", size)
             chromium.open(f"{found.url}/dashboard/gateways")
             assert chromium.find("caption").size["height"] < 40, "one letter per line before"
-            chromium.open(f"{found.url}/dashboard/gateways/eu")
+            chromium.open(f"{found.url}/dashboard/dead-letters/eu")
             label = chromium.find("td[data-label=Event]").location["x"] + 100
             for part in ("td[data-label=Event] .address", "td[data-label=Answer] bdi"):
                 assert chromium.find(part).location["x"] > label, f"{part}: in the column of labels before"
