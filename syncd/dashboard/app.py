@@ -15,6 +15,7 @@ from starlette.types import ExceptionHandler
 from syncd.config.settings import Config
 from syncd.dashboard.actions import Actions
 from syncd.dashboard.dead_letters import DeadLetterPages
+from syncd.dashboard.gate import GatePages
 from syncd.dashboard.overview import OverviewPage
 from syncd.dashboard.pages import Pages
 from syncd.dashboard.quarantine import QuarantinePages
@@ -43,7 +44,7 @@ def create_dashboard(
     web = Web(token, config, schedule, limit, Sessions(idle=session_idle))
     queries = Queries(runs, history, config)
     pages, actions = Pages(web, queries), Actions(web, queries)
-    unbilled = UnbilledPages(web, queries)
+    unbilled, gate = UnbilledPages(web, queries), GatePages(web, queries)
     dead_letters, quarantine = DeadLetterPages(web, queries), QuarantinePages(web, queries)
     page_routes = {
         "/": OverviewPage(web, queries).show,
@@ -52,7 +53,7 @@ def create_dashboard(
         "/customers": pages.customers,
         "/unbilled": unbilled.show,
         "/gateways": pages.gateways,
-        "/gate": pages.gate,
+        "/gate": gate.show,
         "/dead-letters": dead_letters.show,
         "/dead-letters/{name}": dead_letters.of_gateway,
         "/dead-letters/{name}/replays/{number}": dead_letters.replayed,
@@ -64,6 +65,8 @@ def create_dashboard(
         "/logout": actions.logout,
         "/resync": actions.preview,
         "/dead-letters/{name}/replay": dead_letters.replay,
+        "/gate/{name}/allow": gate.allow,
+        "/gate/{name}/end": gate.end,
         "/runs/{run_id}/apply": actions.apply,
     }
     routes = [
