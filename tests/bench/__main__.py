@@ -37,9 +37,7 @@ def main() -> int:
         choices=("plugin", *parts, "lua", "gate"),
         help="measure this alone; plugin: all but syncd; lua, gate: with Kong",
     )
-    options.add_argument(
-        "--postgres", action="store_true", help="with --only gate: Kong on the empty database of KONG_PG_*"
-    )
+    options.add_argument("--postgres", action="store_true", help="with --only gate: Kong with a database")
     arguments = options.parse_args()
     end_cleanly()
     if arguments.only in ("lua", "gate") and not arguments.kong:

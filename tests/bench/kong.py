@@ -11,6 +11,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
 import httpx
 import yaml
@@ -18,6 +19,7 @@ import yaml
 from openmeter_plugin.config.lua_plugin import lua_files
 from tests.demo.real_kong import KongMissing
 from tests.harness.ports import free_port
+from tests.harness.postgres import PASSWORD, USER, programs, running_postgres
 from tests.harness.process import eventually
 
 KEY = "bench-key"
@@ -98,11 +100,11 @@ def started(
     *,
     cores: set[int] | None = None,
     lua: Lua | None = None,
-    postgres: bool = False,
+    database: Mapping[str, str] | None = None,
 ) -> Iterator[int]:
     """Run a Kong with this declarative configuration and these settings; yields the proxy's port.
 
-    With `postgres` it has its configuration from the database that `KONG_PG_*` name (`imported`).
+    With `database` (`imported`) it has its configuration from there.
     """
     shutil.rmtree(directory, ignore_errors=True)
     directory.mkdir()
@@ -110,7 +112,7 @@ def started(
     (directory / "kong.yml").write_text(yaml.safe_dump(document))
     declarative = ["database = off", f"declarative_config = {directory}/kong.yml"]
     lines = [
-        *(["database = postgres"] if postgres else declarative),
+        *(declarative if database is None else ["database = postgres"]),
         f"plugins = {', '.join(plugins)}",
         f"proxy_listen = 127.0.0.1:{port}",
         "proxy_access_log = off",
@@ -122,7 +124,7 @@ def started(
     ]
     if os.geteuid() == 0:
         lines.append("nginx_user = root root")
-    environment = dict(os.environ)
+    environment = dict(os.environ) | dict(database or {})
     if lua is not None:
         lines.append(f"lua_package_path = {lua.folder}/?.lua;;")
         environment["OPENMETER_PLUGIN_SEGMENTS"] = str(lua.segments)
@@ -140,28 +142,25 @@ def started(
 
 
 @contextmanager
-def imported(directory: Path, document: dict[str, Any], settings: Sequence[str]) -> Iterator[None]:
-    """Have a configuration in the database that `KONG_PG_*` name, empty before and after."""
+def imported(directory: Path, document: dict[str, Any], settings: Sequence[str]) -> Iterator[dict[str, str]]:
+    """Run a PostgreSQL with a configuration of Kong's in it; yields the variables that name it to Kong."""
+    found = programs()
+    if found is None:
+        raise KongMissing("there is no `postgres` in the PATH")
     directory.mkdir(exist_ok=True)
     (directory / "import.yml").write_text(yaml.safe_dump(document))
     (directory / "import.conf").write_text("\n".join(["database = postgres", *settings]) + "\n")
-
-    def run(*words: str) -> str:
-        command = ["kong", *words, "-c", str(directory / "import.conf")]
-        ended = subprocess.run(command, capture_output=True, text=True)
-        return ended.stdout + ended.stderr
-
-    status = run("migrations", "status")
-    if "needs bootstrapping" not in status:
-        raise KongMissing(f"KONG_PG_* must name an empty PostgreSQL database: {status.strip()[-500:]}")
-    try:
-        run("migrations", "bootstrap")
-        said = run("config", "db_import", str(directory / "import.yml"))
-        if "successful" not in said:
-            raise KongMissing(f"the configuration cannot be imported: {said.strip()[-500:]}")
-        yield
-    finally:
-        run("migrations", "reset", "--yes")
+    with running_postgres(found) as server:
+        url = urlsplit(server.new_database())
+        parts = {"HOST": url.hostname, "PORT": server.port, "USER": USER, "PASSWORD": PASSWORD}
+        parts["DATABASE"] = url.path[1:]
+        variables = {f"KONG_PG_{name}": str(value) for name, value in parts.items()}
+        for words in (["migrations", "bootstrap"], ["config", "db_import", str(directory / "import.yml")]):
+            command = ["kong", *words, "-c", str(directory / "import.conf")]
+            ended = subprocess.run(command, capture_output=True, text=True, env=os.environ | variables)
+            if ended.returncode:
+                raise KongMissing(f"kong {words[0]} failed: {(ended.stdout + ended.stderr).strip()[-500:]}")
+        yield variables
 
 
 def _answers(url: str) -> bool:

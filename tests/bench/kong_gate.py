@@ -5,7 +5,7 @@ post-function that do nothing, which are the limit of what Lua in Kong can reach
 process beside the sandbox, its customer has a limit, and the answers have its headers. The ways are driven in
 turn, in an order that rotates, a second at a time, with 8 and with 32 connections; each is compared with no
 gate in the same turn, and the median counts. Each round has a new Kong (see gateway.py). Needs `kong` and
-`wrk` in the PATH; with `--postgres`, an empty database that `KONG_PG_*` name.
+`wrk` in the PATH. With `--postgres`, Kong has its configuration from a database.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ import statistics
 import subprocess
 import tempfile
 from collections.abc import Callable, Sequence
-from contextlib import ExitStack, nullcontext
+from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final
@@ -132,14 +132,14 @@ def run(rounds: int, postgres: bool, tell: Callable[[str], None]) -> Results:
             "log_level = error",
         ]
         listed = f"plugins = {', '.join(names)}"
-        stack.enter_context(
-            imported(folder / "db", document, [*settings, listed]) if postgres else nullcontext()
-        )
+        database = None
+        if postgres:
+            database = stack.enter_context(imported(folder / "db", document, [*settings, listed]))
         results = {(each, way): Measured() for each in _CONCURRENCY for way in plugins}
         for number in range(rounds):
             tell(f"round {number + 1} of {rounds}")
             with started(
-                folder / "kong", document, names, settings, cores={first}, postgres=postgres
+                folder / "kong", document, names, settings, cores={first}, database=database
             ) as port:
                 pid = int((folder / "kong/prefix/pids/nginx.pid").read_text())
                 _round(results, f"http://127.0.0.1:{port}", pid, list(plugins), number)

@@ -131,6 +131,7 @@ class Accounts:
         self.kongs: set[str] = set()
         """The ids of Kong's dicts that were known from their beginning, when all their counters were 0."""
         self._members: Counter[str] = Counter()
+        self._restored = False
         self._reserving: set[Key] = set()
         self._ahead: set[Key] = set()
         """Keys with logs whose requests may be in a report that is on its way."""
@@ -161,7 +162,7 @@ class Accounts:
         for lot, amount in found.counts.items():
             into.counts[lot] = into.counts.get(lot, 0.0) + amount
         if found.reservations is not None:
-            self._reservations(target, into).take_uncounted(found.reservations)
+            self._reservations(target, into).take_strange(found.reservations)
         self._update(target, into, now)
 
     def _reservations(self, key: Key, entry: Entry) -> Reservations:
@@ -198,7 +199,8 @@ class Accounts:
             if cost:
                 if entry.reservations is None:
                     entry.reservations = Reservations()
-                entry.reservations.settle(requests, now, counted=entry.shown is not None)
+                counted = entry.shown is not None or self._restored  # Kong may have counted before
+                entry.reservations.settle(requests, now, counted=counted)
                 if entry.reservations.ahead(now):
                     self._ahead.add(key)
             self._update(key, entry, now)
@@ -221,10 +223,13 @@ class Accounts:
 
     def passed_uncounted(self, subject: str, feature: str, requests: float, now: float) -> None:
         """Note requests that passed before Kong had a ceiling: logs of them come, and no counter has them."""
-        if self.policy.costs.get(feature, 0.0):
+        cost = self.policy.costs.get(feature, 0.0)
+        if cost:
             key = Key(self.account_of(subject), feature)
-            reservations = self._reservations(key, self._entry(key))
-            reservations.expect_uncounted(requests, now, self.policy.reserved_for)
+            entry = self._entry(key)
+            reservations = self._reservations(key, entry)
+            reservations.reserve(requests, cost, now, self.policy.reserved_for, counted=False)
+            self._update(key, entry, now)
 
     def base(self, key: Key, kong: str, now: float, *, born: bool) -> float | None:
         """Return the counter that `left` is computed for; None if Kong may have counted on since.
@@ -421,6 +426,7 @@ class Accounts:
 
     def restore(self, saved: Mapping[str, Any], now: float) -> None:
         """Take the state of an earlier process."""
+        self._restored = True
         self.lots.restore(saved["lots"], now)
         for subject, account in saved["subjects"].items():
             self.assign(subject, account, now)

@@ -105,51 +105,42 @@ class Reservations:
     """What Kong let pass and no log has settled yet: requests under way.
 
     A log settles the oldest reservation. A reservation without a log expires: that request was not metered,
-    for example because another plugin refused it. A log may come before the report of its request. The log
-    of a request that Kong did not count, such as one of a subject that it did not know yet, settles nothing.
+    for example because another plugin refused it. A log may come before the report of its request. Requests
+    that Kong did not count, because it had no decision yet, are reported and reserved as well.
     """
 
-    __slots__ = ("_early", "_open", "_strange", "_uncounted", "total")
+    __slots__ = ("_early", "_open", "_strange", "total")
 
     def __init__(self) -> None:
         self.total = 0.0
         self._open: deque[list[float]] = deque()  # [expires, requests, amount of each]
         self._early: deque[list[float]] = deque()  # [logged at, requests]
         self._strange: deque[list[float]] = deque()  # the same, before Kong had a decision
-        self._uncounted: deque[list[float]] = deque()  # [expires, requests] that Kong let pass uncounted
 
     def __bool__(self) -> bool:
-        return bool(self._open or self._uncounted)
+        return bool(self._open)
 
-    def reserve(self, requests: float, cost: float, now: float, reserved_for: float) -> None:
-        """Reserve for requests that passed."""
-        requests -= _taken(requests, now, self._early, self._strange)
+    def reserve(
+        self, requests: float, cost: float, now: float, reserved_for: float, *, counted: bool = True
+    ) -> None:
+        """Reserve for requests that passed, without those whose logs came before; `counted` is Kong's."""
+        waiting = (self._early,) if counted else (self._strange, self._early)
+        requests -= _taken(requests, now, *waiting)
         if requests > 0:
             self._open.append([now + reserved_for, requests, cost])
             self.total += requests * cost
 
-    def expect_uncounted(self, requests: float, now: float, reserved_for: float) -> None:
-        """Note requests that passed uncounted: so many logs, of before or of later, settle nothing."""
-        requests -= _taken(requests, now, self._strange, self._early)
-        if requests > 0:
-            self._uncounted.append([now + reserved_for, requests])
-
-    def take_uncounted(self, other: Reservations) -> None:
-        """Take over what is known of requests that passed uncounted."""
+    def take_strange(self, other: Reservations) -> None:
+        """Take over the logs that came before Kong had a decision, and what is reserved for such requests."""
         self._strange.extend(other._strange)
-        self._uncounted.extend(other._uncounted)
+        self._open.extend(other._open)
+        self.total += other.total
 
     def settle(self, requests: float, now: float, *, counted: bool = True) -> None:
         """Settle the oldest reservations with the logs of so many requests.
 
         `counted` says that Kong may have counted them, so that a log may come before its request is reported.
         """
-        while requests > 0 and self._uncounted:
-            found = min(requests, self._uncounted[0][1])
-            requests -= found
-            self._uncounted[0][1] -= found
-            if self._uncounted[0][1] <= 0:
-                self._uncounted.popleft()
         while requests > 0 and self._open:
             oldest = self._open[0]
             settled = min(requests, oldest[1])
@@ -175,8 +166,6 @@ class Reservations:
     def expire(self, now: float) -> bool:
         """Drop reservations that no log will settle; returns whether there were any."""
         dropped = False
-        while self._uncounted and self._uncounted[0][0] <= now:
-            self._uncounted.popleft()
         while self._open and self._open[0][0] <= now:
             _, requests, cost = self._open.popleft()
             self.total -= requests * cost

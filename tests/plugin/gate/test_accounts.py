@@ -125,14 +125,13 @@ def test_the_log_of_a_request_that_passed_uncounted_settles_no_other_request(ste
     assert gate.base(KEY, "k", 1.6, born=True) == 4
 
 
-def test_a_request_that_passed_uncounted_and_is_never_logged_is_forgotten() -> None:
+def test_a_request_that_passed_uncounted_is_reserved_until_it_is_logged_or_expires() -> None:
     gate = accounts()
     gate.apply(KEY, exact(1, 10), 1)
     gate.passed_uncounted("acme-app", "api", 1, 1)
+    assert left(gate, 1) == 9
     gate.expire(1 + POLICY.reserved_for)
-    gate.passed("k", KEY, 1, 70)
-    gate.count("acme", {"api": 1}, 1, gate.lots.current(70), 70)
-    assert left(gate, 70) == 9
+    assert left(gate, 62) == 10
 
 
 def test_tokens_are_reserved_when_a_request_passes_and_settled_by_its_log() -> None:
