@@ -229,6 +229,7 @@ def running(
                 lambda: daemon.config,
                 daemon.token,
                 daemon.describe,
+                state,
                 session_idle,
             )
         )
