@@ -84,7 +84,7 @@ def test_a_plugin_server_goes_on_with_the_spool_and_the_segments_of_an_earlier_v
         expected = left_by(version, tmp_path, events.url)
         place = tmp_path / "segments"
         place.chmod(0o2770)
-        config = {"ingest_endpoint": events.url, "api_token": TOKEN, "__plugin_id": "upgrade"}
+        config: dict[str, object] = {"ingest_endpoint": events.url, "api_token": TOKEN}
         with plugin_server(tmp_path, "--segments", str(place)) as server:
 
             async def one_more() -> None:

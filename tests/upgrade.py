@@ -76,7 +76,12 @@ def _spool(folder: Path, target: Path) -> dict[str, Any]:
 async def _requests(socket: Path, events: EventsServer) -> None:
     """Have Kong hand requests over while the metering API takes, refuses, and is down."""
     queue = {"initial_retry_delay": 0.01, "max_retry_delay": 0.05, "max_coalescing_delay": 0.0}
-    config = {"ingest_endpoint": events.url, "api_token": TOKEN, "queue": queue, "__plugin_id": "upgrade"}
+    config: dict[str, object] = {
+        "ingest_endpoint": events.url,
+        "api_token": TOKEN,
+        "queue": queue,
+        "__plugin_id": "upgrade",
+    }
     worker = KongWorker(socket)
     billed = PluginInstance(config)
     kept = PluginInstance(config | {"subject": {"missing": "quarantine"}, "__plugin_id": "quarantine"})
