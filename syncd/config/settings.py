@@ -28,6 +28,7 @@ from openmeter_plugin.units import plural
 from syncd.config.faults import explain
 from syncd.config.gateways import GatewayConfig, check_unique
 from syncd.config.mapping import MappingConfig
+from syncd.config.notify import NotifyConfig
 from syncd.config.run import (
     DaemonConfig,
     GuardsConfig,
@@ -163,6 +164,8 @@ class Config(BaseSettings):
     ignore: tuple[IgnoredSubjectConfig, ...] = ()
     """Subjects whose unbilled usage is meant to be so, such as health checks. They stay visible, and leave
     alerts, exit statuses and "in sync" alone."""
+    notify: NotifyConfig = NotifyConfig()
+    """Messages to people about what needs them."""
     gateways: tuple[GatewayConfig, ...] = ()
     """The gateways whose books `syncd audit` and the dashboard read. List all that send to this metering
     API."""
