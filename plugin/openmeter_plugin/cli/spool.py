@@ -306,6 +306,19 @@ def drain(
     raise typer.Exit(1 if left else 0)
 
 
+@app.command()
+def wait(
+    kong_port: Annotated[
+        int, typer.Option(min=1, max=65535, help="A port of loopback where Kong listens until it ends.")
+    ],
+    directory: Directory = DEFAULT_SPOOL,
+) -> None:
+    """Wait until Kong has ended and every event is delivered: a hook where the spool ends with its pod."""
+    from openmeter_plugin.cli.drain import wait_until_delivered
+
+    wait_until_delivered(directory, kong_port)
+
+
 @contextmanager
 def _report_errors(directory: Path) -> Iterator[None]:
     """Turn errors of a spool into a message on standard error and exit status 1."""
