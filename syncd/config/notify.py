@@ -9,7 +9,7 @@ from typing import Annotated, Literal
 
 from pydantic import AfterValidator, Field, SecretStr
 
-from syncd.config.run import cron
+from syncd.config.run import crontab
 from syncd.config.types import Duration, Section
 from syncd.core.errors import ConfigError
 
@@ -39,7 +39,7 @@ class NotifyConfig(Section):
     """Unbilled events from which a message is sent; another one each time that they have doubled."""
     gateway_lag: Duration = timedelta(minutes=15)
     """For how long events must have waited on a gateway, or a gateway must not have answered."""
-    summary: Annotated[str, AfterValidator(cron)] | None = "0 8 * * 1"
+    summary: Annotated[str, AfterValidator(crontab)] | None = "0 8 * * 1"
     """When to send a summary of the last seven days, as five crontab fields in UTC. `null`: never."""
     timeout: Duration = timedelta(seconds=30)
     """Time for sending one message to all `urls`; after that it is tried again later."""
