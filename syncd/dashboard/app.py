@@ -12,8 +12,10 @@ from starlette.responses import Response
 from starlette.routing import Route
 from starlette.types import ExceptionHandler
 
+from syncd.close.store import ClosedMonths
 from syncd.config.settings import Config
 from syncd.dashboard.actions import Actions
+from syncd.dashboard.close import ClosePages
 from syncd.dashboard.dead_letters import DeadLetterPages
 from syncd.dashboard.overview import OverviewPage
 from syncd.dashboard.pages import Pages
@@ -24,11 +26,13 @@ from syncd.dashboard.unbilled import UnbilledPages
 from syncd.dashboard.web import Web
 from syncd.runs.history import History
 from syncd.runs.queue import RunQueue
+from syncd.state.database import State
 
 
 def create_dashboard(
     runs: RunQueue,
     history: History,
+    state: State,
     config: Callable[[], Config],
     token: Callable[[], str | None],
     schedule: Callable[[], dict[str, object]],
@@ -44,6 +48,7 @@ def create_dashboard(
     queries = Queries(runs, history, config)
     pages, actions = Pages(web, queries), Actions(web, queries)
     unbilled = UnbilledPages(web, queries)
+    close = ClosePages(web, ClosedMonths(state))
     dead_letters, quarantine = DeadLetterPages(web, queries), QuarantinePages(web, queries)
     page_routes = {
         "/": OverviewPage(web, queries).show,
@@ -51,6 +56,8 @@ def create_dashboard(
         "/runs/{run_id}": pages.run,
         "/customers": pages.customers,
         "/unbilled": unbilled.show,
+        "/close": close.show,
+        "/close/{name}": close.download,
         "/gateways": pages.gateways,
         "/gate": pages.gate,
         "/dead-letters": dead_letters.show,
