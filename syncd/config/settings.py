@@ -28,6 +28,7 @@ from openmeter_plugin.units import plural
 from syncd.config.faults import explain
 from syncd.config.gateways import GatewayConfig, check_unique
 from syncd.config.mapping import MappingConfig
+from syncd.config.prices import PricesConfig
 from syncd.config.run import (
     DaemonConfig,
     GuardsConfig,
@@ -45,6 +46,7 @@ from syncd.config.sources import (
     source_names,
 )
 from syncd.config.types import ConnectionConfig, Duration, HttpUrl, Label, Token
+from syncd.config.usage import UsageConfig
 from syncd.config.variables import expanded, refuse_unknown, unreadable
 from syncd.core.errors import ConfigError
 from syncd.core.policy import Policy
@@ -163,6 +165,10 @@ class Config(BaseSettings):
     ignore: tuple[IgnoredSubjectConfig, ...] = ()
     """Subjects whose unbilled usage is meant to be so, such as health checks. They stay visible, and leave
     alerts, exit statuses and "in sync" alone."""
+    usage: UsageConfig = UsageConfig()
+    """The usage that the daemon keeps for the dashboard."""
+    prices: PricesConfig | None = None
+    """Prices for estimates of what usage is worth. Unset: no amounts of money are shown."""
     gateways: tuple[GatewayConfig, ...] = ()
     """The gateways whose books `syncd audit` and the dashboard read. List all that send to this metering
     API."""

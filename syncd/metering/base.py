@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from datetime import datetime
+from datetime import date, datetime
 from typing import Literal, NamedTuple, Protocol
 
 from syncd.core.errors import BlockedError
@@ -173,6 +173,15 @@ class HourlyValue(NamedTuple):
     value: float
 
 
+class GroupedValue(NamedTuple):
+    """The value of a meter for one subject and these values of dimensions, in the order asked for."""
+
+    subject: str
+    labels: tuple[str, ...]
+    """An empty text where the events lack the dimension."""
+    value: float
+
+
 class CustomerValue(NamedTuple):
     """The value of a meter for one subject; `customer_id` is None if the server does not name it."""
 
@@ -287,6 +296,14 @@ class MeteringApi(MeteringTarget, Inspector, Remover, Protocol):
 
         A server may include the hour that begins at `until`.
         """
+
+    def daily_totals(self, meter: Meter, since: str, until: str) -> Mapping[date, float]:
+        """Return the value of a meter for each UTC day with events; both times are midnights."""
+
+    def grouped_usage(
+        self, meter: Meter, dimensions: Sequence[str], since: str, until: str
+    ) -> Sequence[GroupedValue]:
+        """Return the values of a meter by subject and these of its dimensions; each combination once."""
 
     def customer_usage(
         self, meter: str, customers: Sequence[str], since: str, until: str | None

@@ -14,6 +14,7 @@ Traps of the server:
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from datetime import date
 
 from syncd.core.errors import MalformedError, RefusedError
 from syncd.core.model import NO_DETAILS, CustomerDetails, ObservedCustomer, ObservedState, ObservedSubject
@@ -30,6 +31,7 @@ from syncd.metering.base import (
     CustomerPage,
     CustomerValue,
     Decide,
+    GroupedValue,
     HourlyValue,
     Inspection,
     Meter,
@@ -293,6 +295,20 @@ class OpenMeterV1:
             )
             for row in self._query(meter.key, {"windowSize": "HOUR", "groupBy": ["subject"]}, since, until)
         ]
+
+    def daily_totals(self, meter: Meter, since: str, until: str) -> Mapping[date, float]:
+        """Return the value of a meter for each UTC day with events."""
+        what = f"daily usage of {meter.key}"
+        rows = self._query(meter.key, {"windowSize": "DAY"}, since, until)
+        return answers.by_day(((row.get("windowStart"), row.get("value")) for row in rows), what)
+
+    def grouped_usage(
+        self, meter: Meter, dimensions: Sequence[str], since: str, until: str
+    ) -> list[GroupedValue]:
+        """Return the values of a meter by subject and dimensions."""
+        rows = self._query(meter.key, {"groupBy": ["subject", *dimensions]}, since, until)
+        listed = ((row.get("subject"), mapping(row.get("groupBy")), row.get("value")) for row in rows)
+        return answers.grouped(listed, dimensions, f"usage of {meter.key} by dimension")
 
     def customer_usage(
         self, meter: str, customers: Sequence[str], since: str, until: str | None

@@ -19,6 +19,7 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
+from datetime import date
 
 from syncd.core.errors import MalformedError
 from syncd.core.model import NO_DETAILS, CustomerDetails, ObservedCustomer, ObservedState, ObservedSubject
@@ -36,6 +37,7 @@ from syncd.metering.base import (
     CustomerPage,
     CustomerValue,
     Decide,
+    GroupedValue,
     HourlyValue,
     Inspection,
     Meter,
@@ -263,6 +265,22 @@ class OpenMeterV3:
             )
             for row in self._query(meter.id or self._meter_id(meter.key), query, since, until)
         ]
+
+    def daily_totals(self, meter: Meter, since: str, until: str) -> Mapping[date, float]:
+        """Return the value of a meter for each UTC day with events."""
+        what = f"daily usage of {meter.key}"
+        rows = self._query(meter.id or self._meter_id(meter.key), {"granularity": "P1D"}, since, until)
+        return answers.by_day(((row.get("from"), row.get("value")) for row in rows), what)
+
+    def grouped_usage(
+        self, meter: Meter, dimensions: Sequence[str], since: str, until: str
+    ) -> list[GroupedValue]:
+        """Return the values of a meter by subject and dimensions."""
+        query = {"group_by_dimensions": ["subject", *dimensions]}
+        rows = self._query(meter.id or self._meter_id(meter.key), query, since, until)
+        named = ((mapping(row.get("dimensions")), row.get("value")) for row in rows)
+        listed = ((labels.get("subject"), labels, value) for labels, value in named)
+        return answers.grouped(listed, dimensions, f"usage of {meter.key} by dimension")
 
     def customer_usage(
         self, meter: str, customers: Sequence[str], since: str, until: str | None

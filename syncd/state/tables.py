@@ -60,6 +60,66 @@ class Text(TypeDecorator[str]):
 Number = BigInteger().with_variant(Integer(), "sqlite")
 
 
+# Usage by day (syncd.usage.store)
+
+_DAYS_OF_A_MONTH = range(1, 32)
+usage_values = Table(
+    "usage_values",
+    metadata,
+    Column("meter", Text, primary_key=True),
+    Column("month", Integer, primary_key=True, autoincrement=False),
+    Column("subject", Text, primary_key=True),
+    Column("labels", Text, primary_key=True),
+    *(Column(f"d{day}", Double, nullable=False, server_default="0") for day in _DAYS_OF_A_MONTH),
+    sqlite_with_rowid=False,
+)
+"""A row for a month of a subject and values of dimensions, with a column for each day of the month.
+
+`month` is 202611. Ninety days of 30,000 subjects are 180,000 rows instead of five million, and any range of
+days is added up by the database, in the order of the key.
+"""
+usage_days = Table(
+    "usage_days",
+    metadata,
+    Column("meter", Text, primary_key=True),
+    Column("day", Text, primary_key=True),
+    Column("total", Double, nullable=False),
+    Column("reported", Double, nullable=False),
+    Column("fetched_at", Text, nullable=False),
+    sqlite_with_rowid=False,
+)
+usage_late = Table(
+    "usage_late",
+    metadata,
+    Column("meter", Text, primary_key=True),
+    Column("day", Text, primary_key=True),
+    Column("subject", Text, primary_key=True),
+    Column("seen_at", Text, primary_key=True),
+    Column("value", Double, nullable=False),
+    sqlite_with_rowid=False,
+)
+usage_meters = Table(
+    "usage_meters",
+    metadata,
+    Column("meter", Text, primary_key=True),
+    Column("dimensions", Text, nullable=False),
+    Column("since", Text),
+    Column("refreshed_at", Text),
+    Column("problem", Text),
+    sqlite_with_rowid=False,
+)
+usage_refreshes = Table(
+    "usage_refreshes",
+    metadata,
+    Column("number", Number, primary_key=True, autoincrement=True),
+    Column("started_at", Text, nullable=False),
+    Column("finished_at", Text, nullable=False),
+    Column("days", Integer, nullable=False),
+    Column("remaining", Integer, nullable=False),
+    Column("problem", Text),
+)
+
+
 # History of runs (syncd.runs.history)
 
 plans = Table(

@@ -1,6 +1,7 @@
 """Usage: by day, subject and dimensions, and what it adds up to for finance.
 
-`days` are the ranges that people choose, `figures` compares customers with the period before.
+`refresh` fetches from the metering API what has changed; `store` keeps it in the state and reads it for
+ranges of `days`. `figures` compares customers with the period before, `prices` estimates what usage is worth.
 
-Open `figures` first. May import: `runs`, `metering`, `config`, `core`.
+Open `store` first. May import: `runs`, `metering`, `config`, `state`, `core`.
 """

@@ -14,6 +14,7 @@ _NUMBER = sa.BigInteger().with_variant(sa.Integer(), "sqlite")
 def upgrade() -> None:
     """Create the tables."""
     _create_history()
+    _create_usage()
     _create_directory()
     _create_ignored_subjects()
     _create_closed_months()
@@ -74,6 +75,60 @@ def _create_history() -> None:
         sa.Column("reason", sa.Text, nullable=False),
         sa.PrimaryKeyConstraint("customer", name="pk_refused_deletions"),
         sqlite_with_rowid=False,
+    )
+
+
+def _create_usage() -> None:
+    days = (sa.Column(f"d{day}", sa.Double, nullable=False, server_default="0") for day in range(1, 32))
+    op.create_table(
+        "usage_values",
+        sa.Column("meter", sa.Text, nullable=False),
+        sa.Column("month", sa.Integer, nullable=False, autoincrement=False),
+        sa.Column("subject", sa.Text, nullable=False),
+        sa.Column("labels", sa.Text, nullable=False),
+        *days,
+        sa.PrimaryKeyConstraint("meter", "month", "subject", "labels", name="pk_usage_values"),
+        sqlite_with_rowid=False,
+    )
+    op.create_table(
+        "usage_days",
+        sa.Column("meter", sa.Text, nullable=False),
+        sa.Column("day", sa.Text, nullable=False),
+        sa.Column("total", sa.Double, nullable=False),
+        sa.Column("reported", sa.Double, nullable=False),
+        sa.Column("fetched_at", sa.Text, nullable=False),
+        sa.PrimaryKeyConstraint("meter", "day", name="pk_usage_days"),
+        sqlite_with_rowid=False,
+    )
+    op.create_table(
+        "usage_late",
+        sa.Column("meter", sa.Text, nullable=False),
+        sa.Column("day", sa.Text, nullable=False),
+        sa.Column("subject", sa.Text, nullable=False),
+        sa.Column("seen_at", sa.Text, nullable=False),
+        sa.Column("value", sa.Double, nullable=False),
+        sa.PrimaryKeyConstraint("meter", "day", "subject", "seen_at", name="pk_usage_late"),
+        sqlite_with_rowid=False,
+    )
+    op.create_table(
+        "usage_meters",
+        sa.Column("meter", sa.Text, nullable=False),
+        sa.Column("dimensions", sa.Text, nullable=False),
+        sa.Column("since", sa.Text),
+        sa.Column("refreshed_at", sa.Text),
+        sa.Column("problem", sa.Text),
+        sa.PrimaryKeyConstraint("meter", name="pk_usage_meters"),
+        sqlite_with_rowid=False,
+    )
+    op.create_table(
+        "usage_refreshes",
+        sa.Column("number", _NUMBER, nullable=False, autoincrement=True),
+        sa.Column("started_at", sa.Text, nullable=False),
+        sa.Column("finished_at", sa.Text, nullable=False),
+        sa.Column("days", sa.Integer, nullable=False),
+        sa.Column("remaining", sa.Integer, nullable=False),
+        sa.Column("problem", sa.Text),
+        sa.PrimaryKeyConstraint("number", name="pk_usage_refreshes"),
     )
 
 
