@@ -42,6 +42,7 @@ NOT_RUN = {
     ("docs/decisions/protobuf-codec.md", "takes minutes"): 1,
     ("docs/guarantees.md", "takes minutes"): 1,
     ("docs/lua-shim.md", "needs root"): 1,
+    ("docs/notifications.md", "sends messages"): 1,
     ("docs/plugin-settings.md", "needs Konnect"): 1,
     ("docs/quickstart.md", "takes minutes"): 1,
     ("docs/quickstart.md", "the README's test runs it"): 1,
