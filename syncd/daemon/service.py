@@ -20,6 +20,9 @@ import uvicorn
 
 from openmeter_plugin.process.systemd import Notifier
 from openmeter_plugin.process.web_server import limited_protocol
+from syncd.close.closing import Closing
+from syncd.close.store import ClosedMonths
+from syncd.close.watch import LateWatch
 from syncd.config.settings import Config
 from syncd.config.types import Listen, listening
 from syncd.core.errors import ConfigError, QueueFullError
@@ -28,10 +31,13 @@ from syncd.daemon.api import Daemon, create_app
 from syncd.daemon.metrics import Metrics
 from syncd.daemon.schedule import Schedule
 from syncd.dashboard.session import IDLE
+from syncd.notify.store import Notices
+from syncd.notify.watch import Waker, Watch
 from syncd.runs.clock import Now, utc_now
 from syncd.runs.directory import DirectoryRecorder
 from syncd.runs.factory import rules_of
 from syncd.runs.history import History, HistoryRecorder
+from syncd.runs.ignored import IgnoredSubjects
 from syncd.runs.queue import ReportedOutcomes, RunQueue
 from syncd.runs.reconciler import Reconciler, record_end
 from syncd.runs.run import Run
@@ -141,6 +147,7 @@ class RunningDaemon:
             config = load()
             self._require_token(config)
             rules_of(config)
+            config.notify.check()
         except ConfigError as error:
             self._refused = str(error)
             self.metrics.config_current.set(0)
@@ -189,6 +196,7 @@ def running(
     dashboard ends after `session_idle` seconds without a request.
     """
     rules_of(config)  # an unreadable mapping file is an error now, not at the first run
+    config.notify.check()
     stopping = threading.Event()
     with (
         listening(config.daemon.listen) as listener,
@@ -199,12 +207,13 @@ def running(
         address = Listen(config.daemon.listen.host, listener.getsockname()[1])
         schedule = Schedule(config.schedule, lambda: _request(runs), now, check_seconds=clock_check_seconds)
         daemon = RunningDaemon(config, address, metrics, stopping, schedule)
-        reported = ReportedOutcomes()
+        reported, waker = ReportedOutcomes(), Waker()
         observers = (
             HistoryRecorder(history, lambda: daemon.config.daemon.keep_runs),
             DirectoryRecorder(Directory(state)),
             metrics,
             reported,
+            waker,
         )
 
         def reconcile(run: Run, *, should_stop: Callable[[], bool], on_update: Callable[[Run], None]) -> Run:
@@ -222,6 +231,15 @@ def running(
             return reconciler.reconcile(run, should_stop=should_stop, on_update=on_update)
 
         runs = RunQueue(reconcile, stopping)
+        months, ignored = ClosedMonths(state), IgnoredSubjects(state)
+        late = LateWatch(
+            lambda: Closing(
+                daemon.config, months, ignored.active(), sleep=stopping.wait, should_stop=stopping.is_set
+            ),
+            metrics.closed_months,
+            stopping,
+        )
+        watch = Watch(runs, history, Notices(state), lambda: daemon.config, waker, stopping, now)
         server = _server(
             Daemon(
                 runs,
@@ -230,6 +248,7 @@ def running(
                 lambda: daemon.config,
                 daemon.token,
                 daemon.describe,
+                state,
                 session_idle,
             )
         )
@@ -237,6 +256,8 @@ def running(
             threading.Thread(target=server.run, args=([listener],), name="syncd-api", daemon=True),
             threading.Thread(target=runs.work, name="syncd-worker", daemon=True),
             threading.Thread(target=schedule.work, name="syncd-schedule", daemon=True),
+            threading.Thread(target=late.work, name="syncd-late", daemon=True),
+            threading.Thread(target=watch.work, name="syncd-notify", daemon=True),
         ]
         for thread in threads:
             thread.start()
@@ -249,6 +270,7 @@ def running(
         finally:
             schedule.stop()
             runs.stop()
+            watch.stop()
             server.should_exit = True
             daemon.wait_for(threads)
             if (abandoned := runs.abandon(reported.outcomes)) is not None:

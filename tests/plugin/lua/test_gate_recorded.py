@@ -97,7 +97,7 @@ def test_the_stand_in_answers_as_a_real_kong_did_when_something_failed(
 ) -> None:
     gate.settings = settings(max_stale="300")
     gate.allow("payer", 10_000_000, reset=RESET, quota=10_000_000)
-    gate.deny("spent", "USAGE_LIMIT_REACHED", reset=RESET)
+    gate.deny("spent", "USAGE_LIMIT_REACHED")
     path = tmp_path / "gate.sock"
     if shell == "plugin":  # in the recorded Kong both had one dict, which the plugin filled from this file
         path.with_name("gate.sock.state").write_text(gate.feed())
