@@ -391,6 +391,15 @@ class Accounts:
             entry.shown, entry.shown_counters = decision, counters
             self.changes.note(key)
 
+    def sent(self, key: Key, decision: Decision, now: float) -> None:
+        """Note what a Kong is sent: its ceiling can be higher than that of the change which is the reason."""
+        entry = self.entries[key]
+        shown, counters = entry.shown, sum(entry.counters.values()) + self._ahead_of(key, entry, now)
+        if shown is None or shown.left is None or decision.left is None:
+            return
+        if decision.left + counters > shown.left + entry.shown_counters:
+            entry.shown, entry.shown_counters = decision, counters
+
     def _bound_tombstones(self) -> None:
         live = len(self.subjects) + len(self.entries)
         surplus = len(self.changes) - live - _MAX_TOMBSTONES

@@ -134,6 +134,17 @@ def test_a_request_that_passed_uncounted_is_reserved_until_it_is_logged_or_expir
     assert left(gate, 62) == 10
 
 
+def test_a_ceiling_is_lowered_if_it_is_higher_than_what_kong_was_sent_whatever_was_noted_before() -> None:
+    gate = accounts()
+    gate.apply(KEY, exact(1, 100), 1)
+    gate.apply(KEY, exact(2, 103), 2)  # too little more for a line of its own
+    gate.passed("k", KEY, 1, 2)  # but its first report is a reason for one
+    assert "A\tacme\tapi\t102\t1\t0\t-" in lines.feed(gate, None, "k", born=True, now=2).lines
+    before = gate.changes.number
+    gate.passed_uncounted("acme-app", "api", 2, 2.5)
+    assert gate.changes.number > before
+
+
 def test_tokens_are_reserved_when_a_request_passes_and_settled_by_its_log() -> None:
     gate = accounts(replace(POLICY, costs={"api": 500.0}))
     gate.apply(KEY, exact(10, 10_000), 10)

