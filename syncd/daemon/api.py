@@ -23,6 +23,7 @@ from syncd.runs.history import History
 from syncd.runs.options import TABLE, RunOptions, is_flag
 from syncd.runs.queue import RunQueue
 from syncd.runs.run import RunState
+from syncd.state.database import State
 
 _Text = Annotated[str, Field(min_length=1)]
 
@@ -91,6 +92,7 @@ class Daemon:
 
     runs: RunQueue
     history: History
+    state: State
     metrics: Metrics
     config: Callable[[], Config]
     token: Callable[[], str | None]
@@ -140,6 +142,7 @@ def _mount_dashboard(app: FastAPI, daemon: Daemon, limit: LoginLimit) -> None:
         create_dashboard(
             daemon.runs,
             daemon.history,
+            daemon.state,
             daemon.config,
             daemon.token,
             daemon.schedule,

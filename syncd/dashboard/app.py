@@ -13,6 +13,7 @@ from starlette.routing import Route
 from starlette.types import ExceptionHandler
 
 from syncd.config.settings import Config
+from syncd.customers.directory import Directory
 from syncd.dashboard.actions import Actions
 from syncd.dashboard.dead_letters import DeadLetterPages
 from syncd.dashboard.overview import OverviewPage
@@ -21,14 +22,19 @@ from syncd.dashboard.quarantine import QuarantinePages
 from syncd.dashboard.queries import Queries
 from syncd.dashboard.session import LoginLimit, SecureHeaders, Sessions
 from syncd.dashboard.unbilled import UnbilledPages
+from syncd.dashboard.usage import UsagePage
 from syncd.dashboard.web import Web
 from syncd.runs.history import History
 from syncd.runs.queue import RunQueue
+from syncd.state.database import State
+from syncd.usage.report import Reports
+from syncd.usage.store import UsageStore
 
 
 def create_dashboard(
     runs: RunQueue,
     history: History,
+    state: State,
     config: Callable[[], Config],
     token: Callable[[], str | None],
     schedule: Callable[[], dict[str, object]],
@@ -47,6 +53,7 @@ def create_dashboard(
     dead_letters, quarantine = DeadLetterPages(web, queries), QuarantinePages(web, queries)
     page_routes = {
         "/": OverviewPage(web, queries).show,
+        "/usage": UsagePage(web, Reports(UsageStore(state), Directory(state))).show,
         "/runs": pages.runs,
         "/runs/{run_id}": pages.run,
         "/customers": pages.customers,
