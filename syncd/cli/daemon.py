@@ -142,7 +142,7 @@ def history(
     output: OutputOption = Output.TEXT,
     limit: Annotated[int, typer.Option(min=1, help="Maximum number of runs.")] = 20,
 ) -> None:
-    """Show the latest runs, or one run with its changes. Reads daemon.state_dir, not the daemon."""
+    """Show the latest runs, or one run with its changes. Reads the state, not the daemon."""
     from syncd.cli import render
     from syncd.config import settings
     from syncd.runs.history import History

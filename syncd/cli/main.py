@@ -17,7 +17,7 @@ from typing import Annotated
 import typer
 
 from syncd import __version__, log
-from syncd.cli import audit, daemon, meters, setup
+from syncd.cli import audit, daemon, meters, setup, state
 from syncd.cli.options import (
     APPLIED,
     BLOCKED,
@@ -55,6 +55,7 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 app.add_typer(meters.app, name="meters")
+app.add_typer(state.app, name="state")
 
 
 def main() -> int:

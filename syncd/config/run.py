@@ -14,7 +14,7 @@ from pydantic import AfterValidator, BeforeValidator, Field, SecretStr, WithJson
 from pydantic_settings import NoDecode
 
 from syncd.config.types import Duration, HttpUrl, Key, Listen, Section, Token
-from syncd.state.location import StateLocation
+from syncd.state.location import StateLocation, check_url
 
 Percent = Annotated[int, Field(ge=0, le=100)]
 
@@ -159,6 +159,10 @@ class IgnoredSubjectConfig(Section):
         return f"{self.reason}{by}{f', until {self.until}' if self.until else ''}"
 
 
+def _database_url(url: SecretStr) -> SecretStr:
+    return SecretStr(check_url(url.get_secret_value()))
+
+
 class DaemonConfig(Section):
     """The daemon's HTTP API, dashboard and state.
 
@@ -183,13 +187,17 @@ class DaemonConfig(Section):
     state_dir: Path = Field(default_factory=default_state_dir)
     """Folder of the state, such as the run history, and of the lock. Unset: `$STATE_DIRECTORY`, else
     `/var/lib/syncd` for root and `~/.local/state/syncd` for other users."""
+    state_url: Annotated[SecretStr, AfterValidator(_database_url)] | None = None
+    """PostgreSQL database (14 or newer) for the state instead of a file in `state_dir`, so that several syncd
+    can share it: `postgresql://syncd:password@db.example.com/syncd?sslmode=verify-full`. Needs the extra
+    `postgres`. May contain parameters of libpq; without a password, libpq looks for one as psql does."""
     keep_runs: Duration = timedelta(days=90)
     """How long runs stay in the history. The latest 100 always stay."""
 
     @property
     def state(self) -> StateLocation:
         """Return where the state is."""
-        return StateLocation(self.state_dir)
+        return StateLocation(self.state_dir, self.state_url.get_secret_value() if self.state_url else None)
 
     @model_validator(mode="after")
     def _check_token(self) -> Self:

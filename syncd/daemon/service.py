@@ -43,6 +43,7 @@ from syncd.usage.store import UsageStore
 _log = structlog.get_logger("syncd.daemon.service")
 
 _LOCK_TIMEOUT = 300.0
+_NEEDS_RESTART = ("listen", "state_dir", "state_url")
 _STOP_SECONDS = 3.0
 """How long a stop waits for requests under way: service managers kill after 10 s, Docker's default."""
 _USAGE_WAIT = 20.0
@@ -151,9 +152,9 @@ class RunningDaemon:
             self.metrics.config_current.set(0)
             _log.error("configuration_refused", error=str(error), in_use="previous configuration")
             return
-        fixed = {"listen": self.config.daemon.listen, "state_dir": self.config.daemon.state_dir}
+        fixed = {name: getattr(self.config.daemon, name) for name in _NEEDS_RESTART}
         if any(getattr(config.daemon, name) != value for name, value in fixed.items()):
-            _log.warning("restart_required", settings=["daemon.listen", "daemon.state_dir"])
+            _log.warning("restart_required", settings=[f"daemon.{name}" for name in _NEEDS_RESTART])
         if config.schedule != self.config.schedule:
             self._schedule.change(config.schedule)
         self.config = config.model_copy(update={"daemon": config.daemon.model_copy(update=fixed)})

@@ -6,23 +6,22 @@ they began, and wait for no writer.
 
 from __future__ import annotations
 
-import os
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any, Self
+from typing import Final, Self
 
-from sqlalchemy import Connection, Engine, Table, create_engine, event
+from sqlalchemy import Connection, Table
 from sqlalchemy.dialects import postgresql, sqlite
 from sqlalchemy.exc import DBAPIError, SQLAlchemyError
 
 from syncd.core.errors import StateError
 from syncd.state import schema
-from syncd.state.location import OLD_FILE, StateLocation
+from syncd.state.engines import WRITING, make_engine
+from syncd.state.location import StateLocation
 
-_BUSY_SECONDS = 30
-"""How long a transaction waits for that of another process."""
-_WRITING = {"syncd_writing": True}
+_READING: Final = {"isolation_level": "REPEATABLE READ", "postgresql_readonly": True}
+"""Execution options of PostgreSQL for readers; those of SQLite see one moment by themselves."""
 
 
 class State:
@@ -32,8 +31,7 @@ class State:
         self.where = where
         self._closed = False
         self._writer = threading.Lock()
-        _prepare(where)
-        self._engine = _sqlite_engine(where)
+        self._engine = make_engine(where)
         try:
             self._bring_up_to_date()
         except BaseException:
@@ -54,14 +52,17 @@ class State:
     @contextmanager
     def reading(self) -> Iterator[Connection]:
         """Begin a transaction that only reads."""
-        with self._errors_named(), self._engine.connect() as connection, connection.begin():
-            yield connection
+        with self._errors_named(), self._engine.connect() as connection:
+            if self.where.url is not None:
+                connection.execution_options(**_READING)
+            with connection.begin():
+                yield connection
 
     @contextmanager
     def writing(self) -> Iterator[Connection]:
         """Begin a transaction that writes; it is committed at the end, or rolled back after an exception."""
         with self._errors_named(), self._writer, self._engine.connect() as connection:
-            connection.execution_options(**_WRITING)
+            connection.execution_options(**{WRITING: True})
             with connection.begin():
                 yield connection
 
@@ -82,44 +83,11 @@ class State:
             yield
         except SQLAlchemyError as error:
             # Not the error itself: it quotes the statement with its values.
-            what = error.orig if isinstance(error, DBAPIError) else type(error).__name__
-            raise StateError(f"the state {self.where} cannot be used: {what}") from None
+            what = error.orig if isinstance(error, DBAPIError) else error
+            said = self.where.without_secrets(str(what)).strip()
+            raise StateError(f"the state {self.where} cannot be used: {said}") from None
 
 
 def upserting(connection: Connection, table: Table) -> sqlite.Insert | postgresql.Insert:
     """Return an insert with `on_conflict_do_update` and `on_conflict_do_nothing`."""
     return sqlite.insert(table) if connection.dialect.name == "sqlite" else postgresql.insert(table)
-
-
-def _prepare(where: StateLocation) -> None:
-    """Create the folder and the file, for this user only."""
-    try:
-        where.folder.mkdir(parents=True, exist_ok=True, mode=0o700)
-        if (where.folder / OLD_FILE).exists() and not where.file.exists():
-            raise StateError(
-                f"{where.folder / OLD_FILE} is the history of a version before 0.1.0, which this one does not"
-                " read. Move the file away, or delete it; the history then begins anew"
-            )
-        # SQLite creates its other files with the mode of this one.
-        os.close(os.open(where.file, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600))
-    except OSError as error:
-        raise StateError(f"the state {where} cannot be used: {error}") from None
-
-
-def _sqlite_engine(where: StateLocation) -> Engine:
-    engine = create_engine(
-        f"sqlite:///{where.file}", connect_args={"timeout": _BUSY_SECONDS, "isolation_level": None}
-    )
-
-    @event.listens_for(engine, "connect")
-    def set_up(connection: Any, _record: object) -> None:
-        for pragma in ("journal_mode = WAL", "synchronous = NORMAL", "foreign_keys = ON"):
-            connection.execute(f"PRAGMA {pragma}")
-
-    @event.listens_for(engine, "begin")
-    def begin(connection: Connection) -> None:
-        # A transaction that begins as a reader cannot always become a writer later.
-        immediate = "syncd_writing" in connection.get_execution_options()
-        connection.exec_driver_sql("BEGIN IMMEDIATE" if immediate else "BEGIN")
-
-    return engine

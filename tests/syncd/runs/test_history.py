@@ -4,11 +4,9 @@ from __future__ import annotations
 
 import itertools
 import json
-import sqlite3
 import subprocess
 import sys
 from collections.abc import Iterator
-from contextlib import closing
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -17,6 +15,7 @@ import httpx
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from sqlalchemy import select
 
 from syncd.core.changes import Outcome, Status
 from syncd.core.errors import LockedError, StateError
@@ -25,11 +24,11 @@ from syncd.runs.lock import write_lock
 from syncd.runs.options import RunOptions
 from syncd.runs.run import Run, RunState, new_run
 from syncd.sandbox.testing import running_sandbox
+from syncd.state import tables
 from syncd.state.database import State
 from syncd.state.location import StateLocation
 from tests.syncd.builders import consumer, observed, plan_for
 from tests.syncd.processes import Project
-from tests.syncd.states import opened_history
 
 PLAN = plan_for([consumer("1", "alice")], observed())
 
@@ -40,14 +39,14 @@ def run(*, state: RunState = RunState.SUCCEEDED, days_ago: float = 0) -> Run:
 
 
 @pytest.fixture
-def history(tmp_path: Path) -> Iterator[History]:
-    with opened_history(tmp_path) as history:
-        yield history
+def history(where: StateLocation) -> Iterator[History]:
+    with State(where) as state:
+        yield History(state)
 
 
-def plans_in(folder: Path) -> int:
-    with closing(sqlite3.connect(folder / "state.sqlite3")) as database:
-        return int(database.execute("SELECT count(*) FROM plans").fetchone()[0])
+def plans_in(history: History) -> int:
+    with history._state.reading() as connection:
+        return len(connection.execute(select(tables.plans.c.hash)).all())
 
 
 def test_a_run_is_recorded_with_its_plan_and_each_change(history: History) -> None:
@@ -149,13 +148,13 @@ def test_a_running_run_does_not_expire_and_preserves_no_other(history: History) 
     assert first[0] not in recorded_ids(history)
 
 
-def test_the_plans_of_expired_runs_are_deleted(history: History, tmp_path: Path) -> None:
+def test_the_plans_of_expired_runs_are_deleted(history: History) -> None:
     other = plan_for([consumer("2", "bob")], observed())
     old, new = run(days_ago=7), run()
     history.save(old.summary(), other)
     history.save(new.summary(), new.plan)
     history.prune(timedelta(days=5), at_least=1)
-    assert plans_in(tmp_path) == 1
+    assert plans_in(history) == 1
     found = history.run(new.id)
     assert found is not None
     assert found["plan"]["summary"]["create-customer"] == 1
@@ -213,11 +212,11 @@ def test_a_clock_that_is_a_little_off_ages_runs_by_at_most_that_much(
     assert count_expired(wrong, keep + timedelta(days=7)) <= count_expired(true, keep)
 
 
-def test_equal_plans_are_stored_once(history: History, tmp_path: Path) -> None:
+def test_equal_plans_are_stored_once(history: History) -> None:
     for _ in range(3):
         one = run()
         history.save(one.summary(), one.plan)
-    assert plans_in(tmp_path) == 1
+    assert plans_in(history) == 1
 
 
 def test_a_run_whose_process_was_killed_is_closed_by_the_next_writer(history: History) -> None:

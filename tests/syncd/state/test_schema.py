@@ -22,8 +22,8 @@ from syncd.state.database import State
 from syncd.state.location import StateLocation
 
 
-def test_the_revisions_make_the_tables_of_the_code(tmp_path: Path) -> None:
-    with State(StateLocation(tmp_path)) as state, state.reading() as connection:
+def test_the_revisions_make_the_tables_of_the_code(where: StateLocation) -> None:
+    with State(where) as state, state.reading() as connection:
         context = MigrationContext.configure(connection, opts={"compare_type": True})
         assert compare_metadata(context, tables.metadata) == []
 
@@ -34,9 +34,9 @@ def test_the_newest_revision_is_the_one_that_the_code_expects() -> None:
     assert ScriptDirectory.from_config(config).get_heads() == [tables.REVISION]
 
 
-def test_two_processes_may_create_the_state_at_once(tmp_path: Path) -> None:
+def test_two_processes_may_create_the_state_at_once(where: StateLocation) -> None:
     def opened(_: int) -> State:
-        return State(StateLocation(tmp_path))
+        return State(where)
 
     with ThreadPoolExecutor(8) as pool:
         for state in pool.map(opened, range(8)):
