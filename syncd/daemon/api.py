@@ -92,11 +92,11 @@ class Daemon:
 
     runs: RunQueue
     history: History
-    state: State
     metrics: Metrics
     config: Callable[[], Config]
     token: Callable[[], str | None]
     schedule: Callable[[], dict[str, object]]
+    state: State
     session_idle: float = IDLE
     """Seconds without a request after which a session of the dashboard ends."""
 
@@ -142,12 +142,12 @@ def _mount_dashboard(app: FastAPI, daemon: Daemon, limit: LoginLimit) -> None:
         create_dashboard(
             daemon.runs,
             daemon.history,
-            daemon.state,
             daemon.config,
             daemon.token,
             daemon.schedule,
             limit,
             daemon.session_idle,
+            daemon.state,
         ),
     )
 

@@ -28,6 +28,8 @@ from syncd.daemon.api import Daemon, create_app
 from syncd.daemon.metrics import Metrics
 from syncd.daemon.schedule import Schedule
 from syncd.dashboard.session import IDLE
+from syncd.notify.store import Notices
+from syncd.notify.watch import Waker, Watch
 from syncd.runs.clock import Now, utc_now
 from syncd.runs.directory import DirectoryRecorder
 from syncd.runs.factory import rules_of
@@ -147,6 +149,7 @@ class RunningDaemon:
             config = load()
             self._require_token(config)
             rules_of(config)
+            config.notify.check()
         except ConfigError as error:
             self._refused = str(error)
             self.metrics.config_current.set(0)
@@ -197,6 +200,7 @@ def running(
     `usage_wait` seconds.
     """
     rules_of(config)  # an unreadable mapping file is an error now, not at the first run
+    config.notify.check()
     stopping = threading.Event()
     with (
         listening(config.daemon.listen) as listener,
@@ -208,12 +212,13 @@ def running(
         schedule = Schedule(config.schedule, lambda: _request(runs), now, check_seconds=clock_check_seconds)
         daemon = RunningDaemon(config, address, metrics, stopping, schedule)
         daemon.usage = Refresher(UsageStore(state), lambda: daemon.config, now, stopping=stopping)
-        reported = ReportedOutcomes()
+        reported, waker = ReportedOutcomes(), Waker()
         observers = (
             HistoryRecorder(history, lambda: daemon.config.daemon.keep_runs),
             DirectoryRecorder(Directory(state)),
             metrics,
             reported,
+            waker,
         )
 
         def reconcile(run: Run, *, should_stop: Callable[[], bool], on_update: Callable[[Run], None]) -> Run:
@@ -231,15 +236,16 @@ def running(
             return reconciler.reconcile(run, should_stop=should_stop, on_update=on_update)
 
         runs = RunQueue(reconcile, stopping)
+        watch = Watch(runs, history, Notices(state), lambda: daemon.config, waker, stopping, now)
         server = _server(
             Daemon(
                 runs,
                 history,
-                state,
                 metrics,
                 lambda: daemon.config,
                 daemon.token,
                 daemon.describe,
+                state,
                 session_idle,
             )
         )
@@ -248,6 +254,7 @@ def running(
             threading.Thread(target=runs.work, name="syncd-worker", daemon=True),
             threading.Thread(target=schedule.work, name="syncd-schedule", daemon=True),
             threading.Thread(target=daemon.usage.work, args=(usage_wait,), name="syncd-usage", daemon=True),
+            threading.Thread(target=watch.work, name="syncd-notify", daemon=True),
         ]
         for thread in threads:
             thread.start()
@@ -260,6 +267,7 @@ def running(
         finally:
             schedule.stop()
             runs.stop()
+            watch.stop()
             server.should_exit = True
             daemon.wait_for(threads)
             if (abandoned := runs.abandon(reported.outcomes)) is not None:

@@ -15,6 +15,7 @@ from starlette.types import ExceptionHandler
 from syncd.config.settings import Config
 from syncd.customers.directory import Directory
 from syncd.dashboard.actions import Actions
+from syncd.dashboard.customers import CustomersPages
 from syncd.dashboard.dead_letters import DeadLetterPages
 from syncd.dashboard.overview import OverviewPage
 from syncd.dashboard.pages import Pages
@@ -34,12 +35,12 @@ from syncd.usage.store import UsageStore
 def create_dashboard(
     runs: RunQueue,
     history: History,
-    state: State,
     config: Callable[[], Config],
     token: Callable[[], str | None],
     schedule: Callable[[], dict[str, object]],
     limit: LoginLimit,
     session_idle: float,
+    state: State,
 ) -> Starlette:
     """Return the dashboard of a daemon; `token` and `schedule` are called for each request.
 
@@ -50,13 +51,15 @@ def create_dashboard(
     queries = Queries(runs, history, config)
     pages, actions = Pages(web, queries), Actions(web, queries)
     unbilled = UnbilledPages(web, queries)
+    customers = CustomersPages(web, queries, Directory(state), history, UsageStore(state))
     dead_letters, quarantine = DeadLetterPages(web, queries), QuarantinePages(web, queries)
     page_routes = {
         "/": OverviewPage(web, queries).show,
         "/usage": UsagePage(web, Reports(UsageStore(state), Directory(state))).show,
         "/runs": pages.runs,
         "/runs/{run_id}": pages.run,
-        "/customers": pages.customers,
+        "/customers": customers.table,
+        "/customers/{key:path}": customers.one,
         "/unbilled": unbilled.show,
         "/gateways": pages.gateways,
         "/gate": pages.gate,

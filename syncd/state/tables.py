@@ -207,6 +207,7 @@ known_names = Table(
     Column("custom_id", Text),
     Column("tags", Text, nullable=False),
     Column("source", Text, nullable=False),
+    Column("words", Text, nullable=False),
     sqlite_with_rowid=False,
 )
 known_concerns = Table(
@@ -218,5 +219,19 @@ known_concerns = Table(
     Column("reason", Text, nullable=False),
     Column("events", Double, nullable=False),
     Column("tokens", Double, nullable=False),
+    sqlite_with_rowid=False,
+)
+
+
+# Notifications that were sent (syncd.notify.store)
+
+notices = Table(
+    "notices",
+    metadata,
+    Column("topic", Text, primary_key=True),
+    Column("key", Text, primary_key=True),
+    Column("sent_at", Text, nullable=False),
+    Column("figure", BigInteger, nullable=False),
+    Column("text", Text, nullable=False),
     sqlite_with_rowid=False,
 )

@@ -151,6 +151,7 @@ def _paths() -> list[str]:
         "/dashboard/usage?csv=customers",
         "/dashboard/customers",
         "/dashboard/customers?q=user-12345",
+        "/dashboard/customers/acme00001",
         "/dashboard/unbilled",
     ]
 

@@ -14,6 +14,7 @@ _NUMBER = sa.BigInteger().with_variant(sa.Integer(), "sqlite")
 def upgrade() -> None:
     """Create the tables."""
     _create_history()
+    _create_notices()
     _create_usage()
     _create_directory()
 
@@ -162,6 +163,7 @@ def _create_directory() -> None:
         sa.Column("custom_id", sa.Text),
         sa.Column("tags", sa.Text, nullable=False),
         sa.Column("source", sa.Text, nullable=False),
+        sa.Column("words", sa.Text, nullable=False),
         sa.PrimaryKeyConstraint("subject", "number", name="pk_known_names"),
         sqlite_with_rowid=False,
     )
@@ -174,5 +176,18 @@ def _create_directory() -> None:
         sa.Column("events", sa.Double, nullable=False),
         sa.Column("tokens", sa.Double, nullable=False),
         sa.PrimaryKeyConstraint("customer_key", "subject", name="pk_known_concerns"),
+        sqlite_with_rowid=False,
+    )
+
+
+def _create_notices() -> None:
+    op.create_table(
+        "notices",
+        sa.Column("topic", sa.Text, nullable=False),
+        sa.Column("key", sa.Text, nullable=False),
+        sa.Column("sent_at", sa.Text, nullable=False),
+        sa.Column("figure", sa.BigInteger, nullable=False),
+        sa.Column("text", sa.Text, nullable=False),
+        sa.PrimaryKeyConstraint("topic", "key", name="pk_notices"),
         sqlite_with_rowid=False,
     )
