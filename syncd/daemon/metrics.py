@@ -11,6 +11,8 @@ from prometheus_client.metrics_core import Metric
 from prometheus_client.registry import Collector
 
 from syncd import __version__
+from syncd.close.closing import CHECKED_MONTHS
+from syncd.close.store import ClosedMonth
 from syncd.core.changes import ChangeKind, Outcome
 from syncd.core.unbilled import Fate, UnbilledUsage
 from syncd.http.client import request_counts
@@ -75,6 +77,20 @@ class Metrics(RunObserver):
         self._planned = Gauge(
             "syncd_planned_changes", "Changes in the last plan, by kind.", ["kind"], registry=registry
         )
+        self._late = {
+            what: Gauge(
+                f"syncd_late_{what}",
+                f"By how many {what} the meters of a closed month differ from its report.",
+                ["month"],
+                registry=registry,
+            )
+            for what in ("requests", "tokens")
+        }
+        self._late_check = _gauge(
+            registry,
+            "late_check_timestamp_seconds",
+            "When closed months were last compared with the meters.",
+        )
         self.config_current = _gauge(
             registry,
             "config_current",
@@ -85,6 +101,13 @@ class Metrics(RunObserver):
     def exposition(self) -> bytes:
         """Return the metrics in Prometheus' text format."""
         return generate_latest(self.registry)
+
+    def closed_months(self, months: Sequence[ClosedMonth]) -> None:
+        """Set what has arrived for closed months since they were closed."""
+        for one in months[:CHECKED_MONTHS]:
+            self._late["requests"].labels(str(one.month)).set(one.late_requests)
+            self._late["tokens"].labels(str(one.month)).set(one.late_tokens)
+        self._late_check.set_to_current_time()
 
     def started(self, run: Run) -> None:
         """Record the attempt."""

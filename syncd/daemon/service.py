@@ -20,6 +20,9 @@ import uvicorn
 
 from openmeter_plugin.process.systemd import Notifier
 from openmeter_plugin.process.web_server import limited_protocol
+from syncd.close.closing import Closing
+from syncd.close.store import ClosedMonths
+from syncd.close.watch import LateWatch
 from syncd.config.settings import Config
 from syncd.config.types import Listen, listening
 from syncd.core.errors import ConfigError, QueueFullError
@@ -34,6 +37,7 @@ from syncd.runs.clock import Now, utc_now
 from syncd.runs.directory import DirectoryRecorder
 from syncd.runs.factory import rules_of
 from syncd.runs.history import History, HistoryRecorder
+from syncd.runs.ignored import IgnoredSubjects
 from syncd.runs.queue import ReportedOutcomes, RunQueue
 from syncd.runs.reconciler import Reconciler, record_end
 from syncd.runs.run import Run
@@ -236,6 +240,14 @@ def running(
             return reconciler.reconcile(run, should_stop=should_stop, on_update=on_update)
 
         runs = RunQueue(reconcile, stopping)
+        months, ignored = ClosedMonths(state), IgnoredSubjects(state)
+        late = LateWatch(
+            lambda: Closing(
+                daemon.config, months, ignored.active(), sleep=stopping.wait, should_stop=stopping.is_set
+            ),
+            metrics.closed_months,
+            stopping,
+        )
         watch = Watch(runs, history, Notices(state), lambda: daemon.config, waker, stopping, now)
         server = _server(
             Daemon(
@@ -254,6 +266,7 @@ def running(
             threading.Thread(target=runs.work, name="syncd-worker", daemon=True),
             threading.Thread(target=schedule.work, name="syncd-schedule", daemon=True),
             threading.Thread(target=daemon.usage.work, args=(usage_wait,), name="syncd-usage", daemon=True),
+            threading.Thread(target=late.work, name="syncd-late", daemon=True),
             threading.Thread(target=watch.work, name="syncd-notify", daemon=True),
         ]
         for thread in threads:
