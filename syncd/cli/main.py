@@ -17,7 +17,7 @@ from typing import Annotated
 import typer
 
 from syncd import __version__, log
-from syncd.cli import audit, daemon, meters, setup, state
+from syncd.cli import audit, daemon, meters, notify, setup, state
 from syncd.cli.options import (
     APPLIED,
     BLOCKED,
@@ -241,5 +241,5 @@ def sandbox(
         raise SyncdError(f"the sandbox cannot start on {host}:{port} with {db}: {error}") from None
 
 
-for _command in (*setup.COMMANDS, *daemon.COMMANDS, audit.audit):
+for _command in (*setup.COMMANDS, *daemon.COMMANDS, audit.audit, notify.notify):
     app.command(cls=Command)(_command)

@@ -83,7 +83,8 @@ def next_times(expression: str, after: datetime, count: int) -> list[datetime]:
     return found
 
 
-def _cron(value: str) -> str:
+def crontab(value: str) -> str:
+    """Check a crontab expression; raises ValueError."""
     next_times(value, datetime.now(UTC), 1)
     return value
 
@@ -93,7 +94,7 @@ class ScheduleConfig(Section):
 
     interval: Duration = timedelta(minutes=5)
     """Time between two runs."""
-    cron: Annotated[str, AfterValidator(_cron)] | None = None
+    cron: Annotated[str, AfterValidator(crontab)] | None = None
     """Five crontab fields in UTC, instead of `interval`: `*/10 * * * *`. As in cron, Sunday is 0 and 7, a day
     fits by day of month or by weekday if both are restricted, and there are names and `@daily`."""
     jitter: Duration | None = None

@@ -28,6 +28,7 @@ from openmeter_plugin.units import plural
 from syncd.config.faults import explain
 from syncd.config.gateways import GatewayConfig, check_unique
 from syncd.config.mapping import MappingConfig
+from syncd.config.notify import NotifyConfig
 from syncd.config.prices import PricesConfig
 from syncd.config.run import (
     DaemonConfig,
@@ -165,6 +166,8 @@ class Config(BaseSettings):
     ignore: tuple[IgnoredSubjectConfig, ...] = ()
     """Subjects whose unbilled usage is meant to be so, such as health checks. They stay visible, and leave
     alerts, exit statuses and "in sync" alone."""
+    notify: NotifyConfig = NotifyConfig()
+    """Messages to people about what needs them."""
     usage: UsageConfig = UsageConfig()
     """The usage that the daemon keeps for the dashboard."""
     prices: PricesConfig | None = None

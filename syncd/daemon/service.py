@@ -28,6 +28,8 @@ from syncd.daemon.api import Daemon, create_app
 from syncd.daemon.metrics import Metrics
 from syncd.daemon.schedule import Schedule
 from syncd.dashboard.session import IDLE
+from syncd.notify.store import Notices
+from syncd.notify.watch import Waker, Watch
 from syncd.runs.clock import Now, utc_now
 from syncd.runs.directory import DirectoryRecorder
 from syncd.runs.factory import rules_of
@@ -141,6 +143,7 @@ class RunningDaemon:
             config = load()
             self._require_token(config)
             rules_of(config)
+            config.notify.check()
         except ConfigError as error:
             self._refused = str(error)
             self.metrics.config_current.set(0)
@@ -189,6 +192,7 @@ def running(
     dashboard ends after `session_idle` seconds without a request.
     """
     rules_of(config)  # an unreadable mapping file is an error now, not at the first run
+    config.notify.check()
     stopping = threading.Event()
     with (
         listening(config.daemon.listen) as listener,
@@ -199,12 +203,13 @@ def running(
         address = Listen(config.daemon.listen.host, listener.getsockname()[1])
         schedule = Schedule(config.schedule, lambda: _request(runs), now, check_seconds=clock_check_seconds)
         daemon = RunningDaemon(config, address, metrics, stopping, schedule)
-        reported = ReportedOutcomes()
+        reported, waker = ReportedOutcomes(), Waker()
         observers = (
             HistoryRecorder(history, lambda: daemon.config.daemon.keep_runs),
             DirectoryRecorder(Directory(state)),
             metrics,
             reported,
+            waker,
         )
 
         def reconcile(run: Run, *, should_stop: Callable[[], bool], on_update: Callable[[Run], None]) -> Run:
@@ -222,6 +227,7 @@ def running(
             return reconciler.reconcile(run, should_stop=should_stop, on_update=on_update)
 
         runs = RunQueue(reconcile, stopping)
+        watch = Watch(runs, history, Notices(state), lambda: daemon.config, waker, stopping, now)
         server = _server(
             Daemon(
                 runs,
@@ -237,6 +243,7 @@ def running(
             threading.Thread(target=server.run, args=([listener],), name="syncd-api", daemon=True),
             threading.Thread(target=runs.work, name="syncd-worker", daemon=True),
             threading.Thread(target=schedule.work, name="syncd-schedule", daemon=True),
+            threading.Thread(target=watch.work, name="syncd-notify", daemon=True),
         ]
         for thread in threads:
             thread.start()
@@ -249,6 +256,7 @@ def running(
         finally:
             schedule.stop()
             runs.stop()
+            watch.stop()
             server.should_exit = True
             daemon.wait_for(threads)
             if (abandoned := runs.abandon(reported.outcomes)) is not None:

@@ -248,3 +248,17 @@ known_concerns = Table(
     Column("tokens", Double, nullable=False),
     sqlite_with_rowid=False,
 )
+
+
+# Notifications that were sent (syncd.notify.store)
+
+notices = Table(
+    "notices",
+    metadata,
+    Column("topic", Text, primary_key=True),
+    Column("key", Text, primary_key=True),
+    Column("sent_at", Text, nullable=False),
+    Column("figure", BigInteger, nullable=False),
+    Column("text", Text, nullable=False),
+    sqlite_with_rowid=False,
+)

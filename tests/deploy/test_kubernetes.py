@@ -514,7 +514,7 @@ def test_several_syncd_share_a_database_and_no_volume() -> None:
     syncd = the(manifests, "Deployment", "syncd")
     assert "strategy" not in syncd["spec"]
     (container,) = pod_spec(syncd)["containers"]
-    (url,) = (entry for entry in container["env"] if entry["name"] == "SYNCD_STATE_URL")
+    (url,) = (entry for entry in container["env"] if entry["name"] == "SYNCD_DAEMON__STATE_URL")
     assert url["valueFrom"]["secretKeyRef"] == {"name": "postgres", "key": "state-url"}
     assert [m for m in manifests if m["kind"] == "PersistentVolumeClaim"] == []
     assert the(manifests, "PodDisruptionBudget", "syncd")["spec"]["maxUnavailable"] == 1

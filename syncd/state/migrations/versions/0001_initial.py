@@ -15,6 +15,7 @@ def upgrade() -> None:
     """Create the tables."""
     _create_leases()
     _create_history()
+    _create_notices()
     _create_usage()
     _create_directory()
 
@@ -198,5 +199,18 @@ def _create_directory() -> None:
         sa.Column("events", sa.Double, nullable=False),
         sa.Column("tokens", sa.Double, nullable=False),
         sa.PrimaryKeyConstraint("customer_key", "subject", name="pk_known_concerns"),
+        sqlite_with_rowid=False,
+    )
+
+
+def _create_notices() -> None:
+    op.create_table(
+        "notices",
+        sa.Column("topic", sa.Text, nullable=False),
+        sa.Column("key", sa.Text, nullable=False),
+        sa.Column("sent_at", sa.Text, nullable=False),
+        sa.Column("figure", sa.BigInteger, nullable=False),
+        sa.Column("text", sa.Text, nullable=False),
+        sa.PrimaryKeyConstraint("topic", "key", name="pk_notices"),
         sqlite_with_rowid=False,
     )
