@@ -68,9 +68,9 @@ class State:
 
     def session(self) -> Connection:
         """Return a connection of its own, which commits each statement at once; close it after use."""
-        connection = self._engine.connect()
+        connection = self._engine.connect().execution_options(isolation_level="AUTOCOMMIT")
         connection.detach()
-        return connection.execution_options(isolation_level="AUTOCOMMIT")
+        return connection
 
     def _bring_up_to_date(self) -> None:
         with self.reading() as connection:
