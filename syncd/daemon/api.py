@@ -25,6 +25,7 @@ from syncd.runs.options import TABLE, RunOptions, is_flag
 from syncd.runs.queue import RunQueue
 from syncd.runs.requests import reviewed_in
 from syncd.runs.run import RunState
+from syncd.state.database import State
 
 _Text = Annotated[str, Field(min_length=1)]
 
@@ -98,6 +99,7 @@ class Daemon:
     token: Callable[[], str | None]
     schedule: Callable[[], dict[str, object]]
     leadership: Leadership
+    state: State
     session_idle: float = IDLE
     """Seconds without a request after which a session of the dashboard ends."""
 
@@ -148,6 +150,7 @@ def _mount_dashboard(app: FastAPI, daemon: Daemon, limit: LoginLimit) -> None:
             daemon.schedule,
             limit,
             daemon.session_idle,
+            daemon.state,
         ),
     )
 

@@ -65,8 +65,8 @@ class Leadership:
             self._failed(error)
 
     def work(self) -> None:
-        """Look every second, until stopped; then give the lease back."""
-        while not self._stopping.is_set():
+        """Look every second, until stopped; not at all if no other daemon could lead."""
+        while self._lease is not None and not self._stopping.is_set():
             try:
                 if self._look():
                     self.elected()
@@ -76,12 +76,15 @@ class Leadership:
             self._woken.wait(_LOOK_SECONDS)
             self._woken.clear()
 
-    def stop(self) -> None:
-        """End `work`, and let another daemon lead."""
+    def wake(self) -> None:
+        """End the wait of `work`, once `stopping` is set."""
         self._woken.set()
+
+    def resign(self) -> None:
+        """Let another daemon lead, once `work` has ended and no run is under way."""
         if self._lease is not None:
             self._lease.release()
-        self._leads = False
+            self._leads = False
 
     def last_recorded(self) -> dict[str, Any] | None:
         """Return the last real run of any daemon that has ended."""

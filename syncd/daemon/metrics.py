@@ -11,6 +11,8 @@ from prometheus_client.metrics_core import Metric
 from prometheus_client.registry import Collector
 
 from syncd import __version__
+from syncd.close.closing import CHECKED_MONTHS
+from syncd.close.store import ClosedMonth
 from syncd.core.changes import ChangeKind, Outcome
 from syncd.core.unbilled import Fate, UnbilledUsage
 from syncd.http.client import request_counts
@@ -78,6 +80,20 @@ class Metrics(RunObserver):
             "syncd_planned_changes", "Changes in the last plan, by kind.", ["kind"], registry=registry
         )
         self._leader = _gauge(registry, "leader", "1 if this syncd does the runs, else 0.")
+        self._late = {
+            what: Gauge(
+                f"syncd_late_{what}",
+                f"By how many {what} the meters of a closed month differ from its report.",
+                ["month"],
+                registry=registry,
+            )
+            for what in ("requests", "tokens")
+        }
+        self._late_check = _gauge(
+            registry,
+            "late_check_timestamp_seconds",
+            "When closed months were last compared with the meters.",
+        )
         self.config_current = _gauge(
             registry,
             "config_current",
@@ -91,6 +107,13 @@ class Metrics(RunObserver):
         if leads:
             return generate_latest(self.registry)
         return generate_latest(self.registry.restricted_registry(_OF_ALL))
+
+    def closed_months(self, months: Sequence[ClosedMonth]) -> None:
+        """Set what has arrived for closed months since they were closed."""
+        for one in months[:CHECKED_MONTHS]:
+            self._late["requests"].labels(str(one.month)).set(one.late_requests)
+            self._late["tokens"].labels(str(one.month)).set(one.late_tokens)
+        self._late_check.set_to_current_time()
 
     def started(self, run: Run) -> None:
         """Record the attempt."""

@@ -22,6 +22,9 @@ import uvicorn
 
 from openmeter_plugin.process.systemd import Notifier
 from openmeter_plugin.process.web_server import limited_protocol
+from syncd.close.closing import Closing
+from syncd.close.store import ClosedMonths
+from syncd.close.watch import LateWatch
 from syncd.config.settings import Config
 from syncd.config.types import Listen, listening
 from syncd.core.errors import ConfigError, QueueFullError, StateError
@@ -37,6 +40,7 @@ from syncd.runs.clock import Now, utc_now
 from syncd.runs.directory import DirectoryRecorder
 from syncd.runs.factory import rules_of
 from syncd.runs.history import History, HistoryRecorder
+from syncd.runs.ignored import IgnoredSubjects
 from syncd.runs.queue import SCHEDULE, ReportedOutcomes, RunQueue
 from syncd.runs.reconciler import Reconciler, record_end
 from syncd.runs.run import Run, RunState
@@ -251,6 +255,14 @@ def running(
         watch = Watch(
             runs, history, Notices(state), lambda: daemon.config, waker, stopping, now, leadership.leads
         )
+        months, ignored = ClosedMonths(state), IgnoredSubjects(state)
+        late = LateWatch(
+            lambda: Closing(
+                daemon.config, months, ignored.active(), sleep=stopping.wait, should_stop=stopping.is_set
+            ),
+            metrics.closed_months,
+            stopping,
+        )
         server = _server(
             Daemon(
                 runs,
@@ -260,6 +272,7 @@ def running(
                 daemon.token,
                 daemon.describe,
                 leadership,
+                state,
                 session_idle,
             )
         )
@@ -268,6 +281,7 @@ def running(
             threading.Thread(target=runs.work, name="syncd-worker", daemon=True),
             threading.Thread(target=schedule.work, name="syncd-schedule", daemon=True),
             threading.Thread(target=leadership.work, name="syncd-leadership", daemon=True),
+            threading.Thread(target=late.work, name="syncd-late", daemon=True),
             threading.Thread(target=watch.work, name="syncd-notify", daemon=True),
         ]
         for thread in threads:
@@ -282,11 +296,12 @@ def running(
             schedule.stop()
             runs.stop()
             watch.stop()
+            leadership.wake()
             server.should_exit = True
             daemon.wait_for(threads)
             if (abandoned := runs.abandon(reported.outcomes)) is not None:
                 record_end(abandoned, observers)
-            leadership.stop()
+            leadership.resign()
 
 
 def _not_led(run: Run, on_update: Callable[[Run], None]) -> Run:

@@ -12,8 +12,12 @@ from starlette.responses import Response
 from starlette.routing import Route
 from starlette.types import ExceptionHandler
 
+from syncd.close.store import ClosedMonths
 from syncd.config.settings import Config
+from syncd.customers.directory import Directory
 from syncd.dashboard.actions import Actions
+from syncd.dashboard.close import ClosePages
+from syncd.dashboard.customers import CustomersPages
 from syncd.dashboard.dead_letters import DeadLetterPages
 from syncd.dashboard.overview import OverviewPage
 from syncd.dashboard.pages import Pages
@@ -24,6 +28,8 @@ from syncd.dashboard.unbilled import UnbilledPages
 from syncd.dashboard.web import Web
 from syncd.runs.history import History
 from syncd.runs.queue import RunQueue
+from syncd.state.database import State
+from syncd.usage.store import UsageStore
 
 
 def create_dashboard(
@@ -34,6 +40,7 @@ def create_dashboard(
     schedule: Callable[[], dict[str, object]],
     limit: LoginLimit,
     session_idle: float,
+    state: State,
 ) -> Starlette:
     """Return the dashboard of a daemon; `token` and `schedule` are called for each request.
 
@@ -44,13 +51,18 @@ def create_dashboard(
     queries = Queries(runs, history, config)
     pages, actions = Pages(web, queries), Actions(web, queries)
     unbilled = UnbilledPages(web, queries)
+    close = ClosePages(web, ClosedMonths(state))
+    customers = CustomersPages(web, queries, Directory(state), history, UsageStore(state))
     dead_letters, quarantine = DeadLetterPages(web, queries), QuarantinePages(web, queries)
     page_routes = {
         "/": OverviewPage(web, queries).show,
         "/runs": pages.runs,
         "/runs/{run_id}": pages.run,
-        "/customers": pages.customers,
+        "/customers": customers.table,
+        "/customers/{key:path}": customers.one,
         "/unbilled": unbilled.show,
+        "/close": close.show,
+        "/close/{name}": close.download,
         "/gateways": pages.gateways,
         "/gate": pages.gate,
         "/dead-letters": dead_letters.show,

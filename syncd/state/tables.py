@@ -235,6 +235,7 @@ known_names = Table(
     Column("custom_id", Text),
     Column("tags", Text, nullable=False),
     Column("source", Text, nullable=False),
+    Column("words", Text, nullable=False),
     sqlite_with_rowid=False,
 )
 known_concerns = Table(
@@ -261,4 +262,36 @@ notices = Table(
     Column("figure", BigInteger, nullable=False),
     Column("text", Text, nullable=False),
     sqlite_with_rowid=False,
+)
+
+
+# Subjects that people ignore in the dashboard (syncd.runs.ignored)
+
+ignored_subjects = Table(
+    "ignored_subjects",
+    metadata,
+    Column("number", Number, primary_key=True, autoincrement=True),
+    Column("subject", Text, nullable=False),
+    Column("reason", Text, nullable=False),
+    Column("ignored_by", Text, nullable=False),
+    Column("until", Text),
+    Column("since", Text, nullable=False),
+    Column("ended_at", Text),
+    Column("ended_by", Text),
+)
+
+
+# Closed months (syncd.close.store)
+
+closed_months = Table(
+    "closed_months",
+    metadata,
+    Column("month", Text, primary_key=True),
+    Column("revision", Integer, primary_key=True, autoincrement=False),
+    Column("sha256", Text, nullable=False),
+    Column("closed_at", Text, nullable=False),
+    Column("closed_by", Text),
+    Column("checked_at", Text),
+    Column("late", Text, nullable=False),
+    Column("document", LargeBinary, nullable=False),
 )

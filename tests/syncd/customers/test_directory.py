@@ -150,6 +150,19 @@ def test_a_customer_that_is_gone_is_forgotten_with_its_names(directory: Director
     assert directory.names(["1"]) == {}
 
 
+def test_texts_that_no_database_holds_end_no_run_and_reach_no_page(directory: Directory) -> None:
+    """Half a surrogate pair, which no page can show; two subjects that differ in nothing else are one."""
+    observe(
+        directory,
+        customer("a\ud800", "s\ud800", "s\x00", name="n\x00"),
+        principals={"s\ud800": consumer("1", "u\ud800", "t\x00"), "s\x00": consumer("2", "other")},
+    )
+    (one,) = directory.customers()
+    assert (one.key, one.subject_keys) == ("a\ufffd", ("s\ufffd", "s\x00"))
+    (name,) = directory.names(["s\ufffd"])["s\ufffd"]
+    assert (name.username, name.tags) == ("u\ufffd", ("t\x00",))
+
+
 def test_what_a_run_made_is_known_at_once(directory: Directory) -> None:
     observe(
         directory,
@@ -226,6 +239,14 @@ def test_what_stands_against_a_customer_is_known_with_its_unbilled_usage(directo
     assert directory.edition() == before, "nothing new is nothing to write"
     directory.settle(plan(), [], None)
     assert directory.all_concerns() == ()
+
+
+def test_a_search_finds_the_customer_that_a_blocked_consumer_is_meant_for(directory: Directory) -> None:
+    observe(directory, customer("a", "1", owner=OWNER), principals={"2": consumer("2", "Late")})
+    assert found(directory, "late") == set()
+    blocked = Change(ChangeKind.BLOCKED, "a", ("2",), "a subscription", "id-a")
+    directory.settle(plan(blocked), [], None)
+    assert found(directory, "LATE") == {"id-a"}
 
 
 def test_usage_is_attributed_as_the_metering_api_does(directory: Directory) -> None:
