@@ -120,8 +120,14 @@ class Directory:
         return next((one for one in found if one.key == key), found[0] if found else None)
 
     def search(self, text: str) -> frozenset[str]:
-        """Return the ids of the customers with a text in their fields, subjects or the names behind them."""
-        wanted = _customers.words.contains(text.strip().casefold(), autoescape=True)
+        """Return the ids of the customers with a text in their fields, subjects or the names behind them.
+
+        Also of those that are meant to have such a subject, and that something keeps from getting it.
+        """
+        text = text.strip().casefold()
+        meant = select(_concerns.customer_key).join(tables.known_names, _names.subject == _concerns.subject)
+        meant = meant.where(_names.words.contains(text, autoescape=True))
+        wanted = or_(_customers.words.contains(text, autoescape=True), _customers.key.in_(meant))
         with self._state.reading() as connection:
             return frozenset(connection.execute(select(_customers.id).where(wanted)).scalars())
 
@@ -202,6 +208,7 @@ def _name_rows(names: Mapping[str, Sequence[Name]]) -> Iterator[dict[str, object
                 "custom_id": one.custom_id,
                 "tags": json.dumps(one.tags),
                 "source": one.source,
+                "words": "\n".join((subject, *one.words)).casefold(),
             }
 
 

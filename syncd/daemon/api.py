@@ -23,6 +23,7 @@ from syncd.runs.history import History
 from syncd.runs.options import TABLE, RunOptions, is_flag
 from syncd.runs.queue import RunQueue
 from syncd.runs.run import RunState
+from syncd.state.database import State
 
 _Text = Annotated[str, Field(min_length=1)]
 
@@ -95,6 +96,7 @@ class Daemon:
     config: Callable[[], Config]
     token: Callable[[], str | None]
     schedule: Callable[[], dict[str, object]]
+    state: State
     session_idle: float = IDLE
     """Seconds without a request after which a session of the dashboard ends."""
 
@@ -145,6 +147,7 @@ def _mount_dashboard(app: FastAPI, daemon: Daemon, limit: LoginLimit) -> None:
             daemon.schedule,
             limit,
             daemon.session_idle,
+            daemon.state,
         ),
     )
 

@@ -236,6 +236,7 @@ def running(
                 lambda: daemon.config,
                 daemon.token,
                 daemon.describe,
+                state,
                 session_idle,
             )
         )

@@ -13,7 +13,9 @@ from starlette.routing import Route
 from starlette.types import ExceptionHandler
 
 from syncd.config.settings import Config
+from syncd.customers.directory import Directory
 from syncd.dashboard.actions import Actions
+from syncd.dashboard.customers import CustomersPages
 from syncd.dashboard.dead_letters import DeadLetterPages
 from syncd.dashboard.overview import OverviewPage
 from syncd.dashboard.pages import Pages
@@ -24,6 +26,8 @@ from syncd.dashboard.unbilled import UnbilledPages
 from syncd.dashboard.web import Web
 from syncd.runs.history import History
 from syncd.runs.queue import RunQueue
+from syncd.state.database import State
+from syncd.usage.store import UsageStore
 
 
 def create_dashboard(
@@ -34,6 +38,7 @@ def create_dashboard(
     schedule: Callable[[], dict[str, object]],
     limit: LoginLimit,
     session_idle: float,
+    state: State,
 ) -> Starlette:
     """Return the dashboard of a daemon; `token` and `schedule` are called for each request.
 
@@ -44,12 +49,14 @@ def create_dashboard(
     queries = Queries(runs, history, config)
     pages, actions = Pages(web, queries), Actions(web, queries)
     unbilled = UnbilledPages(web, queries)
+    customers = CustomersPages(web, queries, Directory(state), history, UsageStore(state))
     dead_letters, quarantine = DeadLetterPages(web, queries), QuarantinePages(web, queries)
     page_routes = {
         "/": OverviewPage(web, queries).show,
         "/runs": pages.runs,
         "/runs/{run_id}": pages.run,
-        "/customers": pages.customers,
+        "/customers": customers.table,
+        "/customers/{key:path}": customers.one,
         "/unbilled": unbilled.show,
         "/gateways": pages.gateways,
         "/gate": pages.gate,

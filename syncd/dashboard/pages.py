@@ -9,9 +9,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from syncd.core.changes import ChangeKind
-from syncd.core.model import ObservedCustomer
-from syncd.core.ownership import is_managed, owner_of
-from syncd.dashboard import customers, diffs, views
+from syncd.dashboard import diffs, views
 from syncd.dashboard.queries import Queries, RunDetail
 from syncd.dashboard.web import Visitor, Web
 
@@ -59,37 +57,6 @@ class Pages:
             shown=_changes(detail, request),
         )
 
-    def customers(self, request: Request, visitor: Visitor) -> Response:
-        """Show customers with their subjects and usage."""
-        spans = customers.spans(datetime.now(UTC))
-        span = next((s for s in spans if s.name == request.query_params.get("span")), spans[0])
-        requested = request.query_params.get("by")
-        field = next((field for field in customers.FIELDS if field == requested), customers.FIELDS[0])
-        text = request.query_params.get("q", "").strip()[:200]
-        number = page_number(request)
-        answer = self._queries.customers(field, text, number, span)
-        page = answer.value
-        more = bool(page and len(page.customers) == customers.PAGE_SIZE)
-        pages = None
-        if page and page.total is not None:
-            pages = views.page_of(page.total, number, customers.PAGE_SIZE)
-            more = number < pages.last
-        owner_id = self._queries.config().owner_id
-        return self._web.render(
-            visitor,
-            "customers.html",
-            answer=answer,
-            rows=[_row(customer, page, owner_id) for customer in page.customers] if page else [],
-            pages=pages,
-            number=number,
-            more=more,
-            spans=spans,
-            span=span,
-            field=field,
-            fields=customers.FIELDS,
-            text=text,
-        )
-
     def gateways(self, _request: Request, visitor: Visitor) -> Response:
         """Show the state of each gateway's plugin: its backlog and books."""
         return self._web.render(visitor, "gateways.html", gateways=self._queries.gateways())
@@ -119,24 +86,6 @@ def _changes(detail: RunDetail, request: Request) -> dict[str, object]:
         "kind": kind,
         "changes": diffs.change_views(pages.cut(found), detail.results),
         "pages": pages,
-    }
-
-
-def _row(customer: ObservedCustomer, page: customers.Page, owner_id: str) -> dict[str, object]:
-    """Return a customer's row: its subjects, including its key if that has usage."""
-    requests, tokens = page.requests.get(customer.id, {}), page.tokens.get(customer.id, {})
-    keys = list(dict.fromkeys([*customer.subject_keys, *sorted(requests.keys() | tokens.keys())]))
-    managed = is_managed(customer.metadata, owner_id)
-    return {
-        "customer": customer,
-        "owner": "syncd" if managed else owner_of(customer),
-        "managed": managed,
-        "requests": sum(requests.values()),
-        "tokens": sum(tokens.values()),
-        "subjects": [
-            (key, requests.get(key, 0), tokens.get(key, 0)) for key in keys[: customers.MAX_SUBJECTS]
-        ],
-        "count": len(keys),
     }
 
 

@@ -13,7 +13,6 @@ from typing import Any, Final, TypeVar
 from syncd.config.gateways import GatewayConfig
 from syncd.config.settings import Config
 from syncd.core.changes import Plan
-from syncd.dashboard import customers
 from syncd.dashboard.diffs import Results
 from syncd.dashboard.gateways import (
     GateState,
@@ -23,7 +22,7 @@ from syncd.dashboard.gateways import (
     read_gate,
     read_state,
 )
-from syncd.dashboard.probes import Probe, metering_probe, source_probes
+from syncd.dashboard.probes import TIMEOUT, Probe, metering_probe, source_probes
 from syncd.dashboard.reading import Answer, Reader
 from syncd.dashboard.unbilled_view import UnbilledView, unbilled
 from syncd.dashboard.views import (
@@ -35,7 +34,10 @@ from syncd.dashboard.views import (
     run_line,
 )
 from syncd.gateways.client import Gateway
+from syncd.http.retry import Pace
+from syncd.metering.base import Account
 from syncd.planning.plan_file import from_json
+from syncd.runs.factory import quick_target_of
 from syncd.runs.history import History
 from syncd.runs.options import RunOptions
 from syncd.runs.queue import RunQueue
@@ -43,8 +45,6 @@ from syncd.runs.run import FINISHED, Run, RunState
 
 _T = TypeVar("_T")
 
-_USAGE_TIMEOUT: Final = 5.0
-"""Seconds that the customers page waits: meter queries take longer than a probe."""
 _MAX_DETAILS: Final = 4
 """Finished runs whose plan is cached for their next page."""
 
@@ -150,17 +150,15 @@ class Queries:
         for prefix in (f"{name} ", f"gateway {name}"):
             reader.forget(prefix)
 
-    def customers(
-        self, field: customers.Field, text: str, number: int, span: customers.Span
-    ) -> Answer[customers.Page]:
-        """Return a page of customers with their usage."""
+    def account(self, customer_id: str) -> Answer[Account]:
+        """Return what a customer has in the metering API: subscriptions, entitlements, credits."""
         config, reader = self._current()
-        key = f"customers {field} {text} {number} {span.since} {span.until}"
-        return reader.read_one(
-            key,
-            lambda: customers.read_page(config, field, text, number, span),
-            timeout=_USAGE_TIMEOUT,
-        )
+
+        def read() -> Account:
+            with closing(quick_target_of(config, TIMEOUT, pace=Pace())) as api:
+                return api.account(customer_id)
+
+        return reader.read_one(f"account {customer_id}", read)
 
     def drift_and_unbilled(self) -> tuple[Drift | None, UnbilledView | None]:
         """Return drift and unbilled usage according to the latest plan of all principals.

@@ -207,6 +207,7 @@ known_names = Table(
     Column("custom_id", Text),
     Column("tags", Text, nullable=False),
     Column("source", Text, nullable=False),
+    Column("words", Text, nullable=False),
     sqlite_with_rowid=False,
 )
 known_concerns = Table(

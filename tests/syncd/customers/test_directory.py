@@ -228,6 +228,14 @@ def test_what_stands_against_a_customer_is_known_with_its_unbilled_usage(directo
     assert directory.all_concerns() == ()
 
 
+def test_a_search_finds_the_customer_that_a_blocked_consumer_is_meant_for(directory: Directory) -> None:
+    observe(directory, customer("a", "1", owner=OWNER), principals={"2": consumer("2", "Late")})
+    assert found(directory, "late") == set()
+    blocked = Change(ChangeKind.BLOCKED, "a", ("2",), "a subscription", "id-a")
+    directory.settle(plan(blocked), [], None)
+    assert found(directory, "LATE") == {"id-a"}
+
+
 def test_usage_is_attributed_as_the_metering_api_does(directory: Directory) -> None:
     observe(directory, customer("a", "1", "b"), customer("b", "2"))
     owner_of = {"1": "id-a", "a": "id-a", "b": "id-b", "2": "id-b"}

@@ -23,7 +23,7 @@ from tests.syncd.builders import OWNER
 from tests.syncd.dashboard.gateways import FakeGateway, configured, dead_letter, gateway
 from tests.syncd.dashboard.support import Site, Visitor, consumers, site, text_of
 from tests.syncd.processes import Project
-from tests.syncd.sandbox.support import event, ok, send, tokens
+from tests.syncd.sandbox.support import event, ok, send
 from tests.syncd.servers import Answer, Asked, serving
 from tests.syncd.states import opened_history
 from tests.syncd.targets import by_hand, subscribe
@@ -147,8 +147,7 @@ def test_a_dead_metering_api_blocks_no_page(project: Project) -> None:
     assert "Does everything run? No metering API openmeter-v1: cannot be read" in overview
     assert "Is everything in sync? No the last run failed" in overview
     assert "HTTP 503 maintenance" in overview
-    assert "Customers cannot be read" in customers
-    assert SCRIPT not in customers
+    assert "No run has read the customers yet" in customers
     assert "failed" in overview
 
 
@@ -159,38 +158,6 @@ def test_a_source_that_the_last_run_could_not_use_is_a_problem(project: Project)
         assert "problem the last run could not use it: source declarative-file-0:" in row(
             visitor.see(), "declarative-file-0"
         )
-
-
-def test_customers_show_subjects_and_usage_and_can_be_searched(
-    project: Project, sandbox: httpx.Client
-) -> None:
-    by_hand(sandbox, name="Initech", key="initech")
-    with site(project) as found, found.operator() as visitor:
-        carol = subject_of(sandbox, "carol")
-        send(sandbox, event("1", subject=carol), event("2", subject=carol), tokens("3", 1500, subject=carol))
-        page = visitor.see("/dashboard/customers")
-        assert f"syncd {carol} 2 1,500" in row(page, "carol")
-        assert "syncd 2 subjects" in row(page, "acme")
-        assert "someone else (it has no ownership metadata) none 0 0" in row(page, "Initech")
-        assert "carol" not in text_of(visitor.see("/dashboard/customers", q="acme", by="key"))
-        assert "No matching customers" in visitor.see("/dashboard/customers", q="nobody")
-        assert "2 1,500" not in row(visitor.see("/dashboard/customers", span="last-month"), "carol")
-
-
-def test_customers_are_paged_and_the_pages_keep_what_was_searched(
-    project: Project, sandbox: httpx.Client
-) -> None:
-    with site(project) as found, found.operator() as visitor:
-        for number in range(30):
-            by_hand(sandbox, name=f"many {number:02}", key=f"{number}")
-        page = visitor.see("/dashboard/customers", q="many", span="7d")
-        assert "1 to 25 of 30" in page
-        following = re.search(r'href="([^"]+)" rel="next"', page)
-        assert following
-        second = visitor.see(following[1].replace("&amp;", "&"))
-        assert "26 to 30 of 30" in second
-        assert "many 29" in second
-        assert '<option value="7d" selected>' in second
 
 
 def test_unbilled_usage_has_a_reason_for_each_subject(project: Project, sandbox: httpx.Client) -> None:

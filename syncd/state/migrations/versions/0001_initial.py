@@ -163,6 +163,7 @@ def _create_directory() -> None:
         sa.Column("custom_id", sa.Text),
         sa.Column("tags", sa.Text, nullable=False),
         sa.Column("source", sa.Text, nullable=False),
+        sa.Column("words", sa.Text, nullable=False),
         sa.PrimaryKeyConstraint("subject", "number", name="pk_known_names"),
         sqlite_with_rowid=False,
     )
