@@ -7,18 +7,16 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
-from importlib.resources import files
-from typing import Any, Final
-from urllib.parse import urlsplit
+from typing import Final
 
 import httpx
 import pytest
 from selenium.webdriver.common.by import By
 
 from syncd.sandbox.testing import running_sandbox
-from tests.syncd.dashboard.browser import Browser, browser
+from tests.syncd.dashboard import axe
+from tests.syncd.dashboard.browser import SCHEMES, SIZES, Browser, browser, crawled, emulated
 from tests.syncd.dashboard.gateways import (
     FakeGateway,
     configured,
@@ -27,15 +25,13 @@ from tests.syncd.dashboard.gateways import (
     quarantined,
     replay,
 )
-from tests.syncd.dashboard.support import Site, consumers, elements, site
+from tests.syncd.dashboard.support import Site, consumers, site
 from tests.syncd.processes import Project
 from tests.syncd.sandbox.support import event, send, tokens
 from tests.syncd.targets import by_hand, subscribe
 
 pytestmark = pytest.mark.slow
 
-SIZES: Final = {"desktop": (1440, 900), "phone": (390, 844)}
-SCHEMES: Final = ("light", "dark")
 # At least these; the rest is found.
 EXPECTED: Final = {
     "",
@@ -52,8 +48,6 @@ EXPECTED: Final = {
     "runs/ID",
     "unbilled",
 }
-MAX_PAGES: Final = 60
-AXE: Final = files("axe_core_python").joinpath("axe.min.js").read_text()
 PROBLEM: Final = "the request body has an error: property subject is missing"
 
 
@@ -110,57 +104,6 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> Iterator[World]:
             yield World(found, fake, crawled(visitor.client))
 
 
-def crawled(client: httpx.Client) -> dict[str, str]:
-    """Follow links from the overview; returns one path for each kind of page."""
-    found: dict[str, str] = {}
-    todo = ["/dashboard/"]
-    while todo and len(found) < MAX_PAGES:
-        path = todo.pop(0)
-        kind = kind_of(path)
-        if kind in found:
-            continue
-        answer = client.get(path)
-        if answer.headers.get("content-type", "").startswith("text/html"):
-            assert answer.status_code == 200, path
-            found[kind] = path
-            links = [element.attributes.get("href") or "" for element in elements(answer.text).of("a")]
-            todo += [link for link in links if link.startswith("/dashboard/") and kind_of(link) not in found]
-    return found
-
-
-def kind_of(path: str) -> str:
-    """The path of a page without ids, and without its query."""
-    parts = urlsplit(path).path.removeprefix("/dashboard/").split("/")
-    shapes = ((re.compile("[0-9a-f]{32}"), "ID"), (re.compile(r"\d+"), "N"))
-    kinds = [next((kind for shape, kind in shapes if shape.fullmatch(part)), part) for part in parts]
-    if parts[0] == "customers" and len(kinds) > 1:
-        kinds[1] = "KEY"
-    return "/".join(kinds)
-
-
-@contextmanager
-def emulated(window: Browser, size: str, scheme: str) -> Iterator[None]:
-    width, height = SIZES[size]
-    metrics = {"width": width, "height": height, "deviceScaleFactor": 1, "mobile": size == "phone"}
-    window.driver.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", metrics)
-    feature = {"features": [{"name": "prefers-color-scheme", "value": scheme}]}
-    window.driver.execute_cdp_cmd("Emulation.setEmulatedMedia", feature)
-    try:
-        yield
-    finally:
-        window.driver.execute_cdp_cmd("Emulation.clearDeviceMetricsOverride", {})
-        window.driver.execute_cdp_cmd("Emulation.setEmulatedMedia", {"features": []})
-
-
-def axe_findings(window: Browser) -> list[str]:
-    """What axe-core finds wrong with the page that is open."""
-    window.driver.execute_script(AXE)
-    run = "const done = arguments[0]; axe.run().then(r => done(r.violations), e => done(String(e)));"
-    found: Any = window.driver.execute_async_script(run)
-    assert isinstance(found, list), found
-    return [f"{one['id']}: {node['html'][:200]}" for one in found for node in one["nodes"]]
-
-
 def logged_in(window: Browser, world: World) -> None:
     window.open(f"{world.site.url}/dashboard/")
     if window.path.endswith("/login"):
@@ -175,7 +118,7 @@ def test_every_page_of_the_menu_is_found(world: World) -> None:
 def test_axe_finds_what_is_wrong_with_a_page(window: Browser, world: World) -> None:
     logged_in(window, world)
     window.evaluate("document.querySelector('main').append(document.createElement('img'))")
-    assert any(finding.startswith("image-alt") for finding in axe_findings(window))
+    assert any(finding.startswith("image-alt") for finding in axe.findings(window))
 
 
 @pytest.mark.parametrize("scheme", SCHEMES)
@@ -193,7 +136,7 @@ def test_no_page_has_an_axe_finding_a_script_or_is_wider_than_its_window(
             assert "Internal error" not in window.driver.title, kind
             assert window.evaluate("return document.scripts.length") == 0, kind
             wide = window.evaluate("return document.documentElement.scrollWidth")
-            findings = axe_findings(window)
+            findings = axe.findings(window)
             if wide > SIZES[size][0]:
                 findings.append(f"{wide} px wide")
             if findings:
@@ -218,7 +161,7 @@ def test_dead_letters_are_replayed_after_a_confirmation(
         (asked,) = world.fake.replays
         assert asked["up_to"] == 7
         window.follow("Stop")
-        assert axe_findings(window) == []
+        assert axe.findings(window) == []
 
 
 @pytest.mark.parametrize("size", SIZES)
