@@ -21,7 +21,12 @@ from tests.documents import PAGES, ROOT, blocks, prose
 COMPOSE: Final[dict[str, Any]] = yaml.safe_load((ROOT / "docker-compose.yml").read_text())
 KONG: Final[dict[str, Any]] = yaml.safe_load((ROOT / "kong.yml").read_text())
 
-COMPOSE_OPTIONS: Final = {"": {"--profile"}, "up": {"--build", "--wait", "--scale"}, "exec": set[str]()}
+COMPOSE_OPTIONS: Final = {
+    "": {"--profile"},
+    "up": {"--build", "--wait", "--scale"},
+    "down": {"--volumes"},
+    "exec": set[str](),
+}
 NAMESPACE: Final = "kong-openmeter"
 KUBECTL_OPTIONS: Final = {
     "": {"--namespace"},
@@ -58,7 +63,7 @@ def split(words: list[str], options: dict[str, set[str]]) -> tuple[str, list[str
     """Return command, operands and options with their values; fails at an option that is not among these."""
     command = next(word for word in words if word in options)
     allowed = options[""] | options[command]
-    flags = {"--build", "--wait"}
+    flags = {"--build", "--volumes", "--wait"}
     operands: list[str] = []
     values: dict[str, list[str]] = {}
     rest = iter(words)

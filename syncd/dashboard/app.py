@@ -12,9 +12,11 @@ from starlette.responses import Response
 from starlette.routing import Route
 from starlette.types import ExceptionHandler
 
+from syncd.close.store import ClosedMonths
 from syncd.config.settings import Config
 from syncd.customers.directory import Directory
 from syncd.dashboard.actions import Actions
+from syncd.dashboard.close import ClosePages
 from syncd.dashboard.customers import CustomersPages
 from syncd.dashboard.dead_letters import DeadLetterPages
 from syncd.dashboard.overview import OverviewPage
@@ -49,6 +51,7 @@ def create_dashboard(
     queries = Queries(runs, history, config)
     pages, actions = Pages(web, queries), Actions(web, queries)
     unbilled = UnbilledPages(web, queries)
+    close = ClosePages(web, ClosedMonths(state))
     customers = CustomersPages(web, queries, Directory(state), history, UsageStore(state))
     dead_letters, quarantine = DeadLetterPages(web, queries), QuarantinePages(web, queries)
     page_routes = {
@@ -58,6 +61,8 @@ def create_dashboard(
         "/customers": customers.table,
         "/customers/{key:path}": customers.one,
         "/unbilled": unbilled.show,
+        "/close": close.show,
+        "/close/{name}": close.download,
         "/gateways": pages.gateways,
         "/gate": pages.gate,
         "/dead-letters": dead_letters.show,

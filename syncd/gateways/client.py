@@ -104,7 +104,11 @@ class Gateway:
             lines += page.lines
             waiting |= set(page.hours_with_waiting_events)
             if page.next is None:
-                return Ledger(lines=tuple(lines), hours_with_waiting_events=frozenset(waiting))
+                return Ledger(
+                    lines=tuple(lines),
+                    hours_with_waiting_events=frozenset(waiting),
+                    pruned_up_to=page.pruned_up_to,
+                )
             if page.next in seen or len(lines) + len(waiting) == known:
                 raise self._error(
                     "GET /v1/ledger returned a page without anything new and named a next one."

@@ -145,6 +145,7 @@ class LedgerPage(Model):
 
     lines: tuple[LedgerLine, ...]
     hours_with_waiting_events: tuple[Hour, ...]
+    pruned_up_to: Hour | None = None
     next: str | None
 
 
@@ -154,6 +155,8 @@ class Ledger(Model):
     lines: tuple[LedgerLine, ...]
     hours_with_waiting_events: frozenset[datetime]
     """Hours that are not complete in the metering API, for any subject or destination."""
+    pruned_up_to: datetime | None = None
+    """The last hour of which settled lines may have been deleted; None if none was."""
 
 
 class Redelivery(Model):

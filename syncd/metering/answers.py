@@ -7,6 +7,7 @@ customer; what is written next would then bill the wrong one. Such an answer is 
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from datetime import UTC, date, datetime
@@ -128,8 +129,10 @@ def number(value: object, what: str) -> float:
     """Return a figure: v1 sends a number, v3 a string of any precision. Raises MalformedError."""
     try:
         if isinstance(value, str | int | float) and not isinstance(value, bool):
-            return float(value)
-    except ValueError:
+            found = float(value)
+            if math.isfinite(found):
+                return found
+    except (ValueError, OverflowError):
         pass
     raise MalformedError(f"{API}: a row of {what} has no number as its value")
 

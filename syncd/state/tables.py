@@ -120,6 +120,34 @@ usage_refreshes = Table(
 )
 
 
+LOCAL = "local"
+"""Key of `Table.info`: set for a table about running processes, which `syncd state migrate` does not copy."""
+
+
+# Leases (syncd.state.lease), and runs that were requested (syncd.runs.requests)
+
+leases = Table(
+    "leases",
+    metadata,
+    Column("name", Text, primary_key=True),
+    Column("term", BigInteger, nullable=False),
+    Column("holder", Text, nullable=False),
+    Column("since", Text, nullable=False),
+    Column("released", Boolean, nullable=False),
+    sqlite_with_rowid=False,
+    info={LOCAL: True},
+)
+requested_runs = Table(
+    "requested_runs",
+    metadata,
+    Column("number", Number, primary_key=True, autoincrement=True),
+    Column("id", Text, nullable=False, unique=True),
+    Column("summary", Text, nullable=False),
+    Column("options", LargeBinary, nullable=False),
+    Column("term", BigInteger),
+    info={LOCAL: True},
+)
+
 # History of runs (syncd.runs.history)
 
 plans = Table(
@@ -234,4 +262,36 @@ notices = Table(
     Column("figure", BigInteger, nullable=False),
     Column("text", Text, nullable=False),
     sqlite_with_rowid=False,
+)
+
+
+# Subjects that people ignore in the dashboard (syncd.runs.ignored)
+
+ignored_subjects = Table(
+    "ignored_subjects",
+    metadata,
+    Column("number", Number, primary_key=True, autoincrement=True),
+    Column("subject", Text, nullable=False),
+    Column("reason", Text, nullable=False),
+    Column("ignored_by", Text, nullable=False),
+    Column("until", Text),
+    Column("since", Text, nullable=False),
+    Column("ended_at", Text),
+    Column("ended_by", Text),
+)
+
+
+# Closed months (syncd.close.store)
+
+closed_months = Table(
+    "closed_months",
+    metadata,
+    Column("month", Text, primary_key=True),
+    Column("revision", Integer, primary_key=True, autoincrement=False),
+    Column("sha256", Text, nullable=False),
+    Column("closed_at", Text, nullable=False),
+    Column("closed_by", Text),
+    Column("checked_at", Text),
+    Column("late", Text, nullable=False),
+    Column("document", LargeBinary, nullable=False),
 )

@@ -106,7 +106,7 @@ def seed_spool(spool: Path, endpoint: str) -> None:
     with closing(Books(spool)) as books:
         letters = []
         for number, (status, answer) in enumerate(answers, 1):
-            generator = random.Random(number)  # noqa: S311
+            generator = random.Random(number)
             event = a_request(f"dead-{number}", "acme-batch", datetime.now(UTC), generator)
             letters.append(DeadLetter(orjson.dumps(event), status, answer))
         lines = Counter({line: len(letters)})

@@ -14,6 +14,7 @@ import pytest
 import yaml
 
 from openmeter_plugin import __version__
+from syncd.config.settings import load
 from tests.deploy.files import ROOT, service
 from tests.deploy.helm import (
     CHART,
@@ -483,7 +484,7 @@ def test_the_secret_has_the_keys_that_are_used_wherever_it_comes_from() -> None:
     assert used == {(f"{RELEASE}-tokens", key) for key in made["stringData"]}
     own = render(GATEWAYS, "drain", "monitoring", "dashboard")
     assert [m for m in own if m["kind"] == "Secret"] == []
-    page = (ROOT / "docs" / "deployment.md").read_text()
+    page = (ROOT / "docs" / "quickstart-helm.md").read_text()
     command = re.search(r"kubectl --namespace \S+ create secret generic (\S+)(.*?)\n```", page, re.DOTALL)
     assert command is not None
     assert secrets_used(own) == {
@@ -506,15 +507,28 @@ def test_the_token_in_kong_yml_is_the_variable_that_kong_gets() -> None:
     assert reference[1].upper().replace("-", "_") in {e["name"] for e in kong["env"] if "valueFrom" in e}
 
 
+def test_the_dashboard_can_be_reached_while_syncd_is_not_ready() -> None:
+    assert the(render(), "Service", "syncd")["spec"]["publishNotReadyAddresses"] is True
+
+
 # More than one syncd
 
 
-def test_several_syncd_share_a_database_and_no_volume() -> None:
+def test_several_syncd_share_a_database_and_no_volume(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     manifests = rendered_with(SEVERAL, "kong-admin")
     syncd = the(manifests, "Deployment", "syncd")
     assert "strategy" not in syncd["spec"]
     (container,) = pod_spec(syncd)["containers"]
     (url,) = (entry for entry in container["env"] if entry["name"] == "SYNCD_DAEMON__STATE_URL")
     assert url["valueFrom"]["secretKeyRef"] == {"name": "postgres", "key": "state-url"}
+    monkeypatch.setenv(url["name"], "postgresql://syncd@postgres/syncd")
+    for name in ("SYNCD_METERING__TOKEN", "SYNCD_DAEMON__TOKEN"):
+        monkeypatch.setenv(name, "token-of-the-secret")
+    (tmp_path / "syncd.yaml").write_text(the(manifests, "ConfigMap", "syncd")["data"]["syncd.yaml"])
+    state = load(tmp_path / "syncd.yaml").daemon.state_url
+    assert state is not None
+    assert state.get_secret_value().endswith("syncd@postgres/syncd")
     assert [m for m in manifests if m["kind"] == "PersistentVolumeClaim"] == []
     assert the(manifests, "PodDisruptionBudget", "syncd")["spec"]["maxUnavailable"] == 1

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import stat
 from collections.abc import Iterator
 from contextlib import ExitStack
@@ -16,9 +17,11 @@ from lupa import luajit21
 from openmeter_plugin import __version__
 from openmeter_plugin.config.schema import info_json
 from openmeter_plugin.spool.destination import write_destination
+from tests.demo import real_kong
 from tests.demo.__main__ import APPLICATIONS, TOKEN, check, drive, stats, wait_for_delivery
 from tests.demo.gateway import Gateway
 from tests.demo.traffic import Expected
+from tests.deploy.files import service
 from tests.deploy.helm import Manifest, render, rendered_with, the
 from tests.deploy.tools import needs
 from tests.harness.ports import free_port
@@ -83,6 +86,12 @@ def test_an_image_runs_as_its_own_user_and_names_its_version(name: str) -> None:
     assert found["Labels"]["org.opencontainers.image.version"] == __version__
 
 
+def test_syncds_image_has_what_a_postgresql_needs() -> None:
+    program = "import psycopg, sqlalchemy; print(psycopg.pq.version() > 0, psycopg.pq.__impl__)"
+    command = ("--entrypoint", "python", image("syncd"), "-c", program)
+    assert ENGINE.run("podman", "run", "--rm", *CLOSED, *command).split() == ["True", "python"]
+
+
 # An init container, for a Kong whose image has no Python and no shell
 
 
@@ -117,11 +126,19 @@ def services(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Services]:
         yield Services(folder, f"http://127.0.0.1:{ports['8888']}", **started)
 
 
-def test_what_kong_sends_is_billed_once_and_syncd_gets_in_sync(services: Services) -> None:
+def test_what_kong_sends_is_billed_once_and_syncd_gets_in_sync(services: Services, tmp_path: Path) -> None:
     expected = Expected()
     # What the plugin server is sent is the file that syncd reads, but for the sandbox's port.
     gateway = Gateway.load(f"{services.url}/api/v1/events")
-    drive(services.folder / "plugin-socket" / "openmeter.socket", gateway, REQUESTS, expected)
+    shared = services.folder / "plugin-socket"
+    drive(shared / "openmeter.socket", gateway, REQUESTS, expected)
+    if shutil.which("kong") is not None:
+        with real_kong.upstream() as upstream:
+            gateway = Gateway.load(f"{services.url}/api/v1/events", upstream)
+            query = service("kong")["environment"]["KONG_PLUGINSERVER_OPENMETER_QUERY_CMD"]
+            query = query.replace("/run/openmeter", str(shared))
+            with real_kong.kong(tmp_path, gateway, shared / "openmeter.socket", TOKEN, query=query) as proxy:
+                real_kong.drive(proxy, gateway, REQUESTS, expected, lambda: None)
     wait_for_delivery(services.url, expected)
     assert services.syncd.exec("syncd", "resync", "--wait")
     assert services.syncd.exec("syncd", "plan")  # exit status 0: in sync

@@ -68,7 +68,9 @@ def imported(module: Path) -> set[str]:
 
 
 @pytest.mark.parametrize(
-    ("package", "extras"), [("plugin/openmeter_plugin", ()), ("syncd", ("syncd",))], ids=["plugin", "syncd"]
+    ("package", "extras"),
+    [("plugin/openmeter_plugin", ()), ("syncd", ("syncd", "notify", "postgres"))],
+    ids=["plugin", "syncd"],
 )
 def test_a_package_imports_only_what_it_is_installed_with(package: str, extras: tuple[str, ...]) -> None:
     groups = PROJECT["project"]["optional-dependencies"]

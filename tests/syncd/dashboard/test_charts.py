@@ -16,7 +16,7 @@ DAYS = [Point("2026-11-01", 10, 20), Point("2026-11-02", 40, 0), Point("2026-11-
 
 
 def drawn(points: list[Point]) -> str:
-    environment = web._environment({"dashboard.css": b"", "icon.svg": b""})
+    environment = web.environment({"dashboard.css": b"", "icon.svg": b""})
     template: jinja2.Template = environment.from_string(
         '{% from "charts.html" import bars, share %}{{ bars(chart, "c", "requests") }}{{ share(0.375) }}'
     )

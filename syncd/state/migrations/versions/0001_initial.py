@@ -13,10 +13,36 @@ _NUMBER = sa.BigInteger().with_variant(sa.Integer(), "sqlite")
 
 def upgrade() -> None:
     """Create the tables."""
+    _create_leases()
     _create_history()
     _create_notices()
     _create_usage()
     _create_directory()
+    _create_ignored_subjects()
+    _create_closed_months()
+
+
+def _create_leases() -> None:
+    op.create_table(
+        "leases",
+        sa.Column("name", sa.Text, nullable=False),
+        sa.Column("term", sa.BigInteger, nullable=False),
+        sa.Column("holder", sa.Text, nullable=False),
+        sa.Column("since", sa.Text, nullable=False),
+        sa.Column("released", sa.Boolean, nullable=False),
+        sa.PrimaryKeyConstraint("name", name="pk_leases"),
+        sqlite_with_rowid=False,
+    )
+    op.create_table(
+        "requested_runs",
+        sa.Column("number", _NUMBER, nullable=False, autoincrement=True),
+        sa.Column("id", sa.Text, nullable=False),
+        sa.Column("summary", sa.Text, nullable=False),
+        sa.Column("options", sa.LargeBinary, nullable=False),
+        sa.Column("term", sa.BigInteger),
+        sa.PrimaryKeyConstraint("number", name="pk_requested_runs"),
+        sa.UniqueConstraint("id", name="uq_requested_runs_id"),
+    )
 
 
 def _create_history() -> None:
@@ -190,4 +216,34 @@ def _create_notices() -> None:
         sa.Column("text", sa.Text, nullable=False),
         sa.PrimaryKeyConstraint("topic", "key", name="pk_notices"),
         sqlite_with_rowid=False,
+    )
+
+
+def _create_ignored_subjects() -> None:
+    op.create_table(
+        "ignored_subjects",
+        sa.Column("number", _NUMBER, nullable=False, autoincrement=True),
+        sa.Column("subject", sa.Text, nullable=False),
+        sa.Column("reason", sa.Text, nullable=False),
+        sa.Column("ignored_by", sa.Text, nullable=False),
+        sa.Column("until", sa.Text),
+        sa.Column("since", sa.Text, nullable=False),
+        sa.Column("ended_at", sa.Text),
+        sa.Column("ended_by", sa.Text),
+        sa.PrimaryKeyConstraint("number", name="pk_ignored_subjects"),
+    )
+
+
+def _create_closed_months() -> None:
+    op.create_table(
+        "closed_months",
+        sa.Column("month", sa.Text, nullable=False),
+        sa.Column("revision", sa.Integer, nullable=False, autoincrement=False),
+        sa.Column("sha256", sa.Text, nullable=False),
+        sa.Column("closed_at", sa.Text, nullable=False),
+        sa.Column("closed_by", sa.Text),
+        sa.Column("checked_at", sa.Text),
+        sa.Column("late", sa.Text, nullable=False),
+        sa.Column("document", sa.LargeBinary, nullable=False),
+        sa.PrimaryKeyConstraint("month", "revision", name="pk_closed_months"),
     )
