@@ -104,7 +104,7 @@ images: setup
 
 #? images-test: run the images: the compose file's services, the chart's pods, an init container
 images-test: images
-	$(BIN)/pytest tests/images $(ARGS)
+	IMAGES=yes $(BIN)/pytest tests/images $(ARGS)
 
 #? images-newcomer: from an empty container to a bill, timed: install the wheel, replay traffic, sync
 images-newcomer: setup
