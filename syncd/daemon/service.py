@@ -14,6 +14,8 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
+from datetime import UTC, datetime
 
 import structlog
 import uvicorn
@@ -25,9 +27,10 @@ from syncd.close.store import ClosedMonths
 from syncd.close.watch import LateWatch
 from syncd.config.settings import Config
 from syncd.config.types import Listen, listening
-from syncd.core.errors import ConfigError, QueueFullError
+from syncd.core.errors import ConfigError, QueueFullError, StateError
 from syncd.customers.directory import Directory
 from syncd.daemon.api import Daemon, create_app
+from syncd.daemon.leadership import Leadership
 from syncd.daemon.metrics import Metrics
 from syncd.daemon.schedule import Schedule
 from syncd.dashboard.session import IDLE
@@ -38,11 +41,13 @@ from syncd.runs.directory import DirectoryRecorder
 from syncd.runs.factory import rules_of
 from syncd.runs.history import History, HistoryRecorder
 from syncd.runs.ignored import IgnoredSubjects
-from syncd.runs.queue import ReportedOutcomes, RunQueue
+from syncd.runs.queue import SCHEDULE, ReportedOutcomes, RunQueue
 from syncd.runs.reconciler import Reconciler, record_end
-from syncd.runs.run import Run
+from syncd.runs.run import Run, RunState
 from syncd.sources.base import Readings
 from syncd.state.database import State
+from syncd.usage.refresh import Refresher
+from syncd.usage.store import UsageStore
 
 _log = structlog.get_logger("syncd.daemon.service")
 
@@ -50,6 +55,8 @@ _LOCK_TIMEOUT = 300.0
 _NEEDS_RESTART = ("listen", "state_dir", "state_url")
 _STOP_SECONDS = 3.0
 """How long a stop waits for requests under way: service managers kill after 10 s, Docker's default."""
+_USAGE_WAIT = 20.0
+"""Seconds before the first refresh of usage: the run at the start goes first."""
 _MAX_CONNECTIONS = 64
 _HEAD_SECONDS = 10.0
 _KEEP_ALIVE_SECONDS = 30
@@ -112,6 +119,8 @@ def _caught(handler: Callable[[int, object], None]) -> Iterator[socket.socket]:
 class RunningDaemon:
     """A running daemon: its address, and its configuration, which `reload` replaces between two runs."""
 
+    usage: Refresher
+
     def __init__(
         self,
         config: Config,
@@ -119,6 +128,7 @@ class RunningDaemon:
         metrics: Metrics,
         stopping: threading.Event,
         schedule: Schedule,
+        leadership: Leadership,
     ) -> None:
         self.address = address
         self.stopping = stopping
@@ -129,6 +139,7 @@ class RunningDaemon:
         self.unfinished: tuple[str, ...] = ()
         """After a stop: the threads that still wait for an answer."""
         self._schedule = schedule
+        self._leadership = leadership
         self._refused: str | None = None
 
     def wait_for(self, threads: Sequence[threading.Thread]) -> None:
@@ -179,7 +190,12 @@ class RunningDaemon:
 
     def describe(self) -> dict[str, object]:
         """Return the schedule and the state of the configuration, for GET /v1/status."""
-        return {"next_run": self._schedule.next_run().isoformat(), "configuration_refused": self._refused}
+        next_run = self._schedule.next_run().isoformat() if self._leadership.leads() else None
+        return {
+            "next_run": next_run,
+            "configuration_refused": self._refused,
+            **self._leadership.describe(),
+        }
 
 
 @contextmanager
@@ -189,11 +205,13 @@ def running(
     *,
     clock_check_seconds: float = 20.0,
     session_idle: float = IDLE,
+    usage_wait: float = _USAGE_WAIT,
 ) -> Iterator[RunningDaemon]:
     """Run the daemon in threads of this process; its `address` is the one it actually listens on.
 
     `now` is this machine's clock; the schedule looks at it every `clock_check_seconds`. A session of the
-    dashboard ends after `session_idle` seconds without a request.
+    dashboard ends after `session_idle` seconds without a request. Usage is refreshed for the first time after
+    `usage_wait` seconds.
     """
     rules_of(config)  # an unreadable mapping file is an error now, not at the first run
     config.notify.check()
@@ -205,8 +223,18 @@ def running(
         history = History(state)
         metrics = Metrics()
         address = Listen(config.daemon.listen.host, listener.getsockname()[1])
-        schedule = Schedule(config.schedule, lambda: _request(runs), now, check_seconds=clock_check_seconds)
-        daemon = RunningDaemon(config, address, metrics, stopping, schedule)
+        leadership = Leadership(state, stopping)
+        schedule = Schedule(
+            config.schedule, lambda: _request(runs, leadership), now, check_seconds=clock_check_seconds
+        )
+        daemon = RunningDaemon(config, address, metrics, stopping, schedule, leadership)
+        daemon.usage = Refresher(
+            UsageStore(state),
+            lambda: daemon.config,
+            now,
+            stopping=stopping,
+            may_refresh=leadership.leads,
+        )
         reported, waker = ReportedOutcomes(), Waker()
         observers = (
             HistoryRecorder(history, lambda: daemon.config.daemon.keep_runs),
@@ -217,6 +245,8 @@ def running(
         )
 
         def reconcile(run: Run, *, should_stop: Callable[[], bool], on_update: Callable[[Run], None]) -> Run:
+            if not leadership.leads():
+                return _not_led(run, on_update)
             # Built for each run, with the configuration and readings of this moment.
             reconciler = Reconciler(
                 daemon.config,
@@ -228,9 +258,18 @@ def running(
                 sleep=stopping.wait,
                 now=now,
             )
-            return reconciler.reconcile(run, should_stop=should_stop, on_update=on_update)
+            try:
+                return reconciler.reconcile(run, should_stop=should_stop, on_update=on_update)
+            finally:
+                _end_request(leadership, run)
 
-        runs = RunQueue(reconcile, stopping)
+        runs = RunQueue(reconcile, stopping, shared=leadership.requests)
+        leadership.requested = runs.enqueue
+        leadership.elected = lambda: _request(runs, leadership)
+        leadership.begin()
+        watch = Watch(
+            runs, history, Notices(state), lambda: daemon.config, waker, stopping, now, leadership.leads
+        )
         months, ignored = ClosedMonths(state), IgnoredSubjects(state)
         late = LateWatch(
             lambda: Closing(
@@ -239,7 +278,6 @@ def running(
             metrics.closed_months,
             stopping,
         )
-        watch = Watch(runs, history, Notices(state), lambda: daemon.config, waker, stopping, now)
         server = _server(
             Daemon(
                 runs,
@@ -248,6 +286,7 @@ def running(
                 lambda: daemon.config,
                 daemon.token,
                 daemon.describe,
+                leadership,
                 state,
                 session_idle,
             )
@@ -256,6 +295,8 @@ def running(
             threading.Thread(target=server.run, args=([listener],), name="syncd-api", daemon=True),
             threading.Thread(target=runs.work, name="syncd-worker", daemon=True),
             threading.Thread(target=schedule.work, name="syncd-schedule", daemon=True),
+            threading.Thread(target=daemon.usage.work, args=(usage_wait,), name="syncd-usage", daemon=True),
+            threading.Thread(target=leadership.work, name="syncd-leadership", daemon=True),
             threading.Thread(target=late.work, name="syncd-late", daemon=True),
             threading.Thread(target=watch.work, name="syncd-notify", daemon=True),
         ]
@@ -271,15 +312,41 @@ def running(
             schedule.stop()
             runs.stop()
             watch.stop()
+            leadership.wake()
             server.should_exit = True
             daemon.wait_for(threads)
             if (abandoned := runs.abandon(reported.outcomes)) is not None:
                 record_end(abandoned, observers)
+            leadership.resign()
 
 
-def _request(runs: RunQueue) -> None:
+def _not_led(run: Run, on_update: Callable[[Run], None]) -> Run:
+    """End a run that was queued before another daemon began to lead."""
+    ended = replace(
+        run,
+        state=RunState.FAILED,
+        finished_at=datetime.now(UTC),
+        error="another syncd does the runs now (see the leader in `syncd status`); nothing was changed",
+        failure="lock",
+    )
+    on_update(ended)
+    return ended
+
+
+def _end_request(leadership: Leadership, run: Run) -> None:
+    if leadership.requests is None or run.trigger == SCHEDULE:
+        return
     try:
-        runs.request("schedule")
+        leadership.requests.end(run.id)
+    except StateError as error:
+        _log.warning("request_kept", error=str(error), consequence="the next leader may repeat this run")
+
+
+def _request(runs: RunQueue, leadership: Leadership) -> None:
+    if not leadership.leads():
+        return
+    try:
+        runs.request(SCHEDULE)
     except QueueFullError as error:
         _log.warning("scheduled_run_skipped", error=str(error))
 

@@ -116,6 +116,7 @@ def test_every_metric_is_in_the_dashboard_or_says_why_not(families: dict[str, Fa
         "syncd_late_requests",
         "syncd_late_tokens",
         "syncd_late_check_timestamp_seconds",
+        "syncd_leader",
         "openmeter_plugin_gate_kongs",
         "openmeter_plugin_gate_up",
     }
@@ -193,7 +194,7 @@ def test_the_jobs_have_the_names_that_the_alerts_know_them_by() -> None:
     jobs = {job["job_name"] for job in scraped}
     monitors = [
         endpoint
-        for manifest in render("kong-admin", "monitoring")
+        for manifest in render("gateways", "monitoring")
         if manifest["kind"] in {"PodMonitor", "ServiceMonitor"}
         for endpoint in [
             *manifest["spec"].get("podMetricsEndpoints", ()),
