@@ -37,7 +37,6 @@ def main() -> int:
         choices=("plugin", *parts, "lua", "gate"),
         help="measure this alone; plugin: all but syncd's; lua, gate: with Kong",
     )
-    options.add_argument("--postgres", action="store_true", help="with --only gate: Kong with a database")
     arguments = options.parse_args()
     end_cleanly()
     if arguments.only in ("lua", "gate") and not arguments.kong:
@@ -94,7 +93,7 @@ def gateways(arguments: argparse.Namespace) -> int:
     try:
         with console.status("starting") as status:
             if arguments.only == "gate":
-                measured = kong_gate.run(rounds, arguments.postgres, status.update)
+                measured = kong_gate.run(rounds, status.update)
                 return verdict(kong_gate.report(measured, console))
             ways, missing = gateway.run(
                 rounds,

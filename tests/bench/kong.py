@@ -11,7 +11,6 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
-from urllib.parse import urlsplit
 
 import httpx
 import yaml
@@ -19,7 +18,6 @@ import yaml
 from openmeter_plugin.config.lua_plugin import lua_files
 from tests.demo.real_kong import KongMissing
 from tests.harness.ports import free_port
-from tests.harness.postgres import PASSWORD, USER, programs, running_postgres
 from tests.harness.process import eventually
 
 KEY = "bench-key"
@@ -63,10 +61,11 @@ def kong(
     cores: set[int] | None = None,
     lua: Lua | None = None,
     directives: Sequence[str] = (),
+    postgres: bool = False,
 ) -> Iterator[tuple[str, int]]:
     """Run a Kong on these cores with a route and its plugins for each path; yields its URL and pid.
 
-    `directives` are further lines of kong.conf.
+    `directives` are further lines of kong.conf; for `postgres` see `started`.
     """
     listed = [
         {"name": f"r{number}", "paths": [path], "plugins": plugins}
@@ -80,11 +79,13 @@ def kong(
     }
     names = sorted({str(plugin["name"]) for plugins in routes.values() for plugin in plugins})
     settings = [f"nginx_worker_processes = {workers}", f"log_level = {log_level}", *directives]
-    settings.append(f"pluginserver_names = {', '.join(servers)}")
+    if servers:
+        settings.append(f"pluginserver_names = {', '.join(servers)}")
     for name, server in servers.items():
         settings.append(f"pluginserver_{name}_socket = {server.socket}")
         settings.append(f"pluginserver_{name}_query_cmd = {server.query}")
-    with started(directory, document, ["key-auth", *names], settings, cores=cores, lua=lua) as port:
+    plugins = ["key-auth", *names]
+    with started(directory, document, plugins, settings, cores=cores, lua=lua, postgres=postgres) as port:
         url = f"http://127.0.0.1:{port}"
         first = url + next(iter(routes))
         eventually(lambda: _answers(first), what="Kong's configuration")
@@ -100,19 +101,24 @@ def started(
     *,
     cores: set[int] | None = None,
     lua: Lua | None = None,
-    database: Mapping[str, str] | None = None,
+    postgres: bool = False,
 ) -> Iterator[int]:
     """Run a Kong with this declarative configuration and these settings; yields the proxy's port.
 
-    With `database` (`imported`) it has its configuration from there.
+    With `postgres` the configuration is imported into the database that Kong's variables name (KONG_PG_HOST
+    and others); it should be an empty one, for nothing else.
     """
     shutil.rmtree(directory, ignore_errors=True)
     directory.mkdir()
     port = free_port()
-    (directory / "kong.yml").write_text(yaml.safe_dump(document))
-    declarative = ["database = off", f"declarative_config = {directory}/kong.yml"]
+    document_file = directory / "kong.yml"
+    document_file.write_text(yaml.safe_dump(document))
     lines = [
-        *(declarative if database is None else ["database = postgres"]),
+        *(
+            ["database = postgres"]
+            if postgres
+            else ["database = off", f"declarative_config = {directory}/kong.yml"]
+        ),
         f"plugins = {', '.join(plugins)}",
         f"proxy_listen = 127.0.0.1:{port}",
         "proxy_access_log = off",
@@ -124,43 +130,23 @@ def started(
     ]
     if os.geteuid() == 0:
         lines.append("nginx_user = root root")
-    environment = dict(os.environ) | dict(database or {})
+    environment = dict(os.environ)
     if lua is not None:
         lines.append(f"lua_package_path = {lua.folder}/?.lua;;")
         environment["OPENMETER_PLUGIN_SEGMENTS"] = str(lua.segments)
     (directory / "kong.conf").write_text("\n".join(lines) + "\n")
     prefix = directory / "prefix"
-    command = ["kong", "start", "-p", str(prefix), "-c", str(directory / "kong.conf")]
+    at = ["-p", str(prefix), "-c", str(directory / "kong.conf")]
+    prepared = [["migrations", "bootstrap"], ["config", "db_import", str(document_file)]] if postgres else []
     with on_cores(cores or os.sched_getaffinity(0)):
-        run = subprocess.run(command, capture_output=True, text=True, env=environment)
-    if run.returncode:
-        raise KongMissing(f"kong does not start: {run.stderr.strip()}")
+        for command in [*prepared, ["start"]]:
+            run = subprocess.run(["kong", *command, *at], capture_output=True, text=True, env=environment)
+            if run.returncode:
+                raise KongMissing(f"kong {command[0]} failed: {run.stderr.strip()}")
     try:
         yield port
     finally:
         subprocess.run(["kong", "stop", "-p", str(prefix)], capture_output=True)
-
-
-@contextmanager
-def imported(directory: Path, document: dict[str, Any], settings: Sequence[str]) -> Iterator[dict[str, str]]:
-    """Run a PostgreSQL with a configuration of Kong's in it; yields the variables that name it to Kong."""
-    found = programs()
-    if found is None:
-        raise KongMissing("there is no `postgres` in the PATH")
-    directory.mkdir(exist_ok=True)
-    (directory / "import.yml").write_text(yaml.safe_dump(document))
-    (directory / "import.conf").write_text("\n".join(["database = postgres", *settings]) + "\n")
-    with running_postgres(found) as server:
-        url = urlsplit(server.new_database())
-        parts = {"HOST": url.hostname, "PORT": server.port, "USER": USER, "PASSWORD": PASSWORD}
-        parts["DATABASE"] = url.path[1:]
-        variables = {f"KONG_PG_{name}": str(value) for name, value in parts.items()}
-        for words in (["migrations", "bootstrap"], ["config", "db_import", str(directory / "import.yml")]):
-            command = ["kong", *words, "-c", str(directory / "import.conf")]
-            ended = subprocess.run(command, capture_output=True, text=True, env=os.environ | variables)
-            if ended.returncode:
-                raise KongMissing(f"kong {words[0]} failed: {(ended.stdout + ended.stderr).strip()[-500:]}")
-        yield variables
 
 
 def _answers(url: str) -> bool:

@@ -5,7 +5,7 @@ post-function that do nothing, which are the limit of what Lua in Kong can reach
 process beside the sandbox, its customer has a limit, and the answers have its headers. The ways are driven in
 turn, in an order that rotates, a second at a time, with 8 and with 32 connections; each is compared with no
 gate in the same turn, and the median counts. Each round has a new Kong (see gateway.py). Needs `kong` and
-`wrk` in the PATH. With `--postgres`, Kong has its configuration from a database.
+`wrk` in the PATH.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ from openmeter_plugin.config.gate_lua import FOLDER, NAME, gate_files, post_func
 from syncd.sandbox.testing import running_sandbox
 from tests.bench.gateway import Spread
 from tests.bench.goals import Goal
-from tests.bench.kong import KEY, imported, on_cores, process, started
+from tests.bench.kong import KEY, on_cores, process, started
 from tests.bench.processes import cpu_seconds
 from tests.demo.real_kong import KongMissing
 from tests.harness.process import eventually
@@ -106,7 +106,7 @@ def _write_lua(folder: Path) -> None:
             (folder / place / name).write_text(text)
 
 
-def run(rounds: int, postgres: bool, tell: Callable[[str], None]) -> Results:
+def run(rounds: int, tell: Callable[[str], None]) -> Results:
     """Return what was measured; raises KongMissing."""
     for program in ("kong", "wrk"):
         if shutil.which(program) is None:
@@ -131,16 +131,10 @@ def run(rounds: int, postgres: bool, tell: Callable[[str], None]) -> Results:
             "nginx_worker_processes = 1",
             "log_level = error",
         ]
-        listed = f"plugins = {', '.join(names)}"
-        database = None
-        if postgres:
-            database = stack.enter_context(imported(folder / "db", document, [*settings, listed]))
         results = {(each, way): Measured() for each in _CONCURRENCY for way in plugins}
         for number in range(rounds):
             tell(f"round {number + 1} of {rounds}")
-            with started(
-                folder / "kong", document, names, settings, cores={first}, database=database
-            ) as port:
+            with started(folder / "kong", document, names, settings, cores={first}) as port:
                 pid = int((folder / "kong/prefix/pids/nginx.pid").read_text())
                 _round(results, f"http://127.0.0.1:{port}", pid, list(plugins), number)
         return results
