@@ -30,6 +30,10 @@ def main() -> int:
     )
     options.add_argument("--concurrency", type=int, default=plugin.CONCURRENCY, help="with Kong")
     options.add_argument("--workers", type=int, default=1, help="of nginx, with Kong")
+    options.add_argument("--one-core", action="store_true", help="with Kong: everything on one core")
+    options.add_argument(
+        "--postgres", action="store_true", help="with Kong on the empty database that KONG_PG_* name"
+    )
     options.add_argument("--backlog", type=float, default=5.0, help="GiB that wait when a server is started")
     parts = ("servers", "drain", "memory", "backlog", "beside", "ai", "syncd")
     options.add_argument(
@@ -92,6 +96,8 @@ def gateways(arguments: argparse.Namespace) -> int:
                 arguments.concurrency,
                 arguments.workers,
                 only_lua=only_lua,
+                one_core=arguments.one_core,
+                postgres=arguments.postgres,
             )
     except KongMissing as error:
         console.print(f"[red]{error}")
