@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: help setup demo unit test cov slow lint format typecheck bench soak model conformity docs dist screenshot newcomer browser tools clean
+.PHONY: help setup demo unit test cov slow lint format typecheck bench soak leaders model conformity docs dist images images-test images-newcomer screenshot newcomer browser tools clean
 .DEFAULT_GOAL := help
 
 #? help: print this list
@@ -64,6 +64,10 @@ bench: setup
 soak: setup
 	@$(BIN)/python -m tests.soak $(ARGS)
 
+#? leaders: kill or freeze the leader of three syncds on one PostgreSQL, fifty times (ARGS='--rounds 5')
+leaders: setup
+	@$(BIN)/python -m tests.leaders $(ARGS)
+
 #? model: run syncd for 10,000 random steps against a failing metering API and people who edit (STEPS=, SEED=)
 model: setup
 	MODEL_STEPS=$(or $(STEPS),10000) MODEL_SEED=$(or $(SEED),0) \
@@ -93,6 +97,20 @@ dist: setup
 		$(BIN)/pip install --quiet --disable-pip-version-check --constraint .ci/constraints.txt --editable '.[dist]'
 	@$(BIN)/python -m tests.packaging
 
+#? images: build both images with podman, on a base that debootstrap makes; prints their sizes
+images: setup
+	@.ci/images
+	@$(BIN)/python -m tests.images
+
+#? images-test: run the images: the compose file's services, the chart's pods, an init container
+images-test: images
+	IMAGES=yes $(BIN)/pytest tests/images $(ARGS)
+
+#? images-newcomer: from an empty container to a bill, timed: install the wheel, replay traffic, sync
+images-newcomer: setup
+	@.ci/images
+	@$(BIN)/python -m tests.images.newcomer
+
 #? screenshot: retake the README's screenshot
 screenshot: setup
 	$(BIN)/python -m tests.demo.screenshot
@@ -106,7 +124,7 @@ export BROWSER
 browser:
 	@.ci/chromium
 
-#? tools: install kustomize and promtool into .tools for the deployment tests
+#? tools: install helm, kubeconform, actionlint and promtool into .tools for the deployment tests
 tools:
 	@.ci/tools
 

@@ -6,6 +6,7 @@ import typing
 from collections.abc import Iterator
 from dataclasses import dataclass
 from datetime import date, timedelta
+from decimal import Decimal
 from pathlib import Path
 from types import UnionType
 from typing import Annotated, Any, Final, Literal, Union, get_args, get_origin
@@ -16,10 +17,12 @@ from pydantic.fields import FieldInfo
 
 from syncd.config.gateways import GatewayUrl, Host
 from syncd.config.mapping import GroupTemplate, Template
+from syncd.config.prices import Money, Quantity, Where
 from syncd.config.run import default_state_dir
 from syncd.config.settings import Config
 from syncd.config.sources import StaticSubjectConfig, _AnySource
 from syncd.config.types import Duration, HttpUrl, Label, Listen, Metadata
+from syncd.config.usage import Dimensions
 
 HEAD: Final = ("Setting", "Type", "Default", "Environment", "Meaning")
 
@@ -33,10 +36,16 @@ _NAMES: Final[tuple[tuple[Any, str], ...]] = (
     (Template, "template"),
     (GroupTemplate, "template"),
     (Metadata, "map of strings"),
+    (Money, "number"),
+    (Quantity, "number above 0"),
+    (Decimal, "number"),
+    (Where, "map of strings or lists of strings"),
+    (Dimensions, "map of lists of strings"),
     (SecretStr, "secret string"),
     (Listen, "host:port"),
     (Path, "path"),
     (date, "day"),
+    (timedelta, "duration"),
     (str, "string"),
     (int, "integer"),
     (bool, "`true` or `false`"),
@@ -55,7 +64,9 @@ class Setting:
     @property
     def variable(self) -> str | None:
         """The environment variable that sets it; None for lists within lists, which only the file can set."""
-        if "[]" in self.place or ("0" in self.place and get_origin(self.hint) is tuple):
+        if "[]" in self.place or "0" in self.place[2:]:
+            return None
+        if "0" in self.place and get_origin(self.hint) is tuple:
             return None
         return "SYNCD_" + "__".join(self.place).upper()
 
@@ -132,6 +143,8 @@ def _settings(place: tuple[str, ...], model: type[BaseModel]) -> Iterator[Settin
 
 
 def _model(hint: Any) -> type[BaseModel] | None:
+    if get_origin(hint) in (Union, UnionType):
+        hint = next((part for part in get_args(hint) if part is not type(None)), hint)
     if get_origin(hint) is tuple:
         hint = get_args(hint)[0]
     return hint if isinstance(hint, type) and issubclass(hint, BaseModel) else None
@@ -178,4 +191,6 @@ def _duration(value: timedelta) -> str:
 
 
 def _text(value: object) -> str:
+    if isinstance(value, dict):
+        return "{" + ", ".join(f"{name}: [{', '.join(names)}]" for name, names in value.items()) + "}"
     return str(value).lower() if isinstance(value, bool) else str(value)

@@ -32,14 +32,18 @@ ALL = [block for page in PAGES for block in blocks(page)]
 SHELL = [block for block in ALL if block.kind in {"sh", "console"}]
 
 NOT_RUN = {
-    ("docs/deployment.md", "needs Docker"): 2,
-    ("docs/deployment.md", "needs Kubernetes"): 2,
-    ("docs/deployment.md", "needs root and systemd"): 4,
+    ("docs/deployment.md", "needs Kubernetes"): 1,
+    ("docs/deployment.md", "needs root and systemd"): 1,
+    ("docs/quickstart-compose.md", "needs Docker"): 2,
+    ("docs/quickstart-helm.md", "needs Kubernetes"): 1,
+    ("docs/quickstart-systemd.md", "needs root and systemd"): 4,
     ("CONTRIBUTING.md", "takes minutes"): 1,
     ("docs/decisions/connection-handoff.md", "takes minutes"): 1,
     ("docs/decisions/protobuf-codec.md", "takes minutes"): 1,
     ("docs/guarantees.md", "takes minutes"): 1,
+    ("docs/howto/month-end.md", "needs a month of traffic"): 3,
     ("docs/lua-shim.md", "needs root"): 1,
+    ("docs/notifications.md", "sends messages"): 1,
     ("docs/plugin-settings.md", "needs Konnect"): 1,
     ("docs/quickstart.md", "takes minutes"): 1,
     ("docs/quickstart.md", "the README's test runs it"): 1,
@@ -153,7 +157,7 @@ def test_every_command_and_option_of_ours_exists(helped: dict[tuple[str, ...], s
 
 def test_every_target_and_variable_of_make_exists() -> None:
     makefile = (ROOT / "Makefile").read_text()
-    targets = set(re.findall(r"^([a-z]+):", makefile, re.MULTILINE))
+    targets = set(re.findall(r"^([a-z-]+):", makefile, re.MULTILINE))
     typed = [line for script in scripts() for line in script.splitlines() if line.startswith("make ")]
     typed += [code for page in PAGES for code in re.findall(r"`(make [^`]+)`", prose(ROOT / page))]
     assert len(typed) > 10

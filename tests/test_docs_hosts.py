@@ -181,7 +181,9 @@ def test_systemd_enables_what_the_page_has_you_install(clone: Clone) -> None:
     for name, script in scripts.items():
         (programs / name).write_text(STAND_IN.format(script=script))
         (programs / name).chmod(0o755)
-    of_systemd = [b for b in blocks("docs/deployment.md", "sh") if b.reason == "needs root and systemd"]
+    pages = ("docs/quickstart-systemd.md", "docs/deployment.md")  # installing, then upgrading
+    shown = [block for page in pages for block in blocks(page, "sh")]
+    of_systemd = [b for b in shown if b.reason == "needs root and systemd" and "spool status" not in b.text]
     group = subprocess.run(["id", "-gn"], capture_output=True, text=True, check=True).stdout.strip()
     lines = [line.replace("--group syncd", f"--group {group}") for b in of_systemd for line in b.lines]
     path = f"{programs}:{clone.environment['PATH']}"

@@ -17,10 +17,12 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any
 
+import httpx
 import pytest
 
 from openmeter_plugin.api.access import TOKEN_VARIABLE
 from openmeter_plugin.spool.destination import write_destination
+from syncd.sandbox.testing import running_sandbox
 from tests.documents import PAGES, ROOT, blocks
 from tests.harness.process import eventually, plugin_server
 from tests.newcomer import report
@@ -30,6 +32,7 @@ from tests.plugin.operations_api import ADMIN_TOKEN, address_of
 from tests.plugin.spools import destination
 from tests.syncd import audits
 from tests.syncd.audits import HOUR, Audited, hours_ago
+from tests.syncd.close.worlds import ALICE, MONTH, world
 
 pytestmark = pytest.mark.slow
 
@@ -51,6 +54,7 @@ def test_every_console_is_compared_by_a_test() -> None:
     assert {(page, *words[:2]) for page, words in typed if words[0] != "curl"} == {
         ("docs/plugin-operations.md", "openmeter-plugin", "spool"),
         ("docs/audit.md", "syncd", "audit"),
+        ("docs/howto/month-end.md", "syncd", "close"),
     }
     assert [page for page, words in typed if words[0] == "curl"] == ["docs/plugin-operations.md"]
 
@@ -128,3 +132,20 @@ def test_the_seconds_that_a_newcomer_needs_are_shown_as_they_are_printed() -> No
     assert abs(sum(seconds for _, seconds in steps) - total) < 0.06 * len(lines)  # each figure is rounded
     readme = (ROOT / "README.md").read_text()
     assert f"[{total} s](docs/quickstart.md#in-one-command), {dict(steps)['make setup']} of them" in readme
+
+
+def test_what_stands_against_closing_a_month_is_as_the_page_says(tmp_path: Path) -> None:
+    ((command, expected),) = consoles("docs/howto/month-end.md")
+    with (
+        running_sandbox() as url,
+        httpx.Client(base_url=url) as sandbox,
+        world(tmp_path / "world", sandbox, "eu") as there,
+    ):
+        there.serve(ALICE, 4633)
+        there.spend(ALICE, 812_400)
+        there.serve("stranger", 12)
+        there.serve(ALICE, 1, counted=False)
+        status, out, _ = there.call(str(MONTH))
+    assert status == 2
+    assert command == "syncd close 2026-10"
+    assert out.replace(str(MONTH), "2026-10").splitlines() == expected

@@ -35,6 +35,12 @@ _BY_NAME: dict[str, Any] = {
     "gateways": [{"name": "west", "url": "http://west"}],
     "ignore": [{"subject": "other", "reason": "another"}],
     "mapping": {"overflow": "split"},
+    "usage": {"keep": "77d"},
+    "keep": "77d",
+    "meters": {"kong_llm_calls": ["model"]},
+    "prices": {"currency": "USD", "rates": [{"meter": "other", "amount": 1}]},
+    "rates": [{"meter": "other", "amount": 1}],
+    "currency": "USD",
     "policy_options": {"detach_after": "41d"},
     "guards": {"min_changes": 7},
     "schedule": {"jitter": "7s"},
@@ -48,6 +54,7 @@ _BY_NAME: dict[str, Any] = {
     "key": "{kind}-{username}",
     "cron": "*/10 * * * *",
     "region": "us",
+    "customer_url": "https://billing.example.com/{id}",
     "token": "at-least-sixteen-characters",
 }
 _BY_KIND: dict[str, Any] = {
@@ -85,6 +92,7 @@ def document(kind: str, **more: Any) -> dict[str, Any]:
         "metering": _METERING,
         "gateways": [_GATEWAY],
         "ignore": [{"subject": "healthcheck", "reason": "ours"}],
+        "prices": {"currency": "EUR", "rates": [{"meter": "kong_api_requests", "amount": 1}]},
         **more,
     }
 

@@ -13,11 +13,9 @@ import sys
 def main() -> None:
     """Run the command line."""
     if sys.argv[1:] == ["info"]:
-        import json
+        from openmeter_plugin.config.schema import info_json
 
-        from openmeter_plugin.config.schema import plugin_info
-
-        sys.stdout.write(json.dumps(plugin_info()))
+        sys.stdout.write(info_json())
         return
     early = None
     if sys.argv[1:2] == ["serve"]:

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import contextvars
 import os
+import select
 import signal
 import sys
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, wait
-from contextlib import closing, contextmanager
+from contextlib import contextmanager
 from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
@@ -25,11 +26,13 @@ from syncd.config.settings import Config
 from syncd.core.changes import Outcome, Plan, count
 from syncd.core.errors import SyncdError, UnsafePlanError
 from syncd.planning import plan_file
-from syncd.runs.history import History, HistoryRecorder, existing_history
+from syncd.runs.factory import existing_history
+from syncd.runs.history import History, HistoryRecorder
 from syncd.runs.options import RunOptions
 from syncd.runs.passes import WOULD_STOP
 from syncd.runs.reconciler import Reconciler, record_end
 from syncd.runs.run import Run, RunObserver, RunState, new_run
+from syncd.state.database import State
 
 
 def apply(config: Config, options: RunOptions, *, plan_path: Path | None, ask: bool, as_json: bool) -> Run:
@@ -43,7 +46,8 @@ def apply(config: Config, options: RunOptions, *, plan_path: Path | None, ask: b
         options = replace(options.as_reviewed(made_with), reviewed=reviewed)
     elif ask and printer:
         options = replace(options, reviewed=_agreed(config, options, printer))
-    with closing(History(config.daemon.state_dir)) as history, steps() as progress:
+    with State(config.daemon.state) as state, steps() as progress:
+        history = History(state)
         recorder = HistoryRecorder(history, lambda: config.daemon.keep_runs)
         terminal = _Terminal(printer, progress, shows_plan=not ask)
         observers, stopping = (recorder, terminal), Stopping()
@@ -71,27 +75,66 @@ def apply(config: Config, options: RunOptions, *, plan_path: Path | None, ask: b
             terminal.show()
 
 
-def _agreed(config: Config, options: RunOptions, printer: Console) -> Plan | None:
-    """Show a plan and ask; return it once a person agrees. Nothing is locked while they read."""
-    with existing_history(config.daemon.state_dir) as history, steps() as progress:
-        progress.begin("reading sources and customers")
-        dry = Reconciler(config, history).reconcile(new_run("plan", replace(options, dry_run=True)))
-    plan = dry.made_plan
+_UNTOUCHED = "stopped by request; nothing was changed"
+
+
+def _agreed(config: Config, options: RunOptions, printer: Console) -> Plan:
+    """Show a plan and ask; return it once a person agrees. Nothing is locked while they read.
+
+    A signal ends the process with its status.
+    """
+    stopping = Stopping()
+    plan = _dry_run(config, options, stopping).made_plan
     plan_text.show_plan(printer, plan)
     if would_stop := next((note for note in plan.notes if note.startswith(WOULD_STOP)), None):
         raise UnsafePlanError(would_stop.removeprefix(WOULD_STOP))
-    if plan.actionable and not _yes(plural(len(plan.actionable), "change")):
+    if plan.actionable and not _yes(stopping):
         raise SyncdError("nothing was changed")
     return plan
 
 
-def _yes(changes: str) -> bool:
+def _dry_run(config: Config, options: RunOptions, stopping: Stopping) -> Run:
+    with existing_history(config) as history, steps() as progress:
+
+        def work() -> Run:
+            progress.begin("reading sources and customers")
+            reconciler = Reconciler(config, history, sleep=stopping.wait)
+            run = new_run("plan", replace(options, dry_run=True))
+            return reconciler.reconcile(run, should_stop=stopping.is_set)
+
+        made = None
+        try:
+            made = until_stopped(work, stopping)
+        except AbandonedError:
+            progress.hide()
+            complain(_UNTOUCHED)
+            leave(stopping.status)
+        except SyncdError:
+            if not stopping.is_set():
+                raise
+    if made is None or stopping.is_set():
+        complain(_UNTOUCHED)
+        finish(stopping.status)
+    return made
+
+
+def _yes(stopping: Stopping) -> bool:
     """Ask on the terminal; only the word yes, or y, is one."""
-    try:
-        return input(f"Apply {changes}? [y/N] ").strip().lower() in {"y", "yes"}
-    except (EOFError, KeyboardInterrupt):
+    answer = None
+    with _caught(stopping.handle):
+        sys.stdout.write("Apply this plan? [y/N] ")
+        sys.stdout.flush()
+        # input() misses a signal that comes between its prompt and its read: Python only notes it then.
+        while answer is None and not stopping.is_set():
+            if select.select([sys.stdin], [], [], _TICK)[0]:
+                answer = sys.stdin.readline()
+    if answer is None:
         print()
-        return False
+        complain(_UNTOUCHED)
+        finish(stopping.status)
+    if not answer:
+        print()
+    return answer.strip().lower() in {"y", "yes"}
 
 
 def can_ask() -> bool:
@@ -143,7 +186,7 @@ class _Terminal(RunObserver):
             )
             record_end(ended, observers)
             if self._ended is None:
-                complain("stopped by request while reading; nothing was changed")
+                complain(_UNTOUCHED)
 
     def show(self) -> bool:
         """Print what was done, once; returns whether there is something."""

@@ -65,7 +65,8 @@ def audit(
 
     Without --to up to the current hour, without --from the day before that.
     """
-    from syncd.cli.audit_report import show_audit, to_json
+    from syncd.audit.document import to_json
+    from syncd.cli.audit_report import show_audit
     from syncd.config import settings
 
     if (dry_run or wait or force) and not redeliver:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Mapping
-from contextlib import closing
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -143,16 +142,17 @@ def history(
     output: OutputOption = Output.TEXT,
     limit: Annotated[int, typer.Option(min=1, help="Maximum number of runs.")] = 20,
 ) -> None:
-    """Show the latest runs, or one run with its changes. Reads daemon.state_dir, not the daemon."""
+    """Show the latest runs, or one run with its changes. Reads the state, not the daemon."""
     from syncd.cli import render
     from syncd.config import settings
     from syncd.runs.history import History
-    from syncd.runs.lock import is_locked
+    from syncd.runs.lock import close_interrupted
+    from syncd.state.database import State
 
-    state_dir = settings.load(config_path(context, config)).daemon.state_dir
-    with closing(History(state_dir)) as history:
-        if not is_locked(state_dir):
-            history.close_interrupted()
+    service = settings.load(config_path(context, config)).daemon
+    with State(service.state) as state:
+        history = History(state)
+        close_interrupted(state, history)
         found = history.runs(limit) if run_id is None else history.run(run_id)
     if found is None:
         raise SyncdError(f"no run {run_id!r} in the history")

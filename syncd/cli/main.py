@@ -2,7 +2,7 @@
 
 Exit status: `plan` 0 in sync, 2 drift; `apply` 0 applied, 3 something is blocked; 1 error; 64 usage error.
 `resync --wait` exits with the result of the run: 0, 2 (dry run with drift), 3 or 1. `audit`: 0 equal, 2
-different, 1 error.
+different, 1 error. `close`: 0 closed, 2 something stands against it, 1 error.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from typing import Annotated
 import typer
 
 from syncd import __version__, log
-from syncd.cli import audit, daemon, meters, setup
+from syncd.cli import audit, close, daemon, meters, notify, setup, state
 from syncd.cli.options import (
     APPLIED,
     BLOCKED,
@@ -55,6 +55,7 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 app.add_typer(meters.app, name="meters")
+app.add_typer(state.app, name="state")
 
 
 def main() -> int:
@@ -112,12 +113,12 @@ def plan(
     from syncd.cli.render import steps
     from syncd.config import settings
     from syncd.planning import plan_file
-    from syncd.runs.history import existing_history
+    from syncd.runs.factory import existing_history
     from syncd.runs.reconciler import Reconciler
     from syncd.runs.run import new_run
 
     loaded = settings.load(config_path(context, config))
-    with existing_history(loaded.daemon.state_dir) as history, steps() as progress:
+    with existing_history(loaded) as history, steps() as progress:
         progress.begin("reading sources and customers")
         run = Reconciler(loaded, history).reconcile(new_run("plan", replace(options, dry_run=True)))
     made = run.made_plan
@@ -240,5 +241,5 @@ def sandbox(
         raise SyncdError(f"the sandbox cannot start on {host}:{port} with {db}: {error}") from None
 
 
-for _command in (*setup.COMMANDS, *daemon.COMMANDS, audit.audit):
+for _command in (*setup.COMMANDS, *daemon.COMMANDS, audit.audit, close.close, notify.notify):
     app.command(cls=Command)(_command)

@@ -171,9 +171,21 @@ def show_status(console: Console, status: Mapping[str, Any]) -> None:
     if queued := status["queued"]:
         line(console, f"Queued runs: {queued}.")
     line(console, f"Last success: {_second(status.get('last_success')) or 'none'}.")
-    line(console, f"Next run: {_second(status.get('next_run')) or 'none scheduled'}.")
+    if "leads" in status:
+        line(console, _leader(status))
+    if status.get("leads", True):
+        line(console, f"Next run: {_second(status.get('next_run')) or 'none scheduled'}.")
     if refused := status.get("configuration_refused"):
         line(console, f"The reloaded configuration was refused, the previous one is still in use: {refused}")
+
+
+def _leader(status: Mapping[str, Any]) -> str:
+    if status["leads"]:
+        return "Leader: this syncd does the runs."
+    leader = status["leader"]
+    if not isinstance(leader, Mapping):
+        return "Leader: none at the moment; another syncd takes over within 15 seconds."
+    return f"Leader: {leader['host']} (process {leader['pid']}, since {leader['since']}) does the runs."
 
 
 def show_run(console: Console, run: Mapping[str, Any]) -> None:
@@ -196,6 +208,8 @@ def _show_unbilled(console: Console, run: Mapping[str, Any]) -> None:
     if isinstance(unbilled, Mapping) and unbilled.get("subjects"):
         subjects, events = unbilled["subjects"], unbilled["events"]
         text = f"Unbilled: {plural(events, 'event')} of {plural(subjects, 'subject')} without a customer"
+        if settled := unbilled.get("settled_subjects"):
+            text += f"; {settled} {'waits' if settled == 1 else 'wait'} for a decision of people"
         if unknown := unbilled.get("unknown_subjects"):
             text += f"; no source knows {unknown} ({plural(unbilled['unknown_events'], 'event')})"
         line(console, f"{text}.")

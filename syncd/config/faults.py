@@ -20,6 +20,7 @@ _PATTERNS = {
     " begin with a letter or a digit",
     r"^[a-z]{2,8}$": "must be a region such as us or eu",
     r"^[^,/]+$": "must not contain a comma or a slash",
+    r"^[A-Z]{3}$": "must be a currency code of three capitals, such as EUR",
 }
 _WORDS: Mapping[str, str] = {
     "missing": "is required",

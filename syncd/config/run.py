@@ -14,6 +14,7 @@ from pydantic import AfterValidator, BeforeValidator, Field, SecretStr, WithJson
 from pydantic_settings import NoDecode
 
 from syncd.config.types import Duration, HttpUrl, Key, Listen, Section, Token
+from syncd.state.location import StateLocation, check_url
 
 Percent = Annotated[int, Field(ge=0, le=100)]
 
@@ -82,7 +83,8 @@ def next_times(expression: str, after: datetime, count: int) -> list[datetime]:
     return found
 
 
-def _cron(value: str) -> str:
+def crontab(value: str) -> str:
+    """Check a crontab expression; raises ValueError."""
     next_times(value, datetime.now(UTC), 1)
     return value
 
@@ -92,7 +94,7 @@ class ScheduleConfig(Section):
 
     interval: Duration = timedelta(minutes=5)
     """Time between two runs."""
-    cron: Annotated[str, AfterValidator(_cron)] | None = None
+    cron: Annotated[str, AfterValidator(crontab)] | None = None
     """Five crontab fields in UTC, instead of `interval`: `*/10 * * * *`. As in cron, Sunday is 0 and 7, a day
     fits by day of month or by weekday if both are restricted, and there are names and `@daily`."""
     jitter: Duration | None = None
@@ -158,6 +160,10 @@ class IgnoredSubjectConfig(Section):
         return f"{self.reason}{by}{f', until {self.until}' if self.until else ''}"
 
 
+def _database_url(url: SecretStr) -> SecretStr:
+    return SecretStr(check_url(url.get_secret_value()))
+
+
 class DaemonConfig(Section):
     """The daemon's HTTP API, dashboard and state.
 
@@ -180,10 +186,19 @@ class DaemonConfig(Section):
     """URL of the dashboard behind a reverse proxy; requires `token`. With https, cookies are sent over https
     only."""
     state_dir: Path = Field(default_factory=default_state_dir)
-    """Folder of the run history and the lock. Unset: `$STATE_DIRECTORY`, else `/var/lib/syncd` for root and
-    `~/.local/state/syncd` for other users."""
+    """Folder of the state, such as the run history, and of the lock. Unset: `$STATE_DIRECTORY`, else
+    `/var/lib/syncd` for root and `~/.local/state/syncd` for other users."""
+    state_url: Annotated[SecretStr, AfterValidator(_database_url)] | None = None
+    """PostgreSQL database (14 or newer) for the state instead of a file in `state_dir`, so that several syncd
+    can share it: `postgresql://syncd:password@db.example.com/syncd?sslmode=verify-full`. Needs the extra
+    `postgres`. May contain parameters of libpq; without a password, libpq looks for one as psql does."""
     keep_runs: Duration = timedelta(days=90)
     """How long runs stay in the history. The latest 100 always stay."""
+
+    @property
+    def state(self) -> StateLocation:
+        """Return where the state is."""
+        return StateLocation(self.state_dir, self.state_url.get_secret_value() if self.state_url else None)
 
     @model_validator(mode="after")
     def _check_token(self) -> Self:

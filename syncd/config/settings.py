@@ -8,13 +8,14 @@ Relative paths are relative to the file.
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Mapping
 from datetime import timedelta
 from pathlib import Path
-from typing import Any, Literal, cast
-from urllib.parse import urlsplit
+from typing import Annotated, Any, Literal, cast
+from urllib.parse import quote, urlsplit
 
-from pydantic import Field, ValidationError, field_validator
+from pydantic import AfterValidator, Field, ValidationError, field_validator
 from pydantic_settings import (
     BaseSettings,
     EnvSettingsSource,
@@ -27,6 +28,8 @@ from openmeter_plugin.units import plural
 from syncd.config.faults import explain
 from syncd.config.gateways import GatewayConfig, check_unique
 from syncd.config.mapping import MappingConfig
+from syncd.config.notify import NotifyConfig
+from syncd.config.prices import PricesConfig
 from syncd.config.run import (
     DaemonConfig,
     GuardsConfig,
@@ -44,6 +47,7 @@ from syncd.config.sources import (
     source_names,
 )
 from syncd.config.types import ConnectionConfig, Duration, HttpUrl, Label, Token
+from syncd.config.usage import UsageConfig
 from syncd.config.variables import expanded, refuse_unknown, unreadable
 from syncd.core.errors import ConfigError
 from syncd.core.policy import Policy
@@ -57,6 +61,24 @@ _LISTS = ("sources", "gateways", "ignore")
 
 Dialect = Literal["openmeter-v1", "openmeter-v3"]
 """The dialects of the metering API; `syncd.metering.dialects` has the client of each."""
+
+
+# Konnect's docs link the list of customers without its region ("Billing, invoicing, and subscriptions") and
+# another page with it ("Collect payments with Stripe"). They do not say that a customer's page has its id.
+_KONNECT_PAGE = "https://cloud.konghq.com/{region}/metering-billing/customers/{id}"
+
+
+def _customer_url(value: str) -> str:
+    if value == "":
+        return value
+    parts = urlsplit(value)
+    if parts.scheme not in {"http", "https"} or not parts.hostname or "{" in parts.netloc:
+        raise ValueError("must be an http:// or https:// URL")
+    if unknown := set(re.findall(r"\{[^}]*\}", value)) - {"{id}", "{key}"}:
+        raise ValueError(f"has no field {min(unknown)}; a customer has {{id}} and {{key}}")
+    if "{id}" not in value and "{key}" not in value:
+        raise ValueError("must contain {id} or {key}, such as https://billing.example.com/customers/{id}")
+    return value
 
 
 class MeteringConfig(ConnectionConfig):
@@ -78,6 +100,22 @@ class MeteringConfig(ConnectionConfig):
     dedupe_expiration: Duration = timedelta(hours=24)
     """How long the metering API remembers the ids of events: in OpenMeter the `expiration` of the sink's
     `dedupe`. `syncd audit --redeliver` redelivers no older hours, whose other events would count twice."""
+
+    customer_url: Annotated[str, AfterValidator(_customer_url)] | None = None
+    """Address of a customer's page in the metering service, with `{id}` or `{key}`, for the dashboard.
+    Unset: Konnect's page if `url` is Konnect's, else no link: the open source OpenMeter has no pages. `""`:
+    no link."""
+
+    def page_of(self, customer_id: str, key: str | None) -> str | None:
+        """Return the address of a customer's own page, None if there is none."""
+        template = self.customer_url
+        if template is None and self.is_konnect:
+            region = (urlsplit(self.url).hostname or "").partition(".")[0]
+            template = _KONNECT_PAGE.replace("{region}", region)
+        if not template or ("{key}" in template and key is None):
+            return None
+        fields = {"{id}": quote(customer_id, safe=""), "{key}": quote(key or "", safe="")}
+        return re.sub(r"\{(?:id|key)\}", lambda found: fields[found[0]], template)
 
     @property
     def base_url(self) -> str:
@@ -128,6 +166,12 @@ class Config(BaseSettings):
     ignore: tuple[IgnoredSubjectConfig, ...] = ()
     """Subjects whose unbilled usage is meant to be so, such as health checks. They stay visible, and leave
     alerts, exit statuses and "in sync" alone."""
+    notify: NotifyConfig = NotifyConfig()
+    """Messages to people about what needs them."""
+    usage: UsageConfig = UsageConfig()
+    """The usage that the daemon keeps for the dashboard."""
+    prices: PricesConfig | None = None
+    """Prices for estimates of what usage is worth. Unset: no amounts of money are shown."""
     gateways: tuple[GatewayConfig, ...] = ()
     """The gateways whose books `syncd audit` and the dashboard read. List all that send to this metering
     API."""

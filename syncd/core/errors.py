@@ -19,7 +19,7 @@
      +-- UnsafePlanError        a guard stopped the run before its first change
      +-- PlanFileError          a plan file is unusable, or no longer matches the current state
      +-- ScopeError             `--source` and `--principal` match no principal
-     +-- HistoryError           the history in daemon.state_dir cannot be read or written
+     +-- StateError             the state (history of runs, ...) cannot be read or written
      +-- LockedError            another syncd is writing
      +-- ApplyStoppedError      applying ended early; carries the outcomes so far
     BlockedError                one change is not allowed or not possible; recorded, the rest continues
@@ -128,8 +128,8 @@ class ScopeError(SyncdError):
     """`--source` and `--principal` match no principal."""
 
 
-class HistoryError(SyncdError):
-    """The run history cannot be read or written; a run that cannot be recorded changes nothing."""
+class StateError(SyncdError):
+    """The state cannot be read or written; a run that cannot be recorded changes nothing."""
 
 
 class QueueFullError(SyncdError):

@@ -10,14 +10,15 @@ from typing import Literal
 WINDOW = timedelta(days=31)
 """How far back usage is read: metering APIs answer for about a month, and most invoices cover one."""
 
-Fate = Literal["planned", "blocked", "unknown"]
+Fate = Literal["planned", "blocked", "settled", "unknown"]
 
 
 @dataclass(frozen=True, slots=True)
 class UnbilledSubject:
     """A subject with usage but no customer.
 
-    `fate`: this plan attributes it, something blocks that, or no source knows it.
+    `fate`: this plan attributes it, something blocks that, a decision of people does (`Change.settled`), or
+    no source knows it.
     """
 
     key: str
@@ -62,6 +63,11 @@ class UnbilledUsage:
         """Return the number of subjects."""
         return sum(1 for subject in self.subjects if fate in (None, subject.fate))
 
+    @property
+    def ignored_events(self) -> int | float:
+        """Return the events of the ignored subjects."""
+        return sum(subject.events for subject in self.ignored)
+
     def without(self, attributed: Collection[str]) -> UnbilledUsage:
         """Return it without the subjects that have got a customer since."""
         return replace(self, subjects=tuple(s for s in self.subjects if s.key not in attributed))
@@ -73,10 +79,12 @@ class UnbilledUsage:
             "events": self.events(),
             "blocked_subjects": self.count("blocked"),
             "blocked_events": self.events("blocked"),
+            "settled_subjects": self.count("settled"),
+            "settled_events": self.events("settled"),
             "unknown_subjects": self.count("unknown"),
             "unknown_events": self.events("unknown"),
             "ignored_subjects": len(self.ignored),
-            "ignored_events": sum(subject.events for subject in self.ignored),
+            "ignored_events": self.ignored_events,
             "since": self.since,
             "looked_from": self.looked_from,
             "details": [subject.to_json() for subject in self.subjects],
@@ -90,13 +98,17 @@ def unbilled_usage(
     attributed: frozenset[str],
     planned: Iterable[str],
     blocked: Iterable[str],
+    settled: Iterable[str] = (),
 ) -> tuple[UnbilledSubject, ...]:
-    """Return the subjects with usage that no customer pays for, the largest first."""
-    planned_keys, blocked_keys = frozenset(planned), frozenset(blocked)
+    """Return the subjects with usage that no customer pays for, the largest first.
+
+    `settled` are those of the blocked ones that wait for a decision of people.
+    """
+    planned_keys, blocked_keys, settled_keys = frozenset(planned), frozenset(blocked), frozenset(settled)
 
     def fate(key: str) -> Fate:
         if key in blocked_keys:
-            return "blocked"
+            return "settled" if key in settled_keys else "blocked"
         return "planned" if key in planned_keys else "unknown"
 
     found = [

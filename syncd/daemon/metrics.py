@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from typing import get_args
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, disable_created_metrics, generate_latest
 from prometheus_client.core import CounterMetricFamily
@@ -10,11 +11,15 @@ from prometheus_client.metrics_core import Metric
 from prometheus_client.registry import Collector
 
 from syncd import __version__
+from syncd.close.closing import CHECKED_MONTHS
+from syncd.close.store import ClosedMonth
 from syncd.core.changes import ChangeKind, Outcome
-from syncd.core.unbilled import UnbilledUsage
+from syncd.core.unbilled import Fate, UnbilledUsage
 from syncd.http.client import request_counts
 from syncd.runs.run import Run, RunObserver, RunState
 
+_OF_ALL = ("syncd_info", "syncd_leader", "syncd_config_current", "syncd_api_calls_total")
+"""Metrics that a daemon has too that does no runs."""
 CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
 
 
@@ -45,7 +50,8 @@ class Metrics(RunObserver):
         )
         self._subjects = Gauge(
             "syncd_unbilled_subjects",
-            "Subjects with usage but no customer: planned (the plan attributes them), blocked or unknown.",
+            "Subjects with usage but no customer: planned (the plan attributes them), blocked, settled"
+            " (blocked by a decision of people), unknown, or ignored (meant to be so).",
             ["status"],
             registry=registry,
         )
@@ -73,6 +79,21 @@ class Metrics(RunObserver):
         self._planned = Gauge(
             "syncd_planned_changes", "Changes in the last plan, by kind.", ["kind"], registry=registry
         )
+        self._leader = _gauge(registry, "leader", "1 if this syncd does the runs, else 0.")
+        self._late = {
+            what: Gauge(
+                f"syncd_late_{what}",
+                f"By how many {what} the meters of a closed month differ from its report.",
+                ["month"],
+                registry=registry,
+            )
+            for what in ("requests", "tokens")
+        }
+        self._late_check = _gauge(
+            registry,
+            "late_check_timestamp_seconds",
+            "When closed months were last compared with the meters.",
+        )
         self.config_current = _gauge(
             registry,
             "config_current",
@@ -80,9 +101,19 @@ class Metrics(RunObserver):
         )
         self.config_current.set(1)
 
-    def exposition(self) -> bytes:
-        """Return the metrics in Prometheus' text format."""
-        return generate_latest(self.registry)
+    def exposition(self, *, leads: bool = True) -> bytes:
+        """Return the metrics in Prometheus' text format; those of runs only if this daemon does them."""
+        self._leader.set(leads)
+        if leads:
+            return generate_latest(self.registry)
+        return generate_latest(self.registry.restricted_registry(_OF_ALL))
+
+    def closed_months(self, months: Sequence[ClosedMonth]) -> None:
+        """Set what has arrived for closed months since they were closed."""
+        for one in months[:CHECKED_MONTHS]:
+            self._late["requests"].labels(str(one.month)).set(one.late_requests)
+            self._late["tokens"].labels(str(one.month)).set(one.late_tokens)
+        self._late_check.set_to_current_time()
 
     def started(self, run: Run) -> None:
         """Record the attempt."""
@@ -102,9 +133,11 @@ class Metrics(RunObserver):
         self._set_unbilled(run.unbilled)
 
     def _set_unbilled(self, unbilled: UnbilledUsage | None) -> None:
-        for status in ("planned", "blocked", "unknown"):
+        for status in get_args(Fate):
             self._subjects.labels(status).set(unbilled.count(status) if unbilled else 0)
             self._events.labels(status).set(unbilled.events(status) if unbilled else 0)
+        self._subjects.labels("ignored").set(len(unbilled.ignored) if unbilled else 0)
+        self._events.labels("ignored").set(unbilled.ignored_events if unbilled else 0)
 
     def changed(self, run: Run, outcomes: Sequence[Outcome]) -> None:  # noqa: ARG002 - the Observer protocol
         """Count the changes; those blocked by the plan itself are in `syncd_blocked`."""

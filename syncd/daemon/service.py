@@ -13,31 +13,44 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import closing, contextmanager
+from contextlib import contextmanager
+from dataclasses import replace
+from datetime import UTC, datetime
 
 import structlog
 import uvicorn
 
 from openmeter_plugin.process.systemd import Notifier
 from openmeter_plugin.process.web_server import limited_protocol
+from syncd.close.closing import Closing
+from syncd.close.store import ClosedMonths
+from syncd.close.watch import LateWatch
 from syncd.config.settings import Config
 from syncd.config.types import Listen, listening
-from syncd.core.errors import ConfigError, QueueFullError
+from syncd.core.errors import ConfigError, QueueFullError, StateError
+from syncd.customers.directory import Directory
 from syncd.daemon.api import Daemon, create_app
+from syncd.daemon.leadership import Leadership
 from syncd.daemon.metrics import Metrics
 from syncd.daemon.schedule import Schedule
 from syncd.dashboard.session import IDLE
+from syncd.notify.store import Notices
+from syncd.notify.watch import Waker, Watch
 from syncd.runs.clock import Now, utc_now
+from syncd.runs.directory import DirectoryRecorder
 from syncd.runs.factory import rules_of
 from syncd.runs.history import History, HistoryRecorder
-from syncd.runs.queue import ReportedOutcomes, RunQueue
+from syncd.runs.ignored import IgnoredSubjects
+from syncd.runs.queue import SCHEDULE, ReportedOutcomes, RunQueue
 from syncd.runs.reconciler import Reconciler, record_end
-from syncd.runs.run import Run
+from syncd.runs.run import Run, RunState
 from syncd.sources.base import Readings
+from syncd.state.database import State
 
 _log = structlog.get_logger("syncd.daemon.service")
 
 _LOCK_TIMEOUT = 300.0
+_NEEDS_RESTART = ("listen", "state_dir", "state_url")
 _STOP_SECONDS = 3.0
 """How long a stop waits for requests under way: service managers kill after 10 s, Docker's default."""
 _MAX_CONNECTIONS = 64
@@ -109,6 +122,7 @@ class RunningDaemon:
         metrics: Metrics,
         stopping: threading.Event,
         schedule: Schedule,
+        leadership: Leadership,
     ) -> None:
         self.address = address
         self.stopping = stopping
@@ -119,6 +133,7 @@ class RunningDaemon:
         self.unfinished: tuple[str, ...] = ()
         """After a stop: the threads that still wait for an answer."""
         self._schedule = schedule
+        self._leadership = leadership
         self._refused: str | None = None
 
     def wait_for(self, threads: Sequence[threading.Thread]) -> None:
@@ -137,14 +152,15 @@ class RunningDaemon:
             config = load()
             self._require_token(config)
             rules_of(config)
+            config.notify.check()
         except ConfigError as error:
             self._refused = str(error)
             self.metrics.config_current.set(0)
             _log.error("configuration_refused", error=str(error), in_use="previous configuration")
             return
-        fixed = {"listen": self.config.daemon.listen, "state_dir": self.config.daemon.state_dir}
+        fixed = {name: getattr(self.config.daemon, name) for name in _NEEDS_RESTART}
         if any(getattr(config.daemon, name) != value for name, value in fixed.items()):
-            _log.warning("restart_required", settings=["daemon.listen", "daemon.state_dir"])
+            _log.warning("restart_required", settings=[f"daemon.{name}" for name in _NEEDS_RESTART])
         if config.schedule != self.config.schedule:
             self._schedule.change(config.schedule)
         self.config = config.model_copy(update={"daemon": config.daemon.model_copy(update=fixed)})
@@ -168,7 +184,12 @@ class RunningDaemon:
 
     def describe(self) -> dict[str, object]:
         """Return the schedule and the state of the configuration, for GET /v1/status."""
-        return {"next_run": self._schedule.next_run().isoformat(), "configuration_refused": self._refused}
+        next_run = self._schedule.next_run().isoformat() if self._leadership.leads() else None
+        return {
+            "next_run": next_run,
+            "configuration_refused": self._refused,
+            **self._leadership.describe(),
+        }
 
 
 @contextmanager
@@ -185,19 +206,32 @@ def running(
     dashboard ends after `session_idle` seconds without a request.
     """
     rules_of(config)  # an unreadable mapping file is an error now, not at the first run
+    config.notify.check()
     stopping = threading.Event()
     with (
         listening(config.daemon.listen) as listener,
-        closing(History(config.daemon.state_dir)) as history,
+        State(config.daemon.state) as state,
     ):
+        history = History(state)
         metrics = Metrics()
         address = Listen(config.daemon.listen.host, listener.getsockname()[1])
-        schedule = Schedule(config.schedule, lambda: _request(runs), now, check_seconds=clock_check_seconds)
-        daemon = RunningDaemon(config, address, metrics, stopping, schedule)
-        reported = ReportedOutcomes()
-        observers = (HistoryRecorder(history, lambda: daemon.config.daemon.keep_runs), metrics, reported)
+        leadership = Leadership(state, stopping)
+        schedule = Schedule(
+            config.schedule, lambda: _request(runs, leadership), now, check_seconds=clock_check_seconds
+        )
+        daemon = RunningDaemon(config, address, metrics, stopping, schedule, leadership)
+        reported, waker = ReportedOutcomes(), Waker()
+        observers = (
+            HistoryRecorder(history, lambda: daemon.config.daemon.keep_runs),
+            DirectoryRecorder(Directory(state)),
+            metrics,
+            reported,
+            waker,
+        )
 
         def reconcile(run: Run, *, should_stop: Callable[[], bool], on_update: Callable[[Run], None]) -> Run:
+            if not leadership.leads():
+                return _not_led(run, on_update)
             # Built for each run, with the configuration and readings of this moment.
             reconciler = Reconciler(
                 daemon.config,
@@ -209,9 +243,26 @@ def running(
                 sleep=stopping.wait,
                 now=now,
             )
-            return reconciler.reconcile(run, should_stop=should_stop, on_update=on_update)
+            try:
+                return reconciler.reconcile(run, should_stop=should_stop, on_update=on_update)
+            finally:
+                _end_request(leadership, run)
 
-        runs = RunQueue(reconcile, stopping)
+        runs = RunQueue(reconcile, stopping, shared=leadership.requests)
+        leadership.requested = runs.enqueue
+        leadership.elected = lambda: _request(runs, leadership)
+        leadership.begin()
+        watch = Watch(
+            runs, history, Notices(state), lambda: daemon.config, waker, stopping, now, leadership.leads
+        )
+        months, ignored = ClosedMonths(state), IgnoredSubjects(state)
+        late = LateWatch(
+            lambda: Closing(
+                daemon.config, months, ignored.active(), sleep=stopping.wait, should_stop=stopping.is_set
+            ),
+            metrics.closed_months,
+            stopping,
+        )
         server = _server(
             Daemon(
                 runs,
@@ -220,6 +271,8 @@ def running(
                 lambda: daemon.config,
                 daemon.token,
                 daemon.describe,
+                leadership,
+                state,
                 session_idle,
             )
         )
@@ -227,6 +280,9 @@ def running(
             threading.Thread(target=server.run, args=([listener],), name="syncd-api", daemon=True),
             threading.Thread(target=runs.work, name="syncd-worker", daemon=True),
             threading.Thread(target=schedule.work, name="syncd-schedule", daemon=True),
+            threading.Thread(target=leadership.work, name="syncd-leadership", daemon=True),
+            threading.Thread(target=late.work, name="syncd-late", daemon=True),
+            threading.Thread(target=watch.work, name="syncd-notify", daemon=True),
         ]
         for thread in threads:
             thread.start()
@@ -239,15 +295,42 @@ def running(
         finally:
             schedule.stop()
             runs.stop()
+            watch.stop()
+            leadership.wake()
             server.should_exit = True
             daemon.wait_for(threads)
             if (abandoned := runs.abandon(reported.outcomes)) is not None:
                 record_end(abandoned, observers)
+            leadership.resign()
 
 
-def _request(runs: RunQueue) -> None:
+def _not_led(run: Run, on_update: Callable[[Run], None]) -> Run:
+    """End a run that was queued before another daemon began to lead."""
+    ended = replace(
+        run,
+        state=RunState.FAILED,
+        finished_at=datetime.now(UTC),
+        error="another syncd does the runs now (see the leader in `syncd status`); nothing was changed",
+        failure="lock",
+    )
+    on_update(ended)
+    return ended
+
+
+def _end_request(leadership: Leadership, run: Run) -> None:
+    if leadership.requests is None or run.trigger == SCHEDULE:
+        return
     try:
-        runs.request("schedule")
+        leadership.requests.end(run.id)
+    except StateError as error:
+        _log.warning("request_kept", error=str(error), consequence="the next leader may repeat this run")
+
+
+def _request(runs: RunQueue, leadership: Leadership) -> None:
+    if not leadership.leads():
+        return
+    try:
+        runs.request(SCHEDULE)
     except QueueFullError as error:
         _log.warning("scheduled_run_skipped", error=str(error))
 

@@ -12,14 +12,24 @@ from starlette.responses import Response
 from starlette.routing import Route
 from starlette.types import ExceptionHandler
 
+from syncd.close.store import ClosedMonths
 from syncd.config.settings import Config
+from syncd.customers.directory import Directory
 from syncd.dashboard.actions import Actions
+from syncd.dashboard.close import ClosePages
+from syncd.dashboard.customers import CustomersPages
+from syncd.dashboard.dead_letters import DeadLetterPages
+from syncd.dashboard.overview import OverviewPage
 from syncd.dashboard.pages import Pages
+from syncd.dashboard.quarantine import QuarantinePages
 from syncd.dashboard.queries import Queries
 from syncd.dashboard.session import LoginLimit, SecureHeaders, Sessions
+from syncd.dashboard.unbilled import UnbilledPages
 from syncd.dashboard.web import Web
 from syncd.runs.history import History
 from syncd.runs.queue import RunQueue
+from syncd.state.database import State
+from syncd.usage.store import UsageStore
 
 
 def create_dashboard(
@@ -30,6 +40,7 @@ def create_dashboard(
     schedule: Callable[[], dict[str, object]],
     limit: LoginLimit,
     session_idle: float,
+    state: State,
 ) -> Starlette:
     """Return the dashboard of a daemon; `token` and `schedule` are called for each request.
 
@@ -39,19 +50,32 @@ def create_dashboard(
     web = Web(token, config, schedule, limit, Sessions(idle=session_idle))
     queries = Queries(runs, history, config)
     pages, actions = Pages(web, queries), Actions(web, queries)
+    unbilled = UnbilledPages(web, queries)
+    close = ClosePages(web, ClosedMonths(state))
+    customers = CustomersPages(web, queries, Directory(state), history, UsageStore(state))
+    dead_letters, quarantine = DeadLetterPages(web, queries), QuarantinePages(web, queries)
     page_routes = {
-        "/": pages.overview,
+        "/": OverviewPage(web, queries).show,
         "/runs": pages.runs,
         "/runs/{run_id}": pages.run,
-        "/customers": pages.customers,
-        "/unbilled": pages.unbilled,
+        "/customers": customers.table,
+        "/customers/{key:path}": customers.one,
+        "/unbilled": unbilled.show,
+        "/close": close.show,
+        "/close/{name}": close.download,
         "/gateways": pages.gateways,
         "/gate": pages.gate,
-        "/gateways/{name}": pages.dead_letters,
+        "/dead-letters": dead_letters.show,
+        "/dead-letters/{name}": dead_letters.of_gateway,
+        "/dead-letters/{name}/replays/{number}": dead_letters.replayed,
+        "/dead-letters/{name}/{number}": dead_letters.one,
+        "/quarantine": quarantine.show,
+        "/quarantine/{name}": quarantine.of_gateway,
     }
     form_routes = {
         "/logout": actions.logout,
         "/resync": actions.preview,
+        "/dead-letters/{name}/replay": dead_letters.replay,
         "/runs/{run_id}/apply": actions.apply,
     }
     routes = [

@@ -15,9 +15,8 @@ from syncd.dashboard.text import duration
 from syncd.dashboard.views import Level
 from syncd.gateways.client import Gateway
 from syncd.gateways.gate import Gate
-from syncd.gateways.models import DeadLetters, Readiness, Spool
+from syncd.gateways.models import Readiness, Spool
 
-PAGE_SIZE: Final = 50
 MAX_WAITING_SECONDS: Final = 900.0
 """Age from which a waiting event is a warning, as in docs/plugin-operations.md."""
 
@@ -40,10 +39,7 @@ class GatewayState:
     def warnings(self) -> tuple[str, ...]:
         """Return what needs attention."""
         spool, books = self.spool, self.spool.total.books
-        oldest = spool.total.oldest_waiting
-        found = []
-        if oldest and oldest.age_seconds > MAX_WAITING_SECONDS:
-            found.append(f"events have been waiting for {duration(oldest.age_seconds)}")
+        found = [self.lag] if self.lag else []
         if spool.dead_letters:
             found.append(plural(spool.dead_letters, "dead letter"))
         if spool.quarantined:
@@ -56,6 +52,14 @@ class GatewayState:
         if gaps := sum(books.ai_usage_gaps.values()):
             found.append(f"AI usage unknown for {plural(gaps, 'request')}")
         return tuple(found)
+
+    @property
+    def lag(self) -> str:
+        """Return for how long events have been waiting, empty if that is not long."""
+        oldest = self.spool.total.oldest_waiting
+        if oldest is None or oldest.age_seconds <= MAX_WAITING_SECONDS:
+            return ""
+        return f"events have been waiting for {duration(oldest.age_seconds)}"
 
     @property
     def problems(self) -> tuple[str, ...]:
@@ -73,7 +77,7 @@ class GatewayState:
 
 def read_state(config: GatewayConfig, index: int) -> GatewayState:
     """Read a gateway's state; raises GatewayError."""
-    with closing(_client(config, index)) as gateway:
+    with closing(quick_client(config, index)) as gateway:
         return GatewayState(gateway.readiness(), gateway.spool())
 
 
@@ -86,14 +90,8 @@ class GateState:
 
 def read_gate(config: GatewayConfig, index: int) -> GateState:
     """Read whom a gateway's gate stops; raises GatewayError."""
-    with closing(_client(config, index)) as gateway:
+    with closing(quick_client(config, index)) as gateway:
         return GateState(gateway.gate())
-
-
-def read_dead_letters(config: GatewayConfig, index: int, after: int) -> DeadLetters:
-    """Return a page of a gateway's dead letters; raises GatewayError."""
-    with closing(_client(config, index)) as gateway:
-        return gateway.dead_letters(after, PAGE_SIZE)
 
 
 def gateway_named(config: Config, name: str) -> tuple[int, GatewayConfig] | None:
@@ -101,6 +99,7 @@ def gateway_named(config: Config, name: str) -> tuple[int, GatewayConfig] | None
     return next((found for found in enumerate(config.gateways) if found[1].name == name), None)
 
 
-def _client(config: GatewayConfig, index: int) -> Gateway:
+def quick_client(config: GatewayConfig, index: int) -> Gateway:
+    """Return a client that asks once and waits no longer than a page may."""
     timeout = min(config.timeout, timedelta(seconds=TIMEOUT))
     return Gateway(config.model_copy(update={"timeout": timeout}), index, attempts=1)

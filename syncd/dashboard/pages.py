@@ -9,18 +9,12 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from syncd.core.changes import ChangeKind
-from syncd.core.model import ObservedCustomer
-from syncd.core.ownership import is_managed, owner_of
-from syncd.dashboard import customers, diffs, views
+from syncd.dashboard import diffs, views
 from syncd.dashboard.queries import Queries, RunDetail
-from syncd.dashboard.text import moment
 from syncd.dashboard.web import Visitor, Web
-from syncd.runs.options import TABLE
 
 _RUNS_PER_PAGE: Final = 50
-_LATEST_RUNS: Final = 6
 _CHANGES_PER_PAGE: Final = 100
-_SUBJECTS_PER_PAGE: Final = 100
 
 
 class Pages:
@@ -30,30 +24,9 @@ class Pages:
         self._web = web
         self._queries = queries
 
-    def overview(self, _request: Request, visitor: Visitor) -> Response:
-        """Show drift, unbilled usage, the health of all systems and the latest runs."""
-        now = datetime.now(UTC)
-        drift, unbilled = self._queries.drift_and_unbilled()
-        status = self._queries.runs.status()
-        schedule = self._web.schedule()
-        return self._web.render(
-            visitor,
-            "overview.html",
-            health=self._queries.health(),
-            drift=drift,
-            unbilled=unbilled,
-            runs=self._queries.run_lines(_LATEST_RUNS, now)[:_LATEST_RUNS],
-            last_success=moment(status["last_success"]),
-            next_run=moment(schedule.get("next_run")),
-            upcoming=self._queries.config().schedule.upcoming(now),
-            sources=self._queries.source_names(),
-            allowances=[(name, entry.label) for name, entry in TABLE.items() if entry.label],
-            config=self._queries.config(),
-        )
-
     def runs(self, request: Request, visitor: Visitor) -> Response:
         """Show the runs, latest first."""
-        number = _page_number(request)
+        number = page_number(request)
         found = self._queries.run_lines(_RUNS_PER_PAGE + 1, datetime.now(UTC), (number - 1) * _RUNS_PER_PAGE)
         return self._web.render(
             visitor,
@@ -84,44 +57,6 @@ class Pages:
             shown=_changes(detail, request),
         )
 
-    def customers(self, request: Request, visitor: Visitor) -> Response:
-        """Show customers with their subjects and usage."""
-        spans = customers.spans(datetime.now(UTC))
-        span = next((s for s in spans if s.name == request.query_params.get("span")), spans[0])
-        requested = request.query_params.get("by")
-        field = next((field for field in customers.FIELDS if field == requested), customers.FIELDS[0])
-        text = request.query_params.get("q", "").strip()[:200]
-        number = _page_number(request)
-        answer = self._queries.customers(field, text, number, span)
-        page = answer.value
-        more = bool(page and len(page.customers) == customers.PAGE_SIZE)
-        pages = None
-        if page and page.total is not None:
-            pages = views.page_of(page.total, number, customers.PAGE_SIZE)
-            more = number < pages.last
-        owner_id = self._queries.config().owner_id
-        return self._web.render(
-            visitor,
-            "customers.html",
-            answer=answer,
-            rows=[_row(customer, page, owner_id) for customer in page.customers] if page else [],
-            pages=pages,
-            number=number,
-            more=more,
-            spans=spans,
-            span=span,
-            field=field,
-            fields=customers.FIELDS,
-            text=text,
-        )
-
-    def unbilled(self, request: Request, visitor: Visitor) -> Response:
-        """Show unbilled usage by cause, with what to do about each."""
-        _, found = self._queries.drift_and_unbilled()
-        pages = views.page_of(len(found.subjects) if found else 0, _page_number(request), _SUBJECTS_PER_PAGE)
-        groups = found.groups(pages.cut(found.by_cause)) if found else ()
-        return self._web.render(visitor, "unbilled.html", unbilled=found, groups=groups, pages=pages)
-
     def gateways(self, _request: Request, visitor: Visitor) -> Response:
         """Show the state of each gateway's plugin: its backlog and books."""
         return self._web.render(visitor, "gateways.html", gateways=self._queries.gateways())
@@ -129,15 +64,6 @@ class Pages:
     def gate(self, _request: Request, visitor: Visitor) -> Response:
         """Show whom the gate of each gateway stops or would stop, and who is close to the end."""
         return self._web.render(visitor, "gate.html", gates=self._queries.gates())
-
-    def dead_letters(self, request: Request, visitor: Visitor) -> Response:
-        """Show the dead letters of one gateway with the metering API's answers."""
-        name = request.path_params["name"]
-        after = _integer(request.query_params.get("after"), 0)
-        answer = self._queries.dead_letters(name, after)
-        if answer is None:
-            return self._web.error(404, "No such gateway", "No gateway with this name is configured.")
-        return self._web.render(visitor, "dead_letters.html", name=name, after=after, answer=answer)
 
 
 def _refresh(detail: RunDetail, now: datetime) -> int:
@@ -154,7 +80,7 @@ def _changes(detail: RunDetail, request: Request) -> dict[str, object]:
     requested = request.query_params.get("kind")
     kind = next((kind for kind in ChangeKind if kind == requested), None)
     found = plan.of(kind) if kind else plan.changes
-    pages = views.page_of(len(found), _page_number(request), _CHANGES_PER_PAGE)
+    pages = views.page_of(len(found), page_number(request), _CHANGES_PER_PAGE)
     return {
         "kinds": diffs.kinds(plan),
         "kind": kind,
@@ -163,30 +89,13 @@ def _changes(detail: RunDetail, request: Request) -> dict[str, object]:
     }
 
 
-def _row(customer: ObservedCustomer, page: customers.Page, owner_id: str) -> dict[str, object]:
-    """Return a customer's row: its subjects, including its key if that has usage."""
-    requests, tokens = page.requests.get(customer.id, {}), page.tokens.get(customer.id, {})
-    keys = list(dict.fromkeys([*customer.subject_keys, *sorted(requests.keys() | tokens.keys())]))
-    managed = is_managed(customer.metadata, owner_id)
-    return {
-        "customer": customer,
-        "owner": "syncd" if managed else owner_of(customer),
-        "managed": managed,
-        "requests": sum(requests.values()),
-        "tokens": sum(tokens.values()),
-        "subjects": [
-            (key, requests.get(key, 0), tokens.get(key, 0)) for key in keys[: customers.MAX_SUBJECTS]
-        ],
-        "count": len(keys),
-    }
-
-
-def _page_number(request: Request) -> int:
+def page_number(request: Request) -> int:
     """Return the requested page."""
-    return max(1, _integer(request.query_params.get("page"), 1))
+    return max(1, integer(request.query_params.get("page"), 1))
 
 
-def _integer(text: str | None, default: int) -> int:
+def integer(text: str | None, default: int) -> int:
+    """Return a number from a query or a form, or the default for anything else."""
     if not text or not text.isascii() or not text.isdecimal() or len(text) > 18:
         return default
     return int(text)

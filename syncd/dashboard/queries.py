@@ -5,43 +5,46 @@ from __future__ import annotations
 import threading
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
+from contextlib import closing
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
-from typing import Any, Final
+from typing import Any, Final, TypeVar
 
+from syncd.config.gateways import GatewayConfig
 from syncd.config.settings import Config
 from syncd.core.changes import Plan
-from syncd.dashboard import customers
 from syncd.dashboard.diffs import Results
 from syncd.dashboard.gateways import (
     GateState,
     GatewayState,
     gateway_named,
-    read_dead_letters,
+    quick_client,
     read_gate,
     read_state,
 )
-from syncd.dashboard.probes import Probe, metering_probe, source_probes
+from syncd.dashboard.probes import TIMEOUT, Probe, metering_probe, source_probes
 from syncd.dashboard.reading import Answer, Reader
+from syncd.dashboard.unbilled_view import UnbilledView, unbilled
 from syncd.dashboard.views import (
     Drift,
     Level,
     RunLine,
-    UnbilledView,
     drift,
     latest_full_run,
     run_line,
-    unbilled,
 )
-from syncd.gateways.models import DeadLetters
+from syncd.gateways.client import Gateway
+from syncd.http.retry import Pace
+from syncd.metering.base import Account
 from syncd.planning.plan_file import from_json
+from syncd.runs.factory import quick_target_of
 from syncd.runs.history import History
 from syncd.runs.options import RunOptions
 from syncd.runs.queue import RunQueue
 from syncd.runs.run import FINISHED, Run, RunState
 
-_USAGE_TIMEOUT: Final = 5.0
-"""Seconds that the customers page waits: meter queries take longer than a probe."""
+_T = TypeVar("_T")
+
 _MAX_DETAILS: Final = 4
 """Finished runs whose plan is cached for their next page."""
 
@@ -123,28 +126,39 @@ class Queries:
         answers = reader.read_all(checks)
         return [(g.name, g.url, answers[f"gate {g.name}"]) for g in config.gateways]
 
-    def dead_letters(self, name: str, after: int) -> Answer[DeadLetters] | None:
-        """Return a page of dead letters, or None if no gateway has this name."""
+    def of_gateways(self, what: str, read: Callable[[Gateway], _T]) -> list[tuple[str, Answer[_T]]]:
+        """Return, by gateway, what is read there; `what` names it."""
+        config, reader = self._current()
+        checks = {f"{g.name} {what}": _gateway_reader(g, i, read) for i, g in enumerate(config.gateways)}
+        answers = reader.read_all(checks)
+        return [(g.name, answers[f"{g.name} {what}"]) for g in config.gateways]
+
+    def of_gateway(
+        self, name: str, what: str, read: Callable[[Gateway], _T], *, fresh: float | None = None
+    ) -> Answer[_T] | None:
+        """Return what is read of one gateway, at most `fresh` seconds old; None if none has this name."""
         config, reader = self._current()
         found = gateway_named(config, name)
         if found is None:
             return None
         index, gateway = found
-        return reader.read_one(
-            f"dead letters {name} {after}", lambda: read_dead_letters(gateway, index, after)
-        )
+        return reader.read_one(f"{name} {what}", _gateway_reader(gateway, index, read), fresh=fresh)
 
-    def customers(
-        self, field: customers.Field, text: str, number: int, span: customers.Span
-    ) -> Answer[customers.Page]:
-        """Return a page of customers with their usage."""
+    def forget_gateway(self, name: str) -> None:
+        """Read anew what was read of a gateway: somebody has changed it."""
+        _, reader = self._current()
+        for prefix in (f"{name} ", f"gateway {name}"):
+            reader.forget(prefix)
+
+    def account(self, customer_id: str) -> Answer[Account]:
+        """Return what a customer has in the metering API: subscriptions, entitlements, credits."""
         config, reader = self._current()
-        key = f"customers {field} {text} {number} {span.since} {span.until}"
-        return reader.read_one(
-            key,
-            lambda: customers.read_page(config, field, text, number, span),
-            timeout=_USAGE_TIMEOUT,
-        )
+
+        def read() -> Account:
+            with closing(quick_target_of(config, TIMEOUT, pace=Pace())) as api:
+                return api.account(customer_id)
+
+        return reader.read_one(f"account {customer_id}", read)
 
     def drift_and_unbilled(self) -> tuple[Drift | None, UnbilledView | None]:
         """Return drift and unbilled usage according to the latest plan of all principals.
@@ -217,6 +231,14 @@ class Queries:
             if config is not self._read_for:
                 self._read_for, self._reader = config, Reader()
             return config, self._reader
+
+
+def _gateway_reader(config: GatewayConfig, index: int, read: Callable[[Gateway], _T]) -> Callable[[], _T]:
+    def read_once() -> _T:
+        with closing(quick_client(config, index)) as gateway:
+            return read(gateway)
+
+    return read_once
 
 
 def _recorded_plan(document: dict[str, Any] | None) -> Plan | None:

@@ -65,29 +65,42 @@ class Reader:
         self._entries: OrderedDict[Hashable, _Entry] = OrderedDict()
 
     def read_all(
-        self, reads: Mapping[str, Callable[[], _T]], *, timeout: float | None = None
+        self,
+        reads: Mapping[str, Callable[[], _T]],
+        *,
+        timeout: float | None = None,
+        fresh: float | None = None,
     ) -> dict[str, Answer[_T]]:
-        """Return an answer for each read, all within `timeout` seconds."""
+        """Return an answer for each read, all within `timeout` seconds and at most `fresh` seconds old."""
         timeout = self._timeout if timeout is None else timeout
         deadline = time.monotonic() + timeout
-        entries = {key: self._start(key, read) for key, read in reads.items()}
+        reusable = self._fresh if fresh is None else fresh
+        entries = {key: self._start(key, read, reusable) for key, read in reads.items()}
         for entry in entries.values():
             if entry is not None:
                 entry.done.wait(max(0.0, deadline - time.monotonic()))
         return {key: self._answer(entry, timeout) for key, entry in entries.items()}
 
-    def read_one(self, key: str, read: Callable[[], _T], *, timeout: float | None = None) -> Answer[_T]:
+    def read_one(
+        self, key: str, read: Callable[[], _T], *, timeout: float | None = None, fresh: float | None = None
+    ) -> Answer[_T]:
         """Return the answer for one read."""
-        return self.read_all({key: read}, timeout=timeout)[key]
+        return self.read_all({key: read}, timeout=timeout, fresh=fresh)[key]
 
-    def _start(self, key: str, read: Callable[[], object]) -> _Entry | None:
+    def forget(self, prefix: str) -> None:
+        """Forget the answers whose keys begin so: somebody has changed what they tell."""
+        with self._lock:
+            for key in [key for key in self._entries if str(key).startswith(prefix)]:
+                del self._entries[key]
+
+    def _start(self, key: str, read: Callable[[], object], reusable: float) -> _Entry | None:
         """Start a read if needed and return its entry; None if too many reads are running."""
         with self._lock:
             entry = self._entries.setdefault(key, _Entry())
             self._entries.move_to_end(key)
             while len(self._entries) > _MAX_ENTRIES:
                 self._entries.popitem(last=False)
-            fresh = entry.answer is not None and self._clock() - entry.finished < self._fresh
+            fresh = entry.answer is not None and self._clock() - entry.finished < reusable
             if entry.busy or fresh:
                 return entry
             if not self._slots.acquire(blocking=False):

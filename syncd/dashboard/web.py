@@ -70,7 +70,7 @@ class Web:
         self.sessions = sessions
         self.limit = limit
         self._static = {name: (files(__package__) / "static" / name).read_bytes() for name in _STATIC}
-        self._templates = _environment(self._static)
+        self._templates = environment(self._static)
 
     @property
     def secure(self) -> bool:
@@ -182,15 +182,16 @@ class Web:
         return HTMLResponse(body, status)
 
 
-def _environment(static: dict[str, bytes]) -> jinja2.Environment:
-    environment = jinja2.Environment(
+def environment(static: dict[str, bytes]) -> jinja2.Environment:
+    """Return the environment of all templates, with the static files of the pages."""
+    made = jinja2.Environment(
         loader=jinja2.PackageLoader("syncd.dashboard"),
         autoescape=True,
         undefined=jinja2.StrictUndefined,
         finalize=text.visible,
         lstrip_blocks=True,
     )
-    environment.filters |= {
+    made.filters |= {
         "ago": text.ago,
         "clock": text.clock,
         "duration": text.duration,
@@ -198,16 +199,17 @@ def _environment(static: dict[str, bytes]) -> jinja2.Environment:
         "size": text.size,
         "plural": plural,
         "moment": text.moment,
+        "money": text.money,
     }
     versions = {name: hashlib.sha256(content).hexdigest()[:12] for name, content in static.items()}
-    environment.globals |= {
+    made.globals |= {
         "root": ROOT,
         "version": __version__,
         "static": lambda name: f"{ROOT}/static/{name}?v={versions[name]}",
         "url": url,
         "refresh": None,
     }
-    return environment
+    return made
 
 
 def url(*parts: str, **query: object) -> str:

@@ -33,6 +33,7 @@ from syncd.runs.factory import gateways_of, metering_endpoint, rules_of, sources
 from syncd.runs.history import History
 from syncd.sources.kong_admin import KongAdmin
 from syncd.sources.konnect import KonnectApplications, KonnectConsumers
+from syncd.state.database import State
 
 
 def examine(config: Config, *, probe: Probe | None = None, now: Now = utc_now) -> Iterator[Finding]:
@@ -197,8 +198,8 @@ def _clock(config: Config, now: Now) -> Finding:
 
 def _state(config: Config) -> Finding:
     try:
-        with closing(History(config.daemon.state_dir)) as history:
-            last = next(iter(history.runs(1)), None)
+        with State(config.daemon.state) as state:
+            last = next(iter(History(state).runs(1)), None)
     except SyncdError as error:
         return Finding("state", Level.PROBLEM, str(error))
     when = f"the last run was requested at {last['requested_at'][:19]}" if last else "no run yet"

@@ -6,7 +6,7 @@ All methods raise GatewayError, which names the gateway, what happened and what 
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from datetime import UTC, datetime
 from typing import TypeVar
 
@@ -15,7 +15,16 @@ from pydantic import BaseModel, ValidationError
 from syncd.config.gateways import GatewayConfig
 from syncd.core.errors import ApiError, GatewayError, RefusedError, UnreachableError
 from syncd.gateways.gate import Gate, MaybeGate
-from syncd.gateways.models import DeadLetters, Ledger, LedgerLine, LedgerPage, Readiness, Redelivery, Spool
+from syncd.gateways.kept import (
+    DeadLetterGroups,
+    DeadLetters,
+    Quarantine,
+    QuarantineGroups,
+    Replay,
+    Replays,
+    WholeDeadLetter,
+)
+from syncd.gateways.models import Ledger, LedgerLine, LedgerPage, Readiness, Redelivery, Spool
 from syncd.http.client import ApiClient, Endpoint, Params
 from syncd.http.retry import Retry
 
@@ -95,7 +104,11 @@ class Gateway:
             lines += page.lines
             waiting |= set(page.hours_with_waiting_events)
             if page.next is None:
-                return Ledger(lines=tuple(lines), hours_with_waiting_events=frozenset(waiting))
+                return Ledger(
+                    lines=tuple(lines),
+                    hours_with_waiting_events=frozenset(waiting),
+                    pruned_up_to=page.pruned_up_to,
+                )
             if page.next in seen or len(lines) + len(waiting) == known:
                 raise self._error(
                     "GET /v1/ledger returned a page without anything new and named a next one."
@@ -105,9 +118,44 @@ class Gateway:
             params["after"] = page.next
         raise self._error(f"GET /v1/ledger has more than {_MAX_PAGES:,} pages. Is it the plugin's API?")
 
-    def dead_letters(self, after: int = 0, limit: int = 100) -> DeadLetters:
-        """Return a page of dead letters with ids greater than `after`, oldest first."""
-        return self._ask(DeadLetters, "GET", "/v1/dead-letters", params={"after": after, "limit": limit})
+    def dead_letters(self, after: int = 0, limit: int = 100, group: str | None = None) -> DeadLetters:
+        """Return a page of dead letters with ids above `after`, of all or of one group, oldest first."""
+        params: dict[str, str | int | list[str]] = {"after": after, "limit": limit}
+        params |= {"group": group} if group else {}
+        return self._ask(DeadLetters, "GET", "/v1/dead-letters", params=params)
+
+    def dead_letter(self, number: int) -> WholeDeadLetter:
+        """Return a dead letter with its event."""
+        return self._ask(WholeDeadLetter, "GET", f"/v1/dead-letters/{number}")
+
+    def dead_letter_groups(self) -> DeadLetterGroups:
+        """Return the dead letters by the metering API's answer."""
+        return self._ask(DeadLetterGroups, "GET", "/v1/dead-letters/groups")
+
+    def replay(self, selection: Mapping[str, object]) -> Replay:
+        """Replay dead letters: `selection` is the body of POST /v1/dead-letters/replay.
+
+        Sent once: without an answer, the gateway may have marked them nevertheless. None is sent twice if it
+        is asked again, because what is marked is not marked anew.
+        """
+        return self._ask(Replay, "POST", "/v1/dead-letters/replay", body=dict(selection), repeat=False)
+
+    def replay_status(self, number: int) -> Replay:
+        """Return what became of a replay."""
+        return self._ask(Replay, "GET", f"/v1/replays/{number}")
+
+    def replays(self, limit: int = 20) -> Replays:
+        """Return the latest replays, latest first."""
+        return self._ask(Replays, "GET", "/v1/replays", params={"limit": limit})
+
+    def quarantine_groups(self) -> QuarantineGroups:
+        """Return the requests in quarantine by reason."""
+        return self._ask(QuarantineGroups, "GET", "/v1/quarantine/groups")
+
+    def quarantine(self, reason: str, after: int = 0, limit: int = 100) -> Quarantine:
+        """Return a page of the requests in quarantine for one reason, oldest first."""
+        params: dict[str, str | int | list[str]] = {"after": after, "limit": limit, "reason": reason}
+        return self._ask(Quarantine, "GET", "/v1/quarantine", params=params)
 
     def redeliver(self, since: datetime, until: datetime, subject: str | None = None) -> Redelivery:
         """Start a redelivery of the retained events of a span of event time, of one subject or of all.

@@ -145,6 +145,7 @@ class LedgerPage(Model):
 
     lines: tuple[LedgerLine, ...]
     hours_with_waiting_events: tuple[Hour, ...]
+    pruned_up_to: Hour | None = None
     next: str | None
 
 
@@ -154,28 +155,8 @@ class Ledger(Model):
     lines: tuple[LedgerLine, ...]
     hours_with_waiting_events: frozenset[datetime]
     """Hours that are not complete in the metering API, for any subject or destination."""
-
-
-class DeadLetter(Model):
-    """An event that the metering API refused; `status` is None if it grew too old instead."""
-
-    id: int
-    destination: str
-    event_id: str
-    type: str
-    subject: str
-    time: str
-    status: int | None
-    answer: str
-    died_at: str
-    to_be_replayed: bool
-
-
-class DeadLetters(Model):
-    """A page of dead letters, oldest first; `next` is what to pass as `after` for the next one."""
-
-    dead_letters: tuple[DeadLetter, ...] = Field(strict=False)
-    next: int | None
+    pruned_up_to: datetime | None = None
+    """The last hour of which settled lines may have been deleted; None if none was."""
 
 
 class Redelivery(Model):

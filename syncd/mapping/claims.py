@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import unicodedata
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import replace
 
 from msgspec import Struct, structs
@@ -64,6 +64,26 @@ def claims_of(principals: Iterable[Principal], rules: MappingRules) -> tuple[lis
         else:
             problems.append(found)
     return _with_applications(claims, problems), problems
+
+
+def subjects_of(principals: Iterable[Principal], rules: MappingRules) -> Iterator[tuple[str, Principal]]:
+    """Yield each principal with its subject, if it has one: also of those without a customer.
+
+    Members of a group may have the same subject, and so may principals that contradict each other.
+    """
+    index = rules.index()
+    for principal in distinct(principals):
+        group: str | Problem | None = None
+        if _shares_subject(principal, rules):
+            group = _group(principal, rules, assignment_of(principal, index) if index else None)
+        found = group if isinstance(group, str) else _subject_key(principal, rules)
+        if isinstance(found, str) and found:
+            yield found, principal
+
+
+def _shares_subject(principal: Principal, rules: MappingRules) -> bool:
+    """Return whether its subject is that of its group, if it has one."""
+    return rules.subject_field == "tag" and principal.kind == "consumer"
 
 
 def distinct(principals: Iterable[Principal]) -> list[Principal]:
@@ -138,7 +158,7 @@ def is_excluded(principal: Principal, rules: MappingRules) -> bool:
 def _claim(principal: Principal, rules: MappingRules, index: Index) -> Claim | Problem:
     row = assignment_of(principal, index) if index else None
     group = _group(principal, rules, row)
-    shared = rules.subject_field == "tag" and principal.kind == "consumer" and isinstance(group, str)
+    shared = _shares_subject(principal, rules) and isinstance(group, str)
     subject_key = group if shared and isinstance(group, str) else _subject_key(principal, rules)
     if isinstance(subject_key, Problem):
         return subject_key

@@ -7,9 +7,10 @@ customer; what is written next would then bill the wrong one. Such an answer is 
 
 from __future__ import annotations
 
+import math
 import re
-from collections.abc import Collection, Mapping, Sequence
-from datetime import UTC, datetime
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from datetime import UTC, date, datetime
 from urllib.parse import quote
 
 from syncd.core.errors import (
@@ -21,7 +22,7 @@ from syncd.core.errors import (
 )
 from syncd.core.model import shared
 from syncd.http.client import ApiClient, Params, expect_list, expect_object
-from syncd.metering.base import ArrivedEvent, Write, WriteTrial
+from syncd.metering.base import ArrivedEvent, GroupedValue, Write, WriteTrial
 
 API = "metering API"
 """How messages call it."""
@@ -128,8 +129,10 @@ def number(value: object, what: str) -> float:
     """Return a figure: v1 sends a number, v3 a string of any precision. Raises MalformedError."""
     try:
         if isinstance(value, str | int | float) and not isinstance(value, bool):
-            return float(value)
-    except ValueError:
+            found = float(value)
+            if math.isfinite(found):
+                return found
+    except (ValueError, OverflowError):
         pass
     raise MalformedError(f"{API}: a row of {what} has no number as its value")
 
@@ -148,6 +151,34 @@ def moment(value: object, what: str) -> datetime:
     except ValueError:
         raise MalformedError(f"{API}: {what} has an invalid time {value!r}") from None
     return found if found.tzinfo else found.replace(tzinfo=UTC)
+
+
+def by_day(rows: Iterable[tuple[object, object]], what: str) -> dict[date, float]:
+    """Return windows of a day by their UTC day."""
+    found: dict[date, float] = {}
+    for start, value in rows:
+        day = moment(start, f"a row of {what}").astimezone(UTC).date()
+        found[day] = found.get(day, 0) + number(value, what)
+    return found
+
+
+def grouped(
+    rows: Iterable[tuple[object, Mapping[str, object], object]], dimensions: Sequence[str], what: str
+) -> list[GroupedValue]:
+    """Return rows of subject, dimensions and value; rows of the same subject and values are added up.
+
+    An event without the dimension may come as an empty text or as null: both are the empty label.
+    """
+    found: dict[tuple[str, tuple[str, ...]], float] = {}
+    for subject, labels, value in rows:
+        values = tuple(shared(_label(labels.get(name))) for name in dimensions)
+        key = (subject_of(subject, what), values)
+        found[key] = found.get(key, 0) + number(value, what)
+    return [GroupedValue(subject, labels, value) for (subject, labels), value in found.items()]
+
+
+def _label(value: object) -> str:
+    return value if isinstance(value, str) else ""
 
 
 def without_none(body: Mapping[str, object]) -> dict[str, object]:

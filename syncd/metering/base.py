@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from datetime import datetime
+from datetime import date, datetime
 from typing import Literal, NamedTuple, Protocol
 
 from syncd.core.errors import BlockedError
@@ -173,6 +173,15 @@ class HourlyValue(NamedTuple):
     value: float
 
 
+class GroupedValue(NamedTuple):
+    """The value of a meter for one subject and these values of dimensions, in the order asked for."""
+
+    subject: str
+    labels: tuple[str, ...]
+    """An empty text where the events lack the dimension."""
+    value: float
+
+
 class CustomerValue(NamedTuple):
     """The value of a meter for one subject; `customer_id` is None if the server does not name it."""
 
@@ -187,6 +196,54 @@ class ArrivedEvent(NamedTuple):
     type: str
     subject: str
     customer_id: str | None
+
+
+@dataclass(frozen=True, slots=True)
+class Subscription:
+    """A subscription of a customer; `plan` is the key of its plan, None for one without."""
+
+    id: str
+    name: str
+    plan: str | None
+    version: int | None
+    status: str
+    active_from: datetime | None
+    active_to: datetime | None
+
+
+@dataclass(frozen=True, slots=True)
+class Entitlement:
+    """What a customer may use of a feature; `left` of `quota` is None where the server does not say.
+
+    `resets_at` is when the quota is issued again. `config` is the text of a static entitlement.
+    """
+
+    feature: str
+    has_access: bool
+    left: float | None = None
+    used: float | None = None
+    quota: float | None = None
+    overage: float | None = None
+    resets_at: datetime | None = None
+    config: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Credit:
+    """The credits of a customer in one currency, as the server writes the amounts."""
+
+    currency: str
+    left: str
+    pending: str
+
+
+@dataclass(frozen=True, slots=True)
+class Account:
+    """What a customer has, as far as the server tells; subscriptions that have ended are left out."""
+
+    subscriptions: tuple[Subscription, ...] = ()
+    entitlements: tuple[Entitlement, ...] = ()
+    credits: tuple[Credit, ...] = ()
 
 
 CustomerField = Literal["name", "key", "subject"]
@@ -225,6 +282,9 @@ class MeteringApi(MeteringTarget, Inspector, Remover, Protocol):
     def find_customers(self, field: CustomerField, text: str, page: int, size: int) -> CustomerPage:
         """Return a page, from 1, of the customers whose field contains the text, sorted by name."""
 
+    def account(self, customer_id: str) -> Account:
+        """Return what a customer has: subscriptions, entitlements, credits; raises an ApiError."""
+
     def meters(self) -> Mapping[str, Meter]:
         """Return all meters by key."""
 
@@ -236,6 +296,14 @@ class MeteringApi(MeteringTarget, Inspector, Remover, Protocol):
 
         A server may include the hour that begins at `until`.
         """
+
+    def daily_totals(self, meter: Meter, since: str, until: str) -> Mapping[date, float]:
+        """Return the value of a meter for each UTC day with events; both times are midnights."""
+
+    def grouped_usage(
+        self, meter: Meter, dimensions: Sequence[str], since: str, until: str
+    ) -> Sequence[GroupedValue]:
+        """Return the values of a meter by subject and these of its dimensions; each combination once."""
 
     def customer_usage(
         self, meter: str, customers: Sequence[str], since: str, until: str | None

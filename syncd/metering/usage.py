@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from typing import Protocol
 
 from syncd.core.model import ObservedCustomer
 from syncd.metering.base import MeteringTarget
@@ -133,7 +134,23 @@ def attribute(
     )
 
 
-def owners(customers: Iterable[ObservedCustomer]) -> dict[str, str]:
+class Attributed(Protocol):
+    """A customer, as far as the attribution of usage asks: observed, or known from an earlier run."""
+
+    @property
+    def id(self) -> str:
+        """Its id."""
+
+    @property
+    def key(self) -> str | None:
+        """Its key."""
+
+    @property
+    def subject_keys(self) -> tuple[str, ...]:
+        """The keys of its subjects."""
+
+
+def owners(customers: Iterable[Attributed]) -> dict[str, str]:
     """Return the id of the customer that usage is attributed to, for each key and subject key.
 
     As a real OpenMeter does: a customer has the usage under its key and its subject keys, not under its id.

@@ -14,21 +14,24 @@ Traps of the server:
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from datetime import date
 
 from syncd.core.errors import MalformedError, RefusedError
 from syncd.core.model import NO_DETAILS, CustomerDetails, ObservedCustomer, ObservedState, ObservedSubject
 from syncd.http.client import ApiClient, Endpoint, expect_object, expect_objects
 from syncd.http.pagination import Page, read_as
 from syncd.http.retry import Retry
-from syncd.metering import answers
+from syncd.metering import account, answers
 from syncd.metering.answers import API, PAGE_OF_PARTS, id_segment, mapping, segment
 from syncd.metering.base import (
+    Account,
     ArrivedEvent,
     CustomerEdit,
     CustomerField,
     CustomerPage,
     CustomerValue,
     Decide,
+    GroupedValue,
     HourlyValue,
     Inspection,
     Meter,
@@ -189,6 +192,12 @@ class OpenMeterV1:
         for answered in written if isinstance(written, list) else ():
             answers.expect_among(mapping(answered).get("key"), keys, "the subjects that were written")
 
+    # What a customer has
+
+    def account(self, customer_id: str) -> Account:
+        """Return what a customer has."""
+        return account.read_v1(self._client, customer_id)
+
     # Deletions
 
     def inspect(self, customer_id: str) -> Inspection | None:
@@ -286,6 +295,20 @@ class OpenMeterV1:
             )
             for row in self._query(meter.key, {"windowSize": "HOUR", "groupBy": ["subject"]}, since, until)
         ]
+
+    def daily_totals(self, meter: Meter, since: str, until: str) -> Mapping[date, float]:
+        """Return the value of a meter for each UTC day with events."""
+        what = f"daily usage of {meter.key}"
+        rows = self._query(meter.key, {"windowSize": "DAY"}, since, until)
+        return answers.by_day(((row.get("windowStart"), row.get("value")) for row in rows), what)
+
+    def grouped_usage(
+        self, meter: Meter, dimensions: Sequence[str], since: str, until: str
+    ) -> list[GroupedValue]:
+        """Return the values of a meter by subject and dimensions."""
+        rows = self._query(meter.key, {"groupBy": ["subject", *dimensions]}, since, until)
+        listed = ((row.get("subject"), mapping(row.get("groupBy")), row.get("value")) for row in rows)
+        return answers.grouped(listed, dimensions, f"usage of {meter.key} by dimension")
 
     def customer_usage(
         self, meter: str, customers: Sequence[str], since: str, until: str | None

@@ -18,6 +18,8 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
+from datetime import date
 
 from syncd.core.errors import MalformedError
 from syncd.core.model import NO_DETAILS, CustomerDetails, ObservedCustomer, ObservedState, ObservedSubject
@@ -25,15 +27,17 @@ from syncd.core.ownership import has_reserved_prefix, valid_labels
 from syncd.http.client import ApiClient, Endpoint, Params, expect_object
 from syncd.http.pagination import Fetch, Page, read_all, read_as
 from syncd.http.retry import Retry
-from syncd.metering import answers
+from syncd.metering import account, answers
 from syncd.metering.answers import API, PAGE_OF_PARTS, id_segment, mapping
 from syncd.metering.base import (
+    Account,
     ArrivedEvent,
     CustomerEdit,
     CustomerField,
     CustomerPage,
     CustomerValue,
     Decide,
+    GroupedValue,
     HourlyValue,
     Inspection,
     Meter,
@@ -66,6 +70,7 @@ class OpenMeterV3:
     """The `MeteringApi` of dialect openmeter-v3."""
 
     def __init__(self, endpoint: Endpoint, retry: Retry) -> None:
+        self._endpoint, self._retry = endpoint, retry
         self._client = ApiClient(endpoint, retry)
 
     def close(self) -> None:
@@ -173,6 +178,16 @@ class OpenMeterV3:
         if writes:
             raise MalformedError(f"the {API} has no subject entities (dialect openmeter-v3)")
 
+    # What a customer has
+
+    def account(self, customer_id: str) -> Account:
+        """Return what a customer has; a self-hosted server's v1 says how much is left."""
+        url = self._endpoint.url
+        if not url.endswith("/api/v3"):
+            return account.read_v3(self._client, None, customer_id)
+        with ApiClient(replace(self._endpoint, url=url.removesuffix("/v3")), self._retry) as v1:
+            return account.read_v3(self._client, v1, customer_id)
+
     # Deletions
 
     def inspect(self, customer_id: str) -> Inspection | None:
@@ -250,6 +265,22 @@ class OpenMeterV3:
             )
             for row in self._query(meter.id or self._meter_id(meter.key), query, since, until)
         ]
+
+    def daily_totals(self, meter: Meter, since: str, until: str) -> Mapping[date, float]:
+        """Return the value of a meter for each UTC day with events."""
+        what = f"daily usage of {meter.key}"
+        rows = self._query(meter.id or self._meter_id(meter.key), {"granularity": "P1D"}, since, until)
+        return answers.by_day(((row.get("from"), row.get("value")) for row in rows), what)
+
+    def grouped_usage(
+        self, meter: Meter, dimensions: Sequence[str], since: str, until: str
+    ) -> list[GroupedValue]:
+        """Return the values of a meter by subject and dimensions."""
+        query = {"group_by_dimensions": ["subject", *dimensions]}
+        rows = self._query(meter.id or self._meter_id(meter.key), query, since, until)
+        named = ((mapping(row.get("dimensions")), row.get("value")) for row in rows)
+        listed = ((labels.get("subject"), labels, value) for labels, value in named)
+        return answers.grouped(listed, dimensions, f"usage of {meter.key} by dimension")
 
     def customer_usage(
         self, meter: str, customers: Sequence[str], since: str, until: str | None

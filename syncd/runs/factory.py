@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import replace
+from typing import TYPE_CHECKING
 
 from syncd.config.settings import Config
 from syncd.config.sources import (
@@ -17,9 +19,10 @@ from syncd.config.sources import (
     StaticSource,
     source_names,
 )
+from syncd.core.errors import StateError
 from syncd.gateways.client import Gateway
 from syncd.http.client import Endpoint
-from syncd.http.retry import Pace, Retry
+from syncd.http.retry import Pace, Permit, Retry, unlimited
 from syncd.mapping.mapping_file import read_mapping_file
 from syncd.mapping.rules import MappingRules
 from syncd.metering.base import MeteringApi
@@ -30,6 +33,9 @@ from syncd.sources.declarative_file import DeclarativeFile
 from syncd.sources.kong_admin import KongAdmin
 from syncd.sources.konnect import KonnectApplications, KonnectConsumers
 from syncd.sources.static import Static, StaticSubject
+
+if TYPE_CHECKING:
+    from syncd.runs.history import History
 
 CONSUMER_RIGHTS = "read consumers and plugins of the control plane (role Viewer of Control Planes)"
 """Permissions that a source of consumers needs in Konnect."""
@@ -81,9 +87,13 @@ def target_of(
     config: Config,
     sleep: Callable[[float], object] = time.sleep,
     should_stop: Callable[[], bool] = _never,
+    permit: Permit = unlimited,
 ) -> MeteringApi:
-    """Return the client of the metering API, one for each run; close it after use."""
-    retry = retry_of(config, sleep, should_stop)
+    """Return the client of the metering API, one for each run; close it after use.
+
+    `permit` is called before anything that may change something is sent.
+    """
+    retry = replace(retry_of(config, sleep, should_stop), permit=permit)
     return DIALECTS[config.metering.dialect].open(metering_endpoint(config), retry)
 
 
@@ -114,6 +124,25 @@ def gateways_of(config: Config) -> tuple[Gateway, ...]:
     """Return the gateways in the order of the configuration; close each after use."""
     attempts = config.metering.attempts
     return tuple(Gateway(gateway, index, attempts=attempts) for index, gateway in enumerate(config.gateways))
+
+
+@contextmanager
+def existing_history(config: Config) -> Iterator[History | None]:
+    """Open the history if there is one that can be used; a dry run needs none and creates none."""
+    if not config.daemon.state.exists():
+        yield None
+        return
+    # Imported here: a plan without a history does not wait for SQLAlchemy.
+    from syncd.runs.history import History
+    from syncd.state.database import State
+
+    try:
+        state = State(config.daemon.state)
+    except StateError:
+        yield None
+        return
+    with state:
+        yield History(state)
 
 
 def rules_of(config: Config) -> MappingRules:

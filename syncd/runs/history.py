@@ -1,11 +1,8 @@
-"""Run history in SQLite: the trigger and options of each run, its plan, each change and its outcome.
+"""Run history: the trigger and options of each run, its plan, each change and its outcome.
 
 Each change is written before it is made, as *begun*, and its outcome replaces that afterwards. So the
 history of a killed process shows what was done and what may have been. Equal plans are stored once. The
 next reader or writer closes a killed run as failed.
-
-The schema has a version (`PRAGMA user_version`). A newer syncd brings older files up to date when it opens
-them (`_MIGRATIONS`); an older one refuses newer files.
 
 Runs are ordered by insertion, not by time, because clocks may be set. They expire by the time between runs:
 a clock that is wrong by more than `MAX_RUN_GAP` expires no run, not even at the start of syncd, and one
@@ -16,52 +13,24 @@ from __future__ import annotations
 
 import hashlib
 import json
-import sqlite3
-import threading
 import zlib
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
-from pathlib import Path
 from typing import Any
+
+from sqlalchemy import bindparam, delete, func, insert, select, update
 
 from syncd.apply.executor import REFUSED
 from syncd.core.changes import Change, ChangeKind, Outcome, Plan, Status
-from syncd.core.errors import HistoryError
+from syncd.core.errors import LockedError
 from syncd.core.model import ObservedCustomer
 from syncd.http.client import encode_json
 from syncd.runs.run import Run, RunObserver
-
-_FILE = "history.sqlite3"
-_MIGRATIONS = (
-    # 1: as files without a version have it, so its statements do nothing there.
-    """
-CREATE TABLE IF NOT EXISTS plans (hash TEXT PRIMARY KEY, document BLOB NOT NULL);
-CREATE TABLE IF NOT EXISTS runs (
-  id TEXT PRIMARY KEY, requested_at TEXT NOT NULL, finished_at TEXT, dry_run INTEGER NOT NULL,
-  state TEXT NOT NULL, plan TEXT REFERENCES plans (hash), document TEXT NOT NULL
-);
-CREATE INDEX IF NOT EXISTS runs_by_time ON runs (requested_at);
-CREATE TABLE IF NOT EXISTS changes (
-  run TEXT NOT NULL REFERENCES runs (id) ON DELETE CASCADE, number INTEGER NOT NULL, at TEXT NOT NULL,
-  kind TEXT NOT NULL, customer_key TEXT, status TEXT NOT NULL, document TEXT NOT NULL,
-  PRIMARY KEY (run, number)
-) WITHOUT ROWID;
-""",
-    # 2: changes that have begun, and deletions that the metering API refused.
-    """
-CREATE TABLE begun (
-  run TEXT NOT NULL REFERENCES runs (id) ON DELETE CASCADE, change TEXT NOT NULL, at TEXT NOT NULL,
-  document TEXT NOT NULL, PRIMARY KEY (run, change)
-) WITHOUT ROWID;
-CREATE TABLE refused_deletions (
-  customer TEXT PRIMARY KEY, state TEXT NOT NULL, at TEXT NOT NULL, reason TEXT NOT NULL
-) WITHOUT ROWID;
-""",
-)
-"""Scripts that lead from one version of the schema to the next; never edit one that was released."""
+from syncd.state import tables
+from syncd.state.database import State, upserting
+from syncd.state.engines import WRITER
 
 Document = dict[str, Any]
 
@@ -80,171 +49,179 @@ MAX_RUN_GAP = timedelta(days=8)
 
 
 class History:
-    """The history of one state directory; thread-safe. All methods raise HistoryError."""
+    """The runs of a state; thread-safe. All methods raise StateError."""
 
-    def __init__(self, state_dir: Path) -> None:
-        self._path = state_dir / _FILE
-        self._lock = threading.Lock()
-        with self._access():
-            state_dir.mkdir(parents=True, exist_ok=True, mode=0o700)
-            self._db = sqlite3.connect(self._path, timeout=30, isolation_level=None, check_same_thread=False)
-            self._db.execute("PRAGMA journal_mode = WAL")
-            self._db.execute("PRAGMA synchronous = NORMAL")
-            self._db.execute("PRAGMA foreign_keys = ON")
-            self._migrate()
-
-    def _migrate(self) -> None:
-        (version,) = self._db.execute("PRAGMA user_version").fetchone()
-        if version > len(_MIGRATIONS):
-            raise HistoryError(
-                f"the history {self._path} (daemon.state_dir) was written by a newer syncd: its schema has"
-                f" version {version}, and this syncd knows {len(_MIGRATIONS)}. Use that syncd, or another"
-                " daemon.state_dir"
-            )
-        if version == len(_MIGRATIONS):
-            return
-        # In one transaction: two processes may open an old file at once, and either may be killed.
-        steps = "".join(_MIGRATIONS[version:])
-        try:
-            self._db.executescript(
-                f"BEGIN IMMEDIATE; {steps} PRAGMA user_version = {len(_MIGRATIONS)}; COMMIT;"
-            )
-        except sqlite3.OperationalError:
-            if self._db.in_transaction:
-                self._db.execute("ROLLBACK")
-            (now,) = self._db.execute("PRAGMA user_version").fetchone()
-            if now != len(_MIGRATIONS):  # else another process was faster
-                raise
-
-    def close(self) -> None:
-        """Close the file."""
-        with self._lock:
-            self._db.close()
+    def __init__(self, state: State) -> None:
+        self.state = state
 
     def save(self, run: Document, plan: Plan | None = None) -> None:
-        """Insert or update a run (`Run.summary`), and its plan once there is one."""
+        """Insert or update a run (`Run.summary`), and its plan once there is one.
+
+        Raises LockedError if the run has been closed, because its process seemed to be gone.
+        """
         digest, packed = _packed(plan) if plan else (None, None)
-        row = (run["id"], run["requested_at"], run["finished_at"], run["dry_run"], run["state"])
-        with self._access(), self._db:
+        row = {name: run[name] for name in ("id", "requested_at", "finished_at", "dry_run", "state")}
+        with self.state.writing() as connection:
             if packed:
-                self._db.execute("INSERT OR IGNORE INTO plans VALUES (?, ?)", (digest, packed))
-            self._db.execute(
-                "INSERT INTO runs VALUES (?, ?, ?, ?, ?, ?, ?) ON CONFLICT (id) DO UPDATE SET"
-                " finished_at = excluded.finished_at, state = excluded.state, document = excluded.document,"
-                " plan = coalesce(excluded.plan, plan)",
-                (*row, digest, json.dumps(run)),
+                added = upserting(connection, tables.plans).on_conflict_do_nothing()
+                connection.execute(added, {"hash": digest, "document": packed})
+            saved = upserting(connection, tables.runs)
+            saved = saved.on_conflict_do_update(
+                index_elements=["id"],
+                set_={
+                    "finished_at": saved.excluded.finished_at,
+                    "state": saved.excluded.state,
+                    "document": saved.excluded.document,
+                    "plan": func.coalesce(saved.excluded.plan, tables.runs.c.plan),
+                },
+                where=tables.runs.c.finished_at.is_(None),
             )
+            values = {**row, "plan": digest, "document": json.dumps(run)}
+            if connection.execute(saved, values).rowcount == 0:
+                raise _closed(run["id"])
 
     def begin(self, run_id: str, changes: Sequence[Change]) -> None:
-        """Insert changes that are about to be made."""
+        """Insert changes that are about to be made; raises LockedError if the run has been closed."""
         now = datetime.now(UTC).isoformat()
-        rows = [(run_id, _label(one), now, encode_json(one.to_json()).decode()) for one in changes]
-        with self._access(), self._db:
-            self._db.execute("BEGIN")
-            self._db.executemany("INSERT OR REPLACE INTO begun VALUES (?, ?, ?, ?)", rows)
+        rows = {
+            label: {"run": run_id, "change": label, "at": now, "document": _encoded(one.to_json())}
+            for label, one in ((_label(one), one) for one in changes)
+        }
+        if not rows:
+            return
+        runs = tables.runs.c
+        open_run = select(runs.id).where(runs.id == run_id, runs.finished_at.is_(None))
+        with self.state.writing() as connection:
+            if connection.execute(open_run).first() is None:
+                raise _closed(run_id)
+            begun = upserting(connection, tables.begun)
+            begun = begun.on_conflict_do_update(
+                index_elements=["run", "change"],
+                set_={"at": begun.excluded.at, "document": begun.excluded.document},
+            )
+            connection.execute(begun, list(rows.values()))
 
     def record(self, run_id: str, first: int, outcomes: Sequence[Outcome]) -> None:
         """Insert outcomes of changes, numbered from `first`, which then are no longer begun: all or none."""
+        if not outcomes:
+            return
         now = datetime.now(UTC).isoformat()
         rows = [
-            (
-                run_id,
-                number,
-                now,
-                str(outcome.change.kind),
-                outcome.change.customer_key,
-                str(outcome.status),
-                encode_json(outcome.to_json()).decode(),
-            )
+            {
+                "run": run_id,
+                "number": number,
+                "at": now,
+                "kind": str(outcome.change.kind),
+                "customer_key": outcome.change.customer_key,
+                "status": str(outcome.status),
+                "document": _encoded(outcome.to_json()),
+            }
             for number, outcome in enumerate(outcomes, first)
         ]
-        with self._access(), self._db:
-            self._db.execute("BEGIN")
-            self._db.executemany("INSERT INTO changes VALUES (?, ?, ?, ?, ?, ?, ?)", rows)
-            ended = [(run_id, _label(outcome.change)) for outcome in outcomes]
-            self._db.executemany("DELETE FROM begun WHERE run = ? AND change = ?", ended)
+        begun = tables.begun.c
+        ended = delete(tables.begun).where(begun.run == run_id, begun.change == bindparam("label"))
+        with self.state.writing() as connection:
+            connection.execute(insert(tables.changes), rows)
+            connection.execute(ended, [{"label": _label(outcome.change)} for outcome in outcomes])
 
-    def close_interrupted(self) -> list[str]:
-        """Mark runs as failed whose process is gone. Call it with the write lock, before planning."""
+    def close_interrupted(self, *, unless_locked: bool = False) -> list[str]:
+        """Mark runs as failed whose process is gone. Call it with the write lock, before planning.
+
+        `unless_locked`, which a state in PostgreSQL has, needs no lock: no writer may begin meanwhile.
+        """
         ended = datetime.now(UTC).isoformat()
+        runs, changes = tables.runs.c, tables.changes.c
+        open_runs = select(runs.id, runs.document).where(runs.state == "running", runs.dry_run.is_(False))
         closed: list[str] = []
-        with self._access(), self._db:
-            rows = self._db.execute("SELECT id, document FROM runs WHERE state = 'running' AND NOT dry_run")
-            for run_id, text in rows.fetchall():
-                done = Counter(
-                    dict(
-                        self._db.execute(
-                            "SELECT status, count(*) FROM changes WHERE run = ? GROUP BY status", (run_id,)
-                        ).fetchall()
-                    )
-                )
-                outcomes = {str(status): done[str(status)] for status in Status}
+        with self.state.writing() as connection:
+            if unless_locked and not connection.scalar(select(func.pg_try_advisory_xact_lock(*WRITER))):
+                return []
+            for run_id, text in connection.execute(open_runs).all():
+                counted = select(changes.status, func.count()).where(changes.run == run_id)
+                by_status = connection.execute(counted.group_by(changes.status)).all()
+                done: Counter[str] = Counter(dict(by_status))
                 ending = {
                     "state": "failed",
                     "finished_at": ended,
                     "error": _INTERRUPTED,
-                    "outcomes": outcomes,
+                    "outcomes": {str(status): done[str(status)] for status in Status},
                 }
-                document = {**json.loads(text), **ending}
-                self._db.execute(
-                    "UPDATE runs SET state = 'failed', finished_at = ?, document = ? WHERE id = ?",
-                    (ended, json.dumps(document), run_id),
+                document = json.dumps({**json.loads(text), **ending})
+                connection.execute(
+                    update(tables.runs)
+                    .where(runs.id == run_id)
+                    .values(state="failed", finished_at=ended, document=document)
                 )
                 closed.append(run_id)
         return closed
 
     def prune(self, keep: timedelta, *, at_least: int = MIN_RUNS) -> None:
         """Delete runs that are older than `keep` (`count_expired`), except the latest `at_least`."""
-        with self._access(), self._db:
-            self._db.execute("BEGIN IMMEDIATE")
-            # The index alone answers this; the table would read the documents too.
-            select = "SELECT rowid, requested_at FROM runs INDEXED BY runs_by_time"
-            rows = sorted(self._db.execute(select).fetchall())
+        runs = tables.runs.c
+        with self.state.writing() as connection:
+            # Sorted here: the index alone answers this, while the table would read the documents too.
+            found = connection.execute(select(runs.number, runs.requested_at))
+            rows = sorted((number, text) for number, text in found)
             requested = [datetime.fromisoformat(text) for _, text in rows]
             expired = min(count_expired(requested, keep), len(rows) - at_least)
             if expired > 0:
                 last = rows[expired - 1][0]
-                self._db.execute("DELETE FROM runs WHERE rowid <= ? AND state <> 'running'", (last,))
-            self._db.execute(
-                "DELETE FROM plans WHERE hash NOT IN (SELECT plan FROM runs WHERE plan IS NOT NULL)"
-            )
+                connection.execute(delete(tables.runs).where(runs.number <= last, runs.state != "running"))
+            used = select(runs.plan).where(runs.plan.is_not(None))
+            connection.execute(delete(tables.plans).where(tables.plans.c.hash.not_in(used)))
 
     def runs(self, limit: int, offset: int = 0) -> list[Document]:
         """Return the latest runs, newest first, without the first `offset`."""
-        select = "SELECT document FROM runs ORDER BY rowid DESC LIMIT ? OFFSET ?"
-        with self._access():
-            return [json.loads(text) for (text,) in self._db.execute(select, (limit, offset)).fetchall()]
+        latest = select(tables.runs.c.document).order_by(tables.runs.c.number.desc())
+        with self.state.reading() as connection:
+            found = connection.execute(latest.limit(limit).offset(offset)).scalars().all()
+        return [json.loads(text) for text in found]
 
     def progress(self, run_id: str) -> int:
         """Return how many changes of a run are recorded so far."""
-        with self._access():
-            row = self._db.execute("SELECT count(*) FROM changes WHERE run = ?", (run_id,)).fetchone()
-            return int(row[0])
+        counted = select(func.count()).select_from(tables.changes).where(tables.changes.c.run == run_id)
+        with self.state.reading() as connection:
+            return connection.execute(counted).scalar_one()
 
     def run(self, run_id: str) -> Document | None:
         """Return a run by its id or a prefix of it, with its plan and changes."""
-        with self._access():
-            row = self._db.execute(
-                "SELECT r.id, r.document, p.document FROM runs r LEFT JOIN plans p ON p.hash = r.plan"
-                " WHERE substr(r.id, 1, length(?)) = ? ORDER BY r.rowid DESC LIMIT 1",
-                (run_id, run_id),
-            ).fetchone()
-            if row is None or not run_id:
+        if not run_id:
+            return None
+        runs, plans, changes, begun = tables.runs.c, tables.plans.c, tables.changes.c, tables.begun.c
+        found = (
+            select(runs.id, runs.document, plans.document)
+            .select_from(tables.runs.outerjoin(tables.plans))
+            .where(func.substr(runs.id, 1, len(run_id)) == run_id)
+            .order_by(runs.number.desc())
+            .limit(1)
+        )
+        with self.state.reading() as connection:
+            row = connection.execute(found).first()
+            if row is None:
                 return None
-            changes = self._db.execute(
-                "SELECT at, document FROM changes WHERE run = ? ORDER BY number", (row[0],)
-            ).fetchall()
-            begun = self._db.execute(
-                "SELECT at, document FROM begun WHERE run = ? ORDER BY at, change", (row[0],)
-            ).fetchall()
-        plan = json.loads(zlib.decompress(row[2])) if row[2] else None
-        results = [{"at": at, **json.loads(text)} for at, text in changes]
+            identity, document, packed = row
+            made = connection.execute(
+                select(changes.at, changes.document).where(changes.run == identity).order_by(changes.number)
+            ).all()
+            under_way = connection.execute(
+                select(begun.at, begun.document).where(begun.run == identity).order_by(begun.at, begun.change)
+            ).all()
+        plan = json.loads(zlib.decompress(packed)) if packed else None
+        results = [{"at": at, **json.loads(text)} for at, text in made]
         # The outcome of these is not known: the process ended first, or is at work on them.
         results += [
             {"at": at, "status": "begun", "detail": _UNKNOWN, "change": json.loads(text)}
-            for at, text in begun
+            for at, text in under_way
         ]
-        return {**json.loads(row[1]), "plan": plan, "results": results}
+        return {**json.loads(document), "plan": plan, "results": results}
+
+    def changes_of(self, customer_key: str, limit: int) -> list[Document]:
+        """Return the latest changes of a customer that runs made or tried, newest first."""
+        changes = tables.changes.c
+        wanted = select(changes.run, changes.at, changes.document).where(changes.customer_key == customer_key)
+        with self.state.reading() as connection:
+            rows = connection.execute(wanted.order_by(changes.at.desc(), changes.number.desc()).limit(limit))
+            return [{"run": row.run, "at": row.at, **json.loads(row.document)} for row in rows]
 
     def refused_deletions(self, customers: Iterable[ObservedCustomer], now: datetime) -> dict[str, str]:
         """Return why the metering API refused to delete these customers, by id.
@@ -252,8 +229,11 @@ class History:
         A refusal holds while the customer is as it was then, and at most for `_REFUSAL_PERIOD`: an open
         invoice, which v3 does not show, becomes final without a trace on the customer.
         """
-        with self._access():
-            rows = self._db.execute("SELECT customer, state, at, reason FROM refused_deletions").fetchall()
+        refused = tables.refused_deletions.c
+        with self.state.reading() as connection:
+            rows = connection.execute(
+                select(refused.customer, refused.state, refused.at, refused.reason)
+            ).all()
         if not rows:
             return {}
         there = {customer.id: customer for customer in customers}
@@ -273,38 +253,26 @@ class History:
         if not tried:
             return
         there = {customer.id: customer for customer in customers}
-        with self._access(), self._db:
-            self._db.execute("BEGIN")
+        refused = tables.refused_deletions
+        with self.state.writing() as connection:
             for outcome in tried:
                 identity = outcome.change.customer_id or ""
-                self._db.execute("DELETE FROM refused_deletions WHERE customer = ?", (identity,))
+                connection.execute(delete(refused).where(refused.c.customer == identity))
                 if outcome.status is Status.BLOCKED and outcome.detail.startswith(REFUSED):
-                    row = (identity, _state_of(there[identity]), now.isoformat(), outcome.detail)
-                    self._db.execute("INSERT INTO refused_deletions VALUES (?, ?, ?, ?)", row)
-
-    @contextmanager
-    def _access(self) -> Iterator[None]:
-        try:
-            with self._lock:
-                yield
-        except (sqlite3.Error, OSError) as error:
-            raise HistoryError(
-                f"the history {self._path} (daemon.state_dir) cannot be used: {error}"
-            ) from None
+                    row = {
+                        "customer": identity,
+                        "state": _state_of(there[identity]),
+                        "at": now.isoformat(),
+                        "reason": outcome.detail,
+                    }
+                    connection.execute(insert(refused), row)
 
 
-@contextmanager
-def existing_history(state_dir: Path) -> Iterator[History | None]:
-    """Open the history if there is one that can be used; a dry run needs none and creates none."""
-    try:
-        history = History(state_dir) if (state_dir / _FILE).exists() else None
-    except (HistoryError, OSError):
-        history = None
-    try:
-        yield history
-    finally:
-        if history is not None:
-            history.close()
+def _closed(run_id: str) -> LockedError:
+    return LockedError(
+        f"run {run_id} was closed by another syncd, because this one seemed to be gone; it changes nothing"
+        " more"
+    )
 
 
 def count_expired(requested: Sequence[datetime], keep: timedelta) -> int:
@@ -324,6 +292,10 @@ def count_expired(requested: Sequence[datetime], keep: timedelta) -> int:
         elif not expired:
             expired = index + 1
     return expired
+
+
+def _encoded(document: object) -> str:
+    return encode_json(document).decode()
 
 
 def _label(change: Change) -> str:

@@ -28,6 +28,7 @@ def examine_files(config: Config) -> Checked:
 
     Only if all sources are local can rows of the mapping file that match no principal be told.
     """
+    config.notify.check()
     rules = rules_of(config)
     principals: list[Principal] = []
     remote: list[str] = []

@@ -164,10 +164,15 @@ def described(options: Mapping[str, Any]) -> tuple[str, ...]:
     return (*words, *texts)
 
 
+def option_for(reason: str) -> str | None:
+    """Return the option that allows a change blocked for this reason, None if none does."""
+    return next((name for name, e in TABLE.items() if e.hint and e.label and e.hint in reason), None)
+
+
 def hint_for(reason: str) -> str | None:
     """Return the label of the form's option that allows a change blocked for this reason, if one does."""
-    labels = (e.label for e in TABLE.values() if e.hint and e.label and e.hint in reason)
-    return next((label.split(";")[0] for label in labels), None)
+    name = option_for(reason)
+    return (TABLE[name].label or "").split(";")[0] if name else None
 
 
 def offering(place: Place) -> Callable[[Callable[..., None]], Callable[..., None]]:

@@ -16,6 +16,7 @@ from contextlib import closing, contextmanager
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from functools import partial
+from typing import TYPE_CHECKING
 
 import structlog
 
@@ -25,6 +26,7 @@ from syncd.config.sources import may_be_empty
 from syncd.core.changes import Change, Outcome, Plan
 from syncd.core.errors import ApplyStoppedError, StoppedError, SyncdError
 from syncd.core.model import Principal
+from syncd.http.retry import Permit, unlimited
 from syncd.mapping.desired_state import desired_state
 from syncd.mapping.limits import within_limits
 from syncd.mapping.rules import MappingRules
@@ -34,12 +36,14 @@ from syncd.planning.orphans import Grace
 from syncd.planning.plan_file import require_same
 from syncd.runs.clock import Now, Stopwatch, clock_skew, utc_now
 from syncd.runs.factory import metering_endpoint, rules_of, sources_of, target_of, usage_reader_of
-from syncd.runs.history import History
 from syncd.runs.lock import write_lock
 from syncd.runs.options import RunOptions
 from syncd.runs.passes import PASSES, BothSides, PlanRules, Situation
-from syncd.runs.run import Run, RunObserver, RunState, failure_kind
+from syncd.runs.run import FINISHED, Run, RunObserver, RunState, failure_kind
 from syncd.sources.base import Readings, Source
+
+if TYPE_CHECKING:  # a dry run without a history does not wait for SQLAlchemy
+    from syncd.runs.history import History
 
 _log = structlog.get_logger("syncd.runs.reconciler")
 
@@ -79,8 +83,30 @@ class Reconciler:
         record = _Record(run, self.observers, on_update)
         try:
             record.start()
-            with self._locked(run.options, should_stop):
-                outcomes = self._perform(run.options, record, should_stop)
+            with self._locked(run.options, should_stop) as permit:
+                # Recorded within the lock: the next writer closes runs that it finds without an end.
+                return self._recorded(run.options, record, should_stop, permit)
+        except BaseException as error:
+            record.fail(error)
+            raise
+
+    @contextmanager
+    def _locked(self, options: RunOptions, should_stop: Callable[[], bool]) -> Iterator[Permit]:
+        if self.history is None or options.dry_run:
+            yield unlimited
+            return
+        with write_lock(
+            self.history.state, self.holder, patience=self.patience, should_stop=should_stop, sleep=self.sleep
+        ) as permit:
+            for run_id in self.history.close_interrupted():
+                _log.warning("interrupted_run_closed", interrupted_run=run_id)
+            yield permit
+
+    def _recorded(
+        self, options: RunOptions, record: _Record, should_stop: Callable[[], bool], permit: Permit
+    ) -> Run:
+        try:
+            outcomes = self._perform(options, record, should_stop, permit)
         except StoppedError as error:
             stopped = ApplyStoppedError(f"stopped by request before its first change ({error})", ())
             record.fail(stopped)
@@ -90,28 +116,15 @@ class Reconciler:
             raise
         return record.finish(outcomes)
 
-    @contextmanager
-    def _locked(self, options: RunOptions, should_stop: Callable[[], bool]) -> Iterator[None]:
-        if self.history is None or options.dry_run:
-            yield
-            return
-        state_dir = self.config.daemon.state_dir
-        with write_lock(
-            state_dir, self.holder, patience=self.patience, should_stop=should_stop, sleep=self.sleep
-        ):
-            for run_id in self.history.close_interrupted():
-                _log.warning("interrupted_run_closed", interrupted_run=run_id)
-            yield
-
     def _perform(
-        self, options: RunOptions, record: _Record, should_stop: Callable[[], bool]
+        self, options: RunOptions, record: _Record, should_stop: Callable[[], bool], permit: Permit
     ) -> tuple[Outcome, ...]:
         watch = Stopwatch(self.now)
         rules = plan_rules(self.config, watch.start)
         stop = Stop(should_stop)
         sources = sources_of(self.config, self.sleep, stop)
         with (
-            closing(target_of(self.config, self.sleep, stop)) as api,
+            closing(target_of(self.config, self.sleep, stop, permit)) as api,
             closing(usage_reader_of(self.config, self.sleep, stop)) as usage,
         ):
             with gc_paused():
@@ -127,6 +140,7 @@ class Reconciler:
                     self.history.refused_deletions(observed.customers, watch.start) if self.history else {},
                 )
                 plan = there.plan()
+            record.observed(read, rules.mapping)
             for one in PASSES:
                 plan = one(plan, there)
             record.planned(plan)
@@ -184,6 +198,10 @@ class _Record:
         for observer in self._observers:
             observer.started(self._run)
 
+    def observed(self, read: BothSides, rules: MappingRules) -> None:
+        for observer in self._observers:
+            observer.observed(self._run, read, rules)
+
     def planned(self, plan: Plan) -> None:
         self._run = replace(self._run, plan=plan)
         self._on_update(self._run)
@@ -200,7 +218,9 @@ class _Record:
             observer.changed(self._run, outcomes)
 
     def fail(self, error: BaseException) -> None:
-        """Record that the run failed, with the changes made until then."""
+        """Record that the run failed, with the changes made until then, unless its end is recorded."""
+        if self._run.state in FINISHED:
+            return
         outcomes = error.outcomes if isinstance(error, ApplyStoppedError) else tuple(self._outcomes)
         text = str(error) if isinstance(error, SyncdError) else "internal error; the log has the details"
         self._end(RunState.FAILED, outcomes, error=text, failure=failure_kind(error))

@@ -12,15 +12,17 @@ from syncd.core.changes import Change, ChangeKind, Outcome, Plan, Status, count
 from syncd.core.errors import (
     ApiError,
     ApplyStoppedError,
-    HistoryError,
     LockedError,
     PlanFileError,
     SourceError,
+    StateError,
     SyncdError,
     UnsafePlanError,
 )
 from syncd.core.unbilled import UnbilledUsage
+from syncd.mapping.rules import MappingRules
 from syncd.runs.options import RunOptions
+from syncd.runs.passes import BothSides
 
 
 class RunState(StrEnum):
@@ -131,7 +133,7 @@ _FAILURES: tuple[tuple[type[SyncdError], str], ...] = (
     (SourceError, "source"),
     (ApiError, "metering"),
     (LockedError, "lock"),
-    (HistoryError, "history"),
+    (StateError, "history"),
     (PlanFileError, "review"),
 )
 
@@ -139,7 +141,8 @@ _FAILURES: tuple[tuple[type[SyncdError], str], ...] = (
 def failure_kind(error: BaseException) -> str:
     """Return the kind of the error that ended a run, as in `Run.failure`."""
     if isinstance(error, ApplyStoppedError):
-        return "metering" if isinstance(error.__cause__, ApiError) else "stopped"
+        causes = {ApiError: "metering", LockedError: "lock"}
+        return next((kind for type_, kind in causes.items() if isinstance(error.__cause__, type_)), "stopped")
     return next((kind for type_, kind in _FAILURES if isinstance(error, type_)), "other")
 
 
@@ -151,6 +154,9 @@ class RunObserver:
 
     def started(self, run: Run) -> None:
         """Handle the start of a run."""
+
+    def observed(self, run: Run, read: BothSides, rules: MappingRules) -> None:
+        """Handle both states as they were read, before the plan goes through its passes."""
 
     def planned(self, run: Run) -> None:
         """Handle the plan, before the first change."""

@@ -87,8 +87,10 @@ def _unbilled(
         for change in (*plan.of(ChangeKind.CREATE_CUSTOMER), *plan.of(ChangeKind.ATTACH_SUBJECTS))
         for key in change.subject_keys
     )
-    blocked = (key for change in plan.of(ChangeKind.BLOCKED) for key in change.subject_keys)
-    subjects = unbilled_usage(requests, tokens, attributed, planned, blocked)
+    blocked = plan.of(ChangeKind.BLOCKED)
+    open_keys = {key for change in blocked if not change.settled for key in change.subject_keys}
+    blocked_keys = {key for change in blocked for key in change.subject_keys}
+    subjects = unbilled_usage(requests, tokens, attributed, planned, blocked_keys, blocked_keys - open_keys)
     # The first day takes five more queries: a slow server is not asked for it.
     is_quick = time.monotonic() - began < _QUICK_SECONDS
     since = rfc3339(_since(target, subjects, start)) if subjects and is_quick else None

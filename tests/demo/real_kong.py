@@ -64,11 +64,17 @@ def upstream() -> Iterator[str]:
 
 @contextmanager
 def kong(
-    directory: Path, gateway: Gateway, plugin_socket: Path, token: str, segments: Path | None = None
+    directory: Path,
+    gateway: Gateway,
+    plugin_socket: Path,
+    token: str,
+    segments: Path | None = None,
+    query: str | None = None,
 ) -> Iterator[str]:
     """Start Kong with the plugin enabled as the README has it; yields the URL of its proxy.
 
-    With `segments` the plugin is the one in Lua, which writes there; otherwise Kong calls the plugin server.
+    With `segments` the plugin is the one in Lua, which writes there; otherwise Kong calls the plugin server,
+    and `query` is its query command.
     """
     program = shutil.which("kong")
     if program is None:
@@ -77,7 +83,7 @@ def kong(
     port = free_port()
     # Kong's workers drop root, and the demo's directory is open to its owner only.
     user = "nginx_user = root root" if os.geteuid() == 0 else ""
-    info = f"{Path(sys.executable).with_name('openmeter-plugin')} info"
+    info = query or f"{Path(sys.executable).with_name('openmeter-plugin')} info"
     settings = f"""
 pluginserver_names = openmeter
 pluginserver_openmeter_socket = {plugin_socket}

@@ -9,13 +9,20 @@ import subprocess
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from pathlib import Path
 
 import httpx
 from prometheus_client.parser import text_string_to_metric_families
 
 from openmeter_plugin.api.access import TOKEN_VARIABLE
+from syncd.close.collect import EMPTY
+from syncd.close.month import Month
+from syncd.close.report import make
+from syncd.close.store import ClosedMonths
 from syncd.sandbox.testing import running_sandbox
+from syncd.state.database import State
+from syncd.state.location import StateLocation
 from tests.harness.kong import KongWorker, PluginInstance
 from tests.harness.ports import free_port
 from tests.harness.process import eventually, plugin_server
@@ -108,6 +115,8 @@ def _daemon(project: Project, log: Path) -> Iterator[str]:
 def _of_syncd(folder: Path) -> str:
     with running_sandbox() as url:
         project = Project(folder, url)
+        with State(StateLocation(folder / "state")) as state:
+            ClosedMonths(state).keep(make(Month(2026, 1), EMPTY, []), 0, datetime.now(UTC), None)
         with (
             _daemon(project, folder / "log") as daemon,
             httpx.Client(base_url=daemon, trust_env=False, timeout=20) as client,
@@ -128,4 +137,5 @@ def _has_synced(client: httpx.Client) -> bool:
 
 def _with_a_failure(client: httpx.Client) -> str:
     text = client.get("/metrics").text
-    return text if 'syncd_run_failures_total{reason="source"}' in text else ""
+    seen = 'syncd_run_failures_total{reason="source"}' in text and "syncd_late_requests{" in text
+    return text if seen else ""

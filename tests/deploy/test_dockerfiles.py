@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import tomllib
@@ -9,7 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.deploy.files import DOCKERFILES, ROOT, copied_from_context, instructions, last_stage
+from openmeter_plugin import __version__
+from tests.deploy.files import DOCKERFILES, ROOT, copied_from_context, instructions, last_stage, service
 
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())
 IGNORED = [
@@ -45,12 +47,29 @@ def test_the_versions_are_those_that_are_tested(dockerfile: Path) -> None:
 
 
 @both
-def test_both_stages_have_the_same_python_and_it_is_one_that_the_project_supports(dockerfile: Path) -> None:
-    images = {i.words[0] for i in instructions(dockerfile) if i.name == "FROM"}
-    (image,) = images
-    version = re.fullmatch(r"python:(3\.\d+)-slim-\w+", image)
+def test_the_base_is_one_exact_python_that_the_project_supports(dockerfile: Path) -> None:
+    (image, *alias), *stages = (i.words for i in instructions(dockerfile) if i.name == "FROM")
+    version = re.fullmatch(r"python:(3\.\d+)\.\d+-slim-\w+", image)
     assert version is not None
     assert f"Programming Language :: Python :: {version[1]}" in PROJECT["project"]["classifiers"]
+    assert alias == ["AS", "base"]
+    assert [stage[0] for stage in stages] == ["base", "base"]
+
+
+@both
+def test_the_labels_name_the_version_of_the_project(dockerfile: Path) -> None:
+    (label,) = (i.text for i in last_stage(dockerfile) if i.name == "LABEL")
+    assert f'org.opencontainers.image.version="{__version__}"' in label
+    assert 'org.opencontainers.image.licenses="Apache-2.0"' in label
+
+
+@both
+def test_the_healthcheck_is_the_one_of_the_compose_file(dockerfile: Path) -> None:
+    (check,) = (i.text for i in last_stage(dockerfile) if i.name == "HEALTHCHECK")
+    program = json.loads(check.partition("CMD ")[2])
+    wanted: list[str] = service(dockerfile.parent.name)["healthcheck"]["test"]
+    on_one_line = wanted[-1].strip().replace("\n", "; ").replace('"', "'")
+    assert ["CMD", *program] == [*wanted[:-1], on_one_line]
 
 
 @both

@@ -1,42 +1,56 @@
-"""What the Kubernetes manifests promise, as far as it can be seen without a cluster."""
+"""What the chart's objects promise, as far as it can be seen without a cluster."""
 
 from __future__ import annotations
 
+import json
 import re
+import subprocess
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import kubernetes_validate
 import pytest
 import yaml
 
 from openmeter_plugin import __version__
+from syncd.config.settings import load
 from tests.deploy.files import ROOT, service
-from tests.deploy.kustomize import (
-    KUBERNETES,
+from tests.deploy.helm import (
+    CHART,
+    FIRST,
+    RELEASE,
+    VALUES,
     Manifest,
+    RefusedError,
     containers,
     pod_spec,
     render,
-    rendered,
+    rendered_with,
+    text,
     the,
 )
-from tests.deploy.tools import needs
+from tests.deploy.tools import needs, tool
 
-FOLDERS = sorted(path.parent for path in KUBERNETES.rglob("kustomization.yaml"))
-COMPONENTS = sorted((KUBERNETES / "components").iterdir())
-BASE = KUBERNETES / "base"
 Whole = Callable[[], list[Manifest]]
+SEVERAL = {"secret": {"existing": "tokens"}, "syncd": {"replicas": 3, "stateUrl": {"secret": "postgres"}}}
 WHOLES: dict[str, Whole] = {
-    "base": lambda: render(BASE),
-    "base-with-components": lambda: rendered(BASE, *COMPONENTS),
-    "deployment": lambda: render(KUBERNETES / "overlays" / "deployment"),
-    "drain": lambda: render(KUBERNETES / "drain"),
+    "default": render,
+    "kong-admin": lambda: render("kong-admin"),
+    "dashboard": lambda: render("kong-admin", "dashboard"),
+    "gateways": lambda: render("gateways"),
+    "gateways-with-everything": lambda: render("gateways", "monitoring", "strict", "dashboard"),
+    "without-volumes": lambda: render("gateways", "without-volumes"),
+    "drain": lambda: render("gateways", "drain"),
+    "several-syncd": lambda: rendered_with(SEVERAL, "kong-admin"),
 }
-FIRST, LATEST = "1.29.0", kubernetes_validate.latest_version()
-"""The first version with sidecars on by default, and the last one whose schemas are there."""
+GATEWAYS = "gateways"
+DRAIN = "drain-spool-metering-gateway-2"
+LATEST = kubernetes_validate.latest_version()
+"""The last version of Kubernetes whose schemas are there."""
+SCHEMAS = Path(kubernetes_validate.__file__).parent / "kubernetes-json-schema"
 
-pytestmark = [needs("kustomize"), pytest.mark.slow]
+pytestmark = [needs("helm"), pytest.mark.slow]
 wholes = pytest.mark.parametrize("whole", [pytest.param(make, id=name) for name, make in WHOLES.items()])
 
 
@@ -44,9 +58,14 @@ def workloads(manifests: list[Manifest]) -> list[Manifest]:
     return [m for m in manifests if "template" in m.get("spec", {})]
 
 
+def name_of(manifest: Manifest) -> str:
+    found: str = manifest["metadata"]["name"].removeprefix(f"{RELEASE}-")
+    return found
+
+
 def gateway_pod(manifests: list[Manifest]) -> tuple[Manifest, Manifest, Manifest]:
     """The pod's spec, the sidecar and Kong."""
-    (gateway,) = (m for m in workloads(manifests) if m["metadata"]["name"] == "gateway")
+    (gateway,) = (m for m in workloads(manifests) if name_of(m) == "gateway")
     spec = pod_spec(gateway)
     (plugin,), (kong,) = spec["initContainers"], spec["containers"]
     return spec, plugin, kong
@@ -64,37 +83,97 @@ def values(container: Manifest) -> dict[str, str]:
     return {entry["name"]: entry["value"] for entry in container["env"] if "value" in entry}
 
 
-# The files
+# The chart
 
 
-def test_every_manifest_is_named() -> None:
-    for folder in FOLDERS:
-        document = yaml.safe_load((folder / "kustomization.yaml").read_text())
-        named = {folder / path for key in ("resources", "components") for path in document.get(key, ())}
-        named |= {
-            folder / file for entry in document.get("configMapGenerator", ()) for file in entry["files"]
-        }
-        assert set(folder.glob("*.yaml")) - {folder / "kustomization.yaml"} <= named, folder
+def test_helm_finds_no_fault_in_the_chart() -> None:
+    command = [str(tool("helm")), "lint", "--strict", "--kube-version", FIRST, str(CHART)]
+    done = subprocess.run([*command, "--set", "secret.existing=tokens"], capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout + done.stderr
 
 
+def test_every_example_of_values_is_rendered_here() -> None:
+    (rendered,) = re.findall(r"^WHOLES.*?^}", Path(__file__).read_text(), re.MULTILINE | re.DOTALL)
+    assert {path.stem for path in VALUES.iterdir()} <= set(re.findall(r'"([a-z-]+)"', rendered))
+
+
+@pytest.fixture(scope="module")
+def schemas(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The schemas that kubernetes-validate brings along, with references that kubeconform can follow."""
+    folder = tmp_path_factory.mktemp("schemas")
+    objects = [manifest for make in WHOLES.values() for manifest in make()]
+    for version in (FIRST, LATEST):
+        (folder / version).mkdir()
+        names = {"_definitions.json"} | {file_of_schema(manifest) for manifest in objects}
+        for name in names - {""}:
+            schema = json.loads((SCHEMAS / f"v{version}-local-strict" / name).read_text())
+            del schema["$id"]  # the address that references are relative to
+            here = json.dumps(schema).replace('"/api/_definitions.json', '"_definitions.json')
+            (folder / version / name).write_text(here)
+    return folder
+
+
+def file_of_schema(manifest: Manifest) -> str:
+    """The file with the schema of an object; nothing for those of the Prometheus operator, which has none."""
+    group, _, version = manifest["apiVersion"].rpartition("/")
+    if group == "monitoring.coreos.com":
+        return ""
+    parts = [manifest["kind"].lower(), *([group.partition(".")[0]] if group else []), version]
+    return "-".join(parts) + ".json"
+
+
+def conforms(manifests: str, schemas: Path, version: str) -> subprocess.CompletedProcess[str]:
+    """Have kubeconform judge objects."""
+    where = f"{schemas}/{version}/{{{{ .ResourceKind }}}}{{{{ .KindSuffix }}}}.json"
+    command = [str(tool("kubeconform")), "-strict", "-summary", "-schema-location", where]
+    command += ["-skip", "PodMonitor,ServiceMonitor,PrometheusRule"]
+    return subprocess.run(command, input=manifests, capture_output=True, text=True)
+
+
+@needs("kubeconform")
 @wholes
 @pytest.mark.parametrize("version", [FIRST, LATEST])
-def test_every_object_is_what_the_schema_of_kubernetes_allows(whole: Whole, version: str) -> None:
-    of_kubernetes = [m for m in whole() if not m["apiVersion"].startswith("monitoring.coreos.com/")]
-    assert of_kubernetes
-    for manifest in of_kubernetes:
-        kubernetes_validate.validate(manifest, version, strict=True)
+def test_every_object_is_what_the_schema_of_kubernetes_allows(
+    whole: Whole, version: str, schemas: Path
+) -> None:
+    done = conforms(yaml.safe_dump_all(whole()), schemas, version)
+    assert done.returncode == 0, done.stdout
+    assert "Invalid: 0, Errors: 0" in done.stdout
+    assert "Valid: 0" not in done.stdout
 
 
-def test_a_misspelt_field_would_have_been_found() -> None:
-    broken = the(render(BASE), "StatefulSet", "gateway")
+@needs("kubeconform")
+def test_a_misspelt_field_would_have_been_found(schemas: Path) -> None:
+    broken = the(render(GATEWAYS), "StatefulSet", "gateway")
     pod_spec(broken)["initContainers"][0]["restartPolicies"] = "Always"
-    with pytest.raises(kubernetes_validate.ValidationError):
-        kubernetes_validate.validate(broken, LATEST, strict=True)
+    done = conforms(yaml.safe_dump(broken), schemas, LATEST)
+    assert (done.returncode, "restartPolicies" in done.stdout) == (1, True), done.stdout
 
 
-def test_our_images_have_the_version_of_the_project() -> None:
-    version = __version__
+@pytest.mark.parametrize(
+    ("values", "named"),
+    [
+        ({}, "secret.meteringToken: the metering API's token is missing"),
+        ({"secret": {"existing": "x"}, "syncd": {"replicas": 2}}, "syncd.replicas: more than one needs"),
+        ({"secret": {"existing": "x"}, "syncd": {"ingress": {"enabled": True}}}, "syncd.ingress.host"),
+        ({"secret": {"existing": "x"}, "sycnd": {}}, "sycnd"),
+        ({"secret": {"existing": "x"}, "syncd": {"replicas": 0}}, "/syncd/replicas"),
+        ({"secret": {"existing": "x"}, "syncd": {"config": {"metering": {"token": "t"}}}}, "/metering"),
+        ({"secret": {"existing": "x"}, "gateway": {"kind": "DaemonSet"}}, "/gateway/kind"),
+        ({"secret": {"existing": "x", "syncdToken": "short"}}, "/secret/syncdToken"),
+        ({"secret": {"existing": "x"}, "drain": {"claims": "spool"}}, "/drain/claims"),
+    ],
+    ids=lambda value: value if isinstance(value, str) else "",
+)
+def test_values_that_cannot_work_are_refused_by_name(values: dict[str, Any], named: str) -> None:
+    with pytest.raises(RefusedError) as refused:
+        text(values)
+    assert named in str(refused.value)
+
+
+def test_our_images_and_the_chart_have_the_version_of_the_project() -> None:
+    chart = yaml.safe_load((CHART / "Chart.yaml").read_text())
+    assert (chart["version"], chart["appVersion"]) == (__version__, __version__)
     images = {
         container["image"]
         for make in WHOLES.values()
@@ -102,7 +181,7 @@ def test_our_images_have_the_version_of_the_project() -> None:
         for container in containers(pod_spec(workload))
     }
     ours = {image for image in images if image.startswith("kong-openmeter/")}
-    assert ours == {f"kong-openmeter/plugin:{version}", f"kong-openmeter/syncd:{version}"}
+    assert ours == {f"kong-openmeter/plugin:{__version__}", f"kong-openmeter/syncd:{__version__}"}
     assert images - ours == {service("kong")["image"]}
 
 
@@ -130,20 +209,20 @@ def test_every_config_map_and_claim_that_is_mounted_is_there(whole: Whole) -> No
             if "persistentVolumeClaim" in volume:
                 wanted.add(("PersistentVolumeClaim", volume["persistentVolumeClaim"]["claimName"]))
             if workload["kind"] == "Job":  # its claim is what a gateway left behind
-                wanted -= {("PersistentVolumeClaim", "spool-gateway-2")}
+                wanted -= {("PersistentVolumeClaim", "spool-metering-gateway-2")}
             assert wanted <= there, wanted - there
 
 
 def test_the_job_drains_a_claim_of_the_gateways() -> None:
-    stateful_set = the(render(BASE), "StatefulSet", "gateway")
+    stateful_set = the(render(GATEWAYS), "StatefulSet", "gateway")
     (claim,) = stateful_set["spec"]["volumeClaimTemplates"]
-    job = the(render(KUBERNETES / "drain"), "Job", "drain")
+    job = the(render(GATEWAYS, "drain"), "Job", DRAIN)
     (volume,) = (v for v in pod_spec(job)["volumes"] if "persistentVolumeClaim" in v)
     replicas = stateful_set["spec"]["replicas"]
     left_behind = f"{claim['metadata']['name']}-{stateful_set['metadata']['name']}-{replicas}"
     assert volume["persistentVolumeClaim"]["claimName"] == left_behind
     (container,) = pod_spec(job)["containers"]
-    _, plugin, _ = gateway_pod(render(BASE))
+    _, plugin, _ = gateway_pod(render(GATEWAYS))
     where = {path for path, mount in mounts(plugin).items() if mount["name"] == claim["metadata"]["name"]}
     assert where == {path for path, mount in mounts(container).items() if mount["name"] == volume["name"]}
     assert container["args"][-1] in {f"{path}/spool" for path in where}
@@ -155,7 +234,9 @@ def test_probes_services_and_policies_name_ports_that_exist(whole: Whole) -> Non
     by_name: dict[str, dict[str, int]] = {}
     for workload in workloads(manifests):
         everything = [ports(container) for container in containers(pod_spec(workload))]
-        by_name[workload["metadata"]["name"]] = {k: v for found in everything for k, v in found.items()}
+        by_name[workload["metadata"]["labels"]["app.kubernetes.io/name"]] = {
+            k: v for found in everything for k, v in found.items()
+        }
         for container in containers(pod_spec(workload)):
             for probe in ("startupProbe", "readinessProbe", "livenessProbe"):
                 if "httpGet" in container.get(probe, {}):
@@ -169,32 +250,33 @@ def test_probes_services_and_policies_name_ports_that_exist(whole: Whole) -> Non
             assert {port["port"] for rule in rules for port in rule["ports"]} <= set(by_name[name])
         elif manifest["kind"] == "PodMonitor":
             assert {e["port"] for e in manifest["spec"]["podMetricsEndpoints"]} <= set(by_name[name])
+        elif manifest["kind"] == "ServiceMonitor":
+            served = {port["name"] for port in the(manifests, "Service", name)["spec"]["ports"]}
+            assert {e["port"] for e in manifest["spec"]["endpoints"]} <= served
 
 
 @wholes
 def test_every_selector_finds_the_pods_that_it_is_meant_for(whole: Whole) -> None:
     manifests = whole()
     labels = [m["spec"]["template"]["metadata"]["labels"] for m in workloads(manifests)]
+    labels += [m["metadata"]["labels"] for m in manifests if m["kind"] == "Service"]
     for manifest in manifests:
         spec = manifest.get("spec", {})
         selector = spec.get("podSelector", spec.get("selector"))
-        if selector is None or (manifest["kind"] == "NetworkPolicy" and selector == {}):
+        if selector is None:
             continue
         wanted = selector.get("matchLabels", selector)
-        if wanted == {"app.kubernetes.io/name": "drain"} and not any(m["kind"] == "Job" for m in manifests):
-            continue  # the Job comes when it is needed
         assert any(wanted.items() <= found.items() for found in labels), manifest["metadata"]["name"]
 
 
 def test_the_job_that_drains_is_let_out() -> None:
-    job = the(render(KUBERNETES / "drain"), "Job", "drain")
-    policy = the(render(BASE), "NetworkPolicy", "drain")
-    wanted = policy["spec"]["podSelector"]["matchLabels"]
-    assert wanted.items() <= job["spec"]["template"]["metadata"]["labels"].items()
+    manifests = render(GATEWAYS, "drain")
+    wanted = the(manifests, "NetworkPolicy", "drain")["spec"]["podSelector"]["matchLabels"]
+    assert wanted.items() <= the(manifests, "Job", DRAIN)["spec"]["template"]["metadata"]["labels"].items()
 
 
 def test_the_stateful_set_has_its_headless_service() -> None:
-    manifests = render(BASE)
+    manifests = render(GATEWAYS)
     headless = the(manifests, "Service", the(manifests, "StatefulSet", "gateway")["spec"]["serviceName"])
     assert headless["spec"]["clusterIP"] == "None"
 
@@ -230,7 +312,7 @@ def test_every_container_is_closed(whole: Whole) -> None:
 
 
 def test_kong_and_the_plugin_server_are_different_users_and_ours_is_that_of_the_image() -> None:
-    _, plugin, kong = gateway_pod(render(BASE))
+    _, plugin, kong = gateway_pod(render(GATEWAYS))
     user = re.search(r"USER (\d+):(\d+)", (ROOT / "plugin" / "Dockerfile").read_text())
     assert user is not None
     ours = plugin["securityContext"]
@@ -238,26 +320,18 @@ def test_kong_and_the_plugin_server_are_different_users_and_ours_is_that_of_the_
     assert kong["securityContext"]["runAsUser"] != ours["runAsUser"]
 
 
-def test_the_namespace_enforces_what_the_pods_keep_to() -> None:
-    namespace = the(render(BASE), "Namespace", "kong-openmeter")
-    assert namespace["metadata"]["labels"]["pod-security.kubernetes.io/enforce"] == "restricted"
-    assert {
-        m["metadata"]["namespace"] for m in render(BASE) if m is not namespace and m["kind"] != "Namespace"
-    } == {"kong-openmeter"}
-
-
 # The gateway
 
 
 def test_kong_starts_only_when_the_plugin_server_listens_and_the_info_is_there() -> None:
-    _, plugin, _ = gateway_pod(render(BASE))
+    _, plugin, _ = gateway_pod(render(GATEWAYS))
     assert plugin["restartPolicy"] == "Always"
     healthcheck: list[str] = service("plugin")["healthcheck"]["test"]
     assert ["CMD", *plugin["startupProbe"]["exec"]["command"]] == healthcheck
 
 
 def test_kong_is_told_what_compose_tells_it() -> None:
-    _, _, kong = gateway_pod(render(BASE))
+    _, _, kong = gateway_pod(render(GATEWAYS))
     here, there = values(kong), service("kong")["environment"]
     own = {"KONG_DECLARATIVE_CONFIG", "KONG_PREFIX", "KONG_STATUS_LISTEN", "KONG_NGINX_WORKER_PROCESSES"}
     assert {name for name in here if name not in there} <= own
@@ -267,7 +341,7 @@ def test_kong_is_told_what_compose_tells_it() -> None:
 
 
 def test_kong_and_the_plugin_server_share_the_folder_of_the_socket_and_nothing_else() -> None:
-    _, plugin, kong = gateway_pod(render(BASE))
+    _, plugin, kong = gateway_pod(render(GATEWAYS))
     folder = str(Path(values(kong)["KONG_PLUGINSERVER_OPENMETER_SOCKET"]).parent)
     assert mounts(kong)[folder]["name"] == mounts(plugin)[folder]["name"]
     assert mounts(kong)[folder]["readOnly"] is True
@@ -278,16 +352,16 @@ def test_kong_and_the_plugin_server_share_the_folder_of_the_socket_and_nothing_e
 
 
 def test_kong_may_write_where_it_must() -> None:
-    _, _, kong = gateway_pod(render(BASE))
+    _, _, kong = gateway_pod(render(GATEWAYS))
     assert "readOnly" not in mounts(kong)[values(kong)["KONG_PREFIX"]]
     declarative = Path(values(kong)["KONG_DECLARATIVE_CONFIG"])
     assert mounts(kong)[str(declarative.parent)]["name"] == "kong-config"
-    assert declarative.name in the(render(BASE), "ConfigMap", "kong-config")["data"]
+    assert declarative.name in the(render(GATEWAYS), "ConfigMap", "kong")["data"]
 
 
 def test_the_spool_is_on_a_volume_that_outlives_pod_and_set() -> None:
-    gateway = the(render(BASE), "StatefulSet", "gateway")
-    _, plugin, _ = gateway_pod(render(BASE))
+    gateway = the(render(GATEWAYS), "StatefulSet", "gateway")
+    _, plugin, _ = gateway_pod(render(GATEWAYS))
     spool = re.search(r"OPENMETER_PLUGIN_SPOOL=(\S+)", (ROOT / "plugin" / "Dockerfile").read_text())
     assert spool is not None
     (claim,) = gateway["spec"]["volumeClaimTemplates"]
@@ -298,7 +372,7 @@ def test_the_spool_is_on_a_volume_that_outlives_pod_and_set() -> None:
 
 
 def test_the_pod_has_time_for_kong_and_then_for_the_plugin_server() -> None:
-    spec, _, kong = gateway_pod(render(BASE))
+    spec, _, kong = gateway_pod(render(GATEWAYS))
     command: list[str] = kong["lifecycle"]["preStop"]["exec"]["command"]
     assert command[:2] == ["kong", "quit"]
     kongs = sum(int(word.partition("=")[2]) for word in command[2:])
@@ -311,14 +385,14 @@ def test_the_pod_has_time_for_kong_and_then_for_the_plugin_server() -> None:
 
 
 def test_a_sick_metering_takes_no_gateway_out_of_service_unless_somebody_chose_so() -> None:
-    _, plugin, _ = gateway_pod(render(BASE))
+    _, plugin, _ = gateway_pod(render(GATEWAYS))
     assert "readinessProbe" not in plugin
-    _, plugin, _ = gateway_pod(rendered(BASE, KUBERNETES / "components" / "not-ready-without-metering"))
+    _, plugin, _ = gateway_pod(render(GATEWAYS, "strict"))
     assert plugin["readinessProbe"]["httpGet"]["path"] == "/readyz"
 
 
 def test_there_is_always_a_gateway_and_only_ever_one_syncd() -> None:
-    manifests = render(BASE)
+    manifests = render(GATEWAYS)
     assert the(manifests, "StatefulSet", "gateway")["spec"]["replicas"] >= 2
     assert the(manifests, "PodDisruptionBudget", "gateway")["spec"]["maxUnavailable"] == 1
     syncd = the(manifests, "Deployment", "syncd")
@@ -327,23 +401,23 @@ def test_there_is_always_a_gateway_and_only_ever_one_syncd() -> None:
 
 
 def test_syncd_knows_every_gateway_and_may_ask_it() -> None:
-    manifests = render(BASE)
+    manifests = render(GATEWAYS)
     gateway = the(manifests, "StatefulSet", "gateway")
-    config = yaml.safe_load(the(manifests, "ConfigMap", "syncd-config")["data"]["syncd.yaml"])
+    config = yaml.safe_load(the(manifests, "ConfigMap", "syncd")["data"]["syncd.yaml"])
     _, plugin, _ = gateway_pod(manifests)
     service_name, port = gateway["spec"]["serviceName"], ports(plugin)["plugin-api"]
     names = [f"gateway-{number}" for number in range(gateway["spec"]["replicas"])]
     assert [(g["name"], g["url"]) for g in config["gateways"]] == [
-        (name, f"http://{name}.{service_name}:{port}") for name in names
+        (name, f"http://{RELEASE}-{name}.{service_name}:{port}") for name in names
     ]
     (syncd,) = pod_spec(the(manifests, "Deployment", "syncd"))["containers"]
     tokens = [entry["name"] for entry in syncd["env"] if entry["name"].startswith("SYNCD_GATEWAYS__")]
     assert tokens == [f"SYNCD_GATEWAYS__{number}__TOKEN" for number in range(len(names))]
     out = the(manifests, "NetworkPolicy", "syncd")["spec"]["egress"]
     into = the(manifests, "NetworkPolicy", "gateway")["spec"]["ingress"]
-    pods = {"podSelector": {"matchLabels": {"app.kubernetes.io/name": "gateway"}}}
-    assert {"to": [pods], "ports": [{"port": "plugin-api"}]} in out
-    pods = {"podSelector": {"matchLabels": {"app.kubernetes.io/name": "syncd"}}}
+    assert {"ports": [{"port": port}]} in out  # gateways may be of another release
+    labels = {"app.kubernetes.io/name": "syncd", "app.kubernetes.io/instance": RELEASE}
+    pods = {"podSelector": {"matchLabels": labels}}
     assert {"from": [pods], "ports": [{"port": "plugin-api"}]} in into
 
 
@@ -351,20 +425,19 @@ def test_syncd_knows_every_gateway_and_may_ask_it() -> None:
 
 
 def test_syncd_beside_a_deployment_is_configured_the_same_but_for_the_gateways() -> None:
-    here = render(KUBERNETES / "overlays" / "deployment")
+    here = render(GATEWAYS, "without-volumes")
 
     def settings(manifests: list[Manifest]) -> Manifest:
-        text = the(manifests, "ConfigMap", "syncd-config")["data"]["syncd.yaml"]
-        found: Manifest = yaml.safe_load(text)
+        found: Manifest = yaml.safe_load(the(manifests, "ConfigMap", "syncd")["data"]["syncd.yaml"])
         return found
 
-    assert settings(here) == {k: v for k, v in settings(render(BASE)).items() if k != "gateways"}
+    assert settings(here) == settings(render(GATEWAYS)) | {"gateways": []}
     (syncd,) = pod_spec(the(here, "Deployment", "syncd"))["containers"]
     assert not [entry["name"] for entry in syncd["env"] if "GATEWAYS" in entry["name"]]
 
 
 def test_the_deployment_differs_in_the_spool_and_in_how_it_ends() -> None:
-    manifests = render(KUBERNETES / "overlays" / "deployment")
+    manifests = render(GATEWAYS, "without-volumes")
     deployment = the(manifests, "Deployment", "gateway")
     spec, plugin, _ = gateway_pod(manifests)
     (spool,) = (v for v in spec["volumes"] if v["name"] == "spool")
@@ -374,13 +447,12 @@ def test_the_deployment_differs_in_the_spool_and_in_how_it_ends() -> None:
     assert "preStop" in plugin["lifecycle"]
 
 
-def test_the_drain_hook_watches_the_port_where_kong_tells_its_status() -> None:
-    _, plugin, kong = gateway_pod(render(KUBERNETES / "overlays" / "deployment"))
-    python, script, port = plugin["lifecycle"]["preStop"]["exec"]["command"]
-    assert python == "python"
-    assert mounts(plugin)[str(Path(script).parent)]["name"] == "drain-hook"
-    assert int(port) == ports(kong)["status"]
-    assert values(kong)["KONG_STATUS_LISTEN"].endswith(f":{port}")
+def test_the_hook_watches_the_port_where_kong_tells_its_status() -> None:
+    _, plugin, kong = gateway_pod(render(GATEWAYS, "without-volumes"))
+    *command, port = plugin["lifecycle"]["preStop"]["exec"]["command"]
+    assert command == ["openmeter-plugin", "spool", "wait"]
+    assert port == f"--kong-port={ports(kong)['status']}"
+    assert values(kong)["KONG_STATUS_LISTEN"].endswith(f":{ports(kong)['status']}")
 
 
 # Secrets
@@ -399,35 +471,79 @@ def secrets_used(manifests: list[Manifest]) -> set[tuple[str, str]]:
             if "secret" in volume:
                 used |= {(volume["secret"]["secretName"], item["key"]) for item in volume["secret"]["items"]}
     for monitor in manifests:
-        if monitor["kind"] == "PodMonitor":
-            for endpoint in monitor["spec"]["podMetricsEndpoints"]:
-                credentials = endpoint["authorization"]["credentials"]
-                used.add((credentials["name"], credentials["key"]))
+        spec = monitor.get("spec", {})
+        for endpoint in [*spec.get("podMetricsEndpoints", ()), *spec.get("endpoints", ())]:
+            credentials = endpoint["authorization"]["credentials"]
+            used.add((credentials["name"], credentials["key"]))
     return used
 
 
-def test_the_secret_that_the_page_has_you_make_is_the_one_that_is_used() -> None:
-    page = (ROOT / "docs" / "deployment.md").read_text()
-    command = re.search(r"kubectl --namespace (\S+) create secret generic (\S+)(.*?)\n```", page, re.DOTALL)
+def test_the_secret_has_the_keys_that_are_used_wherever_it_comes_from() -> None:
+    made = the(render(GATEWAYS), "Secret", "tokens")
+    used = secrets_used(render(GATEWAYS, "drain", "monitoring"))
+    assert used == {(f"{RELEASE}-tokens", key) for key in made["stringData"]}
+    own = render(GATEWAYS, "drain", "monitoring", "dashboard")
+    assert [m for m in own if m["kind"] == "Secret"] == []
+    page = (ROOT / "docs" / "quickstart-helm.md").read_text()
+    command = re.search(r"kubectl --namespace \S+ create secret generic (\S+)(.*?)\n```", page, re.DOTALL)
     assert command is not None
-    made = {(command[2], key) for key in re.findall(r"--from-literal=([a-z-]+)=", command[3])}
-    assert made == {used for make in WHOLES.values() for used in secrets_used(make())}
-    assert command[1] == yaml.safe_load((BASE / "kustomization.yaml").read_text())["namespace"]
+    assert secrets_used(own) == {
+        (command[1], key) for key in re.findall(r"--from-literal=([a-z-]+)=", command[2])
+    }
 
 
-def test_no_secret_stands_in_a_manifest() -> None:
-    assert [m for make in WHOLES.values() for m in make() if m["kind"] == "Secret"] == []
-    for make in WHOLES.values():
-        for workload in workloads(make()):
-            for container in containers(pod_spec(workload)):
-                given = [entry["name"] for entry in container.get("env", ()) if "value" in entry]
-                assert not [name for name in given if "TOKEN" in name]
+def test_no_token_stands_anywhere_but_in_the_secret() -> None:
+    for manifest in render(GATEWAYS, "drain", "monitoring"):
+        if manifest["kind"] != "Secret":
+            assert "-of-a-test" not in yaml.safe_dump(manifest)
 
 
 def test_the_token_in_kong_yml_is_the_variable_that_kong_gets() -> None:
-    document = yaml.safe_load(the(render(BASE), "ConfigMap", "kong-config")["data"]["kong.yml"])
+    document = yaml.safe_load(the(render(GATEWAYS), "ConfigMap", "kong")["data"]["kong.yml"])
     (entry,) = document["plugins"]
     reference = re.fullmatch(r"\{vault://env/([a-z-]+)\}", entry["config"]["api_token"])
     assert reference is not None
-    _, _, kong = gateway_pod(render(BASE))
+    _, _, kong = gateway_pod(render(GATEWAYS))
     assert reference[1].upper().replace("-", "_") in {e["name"] for e in kong["env"] if "valueFrom" in e}
+
+
+def test_the_dashboard_can_be_reached_while_syncd_is_not_ready() -> None:
+    assert the(render(), "Service", "syncd")["spec"]["publishNotReadyAddresses"] is True
+
+
+@pytest.mark.parametrize(
+    ("values", "selected"),
+    [({}, []), ({"gatewayPods": {"app": "kong"}}, [{"app": "kong"}])],
+    ids=["none", "of another release"],
+)
+def test_gateways_that_the_chart_does_not_run_are_scraped_where_they_are_named(
+    values: dict[str, Any], selected: list[Manifest]
+) -> None:
+    monitoring = {"secret": {"existing": "x"}, "monitoring": {"monitors": {"enabled": True}, **values}}
+    manifests = rendered_with(monitoring, "kong-admin")
+    monitors = [m for m in manifests if m["kind"] == "PodMonitor"]
+    assert [m["spec"]["selector"]["matchLabels"] for m in monitors] == selected
+    assert the(manifests, "ServiceMonitor", "syncd")
+
+
+# More than one syncd
+
+
+def test_several_syncd_share_a_database_and_no_volume(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    manifests = rendered_with(SEVERAL, "kong-admin")
+    syncd = the(manifests, "Deployment", "syncd")
+    assert "strategy" not in syncd["spec"]
+    (container,) = pod_spec(syncd)["containers"]
+    (url,) = (entry for entry in container["env"] if entry["name"] == "SYNCD_DAEMON__STATE_URL")
+    assert url["valueFrom"]["secretKeyRef"] == {"name": "postgres", "key": "state-url"}
+    monkeypatch.setenv(url["name"], "postgresql://syncd@postgres/syncd")
+    for name in ("SYNCD_METERING__TOKEN", "SYNCD_DAEMON__TOKEN"):
+        monkeypatch.setenv(name, "token-of-the-secret")
+    (tmp_path / "syncd.yaml").write_text(the(manifests, "ConfigMap", "syncd")["data"]["syncd.yaml"])
+    state = load(tmp_path / "syncd.yaml").daemon.state_url
+    assert state is not None
+    assert state.get_secret_value().endswith("syncd@postgres/syncd")
+    assert [m for m in manifests if m["kind"] == "PersistentVolumeClaim"] == []
+    assert the(manifests, "PodDisruptionBudget", "syncd")["spec"]["maxUnavailable"] == 1

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import socket
 import subprocess
 import sys
@@ -19,8 +20,8 @@ from openmeter_plugin.config.instance_config import parse_config
 from openmeter_plugin.spool.destination import write_destination
 from syncd.config.settings import load
 from tests.deploy.files import ROOT
-from tests.deploy.kustomize import KUBERNETES, Manifest, pod_spec, render, rendered, the
-from tests.deploy.test_containers import TOKEN, running, sandbox_container
+from tests.deploy.helm import Manifest, pod_spec, render, the
+from tests.deploy.test_containers import COMMANDS, TOKEN, running, sandbox_container
 from tests.deploy.tools import needs
 from tests.harness.kong import KongWorker, PluginInstance
 from tests.harness.ports import free_port
@@ -30,13 +31,12 @@ from tests.plugin.deliveries import record, spooled
 from tests.plugin.events_server import Answer, EventsServer, serving, take_all
 from tests.plugin.spools import destination
 
-pytestmark = [needs("kustomize"), pytest.mark.slow]
+pytestmark = [needs("helm"), pytest.mark.slow]
 API_TOKEN = "token-of-whoever-may-use-the-api"
-OVERLAY = KUBERNETES / "overlays" / "deployment"
 
 
 def sidecar() -> Manifest:
-    (container,) = pod_spec(the(render(KUBERNETES / "base"), "StatefulSet", "gateway"))["initContainers"]
+    (container,) = pod_spec(the(render("gateways"), "StatefulSet", "gateway"))["initContainers"]
     found: Manifest = container
     return found
 
@@ -83,7 +83,7 @@ def startup_probe_passes(folder: Path) -> bool:
 
 def test_the_sidecar_passes_its_probes_and_asks_for_the_token(tmp_path: Path) -> None:
     port = free_port()
-    strict = rendered(KUBERNETES / "base", KUBERNETES / "components" / "not-ready-without-metering")
+    strict = render("gateways", "strict")
     (container,) = pod_spec(the(strict, "StatefulSet", "gateway"))["initContainers"]
     with plugin_container(tmp_path, port):
         eventually(lambda: startup_probe_passes(tmp_path), what="the startup probe")
@@ -94,12 +94,12 @@ def test_the_sidecar_passes_its_probes_and_asks_for_the_token(tmp_path: Path) ->
 
 
 def config_map(name: str) -> dict[str, str]:
-    data: dict[str, str] = the(render(KUBERNETES / "base"), "ConfigMap", name)["data"]
+    data: dict[str, str] = the(render("gateways"), "ConfigMap", name)["data"]
     return data
 
 
 def test_the_plugins_configuration_is_one_that_the_plugin_takes() -> None:
-    document = yaml.safe_load(config_map("kong-config")["kong.yml"])
+    document = yaml.safe_load(config_map("kong")["kong.yml"])
     (entry,) = (plugin for plugin in document["plugins"] if plugin["name"] == "openmeter")
     parse_config(entry["config"] | {"api_token": "token"})
 
@@ -107,14 +107,14 @@ def test_the_plugins_configuration_is_one_that_the_plugin_takes() -> None:
 @pytest.fixture
 def syncd_folder(tmp_path: Path) -> Path:
     """What is mounted to /etc/syncd."""
-    for name in ("syncd-config", "kong-config"):
+    for name in ("syncd", "kong"):
         for file, content in config_map(name).items():
             (tmp_path / file).write_text(content)
     return tmp_path
 
 
 def syncd_container() -> Manifest:
-    (container,) = pod_spec(the(render(KUBERNETES / "base"), "Deployment", "syncd"))["containers"]
+    (container,) = pod_spec(the(render("gateways"), "Deployment", "syncd"))["containers"]
     found: Manifest = container
     return found
 
@@ -147,30 +147,79 @@ def test_syncd_starts_with_its_configuration_and_passes_its_probes(
 # The end of a gateway
 
 
+def job_that_drains(spool: Path, token: Path) -> subprocess.CompletedProcess[str]:
+    """Run the Job's container by the image's entrypoint, on a volume and a token of this machine."""
+    job = the(render("gateways", "drain"), "Job", "drain-spool-metering-gateway-2")
+    (container,) = pod_spec(job)["containers"]
+    replaced = {
+        "--token-file=/etc/openmeter-plugin/token/metering-token": f"--token-file={token}",
+        "/var/lib/openmeter-plugin/spool": str(spool),
+    }
+    assert set(replaced) <= set(container["args"])
+    return subprocess.run(
+        [str(ROOT / "plugin" / "docker-entrypoint.sh"), *(replaced.get(w, w) for w in container["args"])],
+        env=os.environ | {"PATH": COMMANDS},
+        capture_output=True,
+        text=True,
+        timeout=60,
+    )
+
+
 def test_the_job_delivers_what_a_gateway_left_behind(tmp_path: Path) -> None:
-    (container,) = pod_spec(the(render(KUBERNETES / "drain"), "Job", "drain"))["containers"]
     (tmp_path / "token").write_text("token-of-today")
     with serving(EventsServer(take_all)) as events:
         write_destination(tmp_path / "spool", destination(events.url, token="token-of-yesterday"))
         spooled(tmp_path / "spool", [record(1), record(2, 3)])
-        replaced = {
-            "--token-file=/etc/openmeter-plugin/token/metering-token": f"--token-file={tmp_path / 'token'}",
-            "/var/lib/openmeter-plugin/spool": str(tmp_path / "spool"),
-        }
-        assert set(replaced) == set(container["args"])
-        command = [*container["command"], *(replaced[word] for word in container["args"])]
-        program = str(Path(sys.executable).parent / command[0])
-        done = subprocess.run([program, *command[1:]], capture_output=True, text=True, timeout=60)
+        done = job_that_drains(tmp_path / "spool", tmp_path / "token")
         assert done.returncode == 0, done.stderr
         assert len(events.taken) == 3
         assert {post.headers["authorization"] for post in events.posts} == {"Bearer token-of-today"}
 
 
+def test_the_job_takes_an_orphaned_volume_while_a_gateway_goes_on_with_its_own(tmp_path: Path) -> None:
+    serves, orphan = tmp_path / "gateway-0", tmp_path / "gateway-2"
+    serves.mkdir()
+    (tmp_path / "token").write_text("token-of-today")
+    is_up = False
+    events = EventsServer(lambda post: take_all(post) if is_up else Answer(503))
+    with serving(events), plugin_container(serves, free_port()):
+        eventually(lambda: startup_probe_passes(serves), what="the startup probe")
+        asyncio.run(one_request(serves, events.url))
+        write_destination(orphan / "spool", destination(events.url, token="token-of-yesterday"))
+        spooled(orphan / "spool", [record(1), record(2, 3)])
+        is_up = True
+        done = job_that_drains(orphan / "spool", tmp_path / "token")
+        assert done.returncode == 0, done.stderr
+        assert "3 events delivered, 0 left waiting" in done.stdout
+        eventually(lambda: len(events.taken) == 4, what="what the gateway has itself")
+        assert (serves / "openmeter.socket").exists()
+
+
+def test_a_pod_that_moves_goes_on_with_its_volume(tmp_path: Path) -> None:
+    is_up = False
+    events = EventsServer(lambda post: take_all(post) if is_up else Answer(503))
+    with serving(events):
+        with plugin_container(tmp_path, free_port()):
+            eventually(lambda: startup_probe_passes(tmp_path), what="the startup probe")
+            asyncio.run(one_request(tmp_path, events.url))
+        # The socket and the info are of the old pod; only the volume moves.
+        moved = tmp_path / "other-node"
+        moved.mkdir()
+        (tmp_path / "spool").rename(moved / "spool")
+        is_up = True
+        with plugin_container(moved, free_port()):
+            eventually(lambda: len(events.taken) == 1, what="the delivery from the other node")
+
+
 @contextmanager
-def drain_hook(folder: Path, port: int) -> Iterator[subprocess.Popen[bytes]]:
-    """Run the hook of the Deployment beside a plugin server."""
+def hook(folder: Path, port: int) -> Iterator[subprocess.Popen[bytes]]:
+    """Run the hook of a gateway without a volume, beside its plugin server."""
+    gateway = the(render("gateways", "without-volumes"), "Deployment", "gateway")
+    (container,) = pod_spec(gateway)["initContainers"]
+    *command, kong = container["lifecycle"]["preStop"]["exec"]["command"]
+    assert kong == "--kong-port=8100"
     environment = {"OPENMETER_PLUGIN_SPOOL": str(folder / "spool")}
-    with running(sys.executable, str(OVERLAY / "drain_hook.py"), str(port), **environment) as process:
+    with running(*command, f"--kong-port={port}", **environment) as process:
         yield process
 
 
@@ -194,22 +243,22 @@ def test_the_hook_lets_the_pod_end_when_kong_has_gone_and_everything_is_delivere
         eventually(lambda: startup_probe_passes(tmp_path), what="the startup probe")
         asyncio.run(one_request(tmp_path, events.url))
         eventually(lambda: events.posts, what="a first try")
-        with drain_hook(tmp_path, kong.getsockname()[1]) as hook:
+        with hook(tmp_path, kong.getsockname()[1]) as waiting:
             kong.settimeout(10)
             for _ in range(3):  # it asks for Kong again and again
                 kong.accept()[0].close()
-            assert hook.poll() is None
+            assert waiting.poll() is None
             kong.close()
             posts = len(events.posts)
             eventually(lambda: len(events.posts) > posts + 80, what="more tries")
-            assert hook.poll() is None
+            assert waiting.poll() is None
             is_up = True
-            assert hook.wait(30) == 0
+            assert waiting.wait(30) == 0
         assert len(events.taken) == 1
 
 
 def test_the_hook_does_not_keep_a_pod_that_never_had_a_request(tmp_path: Path) -> None:
     with plugin_container(tmp_path, free_port()):
         eventually(lambda: startup_probe_passes(tmp_path), what="the startup probe")
-        with drain_hook(tmp_path, free_port()) as hook:
-            assert hook.wait(30) == 0
+        with hook(tmp_path, free_port()) as waiting:
+            assert waiting.wait(30) == 0

@@ -7,12 +7,11 @@ import subprocess
 from itertools import combinations
 from typing import Any
 
-import jsonpatch
 import pytest
 import yaml
 
 from tests.deploy.files import ROOT
-from tests.deploy.kustomize import KUBERNETES, render
+from tests.deploy.helm import CHART, render
 from tests.deploy.metrics_reference import PAGE, written
 from tests.deploy.monitoring import (
     PROMETHEUS,
@@ -28,7 +27,6 @@ from tests.deploy.monitoring import (
 )
 from tests.deploy.scraped import Family, scrape
 from tests.deploy.tools import needs, tool
-from tests.documents import blocks
 
 pytestmark = pytest.mark.slow
 
@@ -115,6 +113,10 @@ def test_every_metric_is_in_the_dashboard_or_says_why_not(families: dict[str, Fa
         "openmeter_plugin_kong_segments_readable",
         "openmeter_plugin_kong_segments_lag_bytes",
         "syncd_last_attempt_timestamp_seconds",
+        "syncd_late_requests",
+        "syncd_late_tokens",
+        "syncd_late_check_timestamp_seconds",
+        "syncd_leader",
         "openmeter_plugin_gate_kongs",
         "openmeter_plugin_gate_up",
     }
@@ -148,24 +150,23 @@ def test_where_the_runbook_is_read_is_set_in_one_place_and_leads_to_the_page_unt
         "labels": {"url": "docs/runbook.md"},
     }
     assert ROOT / rule["labels"]["url"] == RUNBOOK
-    for file in (
-        PROMETHEUS / "alerts.yaml",
-        KUBERNETES / "components" / "prometheus-operator" / "alerts.yaml",
-    ):
-        assert file.read_text().count("docs/runbook.md}") == 1
-        assert not re.search(r"https?://(?!git\.example\.com)", file.read_text())
+    alerts = (PROMETHEUS / "alerts.yaml").read_text()
+    assert alerts.count("docs/runbook.md}") == 1
+    assert not re.search(r"https?://(?!git\.example\.com)", alerts)
 
 
-@needs("kustomize")
-def test_the_patch_that_the_page_shows_sets_the_address_of_the_runbook() -> None:
-    (block,) = (block for block in blocks("docs/observability.md", "yaml") if "patches" in block.text)
-    (patch,) = yaml.safe_load(block.text)["patches"]
-    manifests = render(KUBERNETES / "components" / "prometheus-operator")
-    (rule,) = (manifest for manifest in manifests if manifest["kind"] == "PrometheusRule")
-    patched = jsonpatch.apply_patch(rule, yaml.safe_load(patch["patch"]))
-    labels = patched["spec"]["groups"][0]["rules"][0]["labels"]
-    assert patch["target"] == {"kind": "PrometheusRule", "name": rule["metadata"]["name"]}
-    assert labels == {"url": "https://git.example.com/kong-openmeter/blob/main/docs/runbook.md"}
+@needs("helm")
+def test_a_value_of_the_chart_sets_the_address_of_the_runbook() -> None:
+    address = "https://git.example.com/kong-openmeter/blob/main/docs/runbook.md"
+    rules_of_the_operator = alerts_of_the_chart()["groups"][0]["rules"][0]
+    assert rules_of_the_operator["labels"] == {"url": address}
+
+
+def alerts_of_the_chart() -> dict[str, Any]:
+    """The PrometheusRule's rules."""
+    (rule,) = (m for m in render("kong-admin", "monitoring") if m["kind"] == "PrometheusRule")
+    found: dict[str, Any] = rule["spec"]
+    return found
 
 
 @each_rule
@@ -187,28 +188,36 @@ def test_the_runbook_begins_with_a_list_of_what_alerts_lead_to() -> None:
     assert set(re.findall(r"\]\(#([\w-]+)\)", RUNBOOK.read_text())) <= anchors(RUNBOOK.read_text())
 
 
-@needs("kustomize")
+@needs("helm")
 def test_the_jobs_have_the_names_that_the_alerts_know_them_by() -> None:
     scraped = yaml.safe_load((PROMETHEUS / "scrape.yaml").read_text())["scrape_configs"]
     jobs = {job["job_name"] for job in scraped}
     monitors = [
         endpoint
-        for manifest in render(KUBERNETES / "components" / "prometheus-operator")
-        if manifest["kind"] == "PodMonitor"
-        for endpoint in manifest["spec"]["podMetricsEndpoints"]
+        for manifest in render("gateways", "monitoring")
+        if manifest["kind"] in {"PodMonitor", "ServiceMonitor"}
+        for endpoint in [
+            *manifest["spec"].get("podMetricsEndpoints", ()),
+            *manifest["spec"].get("endpoints", ()),
+        ]
     ]
     assert {r["replacement"] for e in monitors for r in e["relabelings"] if r["targetLabel"] == "job"} == jobs
     known = {found for rule in rules() for found in re.findall(r'job="([^"]+)"', rule["expr"])}
     assert known == jobs
 
 
-@needs("kustomize")
+def test_the_chart_brings_the_same_alerts() -> None:
+    # helm reads no file outside of the chart. After a change: cp docs/examples/prometheus/alerts.yaml
+    # docs/examples/helm/kong-openmeter/files/
+    assert (CHART / "files" / "alerts.yaml").read_text() == (PROMETHEUS / "alerts.yaml").read_text()
+
+
+@needs("helm")
 def test_the_prometheus_operator_gets_the_same_alerts() -> None:
-    (rule,) = (
-        m for m in render(KUBERNETES / "components" / "prometheus-operator") if m["kind"] == "PrometheusRule"
-    )
-    alerts = yaml.safe_load((PROMETHEUS / "alerts.yaml").read_text())
-    assert rule["spec"] == alerts
+    here, there = alerts_of_the_chart(), yaml.safe_load((PROMETHEUS / "alerts.yaml").read_text())
+    for groups in (here["groups"], there["groups"]):
+        groups[0]["rules"][0].pop("labels")  # the runbook's address
+    assert here == there
 
 
 def test_every_alert_is_tried_in_the_unit_tests_of_the_rules() -> None:

@@ -24,11 +24,13 @@ from packaging.metadata import Metadata
 from tests.packaging.distributions import NAME, PROJECT, ROOT, build
 
 DIST: Final = ROOT / "dist"
-_EXTRAS: Final = ("", "syncd", "kong-pdk", "all")
+_EXTRAS: Final = ("", "syncd", "kong-pdk", "postgres", "notify", "all")
 _COMMANDS: Final = {
     "": (("openmeter-plugin", "--version"), ("openmeter-plugin", "info"), ("syncd", "sandbox", "--help")),
     "syncd": (("syncd", "--version"), ("syncd", "plan", "--help"), ("openmeter-plugin", "--help")),
     "kong-pdk": (("openmeter-plugin", "pdk-dir"), ("kong-python-pluginserver", "--help")),
+    "postgres": (("syncd", "--version"),),
+    "notify": (("syncd", "--version"),),
     "all": (("openmeter-plugin", "pdk-dir"), ("syncd", "--help")),
 }
 """Commands that must end with 0, by extra."""

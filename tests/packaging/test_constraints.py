@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import ast
 import re
 import sys
+from importlib.metadata import packages_distributions
 from importlib.util import find_spec
+from pathlib import Path
 
 import pytest
 from packaging.utils import canonicalize_name
@@ -51,3 +54,38 @@ def test_images_are_built_by_the_pins_and_so_is_the_environment_of_the_tests() -
         # And the build backend, which pip gets by itself.
         assert re.search(r"PIP_CONSTRAINT=\S+/.ci/constraints.txt", said)
         assert re.search(r"PIP_BUILD_CONSTRAINT=\S+/.ci/constraints.txt", said)
+
+
+def imported(module: Path) -> set[str]:
+    """The packages that a module imports, at its top or when a function runs."""
+    names = set()
+    for node in ast.walk(ast.parse(module.read_text())):
+        if isinstance(node, ast.Import):
+            names |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom) and not node.level and node.module:
+            names.add(node.module)
+    return {name.partition(".")[0] for name in names}
+
+
+@pytest.mark.parametrize(
+    ("package", "extras"),
+    [("plugin/openmeter_plugin", ()), ("syncd", ("syncd", "notify", "postgres"))],
+    ids=["plugin", "syncd"],
+)
+def test_a_package_imports_only_what_it_is_installed_with(package: str, extras: tuple[str, ...]) -> None:
+    groups = PROJECT["project"]["optional-dependencies"]
+    there = needed(PROJECT["project"]["dependencies"] + [one for extra in extras for one in groups[extra]])
+    homes = packages_distributions()
+    foreign: dict[str, set[str]] = {}
+    for module in (ROOT / package).rglob("*.py"):
+        if module.name == "kong_pdk.py":  # has an extra of its own
+            continue
+        for name in imported(module) - set(sys.stdlib_module_names) - {"openmeter_plugin", "syncd"}:
+            foreign.setdefault(name, set()).add(str(module.relative_to(ROOT)))
+    assert foreign
+    missing = {
+        name: modules
+        for name, modules in foreign.items()
+        if not {canonicalize_name(home) for home in homes[name]} & there.keys()
+    }
+    assert missing == {}

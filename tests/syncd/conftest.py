@@ -10,6 +10,8 @@ import pytest
 
 from syncd.config.settings import Dialect
 from syncd.sandbox.testing import running_sandbox
+from syncd.state.location import StateLocation
+from tests.harness.postgres import Postgres, programs, running_postgres
 from tests.syncd.processes import Project
 
 
@@ -26,6 +28,24 @@ def sandbox(server: str) -> Iterator[httpx.Client]:
     with httpx.Client(base_url=server) as client:
         client.post("/sandbox/v1/reset").raise_for_status()
         yield client
+
+
+@pytest.fixture(scope="session")
+def postgres() -> Iterator[Postgres]:
+    """A PostgreSQL that the tests of a process share."""
+    folder = programs()
+    if folder is None:
+        pytest.skip("PostgreSQL is not installed (on Debian: apt-get install postgresql)")
+    with running_postgres(folder) as server:
+        yield server
+
+
+@pytest.fixture(params=["sqlite", pytest.param("postgresql", marks=pytest.mark.slow)])
+def where(request: pytest.FixtureRequest, tmp_path: Path) -> StateLocation:
+    """A place for the state, in each database in turn."""
+    if request.param == "sqlite":
+        return StateLocation(tmp_path / "state")
+    return StateLocation(tmp_path / "state", request.getfixturevalue("postgres").new_database())
 
 
 @pytest.fixture(params=["openmeter-v1", "openmeter-v3"])

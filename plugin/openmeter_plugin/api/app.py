@@ -1,4 +1,4 @@
-"""Routes of the HTTP API: the books, metrics, replay, redelivery and health probes.
+"""Routes of the HTTP API: the books, dead letters, quarantine, metrics, replay, redelivery, health probes.
 
 The handlers are plain functions, so they run in threads: the API shares the event loop of the delivery
 process, and reading the books must not block it.
@@ -6,8 +6,9 @@ process, and reading the books must not block it.
 
 from __future__ import annotations
 
+import time
 from datetime import datetime
-from typing import Annotated, Any, Literal, Self
+from typing import Annotated, Any, Literal, Self, TypeVar
 
 from fastapi import APIRouter, Depends, FastAPI, HTTPException, Query, Request, Response
 from fastapi import Path as PathParameter
@@ -20,10 +21,22 @@ from openmeter_plugin.api.gate import GateClient, add_gate_routes
 from openmeter_plugin.api.health import HealthMonitor
 from openmeter_plugin.api.metrics import Metrics
 from openmeter_plugin.api.problems import CONTENT_TYPE, Problem, add_problem_handlers
-from openmeter_plugin.books import ledger, status
+from openmeter_plugin.books import ledger, quarantine, refusals, status
 from openmeter_plugin.books.database import MAX_ROW_ID
-from openmeter_plugin.books.models import DeadLetters, Ledger, RedeliveryStatus, SpoolStatus
-from openmeter_plugin.books.replay import replay_dead_letters, request_redelivery
+from openmeter_plugin.books.models import (
+    DeadLetter,
+    DeadLetterGroups,
+    DeadLetters,
+    Ledger,
+    Quarantine,
+    QuarantineGroups,
+    RedeliveryStatus,
+    Replays,
+    ReplayStatus,
+    SpoolStatus,
+)
+from openmeter_plugin.books.read_models import timestamp
+from openmeter_plugin.books.replay import Selection, request_redelivery, start_replay
 from openmeter_plugin.process.api_page import HEADERS, api_page
 
 _ERRORS: dict[int | str, dict[str, Any]] = {
@@ -37,6 +50,7 @@ _ERRORS: dict[int | str, dict[str, Any]] = {
 }
 
 
+_T = TypeVar("_T")
 _NOT_FOUND: dict[int | str, dict[str, Any]] = {
     404: {"model": Problem, "description": "There is none with this id", "content": {CONTENT_TYPE: {}}}
 }
@@ -60,24 +74,20 @@ class RedeliverRequest(BaseModel):
 
 
 class ReplayRequest(BaseModel):
-    """Which dead letters to replay: some by id, or all."""
+    """Which dead letters to replay: some by id, those of a group, or all; none with an id after `up_to`."""
 
     model_config = ConfigDict(extra="forbid")
 
     ids: Annotated[list[Annotated[int, Field(le=MAX_ROW_ID)]], Field(max_length=50_000)] = []
+    group: Annotated[str, Field(pattern="^[0-9a-f]{16}$")] | None = None
     all: Literal[True] | None = None
+    up_to: Annotated[int, Field(ge=0, le=MAX_ROW_ID)] = MAX_ROW_ID
 
     @model_validator(mode="after")
-    def _is_ids_or_all(self) -> Self:
-        if bool(self.ids) == bool(self.all):
-            raise ValueError("give either ids or all: true")
+    def _is_one_kind(self) -> Self:
+        if (bool(self.ids), self.group is not None, self.all is not None).count(True) != 1:
+            raise ValueError("give exactly one of ids, group and all: true")
         return self
-
-
-class ReplayAccepted(BaseModel):
-    """How many dead letters are marked for replay."""
-
-    marked: int
 
 
 class Health(BaseModel):
@@ -107,6 +117,7 @@ def create_app(monitor: HealthMonitor) -> FastAPI:
     scheme = HTTPBearer(auto_error=False, description=_SCHEME)
     private = APIRouter(dependencies=[Depends(scheme)], responses=_ERRORS)
     _add_books_routes(private, monitor)
+    _add_dead_letter_routes(private, monitor)
     _add_replay_routes(private, monitor)
     add_gate_routes(private, GateClient(monitor.gate) if monitor.gate is not None else None)
     app.include_router(private)
@@ -155,19 +166,46 @@ def _add_books_routes(router: APIRouter, monitor: HealthMonitor) -> None:
         except (ValueError, OverflowError) as error:
             raise HTTPException(422, str(error)) from None
 
-    @router.get("/v1/dead-letters")
-    def read_dead_letters(
-        after: Annotated[int, Query(ge=0, le=MAX_ROW_ID, description="`next` of the previous page")] = 0,
-        limit: Annotated[int, Query(ge=1, le=1_000)] = 100,
-    ) -> DeadLetters:
-        """Return the dead letters, oldest first."""
-        return ledger.read_dead_letters(monitor.spool, after=after, limit=limit)
-
     @router.get("/metrics", response_class=Response, responses={200: {"content": {"text/plain": {}}}})
     def read_metrics(request: Request) -> Response:
         """Return the metrics for Prometheus."""
         content, content_type = metrics.scrape(request.headers.get("accept", ""))
         return Response(content, headers={"content-type": content_type})
+
+
+def _add_dead_letter_routes(router: APIRouter, monitor: HealthMonitor) -> None:
+    @router.get("/v1/dead-letters")
+    def read_dead_letters(
+        after: Annotated[int, Query(ge=0, le=MAX_ROW_ID, description="`next` of the previous page")] = 0,
+        limit: Annotated[int, Query(ge=1, le=1_000)] = 100,
+        group: Annotated[str | None, Query(description="`id` of a group; only its dead letters")] = None,
+    ) -> DeadLetters:
+        """Return the dead letters, oldest first."""
+        return refusals.read_dead_letters(monitor.spool, after=after, limit=limit, group=group)
+
+    @router.get("/v1/dead-letters/groups")
+    def read_groups() -> DeadLetterGroups:
+        """Return the dead letters by the metering API's answer, the largest groups first."""
+        return refusals.read_groups(monitor.spool)
+
+    @router.get("/v1/dead-letters/{number}", responses=_NOT_FOUND)
+    def read_dead_letter(number: Annotated[int, PathParameter(le=MAX_ROW_ID)]) -> DeadLetter:
+        """Return a dead letter with its event."""
+        return _found(refusals.read_dead_letter(monitor.spool, number), "dead letter")
+
+    @router.get("/v1/quarantine")
+    def read_quarantine(
+        after: Annotated[int, Query(ge=0, le=MAX_ROW_ID, description="`next` of the previous page")] = 0,
+        limit: Annotated[int, Query(ge=1, le=1_000)] = 100,
+        reason: Annotated[str | None, Query(description="only requests with this reason")] = None,
+    ) -> Quarantine:
+        """Return the requests in quarantine, oldest first, without headers and query arguments."""
+        return quarantine.read_quarantine(monitor.spool, after=after, limit=limit, reason=reason)
+
+    @router.get("/v1/quarantine/groups")
+    def read_quarantine_groups() -> QuarantineGroups:
+        """Return the requests in quarantine by reason, the largest groups first."""
+        return quarantine.read_groups(monitor.spool)
 
 
 def _add_replay_routes(router: APIRouter, monitor: HealthMonitor) -> None:
@@ -181,23 +219,43 @@ def _add_replay_routes(router: APIRouter, monitor: HealthMonitor) -> None:
         except ValueError as error:
             raise HTTPException(422, str(error)) from None
         response.headers["location"] = f"/v1/redeliver/{number}"
-        return _redelivery(monitor, number)
+        return _found(ledger.read_redelivery(monitor.spool, number), "redelivery")
 
     @router.get("/v1/redeliver/{number}", responses=_NOT_FOUND)
     def redelivery(number: Annotated[int, PathParameter(le=MAX_ROW_ID)]) -> RedeliveryStatus:
         """Return the progress of a redelivery."""
-        return _redelivery(monitor, number)
+        return _found(ledger.read_redelivery(monitor.spool, number), "redelivery")
 
-    @router.post("/v1/dead-letters/replay", status_code=202)
-    def replay(body: ReplayRequest) -> ReplayAccepted:
-        """Replay dead letters; an event that is refused again stays a dead letter."""
-        return ReplayAccepted(marked=replay_dead_letters(monitor.spool, body.ids or None))
+    @router.post(
+        "/v1/dead-letters/replay", status_code=202, responses={202: {"description": "The replay has begun"}}
+    )
+    def replay(body: ReplayRequest, response: Response) -> ReplayStatus:
+        """Replay dead letters; an event that is refused again stays a dead letter.
+
+        What waits for a replay already is not marked again, so a repeated request sends nothing twice.
+        """
+        started = start_replay(monitor.spool, Selection(body.ids or None, body.group, body.up_to))
+        if started.id is None:
+            now = timestamp(time.time())
+            return ReplayStatus(id=None, marked=0, delivered=0, refused=0, waiting=0, asked_at=now)
+        response.headers["location"] = f"/v1/replays/{started.id}"
+        return _found(refusals.read_replay(monitor.spool, started.id), "replay")
+
+    @router.get("/v1/replays")
+    def replays(limit: Annotated[int, Query(ge=1, le=1_000)] = 20) -> Replays:
+        """Return the latest replays and what became of their dead letters, latest first."""
+        return refusals.read_replays(monitor.spool, limit=limit)
+
+    @router.get("/v1/replays/{number}", responses=_NOT_FOUND)
+    def read_replay(number: Annotated[int, PathParameter(le=MAX_ROW_ID)]) -> ReplayStatus:
+        """Return what became of a replay's dead letters."""
+        return _found(refusals.read_replay(monitor.spool, number), "replay")
 
 
-def _redelivery(monitor: HealthMonitor, number: int) -> RedeliveryStatus:
-    found = ledger.read_redelivery(monitor.spool, number)
+def _found(found: _T | None, what: str) -> _T:
+    """Return what was found; answers 404 for None."""
     if found is None:
-        raise HTTPException(404, "there is no redelivery with this id")
+        raise HTTPException(404, f"there is no {what} with this id")
     return found
 
 

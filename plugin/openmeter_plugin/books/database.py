@@ -23,7 +23,7 @@ MAX_ROW_ID: Final = 2**63 - 1
 """The largest id of a row (SQLite)."""
 FILE: Final = "books.db"
 
-VERSION: Final = 2
+VERSION: Final = 3
 """The version of the schema, in `PRAGMA user_version`; 0 is that of the versions before 0.1.0."""
 
 SCHEMA: Final = """
@@ -52,6 +52,9 @@ CREATE TABLE dead_letters (
   id INTEGER PRIMARY KEY, queue TEXT NOT NULL, event BLOB NOT NULL, status INTEGER,
   answer TEXT NOT NULL, at REAL NOT NULL, replay INTEGER NOT NULL DEFAULT 0, answer_id INTEGER);
 CREATE INDEX dead_letters_to_replay ON dead_letters (queue, id) WHERE replay;
+CREATE TABLE replays (
+  id INTEGER PRIMARY KEY, asked REAL NOT NULL, marked INTEGER NOT NULL,
+  delivered INTEGER NOT NULL DEFAULT 0, refused INTEGER NOT NULL DEFAULT 0);
 CREATE TABLE quarantine (
   id INTEGER PRIMARY KEY, reason TEXT NOT NULL, record BLOB NOT NULL, at REAL NOT NULL);
 CREATE TABLE redeliveries (
@@ -82,6 +85,14 @@ INSERT INTO counts SELECT queue, 'waiting', '',
     2: """
 CREATE TABLE answers (id INTEGER PRIMARY KEY, text TEXT NOT NULL UNIQUE);
 ALTER TABLE dead_letters ADD COLUMN answer_id INTEGER;
+""",
+    # A mark was 1 before; from now on it is the id of a replay, and replay 1 has the marks of before.
+    3: """
+CREATE TABLE replays (
+  id INTEGER PRIMARY KEY, asked REAL NOT NULL, marked INTEGER NOT NULL,
+  delivered INTEGER NOT NULL DEFAULT 0, refused INTEGER NOT NULL DEFAULT 0);
+INSERT INTO replays (asked, marked)
+  SELECT CAST(strftime('%s', 'now') AS REAL), count(*) FROM dead_letters WHERE replay HAVING count(*) > 0;
 """,
 }
 """By the version that a script leads to, from the one before."""

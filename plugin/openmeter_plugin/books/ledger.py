@@ -1,4 +1,4 @@
-"""Queries of the ledger, dead letters and redeliveries, in pages."""
+"""Queries of the ledger and of redeliveries."""
 
 from __future__ import annotations
 
@@ -6,12 +6,12 @@ import base64
 import binascii
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
-from typing import Any, Final
+from typing import Final
 
 import orjson
 
 from openmeter_plugin.books.backlog import QueueFiles, unaccounted
-from openmeter_plugin.books.models import DeadLetterEntry, DeadLetters, Ledger, LedgerLine, RedeliveryStatus
+from openmeter_plugin.books.models import Ledger, LedgerLine, RedeliveryStatus
 from openmeter_plugin.books.read_models import (
     SpoolError,
     all_counts,
@@ -120,37 +120,6 @@ def hour_of(moment: datetime, *, up: bool = False) -> str:
     except OverflowError:  # before the first year, or after the last
         return LAST_HOUR if moment.year > 1 else FIRST_HOUR
     return begin.isoformat()[: len("2026-11-22T07")]
-
-
-def read_dead_letters(spool: Path, *, after: int = 0, limit: int = 100) -> DeadLetters:
-    """Return a page of the dead letters after an id; raises SpoolError."""
-    with reading(spool) as db:
-        rows = db.execute(
-            "SELECT d.id, queue, event, status, coalesce(text, answer), at, replay"
-            " FROM dead_letters d LEFT JOIN answers a ON a.id = answer_id"
-            " WHERE d.id > ? ORDER BY d.id LIMIT ?",
-            (after, limit + 1),
-        ).fetchall()
-    entries = [_dead_letter(*row) for row in rows[:limit]]
-    return DeadLetters(dead_letters=entries, next=entries[-1].id if len(rows) > limit else None)
-
-
-def _dead_letter(
-    number: int, queue: str, raw: bytes, status: int | None, answer: str, at: float, replay: int
-) -> DeadLetterEntry:
-    event: dict[str, Any] = orjson.loads(raw)
-    return DeadLetterEntry(
-        id=number,
-        destination=queue,
-        event_id=str(event.get("id", "")),
-        type=str(event.get("type", "")),
-        subject=str(event.get("subject", "")),
-        time=str(event.get("time", "")),
-        status=status,
-        answer=answer,
-        died_at=timestamp(at),
-        to_be_replayed=bool(replay),
-    )
 
 
 def read_redelivery(spool: Path, number: int) -> RedeliveryStatus | None:

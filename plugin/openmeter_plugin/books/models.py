@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from typing import Annotated, Any
 
 from pydantic import BaseModel, ConfigDict, Field
 
@@ -163,14 +163,103 @@ class DeadLetterEntry(Model):
     time: str
     status: Annotated[int | None, Field(description="HTTP status; None if the event grew too old")]
     answer: Annotated[str, Field(description="the metering API's answer")]
+    title: Annotated[str, Field(description="of the answer; empty if it is no problem document")]
+    detail: Annotated[str, Field(description="of the answer, or all of it")]
+    group: Annotated[str, Field(description="the id of the group of dead letters with such an answer")]
     died_at: Annotated[str, Field(description="when it became a dead letter, RFC 3339")]
     to_be_replayed: bool
+
+
+class DeadLetter(DeadLetterEntry):
+    """A dead letter with its event."""
+
+    event: Annotated[dict[str, Any], Field(description="the whole CloudEvent")]
 
 
 class DeadLetters(Model):
     """A page of dead letters, oldest first."""
 
     dead_letters: list[DeadLetterEntry]
+    next: Annotated[int | None, Field(description="`after` of the next page; None on the last")]
+
+
+class DeadLetterGroup(Model):
+    """Dead letters of one destination with answers of one status, title and detail, whatever the numbers."""
+
+    id: str
+    destination: str
+    status: Annotated[int | None, Field(description="HTTP status; None if the events grew too old")]
+    title: Annotated[str, Field(description="of the newest answer; empty if it is no problem document")]
+    detail: Annotated[str, Field(description="of the newest answer")]
+    dead_letters: int
+    to_be_replayed: Annotated[int, Field(description="how many of them wait for a replay")]
+    first_died_at: str
+    last_died_at: str
+    newest_id: Annotated[int, Field(description="id of its newest dead letter")]
+
+
+class DeadLetterGroups(Model):
+    """All dead letters by their answer, the largest groups first."""
+
+    groups: list[DeadLetterGroup]
+    further_groups: Annotated[int, Field(description="groups that are left out, after the largest 200")]
+    dead_letters: int
+    to_be_replayed: int
+    newest_id: Annotated[int, Field(description="id of the newest dead letter; 0 if there is none")]
+
+
+class ReplayStatus(Model):
+    """A replay: dead letters that were marked together, and what became of them."""
+
+    id: Annotated[int | None, Field(description="None if there was nothing to mark")]
+    marked: int
+    delivered: int
+    refused: Annotated[int, Field(description="refused again; they are dead letters with the new answer")]
+    waiting: Annotated[int, Field(description="not sent yet, or sent and not answered yet")]
+    asked_at: str
+
+
+class Replays(Model):
+    """The latest replays, latest first."""
+
+    replays: list[ReplayStatus]
+
+
+class QuarantineGroup(Model):
+    """Requests in quarantine with one reason."""
+
+    reason: Annotated[str, Field(description="a skip reason, or what is wrong with the configuration")]
+    requests: int
+    first_at: Annotated[str, Field(description="when the first of them was counted, RFC 3339")]
+    last_at: str
+
+
+class QuarantineGroups(Model):
+    """The quarantine by reason, the largest groups first."""
+
+    groups: list[QuarantineGroup]
+    further_groups: Annotated[int, Field(description="groups that are left out, after the largest 200")]
+    requests: int
+
+
+class QuarantineEntry(Model):
+    """A request in quarantine: ids, names and figures, without headers and query arguments."""
+
+    id: int
+    reason: str
+    at: str
+    destination: Annotated[
+        str | None, Field(description="where its events would go; None if the configuration is invalid")
+    ]
+    log: dict[str, Any]
+    application: dict[str, Any] | None
+    attributes: dict[str, Any]
+
+
+class Quarantine(Model):
+    """A page of the quarantine, oldest first."""
+
+    requests: list[QuarantineEntry]
     next: Annotated[int | None, Field(description="`after` of the next page; None on the last")]
 
 

@@ -9,19 +9,29 @@ from __future__ import annotations
 import sqlite3
 import time
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Final
+from typing import Final, NamedTuple
 
-from openmeter_plugin.books.database import FILE, VERSION, connect, open_file, transaction, version_of
+from openmeter_plugin.books.database import (
+    FILE,
+    MAX_ROW_ID,
+    VERSION,
+    connect,
+    open_file,
+    transaction,
+    version_of,
+)
 from openmeter_plugin.books.equations import Counts
+from openmeter_plugin.books.refusals import with_groups
 from openmeter_plugin.books.store import LedgerKey, Lines, add_counts, add_dead_letters, add_to_ledger
 from openmeter_plugin.spool.destination import QUARANTINE
 
 _PER_TRANSACTION: Final = 1000  # rows, so that the delivery need not wait long
+_KEPT_REPLAYS: Final = 1000  # that are over
 
 
 def request_redelivery(
@@ -46,20 +56,78 @@ def request_redelivery(
     return number
 
 
-def replay_dead_letters(spool: Path, ids: Iterable[int] | None = None) -> int:
+class StartedReplay(NamedTuple):
+    """A replay's id, None if nothing was marked, and the number of dead letters that it newly marked."""
+
+    id: int | None
+    marked: int
+
+
+@dataclass(frozen=True, slots=True)
+class Selection:
+    """Which dead letters to replay: those with these ids, of this group, or all; none after `up_to`.
+
+    `up_to` keeps out what became a dead letter after somebody looked.
+    """
+
+    ids: Collection[int] | None = None
+    group: str | None = None
+    up_to: int = MAX_ROW_ID
+
+
+def replay_dead_letters(spool: Path, ids: Collection[int] | None = None) -> int:
     """Mark dead letters for replay, all or those with these ids; returns how many are newly marked."""
+    return start_replay(spool, Selection(ids)).marked
+
+
+def start_replay(spool: Path, selection: Selection) -> StartedReplay:
+    """Mark dead letters for one replay, which counts what becomes of them.
+
+    One that is marked already stays with its own replay: whoever asks twice, or at the same time, has each
+    event sent once.
+    """
     with writing(spool) as db:
-        if ids is None:
-            ids = [number for (number,) in db.execute("SELECT id FROM dead_letters WHERE NOT replay")]
-        wanted = [(number,) for number in ids]
-        marked = 0
+        wanted = _unmarked(db, selection)
+        replay, marked = None, 0
         for start in range(0, len(wanted), _PER_TRANSACTION):
             with transaction(db):
-                marked += db.executemany(
-                    "UPDATE dead_letters SET replay = 1 WHERE id = ? AND NOT replay",
-                    wanted[start : start + _PER_TRANSACTION],
+                replay = replay or _new_replay(db)
+                newly = db.executemany(
+                    "UPDATE dead_letters SET replay = ? WHERE id = ? AND NOT replay",
+                    [(replay, number) for number in wanted[start : start + _PER_TRANSACTION]],
                 ).rowcount
-    return marked
+                db.execute("UPDATE replays SET marked = marked + ? WHERE id = ?", (newly, replay))
+                marked += newly
+    return StartedReplay(replay if marked else None, marked)
+
+
+def _unmarked(db: sqlite3.Connection, selection: Selection) -> list[int]:
+    """Return the selected dead letters; of `ids` also those that are marked or not there."""
+    if selection.ids is not None:
+        return [number for number in selection.ids if number <= selection.up_to]
+    if selection.group is None:
+        rows = db.execute(
+            "SELECT id FROM dead_letters WHERE NOT replay AND id <= ? ORDER BY id", (selection.up_to,)
+        )
+    else:
+        with_groups(db)
+        rows = db.execute(
+            "SELECT d.id FROM dead_letters d LEFT JOIN answers a ON a.id = answer_id"
+            " WHERE NOT replay AND d.id <= ? AND refusal_group(queue, status, coalesce(text, answer)) = ?"
+            " ORDER BY d.id",
+            (selection.up_to, selection.group),
+        )
+    return [number for (number,) in rows]
+
+
+def _new_replay(db: sqlite3.Connection, marked: int = 0) -> int:
+    """Add a replay and return its id; the oldest that are over are forgotten."""
+    number = db.execute("INSERT INTO replays (asked, marked) VALUES (?, ?)", (time.time(), marked)).lastrowid
+    assert number is not None  # noqa: S101 - it was inserted
+    db.execute(
+        "DELETE FROM replays WHERE id <= ? AND delivered + refused >= marked", (number - _KEPT_REPLAYS,)
+    )
+    return number
 
 
 @dataclass(slots=True)
@@ -97,7 +165,8 @@ def replay_quarantined(db: sqlite3.Connection, replayed: ReplayedRequests) -> No
         add_to_ledger(db, queue, "accepted", accepted)
         add_to_ledger(db, queue, "dead_lettered", accepted)
     letters = [(queue, event, None, answer) for queue, _, event, answer in replayed.events]
-    add_dead_letters(db, letters, to_be_replayed=True)
+    if letters:
+        add_dead_letters(db, letters, replay=_new_replay(db, len(letters)))
     db.executemany("DELETE FROM quarantine WHERE id = ?", [(number,) for number in replayed.ids])
 
 

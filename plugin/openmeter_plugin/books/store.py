@@ -22,7 +22,7 @@ from contextlib import closing, contextmanager
 from dataclasses import dataclass, field
 from datetime import datetime
 from pathlib import Path
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 from openmeter_plugin.books import pruning
 from openmeter_plugin.books.database import FILE, open_file, transaction
@@ -180,7 +180,7 @@ class Books:
                 [(position, queue, segment) for segment, position in delivery.positions.items()],
             )
             letters = [(queue, d.event, d.status, d.answer) for d in delivery.dead_letters]
-            add_dead_letters(db, letters, to_be_replayed=False)
+            add_dead_letters(db, letters)
             _add_settled(db, queue, delivery.delivered, delivery.dead_lettered)
             add_counts(db, queue, Counter({("waiting", ""): -delivery.events}))
 
@@ -273,8 +273,10 @@ class Books:
     def replayed(
         self, queue: str, delivered: Mapping[int, LedgerKey], refused: Mapping[int, DeadLetter]
     ) -> None:
-        """Commit the outcome of replayed dead letters."""
+        """Commit the outcome of replayed dead letters, and count it for the replays that marked them."""
         with self._transaction(queue) as db:
+            _count_replayed(db, "delivered", delivered)
+            _count_replayed(db, "refused", refused)
             db.executemany("DELETE FROM dead_letters WHERE id = ?", [(number,) for number in delivered])
             _add_answers(db, {letter.answer for letter in refused.values()})
             db.executemany(
@@ -378,15 +380,29 @@ def add_counts(db: sqlite3.Connection, queue: str, counts: Counts) -> None:
 
 
 def add_dead_letters(
-    db: sqlite3.Connection, letters: Sequence[tuple[str, bytes, int | None, str]], *, to_be_replayed: bool
+    db: sqlite3.Connection, letters: Sequence[tuple[str, bytes, int | None, str]], *, replay: int = 0
 ) -> None:
-    """Add dead letters: queue, event, status and answer of each. An answer that many have is stored once."""
+    """Add dead letters: queue, event, status and answer of each. An answer that many have is stored once.
+
+    `replay` is the replay that they are marked for, 0 for none.
+    """
     _add_answers(db, {answer for *_, answer in letters})
     now = time.time()
     db.executemany(
         "INSERT INTO dead_letters (queue, event, status, answer, answer_id, at, replay)"
         " VALUES (?, ?, ?, '', (SELECT id FROM answers WHERE text = ?), ?, ?)",
-        [(*letter, now, to_be_replayed) for letter in letters],
+        [(*letter, now, replay) for letter in letters],
+    )
+
+
+def _count_replayed(
+    db: sqlite3.Connection, column: Literal["delivered", "refused"], letters: Iterable[int]
+) -> None:
+    """Count an outcome for the replays that marked these dead letters, which still have their marks."""
+    db.executemany(
+        f"UPDATE replays SET {column} = {column} + 1"  # noqa: S608 - our own names
+        " WHERE id = (SELECT replay FROM dead_letters WHERE id = ?)",
+        [(number,) for number in letters],
     )
 
 

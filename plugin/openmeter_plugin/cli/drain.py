@@ -1,10 +1,13 @@
-"""Drain: delivers a spool whose gateway is gone, until its backlog is empty."""
+"""Drain: delivers a spool whose gateway is gone, or waits until the server beside it has delivered all."""
 
 from __future__ import annotations
 
 import asyncio
 import os
 import signal
+import socket
+import sqlite3
+import time
 from contextlib import suppress
 from pathlib import Path
 from typing import Final
@@ -23,6 +26,8 @@ from openmeter_plugin.delivery.process import deliver
 from openmeter_plugin.log import configure_logging
 
 _REFRESH: Final = 0.3  # seconds between two updates of the progress bar
+_AFTER_KONG: Final = 2.0
+"""Seconds. Kong hands over the last logs from a timer, after its listener has closed."""
 
 
 class _ConsoleLog:
@@ -67,6 +72,34 @@ def drain(options: DeliveryOptions, console: Console, seconds: float | None = No
         with suppress(TimeoutError, asyncio.CancelledError):
             asyncio.run(_drain(options, progress, initial.total.backlog, seconds))
     return read_status(options.spool)
+
+
+def wait_until_delivered(spool: Path, kong_port: int) -> None:
+    """Return when nothing listens on Kong's port any more and the spool's backlog is empty.
+
+    It has no limit of its own: Kubernetes ends a hook together with the pod's grace period. A spool that
+    cannot be read at the moment may hold events, so it is waited for too.
+    """
+    while _is_open(kong_port):
+        time.sleep(0.2)
+    time.sleep(_AFTER_KONG)
+    while _may_hold_events(spool):
+        time.sleep(1)
+
+
+def _is_open(port: int) -> bool:
+    try:
+        socket.create_connection(("127.0.0.1", port), timeout=1).close()
+    except OSError:
+        return False
+    return True
+
+
+def _may_hold_events(spool: Path) -> bool:
+    try:
+        return read_status(spool).total.backlog > 0
+    except (SpoolError, OSError, sqlite3.Error):
+        return True
 
 
 def _initial_status(spool: Path) -> SpoolStatus:

@@ -111,12 +111,9 @@ def info(
 ) -> None:
     """Print the plugin's name, priority and schema as JSON, for Kong's query command."""
     # __main__ answers this before any import; this command is for --help and unusual spellings.
-    import json
+    from openmeter_plugin.config.schema import info_json, info_lua
 
-    from openmeter_plugin.config.schema import lua_text, plugin_info
-
-    document = json.dumps(plugin_info())
-    sys.stdout.write(f"io.write({lua_text(document)})\n" if lua else document)
+    sys.stdout.write(info_lua() if lua else info_json())
 
 
 @app.command("schema-lua")
@@ -131,18 +128,28 @@ def schema_lua_command() -> None:
 def files(
     folder: Annotated[Path, typer.Argument(help="A folder of Kong's lua_package_path; it is created.")],
 ) -> None:
-    """Write the Lua plugins: openmeter, which hands requests over in Kong segments, and openmeter-gate."""
-    from openmeter_plugin.config import gate_lua, lua_plugin
+    """Write what a gateway needs: the Lua plugins, and info.json and info.lua for Kong's query command.
 
-    plugins = {lua_plugin.FOLDER: lua_plugin.lua_files(), gate_lua.FOLDER: gate_lua.gate_files()}
-    for name, written in plugins.items():
-        place = folder / name
+    The Lua plugins are openmeter, which hands requests over in Kong segments, and openmeter-gate.
+    """
+    from openmeter_plugin.config import gate_lua, lua_plugin
+    from openmeter_plugin.config.schema import info_json, info_lua
+
+    written = {folder / "info.json": info_json(), folder / "info.lua": info_lua()}
+    for place, texts in (
+        (folder / lua_plugin.FOLDER, lua_plugin.lua_files()),
+        (folder / gate_lua.FOLDER, gate_lua.gate_files()),
+    ):
+        written |= {place / name: text for name, text in texts.items()}
+    for path, text in written.items():
         try:
-            place.mkdir(parents=True, exist_ok=True)
-            for file, text in written.items():
-                (place / file).write_text(text, "utf-8")
+            path.parent.mkdir(parents=True, exist_ok=True)
+            # A Kong that starts meanwhile reads the old file or the new one, never half of it.
+            unfinished = path.with_name(f".{path.name}")
+            unfinished.write_text(text, "utf-8")
+            unfinished.replace(path)
         except OSError as error:
-            fail(f"cannot write {error.filename or place}: {error.strerror or error}")
+            fail(f"cannot write {error.filename or path}: {error.strerror or error}")
     sys.stdout.write(f"lua_package_path = {folder.absolute()}/?.lua;;\n")
 
 

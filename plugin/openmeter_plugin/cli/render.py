@@ -7,6 +7,7 @@ from typing import Final
 
 from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 
 from openmeter_plugin.books.models import (
     BooksNumbers,
@@ -17,6 +18,7 @@ from openmeter_plugin.books.models import (
     SpoolTotal,
     Verification,
 )
+from openmeter_plugin.books.refusals import refusal_of
 from openmeter_plugin.foreign import printable
 from openmeter_plugin.units import plural
 
@@ -153,20 +155,24 @@ def show_verification(console: Console, found: Verification) -> None:
 
 
 def show_dead_letter(console: Console, letter: DeadLetterEntry) -> None:
-    """Print one dead letter as a line."""
+    """Print one dead letter as a line, with what its answer says; JSON has the whole answer."""
     status = "-" if letter.status is None else str(letter.status)
     replay = " (to be replayed)" if letter.to_be_replayed else ""
-    answer = " ".join(letter.answer.split())
-    line(
-        console,
-        f"{letter.id} {letter.destination} {letter.type} {letter.subject} {letter.time}"
-        f" {status}{replay} {answer}",
+    shown = Text.assemble(
+        _one_line(f"{letter.id} {letter.destination} {letter.type} {letter.subject} {letter.time} "),
+        (f"{status}{replay}", "yellow" if letter.to_be_replayed else "red"),
+        _one_line(f" {refusal_of(letter.answer).text}"),
     )
+    console.print(shown, soft_wrap=True)
 
 
 def line(console: Console, text: str) -> None:
     """Print a line as it is, without markup, line breaks and anything that steers the terminal."""
-    console.print(printable(text).replace("\n", " "), markup=False, highlight=False, soft_wrap=True)
+    console.print(_one_line(text), markup=False, highlight=False, soft_wrap=True)
+
+
+def _one_line(text: str) -> str:
+    return printable(text).replace("\n", " ")
 
 
 def human_size(size: int) -> str:

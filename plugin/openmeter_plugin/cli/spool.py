@@ -98,8 +98,8 @@ def dead_letters(
 ) -> None:
     """Print the dead letters, with the metering API's answers."""
     with _report_errors(directory):
-        from openmeter_plugin.books.ledger import read_dead_letters
         from openmeter_plugin.books.models import DeadLetterEntry, DeadLetters
+        from openmeter_plugin.books.refusals import read_dead_letters
 
         letters: list[DeadLetterEntry] = []
         after: int | None = 0
@@ -304,6 +304,19 @@ def drain(
         soft_wrap=True,
     )
     raise typer.Exit(1 if left else 0)
+
+
+@app.command()
+def wait(
+    kong_port: Annotated[
+        int, typer.Option(min=1, max=65535, help="A port of loopback where Kong listens until it ends.")
+    ],
+    directory: Directory = DEFAULT_SPOOL,
+) -> None:
+    """Wait until Kong has ended and every event is delivered: a hook where the spool ends with its pod."""
+    from openmeter_plugin.cli.drain import wait_until_delivered
+
+    wait_until_delivered(directory, kong_port)
 
 
 @contextmanager

@@ -14,6 +14,7 @@ Konnect. Konnect wants one file without `require`, so what Kong's `typedefs` wou
 
 from __future__ import annotations
 
+import json
 from typing import Any, Final
 
 from openmeter_plugin import __version__
@@ -397,6 +398,16 @@ def plugin_info() -> dict[str, Any]:
         "Schema": {"name": NAME, "fields": [{"config": {"type": "record", "fields": FIELDS}}]},
     }
     return {"Protocol": "ProtoBuf:1", "Plugins": [plugin]}
+
+
+def info_json() -> str:
+    """Return what Kong's query command has to print."""
+    return json.dumps(plugin_info())
+
+
+def info_lua() -> str:
+    """Return a Lua program that prints it, for images of Kong that have LuaJIT but no cat."""
+    return f"io.write({lua_text(info_json())})\n"
 
 
 _PROTOCOLS: Final = ["grpc", "grpcs", "http", "https"]

@@ -24,7 +24,7 @@ TOO_LARGE = 2**63  # one more than SQLite's largest row id
             '{"from": "2026-11-22T07:00:00Z", "to": "2026-11-22T07:00:00Z"}',
             "from must be before to",
         ),
-        ("POST", "/v1/dead-letters/replay", "{}", "give either ids or all: true"),
+        ("POST", "/v1/dead-letters/replay", "{}", "give exactly one of ids, group and all: true"),
     ],
 )
 def test_an_invalid_value_is_refused_with_a_message(

@@ -192,7 +192,7 @@ def test_stock_kong_pdk_loads_the_plugin_with_the_same_schema(tmp_path: Path) ->
     assert plugin == expected
 
 
-def test_the_lua_plugins_files_are_written_where_kong_looks_for_them(tmp_path: Path) -> None:
+def test_what_a_gateway_needs_is_written_where_kong_looks_for_it(tmp_path: Path) -> None:
     result = run("files", str(tmp_path / "lua"))
     assert (result.returncode, result.stderr) == (0, "")
     assert result.stdout == f"lua_package_path = {tmp_path}/lua/?.lua;;\n"
@@ -204,10 +204,14 @@ def test_the_lua_plugins_files_are_written_where_kong_looks_for_them(tmp_path: P
         "openmeter": ("generated", "handler", "instances", "record", "schema", "segments"),
     }
     assert sorted(written) == [
-        f"lua/kong/plugins/{plugin}/{name}.lua" for plugin, names in plugins.items() for name in names
+        "lua/info.json",
+        "lua/info.lua",
+        *(f"lua/kong/plugins/{plugin}/{name}.lua" for plugin, names in plugins.items() for name in names),
     ]
+    assert written["lua/info.json"] == run("info").stdout
+    assert written["lua/info.lua"] == run("info", "--lua").stdout
     compiled = luajit21.LuaRuntime(unpack_returned_tuples=True).eval("loadstring")
-    assert all(callable(compiled(text)) for text in written.values())
+    assert all(callable(compiled(text)) for name, text in written.items() if name.endswith(".lua"))
     again = run("files", str(tmp_path / "lua"))
     assert again.returncode == 0
 

@@ -40,8 +40,10 @@ def customers(sandbox: httpx.Client) -> int:
     return int(sandbox.get("/api/v1/customers").json()["totalCount"])
 
 
-def answered(project: Project, answer: bytes, *arguments: str) -> tuple[int, str]:
-    """Exit status and screen of an apply on a terminal, with this answer to its question."""
+def answered(
+    project: Project, answer: bytes | signal.Signals, *arguments: str, at: bytes = b"[y/N]"
+) -> tuple[int, str]:
+    """Exit status and screen of an apply on a terminal, with this answer or signal once it shows `at`."""
     master, slave = pty.openpty()
     environment = project.environment(COLUMNS="100", TERM="xterm")
     with os.fdopen(master, "r+b", buffering=0) as screen:
@@ -59,9 +61,12 @@ def answered(project: Project, answer: bytes, *arguments: str) -> tuple[int, str
         try:
             while more := screen.read(65536):
                 seen += more
-                if b"[y/N]" in seen and not replied:
-                    screen.write(answer)
+                if at in seen and not replied:
                     replied = True
+                    if isinstance(answer, signal.Signals):
+                        process.send_signal(answer)
+                    else:
+                        screen.write(answer)
         except OSError:  # how a terminal signals its end
             pass
         return process.wait(20), seen.decode()
@@ -71,7 +76,7 @@ def test_apply_asks_on_a_terminal_and_does_what_it_has_shown(project: Project, s
     status, screen = answered(project, b"yes\n")
     assert status == 0
     assert "+ customer acme (alice, bob)" in screen
-    assert screen.index("+ customer acme") < screen.index("Apply 5 changes? [y/N]")
+    assert screen.index("+ customer acme") < screen.index("Apply this plan? [y/N]")
     assert screen.count("+ customer acme") == 1, "the plan is shown once"
     assert "Applied: 5 done." in screen
     assert customers(sandbox) == 2
@@ -117,6 +122,30 @@ def test_without_a_terminal_apply_needs_yes(
     assert result.returncode == 64
     assert "--yes" in result.stderr
     assert customers(sandbox) == 0
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_at_the_question_changes_nothing_and_is_the_exit_status(
+    project: Project, sandbox: httpx.Client, number: signal.Signals
+) -> None:
+    status, screen = answered(project, number)
+    assert status == 128 + number
+    assert "nothing was changed" in screen
+    assert "Traceback" not in screen
+    assert customers(sandbox) == 0
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_on_a_terminal_ends_apply_within_5_s_while_a_source_does_not_answer(
+    project: Project, number: signal.Signals
+) -> None:
+    (project.folder / "kong.yml").unlink()
+    os.mkfifo(project.folder / "kong.yml")
+    begun = time.monotonic()
+    status, screen = answered(project, number, at=b"reading sources")
+    assert time.monotonic() - begun < 8  # 5, and the start of the process
+    assert status == 128 + number
+    assert "nothing was changed" in screen
 
 
 @contextmanager

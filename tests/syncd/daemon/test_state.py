@@ -7,7 +7,6 @@ import signal
 import subprocess
 import threading
 import time
-from contextlib import closing
 from dataclasses import replace
 from datetime import timedelta
 from pathlib import Path
@@ -17,13 +16,13 @@ import pytest
 
 from syncd.config import settings
 from syncd.daemon.service import running
-from syncd.runs.history import History
 from syncd.runs.options import RunOptions
 from syncd.runs.run import RunState, new_run
 from tests.harness.service_manager import notified
 from tests.syncd.daemon.test_service import daemon, finished, idle
 from tests.syncd.processes import KONG_YML, Project, command, logged, started_daemon, when_logged
 from tests.syncd.servers import Answer, Asked, serving
+from tests.syncd.states import opened_history
 from tests.syncd.waiting import eventually
 
 pytestmark = pytest.mark.slow
@@ -185,7 +184,7 @@ def test_an_address_beyond_loopback_without_a_token_is_refused_before_anything_i
 
 def test_a_reload_changes_how_long_runs_are_kept(project: Project, tmp_path: Path) -> None:
     project.configure("daemon: {listen: '127.0.0.1:0', state_dir: state}\n")
-    with closing(History(tmp_path / "state")) as history:
+    with opened_history(tmp_path / "state") as history:
         old = new_run("manual", RunOptions())
         old = replace(old, state=RunState.SUCCEEDED, requested_at=old.requested_at - timedelta(days=7))
         history.save(old.summary())

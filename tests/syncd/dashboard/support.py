@@ -16,6 +16,9 @@ import yaml
 from syncd.config import settings
 from syncd.daemon.service import RunningDaemon, running
 from syncd.dashboard.session import IDLE
+from syncd.state.database import State
+from syncd.usage.refresh import Refresher
+from syncd.usage.store import UsageStore
 from tests.syncd.processes import Project
 
 TOKEN = "token-of-the-operator"
@@ -125,6 +128,13 @@ def site(
                 assert time.monotonic() < deadline, "the first run did not end"
                 time.sleep(0.01)
         yield found
+
+
+def refresh_usage(found: Site) -> None:
+    """Bring the kept usage up to date with the metering API, as the daemon does every half hour."""
+    config = found.running.config
+    with State(config.daemon.state) as state:
+        assert Refresher(UsageStore(state), lambda: config).refresh().problem is None
 
 
 def consumers(project: Project, *names: str, tags: dict[str, str] | None = None) -> None:

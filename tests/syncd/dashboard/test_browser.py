@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator
+from urllib.parse import quote
 
 import httpx
 import pytest
@@ -20,7 +21,18 @@ pytestmark = pytest.mark.slow
 
 OWNED = "<script>window.owned = 1; document.title = 'owned'</script>"
 IMAGE = '"><img src=x onerror="window.owned = 1">'
-PAGES = ("", "runs", "customers", "unbilled", "gateways", "gate", "gateways/eu")
+PAGES = (
+    "",
+    "runs",
+    "customers",
+    "unbilled",
+    "gateways",
+    "gate",
+    "dead-letters",
+    "dead-letters/eu",
+    "dead-letters/eu/1",
+    "quarantine",
+)
 
 
 @pytest.fixture(scope="module")
@@ -48,8 +60,8 @@ def names(sandbox: httpx.Client) -> set[str]:
     return {item["name"] for item in sandbox.get("/api/v1/customers").json()["items"]}
 
 
-def drift(chromium: Browser) -> str:
-    return chromium.find(".tile").text.replace("\n", " ")
+def in_sync(chromium: Browser) -> str:
+    return chromium.find(".verdict:nth-child(2)").text.replace("\n", " ")
 
 
 def test_an_operator_logs_in_sees_drift_previews_and_applies_a_resync(
@@ -60,8 +72,8 @@ def test_an_operator_logs_in_sees_drift_previews_and_applies_a_resync(
         with found.api() as client:
             client.post("/v1/syncs", json={"dry_run": True}).raise_for_status()
         log_in(chromium, found.url)
-        chromium.until("drift according to the plan")
-        assert re.search(r"Drift now [1-9]\d* to do", drift(chromium))
+        chromium.until("to make, says the plan of")
+        assert re.search(r"in sync\? No [1-9]\d* changes? to make", in_sync(chromium))
 
         chromium.press("Preview changes")
         chromium.until("Apply this plan?")
@@ -75,7 +87,7 @@ def test_an_operator_logs_in_sees_drift_previews_and_applies_a_resync(
         assert "dave" in names(sandbox)
 
         chromium.follow("Overview")
-        assert "in sync" in drift(chromium)
+        assert "Is everything in sync? Yes" in in_sync(chromium)
         assert chromium.complaints() == []
 
         chromium.press("Log out")
@@ -134,6 +146,9 @@ def test_scripts_in_names_and_answers_do_nothing(
             assert chromium.evaluate("return window.owned") is None
             assert chromium.count("main script, main img, main [onerror]") == 0
             assert "owned" not in chromium.driver.title
+        chromium.open(f"{found.url}/dashboard/customers/{quote(IMAGE, safe='')}")
+        assert chromium.count("main script, main img, main [onerror]") == 0
+        assert chromium.find("h1").text == OWNED, "it is shown as plain text"
         chromium.follow("Runs")
         chromium.follow(chromium.find("main tbody a").text)
         assert OWNED in chromium.text, "it is shown as plain text"
@@ -171,6 +186,8 @@ def test_no_page_is_wider_than_its_window(
                 chromium.open(f"{found.url}/dashboard/{path}")
                 wide = chromium.evaluate("return document.documentElement.scrollWidth")
                 assert wide <= width, path
+            chromium.open(f"{found.url}/dashboard/customers/{'k' * 200}")
+            assert chromium.evaluate("return document.documentElement.scrollWidth") <= width
         finally:
             chromium.driver.execute_cdp_cmd("Emulation.clearDeviceMetricsOverride", {})
 
@@ -186,7 +203,7 @@ def test_on_a_phone_captions_are_lines_and_values_stand_beside_their_labels(
             chromium.driver.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", size)
             chromium.open(f"{found.url}/dashboard/gateways")
             assert chromium.find("caption").size["height"] < 40, "one letter per line before"
-            chromium.open(f"{found.url}/dashboard/gateways/eu")
+            chromium.open(f"{found.url}/dashboard/dead-letters/eu")
             label = chromium.find("td[data-label=Event]").location["x"] + 100
             for part in ("td[data-label=Event] .address", "td[data-label=Answer] bdi"):
                 assert chromium.find(part).location["x"] > label, f"{part}: in the column of labels before"

@@ -8,7 +8,7 @@ import pytest
 
 from syncd.config.settings import load
 from syncd.core.errors import GatewayError
-from syncd.dashboard.gateways import GatewayState, gateway_named, read_dead_letters, read_state
+from syncd.dashboard.gateways import GatewayState, gateway_named, read_state
 from tests.syncd.dashboard.gateways import FakeGateway, configured, dead_letter, gateway
 
 
@@ -67,5 +67,5 @@ def test_a_dead_gateway_is_tried_once_and_named(tmp_path: Path) -> None:
     )
     config = load(path)
     with pytest.raises(GatewayError, match="gateway eu"):
-        read_dead_letters(config.gateways[0], 0, 0)
+        read_state(config.gateways[0], 0)
     assert gateway_named(config, "us") is None

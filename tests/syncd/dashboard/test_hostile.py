@@ -5,12 +5,13 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Iterator
+from urllib.parse import quote
 
 import httpx
 import pytest
 
 from syncd.sandbox.testing import running_sandbox
-from tests.syncd.dashboard.gateways import FakeGateway, configured, dead_letter, gateway
+from tests.syncd.dashboard.gateways import FakeGateway, configured, dead_letter, gateway, quarantined
 from tests.syncd.dashboard.support import Site, elements, site
 from tests.syncd.processes import Project
 from tests.syncd.sandbox.support import event, send
@@ -22,10 +23,15 @@ EVERY_PAGE = (
     "/login",
     "/runs",
     "/customers",
+    f"/customers/{quote(f'key-{SCRIPT}', safe='')}",
     "/unbilled",
     "/gateways",
     "/gate",
-    "/gateways/eu-1",
+    "/dead-letters",
+    "/dead-letters/eu-1",
+    "/dead-letters/eu-1/1",
+    "/quarantine",
+    "/quarantine/eu-1?reason=no_consumer",
     "/nowhere",
 )
 
@@ -34,7 +40,10 @@ EVERY_PAGE = (
 def hostile(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Site]:
     """A site where every name and answer is a script, and one contains a bidi override."""
     names = (SCRIPT, '"><img src=x onerror=alert(1)>', "abc\u202egnp.exe", "{{ 7 * 7 }}", "a\u0000b")
-    fake = FakeGateway(dead=[dead_letter(1, SCRIPT, subject=SCRIPT, event_id=SCRIPT, type=SCRIPT)])
+    letter = dead_letter(1, SCRIPT, subject=SCRIPT, event_id=SCRIPT, type=SCRIPT)
+    kept = [quarantined(1, consumer={"username": SCRIPT}, route={"name": "\u202eroute"})]
+    kept.append(quarantined(2, SCRIPT))
+    fake = FakeGateway(dead=[letter], event={"data": {SCRIPT: "\u202e"}}, kept=kept)
     with running_sandbox() as url, httpx.Client(base_url=url, timeout=20) as sandbox, gateway(fake) as there:
         project = Project(tmp_path_factory.mktemp("hostile"), url)
         by_hand(sandbox, name=SCRIPT, key=f"key-{SCRIPT}")
@@ -48,7 +57,7 @@ def hostile(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Site]:
 def test_scripts_and_bidi_characters_from_outside_stay_text_on_every_page(hostile: Site) -> None:
     with hostile.operator() as visitor:
         run = re.findall(r'href="/dashboard/runs/(\w+)"', visitor.see("/dashboard/runs"))[0]
-        paths = [f"/dashboard{path}" for path in EVERY_PAGE[:1] + EVERY_PAGE[2:7]]
+        paths = [f"/dashboard{path}" for path in EVERY_PAGE if path not in ("/login", "/nowhere")]
         seen = [visitor.see(path) for path in (*paths, f"/dashboard/runs/{run}")]
         seen.append(visitor.see("/dashboard/customers", q=f'"{SCRIPT}'))
         seen.append(visitor.see("/dashboard/customers", q="\u202e"))

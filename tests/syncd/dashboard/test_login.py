@@ -18,7 +18,7 @@ from tests.syncd.processes import Project
 
 pytestmark = pytest.mark.slow
 
-PAGES = ("/", "/runs", "/runs/x", "/customers", "/unbilled", "/gateways", "/gateways/x")
+PAGES = ("/", "/runs", "/runs/x", "/customers", "/unbilled", "/gateways", "/dead-letters/x")
 FORMS = ("/resync", "/runs/x/apply", "/logout")
 
 

@@ -7,7 +7,7 @@ import socket
 import threading
 import time
 from collections.abc import Iterator
-from contextlib import closing, contextmanager
+from contextlib import contextmanager
 from dataclasses import replace
 from datetime import UTC, datetime
 from html import unescape
@@ -17,15 +17,15 @@ import pytest
 
 from syncd.config import settings
 from syncd.core.changes import Change, Plan
-from syncd.runs.history import History
 from syncd.runs.options import RunOptions
 from syncd.runs.run import Run, RunState, new_run
 from tests.syncd.builders import OWNER
 from tests.syncd.dashboard.gateways import FakeGateway, configured, dead_letter, gateway
 from tests.syncd.dashboard.support import Site, Visitor, consumers, site, text_of
 from tests.syncd.processes import Project
-from tests.syncd.sandbox.support import event, ok, send, tokens
+from tests.syncd.sandbox.support import event, ok, send
 from tests.syncd.servers import Answer, Asked, serving
+from tests.syncd.states import opened_history
 from tests.syncd.targets import by_hand, subscribe
 
 pytestmark = pytest.mark.slow
@@ -84,13 +84,16 @@ def test_the_overview_shows_drift_unbilled_usage_and_the_latest_runs(
     project: Project, sandbox: httpx.Client
 ) -> None:
     with site(project) as found, found.operator() as visitor:
-        assert "in sync according to the plan" in text_of(visitor.see())
+        assert "Is everything in sync? Yes The customers are as the sources call for" in text_of(
+            visitor.see()
+        )
         send(sandbox, event("1", subject="stranger"), event("2", subject="stranger"))
         consumers(project, "alice", "bob", "carol", "guest", "dave")
         rerun(found, dry_run=True)
         page = text_of(visitor.see())
-        assert re.search(r"Drift now [1-9]\d* to do", page)
-        assert "Unbilled usage 2 events 1 subject without a customer" in page
+        assert re.search(r"Is everything in sync\? No [1-9]\d* changes? to make, says the plan of", page)
+        assert "Is everybody billed? No 2 events of 1 subject without a customer" in page
+        assert "Does everything run? Yes 2 systems work." in page
         assert re.search(r"Next run in (1 h|59 min)", page)
         assert re.search(r"Last success (just now|\d+ s ago)", page)
         assert "dry run" in page
@@ -140,9 +143,11 @@ def test_a_dead_metering_api_blocks_no_page(project: Project) -> None:
                 visitor.see("/dashboard/customers")
             assert len(calls) == asked, "page views must not hammer the metering API"
     assert "problem cannot be read: metering API at" in overview
+    assert "Not working: metering API" in overview
+    assert "Does everything run? No metering API openmeter-v1: cannot be read" in overview
+    assert "Is everything in sync? No the last run failed" in overview
     assert "HTTP 503 maintenance" in overview
-    assert "Customers cannot be read" in customers
-    assert SCRIPT not in customers
+    assert "No run has read the customers yet" in customers
     assert "failed" in overview
 
 
@@ -153,38 +158,6 @@ def test_a_source_that_the_last_run_could_not_use_is_a_problem(project: Project)
         assert "problem the last run could not use it: source declarative-file-0:" in row(
             visitor.see(), "declarative-file-0"
         )
-
-
-def test_customers_show_subjects_and_usage_and_can_be_searched(
-    project: Project, sandbox: httpx.Client
-) -> None:
-    by_hand(sandbox, name="Initech", key="initech")
-    with site(project) as found, found.operator() as visitor:
-        carol = subject_of(sandbox, "carol")
-        send(sandbox, event("1", subject=carol), event("2", subject=carol), tokens("3", 1500, subject=carol))
-        page = visitor.see("/dashboard/customers")
-        assert f"syncd {carol} 2 1,500" in row(page, "carol")
-        assert "syncd 2 subjects" in row(page, "acme")
-        assert "someone else (it has no ownership metadata) none 0 0" in row(page, "Initech")
-        assert "carol" not in text_of(visitor.see("/dashboard/customers", q="acme", by="key"))
-        assert "No matching customers" in visitor.see("/dashboard/customers", q="nobody")
-        assert "2 1,500" not in row(visitor.see("/dashboard/customers", span="last-month"), "carol")
-
-
-def test_customers_are_paged_and_the_pages_keep_what_was_searched(
-    project: Project, sandbox: httpx.Client
-) -> None:
-    with site(project) as found, found.operator() as visitor:
-        for number in range(30):
-            by_hand(sandbox, name=f"many {number:02}", key=f"{number}")
-        page = visitor.see("/dashboard/customers", q="many", span="7d")
-        assert "1 to 25 of 30" in page
-        following = re.search(r'href="([^"]+)" rel="next"', page)
-        assert following
-        second = visitor.see(following[1].replace("&amp;", "&"))
-        assert "26 to 30 of 30" in second
-        assert "many 29" in second
-        assert '<option value="7d" selected>' in second
 
 
 def test_unbilled_usage_has_a_reason_for_each_subject(project: Project, sandbox: httpx.Client) -> None:
@@ -207,7 +180,9 @@ def test_unbilled_usage_has_a_reason_for_each_subject(project: Project, sandbox:
         send(sandbox, event("1", subject=late), event("2", subject=new), event("3", subject="stranger"))
         rerun(found, dry_run=True)
         page = visitor.see("/dashboard/unbilled")
-        assert f"{late} acme 1 0 blocked subscription" in row(page, "late"), "with the name behind the id"
+        assert f"{late} acme 1 0 decided by people subscription" in row(page, "late"), (
+            "with the name behind the id"
+        )
         assert f"{new} consumer-" in row(page, "new")
         assert "1 0 next run" in row(page, "new")
         assert "none 1 0 unknown" in row(page, "stranger")
@@ -218,24 +193,31 @@ def test_unbilled_usage_has_a_reason_for_each_subject(project: Project, sandbox:
             "Fixed by the next run",
         ]
         assert page.count("between two subscriptions") == 1, "the cure, once for each cause"
+        assert page.count("Preview changes") == 1, "only where a run attributes usage"
 
 
-def test_dead_letters_show_the_answers_and_are_paged(project: Project) -> None:
-    letters = [dead_letter(number, f"answer {number}") for number in range(1, 61)]
-    letters[0] |= {"status": None, "answer": "older than --max-age"}
-    letters[1] |= {"to_be_replayed": True}
-    with looking_at(project, FakeGateway(dead=letters)) as visitor:
-        gateways = visitor.see("/dashboard/gateways")
-        assert 'href="/dashboard/gateways/eu"' in gateways
-        first = visitor.see("/dashboard/gateways/eu")
-        assert "too old older than --max-age" in row(first, "1")
-        assert "will be replayed" in row(first, "2")
-        assert "HTTP 400 answer 50" in row(first, "50")
-        assert "event-000051" not in first
-        second = visitor.see("/dashboard/gateways/eu", after="50")
-        assert "answer 60" in second
-        assert 'rel="next"' not in second
-        assert visitor.client.get("/dashboard/gateways/nobody").status_code == 404
+def test_the_preview_that_attributes_unbilled_usage_is_one_click_away(
+    project: Project, sandbox: httpx.Client
+) -> None:
+    by_hand(sandbox, name="Acme by hand", key="made-by-hand")
+    with site(project) as found, found.operator() as visitor:
+        tags = {"alice": "acme", "bob": "acme", "erin": "made-by-hand"}
+        consumers(project, "alice", "bob", "carol", "erin", tags=tags)
+        rerun(found, dry_run=True)
+        with found.api() as client:
+            changes = client.get("/v1/plan").json()["plan"]["changes"]
+        erin = next(c["subject_keys"][0] for c in changes if c["kind"] == "blocked")
+        send(sandbox, event("1", subject=erin))
+        rerun(found, dry_run=True)
+        page = visitor.see("/dashboard/unbilled")
+        (button,) = re.findall(r'<form method="post" action="/dashboard/resync".*?</form>', page, re.DOTALL)
+        assert "Preview with: Adopt existing customers whose key matches" in button
+        fields = dict(re.findall(r'type="hidden" name="(\w+)" value="(\w+)"', button))
+        previewed = visitor.finished(visitor.client.post("/dashboard/resync", data=fields))
+        assert "adoptions allowed" in previewed
+        visitor.apply(previewed)
+        rerun(found, dry_run=True)
+        assert "Every subject with usage has a customer" in visitor.see("/dashboard/unbilled")
 
 
 def test_a_gateway_that_refuses_the_token_says_which_setting_it_is(project: Project) -> None:
@@ -250,7 +232,7 @@ def test_a_gateway_that_refuses_the_token_says_which_setting_it_is(project: Proj
 def test_runs_are_listed_and_paged_and_their_plans_outlive_the_daemon(project: Project) -> None:
     with site(project) as found, found.operator() as visitor:
         (first,) = re.findall(r'href="/dashboard/runs/(\w+)"', visitor.see("/dashboard/runs"))
-        with closing(History(found.running.config.daemon.state_dir)) as history:
+        with opened_history(found.running.config.daemon.state_dir) as history:
             for _ in range(52):
                 history.save(replace(new_run("schedule", RunOptions()), state=RunState.SUCCEEDED).summary())
         page = visitor.see("/dashboard/runs")
@@ -270,7 +252,7 @@ def test_a_recorded_run_with_a_kind_of_change_that_no_longer_exists_is_shown_wit
     plan = Plan(OWNER, "sync", (Change("retire-customer", "acme", (), "because"),))  # type: ignore[arg-type]
     run = Run("f" * 32, "apply", RunOptions(), datetime.now(UTC), state=RunState.SUCCEEDED, plan=plan)
     with site(project) as found:
-        with closing(History(found.running.config.daemon.state_dir)) as history:
+        with opened_history(found.running.config.daemon.state_dir) as history:
             history.save(run.summary(), plan)
         with found.operator() as visitor:
             assert "made by another version of syncd" in text_of(visitor.see(f"/dashboard/runs/{run.id}"))

@@ -35,7 +35,7 @@ def test_a_resync_previews_and_then_applies_exactly_that(project: Project, sandb
         assert "dave" in names(sandbox)
         assert re.search(r"create-customer \S+ done", text_of(done))
         assert "as reviewed" in text_of(done)
-        assert "in sync according to the plan" in text_of(visitor.see())
+        assert "Is everything in sync? Yes" in text_of(visitor.see())
         assert "dashboard" in text_of(visitor.see("/dashboard/runs"))
 
 

@@ -3,52 +3,17 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from datetime import UTC, datetime, timedelta
+from datetime import timedelta
 
 import pytest
 
-from syncd.core.changes import Cause, Change, ChangeKind, EntityState, Outcome, Plan, Status
-from syncd.core.unbilled import UnbilledSubject, UnbilledUsage
-from syncd.dashboard.views import apply_form, drift, latest_full_run, page_of, run_line, unbilled
+from syncd.core.changes import Change, ChangeKind, Outcome, Plan, Status
+from syncd.dashboard.unbilled_view import unbilled
+from syncd.dashboard.views import apply_form, drift, latest_full_run, page_of, run_line
 from syncd.planning.scope import Scope
 from syncd.runs.options import RunOptions
 from syncd.runs.run import Run, RunState
-
-NOW = datetime(2026, 11, 22, 7, 0, tzinfo=UTC)
-CREATE = Change(
-    ChangeKind.CREATE_CUSTOMER, "a", ("s1",), "new: consumer alice", after=EntityState("A", ("s1",))
-)
-ATTACH = Change(ChangeKind.ATTACH_SUBJECTS, "b", ("s2",), "new in this customer", "2")
-STUCK = Change(ChangeKind.BLOCKED, "c", ("s3",), "c has an active subscription", "3")
-UNBILLED = UnbilledUsage(
-    (
-        UnbilledSubject("s1", 100, 5, "planned"),
-        UnbilledSubject("s3", 20, 0, "blocked"),
-        UnbilledSubject("gone", 3, 0, "unknown"),
-    ),
-    "2026-10-22T00:00:00Z",
-    "2026-11-01T00:00:00Z",
-)
-
-
-def plan(*changes: Change, notes: tuple[str, ...] = (), unbilled: UnbilledUsage | None = None) -> Plan:
-    return Plan("default", "upsert-only", changes, notes, unbilled)
-
-
-def run(
-    made: Plan | None,
-    *outcomes: Outcome,
-    dry: bool = False,
-    state: RunState = RunState.SUCCEEDED,
-    scope: Scope | None = None,
-    error: str | None = None,
-) -> Run:
-    started = None if state is RunState.QUEUED else NOW - timedelta(seconds=9)
-    finished = None if state in (RunState.QUEUED, RunState.RUNNING) else NOW - timedelta(seconds=5)
-    chosen = scope or Scope()
-    options = RunOptions(dry_run=dry, source=chosen.source, principal=chosen.principal)
-    times = (NOW - timedelta(seconds=10), state, started, finished)
-    return Run("r", "manual", options, *times, error, made, outcomes)
+from tests.syncd.dashboard.plans import ATTACH, CREATE, NOW, STUCK, plan, run
 
 
 def outcome_of(found: Run) -> tuple[str, str]:
@@ -141,65 +106,6 @@ def test_the_latest_plan_covers_all_principals() -> None:
     failed = run(None, state=RunState.FAILED)
     assert latest_full_run([failed, part, whole]) is whole
     assert latest_full_run([failed, part]) is None
-
-
-def test_each_unbilled_subject_has_its_reason() -> None:
-    found = unbilled(run(plan(CREATE, STUCK, unbilled=UNBILLED), dry=True))
-    assert found
-    assert [(s.key, s.status) for s in found.subjects] == [
-        ("s1", "planned"),
-        ("s3", "blocked"),
-        ("gone", "unknown"),
-    ]
-    reasons = [subject.reason for subject in found.subjects]
-    assert reasons[0] == "The next run attributes it to customer a: new: consumer alice."
-    assert reasons[1] == "c has an active subscription"
-    assert "No source names this subject" in reasons[2]
-    assert (found.events, found.tokens, found.count("blocked")) == (123, 5, 1)
-    assert found.since == datetime(2026, 11, 1, tzinfo=UTC)
-
-
-def test_unbilled_subjects_are_grouped_by_cause_the_largest_first_with_the_figures_of_all() -> None:
-    stuck = replace(STUCK, subject_keys=("b1", "b2"), names=("bob", "bert"), cause=Cause.ELSEWHERE, fact="f")
-    stuck = replace(stuck, reason="pass --allow-move")
-    subjects = (
-        UnbilledSubject("s1", 100, 0, "planned"),
-        UnbilledSubject("gone", 3, 0, "unknown"),
-        UnbilledSubject("b1", 2, 0, "blocked"),
-        UnbilledSubject("b2", 2, 0, "blocked"),
-    )
-    found = unbilled(run(plan(CREATE, stuck, unbilled=replace(UNBILLED, subjects=subjects)), dry=True))
-    assert found
-    assert [row.key for row in found.by_cause] == ["b1", "b2", "gone", "s1"]
-    groups = found.groups(found.by_cause[:1])
-    assert [(group.heading, group.count, group.events) for group in groups] == [
-        ("Another customer has the subject", 2, 4)
-    ]
-    assert (groups[0].rows[0].name, groups[0].rows[0].fact) == ("bob", "f")
-    assert groups[0].cure.startswith("Pass --allow-move")
-    assert groups[0].option == "Move subjects between managed customers"
-
-
-def test_usage_that_the_run_has_attributed_is_no_longer_unbilled() -> None:
-    found = unbilled(run(plan(CREATE, STUCK, unbilled=UNBILLED), Outcome(CREATE, Status.DONE)))
-    assert found
-    assert [subject.key for subject in found.subjects] == ["s3", "gone"]
-    assert found.events == 23
-
-
-def test_usage_that_the_run_failed_to_attribute_is_blocked_with_the_answer() -> None:
-    found = unbilled(run(plan(CREATE, unbilled=UNBILLED), Outcome(CREATE, Status.BLOCKED, "key in use")))
-    assert found
-    assert (found.subjects[0].status, found.subjects[0].reason) == ("blocked", "key in use")
-
-
-def test_usage_that_the_next_run_attributes_is_no_warning() -> None:
-    only_planned = replace(UNBILLED, subjects=UNBILLED.subjects[:1])
-    calm = unbilled(run(plan(CREATE, unbilled=only_planned), dry=True))
-    alarm = unbilled(run(plan(CREATE, unbilled=UNBILLED), dry=True))
-    assert calm
-    assert alarm
-    assert (calm.level, alarm.level) == ("ok", "warning")
 
 
 def test_without_meters_unbilled_usage_is_unknown() -> None:

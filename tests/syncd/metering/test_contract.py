@@ -6,7 +6,7 @@ If the specifications are available (tests/specs.py), each request and answer is
 from __future__ import annotations
 
 from collections.abc import Iterator
-from datetime import UTC, datetime, timedelta
+from datetime import UTC, date, datetime, timedelta
 
 import httpx
 import pytest
@@ -20,8 +20,10 @@ from syncd.core.errors import (
 )
 from syncd.core.model import CustomerDetails, ObservedCustomer
 from syncd.metering.base import ArrivedEvent, CustomerEdit
+from syncd.metering.usage import REQUESTS_METER
 from syncd.sandbox.testing import running_sandbox
 from tests.specs import Spec, checked, spec
+from tests.syncd.sandbox.support import event, send
 from tests.syncd.targets import OWNERSHIP, Target, by_hand, fault, open_target, subscribe
 
 pytestmark = pytest.mark.slow
@@ -288,3 +290,25 @@ def test_the_latest_events_are_listed_by_their_time_with_their_customer(
 def test_a_missing_meter_is_named(target: Target) -> None:
     with pytest.raises(MeterMissingError, match="no_such_meter"):
         target.usage("no_such_meter", None, None)
+
+
+def test_usage_is_known_by_day_and_by_subject_and_dimension(target: Target, sandbox: httpx.Client) -> None:
+    meter = target.meters()[REQUESTS_METER]
+    late, early = "2026-11-03T23:59:59Z", "2026-11-04T00:00:00Z"
+    send(
+        sandbox,
+        event("a", subject="consumer:1", time=late, data={"route_name": "orders"}),
+        event("b", subject="consumer:1", time=late, data={"route_name": "orders"}),
+        event("c", subject="consumer:1", time=late, data={}),
+        event("d", subject="consumer:2", time=early, data={"route_name": "orders", "status": "200"}),
+    ).raise_for_status()
+    since, until = "2026-11-01T00:00:00Z", "2026-12-01T00:00:00Z"
+    assert target.daily_totals(meter, since, until) == {date(2026, 11, 3): 3, date(2026, 11, 4): 1}
+    assert sorted(target.grouped_usage(meter, ["route_name", "status"], since, until)) == [
+        ("consumer:1", ("", ""), 1),
+        ("consumer:1", ("orders", ""), 2),
+        ("consumer:2", ("orders", "200"), 1),
+    ]
+    day = target.grouped_usage(meter, [], "2026-11-03T00:00:00Z", "2026-11-04T00:00:00Z")
+    assert day == [("consumer:1", (), 3)]
+    assert target.grouped_usage(meter, [], "2026-11-05T00:00:00Z", "2026-11-06T00:00:00Z") == []

@@ -24,7 +24,7 @@ from syncd.core.changes import Change, ChangeKind, Outcome, Plan, Status
 from syncd.core.errors import SyncdError
 from syncd.core.policy import Policy
 from syncd.http.connection import Answer
-from syncd.runs.history import History, HistoryRecorder
+from syncd.runs.history import HistoryRecorder
 from syncd.runs.options import RunOptions
 from syncd.runs.reconciler import Reconciler
 from syncd.runs.run import FINISHED, Run, RunObserver, RunState, new_run
@@ -40,6 +40,7 @@ from tests.syncd.model.judge import (
 from tests.syncd.model.kong import KONG_FAULTS, Consumer, Kong, KongFault, News
 from tests.syncd.model.people import GROUPS, Deed, deeds
 from tests.syncd.model.sandboxed import Reply, Sandboxed
+from tests.syncd.states import opened_history
 
 _START = datetime(2026, 1, 1, tzinfo=UTC)
 _SETTINGS = """
@@ -174,9 +175,8 @@ class SyncdMachine(RuleBasedStateMachine):
         )
         # Three customers are more than one page.
         self._stack.enter_context(patch("syncd.http.pagination._PAGE_SIZES", (2, 1)))
-        self.history = History(self.folder)
-        self._stack.callback(self.history.close)
-        self._reader = sqlite3.connect(self.folder / "history.sqlite3", check_same_thread=False)
+        self.history = self._stack.enter_context(opened_history(self.folder))
+        self._reader = sqlite3.connect(self.folder / "state.sqlite3", check_same_thread=False)
         self._stack.callback(self._reader.close)
 
     def _time(self) -> datetime:

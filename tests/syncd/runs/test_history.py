@@ -4,12 +4,9 @@ from __future__ import annotations
 
 import itertools
 import json
-import sqlite3
 import subprocess
 import sys
 from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
-from contextlib import closing
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -18,14 +15,18 @@ import httpx
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from sqlalchemy import select
 
 from syncd.core.changes import Outcome, Status
-from syncd.core.errors import HistoryError, LockedError
+from syncd.core.errors import LockedError, StateError
 from syncd.runs.history import History, HistoryRecorder, count_expired
-from syncd.runs.lock import write_lock
+from syncd.runs.lock import file_lock
 from syncd.runs.options import RunOptions
 from syncd.runs.run import Run, RunState, new_run
 from syncd.sandbox.testing import running_sandbox
+from syncd.state import tables
+from syncd.state.database import State
+from syncd.state.location import StateLocation
 from tests.syncd.builders import consumer, observed, plan_for
 from tests.syncd.processes import Project
 
@@ -38,10 +39,14 @@ def run(*, state: RunState = RunState.SUCCEEDED, days_ago: float = 0) -> Run:
 
 
 @pytest.fixture
-def history(tmp_path: Path) -> Iterator[History]:
-    history = History(tmp_path)
-    yield history
-    history.close()
+def history(where: StateLocation) -> Iterator[History]:
+    with State(where) as state:
+        yield History(state)
+
+
+def plans_in(history: History) -> int:
+    with history.state.reading() as connection:
+        return len(connection.execute(select(tables.plans.c.hash)).all())
 
 
 def test_a_run_is_recorded_with_its_plan_and_each_change(history: History) -> None:
@@ -149,7 +154,7 @@ def test_the_plans_of_expired_runs_are_deleted(history: History) -> None:
     history.save(old.summary(), other)
     history.save(new.summary(), new.plan)
     history.prune(timedelta(days=5), at_least=1)
-    assert history._db.execute("SELECT count(*) FROM plans").fetchone() == (1,)
+    assert plans_in(history) == 1
     found = history.run(new.id)
     assert found is not None
     assert found["plan"]["summary"]["create-customer"] == 1
@@ -207,11 +212,11 @@ def test_a_clock_that_is_a_little_off_ages_runs_by_at_most_that_much(
     assert count_expired(wrong, keep + timedelta(days=7)) <= count_expired(true, keep)
 
 
-def test_equal_plans_are_stored_once(history: History, tmp_path: Path) -> None:
+def test_equal_plans_are_stored_once(history: History) -> None:
     for _ in range(3):
         one = run()
         history.save(one.summary(), one.plan)
-    assert history._db.execute("SELECT count(*) FROM plans").fetchone() == (1,)
+    assert plans_in(history) == 1
 
 
 def test_a_run_whose_process_was_killed_is_closed_by_the_next_writer(history: History) -> None:
@@ -244,46 +249,6 @@ def test_a_change_is_recorded_before_it_is_made_and_its_outcome_replaces_that(hi
     assert "may have been made or not" in found["results"][2]["detail"]
 
 
-def made_by_the_first_version(folder: Path) -> None:
-    """A file as syncd wrote it before the schema had a version: a finished run, and a killed one."""
-    script = (Path(__file__).parents[2] / "data" / "syncd" / "history-v1.sql").read_text()
-    with closing(sqlite3.connect(folder / "history.sqlite3")) as database:
-        database.executescript(script)
-
-
-def test_a_history_without_a_version_is_brought_up_to_date_and_keeps_its_runs(tmp_path: Path) -> None:
-    made_by_the_first_version(tmp_path)
-    for _ in range(2):
-        with closing(History(tmp_path)) as history:
-            assert history._db.execute("PRAGMA user_version").fetchone() == (2,)
-            old = history.run("aaaa")
-            assert old is not None
-            assert [result["status"] for result in old["results"]] == ["done", "done"]
-            assert old["plan"]["summary"]["create-customer"] == 2
-            assert RunOptions().as_reviewed(old["options"]).allow_move
-    with closing(History(tmp_path)) as history:
-        assert history.close_interrupted() == ["b" * 32]
-        history.begin("b" * 32, PLAN.changes)
-        closed = history.run("bbbb")
-    assert closed is not None
-    assert closed["outcomes"]["done"] == 1
-
-
-def test_two_processes_may_bring_one_history_up_to_date_at_once(tmp_path: Path) -> None:
-    made_by_the_first_version(tmp_path)
-    with ThreadPoolExecutor(8) as pool:
-        for history in pool.map(lambda _: History(tmp_path), range(8)):
-            assert len(history.runs(10)) == 2
-            history.close()
-
-
-def test_a_history_of_a_newer_syncd_is_refused_and_left_as_it_is(tmp_path: Path) -> None:
-    with closing(History(tmp_path)) as history:
-        history._db.execute("PRAGMA user_version = 99")
-    with pytest.raises(HistoryError, match="newer syncd: its schema has version 99"):
-        History(tmp_path)
-
-
 def test_a_dry_run_of_another_process_is_not_closed_because_it_holds_no_lock(history: History) -> None:
     dry = replace(run(state=RunState.RUNNING), options=RunOptions(dry_run=True))
     history.save(dry.summary(), dry.plan)
@@ -295,16 +260,16 @@ def test_a_dry_run_of_another_process_is_not_closed_because_it_holds_no_lock(his
 
 def test_a_state_directory_that_cannot_be_used_is_named(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
-    with pytest.raises(HistoryError, match=r"daemon\.state_dir"):
-        History(tmp_path / "file")
-    with pytest.raises(LockedError, match=r"daemon\.state_dir"), write_lock(tmp_path / "file", "x"):
+    with pytest.raises(StateError, match=r"daemon\.state_dir"):
+        State(StateLocation(tmp_path / "file"))
+    with pytest.raises(LockedError, match=r"daemon\.state_dir"), file_lock(tmp_path / "file", "x"):
         pass
 
 
 HOLD = """
 import sys, pathlib
-from syncd.runs.lock import write_lock
-with write_lock(pathlib.Path(sys.argv[1]), "syncd apply"):
+from syncd.runs.lock import file_lock
+with file_lock(pathlib.Path(sys.argv[1]), "syncd apply"):
     print("held", flush=True)
     sys.stdin.readline()
 """
@@ -325,7 +290,7 @@ def test_the_error_of_the_second_writer_names_the_holder_of_the_lock(
     tmp_path: Path, holder: subprocess.Popen[str]
 ) -> None:
     said = rf"another syncd is writing: syncd apply \(process {holder.pid}, since"
-    with pytest.raises(LockedError, match=said), write_lock(tmp_path, "syncd run", patience=0):
+    with pytest.raises(LockedError, match=said), file_lock(tmp_path, "syncd run", patience=0):
         pass
 
 
@@ -336,21 +301,21 @@ def test_a_writer_waits_for_the_lock(tmp_path: Path, holder: subprocess.Popen[st
             holder.stdin.close()
         holder.wait(10)
 
-    with write_lock(tmp_path, "syncd run", patience=10, sleep=release):
+    with file_lock(tmp_path, "syncd run", patience=10, sleep=release):
         pass
 
 
 def test_the_lock_of_a_killed_process_is_free(tmp_path: Path, holder: subprocess.Popen[str]) -> None:
     holder.kill()
     holder.wait()
-    with write_lock(tmp_path, "syncd run", patience=0):
+    with file_lock(tmp_path, "syncd run", patience=0):
         pass
 
 
 def test_a_stop_ends_the_wait_for_the_lock(tmp_path: Path, holder: subprocess.Popen[str]) -> None:
     with (
         pytest.raises(LockedError),
-        write_lock(tmp_path, "syncd run", patience=60, should_stop=lambda: True),
+        file_lock(tmp_path, "syncd run", patience=60, should_stop=lambda: True),
     ):
         pass
 
@@ -371,3 +336,19 @@ def test_history_shows_runs_as_text_and_json(tmp_path: Path) -> None:
         assert len(json.loads(project.call("history", listed[1]["id"], "-ojson").stdout)["results"]) == 5
         assert project.call("history", "nope").returncode == 1
         assert httpx.get(f"{url}/api/v1/customers").json()["totalCount"] == 2
+
+
+def test_the_changes_of_a_customer_are_found_in_all_runs_the_latest_first(history: History) -> None:
+    first, second = run(), run()
+    ours = PLAN.changes[0]
+    other = replace(ours, customer_key="other")
+    for one in (first, second):
+        history.save(one.summary(), one.plan)
+    history.record(first.id, 1, [Outcome(ours, Status.BLOCKED, "409"), Outcome(other, Status.DONE)])
+    history.record(second.id, 1, [Outcome(ours, Status.DONE)])
+    assert ours.customer_key is not None
+    found = history.changes_of(ours.customer_key, 10)
+    assert [(one["run"], one["status"]) for one in found] == [(second.id, "done"), (first.id, "blocked")]
+    assert found[1]["detail"] == "409"
+    assert found[0]["change"]["subject_keys"] == list(ours.subject_keys)
+    assert len(history.changes_of(ours.customer_key, 1)) == 1

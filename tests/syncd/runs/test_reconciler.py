@@ -16,13 +16,13 @@ import pytest
 from syncd.config import settings
 from syncd.core.changes import ChangeKind, Status
 from syncd.core.policy import Policy
-from syncd.runs.history import History
 from syncd.runs.options import RunOptions
 from syncd.runs.reconciler import Reconciler
 from syncd.runs.run import Run, RunState, new_run
 from tests.syncd.daemon.test_service import daemon, idle
 from tests.syncd.processes import Project
 from tests.syncd.servers import Answer, Asked, serving
+from tests.syncd.states import opened_history
 
 pytestmark = pytest.mark.slow
 
@@ -157,6 +157,7 @@ def test_the_status_after_a_run_leaves_out_what_the_run_attributed(
     assert (last["unbilled"]["unknown_subjects"], last["unbilled"]["unknown_events"]) == (1, 2)
     assert 'syncd_unbilled_subjects{status="planned"} 0.0' in metrics
     assert 'syncd_unbilled_subjects{status="unknown"} 1.0' in metrics
+    assert 'syncd_unbilled_events{status="settled"} 0.0' in metrics
 
 
 def test_a_plan_counts_the_subjects_that_no_source_knows(project: Project, sandbox: httpx.Client) -> None:
@@ -186,12 +187,9 @@ def test_a_deletion_that_was_refused_waits_without_trouble_until_the_customer_ch
 
     def run(day: float, *, dry: bool = False) -> Run:
         config = settings.load(project.config)
-        history = History(config.daemon.state_dir)
-        try:
+        with opened_history(config.daemon.state_dir) as history:
             reconciler = Reconciler(config, history, now=lambda: START + timedelta(days=day))
             return reconciler.reconcile(new_run("test", RunOptions(dry_run=dry)))
-        finally:
-            history.close()
 
     kong = '_format_version: "3.0"\nconsumers: [{id: a, username: alice}, {id: b, username: bob}]\n'
     (project.folder / "kong.yml").write_text(kong)

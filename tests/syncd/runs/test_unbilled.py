@@ -88,7 +88,8 @@ def test_a_blocked_change_has_the_events_that_it_leaves_unbilled() -> None:
     assert blocked.usage is not None
     assert blocked.usage.events == 2
     assert plan.unbilled is not None
-    assert plan.unbilled.to_json()["blocked_events"] == 2
+    figures = plan.unbilled.to_json()
+    assert (figures["settled_events"], figures["blocked_events"]) == (2, 0), "a subscription is a decision"
 
 
 def test_usage_under_the_id_of_a_customer_counts_as_unbilled_for_a_blocked_change_too() -> None:

@@ -1,0 +1,55 @@
+"""Schema of a database: reads its revision, and brings it up to date with Alembic.
+
+Alembic is only imported where there is something to do: a database that is up to date costs one query.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from sqlalchemy import Connection, inspect, text
+
+from syncd.core.errors import StateError
+from syncd.state.tables import REVISION
+
+_MIGRATIONS = Path(__file__).with_name("migrations")
+
+
+def is_current(connection: Connection, where: str) -> bool:
+    """Return whether the schema is that of this version; raises StateError if it is not one of syncd's."""
+    names = inspect(connection).get_table_names()
+    if "alembic_version" not in names:
+        if names:
+            raise StateError(
+                f"the database {where} has tables that syncd did not create ({', '.join(sorted(names)[:5])})."
+                " Give syncd a database of its own"
+            )
+        return False
+    found = connection.execute(text("SELECT version_num FROM alembic_version")).scalar()
+    if found == REVISION:
+        return True
+    if found not in _known():
+        raise StateError(
+            f"the state {where} was written by a newer syncd: its schema has revision {found}, and this"
+            f" syncd knows {REVISION}. Use that syncd, or another place for the state"
+        )
+    return False
+
+
+def bring_up_to_date(connection: Connection) -> None:
+    """Apply the revisions that the schema lacks, in the transaction of this connection."""
+    from alembic import command
+    from alembic.config import Config
+
+    config = Config()
+    # ConfigParser reads % as the start of a reference.
+    config.set_main_option("script_location", str(_MIGRATIONS).replace("%", "%%"))
+    config.set_main_option("path_separator", "newline")
+    config.attributes["connection"] = connection
+    command.upgrade(config, "head")
+
+
+def _known() -> frozenset[str]:
+    """Return the revisions of this version: each file's name begins with its own."""
+    files = (_MIGRATIONS / "versions").glob("[0-9]*.py")
+    return frozenset(file.name.partition("_")[0] for file in files)

@@ -1,0 +1,1 @@
+"""The two images, built and run without a Docker engine: `make images` and `make images-test`."""

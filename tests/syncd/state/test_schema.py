@@ -1,0 +1,78 @@
+"""The schema: the tables of the code are those that the revisions make, and foreign ones are refused."""
+
+from __future__ import annotations
+
+import sqlite3
+import subprocess
+import sys
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing
+from pathlib import Path
+
+import pytest
+from alembic.autogenerate import compare_metadata
+from alembic.config import Config
+from alembic.migration import MigrationContext
+from alembic.script import ScriptDirectory
+
+import syncd.state.migrations
+from syncd.core.errors import StateError
+from syncd.state import tables
+from syncd.state.database import State
+from syncd.state.location import StateLocation
+
+
+def test_the_revisions_make_the_tables_of_the_code(where: StateLocation) -> None:
+    with State(where) as state, state.reading() as connection:
+        context = MigrationContext.configure(connection, opts={"compare_type": True})
+        assert compare_metadata(context, tables.metadata) == []
+
+
+def test_the_newest_revision_is_the_one_that_the_code_expects() -> None:
+    config = Config()
+    config.set_main_option("script_location", str(Path(syncd.state.migrations.__file__).parent))
+    assert ScriptDirectory.from_config(config).get_heads() == [tables.REVISION]
+
+
+def test_two_processes_may_create_the_state_at_once(where: StateLocation) -> None:
+    def opened(_: int) -> State:
+        return State(where)
+
+    with ThreadPoolExecutor(8) as pool:
+        for state in pool.map(opened, range(8)):
+            state.close()
+
+
+def set_revision(folder: Path, revision: str) -> None:
+    State(StateLocation(folder)).close()
+    with closing(sqlite3.connect(folder / "state.sqlite3")) as database, database:
+        database.execute("UPDATE alembic_version SET version_num = ?", (revision,))
+
+
+def test_the_state_of_a_newer_syncd_is_refused_and_left_as_it_is(tmp_path: Path) -> None:
+    set_revision(tmp_path, "0099")
+    for _ in range(2):
+        with pytest.raises(StateError, match="newer syncd: its schema has revision 0099"):
+            State(StateLocation(tmp_path))
+
+
+def test_a_database_of_another_program_is_refused(tmp_path: Path) -> None:
+    with closing(sqlite3.connect(tmp_path / "state.sqlite3")) as database:
+        database.execute("CREATE TABLE invoices (id)")
+    with pytest.raises(StateError, match=r"tables that syncd did not create \(invoices\)"):
+        State(StateLocation(tmp_path))
+
+
+@pytest.mark.parametrize("opened", [False, True], ids=["new", "up to date"])
+def test_alembic_is_imported_only_where_there_is_something_to_do(tmp_path: Path, *, opened: bool) -> None:
+    if opened:
+        State(StateLocation(tmp_path)).close()
+    code = """
+import pathlib, sys
+from syncd.state.database import State
+from syncd.state.location import StateLocation
+State(StateLocation(pathlib.Path(sys.argv[1]))).close()
+print("alembic" in sys.modules)
+"""
+    done = subprocess.run([sys.executable, "-c", code, str(tmp_path)], capture_output=True, text=True)
+    assert done.stdout == f"{not opened}\n", done.stderr
