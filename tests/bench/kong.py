@@ -79,7 +79,8 @@ def kong(
     }
     names = sorted({str(plugin["name"]) for plugins in routes.values() for plugin in plugins})
     settings = [f"nginx_worker_processes = {workers}", f"log_level = {log_level}", *directives]
-    settings.append(f"pluginserver_names = {', '.join(servers)}")
+    if servers:
+        settings.append(f"pluginserver_names = {', '.join(servers)}")
     for name, server in servers.items():
         settings.append(f"pluginserver_{name}_socket = {server.socket}")
         settings.append(f"pluginserver_{name}_query_cmd = {server.query}")
