@@ -5,12 +5,12 @@ from __future__ import annotations
 import argparse
 import statistics
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 from rich.console import Console
 from rich.table import Table
 
-from tests.bench import ai_settings, backlog, beside, gateway, plugin, syncd
+from tests.bench import ai_settings, backlog, beside, dashboard, gateway, plugin, syncd
 from tests.bench.goals import Goal
 from tests.bench.processes import MIB, end_cleanly
 from tests.demo.real_kong import KongMissing
@@ -31,9 +31,9 @@ def main() -> int:
     options.add_argument("--concurrency", type=int, default=plugin.CONCURRENCY, help="with Kong")
     options.add_argument("--workers", type=int, default=1, help="of nginx, with Kong")
     options.add_argument("--backlog", type=float, default=5.0, help="GiB that wait when a server is started")
-    parts = ("servers", "drain", "memory", "backlog", "beside", "ai", "syncd")
+    parts = ("servers", "drain", "memory", "backlog", "beside", "ai", "syncd", "dashboard")
     options.add_argument(
-        "--only", choices=("plugin", *parts, "lua"), help="measure this alone; plugin: all but syncd"
+        "--only", choices=("plugin", *parts, "lua"), help="measure this alone; plugin: all but syncd's"
     )
     arguments = options.parse_args()
     end_cleanly()
@@ -51,7 +51,7 @@ def main() -> int:
                 console.print(what)
 
         goals: list[Goal] = []
-        wanted = {None: parts, "plugin": parts[:-1]}.get(arguments.only, (arguments.only,))
+        wanted = {None: parts, "plugin": parts[:-2]}.get(arguments.only, (arguments.only,))
         if "servers" in wanted:
             goals += servers(rounds, tell)
         if "drain" in wanted:
@@ -64,9 +64,14 @@ def main() -> int:
             goals.append(beside.run(arguments.seconds, console, tell))
         if "ai" in wanted:
             goals.append(ai_settings.run(20 * rounds, console, tell))
-        if "syncd" in wanted:
-            goals += syncd.run(rounds, console, tell)
+        goals += syncds(wanted, rounds, tell)
     return verdict(goals)
+
+
+def syncds(wanted: Sequence[str], rounds: int, tell: Callable[[str], None]) -> list[Goal]:
+    """Measure syncd and its dashboard, if wanted."""
+    goals = syncd.run(rounds, console, tell) if "syncd" in wanted else []
+    return goals + (dashboard.run(console, tell) if "dashboard" in wanted else [])
 
 
 def verdict(goals: list[Goal]) -> int:
