@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: help setup demo unit test cov slow lint format typecheck bench soak model conformity docs dist images images-test images-newcomer screenshot newcomer browser tools clean
+.PHONY: help setup demo unit test cov slow lint format typecheck bench soak leaders model conformity docs dist images images-test images-newcomer screenshot newcomer browser tools clean
 .DEFAULT_GOAL := help
 
 #? help: print this list
@@ -63,6 +63,10 @@ bench: setup
 #? soak: kill every process at random for a hundred rounds, then check that every event was counted once
 soak: setup
 	@$(BIN)/python -m tests.soak $(ARGS)
+
+#? leaders: kill or freeze the leader of three syncds on one PostgreSQL, fifty times (ARGS='--rounds 5')
+leaders: setup
+	@$(BIN)/python -m tests.leaders $(ARGS)
 
 #? model: run syncd for 10,000 random steps against a failing metering API and people who edit (STEPS=, SEED=)
 model: setup

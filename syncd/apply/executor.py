@@ -23,6 +23,7 @@ from syncd.core.errors import (
     ApiError,
     ApplyStoppedError,
     BlockedError,
+    LockedError,
     MalformedError,
     RefusedError,
     StoppedError,
@@ -245,7 +246,7 @@ def apply_plan(
                 raise ApplyStoppedError(f"stopped by request {when}", _in_order(done))
         if health.given_up is not None:
             raise health.given_up
-    except (ApiError, StoppedError) as error:
+    except (ApiError, LockedError, StoppedError) as error:
         raise ApplyStoppedError(str(error), _in_order(done)) from error
     record(
         [[(i, Outcome(c, Status.BLOCKED, c.reason)) for i, c in enumerate(plan.changes) if _is_blocked(c)]]

@@ -146,14 +146,13 @@ def history(
     from syncd.cli import render
     from syncd.config import settings
     from syncd.runs.history import History
-    from syncd.runs.lock import is_locked
+    from syncd.runs.lock import close_interrupted
     from syncd.state.database import State
 
     service = settings.load(config_path(context, config)).daemon
     with State(service.state) as state:
         history = History(state)
-        if not is_locked(service.state_dir):
-            history.close_interrupted()
+        close_interrupted(state, history)
         found = history.runs(limit) if run_id is None else history.run(run_id)
     if found is None:
         raise SyncdError(f"no run {run_id!r} in the history")

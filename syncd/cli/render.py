@@ -171,9 +171,21 @@ def show_status(console: Console, status: Mapping[str, Any]) -> None:
     if queued := status["queued"]:
         line(console, f"Queued runs: {queued}.")
     line(console, f"Last success: {_second(status.get('last_success')) or 'none'}.")
-    line(console, f"Next run: {_second(status.get('next_run')) or 'none scheduled'}.")
+    if "leads" in status:
+        line(console, _leader(status))
+    if status.get("leads", True):
+        line(console, f"Next run: {_second(status.get('next_run')) or 'none scheduled'}.")
     if refused := status.get("configuration_refused"):
         line(console, f"The reloaded configuration was refused, the previous one is still in use: {refused}")
+
+
+def _leader(status: Mapping[str, Any]) -> str:
+    if status["leads"]:
+        return "Leader: this syncd does the runs."
+    leader = status["leader"]
+    if not isinstance(leader, Mapping):
+        return "Leader: none at the moment; another syncd takes over within 15 seconds."
+    return f"Leader: {leader['host']} (process {leader['pid']}, since {leader['since']}) does the runs."
 
 
 def show_run(console: Console, run: Mapping[str, Any]) -> None:

@@ -46,7 +46,12 @@ def migrate(
     if not source.exists():
         raise ConfigError(f"there is no state to copy: {source} does not exist")
     holder = "syncd state migrate"
-    with State(source) as old, State(target) as new, write_lock(service.state_dir, holder, patience=0):
+    with (
+        State(source) as old,
+        State(target) as new,
+        write_lock(old, holder, patience=0),
+        write_lock(new, holder, patience=0),
+    ):
         copied = copy(old, new)
     if output is Output.JSON:
         print_json({"from": str(source), "to": str(target), "rows": copied})

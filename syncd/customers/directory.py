@@ -9,21 +9,22 @@ from __future__ import annotations
 import hashlib
 import json
 from collections import defaultdict
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
-from typing import Any, Final, cast
+from typing import Any, Final
 
+import msgspec
 from sqlalchemy import Connection, delete, insert, or_, select, update
 
 from syncd.core.changes import Outcome, Plan
 from syncd.core.model import ObservedCustomer, Principal
 from syncd.core.unbilled import UnbilledUsage
-from syncd.customers.known import Concern, Keeper, KnownCustomer, Name, known, name_of, words_of
+from syncd.customers.known import Concern, KnownCustomer, Name, known, name_of, words_of
 from syncd.customers.settled import after, concerns, id_of, made
 from syncd.metering.usage import owners
 from syncd.state import tables
-from syncd.state.database import State
+from syncd.state.database import State, upserting
 
 _BATCH: Final = 500
 """Values of one statement: SQLite allows 32,766, and older builds of it 999."""
@@ -56,11 +57,10 @@ class Directory:
         at: datetime,
     ) -> None:
         """Keep what a run has observed: all customers, and the principals behind subjects."""
-        names: dict[str, list[Name]] = defaultdict(list)
+        behind: dict[str, list[Principal]] = defaultdict(list)
         for subject, principal in subjects:
-            names[subject].append(name_of(principal))
-        found = [known(customer, owner_id) for customer in customers]
-        digest = _digest(found, names)
+            behind[subject].append(principal)
+        digest = _digest(customers, behind, owner_id)
         with self._state.writing() as connection:
             row = connection.execute(select(_directory.digest)).first()
             if row is not None and row.digest == digest:
@@ -68,8 +68,14 @@ class Directory:
                 return
             connection.execute(delete(tables.known_customers))
             connection.execute(delete(tables.known_names))
-            _insert(connection, tables.known_customers, _rows(found, names))
-            _insert(connection, tables.known_names, _name_rows(names))
+            # One at a time: with 100,000 principals the values of all would take 50 MiB more.
+            found = (known(customer, owner_id) for customer in customers)
+            _insert(
+                connection,
+                tables.known_customers,
+                _rows(found, lambda subject: map(name_of, behind.get(subject, ()))),
+            )
+            _insert(connection, tables.known_names, _name_rows(behind))
             now = {"digest": digest, "at": at.isoformat()}
             if not _new_edition(connection, **now):
                 connection.execute(insert(tables.directory).values(number=1, version=1, **now))
@@ -87,7 +93,8 @@ class Directory:
                     connection.execute(delete(tables.known_customers).where(_customers.id.in_(some)))
                 left = [one for identity in ids if (one := now.get(identity)) is not None]
                 subjects = [subject for one in left for subject in one.subject_keys]
-                _insert(connection, tables.known_customers, _rows(left, _names_of(connection, subjects)))
+                names = _names_of(connection, subjects)
+                _insert(connection, tables.known_customers, _rows(left, lambda key: names.get(key, ())))
             standing = sorted(_all_concerns(connection), key=_place)
             if not changes and standing == sorted(stands, key=_place):
                 return
@@ -173,22 +180,25 @@ _SHOWN = (
 )
 
 
+_decode = msgspec.json.Decoder(tuple[str, ...]).decode
+
+
 def _customer(row: Any) -> KnownCustomer:
-    keeper = cast("Keeper", row.keeper)
-    subjects = tuple(json.loads(row.subjects))
-    return KnownCustomer(row.id, row.key, row.name, subjects, keeper, row.owner, row.subscription)
+    identity, key, name, subjects, keeper, owner, subscription = row
+    return KnownCustomer(identity, key, name, _decode(subjects), keeper, owner, subscription)
 
 
 def _rows(
-    customers: Iterable[KnownCustomer], names: Mapping[str, Sequence[Name]]
+    customers: Iterable[KnownCustomer], names: Callable[[str], Iterable[Name]]
 ) -> Iterator[dict[str, object]]:
+    """Return the rows of customers; `names` returns who is behind a subject."""
     for one in customers:
-        behind = (name for subject in one.subject_keys for name in names.get(subject, ()))
+        behind = (name for subject in one.subject_keys for name in names(subject))
         yield {
             "id": one.id,
             "key": one.key,
             "name": one.name,
-            "subjects": json.dumps(one.subject_keys),
+            "subjects": _json(one.subject_keys),
             "keeper": one.keeper,
             "owner": one.owner,
             "subscription": one.subscription,
@@ -196,9 +206,9 @@ def _rows(
         }
 
 
-def _name_rows(names: Mapping[str, Sequence[Name]]) -> Iterator[dict[str, object]]:
-    for subject, several in names.items():
-        for number, one in enumerate(several):
+def _name_rows(behind: Mapping[str, Sequence[Principal]]) -> Iterator[dict[str, object]]:
+    for subject, several in behind.items():
+        for number, one in enumerate(map(name_of, several)):
             yield {
                 "subject": subject,
                 "number": number,
@@ -206,7 +216,7 @@ def _name_rows(names: Mapping[str, Sequence[Name]]) -> Iterator[dict[str, object
                 "id": one.id,
                 "username": one.username,
                 "custom_id": one.custom_id,
-                "tags": json.dumps(one.tags),
+                "tags": _json(one.tags),
                 "source": one.source,
                 "words": "\n".join((subject, *one.words)).casefold(),
             }
@@ -240,15 +250,18 @@ def _names_of(connection: Connection, subjects: Sequence[str]) -> Mapping[str, S
     for some in _batches(subjects):
         wanted = select(tables.known_names).where(_names.subject.in_(some)).order_by(_names.number)
         for row in connection.execute(wanted):
-            tags = tuple(json.loads(row.tags))
+            tags = _decode(row.tags)
             found[row.subject].append(Name(row.kind, row.id, row.username, row.custom_id, tags, row.source))
     return found
 
 
 def _insert(connection: Connection, table: Any, rows: Iterable[dict[str, object]]) -> None:
-    """Insert rows, some at a time: no list of all rows is made."""
+    """Insert rows, some at a time: no list of all rows is made.
+
+    Two keys that differ only in what a database cannot hold are one there; the first is kept.
+    """
     for some in _batches(rows):
-        connection.execute(insert(table), some)
+        connection.execute(upserting(connection, table).on_conflict_do_nothing(), some)
 
 
 def _batches(values: Iterable[Any]) -> Iterator[list[Any]]:
@@ -268,11 +281,19 @@ def _new_edition(connection: Connection, **values: str) -> bool:
     return connection.execute(grown).rowcount > 0
 
 
-def _digest(customers: Iterable[KnownCustomer], names: Mapping[str, Sequence[Name]]) -> str:
+def _digest(
+    customers: Iterable[ObservedCustomer], behind: Mapping[str, Sequence[Principal]], owner_id: str
+) -> str:
     """Return a digest of what was observed, whatever its order."""
     found = hashlib.blake2b(digest_size=16)
     for one in sorted(customers, key=lambda customer: customer.id):
-        found.update(repr(one).encode("utf-8", "surrogatepass"))
-    for subject in sorted(names):
-        found.update(repr((subject, names[subject])).encode("utf-8", "surrogatepass"))
+        found.update(repr(known(one, owner_id)).encode("utf-8", "surrogatepass"))
+    for subject in sorted(behind):
+        names = [name_of(principal) for principal in behind[subject]]
+        found.update(repr((subject, names)).encode("utf-8", "surrogatepass"))
     return found.hexdigest()
+
+
+def _json(texts: Sequence[str]) -> str:
+    """Return texts as JSON in which `tables.Text` replaces what a database cannot hold."""
+    return json.dumps(texts, ensure_ascii=False)

@@ -16,12 +16,14 @@ from syncd import __version__
 from syncd.config.settings import Config
 from syncd.core.errors import QueueFullError
 from syncd.daemon.access import AccessMiddleware
+from syncd.daemon.leadership import Leadership
 from syncd.daemon.metrics import CONTENT_TYPE, Metrics
 from syncd.dashboard.app import create_dashboard
 from syncd.dashboard.session import IDLE, LoginLimit
 from syncd.runs.history import History
 from syncd.runs.options import TABLE, RunOptions, is_flag
 from syncd.runs.queue import RunQueue
+from syncd.runs.requests import reviewed_in
 from syncd.runs.run import RunState
 from syncd.state.database import State
 
@@ -96,6 +98,7 @@ class Daemon:
     config: Callable[[], Config]
     token: Callable[[], str | None]
     schedule: Callable[[], dict[str, object]]
+    leadership: Leadership
     state: State
     session_idle: float = IDLE
     """Seconds without a request after which a session of the dashboard ends."""
@@ -167,21 +170,36 @@ def _health(daemon: Daemon) -> APIRouter:
     )
     def readyz() -> JSONResponse:
         """Answer 200 if the last real run did not fail, 503 if it did or if none has ended yet."""
-        last = daemon.runs.last_real()
+        last = _last_state(daemon)
         if last is None:
             return JSONResponse({"status": "no run has finished yet"}, 503)
-        if last.state is RunState.FAILED:
+        if last is RunState.FAILED:
             return JSONResponse({"status": "the last run failed; see /v1/status"}, 503)
         return JSONResponse({"status": "ok"})
 
     return router
 
 
-def _requested_options(request: SyncRequest, runs: RunQueue) -> RunOptions:
+def _last_state(daemon: Daemon) -> RunState | None:
+    """Return how the last real run ended; a daemon that does not lead finds it in the history."""
+    if (run := daemon.runs.last_real()) is not None and daemon.leadership.leads():
+        return run.state
+    if daemon.leadership.requests is None:
+        return None
+    recorded = daemon.leadership.last_recorded()
+    return RunState(recorded["state"]) if recorded else None
+
+
+def _requested_options(request: SyncRequest, daemon: Daemon) -> RunOptions:
     """Return the options of the requested run; raises HTTPException if `reviewed` cannot be applied."""
     if request.reviewed is None:
         return request.options()
-    dry_run = runs.get(request.reviewed)
+    force = request.options().force
+    if daemon.leadership.requests is not None:  # the leader did it, so that only the history has its plan
+        recorded = reviewed_in(daemon.history, request.reviewed)
+        if recorded is not None:
+            return replace(recorded, force=force)
+    dry_run = daemon.runs.get(request.reviewed)
     if (
         dry_run is None
         or dry_run.plan is None
@@ -190,7 +208,7 @@ def _requested_options(request: SyncRequest, runs: RunQueue) -> RunOptions:
     ):
         detail = "reviewed is not a successful dry run, or the daemon has forgotten it. Request a new one"
         raise HTTPException(status.HTTP_409_CONFLICT, detail)
-    return replace(dry_run.options, dry_run=False, force=request.options().force, reviewed=dry_run.plan)
+    return replace(dry_run.options, dry_run=False, force=force, reviewed=dry_run.plan)
 
 
 def _v1(daemon: Daemon) -> APIRouter:
@@ -206,20 +224,24 @@ def _v1(daemon: Daemon) -> APIRouter:
     )
     def metrics() -> Response:
         """Return the metrics in Prometheus' text format."""
-        return Response(daemon.metrics.exposition(), media_type=CONTENT_TYPE)
+        leads = daemon.leadership.leads()
+        return Response(daemon.metrics.exposition(leads=leads), media_type=CONTENT_TYPE)
 
     @router.get("/v1/status", summary="Status")
     def daemon_status() -> dict[str, object]:
         """Return the current run, the last run, and when the next one is due."""
-        return {**runs.status(), **daemon.schedule(), "version": __version__}
+        recorded = {} if daemon.leadership.leads() else daemon.leadership.recorded_status()
+        return {**runs.status(), **daemon.schedule(), **recorded, "version": __version__}
 
     @router.get("/v1/plan", summary="Latest plan", responses=_refusals(404))
     def plan() -> JSONResponse:
         """Return the latest plan of any run; request a dry run for a fresh one."""
         run = runs.last_planned()
-        if run is None or run.plan is None:
-            raise HTTPException(status.HTTP_404_NOT_FOUND, "no run has made a plan yet")
-        return JSONResponse({"run": run.summary(), "plan": run.plan.to_json()})
+        if daemon.leadership.leads() and run is not None and run.plan is not None:
+            return JSONResponse({"run": run.summary(), "plan": run.plan.to_json()})
+        if (recorded := daemon.leadership.last_planned()) is not None:
+            return JSONResponse({"run": recorded, "plan": recorded.pop("plan")})
+        raise HTTPException(status.HTTP_404_NOT_FOUND, "no run has made a plan yet")
 
     @router.post(
         "/v1/syncs",
@@ -229,7 +251,7 @@ def _v1(daemon: Daemon) -> APIRouter:
     )
     def request_sync(request: SyncRequest | None = None) -> JSONResponse:
         """Queue a run. While a run is queued, further requests with the same options return that one."""
-        options = _requested_options(request or SyncRequest(), runs)
+        options = _requested_options(request or SyncRequest(), daemon)
         try:
             run = runs.request("manual", options)
         except QueueFullError as error:

@@ -18,6 +18,8 @@ from syncd.core.unbilled import Fate, UnbilledUsage
 from syncd.http.client import request_counts
 from syncd.runs.run import Run, RunObserver, RunState
 
+_OF_ALL = ("syncd_info", "syncd_leader", "syncd_config_current", "syncd_api_calls_total")
+"""Metrics that a daemon has too that does no runs."""
 CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
 
 
@@ -77,6 +79,7 @@ class Metrics(RunObserver):
         self._planned = Gauge(
             "syncd_planned_changes", "Changes in the last plan, by kind.", ["kind"], registry=registry
         )
+        self._leader = _gauge(registry, "leader", "1 if this syncd does the runs, else 0.")
         self._late = {
             what: Gauge(
                 f"syncd_late_{what}",
@@ -98,9 +101,12 @@ class Metrics(RunObserver):
         )
         self.config_current.set(1)
 
-    def exposition(self) -> bytes:
-        """Return the metrics in Prometheus' text format."""
-        return generate_latest(self.registry)
+    def exposition(self, *, leads: bool = True) -> bytes:
+        """Return the metrics in Prometheus' text format; those of runs only if this daemon does them."""
+        self._leader.set(leads)
+        if leads:
+            return generate_latest(self.registry)
+        return generate_latest(self.registry.restricted_registry(_OF_ALL))
 
     def closed_months(self, months: Sequence[ClosedMonth]) -> None:
         """Set what has arrived for closed months since they were closed."""

@@ -14,6 +14,8 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
+from datetime import UTC, datetime
 
 import structlog
 import uvicorn
@@ -25,9 +27,10 @@ from syncd.close.store import ClosedMonths
 from syncd.close.watch import LateWatch
 from syncd.config.settings import Config
 from syncd.config.types import Listen, listening
-from syncd.core.errors import ConfigError, QueueFullError
+from syncd.core.errors import ConfigError, QueueFullError, StateError
 from syncd.customers.directory import Directory
 from syncd.daemon.api import Daemon, create_app
+from syncd.daemon.leadership import Leadership
 from syncd.daemon.metrics import Metrics
 from syncd.daemon.schedule import Schedule
 from syncd.dashboard.session import IDLE
@@ -38,9 +41,9 @@ from syncd.runs.directory import DirectoryRecorder
 from syncd.runs.factory import rules_of
 from syncd.runs.history import History, HistoryRecorder
 from syncd.runs.ignored import IgnoredSubjects
-from syncd.runs.queue import ReportedOutcomes, RunQueue
+from syncd.runs.queue import SCHEDULE, ReportedOutcomes, RunQueue
 from syncd.runs.reconciler import Reconciler, record_end
-from syncd.runs.run import Run
+from syncd.runs.run import Run, RunState
 from syncd.sources.base import Readings
 from syncd.state.database import State
 
@@ -119,6 +122,7 @@ class RunningDaemon:
         metrics: Metrics,
         stopping: threading.Event,
         schedule: Schedule,
+        leadership: Leadership,
     ) -> None:
         self.address = address
         self.stopping = stopping
@@ -129,6 +133,7 @@ class RunningDaemon:
         self.unfinished: tuple[str, ...] = ()
         """After a stop: the threads that still wait for an answer."""
         self._schedule = schedule
+        self._leadership = leadership
         self._refused: str | None = None
 
     def wait_for(self, threads: Sequence[threading.Thread]) -> None:
@@ -179,7 +184,12 @@ class RunningDaemon:
 
     def describe(self) -> dict[str, object]:
         """Return the schedule and the state of the configuration, for GET /v1/status."""
-        return {"next_run": self._schedule.next_run().isoformat(), "configuration_refused": self._refused}
+        next_run = self._schedule.next_run().isoformat() if self._leadership.leads() else None
+        return {
+            "next_run": next_run,
+            "configuration_refused": self._refused,
+            **self._leadership.describe(),
+        }
 
 
 @contextmanager
@@ -205,8 +215,11 @@ def running(
         history = History(state)
         metrics = Metrics()
         address = Listen(config.daemon.listen.host, listener.getsockname()[1])
-        schedule = Schedule(config.schedule, lambda: _request(runs), now, check_seconds=clock_check_seconds)
-        daemon = RunningDaemon(config, address, metrics, stopping, schedule)
+        leadership = Leadership(state, stopping)
+        schedule = Schedule(
+            config.schedule, lambda: _request(runs, leadership), now, check_seconds=clock_check_seconds
+        )
+        daemon = RunningDaemon(config, address, metrics, stopping, schedule, leadership)
         reported, waker = ReportedOutcomes(), Waker()
         observers = (
             HistoryRecorder(history, lambda: daemon.config.daemon.keep_runs),
@@ -217,6 +230,8 @@ def running(
         )
 
         def reconcile(run: Run, *, should_stop: Callable[[], bool], on_update: Callable[[Run], None]) -> Run:
+            if not leadership.leads():
+                return _not_led(run, on_update)
             # Built for each run, with the configuration and readings of this moment.
             reconciler = Reconciler(
                 daemon.config,
@@ -228,9 +243,18 @@ def running(
                 sleep=stopping.wait,
                 now=now,
             )
-            return reconciler.reconcile(run, should_stop=should_stop, on_update=on_update)
+            try:
+                return reconciler.reconcile(run, should_stop=should_stop, on_update=on_update)
+            finally:
+                _end_request(leadership, run)
 
-        runs = RunQueue(reconcile, stopping)
+        runs = RunQueue(reconcile, stopping, shared=leadership.requests)
+        leadership.requested = runs.enqueue
+        leadership.elected = lambda: _request(runs, leadership)
+        leadership.begin()
+        watch = Watch(
+            runs, history, Notices(state), lambda: daemon.config, waker, stopping, now, leadership.leads
+        )
         months, ignored = ClosedMonths(state), IgnoredSubjects(state)
         late = LateWatch(
             lambda: Closing(
@@ -239,7 +263,6 @@ def running(
             metrics.closed_months,
             stopping,
         )
-        watch = Watch(runs, history, Notices(state), lambda: daemon.config, waker, stopping, now)
         server = _server(
             Daemon(
                 runs,
@@ -248,6 +271,7 @@ def running(
                 lambda: daemon.config,
                 daemon.token,
                 daemon.describe,
+                leadership,
                 state,
                 session_idle,
             )
@@ -256,6 +280,7 @@ def running(
             threading.Thread(target=server.run, args=([listener],), name="syncd-api", daemon=True),
             threading.Thread(target=runs.work, name="syncd-worker", daemon=True),
             threading.Thread(target=schedule.work, name="syncd-schedule", daemon=True),
+            threading.Thread(target=leadership.work, name="syncd-leadership", daemon=True),
             threading.Thread(target=late.work, name="syncd-late", daemon=True),
             threading.Thread(target=watch.work, name="syncd-notify", daemon=True),
         ]
@@ -271,15 +296,41 @@ def running(
             schedule.stop()
             runs.stop()
             watch.stop()
+            leadership.wake()
             server.should_exit = True
             daemon.wait_for(threads)
             if (abandoned := runs.abandon(reported.outcomes)) is not None:
                 record_end(abandoned, observers)
+            leadership.resign()
 
 
-def _request(runs: RunQueue) -> None:
+def _not_led(run: Run, on_update: Callable[[Run], None]) -> Run:
+    """End a run that was queued before another daemon began to lead."""
+    ended = replace(
+        run,
+        state=RunState.FAILED,
+        finished_at=datetime.now(UTC),
+        error="another syncd does the runs now (see the leader in `syncd status`); nothing was changed",
+        failure="lock",
+    )
+    on_update(ended)
+    return ended
+
+
+def _end_request(leadership: Leadership, run: Run) -> None:
+    if leadership.requests is None or run.trigger == SCHEDULE:
+        return
     try:
-        runs.request("schedule")
+        leadership.requests.end(run.id)
+    except StateError as error:
+        _log.warning("request_kept", error=str(error), consequence="the next leader may repeat this run")
+
+
+def _request(runs: RunQueue, leadership: Leadership) -> None:
+    if not leadership.leads():
+        return
+    try:
+        runs.request(SCHEDULE)
     except QueueFullError as error:
         _log.warning("scheduled_run_skipped", error=str(error))
 

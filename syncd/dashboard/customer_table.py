@@ -52,10 +52,12 @@ def rows(
 ) -> tuple[CustomerRow, ...]:
     """Return a row for each customer; usage is attributed as `syncd usage` does."""
     owner_of = owners(customers)
-    used: dict[str, list[float]] = defaultdict(lambda: [0.0] * len(meters))
+    used: dict[str, list[float]] = {}
     for index, values in enumerate(meters):
         for subject, value in values.items():
             if (owner := owner_of.get(subject)) is not None:
+                if owner not in used:
+                    used[owner] = [0.0] * len(meters)
                 used[owner][index] += value
     blocked: Counter[str] = Counter()
     unbilled: dict[str, float] = defaultdict(float)
@@ -66,7 +68,7 @@ def rows(
     return tuple(
         CustomerRow(
             one,
-            tuple(used[one.id]) if one.id in used else nothing,
+            tuple(found) if (found := used.get(one.id)) else nothing,
             blocked[one.key] if one.key else 0,
             unbilled.get(one.key, 0) if one.key else 0,
         )

@@ -170,7 +170,7 @@ class OverviewPage:
         now = datetime.now(UTC)
         drift, unbilled = self._queries.drift_and_unbilled()
         health = self._queries.health()
-        runs = self._queries.runs
+        runs, schedule = self._queries.runs, self._web.schedule()
         return self._web.render(
             visitor,
             "overview.html",
@@ -179,7 +179,8 @@ class OverviewPage:
             health=health,
             runs=self._queries.run_lines(_LATEST_RUNS, now)[:_LATEST_RUNS],
             last_success=moment(runs.status()["last_success"]),
-            next_run=moment(self._web.schedule().get("next_run")),
+            schedule=schedule,
+            next_run=moment(schedule.get("next_run")),
             upcoming=self._queries.config().schedule.upcoming(now),
             sources=self._queries.source_names(),
             allowances=[(name, entry.label) for name, entry in TABLE.items() if entry.label],

@@ -173,7 +173,7 @@ class ApiClient:
         try:
             connections = self._idle.pop()
         except IndexError:
-            connections = Connections(self._endpoint, self._proxy, self._tls, self._retry.should_stop)
+            connections = Connections(self._endpoint, self._proxy, self._tls, self._retry)
         try:
             yield connections
         finally:

@@ -24,6 +24,7 @@ from openmeter_plugin.network.proxies import Proxy
 from openmeter_plugin.network.reuse import has_trailing_bytes
 from syncd.core.errors import StoppedError
 from syncd.http.endpoint import Endpoint
+from syncd.http.retry import Permit, Retry
 
 TOTAL_FACTOR = 3
 """Limit for a whole request, in multiples of the limit for each of its steps (connect, send, each read)."""
@@ -31,6 +32,7 @@ _SLICE = 0.25
 """Seconds between two looks at whether to stop."""
 _KEEPALIVE_EXPIRY = 5.0
 _READ_BYTES = 64 * 1024
+_READING = frozenset({"GET", "HEAD"})
 
 _Headers = list[tuple[bytes, bytes]]
 
@@ -60,10 +62,8 @@ class Connections:
     answer (encode/httpcore#1110), so each request in flight has a pool of its own.
     """
 
-    def __init__(
-        self, endpoint: Endpoint, proxy: Proxy | None, tls: SSLContext, should_stop: Callable[[], bool]
-    ) -> None:
-        self._limits = _Limits(should_stop)
+    def __init__(self, endpoint: Endpoint, proxy: Proxy | None, tls: SSLContext, retry: Retry) -> None:
+        self._limits = _Limits(retry.should_stop, retry.permit)
         self._step = endpoint.timeout
         self._max_answer_bytes = endpoint.max_answer_bytes
         self._extensions = {"timeout": dict.fromkeys(("connect", "read", "write", "pool"), endpoint.timeout)}
@@ -75,7 +75,7 @@ class Connections:
 
     def send(self, method: str, url: httpcore.URL, headers: _Headers, content: bytes | None) -> Answer:
         """Send one request and read its answer; raises httpcore's errors, AnswerError or StoppedError."""
-        self._limits.begin(self._step * TOTAL_FACTOR)
+        self._limits.begin(self._step * TOTAL_FACTOR, writes=method not in _READING)
         request = httpcore.Request(method, url, headers=headers, content=content, extensions=self._extensions)
         response = self._pool.handle_request(request)
         try:
@@ -145,14 +145,22 @@ def _gunzipped(chunks: Iterable[bytes]) -> Iterator[bytes]:
 
 
 class _Limits:
-    """Deadline of the request under way, and the request to stop."""
+    """Deadline of the request under way, whether it may be sent, and the request to stop."""
 
-    def __init__(self, should_stop: Callable[[], bool]) -> None:
+    def __init__(self, should_stop: Callable[[], bool], permit: Permit) -> None:
         self._should_stop = should_stop
+        self._permit = permit
+        self._writes = False
         self._deadline = 0.0
 
-    def begin(self, seconds: float) -> None:
+    def begin(self, seconds: float, *, writes: bool) -> None:
         self._deadline = time.monotonic() + seconds
+        self._writes = writes
+
+    def check(self) -> None:
+        """Raise the error of `permit` if a request that may change something must not be sent now."""
+        if self._writes:
+            self._permit()
 
     def slices(self, timeout: float | None, late: type[Exception]) -> Iterator[float]:
         """Yield short waits until `timeout` or the deadline is over, then raise `late`; or StoppedError."""
@@ -218,6 +226,8 @@ class _Stream(httpcore.NetworkStream):
         raise AssertionError  # slices() ends by an exception
 
     def write(self, buffer: bytes, timeout: float | None = None) -> None:
+        # As late as can be: a process may be frozen anywhere before this, and wake up much later.
+        self._limits.check()
         # Not in slices: after a timeout nobody knows how much was written.
         self._inner.write(buffer, timeout)
 

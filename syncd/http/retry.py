@@ -69,6 +69,14 @@ def pace_of(origin: str) -> Pace:
         return _paces.setdefault(origin, Pace())
 
 
+Permit = Callable[[], None]
+"""Raises an error if nothing may be changed any longer."""
+
+
+def unlimited() -> None:
+    """Permit every change."""
+
+
 def _never() -> bool:
     return False
 
@@ -76,6 +84,8 @@ def _never() -> bool:
 @dataclass(frozen=True, slots=True)
 class Retry:
     """Number of attempts, waits in seconds, and the request to stop, which ends each wait.
+
+    `permit` is called before each piece of a request that may change something is sent.
 
     `sleep` may return early when `should_stop` becomes true; nothing is sent after that. Without a `pace`, a
     client uses that of its API.
@@ -86,6 +96,7 @@ class Retry:
     longest_wait: float = 10.0
     sleep: Callable[[float], object] = time.sleep
     should_stop: Callable[[], bool] = _never
+    permit: Permit = unlimited
     pace: Pace | None = field(default=None, compare=False, repr=False)
 
     def at_pace_of(self, origin: str) -> Retry:

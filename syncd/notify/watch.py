@@ -75,7 +75,9 @@ class Watch:
         waker: Waker,
         stopping: threading.Event,
         now: Now = utc_now,
+        leads: Callable[[], bool] = lambda: True,
     ) -> None:
+        self._leads = leads
         self._runs = runs
         self._history = history
         self._notices = notices
@@ -109,7 +111,7 @@ class Watch:
         """Send what is new, unless nobody is to be told or the services failed a moment ago."""
         config = self._config()
         settings = config.notify
-        if not settings.urls or time.monotonic() < self._not_before:
+        if not settings.urls or not self._leads() or time.monotonic() < self._not_before:
             return
         observed = self.observe(config)
         sent = self._notices.sent()

@@ -22,7 +22,7 @@ from syncd.config.sources import (
 from syncd.core.errors import StateError
 from syncd.gateways.client import Gateway
 from syncd.http.client import Endpoint
-from syncd.http.retry import Pace, Retry
+from syncd.http.retry import Pace, Permit, Retry, unlimited
 from syncd.mapping.mapping_file import read_mapping_file
 from syncd.mapping.rules import MappingRules
 from syncd.metering.base import MeteringApi
@@ -87,9 +87,13 @@ def target_of(
     config: Config,
     sleep: Callable[[float], object] = time.sleep,
     should_stop: Callable[[], bool] = _never,
+    permit: Permit = unlimited,
 ) -> MeteringApi:
-    """Return the client of the metering API, one for each run; close it after use."""
-    retry = retry_of(config, sleep, should_stop)
+    """Return the client of the metering API, one for each run; close it after use.
+
+    `permit` is called before anything that may change something is sent.
+    """
+    retry = replace(retry_of(config, sleep, should_stop), permit=permit)
     return DIALECTS[config.metering.dialect].open(metering_endpoint(config), retry)
 
 

@@ -24,12 +24,14 @@ from sqlalchemy import bindparam, delete, func, insert, select, update
 
 from syncd.apply.executor import REFUSED
 from syncd.core.changes import Change, ChangeKind, Outcome, Plan, Status
+from syncd.core.errors import LockedError
 from syncd.core.model import ObservedCustomer
 from syncd.http.client import encode_json
 from syncd.runs.ignored import IgnoredSubjects
 from syncd.runs.run import Run, RunObserver
 from syncd.state import tables
 from syncd.state.database import State, upserting
+from syncd.state.engines import WRITER
 
 Document = dict[str, Any]
 
@@ -51,14 +53,17 @@ class History:
     """The runs of a state; thread-safe. All methods raise StateError."""
 
     def __init__(self, state: State) -> None:
-        self._state = state
+        self.state = state
         self.ignored = IgnoredSubjects(state)
 
     def save(self, run: Document, plan: Plan | None = None) -> None:
-        """Insert or update a run (`Run.summary`), and its plan once there is one."""
+        """Insert or update a run (`Run.summary`), and its plan once there is one.
+
+        Raises LockedError if the run has been closed, because its process seemed to be gone.
+        """
         digest, packed = _packed(plan) if plan else (None, None)
         row = {name: run[name] for name in ("id", "requested_at", "finished_at", "dry_run", "state")}
-        with self._state.writing() as connection:
+        with self.state.writing() as connection:
             if packed:
                 added = upserting(connection, tables.plans).on_conflict_do_nothing()
                 connection.execute(added, {"hash": digest, "document": packed})
@@ -71,11 +76,14 @@ class History:
                     "document": saved.excluded.document,
                     "plan": func.coalesce(saved.excluded.plan, tables.runs.c.plan),
                 },
+                where=tables.runs.c.finished_at.is_(None),
             )
-            connection.execute(saved, {**row, "plan": digest, "document": json.dumps(run)})
+            values = {**row, "plan": digest, "document": json.dumps(run)}
+            if connection.execute(saved, values).rowcount == 0:
+                raise _closed(run["id"])
 
     def begin(self, run_id: str, changes: Sequence[Change]) -> None:
-        """Insert changes that are about to be made."""
+        """Insert changes that are about to be made; raises LockedError if the run has been closed."""
         now = datetime.now(UTC).isoformat()
         rows = {
             label: {"run": run_id, "change": label, "at": now, "document": _encoded(one.to_json())}
@@ -83,7 +91,11 @@ class History:
         }
         if not rows:
             return
-        with self._state.writing() as connection:
+        runs = tables.runs.c
+        open_run = select(runs.id).where(runs.id == run_id, runs.finished_at.is_(None))
+        with self.state.writing() as connection:
+            if connection.execute(open_run).first() is None:
+                raise _closed(run_id)
             begun = upserting(connection, tables.begun)
             begun = begun.on_conflict_do_update(
                 index_elements=["run", "change"],
@@ -110,17 +122,22 @@ class History:
         ]
         begun = tables.begun.c
         ended = delete(tables.begun).where(begun.run == run_id, begun.change == bindparam("label"))
-        with self._state.writing() as connection:
+        with self.state.writing() as connection:
             connection.execute(insert(tables.changes), rows)
             connection.execute(ended, [{"label": _label(outcome.change)} for outcome in outcomes])
 
-    def close_interrupted(self) -> list[str]:
-        """Mark runs as failed whose process is gone. Call it with the write lock, before planning."""
+    def close_interrupted(self, *, unless_locked: bool = False) -> list[str]:
+        """Mark runs as failed whose process is gone. Call it with the write lock, before planning.
+
+        `unless_locked`, which a state in PostgreSQL has, needs no lock: no writer may begin meanwhile.
+        """
         ended = datetime.now(UTC).isoformat()
         runs, changes = tables.runs.c, tables.changes.c
         open_runs = select(runs.id, runs.document).where(runs.state == "running", runs.dry_run.is_(False))
         closed: list[str] = []
-        with self._state.writing() as connection:
+        with self.state.writing() as connection:
+            if unless_locked and not connection.scalar(select(func.pg_try_advisory_xact_lock(*WRITER))):
+                return []
             for run_id, text in connection.execute(open_runs).all():
                 counted = select(changes.status, func.count()).where(changes.run == run_id)
                 by_status = connection.execute(counted.group_by(changes.status)).all()
@@ -143,7 +160,7 @@ class History:
     def prune(self, keep: timedelta, *, at_least: int = MIN_RUNS) -> None:
         """Delete runs that are older than `keep` (`count_expired`), except the latest `at_least`."""
         runs = tables.runs.c
-        with self._state.writing() as connection:
+        with self.state.writing() as connection:
             # Sorted here: the index alone answers this, while the table would read the documents too.
             found = connection.execute(select(runs.number, runs.requested_at))
             rows = sorted((number, text) for number, text in found)
@@ -158,14 +175,14 @@ class History:
     def runs(self, limit: int, offset: int = 0) -> list[Document]:
         """Return the latest runs, newest first, without the first `offset`."""
         latest = select(tables.runs.c.document).order_by(tables.runs.c.number.desc())
-        with self._state.reading() as connection:
+        with self.state.reading() as connection:
             found = connection.execute(latest.limit(limit).offset(offset)).scalars().all()
         return [json.loads(text) for text in found]
 
     def progress(self, run_id: str) -> int:
         """Return how many changes of a run are recorded so far."""
         counted = select(func.count()).select_from(tables.changes).where(tables.changes.c.run == run_id)
-        with self._state.reading() as connection:
+        with self.state.reading() as connection:
             return connection.execute(counted).scalar_one()
 
     def run(self, run_id: str) -> Document | None:
@@ -180,7 +197,7 @@ class History:
             .order_by(runs.number.desc())
             .limit(1)
         )
-        with self._state.reading() as connection:
+        with self.state.reading() as connection:
             row = connection.execute(found).first()
             if row is None:
                 return None
@@ -204,7 +221,7 @@ class History:
         """Return the latest changes of a customer that runs made or tried, newest first."""
         changes = tables.changes.c
         wanted = select(changes.run, changes.at, changes.document).where(changes.customer_key == customer_key)
-        with self._state.reading() as connection:
+        with self.state.reading() as connection:
             rows = connection.execute(wanted.order_by(changes.at.desc(), changes.number.desc()).limit(limit))
             return [{"run": row.run, "at": row.at, **json.loads(row.document)} for row in rows]
 
@@ -215,7 +232,7 @@ class History:
         invoice, which v3 does not show, becomes final without a trace on the customer.
         """
         refused = tables.refused_deletions.c
-        with self._state.reading() as connection:
+        with self.state.reading() as connection:
             rows = connection.execute(
                 select(refused.customer, refused.state, refused.at, refused.reason)
             ).all()
@@ -239,7 +256,7 @@ class History:
             return
         there = {customer.id: customer for customer in customers}
         refused = tables.refused_deletions
-        with self._state.writing() as connection:
+        with self.state.writing() as connection:
             for outcome in tried:
                 identity = outcome.change.customer_id or ""
                 connection.execute(delete(refused).where(refused.c.customer == identity))
@@ -251,6 +268,13 @@ class History:
                         "reason": outcome.detail,
                     }
                     connection.execute(insert(refused), row)
+
+
+def _closed(run_id: str) -> LockedError:
+    return LockedError(
+        f"run {run_id} was closed by another syncd, because this one seemed to be gone; it changes nothing"
+        " more"
+    )
 
 
 def count_expired(requested: Sequence[datetime], keep: timedelta) -> int:

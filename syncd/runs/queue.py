@@ -21,6 +21,8 @@ _log = structlog.get_logger("syncd.runs.queue")
 
 
 _MAX_WAITING = 100
+SCHEDULE = "schedule"
+"""The trigger of runs that the daemon starts by itself."""
 
 
 class Reconcile(Protocol):
@@ -45,8 +47,21 @@ class ReportedOutcomes(RunObserver):
         self.outcomes += outcomes
 
 
+class Shared(Protocol):
+    """Requested runs that several daemons share: `syncd.runs.requests.Requests`."""
+
+    def add(self, run: Run) -> Run:
+        """Record a request and return its run."""
+
+    def get(self, run_id: str) -> Run | None:
+        """Return a requested run that has not begun."""
+
+
 class RunQueue:
-    """Queue, worker and memory of runs. `request`, `get` and `status` are thread-safe."""
+    """Queue, worker and memory of runs. `request`, `get` and `status` are thread-safe.
+
+    What people request goes to `shared` if there is that; the leader then takes it from there (`enqueue`).
+    """
 
     def __init__(
         self,
@@ -54,7 +69,9 @@ class RunQueue:
         stopping: threading.Event,
         *,
         remember: int = 50,
+        shared: Shared | None = None,
     ) -> None:
+        self._shared = shared
         self._reconcile = reconcile
         self._stopping = stopping
         self._remember = remember
@@ -67,6 +84,8 @@ class RunQueue:
     def request(self, trigger: str, options: RunOptions | None = None) -> Run:
         """Queue a run and return it; a queued run with the same options serves this request too."""
         options = options or RunOptions()
+        if self._shared is not None and trigger != SCHEDULE:
+            return self._shared.add(Run(uuid.uuid4().hex, trigger, options, datetime.now(UTC)))
         with self._changed:
             for queued in self._queue:
                 if self._runs[queued].options == options:
@@ -74,15 +93,24 @@ class RunQueue:
             if len(self._queue) >= _MAX_WAITING:
                 raise QueueFullError(f"{_MAX_WAITING} different runs are already queued; try again later")
             run = Run(uuid.uuid4().hex, trigger, options, datetime.now(UTC))
-            self._runs[run.id] = run
-            self._queue.append(run.id)
-            self._changed.notify_all()
+            self._append(run)
             return run
 
-    def get(self, run_id: str) -> Run | None:
-        """Return a run that is still remembered."""
+    def enqueue(self, run: Run) -> None:
+        """Queue a run that was requested of any daemon."""
         with self._changed:
-            return self._runs.get(run_id)
+            self._append(run)
+
+    def _append(self, run: Run) -> None:
+        self._runs[run.id] = run
+        self._queue.append(run.id)
+        self._changed.notify_all()
+
+    def get(self, run_id: str) -> Run | None:
+        """Return a run that is still remembered, or that waits for the leader."""
+        with self._changed:
+            run = self._runs.get(run_id)
+        return self._shared.get(run_id) if run is None and self._shared is not None else run
 
     def last_planned(self) -> Run | None:
         """Return the latest run that has a plan."""

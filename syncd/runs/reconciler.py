@@ -27,6 +27,7 @@ from syncd.core.changes import Change, Outcome, Plan
 from syncd.core.errors import ApplyStoppedError, StoppedError, SyncdError
 from syncd.core.model import Principal
 from syncd.core.unbilled import Ignoring, ignored_on
+from syncd.http.retry import Permit, unlimited
 from syncd.mapping.desired_state import desired_state
 from syncd.mapping.limits import within_limits
 from syncd.mapping.rules import MappingRules
@@ -39,7 +40,7 @@ from syncd.runs.factory import metering_endpoint, rules_of, sources_of, target_o
 from syncd.runs.lock import write_lock
 from syncd.runs.options import RunOptions
 from syncd.runs.passes import PASSES, BothSides, PlanRules, Situation
-from syncd.runs.run import Run, RunObserver, RunState, failure_kind
+from syncd.runs.run import FINISHED, Run, RunObserver, RunState, failure_kind
 from syncd.sources.base import Readings, Source
 
 if TYPE_CHECKING:  # a dry run without a history does not wait for SQLAlchemy
@@ -83,8 +84,30 @@ class Reconciler:
         record = _Record(run, self.observers, on_update)
         try:
             record.start()
-            with self._locked(run.options, should_stop):
-                outcomes = self._perform(run.options, record, should_stop)
+            with self._locked(run.options, should_stop) as permit:
+                # Recorded within the lock: the next writer closes runs that it finds without an end.
+                return self._recorded(run.options, record, should_stop, permit)
+        except BaseException as error:
+            record.fail(error)
+            raise
+
+    @contextmanager
+    def _locked(self, options: RunOptions, should_stop: Callable[[], bool]) -> Iterator[Permit]:
+        if self.history is None or options.dry_run:
+            yield unlimited
+            return
+        with write_lock(
+            self.history.state, self.holder, patience=self.patience, should_stop=should_stop, sleep=self.sleep
+        ) as permit:
+            for run_id in self.history.close_interrupted():
+                _log.warning("interrupted_run_closed", interrupted_run=run_id)
+            yield permit
+
+    def _recorded(
+        self, options: RunOptions, record: _Record, should_stop: Callable[[], bool], permit: Permit
+    ) -> Run:
+        try:
+            outcomes = self._perform(options, record, should_stop, permit)
         except StoppedError as error:
             stopped = ApplyStoppedError(f"stopped by request before its first change ({error})", ())
             record.fail(stopped)
@@ -94,21 +117,8 @@ class Reconciler:
             raise
         return record.finish(outcomes)
 
-    @contextmanager
-    def _locked(self, options: RunOptions, should_stop: Callable[[], bool]) -> Iterator[None]:
-        if self.history is None or options.dry_run:
-            yield
-            return
-        state_dir = self.config.daemon.state_dir
-        with write_lock(
-            state_dir, self.holder, patience=self.patience, should_stop=should_stop, sleep=self.sleep
-        ):
-            for run_id in self.history.close_interrupted():
-                _log.warning("interrupted_run_closed", interrupted_run=run_id)
-            yield
-
     def _perform(
-        self, options: RunOptions, record: _Record, should_stop: Callable[[], bool]
+        self, options: RunOptions, record: _Record, should_stop: Callable[[], bool], permit: Permit
     ) -> tuple[Outcome, ...]:
         watch = Stopwatch(self.now)
         noted = self.history.ignored.active() if self.history else ()
@@ -116,7 +126,7 @@ class Reconciler:
         stop = Stop(should_stop)
         sources = sources_of(self.config, self.sleep, stop)
         with (
-            closing(target_of(self.config, self.sleep, stop)) as api,
+            closing(target_of(self.config, self.sleep, stop, permit)) as api,
             closing(usage_reader_of(self.config, self.sleep, stop)) as usage,
         ):
             with gc_paused():
@@ -210,7 +220,9 @@ class _Record:
             observer.changed(self._run, outcomes)
 
     def fail(self, error: BaseException) -> None:
-        """Record that the run failed, with the changes made until then."""
+        """Record that the run failed, with the changes made until then, unless its end is recorded."""
+        if self._run.state in FINISHED:
+            return
         outcomes = error.outcomes if isinstance(error, ApplyStoppedError) else tuple(self._outcomes)
         text = str(error) if isinstance(error, SyncdError) else "internal error; the log has the details"
         self._end(RunState.FAILED, outcomes, error=text, failure=failure_kind(error))

@@ -141,7 +141,8 @@ _FAILURES: tuple[tuple[type[SyncdError], str], ...] = (
 def failure_kind(error: BaseException) -> str:
     """Return the kind of the error that ended a run, as in `Run.failure`."""
     if isinstance(error, ApplyStoppedError):
-        return "metering" if isinstance(error.__cause__, ApiError) else "stopped"
+        causes = {ApiError: "metering", LockedError: "lock"}
+        return next((kind for type_, kind in causes.items() if isinstance(error.__cause__, type_)), "stopped")
     return next((kind for type_, kind in _FAILURES if isinstance(error, type_)), "other")
 
 

@@ -52,7 +52,7 @@ class State:
     @contextmanager
     def reading(self) -> Iterator[Connection]:
         """Begin a transaction that only reads."""
-        with self._errors_named(), self._engine.connect() as connection:
+        with self.errors_named(), self._engine.connect() as connection:
             if self.where.url is not None:
                 connection.execution_options(**_READING)
             with connection.begin():
@@ -61,10 +61,16 @@ class State:
     @contextmanager
     def writing(self) -> Iterator[Connection]:
         """Begin a transaction that writes; it is committed at the end, or rolled back after an exception."""
-        with self._errors_named(), self._writer, self._engine.connect() as connection:
+        with self.errors_named(), self._writer, self._engine.connect() as connection:
             connection.execution_options(**{WRITING: True})
             with connection.begin():
                 yield connection
+
+    def session(self) -> Connection:
+        """Return a connection of its own, which commits each statement at once; close it after use."""
+        connection = self._engine.connect().execution_options(isolation_level="AUTOCOMMIT")
+        connection.detach()
+        return connection
 
     def _bring_up_to_date(self) -> None:
         with self.reading() as connection:
@@ -76,7 +82,8 @@ class State:
                 schema.bring_up_to_date(connection)
 
     @contextmanager
-    def _errors_named(self) -> Iterator[None]:
+    def errors_named(self) -> Iterator[None]:
+        """Raise errors of the database as StateError, with the setting and without values."""
         if self._closed:
             raise StateError(f"the state {self.where} cannot be used: it is closed")
         try:

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from importlib.util import find_spec
 from typing import Any
 
-from sqlalchemy import Connection, Engine, create_engine, event, make_url, text
+from sqlalchemy import Connection, Engine, create_engine, event, func, make_url, select
 
 from syncd.core.errors import StateError
 from syncd.state.location import OLD_FILE, StateLocation
@@ -20,14 +20,13 @@ WRITING = "syncd_writing"
 """Execution option of a transaction that writes."""
 _SYNCD = 0x73796E63
 """First half of the keys of advisory locks, which all programs in a database share: "sync" in ASCII."""
-_ONE_WRITER = 1
+WRITER = (_SYNCD, 2)
+"""Key of the lease of the writer."""
+LEADER = (_SYNCD, 3)
+"""Key of the lease of the leader."""
+_TRANSACTION = (_SYNCD, 1)
 _OLDEST = 140000
 """PostgreSQL 14, the first with idle_session_timeout."""
-
-
-def advisory_key(number: int) -> str:
-    """Return the key of an advisory lock, as the arguments of PostgreSQL's functions."""
-    return f"{_SYNCD}, {number}"
 
 
 def make_engine(where: StateLocation) -> Engine:
@@ -94,8 +93,7 @@ def _postgresql(where: StateLocation, given: str) -> Engine:
     def begin(connection: Connection) -> None:
         if WRITING in connection.get_execution_options():
             # As in SQLite, so that stores work alike on both.
-            key = advisory_key(_ONE_WRITER)
-            connection.execute(text(f"SELECT pg_advisory_xact_lock({key})"))
+            connection.execute(select(func.pg_advisory_xact_lock(*_TRANSACTION)))
 
     return engine
 

@@ -120,6 +120,34 @@ usage_refreshes = Table(
 )
 
 
+LOCAL = "local"
+"""Key of `Table.info`: set for a table about running processes, which `syncd state migrate` does not copy."""
+
+
+# Leases (syncd.state.lease), and runs that were requested (syncd.runs.requests)
+
+leases = Table(
+    "leases",
+    metadata,
+    Column("name", Text, primary_key=True),
+    Column("term", BigInteger, nullable=False),
+    Column("holder", Text, nullable=False),
+    Column("since", Text, nullable=False),
+    Column("released", Boolean, nullable=False),
+    sqlite_with_rowid=False,
+    info={LOCAL: True},
+)
+requested_runs = Table(
+    "requested_runs",
+    metadata,
+    Column("number", Number, primary_key=True, autoincrement=True),
+    Column("id", Text, nullable=False, unique=True),
+    Column("summary", Text, nullable=False),
+    Column("options", LargeBinary, nullable=False),
+    Column("term", BigInteger),
+    info={LOCAL: True},
+)
+
 # History of runs (syncd.runs.history)
 
 plans = Table(

@@ -6,11 +6,9 @@ from sqlalchemy import Connection, Table, func, insert, select, text
 
 from syncd.core.errors import StateError
 from syncd.state.database import State
-from syncd.state.tables import metadata
+from syncd.state.tables import LOCAL, metadata
 
 _ROWS_AT_ONCE = 500
-LOCAL = "local"
-"""Key of `Table.info`: set for a table that describes running processes, which is not copied."""
 
 
 def copy(source: State, target: State) -> dict[str, int]:

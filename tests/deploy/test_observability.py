@@ -116,6 +116,7 @@ def test_every_metric_is_in_the_dashboard_or_says_why_not(families: dict[str, Fa
         "syncd_late_requests",
         "syncd_late_tokens",
         "syncd_late_check_timestamp_seconds",
+        "syncd_leader",
         "openmeter_plugin_gate_kongs",
         "openmeter_plugin_gate_up",
     }

@@ -86,6 +86,12 @@ def test_an_image_runs_as_its_own_user_and_names_its_version(name: str) -> None:
     assert found["Labels"]["org.opencontainers.image.version"] == __version__
 
 
+def test_syncds_image_has_what_a_postgresql_needs() -> None:
+    program = "import psycopg, sqlalchemy; print(psycopg.pq.version() > 0, psycopg.pq.__impl__)"
+    command = ("--entrypoint", "python", image("syncd"), "-c", program)
+    assert ENGINE.run("podman", "run", "--rm", *CLOSED, *command).split() == ["True", "python"]
+
+
 # An init container, for a Kong whose image has no Python and no shell
 
 

@@ -150,6 +150,19 @@ def test_a_customer_that_is_gone_is_forgotten_with_its_names(directory: Director
     assert directory.names(["1"]) == {}
 
 
+def test_texts_that_no_database_holds_end_no_run_and_reach_no_page(directory: Directory) -> None:
+    """Half a surrogate pair, which no page can show; two subjects that differ in nothing else are one."""
+    observe(
+        directory,
+        customer("a\ud800", "s\ud800", "s\x00", name="n\x00"),
+        principals={"s\ud800": consumer("1", "u\ud800", "t\x00"), "s\x00": consumer("2", "other")},
+    )
+    (one,) = directory.customers()
+    assert (one.key, one.subject_keys) == ("a\ufffd", ("s\ufffd", "s\x00"))
+    (name,) = directory.names(["s\ufffd"])["s\ufffd"]
+    assert (name.username, name.tags) == ("u\ufffd", ("t\x00",))
+
+
 def test_what_a_run_made_is_known_at_once(directory: Directory) -> None:
     observe(
         directory,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator
+from urllib.parse import quote
 
 import httpx
 import pytest
@@ -145,6 +146,9 @@ def test_scripts_in_names_and_answers_do_nothing(
             assert chromium.evaluate("return window.owned") is None
             assert chromium.count("main script, main img, main [onerror]") == 0
             assert "owned" not in chromium.driver.title
+        chromium.open(f"{found.url}/dashboard/customers/{quote(IMAGE, safe='')}")
+        assert chromium.count("main script, main img, main [onerror]") == 0
+        assert chromium.find("h1").text == OWNED, "it is shown as plain text"
         chromium.follow("Runs")
         chromium.follow(chromium.find("main tbody a").text)
         assert OWNED in chromium.text, "it is shown as plain text"
@@ -182,6 +186,8 @@ def test_no_page_is_wider_than_its_window(
                 chromium.open(f"{found.url}/dashboard/{path}")
                 wide = chromium.evaluate("return document.documentElement.scrollWidth")
                 assert wide <= width, path
+            chromium.open(f"{found.url}/dashboard/customers/{'k' * 200}")
+            assert chromium.evaluate("return document.documentElement.scrollWidth") <= width
         finally:
             chromium.driver.execute_cdp_cmd("Emulation.clearDeviceMetricsOverride", {})
 

@@ -6,6 +6,7 @@ The daemon is a process of its own; its metering API is scripted, because a sand
 from __future__ import annotations
 
 import json
+import os
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -128,6 +129,12 @@ def opened(folder: Path) -> Iterator[tuple[httpx.Client, int]]:
                 yield client, process.pid
 
 
+def cpu_seconds(pid: int) -> float:
+    """The time that a process has computed, which other processes of the machine do not lengthen."""
+    fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+
+
 def mib(pid: int, what: str) -> float:
     """A figure of a process, such as VmRSS or VmHWM."""
     text = Path(f"/proc/{pid}/status").read_text()
@@ -137,6 +144,7 @@ def mib(pid: int, what: str) -> float:
 def test_ten_thousand_customers_open_in_half_a_second_and_in_400_mib(tmp_path: Path) -> None:
     with opened(tmp_path) as (client, pid):
         took: dict[str, list[float]] = {}
+        computed: dict[str, list[float]] = {}
         pages = {
             "table": "/dashboard/customers",
             "search": "/dashboard/customers?q=user-77",
@@ -145,18 +153,20 @@ def test_ten_thousand_customers_open_in_half_a_second_and_in_400_mib(tmp_path: P
         }
         for _ in range(3):
             for name, path in pages.items():
-                begun = time.perf_counter()
+                begun, before = time.perf_counter(), cpu_seconds(pid)
                 page = client.get(path)
+                computed.setdefault(name, []).append(cpu_seconds(pid) - before)
                 took.setdefault(name, []).append(time.perf_counter() - begun)
                 assert page.status_code == 200, page.text
         first = {name: round(times[0], 3) for name, times in took.items()}
         best = {name: round(min(times), 3) for name, times in took.items()}
-        figures = (
-            f"first {first}, best {best}, now {mib(pid, 'VmRSS'):.0f} MiB, most {mib(pid, 'VmHWM'):.0f} MiB"
-        )
+        cpu = {name: round(max(times), 2) for name, times in computed.items()}
+        figures = f"first {first}, best {best}, CPU {cpu}"
+        figures += f", now {mib(pid, 'VmRSS'):.0f} MiB, most {mib(pid, 'VmHWM'):.0f} MiB"
         print(figures)
         assert "10,000 customers" in client.get("/dashboard/customers").text
         assert "user-4711-0" in client.get("/dashboard/customers/customer-4711").text
-        # Of three views: other tests run beside this one.
+        assert max(max(times) for times in computed.values()) < MOST_SECONDS, figures
+        # The best of three views: other tests run beside this one.
         assert max(best.values()) < MOST_SECONDS, figures
         assert mib(pid, "VmHWM") < MOST_MIB, figures

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Iterator
+from urllib.parse import quote
 
 import httpx
 import pytest
@@ -22,6 +23,7 @@ EVERY_PAGE = (
     "/login",
     "/runs",
     "/customers",
+    f"/customers/{quote(f'key-{SCRIPT}', safe='')}",
     "/unbilled",
     "/gateways",
     "/gate",

@@ -95,6 +95,8 @@ def test_a_subject_of_nobody_is_assigned_by_a_static_source(project: Project, sa
         page = visitor.see("/dashboard/unbilled/subject", key="probe: x", customer="acme")
         assert "No source names this subject" in page
         assert "has this key" in page
+        other = visitor.see("/dashboard/unbilled/subject", key="probe: x", customer="typo")
+        assert "No customer has this key; the next run creates one." in other
         pasted = re.search(r"<pre>(.*?)</pre>", page, re.DOTALL)
         assert pasted
         text = project.config.read_text()
@@ -105,15 +107,6 @@ def test_a_subject_of_nobody_is_assigned_by_a_static_source(project: Project, sa
         rerun(found, dry_run=False)
         rerun(found, dry_run=True)
         assert "Every subject with usage has a customer" in visitor.see("/dashboard/unbilled")
-        assert (
-            "the next run creates one"
-            in text_of(
-                visitor.client.get(
-                    "/dashboard/unbilled/subject", params={"key": "probe: x", "customer": "no"}
-                ).text
-            )
-            or True
-        )
 
 
 def test_the_row_of_a_mapping_file_is_written_where_that_is_allowed(
@@ -123,30 +116,30 @@ def test_the_row_of_a_mapping_file_is_written_where_that_is_allowed(
     file.write_text("kind,id,username,customer\n,,alice,acme\n")
     mapping = "mapping: {group_by: file, file: map.csv, edit_file: %s}\n"
     with site(project, extra=mapping % "false") as found, found.operator() as visitor:
-        consumers(project, "alice", "bob")
+        consumers(project, "alice", "zoe")
         rerun(found, dry_run=True)
         with found.api() as client:
             changes = client.get("/v1/plan").json()["plan"]["changes"]
-        bob = next(c["subject_keys"][0] for c in changes if "bob" in str(c.get("names")))
-        send(sandbox, event("1", subject=bob))
+        zoe = next(c["subject_keys"][0] for c in changes if c["kind"] == "create-customer")
+        send(sandbox, event("1", subject=zoe))
         rerun(found, dry_run=True)
-        place = f"/dashboard/unbilled/subject?key={bob}&customer=acme"
-        page = visitor.see("/dashboard/unbilled/subject", key=bob, customer="acme")
-        assert f"consumer,{bob.removeprefix('consumer:')},,acme" in page, "to paste"
+        place = f"/dashboard/unbilled/subject?key={zoe}&customer=acme"
+        page = visitor.see("/dashboard/unbilled/subject", key=zoe, customer="acme")
+        assert f"consumer,{zoe.removeprefix('consumer:')},,acme" in page, "to paste"
         assert "Write this row" not in page
-        refused = visitor.send("/dashboard/unbilled/assign", place, key=bob, customer="acme")
+        refused = visitor.send("/dashboard/unbilled/assign", place, key=zoe, customer="acme")
         assert refused.status_code == 409
         assert file.read_text().count("\n") == 2
 
         project.config.write_text(project.config.read_text().replace("edit_file: false", "edit_file: true"))
         found.running.reload(lambda: settings.load(project.config))
-        assert "Write this row" in visitor.see("/dashboard/unbilled/subject", key=bob, customer="acme")
-        answer = visitor.send("/dashboard/unbilled/assign", place, key=bob, customer="acme")
+        assert "Write this row" in visitor.see("/dashboard/unbilled/subject", key=zoe, customer="acme")
+        answer = visitor.send("/dashboard/unbilled/assign", place, key=zoe, customer="acme")
         previewed = visitor.finished(answer)
-        assert file.read_text().endswith(f"consumer,{bob.removeprefix('consumer:')},,acme\n")
+        assert file.read_text().endswith(f"consumer,{zoe.removeprefix('consumer:')},,acme\n")
         visitor.apply(previewed)
         owner = sandbox.get("/api/v1/customers", params={"key": "acme"}).json()["items"]
-        assert any(bob in one["usageAttribution"]["subjectKeys"] for one in owner)
+        assert any(zoe in one["usageAttribution"]["subjectKeys"] for one in owner)
 
 
 @pytest.mark.parametrize(
@@ -163,7 +156,7 @@ def test_each_mapping_has_its_own_way(project: Project, group_by: str, said: str
 PRICES = """prices:
   currency: EUR
   rates:
-  - {meter: kong_api_requests, price: 0.5}
+  - {meter: kong_api_requests, amount: 0.5}
 """
 
 

@@ -20,7 +20,7 @@ from sqlalchemy import select
 from syncd.core.changes import Outcome, Status
 from syncd.core.errors import LockedError, StateError
 from syncd.runs.history import History, HistoryRecorder, count_expired
-from syncd.runs.lock import write_lock
+from syncd.runs.lock import file_lock
 from syncd.runs.options import RunOptions
 from syncd.runs.run import Run, RunState, new_run
 from syncd.sandbox.testing import running_sandbox
@@ -45,7 +45,7 @@ def history(where: StateLocation) -> Iterator[History]:
 
 
 def plans_in(history: History) -> int:
-    with history._state.reading() as connection:
+    with history.state.reading() as connection:
         return len(connection.execute(select(tables.plans.c.hash)).all())
 
 
@@ -262,14 +262,14 @@ def test_a_state_directory_that_cannot_be_used_is_named(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     with pytest.raises(StateError, match=r"daemon\.state_dir"):
         State(StateLocation(tmp_path / "file"))
-    with pytest.raises(LockedError, match=r"daemon\.state_dir"), write_lock(tmp_path / "file", "x"):
+    with pytest.raises(LockedError, match=r"daemon\.state_dir"), file_lock(tmp_path / "file", "x"):
         pass
 
 
 HOLD = """
 import sys, pathlib
-from syncd.runs.lock import write_lock
-with write_lock(pathlib.Path(sys.argv[1]), "syncd apply"):
+from syncd.runs.lock import file_lock
+with file_lock(pathlib.Path(sys.argv[1]), "syncd apply"):
     print("held", flush=True)
     sys.stdin.readline()
 """
@@ -290,7 +290,7 @@ def test_the_error_of_the_second_writer_names_the_holder_of_the_lock(
     tmp_path: Path, holder: subprocess.Popen[str]
 ) -> None:
     said = rf"another syncd is writing: syncd apply \(process {holder.pid}, since"
-    with pytest.raises(LockedError, match=said), write_lock(tmp_path, "syncd run", patience=0):
+    with pytest.raises(LockedError, match=said), file_lock(tmp_path, "syncd run", patience=0):
         pass
 
 
@@ -301,21 +301,21 @@ def test_a_writer_waits_for_the_lock(tmp_path: Path, holder: subprocess.Popen[st
             holder.stdin.close()
         holder.wait(10)
 
-    with write_lock(tmp_path, "syncd run", patience=10, sleep=release):
+    with file_lock(tmp_path, "syncd run", patience=10, sleep=release):
         pass
 
 
 def test_the_lock_of_a_killed_process_is_free(tmp_path: Path, holder: subprocess.Popen[str]) -> None:
     holder.kill()
     holder.wait()
-    with write_lock(tmp_path, "syncd run", patience=0):
+    with file_lock(tmp_path, "syncd run", patience=0):
         pass
 
 
 def test_a_stop_ends_the_wait_for_the_lock(tmp_path: Path, holder: subprocess.Popen[str]) -> None:
     with (
         pytest.raises(LockedError),
-        write_lock(tmp_path, "syncd run", patience=60, should_stop=lambda: True),
+        file_lock(tmp_path, "syncd run", patience=60, should_stop=lambda: True),
     ):
         pass
 

@@ -9,6 +9,7 @@ from contextlib import contextmanager
 from syncd.config.settings import Config
 from syncd.core.changes import Outcome, Plan
 from syncd.core.errors import ApplyStoppedError, SourceError
+from syncd.http.retry import Permit
 from syncd.runs.options import RunOptions
 from syncd.runs.queue import RunQueue
 from syncd.runs.reconciler import Reconciler, _Record
@@ -24,7 +25,7 @@ Behave = Callable[[bool], tuple[Outcome, ...]]
 def working(behave: Behave, *, remember: int = 50) -> Iterator[RunQueue]:
     class Fake(Reconciler):
         def _perform(
-            self, options: RunOptions, record: _Record, should_stop: Callable[[], bool]
+            self, options: RunOptions, record: _Record, should_stop: Callable[[], bool], permit: Permit
         ) -> tuple[Outcome, ...]:
             record.planned(EMPTY)
             return behave(options.dry_run)

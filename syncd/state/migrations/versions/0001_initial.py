@@ -13,12 +13,36 @@ _NUMBER = sa.BigInteger().with_variant(sa.Integer(), "sqlite")
 
 def upgrade() -> None:
     """Create the tables."""
+    _create_leases()
     _create_history()
     _create_notices()
     _create_usage()
     _create_directory()
     _create_ignored_subjects()
     _create_closed_months()
+
+
+def _create_leases() -> None:
+    op.create_table(
+        "leases",
+        sa.Column("name", sa.Text, nullable=False),
+        sa.Column("term", sa.BigInteger, nullable=False),
+        sa.Column("holder", sa.Text, nullable=False),
+        sa.Column("since", sa.Text, nullable=False),
+        sa.Column("released", sa.Boolean, nullable=False),
+        sa.PrimaryKeyConstraint("name", name="pk_leases"),
+        sqlite_with_rowid=False,
+    )
+    op.create_table(
+        "requested_runs",
+        sa.Column("number", _NUMBER, nullable=False, autoincrement=True),
+        sa.Column("id", sa.Text, nullable=False),
+        sa.Column("summary", sa.Text, nullable=False),
+        sa.Column("options", sa.LargeBinary, nullable=False),
+        sa.Column("term", sa.BigInteger),
+        sa.PrimaryKeyConstraint("number", name="pk_requested_runs"),
+        sa.UniqueConstraint("id", name="uq_requested_runs_id"),
+    )
 
 
 def _create_history() -> None:

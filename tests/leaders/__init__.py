@@ -1,0 +1,1 @@
+"""Several syncd on one PostgreSQL, whose leaders are killed and frozen."""
