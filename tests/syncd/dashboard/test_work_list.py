@@ -3,13 +3,23 @@
 from __future__ import annotations
 
 import re
-from datetime import UTC, datetime, timedelta
+from datetime import UTC, date, datetime, timedelta
+from decimal import Decimal
+from pathlib import Path
 
 import httpx
 import pytest
 
 from syncd.config import settings
+from syncd.config.prices import PricesConfig
 from syncd.dashboard.assigning import instruction
+from syncd.dashboard.unbilled_usage import Insight, insights
+from syncd.metering.base import GroupedValue
+from syncd.metering.usage import REQUESTS_METER
+from syncd.state.database import State
+from syncd.state.location import StateLocation
+from syncd.usage.prices import prices_of
+from syncd.usage.store import UsageStore
 from tests.syncd.dashboard.support import Site, Visitor, consumers, site, text_of
 from tests.syncd.dashboard.test_pages import rerun, row
 from tests.syncd.processes import Project
@@ -153,26 +163,19 @@ def test_each_mapping_has_its_own_way(project: Project, group_by: str, said: str
     assert how.row is None
 
 
-PRICES = """prices:
-  currency: EUR
-  rates:
-  - {meter: kong_api_requests, amount: 0.5}
-"""
-
-
-def test_each_subject_says_when_it_was_seen_last_its_trend_and_what_it_is_worth(
-    project: Project, sandbox: httpx.Client
-) -> None:
-    today = datetime.now(UTC)
-    times = [today] * 3 + [today - timedelta(days=9)] * 2
-    made = [event(f"p{n}", subject="probe", time=at.isoformat()) for n, at in enumerate(times)]
-    send(sandbox, *made)
-    with site(project, extra=PRICES) as found, found.operator() as visitor:
-
-        def known() -> str | None:
-            page = visitor.see("/dashboard/unbilled")
-            return page if "2.50 EUR" in page else None
-
-        page = eventually(known, what="the kept usage") or ""
-        assert f"5 0 2.50 EUR {today.date()} +50 % unknown" in row(page, "probe")
-        assert "1 subject, 5 events, about 2.50 EUR" in text_of(page)
+def test_each_subject_says_when_it_was_seen_last_its_trend_and_what_it_is_worth(tmp_path: Path) -> None:
+    today = date(2026, 11, 22)
+    rates = [{"meter": REQUESTS_METER, "amount": 0.5}]
+    prices = prices_of(PricesConfig.model_validate({"currency": "EUR", "rates": rates}))
+    with State(StateLocation(tmp_path)) as state:
+        store = UsageStore(state)
+        store.keep_meter(REQUESTS_METER, ())
+        for ago, value in ((0, 3.0), (9, 2.0), (40, 100.0)):
+            day, rows = today - timedelta(days=ago), [GroupedValue("probe", (), value)]
+            at = datetime.combine(day, datetime.min.time(), UTC)
+            store.replace_day(REQUESTS_METER, day, rows, value, at, late=False)
+        found = insights(store, prices, {"probe", "silent"}, today)
+        assert found.of_subject("probe") == Insight(today, 3, 2, Decimal("2.5")), "of the last 31 days"
+        assert (found.of_subject("probe").trend, found.of_subject("silent").trend) == ("+50 %", "")
+        assert (found.estimate({"probe", "silent"}), found.estimate({"silent"})) == (Decimal("2.5"), None)
+        assert insights(store, None, {"probe"}, today).of_subject("probe").estimate is None
