@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: help setup demo unit test cov slow lint format typecheck bench soak leaders model conformity docs dist images images-test images-newcomer screenshot newcomer browser tools clean
+.PHONY: help setup demo unit test cov slow lint format typecheck bench soak leaders model conformity docs dist images images-test images-newcomer screenshots newcomer browser tools clean
 .DEFAULT_GOAL := help
 
 #? help: print this list
@@ -104,16 +104,16 @@ images: setup
 
 #? images-test: run the images: the compose file's services, the chart's pods, an init container
 images-test: images
-	$(BIN)/pytest tests/images $(ARGS)
+	IMAGES=yes $(BIN)/pytest tests/images $(ARGS)
 
 #? images-newcomer: from an empty container to a bill, timed: install the wheel, replay traffic, sync
 images-newcomer: setup
 	@.ci/images
 	@$(BIN)/python -m tests.images.newcomer
 
-#? screenshot: retake the README's screenshot
-screenshot: setup
-	$(BIN)/python -m tests.demo.screenshot
+#? screenshots: take every page of the dashboard into screenshots/, and retake those of the README
+screenshots: setup browser
+	$(BIN)/python -m tests.demo.screenshots
 
 #? newcomer: measure the time from a fresh clone to the first usage table
 newcomer:

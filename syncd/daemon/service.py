@@ -46,6 +46,8 @@ from syncd.runs.reconciler import Reconciler, record_end
 from syncd.runs.run import Run, RunState
 from syncd.sources.base import Readings
 from syncd.state.database import State
+from syncd.usage.refresh import Refresher
+from syncd.usage.store import UsageStore
 
 _log = structlog.get_logger("syncd.daemon.service")
 
@@ -53,6 +55,8 @@ _LOCK_TIMEOUT = 300.0
 _NEEDS_RESTART = ("listen", "state_dir", "state_url")
 _STOP_SECONDS = 3.0
 """How long a stop waits for requests under way: service managers kill after 10 s, Docker's default."""
+_USAGE_WAIT = 20.0
+"""Seconds before the first refresh of usage: the run at the start goes first."""
 _MAX_CONNECTIONS = 64
 _HEAD_SECONDS = 10.0
 _KEEP_ALIVE_SECONDS = 30
@@ -114,6 +118,8 @@ def _caught(handler: Callable[[int, object], None]) -> Iterator[socket.socket]:
 
 class RunningDaemon:
     """A running daemon: its address, and its configuration, which `reload` replaces between two runs."""
+
+    usage: Refresher
 
     def __init__(
         self,
@@ -199,11 +205,13 @@ def running(
     *,
     clock_check_seconds: float = 20.0,
     session_idle: float = IDLE,
+    usage_wait: float = _USAGE_WAIT,
 ) -> Iterator[RunningDaemon]:
     """Run the daemon in threads of this process; its `address` is the one it actually listens on.
 
     `now` is this machine's clock; the schedule looks at it every `clock_check_seconds`. A session of the
-    dashboard ends after `session_idle` seconds without a request.
+    dashboard ends after `session_idle` seconds without a request. Usage is refreshed for the first time after
+    `usage_wait` seconds.
     """
     rules_of(config)  # an unreadable mapping file is an error now, not at the first run
     config.notify.check()
@@ -220,6 +228,13 @@ def running(
             config.schedule, lambda: _request(runs, leadership), now, check_seconds=clock_check_seconds
         )
         daemon = RunningDaemon(config, address, metrics, stopping, schedule, leadership)
+        daemon.usage = Refresher(
+            UsageStore(state),
+            lambda: daemon.config,
+            now,
+            stopping=stopping,
+            may_refresh=leadership.leads,
+        )
         reported, waker = ReportedOutcomes(), Waker()
         observers = (
             HistoryRecorder(history, lambda: daemon.config.daemon.keep_runs),
@@ -280,6 +295,7 @@ def running(
             threading.Thread(target=server.run, args=([listener],), name="syncd-api", daemon=True),
             threading.Thread(target=runs.work, name="syncd-worker", daemon=True),
             threading.Thread(target=schedule.work, name="syncd-schedule", daemon=True),
+            threading.Thread(target=daemon.usage.work, args=(usage_wait,), name="syncd-usage", daemon=True),
             threading.Thread(target=leadership.work, name="syncd-leadership", daemon=True),
             threading.Thread(target=late.work, name="syncd-late", daemon=True),
             threading.Thread(target=watch.work, name="syncd-notify", daemon=True),

@@ -25,10 +25,12 @@ from syncd.dashboard.quarantine import QuarantinePages
 from syncd.dashboard.queries import Queries
 from syncd.dashboard.session import LoginLimit, SecureHeaders, Sessions
 from syncd.dashboard.unbilled import UnbilledPages
+from syncd.dashboard.usage import UsagePage
 from syncd.dashboard.web import Web
 from syncd.runs.history import History
 from syncd.runs.queue import RunQueue
 from syncd.state.database import State
+from syncd.usage.report import Reports
 from syncd.usage.store import UsageStore
 
 
@@ -56,6 +58,7 @@ def create_dashboard(
     dead_letters, quarantine = DeadLetterPages(web, queries), QuarantinePages(web, queries)
     page_routes = {
         "/": OverviewPage(web, queries).show,
+        "/usage": UsagePage(web, Reports(UsageStore(state), Directory(state))).show,
         "/runs": pages.runs,
         "/runs/{run_id}": pages.run,
         "/customers": customers.table,

@@ -20,7 +20,7 @@ from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
-from sqlalchemy import bindparam, delete, func, insert, select, update
+from sqlalchemy import bindparam, delete, func, insert, or_, select, update
 
 from syncd.apply.executor import REFUSED
 from syncd.core.changes import Change, ChangeKind, Outcome, Plan, Status
@@ -40,6 +40,7 @@ _INTERRUPTED = (
     " run continues"
 )
 _UNKNOWN = "begun, but its outcome is not recorded: it may have been made or not"
+_MADE = (str(Status.DONE), str(Status.UNCHANGED))
 _BY_SUBJECT = frozenset({ChangeKind.UPSERT_SUBJECT, ChangeKind.DELETE_SUBJECT})
 _REFUSAL_PERIOD = timedelta(days=1)
 
@@ -218,9 +219,15 @@ class History:
         return {**json.loads(document), "plan": plan, "results": results}
 
     def changes_of(self, customer_key: str, limit: int) -> list[Document]:
-        """Return the latest changes of a customer that runs made or tried, newest first."""
+        """Return the latest changes of a customer that runs made or tried, newest first.
+
+        Subject entities that were written are left out: each follows a change of its customer.
+        """
         changes = tables.changes.c
-        wanted = select(changes.run, changes.at, changes.document).where(changes.customer_key == customer_key)
+        wanted = select(changes.run, changes.at, changes.document).where(
+            changes.customer_key == customer_key,
+            or_(changes.kind != str(ChangeKind.UPSERT_SUBJECT), changes.status.not_in(_MADE)),
+        )
         with self.state.reading() as connection:
             rows = connection.execute(wanted.order_by(changes.at.desc(), changes.number.desc()).limit(limit))
             return [{"run": row.run, "at": row.at, **json.loads(row.document)} for row in rows]

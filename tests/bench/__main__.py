@@ -5,12 +5,12 @@ from __future__ import annotations
 import argparse
 import statistics
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 from rich.console import Console
 from rich.table import Table
 
-from tests.bench import ai_settings, backlog, beside, gateway, plugin, syncd
+from tests.bench import ai_settings, backlog, beside, dashboard, gateway, plugin, syncd
 from tests.bench.goals import Goal
 from tests.bench.processes import MIB, end_cleanly
 from tests.demo.real_kong import KongMissing
@@ -30,15 +30,20 @@ def main() -> int:
     )
     options.add_argument("--concurrency", type=int, default=plugin.CONCURRENCY, help="with Kong")
     options.add_argument("--workers", type=int, default=1, help="of nginx, with Kong")
-    options.add_argument("--backlog", type=float, default=5.0, help="GiB that wait when a server is started")
-    parts = ("servers", "drain", "memory", "backlog", "beside", "ai", "syncd")
+    options.add_argument("--one-core", action="store_true", help="with Kong: everything on one core")
     options.add_argument(
-        "--only", choices=("plugin", *parts, "lua"), help="measure this alone; plugin: all but syncd"
+        "--postgres", action="store_true", help="with --only lua: on the empty database that KONG_PG_* name"
+    )
+    options.add_argument("--backlog", type=float, default=5.0, help="GiB that wait when a server is started")
+    parts = ("servers", "drain", "memory", "backlog", "beside", "ai", "syncd", "dashboard")
+    options.add_argument(
+        "--only", choices=("plugin", *parts, "lua"), help="measure this alone; plugin: all but syncd's"
     )
     arguments = options.parse_args()
     end_cleanly()
-    if arguments.only == "lua" and not arguments.kong:
-        options.error("--only lua needs --kong")
+    in_lua = arguments.only == "lua"
+    if in_lua > arguments.kong or arguments.postgres > in_lua:
+        options.error("--only lua needs --kong, and --postgres needs --only lua")
     if arguments.kong:
         return gateways(arguments)
     rounds = arguments.rounds or 5
@@ -51,7 +56,7 @@ def main() -> int:
                 console.print(what)
 
         goals: list[Goal] = []
-        wanted = {None: parts, "plugin": parts[:-1]}.get(arguments.only, (arguments.only,))
+        wanted = {None: parts, "plugin": parts[:-2]}.get(arguments.only, (arguments.only,))
         if "servers" in wanted:
             goals += servers(rounds, tell)
         if "drain" in wanted:
@@ -64,9 +69,14 @@ def main() -> int:
             goals.append(beside.run(arguments.seconds, console, tell))
         if "ai" in wanted:
             goals.append(ai_settings.run(20 * rounds, console, tell))
-        if "syncd" in wanted:
-            goals += syncd.run(rounds, console, tell)
+        goals += syncds(wanted, rounds, tell)
     return verdict(goals)
+
+
+def syncds(wanted: Sequence[str], rounds: int, tell: Callable[[str], None]) -> list[Goal]:
+    """Measure syncd and its dashboard, if wanted."""
+    goals = syncd.run(rounds, console, tell) if "syncd" in wanted else []
+    return goals + (dashboard.run(console, tell) if "dashboard" in wanted else [])
 
 
 def verdict(goals: list[Goal]) -> int:
@@ -92,6 +102,8 @@ def gateways(arguments: argparse.Namespace) -> int:
                 arguments.concurrency,
                 arguments.workers,
                 only_lua=only_lua,
+                one_core=arguments.one_core,
+                postgres=arguments.postgres,
             )
     except KongMissing as error:
         console.print(f"[red]{error}")

@@ -511,6 +511,21 @@ def test_the_dashboard_can_be_reached_while_syncd_is_not_ready() -> None:
     assert the(render(), "Service", "syncd")["spec"]["publishNotReadyAddresses"] is True
 
 
+@pytest.mark.parametrize(
+    ("values", "selected"),
+    [({}, []), ({"gatewayPods": {"app": "kong"}}, [{"app": "kong"}])],
+    ids=["none", "of another release"],
+)
+def test_gateways_that_the_chart_does_not_run_are_scraped_where_they_are_named(
+    values: dict[str, Any], selected: list[Manifest]
+) -> None:
+    monitoring = {"secret": {"existing": "x"}, "monitoring": {"monitors": {"enabled": True}, **values}}
+    manifests = rendered_with(monitoring, "kong-admin")
+    monitors = [m for m in manifests if m["kind"] == "PodMonitor"]
+    assert [m["spec"]["selector"]["matchLabels"] for m in monitors] == selected
+    assert the(manifests, "ServiceMonitor", "syncd")
+
+
 # More than one syncd
 
 

@@ -194,7 +194,7 @@ def test_the_jobs_have_the_names_that_the_alerts_know_them_by() -> None:
     jobs = {job["job_name"] for job in scraped}
     monitors = [
         endpoint
-        for manifest in render("kong-admin", "monitoring")
+        for manifest in render("gateways", "monitoring")
         if manifest["kind"] in {"PodMonitor", "ServiceMonitor"}
         for endpoint in [
             *manifest["spec"].get("podMetricsEndpoints", ()),

@@ -6,14 +6,18 @@ tests, for machines where they cannot be installed.
 
 from __future__ import annotations
 
+import base64
 import os
+import re
 import shutil
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
+from urllib.parse import urlsplit
 
+import httpx
 import pytest
 from selenium import webdriver
 from selenium.common.exceptions import WebDriverException
@@ -21,8 +25,12 @@ from selenium.webdriver.chrome.service import Service
 from selenium.webdriver.common.by import By
 from selenium.webdriver.remote.webelement import WebElement
 
+from tests.syncd.dashboard.support import elements
 from tests.syncd.waiting import eventually
 
+SIZES: Final = {"desktop": (1440, 900), "phone": (390, 844)}
+SCHEMES: Final = ("light", "dark")
+_MAX_PAGES: Final = 60
 _BROWSERS = ("chromium", "chromium-browser", "google-chrome")
 _MISSING = (
     "no Chromium: install it and its driver (on Debian: apt-get install chromium chromium-driver, which"
@@ -91,6 +99,15 @@ class Browser:
         """Wait until the page, which refreshes itself, contains this text."""
         eventually(lambda: text in self._now(lambda: self.text), seconds=20, what=f"{text!r} on {self.path}")
 
+    def save(self, file: Path) -> None:
+        """Take a picture of the whole page, as tall as it is, at most four windows."""
+        width, shown = self.evaluate("return [innerWidth, innerHeight]")
+        height = min(4 * shown, self.evaluate("return document.documentElement.scrollHeight"))
+        clip = {"x": 0, "y": 0, "width": width, "height": height, "scale": 1}
+        options = {"captureBeyondViewport": True, "clip": clip}
+        taken = self.driver.execute_cdp_cmd("Page.captureScreenshot", options)
+        file.write_bytes(base64.b64decode(taken["data"]))
+
     def evaluate(self, script: str) -> Any:
         return self.driver.execute_script(script)
 
@@ -124,3 +141,45 @@ def browser(profile: Path) -> Iterator[Browser]:
         yield Browser(window)
     finally:
         window.quit()
+
+
+def crawled(client: httpx.Client) -> dict[str, str]:
+    """Follow links from the overview; returns one path for each kind of page."""
+    found: dict[str, str] = {}
+    todo = ["/dashboard/"]
+    while todo and len(found) < _MAX_PAGES:
+        path = todo.pop(0)
+        kind = kind_of(path)
+        if kind in found:
+            continue
+        answer = client.get(path)
+        if answer.headers.get("content-type", "").startswith("text/html"):
+            assert answer.status_code == 200, path
+            found[kind] = path
+            links = [element.attributes.get("href") or "" for element in elements(answer.text).of("a")]
+            todo += [link for link in links if link.startswith("/dashboard/") and kind_of(link) not in found]
+    return found
+
+
+def kind_of(path: str) -> str:
+    """The path of a page without ids, and without its query."""
+    parts = urlsplit(path).path.removeprefix("/dashboard/").split("/")
+    shapes = ((re.compile("[0-9a-f]{32}"), "ID"), (re.compile(r"\d+"), "N"))
+    kinds = [next((kind for shape, kind in shapes if shape.fullmatch(part)), part) for part in parts]
+    if parts[0] == "customers" and len(kinds) > 1:
+        kinds[1] = "KEY"
+    return "/".join(kinds)
+
+
+@contextmanager
+def emulated(window: Browser, size: str, scheme: str) -> Iterator[None]:
+    width, height = SIZES[size]
+    metrics = {"width": width, "height": height, "deviceScaleFactor": 1, "mobile": size == "phone"}
+    window.driver.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", metrics)
+    feature = {"features": [{"name": "prefers-color-scheme", "value": scheme}]}
+    window.driver.execute_cdp_cmd("Emulation.setEmulatedMedia", feature)
+    try:
+        yield
+    finally:
+        window.driver.execute_cdp_cmd("Emulation.clearDeviceMetricsOverride", {})
+        window.driver.execute_cdp_cmd("Emulation.setEmulatedMedia", {"features": []})

@@ -89,3 +89,12 @@ def test_finance_finds_a_customer_and_reads_its_page_on_every_screen(
             assert part in chromium.text, part
         chromium.follow("Customers")
         assert chromium.complaints() == []
+
+
+def test_axe_would_find_a_field_without_a_label(project: Project, chromium: Browser) -> None:
+    with site(project) as found:
+        chromium.driver.delete_all_cookies()
+        log_in(chromium, found.url)
+        chromium.open(f"{found.url}/dashboard/customers")
+        chromium.evaluate("document.querySelector('label[for=month]').remove()")
+        assert [one for one in findings(chromium) if one.startswith("select-name")]

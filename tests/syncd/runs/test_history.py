@@ -17,7 +17,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from sqlalchemy import select
 
-from syncd.core.changes import Outcome, Status
+from syncd.core.changes import ChangeKind, Outcome, Status
 from syncd.core.errors import LockedError, StateError
 from syncd.runs.history import History, HistoryRecorder, count_expired
 from syncd.runs.lock import file_lock
@@ -352,3 +352,8 @@ def test_the_changes_of_a_customer_are_found_in_all_runs_the_latest_first(histor
     assert found[1]["detail"] == "409"
     assert found[0]["change"]["subject_keys"] == list(ours.subject_keys)
     assert len(history.changes_of(ours.customer_key, 1)) == 1
+    entity = replace(ours, kind=ChangeKind.UPSERT_SUBJECT)
+    history.record(second.id, 2, [Outcome(entity, Status.DONE), Outcome(entity, Status.SKIPPED, "first")])
+    newest = history.changes_of(ours.customer_key, 10)[0]
+    assert (newest["change"]["kind"], newest["status"]) == ("upsert-subject", "skipped"), "not that it worked"
+    assert len(history.changes_of(ours.customer_key, 10)) == 3
