@@ -35,7 +35,9 @@ pytestmark = pytest.mark.slow
 # At least these; the rest is found.
 EXPECTED: Final = {
     "",
+    "close",
     "customers",
+    "customers/KEY",
     "dead-letters",
     "dead-letters/eu",
     "dead-letters/eu/N",
@@ -47,6 +49,7 @@ EXPECTED: Final = {
     "runs",
     "runs/ID",
     "unbilled",
+    "usage",
 }
 PROBLEM: Final = "the request body has an error: property subject is missing"
 
