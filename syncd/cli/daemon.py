@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Mapping
+from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from syncd import log as logs
+from syncd.cli import completion
 from syncd.cli.options import (
     APPLIED,
     BLOCKED,
@@ -32,21 +34,42 @@ if TYPE_CHECKING:
     from syncd.daemon.client import DaemonClient
     from syncd.doctor.probe import Probe
 
-RunArgument = Annotated[str | None, typer.Argument(metavar="[RUN]", help="Run id, or its first characters.")]
+RunArgument = Annotated[
+    str | None,
+    typer.Argument(metavar="[RUN]", help="Run id, or its first characters.", autocompletion=completion.runs),
+]
 
 
-def run(context: typer.Context, config: ConfigOption = None) -> None:
+class LogLevel(StrEnum):
+    """The least severe entries of the log."""
+
+    DEBUG = "debug"
+    INFO = "info"
+    WARNING = "warning"
+    ERROR = "error"
+
+
+def run(
+    context: typer.Context,
+    config: ConfigOption = None,
+    log_level: Annotated[
+        LogLevel,
+        typer.Option(
+            "--log-level", help="Log nothing less severe; also SYNCD_LOG_LEVEL.", envvar="SYNCD_LOG_LEVEL"
+        ),
+    ] = LogLevel.INFO,
+) -> None:
     """Run the daemon: syncs at start, then on schedule and on request (`resync`)."""
     from syncd.config import settings
     from syncd.daemon import service
 
     path = config_path(context, config)
     loaded = settings.load(path)
-    logs.configure(logging.INFO)
+    logs.configure(logging.getLevelNamesMapping()[log_level.upper()])
     service.run_until_signalled(loaded, lambda: settings.load(path))
 
 
-@offering("resync")
+@offering("resync", {"source": completion.sources})
 def resync(
     context: typer.Context,
     config: ConfigOption = None,
@@ -192,9 +215,13 @@ def doctor(
     finish(show_checkup(loaded, output, probe=Probe(probe_flush) if probe else None))
 
 
+_STYLES = {"ok": "green", "warning": "yellow", "problem": "bold red"}
+"""By the level of a finding."""
+
+
 def show_checkup(loaded: Config, output: Output, *, probe: Probe | None) -> int:
     """Run the checks of `doctor`, print what they find, and return the exit status."""
-    from syncd.cli.render import line
+    from syncd.cli.render import line, styled_line
     from syncd.doctor.checks import Level, summary
     from syncd.doctor.checkup import examine
 
@@ -202,7 +229,9 @@ def show_checkup(loaded: Config, output: Output, *, probe: Probe | None) -> int:
     for finding in examine(loaded, probe=probe):
         findings.append(finding)
         if output is Output.TEXT:
-            line(console(), f"{finding.level:<8} {finding.check}: {finding.text}")
+            styled_line(
+                console(), f"{finding.level:<8}", _STYLES[finding.level], f" {finding.check}: {finding.text}"
+            )
     if output is Output.JSON:
         print_json([finding.to_json() for finding in findings])
     else:

@@ -17,7 +17,7 @@ from typing import Annotated
 import typer
 
 from syncd import __version__, log
-from syncd.cli import audit, close, daemon, meters, notify, setup, state
+from syncd.cli import audit, close, completion, daemon, meters, notify, setup, state
 from syncd.cli.options import (
     APPLIED,
     BLOCKED,
@@ -96,7 +96,7 @@ def _options(
 
 
 @app.command(cls=Command)
-@offering("plan")
+@offering("plan", {"source": completion.sources})
 def plan(
     context: typer.Context,
     config: ConfigOption = None,
@@ -135,7 +135,7 @@ def plan(
 
 
 @app.command(cls=Command)
-@offering("apply")
+@offering("apply", {"source": completion.sources})
 def apply(
     context: typer.Context,
     config: ConfigOption = None,

@@ -12,8 +12,9 @@ from typing import Annotated, Any, NoReturn
 
 import typer
 from rich.console import Console
-from typer.core import TyperCommand, TyperGroup
 
+from openmeter_plugin.cli.help import Command as ReadableCommand
+from openmeter_plugin.cli.help import Group as Group  # noqa: PLC0414 - for the other modules
 from syncd.core.errors import SyncdError
 
 IN_SYNC = APPLIED = 0
@@ -75,28 +76,8 @@ class Sort(StrEnum):
 OutputOption = Annotated[Output, typer.Option("--output", "-o", help="What to print.")]
 
 
-def without_types_of_flags(parameters: list[Any]) -> list[Any]:
-    """Return the parameters of a command; help would show that a flag takes a value: ``--force <bool>``."""
-    for parameter in parameters:
-        if getattr(parameter, "is_bool_flag", False) and parameter.metavar is None:
-            parameter.metavar = ""
-    return parameters
-
-
-class Group(TyperGroup):
-    """The program itself."""
-
-    def get_params(self, ctx: Any) -> list[Any]:
-        """Return the options."""
-        return without_types_of_flags(super().get_params(ctx))
-
-
-class Command(TyperCommand):
+class Command(ReadableCommand):
     """A command that prints an error as JSON too, if its output is JSON."""
-
-    def get_params(self, ctx: Any) -> list[Any]:
-        """Return the options."""
-        return without_types_of_flags(super().get_params(ctx))
 
     def invoke(self, ctx: Any) -> object:  # typer brings a click of its own
         """Run the command."""

@@ -71,6 +71,11 @@ def line(console: Console, text: str) -> None:
     console.print(printable(text), markup=False, highlight=False, soft_wrap=True)
 
 
+def styled_line(console: Console, head: str, style: str, rest: str) -> None:
+    """Print a line whose head has a colour, where there are colours."""
+    console.print(Text.assemble((printable(head), style), printable(rest)), highlight=False, soft_wrap=True)
+
+
 # Progress
 
 

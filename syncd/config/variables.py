@@ -13,7 +13,7 @@ from pydantic import BaseModel
 from syncd.core.errors import ConfigError
 
 PREFIX = "SYNCD_"
-_NOT_SETTINGS = frozenset({"SYNCD_CONFIG", "SYNCD_SANDBOX_TOKEN"})
+_NOT_SETTINGS = frozenset({"SYNCD_CONFIG", "SYNCD_LOG_LEVEL", "SYNCD_SANDBOX_TOKEN"})
 """Read by the command line."""
 # Kubernetes and Docker set these in each container for a service `syncd`, or `syncd-...`, beside it.
 _OF_SERVICES = re.compile(

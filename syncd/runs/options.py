@@ -175,8 +175,13 @@ def hint_for(reason: str) -> str | None:
     return (TABLE[name].label or "").split(";")[0] if name else None
 
 
-def offering(place: Place) -> Callable[[Callable[..., None]], Callable[..., None]]:
-    """Give a command the options that its place offers; it receives them as `options`, a RunOptions."""
+def offering(
+    place: Place, completions: Mapping[str, Callable[..., Any]] | None = None
+) -> Callable[[Callable[..., None]], Callable[..., None]]:
+    """Give a command the options that its place offers; it receives them as `options`, a RunOptions.
+
+    `completions` suggest values of an option to a shell.
+    """
     import typer
 
     def decorate(command: Callable[..., None]) -> Callable[..., None]:
@@ -191,7 +196,8 @@ def offering(place: Place) -> Callable[[Callable[..., None]], Callable[..., None
         parameters = [parameter for name, parameter in own.items() if name != "options"]
         for name, entry in offered.items():
             kind: Any = bool if is_flag(name) else str | None
-            option = typer.Option(flag(name), metavar=entry.metavar, help=entry.help)
+            complete = (completions or {}).get(name)
+            option = typer.Option(flag(name), metavar=entry.metavar, help=entry.help, autocompletion=complete)
             default = False if is_flag(name) else None
             parameters.append(
                 inspect.Parameter(

@@ -208,9 +208,19 @@ class RunQueue:
                     break
                 del self._runs[oldest]
         level = _log.error if run.state is RunState.FAILED else _log.info
-        level("run_finished", **{k: v for k, v in run.summary().items() if k not in {"id", "trigger"}})
+        level("run_finished", **_logged(run))
 
     def _update(self, run_id: str, **fields: object) -> Run:
         run = replace(self._runs[run_id], **fields)  # type: ignore[arg-type]
         self._runs[run_id] = run
         return run
+
+
+def _logged(run: Run) -> dict[str, object]:
+    """Return the summary of a run for the log, without the counts that are zero: fifteen in most runs."""
+    kept = {name: value for name, value in run.summary().items() if name not in {"id", "trigger"}}
+    for name in ("planned", "outcomes", "unbilled", "options"):
+        counts = kept[name]
+        if isinstance(counts, dict):
+            kept[name] = {key: count for key, count in counts.items() if count}
+    return kept

@@ -30,6 +30,10 @@ def main() -> int:
     )
     options.add_argument("--concurrency", type=int, default=plugin.CONCURRENCY, help="with Kong")
     options.add_argument("--workers", type=int, default=1, help="of nginx, with Kong")
+    options.add_argument("--one-core", action="store_true", help="with Kong: everything on one core")
+    options.add_argument(
+        "--postgres", action="store_true", help="with --only lua: on the empty database that KONG_PG_* name"
+    )
     options.add_argument("--backlog", type=float, default=5.0, help="GiB that wait when a server is started")
     parts = ("servers", "drain", "memory", "backlog", "beside", "ai", "syncd", "dashboard")
     options.add_argument(
@@ -37,8 +41,9 @@ def main() -> int:
     )
     arguments = options.parse_args()
     end_cleanly()
-    if arguments.only == "lua" and not arguments.kong:
-        options.error("--only lua needs --kong")
+    in_lua = arguments.only == "lua"
+    if in_lua > arguments.kong or arguments.postgres > in_lua:
+        options.error("--only lua needs --kong, and --postgres needs --only lua")
     if arguments.kong:
         return gateways(arguments)
     rounds = arguments.rounds or 5
@@ -97,6 +102,8 @@ def gateways(arguments: argparse.Namespace) -> int:
                 arguments.concurrency,
                 arguments.workers,
                 only_lua=only_lua,
+                one_core=arguments.one_core,
+                postgres=arguments.postgres,
             )
     except KongMissing as error:
         console.print(f"[red]{error}")

@@ -61,10 +61,11 @@ def kong(
     cores: set[int] | None = None,
     lua: Lua | None = None,
     directives: Sequence[str] = (),
+    postgres: bool = False,
 ) -> Iterator[tuple[str, int]]:
     """Run a Kong on these cores with a route and its plugins for each path; yields its URL and pid.
 
-    `directives` are further lines of kong.conf.
+    `directives` are further lines of kong.conf; for `postgres` see `started`.
     """
     listed = [
         {"name": f"r{number}", "paths": [path], "plugins": plugins}
@@ -78,11 +79,13 @@ def kong(
     }
     names = sorted({str(plugin["name"]) for plugins in routes.values() for plugin in plugins})
     settings = [f"nginx_worker_processes = {workers}", f"log_level = {log_level}", *directives]
-    settings.append(f"pluginserver_names = {', '.join(servers)}")
+    if servers:
+        settings.append(f"pluginserver_names = {', '.join(servers)}")
     for name, server in servers.items():
         settings.append(f"pluginserver_{name}_socket = {server.socket}")
         settings.append(f"pluginserver_{name}_query_cmd = {server.query}")
-    with started(directory, document, ["key-auth", *names], settings, cores=cores, lua=lua) as port:
+    plugins = ["key-auth", *names]
+    with started(directory, document, plugins, settings, cores=cores, lua=lua, postgres=postgres) as port:
         url = f"http://127.0.0.1:{port}"
         first = url + next(iter(routes))
         eventually(lambda: _answers(first), what="Kong's configuration")
@@ -98,15 +101,24 @@ def started(
     *,
     cores: set[int] | None = None,
     lua: Lua | None = None,
+    postgres: bool = False,
 ) -> Iterator[int]:
-    """Run a Kong with this declarative configuration and these settings; yields the proxy's port."""
+    """Run a Kong with this declarative configuration and these settings; yields the proxy's port.
+
+    With `postgres` the configuration is imported into the database that Kong's variables name (KONG_PG_HOST
+    and others); it should be an empty one, for nothing else.
+    """
     shutil.rmtree(directory, ignore_errors=True)
     directory.mkdir()
     port = free_port()
-    (directory / "kong.yml").write_text(yaml.safe_dump(document))
+    document_file = directory / "kong.yml"
+    document_file.write_text(yaml.safe_dump(document))
     lines = [
-        "database = off",
-        f"declarative_config = {directory}/kong.yml",
+        *(
+            ["database = postgres"]
+            if postgres
+            else ["database = off", f"declarative_config = {directory}/kong.yml"]
+        ),
         f"plugins = {', '.join(plugins)}",
         f"proxy_listen = 127.0.0.1:{port}",
         "proxy_access_log = off",
@@ -124,11 +136,13 @@ def started(
         environment["OPENMETER_PLUGIN_SEGMENTS"] = str(lua.segments)
     (directory / "kong.conf").write_text("\n".join(lines) + "\n")
     prefix = directory / "prefix"
-    command = ["kong", "start", "-p", str(prefix), "-c", str(directory / "kong.conf")]
+    at = ["-p", str(prefix), "-c", str(directory / "kong.conf")]
+    prepared = [["migrations", "bootstrap"], ["config", "db_import", str(document_file)]] if postgres else []
     with on_cores(cores or os.sched_getaffinity(0)):
-        run = subprocess.run(command, capture_output=True, text=True, env=environment)
-    if run.returncode:
-        raise KongMissing(f"kong does not start: {run.stderr.strip()}")
+        for command in [*prepared, ["start"]]:
+            run = subprocess.run(["kong", *command, *at], capture_output=True, text=True, env=environment)
+            if run.returncode:
+                raise KongMissing(f"kong {command[0]} failed: {run.stderr.strip()}")
     try:
         yield port
     finally:

@@ -16,6 +16,7 @@ import typer
 from openmeter_plugin import __version__
 from openmeter_plugin.cli import gate as gate_cli
 from openmeter_plugin.cli import spool as spool_cli
+from openmeter_plugin.cli.help import make_readable
 from openmeter_plugin.cli.listeners import (
     duplicate_socket,
     gate_settings,
@@ -397,3 +398,6 @@ def _make_spool(spool: Path) -> None:
         spool.mkdir(mode=0o700, parents=True, exist_ok=True)
     except OSError as error:
         fail(f"--spool: cannot create {spool}: {error.strerror or error}")
+
+
+make_readable(app)

@@ -3,7 +3,7 @@
 -- Each value is read where kong.log.serialize reads it (compared for the same requests on Kong 3.9.1, each equal).
 -- Never read: the URI, headers, arguments and captures that no configuration names, client addresses, payloads.
 local cjson = require("cjson.safe").new()
-local ngx, kong, type, tonumber, pairs, ipairs = ngx, kong, type, tonumber, pairs, ipairs
+local ngx, kong, type, pairs, ipairs = ngx, kong, type, pairs, ipairs
 local setmetatable, rawget, next = setmetatable, rawget, next
 local sub, find, gmatch, floor = string.sub, string.find, string.gmatch, math.floor
 local encode = cjson.encode
@@ -17,46 +17,20 @@ local MAX_VALUES = 2000
 local AI_HEADERS = { "via", "server", "content-type", "x-kong-llm-model" }
 local counter = 0 -- of requests without an id
 
--- No loop, closure or pattern in what runs for each request: LuaJIT compiles them badly or not at all, which more than
--- doubled what a request costs.
+-- No loop, closure or pattern in what runs for each request: LuaJIT compiles them badly or not at all.
 
--- Text as JSON, for texts of which there are few; a client that makes up methods only empties the cache.
-local quotes, quoted_texts = {}, 0
-local function quoted(text)
-  local quote = quotes[text]
-  if quote then
-    return quote
-  end
-  quote = encode(text) or "null"
-  if type(text) == "string" and #text < 100 then
-    if quoted_texts == 1000 then
-      quotes, quoted_texts = {}, 0
-    end
-    quotes[text] = quote
-    quoted_texts = quoted_texts + 1
-  end
-  return quote
-end
-
--- An id that Kong made, as it stands in JSON.
+-- An id of Kong, 32 hexadecimal digits, or any other text.
 local function id_text(id)
-  if find(id, '"', 1, true) or find(id, "\\", 1, true) or find(id, "\n", 1, true) then
-    return sub(encode(id), 2, -2)
-  end
-  return id
+  return #id == 32 and id or sub(encode(id), 2, -2)
 end
 
--- On the pages that nginx itself answers with, ngx.req.get_method() is not what the client sent.
-local function method(ctx)
+-- nginx answers itself to a method of other characters than A-Z, - and _. For such a page Kong takes the method from
+-- the request line, where ngx.req.get_method() is not what the client sent.
+local function method_text(ctx)
   if ctx.KONG_UNEXPECTED then
-    return (kong.request.get_method())
+    return encode((kong.request.get_method())) or "null"
   end
-  local sent = ngx.req.get_method()
-  return sent
-end
-
-local function number(value)
-  return tonumber(value) and value or "null"
+  return '"' .. ngx.req.get_method() .. '"'
 end
 
 -- Entities are the same tables for as long as Kong's caches hold them, so their text is made once.
@@ -92,7 +66,7 @@ end
 
 local routes, services = setmetatable({}, WEAK), setmetatable({}, WEAK)
 local consumers, credentials = setmetatable({}, WEAK), setmetatable({}, WEAK)
-local key_tags = setmetatable({}, WEAK)
+local key_tags, workspaces = setmetatable({}, WEAK), {}
 
 -- Pick members by their exact names; rawget, because the tables of headers find `a_b` under `a-b`.
 local function pick(values, names)
@@ -239,7 +213,7 @@ local function put_log(buf, instance, ctx, var, edits, ai, worker)
     id = worker .. "-" .. counter
   end
   local consumer, credential = ctx.authenticated_consumer, ctx.authenticated_credential
-  buf:put('{"request":{"id":"', id_text(id), '","method":', quoted(method(ctx)), ',"size":', number(var.request_length))
+  buf:put('{"request":{"id":"', id_text(id), '","method":', method_text(ctx), ',"size":', var.request_length or "null")
   local headers = instance.headers and pick(kong.request.get_headers(), instance.headers)
   if edits or (consumer and not credential) then -- an anonymous consumer, if Kong has set this header
     headers = headers or {}
@@ -252,7 +226,7 @@ local function put_log(buf, instance, ctx, var, edits, ai, worker)
     local arguments = pick(kong.request.get_query() or {}, instance.arguments)
     buf:put(',"querystring":', encode(arguments) or "{}")
   end
-  buf:put('},"response":{"status":', ngx.status, ',"size":', number(var.bytes_sent))
+  buf:put('},"response":{"status":', ngx.status, ',"size":', var.bytes_sent or "null")
   if instance.response_headers or ai or var.sent_http_x_kong_llm_model then
     local all = ngx.resp.get_headers()
     headers = pick(all, AI_HEADERS)
@@ -262,10 +236,11 @@ local function put_log(buf, instance, ctx, var, edits, ai, worker)
     buf:put(',"headers":', encode(headers) or "{}")
   end
   local source = kong.response.get_source(ctx)
+  local upstream_status = var.upstream_status -- digits, ", " and " : "
   local started = ngx.req.start_time() -- with ngx.now(), the same as $request_time, which is text
   buf:put('},"latencies":{"request":', floor((ngx.now() - started) * 1000 + 0.5), ',"proxy":', ctx.KONG_WAITING_TIME or -1,
     '},"started_at":', ctx.KONG_PROCESSING_START or started * 1000,
-    ',"upstream_status":', quoted(var.upstream_status or ctx.buffered_status or ""),
+    ',"upstream_status":', upstream_status and '"' .. upstream_status .. '"' or ctx.buffered_status or '""',
     source == "service" and ',"source":"upstream"' or ',"source":"kong"')
   if ctx.route then
     buf:put(',"route":', cached(routes, ctx.route, named))
@@ -281,7 +256,7 @@ local function put_log(buf, instance, ctx, var, edits, ai, worker)
   end
   local workspace = workspace_name and workspace_name()
   if workspace then
-    buf:put(',"workspace_name":', quoted(workspace))
+    buf:put(',"workspace_name":', cached(workspaces, workspace, encode))
   end
   buf:put("}")
   return source, credential
@@ -297,7 +272,7 @@ local function put_extra(buf, instance, ctx, var, source, credential, left)
     separator = ","
   end
   if source ~= "service" then
-    buf:put(separator, '"responder":', quoted(source))
+    buf:put(separator, '"responder":"', source, '"')
     separator = ","
   end
   if credential then

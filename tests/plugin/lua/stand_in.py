@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 import zlib
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -33,6 +34,7 @@ local cjson = {
 function cjson.new() return cjson end
 loaded("cjson.safe", cjson)
 loaded("resty.string", { to_hex = function(digest) return digest end })
+loaded("resty.random", { bytes = function() return python.random() end })
 loaded("resty.sha256", { new = function()
   local all = ""
   return {
@@ -44,6 +46,7 @@ loaded("kong.workspaces", { get_workspace_name = function() return request.works
 ngx = {
   null = null,
   now = function() return now end,
+  crc32_long = function(text) return python.crc32(text) end,
   worker = { pid = function() return 4711 end, id = function() return 0 end },
   req = {
     start_time = function() return now - request.request_time / 1000 end,
@@ -97,6 +100,8 @@ class LuaPlugin:
             b"encode": self._encode,
             b"decode": lambda text: self.lua(json.loads(text.decode("latin-1")), "latin-1"),
             b"sha256": lambda text: hashlib.sha256(text).hexdigest().encode(),
+            b"random": lambda: os.urandom(8).hex().encode(),
+            b"crc32": zlib.crc32,
             b"said": lambda text: self.said.append(text.decode()),
         }
         self.runtime.execute(_STAND_INS.encode(), self.runtime.table_from(python))
@@ -194,6 +199,7 @@ class LuaPlugin:
         ctx |= {"KONG_WAITING_TIME": latencies["proxy"]}
         ctx |= {"router_matches": {"uri_captures": beyond.get("captures") or {}}}
         ctx |= {name: beyond[name] for name in ("ai_llm_metrics",) if name in beyond}
+        ctx |= {"KONG_UNEXPECTED": True} if beyond.get("unexpected") else {}
         if "key_tags" in beyond:
             ctx["authenticated_credential"] = log["authenticated_entity"] | {"tags": beyond["key_tags"]}
         var = {
@@ -202,6 +208,8 @@ class LuaPlugin:
             "upstream_status": log["upstream_status"],
             "request_completion": beyond.get("completion", "OK"),
         }
+        if not isinstance(log["upstream_status"], str):  # of a response that Kong buffered
+            ctx["buffered_status"] = var.pop("upstream_status")
         headers = request["headers"]
         if isinstance(anonymous := headers.get("x-anonymous-consumer"), str):
             var["http_x_anonymous_consumer"] = anonymous

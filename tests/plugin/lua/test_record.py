@@ -261,6 +261,21 @@ def test_bytes_that_are_not_utf_8_are_copied_as_kong_copies_them(plugin: LuaPlug
     assert b'"headers":{"host":"caf\xe9 \\u0001\\n"}' in line
 
 
+def test_the_status_of_a_buffered_response_is_a_number_as_in_kongs_log(plugin: LuaPlugin) -> None:
+    log = in_lua(serialized("authenticated").parsed)
+    plugin.log(plugin.lua(SETTINGS), log | {"upstream_status": 200})
+    plugin.log(plugin.lua(SETTINGS), log | {"upstream_status": "502, 200 : 200"})
+    assert [record["log"]["upstream_status"] for record in records(plugin.folder)] == [200, "502, 200 : 200"]
+
+
+def test_a_method_that_kong_takes_from_the_request_line_is_quoted(plugin: LuaPlugin) -> None:
+    log = in_lua(serialized("authenticated").parsed)
+    log["request"]["method"] = 'G"E\\T'
+    plugin.log(plugin.lua(SETTINGS), log, unexpected=True)
+    (record,) = records(plugin.folder)
+    assert record["log"]["request"]["method"] == 'G"E\\T'
+
+
 def test_a_log_of_ai_that_is_too_large_is_left_out_and_the_record_says_so(plugin: LuaPlugin) -> None:
     huge = {"rpc": [{"method": "x" * 3000} for _ in range(100)]}
     record = written(plugin, ("ai.mcp", huge, "set"), ("source", "kong", "set"), ai_llm_metrics=huge)

@@ -6,6 +6,7 @@ import os
 import shutil
 import stat
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
 import orjson
@@ -13,7 +14,7 @@ import pytest
 
 from openmeter_plugin.segments import reader as reader_module
 from openmeter_plugin.segments import sources
-from openmeter_plugin.segments.folder import Folder
+from openmeter_plugin.segments.folder import Directory, Folder
 from openmeter_plugin.segments.line_format import encode_head, encode_line
 from openmeter_plugin.spool.destination import QUARANTINE, read_destination
 from openmeter_plugin.spool.journal import Journal
@@ -359,6 +360,30 @@ def test_heartbeats_are_given_while_a_folder_of_many_names_is_listed(
     sources.Sources().look(opened.files, lambda: beats.append(1))
     opened.close()
     assert len(beats) >= 10
+
+
+def test_a_folder_with_many_segments_is_not_looked_through_for_each_of_them(
+    folder: Path, spool: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With 100,000 of them, six were read in a second."""
+    worker = Worker(folder)
+    instance = worker.configure(configuration())
+    for number in range(300):
+        worker.write(request_line(instance, f"r{number}"))
+        worker.move_on()
+    names: list[str] = []
+    listed = Directory.names
+
+    def noted(directory: Directory) -> Iterator[str]:
+        for name in listed(directory):
+            names.append(name)
+            yield name
+
+    monkeypatch.setattr(Directory, "names", noted)
+    read_all(folder, spool, steps=310)
+    assert len(ids(spool)) == 300
+    assert not segments_in(folder)
+    assert len(names) < 20 * 300
 
 
 def test_a_log_without_an_id_gets_the_same_one_when_it_is_read_again(folder: Path, spool: Path) -> None:

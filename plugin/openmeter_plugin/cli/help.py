@@ -1,0 +1,51 @@
+"""Help of commands: options as people type them. syncd's commands use it too."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import typer
+from typer.core import TyperCommand, TyperGroup
+
+_LARGEST = str(2**63 - 1)
+"""The limit of an id in SQLite says nothing to a person."""
+
+
+def readable(parameters: list[Any]) -> list[Any]:
+    """Return the parameters of a command without types of flags and without limits that nobody meets.
+
+    Help would show that a flag takes a value (``--force <bool>``), and ``[x<=9223372036854775807]``.
+    """
+    for parameter in parameters:
+        if getattr(parameter, "is_bool_flag", False) and parameter.metavar is None:
+            parameter.metavar = ""
+        limits = getattr(parameter, "_get_number_range_help_str", None)  # typer has no public name for it
+        if limits is not None and _LARGEST in (limits() or ""):
+            parameter._get_number_range_help_str = str
+    return parameters
+
+
+class Group(TyperGroup):
+    """A program, or a group of its commands."""
+
+    def get_params(self, ctx: Any) -> list[Any]:
+        """Return the options."""
+        return readable(super().get_params(ctx))
+
+
+class Command(TyperCommand):
+    """A command."""
+
+    def get_params(self, ctx: Any) -> list[Any]:
+        """Return the options."""
+        return readable(super().get_params(ctx))
+
+
+def make_readable(app: typer.Typer) -> None:
+    """Have a program and all commands that it has so far show readable options."""
+    app.info.cls = Group
+    for command in app.registered_commands:
+        command.cls = Command
+    for group in app.registered_groups:
+        if group.typer_instance is not None:
+            make_readable(group.typer_instance)
