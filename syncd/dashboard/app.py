@@ -14,6 +14,7 @@ from starlette.types import ExceptionHandler
 
 from syncd.close.store import ClosedMonths
 from syncd.config.settings import Config
+from syncd.core.errors import StateError
 from syncd.customers.directory import Directory
 from syncd.dashboard.actions import Actions
 from syncd.dashboard.close import ClosePages
@@ -97,7 +98,10 @@ def _handlers(web: Web) -> dict[int | type[Exception], ExceptionHandler]:
         title = {404: "Page not found", 405: "Method not allowed"}.get(status, "Request refused")
         return web.error(status, title, "Start from the overview.")
 
+    async def without_state(_request: Request, error: Exception) -> Response:
+        return web.error(503, "The state cannot be used", str(error))
+
     async def crashed(_request: Request, _error: Exception) -> Response:
         return web.error(500, "Internal error", "The daemon's log has the details.")
 
-    return {HTTPException: refused, Exception: crashed}
+    return {HTTPException: refused, StateError: without_state, Exception: crashed}
