@@ -53,7 +53,7 @@ def create_dashboard(
     web = Web(token, config, schedule, limit, Sessions(idle=session_idle))
     queries = Queries(runs, history, config)
     pages, actions = Pages(web, queries), Actions(web, queries)
-    unbilled = UnbilledPages(web, queries)
+    unbilled = UnbilledPages(web, queries, history.ignored, Directory(state), UsageStore(state))
     close = ClosePages(web, ClosedMonths(state))
     customers = CustomersPages(web, queries, Directory(state), history, UsageStore(state))
     dead_letters, quarantine = DeadLetterPages(web, queries), QuarantinePages(web, queries)
@@ -65,6 +65,7 @@ def create_dashboard(
         "/customers": customers.table,
         "/customers/{key:path}": customers.one,
         "/unbilled": unbilled.show,
+        "/unbilled/subject": unbilled.subject,
         "/close": close.show,
         "/close/{name}": close.download,
         "/gateways": pages.gateways,
@@ -78,6 +79,9 @@ def create_dashboard(
     }
     form_routes = {
         "/logout": actions.logout,
+        "/unbilled/ignore": unbilled.ignore,
+        "/unbilled/stop-ignoring": unbilled.stop_ignoring,
+        "/unbilled/assign": unbilled.assign,
         "/resync": actions.preview,
         "/dead-letters/{name}/replay": dead_letters.replay,
         "/runs/{run_id}/apply": actions.apply,
