@@ -15,10 +15,11 @@ from syncd.close.report import Acceptance, Kind, Report, accepting, make
 from syncd.close.store import ClosedMonth, ClosedMonths
 from syncd.config.settings import Config
 from syncd.core.errors import ApiError
+from syncd.core.unbilled import ignored_on
 from syncd.metering.base import MeteringApi
 from syncd.runs.clock import Now, server_time, utc_now
 from syncd.runs.factory import gateways_of, metering_endpoint, target_of
-from syncd.runs.ignored import IgnoredSubject, IgnoredSubjects, ignored_on
+from syncd.runs.ignored import IgnoredEntry, IgnoredSubjects
 from syncd.state.database import State
 
 CHECKED_MONTHS = 13
@@ -57,7 +58,7 @@ class Closing:
 
     config: Config
     months: ClosedMonths | None
-    noted: Sequence[IgnoredSubject] = ()
+    noted: Sequence[IgnoredEntry] = ()
     """The subjects that people ignore in the dashboard."""
     settle: float = 30.0
     on_wait: Callable[[int], object] = lambda _missing: None
@@ -147,7 +148,7 @@ class Closing:
 
 
 @contextmanager
-def opened(config: Config, *, create: bool) -> Iterator[tuple[ClosedMonths | None, Sequence[IgnoredSubject]]]:
+def opened(config: Config, *, create: bool) -> Iterator[tuple[ClosedMonths | None, Sequence[IgnoredEntry]]]:
     """Open the closed months and the ignored subjects; without `create`, none if there is no state so far."""
     if not create and not config.daemon.state.exists():
         yield None, ()

@@ -100,6 +100,8 @@ class MappingConfig(Section):
     """Details that customers are created with; syncd never changes them afterwards."""
     file: Path | None = None
     """CSV or YAML file that assigns principals to customers."""
+    edit_file: bool = False
+    """Whether the dashboard may append rows to `file`, if that is CSV. Without it, it shows what to paste."""
     max_subjects_per_customer: Annotated[int, Field(ge=1)] | None = None
     """Maximum number of subjects on a customer; servers of the billing beta allow 1. Unset: no limit."""
     overflow: Literal["block", "split"] = "block"

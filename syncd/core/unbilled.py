@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass, replace
-from datetime import datetime, timedelta
-from typing import Literal
+from datetime import date, datetime, timedelta
+from typing import Literal, Protocol
 
 WINDOW = timedelta(days=31)
 """How far back usage is read: metering APIs answer for about a month, and most invoices cover one."""
@@ -136,3 +136,29 @@ def first_day(start: datetime, days: int, used_until: Callable[[datetime], bool]
 
 def _whole(value: float) -> int | float:
     return int(value) if float(value).is_integer() else value
+
+
+class Ignoring(Protocol):
+    """A decision to leave a subject unbilled, wherever it was made."""
+
+    @property
+    def subject(self) -> str:
+        """The subject."""
+
+    @property
+    def until(self) -> date | None:
+        """Its last day, in UTC; None has no end."""
+
+    @property
+    def words(self) -> str:
+        """The decision in words."""
+
+
+def ignored_on(day: date, *several: Iterable[Ignoring]) -> dict[str, str]:
+    """Return the subjects that are ignored on a day, with the decision in words; of two, the first counts."""
+    found: dict[str, str] = {}
+    for entries in several:
+        for entry in entries:
+            if entry.until is None or day <= entry.until:
+                found.setdefault(entry.subject, entry.words)
+    return found

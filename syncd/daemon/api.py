@@ -6,7 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Annotated, Any, Self
 
-from fastapi import APIRouter, Depends, FastAPI, HTTPException, Response, status
+from fastapi import APIRouter, Depends, FastAPI, HTTPException, Request, Response, status
 from fastapi.responses import HTMLResponse, JSONResponse, RedirectResponse
 from fastapi.security import HTTPBearer
 from pydantic import BaseModel, ConfigDict, Field, create_model, model_validator
@@ -14,7 +14,7 @@ from pydantic import BaseModel, ConfigDict, Field, create_model, model_validator
 from openmeter_plugin.process.api_page import HEADERS, api_page
 from syncd import __version__
 from syncd.config.settings import Config
-from syncd.core.errors import QueueFullError
+from syncd.core.errors import QueueFullError, StateError
 from syncd.daemon.access import AccessMiddleware
 from syncd.daemon.leadership import Leadership
 from syncd.daemon.metrics import CONTENT_TYPE, Metrics
@@ -113,6 +113,11 @@ def create_app(daemon: Daemon) -> FastAPI:
         docs_url=None,  # FastAPI's pages load third-party scripts, which would run on the dashboard's origin
         redoc_url=None,
     )
+
+    @app.exception_handler(StateError)
+    def without_state(_request: Request, error: StateError) -> JSONResponse:
+        return JSONResponse({"detail": str(error)}, 503)
+
     limit = LoginLimit()
     app.add_middleware(
         AccessMiddleware,

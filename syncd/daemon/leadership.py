@@ -48,14 +48,14 @@ class Leadership:
 
     def leads(self) -> bool:
         """Return whether this daemon does the runs."""
-        return self._leads
+        return self._leads and (self._lease is None or self._lease.may_be_held)
 
     def describe(self) -> dict[str, object]:
         """Return who leads, for GET /v1/status; nothing if no other daemon could."""
         if self._lease is None:
             return {}
         leader = None if self._leader is None else self._leader.to_json()
-        return {"leads": self._leads, "leader": leader}
+        return {"leads": self.leads(), "leader": leader}
 
     def begin(self) -> None:
         """Look once before anything else: a single daemon leads at once."""

@@ -14,6 +14,7 @@ from starlette.types import ExceptionHandler
 
 from syncd.close.store import ClosedMonths
 from syncd.config.settings import Config
+from syncd.core.errors import StateError
 from syncd.customers.directory import Directory
 from syncd.dashboard.actions import Actions
 from syncd.dashboard.close import ClosePages
@@ -53,7 +54,8 @@ def create_dashboard(
     web = Web(token, config, schedule, limit, Sessions(idle=session_idle))
     queries = Queries(runs, history, config)
     pages, actions = Pages(web, queries), Actions(web, queries)
-    unbilled, gate = UnbilledPages(web, queries), GatePages(web, queries)
+    unbilled = UnbilledPages(web, queries, history.ignored, Directory(state), UsageStore(state))
+    gate = GatePages(web, queries)
     close = ClosePages(web, ClosedMonths(state))
     customers = CustomersPages(web, queries, Directory(state), history, UsageStore(state))
     dead_letters, quarantine = DeadLetterPages(web, queries), QuarantinePages(web, queries)
@@ -65,6 +67,7 @@ def create_dashboard(
         "/customers": customers.table,
         "/customers/{key:path}": customers.one,
         "/unbilled": unbilled.show,
+        "/unbilled/subject": unbilled.subject,
         "/close": close.show,
         "/close/{name}": close.download,
         "/gateways": pages.gateways,
@@ -78,6 +81,9 @@ def create_dashboard(
     }
     form_routes = {
         "/logout": actions.logout,
+        "/unbilled/ignore": unbilled.ignore,
+        "/unbilled/stop-ignoring": unbilled.stop_ignoring,
+        "/unbilled/assign": unbilled.assign,
         "/resync": actions.preview,
         "/dead-letters/{name}/replay": dead_letters.replay,
         "/gate/{name}/allow": gate.allow,
@@ -100,7 +106,10 @@ def _handlers(web: Web) -> dict[int | type[Exception], ExceptionHandler]:
         title = {404: "Page not found", 405: "Method not allowed"}.get(status, "Request refused")
         return web.error(status, title, "Start from the overview.")
 
+    async def without_state(_request: Request, error: Exception) -> Response:
+        return web.error(503, "The state cannot be used", str(error))
+
     async def crashed(_request: Request, _error: Exception) -> Response:
         return web.error(500, "Internal error", "The daemon's log has the details.")
 
-    return {HTTPException: refused, Exception: crashed}
+    return {HTTPException: refused, StateError: without_state, Exception: crashed}

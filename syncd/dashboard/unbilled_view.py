@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import datetime
 from itertools import groupby
 from operator import attrgetter
@@ -55,6 +55,8 @@ class UnbilledGroup:
     rows: tuple[UnbilledRow, ...]
     preview: bool = False
     """Whether a run, with `option` if there is one, can attribute them."""
+    keys: tuple[str, ...] = ()
+    """All of them."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -97,8 +99,28 @@ class UnbilledView:
             option = option_for(rows[0].reason) if rows[0].status in _BLOCKED else None
             events = sum(subject.events for subject in every)
             preview = option is not None or rows[0].status == "planned"
-            found.append(UnbilledGroup(heading, rows[0].cure, option, len(every), events, rows, preview))
+            keys = tuple(subject.key for subject in every)
+            found.append(
+                UnbilledGroup(heading, rows[0].cure, option, len(every), events, rows, preview, keys)
+            )
         return tuple(found)
+
+    def with_ignored(self, ignored: Mapping[str, str]) -> UnbilledView:
+        """Return it with these subjects ignored (key -> why), and no others."""
+        aside: dict[str, IgnoredSubject | UnbilledRow] = {one.key: one for one in self.ignored}
+        aside |= {one.key: one for one in self.subjects}
+        kept = tuple(
+            IgnoredSubject(key, one.events, one.tokens, ignored[key])
+            for key, one in aside.items()
+            if key in ignored
+        )
+        rows = tuple(one for one in self.subjects if one.key not in ignored)
+        again = tuple(
+            UnbilledRow(one.key, one.events, one.tokens, "unknown", _UNKNOWN, _PENDING)
+            for one in self.ignored
+            if one.key not in ignored
+        )
+        return replace(self, subjects=rows + again, ignored=kept)
 
     def count(self, status: str) -> int:
         """Return the number of subjects with a status."""
@@ -130,6 +152,7 @@ _UNKNOWN: Final = (
 )
 _OTHER: Final = "Blocked for a reason of its own"
 _PLANNED: Final = "Fixed by the next run"
+_PENDING: Final = "No longer ignored; the next plan says why it is unbilled"
 _UNNAMED: Final = "No source names the subject"
 _UNNAMED_CURE: Final = (
     "The consumer was deleted, its Kong is not among the sources, or plugin and syncd name subjects"

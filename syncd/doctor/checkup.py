@@ -203,7 +203,7 @@ def _state(config: Config) -> Finding:
     except SyncdError as error:
         return Finding("state", Level.PROBLEM, str(error))
     when = f"the last run was requested at {last['requested_at'][:19]}" if last else "no run yet"
-    return Finding("state", Level.OK, f"{config.daemon.state_dir} is writable; {when}")
+    return Finding("state", Level.OK, f"{config.daemon.state} can be used; {when}")
 
 
 def _schedule(config: Config, now: Now) -> Iterator[Finding]:

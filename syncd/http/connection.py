@@ -227,7 +227,8 @@ class _Stream(httpcore.NetworkStream):
 
     def write(self, buffer: bytes, timeout: float | None = None) -> None:
         # As late as can be: a process may be frozen anywhere before this, and wake up much later.
-        self._limits.check()
+        if buffer:  # httpcore also writes nothing, at the end of a request that is sent
+            self._limits.check()
         # Not in slices: after a timeout nobody knows how much was written.
         self._inner.write(buffer, timeout)
 

@@ -29,7 +29,7 @@ from syncd.mapping.rules import Assignment
 ADDRESS_PARTS = ("country", "postal_code", "state", "city", "line1", "line2", "phone_number")
 _PLAIN = ("kind", "id", "username", "customer", "name", "email", "currency", "description")
 _BILLING, _METADATA = "billing_", "metadata."
-_DELIMITERS = ",;\t"
+DELIMITERS = ",;\t"
 
 
 def read_mapping_file(path: Path) -> tuple[Assignment, ...]:
@@ -48,7 +48,7 @@ def read_mapping_file(path: Path) -> tuple[Assignment, ...]:
 
 def _csv_rows(text: str, path: Path) -> Iterator[tuple[str, dict[str, str]]]:
     header = text.partition("\n")[0]
-    delimiter = next((one for one in _DELIMITERS if one in header), ",")
+    delimiter = next((one for one in DELIMITERS if one in header), ",")
     reader = csv.DictReader(io.StringIO(text, newline=""), delimiter=delimiter, strict=True)
     try:
         names = [name.strip() for name in reader.fieldnames or ()]

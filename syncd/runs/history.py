@@ -27,6 +27,7 @@ from syncd.core.changes import Change, ChangeKind, Outcome, Plan, Status
 from syncd.core.errors import LockedError
 from syncd.core.model import ObservedCustomer
 from syncd.http.client import encode_json
+from syncd.runs.ignored import IgnoredSubjects
 from syncd.runs.run import Run, RunObserver
 from syncd.state import tables
 from syncd.state.database import State, upserting
@@ -54,6 +55,7 @@ class History:
 
     def __init__(self, state: State) -> None:
         self.state = state
+        self.ignored = IgnoredSubjects(state)
 
     def save(self, run: Document, plan: Plan | None = None) -> None:
         """Insert or update a run (`Run.summary`), and its plan once there is one.
@@ -78,7 +80,7 @@ class History:
                 where=tables.runs.c.finished_at.is_(None),
             )
             values = {**row, "plan": digest, "document": json.dumps(run)}
-            if connection.execute(saved, values).rowcount == 0:
+            if connection.execute(saved.returning(tables.runs.c.id), values).first() is None:
                 raise _closed(run["id"])
 
     def begin(self, run_id: str, changes: Sequence[Change]) -> None:

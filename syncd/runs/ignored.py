@@ -6,10 +6,9 @@ ended it.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
 from dataclasses import dataclass
 from datetime import UTC, date, datetime
-from typing import Any, Protocol
+from typing import Any
 
 from sqlalchemy import Row, insert, select, update
 
@@ -18,24 +17,8 @@ from syncd.state.database import State
 from syncd.state.tables import ignored_subjects as table
 
 
-class Ignoring(Protocol):
-    """A decision to leave a subject unbilled, wherever it was made."""
-
-    @property
-    def subject(self) -> str:
-        """The subject."""
-
-    @property
-    def until(self) -> date | None:
-        """Its last day, in UTC; None has no end."""
-
-    @property
-    def words(self) -> str:
-        """The decision in words."""
-
-
 @dataclass(frozen=True, slots=True)
-class IgnoredSubject:
+class IgnoredEntry:
     """A subject that somebody ignores in the dashboard."""
 
     number: int
@@ -58,7 +41,7 @@ class IgnoredSubjects:
     def __init__(self, state: State) -> None:
         self._state = state
 
-    def active(self) -> tuple[IgnoredSubject, ...]:
+    def active(self) -> tuple[IgnoredEntry, ...]:
         """Return those that nobody has ended, the latest first; the last day of some may be over."""
         query = select(table).where(table.c.ended_at.is_(None)).order_by(table.c.number.desc())
         with self._state.reading() as connection:
@@ -79,7 +62,7 @@ class IgnoredSubjects:
             connection.execute(update(table).where(open_ones).values(ended_at=at, ended_by=by))
             connection.execute(insert(table).values(row))
 
-    def end(self, number: int, by: str, now: datetime) -> IgnoredSubject | None:
+    def end(self, number: int, by: str, now: datetime) -> IgnoredEntry | None:
         """End one of them and return it; None if it has ended already, or never was."""
         this = (table.c.number == number) & table.c.ended_at.is_(None)
         with self._state.writing() as connection:
@@ -90,19 +73,9 @@ class IgnoredSubjects:
         return _entry(row) if row is not None else None
 
 
-def ignored_on(day: date, *several: Iterable[Ignoring]) -> dict[str, str]:
-    """Return the subjects that are ignored on a day, with the decision in words; of two, the first counts."""
-    found: dict[str, str] = {}
-    for entries in several:
-        for entry in entries:
-            if entry.until is None or day <= entry.until:
-                found.setdefault(entry.subject, entry.words)
-    return found
-
-
-def _entry(row: Row[Any]) -> IgnoredSubject:
+def _entry(row: Row[Any]) -> IgnoredEntry:
     try:
-        return IgnoredSubject(
+        return IgnoredEntry(
             row.number,
             row.subject,
             row.reason,

@@ -26,6 +26,7 @@ from syncd.config.sources import may_be_empty
 from syncd.core.changes import Change, Outcome, Plan
 from syncd.core.errors import ApplyStoppedError, StoppedError, SyncdError
 from syncd.core.model import Principal
+from syncd.core.unbilled import Ignoring, ignored_on
 from syncd.http.retry import Permit, unlimited
 from syncd.mapping.desired_state import desired_state
 from syncd.mapping.limits import within_limits
@@ -120,7 +121,8 @@ class Reconciler:
         self, options: RunOptions, record: _Record, should_stop: Callable[[], bool], permit: Permit
     ) -> tuple[Outcome, ...]:
         watch = Stopwatch(self.now)
-        rules = plan_rules(self.config, watch.start)
+        noted = self.history.ignored.active() if self.history else ()
+        rules = plan_rules(self.config, watch.start, noted)
         stop = Stop(should_stop)
         sources = sources_of(self.config, self.sleep, stop)
         with (
@@ -261,15 +263,16 @@ def record_end(run: Run, observers: Sequence[RunObserver]) -> None:
             _log.error("run_record_failed", error=str(error))
 
 
-def plan_rules(config: Config, now: datetime) -> PlanRules:
-    """Return the settings that affect a plan; raises ConfigError if the mapping file cannot be read."""
+def plan_rules(config: Config, now: datetime, noted: Sequence[Ignoring] = ()) -> PlanRules:
+    """Return the settings that affect a plan; raises ConfigError if the mapping file cannot be read.
+
+    `noted` are the subjects that people ignore in the dashboard.
+    """
     waits = config.policy_options
     grace = Grace(now, waits.detach_after, waits.delete_after)
     limits = Limits(**config.guards.model_dump())
     today = now.astimezone(UTC).date()
-    ignored = {
-        entry.subject: entry.words for entry in config.ignore if entry.until is None or today <= entry.until
-    }
+    ignored = ignored_on(today, config.ignore, noted)
     return PlanRules(rules_of(config), config.policy, grace, limits, may_be_empty(config.sources), ignored)
 
 

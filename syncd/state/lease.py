@@ -94,6 +94,11 @@ class Lease:
         """Return whether nothing is known that has ended the lease."""
         return self._problem is None
 
+    @property
+    def may_be_held(self) -> bool:
+        """Return whether the server may still keep the lease: not after a silence as long as it allows."""
+        return self.is_held and now() < self._proven + IDLE_SECONDS
+
     def try_acquire(self) -> bool:
         """Try once to get the lease; raises StateError if the database cannot be used."""
         with self._state.errors_named():

@@ -135,6 +135,8 @@ class Api:
         match path:
             case "/kong/consumers":
                 return 200, self._consumers(query)
+            case "/kong/status":
+                return 200, {"database": {"reachable": True}}
             case "/kong/plugins":
                 return 200, {"data": [], "next": None}
             case "/api/v1/customers":

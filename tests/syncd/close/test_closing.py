@@ -14,7 +14,7 @@ from syncd.close.closing import Decision, Result
 from syncd.close.month import Month
 from syncd.close.report import Kind
 from syncd.core.errors import ApiError, StateError
-from syncd.runs.ignored import IgnoredSubject
+from syncd.runs.ignored import IgnoredEntry
 from tests.syncd.close.worlds import ALICE, BEFORE, CLOSABLE, MONTH, World, world
 from tests.syncd.dashboard.gateways import dead_letter, quarantined
 from tests.syncd.sandbox.support import create_customer
@@ -100,7 +100,7 @@ def test_unbilled_usage_stands_against_it_until_it_is_ignored_for_the_whole_mont
     assert "1 subject without a customer: 2 requests, 0 tokens" in texts(result)
     last = (MONTH.until - timedelta(days=1)).date()
     for until, closed in ((last - timedelta(days=1), False), (last, True), (None, True)):
-        noted = (IgnoredSubject(1, "stranger", "our probe", "mia", until, CLOSABLE),)
+        noted = (IgnoredEntry(1, "stranger", "our probe", "mia", until, CLOSABLE),)
         with there.closing(noted=noted) as closing:
             assert closing.close(MONTH, keep=False).is_closed is closed, until
 

@@ -16,7 +16,7 @@ import httpx
 from syncd.close.closing import Closing, opened
 from syncd.close.month import Month
 from syncd.config import settings
-from syncd.runs.ignored import IgnoredSubject
+from syncd.runs.ignored import IgnoredEntry
 from tests.syncd.dashboard.gateways import FakeGateway, configured, dead_letter, gateway
 from tests.syncd.processes import Project
 from tests.syncd.sandbox.support import event, send, tokens
@@ -128,7 +128,7 @@ class World:
         self.gateways["eu"].ledger[f"{at:%Y-%m-%dT%H}", "kong.llm_request", subject] += 1
 
     @contextmanager
-    def closing(self, now: datetime = CLOSABLE, noted: tuple[IgnoredSubject, ...] = ()) -> Iterator[Closing]:
+    def closing(self, now: datetime = CLOSABLE, noted: tuple[IgnoredEntry, ...] = ()) -> Iterator[Closing]:
         config = settings.load(self.project.config)
         with opened(config, create=True) as (months, kept):
             yield Closing(config, months, noted or kept, settle=0, now=lambda: now)

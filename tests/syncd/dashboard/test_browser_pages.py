@@ -35,7 +35,9 @@ pytestmark = pytest.mark.slow
 # At least these; the rest is found.
 EXPECTED: Final = {
     "",
+    "close",
     "customers",
+    "customers/KEY",
     "dead-letters",
     "dead-letters/eu",
     "dead-letters/eu/N",
@@ -47,7 +49,13 @@ EXPECTED: Final = {
     "runs",
     "runs/ID",
     "unbilled",
+    "usage",
 }
+_PRICES: Final = """
+prices:
+  currency: EUR
+  rates: [{meter: kong_api_requests, amount: 0.1}, {meter: kong_llm_tokens, where: {type: input}, amount: 1}]
+"""
 PROBLEM: Final = "the request body has an error: property subject is missing"
 
 
@@ -87,7 +95,7 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> Iterator[World]:
     with running_sandbox() as url, httpx.Client(base_url=url, timeout=20) as sandbox, gateway(fake) as there:
         project = Project(tmp_path_factory.mktemp("world"), url)
         by_hand(sandbox, name="Initech (by hand)", key="initech")
-        gone = configured(eu=there.url, us="http://127.0.0.1:9")
+        gone = configured(eu=there.url, us="http://127.0.0.1:9") + _PRICES
         with site(project, extra=gone) as found, found.operator() as visitor, found.api() as api:
             subscribe(sandbox, "acme")
             names = ("alice", "bob", "carol", "late", "erin", "new")
@@ -100,6 +108,7 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> Iterator[World]:
             keys = [key for change in changes for key in change["subject_keys"]]
             sent = [event(f"e{n}", subject=key) for n, key in enumerate((*keys, "healthcheck", "stranger"))]
             send(sandbox, *sent, tokens("t1", 1500, subject=keys[0]))
+            assert found.running.usage.refresh().problem is None
             visitor.preview()
             yield World(found, fake, crawled(visitor.client))
 
