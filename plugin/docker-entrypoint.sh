@@ -5,9 +5,11 @@
 # cat either: its query command runs LuaJIT on /run/openmeter/info.lua.
 set -eu
 umask 027
+run=${OPENMETER_PLUGIN_RUN:-/run/openmeter}
+unset OPENMETER_PLUGIN_RUN # openmeter-plugin would warn of a variable that it does not know
 case "${1:--}" in
 -*) ;;
 *) exec openmeter-plugin "$@" ;;
 esac
-openmeter-plugin files "$OPENMETER_PLUGIN_RUN" >/dev/null
-exec openmeter-plugin serve --socket "$OPENMETER_PLUGIN_RUN/openmeter.socket" "$@"
+openmeter-plugin files "$run" >/dev/null
+exec openmeter-plugin serve --socket "$run/openmeter.socket" "$@"

@@ -20,6 +20,7 @@ from syncd.dashboard.actions import Actions
 from syncd.dashboard.close import ClosePages
 from syncd.dashboard.customers import CustomersPages
 from syncd.dashboard.dead_letters import DeadLetterPages
+from syncd.dashboard.gate import GatePages
 from syncd.dashboard.overview import OverviewPage
 from syncd.dashboard.pages import Pages
 from syncd.dashboard.quarantine import QuarantinePages
@@ -54,6 +55,7 @@ def create_dashboard(
     queries = Queries(runs, history, config)
     pages, actions = Pages(web, queries), Actions(web, queries)
     unbilled = UnbilledPages(web, queries, history.ignored, Directory(state), UsageStore(state))
+    gate = GatePages(web, queries)
     close = ClosePages(web, ClosedMonths(state))
     customers = CustomersPages(web, queries, Directory(state), history, UsageStore(state))
     dead_letters, quarantine = DeadLetterPages(web, queries), QuarantinePages(web, queries)
@@ -69,7 +71,7 @@ def create_dashboard(
         "/close": close.show,
         "/close/{name}": close.download,
         "/gateways": pages.gateways,
-        "/gate": pages.gate,
+        "/gate": gate.show,
         "/dead-letters": dead_letters.show,
         "/dead-letters/{name}": dead_letters.of_gateway,
         "/dead-letters/{name}/replays/{number}": dead_letters.replayed,
@@ -84,6 +86,8 @@ def create_dashboard(
         "/unbilled/assign": unbilled.assign,
         "/resync": actions.preview,
         "/dead-letters/{name}/replay": dead_letters.replay,
+        "/gate/{name}/allow": gate.allow,
+        "/gate/{name}/end": gate.end,
         "/runs/{run_id}/apply": actions.apply,
     }
     routes = [

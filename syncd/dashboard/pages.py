@@ -61,10 +61,6 @@ class Pages:
         """Show the state of each gateway's plugin: its backlog and books."""
         return self._web.render(visitor, "gateways.html", gateways=self._queries.gateways())
 
-    def gate(self, _request: Request, visitor: Visitor) -> Response:
-        """Show whom the gate of each gateway stops or would stop, and who is close to the end."""
-        return self._web.render(visitor, "gate.html", gates=self._queries.gates())
-
 
 def _refresh(detail: RunDetail, now: datetime) -> int:
     """Return the refresh interval of a page in seconds, short at first because most runs are short."""

@@ -147,7 +147,7 @@ class Queries:
     def forget_gateway(self, name: str) -> None:
         """Read anew what was read of a gateway: somebody has changed it."""
         _, reader = self._current()
-        for prefix in (f"{name} ", f"gateway {name}"):
+        for prefix in (f"{name} ", f"gateway {name}", f"gate {name}"):
             reader.forget(prefix)
 
     def account(self, customer_id: str) -> Answer[Account]:

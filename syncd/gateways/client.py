@@ -14,7 +14,7 @@ from pydantic import BaseModel, ValidationError
 
 from syncd.config.gateways import GatewayConfig
 from syncd.core.errors import ApiError, GatewayError, RefusedError, UnreachableError
-from syncd.gateways.gate import Gate, MaybeGate
+from syncd.gateways.gate import Gate, GateChanged, MaybeGate
 from syncd.gateways.kept import (
     DeadLetterGroups,
     DeadLetters,
@@ -173,6 +173,16 @@ class Gateway:
         """Return the state of the gate, None if this plugin server runs without one."""
         found = self._ask(MaybeGate, "GET", "/v1/gate", expected=frozenset({404})).root
         return found if isinstance(found, Gate) else None
+
+    def allow(self, subject: str, seconds: float, why: str, by: str) -> None:
+        """Have the gate let a subject pass for a time; a repeated request changes nothing."""
+        body = {"subject": subject, "seconds": seconds, "why": why, "by": by}
+        self._ask(GateChanged, "POST", "/v1/gate/overrides", body=body)
+
+    def end_override(self, subject: str) -> None:
+        """End an override of the gate; one that is not there has ended."""
+        gone, params = frozenset({404}), {"subject": subject}
+        self._ask(GateChanged, "DELETE", "/v1/gate/overrides", params=params, expected=gone)
 
     def _ask(
         self,

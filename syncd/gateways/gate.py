@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from datetime import UTC, datetime
-from typing import Literal
+from typing import Any, Literal
 
 from pydantic import ConfigDict, Field, RootModel
 
@@ -101,3 +101,7 @@ class NoGate(Model):
 
 class MaybeGate(RootModel[Gate | NoGate]):
     """The gate, or the answer that there is none."""
+
+
+class GateChanged(RootModel[Any]):
+    """The answer to a change of an override, of which nothing is read."""

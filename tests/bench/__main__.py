@@ -10,7 +10,7 @@ from collections.abc import Callable, Sequence
 from rich.console import Console
 from rich.table import Table
 
-from tests.bench import ai_settings, backlog, beside, dashboard, gateway, plugin, syncd
+from tests.bench import ai_settings, backlog, beside, dashboard, gateway, kong_gate, plugin, syncd
 from tests.bench.goals import Goal
 from tests.bench.processes import MIB, end_cleanly
 from tests.demo.real_kong import KongMissing
@@ -37,13 +37,17 @@ def main() -> int:
     options.add_argument("--backlog", type=float, default=5.0, help="GiB that wait when a server is started")
     parts = ("servers", "drain", "memory", "backlog", "beside", "ai", "syncd", "dashboard")
     options.add_argument(
-        "--only", choices=("plugin", *parts, "lua"), help="measure this alone; plugin: all but syncd's"
+        "--only",
+        choices=("plugin", *parts, "lua", "gate"),
+        help="measure this alone; plugin: all but syncd's; lua, gate: with Kong",
     )
     arguments = options.parse_args()
     end_cleanly()
     in_lua = arguments.only == "lua"
     if in_lua > arguments.kong or arguments.postgres > in_lua:
         options.error("--only lua needs --kong, and --postgres needs --only lua")
+    if arguments.only == "gate" and not arguments.kong:
+        options.error("--only gate needs --kong")
     if arguments.kong:
         return gateways(arguments)
     rounds = arguments.rounds or 5
@@ -95,6 +99,9 @@ def gateways(arguments: argparse.Namespace) -> int:
     rounds, only_lua = arguments.rounds or 15, arguments.only == "lua"
     try:
         with console.status("starting") as status:
+            if arguments.only == "gate":
+                measured = kong_gate.run(rounds, status.update)
+                return verdict(kong_gate.report(measured, console))
             ways, missing = gateway.run(
                 rounds,
                 arguments.seconds,

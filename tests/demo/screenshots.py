@@ -221,10 +221,17 @@ def running_daemon(directory: Path, sandbox: str, api: str) -> Iterator[str]:
         eventually(lambda: answers(f"{url}/readyz"), what="the daemon's first run", seconds=60)
         call("resync", "--wait")
         call("resync", "--wait", "--dry-run")
+        eventually(lambda: has_refreshed(url), what="the usage of all days", seconds=300)
         yield url
     finally:
         process.terminate()
         process.wait(20)
+
+
+def has_refreshed(url: str) -> bool:
+    """Say whether the first refresh of usage is over."""
+    page = httpx.get(f"{url}/dashboard/usage", trust_env=False, timeout=20)
+    return page.is_success and "refresh is still going on" not in page.text
 
 
 def answers(url: str) -> bool:

@@ -96,8 +96,9 @@ def test_kong_looks_for_socket_and_info_where_the_plugin_server_puts_them() -> N
     dockerfile = (ROOT / "plugin" / "Dockerfile").read_text()
     folder = re.search(r"OPENMETER_PLUGIN_RUN=(\S+)", dockerfile)
     assert folder is not None
-    assert '--socket "$OPENMETER_PLUGIN_RUN/openmeter.socket"' in script
-    assert 'openmeter-plugin files "$OPENMETER_PLUGIN_RUN"' in script
+    assert "run=${OPENMETER_PLUGIN_RUN:-/run/openmeter}\n" in script
+    assert '--socket "$run/openmeter.socket"' in script
+    assert 'openmeter-plugin files "$run"' in script
     assert settings["PLUGINSERVER_OPENMETER_SOCKET"] == f"{folder[1]}/openmeter.socket"
     assert settings["PLUGINSERVER_OPENMETER_QUERY_CMD"] == f"/bin/cat {folder[1]}/info.json"
     assert mounts("kong")[folder[1]] == mounts("plugin")[folder[1]]

@@ -111,6 +111,14 @@ def test_the_info_that_kong_reads_is_what_the_info_command_prints(tmp_path: Path
         assert json.loads(printed.stdout)["Plugins"][0]["Name"] == "openmeter"
 
 
+def test_the_plugin_container_warns_of_no_variable_of_its_own_image(
+    tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    with plugin_container(tmp_path):
+        eventually((tmp_path / "openmeter.socket").exists, what="listening")
+    assert "unknown_variable" not in capfd.readouterr().err
+
+
 def test_only_the_group_may_use_the_socket_and_read_the_info(tmp_path: Path) -> None:
     with plugin_container(tmp_path):
         path, spool = tmp_path / "openmeter.socket", tmp_path / "spool"

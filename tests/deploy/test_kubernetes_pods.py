@@ -177,7 +177,7 @@ def test_the_job_delivers_what_a_gateway_left_behind(tmp_path: Path) -> None:
 
 
 def test_the_job_takes_an_orphaned_volume_while_a_gateway_goes_on_with_its_own(tmp_path: Path) -> None:
-    serves, orphan = tmp_path / "gateway-0", tmp_path / "gateway-2"
+    serves, orphan = tmp_path / "0", tmp_path / "2"
     serves.mkdir()
     (tmp_path / "token").write_text("token-of-today")
     is_up = False
@@ -203,7 +203,7 @@ def test_a_pod_that_moves_goes_on_with_its_volume(tmp_path: Path) -> None:
             eventually(lambda: startup_probe_passes(tmp_path), what="the startup probe")
             asyncio.run(one_request(tmp_path, events.url))
         # The socket and the info are of the old pod; only the volume moves.
-        moved = tmp_path / "other-node"
+        moved = tmp_path / "b"  # a socket's path is short
         moved.mkdir()
         (tmp_path / "spool").rename(moved / "spool")
         is_up = True

@@ -131,6 +131,7 @@ class Accounts:
         self.kongs: set[str] = set()
         """The ids of Kong's dicts that were known from their beginning, when all their counters were 0."""
         self._members: Counter[str] = Counter()
+        self._restored = False
         self._reserving: set[Key] = set()
         self._ahead: set[Key] = set()
         """Keys with logs whose requests may be in a report that is on its way."""
@@ -160,7 +161,15 @@ class Accounts:
         into = self._entry(target)
         for lot, amount in found.counts.items():
             into.counts[lot] = into.counts.get(lot, 0.0) + amount
+        if found.reservations is not None:
+            self._reservations(target, into).take_strange(found.reservations)
         self._update(target, into, now)
+
+    def _reservations(self, key: Key, entry: Entry) -> Reservations:
+        if entry.reservations is None:
+            entry.reservations = Reservations()
+        self._reserving.add(key)
+        return entry.reservations
 
     def apply(self, key: Key, reading: Reading, now: float) -> None:
         """Take a reading. An older one than the newest changes nothing."""
@@ -190,7 +199,8 @@ class Accounts:
             if cost:
                 if entry.reservations is None:
                     entry.reservations = Reservations()
-                entry.reservations.settle(requests, now)
+                counted = entry.shown is not None or self._restored  # Kong may have counted before
+                entry.reservations.settle(requests, now, counted=counted)
                 if entry.reservations.ahead(now):
                     self._ahead.add(key)
             self._update(key, entry, now)
@@ -203,15 +213,23 @@ class Accounts:
             return
         before = entry.counters.get(kong, 0.0 if kong in self.kongs else counter)
         if counter > before:
-            if entry.reservations is None:
-                entry.reservations = Reservations()
-            entry.reservations.reserve((counter - before) / cost, cost, now, self.policy.reserved_for)
-            self._reserving.add(key)
+            reservations = self._reservations(key, entry)
+            reservations.reserve((counter - before) / cost, cost, now, self.policy.reserved_for)
         entry.counters[kong] = max(counter, before)
         if kong not in entry.reported:
             entry.reported |= {kong}
             self.changes.note(key)  # with a base from now on
         self._update(key, entry, now)
+
+    def passed_uncounted(self, subject: str, feature: str, requests: float, now: float) -> None:
+        """Note requests that passed before Kong had a ceiling: logs of them come, and no counter has them."""
+        cost = self.policy.costs.get(feature, 0.0)
+        if cost:
+            key = Key(self.account_of(subject), feature)
+            entry = self._entry(key)
+            reservations = self._reservations(key, entry)
+            reservations.reserve(requests, cost, now, self.policy.reserved_for, counted=False)
+            self._update(key, entry, now)
 
     def base(self, key: Key, kong: str, now: float, *, born: bool) -> float | None:
         """Return the counter that `left` is computed for; None if Kong may have counted on since.
@@ -373,6 +391,15 @@ class Accounts:
             entry.shown, entry.shown_counters = decision, counters
             self.changes.note(key)
 
+    def sent(self, key: Key, decision: Decision, now: float) -> None:
+        """Note what a Kong is sent: its ceiling can be higher than that of the change which is the reason."""
+        entry = self.entries[key]
+        shown, counters = entry.shown, sum(entry.counters.values()) + self._ahead_of(key, entry, now)
+        if shown is None or shown.left is None or decision.left is None:
+            return
+        if decision.left + counters > shown.left + entry.shown_counters:
+            entry.shown, entry.shown_counters = decision, counters
+
     def _bound_tombstones(self) -> None:
         live = len(self.subjects) + len(self.entries)
         surplus = len(self.changes) - live - _MAX_TOMBSTONES
@@ -408,6 +435,7 @@ class Accounts:
 
     def restore(self, saved: Mapping[str, Any], now: float) -> None:
         """Take the state of an earlier process."""
+        self._restored = True
         self.lots.restore(saved["lots"], now)
         for subject, account in saved["subjects"].items():
             self.assign(subject, account, now)

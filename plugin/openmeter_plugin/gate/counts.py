@@ -105,34 +105,42 @@ class Reservations:
     """What Kong let pass and no log has settled yet: requests under way.
 
     A log settles the oldest reservation. A reservation without a log expires: that request was not metered,
-    for example because another plugin refused it. A log may come before the report of its request.
+    for example because another plugin refused it. A log may come before the report of its request. Requests
+    that Kong did not count, because it had no decision yet, are reported and reserved as well.
     """
 
-    __slots__ = ("_early", "_open", "total")
+    __slots__ = ("_early", "_open", "_strange", "total")
 
     def __init__(self) -> None:
         self.total = 0.0
         self._open: deque[list[float]] = deque()  # [expires, requests, amount of each]
         self._early: deque[list[float]] = deque()  # [logged at, requests]
+        self._strange: deque[list[float]] = deque()  # the same, before Kong had a decision
 
     def __bool__(self) -> bool:
         return bool(self._open)
 
-    def reserve(self, requests: float, cost: float, now: float, reserved_for: float) -> None:
-        """Reserve for requests that passed."""
-        while requests > 0 and self._early:
-            at, logged = self._early[0]
-            settled = min(logged, requests) if now - at < _EARLY_SECONDS else 0.0
-            requests -= settled
-            self._early[0][1] -= settled
-            if not settled or self._early[0][1] <= 0:
-                self._early.popleft()
+    def reserve(
+        self, requests: float, cost: float, now: float, reserved_for: float, *, counted: bool = True
+    ) -> None:
+        """Reserve for requests that passed, without those whose logs came before; `counted` is Kong's."""
+        waiting = (self._early,) if counted else (self._strange, self._early)
+        requests -= _taken(requests, now, *waiting)
         if requests > 0:
             self._open.append([now + reserved_for, requests, cost])
             self.total += requests * cost
 
-    def settle(self, requests: float, now: float) -> None:
-        """Settle the oldest reservations with the logs of so many requests."""
+    def take_strange(self, other: Reservations) -> None:
+        """Take over the logs that came before Kong had a decision, and what is reserved for such requests."""
+        self._strange.extend(other._strange)
+        self._open.extend(other._open)
+        self.total += other.total
+
+    def settle(self, requests: float, now: float, *, counted: bool = True) -> None:
+        """Settle the oldest reservations with the logs of so many requests.
+
+        `counted` says that Kong may have counted them, so that a log may come before its request is reported.
+        """
         while requests > 0 and self._open:
             oldest = self._open[0]
             settled = min(requests, oldest[1])
@@ -142,9 +150,10 @@ class Reservations:
             if oldest[1] <= 0:
                 self._open.popleft()
         if requests > 0:
-            while self._early and now - self._early[0][0] >= _EARLY_SECONDS:
-                self._early.popleft()
-            self._early.append([now, requests])
+            logs = self._early if counted else self._strange
+            while logs and now - logs[0][0] >= _EARLY_SECONDS:
+                logs.popleft()
+            logs.append([now, requests])
         if not self._open:
             self.total = 0.0  # no remainder of a float
 
@@ -177,3 +186,16 @@ class Reservations:
             found._open.append([now + left, requests, cost])
             found.total += requests * cost
         return found
+
+
+def _taken(requests: float, now: float, *waiting: deque[list[float]]) -> float:
+    """Take so many logs out of those that wait for a report of their request; returns how many there were."""
+    taken = 0.0
+    for logs in waiting:
+        while taken < requests and logs:
+            found = min(requests - taken, logs[0][1]) if now - logs[0][0] < _EARLY_SECONDS else 0.0
+            taken += found
+            logs[0][1] -= found
+            if not found or logs[0][1] <= 0:
+                logs.popleft()
+    return taken

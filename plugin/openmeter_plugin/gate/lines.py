@@ -97,6 +97,8 @@ def _lines_of(accounts: Accounts, what: str | Key, kong: str, *, born: bool, now
     if decision is None:
         yield line("Y", what.account)
         return
+    if kong:
+        accounts.sent(what, decision, now)
     yield decision_line(what, decision, accounts.base(what, kong, now, born=born))
 
 

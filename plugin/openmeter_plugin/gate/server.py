@@ -12,14 +12,15 @@ from fastapi.responses import JSONResponse
 from pydantic import BaseModel, ConfigDict, Field
 
 from openmeter_plugin import __version__
+from openmeter_plugin.gate.kongs import Place
 from openmeter_plugin.gate.lines import ReportError
-from openmeter_plugin.gate.service import Gate, Place
+from openmeter_plugin.gate.service import Gate
 from openmeter_plugin.process.web_server import EmbeddedServer, forward_log
 
 MAX_REPORT: Final = 1024 * 1024
 MAX_SECONDS: Final = 31 * 86_400
 _SINCE: Final = re.compile(r"([0-9a-f]+)(?:z(\d+))?\.(\d+)")
-"""Epoch, where the full state began if it is not complete yet, and number: `Gate.feed` makes it."""
+"""Epoch, where the full state began if it is not complete yet, and number: `Kongs.feed` makes it."""
 _Kong = Annotated[str, Query(pattern="^[0-9a-zA-Z_-]{1,64}$")]
 
 
@@ -55,7 +56,7 @@ def create_app(gate: Gate) -> FastAPI:
         if found is None:
             raise HTTPException(400, "since: must be an epoch, a dot and a number, as an answer has them")
         place = Place(found[1], int(found[3]), int(found[2] or 0))
-        body = await gate.feed(kong, place, wait, lua)
+        body = await gate.kongs.feed(kong, place, wait, lua)
         return Response(body, media_type="text/plain; charset=utf-8")
 
     @app.post("/v1/report", status_code=204)
@@ -65,7 +66,7 @@ def create_app(gate: Gate) -> FastAPI:
         if len(content) > MAX_REPORT:
             raise HTTPException(413, f"a report has at most {MAX_REPORT} bytes")
         try:
-            gate.report(kong, content.decode("utf-8", "replace"))
+            gate.kongs.report(kong, content.decode("utf-8", "replace"))
         except ReportError as error:
             raise HTTPException(400, str(error)) from None
         return Response(status_code=204)

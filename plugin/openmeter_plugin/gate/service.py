@@ -4,23 +4,21 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import secrets
 import time
 from collections import Counter
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
 from itertools import islice
 from pathlib import Path
-from typing import Any, Final, NamedTuple
+from typing import Any, Final
 
 import orjson
 
 from openmeter_plugin import __version__
-from openmeter_plugin.gate import lines
 from openmeter_plugin.gate.accounts import Accounts, Key, Reading, Reason
 from openmeter_plugin.gate.client import MAX_CONNECTIONS, Access, AccessClient, ApiError
 from openmeter_plugin.gate.counting import SpoolTail
 from openmeter_plugin.gate.counts import Lots, Segment
+from openmeter_plugin.gate.kongs import Kongs
 from openmeter_plugin.gate.overrides import Override, Overrides
 from openmeter_plugin.gate.schedule import Call, Query, Schedule
 from openmeter_plugin.gate.settings import Settings
@@ -36,39 +34,10 @@ _EXPIRE_SECONDS: Final = 1.0
 _SAVE_SECONDS: Final = 5.0
 _TIDY_SECONDS: Final = 30.0
 _RESET_AGAIN: Final = 60.0
-_KONG_GONE: Final = 60.0
 _STATE: Final = "state-1.json"
 _UNLIMITED_ENDS_IN: Final = 1500.0
 _PIECE: Final = 500
 """Entries that are written at once: a millisecond."""
-
-
-@dataclass(slots=True)
-class KongSide:
-    """A shared dict of a Kong that asks for the feed, and what its workers report."""
-
-    born: bool
-    """Whether this process has known the dict since its counters were 0."""
-    lua: str = ""
-    heard_at: float = 0.0
-    figures: Counter[str] = field(default_factory=Counter)
-
-
-@dataclass(slots=True)
-class Stopped:
-    """Requests of a subject that were stopped, or would have been, since the start."""
-
-    count: int = 0
-    last_at: float = 0.0
-
-
-class Place(NamedTuple):
-    """Up to where a Kong has applied the feed."""
-
-    epoch: str
-    number: int
-    began: int = 0
-    """Within a full state: where that began (`lines.feed`)."""
 
 
 class Gate:
@@ -82,18 +51,11 @@ class Gate:
         self.client = AccessClient(settings, self.schedule.spend)
         self.directory = spool / DIRECTORY
         self.overrides = Overrides(self.directory / "overrides.json")
-        self.epoch = f"{int(time.time()):x}{secrets.token_hex(4)}"
-        self.kongs: dict[str, KongSide] = {}
-        self.decisions: Counter[tuple[str, str, str]] = Counter()
-        """Stopped requests by feature, reason and mode."""
-        self.stopped: dict[tuple[str, str, str, str], Stopped] = {}
-        """By subject, feature, reason and mode."""
+        self.kongs = Kongs(self.accounts, settings.lines(__version__), self.schedule.seen)
         self.overshoot: Counter[str] = Counter()
         self.errors: Counter[str] = Counter()
         self.last_answer: float | None = None
         self.last_error = ""
-        self.setting_lines = settings.lines(__version__)
-        self._news = asyncio.Event()
         self._counting = asyncio.Lock()
         self._limit = RateLimit()
         self._resets: dict[Key, tuple[float, float]] = {}
@@ -133,7 +95,7 @@ class Gate:
     def count(self) -> None:
         """Count what the plugin has accepted since the last call."""
         if self.tail.step(self.accounts, self.schedule.seen, time.monotonic()):
-            self._wake()
+            self.kongs.wake()
         self.accounts.expire_ahead(time.monotonic())
 
     async def _regular_loop(self) -> None:
@@ -151,7 +113,7 @@ class Gate:
                 await self._save_in_pieces()
             if _TIDY_SECONDS in ready:
                 self._tidy(now)
-            self._wake()
+            self.kongs.wake()
             await asyncio.sleep(_DELIVERED_SECONDS / 2)
 
     def expire(self) -> None:
@@ -167,15 +129,7 @@ class Gate:
             self.accounts.forget(subject)
         self._resets = {key: known for key, known in self._resets.items() if key in self.accounts.entries}
         self.accounts.lots.forget(self.accounts.used_lots())
-        for kong in [k for k, side in self.kongs.items() if now - side.heard_at > _KONG_GONE]:
-            del self.kongs[kong]
-        self.accounts.has_one_kong = len(self.kongs) <= 1
-        if len(self.stopped) > 10_000:
-            newest = sorted(self.stopped.items(), key=lambda item: -item[1].last_at)[:5_000]
-            self.stopped = dict(newest)
-
-    def _wake(self) -> None:
-        self._news.set()
+        self.kongs.tidy(now)
 
     # Questions
 
@@ -198,7 +152,7 @@ class Gate:
             self._failed(call, error)
         except Exception as error:  # an answer of another shape
             self._failed(call, ApiError("failed", f"{type(error).__name__}: is metering.url right?"))
-        self._wake()
+        self.kongs.wake()
 
     def _failed(self, call: Call, error: ApiError) -> None:
         now = time.monotonic()
@@ -276,79 +230,6 @@ class Gate:
             if left is not None and left < 0:
                 self.overshoot[key.feature] = max(self.overshoot[key.feature], round(-left))
 
-    # Kong
-
-    def side(self, kong: str, *, new: bool) -> KongSide:
-        """Return what is known about a Kong's dict; `new` says that it asks for the first time at all."""
-        side = self.kongs.get(kong)
-        if side is None:
-            side = self.kongs[kong] = KongSide(born=new)
-            self.accounts.has_one_kong = len(self.kongs) == 1
-            if new:
-                self.accounts.kongs.add(kong)
-        side.heard_at = time.monotonic()
-        return side
-
-    async def feed(self, kong: str, since: Place, wait: float, lua: str) -> str:
-        """Return the body of the next feed answer, as soon as there is news or the wait is over."""
-        side = self.side(kong, new=since == Place("0", 0))
-        side.lua = lua
-        deadline = time.monotonic() + wait
-        number = since.number if since.epoch == self.epoch else None
-        while True:
-            now = time.monotonic()
-            self._news.clear()
-            part = lines.feed(self.accounts, number, kong, born=side.born, now=now, began=since.began)
-            if part.full or part.lines or now >= deadline:
-                return self._body(part, part.full)
-            with contextlib.suppress(TimeoutError):
-                await asyncio.wait_for(self._news.wait(), deadline - now)
-
-    def _body(self, part: lines.Slice, with_settings: bool) -> str:
-        found = [*self._settings(), *part.lines] if with_settings else part.lines
-        state, more = "full" if part.full else "changes", "more" if part.more else "done"
-        epoch = f"{self.epoch}z{part.began}" if part.began else self.epoch
-        head = self._head(epoch, part.number, state, more)
-        return lines.text([head, *found, lines.end(len(found))])
-
-    def _head(self, epoch: str, number: int, state: str, more: str) -> str:
-        version = str(lines.VERSION)
-        return lines.line("openmeter-gate", version, epoch, str(number), state, more, f"{time.time():.3f}")
-
-    def _settings(self) -> Iterator[str]:
-        yield lines.line("C", "begin", f"{hash(tuple(self.setting_lines)) & 0xFFFFFFFF:08x}")
-        yield from self.setting_lines
-
-    def report(self, kong: str, text: str) -> None:
-        """Take the report of a worker; raises ReportError."""
-        found = lines.parse(text, "openmeter-report")
-        side = self.side(kong, new=False)
-        now = time.monotonic()
-        for kind, *fields in found:
-            try:
-                self._take(kong, side, kind, fields, now)
-            except (ValueError, IndexError):
-                raise lines.ReportError(f"a line {kind} has wrong fields") from None
-        self._wake()
-
-    def _take(self, kong: str, side: KongSide, kind: str, fields: list[str], now: float) -> None:
-        if kind == "S":
-            self.schedule.seen(fields[0], now)
-        elif kind == "P":
-            self.accounts.passed(kong, Key(fields[0], fields[1]), float(fields[2]), now)
-        elif kind == "D":
-            subject, feature, reason, mode, count = fields[:5]
-            self.decisions[feature, reason, mode] += int(count)
-            stopped = self.stopped.setdefault((subject, feature, reason, mode), Stopped())
-            stopped.count += int(count)
-            stopped.last_at = time.time()
-            self.schedule.seen(subject, now)
-        elif kind == "M":
-            if fields[0] in ("passed", "errors"):
-                side.figures[fields[0]] += int(float(fields[1]))
-            else:
-                side.figures[fields[0]] = int(float(fields[1]))
-
     # Overrides
 
     def allow(self, subject: str, seconds: float, why: str, by: str) -> Override:
@@ -358,7 +239,7 @@ class Gate:
         self.schedule.seen(subject, time.monotonic())
         self._override(self.accounts.account_of(subject))
         get_logger().warning("gate_override", subject=subject, seconds=round(seconds), why=why, by=by)
-        self._wake()
+        self.kongs.wake()
         return override
 
     def end_override(self, subject: str) -> bool:
@@ -367,7 +248,7 @@ class Gate:
             return False
         self._override(self.accounts.account_of(subject))
         get_logger().warning("gate_override_ended", subject=subject)
-        self._wake()
+        self.kongs.wake()
         return True
 
     def _override(self, account: str) -> None:
@@ -396,6 +277,7 @@ class Gate:
         except (OSError, ValueError, KeyError, TypeError) as error:
             get_logger().error("gate_state_unreadable", reason=str(error), consequence="it begins anew")
             self.accounts = Accounts(self.settings.policy, Lots(self.settings.counted_after))
+            self.kongs.accounts = self.accounts
             self.tail.begin()
         for override in self.overrides.all():
             self.schedule.seen(override.subject, now)
@@ -403,13 +285,13 @@ class Gate:
 
     def save(self) -> None:
         """Write the state for the next process, and the file that Kong reads after its own restart."""
-        self._write(b"".join(self._state_pieces()), b"".join(self._feed_pieces()))
+        self._write(b"".join(self._state_pieces()), b"".join(self.kongs.state_file()))
 
     async def _save_in_pieces(self) -> None:
         """Save without holding the event loop for more than milliseconds; meanwhile nothing is counted."""
         async with self._counting:
             state = await _joined(self._state_pieces())
-        feed = await _joined(self._feed_pieces())
+        feed = await _joined(self.kongs.state_file())
         try:
             await asyncio.to_thread(self._write, state, feed)
         except OSError as error:
@@ -429,15 +311,6 @@ class Gate:
             yield separator + orjson.dumps(piece)[1:-1]
             separator = b","
         yield b"]}}"
-
-    def _feed_pieces(self) -> Iterator[bytes]:
-        count, head = 0, self._head(self.epoch, self.accounts.changes.number, "full", "done")
-        settings = list(self._settings())
-        yield (lines.text([head, *settings])).encode()
-        for piece in lines.whole(self.accounts, time.monotonic()):
-            count += len(piece)
-            yield lines.text(piece).encode()
-        yield lines.text([lines.end(count + len(settings))]).encode()
 
     def _write(self, state: bytes, feed: bytes) -> None:
         write_atomically(self.directory / _STATE, state)

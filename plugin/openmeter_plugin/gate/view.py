@@ -39,7 +39,7 @@ async def view(gate: Gate) -> dict[str, Any]:
         "stopped": [
             dict(zip(("subject", "feature", "reason", "mode"), key, strict=True))
             | {"count": stopped.count, "last_at": stopped.last_at}
-            for key, stopped in nlargest(_SHOWN, gate.stopped.items(), key=lambda item: item[1].last_at)
+            for key, stopped in nlargest(_SHOWN, gate.kongs.stopped.items(), key=lambda item: item[1].last_at)
         ],
         "overrides": [asdict(override) for override in gate.overrides.all()],
         "figures": figures(gate),
@@ -112,7 +112,7 @@ def figures(gate: Gate) -> dict[str, Any]:
         "records": gate.tail.records,
         "kongs": [
             {"id": kong, "lua": side.lua, "heard": now - side.heard_at, **side.figures}
-            for kong, side in sorted(gate.kongs.items())
+            for kong, side in sorted(gate.kongs.found.items())
         ],
     }
 
@@ -123,7 +123,7 @@ def _decisions(gate: Gate) -> dict[tuple[str, str, str], int]:
     nothing = {
         (feature.key, reason.value, mode): 0 for feature in gate.settings.features for reason in Reason
     }
-    return nothing | dict(gate.decisions)
+    return nothing | dict(gate.kongs.decisions)
 
 
 def staleness(gate: Gate, now: float) -> float:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -25,6 +26,8 @@ class FakeKong:
     settings: dict[str, str] = field(default_factory=dict)
     costs: dict[str, float] = field(default_factory=dict)
     seen: set[str] = field(default_factory=set)
+    uncounted: Counter[tuple[str, str]] = field(default_factory=Counter)
+    """Requests that passed without a ceiling, by subject and feature."""
     stopped: dict[tuple[str, str, str], int] = field(default_factory=dict)
     touched: set[tuple[str, str]] = field(default_factory=set)
 
@@ -37,13 +40,17 @@ class FakeKong:
         account = self.accounts.get(subject)
         if account is None:
             self.seen.add(subject)
-            return "UNSEEN" if self.settings.get("unseen") == "deny" else None
+            if self.settings.get("unseen") == "deny":
+                return "UNSEEN"
+            self.uncounted.update((subject, feature) for feature in features)
+            return None
         taken = []
         for feature in features:
             key = account, feature
             ceiling = self.ceilings.get(key)
             if ceiling is None:
                 self.seen.add(subject)
+                self.uncounted[subject, feature] += 1
                 continue
             reason = ceiling if isinstance(ceiling, str) else None
             if not isinstance(ceiling, str) and ceiling < 1e300:
@@ -65,6 +72,7 @@ class FakeKong:
     def report(self) -> None:
         """Report as a worker does every half second."""
         found = [line("S", subject) for subject in self.seen]
+        found += [line("U", *key, str(count)) for key, count in self.uncounted.items()]
         found += [line("P", *key, f"{self.counters[key]:g}") for key in self.touched]
         mode = self.settings.get("mode", "enforce")
         found += [line("D", *key, mode, str(count)) for key, count in self.stopped.items()]
@@ -72,7 +80,7 @@ class FakeKong:
             text = "\n".join(["openmeter-report\t1", *found, f"end\t{len(found)}"]) + "\n"
             answer = self.client.post("/v1/report", params={"kong": self.name}, content=text.encode())
             assert answer.status_code == 204, answer.text
-        self.seen, self.touched, self.stopped = set(), set(), {}
+        self.seen, self.touched, self.stopped, self.uncounted = set(), set(), {}, Counter()
 
     def sync(self, wait: float = 0) -> list[str]:
         """Ask for the feed once, or until all slices are there, and apply its lines."""

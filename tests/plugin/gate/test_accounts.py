@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
+from itertools import permutations
 from typing import Any
 
 import pytest
@@ -101,6 +102,47 @@ def test_a_log_that_comes_before_the_report_of_its_request_is_not_taken_off_twic
     assert left(gate, 11) == 97
     gate.passed("k", KEY, 4, 11.4)
     assert left(gate, 12) == 96
+
+
+@pytest.mark.parametrize("steps", list(permutations(("logged", "reported", "known"))))
+def test_the_log_of_a_request_that_passed_uncounted_settles_no_other_request(steps: tuple[str, ...]) -> None:
+    gate = Accounts(POLICY, Lots(COUNTED_AFTER))
+    gate.kongs.add("k")
+    for number, step in enumerate(steps):
+        now = 1.0 + number / 10
+        if step == "logged":
+            gate.count(gate.account_of("s"), {"api": 1}, 1, gate.lots.current(now), now)
+        elif step == "reported":
+            gate.passed_uncounted("s", "api", 1, now)
+        else:
+            gate.assign("s", "acme", now)
+            gate.apply(KEY, exact(now, 10), now)
+    assert (gate.base(KEY, "k", 1.5, born=True) or 0) + (left(gate, 1.5) or 0) == 9
+    gate.passed("k", KEY, 4, 1.5)
+    assert left(gate, 1.5) == 10 - 1 - 4
+    gate.count("acme", {"api": 3}, 3, gate.lots.current(1.6), 1.6)
+    assert left(gate, 1.6) == 10 - 1 - 4
+    assert gate.base(KEY, "k", 1.6, born=True) == 4
+
+
+def test_a_request_that_passed_uncounted_is_reserved_until_it_is_logged_or_expires() -> None:
+    gate = accounts()
+    gate.apply(KEY, exact(1, 10), 1)
+    gate.passed_uncounted("acme-app", "api", 1, 1)
+    assert left(gate, 1) == 9
+    gate.expire(1 + POLICY.reserved_for)
+    assert left(gate, 62) == 10
+
+
+def test_a_ceiling_is_lowered_if_it_is_higher_than_what_kong_was_sent_whatever_was_noted_before() -> None:
+    gate = accounts()
+    gate.apply(KEY, exact(1, 100), 1)
+    gate.apply(KEY, exact(2, 103), 2)  # too little more for a line of its own
+    gate.passed("k", KEY, 1, 2)  # but its first report is a reason for one
+    assert "A\tacme\tapi\t102\t1\t0\t-" in lines.feed(gate, None, "k", born=True, now=2).lines
+    before = gate.changes.number
+    gate.passed_uncounted("acme-app", "api", 2, 2.5)
+    assert gate.changes.number > before
 
 
 def test_tokens_are_reserved_when_a_request_passes_and_settled_by_its_log() -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import json
 import os
 import signal
 import time
@@ -27,12 +26,6 @@ def node(tmp_path: Path) -> Iterator[Node]:
         made = Node(tmp_path, url)
         yield made
         made.close()
-
-
-def gate_pids(node: Node) -> list[int]:
-    """The processes of the gate so far, oldest first."""
-    lines = (node.folder / "log").read_text().splitlines()
-    return [json.loads(line)["pid"] for line in lines if '"event": "gate_started"' in line]
 
 
 def talk(kong: FakeKong) -> None:
@@ -74,15 +67,35 @@ def test_a_gate_that_is_killed_or_stands_still_under_load_lets_exactly_what_is_l
         first = load(node, kong, lambda passed, _: passed >= 20)
         state = node.folder / "spool" / "gate" / "state-1.json"
         eventually(lambda: SUBJECT in state.read_text())  # saved every 5 s; else it is unseen again
-        [pid] = gate_pids(node)
+        [pid] = node.pids("gate_started")
         os.kill(pid, signals[0])
         during = load(node, kong, lambda passed, _: passed >= 10)  # with the ceilings of before
         for number in signals[1:]:
             os.kill(pid, number)
-        eventually(lambda: len(gate_pids(node)) == 2)
+        eventually(lambda: len(node.pids("gate_started")) == 2)
         left = ALLOWANCE - first - during
         assert load(node, kong, lambda passed, _: passed >= left) == left
         assert load(node, kong, lambda _, stopped: stopped >= 60) == 0
+
+
+def test_a_gate_that_hangs_is_replaced_after_the_hang_timeout_and_meanwhile_the_last_state_holds(
+    node: Node,
+) -> None:
+    node.customer(ALLOWANCE)
+    with node.running("--hang-timeout", "2"):
+        kong = met(node)
+        first = load(node, kong, lambda passed, _: passed >= 10)
+        state = node.folder / "spool" / "gate" / "state-1.json"
+        eventually(lambda: SUBJECT in state.read_text())
+        [pid] = node.pids("gate_started")
+        began = time.monotonic()
+        os.kill(pid, signal.SIGSTOP)
+        during = load(node, kong, lambda passed, _: passed >= 5)
+        eventually(lambda: len(node.pids("gate_started")) == 2)
+        assert time.monotonic() - began >= 2
+        left = ALLOWANCE - first - during
+        assert load(node, kong, lambda passed, _: passed >= left) == left
+        assert load(node, kong, lambda _, stopped: stopped >= 20) == 0
 
 
 def test_answers_429_are_waited_out_and_the_decisions_of_before_hold_meanwhile(node: Node) -> None:

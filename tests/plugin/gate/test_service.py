@@ -113,7 +113,7 @@ def test_kong_gets_all_of_a_full_state_although_thousands_of_newer_names_were_fo
                 named += sum(line.startswith("K\t") for line in found)
                 query["since"] = f"{epoch}.{number}"
         assert kinds == ["full"] + ["changes"] * (len(kinds) - 1)
-        assert (named, epoch, more) == (SUBJECTS, gate.epoch, "done")
+        assert (named, epoch, more) == (SUBJECTS, gate.kongs.epoch, "done")
 
     asyncio.run(run())
 

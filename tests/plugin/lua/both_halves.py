@@ -26,6 +26,8 @@ class Gateway:
         self.server = server
         self.kong = gate_node.Node(peer, shell=shell, path=str(server.socket), now=time.time())
         self.number = 0
+        self.passed = 0
+        """Requests that passed and were logged."""
 
     def request(self, *, logged: bool = True) -> int:
         """Send one request of the customer, by the workers in turn, and return its status."""
@@ -39,6 +41,7 @@ class Gateway:
         answer = self.kong.request(worker=self.number % 2, authenticated_consumer=consumer)
         if answer.passed and logged:
             self.server.log(1)
+            self.passed += 1
         return answer
 
     def turn(self) -> None:
@@ -57,7 +60,8 @@ class Gateway:
 
     def known(self) -> bool:
         """Return whether the gate has decided about the customer."""
-        self.request(logged=False)  # post-function starts with a worker's first request
+        if self.number < 2:
+            self.request()  # post-function starts with a worker's first request
         return self.counted() is not None
 
     def counted(self) -> int | None:

@@ -210,7 +210,8 @@ class Node:
 
     def turn(self) -> float | None:
         """Let every worker do what is due; returns when something is due next."""
-        found = [self.globals[b"turn"](worker) for worker in (*self.workers, *self.old)]
+        workers = [worker for worker in (*self.workers, *self.old) if not worker[b"stopped"]]
+        found = [self.globals[b"turn"](worker) for worker in workers]
         return min((due for due in found if due is not None), default=None)
 
     def run(self, seconds: float) -> None:

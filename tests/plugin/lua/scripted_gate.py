@@ -61,6 +61,7 @@ class ScriptedGate:
         self.number = 0
         self.counters: dict[tuple[str, str], float] = {}
         self.seen: Counter[str] = Counter()
+        self.uncounted: Counter[tuple[str, str]] = Counter()
         self.stops: Counter[tuple[str, ...]] = Counter()
         self.figures: Counter[str] = Counter()
         self.requests: list[Request] = []
@@ -162,6 +163,8 @@ class ScriptedGate:
             kind, *fields = one.split("\t")
             if kind == "S":
                 self.seen[fields[0]] += 1
+            elif kind == "U":
+                self.uncounted[fields[0], fields[1]] += int(fields[2])
             elif kind == "P":
                 self.counters[fields[0], fields[1]] = float(fields[2])
             elif kind == "D":

@@ -75,6 +75,23 @@ def test_a_subject_that_the_gate_has_not_decided_about_follows_the_setting_and_i
     assert node.request("new").status == status
     node.run(1)
     assert gate.seen["new"] == 1
+    assert gate.uncounted == ({("new", "requests"): 1} if unseen == "allow" else {})
+
+
+def test_requests_that_pass_without_a_ceiling_are_reported_once_each(
+    gate: ScriptedGate, shell: Shell
+) -> None:
+    gate.settings = settings(features="requests,tokens")
+    gate.allow("alice", 5, feature="tokens")
+    gate.account("bob", "bob")
+    node = fed(gate, shell)
+    statuses(node, "alice", 3)
+    statuses(node, "bob", 2)
+    gate.refused_reports = 2
+    node.run(5)
+    statuses(node, "alice", 1)
+    node.run(1)
+    assert gate.uncounted == {("alice", "requests"): 4, ("bob", "requests"): 2, ("bob", "tokens"): 2}
 
 
 @pytest.mark.parametrize(("no_subject", "status"), [("allow", PASS), ("deny", 403)])
@@ -267,6 +284,18 @@ def test_headers_say_what_is_left_and_when_it_is_reset(gate: ScriptedGate, shell
         {"RateLimit": '"requests";r=0;t=60'} | policy,
         {"RateLimit": '"requests";r=0;t=60', "Retry-After": "60"} | policy,
     ]
+
+
+def test_headers_count_down_the_seconds_to_a_reset_and_stop_naming_them_after_it(gate: ScriptedGate) -> None:
+    gate.settings = settings(max_stale="600")
+    gate.allow("alice", 10**15, reset=1_800_000_100, quota=10**15)
+    node = fed(gate)
+    shown = []
+    for now in (40.25, 40.75, 41.0, 39.0, 99.5, 100.0, 101.0):
+        node.now = 1_800_000_000 + now
+        shown.append(node.request("alice").headers["RateLimit"].partition(";r=99999999999999")[2])
+    assert shown == [";t=59", ";t=59", ";t=59", ";t=61", ";t=0", "", ""]
+    assert node.request("alice").headers["RateLimit-Policy"] == '"requests";q=99999999999999'
 
 
 def test_headers_name_each_feature_with_a_limit(gate: ScriptedGate) -> None:

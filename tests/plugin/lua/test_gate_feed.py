@@ -187,6 +187,29 @@ def test_a_feeding_worker_that_is_gone_for_good_is_replaced_within_seconds(gate:
     assert node.request("alice", worker=1 - gone).passed
 
 
+def test_an_answer_that_a_worker_reads_after_another_one_took_over_the_feed_changes_nothing(
+    gate: ScriptedGate,
+) -> None:
+    gate.allow("alice")
+    node = fed(gate)
+    worker, known = node.workers[int(node.get("feeder"))], gate.number
+    gate.deny("alice", "FEATURE_UNAVAILABLE")
+    old = response(200, gate.feed(known, full=False))
+    worker[b"stopped"] = True  # by SIGSTOP, or by a disk that hangs, with this answer in its socket
+    gate.allow("alice")
+    node.run(8)
+    assert node.request("alice").passed
+    gate.garbage = old
+    node.globals[b"turn"](worker)
+    gate.garbage = None
+    assert node.request("alice").passed
+    assert node.get("since_number") == gate.number
+    worker[b"stopped"] = False
+    gate.deny("alice", "FEATURE_UNAVAILABLE")
+    node.run(0.3)
+    assert node.request("alice").status == 403
+
+
 def test_a_restart_of_kong_finds_the_last_state_in_the_state_file_before_the_first_request(
     gate: ScriptedGate, tmp_path: Path
 ) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+from pathlib import Path
 from typing import Any, Final
 
 import pytest
@@ -62,3 +63,58 @@ def faults(field: dict[str, Any] | None, value: Any) -> Any:
         return match["err"]
     inner = [faults(field["elements"], item) for item in value] if "elements" in field else []
     return [one for one in inner if one]
+
+
+FAILURES: Final[dict[str, Any]] = json.loads((WIRE / "gate-failures.json").read_text())
+RESET: Final = 1_800_003_600
+
+
+def fail(node: Node, gate: ScriptedGate, what: str) -> None:
+    """Have the failure of a recording happen; processes that Kong does not talk to change nothing here."""
+    if what in ("the gate is killed", "the supervisor is killed", "the plugin server is restarted"):
+        gate.state = "dead"
+    elif what in ("the gate hangs", "all of them hang"):
+        gate.state = "hung"
+    elif what == "kong reload":
+        node.reload()
+    elif what == "nginx workers are killed":
+        node.kill(0)
+        node.kill(1)
+    elif what == "readings are too old, allow":
+        gate.allow("payer")
+        gate.allow("spent")
+    elif what == "readings are too old, deny":
+        gate.deny("payer", "STALE")
+        gate.deny("spent", "STALE")
+    elif what == "Kong is restarted, without the gate":
+        gate.state = "dead"
+        node.restart()
+
+
+@pytest.mark.parametrize("what", FAILURES)
+def test_the_stand_in_answers_as_a_real_kong_did_when_something_failed(
+    gate: ScriptedGate, shell: Shell, what: str, tmp_path: Path
+) -> None:
+    gate.settings = settings(max_stale="300")
+    gate.allow("payer", 10_000_000, reset=RESET, quota=10_000_000)
+    gate.deny("spent", "USAGE_LIMIT_REACHED")
+    path = tmp_path / "gate.sock"
+    if shell == "plugin":  # in the recorded Kong both had one dict, which the plugin filled from this file
+        path.with_name("gate.sock.state").write_text(gate.feed())
+    elif what == "Kong is restarted, without the gate":
+        return
+    entries = None if what == "the shared dict is missing" else 10_000
+    node = Node(gate, shell=shell, path=str(path), entries=entries)
+    for worker in range(2):
+        node.request("nobody", worker=worker)
+    node.run(1)
+    fail(node, gate, what)
+    node.run(8)
+    for name, recorded in FAILURES[what][shell].items():
+        answer = node.request(name)
+        found = {
+            "status": answer.status,
+            "headers": sorted(header.lower() for header in answer.headers),
+            "reason": answer.reason,
+        }
+        assert found == recorded

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import signal
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
@@ -14,7 +15,7 @@ import pytest
 from syncd.config import settings
 from syncd.daemon.service import RunningDaemon, running
 from syncd.sandbox.testing import running_sandbox
-from tests.harness.postgres import PASSWORD, Postgres
+from tests.harness.postgres import PASSWORD, Postgres, programs, running_postgres
 from tests.leaders.cluster import running_cluster
 from tests.syncd.dashboard.support import text_of
 from tests.syncd.processes import Project
@@ -159,3 +160,31 @@ def test_apply_waits_for_the_run_of_another_machine_and_plans_meanwhile(
         assert applied.returncode == 0, applied.stderr
         runs = json.loads(project.call("history", "--output=json").stdout)
         assert [run["trigger"] for run in runs[:2]] == ["apply", "schedule"]
+
+
+def test_without_the_database_the_api_and_the_pages_say_so(project: Project) -> None:
+    folder = programs()
+    if folder is None:
+        pytest.skip("PostgreSQL is not installed")
+    with running_postgres(folder) as server:
+        project.configure(f"daemon: {{listen: '127.0.0.1:0', state_url: '{server.new_database()}'}}\n")
+        with (
+            running(settings.load(project.config)) as daemon,
+            httpx.Client(base_url=daemon.address.url, timeout=30) as client,
+        ):
+            eventually(lambda: client.get("/readyz").status_code == 200)
+            server.process.send_signal(signal.SIGQUIT)
+            server.process.wait(30)
+            eventually(lambda: client.get("/v1/syncs/unknown").status_code == 503)
+            for method, path in (
+                ("GET", "/v1/syncs/unknown"),
+                ("POST", "/v1/syncs"),
+                ("GET", "/dashboard/runs"),
+            ):
+                answer = client.request(method, path)
+                assert answer.status_code == 503, answer.text
+                assert "daemon.state_url" in answer.text
+                assert "pass" not in answer.text
+            assert client.get("/healthz").status_code == 200
+            eventually(lambda: client.get("/readyz").status_code == 503)
+            assert "syncd_leader 0.0" in client.get("/metrics").text

@@ -37,6 +37,8 @@ class FakeGateway:
     """The requests in quarantine."""
     gate: dict[str, Any] | None = None
     """The answer to GET /v1/gate; without one, it runs without a gate."""
+    overrides: list[dict[str, Any]] = field(default_factory=list)
+    """Changes of the gate's overrides that were asked for."""
     url: str = ""
 
     def answer(self, asked: Asked) -> Answer:
@@ -49,9 +51,22 @@ class FakeGateway:
         if asked.path == "/v1/gate":
             without = {"detail": "this plugin server runs without a gate: see serve --gate"}
             return Answer(without, 404) if self.gate is None else Answer(self.gate)
+        if asked.path == "/v1/gate/overrides":
+            return self.override_answer(asked)
         if asked.path.startswith(("/v1/dead-letters", "/v1/replays", "/v1/quarantine")):
             return self.kept_answer(asked)
         return Answer(status=404)
+
+    def override_answer(self, asked: Asked) -> Answer:
+        """Set or end an override, if there is a gate."""
+        if self.gate is None:
+            return Answer({"detail": "this plugin server runs without a gate: see serve --gate"}, 404)
+        if asked.method == "DELETE":
+            self.overrides.append({"ended": asked.query["subject"]})
+            return Answer(status=204)
+        assert isinstance(asked.body, dict)
+        self.overrides.append(asked.body)
+        return Answer({"subject": asked.body["subject"], "until": 1.0}, 201)
 
     def kept_answer(self, asked: Asked) -> Answer:
         """What is kept for people: dead letters, replays, the quarantine."""

@@ -35,7 +35,9 @@ pytestmark = pytest.mark.slow
 # At least these; the rest is found.
 EXPECTED: Final = {
     "",
+    "close",
     "customers",
+    "customers/KEY",
     "dead-letters",
     "dead-letters/eu",
     "dead-letters/eu/N",

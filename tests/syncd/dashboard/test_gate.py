@@ -68,3 +68,52 @@ def test_the_page_shows_who_is_stopped_or_would_be_and_who_is_close_to_the_end(
 
 def test_a_gateway_without_a_gate_says_so(project: Project) -> None:
     assert "Runs without a gate" in page_of(project, FakeGateway())
+
+
+def test_an_override_is_set_and_ended_by_the_forms_of_the_page(project: Project) -> None:
+    fake = FakeGateway(gate=gate("enforce"))
+    with (
+        gateway(fake) as there,
+        site(project, extra=configured(eu=there.url)) as found,
+        found.operator() as visitor,
+    ):
+        wanted = {"subject": " consumer:bob ", "hours": "2.5", "why": "ticket 7", "by": "ann"}
+        sent = visitor.send("/dashboard/gate/eu/allow", "/dashboard/gate", **wanted)
+        assert (sent.status_code, sent.headers["location"]) == (303, "/dashboard/gate")
+        sent = visitor.send("/dashboard/gate/eu/end", "/dashboard/gate", subject="consumer:joe")
+        assert sent.status_code == 303
+        assert fake.overrides == [
+            {"subject": "consumer:bob", "seconds": 9000.0, "why": "ticket 7", "by": "ann"},
+            {"ended": "consumer:joe"},
+        ]
+
+
+@pytest.mark.parametrize(
+    "wrong", [{"hours": "0"}, {"hours": "745"}, {"hours": "nan"}, {"why": " "}, {"by": ""}]
+)
+def test_an_override_needs_a_subject_hours_a_reason_and_a_name(
+    project: Project, wrong: dict[str, str]
+) -> None:
+    fake = FakeGateway(gate=gate("enforce"))
+    with (
+        gateway(fake) as there,
+        site(project, extra=configured(eu=there.url)) as found,
+        found.operator() as visitor,
+    ):
+        fields = {"subject": "consumer:bob", "hours": "2", "why": "ticket 7", "by": "ann"} | wrong
+        assert visitor.send("/dashboard/gate/eu/allow", "/dashboard/gate", **fields).status_code == 400
+        assert visitor.send("/dashboard/gate/us/allow", "/dashboard/gate", **fields).status_code in (400, 404)
+        assert fake.overrides == []
+
+
+def test_a_gateway_that_refuses_an_override_is_said_so(project: Project) -> None:
+    fake = FakeGateway()
+    with (
+        gateway(fake) as there,
+        site(project, extra=configured(eu=there.url)) as found,
+        found.operator() as visitor,
+    ):
+        fields = {"subject": "consumer:bob", "hours": "2", "why": "ticket 7", "by": "ann"}
+        sent = visitor.send("/dashboard/gate/eu/allow", "/dashboard/gate", **fields)
+        assert sent.status_code == 502
+        assert "runs without a gate" in sent.text

@@ -16,6 +16,7 @@ local floor, max, min = math.floor, math.max, math.min
 local now = ngx.now
 
 local UNLIMITED = 1e300 -- a ceiling that is not counted up to
+local DIGITS_14 = 99999999999999 -- the largest figure in a header
 local LOOK = 0.1 -- seconds between two looks for news; between them a worker remembers what it read from the dict
 local SEEN = 10 -- seconds between two reports of the same active subject
 local MOST = 10000 -- keys kept for the next report, and plans
@@ -28,7 +29,7 @@ return function(dict, shared)
   if not shared.changed then
     shared.changed, shared.seen, shared.stops, shared.figures = {}, {}, {}, {}
     shared.kept, shared.generation, shared.looked, shared.active, shared.active_until = 0, 0, 0, {}, 0
-    shared.complained, shared.known, shared.knows = 0, {}, 0
+    shared.complained, shared.known, shared.knows, shared.uncounted = 0, {}, 0, {}
   end
 
   local function complain(text)
@@ -234,7 +235,7 @@ return function(dict, shared)
     if time >= shared.active_until or time < shared.active_until - SEEN then
       shared.active, shared.active_until = {}, time + SEEN
     end
-    if not shared.active[subject] and kept() then
+    if not shared.active[subject] and (shared.seen[subject] or kept()) then
       shared.active[subject], shared.seen[subject] = true, true
     end
   end
@@ -256,7 +257,7 @@ return function(dict, shared)
   -- The decision
 
   local function shown(quota)
-    return ("%d"):format(max(0, floor(min(quota, 1e15))))
+    return ("%d"):format(max(0, floor(min(quota, DIGITS_14))))
   end
 
   -- What the dict says of a subject, remembered until there are news; false: the gate has not decided about it.
@@ -280,16 +281,20 @@ return function(dict, shared)
       local rest = "\t" .. feature .. "\t" .. customer.account
       local ceiling, reset = dict:get("c" .. rest)
       local quota = dict:get("q" .. rest)
-      entry = { ceiling = ceiling, reset = reset or 0, key = "p" .. rest, cost = view.costs[feature] or 1 }
+      entry = { ceiling = ceiling, reset = reset or 0, key = "p" .. rest, cost = view.costs[feature] or 1, tail_until = 0 }
       entry.limit, entry.policy = '"' .. feature .. '";r=', quota and '"' .. feature .. '";q=' .. shown(quota)
       customer.entries[feature] = entry
     end
     return entry
   end
 
-  local function unseen(view, subject)
+  -- The gate must know which logs will come of requests that no counter has: it would take them for those of others.
+  local function unseen(view, subject, feature)
     if not shared.seen[subject] and kept() then shared.seen[subject] = true end
-    return view.unseen == "deny" and "CUSTOMER_NOT_FOUND" or nil
+    if view.unseen == "deny" then return "CUSTOMER_NOT_FOUND" end
+    local line = "U\t" .. encoded(subject) .. "\t" .. feature
+    if shared.seen[subject] then shared.uncounted[line] = (shared.uncounted[line] or 0) + 1 end
+    return nil
   end
 
   -- Returns the reason of a denial, what is left (nothing where nothing is counted), and whether it was counted.
@@ -297,14 +302,14 @@ return function(dict, shared)
     local ceiling = entry.ceiling
     if type(ceiling) == "string" then return ceiling end
     if ceiling == UNLIMITED then return nil end
-    if not ceiling then return unseen(view, subject) end
+    if not ceiling then return unseen(view, subject, feature) end
     changed(feature, customer.account) -- also if it is stopped: a killed worker may have left counts unreported
     if enforce and entry.spent then
       local passed = dict:get(entry.key)
       if passed and passed >= ceiling then return "USAGE_LIMIT_REACHED", 0 end
     end
     local passed = dict:incr(entry.key, entry.cost)
-    if not passed then return unseen(view, subject) end -- forgotten just now
+    if not passed then return unseen(view, subject, feature) end -- forgotten just now
     if passed - entry.cost >= ceiling then
       entry.spent = true
       if enforce then dict:incr(entry.key, -entry.cost) end
@@ -313,9 +318,14 @@ return function(dict, shared)
     return nil, ceiling - passed, true
   end
 
+  -- In a Kong, 1 us of each request was for the seconds to the reset and for string.format: so the first are kept
+  -- for a second, and `..` formats what is left, which it does without an exponent up to 14 digits.
   local function limits(limit, policy, entry, left, time)
-    local text = entry.limit .. shown(left)
-    if entry.reset > time then text = text .. ";t=" .. shown(entry.reset - time) end
+    if time >= entry.tail_until or time < entry.tail_until - 1 then
+      entry.tail_until = floor(time) + 1
+      entry.tail = entry.reset > time and ";t=" .. shown(entry.reset - time) or ""
+    end
+    local text = entry.limit .. max(0, floor(min(left, DIGITS_14))) .. entry.tail
     if entry.policy then policy = policy and policy .. ", " .. entry.policy or entry.policy end
     return limit and limit .. ", " .. text or text, policy
   end
@@ -346,7 +356,7 @@ return function(dict, shared)
     elseif not subject then
       reason = view.no_subject == "deny" and "CUSTOMER_NOT_FOUND" or nil
     elseif not customer then
-      reason = unseen(view, subject)
+      for i = 1, #names do reason = unseen(view, subject, names[i]) end
     else
       for i = 1, #names do
         local entry = entry_of(view, names[i], customer)

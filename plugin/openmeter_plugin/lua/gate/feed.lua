@@ -239,7 +239,9 @@ return function(dict, shared, version, gate)
 
   local function taken()
     local out = { seen = shared.seen, changed = shared.changed, stops = shared.stops, figures = shared.figures }
+    out.uncounted = shared.uncounted
     shared.seen, shared.changed, shared.stops, shared.figures, shared.kept = {}, {}, {}, {}, 0
+    shared.uncounted = {}
     return out
   end
 
@@ -251,8 +253,11 @@ return function(dict, shared, version, gate)
     for feature, accounts in pairs(out.changed) do
       for account in pairs(accounts) do gate.changed(feature, account) end
     end
-    for line, n in pairs(out.stops) do
-      if shared.stops[line] or gate.kept() then shared.stops[line] = (shared.stops[line] or 0) + n end
+    for _, name in pairs({ "stops", "uncounted" }) do
+      local counts = shared[name]
+      for line, n in pairs(out[name]) do
+        if counts[line] or gate.kept() then counts[line] = (counts[line] or 0) + n end
+      end
     end
     for name, n in pairs(out.figures) do count(name, n) end
   end
@@ -264,6 +269,7 @@ return function(dict, shared, version, gate)
       lines[#lines + 1], from[#lines + 1], keys[#lines + 1] = line, owner, key
     end
     for subject in pairs(out.seen) do add("S\t" .. encoded(subject), out.seen, subject) end
+    for line, n in pairs(out.uncounted) do add(line .. "\t" .. plain(n), out.uncounted, line) end
     for feature, accounts in pairs(out.changed) do
       for account in pairs(accounts) do
         local passed = dict:get("p\t" .. feature .. "\t" .. account)
@@ -297,7 +303,8 @@ return function(dict, shared, version, gate)
   end
 
   local function report(session)
-    if not next(shared.seen) and not next(shared.changed) and not next(shared.stops) and not next(shared.figures) then
+    if not next(shared.seen) and not next(shared.changed) and not next(shared.stops) and not next(shared.figures)
+      and not next(shared.uncounted) then
       return REPORT
     end
     local out = taken()
