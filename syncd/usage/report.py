@@ -1,6 +1,6 @@
 """The report of a range of days: what the usage page shows, from the kept usage and the directory.
 
-A report of 10,000 customers takes about a second to add up, so the latest few are cached. They are made anew
+A report of 10,000 customers takes seconds to add up, so the latest few are cached. They are made anew
 when usage was refreshed, a run changed customers, or the prices are others.
 """
 

@@ -25,7 +25,7 @@ from tests.bench.processes import MIB
 
 CUSTOMERS, SUBJECTS, DAYS = 10_000, 30_000, 90
 _VIEWS = 5
-_PATIENCE = 420.0
+_PATIENCE = 1500.0
 """Seconds for the first run and the first refresh together."""
 _MEMORY = 400 * MIB
 _PAGE_SECONDS = 0.5
