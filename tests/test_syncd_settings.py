@@ -56,6 +56,11 @@ _BY_NAME: dict[str, Any] = {
     "region": "us",
     "customer_url": "https://billing.example.com/{id}",
     "token": "at-least-sixteen-characters",
+    "notify": {"timeout": "7s"},
+    "urls": ["json://hooks.example.com/billing"],
+    "topics": ["blocked"],
+    "summary": "0 9 * * 1",
+    "state_url": "postgresql://syncd@db.example.com/syncd",
 }
 _BY_KIND: dict[str, Any] = {
     "URL": "http://elsewhere",

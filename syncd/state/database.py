@@ -97,4 +97,4 @@ class State:
 
 def upserting(connection: Connection, table: Table) -> sqlite.Insert | postgresql.Insert:
     """Return an insert with `on_conflict_do_update` and `on_conflict_do_nothing`."""
-    return sqlite.insert(table) if connection.dialect.name == "sqlite" else postgresql.insert(table)
+    return sqlite.insert(table) if connection.engine.name == "sqlite" else postgresql.insert(table)
