@@ -26,6 +26,7 @@ from syncd.runs.queue import RunQueue
 from syncd.runs.requests import reviewed_in
 from syncd.runs.run import RunState
 from syncd.state.database import State
+from syncd.usage.report import Reports
 
 _Text = Annotated[str, Field(min_length=1)]
 
@@ -100,6 +101,7 @@ class Daemon:
     schedule: Callable[[], dict[str, object]]
     leadership: Leadership
     state: State
+    reports: Reports
     session_idle: float = IDLE
     """Seconds without a request after which a session of the dashboard ends."""
 
@@ -156,6 +158,7 @@ def _mount_dashboard(app: FastAPI, daemon: Daemon, limit: LoginLimit) -> None:
             limit,
             daemon.session_idle,
             daemon.state,
+            daemon.reports,
         ),
     )
 

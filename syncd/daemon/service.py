@@ -47,6 +47,7 @@ from syncd.runs.run import Run, RunState
 from syncd.sources.base import Readings
 from syncd.state.database import State
 from syncd.usage.refresh import Refresher
+from syncd.usage.report import Reports
 from syncd.usage.store import UsageStore
 
 _log = structlog.get_logger("syncd.daemon.service")
@@ -278,6 +279,7 @@ def running(
             metrics.closed_months,
             stopping,
         )
+        reports = Reports(UsageStore(state), Directory(state))
         server = _server(
             Daemon(
                 runs,
@@ -288,6 +290,7 @@ def running(
                 daemon.describe,
                 leadership,
                 state,
+                reports,
                 session_idle,
             )
         )
@@ -296,6 +299,12 @@ def running(
             threading.Thread(target=runs.work, name="syncd-worker", daemon=True),
             threading.Thread(target=schedule.work, name="syncd-schedule", daemon=True),
             threading.Thread(target=daemon.usage.work, args=(usage_wait,), name="syncd-usage", daemon=True),
+            threading.Thread(
+                target=reports.work,
+                args=(lambda: daemon.config, stopping, now),
+                name="syncd-reports",
+                daemon=True,
+            ),
             threading.Thread(target=leadership.work, name="syncd-leadership", daemon=True),
             threading.Thread(target=late.work, name="syncd-late", daemon=True),
             threading.Thread(target=watch.work, name="syncd-notify", daemon=True),

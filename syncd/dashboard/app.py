@@ -45,6 +45,7 @@ def create_dashboard(
     limit: LoginLimit,
     session_idle: float,
     state: State,
+    reports: Reports,
 ) -> Starlette:
     """Return the dashboard of a daemon; `token` and `schedule` are called for each request.
 
@@ -61,7 +62,7 @@ def create_dashboard(
     dead_letters, quarantine = DeadLetterPages(web, queries), QuarantinePages(web, queries)
     page_routes = {
         "/": OverviewPage(web, queries).show,
-        "/usage": UsagePage(web, Reports(UsageStore(state), Directory(state))).show,
+        "/usage": UsagePage(web, reports).show,
         "/runs": pages.runs,
         "/runs/{run_id}": pages.run,
         "/customers": customers.table,

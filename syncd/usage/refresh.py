@@ -175,11 +175,14 @@ class Refresher:
         range_: Days,
     ) -> _Survey:
         """Return which days of a meter must be fetched, by one request for the totals of all."""
-        known = tuple(name for name in dimensions if meter and name in meter.dimensions)
+        if meter is None:
+            # What is kept stays: a list without the meter says nothing about its usage.
+            self._store.note_missing(key, _MISSING)
+            return _Survey(key, usable=False)
+        known = tuple(name for name in dimensions if name in meter.dimensions)
         self._store.keep_meter(key, known)
-        if meter is None or meter.aggregation not in _ADDITIVE:
-            unusable = _MISSING if meter is None else _NOT_ADDITIVE.format(meter.aggregation)
-            self._store.note_problem(key, unusable)
+        if meter.aggregation not in _ADDITIVE:
+            self._store.note_problem(key, _NOT_ADDITIVE.format(meter.aggregation))
             return _Survey(key, usable=False)
         try:
             totals = api.daily_totals(meter, rfc3339(range_.start), rfc3339(range_.end))

@@ -1,27 +1,35 @@
 """The report of a range of days: what the usage page shows, from the kept usage and the directory.
 
 A report of 10,000 customers takes seconds to add up, so the latest few are cached. They are made anew
-when usage was refreshed, a run changed customers, or the prices are others.
+when usage was refreshed, a run changed customers, or the prices are others. Those of this and the last month
+are made before somebody asks (`Reports.work`).
 """
 
 from __future__ import annotations
 
 import threading
 from collections import OrderedDict, defaultdict
-from collections.abc import Hashable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import date, datetime
 from decimal import Decimal
 from typing import Final
 
+import structlog
+
 from syncd.config.settings import Config
+from syncd.core.errors import StateError
 from syncd.customers.directory import Directory
 from syncd.metering.usage import REQUESTS_METER, TOKENS_METER, owners
-from syncd.usage.days import Days
+from syncd.runs.clock import Now, utc_now
+from syncd.usage.days import Days, chosen, month_before
 from syncd.usage.figures import Amount, CustomerFigures, Figures, Payer, Slice, figures, slices
 from syncd.usage.prices import Bill, Prices, prices_of
 from syncd.usage.store import KeptMeter, LateUsage, UsageStore
 
+_log = structlog.get_logger("syncd.usage")
+
+_LOOK_SECONDS: Final = 5.0
 _CACHED: Final = 6
 """Reports: one of 10,000 customers takes some 8 MiB."""
 _WORDS: Final = {REQUESTS_METER: "requests", TOKENS_METER: "tokens"}
@@ -106,12 +114,39 @@ class Reports:
         self._lock = threading.Lock()
         self._made: OrderedDict[Hashable, Report] = OrderedDict()
 
-    def report(self, days: Days, config: Config) -> Report:
-        """Return the report of a range; raises StateError."""
+    def work(
+        self,
+        config: Callable[[], Config],
+        stopping: threading.Event,
+        now: Now = utc_now,
+        every: float = _LOOK_SECONDS,
+    ) -> None:
+        """Keep the reports of this and the last month up to date until stopped, so that no visitor waits.
+
+        Looks `every` so many seconds whether they are out of date.
+        """
+        made: Hashable = None
+        while not stopping.wait(every):
+            today = now().date()
+            try:
+                key = (today, self._sources(config()))
+                if key != made and self._store.meters():
+                    for days in (chosen(None, None, None, today), month_before(today)):
+                        self.report(days, config())
+                    made = key
+            except StateError as error:  # a page shows it to whoever asks
+                _log.debug("report_not_made", error=str(error))
+
+    def _sources(self, config: Config) -> Hashable:
+        """Return what changes whenever reports would."""
         edition = self._directory.edition()
         version = edition.version if edition else 0
         prices = config.prices.model_dump_json() if config.prices else ""
-        key = (days, self._store.revision(), version, prices, tuple(config.usage.meters))
+        return (self._store.revision(), version, prices, tuple(config.usage.meters))
+
+    def report(self, days: Days, config: Config) -> Report:
+        """Return the report of a range; raises StateError."""
+        key = (days, self._sources(config))
         # One at a time: a second visitor waits for the report instead of making it again.
         with self._lock:
             if key not in self._made:

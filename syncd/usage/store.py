@@ -326,6 +326,13 @@ class UsageStore:
         """Note why a meter could not be refreshed."""
         self._note(meter, problem=problem)
 
+    def note_missing(self, meter: str, problem: str) -> None:
+        """Note that a meter does not exist now, and keep what is kept of it."""
+        with self._state.writing() as connection:
+            new = upserting(connection, usage_meters).values(meter=meter, dimensions="[]")
+            connection.execute(new.on_conflict_do_nothing())
+        self.note_problem(meter, problem)
+
     def _note(self, meter: str, **values: str | None) -> None:
         with self._state.writing() as connection:
             connection.execute(update(usage_meters).where(usage_meters.c.meter == meter).values(values))

@@ -228,6 +228,34 @@ def test_a_day_that_never_adds_up_is_not_fetched_again_and_again(tmp_path: Path)
         assert world.kept() == {"alice": 5}
 
 
+def test_a_list_of_meters_that_lacks_one_deletes_nothing_of_what_is_kept(tmp_path: Path) -> None:
+    listed = True
+
+    def answer(asked: Asked) -> Answer:
+        if asked.path == "/api/v1/meters":
+            meter = {"slug": REQUESTS_METER, "aggregation": "COUNT", "eventType": "kong.api_request"}
+            return Answer([{**meter, "groupBy": {"route_name": "$.route_name"}}] if listed else [])
+        if asked.path.endswith("/query"):
+            window = {"windowStart": at("2026-11-10", "00:00:00"), "windowEnd": at("2026-11-11", "00:00:00")}
+            labels = {"route_name": "orders"} if "groupBy" in asked.query else {}
+            subject = "alice" if labels else None
+            return Answer({"data": [{**window, "value": 5, "subject": subject, "groupBy": labels}]})
+        return Answer(status=404)
+
+    with serving(answer) as server:
+        world = World(tmp_path, server.url, usage={"meters": {REQUESTS_METER: ["route_name"]}})
+        assert world.refresh() == 1
+        listed = False
+        assert world.refresh() == 0
+        with world.open() as (_, store):
+            assert "has no such meter" in (store.meter(REQUESTS_METER).problem or "")
+            assert store.by_dimension(REQUESTS_METER, ALL, "route_name") == {"orders": 5}
+        listed = True
+        assert world.refresh() == 0
+        with world.open() as (_, store):
+            assert store.meter(REQUESTS_METER).problem is None
+
+
 def test_the_requests_of_a_refresh_are_those_that_the_settings_page_promises(tmp_path: Path) -> None:
     def answer(asked: Asked) -> Answer:
         if asked.path == "/api/v1/meters":
