@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from openmeter_plugin.units import number, plural
+from openmeter_plugin.units import plural
 from syncd.cli.options import (
     APPLIED,
     DRIFT,
@@ -126,8 +126,8 @@ def _show_text(out: Console, result: Result, *, dry_run: bool) -> None:
     content = report.content
     if (totals := content["totals"]) is not None:
         customers = plural(len(content["customers"]), "customer")
-        requests, tokens = number(totals["requests"]), number(totals["tokens"])
-        line(out, f"{content['month']} (UTC): {requests} requests, {tokens} tokens, {customers} with usage.")
+        requests, tokens = plural(totals["requests"], "request"), plural(totals["tokens"], "token")
+        line(out, f"{content['month']} (UTC): {requests}, {tokens}, {customers} with usage.")
         for kind in (content["audit"] or {}).get("types", ()):
             line(out, f"Audit: {documents.audit_text(kind)}.")
     open_first = sorted(report.against, key=lambda one: one["accepted"] is not None)

@@ -279,7 +279,8 @@ def _contradictions(before: Meters, after: Meters, audit: Audit | None) -> Itera
     if by_hour != by_subject:
         yield Objection(
             Kind.CHANGED,
-            f"meter {REQUESTS_METER} counts {by_hour} events by hour, but {whole(by_subject)} over the month",
+            f"meter {REQUESTS_METER} counts {plural(by_hour, 'event')} by hour, but {whole(by_subject)}"
+            " over the month",
         )
 
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator
 
+from openmeter_plugin.units import number, plural
 from syncd.close.report import Content, Report
 from syncd.core.text_csv import Cell, document
 
@@ -91,8 +92,8 @@ def _row(
 def gateway_text(gateway: Content) -> str:
     """Return what a gateway holds of the month, or may."""
     return (
-        f"{gateway['dead_letters']} dead letters, {gateway['quarantined']} in quarantine,"
-        f" {gateway['requests_lost']} requests lost since its spool was created"
+        f"{plural(gateway['dead_letters'], 'dead letter')}, {number(gateway['quarantined'])} in quarantine,"
+        f" {plural(gateway['requests_lost'], 'request')} lost since its spool was created"
     )
 
 

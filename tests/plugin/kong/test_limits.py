@@ -113,6 +113,7 @@ def test_only_small_calls_are_remembered(tmp_path: Path) -> None:
     serve(tmp_path, test)
 
 
+@pytest.mark.slow
 def test_a_peer_that_never_reads_its_answers_is_closed(tmp_path: Path) -> None:
     async def test(serving: Serving) -> None:
         peer = serving.connect()

@@ -24,6 +24,7 @@ def run_model(steps: int, number: int) -> None:
     run_state_machine_as_test(seeded, settings=how)
 
 
+@pytest.mark.slow
 def test_nothing_of_people_changes_no_subject_strays_and_peace_brings_order() -> None:
     run_model(240, _PARTS)
 
