@@ -134,11 +134,6 @@ def run(console: Console, tell: Tell) -> list[Goal]:
     ]
 
 
-def _page_goal(slowest: float) -> Goal:
-    measured = f"{slowest * 1000:.0f} ms"
-    return Goal("slowest page, later views", "under 500 ms", measured, slowest < _PAGE_SECONDS)
-
-
 def _paths() -> list[str]:
     today = datetime.now(UTC).date()
     month = (today.replace(day=1) - timedelta(days=1)).strftime("%Y-%m")
