@@ -17,7 +17,7 @@ from tests.plugin.lua.both_halves import Gateway
 from tests.plugin.lua.gate_node import Answer, UnixPeer
 
 ALLOWANCE: Final = 100
-_SECONDS: Final = 30.0
+_SECONDS: Final = 60.0
 
 
 def drive(directory: Path) -> tuple[int, Answer]:
@@ -29,7 +29,9 @@ def drive(directory: Path) -> tuple[int, Answer]:
             kong = Gateway(server, peer)
             kong.until(kong.known, _SECONDS)
             time.sleep(0.2)  # until no worker remembers the first line, which has no limit yet
-            passed, deadline = kong.counted() or 0, time.monotonic() + _SECONDS
-            while passed < ALLOWANCE and time.monotonic() < deadline:
-                passed += kong.answer().passed
-            return passed, kong.answer()
+            deadline = time.monotonic() + _SECONDS
+            while kong.passed < ALLOWANCE and time.monotonic() < deadline:
+                # What a reading may have counted is taken off twice until the next one: the last may wait.
+                if not kong.answer().passed:
+                    time.sleep(0.01)
+            return kong.passed, kong.answer()

@@ -180,9 +180,8 @@ def test_unbilled_usage_has_a_reason_for_each_subject(project: Project, sandbox:
         send(sandbox, event("1", subject=late), event("2", subject=new), event("3", subject="stranger"))
         rerun(found, dry_run=True)
         page = visitor.see("/dashboard/unbilled")
-        assert f"{late} acme 1 0 decided by people subscription" in row(page, "late"), (
-            "with the name behind the id"
-        )
+        assert f"late {late} acme 1 0" in row(page, "late"), "with the name behind the id"
+        assert "decided by people subscription" in row(page, "late")
         assert f"{new} consumer-" in row(page, "new")
         assert "1 0 next run" in row(page, "new")
         assert "none 1 0 unknown" in row(page, "stranger")
