@@ -89,6 +89,7 @@ docs: $(VENV)/.docs
 	$(BIN)/python -m tests.json_schemas
 	$(BIN)/python -m tests.deploy.metrics_reference
 	$(BIN)/python -m tests.state_diagrams
+	$(BIN)/python -m tests.scale
 	$(BIN)/python -m mkdocs build --clean
 
 #? dist: build wheel and source distribution twice, install each extra, write the SBOM
