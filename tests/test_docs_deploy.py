@@ -30,7 +30,7 @@ COMPOSE_OPTIONS: Final = {
 NAMESPACE: Final = "kong-openmeter"
 KUBECTL_OPTIONS: Final = {
     "": {"--namespace"},
-    "create": {"--from-literal"},
+    "create": {"--from-file", "--from-literal"},
     "label": set[str](),
     "delete": set[str](),
     "exec": {"--container"},
