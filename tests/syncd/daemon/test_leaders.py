@@ -23,7 +23,7 @@ from tests.syncd.waiting import eventually
 
 pytestmark = pytest.mark.slow
 
-ROUNDS = 3
+ROUNDS = 2
 
 
 @pytest.mark.timeout(300)
