@@ -1,6 +1,7 @@
 """Schema of a database: reads its revision, and brings it up to date with Alembic.
 
-Alembic is only imported where there is something to do: a database that is up to date costs one query.
+A database that is up to date costs one query. An empty one gets the tables at once: to import Alembic takes
+0.3 s, a third of a first `syncd plan`. A test holds that both ways lead to the same tables.
 """
 
 from __future__ import annotations
@@ -10,7 +11,7 @@ from pathlib import Path
 from sqlalchemy import Connection, inspect, text
 
 from syncd.core.errors import StateError
-from syncd.state.tables import REVISION
+from syncd.state.tables import REVISION, metadata
 
 _MIGRATIONS = Path(__file__).with_name("migrations")
 
@@ -37,7 +38,23 @@ def is_current(connection: Connection, where: str) -> bool:
 
 
 def bring_up_to_date(connection: Connection) -> None:
-    """Apply the revisions that the schema lacks, in the transaction of this connection."""
+    """Create the tables, or apply the revisions that they lack, in the transaction of this connection."""
+    if inspect(connection).get_table_names():
+        migrate(connection)
+        return
+    metadata.create_all(connection)
+    # As Alembic creates it, which reads it from the next revision on.
+    connection.execute(
+        text(
+            "CREATE TABLE alembic_version (version_num VARCHAR(32) NOT NULL,"
+            " CONSTRAINT alembic_version_pkc PRIMARY KEY (version_num))"
+        )
+    )
+    connection.execute(text("INSERT INTO alembic_version VALUES (:revision)"), {"revision": REVISION})
+
+
+def migrate(connection: Connection) -> None:
+    """Apply the revisions that the schema lacks with Alembic."""
     from alembic import command
     from alembic.config import Config
 

@@ -14,18 +14,37 @@ from alembic.autogenerate import compare_metadata
 from alembic.config import Config
 from alembic.migration import MigrationContext
 from alembic.script import ScriptDirectory
+from sqlalchemy import Connection
 
 import syncd.state.migrations
 from syncd.core.errors import StateError
-from syncd.state import tables
+from syncd.state import schema, tables
 from syncd.state.database import State
+from syncd.state.engines import WRITING, make_engine
 from syncd.state.location import StateLocation
 
 
+def differences(connection: Connection) -> list[object]:
+    context = MigrationContext.configure(connection, opts={"compare_type": True})
+    return list(compare_metadata(context, tables.metadata))
+
+
 def test_the_revisions_make_the_tables_of_the_code(where: StateLocation) -> None:
-    with State(where) as state, state.reading() as connection:
-        context = MigrationContext.configure(connection, opts={"compare_type": True})
-        assert compare_metadata(context, tables.metadata) == []
+    engine = make_engine(where)
+    with engine.connect() as connection:
+        connection.execution_options(**{WRITING: True})
+        with connection.begin():
+            schema.migrate(connection)
+            assert differences(connection) == []
+            assert schema.is_current(connection, "it")
+    engine.dispose()
+
+
+def test_alembic_goes_on_from_a_new_database(where: StateLocation) -> None:
+    with State(where) as state, state.writing() as connection:
+        schema.migrate(connection)
+        assert differences(connection) == []
+        assert schema.is_current(connection, "it")
 
 
 def test_the_newest_revision_is_the_one_that_the_code_expects() -> None:
@@ -64,7 +83,7 @@ def test_a_database_of_another_program_is_refused(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("opened", [False, True], ids=["new", "up to date"])
-def test_alembic_is_imported_only_where_there_is_something_to_do(tmp_path: Path, *, opened: bool) -> None:
+def test_alembic_is_not_imported_for_a_database_that_is(tmp_path: Path, *, opened: bool) -> None:
     if opened:
         State(StateLocation(tmp_path)).close()
     code = """
@@ -75,4 +94,4 @@ State(StateLocation(pathlib.Path(sys.argv[1]))).close()
 print("alembic" in sys.modules)
 """
     done = subprocess.run([sys.executable, "-c", code, str(tmp_path)], capture_output=True, text=True)
-    assert done.stdout == f"{not opened}\n", done.stderr
+    assert done.stdout == "False\n", done.stderr
