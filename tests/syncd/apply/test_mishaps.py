@@ -107,7 +107,6 @@ def test_without_a_mishap_one_run_reaches_the_desired_state(
 
 
 HOW: list[tuple[Dialect, int, int]] = [
-    ("openmeter-v1", 1, 1),
     ("openmeter-v1", 1, 4),
     ("openmeter-v1", 3, 1),
     ("openmeter-v3", 1, 1),
