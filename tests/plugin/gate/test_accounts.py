@@ -399,8 +399,7 @@ STEPS = st.lists(
 )
 
 
-@pytest.mark.slow
-@settings(max_examples=600, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@settings(max_examples=200, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 @given(st.integers(3, 12), STEPS)
 def test_one_node_never_passes_more_than_was_issued_and_in_the_end_all_of_it(
     issued: int, steps: list[Any]
@@ -426,8 +425,7 @@ def test_one_node_never_passes_more_than_was_issued_and_in_the_end_all_of_it(
     assert world.passed == issued
 
 
-@pytest.mark.slow
-@settings(max_examples=300, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@settings(max_examples=100, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 @given(
     st.integers(3, 12),
     st.lists(
