@@ -37,6 +37,8 @@ from tests.newcomer import report
 from tests.packaging.distributions import ROOT, build
 
 _BIN = "/opt/kong-openmeter/bin"
+_INSIDE = "/srv/newcomer"
+"""Where the container has the folder of the trial."""
 
 
 def main() -> int:
@@ -49,7 +51,7 @@ def main() -> int:
         engine.make_base()
         with tempfile.TemporaryDirectory() as folder:
             Path(folder).chmod(0o755)
-            mounted = ("--network", "host", "--volume", f"{folder}:/work", "--workdir", "/work")
+            mounted = ("--network", "host", "--volume", f"{folder}:{_INSIDE}", "--workdir", _INSIDE)
             with running(engine, *mounted, BASE, "sleep", "infinity") as container:
                 print(report(_way(container, Path(folder))), end="")
     except (DemoFailed, EngineError) as error:
@@ -84,15 +86,15 @@ def _way(container: Container, folder: Path) -> list[tuple[str, float]]:
 def _install(container: Container, wheel: str) -> None:
     container.exec("python3", "-m", "venv", "/opt/kong-openmeter")
     container.exec(
-        f"{_BIN}/pip", "install", "--quiet", "--no-cache-dir", f"/work/{wheel}[syncd]", seconds=500
+        f"{_BIN}/pip", "install", "--quiet", "--no-cache-dir", f"{_INSIDE}/{wheel}[syncd]", seconds=500
     )
 
 
 def _start(container: Container, folder: Path, url: str) -> None:
     port = url.rpartition(":")[2]
-    sandbox = ("sandbox", "--port", port, "--token", TOKEN, "--db", "/work/sandbox.sqlite3")
+    sandbox = ("sandbox", "--port", port, "--token", TOKEN, "--db", f"{_INSIDE}/sandbox.sqlite3")
     container.start(f"{_BIN}/syncd", *sandbox)
-    where = ("--socket", "/work/openmeter.socket", "--spool", "/var/lib/openmeter-plugin/spool")
+    where = ("--socket", f"{_INSIDE}/openmeter.socket", "--spool", "/var/lib/openmeter-plugin/spool")
     container.start(f"{_BIN}/openmeter-plugin", "serve", *where)
     eventually(lambda: takes_connections(folder / "openmeter.socket"), seconds=60, what="the plugin server")
 
@@ -114,7 +116,7 @@ def _sync(container: Container, folder: Path, gateway: Gateway, url: str) -> Non
 
 
 def _syncd(container: Container, *arguments: str) -> str:
-    variables = ("SYNCD_CONFIG=/work/syncd.yaml", "STATE_DIRECTORY=/work/state")
+    variables = (f"SYNCD_CONFIG={_INSIDE}/syncd.yaml", f"STATE_DIRECTORY={_INSIDE}/state")
     return container.exec("env", *variables, f"{_BIN}/syncd", *arguments)
 
 
