@@ -64,14 +64,15 @@ class UnbilledPages:
         noted = self._ignored.active()
         found = self._view(noted)
         pages = views.page_of(len(found.subjects) if found else 0, page_number(request), _SUBJECTS_PER_PAGE)
+        rows = pages.cut(found.by_cause) if found else ()
         keys = frozenset(one.key for one in found.subjects) if found else frozenset()
         prices = prices_of(self._queries.config().prices)
         return self._web.render(
             visitor,
             "unbilled.html",
-            known=insights(self._usage, prices, keys, _today()),
+            known=insights(self._usage, prices, keys, _today(), [one.key for one in rows]),
             unbilled=found,
-            groups=found.groups(pages.cut(found.by_cause)) if found else (),
+            groups=found.groups(rows) if found else (),
             pages=pages,
             allowances=_LABELS,
             noted={one.subject: one for one in noted},

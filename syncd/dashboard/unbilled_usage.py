@@ -55,8 +55,17 @@ class Insights:
         return self.of.get(key, Insight())
 
 
-def insights(store: UsageStore, prices: Prices | None, subjects: Collection[str], today: date) -> Insights:
-    """Return what the kept usage says of these subjects; raises StateError."""
+def insights(
+    store: UsageStore,
+    prices: Prices | None,
+    subjects: Collection[str],
+    today: date,
+    shown: Collection[str] | None = None,
+) -> Insights:
+    """Return what the kept usage says of these subjects; raises StateError.
+
+    Of those that are not among `shown`, only what they are worth.
+    """
     if not subjects:
         return Insights({}, prices.currency if prices else "")
     tomorrow = today + timedelta(days=1)
@@ -64,10 +73,11 @@ def insights(store: UsageStore, prices: Prices | None, subjects: Collection[str]
     seen: dict[str, date] = {}
     now: dict[str, float] = {}
     then: dict[str, float] = {}
+    shown = subjects if shown is None else shown
     for meter in (TOKENS_METER, REQUESTS_METER):
-        for key, activity in store.activity(meter, subjects).items():
-            seen[key] = max(activity.last, seen.get(key, activity.last))
-        recent, earlier = (store.by_subject(meter, days, subjects) for days in (this_week, before))
+        for key, last in store.last_days(meter, shown).items():
+            seen[key] = max(last, seen.get(key, last))
+        recent, earlier = (store.by_subject(meter, days, shown) for days in (this_week, before))
         for key in recent.keys() | earlier.keys():
             now[key], then[key] = recent.get(key, 0), earlier.get(key, 0)
     worth = _worth(store, prices, subjects, Days(today - WINDOW, tomorrow)) if prices else {}

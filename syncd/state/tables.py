@@ -53,7 +53,14 @@ class Text(TypeDecorator[str]):
 
     def process_bind_param(self, value: str | None, dialect: Dialect) -> str | None:  # noqa: ARG002
         """Return the text as it is stored."""
-        return _UNSTORABLE.sub("\ufffd", value) if value else value
+        return storable(value) if value else value
+
+
+def storable(text: str) -> str:
+    """Return a text as a column of type `Text` keeps it."""
+    if text.isascii() and "\x00" not in text:
+        return text  # a hundred thousand times for each day of usage; the expression takes four times as long
+    return _UNSTORABLE.sub("\ufffd", text)
 
 
 # SQLite only numbers a column of type INTEGER by itself.

@@ -76,6 +76,14 @@ class Rate:
         return charged
 
 
+def exact(value: float) -> Decimal:
+    """Return the decimal that a value of a meter means: ten times 0.1 is 1, and not a package more.
+
+    A float has 15 digits that are certain.
+    """
+    return Decimal(int(value)) if float(value).is_integer() else Decimal(f"{value:.15g}")
+
+
 @dataclass(slots=True)
 class Bill:
     """The usage of one customer in one calendar month, by rate."""
@@ -84,7 +92,7 @@ class Bill:
 
     def add(self, rate: int, value: float) -> None:
         """Add usage that a rate fits."""
-        self.quantities[rate] += Decimal(str(value))
+        self.quantities[rate] += exact(value)
 
 
 @dataclass(slots=True)

@@ -10,7 +10,6 @@ It has a client of its own and takes no lock of the runs. One day of one meter i
 
 from __future__ import annotations
 
-import math
 import threading
 import time
 from collections.abc import Callable
@@ -29,7 +28,7 @@ from syncd.runs.clock import Now, utc_now
 from syncd.runs.factory import target_of
 from syncd.usage.days import Days, midnight
 from syncd.usage.prices import prices_of
-from syncd.usage.store import KeptDay, KeptMeter, Refresh, UsageStore
+from syncd.usage.store import KeptDay, KeptMeter, Refresh, UsageStore, same
 
 _log = structlog.get_logger("syncd.usage")
 
@@ -210,12 +209,11 @@ class Refresher:
 def _differs(kept: KeptDay | None, reported: float) -> bool:
     """Return whether a day must be fetched: neither what was reported then nor what its rows add up to.
 
-    Rows and totals are two requests, between which events may arrive; and sums of fractions differ in their
-    last digits from one request to the next.
+    Rows and totals are two requests, between which events may arrive.
     """
     if kept is None:
         return reported != 0
-    return not any(math.isclose(reported, known, rel_tol=1e-9) for known in (kept.reported, kept.total))
+    return not any(same(reported, known) for known in (kept.reported, kept.total))
 
 
 def _is_late(kept: KeptMeter, day: date) -> bool:

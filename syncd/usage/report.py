@@ -10,8 +10,8 @@ from __future__ import annotations
 import threading
 from collections import OrderedDict, defaultdict
 from collections.abc import Callable, Hashable, Mapping, Sequence
-from dataclasses import dataclass, replace
-from datetime import date, datetime
+from dataclasses import dataclass, field, replace
+from datetime import datetime
 from decimal import Decimal
 from typing import Final
 
@@ -23,8 +23,8 @@ from syncd.customers.directory import Directory
 from syncd.metering.usage import REQUESTS_METER, TOKENS_METER, owners
 from syncd.runs.clock import Now, utc_now
 from syncd.usage.days import Days, chosen, month_before
-from syncd.usage.figures import Amount, CustomerFigures, Figures, Payer, Slice, figures, slices
-from syncd.usage.prices import Bill, Prices, prices_of
+from syncd.usage.figures import CustomerFigures, Figures, Payer, Slice, figures, slices
+from syncd.usage.prices import Bill, Labels, Prices, prices_of
 from syncd.usage.store import KeptMeter, LateUsage, UsageStore
 
 _log = structlog.get_logger("syncd.usage")
@@ -164,29 +164,84 @@ def owners_in(directory: Directory) -> Owners:
     return {subject: payers[identity] for subject, identity in owners(customers).items()}
 
 
+Purse = tuple[str, bool]
+"""Who would pay: the id of a customer and True, or a subject without one and False."""
+
+
+@dataclass(slots=True)
+class _Sums:
+    """What the usage of a range adds up to: by meter and subject, by meter and dimensions, and in money."""
+
+    by_subject: dict[str, dict[str, float]] = field(default_factory=lambda: defaultdict(dict))
+    by_labels: dict[str, dict[Labels, float]] = field(default_factory=lambda: defaultdict(dict))
+    estimates: dict[Purse, Decimal] = field(default_factory=lambda: defaultdict(Decimal))
+    unpriced: dict[str, float] = field(default_factory=dict)
+
+    def by_dimension(self, meter: str, name: str) -> dict[str, float]:
+        """Return the usage of a meter by the values of a dimension; an empty text is its absence."""
+        found: dict[str, float] = defaultdict(float)
+        for labels, value in self.by_labels[meter].items():
+            found[dict(labels).get(name, "")] += value
+        return found
+
+
+def _sums(
+    store: UsageStore, meters: Sequence[str], days: Days, prices: Prices | None, owner_of: Owners
+) -> _Sums:
+    """Add up a range; each of its hundred thousands of rows is read once."""
+    found = _Sums()
+    for month in days.by_month():
+        bills: dict[Purse, Bill] = defaultdict(Bill)
+        for meter in meters:
+            subjects, combinations = found.by_subject[meter], found.by_labels[meter]
+            priced = prices if prices is not None and meter in prices.meters else None
+            for subject, labels, value in store.by_labels(meter, month):
+                subjects[subject] = subjects.get(subject, 0.0) + value
+                combinations[labels] = combinations.get(labels, 0.0) + value
+                if priced is None:
+                    continue
+                if (rate := priced.rate_of(meter, labels)) is None:
+                    found.unpriced[meter] = found.unpriced.get(meter, 0.0) + value
+                    continue
+                payer = owner_of.get(subject)
+                bills[(payer.id, True) if payer else (subject, False)].add(rate, value)
+        if prices is not None:
+            for purse, bill in bills.items():
+                found.estimates[purse] += prices.charge(bill)
+    return found
+
+
 def _made(store: UsageStore, directory: Directory, days: Days, config: Config) -> Report:
     kept = _in_order(store.meters(), config)
-    before, owner_of = days.before(), owners_in(directory)
+    range_before, owner_of, prices = days.before(), owners_in(directory), prices_of(config.prices)
     keys = [meter.meter for meter in kept]
+    now, before = (_sums(store, keys, part, prices, owner_of) for part in (days, range_before))
     found = figures(
-        keys,
-        [store.by_subject(key, days) for key in keys],
-        [store.by_subject(key, before) for key in keys],
-        owner_of,
+        keys, [now.by_subject[key] for key in keys], [before.by_subject[key] for key in keys], owner_of
     )
     found = _named(found, directory)
-    estimates: Estimates | None = None
-    if (prices := prices_of(config.prices)) is not None:
-        found, estimates = _estimated(store, prices, found, owner_of, days, before)
+    if prices is not None:
+        found = _estimated(found, now.estimates, before.estimates)
     refreshed = [meter.refreshed_at for meter in kept if meter.problem is None or meter.refreshed_at]
     return Report(
         days,
-        before,
-        tuple(_meter_usage(store, meter, days, before) for meter in kept),
+        range_before,
+        tuple(
+            MeterUsage(
+                meter.meter,
+                tuple(store.by_day(meter.meter, days)),
+                tuple(store.by_day(meter.meter, range_before)),
+                {
+                    name: slices(now.by_dimension(meter.meter, name), before.by_dimension(meter.meter, name))
+                    for name in meter.dimensions
+                },
+            )
+            for meter in kept
+        ),
         found,
         tuple(LateLine(owner_of.get(late.subject), late) for late in store.late(days)),
         _new(store, found, owner_of, days, keys),
-        estimates,
+        _estimates(prices.currency, now, before) if prices is not None else None,
         kept,
         min(at for at in refreshed if at) if refreshed and all(refreshed) else None,
     )
@@ -196,15 +251,6 @@ def _in_order(kept: Sequence[KeptMeter], config: Config) -> tuple[KeptMeter, ...
     """Return the meters as the configuration lists them: the first one is what is shown first."""
     order = {meter: number for number, meter in enumerate(config.usage.meters)}
     return tuple(sorted(kept, key=lambda one: (order.get(one.meter, len(order)), one.meter)))
-
-
-def _meter_usage(store: UsageStore, kept: KeptMeter, days: Days, before: Days) -> MeterUsage:
-    by_dimension = {
-        name: slices(store.by_dimension(kept.meter, days, name), store.by_dimension(kept.meter, before, name))
-        for name in kept.dimensions
-    }
-    now, earlier = store.by_day(kept.meter, days), store.by_day(kept.meter, before)
-    return MeterUsage(kept.meter, tuple(now), tuple(earlier), by_dimension)
 
 
 def _named(found: Figures, directory: Directory) -> Figures:
@@ -226,76 +272,37 @@ def _new(
     appeared = {customer.customer.id: customer for customer in found.appeared()}
     subjects = [subject for subject, payer in owner_of.items() if payer.id in appeared]
     for meter in meters:
-        for subject, activity in store.activity(meter, subjects).items():
-            if activity.first < days.since:
-                appeared.pop(owner_of[subject].id, None)
+        for subject in store.used_before(meter, days.since, subjects):
+            appeared.pop(owner_of[subject].id, None)
     return tuple(appeared.values())
 
 
-def _estimated(
-    store: UsageStore, prices: Prices, found: Figures, owner_of: Owners, days: Days, before: Days
-) -> tuple[Figures, Estimates]:
-    unpriced: dict[str, float] = defaultdict(float)
-    now = estimates_by_payer(store, prices, owner_of, days, unpriced)
-    earlier = estimates_by_payer(store, prices, owner_of, before)
+def _estimated(found: Figures, now: Mapping[Purse, Decimal], before: Mapping[Purse, Decimal]) -> Figures:
+    """Return the figures with the estimates of customers and unbilled subjects."""
     nothing = Decimal(0)
-    customers = tuple(
-        replace(
-            customer,
-            estimate=now.get((customer.customer.id, True), nothing),
-            estimate_before=earlier.get((customer.customer.id, True), nothing),
-        )
-        for customer in found.customers
-    )
-    unbilled = tuple(
-        replace(subject, estimate=now.get((subject.subject, False), nothing)) for subject in found.unbilled
-    )
-    without = sum((value for (_, billed), value in now.items() if not billed), nothing)
-    return replace(found, customers=customers, unbilled=unbilled), Estimates(
-        prices.currency,
-        sum(now.values(), nothing),
-        sum(earlier.values(), nothing),
-        without,
-        dict(unpriced),
+    return replace(
+        found,
+        customers=tuple(
+            replace(
+                customer,
+                estimate=now.get((customer.customer.id, True), nothing),
+                estimate_before=before.get((customer.customer.id, True), nothing),
+            )
+            for customer in found.customers
+        ),
+        unbilled=tuple(
+            replace(subject, estimate=now.get((subject.subject, False), nothing))
+            for subject in found.unbilled
+        ),
     )
 
 
-Purse = tuple[str, bool]
-"""Who would pay: the id of a customer and True, or a subject without one and False."""
-
-
-def estimates_by_payer(
-    store: UsageStore,
-    prices: Prices,
-    owner_of: Owners,
-    days: Days,
-    unpriced: dict[str, float] | None = None,
-) -> dict[Purse, Decimal]:
-    """Return the estimate of a range for each payer; adds what has no price to `unpriced`, by meter."""
-    found: dict[Purse, Decimal] = defaultdict(Decimal)
-    for month in days.by_month():
-        bills: dict[Purse, Bill] = defaultdict(Bill)
-        for meter in sorted(prices.meters):
-            for subject, labels, value in store.by_labels(meter, month):
-                rate = prices.rate_of(meter, labels)
-                if rate is None:
-                    if unpriced is not None:
-                        unpriced[meter] = unpriced.get(meter, 0) + value
-                    continue
-                payer = owner_of.get(subject)
-                bills[(payer.id, True) if payer else (subject, False)].add(rate, value)
-        for purse, bill in bills.items():
-            found[purse] += prices.charge(bill)
-    return found
-
-
-def first_day(kept: Sequence[KeptMeter]) -> date | None:
-    """Return the first day from which on all meters are kept."""
-    known = [meter.since for meter in kept if meter.since]
-    return max(known) if known else None
-
-
-def total(report: Report, meter: int) -> Amount:
-    """Return all usage of a meter in both periods."""
-    usage = report.meters[meter]
-    return Amount(sum(usage.by_day), sum(usage.before))
+def _estimates(currency: str, now: _Sums, before: _Sums) -> Estimates:
+    nothing = Decimal(0)
+    return Estimates(
+        currency,
+        sum(now.estimates.values(), nothing),
+        sum(before.estimates.values(), nothing),
+        sum((value for (_, billed), value in now.estimates.items() if not billed), nothing),
+        now.unpriced,
+    )

@@ -8,6 +8,7 @@ directory (`syncd.customers.directory`), not here: usage keeps its subject, whoe
 from __future__ import annotations
 
 import json
+import math
 from collections import defaultdict
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -16,6 +17,7 @@ from functools import lru_cache
 from typing import Any, Final, NamedTuple
 
 from sqlalchemy import (
+    Column,
     ColumnElement,
     Connection,
     Row,
@@ -24,6 +26,7 @@ from sqlalchemy import (
     delete,
     func,
     insert,
+    or_,
     select,
     update,
 )
@@ -31,17 +34,21 @@ from sqlalchemy import (
 from syncd.metering.base import GroupedValue
 from syncd.state.database import State, upserting
 from syncd.state.tables import (
+    storable,
     usage_days,
     usage_late,
     usage_meters,
     usage_refreshes,
     usage_values,
 )
-from syncd.usage.days import Days
+from syncd.usage.days import Days, month_of
 from syncd.usage.prices import Labels
 
 _AT_ONCE: Final = 1000
 """Subjects of one query: databases limit the parameters of a statement."""
+_ROWS_AT_ONCE: Final = 5000
+_EXACT: Final = 2.0**53
+"""Below it, a float holds each whole number."""
 _KEPT_REFRESHES: Final = 200
 
 
@@ -77,14 +84,6 @@ class LateUsage:
 
 
 @dataclass(frozen=True, slots=True)
-class Activity:
-    """The first and the last day with usage of a subject."""
-
-    first: date
-    last: date
-
-
-@dataclass(frozen=True, slots=True)
 class Refresh:
     """A refresh: the days of meters that it wrote, and those left for the next one."""
 
@@ -101,6 +100,15 @@ class LabelledValue(NamedTuple):
     subject: str
     labels: Labels
     value: float
+
+
+def same(one: float, other: float) -> bool:
+    """Return whether two values of a meter are the same usage.
+
+    Sums of fractions differ in their last digits from one request to the next; whole numbers never do.
+    """
+    whole = float(one).is_integer() and float(other).is_integer() and max(abs(one), abs(other)) < _EXACT
+    return one == other or (not whole and math.isclose(one, other, rel_tol=1e-9))
 
 
 class UsageStore:
@@ -174,14 +182,8 @@ class UsageStore:
     def by_subject(self, meter: str, days: Days, subjects: Collection[str] | None = None) -> dict[str, float]:
         """Return the value of the range for each subject that has one, of all or of these."""
         found: dict[str, float] = {}
-        with self._state.reading() as connection:
-            for part in days.by_month():
-                value = func.sum(_sum_of(part))
-                for condition in _of(meter, part, subjects):
-                    columns = select(usage_values.c.subject, value).where(condition)
-                    for subject, amount in connection.execute(columns.group_by(usage_values.c.subject)):
-                        if amount:
-                            found[subject] = found.get(subject, 0.0) + amount
+        for subject, amount in self._grouped(usage_values.c.subject, meter, days, subjects):
+            found[subject] = found.get(subject, 0.0) + amount
         return found
 
     def by_dimension(
@@ -189,15 +191,21 @@ class UsageStore:
     ) -> dict[str, float]:
         """Return the value of the range for each value of a dimension; an empty text is its absence."""
         found: dict[str, float] = defaultdict(float)
+        for labels, amount in self._grouped(usage_values.c.labels, meter, days, subjects):
+            found[dict(_labels(labels)).get(dimension, "")] += amount
+        return dict(found)
+
+    def _grouped(
+        self, column: Column[str], meter: str, days: Days, subjects: Collection[str] | None
+    ) -> Iterator[tuple[str, float]]:
+        """Return the value of each month of the range for each value of a column."""
         with self._state.reading() as connection:
             for part in days.by_month():
-                value = func.sum(_sum_of(part))
                 for condition in _of(meter, part, subjects):
-                    columns = select(usage_values.c.labels, value).where(condition)
-                    for labels, amount in connection.execute(columns.group_by(usage_values.c.labels)):
+                    rows = select(column, func.sum(_sum_of(part))).where(condition).group_by(column)
+                    for value, amount in connection.execute(rows):
                         if amount:
-                            found[dict(_labels(labels)).get(dimension, "")] += amount
-        return dict(found)
+                            yield value, amount
 
     def by_labels(
         self, meter: str, days: Days, subjects: Collection[str] | None = None
@@ -215,20 +223,30 @@ class UsageStore:
                         if amount:
                             yield LabelledValue(subject, _labels(labels), amount)
 
-    def activity(self, meter: str, subjects: Collection[str]) -> dict[str, Activity]:
-        """Return the first and the last kept day with usage, for those of these subjects that have any."""
-        found: dict[str, Activity] = {}
-        columns = [usage_values.c[f"d{number}"] for number in range(1, 32)]
-        statement = select(usage_values.c.subject, usage_values.c.month, *columns)
+    def used_before(self, meter: str, day: date, subjects: Collection[str]) -> frozenset[str]:
+        """Return those of these subjects that have kept usage before a day."""
+        left = set(subjects)
         with self._state.reading() as connection:
-            for chunk in _chunks(subjects):
-                condition = and_(usage_values.c.meter == meter, usage_values.c.subject.in_(chunk))
-                for subject, month, *values in connection.execute(statement.where(condition)):
-                    for number, value in enumerate(values, 1):
-                        if value:
-                            day = date(month // 100, month % 100, number)
-                            seen = found.get(subject, Activity(day, day))
-                            found[subject] = Activity(min(seen.first, day), max(seen.last, day))
+            for month in _months(connection, meter, usage_days.c.day < day.isoformat()):
+                used = or_(*(_day(one) != 0 for one in month if one < day))
+                for condition in _of(meter, month, left):
+                    found = select(usage_values.c.subject).where(condition, used)
+                    left.difference_update(connection.execute(found).scalars().all())
+        return frozenset(subjects) - left
+
+    def last_days(self, meter: str, subjects: Collection[str]) -> dict[str, date]:
+        """Return the last kept day with usage, for those of these subjects that have any."""
+        found: dict[str, date] = {}
+        columns = [usage_values.c[f"d{number}"] for number in range(31, 0, -1)]
+        with self._state.reading() as connection:
+            for month in _months(connection, meter):
+                for condition in _of(meter, month, set(subjects) - found.keys()):
+                    rows = connection.execute(select(usage_values.c.subject, *columns).where(condition))
+                    for subject, *values in rows:
+                        last = next((31 - place for place, value in enumerate(values) if value), None)
+                        if last is not None:
+                            day = month.since.replace(day=last)
+                            found[subject] = max(day, found.get(subject, day))
         return found
 
     def late(self, days: Days) -> tuple[LateUsage, ...]:
@@ -282,38 +300,20 @@ class UsageStore:
         *,
         late: bool,
     ) -> float:
-        """Replace a day of a meter, and note what differs from before as late; returns the day's total."""
+        """Replace a day of a meter, and note what differs from before as late; returns the day's total.
+
+        Only values that differ are written: a late event of 30,000 subjects' day writes one row.
+        """
         total = sum(row.value for row in rows)
-        column = f"d{day.day}"
-        where = and_(usage_values.c.meter == meter, usage_values.c.month == _month(day))
         with self._state.writing() as connection:
             dimensions = json.loads(
                 connection.execute(
                     select(usage_meters.c.dimensions).where(usage_meters.c.meter == meter)
                 ).scalar_one()
             )
+            differences = _write_day(connection, meter, day, dimensions, rows)
             if late:
-                _note_late(connection, meter, day, rows, fetched_at)
-            connection.execute(update(usage_values).where(where, _day(day) != 0).values({column: 0}))
-            if rows:
-                statement = upserting(connection, usage_values)
-                statement = statement.on_conflict_do_update(
-                    index_elements=["meter", "month", "subject", "labels"],
-                    set_={column: statement.excluded[column]},
-                )
-                connection.execute(
-                    statement,
-                    [
-                        {
-                            "meter": meter,
-                            "month": _month(day),
-                            "subject": row.subject,
-                            "labels": _text(tuple(zip(dimensions, row.labels, strict=True))),
-                            column: row.value,
-                        }
-                        for row in rows
-                    ],
-                )
+                _note_late(connection, meter, day, differences, fetched_at)
             kept = {"total": total, "reported": reported, "fetched_at": fetched_at.isoformat()}
             _upsert(connection, usage_days, {"meter": meter, "day": day.isoformat()}, kept)
         return total
@@ -371,12 +371,18 @@ def _of(meter: str, part: Days, subjects: Collection[str] | None) -> Iterator[Co
         yield and_(condition, usage_values.c.subject.in_(chunk))
 
 
+def _months(connection: Connection, meter: str, *conditions: ColumnElement[bool]) -> list[Days]:
+    """Return the calendar months with fetched days of a meter, the latest first."""
+    days = connection.execute(select(usage_days.c.day).where(usage_days.c.meter == meter, *conditions))
+    return sorted({month_of(date.fromisoformat(day)) for day in days.scalars()}, reverse=True)
+
+
 def _chunks(subjects: Collection[str]) -> Iterator[list[str]]:
     listed = sorted(subjects)
     return (listed[start : start + _AT_ONCE] for start in range(0, len(listed), _AT_ONCE))
 
 
-def _day(day: date) -> ColumnElement[float]:
+def _day(day: date) -> Column[float]:
     return usage_values.c[f"d{day.day}"]
 
 
@@ -394,7 +400,7 @@ def _month(day: date) -> int:
 
 def _streamed(statement: Select[Any]) -> Select[Any]:
     """Return a statement whose rows are read in parts: there may be a hundred thousand."""
-    return statement.execution_options(yield_per=5000)
+    return statement.execution_options(yield_per=_ROWS_AT_ONCE)
 
 
 def _text(labels: Iterable[tuple[str, str]]) -> str:
@@ -426,18 +432,63 @@ def _upsert(connection: Connection, table: Any, key: Mapping[str, Any], values: 
     connection.execute(statement.on_conflict_do_update(index_elements=list(key), set_=values))
 
 
-def _note_late(
-    connection: Connection, meter: str, day: date, rows: Sequence[GroupedValue], seen_at: datetime
-) -> None:
-    """Record by how much the usage of each subject differs from what is kept."""
-    found: dict[str, float] = defaultdict(float)
-    for row in rows:
-        found[row.subject] += row.value
-    kept = select(usage_values.c.subject, func.sum(_day(day))).where(
-        usage_values.c.meter == meter, usage_values.c.month == _month(day)
+def _write_day(
+    connection: Connection,
+    meter: str,
+    day: date,
+    dimensions: Sequence[str],
+    rows: Iterable[GroupedValue],
+) -> dict[str, float]:
+    """Write the values of a day that differ from the kept ones; returns by how much, by subject."""
+    column, month = _day(day), _month(day)
+    kept_rows = select(usage_values.c.subject, usage_values.c.labels, column).where(
+        usage_values.c.meter == meter, usage_values.c.month == month, column != 0
     )
-    for subject, value in connection.execute(kept.group_by(usage_values.c.subject)):
-        found[subject] -= value
+    kept = {(subject, labels): value for subject, labels, value in connection.execute(kept_rows)}
+    texts: dict[tuple[str, ...], str] = {}
+    now: dict[tuple[str, str], float] = defaultdict(float)
+    for row in rows:
+        if row.labels not in texts:
+            texts[row.labels] = storable(_text(zip(dimensions, row.labels, strict=True)))
+        now[(storable(row.subject), texts[row.labels])] += row.value
+    changed = [key for key, value in now.items() if not same(value, kept.get(key, 0.0))]
+    changed += [key for key in kept if key not in now]
+    statement = upserting(connection, usage_values)
+    statement = statement.on_conflict_do_update(
+        index_elements=["meter", "month", "subject", "labels"],
+        set_={column.name: statement.excluded[column.name]},
+    )
+    differences: dict[str, float] = defaultdict(float)
+    # In the order of the key, and some at a time: a day may have a hundred thousand rows.
+    changed.sort()
+    for start in range(0, len(changed), _ROWS_AT_ONCE):
+        some = changed[start : start + _ROWS_AT_ONCE]
+        for key in some:
+            differences[key[0]] += now.get(key, 0.0) - kept.get(key, 0.0)
+        connection.execute(
+            statement,
+            [
+                {
+                    "meter": meter,
+                    "month": month,
+                    "subject": subject,
+                    "labels": labels,
+                    column.name: now.get((subject, labels), 0.0),
+                }
+                for subject, labels in some
+            ],
+        )
+    return differences
+
+
+def _note_late(
+    connection: Connection,
+    meter: str,
+    day: date,
+    differences: Mapping[str, float],
+    seen_at: datetime,
+) -> None:
+    """Record by how much the usage of each subject differs from what was kept."""
     changed = [
         {
             "meter": meter,
@@ -446,7 +497,7 @@ def _note_late(
             "seen_at": seen_at.isoformat(),
             "value": value,
         }
-        for subject, value in found.items()
+        for subject, value in differences.items()
         if value
     ]
     if changed:

@@ -51,6 +51,14 @@ def test_each_kind_of_price_charges_as_openmeters_does(
     assert cost(quantity, **rate) == Decimal(expected)
 
 
+def test_fractions_that_were_added_up_make_no_package_more() -> None:
+    package = {"price": "package", "amount": 1, "per": 1}
+    assert sum([0.1] * 30) > 3
+    assert cost(sum([0.1] * 30), **package) == 3
+    assert cost(3.001, **package) == 4
+    assert cost(9_007_199_254_740_991, amount=1) == 9_007_199_254_740_991
+
+
 def test_usage_is_charged_by_the_first_rate_that_fits_its_dimensions() -> None:
     found = prices(
         {"meter": "t", "where": {"model": "gpt-4o", "type": ["input", "cache_read"]}, "amount": 1},

@@ -228,6 +228,29 @@ def test_a_day_that_never_adds_up_is_not_fetched_again_and_again(tmp_path: Path)
         assert world.kept() == {"alice": 5}
 
 
+def test_one_late_token_among_billions_is_fetched(tmp_path: Path) -> None:
+    tokens_of_the_day = 5_000_000_000
+
+    def answer(asked: Asked) -> Answer:
+        if asked.path == "/api/v1/meters":
+            meter = {"slug": TOKENS_METER, "aggregation": "SUM", "eventType": "kong.llm_request"}
+            return Answer([{**meter, "valueProperty": "$.tokens", "groupBy": {}}])
+        if asked.path.endswith("/query"):
+            window = {"windowStart": at("2026-11-10", "00:00:00"), "windowEnd": at("2026-11-11", "00:00:00")}
+            subject = "alice" if "windowSize" not in asked.query else None
+            return Answer(
+                {"data": [{**window, "value": tokens_of_the_day, "subject": subject, "groupBy": {}}]}
+            )
+        return Answer(status=404)
+
+    with serving(answer) as server:
+        world = World(tmp_path, server.url, usage={"meters": {TOKENS_METER: []}})
+        assert world.refresh() == 1
+        tokens_of_the_day += 1
+        assert world.refresh() == 1
+        assert world.kept(TOKENS_METER) == {"alice": tokens_of_the_day}
+
+
 def test_a_list_of_meters_that_lacks_one_deletes_nothing_of_what_is_kept(tmp_path: Path) -> None:
     listed = True
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Collection
+from collections.abc import Collection, Iterator
 from datetime import UTC, date, datetime
 from pathlib import Path
 
@@ -17,7 +17,7 @@ from syncd.state.database import State
 from syncd.state.location import StateLocation
 from syncd.usage.days import Days, chosen, month_before
 from syncd.usage.report import Reports
-from syncd.usage.store import Refresh, UsageStore
+from syncd.usage.store import LabelledValue, Refresh, UsageStore
 from tests.harness.process import eventually
 
 NOW = datetime(2026, 11, 29, 12, tzinfo=UTC)
@@ -26,13 +26,15 @@ THIS_MONTH = chosen(None, None, None, TODAY)
 
 
 class CountingStore(UsageStore):
-    """A store that counts how often usage is read by subject, as each new report does."""
+    """A store that counts how often usage is read by subject and dimensions, as each new report does."""
 
     reads = 0
 
-    def by_subject(self, meter: str, days: Days, subjects: Collection[str] | None = None) -> dict[str, float]:
+    def by_labels(
+        self, meter: str, days: Days, subjects: Collection[str] | None = None
+    ) -> Iterator[LabelledValue]:
         self.reads += 1
-        return super().by_subject(meter, days, subjects)
+        return super().by_labels(meter, days, subjects)
 
 
 def refreshed(store: UsageStore, day: date, value: float) -> None:

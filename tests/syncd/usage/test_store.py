@@ -9,12 +9,13 @@ from pathlib import Path
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from sqlalchemy import event
 
 from syncd.metering.base import GroupedValue
 from syncd.state.database import State
 from syncd.state.location import StateLocation
 from syncd.usage.days import Days
-from syncd.usage.store import Activity, LateUsage, Refresh, UsageStore
+from syncd.usage.store import LateUsage, Refresh, UsageStore, same
 
 METER = "kong_api_requests"
 NOW = datetime(2026, 11, 29, 8, tzinfo=UTC)
@@ -90,10 +91,69 @@ def test_usage_within_the_first_days_is_not_late(store: UsageStore) -> None:
     assert store.late(OCTOBER) == ()
 
 
-def test_the_first_and_last_day_of_a_subject_are_known(store: UsageStore) -> None:
+def test_the_last_day_with_usage_of_a_subject_is_known(store: UsageStore) -> None:
     for when in ("2026-09-30", "2026-10-05", "2026-11-02"):
         put(store, when, row("a", 1), row("b", 0))
-    assert store.activity(METER, ["a", "b", "c"]) == {"a": Activity(day("2026-09-30"), day("2026-11-02"))}
+    put(store, "2026-10-31", row("c", 1, "x"))
+    put(store, "2026-10-05", row("c", 1, "y"))
+    days = {"a": day("2026-11-02"), "c": day("2026-10-31")}
+    assert store.last_days(METER, ["a", "b", "c", "d"]) == days
+    put(store, "2026-11-02")
+    assert store.last_days(METER, ["a"]) == {"a": day("2026-09-30")}
+
+
+def test_usage_before_a_day_is_known_by_subject(store: UsageStore) -> None:
+    put(store, "2026-09-30", row("early", 1), row("none", 0))
+    put(store, "2026-10-04", row("eve", 1))
+    put(store, "2026-10-05", row("same", 1), row("early", 1))
+    wanted = ["early", "eve", "same", "none", "unknown"]
+    assert store.used_before(METER, day("2026-10-05"), wanted) == {"early", "eve"}
+    assert store.used_before(METER, day("2026-09-30"), wanted) == frozenset()
+
+
+def test_of_a_day_that_changed_only_what_differs_is_written(store: UsageStore) -> None:
+    rows = [row(str(number), 0.1 + number) for number in range(50)]
+    put(store, "2026-10-05", *rows)
+    written: list[int] = []
+
+    def count(*called: object) -> None:
+        statement, parameters, many = called[2], called[3], called[5]
+        if "usage_values" in str(statement) and "INSERT" in str(statement):
+            written.append(len(parameters) if many else 1)  # type: ignore[arg-type]
+
+    engine = store._state._engine
+    event.listen(engine, "before_cursor_execute", count)
+    try:
+        again = [one._replace(value=one.value + 1e-13) for one in rows[1:]]
+        put(store, "2026-10-05", *again, row("late", 7), late=True)
+    finally:
+        event.remove(engine, "before_cursor_execute", count)
+    assert sum(written) == 2, "the subject that is gone and the new one"
+    assert {late.subject: late.value for late in store.late(OCTOBER)} == {"0": -0.1, "late": 7}
+    assert "0" not in store.by_subject(METER, OCTOBER)
+
+
+def test_subjects_that_no_database_holds_are_neither_lost_nor_late(store: UsageStore) -> None:
+    names = ("a\x00", "a\ud800")
+    put(store, "2026-10-05", *(row(name, 2) for name in names))
+    assert store.by_subject(METER, OCTOBER) == {"a\ufffd": 4}
+    put(store, "2026-10-05", *(row(name, 2) for name in names), late=True)
+    assert (store.by_subject(METER, OCTOBER), store.late(OCTOBER)) == ({"a\ufffd": 4}, ())
+
+
+@pytest.mark.parametrize(
+    ("one", "other", "expected"),
+    [
+        (5e12, 5e12 + 1, False),
+        (0.1 + 0.2, 0.3, True),
+        (1e-6, 2e-6, False),
+        (0, 1e-9, False),
+        (3.9999999999999996, 4, True),
+        (2.0**60, 2.0**60 + 1024, True),
+    ],
+)
+def test_one_event_more_is_other_usage_and_rounding_is_none(one: float, other: float, expected: bool) -> None:
+    assert same(one, other) is same(other, one) is expected
 
 
 def test_other_dimensions_begin_anew_and_the_same_ones_keep_all(store: UsageStore) -> None:
