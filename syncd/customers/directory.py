@@ -22,7 +22,6 @@ from syncd.core.model import ObservedCustomer, Principal
 from syncd.core.unbilled import UnbilledUsage
 from syncd.customers.known import Concern, KnownCustomer, Name, known, name_of, words_of
 from syncd.customers.settled import after, concerns, id_of, made
-from syncd.metering.usage import owners
 from syncd.state import tables
 from syncd.state.database import State, upserting
 
@@ -152,10 +151,6 @@ class Directory:
                 wanted = select(_customers.key).where(_customers.key.in_(some), _customers.id != customer.id)
                 others.update(connection.execute(wanted).scalars())
         return tuple(dict.fromkeys([key for key in customer.subject_keys if key not in others] + own))
-
-    def owners(self) -> Mapping[str, str]:
-        """Return the id of the customer that usage is attributed to, for each key and subject key."""
-        return owners(self.customers())
 
     def concerns(self, customer_key: str) -> tuple[Concern, ...]:
         """Return what stands against a customer, most usage first."""

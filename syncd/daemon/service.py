@@ -221,7 +221,7 @@ def running(
         listening(config.daemon.listen) as listener,
         State(config.daemon.state) as state,
     ):
-        history = History(state)
+        history, directory, kept_usage = History(state), Directory(state), UsageStore(state)
         metrics = Metrics()
         address = Listen(config.daemon.listen.host, listener.getsockname()[1])
         leadership = Leadership(state, stopping)
@@ -230,7 +230,7 @@ def running(
         )
         daemon = RunningDaemon(config, address, metrics, stopping, schedule, leadership)
         daemon.usage = Refresher(
-            UsageStore(state),
+            kept_usage,
             lambda: daemon.config,
             now,
             stopping=stopping,
@@ -239,7 +239,7 @@ def running(
         reported, waker = ReportedOutcomes(), Waker()
         observers = (
             HistoryRecorder(history, lambda: daemon.config.daemon.keep_runs),
-            DirectoryRecorder(Directory(state)),
+            DirectoryRecorder(directory),
             metrics,
             reported,
             waker,
@@ -279,7 +279,7 @@ def running(
             metrics.closed_months,
             stopping,
         )
-        reports = Reports(UsageStore(state), Directory(state))
+        reports = Reports(kept_usage, directory)
         server = _server(
             Daemon(
                 runs,

@@ -54,11 +54,12 @@ def create_dashboard(
     """
     web = Web(token, config, schedule, limit, Sessions(idle=session_idle))
     queries = Queries(runs, history, config)
+    directory, usage = Directory(state), UsageStore(state)
     pages, actions = Pages(web, queries), Actions(web, queries)
-    unbilled = UnbilledPages(web, queries, history.ignored, Directory(state), UsageStore(state))
+    unbilled = UnbilledPages(web, queries, history.ignored, directory, usage)
     gate = GatePages(web, queries)
     close = ClosePages(web, ClosedMonths(state))
-    customers = CustomersPages(web, queries, Directory(state), history, UsageStore(state))
+    customers = CustomersPages(web, queries, directory, history, usage)
     dead_letters, quarantine = DeadLetterPages(web, queries), QuarantinePages(web, queries)
     page_routes = {
         "/": OverviewPage(web, queries).show,

@@ -91,12 +91,16 @@ def chart(title: str, what: str, points: Sequence[Point]) -> Chart:
     return Chart(title, _described(what, points), tuple(points), bars, line, ticks, top)
 
 
-def per_day(since: date, values: Sequence[float], before: Sequence[float | None]) -> list[Point]:
-    """Return a point for each day, or for several days of a long range; `before` may be shorter."""
+def per_day(since: date, values: Sequence[float], before: Sequence[float]) -> list[Point]:
+    """Return a point for each day, or for several days of a long range.
+
+    `before` may be shorter; if it is longer, its last days have no day to be compared with.
+    """
     step = math.ceil(len(values) / _MOST_BARS)
+    before = before[: len(values)]
     points = []
     for start in range(0, len(values), step):
-        earlier = [value for value in before[start : start + step] if value is not None]
+        earlier = before[start : start + step]
         first = since + timedelta(days=start)
         last = since + timedelta(days=min(start + step, len(values)) - 1)
         label = first.isoformat() if first == last else f"{first.isoformat()} to {last.isoformat()}"

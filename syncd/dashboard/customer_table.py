@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter, defaultdict
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from typing import Final
 
 from msgspec import Struct
@@ -11,9 +11,7 @@ from msgspec import Struct
 from syncd.customers.known import Concern, KnownCustomer
 from syncd.dashboard.tables import Choice, Column, Table
 from syncd.metering.usage import owners, whole
-
-Values = Mapping[str, float]
-"""The value of a meter for each subject."""
+from syncd.usage.figures import Payer, Values
 
 PAGE_SIZE: Final = 50
 
@@ -34,13 +32,8 @@ class CustomerRow(Struct, frozen=True, gc=False):
         """Return whether any meter counted anything."""
         return any(self.values)
 
-    @property
-    def reference(self) -> str:
-        """Return how its page is addressed."""
-        return reference(self.customer)
 
-
-def reference(customer: KnownCustomer) -> str:
+def reference(customer: KnownCustomer | Payer) -> str:
     """Return the key of a customer for a URL, its id where browsers would resolve the key as a path."""
     key = customer.key or customer.id
     parts = key.replace("\\", "/").split("/")
@@ -124,7 +117,7 @@ _CHOICES: Final[tuple[Choice[CustomerRow], ...]] = (
     Choice(
         "managed",
         "Managed by",
-        {"": "Anybody", "syncd": "syncd", "finance": "Finance (made by hand)", "other": "Another owner"},
+        {"": "Anyone", "syncd": "syncd", "finance": "Finance (made by hand)", "other": "Another owner"},
         lambda row, value: row.customer.keeper == value,
     ),
     Choice(

@@ -9,9 +9,8 @@ from __future__ import annotations
 
 import threading
 from collections import OrderedDict
-from collections.abc import Hashable, Mapping, Sequence
-from dataclasses import dataclass
-from datetime import UTC, datetime, timedelta
+from collections.abc import Hashable, Sequence
+from datetime import UTC, datetime
 from typing import Final, NamedTuple
 
 from starlette.requests import Request
@@ -22,21 +21,20 @@ from syncd.customers.known import KnownCustomer, Name
 from syncd.dashboard.charts import chart, per_day
 from syncd.dashboard.customer import gate_lines, past_changes, subject_rows, subject_table
 from syncd.dashboard.customer_table import CustomerRow, rows, table, totals
+from syncd.dashboard.period import Period, period_of
 from syncd.dashboard.queries import Queries
 from syncd.dashboard.web import Visitor, Web
 from syncd.metering.usage import REQUESTS_METER, TOKENS_METER
 from syncd.runs.history import History
-from syncd.usage.days import Days, RangeError, chosen
+from syncd.usage.days import Days
+from syncd.usage.report import dimension_words
 from syncd.usage.store import KeptMeter, UsageStore
 
 _CACHED: Final = 4
 """Tables kept for the next view: with 10,000 customers, one takes 0.3 s to add up and 4 MiB to keep."""
 _CONCERNS: Final = 100
 """Subjects that its page shows of what stands against a customer."""
-_MONTHS: Final = 13
-"""Months that can be chosen by name; any other days by their dates."""
 _TITLES: Final = {REQUESTS_METER: ("requests", "Requests"), TOKENS_METER: ("tokens", "Tokens")}
-_DIMENSIONS: Final = {"route_name": "route", "type": "token type"}
 _CHANGES: Final = 50
 """Changes of a customer that its page shows."""
 
@@ -160,14 +158,16 @@ class CustomersPages:
         charts, dimensions = [], []
         for meter in meters:
             now = self._usage.by_day(meter.key, days, subjects)
-            before = self._usage.by_day(meter.key, days.before(), subjects)
-            points = per_day(days.since, now, [*before])
+            since, before = meter.kept.since, list[float]()
+            if since is not None and since <= days.before().since:
+                before = self._usage.by_day(meter.key, days.before(), subjects)
+            points = per_day(days.since, now, before)
             charts.append(chart(f"{meter.title} per day", meter.title.lower(), points))
             for dimension in meter.kept.dimensions:
                 parts = self._usage.by_dimension(meter.key, days, dimension, subjects)
                 if parts:
                     largest = sorted(parts.items(), key=lambda part: (-part[1], part[0]))
-                    dimensions.append((meter.title, _DIMENSIONS.get(dimension, dimension), largest))
+                    dimensions.append((meter.title, dimension_words(dimension), largest))
         return {"charts": charts, "dimensions": dimensions}
 
     def _gate_parts(self, customer: KnownCustomer) -> dict[str, object]:
@@ -198,34 +198,5 @@ class MeterColumn(NamedTuple):
     kept: KeptMeter
 
 
-@dataclass(frozen=True, slots=True)
-class Period:
-    """The chosen days; `problem` says why the wanted ones are not shown. `months` can be chosen by name."""
-
-    days: Days
-    month: str
-    months: tuple[tuple[str, str], ...]
-    query: Mapping[str, str]
-    problem: str | None = None
-
-
 def _period(request: Request) -> Period:
-    """Return the days that the query parameters ask for; this month by default."""
-    given = {name: request.query_params.get(name) or None for name in ("month", "from", "through")}
-    today = datetime.now(UTC).date()
-    problem = None
-    try:
-        days = chosen(given["month"], given["from"], given["through"], today)
-    except RangeError as error:
-        given = dict.fromkeys(given)
-        days, problem = chosen(None, None, None, today), str(error)
-    if given["from"] or given["through"]:
-        given["month"] = None
-    months, first = [], today.replace(day=1)
-    for _ in range(_MONTHS):
-        months.append((f"{first:%Y-%m}", f"{first:%B %Y}"))
-        first = (first - timedelta(days=1)).replace(day=1)
-    month = "" if given["from"] else given["month"] or months[0][0]
-    choices = [("", "Other days"), *months] if not month else months
-    query = {name: value for name, value in given.items() if value}
-    return Period(days, month, tuple(choices), query, problem)
+    return period_of(request.query_params, datetime.now(UTC).date())

@@ -54,7 +54,7 @@ class DeadLetterPages:
             name, f"dead letters {group} {after}", lambda api: api.dead_letters(after, _PER_PAGE, group)
         )
         if answer is None:
-            return self._no_such_gateway()
+            return self._web.no_such_gateway()
         return self._web.render(
             visitor, "dead_letters_list.html", name=name, group=group, after=after, answer=answer
         )
@@ -66,7 +66,7 @@ class DeadLetterPages:
             name, f"dead letter {number}", lambda api: api.dead_letter(number), fresh=0
         )
         if answer is None:
-            return self._no_such_gateway()
+            return self._web.no_such_gateway()
         event = _indented(answer.value.event) if answer.value else ""
         return self._web.render(
             visitor, "dead_letter.html", name=name, number=number, answer=answer, event=event
@@ -79,7 +79,7 @@ class DeadLetterPages:
             name, f"replay {number}", lambda api: api.replay_status(number), fresh=0
         )
         if answer is None:
-            return self._no_such_gateway()
+            return self._web.no_such_gateway()
         live = request.query_params.get("live") != "off"
         busy = answer.value is not None and answer.value.waiting > 0
         if not busy:
@@ -99,7 +99,7 @@ class DeadLetterPages:
         name = request.path_params["name"]
         found = gateway_named(self._queries.config(), name)
         if found is None:
-            return self._no_such_gateway()
+            return self._web.no_such_gateway()
         selection = _selection(form)
         if selection is None:
             return self._web.error(400, "Invalid form", "It names no dead letters. Nothing was replayed.")
@@ -124,9 +124,6 @@ class DeadLetterPages:
                 "These dead letters are delivered, or wait for a replay already: the form was sent twice.",
             )
         return RedirectResponse(url("dead-letters", name, "replays", str(replay.id)), 303)
-
-    def _no_such_gateway(self) -> Response:
-        return self._web.error(404, "No such gateway", "No gateway with this name is configured.")
 
 
 def _groups_and_replays(api: Gateway) -> tuple[DeadLetterGroups, Replays]:

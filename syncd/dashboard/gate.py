@@ -66,7 +66,7 @@ class GatePages:
         name = request.path_params["name"]
         found = gateway_named(self._queries.config(), name)
         if found is None:
-            return self._web.error(404, "No such gateway", "No gateway with this name is configured.")
+            return self._web.no_such_gateway()
         index, config = found
         try:
             with closing(quick_client(config, index)) as gateway:

@@ -142,7 +142,7 @@ class QuarantinePages:
             name, f"quarantine {reason} {after}", lambda api: api.quarantine(reason, after, _PER_PAGE)
         )
         if answer is None:
-            return self._web.error(404, "No such gateway", "No gateway with this name is configured.")
+            return self._web.no_such_gateway()
         return self._web.render(
             visitor,
             "quarantine_list.html",

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from datetime import UTC, date, datetime
+from datetime import UTC, datetime
 from typing import Final
 
 from starlette.requests import Request
@@ -12,46 +12,16 @@ from starlette.responses import Response
 
 from syncd.core.text_csv import Cell
 from syncd.dashboard.charts import Chart, chart, per_day
+from syncd.dashboard.period import period_of
 from syncd.dashboard.tables import csv_response
 from syncd.dashboard.web import Visitor, Web
 from syncd.metering.usage import whole
-from syncd.usage.days import Days, RangeError, chosen, month_before, month_of
 from syncd.usage.figures import Amount, Slice
 from syncd.usage.report import MeterUsage, Report, Reports, dimension_words
 
 TOP: Final = 10
 _SLICES: Final = 10
 _LATE: Final = 50
-_MONTHS: Final = 13
-"""Months that can be chosen by name; any other days by their dates."""
-
-
-@dataclass(frozen=True, slots=True)
-class Period:
-    """The chosen range, the parameters that choose it again, and why another one was not shown."""
-
-    days: Days
-    query: dict[str, str]
-    problem: str | None = None
-
-
-def period_of(request: Request, today: date) -> Period:
-    """Return the range that a request asks for; this month if that is none."""
-    given = {name: request.query_params.get(name, "").strip() for name in ("month", "from", "through")}
-    kept = {name: value for name, value in given.items() if value}
-    try:
-        return Period(chosen(given["month"] or None, given["from"], given["through"], today), kept)
-    except RangeError as error:
-        return Period(chosen(None, None, None, today), {}, str(error))
-
-
-def months(today: date) -> list[tuple[str, str]]:
-    """Return the months that can be chosen, the latest first, as value and title."""
-    found, month = [], month_of(today)
-    for _ in range(_MONTHS):
-        found.append((f"{month.since:%Y-%m}", month.describe()))
-        month = month_before(month.since)
-    return found
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,8 +53,8 @@ class UsagePage:
 
     def show(self, request: Request, visitor: Visitor) -> Response:
         """Show the usage of a month or any range of days."""
-        today = datetime.now(UTC).date()
-        period, config = period_of(request, today), self._web.config()
+        period = period_of(request.query_params, datetime.now(UTC).date())
+        config = self._web.config()
         report = self._reports.report(period.days, config)
         if wanted := request.query_params.get("csv"):
             return self._csv(report, wanted)
@@ -94,8 +64,6 @@ class UsagePage:
             "usage.html",
             report=report,
             period=period,
-            months=months(today),
-            today=today,
             index=index,
             usage=report.meters[index] if report.meters else None,
             charts=[_chart(usage, report) for usage in report.meters],
@@ -159,8 +127,6 @@ def _customer_rows(report: Report) -> Iterator[list[Cell]]:
 
 
 def _chart(usage: MeterUsage, report: Report) -> Chart:
-    before: list[float | None] = list(usage.before) if report.is_compared else []
-    # A longer period before has no day of its own beyond the range.
-    before = before[: len(usage.by_day)] + [None] * (len(usage.by_day) - len(before))
+    before = usage.before if report.is_compared else ()
     title = f"{usage.words.capitalize()} per day"
     return chart(title, usage.words, per_day(report.days.since, usage.by_day, before))

@@ -21,6 +21,7 @@ from syncd import __version__
 from syncd.config.settings import Config
 from syncd.core.errors import QueueFullError, SyncdError
 from syncd.dashboard import text
+from syncd.dashboard.customer_table import reference
 from syncd.dashboard.session import (
     FormError,
     LoginLimit,
@@ -150,6 +151,10 @@ class Web:
         """Return an error page."""
         return self._html(status, "error.html", title=title, detail=detail, **context)
 
+    def no_such_gateway(self) -> HTMLResponse:
+        """Return the error page for a name that no gateway of the configuration has."""
+        return self.error(404, "No such gateway", "No gateway with this name is configured.")
+
     async def static(self, request: Request) -> Response:
         """Serve the style sheet and the icon; their URLs change with their content."""
         name = request.path_params["name"]
@@ -198,6 +203,7 @@ def environment(static: dict[str, bytes]) -> jinja2.Environment:
         "number": number,
         "size": text.size,
         "plural": plural,
+        "reference": reference,
         "moment": text.moment,
         "money": text.money,
     }

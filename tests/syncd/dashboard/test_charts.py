@@ -53,6 +53,11 @@ def test_a_long_range_puts_several_days_into_a_bar_and_loses_none() -> None:
     assert len(per_day(date(2026, 1, 1), [1.0] * 31, [])) == 31
 
 
+def test_days_of_a_longer_period_before_that_have_no_counterpart_are_left_out() -> None:
+    points = per_day(date(2026, 2, 1), [1.0] * 121, [1.0] * 123)
+    assert sum(point.before or 0 for point in points) == 121
+
+
 def test_a_chart_has_a_name_a_description_and_its_figures_as_a_table() -> None:
     page = drawn(DAYS)
     found = elements(page)
