@@ -180,22 +180,32 @@ def usage(
     from syncd.cli import usage_text
     from syncd.cli.render import steps
     from syncd.config import settings
-    from syncd.metering.usage import read_usage, rfc3339
+    from syncd.metering.usage import owners, read_usage, rfc3339
     from syncd.runs import factory
+    from syncd.usage.estimates import read_estimate
+    from syncd.usage.prices import prices_of
 
-    when = usage_text.period(since, until, last, datetime.now(UTC))
+    now = datetime.now(UTC)
+    when = usage_text.period(since, until, last, now)
     begin, end = (rfc3339(time) if time else None for time in (when.since, when.until))
     loaded = settings.load(config_path(context, config))
+    prices = prices_of(loaded.prices)
     with closing(factory.target_of(loaded)) as target, steps() as progress:
         progress.begin("reading the meters")
-        found = usage_text.sorted_usage(read_usage(target, begin, end), sort)
+        observed = target.observe()
+        found = usage_text.sorted_usage(read_usage(target, observed, begin, end), sort)
+        estimate = (
+            read_estimate(target, prices, owners(observed.customers), when.since, when.until or now)
+            if prices is not None
+            else None
+        )
     match output:
         case UsageOutput.JSON:
-            print_json({"from": begin, "to": end, **found.to_json()})
+            print_json({"from": begin, "to": end, **usage_text.to_json(found, estimate)})
         case UsageOutput.CSV:
-            usage_text.print_csv(found, when)
+            usage_text.print_csv(found, when, estimate)
         case UsageOutput.TEXT:
-            usage_text.show_usage(console(), found, when)
+            usage_text.show_usage(console(), found, when, estimate)
 
 
 @app.command(cls=Command)

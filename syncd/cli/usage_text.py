@@ -7,6 +7,8 @@ import sys
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime, timedelta
+from decimal import Decimal
+from typing import NamedTuple
 
 import typer
 from rich.console import Console
@@ -14,6 +16,7 @@ from rich.console import Console
 from openmeter_plugin.units import number, plural
 from syncd.cli.options import Last, Sort, printable
 from syncd.metering.usage import CustomerUsage, SubjectUsage, Usage, whole
+from syncd.usage.estimates import NOTE, Estimate, money, plain
 
 _MAX_CUSTOMERS = 100
 """Customers on a terminal; what is unbilled is never cut."""
@@ -81,18 +84,27 @@ def _rank(by: Sort, requests: float, tokens: float) -> tuple[float, float]:
             return 0.0, 0.0
 
 
-Row = tuple[str, float, float, str]
-"""A label, requests, tokens, and the style of the line."""
+class Row(NamedTuple):
+    """A line of the table; `estimate` is None where there is none, as for one of a customer's subjects."""
+
+    label: str
+    requests: float
+    tokens: float
+    style: str = ""
+    estimate: Decimal | None = None
 
 
-def show_usage(console: Console, usage: Usage, when: Period) -> None:
+def show_usage(console: Console, usage: Usage, when: Period, estimate: Estimate | None = None) -> None:
     """Print usage by customer and subject with totals; what no customer pays for comes first."""
-    used = [customer for customer in usage.customers if customer.requests or customer.tokens]
+    worth = estimate.customers if estimate else {}
+    usage = _complete(usage, estimate)
+    used = [one for one in usage.customers if one.requests or one.tokens or worth.get(one.id)]
     shown = used[:_MAX_CUSTOMERS] if console.is_terminal else used
-    rows = list(_rows(usage.unbilled, shown))
+    rows = list(_rows(usage.unbilled, shown, estimate))
     requests, tokens = _sums(usage)
-    rows.append(("total", requests, tokens, "bold"))
-    _print_table(console, rows, f"Usage {when.describe()}")
+    rows.append(Row("total", requests, tokens, "bold", estimate.total if estimate else None))
+    currency = estimate.prices.currency if estimate and estimate.is_known else None
+    _print_table(console, rows, f"Usage {when.describe()}", currency)
     if cut := len(used) - len(shown):
         console.file.write(f"... and {plural(cut, 'more customer')}; --output csv shows all\n")
     if unused := len(usage.customers) - len(used):
@@ -100,24 +112,32 @@ def show_usage(console: Console, usage: Usage, when: Period) -> None:
     unbilled = sum(subject.requests for subject in usage.unbilled)
     share = f" ({100 * unbilled / requests:.1f} % of the requests)" if requests and unbilled else ""
     console.file.write(f"Unbilled subjects: {number(len(usage.unbilled))}{share}.\n")
+    for sentence in (*estimate.left_out(), NOTE) if estimate else ():
+        console.file.write(f"{sentence}\n")
 
 
-def _rows(unbilled: Sequence[SubjectUsage], customers: Iterable[CustomerUsage]) -> Iterator[Row]:
+def _rows(
+    unbilled: Sequence[SubjectUsage], customers: Iterable[CustomerUsage], estimate: Estimate | None
+) -> Iterator[Row]:
     if unbilled:
         sums = sum(s.requests for s in unbilled), sum(s.tokens for s in unbilled)
-        yield ("unbilled: on no customer", *sums, "bold red")
-        yield from _subjects(unbilled)
+        total = estimate.unbilled_total if estimate else None
+        yield Row("unbilled: on no customer", *sums, "bold red", total)
+        yield from _subjects(unbilled, estimate)
     for customer in customers:
         key = customer.key or customer.id
         label = key if customer.name == key else f"{key} ({customer.name})"
-        yield (label, customer.requests, customer.tokens, "")
+        worth = estimate.of_customer(customer.id) if estimate else None
+        yield Row(label, customer.requests, customer.tokens, estimate=worth)
         yield from _subjects(customer.subjects)
 
 
-def _subjects(subjects: Iterable[SubjectUsage]) -> Iterator[Row]:
+def _subjects(subjects: Iterable[SubjectUsage], estimate: Estimate | None = None) -> Iterator[Row]:
     for subject in subjects:
         name = f" ({subject.name})" if subject.name else ""
-        yield (f"  {subject.key}{name}", subject.requests, subject.tokens, "dim")
+        label = f"  {subject.key}{name}"
+        worth = estimate.of_unbilled(subject.key) if estimate else None
+        yield Row(label, subject.requests, subject.tokens, "dim", worth)
 
 
 def _sums(usage: Usage) -> tuple[float, float]:
@@ -125,32 +145,36 @@ def _sums(usage: Usage) -> tuple[float, float]:
     return sum(subject.requests for subject in subjects), sum(subject.tokens for subject in subjects)
 
 
-def _print_table(console: Console, rows: Sequence[Row], heading: str) -> None:
-    """Print rows with aligned columns of numbers; on a terminal a long label is cut in the middle."""
-    cells = [
-        (printable(label), number(whole(requests)), number(whole(tokens)), style)
-        for label, requests, tokens, style in rows
-    ]
-    wide = max(len("requests"), *(len(cell[1]) for cell in cells))
-    wider = max(len("tokens"), *(len(cell[2]) for cell in cells))
-    label = max(len("customer"), *(len(cell[0]) for cell in cells))
-    if console.is_terminal:
-        label = min(label, max(console.width - wide - wider - 4, 20))
+def _print_table(console: Console, rows: Sequence[Row], heading: str, currency: str | None) -> None:
+    """Print rows with aligned columns of numbers; on a terminal a long label is cut in the middle.
 
-    def line(first: str, second: str, third: str) -> str:
-        return f"{_fitted(first, label):<{label}}  {second:>{wide}}  {third:>{wider}}"
+    With a currency the last column has the estimates.
+    """
+    heads = ["customer", "requests", "tokens", *(["estimate"] if currency else [])]
+    cells = [
+        [
+            printable(row.label),
+            number(whole(row.requests)),
+            number(whole(row.tokens)),
+            *([money(row.estimate, currency)] if currency else []),
+        ]
+        for row in rows
+    ]
+    label, *widths = (max(map(len, column)) for column in zip(heads, *cells, strict=True))
+    if console.is_terminal:
+        label = min(label, max(console.width - sum(widths) - 2 * len(widths), 20))
+
+    def line(texts: Sequence[str]) -> str:
+        figures = (f"  {text:>{width}}" for text, width in zip(texts[1:], widths, strict=True))
+        return f"{_fitted(texts[0], label):<{label}}{''.join(figures)}".rstrip()
 
     console.print(heading, style="bold", markup=False, highlight=False, soft_wrap=True)
-    console.print(
-        line("customer", "requests", "tokens"), style="bold", markup=False, highlight=False, soft_wrap=True
-    )
-    for first, second, third, style in cells:
+    console.print(line(heads), style="bold", markup=False, highlight=False, soft_wrap=True)
+    for row, texts in zip(rows, cells, strict=True):
         if console.is_terminal:
-            console.print(
-                line(first, second, third), style=style, markup=False, highlight=False, soft_wrap=True
-            )
+            console.print(line(texts), style=row.style, markup=False, highlight=False, soft_wrap=True)
         else:
-            console.file.write(f"{line(first, second, third)}\n")
+            console.file.write(f"{line(texts)}\n")
 
 
 def _fitted(text: str, width: int) -> str:
@@ -163,17 +187,58 @@ def _fitted(text: str, width: int) -> str:
 _COLUMNS = ("from", "to", "customer_key", "customer_id", "customer_name", "subject", "requests", "tokens")
 
 
-def print_csv(usage: Usage, when: Period) -> None:
-    """Print a line for each subject; the customer's columns are empty where no customer pays."""
+def print_csv(usage: Usage, when: Period, estimate: Estimate | None = None) -> None:
+    """Print a line for each subject; the customer's columns are empty where no customer pays.
+
+    Tiers see a customer's whole usage, so its estimate is in the first of its lines: the column adds up.
+    """
+    usage = _complete(usage, estimate)
     writer = csv.writer(sys.stdout, lineterminator="\n")
-    writer.writerow(_COLUMNS)
+    writer.writerow((*_COLUMNS, *(("estimate", "currency") if estimate else ())))
     span = (_time(when.since), _time(when.until))
     for customer in usage.customers:
         owner = (customer.key or "", customer.id, customer.name)
-        for subject in customer.subjects:
-            writer.writerow((*span, *map(_cell, (*owner, subject.key)), *_amounts(subject)))
+        worth = estimate.of_customer(customer.id) if estimate else None
+        for subject in customer.subjects or ([SubjectUsage("", 0, 0)] if worth else []):
+            cells = map(_cell, (*owner, subject.key))
+            writer.writerow((*span, *cells, *_amounts(subject), *_worth(worth, estimate)))
+            worth = None
     for subject in usage.unbilled:
-        writer.writerow((*span, "", "", "", _cell(subject.key), *_amounts(subject)))
+        worth = estimate.of_unbilled(subject.key) if estimate else None
+        cells = map(_cell, ("", "", "", subject.key))
+        writer.writerow((*span, *cells, *_amounts(subject), *_worth(worth, estimate)))
+
+
+def _complete(usage: Usage, estimate: Estimate | None) -> Usage:
+    """Return the usage with the unbilled subjects that only have usage of other meters, with a price."""
+    listed = {subject.key for subject in usage.unbilled}
+    other = sorted(set(estimate.unbilled) - listed) if estimate else []
+    return replace(usage, unbilled=(*usage.unbilled, *(SubjectUsage(key, 0, 0) for key in other)))
+
+
+def _worth(amount: Decimal | None, estimate: Estimate | None) -> tuple[str, ...]:
+    if estimate is None:
+        return ()
+    return ("", "") if amount is None else (plain(amount) or "", estimate.prices.currency)
+
+
+def to_json(usage: Usage, estimate: Estimate | None = None) -> dict[str, object]:
+    """Return the usage with its estimate, as ``syncd usage --output json`` prints it."""
+    document = _complete(usage, estimate).to_json()
+    if estimate is None:
+        return document
+    return {
+        **document,
+        "customers": [
+            {**customer.to_json(), "estimate": plain(estimate.of_customer(customer.id))}
+            for customer in usage.customers
+        ],
+        "unbilled": [
+            {**subject.to_json(), "estimate": plain(estimate.of_unbilled(subject.key))}
+            for subject in _complete(usage, estimate).unbilled
+        ],
+        "estimate": estimate.to_json(),
+    }
 
 
 def _amounts(subject: SubjectUsage) -> tuple[float, float]:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import unicodedata
 from datetime import UTC, datetime
-from decimal import ROUND_HALF_UP, Decimal
 
 from markupsafe import Markup
 
@@ -78,18 +77,3 @@ def size(number_of_bytes: float) -> str:
             return f"{value:.0f} B" if unit == "B" else f"{value:.1f} {unit}"
         value /= 1024
     return f"{value:.1f} TiB"
-
-
-_WITHOUT_CENTS = frozenset({"CLP", "ISK", "JPY", "KRW", "PYG", "UGX", "VND", "XAF", "XOF"})
-
-
-def money(amount: Decimal | None, currency: str) -> str:
-    """Format an amount of money: ``1,204.50 EUR``; a part of a cent shows its first digits."""
-    if amount is None:
-        return ""
-    places = 0 if currency in _WITHOUT_CENTS else 2
-    least = Decimal(1).scaleb(-places)
-    if amount and abs(amount) < least:
-        places = min(12, places - amount.adjusted())
-    rounded = amount.quantize(Decimal(1).scaleb(-places), ROUND_HALF_UP)
-    return f"{rounded:,.{places}f} {currency}"

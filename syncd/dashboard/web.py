@@ -31,6 +31,7 @@ from syncd.dashboard.session import (
     set_visitor_id,
     visitor_id,
 )
+from syncd.usage.estimates import money
 
 _log = structlog.get_logger("syncd.dashboard")
 
@@ -205,7 +206,7 @@ def environment(static: dict[str, bytes]) -> jinja2.Environment:
         "plural": plural,
         "reference": reference,
         "moment": text.moment,
-        "money": text.money,
+        "money": money,
     }
     versions = {name: hashlib.sha256(content).hexdigest()[:12] for name, content in static.items()}
     made.globals |= {

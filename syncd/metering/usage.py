@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Protocol
 
-from syncd.core.model import ObservedCustomer
+from syncd.core.model import ObservedCustomer, ObservedState
 from syncd.metering.base import MeteringTarget
 
 REQUESTS_METER = "kong_api_requests"
@@ -91,9 +91,10 @@ class Usage:
         }
 
 
-def read_usage(target: MeteringTarget, since: str | None = None, until: str | None = None) -> Usage:
+def read_usage(
+    target: MeteringTarget, observed: ObservedState, since: str | None = None, until: str | None = None
+) -> Usage:
     """Query both meters by subject and attribute as the metering API does; raises MeterMissingError."""
-    observed = target.observe()
     requests = target.usage(REQUESTS_METER, since, until)
     tokens = target.usage(TOKENS_METER, since, until)
     names = {entity.key: entity.display_name for entity in observed.subjects or () if entity.display_name}

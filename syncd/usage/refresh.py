@@ -27,6 +27,7 @@ from syncd.metering.usage import rfc3339
 from syncd.runs.clock import Now, utc_now
 from syncd.runs.factory import target_of
 from syncd.usage.days import Days, midnight
+from syncd.usage.estimates import ADDITIVE
 from syncd.usage.prices import prices_of
 from syncd.usage.store import KeptDay, KeptMeter, Refresh, UsageStore, same
 
@@ -42,8 +43,6 @@ _STANDBY_SECONDS: Final = 60.0
 """Time after which a daemon that may not refresh looks again whether it may."""
 _SETTLED: Final = timedelta(hours=24)
 """A day's usage is complete this long after its end; what comes later is late."""
-_ADDITIVE: Final = frozenset({"count", "sum"})
-"""Aggregations whose values of days and subjects can be added up."""
 _MISSING: Final = "the metering API has no such meter; `syncd meters apply` creates the standard ones"
 _NOT_ADDITIVE: Final = (
     "its aggregation is {}; only meters that count or sum can be added up over days and subjects"
@@ -180,7 +179,7 @@ class Refresher:
             return _Survey(key, usable=False)
         known = tuple(name for name in dimensions if name in meter.dimensions)
         self._store.keep_meter(key, known)
-        if meter.aggregation not in _ADDITIVE:
+        if meter.aggregation not in ADDITIVE:
             self._store.note_problem(key, _NOT_ADDITIVE.format(meter.aggregation))
             return _Survey(key, usable=False)
         try:

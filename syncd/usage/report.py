@@ -23,8 +23,9 @@ from syncd.customers.directory import Directory
 from syncd.metering.usage import REQUESTS_METER, TOKENS_METER, owners
 from syncd.runs.clock import Now, utc_now
 from syncd.usage.days import Days, chosen, month_before
+from syncd.usage.estimates import Estimate
 from syncd.usage.figures import CustomerFigures, Figures, Payer, Slice, figures, slices
-from syncd.usage.prices import Bill, Labels, Prices, prices_of
+from syncd.usage.prices import Labels, prices_of
 from syncd.usage.store import KeptMeter, LateUsage, UsageStore
 
 _log = structlog.get_logger("syncd.usage")
@@ -164,18 +165,13 @@ def owners_in(directory: Directory) -> Owners:
     return {subject: payers[identity] for subject, identity in owners(customers).items()}
 
 
-Purse = tuple[str, bool]
-"""Who would pay: the id of a customer and True, or a subject without one and False."""
-
-
 @dataclass(slots=True)
 class _Sums:
     """What the usage of a range adds up to: by meter and subject, by meter and dimensions, and in money."""
 
+    estimate: Estimate | None
     by_subject: dict[str, dict[str, float]] = field(default_factory=lambda: defaultdict(dict))
     by_labels: dict[str, dict[Labels, float]] = field(default_factory=lambda: defaultdict(dict))
-    estimates: dict[Purse, Decimal] = field(default_factory=lambda: defaultdict(Decimal))
-    unpriced: dict[str, float] = field(default_factory=dict)
 
     def by_dimension(self, meter: str, name: str) -> dict[str, float]:
         """Return the usage of a meter by the values of a dimension; an empty text is its absence."""
@@ -185,29 +181,20 @@ class _Sums:
         return found
 
 
-def _sums(
-    store: UsageStore, meters: Sequence[str], days: Days, prices: Prices | None, owner_of: Owners
-) -> _Sums:
+def _sums(store: UsageStore, meters: Sequence[str], days: Days, estimate: Estimate | None) -> _Sums:
     """Add up a range; each of its hundred thousands of rows is read once."""
-    found = _Sums()
+    found = _Sums(estimate)
     for month in days.by_month():
-        bills: dict[Purse, Bill] = defaultdict(Bill)
         for meter in meters:
             subjects, combinations = found.by_subject[meter], found.by_labels[meter]
-            priced = prices if prices is not None and meter in prices.meters else None
+            priced = estimate if estimate is not None and meter in estimate.prices.meters else None
             for subject, labels, value in store.by_labels(meter, month):
                 subjects[subject] = subjects.get(subject, 0.0) + value
                 combinations[labels] = combinations.get(labels, 0.0) + value
-                if priced is None:
-                    continue
-                if (rate := priced.rate_of(meter, labels)) is None:
-                    found.unpriced[meter] = found.unpriced.get(meter, 0.0) + value
-                    continue
-                payer = owner_of.get(subject)
-                bills[(payer.id, True) if payer else (subject, False)].add(rate, value)
-        if prices is not None:
-            for purse, bill in bills.items():
-                found.estimates[purse] += prices.charge(bill)
+                if priced is not None:
+                    priced.add(meter, subject, labels, value)
+        if estimate is not None:
+            estimate.end_month()
     return found
 
 
@@ -215,13 +202,17 @@ def _made(store: UsageStore, directory: Directory, days: Days, config: Config) -
     kept = _in_order(store.meters(), config)
     range_before, owner_of, prices = days.before(), owners_in(directory), prices_of(config.prices)
     keys = [meter.meter for meter in kept]
-    now, before = (_sums(store, keys, part, prices, owner_of) for part in (days, range_before))
+    payer_ids = {subject: payer.id for subject, payer in owner_of.items()}
+    now, before = (
+        _sums(store, keys, part, Estimate(prices, payer_ids) if prices is not None else None)
+        for part in (days, range_before)
+    )
     found = figures(
         keys, [now.by_subject[key] for key in keys], [before.by_subject[key] for key in keys], owner_of
     )
     found = _named(found, directory)
-    if prices is not None:
-        found = _estimated(found, now.estimates, before.estimates)
+    if now.estimate is not None and before.estimate is not None:
+        found = _estimated(found, now.estimate, before.estimate)
     refreshed = [meter.refreshed_at for meter in kept if meter.problem is None or meter.refreshed_at]
     return Report(
         days,
@@ -241,7 +232,7 @@ def _made(store: UsageStore, directory: Directory, days: Days, config: Config) -
         found,
         tuple(LateLine(owner_of.get(late.subject), late) for late in store.late(days)),
         _new(store, found, owner_of, days, keys),
-        _estimates(prices.currency, now, before) if prices is not None else None,
+        _estimates(now.estimate, before.estimate) if now.estimate and before.estimate else None,
         kept,
         min(at for at in refreshed if at) if refreshed and all(refreshed) else None,
     )
@@ -277,7 +268,7 @@ def _new(
     return tuple(appeared.values())
 
 
-def _estimated(found: Figures, now: Mapping[Purse, Decimal], before: Mapping[Purse, Decimal]) -> Figures:
+def _estimated(found: Figures, now: Estimate, before: Estimate) -> Figures:
     """Return the figures with the estimates of customers and unbilled subjects."""
     nothing = Decimal(0)
     return replace(
@@ -285,24 +276,17 @@ def _estimated(found: Figures, now: Mapping[Purse, Decimal], before: Mapping[Pur
         customers=tuple(
             replace(
                 customer,
-                estimate=now.get((customer.customer.id, True), nothing),
-                estimate_before=before.get((customer.customer.id, True), nothing),
+                estimate=now.customers.get(customer.customer.id, nothing),
+                estimate_before=before.customers.get(customer.customer.id, nothing),
             )
             for customer in found.customers
         ),
         unbilled=tuple(
-            replace(subject, estimate=now.get((subject.subject, False), nothing))
+            replace(subject, estimate=now.unbilled.get(subject.subject, nothing))
             for subject in found.unbilled
         ),
     )
 
 
-def _estimates(currency: str, now: _Sums, before: _Sums) -> Estimates:
-    nothing = Decimal(0)
-    return Estimates(
-        currency,
-        sum(now.estimates.values(), nothing),
-        sum(before.estimates.values(), nothing),
-        sum((value for (_, billed), value in now.estimates.items() if not billed), nothing),
-        now.unpriced,
-    )
+def _estimates(now: Estimate, before: Estimate) -> Estimates:
+    return Estimates(now.prices.currency, now.total, before.total, now.unbilled_total, now.unpriced)

@@ -6,14 +6,18 @@ import csv
 import io
 from contextlib import redirect_stdout
 from datetime import UTC, datetime
+from decimal import Decimal
 
 import pytest
 import typer
 from rich.console import Console
 
 from syncd.cli.options import Last, Sort
-from syncd.cli.usage_text import Period, period, print_csv, show_usage, sorted_usage
+from syncd.cli.usage_text import Period, period, print_csv, show_usage, sorted_usage, to_json
+from syncd.config.prices import PricesConfig
 from syncd.metering.usage import Usage, attribute
+from syncd.usage.estimates import NOTE, Estimate
+from syncd.usage.prices import prices_of
 from tests.syncd.builders import customer
 
 NOW = datetime(2026, 11, 29, 4, 30, tzinfo=UTC)
@@ -26,11 +30,31 @@ USAGE = attribute(
 )
 
 
-def shown(usage: Usage = USAGE, *, terminal: bool = False, width: int = 100) -> str:
+def shown(
+    usage: Usage = USAGE, estimate: Estimate | None = None, *, terminal: bool = False, width: int = 100
+) -> str:
     text = io.StringIO()
     console = Console(file=text, force_terminal=terminal, width=width, color_system=None)
-    show_usage(console, sorted_usage(usage, Sort.REQUESTS), NOVEMBER)
+    show_usage(console, sorted_usage(usage, Sort.REQUESTS), NOVEMBER, estimate)
     return text.getvalue()
+
+
+def estimated(*, ended: bool = True) -> Estimate:
+    """The estimate of `USAGE` at 0.5 EUR per 1,000, and of a meter that is not in it at 1 EUR a month."""
+    rates = [
+        {"meter": "kong_api_requests", "amount": "0.5", "per": 1000},
+        {"meter": "pages", "price": "flat", "amount": 1},
+    ]
+    prices = prices_of(PricesConfig.model_validate({"currency": "EUR", "rates": rates}))
+    assert prices is not None
+    found = Estimate(prices, {"a": "id-acme", "b": "id-acme", "c": "id-big", "d": "id-idle"})
+    for subject, value in {"a": 1_234_567, "b": 3, "c": 2_000_000, "x": 0.5, "=cmd()": 7}.items():
+        found.add("kong_api_requests", subject, (), value)
+    found.add("pages", "d", (), 2)
+    found.add("pages", "=pages", (), 2)
+    if ended:
+        found.end_month()
+    return found
 
 
 def test_usage_is_a_table_with_its_period_sums_and_a_total() -> None:
@@ -137,3 +161,57 @@ def test_csv_has_a_line_for_each_subject_and_runs_no_formula() -> None:
         ("", "x", "0.5"),
     ]
     assert {(row["from"], row["to"]) for row in rows} == {("2026-11-01", "2026-12-01")}
+
+
+def test_with_prices_a_column_has_the_estimates_and_the_last_line_says_what_they_are() -> None:
+    assert shown(estimate=estimated()).splitlines() == [
+        "Usage from 2026-11-01 to 2026-12-01 (UTC)",
+        "customer                      requests  tokens      estimate",
+        "unbilled: on no customer          7.50       0      1.00 EUR",
+        "  =cmd()                             7       0   0.00350 EUR",
+        "  x                               0.50       0  0.000250 EUR",
+        "  =pages                             0       0      1.00 EUR",
+        "big                          2,000,000       5  1,000.00 EUR",
+        "  c                          2,000,000       5",
+        "acme (Acme)                  1,234,570      10    617.29 EUR",
+        "  a (alice)                  1,234,567      10",
+        "  b                                  3       0",
+        "idle                                 0       0      1.00 EUR",
+        "  d                                  0       0",
+        "total                     3,234,577.50      15  1,619.29 EUR",
+        "Unbilled subjects: 3 (0.0 % of the requests).",
+        NOTE,
+    ]
+
+
+def test_without_a_beginning_no_estimate_is_shown_and_the_reason_is() -> None:
+    unknown = estimated(ended=False)
+    unknown.gaps.append("a period without a beginning is not estimated")
+    text = shown(estimate=unknown)
+    assert "EUR" not in text
+    assert "The estimate is incomplete: a period without a beginning is not estimated." in text
+    document = to_json(USAGE, unknown)
+    assert document["estimate"] == {
+        "currency": "EUR",
+        "total": None,
+        "unbilled": None,
+        "unpriced": {},
+        "gaps": unknown.gaps,
+    }
+
+
+def test_the_estimates_of_a_spreadsheet_add_up_to_the_total() -> None:
+    text = io.StringIO()
+    with redirect_stdout(text):
+        print_csv(sorted_usage(USAGE, Sort.NAME), NOVEMBER, estimated())
+    rows = list(csv.DictReader(io.StringIO(text.getvalue())))
+    assert [(row["subject"], row["estimate"], row["currency"]) for row in rows] == [
+        ("a", "617.285", "EUR"),
+        ("b", "", ""),
+        ("c", "1000", "EUR"),
+        ("d", "1", "EUR"),
+        ("'=cmd()", "0.0035", "EUR"),
+        ("x", "0.00025", "EUR"),
+        ("'=pages", "1", "EUR"),
+    ]
+    assert sum(Decimal(row["estimate"] or 0) for row in rows) == estimated().total

@@ -9,6 +9,7 @@ import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import UTC, datetime, timedelta
+from decimal import Decimal
 
 import httpx
 import pytest
@@ -155,6 +156,21 @@ def test_usage_is_estimated_and_what_has_no_price_is_named(project: Project, san
     assert "estimate 0.60 EUR" in page, "of the six unbilled requests"
     assert "No price fits 500 of kong_llm_tokens" in page
     assert {line["estimate"] for line in lines if line["customer_key"] == "grown"} == {"6.900"}
+
+    period = ("--from", day(9), "--to", (TODAY + timedelta(days=1)).strftime("%Y-%m-%d"))
+    printed = json.loads(project.run("usage", *period, "--output", "json").stdout)
+    sums = {"currency": "EUR", "total": "8.6", "unbilled": "0.6", "unpriced": {"kong_llm_tokens": 500}}
+    assert printed["estimate"] == {**sums, "gaps": []}
+    of_page = {line["customer_key"] or line["subject"]: Decimal(line["estimate"]) for line in lines}
+    of_command = {one["key"]: Decimal(one["estimate"]) for one in printed["customers"] + printed["unbilled"]}
+    assert {key: value for key, value in of_command.items() if value} == {
+        key: value for key, value in of_page.items() if value
+    }
+    rows = csv.DictReader(io.StringIO(project.run("usage", *period, "--output", "csv").stdout))
+    assert sum(Decimal(row["estimate"] or 0) for row in rows) == Decimal("8.6")
+    text = project.run("usage", *period).stdout
+    assert re.search(r"total +26 +3,500 +8\.60 EUR", text)
+    assert "No price fits 500 of kong_llm_tokens" in text
 
 
 def test_late_events_are_listed_with_their_customer(project: Project, sandbox: httpx.Client) -> None:

@@ -1,0 +1,111 @@
+"""Estimates by payer, read from a metering API."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from datetime import UTC, datetime, timedelta
+from decimal import Decimal
+from typing import cast
+
+import pytest
+
+from syncd.config.prices import PricesConfig
+from syncd.metering.base import GroupedValue, Meter, MeteringApi
+from syncd.usage.estimates import Estimate, money, read_estimate
+from syncd.usage.prices import prices_of
+
+SINCE, UNTIL = datetime(2026, 10, 20, 12, tzinfo=UTC), datetime(2026, 12, 1, tzinfo=UTC)
+TIERED = {
+    "meter": "calls",
+    "price": "graduated",
+    "tiers": [{"up_to": 10, "amount": 0}, {"amount": 1}],
+}
+BY_MODEL = {"meter": "tokens", "where": {"model": "large"}, "amount": "0.1"}
+
+
+class Api:
+    """Eight calls a month of each of two subjects, and tokens of two models."""
+
+    def __init__(
+        self, *left_out: str, aggregation: str = "sum", dimensions: Sequence[str] = ("model",)
+    ) -> None:
+        self.asked: list[tuple[str, tuple[str, ...], str, str]] = []
+        named = {name: f"$.{name}" for name in dimensions}
+        found = (
+            Meter("calls", "", "", "count", "t"),
+            Meter("tokens", "", "", aggregation, "t", "$.n", named),
+        )
+        self._meters = {meter.key: meter for meter in found if meter.key not in left_out}
+
+    def meters(self) -> dict[str, Meter]:
+        return self._meters
+
+    def grouped_usage(
+        self, meter: Meter, dimensions: Sequence[str], since: str, until: str
+    ) -> list[GroupedValue]:
+        self.asked.append((meter.key, tuple(dimensions), since, until))
+        if meter.key == "calls":
+            return [GroupedValue(subject, (), 8) for subject in ("a", "b", "stray")]
+        return [GroupedValue("a", tuple(model for _ in dimensions), 5) for model in ("large", "small")]
+
+
+def estimate(api: Api, since: datetime | None = SINCE, until: datetime = UNTIL) -> Estimate:
+    config = {"currency": "EUR", "rates": [TIERED, BY_MODEL]}
+    prices = prices_of(PricesConfig.model_validate(config))
+    assert prices is not None
+    return read_estimate(cast("MeteringApi", api), prices, {"a": "acme", "b": "acme"}, since, until)
+
+
+def test_a_customer_pays_for_all_its_subjects_in_each_calendar_month_of_its_own() -> None:
+    api = Api()
+    found = estimate(api)
+    assert found.customers == {"acme": Decimal(13)}, "6 of 16 calls and 5 tokens of 0.1, in two months"
+    assert found.unbilled == {"stray": 0}, "8 calls a month are free"
+    assert (found.total, found.unpriced, found.gaps) == (Decimal(13), {"tokens": 10}, [])
+    october = ("2026-10-20T12:00:00Z", "2026-11-01T00:00:00Z")
+    november = ("2026-11-01T00:00:00Z", "2026-12-01T00:00:00Z")
+    assert api.asked == [
+        ("calls", (), *october),
+        ("tokens", ("model",), *october),
+        ("calls", (), *november),
+        ("tokens", ("model",), *november),
+    ]
+
+
+@pytest.mark.parametrize(
+    ("api", "gap", "total"),
+    [
+        (Api("tokens"), "the metering API has no meter tokens", 12),
+        (Api(aggregation="max"), "meter tokens neither counts nor sums", 12),
+        (Api(dimensions=()), "meter tokens has no dimension model", 12),
+    ],
+)
+def test_what_cannot_be_estimated_is_named_and_left_out(api: Api, gap: str, total: int) -> None:
+    found = estimate(api)
+    assert (found.gaps, found.total) == ([gap], total)
+    assert found.left_out()[-1] == f"The estimate is incomplete: {gap}."
+
+
+@pytest.mark.parametrize("since", [None, UNTIL - timedelta(days=801)])
+def test_a_period_without_an_end_to_its_months_asks_the_metering_api_for_nothing(
+    since: datetime | None,
+) -> None:
+    api = Api()
+    found = estimate(api, since)
+    assert not found.is_known
+    assert found.of_customer("acme") is None
+    assert found.gaps
+    assert api.asked == []
+
+
+@pytest.mark.parametrize(
+    ("amount", "currency", "text"),
+    [
+        ("1204.5", "EUR", "1,204.50 EUR"),
+        ("0.0000123", "EUR", "0.0000123 EUR"),
+        ("1204.5", "JPY", "1,205 JPY"),
+        ("0", "EUR", "0.00 EUR"),
+    ],
+)
+def test_amounts_are_rounded_only_where_they_are_shown(amount: str, currency: str, text: str) -> None:
+    assert money(Decimal(amount), currency) == text
