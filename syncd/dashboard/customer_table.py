@@ -117,7 +117,7 @@ _CHOICES: Final[tuple[Choice[CustomerRow], ...]] = (
     Choice(
         "managed",
         "Managed by",
-        {"": "Anyone", "syncd": "syncd", "finance": "Finance (made by hand)", "other": "Another owner"},
+        {"": "Anybody", "syncd": "syncd", "finance": "Finance (not managed)", "other": "Another owner"},
         lambda row, value: row.customer.keeper == value,
     ),
     Choice(
