@@ -268,8 +268,17 @@ def running(
         leadership.requested = runs.enqueue
         leadership.elected = lambda: _request(runs, leadership)
         leadership.begin()
+        reports = Reports(kept_usage, directory)
         watch = Watch(
-            runs, history, Notices(state), lambda: daemon.config, waker, stopping, now, leadership.leads
+            runs,
+            history,
+            Notices(state),
+            lambda: daemon.config,
+            waker,
+            stopping,
+            now,
+            leadership.leads,
+            reports,
         )
         months, ignored = ClosedMonths(state), IgnoredSubjects(state)
         late = LateWatch(
@@ -279,7 +288,6 @@ def running(
             metrics.closed_months,
             stopping,
         )
-        reports = Reports(kept_usage, directory)
         server = _server(
             Daemon(
                 runs,

@@ -12,11 +12,15 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 
-from openmeter_plugin.units import plural
+from openmeter_plugin.units import number, plural
 from syncd.config.notify import NotifyConfig, Topic
 from syncd.core.changes import Change, ChangeKind, Status
 from syncd.gateways.models import Readiness, Spool
+from syncd.metering.usage import whole
 from syncd.runs.run import Run, RunState
+from syncd.usage.estimates import money
+from syncd.usage.figures import Amount
+from syncd.usage.report import Report
 
 _MAX_LINES = 10
 _TITLES: Mapping[Topic, str] = {
@@ -174,15 +178,21 @@ def fallen(observed: Observed, sent: Mapping[Key, int]) -> list[Condition]:
 
 
 def summary(
-    runs: Iterable[Mapping[str, object]], observed: Observed, owner: str, until: datetime, url: str | None
+    runs: Iterable[Mapping[str, object]],
+    observed: Observed,
+    owner: str,
+    until: datetime,
+    url: str | None,
+    usage: Report | None = None,
 ) -> Message:
-    """Return the summary of a week from the summaries of its runs and what holds at its end."""
+    """Return the summary of a week from the summaries of its runs, its usage, and what holds at its end."""
     finished = [run for run in runs if run["state"] not in ("queued", "running") and not run["dry_run"]]
     failed = sum(run["state"] == "failed" for run in finished)
     done = sum(_done(run) for run in finished)
     lines = [
         f"The seven days to {until:%Y-%m-%d}:",
         f"- {plural(len(finished), 'run')}, {failed:,} failed; {plural(done, 'change')} made",
+        *_usage(usage),
         f"- {_billed(observed)}",
         f"- blocked: {_count(observed, 'blocked')}",
         f"- dead letters: {_texts(observed, 'dead-letters')}",
@@ -197,6 +207,34 @@ def _done(run: Mapping[str, object]) -> int:
     outcomes = run.get("outcomes")
     found = outcomes.get("done", 0) if isinstance(outcomes, Mapping) else 0
     return found if isinstance(found, int) else 0
+
+
+def _usage(report: Report | None) -> list[str]:
+    """Return a line for each meter and the estimate; nothing if no usage is kept."""
+    if report is None or not report.meters:
+        return []
+    compared = report.is_compared
+    found = [
+        f"- {one.words}: {number(whole(now))}{_change(Amount(now, before), compared)}"
+        for one in report.meters
+        for now, before in [(sum(one.by_day), sum(one.before))]
+    ]
+    if (worth := report.estimates) is not None:
+        amount = Amount(float(worth.total), float(worth.total_before))
+        found.append(f"- estimate: {money(worth.total, worth.currency)}{_change(amount, compared)}")
+    if report.refreshed_at is None:
+        found.append("- usage has not been read completely yet")
+    elif report.refreshed_at < report.days.end:
+        found.append(f"- usage as the metering API had it at {report.refreshed_at:%Y-%m-%d %H:%M} UTC")
+    return found
+
+
+def _change(amount: Amount, compared: bool) -> str:
+    if not compared:
+        return ""
+    if amount.change is None:
+        return " (none the week before)" if amount.now else ""
+    return f" ({100 * amount.change:+.1f} % against the week before)"
 
 
 def _billed(observed: Observed) -> str:

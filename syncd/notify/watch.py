@@ -11,7 +11,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import closing
 from dataclasses import dataclass
-from datetime import timedelta
+from datetime import datetime, timedelta
 from typing import Any
 
 import structlog
@@ -30,6 +30,8 @@ from syncd.runs.clock import Now, utc_now
 from syncd.runs.history import History
 from syncd.runs.queue import RunQueue
 from syncd.runs.run import Run, RunObserver
+from syncd.usage.days import Days
+from syncd.usage.report import Report, Reports
 
 _log = structlog.get_logger("syncd.notify")
 
@@ -76,8 +78,10 @@ class Watch:
         stopping: threading.Event,
         now: Now = utc_now,
         leads: Callable[[], bool] = lambda: True,
+        reports: Reports | None = None,
     ) -> None:
         self._leads = leads
+        self._reports = reports
         self._runs = runs
         self._history = history
         self._notices = notices
@@ -158,8 +162,16 @@ class Watch:
             self._notices.keep_summary(now)
         elif next_times(cron, last, 1)[0] <= now:
             runs = self._runs_since((now - _WEEK).isoformat())
-            message = conditions.summary(runs, observed, config.owner_id, now, config.daemon.public_url)
+            usage = self._usage_of_week(now, config)
+            url = config.daemon.public_url
+            message = conditions.summary(runs, observed, config.owner_id, now, url, usage)
             self._send(config.notify, message, lambda _: self._notices.keep_summary(now))
+
+    def _usage_of_week(self, now: datetime, config: Config) -> Report | None:
+        """Return the usage of the last seven whole days, compared with the seven before them."""
+        today = now.date()
+        week, before = Days(today - _WEEK, today), Days(today - 2 * _WEEK, today - _WEEK)
+        return self._reports.report(week, config, before) if self._reports else None
 
     def _runs_since(self, since: str) -> Iterator[Mapping[str, Any]]:
         """Yield the runs of the history since a time, latest first, a page at a time."""

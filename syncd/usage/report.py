@@ -145,13 +145,14 @@ class Reports:
         prices = config.prices.model_dump_json() if config.prices else ""
         return (self._store.revision(), version, prices, tuple(config.usage.meters))
 
-    def report(self, days: Days, config: Config) -> Report:
-        """Return the report of a range; raises StateError."""
-        key = (days, self._sources(config))
+    def report(self, days: Days, config: Config, before: Days | None = None) -> Report:
+        """Return the report of a range, compared with `before` or what precedes it; raises StateError."""
+        before = before or days.before()
+        key = (days, before, self._sources(config))
         # One at a time: a second visitor waits for the report instead of making it again.
         with self._lock:
             if key not in self._made:
-                self._made[key] = _made(self._store, self._directory, days, config)
+                self._made[key] = _made(self._store, self._directory, days, before, config)
                 while len(self._made) > _CACHED:
                     self._made.popitem(last=False)
             self._made.move_to_end(key)
@@ -198,9 +199,9 @@ def _sums(store: UsageStore, meters: Sequence[str], days: Days, estimate: Estima
     return found
 
 
-def _made(store: UsageStore, directory: Directory, days: Days, config: Config) -> Report:
+def _made(store: UsageStore, directory: Directory, days: Days, range_before: Days, config: Config) -> Report:
     kept = _in_order(store.meters(), config)
-    range_before, owner_of, prices = days.before(), owners_in(directory), prices_of(config.prices)
+    owner_of, prices = owners_in(directory), prices_of(config.prices)
     keys = [meter.meter for meter in kept]
     payer_ids = {subject: payer.id for subject, payer in owner_of.items()}
     now, before = (

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from datetime import UTC, datetime, timedelta
+from datetime import UTC, date, datetime, timedelta
+from decimal import Decimal
 
 import pytest
 
@@ -15,6 +16,10 @@ from syncd.notify import conditions
 from syncd.notify.conditions import Condition, Key, Observed
 from syncd.runs.options import RunOptions
 from syncd.runs.run import Run, RunState, new_run
+from syncd.usage.days import Days
+from syncd.usage.figures import Figures
+from syncd.usage.report import Estimates, MeterUsage, Report
+from syncd.usage.store import KeptMeter
 from tests.syncd.dashboard.gateways import FakeGateway, dead_letter
 
 SETTINGS = NotifyConfig()
@@ -196,3 +201,45 @@ def test_the_summary_counts_the_week() -> None:
     assert (
         "unbilled usage is unknown" in conditions.summary([], Observed(), "eu", datetime.now(UTC), None).body
     )
+
+
+def test_the_summary_compares_the_weeks_usage_with_the_week_before() -> None:
+    today = date(2026, 11, 29)
+    week, before = Days(date(2026, 11, 22), today), Days(date(2026, 11, 15), date(2026, 11, 22))
+    kept = KeptMeter("kong_api_requests", (), date(2026, 11, 1), datetime(2026, 11, 28, 23, tzinfo=UTC))
+    usage = Report(
+        week,
+        before,
+        (
+            MeterUsage("kong_api_requests", (1000, 500), (1000, 0), {}),
+            MeterUsage("kong_llm_tokens", (7,), (), {}),
+            MeterUsage("pages", (), (), {}),
+        ),
+        Figures((), (), ()),
+        (),
+        (),
+        Estimates("EUR", Decimal(90), Decimal(100), Decimal(0), {}),
+        (kept,),
+        kept.refreshed_at,
+    )
+
+    def lines(report: Report) -> list[str]:
+        until = datetime(2026, 11, 29, tzinfo=UTC)
+        return conditions.summary([], Observed(), "eu", until, None, report).body.splitlines()[2:]
+
+    assert lines(usage)[:5] == [
+        "- requests: 1,500 (+50.0 % against the week before)",
+        "- tokens: 7 (none the week before)",
+        "- pages: 0",
+        "- estimate: 90.00 EUR (-10.0 % against the week before)",
+        "- usage as the metering API had it at 2026-11-28 23:00 UTC",
+    ]
+    short = replace(usage, kept=(replace(kept, since=date(2026, 11, 16)),), refreshed_at=None)
+    assert lines(short)[:5] == [
+        "- requests: 1,500",
+        "- tokens: 7",
+        "- pages: 0",
+        "- estimate: 90.00 EUR",
+        "- usage has not been read completely yet",
+    ]
+    assert lines(replace(usage, meters=()))[0] == "- unbilled usage is unknown"

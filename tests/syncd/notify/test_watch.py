@@ -7,7 +7,7 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from datetime import UTC, datetime, timedelta
+from datetime import UTC, date, datetime, timedelta
 from pathlib import Path
 
 import httpx
@@ -16,7 +16,9 @@ import pytest
 from syncd.config import settings
 from syncd.config.settings import Config
 from syncd.core.errors import ConfigError
+from syncd.customers.directory import Directory
 from syncd.daemon.service import running
+from syncd.metering.base import GroupedValue
 from syncd.notify.store import Notices
 from syncd.notify.watch import Waker, Watch
 from syncd.runs.history import History
@@ -24,6 +26,8 @@ from syncd.runs.queue import RunQueue
 from syncd.sandbox.testing import running_sandbox
 from syncd.state.database import State
 from syncd.state.location import StateLocation
+from syncd.usage.report import Reports
+from syncd.usage.store import UsageStore
 from tests.harness.process import eventually
 from tests.syncd.dashboard.gateways import FakeGateway, configured, dead_letter, gateway
 from tests.syncd.notify.test_sending import apprise_url
@@ -66,6 +70,7 @@ class World:
     notices: Notices
     now: datetime
     config: Config
+    usage: UsageStore
 
 
 @contextmanager
@@ -84,9 +89,17 @@ def world(folder: Path, text: str, now: datetime | None = None) -> Iterator[Worl
     with State(StateLocation(folder / "state")) as state:
         notices = Notices(state)
         runs = RunQueue(never, stopping)  # type: ignore[arg-type]
-        found = World(None, notices, now or datetime.now(UTC), config)  # type: ignore[arg-type]
+        usage = UsageStore(state)
+        found = World(None, notices, now or datetime.now(UTC), config, usage)  # type: ignore[arg-type]
         found.watch = Watch(
-            runs, History(state), notices, lambda: config, Waker(), stopping, lambda: found.now
+            runs,
+            History(state),
+            notices,
+            lambda: config,
+            Waker(),
+            stopping,
+            lambda: found.now,
+            reports=Reports(usage, Directory(state)),
         )
         yield found
 
@@ -155,6 +168,36 @@ def test_the_summary_comes_weekly_and_not_at_the_first_start(tmp_path: Path) -> 
             found.now += timedelta(days=7)
             found.watch.look()
             assert len(there.titles) == 2
+
+
+def test_the_summary_has_the_usage_of_the_seven_days_before_it_with_its_estimate(tmp_path: Path) -> None:
+    tuesday = datetime(2026, 12, 8, 8, tzinfo=UTC)
+    prices = "prices: {currency: EUR, rates: [{meter: kong_api_requests, amount: 0.5}]}\n"
+    with channel() as there:
+        text = f"notify: {{urls: ['{there.url}'], summary: '0 8 * * 2'}}\n{prices}"
+        with world(tmp_path, text, tuesday - timedelta(days=1)) as found:
+            found.watch.look()
+            found.usage.keep_meter("kong_api_requests", ())
+            # The week begins with its month: it is compared with the last week of November, not its first.
+            for day, value in (
+                ("11-01", 70),
+                ("11-24", 2),
+                ("11-30", 2),
+                ("12-01", 3),
+                ("12-07", 4),
+                ("12-08", 9),
+            ):
+                rows = [GroupedValue("a", (), value)]
+                found.usage.replace_day(
+                    "kong_api_requests", date.fromisoformat(f"2026-{day}"), rows, value, tuesday, late=False
+                )
+            found.usage.note_complete("kong_api_requests", date(2026, 11, 1), tuesday, None)
+            found.now = tuesday
+            found.watch.look()
+    assert there.bodies[0].splitlines()[2:4] == [
+        "- requests: 7 (+75.0 % against the week before)",
+        "- estimate: 3.50 EUR (+75.0 % against the week before)",
+    ]
 
 
 def test_a_daemon_sends_a_failed_run_once_and_shows_no_secret(tmp_path: Path) -> None:
