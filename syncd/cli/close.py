@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import sys
+from decimal import Decimal
 from enum import StrEnum
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from openmeter_plugin.units import plural
+from openmeter_plugin.units import number, plural
 from syncd.cli.options import (
     APPLIED,
     DRIFT,
@@ -22,6 +23,7 @@ from syncd.cli.options import (
 from syncd.cli.render import line, steps
 from syncd.close import documents
 from syncd.close.report import NEVER_ACCEPTED, Kind
+from syncd.usage.estimates import NOTE, money
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -129,6 +131,13 @@ def _show_text(out: Console, result: Result, *, dry_run: bool) -> None:
         customers = plural(len(content["customers"]), "customer")
         requests, tokens = plural(totals["requests"], "request"), plural(totals["tokens"], "token")
         line(out, f"{content['month']} (UTC): {requests}, {tokens}, {customers} with usage.")
+        for key in documents.counted(content):
+            line(out, f"Meter {key}: {number(content['meters'][key]['total'])}.")
+        if (estimate := content.get("estimate")) and estimate["total"] is not None:
+            worth = (money(Decimal(estimate[name]), estimate["currency"]) for name in ("total", "unbilled"))
+            line(out, "Estimate: {}, of which {} unbilled. {}".format(*worth, NOTE))
+        for sentence in documents.left_out(content):
+            line(out, sentence)
         for kind in (content["audit"] or {}).get("types", ()):
             line(out, f"Audit: {documents.audit_text(kind)}.")
     open_first = sorted(report.against, key=lambda one: one["accepted"] is not None)

@@ -112,7 +112,7 @@ class Closing:
                 lost |= {one["name"]: one["requests_lost"] for one in report.content["gateways"]}
         asked = Asked(
             month,
-            self.config.metering.url,
+            self.config,
             self._ignored((month.until - timedelta(days=1)).date()),
             lost,
             late,

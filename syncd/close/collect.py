@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Any
 
@@ -19,16 +19,18 @@ from syncd.audit.books import leads_to
 from syncd.audit.compare import HOUR, spans
 from syncd.audit.document import to_json
 from syncd.audit.run import REQUESTS, Audit, AuditRun, HourlyMeters, Reader
+from syncd.close import meters
 from syncd.close.late import LateUsage, late_usage
+from syncd.close.meters import MonthUsage, Values
 from syncd.close.month import QUIET, Month
 from syncd.close.report import Content, Kind, Objection, Report
-from syncd.core.errors import GatewayError, MalformedError
+from syncd.config.settings import Config
+from syncd.core.errors import GatewayError
 from syncd.gateways.client import Gateway
 from syncd.gateways.kept import DeadLetter, QuarantinedRequest
 from syncd.gateways.models import Spool
-from syncd.metering.answers import API
 from syncd.metering.base import MeteringApi
-from syncd.metering.usage import REQUESTS_METER, TOKENS_METER, CustomerUsage, Usage, attribute, rfc3339, whole
+from syncd.metering.usage import REQUESTS_METER, TOKENS_METER, Usage, rfc3339, whole
 
 _MAX_CONCURRENCY = 8
 _PAGE = 1000
@@ -44,10 +46,15 @@ class Asked:
     """
 
     month: Month
-    metering_url: str
+    config: Config
     ignored: Mapping[str, str] = field(default_factory=dict)
     lost_before: Mapping[str, int] = field(default_factory=dict)
     late: Mapping[Month, Sequence[LateUsage]] = field(default_factory=dict)
+
+    @property
+    def metering_url(self) -> str:
+        """Return where the metering API is."""
+        return self.config.metering.url
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,6 +73,8 @@ EMPTY: Content = {
     "customers": [],
     "unbilled": [],
     "ignored": [],
+    "meters": {},
+    "estimate": None,
     "gateways": [],
     "audit": None,
     "late": {},
@@ -125,7 +134,8 @@ def collect(
     objections: list[Objection] = []
     read, unread = _read_gateways(asked.month, gateways, asked.metering_url)
     objections += unread
-    before = _meters(api, asked.month)
+    others = meters.others_of(api, asked.config)
+    before = meters.read(api, asked.month, others.meters)
     audit: Audit | None = None
     if gateways and not unread:
         reader = Reader(gateways, HourlyMeters(api), asked.metering_url)
@@ -137,40 +147,22 @@ def collect(
     if not gateways:
         objections.append(Objection(Kind.NO_GATEWAYS, "no gateway is listed, so no events were compared"))
     observed = api.observe()
-    after = _meters(api, asked.month)
+    estimate = meters.estimate_of(api, asked.config, asked.month, observed.customers)
+    after = meters.read(api, asked.month, others.meters)
     names = {entity.key: entity.display_name for entity in observed.subjects or () if entity.display_name}
-    usage = attribute(observed.customers, *after, names)
+    month = meters.month_usage(asked.config, observed.customers, after, others, estimate, names)
     objections += _contradictions(before, after, audit)
     objections += _of_gateways(read, asked)
     if audit is not None:
         objections += _of_audit(audit, read)
-    objections += _of_usage(usage, asked)
-    return Collected(_figures(asked, usage, read, audit), tuple(objections))
-
-
-Meters = tuple[Mapping[str, float], Mapping[str, float]]
-"""Requests and tokens by subject."""
+    objections += _of_usage(month.usage, asked)
+    return Collected(_figures(asked, month, read, audit), tuple(objections))
 
 
 def late_of(api: MeteringApi, report: Report) -> tuple[LateUsage, ...]:
     """Return what the meters of a closed month count now and did not then; raises ApiError."""
-    return late_usage(report.content, *_meters(api, report.month))
-
-
-def _meters(api: MeteringApi, month: Month) -> Meters:
-    since, until = rfc3339(month.since), rfc3339(month.until)
-    return (
-        _counted(api.usage(REQUESTS_METER, since, until), REQUESTS_METER),
-        _counted(api.usage(TOKENS_METER, since, until), TOKENS_METER),
-    )
-
-
-def _counted(values: Mapping[str, float], meter: str) -> Mapping[str, float]:
-    """Return the values; raises MalformedError for one that no count or sum of usage can have."""
-    for subject, value in values.items():
-        if value < 0 or (meter == REQUESTS_METER and not float(value).is_integer()):
-            raise MalformedError(f"{API}: meter {meter} returned {value} for {subject!r}")
-    return {subject: value for subject, value in values.items() if value}
+    found = meters.read(api, report.month)
+    return late_usage(report.content, found[REQUESTS_METER], found[TOKENS_METER])
 
 
 def _read_gateways(
@@ -265,9 +257,10 @@ def _answer(letter: DeadLetter) -> str:
     return "too old" if letter.status is None else f"HTTP {letter.status}"
 
 
-def _contradictions(before: Meters, after: Meters, audit: Audit | None) -> Iterator[Objection]:
-    for meter, first, last in zip((REQUESTS_METER, TOKENS_METER), before, after, strict=True):
-        if first != last:
+def _contradictions(before: Values, after: Values, audit: Audit | None) -> Iterator[Objection]:
+    for meter, first in before.items():
+        last = after[meter]
+        if not meters.equal(first, last):
             counts = f"{whole(sum(first.values()))} before the audit and {whole(sum(last.values()))} after it"
             yield Objection(Kind.CHANGED, f"meter {meter} counted {counts}, or counted by other subjects")
     used = next((one for one in audit.yardsticks if one.type == REQUESTS), None) if audit else None
@@ -275,7 +268,7 @@ def _contradictions(before: Meters, after: Meters, audit: Audit | None) -> Itera
         return
     if audit.comparison.left_out or REQUESTS not in audit.comparison.totals:
         return
-    by_hour, by_subject = audit.comparison.totals[REQUESTS].counted, sum(after[0].values())
+    by_hour, by_subject = audit.comparison.totals[REQUESTS].counted, sum(after[REQUESTS_METER].values())
     if by_hour != by_subject:
         yield Objection(
             Kind.CHANGED,
@@ -362,29 +355,18 @@ def _of_usage(usage: Usage, asked: Asked) -> Iterator[Objection]:
             )
 
 
-def _figures(asked: Asked, usage: Usage, read: Iterable[GatewayMonth], audit: Audit | None) -> dict[str, Any]:
-    document = usage.to_json()
-    unbilled: Any = document["unbilled"]
+def _figures(
+    asked: Asked, month: MonthUsage, read: Iterable[GatewayMonth], audit: Audit | None
+) -> dict[str, Any]:
     return {
         "from": rfc3339(asked.month.since),
         "to": rfc3339(asked.month.until),
         "metering": asked.metering_url,
-        "totals": document["totals"],
-        "customers": [_used(one) for one in usage.customers if one.requests or one.tokens],
-        "unbilled": [one for one in unbilled if one["key"] not in asked.ignored],
-        "ignored": [
-            {**one, "reason": asked.ignored[one["key"]]} for one in unbilled if one["key"] in asked.ignored
-        ],
+        **month.figures(asked.ignored),
         "gateways": [one.to_json() for one in read],
         "audit": _audit_figures(audit) if audit else None,
-        "late": {str(month): [one.to_json() for one in late] for month, late in asked.late.items() if late},
+        "late": {str(one): [line.to_json() for line in late] for one, late in asked.late.items() if late},
     }
-
-
-def _used(customer: CustomerUsage) -> dict[str, object]:
-    """Return a customer with the subjects that have usage: a later subject does not change a month."""
-    used = tuple(one for one in customer.subjects if one.requests or one.tokens)
-    return replace(customer, subjects=used).to_json()
 
 
 def _audit_figures(audit: Audit) -> dict[str, object]:

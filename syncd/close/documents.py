@@ -11,6 +11,7 @@ from collections.abc import Iterator
 from openmeter_plugin.units import number, plural
 from syncd.close.report import Content, Report
 from syncd.core.text_csv import Cell, document
+from syncd.usage.estimates import NOTE
 
 _HEADS = (
     "section",
@@ -33,33 +34,55 @@ def as_json(report: Report) -> str:
 
 def as_csv(report: Report) -> str:
     """Return the report as one table: a line for each subject, gateway and objection, and the totals."""
-    return document(_HEADS, _rows(report))
+    meters, currency = counted(report.content), currency_of(report.content)
+    heads = (*_HEADS, *meters, *(("estimate", "currency") if currency else ()))
+    rows = _rows(report, meters, currency)
+    return document(heads, ((*row, *[""] * (len(heads) - len(row))) for row in rows))
 
 
-def _rows(report: Report) -> Iterator[_Row]:
+def counted(content: Content) -> list[str]:
+    """Return the other meters that the report has figures of."""
+    return [key for key, meter in content.get("meters", {}).items() if meter["total"] is not None]
+
+
+def left_out(content: Content) -> Iterator[str]:
+    """Yield sentences on what the report leaves out of other meters and the estimate."""
+    for key, meter in content.get("meters", {}).items():
+        if meter["total"] is None:
+            yield f"Meter {key} is left out: {meter['problem']}."
+    estimate = content.get("estimate") or {"unpriced": {}, "gaps": ()}
+    for key, value in estimate["unpriced"].items():
+        yield f"No price fits {number(value)} of {key}; the estimate leaves that out."
+    for gap in estimate["gaps"]:
+        yield f"The estimate is incomplete: {gap}."
+
+
+def currency_of(content: Content) -> str | None:
+    """Return the currency of the estimate, None if there is none."""
+    estimate = content.get("estimate")
+    return estimate["currency"] if estimate else None
+
+
+def _more(one: Content, meters: list[str], currency: str | None, estimate: str | None = None) -> _Row:
+    """Return the last cells of a line: other meters, then the estimate."""
+    values = [one.get("meters", {}).get(key, 0) for key in meters]
+    if not currency:
+        return tuple(values)
+    return (*values, *((estimate, currency) if estimate is not None else ("", "")))
+
+
+def _rows(report: Report, meters: list[str], currency: str | None) -> Iterator[_Row]:
     content = report.content
     state = "closed" if report.closed else "not closed"
     yield _row("report", details=f"{content['month']}: {state}; SHA-256 {report.sha256}")
     if (totals := content["totals"]) is not None:
-        yield _row("total", requests=totals["requests"], tokens=totals["tokens"])
-    for customer in content["customers"]:
-        for one in customer["subjects"]:
-            yield (
-                "customer",
-                customer["key"],
-                customer["id"],
-                customer["name"],
-                *(one["key"], "", one["requests"], one["tokens"], one["name"]),
-            )
-    for section in ("unbilled", "ignored"):
-        for one in content[section]:
-            yield _row(
-                section,
-                subject=one["key"],
-                requests=one["requests"],
-                tokens=one["tokens"],
-                details=one.get("reason"),
-            )
+        sums = {"meters": {key: content["meters"][key]["total"] for key in meters}}
+        worth = content["estimate"]["total"] if currency else None
+        yield (
+            *_row("total", requests=totals["requests"], tokens=totals["tokens"]),
+            *_more(sums, meters, currency, worth),
+        )
+    yield from _usage_rows(content, meters, currency)
     for month, late in content["late"].items():
         for one in late:
             yield _row(
@@ -73,8 +96,38 @@ def _rows(report: Report) -> Iterator[_Row]:
         yield _row("gateway", gateway=gateway["name"], details=gateway_text(gateway))
     for kind in (content["audit"] or {}).get("types", ()):
         yield _row("audit", details=audit_text(kind))
+    for sentence in left_out(content):
+        yield _row("note", details=sentence)
+    if currency:
+        yield _row("note", details=NOTE)
     for one in content["against"]:
         yield _row("against", details=f"{one['kind']}: {one['text']}{_accepted(one)}")
+
+
+def _usage_rows(content: Content, meters: list[str], currency: str | None) -> Iterator[_Row]:
+    for customer in content["customers"]:
+        # Of the customer, in the first of its lines: the column adds up.
+        worth = customer.get("estimate")
+        for one in customer["subjects"]:
+            yield (
+                "customer",
+                customer["key"],
+                customer["id"],
+                customer["name"],
+                *(one["key"], "", one["requests"], one["tokens"], one["name"]),
+                *_more(one, meters, currency, worth),
+            )
+            worth = None
+    for section in ("unbilled", "ignored"):
+        for one in content[section]:
+            row = _row(
+                section,
+                subject=one["key"],
+                requests=one["requests"],
+                tokens=one["tokens"],
+                details=one.get("reason"),
+            )
+            yield (*row, *_more(one, meters, currency, one.get("estimate")))
 
 
 def _row(

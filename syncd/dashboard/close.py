@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from datetime import UTC, datetime, timedelta
+from decimal import Decimal
 from functools import cache
 from typing import Final
 
@@ -15,6 +16,7 @@ from syncd.close.month import QUIET, Month
 from syncd.close.report import Report
 from syncd.close.store import ClosedMonth, ClosedMonths
 from syncd.dashboard.web import Visitor, Web, environment
+from syncd.usage.estimates import NOTE, money
 
 _MONTHS_SHOWN: Final = 13
 _MAX_LATE: Final = 100
@@ -68,6 +70,11 @@ def as_html(report: Report) -> str:
         content=report.content,
         gateway_text=documents.gateway_text,
         audit_text=documents.audit_text,
+        meters=documents.counted(report.content),
+        currency=(currency := documents.currency_of(report.content)),
+        worth=lambda amount: money(Decimal(amount), currency or "") if amount is not None else "",
+        left_out=list(documents.left_out(report.content)),
+        estimate_note=NOTE,
     )
 
 

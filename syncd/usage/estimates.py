@@ -122,7 +122,8 @@ def read_estimate(
     meters = list(_priced(api.meters(), prices, found.gaps))
     for begin, end in _months(since, until):
         for meter, dimensions in meters:
-            for row in api.grouped_usage(meter, dimensions, rfc3339(begin), rfc3339(end)):
+            # Sorted: a sum of fractions depends on its order, and the same usage must have the same estimate.
+            for row in sorted(api.grouped_usage(meter, dimensions, rfc3339(begin), rfc3339(end))):
                 labels = tuple(zip(dimensions, row.labels, strict=True))
                 found.add(meter.key, row.subject, labels, row.value)
         found.end_month()

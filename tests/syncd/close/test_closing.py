@@ -65,6 +65,39 @@ def test_the_same_month_read_twice_is_the_same_report(there: World) -> None:
     assert first.kept is None
 
 
+def test_other_meters_and_an_estimate_are_part_of_the_report_and_of_its_digest(there: World) -> None:
+    plain = close(there, keep=False).report
+    meter = {"slug": "kong_calls", "aggregation": "COUNT", "eventType": "kong.llm_request"}
+    there.sandbox.post("/api/v1/meters", json=meter).raise_for_status()
+    largest = {**meter, "slug": "largest", "aggregation": "MAX", "valueProperty": "$.tokens"}
+    there.sandbox.post("/api/v1/meters", json=largest).raise_for_status()
+    text = there.project.config.read_text()
+
+    def priced(amount: str) -> Result:
+        tokens = "{meter: kong_llm_tokens, amount: 1, per: 1000}"
+        rates = f"[{{meter: kong_api_requests, amount: {amount}}}, {tokens}]"
+        there.project.config.write_text(
+            f"{text}usage: {{meters: {{kong_calls: [], largest: [], gone: []}}}}\n"
+            f"prices: {{currency: EUR, rates: {rates}}}\n"
+        )
+        return close(there, keep=False)
+
+    there.serve("stranger", 2)
+    first, again, dearer = priced("0.10"), priced("0.10"), priced("0.20")
+    content = first.report.content
+    (customer,) = content["customers"]
+    assert (customer["meters"], customer["estimate"]) == ({"kong_calls": 1}, "0.62")
+    (unbilled,) = content["unbilled"]
+    assert (unbilled["meters"], unbilled["estimate"]) == ({"kong_calls": 0}, "0.2")
+    assert content["meters"]["kong_calls"] == {"total": 1}
+    assert {key for key, one in content["meters"].items() if one.get("problem")} == {"gone", "largest"}
+    assert (content["estimate"]["total"], content["estimate"]["unbilled"]) == ("0.82", "0.2")
+    assert first.report == again.report
+    assert len({one.sha256 for one in (plain, first.report, dearer.report)}) == 3
+    status, out, _ = there.call(str(MONTH), "--dry-run")
+    assert "Estimate: 1.52 EUR, of which 0.40 EUR unbilled." in out, status
+
+
 def test_later_customers_and_usage_of_other_months_change_no_report(there: World) -> None:
     before = close(there, keep=False).report
     create_customer(there.sandbox, "Later", key="later", subjects=["later"])

@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
+import csv
 import hashlib
+import io
 import json
 import shutil
 import subprocess
 
 import pytest
+from markupsafe import escape
 
 from syncd.close.documents import as_csv, as_json
 from syncd.close.late import late_usage
 from syncd.close.month import Month
 from syncd.close.report import CURES, NEVER_ACCEPTED, Acceptance, Kind, Objection, accepting, make
 from syncd.dashboard.close import as_html
+from syncd.usage.estimates import NOTE
 
 MONTH = Month(2026, 10)
 DECISION = Acceptance("agreed with sales", "mia")
@@ -97,6 +101,50 @@ def test_the_csv_has_a_line_for_each_subject_and_runs_no_formula() -> None:
     assert "customer,acme,01A,'=Acme,b,,3,0," in lines
     assert "unbilled,,,,stranger,,2,0," in lines
     assert "ignored,,,,healthcheck,,1,0,ours" in lines
+
+
+def test_other_meters_and_the_estimate_are_shown_in_each_format_and_a_report_from_before_them_too() -> None:
+    made = figures()
+    (customer,) = made["customers"]  # type: ignore[misc]
+    first, second = customer["subjects"]
+    worth = {"currency": "EUR", "total": "1240.5", "unbilled": "0.5", "unpriced": {"pages": 2}, "gaps": ["x"]}
+    more = figures(
+        customers=[
+            {
+                **customer,
+                "subjects": [{**first, "meters": {"pages": 3}}, {**second, "meters": {"pages": 4}}],
+                "meters": {"pages": 7},
+                "estimate": "1240",
+            }
+        ],
+        unbilled=[{**subject("stranger", 2), "meters": {"pages": 1}, "estimate": "0.5"}],
+        ignored=[{**subject("healthcheck", 1), "meters": {"pages": 0}, "estimate": "0", "reason": "ours"}],
+        meters={"pages": {"total": 8}, "seats": {"total": None, "problem": "it is a maximum"}},
+        estimate={**worth, "prices": {"currency": "EUR", "rates": []}},
+    )
+    report = make(MONTH, more, [])
+    rows = list(csv.DictReader(io.StringIO(as_csv(report))))
+    assert [(row["section"], row["pages"], row["estimate"]) for row in rows[:7]] == [
+        ("report", "", ""),
+        ("total", "8", "1240.5"),
+        ("customer", "3", "1240"),
+        ("customer", "4", ""),
+        ("unbilled", "1", "0.5"),
+        ("ignored", "0", "0"),
+        ("note", "", ""),
+    ]
+    page = as_html(report)
+    for shown in (
+        "Estimate: 1,240.50 EUR",
+        "1,240.00 EUR",
+        str(escape(NOTE)),
+        "Meter seats is left out: it is a maximum.",
+    ):
+        assert shown in page
+    assert "No price fits 2 of pages" in page
+    assert "estimate" not in (as_html(make(MONTH, made, [])) + as_csv(make(MONTH, made, []))).lower()
+    other = {**worth, "prices": {"currency": "EUR", "rates": ["other"]}}
+    assert make(MONTH, {**more, "estimate": other}, []).sha256 != report.sha256
 
 
 def test_the_html_shows_figures_and_no_text_that_steers() -> None:
