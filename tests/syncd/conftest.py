@@ -25,7 +25,7 @@ def server() -> Iterator[str]:
 @pytest.fixture
 def sandbox(server: str) -> Iterator[httpx.Client]:
     """That sandbox, empty."""
-    with httpx.Client(base_url=server) as client:
+    with httpx.Client(base_url=server, timeout=20) as client:
         client.post("/sandbox/v1/reset").raise_for_status()
         yield client
 

@@ -15,7 +15,6 @@ import yaml
 from syncd.config import settings
 from syncd.config.settings import Config
 from syncd.metering.usage import REQUESTS_METER, TOKENS_METER
-from syncd.sandbox.testing import running_sandbox
 from syncd.state.database import State
 from syncd.state.location import StateLocation
 from syncd.usage.days import Days
@@ -28,19 +27,6 @@ TODAY = datetime(2026, 11, 29, 12, tzinfo=UTC)
 ALL = Days(date(2026, 9, 1), date(2026, 12, 1))
 
 pytestmark = pytest.mark.slow
-
-
-@pytest.fixture(scope="module")
-def sandbox_url() -> Iterator[str]:
-    with running_sandbox() as url:
-        yield url
-
-
-@pytest.fixture
-def sandbox(sandbox_url: str) -> Iterator[httpx.Client]:
-    with httpx.Client(base_url=sandbox_url, timeout=20) as client:
-        client.post("/sandbox/v1/reset").raise_for_status()
-        yield client
 
 
 class World:
