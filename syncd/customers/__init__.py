@@ -4,5 +4,5 @@
 changes that a run has made, so that no page has to ask the metering API for all customers.
 
 Open `directory` first.
-May import: `metering`, `state`, `core`.
+May import: `state`, `core`.
 """
