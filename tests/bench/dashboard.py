@@ -114,7 +114,7 @@ def run(console: Console, tell: Tell) -> list[Goal]:
         size = sum(file.stat().st_size for file in (Path(name) / "state").iterdir())
     table = Table(title=f"{CUSTOMERS:,} customers, {SUBJECTS:,} subjects, {DAYS} days", title_justify="left")
     for head in ("page", "first view s", "CPU s", f"median of {_VIEWS} more, s", "CPU s", "KiB"):
-        table.add_column(head, justify="left" if head == "page" else "right")
+        table.add_column(head, justify="left" if head == "page" else "right", overflow="fold")
     for page in pages:
         cells = (f"{page.first:.2f}", f"{page.first_cpu:.2f}", f"{page.again:.3f}", f"{page.cpu:.2f}")
         table.add_row(page.path, *cells, f"{page.size / 1024:,.0f}")
