@@ -80,7 +80,7 @@ class History:
                 where=tables.runs.c.finished_at.is_(None),
             )
             values = {**row, "plan": digest, "document": json.dumps(run)}
-            if connection.execute(saved.returning(tables.runs.c.id), values).first() is None:
+            if not connection.execute(saved, values).rowcount:
                 raise _closed(run["id"])
 
     def begin(self, run_id: str, changes: Sequence[Change]) -> None:
