@@ -110,7 +110,7 @@ class Watch:
         self._waker.woken.set()
 
     def look(self) -> None:
-        """Send what is new, unless nobody is to be told or the services failed a moment ago."""
+        """Send what is new, unless no URL is set or the services failed a moment ago."""
         config = self._config()
         settings = config.notify
         if not settings.urls or not self._leads() or time.monotonic() < self._not_before:
