@@ -287,6 +287,7 @@ def running(
             ),
             metrics.closed_months,
             stopping,
+            leadership.leads,
         )
         server = _server(
             Daemon(

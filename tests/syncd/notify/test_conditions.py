@@ -243,3 +243,10 @@ def test_the_summary_compares_the_weeks_usage_with_the_week_before() -> None:
         "- usage has not been read completely yet",
     ]
     assert lines(replace(usage, meters=()))[0] == "- unbilled usage is unknown"
+
+
+def test_a_figure_that_no_database_can_hold_is_sent_once() -> None:
+    enormous = observed(None, planned(unknown=10**30, blocked=10**30))
+    assert titles(enormous) == ["syncd eu: usage is unbilled"]
+    assert titles(enormous, sent_of(enormous)) == []
+    assert all(0 < figure < 2**63 for figure in sent_of(enormous).values())
