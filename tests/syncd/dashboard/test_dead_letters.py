@@ -163,7 +163,7 @@ def test_what_a_replay_changed_is_seen_at_once(project: Project) -> None:
         fake.dead.clear()
         assert "1 dead letter" in visitor.see(LETTERS), "read a moment ago"
         visitor.send(f"{LETTERS}/eu/replay", LETTERS, all="yes")
-        assert "Every event was delivered or waits" in visitor.see(LETTERS)
+        assert "Every event was delivered or is waiting" in visitor.see(LETTERS)
 
 
 def test_a_gateway_that_fails_or_hangs_ends_in_a_page_that_says_what_holds(project: Project) -> None:
@@ -242,4 +242,4 @@ def test_dead_letters_of_a_real_gateway_are_replayed_once_however_often_the_form
             eventually(partial(seen, visitor, place), what=place)
         wanted = Counter([f"event-{n:06d}" for n in (3, *range(100, 120))])
         assert running.events.came - before == wanted, "each once"
-        assert "Every event was delivered or waits" in visitor.see(LETTERS)
+        assert "Every event was delivered or is waiting" in visitor.see(LETTERS)
