@@ -140,7 +140,7 @@ def test_a_replay_in_progress_refreshes_until_it_is_over(project: Project) -> No
     with looking_at(project, fake) as visitor:
         page = visitor.see(f"{LETTERS}/eu/replays/7")
         assert 'http-equiv="refresh"' in page
-        assert "2 events wait for an answer" in text_of(page)
+        assert "2 events are waiting for an answer" in text_of(page)
         assert 'http-equiv="refresh"' not in visitor.see(f"{LETTERS}/eu/replays/7", live="off")
         fake.replay = replay(7, delivered=2, waiting=0)
         page = visitor.see(f"{LETTERS}/eu/replays/7")
