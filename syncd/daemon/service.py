@@ -21,7 +21,7 @@ import structlog
 import uvicorn
 
 from openmeter_plugin.process.systemd import Notifier
-from openmeter_plugin.process.web_server import limited_protocol
+from openmeter_plugin.process.web_server import EmbeddedServer, limited_protocol
 from syncd.close.closing import Closing
 from syncd.close.store import ClosedMonths
 from syncd.close.watch import LateWatch
@@ -323,7 +323,7 @@ def running(
             runs.stop()
             watch.stop()
             leadership.wake()
-            server.should_exit = True
+            server.end()
             daemon.wait_for(threads)
             if (abandoned := runs.abandon(reported.outcomes)) is not None:
                 record_end(abandoned, observers)
@@ -361,8 +361,8 @@ def _request(runs: RunQueue, leadership: Leadership) -> None:
         _log.warning("scheduled_run_skipped", error=str(error))
 
 
-def _server(daemon: Daemon) -> uvicorn.Server:
-    return uvicorn.Server(
+def _server(daemon: Daemon) -> EmbeddedServer:
+    return EmbeddedServer(
         uvicorn.Config(
             create_app(daemon),
             # Whoever reaches the port may not take the descriptors that runs need.
