@@ -16,7 +16,7 @@ WIDTH: Final = 1000
 HEIGHT: Final = 200
 _GAP: Final = 0.25
 """The part of a bar's slot that stays empty."""
-_MOST_BARS: Final = 100
+_MAX_BARS: Final = 100
 """Above this, several days share a bar: a bar of less than 3 pixels cannot be seen on a phone."""
 
 
@@ -96,7 +96,7 @@ def per_day(since: date, values: Sequence[float], before: Sequence[float]) -> li
 
     `before` may be shorter; if it is longer, its last days have no day to be compared with.
     """
-    step = math.ceil(len(values) / _MOST_BARS)
+    step = math.ceil(len(values) / _MAX_BARS)
     before = before[: len(values)]
     points = []
     for start in range(0, len(values), step):
