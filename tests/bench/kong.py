@@ -18,6 +18,7 @@ import yaml
 from openmeter_plugin.config.lua_plugin import lua_files
 from tests.demo.real_kong import KongMissing
 from tests.harness.ports import free_port
+from tests.harness.postgres import USER, programs, running_postgres
 from tests.harness.process import eventually
 
 KEY = "bench-key"
@@ -106,7 +107,7 @@ def started(
     """Run a Kong with this declarative configuration and these settings; yields the proxy's port.
 
     With `postgres` the configuration is imported into the database that Kong's variables name (KONG_PG_HOST
-    and others); it should be an empty one, for nothing else.
+    and others, see `database`); it should be an empty one, for nothing else.
     """
     shutil.rmtree(directory, ignore_errors=True)
     directory.mkdir()
@@ -147,6 +148,26 @@ def started(
         yield port
     finally:
         subprocess.run(["kong", "stop", "-p", str(prefix)], capture_output=True)
+
+
+@contextmanager
+def database() -> Iterator[None]:
+    """Have Kong's variables name a database, on a new PostgreSQL if they name none."""
+    if "KONG_PG_HOST" in os.environ:
+        yield
+        return
+    folder = programs()
+    if folder is None:
+        raise KongMissing("there is no PostgreSQL in the PATH, and KONG_PG_HOST names none")
+    with running_postgres(folder, auth="trust") as server:  # a Kong that is built by hand may lack SCRAM
+        named = {
+            "KONG_PG_HOST": "127.0.0.1",
+            "KONG_PG_PORT": str(server.port),
+            "KONG_PG_USER": USER,
+            "KONG_PG_DATABASE": server.new_database().rpartition("/")[2],
+        }
+        os.environ.update(named)
+        yield
 
 
 def _answers(url: str) -> bool:
