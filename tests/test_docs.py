@@ -44,7 +44,7 @@ NOT_RUN = {
     ("docs/gate.md", "needs a cluster"): 1,
     ("docs/guarantees.md", "takes minutes"): 1,
     ("docs/howto/month-end.md", "needs a month of traffic"): 3,
-    ("docs/lua-shim.md", "needs root"): 1,
+    ("docs/lua-plugin.md", "needs root"): 1,
     ("docs/notifications.md", "sends messages"): 1,
     ("docs/plugin-settings.md", "needs Konnect"): 1,
     ("docs/quickstart.md", "takes minutes"): 1,

@@ -110,6 +110,16 @@ def test_the_table_leads_to_files_from_thirty_intentions_and_more() -> None:
     assert len({what for what, _ in rows()}) == len(rows())
 
 
+@pytest.mark.parametrize(("what", "files"), rows(), ids=lambda part: part[:40])
+def test_a_name_behind_a_file_of_the_table_is_in_that_file(what: str, files: str) -> None:
+    wrong = []
+    for link, note in re.findall(r"\]\(([^)]+)\) \(([^()]*)\)", files):
+        code = (MAP.parent / link).read_text()
+        named = re.findall(r"`([A-Za-z_][\w.]*)`", note)
+        wrong += [name for name in named if not all(part in code for part in name.split("."))]
+    assert wrong == [], what
+
+
 def contents(page: str) -> str:
     return (ROOT / page).read_text()
 
@@ -130,11 +140,73 @@ def test_a_path_in_the_text_exists(page: str) -> None:
     assert [path for path in sorted(named) if not (ROOT / path).exists()] == []
 
 
-def test_every_room_says_what_to_open_first_and_the_map_names_each_room() -> None:
-    text = MAP.read_text()
-    for folder in (ROOT / "plugin" / "openmeter_plugin", ROOT / "syncd"):
-        for room in sorted(path.parent for path in folder.glob("*/__init__.py")):
-            assert f"{room.relative_to(ROOT)}/" in text, room
+# What a room says of itself
+
+ROOMS: Final = sorted(
+    path.parent
+    for package in (ROOT / "plugin" / "openmeter_plugin", ROOT / "syncd")
+    for path in package.glob("*/__init__.py")
+)
+each_room = pytest.mark.parametrize("room", ROOMS, ids=lambda room: f"{room.parent.name}.{room.name}")
+
+
+def imported(room: Path) -> set[str]:
+    """Return the rooms of the same package from which a room's modules import."""
+    package = room.parent
+    names: set[str] = set()
+    for path in room.rglob("*.py"):
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.ImportFrom) and node.module:
+                names |= {node.module, *(f"{node.module}.{alias.name}" for alias in node.names)}
+            elif isinstance(node, ast.Import):
+                names |= {alias.name for alias in node.names}
+    found = {name.split(".")[1] for name in names if name.startswith(f"{package.name}.")}
+    return {name for name in found if name != room.name and (package / name / "__init__.py").exists()}
+
+
+def said_of(room: Path) -> str:
+    return " ".join((ast.get_docstring(ast.parse((room / "__init__.py").read_text())) or "").split())
+
+
+@each_room
+def test_a_room_names_the_rooms_that_it_imports(room: Path) -> None:
+    said = said_of(room).partition("May import: ")[2]
+    if "every room" not in said:
+        assert set(re.findall(r"`(\w+)`", said)) == imported(room)
+
+
+@each_room
+def test_a_room_names_the_file_to_open_first_and_the_map_leads_into_the_room(room: Path) -> None:
+    first = re.search(r"(?:Open|Start with) `([\w.]+)`", said_of(room))
+    assert first, room
+    assert (room / f"{first[1].replace('.', '/')}.py").exists()
+    assert f"{room.relative_to(ROOT)}/" in MAP.read_text()
+
+
+# How to add
+
+
+def additions() -> list[str]:
+    """Return each step of CONTRIBUTING.md's "How to add" that links a file of code, on one line."""
+    text = contents("CONTRIBUTING.md").partition("## How to add")[2].partition("## Style")[0]
+    parts = [" ".join(part.split()) for part in re.split(r"\n(?=\d+\. |- )|\n\n", text)]
+    return [part for part in parts if re.search(r"\]\([^)]+\.py\)", part)]
+
+
+@pytest.mark.parametrize("step", additions(), ids=lambda step: step[:60])
+def test_a_step_of_adding_something_names_what_is_in_the_files_that_it_links(step: str) -> None:
+    linked = [ROOT / link for link in re.findall(r"\]\(([^)#]+\.(?:py|html))\)", step)]
+    named = re.findall(r"`([A-Za-z_]\w*)`", step)
+    code = "\n".join(path.read_text() for path in linked)
+    # Its template is named by its path; macros and blocks are in those.
+    code += "\n".join(
+        (ROOT / "syncd/dashboard" / name).read_text() for name in re.findall(r"`(templates/\w+\.html)`", step)
+    )
+    assert [name for name in named if not re.search(rf"\b{name}\b", code)] == []
+
+
+def test_everything_that_can_be_added_has_steps() -> None:
+    assert len(additions()) > 25
 
 
 # Decisions

@@ -150,7 +150,7 @@ PREPARED: Final[dict[str, Callable[[Clone], AbstractContextManager[None]]]] = {
     "docs/gate.md": gate,
     "docs/howto/enable-the-plugin.md": enable_the_plugin,
     "docs/http-log.md": http_log,
-    "docs/lua-shim.md": lua_plugin,
+    "docs/lua-plugin.md": lua_plugin,
     "docs/migration.md": migration,
 }
 

@@ -2,5 +2,6 @@
 
 `executor` decides the order, `edits` what each change writes, `pool` runs several changes concurrently.
 
-Open `executor` first. May import: `planning`, `metering`, `core`.
+Open `executor` first.
+May import: `planning`, `metering`, `core`.
 """

@@ -4,5 +4,6 @@
 differences, and `redelivery` plans and requests redeliveries.
 `books` and `compare` are pure.
 
-Open `run` first. May import: `runs`, `gateways`, `metering`.
+Open `run` first.
+May import: `gateways`, `metering`, `core`.
 """

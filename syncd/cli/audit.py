@@ -63,7 +63,7 @@ def audit(
 ) -> None:
     """Compare the gateways' ledgers with the meters by hour. Exit status: 0 equal, 2 different, 1 error.
 
-    Without --to up to the current hour, without --from the day before that.
+    Without --to, the range ends with the current hour; without --from, it starts a day earlier.
     """
     from syncd.audit.document import to_json
     from syncd.cli.audit_report import show_audit

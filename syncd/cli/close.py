@@ -1,4 +1,4 @@
-"""`syncd close`: one report of a month, closed or with what stands against it."""
+"""`syncd close`: one report of a month, closed or with the objections to closing it."""
 
 from __future__ import annotations
 
@@ -48,28 +48,29 @@ class CloseOutput(StrEnum):
 def close(
     context: typer.Context,
     month: Annotated[
-        str | None, typer.Argument(metavar="[MONTH]", help="The month, such as 2026-10, in UTC.")
+        str | None, typer.Argument(metavar="MONTH", help="The month, such as 2026-10, in UTC.")
     ] = None,
     config: ConfigOption = None,
     accept: Annotated[
         list[Kind] | None,
-        typer.Option("--accept", metavar="KIND", help="Close although this stands against it; repeatable."),
+        typer.Option("--accept", metavar="KIND", help="Close despite objections of this kind; repeatable."),
     ] = None,
     reason: Annotated[str, typer.Option("--reason", help="With --accept: why. Part of the report.")] = "",
     by: Annotated[str | None, typer.Option("--by", metavar="NAME", help="Who closes the month.")] = None,
     again: Annotated[
         bool, typer.Option("--again", help="Close a closed month again; its earlier reports are kept.")
     ] = False,
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="Only report; close nothing.")] = False,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Only report; do not close anything.")] = False,
     settle: Annotated[
-        float, typer.Option(min=0, help="How long to keep checking while events are missing, in seconds.")
+        float,
+        typer.Option(min=0, metavar="SECONDS", help="How long to keep checking while events are missing."),
     ] = 30,
     output: Annotated[CloseOutput, typer.Option("--output", "-o", help="What to print.")] = CloseOutput.TEXT,
 ) -> None:
     """Close a month: audit, unbilled usage, late events, dead letters and quarantine in one report.
 
     A closed month is compared with the meters instead. Without MONTH, all closed months are. Exit status: 0
-    closed, 2 something stands against it or has arrived since, 1 error.
+    closed, 2 there are objections or late events, 1 error.
     """
     from syncd.close.closing import Closing, Decision, opened
     from syncd.close.month import Month
@@ -141,7 +142,7 @@ def _show_text(out: Console, result: Result, *, dry_run: bool) -> None:
         whose = late.customer or "no customer"
         line(out, f"! {late.subject or '(no subject)'} ({whose}): {_signed(late)}")
     if (more := len(result.late) - _MAX_LATE) > 0:
-        line(out, f"  and {plural(more, 'more subject')}; --output json of `syncd close` has all")
+        line(out, f"  and {plural(more, 'more subject')}; `syncd close --output json` lists all")
     line(out, f"{_verdict(result, dry_run=dry_run)}.")
     if report.closed:
         line(out, f"SHA-256: {report.sha256}")
@@ -151,13 +152,13 @@ def _verdict(result: Result, *, dry_run: bool) -> str:
     month, kept = result.report.month, result.kept
     if result.late:
         return (
-            f"{month} was closed on {_day(kept)}, and its meters count otherwise now, for"
+            f"{month} was closed on {_day(kept)}, and the meters count differently now, for"
             f" {plural(len(result.late), 'subject')}. Bill or credit the difference, then close it again"
             " (--again)"
         )
     if kept is not None:
         revision = f", revision {kept.revision}" if kept.revision > 1 else ""
-        return f"{month} is closed since {_day(kept)}{revision}"
+        return f"{month} has been closed since {_day(kept)}{revision}"
     if result.report.closed:
         return f"{month} can be closed" if dry_run else f"{month} is closed"
     several = [one for one in result.report.against if one["accepted"] is None]

@@ -36,7 +36,7 @@ if TYPE_CHECKING:
 
 RunArgument = Annotated[
     str | None,
-    typer.Argument(metavar="[RUN]", help="Run id, or its first characters.", autocompletion=completion.runs),
+    typer.Argument(metavar="RUN", help="Run id, or its first characters.", autocompletion=completion.runs),
 ]
 
 
@@ -54,9 +54,7 @@ def run(
     config: ConfigOption = None,
     log_level: Annotated[
         LogLevel,
-        typer.Option(
-            "--log-level", help="Log nothing less severe; also SYNCD_LOG_LEVEL.", envvar="SYNCD_LOG_LEVEL"
-        ),
+        typer.Option("--log-level", help="Log nothing less severe.", envvar="SYNCD_LOG_LEVEL"),
     ] = LogLevel.INFO,
 ) -> None:
     """Run the daemon: syncs at start, then on schedule and on request (`resync`)."""

@@ -2,7 +2,7 @@
 
 Exit status: `plan` 0 in sync, 2 drift; `apply` 0 applied, 3 something is blocked; 1 error; 64 usage error.
 `resync --wait` exits with the result of the run: 0, 2 (dry run with drift), 3 or 1. `audit`: 0 equal, 2
-different, 1 error. `close`: 0 closed, 2 something stands against it, 1 error.
+different, 1 error. `close`: 0 closed, 2 objections or late events, 1 error.
 """
 
 from __future__ import annotations

@@ -14,6 +14,7 @@ from syncd.cli.options import (
     DRIFT,
     Command,
     ConfigOption,
+    Group,
     Output,
     OutputOption,
     config_path,
@@ -25,7 +26,7 @@ if TYPE_CHECKING:
     from syncd.metering.base import Meter, MeteringApi
     from syncd.metering.meters import MeterResult
 
-app = typer.Typer(help="Manage the standard meters.", no_args_is_help=True)
+app = typer.Typer(cls=Group, help="Manage the standard meters.", no_args_is_help=True)
 
 AiOption = Annotated[
     bool,

@@ -19,7 +19,7 @@ def notify(
 ) -> None:
     """List the notifications that were sent and whose cause still holds, or send a test message.
 
-    `syncd run` sends them. Without --test nothing is sent.
+    `syncd run` sends them; this command sends nothing without --test.
     """
     from syncd.config import settings
 

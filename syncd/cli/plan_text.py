@@ -306,7 +306,7 @@ def unbilled_text(unbilled: UnbilledUsage) -> str:
         text += f"; {blocked} {'is' if blocked == 1 else 'are'} blocked"
         text += f" ({plural(unbilled.events('blocked'), 'event')})"
     if settled := unbilled.count("settled"):
-        text += f"; {settled} {'waits' if settled == 1 else 'wait'} for a decision of people"
+        text += f"; {settled} {'is' if settled == 1 else 'are'} blocked by a decision of people"
         text += f" ({plural(unbilled.events('settled'), 'event')})"
     if unknown := unbilled.count("unknown"):
         text += f"; no source knows {unknown} ({plural(unbilled.events('unknown'), 'event')})"

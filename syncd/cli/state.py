@@ -8,10 +8,19 @@ from typing import Annotated
 
 import typer
 
-from syncd.cli.options import Command, ConfigOption, Output, OutputOption, config_path, console, print_json
+from syncd.cli.options import (
+    Command,
+    ConfigOption,
+    Group,
+    Output,
+    OutputOption,
+    config_path,
+    console,
+    print_json,
+)
 from syncd.core.errors import ConfigError
 
-app = typer.Typer(help="Manage the state, such as the run history.", no_args_is_help=True)
+app = typer.Typer(cls=Group, help="Manage the state, such as the run history.", no_args_is_help=True)
 
 
 class Database(StrEnum):
@@ -30,7 +39,7 @@ def migrate(
 ) -> None:
     """Copy the state between the file in daemon.state_dir and the database daemon.state_url.
 
-    The target has to be empty; the source stays as it is. Stop `syncd run` before.
+    The target has to be empty; the source stays as it is. Stop `syncd run` first.
     """
     from syncd.cli.render import counts, line
     from syncd.config import settings

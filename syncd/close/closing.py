@@ -70,7 +70,7 @@ class Closing:
     def close(
         self, month: Month, decision: Decision = _NOTHING, *, again: bool = False, keep: bool = True
     ) -> Result:
-        """Close a month if nothing stands against it; a closed one is compared with the meters instead.
+        """Close a month if there are no objections; a closed one is compared with the meters instead.
 
         With `again` a closed month gets a new revision. Raises SyncdError.
         """

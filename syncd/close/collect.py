@@ -1,4 +1,4 @@
-"""Collection of a month's figures from gateways, meters and customers, and of what stands against them.
+"""Collection of a month's figures from gateways, meters and customers, and of the objections to closing it.
 
 The meters are read before the audit and after it: only figures that are the same both times, and that the
 audit has counted hour by hour, are reported without objection. A metering API that cannot be read raises
@@ -52,7 +52,7 @@ class Asked:
 
 @dataclass(frozen=True, slots=True)
 class Collected:
-    """The figures of a month as a part of its report, and what stands against closing it."""
+    """The figures of a month as a part of its report, and the objections to closing it."""
 
     figures: Content
     objections: tuple[Objection, ...]
@@ -357,7 +357,9 @@ def _of_usage(usage: Usage, asked: Asked) -> Iterator[Objection]:
     for month, late in sorted(asked.late.items()):
         if late:
             subjects = plural(len(late), "subject")
-            yield Objection(Kind.LATE, f"{month} was closed, and its meters count otherwise now: {subjects}")
+            yield Objection(
+                Kind.LATE, f"{month} was closed, and the meters count differently now: {subjects}"
+            )
 
 
 def _figures(asked: Asked, usage: Usage, read: Iterable[GatewayMonth], audit: Audit | None) -> dict[str, Any]:

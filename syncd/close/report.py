@@ -1,4 +1,4 @@
-"""The report of a month: its content, what stands against closing the month, and the digest. Pure.
+"""The report of a month: its content, the objections to closing the month, and the digest. Pure.
 
 The content depends on what was read and on nothing else: no time at which it was made, no version. Equal
 input gives an equal report, to the byte.
@@ -20,7 +20,7 @@ FORMAT = 1
 
 
 class Kind(StrEnum):
-    """What can stand against closing a month."""
+    """The kinds of objections to closing a month."""
 
     NOT_ENDED = "not-ended"
     NO_GATEWAYS = "no-gateways"
@@ -81,7 +81,7 @@ CURES: Mapping[Kind, str] = {
 
 @dataclass(frozen=True, slots=True)
 class Acceptance:
-    """A decision to close although something of a kind stands against it."""
+    """A decision to close despite objections of a kind."""
 
     reason: str
     by: str
@@ -93,7 +93,7 @@ class Acceptance:
 
 @dataclass(frozen=True, slots=True)
 class Objection:
-    """One thing that stands against closing a month."""
+    """A reason not to close a month."""
 
     kind: Kind
     text: str
@@ -125,12 +125,12 @@ class Report:
 
     @property
     def closed(self) -> bool:
-        """Return whether nothing stands against closing the month that nobody has accepted."""
+        """Return whether every objection to closing the month was accepted."""
         return self.content["closed"] is True
 
     @property
     def against(self) -> Sequence[Content]:
-        """Return what stands against it, the accepted entries too."""
+        """Return the objections, the accepted ones too."""
         found: Sequence[Content] = self.content["against"]
         return found
 

@@ -1,5 +1,5 @@
 """The configuration: models of syncd.yaml and its environment variables, which check each setting.
 
 Start with `settings`.
-May import: `mapping`, `state` (its location), `core`.
+May import: `mapping`, `http`, `state`, `core`.
 """

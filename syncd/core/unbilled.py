@@ -102,7 +102,7 @@ def unbilled_usage(
 ) -> tuple[UnbilledSubject, ...]:
     """Return the subjects with usage that no customer pays for, the largest first.
 
-    `settled` are those of the blocked ones that wait for a decision of people.
+    `settled` are those of the blocked ones that a decision of people blocks.
     """
     planned_keys, blocked_keys, settled_keys = frozenset(planned), frozenset(blocked), frozenset(settled)
 

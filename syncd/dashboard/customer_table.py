@@ -124,7 +124,7 @@ _CHOICES: Final[tuple[Choice[CustomerRow], ...]] = (
     Choice(
         "managed",
         "Managed by",
-        {"": "Anybody", "syncd": "syncd", "finance": "Finance (made by hand)", "other": "Another owner"},
+        {"": "Anybody", "syncd": "syncd", "finance": "Finance (not managed)", "other": "Another owner"},
         lambda row, value: row.customer.keeper == value,
     ),
     Choice(

@@ -31,7 +31,7 @@ class GatePages:
         self._queries = queries
 
     def show(self, _request: Request, visitor: Visitor) -> Response:
-        """Show whom the gate of each gateway stops or would stop, who is close to the end, and overrides."""
+        """Show whom each gate stops or would stop, who is close to the limit, and overrides."""
         return self._web.render(visitor, "gate.html", gates=self._queries.gates(), max_hours=MAX_HOURS)
 
     def allow(self, request: Request, _visitor: Visitor, form: dict[str, str]) -> Response:

@@ -145,7 +145,7 @@ class Queries:
         return reader.read_one(f"{name} {what}", _gateway_reader(gateway, index, read), fresh=fresh)
 
     def forget_gateway(self, name: str) -> None:
-        """Read anew what was read of a gateway: somebody has changed it."""
+        """Forget what was read of a gateway, after a change of it."""
         _, reader = self._current()
         for prefix in (f"{name} ", f"gateway {name}", f"gate {name}"):
             reader.forget(prefix)

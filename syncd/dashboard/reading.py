@@ -88,7 +88,7 @@ class Reader:
         return self.read_all({key: read}, timeout=timeout, fresh=fresh)[key]
 
     def forget(self, prefix: str) -> None:
-        """Forget the answers whose keys begin so: somebody has changed what they tell."""
+        """Forget the answers whose keys begin so: what they report has changed."""
         with self._lock:
             for key in [key for key in self._entries if str(key).startswith(prefix)]:
                 del self._entries[key]

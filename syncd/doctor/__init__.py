@@ -3,5 +3,6 @@
 `checkup` reads and runs all checks in order. `checks`, `subjects`, `arrivals`, `ai` and `gate`
 are functions from values to findings, `plugins` reads Kong's plugins, and `probe` sends its event.
 
-Open `checkup` first. May import: `audit`, `runs`, `gateways`, `sources`, `metering`.
+Open `checkup` first.
+May import: `audit`, `runs`, `gateways`, `sources`, `metering`, `config`, `mapping`, `http`, `state`, `core`.
 """

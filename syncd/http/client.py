@@ -1,7 +1,7 @@
 """The HTTP client for all APIs that syncd talks to, and its counter of requests.
 
 `ApiClient` returns decoded JSON or raises an error of `syncd.core.errors`. It retries network errors, 429,
-500, 502, 503 and 504, but not what another try cannot mend (`syncd.http.failures`).
+500, 502, 503 and 504, but not what a retry cannot fix (`syncd.http.failures`).
 """
 
 from __future__ import annotations

@@ -44,7 +44,7 @@ _NO_ROUTE: Final = frozenset(
 
 # X509_V_ERR_*: the other codes all mean that nobody trusted has signed it.
 _EXPIRED, _NOT_YET_VALID, _OTHER_HOST, _OTHER_ADDRESS = 10, 9, 62, 64
-# OpenSSL's names for a connection that was cut, which another try may mend.
+# OpenSSL's names for a connection that was cut, which a retry may fix.
 _CUT_TLS = (ssl.SSLEOFError, ssl.SSLZeroReturnError)
 
 

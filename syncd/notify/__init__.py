@@ -2,5 +2,5 @@
 
 Open `watch` first: its thread looks at runs and gateways and sends. `conditions` says what is to be known,
 without I/O. Nothing here can delay or fail a run.
-May import: `runs`, `gateways`, `config`, `http`, `state`, `core`.
+May import: `runs`, `gateways`, `config`, `state`, `core`.
 """

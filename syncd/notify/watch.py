@@ -108,7 +108,7 @@ class Watch:
         self._waker.woken.set()
 
     def look(self) -> None:
-        """Send what is new, unless nobody is to be told or the services failed a moment ago."""
+        """Send what is new, unless no URL is set or the services failed a moment ago."""
         config = self._config()
         settings = config.notify
         if not settings.urls or not self._leads() or time.monotonic() < self._not_before:
@@ -120,7 +120,7 @@ class Watch:
         self._pay_owed(settings)
         public_url = config.daemon.public_url
         for message in conditions.messages(observed, sent, settings, config.owner_id, public_url):
-            self._send(settings, message, lambda told: self._notices.keep(told, self._now()))
+            self._send(settings, message, lambda new: self._notices.keep(new, self._now()))
         self._send_summary(config, observed)
 
     def observe(self, config: Config) -> Observed:

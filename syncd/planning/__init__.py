@@ -4,5 +4,6 @@
 `guards` stops a plan that changes too much, `scope` cuts it down to some principals, and `plan_file`
 writes a plan for review and compares it with a fresh one.
 
-Open `plan` first. May import: `metering` (its types), `mapping`, `core`.
+Open `plan` first.
+May import: `mapping`, `core`.
 """

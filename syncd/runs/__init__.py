@@ -4,5 +4,7 @@
 makes its sources and target from the configuration. `lock` allows one writer at a time, `history` records
 runs, `directory` what they observe, and `queue` runs them one after the other.
 
-Open `reconciler` first. May import: `apply`, `planning`, `customers`, `sources`, `metering`, `config`.
+Open `reconciler` first.
+May import: `apply`, `planning`, `customers`, `gateways`, `sources`, `metering`, `config`, `mapping`, `http`,
+`state`, `core`.
 """

@@ -5,5 +5,6 @@ brings its schema up to date (`schema`) by the revisions in `migrations`. `trans
 which read and write the tables, stay with their topics, such as `syncd.runs.history`; they use SQLAlchemy
 Core and take a `State`.
 
-Open `database` first. May import: `core`.
+Open `database` first.
+May import: `core`.
 """

@@ -61,7 +61,7 @@ def _prepare(where: StateLocation) -> None:
         if (where.folder / OLD_FILE).exists() and not where.file.exists():
             raise StateError(
                 f"{where.folder / OLD_FILE} is the history of a version before 0.1.0, which this one does not"
-                " read. Move the file away, or delete it; the history then begins anew"
+                " read. Move the file away, or delete it; the history then starts empty"
             )
         # SQLite creates its other files with the mode of this one.
         os.close(os.open(where.file, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600))

@@ -3,5 +3,6 @@
 `refresh` fetches from the metering API what has changed; `store` keeps it in the state and reads it for
 ranges of `days`. `figures` compares customers with the period before, `prices` estimates what usage is worth.
 
-Open `store` first. May import: `runs`, `metering`, `config`, `state`, `core`.
+Open `store` first.
+May import: `runs`, `customers`, `metering`, `config`, `state`, `core`.
 """

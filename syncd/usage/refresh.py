@@ -41,7 +41,7 @@ _SOON_SECONDS: Final = 10.0
 """Time before the refresh that goes on with what the one before left."""
 _STANDBY_SECONDS: Final = 60.0
 """Time after which a daemon that may not refresh looks again whether it may."""
-_SETTLED: Final = timedelta(hours=24)
+_COMPLETE_AFTER: Final = timedelta(hours=24)
 """A day's usage is complete this long after its end; what comes later is late."""
 _ADDITIVE: Final = frozenset({"count", "sum"})
 """Aggregations whose values of days and subjects can be added up."""
@@ -222,4 +222,4 @@ def _is_late(kept: KeptMeter, day: date) -> bool:
     """Return whether a change of this day is late: it was complete already at the last whole refresh."""
     if kept.refreshed_at is None or kept.since is None or day < kept.since:
         return False
-    return kept.refreshed_at >= midnight(day + timedelta(days=1)) + _SETTLED
+    return kept.refreshed_at >= midnight(day + timedelta(days=1)) + _COMPLETE_AFTER

@@ -11,6 +11,7 @@ from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 
+import httpx
 import pytest
 from lupa import luajit21
 
@@ -64,6 +65,13 @@ pytestmark = [
     pytest.mark.skipif(_images_are_missing(), reason="needs new images: run make images-test"),
 ]
 both = pytest.mark.parametrize("name", NAMES)
+
+
+def answers(url: str) -> bool:
+    try:
+        return httpx.get(url).is_success
+    except httpx.TransportError:
+        return False
 
 
 def shell(name: str, script: str) -> str:
@@ -196,6 +204,7 @@ def test_the_pods_of_a_gateway_and_of_syncd_bill_what_kong_sends(tmp_path: Path)
         eventually(lambda: takes_connections(socket), seconds=60, what="the plugin server")
         drive(socket, Gateway.load(f"{url}/api/v1/events"), REQUESTS, expected)
         wait_for_delivery(url, expected)
+        eventually(lambda: answers(f"http://{daemon}/healthz"), seconds=60, what="syncd")
         pod["syncd"].exec("syncd", "resync", "--wait")
         check(json.loads(pod["syncd"].exec("syncd", "usage", "--output=json")), stats(url), expected)
         # syncd reads the gateway's books with the token of the Secret.

@@ -76,7 +76,7 @@ def add_gate_routes(router: APIRouter, gate: GateClient | None) -> None:
 
     @router.get("/v1/gate")
     def view() -> dict[str, Any]:
-        """Return who is stopped, who is close to the end, the overrides and the gate's figures."""
+        """Return who is stopped, who is close to the limit, the overrides and the gate's figures."""
         try:
             return client().view()
         except GateError as error:

@@ -4,5 +4,5 @@ The ledger is the part by hour, event type and subject. The delivery process wri
 the commands read them through the queries in this room.
 
 Start with `store`; `accountant` fills it from the spool.
-May import: `spool`, `metering`.
+May import: `metering`, `spool`.
 """

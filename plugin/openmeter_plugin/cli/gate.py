@@ -96,7 +96,7 @@ def status(
     socket: SocketOption = Path(DEFAULT_SOCKET),
     as_json: Annotated[bool, typer.Option("--json", help="Print the whole state as JSON.")] = False,
 ) -> None:
-    """Show what the gate stops, what is close to its end, and the overrides."""
+    """Show whom the gate stops, who is close to the limit, and the overrides."""
     view = _ask(socket, "GET", "/v1/gate")
     if as_json:
         sys.stdout.write(json.dumps(view, indent=2) + "\n")

@@ -9,20 +9,40 @@ from typer.core import TyperCommand, TyperGroup
 
 _LARGEST = str(2**63 - 1)
 """The limit of an id in SQLite says nothing to a person."""
+_VALUES = {
+    "<str>": "TEXT",
+    "<list[str]>": "TEXT",
+    "<path>": "PATH",
+    "<int>": "NUMBER",
+    "<int range>": "NUMBER",
+    "<float>": "NUMBER",
+    "<float range>": "NUMBER",
+    "<list[int]>": "NUMBER",
+}
+"""Values of options, by the Python types that typer shows for them."""
 
 
-def readable(parameters: list[Any]) -> list[Any]:
-    """Return the parameters of a command without types of flags and without limits that nobody meets.
+def readable(parameters: list[Any], context: Any) -> list[Any]:
+    """Return the parameters of a command without types of Python and without limits that nobody meets.
 
-    Help would show that a flag takes a value (``--force <bool>``), and ``[x<=9223372036854775807]``.
+    Help would show that a flag takes a value (``--force <bool>``), ``--wait <float range>``, and
+    ``[x<=9223372036854775807]``.
     """
     for parameter in parameters:
-        if getattr(parameter, "is_bool_flag", False) and parameter.metavar is None:
-            parameter.metavar = ""
+        if parameter.metavar is None and getattr(parameter, "param_type_name", "") == "option":
+            parameter.metavar = _value(parameter, context)
         limits = getattr(parameter, "_get_number_range_help_str", None)  # typer has no public name for it
         if limits is not None and _LARGEST in (limits() or ""):
             parameter._get_number_range_help_str = str
     return parameters
+
+
+def _value(parameter: Any, context: Any) -> str | None:
+    """Return what stands for the value of an option in help; None leaves it to typer, as for choices."""
+    if getattr(parameter, "is_bool_flag", False):
+        return ""
+    shown = getattr(parameter, "display_type", None)  # older releases of typer show TEXT by themselves
+    return _VALUES.get(shown(context)) if shown is not None else None
 
 
 class Group(TyperGroup):
@@ -30,7 +50,7 @@ class Group(TyperGroup):
 
     def get_params(self, ctx: Any) -> list[Any]:
         """Return the options."""
-        return readable(super().get_params(ctx))
+        return readable(super().get_params(ctx), ctx)
 
 
 class Command(TyperCommand):
@@ -38,7 +58,7 @@ class Command(TyperCommand):
 
     def get_params(self, ctx: Any) -> list[Any]:
         """Return the options."""
-        return readable(super().get_params(ctx))
+        return readable(super().get_params(ctx), ctx)
 
 
 def make_readable(app: typer.Typer) -> None:

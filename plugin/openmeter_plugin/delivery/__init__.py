@@ -6,5 +6,5 @@ the books. The endpoint decides when to post and what becomes of a refused event
 `transport`, and `answers` says what an answer means.
 
 Start with `pipeline`, then `endpoint`.
-May import: `books`, `metering`, `spool`.
+May import: `books`, `spool`, `network`.
 """

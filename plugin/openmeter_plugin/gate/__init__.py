@@ -1,6 +1,9 @@
 """The gate: decides who may still call, from the metering API's entitlements and what is counted locally.
 
-Kong never asks it: Kong reads the decisions from a shared dict that the gate feeds. `accounts.py` decides,
-without I/O, and is the file to read first; `counts.py`, `schedule.py` and `lines.py` have none either. May
-import `books` and what is below it; `api` and `cli` start and show it.
+Kong never asks it: Kong reads the decisions from a shared dict that the gate feeds. `accounts` decides,
+without I/O; `counts`, `schedule` and `lines` have none either. `service` runs the loops, `client` asks the
+metering API, and `process` runs it all in a process of its own.
+
+Open `accounts` first.
+May import: `books`, `process`, `config`, `spool`, `network`.
 """

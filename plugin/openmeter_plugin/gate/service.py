@@ -275,7 +275,7 @@ class Gate:
         except FileNotFoundError:
             self.tail.begin()
         except (OSError, ValueError, KeyError, TypeError) as error:
-            get_logger().error("gate_state_unreadable", reason=str(error), consequence="it begins anew")
+            get_logger().error("gate_state_unreadable", reason=str(error), consequence="it starts without it")
             self.accounts = Accounts(self.settings.policy, Lots(self.settings.counted_after))
             self.kongs.accounts = self.accounts
             self.tail.begin()
@@ -321,7 +321,7 @@ class Gate:
     # Views
 
     async def view(self) -> dict[str, Any]:
-        """Return what people see: stopped now, close to the end, overrides, staleness, figures."""
+        """Return what people see: stopped now, close to the limit, overrides, staleness, figures."""
         from openmeter_plugin.gate.view import view
 
         return await view(self)

@@ -200,7 +200,7 @@ class Settings(_Model):
         )
 
     def token(self, environment: Mapping[str, str] = os.environ) -> SecretStr | None:
-        """Return the token, read anew so that a renewed one is used; raises OSError."""
+        """Return the token, read each time so that a renewed one is used; raises OSError."""
         if self.metering.token_file is not None:
             return SecretStr(self.metering.token_file.read_text().strip())
         value = environment.get(TOKEN_VARIABLE, "").strip()

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from openmeter_plugin.gate.service import Gate
 
 _CLOSE: Final = 0.1
-"""Close to the end: less than a tenth of the allowance is left."""
+"""Close to the limit: less than a tenth of the allowance is left."""
 _SHOWN: Final = 200
 _PIECE: Final = 500
 """Entries that are decided at once: 2 ms."""
@@ -50,7 +50,7 @@ async def view(gate: Gate) -> dict[str, Any]:
 async def _shown(
     gate: Gate,
 ) -> tuple[list[dict[str, Any]], list[dict[str, Any]], Counter[tuple[str, str]]]:
-    """Return who is denied, who is close to the end, and how many are denied by feature and reason.
+    """Return who is denied, who is close to the limit, and how many are denied by feature and reason.
 
     The event loop's other work goes on in between.
     """

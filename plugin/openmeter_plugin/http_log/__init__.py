@@ -2,5 +2,5 @@
 
 Start with `receiver`. `entries` splits a post's body, `spooling` writes its records, `process` runs the
 receiver in a process of its own, and `config` has the settings.
-May import: `instances`, `config`, `process`, `metering`, `spool`.
+May import: `instances`, `process`, `config`, `metering`, `spool`.
 """

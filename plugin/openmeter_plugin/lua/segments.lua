@@ -1,5 +1,5 @@
 -- Kong segments: the files in which a worker of nginx hands its records over, and the counters of records that it
--- could not write. docs/lua-shim.md describes them for readers.
+-- could not write. docs/lua-plugin.md describes them for readers.
 --
 -- A worker holds an exclusive flock on the segment that it appends to, and moves on to a new one by size and age. A
 -- free lock means that it has moved on or died; the kernel releases the lock, in any container. Nothing waits: there is

@@ -2,5 +2,5 @@
 
 Open `event` first: `decide` is the entry point, and the only place that decides what is billed. `kong_log`
 decodes a log, `subject` finds who pays, `rules` holds the compiled configuration.
-May import: nothing but the shared modules.
+May import: no other room.
 """

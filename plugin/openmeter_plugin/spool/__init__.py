@@ -3,5 +3,5 @@
 Workers write here before Kong gets its answer; the delivery process reads.
 
 Start with `segment` (the format and its invariants), then `writer` and `reader`.
-May import: the package root.
+May import: no other room.
 """

@@ -81,7 +81,7 @@ def test_finance_finds_a_customer_and_reads_its_page_on_every_screen(
         assert chromium.path == "/dashboard/customers/acme"
         for part in (
             "alice",
-            "What stands against it",
+            "To be resolved",
             "subscription",
             "USAGE_LIMIT_REACHED",
             "create-customer",

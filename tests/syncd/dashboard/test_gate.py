@@ -1,4 +1,4 @@
-"""The page of the gates: whom they stop, who is close to the end, overrides, and how old that is."""
+"""The page of the gates: whom they stop, who is close to the limit, overrides, and how old that is."""
 
 from __future__ import annotations
 
