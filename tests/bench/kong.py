@@ -107,7 +107,7 @@ def started(
     """Run a Kong with this declarative configuration and these settings; yields the proxy's port.
 
     With `postgres` the configuration is imported into the database that Kong's variables name (KONG_PG_HOST
-    and others, see `database`); it should be an empty one, for nothing else.
+    and others, see `database`). It must be empty, and is empty again afterwards.
     """
     shutil.rmtree(directory, ignore_errors=True)
     directory.mkdir()
@@ -144,10 +144,18 @@ def started(
             run = subprocess.run(["kong", *command, *at], capture_output=True, text=True, env=environment)
             if run.returncode:
                 raise KongMissing(f"kong {command[0]} failed: {run.stderr.strip()}")
+            if "already bootstrapped" in run.stdout + run.stderr:
+                raise KongMissing("the database that KONG_PG_DATABASE names is not empty")
     try:
         yield port
     finally:
         subprocess.run(["kong", "stop", "-p", str(prefix)], capture_output=True)
+        if postgres:
+            run = subprocess.run(
+                ["kong", "migrations", "reset", "--yes", *at], capture_output=True, text=True
+            )
+            if run.returncode:
+                raise KongMissing(f"kong migrations reset failed: {run.stderr.strip()}")
 
 
 @contextmanager
