@@ -15,6 +15,8 @@ from syncd.core.errors import StoppedError, SyncdError
 _log = structlog.get_logger("syncd.close")
 
 EVERY_SECONDS = 3600.0
+STANDBY_SECONDS = 60.0
+"""Time after which a daemon that may not check looks again whether it may."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,13 +29,17 @@ class LateWatch:
     closing: Callable[[], Closing]
     report: Callable[[Sequence[ClosedMonth]], object]
     stopping: threading.Event
+    may_check: Callable[[], bool] = lambda: True
     every: float = EVERY_SECONDS
+    standby: float = STANDBY_SECONDS
 
     def work(self) -> None:
-        """Check at once, and again each time that `every` seconds have passed."""
+        """Check at once, and again each time that `every` seconds have passed, while it may."""
         while not self.stopping.is_set():
-            self.check()
-            self.stopping.wait(self.every)
+            may_check = self.may_check()
+            if may_check:
+                self.check()
+            self.stopping.wait(self.every if may_check else self.standby)
 
     def check(self) -> None:
         """Check once; a failure is logged, and the state keeps what the last check found."""

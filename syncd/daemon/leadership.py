@@ -73,6 +73,9 @@ class Leadership:
                 self._take_requests()
             except StateError as error:
                 self._failed(error)
+            except Exception:
+                # Without this thread nobody would take requests, and nothing would notice a lost lease.
+                _log.exception("leadership_crashed")
             self._woken.wait(_LOOK_SECONDS)
             self._woken.clear()
 

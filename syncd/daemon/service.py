@@ -278,6 +278,7 @@ def running(
             ),
             metrics.closed_months,
             stopping,
+            leadership.leads,
         )
         reports = Reports(UsageStore(state), Directory(state))
         server = _server(

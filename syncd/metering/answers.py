@@ -7,7 +7,6 @@ customer; what is written next would then bill the wrong one. Such an answer is 
 
 from __future__ import annotations
 
-import math
 import re
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from datetime import UTC, date, datetime
@@ -29,6 +28,8 @@ API = "metering API"
 GONE = frozenset({404, 410, 412})
 """Statuses for a customer that was deleted or never existed."""
 NO_SUCH_PATH = frozenset({404, 405, 410})
+_LARGEST = 1e18
+"""More than any meter counts: an exabyte, or the nanoseconds of 31 years. A sum of these stays finite."""
 _UNKNOWN_ID = "00000000000000000000000000"
 """A ULID of the first millisecond of 1970, which no server has ever created."""
 PAGE_OF_EVENTS = 100
@@ -130,11 +131,11 @@ def number(value: object, what: str) -> float:
     try:
         if isinstance(value, str | int | float) and not isinstance(value, bool):
             found = float(value)
-            if math.isfinite(found):
+            if abs(found) <= _LARGEST:  # neither NaN nor infinite
                 return found
     except (ValueError, OverflowError):
         pass
-    raise MalformedError(f"{API}: a row of {what} has no number as its value")
+    raise MalformedError(f"{API}: a row of {what} has no number as its value, or one that no meter can have")
 
 
 def subject_of(value: object, what: str) -> str:

@@ -19,6 +19,8 @@ from syncd.gateways.models import Readiness, Spool
 from syncd.runs.run import Run, RunState
 
 _MAX_LINES = 10
+_LARGEST = 2**62
+"""A figure that a database can hold; more is as bad."""
 _TITLES: Mapping[Topic, str] = {
     "failed-runs": "the last run failed",
     "blocked": "changes are blocked",
@@ -88,8 +90,8 @@ def of_runs(observed: Observed, last: Run | None, planned: Run | None, settings:
     if planned.unbilled is None:
         return
     observed.known.add("unbilled")
-    kinds = {fate: int(planned.unbilled.events(fate)) for fate in ("blocked", "unknown")}
-    events = sum(kinds.values())
+    kinds = {fate: _figure(planned.unbilled.events(fate)) for fate in ("blocked", "unknown")}
+    events = _figure(sum(kinds.values()))
     if events >= settings.unbilled_events:
         subjects = planned.unbilled.count("blocked") + planned.unbilled.count("unknown")
         text = (
@@ -97,6 +99,10 @@ def of_runs(observed: Observed, last: Run | None, planned: Run | None, settings:
             f" {kinds['blocked']:,} blocked, {kinds['unknown']:,} of subjects that no source names"
         )
         observed.conditions.append(Condition("unbilled", "unbilled", text, events))
+
+
+def _figure(count: float) -> int:
+    return int(min(count, _LARGEST))
 
 
 def _key_of(change: Change) -> str:
@@ -117,7 +123,7 @@ def of_gateway(observed: Observed, name: str, readiness: Readiness, spool: Spool
     observed.known |= {("dead-letters", name), ("gateways", name)}
     if spool.dead_letters:
         text = f"{name}: {plural(spool.dead_letters, 'dead letter')}"
-        observed.conditions.append(Condition("dead-letters", name, text, spool.dead_letters))
+        observed.conditions.append(Condition("dead-letters", name, text, _figure(spool.dead_letters)))
     problems = list(readiness.problems)
     if readiness.ready and not spool.delivery_running:
         problems.append("no delivery process is running on its spool")

@@ -8,10 +8,10 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass
-from datetime import timedelta
+from datetime import datetime, timedelta
 from typing import Any
 
 import structlog
@@ -20,10 +20,10 @@ from syncd.config.gateways import GatewayConfig
 from syncd.config.notify import NotifyConfig
 from syncd.config.run import next_times
 from syncd.config.settings import Config
-from syncd.core.errors import GatewayError, SyncdError
+from syncd.core.errors import GatewayError, StateError, SyncdError
 from syncd.gateways.client import Gateway
 from syncd.notify import conditions
-from syncd.notify.conditions import Condition, Message, Observed
+from syncd.notify.conditions import Condition, Key, Message, Observed
 from syncd.notify.sending import send, target_name
 from syncd.notify.store import Notices
 from syncd.runs.clock import Now, utc_now
@@ -87,6 +87,8 @@ class Watch:
         self._now = now
         self._silent_since: dict[str, float] = {}
         self._owed: list[_Owed] = []
+        self._unkept: dict[Key, Condition] = {}
+        self._summarized: datetime | None = None
         self._pause = 0.0
         self._not_before = 0.0
 
@@ -114,14 +116,30 @@ class Watch:
         if not settings.urls or not self._leads() or time.monotonic() < self._not_before:
             return
         observed = self.observe(config)
-        sent = self._notices.sent()
-        self._notices.end(conditions.over(observed, sent))
-        self._notices.keep(conditions.fallen(observed, sent), self._now())
+        sent = self._notices.sent() | {key: one.figure for key, one in self._unkept.items()}
+        self._keep(conditions.fallen(observed, sent), conditions.over(observed, sent))
         self._pay_owed(settings)
         public_url = config.daemon.public_url
         for message in conditions.messages(observed, sent, settings, config.owner_id, public_url):
-            self._send(settings, message, lambda new: self._notices.keep(new, self._now()))
+            if self._send(settings, message):
+                self._keep(message.conditions)
         self._send_summary(config, observed)
+
+    def _keep(self, sent: Sequence[Condition], over: Sequence[Key] = ()) -> None:
+        """Note what was sent and what is over; while the state takes nothing, this process remembers it."""
+        self._unkept |= {(one.topic, one.key): one for one in sent}
+        for key in over:
+            self._unkept.pop(key, None)
+        if not (over or self._unkept):
+            return
+        try:
+            self._notices.end(over)
+            self._notices.keep(self._unkept.values(), self._now())
+        except StateError as error:
+            consequence = "a restart of syncd would send the same again"
+            _log.warning("notifications_not_kept", error=str(error), consequence=consequence)
+        else:
+            self._unkept.clear()
 
     def observe(self, config: Config) -> Observed:
         """Return what holds now; a gateway that hangs takes some seconds."""
@@ -153,13 +171,16 @@ class Watch:
         cron, now = config.notify.summary, self._now()
         if cron is None:
             return
-        last = self._notices.last_summary()
+        known = filter(None, (self._notices.last_summary(), self._summarized))
+        last = max(known, default=None)
         if last is None:
             self._notices.keep_summary(now)
         elif next_times(cron, last, 1)[0] <= now:
             runs = self._runs_since((now - _WEEK).isoformat())
             message = conditions.summary(runs, observed, config.owner_id, now, config.daemon.public_url)
-            self._send(config.notify, message, lambda _: self._notices.keep_summary(now))
+            if self._send(config.notify, message):
+                self._summarized = now
+                self._notices.keep_summary(now)
 
     def _runs_since(self, since: str) -> Iterator[Mapping[str, Any]]:
         """Yield the runs of the history since a time, latest first, a page at a time."""
@@ -171,16 +192,14 @@ class Watch:
                 yield run
             offset += _PAGE
 
-    def _send(
-        self, settings: NotifyConfig, message: Message, keep: Callable[[tuple[Condition, ...]], None]
-    ) -> None:
-        """Send a message; `keep` notes it once one URL has taken it, and the others are tried again."""
+    def _send(self, settings: NotifyConfig, message: Message) -> bool:
+        """Return whether one URL at least has taken a message; the others are tried again."""
         if self._stopping.is_set() or time.monotonic() < self._not_before:
-            return
+            return False
         urls = [url.get_secret_value() for url in settings.urls]
         failures = send(urls, message.title, message.body, settings.timeout.total_seconds(), self._stopping)
         if self._stopping.is_set() and failures:
-            return
+            return False
         for failure in failures:
             _log.warning(
                 "notification_failed", target=failure.name, reason=failure.reason, title=message.title
@@ -188,12 +207,12 @@ class Watch:
         if len(failures) == len(urls):
             self._pause = min(_LONGEST_PAUSE, 2 * self._pause or _LOOK_SECONDS)
             self._not_before = time.monotonic() + self._pause
-            return
+            return False
         self._pause = 0.0
-        keep(message.conditions)
         self._owed += [_Owed(urls[failure.index], message) for failure in failures]
         del self._owed[:-_MAX_OWED]
         _log.info("notification_sent", title=message.title, conditions=len(message.conditions))
+        return True
 
     def _pay_owed(self, settings: NotifyConfig) -> None:
         """Try the URLs again that failed while others took a message."""

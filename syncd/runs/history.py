@@ -64,7 +64,12 @@ class History:
         """
         digest, packed = _packed(plan) if plan else (None, None)
         row = {name: run[name] for name in ("id", "requested_at", "finished_at", "dry_run", "state")}
+        closed = select(tables.runs.c.id).where(
+            tables.runs.c.id == run["id"], tables.runs.c.finished_at.is_not(None)
+        )
         with self.state.writing() as connection:
+            if connection.execute(closed).first() is not None:
+                raise _closed(run["id"])
             if packed:
                 added = upserting(connection, tables.plans).on_conflict_do_nothing()
                 connection.execute(added, {"hash": digest, "document": packed})
@@ -77,11 +82,8 @@ class History:
                     "document": saved.excluded.document,
                     "plan": func.coalesce(saved.excluded.plan, tables.runs.c.plan),
                 },
-                where=tables.runs.c.finished_at.is_(None),
             )
-            values = {**row, "plan": digest, "document": json.dumps(run)}
-            if connection.execute(saved.returning(tables.runs.c.id), values).first() is None:
-                raise _closed(run["id"])
+            connection.execute(saved, {**row, "plan": digest, "document": json.dumps(run)})
 
     def begin(self, run_id: str, changes: Sequence[Change]) -> None:
         """Insert changes that are about to be made; raises LockedError if the run has been closed."""

@@ -12,6 +12,7 @@ from collections.abc import Callable
 from datetime import datetime
 from typing import Any
 
+import structlog
 from sqlalchemy import delete, exists, insert, or_, select, update
 
 from syncd.core.errors import QueueFullError
@@ -21,6 +22,8 @@ from syncd.runs.options import TABLE, RunOptions
 from syncd.runs.run import Run, RunState
 from syncd.state import tables
 from syncd.state.database import State
+
+_log = structlog.get_logger("syncd.runs.requests")
 
 _MAX_WAITING = 100
 
@@ -59,7 +62,7 @@ class Requests:
         )
         with self._state.reading() as connection:
             row = connection.execute(found).first()
-        return _run(*row) if row else None
+        return _readable(*row) if row else None
 
     def take(self, term: int) -> list[Run]:
         """Return the requests that no leader of this term or a later one has taken, and mark them as taken.
@@ -80,7 +83,7 @@ class Requests:
                 .order_by(requested.c.number)
             ).all()
             connection.execute(update(requested).where(untaken).values(term=term))
-        return [_run(*row) for row in rows]
+        return [run for row in rows if (run := _readable(*row)) is not None]
 
     def end(self, run_id: str) -> None:
         """Remove the request of a run that has ended."""
@@ -107,6 +110,16 @@ def _packed(options: RunOptions) -> bytes:
     plan = options.reviewed.to_json() if options.reviewed else None
     document = {**given, "dry_run": options.dry_run, "reviewed": plan}
     return zlib.compress(json.dumps(document, sort_keys=True).encode(), level=1)
+
+
+def _readable(run_id: str, packed: bytes, summary: str) -> Run | None:
+    """Return a requested run; None if another version of syncd wrote options that this one does not know."""
+    try:
+        return _run(run_id, packed, summary)
+    except (TypeError, ValueError, KeyError, zlib.error):
+        consequence = "it waits for a leader of the version that accepted it; others go on"
+        _log.error("request_unreadable", run=run_id, consequence=consequence)
+        return None
 
 
 def _run(run_id: str, packed: bytes, summary: str) -> Run:

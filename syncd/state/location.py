@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from pathlib import Path
-from urllib.parse import unquote, urlsplit
+from urllib.parse import parse_qsl, unquote, urlsplit
 
 FILE = "state.sqlite3"
 OLD_FILE = "history.sqlite3"
@@ -45,9 +45,11 @@ class StateLocation:
 
     def without_secrets(self, text: str) -> str:
         """Return a text of the database or its driver without the password."""
-        password = urlsplit(self.url).password if self.url else None
-        for secret in (password, unquote(password or "")):
-            text = text.replace(secret, "***") if secret else text
+        parts = urlsplit(self.url or "")
+        given = [parts.password or "", unquote(parts.password or "")]
+        given += [value for name, value in parse_qsl(parts.query) if "password" in name]
+        for secret in filter(None, given):
+            text = text.replace(secret, "***")
         return text
 
 

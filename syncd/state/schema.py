@@ -18,7 +18,7 @@ _MIGRATIONS = Path(__file__).with_name("migrations")
 
 def is_current(connection: Connection, where: str) -> bool:
     """Return whether the schema is that of this version; raises StateError if it is not one of syncd's."""
-    names = inspect(connection).get_table_names()
+    names = _tables(connection)
     if "alembic_version" not in names:
         if names:
             raise StateError(
@@ -39,10 +39,11 @@ def is_current(connection: Connection, where: str) -> bool:
 
 def bring_up_to_date(connection: Connection) -> None:
     """Create the tables, or apply the revisions that they lack, in the transaction of this connection."""
-    if inspect(connection).get_table_names():
+    if _tables(connection):
         migrate(connection)
         return
-    metadata.create_all(connection)
+    # Without a check, which would also find tables of others, as `_tables` says.
+    metadata.create_all(connection, checkfirst=False)
     # As Alembic creates it, which reads it from the next revision on.
     connection.execute(
         text(
@@ -64,6 +65,12 @@ def migrate(connection: Connection) -> None:
     config.set_main_option("path_separator", "newline")
     config.attributes["connection"] = connection
     command.upgrade(config, "head")
+
+
+def _tables(connection: Connection) -> list[str]:
+    """Return the tables of the schema that new ones go to, not of those further on in the search path."""
+    inspector = inspect(connection)
+    return inspector.get_table_names(inspector.default_schema_name)
 
 
 def _known() -> frozenset[str]:

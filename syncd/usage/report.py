@@ -136,6 +136,8 @@ class Reports:
                     made = key
             except StateError as error:  # a page shows it to whoever asks
                 _log.debug("report_not_made", error=str(error))
+            except Exception:
+                _log.exception("report_crashed")
 
     def _sources(self, config: Config) -> Hashable:
         """Return what changes whenever reports would."""

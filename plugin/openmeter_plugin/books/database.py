@@ -92,7 +92,8 @@ CREATE TABLE replays (
   id INTEGER PRIMARY KEY, asked REAL NOT NULL, marked INTEGER NOT NULL,
   delivered INTEGER NOT NULL DEFAULT 0, refused INTEGER NOT NULL DEFAULT 0);
 INSERT INTO replays (asked, marked)
-  SELECT CAST(strftime('%s', 'now') AS REAL), count(*) FROM dead_letters WHERE replay HAVING count(*) > 0;
+  SELECT CAST(strftime('%s', 'now') AS REAL), marked
+  FROM (SELECT count(*) AS marked FROM dead_letters WHERE replay) WHERE marked > 0;
 """,
 }
 """By the version that a script leads to, from the one before."""

@@ -71,7 +71,7 @@ def _prune_queue(db: sqlite3.Connection, queue: str, before: str, limit: int) ->
             [(queue, hour, kind, subject) for hour, kind, subject, _ in rows],
         )
         db.execute(
-            "INSERT INTO ledger_pruned VALUES (?, ?, ?, ?) ON CONFLICT DO UPDATE SET"
+            "INSERT INTO ledger_pruned VALUES (?, ?, ?, ?) ON CONFLICT (queue) DO UPDATE SET"
             " up_to = max(up_to, excluded.up_to), lines = lines + excluded.lines,"
             " events = events + excluded.events",
             (queue, rows[-1][0], len(rows), sum(accepted for *_, accepted in rows)),

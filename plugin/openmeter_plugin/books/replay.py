@@ -98,7 +98,10 @@ def start_replay(spool: Path, selection: Selection) -> StartedReplay:
                 ).rowcount
                 db.execute("UPDATE replays SET marked = marked + ? WHERE id = ?", (newly, replay))
                 marked += newly
-    return StartedReplay(replay if marked else None, marked)
+        if replay is not None and not marked:
+            db.execute("DELETE FROM replays WHERE id = ?", (replay,))
+            replay = None
+    return StartedReplay(replay, marked)
 
 
 def _unmarked(db: sqlite3.Connection, selection: Selection) -> list[int]:

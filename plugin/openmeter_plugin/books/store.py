@@ -155,7 +155,7 @@ class Books:
         with self._transaction(queue) as db:
             db.executemany(
                 "INSERT INTO positions VALUES (?, ?, ?, 0)"
-                " ON CONFLICT DO UPDATE SET accounted = excluded.accounted",
+                " ON CONFLICT (queue, segment) DO UPDATE SET accounted = excluded.accounted",
                 [(queue, segment, position) for segment, position in accounting.positions.items()],
             )
             db.executemany(
@@ -302,7 +302,8 @@ class Books:
         """Commit a redelivery's progress; `done_up_to` is the queue's last finished segment."""
         with self._transaction(queue) as db:
             db.execute(
-                "INSERT INTO redelivery_progress VALUES (?, ?, ?, ?) ON CONFLICT DO UPDATE"
+                "INSERT INTO redelivery_progress VALUES (?, ?, ?, ?)"
+                " ON CONFLICT (redelivery, queue) DO UPDATE"
                 " SET done_up_to = excluded.done_up_to, done = excluded.done",
                 (number, queue, done_up_to, done),
             )
@@ -374,7 +375,8 @@ class Redelivery:
 def add_counts(db: sqlite3.Connection, queue: str, counts: Counts) -> None:
     """Add to a queue's counts."""
     db.executemany(
-        "INSERT INTO counts VALUES (?, ?, ?, ?) ON CONFLICT DO UPDATE SET value = value + excluded.value",
+        "INSERT INTO counts VALUES (?, ?, ?, ?)"
+        " ON CONFLICT (queue, name, reason) DO UPDATE SET value = value + excluded.value",
         [(queue, name, reason, value) for (name, reason), value in counts.items() if value],
     )
 
@@ -429,7 +431,7 @@ def add_to_ledger(db: sqlite3.Connection, queue: str, column: str, lines: Lines)
     values = ["?" if name == column else "0" for name in ("accepted", "delivered", "dead_lettered", "lost")]
     db.executemany(
         f"INSERT INTO ledger VALUES (?, ?, ?, ?, {', '.join(values)})"  # noqa: S608 - our own names
-        f" ON CONFLICT DO UPDATE SET {column} = {column} + excluded.{column}",
+        f" ON CONFLICT (queue, hour, type, subject) DO UPDATE SET {column} = {column} + excluded.{column}",
         [(queue, *key, count) for key, count in lines.items()],
     )
 

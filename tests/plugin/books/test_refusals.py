@@ -6,6 +6,7 @@ import json
 import re
 import sqlite3
 from collections import Counter
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
 from pathlib import Path
 
@@ -180,13 +181,35 @@ def test_a_replay_counts_what_became_of_its_dead_letters(tmp_path: Path) -> None
     assert read_replays(spool).replays[0].marked == 1
 
 
-def test_marks_of_books_of_the_version_before_become_a_replay(tmp_path: Path) -> None:
-    spool = spool_with(tmp_path, *[("q", 400, "no")] * 3)
-    start_replay(spool, Selection(ids=[1, 2]))
+def test_of_replays_at_the_same_time_each_dead_letter_has_one_and_none_is_empty(tmp_path: Path) -> None:
+    spool = spool_with(tmp_path, *[("q", 400, "no")] * 1500)
+    with ThreadPoolExecutor(4) as pool:
+        started = list(pool.map(lambda _: start_replay(spool, Selection()), range(4)))
+    assert sum(one.marked for one in started) == 1500
+    listed = {one.id: one.marked for one in read_replays(spool).replays}
+    assert listed == {one.id: one.marked for one in started if one.id is not None}
+    assert all(listed.values())
+    assert start_replay(spool, Selection(ids=[1, 2])) == (None, 0), "they are marked already"
+    assert len(read_replays(spool).replays) == len(listed)
+
+
+def migrate_from_version_2(spool: Path) -> None:
     with closing(sqlite3.connect(spool / FILE, isolation_level=None)) as db:
         db.execute("DROP TABLE replays")
         db.execute("PRAGMA user_version = 2")
         migrate(db)
+
+
+def test_books_of_the_version_before_without_marks_have_no_replay(tmp_path: Path) -> None:
+    spool = spool_with(tmp_path, ("q", 400, "no"))
+    migrate_from_version_2(spool)
+    assert read_replays(spool).replays == []
+
+
+def test_marks_of_books_of_the_version_before_become_a_replay(tmp_path: Path) -> None:
+    spool = spool_with(tmp_path, *[("q", 400, "no")] * 3)
+    start_replay(spool, Selection(ids=[1, 2]))
+    migrate_from_version_2(spool)
     (replay,) = read_replays(spool).replays
     assert (replay.id, replay.marked, replay.waiting) == (1, 2, 2)
     with closing(Books(spool)) as books:

@@ -315,7 +315,8 @@ def test_a_damaged_report_is_named_and_can_be_replaced(there: World) -> None:
         assert closing.close(MONTH, again=True).is_closed
 
 
-QUERY = "/api/v1/meters/kong_api_requests/query"
+METERS = ("kong_api_requests", "kong_llm_tokens")
+QUERY, TOKENS = (f"/api/v1/meters/{meter}/query" for meter in METERS)
 
 
 def counting(value: object, subject: str = ALICE) -> dict[str, object]:
@@ -324,10 +325,18 @@ def counting(value: object, subject: str = ALICE) -> dict[str, object]:
     return {"data": [{**times, "value": value, "subject": subject, "groupBy": {}}]}
 
 
-@pytest.mark.parametrize("value", [-1, 0.5, "NaN", "Infinity", None, True])
-def test_figures_that_no_meter_can_have_are_an_error_and_close_nothing(there: World, value: object) -> None:
+@pytest.mark.parametrize(
+    ("path", "value"),
+    [
+        *((QUERY, value) for value in (-1, 0.5, "NaN", "Infinity", None, True, 1e300, "1e19")),
+        *((TOKENS, value) for value in (-0.5, "NaN", "-Infinity", 1e308, "9" * 400)),
+    ],
+)
+def test_figures_that_no_meter_can_have_are_an_error_and_close_nothing(
+    there: World, path: str, value: object
+) -> None:
     def nonsense(asked: Asked) -> object | None:
-        return counting(value) if asked.path == QUERY and "windowSize" not in asked.query else None
+        return counting(value) if asked.path == path and "windowSize" not in asked.query else None
 
     with there.answering(nonsense), pytest.raises(ApiError):
         close(there)

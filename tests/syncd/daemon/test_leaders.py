@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import signal
+import threading
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
@@ -13,8 +14,11 @@ import httpx
 import pytest
 
 from syncd.config import settings
+from syncd.daemon.leadership import Leadership
 from syncd.daemon.service import RunningDaemon, running
 from syncd.sandbox.testing import running_sandbox
+from syncd.state.database import State
+from syncd.state.location import StateLocation
 from tests.harness.postgres import PASSWORD, Postgres, programs, running_postgres
 from tests.leaders.cluster import running_cluster
 from tests.syncd.dashboard.support import text_of
@@ -149,6 +153,30 @@ def test_a_follower_leads_at_once_when_the_leader_stops(project: Project, postgr
         assert not leads(client)
         first.close()
         eventually(lambda: leads(client), seconds=4)
+
+
+def test_a_leader_goes_on_after_a_look_that_crashed(tmp_path: Path, postgres: Postgres) -> None:
+    stopping, elected = threading.Event(), threading.Event()
+    with State(StateLocation(tmp_path, postgres.new_database())) as state:
+        leadership = Leadership(state, stopping)
+        crashes = iter([ZeroDivisionError()])
+
+        def begin() -> None:
+            for error in crashes:
+                leadership.resign()
+                raise error
+            elected.set()
+
+        leadership.elected = begin
+        thread = threading.Thread(target=leadership.work)
+        thread.start()
+        try:
+            assert elected.wait(20)
+        finally:
+            stopping.set()
+            leadership.wake()
+            thread.join(20)
+            leadership.resign()
 
 
 def test_apply_waits_for_the_run_of_another_machine_and_plans_meanwhile(

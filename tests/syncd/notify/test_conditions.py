@@ -196,3 +196,10 @@ def test_the_summary_counts_the_week() -> None:
     assert (
         "unbilled usage is unknown" in conditions.summary([], Observed(), "eu", datetime.now(UTC), None).body
     )
+
+
+def test_a_figure_that_no_database_can_hold_is_sent_once() -> None:
+    enormous = observed(None, planned(unknown=10**30, blocked=10**30))
+    assert titles(enormous) == ["syncd eu: usage is unbilled"]
+    assert titles(enormous, sent_of(enormous)) == []
+    assert all(0 < figure < 2**63 for figure in sent_of(enormous).values())

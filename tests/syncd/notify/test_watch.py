@@ -5,7 +5,7 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -15,7 +15,7 @@ import pytest
 
 from syncd.config import settings
 from syncd.config.settings import Config
-from syncd.core.errors import ConfigError
+from syncd.core.errors import ConfigError, StateError
 from syncd.daemon.service import running
 from syncd.notify.store import Notices
 from syncd.notify.watch import Waker, Watch
@@ -64,6 +64,7 @@ class World:
 
     watch: Watch
     notices: Notices
+    state: State
     now: datetime
     config: Config
 
@@ -84,7 +85,7 @@ def world(folder: Path, text: str, now: datetime | None = None) -> Iterator[Worl
     with State(StateLocation(folder / "state")) as state:
         notices = Notices(state)
         runs = RunQueue(never, stopping)  # type: ignore[arg-type]
-        found = World(None, notices, now or datetime.now(UTC), config)  # type: ignore[arg-type]
+        found = World(None, notices, state, now or datetime.now(UTC), config)  # type: ignore[arg-type]
         found.watch = Watch(
             runs, History(state), notices, lambda: config, Waker(), stopping, lambda: found.now
         )
@@ -109,6 +110,38 @@ def test_dead_letters_are_sent_once_and_again_after_they_were_gone(tmp_path: Pat
             fake.dead.append(dead_letter(2))
             found.watch.look()
             assert len(there.titles) == 2
+
+
+@contextmanager
+def taking_no_notices(state: State) -> Iterator[None]:
+    """Have every write of a notice fail, as on a full disk."""
+    triggers = {f"no_{write}": write for write in ("INSERT", "UPDATE")}
+    with state.writing() as connection:
+        for name, write in triggers.items():
+            full = "SELECT RAISE(FAIL, 'database or disk is full')"
+            connection.exec_driver_sql(f"CREATE TRIGGER {name} BEFORE {write} ON notices BEGIN {full}; END")
+    yield
+    with state.writing() as connection:
+        for name in triggers:
+            connection.exec_driver_sql(f"DROP TRIGGER {name}")
+
+
+def test_while_the_state_takes_nothing_a_message_is_sent_once_and_noted_later(tmp_path: Path) -> None:
+    with channel() as there, gateway(FakeGateway(dead=[dead_letter(1)])) as plugin:
+        text = f"notify: {{urls: ['{there.url}']}}\n{configured(eu=plugin.url)}"
+        with world(tmp_path, text) as found:
+            found.notices.keep_summary(found.now - timedelta(days=8))
+            with taking_no_notices(found.state):
+                for _ in range(3):
+                    with suppress(StateError):
+                        found.watch.look()
+                assert found.notices.holding() == []
+            found.watch.look()
+            assert [notice.topic for notice in found.notices.holding()] == ["dead-letters"]
+        assert there.titles == [
+            "syncd default: the metering API refused events",
+            "syncd default: weekly summary",
+        ]
 
 
 def test_what_nobody_took_is_sent_later(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

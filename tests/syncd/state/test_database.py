@@ -148,6 +148,13 @@ def test_errors_of_postgresql_name_the_database_without_its_password(postgres: P
         assert "word" not in shown.replace("password authentication", "")
 
 
+@pytest.mark.parametrize("name", ["password", "sslpassword"])
+def test_a_password_among_the_parameters_is_masked_too(tmp_path: Path, name: str) -> None:
+    where = StateLocation(tmp_path, f"postgresql://syncd@127.0.0.1/syncd?{name}=geheim%2F1&port=1")
+    assert where.without_secrets("no geheim/1, nor a geheim") == "no ***, nor a geheim"
+    assert "geheim" not in str(where)
+
+
 def test_a_database_that_does_not_answer_is_an_error_soon() -> None:
     with pytest.raises(StateError, match=r"daemon\.state_url"):
         State(StateLocation(Path(), f"postgresql://syncd@127.0.0.1:{free_port()}/syncd"))

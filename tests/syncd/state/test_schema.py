@@ -9,12 +9,13 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
 from pathlib import Path
 
+import psycopg
 import pytest
 from alembic.autogenerate import compare_metadata
 from alembic.config import Config
 from alembic.migration import MigrationContext
 from alembic.script import ScriptDirectory
-from sqlalchemy import Connection
+from sqlalchemy import Connection, event
 
 import syncd.state.migrations
 from syncd.core.errors import StateError
@@ -22,6 +23,7 @@ from syncd.state import schema, tables
 from syncd.state.database import State
 from syncd.state.engines import WRITING, make_engine
 from syncd.state.location import StateLocation
+from tests.harness.postgres import Postgres
 
 
 def differences(connection: Connection) -> list[object]:
@@ -60,6 +62,41 @@ def test_two_processes_may_create_the_state_at_once(where: StateLocation) -> Non
     with ThreadPoolExecutor(8) as pool:
         for state in pool.map(opened, range(8)):
             state.close()
+
+
+def test_a_state_whose_creation_failed_half_way_is_created_by_the_next_process(
+    where: StateLocation,
+) -> None:
+    def stop(*_: object, **__: object) -> None:
+        raise KeyboardInterrupt
+
+    event.listen(tables.closed_months, "after_create", stop)
+    try:
+        with pytest.raises(KeyboardInterrupt):
+            State(where)
+    finally:
+        event.remove(tables.closed_months, "after_create", stop)
+    with State(where) as state, state.reading() as connection:
+        assert differences(connection) == []
+
+
+@pytest.mark.slow
+def test_tables_of_others_in_a_schema_of_the_search_path_are_never_used(
+    tmp_path: Path, postgres: Postgres
+) -> None:
+    database = postgres.new_database()
+    with psycopg.connect(database, autocommit=True) as connection:
+        connection.execute("CREATE SCHEMA own")
+        connection.execute("CREATE TABLE public.leases (name text)")
+        connection.execute("CREATE TABLE public.alembic_version (version_num text)")
+    where = StateLocation(tmp_path, f"{database}?options=-csearch_path%3Down,public")
+    for _ in range(2):
+        with State(where) as state, state.reading() as reading:
+            assert differences(reading) == []
+    with psycopg.connect(database) as connection:
+        found = connection.execute("SELECT tablename FROM pg_tables WHERE schemaname = 'own'").fetchall()
+        assert {name for (name,) in found} == {*tables.metadata.tables, "alembic_version"}
+        assert connection.execute("SELECT * FROM public.alembic_version").fetchall() == []
 
 
 def set_revision(folder: Path, revision: str) -> None:
