@@ -23,7 +23,7 @@ LEFT = 1_000
 def test_while_the_metering_api_is_away_no_request_waits_and_all_that_passed_is_billed_once_it_is_back(
     tmp_path: Path, on_stale: str, then: list[int]
 ) -> None:
-    seen = outage.run(tmp_path, 12, LEFT, lambda _: None, max_stale=6, on_stale=on_stale)
+    seen = outage.run(tmp_path, 16, LEFT, lambda _: None, max_stale=10, on_stale=on_stale)
     assert seen.failures == []
     assert seen.slowest < WAITS
     for shell in PATHS:
