@@ -21,7 +21,7 @@ import structlog
 import uvicorn
 
 from openmeter_plugin.process.systemd import Notifier
-from openmeter_plugin.process.web_server import limited_protocol
+from openmeter_plugin.process.web_server import EmbeddedServer, limited_protocol
 from syncd.close.closing import Closing
 from syncd.close.store import ClosedMonths
 from syncd.close.watch import LateWatch
@@ -67,7 +67,7 @@ def run_until_signalled(config: Config, load: Callable[[], Config]) -> None:
     """Run the daemon until SIGTERM or SIGINT, which stop it between two changes; raises DaemonError.
 
     SIGHUP reloads the configuration with `load`. A second signal to stop ends the wait for requests. The
-    service manager, if there is one, hears of the start, reloads and the stop.
+    service manager, if there is one, is notified of the start, reloads and the stop.
     """
     notifier = Notifier()
     running_daemon: RunningDaemon | None = None
@@ -323,7 +323,7 @@ def running(
             runs.stop()
             watch.stop()
             leadership.wake()
-            server.should_exit = True
+            server.end()
             daemon.wait_for(threads)
             if (abandoned := runs.abandon(reported.outcomes)) is not None:
                 record_end(abandoned, observers)
@@ -361,8 +361,8 @@ def _request(runs: RunQueue, leadership: Leadership) -> None:
         _log.warning("scheduled_run_skipped", error=str(error))
 
 
-def _server(daemon: Daemon) -> uvicorn.Server:
-    return uvicorn.Server(
+def _server(daemon: Daemon) -> EmbeddedServer:
+    return EmbeddedServer(
         uvicorn.Config(
             create_app(daemon),
             # Whoever reaches the port may not take the descriptors that runs need.

@@ -143,7 +143,7 @@ class HttpLogServer:
 
     async def stop(self) -> None:
         """Stop accepting posts, answer those under way, and return within a bound."""
-        self._server.should_exit = True
+        self._server.end()
         await self._serving
 
 

@@ -34,8 +34,32 @@ def forward_log(event: str) -> None:
     logger.handlers, logger.propagate = [_ForwardedLog(event)], False
 
 
+_TICK_SECONDS = 1.0
+"""Time between two ticks, which set the Date header: 0.08 % of a core. uvicorn ticks each 0.1 s: 0.36 %."""
+
+
 class EmbeddedServer(uvicorn.Server):
-    """A uvicorn server that leaves signals to the process that embeds it."""
+    """A uvicorn server that leaves signals to its process, and waits for `end` instead of polling."""
+
+    _loop: asyncio.AbstractEventLoop | None = None
+
+    def end(self) -> None:
+        """End `serve` soon; any thread may call this, at any time."""
+        self.should_exit = True
+        if self._loop is not None:
+            with contextlib.suppress(RuntimeError):  # the loop is closed
+                self._loop.call_soon_threadsafe(self._woken.set)
+
+    async def main_loop(self) -> None:
+        """Wait for the end; a tick each second."""
+        self._woken = asyncio.Event()
+        # Before `should_exit` is read, which `end` sets first: an end is never missed.
+        self._loop = asyncio.get_running_loop()
+        counter = 0
+        while not await self.on_tick(counter):
+            with contextlib.suppress(TimeoutError):
+                await asyncio.wait_for(self._woken.wait(), _TICK_SECONDS)
+            counter += 10  # as uvicorn counts, in tenths of a second
 
     @contextlib.contextmanager
     def capture_signals(self) -> Iterator[None]:
