@@ -48,7 +48,7 @@ def test_the_inputs_of_the_model_are_the_defaults_of_the_code() -> None:
         (r"5 GiB waiting \((\S+) million events", 5 * 2**30 / scale.EVENT_BYTES / 1_000_000),
         (r"first sync of 20,000 consumers.*?\| ([\d,]+) creates/s", scale.CREATES_PER_SECOND),
         (r"100,000 consumers in sync: read both sides and plan \| (\S+) s", scale.PLAN_SECONDS * 100_000),
-        (r"`syncd plan` of 100,000 consumers uses at most (\S+) MiB", scale.PLAN_MIB * 100_000),
+        (r"`syncd plan` of 100,000 consumers uses at most (\S+) MiB", scale.memory_mib(100_000)),
     ],
 )
 def test_the_measured_inputs_are_those_of_the_benchmarks(shown: str, used: float) -> None:

@@ -69,8 +69,8 @@ def close(
 ) -> None:
     """Close a month: audit, unbilled usage, late events, dead letters and quarantine in one report.
 
-    A closed month is compared with the meters instead. Without MONTH, all closed months are. Exit status: 0
-    closed, 2 there are objections or late events, 1 error.
+    A closed month is compared with the meters instead; without MONTH, all closed months are.
+    Exit status: 0 closed, 2 there are objections or late events, 1 error.
     """
     from syncd.close.closing import Closing, Decision, opened
     from syncd.close.month import Month

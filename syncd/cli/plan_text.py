@@ -60,7 +60,7 @@ def groups_of(plan: Plan) -> list[Group]:
     blocked = plan.of(ChangeKind.BLOCKED)
     found = [
         *_blocked([change for change in blocked if not change.settled], "Blocked"),
-        *_blocked([change for change in blocked if change.settled], "Blocked by a decision of people"),
+        *_blocked([change for change in blocked if change.settled], "Blocked by decision"),
     ]
     dangerous = [change for kind in _DANGEROUS for change in plan.of(kind)]
     found.append(Group("Removals and moves", tuple(map(_removal, dangerous))))
@@ -306,7 +306,7 @@ def unbilled_text(unbilled: UnbilledUsage) -> str:
         text += f"; {blocked} {'is' if blocked == 1 else 'are'} blocked"
         text += f" ({plural(unbilled.events('blocked'), 'event')})"
     if settled := unbilled.count("settled"):
-        text += f"; {settled} {'is' if settled == 1 else 'are'} blocked by a decision of people"
+        text += f"; {settled} {'is' if settled == 1 else 'are'} blocked by decision"
         text += f" ({plural(unbilled.events('settled'), 'event')})"
     if unknown := unbilled.count("unknown"):
         text += f"; no source knows {unknown} ({plural(unbilled.events('unknown'), 'event')})"

@@ -214,7 +214,7 @@ def _show_unbilled(console: Console, run: Mapping[str, Any]) -> None:
         subjects, events = unbilled["subjects"], unbilled["events"]
         text = f"Unbilled: {plural(events, 'event')} of {plural(subjects, 'subject')} without a customer"
         if settled := unbilled.get("settled_subjects"):
-            text += f"; {settled} {'is' if settled == 1 else 'are'} blocked by a decision of people"
+            text += f"; {settled} {'is' if settled == 1 else 'are'} blocked by decision"
         if unknown := unbilled.get("unknown_subjects"):
             text += f"; no source knows {unknown} ({plural(unbilled['unknown_events'], 'event')})"
         line(console, f"{text}.")

@@ -54,7 +54,7 @@ class Result:
 
 @dataclass(frozen=True, slots=True)
 class Closing:
-    """Closes months with one configuration; without `months`, nothing is kept so far, nor now."""
+    """Closes months with one configuration; without `months`, no report is kept."""
 
     config: Config
     months: ClosedMonths | None

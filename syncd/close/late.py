@@ -81,7 +81,7 @@ def subject_lines(content: Content) -> Iterator[Line]:
 def total(late: Iterable[LateUsage]) -> tuple[int | float, int | float]:
     """Return the requests and tokens by which the meters differ, more and fewer added up without sign.
 
-    Of 5 more and 5 fewer both are wrong on somebody's invoice, so they do not cancel out.
+    5 more and 5 fewer do not cancel out: both are wrong on an invoice.
     """
     several = list(late)
     return sum(abs(one.requests) for one in several), sum(abs(one.tokens) for one in several)

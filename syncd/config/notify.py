@@ -45,7 +45,7 @@ class NotifyConfig(Section):
     """Time for sending one message to all `urls`; after that it is tried again later."""
 
     def check(self) -> None:
-        """Raise ConfigError if there is somebody to send to and nothing to send with."""
+        """Raise ConfigError if there are URLs and Apprise is not installed."""
         if self.urls and find_spec("apprise") is None:
             raise ConfigError(
                 "notify.urls needs Apprise, which is not installed: pip install 'kong-openmeter[notify]'"

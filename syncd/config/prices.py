@@ -10,7 +10,7 @@ from pydantic import BeforeValidator, Field, WithJsonSchema, field_validator, mo
 from syncd.config.types import Key, Section
 
 _SCHEMA = WithJsonSchema({"type": ["number", "string"], "examples": ["0.0002"]})
-_MOST_DIGITS = 30
+_MAX_DIGITS = 30
 
 
 def _decimal(value: object) -> object:
@@ -25,8 +25,8 @@ def _decimal(value: object) -> object:
         raise ValueError("must be a finite number")
     if found < 0:
         raise ValueError("must not be negative")
-    if len(found.as_tuple().digits) > _MOST_DIGITS or abs(found.adjusted()) > _MOST_DIGITS:
-        raise ValueError(f"must have at most {_MOST_DIGITS} digits")
+    if len(found.as_tuple().digits) > _MAX_DIGITS or abs(found.adjusted()) > _MAX_DIGITS:
+        raise ValueError(f"must have at most {_MAX_DIGITS} digits")
     return found
 
 

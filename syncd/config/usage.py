@@ -11,7 +11,7 @@ from syncd.config.types import Duration, Key, Section
 
 _SHORTEST = timedelta(minutes=1)
 _LONGEST_KEPT = timedelta(days=800)
-_MOST_DIMENSIONS = 6
+_MAX_DIMENSIONS = 6
 """Each further one multiplies the rows that are kept."""
 
 
@@ -35,8 +35,8 @@ def _dimensions(value: object) -> object:
             continue
         if not isinstance(names, list | tuple) or not all(isinstance(name, str) and name for name in names):
             raise ValueError(f"{meter} must have a list of dimensions, such as [model, type]; [] is none")
-        if len(set(names)) > _MOST_DIMENSIONS:
-            raise ValueError(f"{meter} has more than {_MOST_DIMENSIONS} dimensions")
+        if len(set(names)) > _MAX_DIMENSIONS:
+            raise ValueError(f"{meter} has more than {_MAX_DIMENSIONS} dimensions")
     return {meter: tuple(names or ()) for meter, names in value.items()}
 
 

@@ -152,7 +152,7 @@ class Change:
     to_customer_key: str | None = None
     usage: MovedUsage | None = None
     settled: bool = False
-    """Blocked by a decision of people: a subscription, or a customer that syncd does not manage."""
+    """Blocked by decision: a subscription, or a customer that syncd does not manage."""
     names: tuple[str, ...] = ()
     """The principals of the subjects, in their order, as far as they are known."""
     cause: Cause | None = None
@@ -246,7 +246,7 @@ class Plan:
     def in_sync(self) -> bool:
         """Return whether nothing is to do and nothing is blocked.
 
-        What is unmanaged, orphaned, or blocked by a decision of people (`Change.settled`) counts as in sync.
+        What is unmanaged, orphaned, or blocked by decision (`Change.settled`) counts as in sync.
         """
         return not any(change.is_drift for change in self.changes)
 

@@ -1,8 +1,8 @@
 """YAML whose plain scalars are text, with the lines of its entries.
 
 YAML 1.1 reads ``0017`` as 15, ``1_000`` as 1000, ``12:30`` as 750 and ``2024-02-01`` as a date. A key, a
-subject or a tag that became a number names somebody else, so here every scalar but null keeps its text;
-whoever reads it knows the type that it wants.
+subject or a tag that became a number names another principal, so here every scalar but null keeps its text;
+the reader converts it to the type that it needs.
 
 Refused, with the line: a second document, and a key that is there twice, which YAML forbids. (Of a file for
 Kong the last one counts, as Kong itself takes it.)

@@ -17,7 +17,7 @@ Fate = Literal["planned", "blocked", "settled", "unknown"]
 class UnbilledSubject:
     """A subject with usage but no customer.
 
-    `fate`: this plan attributes it, something blocks that, a decision of people does (`Change.settled`), or
+    `fate`: this plan attributes it, something blocks that, a decision of a person does (`Change.settled`), or
     no source knows it.
     """
 
@@ -102,7 +102,7 @@ def unbilled_usage(
 ) -> tuple[UnbilledSubject, ...]:
     """Return the subjects with usage that no customer pays for, the largest first.
 
-    `settled` are those of the blocked ones that a decision of people blocks.
+    `settled` are those of the blocked ones that are blocked by decision.
     """
     planned_keys, blocked_keys, settled_keys = frozenset(planned), frozenset(blocked), frozenset(settled)
 

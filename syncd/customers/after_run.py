@@ -70,7 +70,7 @@ def _changed(customer: KnownCustomer, change: Change) -> KnownCustomer | None:
 
 
 def concerns(plan: Plan, unbilled: UnbilledUsage | None) -> list[Concern]:
-    """Return what stands against the customers of a plan: blocked changes, and usage not billed to them yet.
+    """Return the concerns of a plan's customers: blocked changes, and usage not billed to them yet.
 
     `unbilled` is that after the run (`Run.unbilled`).
     """

@@ -81,7 +81,7 @@ class Directory:
                 connection.execute(insert(tables.directory).values(number=1, version=1, **now))
 
     def settle(self, plan: Plan, outcomes: Iterable[Outcome], unbilled: UnbilledUsage | None) -> None:
-        """Keep what a run that has ended made of its customers, and what stands against them."""
+        """Keep what a run that has ended made of its customers, and their concerns."""
         changes = made(outcomes)
         stands = concerns(plan, unbilled)
         with self._state.writing() as connection:
@@ -158,13 +158,13 @@ class Directory:
         return owners(self.customers())
 
     def concerns(self, customer_key: str) -> tuple[Concern, ...]:
-        """Return what stands against a customer, most usage first."""
+        """Return the concerns of a customer, most usage first."""
         with self._state.reading() as connection:
             found = _all_concerns(connection, customer_key)
         return tuple(sorted(found, key=lambda one: (-one.events, -one.tokens, one.subject)))
 
     def all_concerns(self) -> tuple[Concern, ...]:
-        """Return what stands against all customers."""
+        """Return the concerns of all customers."""
         with self._state.reading() as connection:
             return tuple(_all_concerns(connection))
 

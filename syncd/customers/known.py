@@ -1,4 +1,4 @@
-"""Values of the directory: a customer, the name behind a subject, what stands against a customer. Pure."""
+"""Values of the directory: a customer, the name behind a subject, a concern of a customer. Pure."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ UNSEEN = "new:"
 
 
 class KnownCustomer(Struct, frozen=True, gc=False):
-    """A customer; `owner` names the owner of one that somebody else manages."""
+    """A customer; `owner` names the owner of one that syncd does not manage."""
 
     id: str
     key: str | None

@@ -28,7 +28,7 @@ _LATEST = 50
 
 
 class Leadership:
-    """Tries to lead, and to go on leading; `work` is the body of its thread.
+    """Tries to become the leader and to stay it; `work` is the body of its thread.
 
     `elected` is called when this daemon begins to lead, and `requested` with each run that people request.
     """

@@ -51,7 +51,7 @@ class Metrics(RunObserver):
         self._subjects = Gauge(
             "syncd_unbilled_subjects",
             "Subjects with usage but no customer: planned (the plan attributes them), blocked, settled"
-            " (blocked by a decision of people), unknown, or ignored (meant to be so).",
+            " (blocked by decision), unknown, or ignored (meant to be so).",
             ["status"],
             registry=registry,
         )

@@ -67,7 +67,7 @@ def run_until_signalled(config: Config, load: Callable[[], Config]) -> None:
     """Run the daemon until SIGTERM or SIGINT, which stop it between two changes; raises DaemonError.
 
     SIGHUP reloads the configuration with `load`. A second signal to stop ends the wait for requests. The
-    service manager, if there is one, hears of the start, reloads and the stop.
+    service manager, if there is one, is notified of the start, reloads and the stop.
     """
     notifier = Notifier()
     running_daemon: RunningDaemon | None = None

@@ -30,7 +30,7 @@ def instruction(
 ) -> Instruction:
     """Return how to assign a subject to the customer with this key; `known`: a source names the subject."""
     if not subject:
-        return Instruction("Events without a subject belong to no customer. Look for whoever sends them.")
+        return Instruction("Events without a subject belong to no customer. Find out what sends them.")
     if not known:
         return _static(config, subject, customer)
     mapping = config.mapping

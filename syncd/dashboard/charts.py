@@ -16,7 +16,7 @@ WIDTH: Final = 1000
 HEIGHT: Final = 200
 _GAP: Final = 0.25
 """The part of a bar's slot that stays empty."""
-_MOST_BARS: Final = 100
+_MAX_BARS: Final = 100
 """Above this, several days share a bar: a bar of less than 3 pixels cannot be seen on a phone."""
 
 
@@ -93,7 +93,7 @@ def chart(title: str, what: str, points: Sequence[Point]) -> Chart:
 
 def per_day(since: date, values: Sequence[float], before: Sequence[float | None]) -> list[Point]:
     """Return a point for each day, or for several days of a long range; `before` may be shorter."""
-    step = math.ceil(len(values) / _MOST_BARS)
+    step = math.ceil(len(values) / _MAX_BARS)
     points = []
     for start in range(0, len(values), step):
         earlier = [value for value in before[start : start + step] if value is not None]

@@ -61,7 +61,7 @@ def months_of(now: datetime, closed: dict[Month, ClosedMonth]) -> list[Month]:
 
 
 def as_html(report: Report) -> str:
-    """Return a report as an HTML document that stands alone; equal reports make equal documents."""
+    """Return a report as a self-contained HTML document; equal reports make equal documents."""
     template = _environment().get_template("close_report.html")
     return template.render(
         report=report,

@@ -99,7 +99,7 @@ def _meter(index: int, name: str, title: str) -> Column[SubjectRow]:
 
 @dataclass(frozen=True, slots=True)
 class GateLine:
-    """What the gate of a gateway says of a customer: a feature that is stopped or close to its end."""
+    """A feature of a customer that a gateway's gate stops, or that is close to the limit."""
 
     gateway: str
     mode: str
@@ -117,7 +117,7 @@ class OverrideLine:
 def gate_lines(
     customer: KnownCustomer, gates: Iterable[tuple[str, Gate | None]]
 ) -> tuple[list[GateLine], list[OverrideLine]]:
-    """Return what the gates say of a customer; `gates` are the names of gateways, and their gates."""
+    """Return what the gates report about a customer; `gates` are the names of gateways, and their gates."""
     subjects = {*customer.subject_keys, customer.key}
     lines: list[GateLine] = []
     overrides: list[OverrideLine] = []

@@ -19,7 +19,7 @@ PAGE_SIZE: Final = 50
 
 
 class CustomerRow(Struct, frozen=True, gc=False):
-    """A customer with its usage of each meter, and what stands against it in the latest plan.
+    """A customer with its usage of each meter, and its concerns in the latest plan.
 
     `unbilled` are the events of the subjects that it is meant to have, and that nobody is billed for.
     """

@@ -32,7 +32,7 @@ from syncd.usage.store import KeptMeter, UsageStore
 _CACHED: Final = 4
 """Tables kept for the next view: with 10,000 customers, one takes 0.3 s to add up and 4 MiB to keep."""
 _CONCERNS: Final = 100
-"""Subjects that its page shows of what stands against a customer."""
+"""Concerns of a customer that its page shows."""
 _MONTHS: Final = 13
 """Months that can be chosen by name; any other days by their dates."""
 _TITLES: Final = {REQUESTS_METER: ("requests", "Requests"), TOKENS_METER: ("tokens", "Tokens")}

@@ -95,7 +95,7 @@ class DeadLetterPages:
         )
 
     def replay(self, request: Request, _visitor: Visitor, form: dict[str, str]) -> Response:
-        """Replay one dead letter, a group or all, and redirect to what becomes of it."""
+        """Replay one dead letter, a group or all, and redirect to the replay's page."""
         name = request.path_params["name"]
         found = gateway_named(self._queries.config(), name)
         if found is None:

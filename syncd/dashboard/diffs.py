@@ -110,6 +110,17 @@ def change_views(changes: Sequence[Change], results: Results) -> list[ChangeView
     return [_view(change, results.of(change)) for change in changes]
 
 
+def as_read(changes: Sequence[Change]) -> list[Change]:
+    """Return the changes in the order of `syncd plan`: blocked ones first, then removals and moves."""
+    return sorted(changes, key=_urgency)
+
+
+def _urgency(change: Change) -> int:
+    if change.kind is ChangeKind.BLOCKED:
+        return 1 if change.settled else 0
+    return 2 if change.kind in REMOVALS or change.kind is ChangeKind.MOVE_SUBJECTS else 3
+
+
 def kinds(plan: Plan) -> list[tuple[ChangeKind, int, Tone]]:
     """Return the kinds that occur in a plan, with their count and tone."""
     summary = plan.summary()

@@ -75,7 +75,7 @@ def _changes(detail: RunDetail, request: Request) -> dict[str, object]:
         return {"kinds": [], "kind": None, "changes": [], "pages": views.page_of(0, 1, _CHANGES_PER_PAGE)}
     requested = request.query_params.get("kind")
     kind = next((kind for kind in ChangeKind if kind == requested), None)
-    found = plan.of(kind) if kind else plan.changes
+    found = plan.of(kind) if kind else diffs.as_read(plan.changes)
     pages = views.page_of(len(found), page_number(request), _CHANGES_PER_PAGE)
     return {
         "kinds": diffs.kinds(plan),

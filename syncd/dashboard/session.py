@@ -175,7 +175,7 @@ class FormError(Exception):
 
 
 class SecureHeaders:
-    """Puts `HEADERS` on every answer, and forbids keeping what does not say otherwise."""
+    """Puts `HEADERS` on every answer, and forbids caching unless an answer allows it."""
 
     def __init__(self, app: ASGIApp) -> None:
         self._app = app

@@ -44,13 +44,15 @@ def clock(when: datetime | None) -> str:
 
 
 def ago(when: datetime | None, now: datetime) -> str:
-    """Format a time relative to now: ``5 min ago``, ``in 5 min``."""
+    """Format a time relative to now: ``5 min ago``, ``in 5 min``; below an hour without seconds."""
     if when is None:
         return "never"
     seconds = round((now - when).total_seconds())
     if seconds == 0:
         return "just now"
-    return f"{duration(seconds)} ago" if seconds > 0 else f"in {duration(-seconds)}"
+    apart = abs(seconds)
+    text = duration(apart - apart % 60 if 60 <= apart < 3600 else apart)
+    return f"{text} ago" if seconds > 0 else f"in {text}"
 
 
 def duration(seconds: float) -> str:

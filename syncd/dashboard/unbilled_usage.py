@@ -80,7 +80,7 @@ def insights(store: UsageStore, prices: Prices | None, subjects: Collection[str]
 def _worth(store: UsageStore, prices: Prices, subjects: Collection[str], days: Days) -> dict[str, Decimal]:
     """Return the estimate of each subject that has usage with a price, as if it were a customer of its own.
 
-    Of each month by itself, because the tiers of a price begin anew each month.
+    Each month counts by itself, because the tiers of a price start again each month.
     """
     worth: defaultdict[str, Decimal] = defaultdict(Decimal)
     for month in days.by_month():

@@ -128,7 +128,7 @@ class UnbilledView:
 
     @property
     def level(self) -> Level:
-        """Return the level to show; what the next run attributes, or people have decided, is no warning."""
+        """Return the level to show; what the next run attributes, or a decision blocks, is no warning."""
         return "warning" if any(subject.status in _OPEN for subject in self.subjects) else "ok"
 
 

@@ -111,7 +111,7 @@ def check_writes(api: MeteringApi, config: Config) -> Iterator[Finding]:
         elif found.text:
             yield found
     if allowed:
-        yield Finding("rights", Level.OK, f"the token may {', '.join(allowed)}")
+        yield Finding("permissions", Level.OK, f"the token may {', '.join(allowed)}")
 
 
 def _needed(config: Config) -> Iterator[Write]:
@@ -127,19 +127,19 @@ def _permission(api: MeteringApi, write: Write) -> Finding | None:
     try:
         trial = api.try_write(write)
     except UnauthorizedError as error:
-        return Finding("rights", Level.PROBLEM, f"the token may not {write}: {error}")
+        return Finding("permissions", Level.PROBLEM, f"the token may not {write}: {error}")
     except ApiError as error:
         text = f"cannot check whether the token may {write}: {error}"
-        return Finding("rights", Level.WARNING, text)
+        return Finding("permissions", Level.WARNING, text)
     if trial.outcome == "allowed":
         return None
     if trial.outcome == "accepted":
         text = f"the server accepted a customer without a name ({trial.said}). Check metering.url"
-        return Finding("rights", Level.PROBLEM, text)
+        return Finding("permissions", Level.PROBLEM, text)
     if write == "write subjects":  # not every server has subject entities
-        return Finding("rights", Level.OK, "")
+        return Finding("permissions", Level.OK, "")
     text = f"the server has no path to {write}. Check metering.dialect ({trial.said})"
-    return Finding("rights", Level.PROBLEM, text)
+    return Finding("permissions", Level.PROBLEM, text)
 
 
 def _arrivals(
@@ -202,7 +202,11 @@ def _state(config: Config) -> Finding:
             last = next(iter(History(state).runs(1)), None)
     except SyncdError as error:
         return Finding("state", Level.PROBLEM, str(error))
-    when = f"the last run was requested at {last['requested_at'][:19]}" if last else "no run yet"
+    when = (
+        f"the last run was requested at {last['requested_at'][:19].replace('T', ' ')} UTC"
+        if last
+        else "no run yet"
+    )
     return Finding("state", Level.OK, f"{config.daemon.state} can be used; {when}")
 
 

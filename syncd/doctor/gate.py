@@ -1,4 +1,4 @@
-"""Check of the gates of the gateways: their rights, their features, and that both halves fit together."""
+"""Check of the gates of the gateways: permissions, features, and the versions of both halves."""
 
 from __future__ import annotations
 

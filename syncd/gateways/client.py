@@ -136,7 +136,7 @@ class Gateway:
         """Replay dead letters: `selection` is the body of POST /v1/dead-letters/replay.
 
         Sent once: without an answer, the gateway may have marked them nevertheless. None is sent twice if it
-        is asked again, because what is marked is not marked anew.
+        is asked again, because what is marked is not marked again.
         """
         return self._ask(Replay, "POST", "/v1/dead-letters/replay", body=dict(selection), repeat=False)
 

@@ -1,4 +1,4 @@
-"""Models of what a plugin keeps for people: dead letters, replays and the quarantine."""
+"""Models of what a plugin server holds back: dead letters, replays and the quarantine."""
 
 from __future__ import annotations
 

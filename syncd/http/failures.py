@@ -63,13 +63,13 @@ class Failures:
         causes = list(_causes(error))
         for cause in causes:
             if problem := self._beyond_retry(cause):
-                return UnreachableError(f"{where} cannot be asked {what}: {problem}", retryable=False)
+                return UnreachableError(f"{where}: {what} failed: {problem}", retryable=False)
         if isinstance(error, httpcore.ProxyError):
             status = str(error)[:3]
             retryable = status.isdigit() and int(status) >= 500
             problem = f"the proxy answered {self._clean(str(error))}"
             problem += "" if retryable else f". {self._proxy_hint(status)}"
-            return UnreachableError(f"{where} cannot be asked {what}: {problem}", retryable=retryable)
+            return UnreachableError(f"{where}: {what} failed: {problem}", retryable=retryable)
         if isinstance(error, httpcore.RemoteProtocolError) and "disconnected" not in str(error):
             text = self._clean(str(error))
             return UnreachableError(f"{where} answered {what} with something that is not HTTP: {text}")
@@ -195,15 +195,15 @@ class Failures:
         setting = f"{endpoint.token_setting} (environment: {variable_of(endpoint.token_setting)})"
         if not endpoint.token:
             problem = f"no token is set in {setting}"
-            problem += "" if status == 401 else ", and access without one lacks the rights"
+            problem += "" if status == 401 else ", and access without one lacks permissions"
         elif status == 401:
             problem = f"the token of {setting} is wrong or expired"
         else:
-            problem = f"the token of {setting} lacks the rights"
+            problem = f"the token of {setting} lacks permissions"
             problem += f" ({detail})" if detail else ""
         return (
             f"{endpoint.location} answered {what} with HTTP {status}: {problem}."
-            f" It must allow to {endpoint.rights}"
+            f" It needs permission to {endpoint.rights}"
         )
 
 

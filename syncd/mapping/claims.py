@@ -250,7 +250,7 @@ def _key_fault(key: str) -> str | None:
     except UnicodeEncodeError:
         return "is not valid Unicode"
     # The metering API answers 500 to NUL in any text, since PostgreSQL cannot store it. Other control
-    # characters can be stored, and then hide from whoever reads a list, an invoice or a log.
+    # characters can be stored, and then are invisible in a list, an invoice or a log.
     control = next((char for char in key if unicodedata.category(char) == "Cc"), None)
     if control is not None:
         return f"contains the control character U+{ord(control):04X}"

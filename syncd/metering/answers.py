@@ -50,7 +50,7 @@ def segment(key: str, what: str) -> str:
     """
     if not key or any(part in (".", "..") for part in re.split(r"[/\\]", key)):
         raise BlockedError(
-            f"{what} {key!r} cannot stand in the address of a request, because '.' and '..' lead to another"
+            f"{what} {key!r} cannot be part of the address of a request, because '.' and '..' lead to another"
             " address. Rename it at its source, or change it by hand"
         )
     if "%" in key:

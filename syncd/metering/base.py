@@ -239,7 +239,7 @@ class Credit:
 
 @dataclass(frozen=True, slots=True)
 class Account:
-    """What a customer has, as far as the server tells; subscriptions that have ended are left out."""
+    """What a customer has, as far as the server reports it; subscriptions that have ended are left out."""
 
     subscriptions: tuple[Subscription, ...] = ()
     entitlements: tuple[Entitlement, ...] = ()

@@ -20,7 +20,7 @@ from openmeter_plugin.foreign import foreign_text
 from syncd.config.notify import schema_of
 
 _LEAST_SECRET = 4
-"""Characters of a part of a URL that is masked; shorter ones stand in many a word."""
+"""Characters of a part of a URL that is masked; shorter ones occur in ordinary words."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -325,7 +325,7 @@ class _Planner:
         """Report a subject that another customer, or an unmanaged one, carries.
 
         `why_not`: why the customer that it is meant for cannot get it, whatever is allowed; `settled`: that
-        is a decision of people.
+        is a decision of a person.
         """
         if not is_managed(carrier.metadata, self._owner_id):
             reason = f"already attributed to a customer that belongs to {owner_of(carrier)}"

@@ -12,7 +12,7 @@ from syncd.runs.run import Run, RunObserver
 class DirectoryRecorder(RunObserver):
     """Keeps the directory up to date.
 
-    A run that only previews what an option would do says nothing about what stands against customers now.
+    A run that only previews what an option would do says nothing about the concerns of customers now.
     """
 
     def __init__(self, directory: Directory) -> None:
@@ -25,7 +25,7 @@ class DirectoryRecorder(RunObserver):
         self._directory.observe(read.observed.customers, subjects, rules.owner_id, at)
 
     def finished(self, run: Run) -> None:
-        """Keep what the run made of them, and what stands against them."""
+        """Keep what the run made of them, and their concerns."""
         if run.plan is None or not run.options.scope.whole:
             return
         if run.dry_run and (run.options.adopt or run.options.allow_move):

@@ -158,7 +158,7 @@ def withhold_for_clock(plan: Plan, there: Situation) -> Plan:
 
 
 def settle_ignored(plan: Plan, there: Situation) -> Plan:
-    """Count what is blocked for ignored subjects only as a decision of people."""
+    """Count what is blocked for ignored subjects only as blocked by decision."""
     ignored = there.rules.ignored.keys()
     if not ignored:
         return plan

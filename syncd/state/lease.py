@@ -2,11 +2,11 @@
 
 Two exist: `leader` (who does the runs of several daemons) and `writer` (who changes customers just now). The
 server ends the session, and with it the lock, at once if the process is gone, and `IDLE_SECONDS` after its
-last sign of life if it is frozen or cut off. A process that wakes up then must not act on a right that it no
-longer has, so it proves its lease before each act (`Lease.require`): by a sign of life that the server
-answered at most `PROOF_SECONDS` ago, else by another one now.
+last heartbeat if it is frozen or cut off. A process that wakes up then must not act on a right that it no
+longer has, so it proves its lease before each act (`Lease.require`): by a heartbeat that the server answered
+at most `PROOF_SECONDS` ago, else by another one now.
 
-A session may also end while its process goes on, for instance when the server restarts. The next holder of
+A session may also end while its process continues, for instance when the server restarts. The next holder of
 `writer` therefore waits until every proof of the one before is too old, unless that one gave its lease back.
 """
 
@@ -32,7 +32,7 @@ from syncd.state.database import State, upserting
 from syncd.state.engines import IDLE_SECONDS, LEADER, WRITER
 
 PROOF_SECONDS: Final = 4.0
-"""How long a sign of life proves a lease. Less than `IDLE_SECONDS`: proofs end before the lock does."""
+"""How long a heartbeat proves a lease. Less than `IDLE_SECONDS`: proofs end before the lock does."""
 _BEAT_SECONDS: Final = 1.0
 _ANSWER_SECONDS: Final = 5.0
 """How long a proof may take."""
@@ -188,14 +188,14 @@ class Lease:
         session.execute(entered, row)
 
     def _beat(self) -> None:
-        """Give signs of life until the lease ends."""
+        """Send heartbeats until the lease ends."""
         while self.is_held:
             with self._condition:
                 self._condition.wait_for(lambda: self._asked or not self.is_held, _BEAT_SECONDS)
                 self._asked = False
             began = now()
             with self._session_use:
-                problem = self._sign_of_life()
+                problem = self._heartbeat()
             with self._condition:
                 if problem is None:
                     self._proven = began
@@ -203,7 +203,7 @@ class Lease:
                     self._problem = problem
                 self._condition.notify_all()
 
-    def _sign_of_life(self) -> str | None:
+    def _heartbeat(self) -> str | None:
         """Return why there can be none, if so."""
         if self._session is None:
             return "its session is closed"

@@ -1,6 +1,6 @@
 """Estimates: usage times the prices of the configuration, in exact decimals. Pure: no I/O.
 
-The quantity of a customer and a calendar month is what a price sees, as on an invoice: tiers begin anew each
+A price applies to the quantity of a customer in a calendar month, as on an invoice: tiers start again each
 month. Part of a month is charged as if it were all, so a graduated price makes an early estimate too high or
 too low, never the one of a whole month.
 """

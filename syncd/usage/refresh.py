@@ -2,7 +2,7 @@
 
 For each meter one request returns the totals of all kept days. Only a day whose total differs from the kept
 one is fetched, by subject and dimensions: today's as a rule, and older ones with late usage. A first refresh
-does so for each day with usage, the newest first, `_MOST_DAYS` at a time.
+does so for each day with usage, the newest first, `_MAX_DAYS` at a time.
 
 Each day is written at once, so a refresh may end anywhere: the next one finds what is left by the same rule.
 It has a client of its own and takes no lock of the runs. One day of one meter is in memory at a time.
@@ -33,14 +33,14 @@ from syncd.usage.store import KeptDay, KeptMeter, Refresh, UsageStore
 
 _log = structlog.get_logger("syncd.usage")
 
-_MOST_DAYS: Final = 60
+_MAX_DAYS: Final = 60
 """Days of meters that one refresh fetches, each in a request."""
-_MOST_SECONDS: Final = 300.0
-"""After which a refresh begins no further day."""
+_MAX_SECONDS: Final = 300.0
+"""Seconds after which a refresh begins no further day."""
 _SOON_SECONDS: Final = 10.0
-"""Time before the refresh that goes on with what the one before left."""
+"""Wait before the refresh that continues what the one before left."""
 _STANDBY_SECONDS: Final = 60.0
-"""Time after which a daemon that may not refresh looks again whether it may."""
+"""How often a daemon that may not refresh checks whether it may."""
 _COMPLETE_AFTER: Final = timedelta(hours=24)
 """A day's usage is complete this long after its end; what comes later is late."""
 _ADDITIVE: Final = frozenset({"count", "sum"})
@@ -92,7 +92,7 @@ class Refresher:
         *,
         stopping: threading.Event | None = None,
         may_refresh: Callable[[], bool] = lambda: True,
-        most_days: int = _MOST_DAYS,
+        most_days: int = _MAX_DAYS,
     ) -> None:
         self._store = store
         self._config = config
@@ -140,7 +140,7 @@ class Refresher:
                 changed = [entry for survey in surveys for entry in survey.changed]
                 changed.sort(key=lambda entry: entry.day, reverse=True)
                 for entry in changed:
-                    spent = time.monotonic() - begun > _MOST_SECONDS
+                    spent = time.monotonic() - begun > _MAX_SECONDS
                     if written >= self._most_days or spent or self._stopping.is_set():
                         break
                     self._fetch(api, entry)

@@ -1,8 +1,8 @@
 """The report of a range of days: what the usage page shows, from the kept usage and the directory.
 
-A report of 10,000 customers takes seconds to add up, so the latest few are cached. They are made anew
-when usage was refreshed, a run changed customers, or the prices are others. Those of this and the last month
-are made before somebody asks (`Reports.work`).
+A report of 10,000 customers takes seconds to add up, so the latest few are cached. They are made again
+when usage was refreshed, a run changed customers, or prices have changed. Those of this and the last month
+are made before a visitor asks (`Reports.work`).
 """
 
 from __future__ import annotations
@@ -124,7 +124,7 @@ class Reports:
     ) -> None:
         """Keep the reports of this and the last month up to date until stopped, so that no visitor waits.
 
-        Looks `every` so many seconds whether they are out of date.
+        Checks `every` so many seconds whether they are out of date.
         """
         made: Hashable = None
         while not stopping.wait(every):
@@ -135,7 +135,7 @@ class Reports:
                     for days in (chosen(None, None, None, today), month_before(today)):
                         self.report(days, config())
                     made = key
-            except StateError as error:  # a page shows it to whoever asks
+            except StateError as error:  # the page shows it
                 _log.debug("report_not_made", error=str(error))
             except Exception:
                 _log.exception("report_crashed")

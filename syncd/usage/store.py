@@ -2,7 +2,7 @@
 
 `UsageStore` is what pages, the month-end close and notifications read; ranges are `Days`, in UTC. A day is
 written whole in one transaction, so readers never see a part of one. Whose subjects they are is in the
-directory (`syncd.customers.directory`), not here: usage keeps its subject, whoever has it later.
+directory (`syncd.customers.directory`), not here: usage keeps its subject, whichever customer has it later.
 """
 
 from __future__ import annotations
@@ -256,7 +256,7 @@ class UsageStore:
     # Writing
 
     def keep_meter(self, meter: str, dimensions: Sequence[str]) -> None:
-        """Note that a meter is kept with these dimensions; with others than before, it begins anew."""
+        """Note that a meter is kept with these dimensions; with others than before, it starts empty."""
         wanted = json.dumps(list(dimensions))
         with self._state.writing() as connection:
             row = connection.execute(select(usage_meters).where(usage_meters.c.meter == meter)).first()

@@ -231,7 +231,7 @@ def running_daemon(directory: Path, sandbox: str, api: str) -> Iterator[str]:
 def has_refreshed(url: str) -> bool:
     """Say whether the first refresh of usage is over."""
     page = httpx.get(f"{url}/dashboard/usage", trust_env=False, timeout=20)
-    return page.is_success and "refresh is still going on" not in page.text
+    return page.is_success and "refresh is still running" not in page.text
 
 
 def answers(url: str) -> bool:

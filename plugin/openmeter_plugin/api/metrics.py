@@ -51,7 +51,7 @@ _COUNTERS: Final[list[tuple[str, str, Callable[[DestinationStatus], int]]]] = [
     ("damaged_bytes", "Bytes of the spool that could not be read", lambda d: d.books.damaged_bytes),
     (
         "books_violations",
-        "How often an equation of the books stopped to hold; 0 unless there is a bug",
+        "How often an equation of the books stopped holding; 0 unless there is a bug",
         lambda d: d.books.violations,
     ),
     ("segments_unreadable", "Segments that could not be read at all", lambda d: d.books.unreadable_segments),
@@ -78,7 +78,7 @@ _GAUGES: Final[list[tuple[str, str, Callable[[DestinationStatus], float]]]] = [
 
 
 class Metrics(Collector):
-    """Collects all metrics anew at each scrape."""
+    """Collects all metrics again at each scrape."""
 
     def __init__(self, monitor: HealthMonitor) -> None:
         self._monitor = monitor

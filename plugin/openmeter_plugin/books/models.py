@@ -50,7 +50,7 @@ class BooksNumbers(Model):
     unreadable_segments: Annotated[int, Field(description="segment files that could not be read at all")]
     redelivered: Annotated[int, Field(description="events that were redelivered on request")]
     violations: Annotated[
-        int, Field(description="how often an equation of the books stopped to hold; 0 unless there is a bug")
+        int, Field(description="how often an equation of the books stopped holding; 0 unless there is a bug")
     ]
 
 

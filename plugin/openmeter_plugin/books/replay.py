@@ -67,7 +67,7 @@ class StartedReplay(NamedTuple):
 class Selection:
     """Which dead letters to replay: those with these ids, of this group, or all; none after `up_to`.
 
-    `up_to` keeps out what became a dead letter after somebody looked.
+    `up_to` leaves out what became a dead letter after the page was loaded.
     """
 
     ids: Collection[int] | None = None

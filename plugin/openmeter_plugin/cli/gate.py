@@ -12,12 +12,13 @@ from typing import Annotated, Any, Final
 
 import typer
 
-from openmeter_plugin.cli.options import fail
+from openmeter_plugin.cli.options import Output, OutputOption, fail
 from openmeter_plugin.config.gate_lua import DEFAULT_SOCKET, FEATURE_PATTERN, MODES, post_function
 from openmeter_plugin.units import plural
 
 app = typer.Typer(
-    help="The gate: stops requests whose customers have used up what they paid for.", no_args_is_help=True
+    help="Manage the gate, which stops requests of customers who have used up what they paid for.",
+    no_args_is_help=True,
 )
 _MAX_SOCKET: Final = 100  # characters; a Unix socket's path has at most 107
 
@@ -41,7 +42,7 @@ def lua(
         typer.Option(help="A feature that these requests need, in place of the gate's rules. Repeatable."),
     ] = None,
 ) -> None:
-    """Print the gate as a text for Kong's plugin post-function, for gateways where no file can be put.
+    """Print the gate's code for Kong's plugin post-function, for gateways where no file can be put.
 
     It is one element of `config.access`. A post-function that you have stays: add the text to its list.
     """
@@ -51,7 +52,10 @@ def lua(
         fail(f"--mode: {mode} is not one of {', '.join(MODES)}", os.EX_USAGE)
     for name in feature or ():
         if not re.search(FEATURE_PATTERN, name):
-            fail(f"--feature: {name} is no key of a feature: lower-case letters, digits and _", os.EX_USAGE)
+            fail(
+                f"--feature: {name} is not a valid feature key: use lower-case letters, digits and _",
+                os.EX_USAGE,
+            )
     sys.stdout.write(post_function(str(socket), mode, feature or ()))
 
 
@@ -65,10 +69,12 @@ _SECONDS: Final = {"s": 1, "m": 60, "h": 3600, "d": 86_400}
 
 @app.command()
 def allow(
-    subject: Annotated[str, typer.Argument(help="The subject, as in events, such as consumer:1234.")],
+    subject: Annotated[
+        str, typer.Argument(metavar="SUBJECT", help="The subject, as in events, such as consumer:1234.")
+    ],
     duration: Annotated[str, typer.Option("--for", help="How long, such as 30m, 2h or 3d.")],
     why: Annotated[str, typer.Option(help="The reason, for the log and for others.")],
-    by: Annotated[str, typer.Option(help="Who says so.", envvar="USER")] = "",
+    by: Annotated[str, typer.Option(help="Who decided it.", envvar="USER")] = "",
     socket: SocketOption = Path(DEFAULT_SOCKET),
 ) -> None:
     """Allow a subject, and all subjects of its customer, everything for a time."""
@@ -83,7 +89,7 @@ def allow(
 
 @app.command("end")
 def end_override(
-    subject: Annotated[str, typer.Argument(help="The subject of the override.")],
+    subject: Annotated[str, typer.Argument(metavar="SUBJECT", help="The subject of the override.")],
     socket: SocketOption = Path(DEFAULT_SOCKET),
 ) -> None:
     """End an override now."""
@@ -94,11 +100,11 @@ def end_override(
 @app.command()
 def status(
     socket: SocketOption = Path(DEFAULT_SOCKET),
-    as_json: Annotated[bool, typer.Option("--json", help="Print the whole state as JSON.")] = False,
+    output: OutputOption = Output.TEXT,
 ) -> None:
     """Show whom the gate stops, who is close to the limit, and the overrides."""
     view = _ask(socket, "GET", "/v1/gate")
-    if as_json:
+    if output is Output.JSON:
         sys.stdout.write(json.dumps(view, indent=2) + "\n")
         return
     figures = view["figures"]

@@ -23,13 +23,15 @@ _VALUES = {
 
 
 def readable(parameters: list[Any], context: Any) -> list[Any]:
-    """Return the parameters of a command without types of Python and without limits that nobody meets.
+    """Return the parameters of a command without types of Python and without limits that no value reaches.
 
-    Help would show that a flag takes a value (``--force <bool>``), ``--wait <float range>``, and
-    ``[x<=9223372036854775807]``.
+    Otherwise help shows that a flag takes a value (``--force <bool>``), ``--wait <float range>``,
+    ``MONTH <str>`` and ``[x<=9223372036854775807]``.
     """
     for parameter in parameters:
-        if parameter.metavar is None and getattr(parameter, "param_type_name", "") == "option":
+        if getattr(parameter, "param_type_name", "") == "argument":
+            parameter.display_type_rich = _no_type  # its name says enough: MONTH <str>
+        elif parameter.metavar is None:
             parameter.metavar = _value(parameter, context)
         limits = getattr(parameter, "_get_number_range_help_str", None)  # typer has no public name for it
         if limits is not None and _LARGEST in (limits() or ""):
@@ -37,8 +39,12 @@ def readable(parameters: list[Any], context: Any) -> list[Any]:
     return parameters
 
 
+def _no_type(**_context: Any) -> None:
+    return None
+
+
 def _value(parameter: Any, context: Any) -> str | None:
-    """Return what stands for the value of an option in help; None leaves it to typer, as for choices."""
+    """Return what help shows for the value of an option; None leaves it to typer, as for choices."""
     if getattr(parameter, "is_bool_flag", False):
         return ""
     shown = getattr(parameter, "display_type", None)  # older releases of typer show TEXT by themselves

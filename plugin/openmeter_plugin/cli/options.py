@@ -7,6 +7,7 @@ import os
 import re
 import sys
 from collections.abc import Callable, Mapping, Sequence
+from enum import StrEnum
 from pathlib import Path
 from typing import Annotated, Final, NoReturn, TypeVar
 
@@ -27,6 +28,15 @@ def fail(message: str, status: int = 1) -> NoReturn:
     sys.exit(status)
 
 
+class Output(StrEnum):
+    """What a command prints."""
+
+    TEXT = "text"
+    JSON = "json"
+
+
+OutputOption = Annotated[Output, typer.Option("--output", "-o", help="What to print.")]
+
 _NAMES: Final = (
     "ADMIN_TOKEN API_TOKEN CA_FILE CLIENT_CERT CLIENT_KEY HTTP_LOG_SECRET PROXY SEGMENTS SPOOL TOKEN"
 )
@@ -36,7 +46,7 @@ _OF_SERVICES: Final = re.compile(r".*_(?:SERVICE_(?:HOST|PORT)|PORT)(?:_.*)?")
 
 
 def warn_of_unknown_variables(environment: Mapping[str, str]) -> None:
-    """Log each variable that looks like one of ours and is not: its value would be missing silently.
+    """Log each variable that is named like a setting but is none: it would be ignored silently.
 
     A warning, because a gateway must start whatever its environment holds.
     """

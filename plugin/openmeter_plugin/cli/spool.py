@@ -9,7 +9,6 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from datetime import timedelta
-from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -20,6 +19,8 @@ from openmeter_plugin.cli.options import (
     CaFileOption,
     ClientCertOption,
     ClientKeyOption,
+    Output,
+    OutputOption,
     ProxyOption,
     fail,
     faults_of,
@@ -44,16 +45,6 @@ app = typer.Typer(
 Directory = Annotated[
     Path, typer.Argument(metavar="DIR", envvar=SPOOL_VARIABLE, help="The spool's directory.")
 ]
-
-
-class Output(StrEnum):
-    """What a command prints."""
-
-    TEXT = "text"
-    JSON = "json"
-
-
-OutputOption = Annotated[Output, typer.Option("--output", "-o", help="What to print.")]
 _PAGE_SIZE = 500
 
 

@@ -17,7 +17,7 @@ from openmeter_plugin.spool.segment_file import writable_bytes
 
 ENOUGH: Final = 100
 """Refused events before the ratio counts."""
-_RATIO: Final = 9  # held when refused events are more than so many times the accepted ones
+_RATIO: Final = 9  # held when there are more than this many refused events for each accepted one
 _WINDOW: Final = 1000  # events; older ones count less and less
 _ROOM: Final = 12 * 1024 * 1024
 """Bytes that dead letters leave to usage and books, or an eighth of a smaller file system."""

@@ -72,7 +72,7 @@ _REMEDIES: Final[dict[HoldReason, str]] = {
     "token": "put the secret where Kong runs ({vault://env/a-b} is the variable A_B of its environment), or"
     " give this server --token-file",
     "settings": "correct the setting; delivery resumes without a restart if it is a file",
-    "refusals": "find out what changed: the API, a proxy, a setting. Delivery goes on by itself once the API"
+    "refusals": "find out what changed: the API, a proxy, a setting. Delivery resumes by itself once the API"
     " accepts events; `openmeter-plugin spool accept-refusals` makes dead letters of the refused ones",
     "disk": "free some space; dead letters must not take that of usage and books",
 }

@@ -288,7 +288,7 @@ class Accounts:
         self._update_account(account, now)
 
     def check_stale(self, now: float) -> None:
-        """Decide anew about all that may have become stale."""
+        """Decide again about all that may have become stale."""
         for key, entry in self.entries.items():
             if now - entry.access_at > self.policy.max_stale:
                 self._update(key, entry, now)
@@ -353,7 +353,7 @@ class Accounts:
         return left - entry.reservations.total if entry.reservations is not None else left
 
     def needs_number(self, key: Key) -> bool:
-        """Return whether an exact reading would decide otherwise, perhaps, than the newest reading."""
+        """Return whether an exact reading might lead to another decision than the newest reading."""
         entry = self.entries.get(key)
         if entry is None or not entry.known:
             return True

@@ -15,11 +15,11 @@ from typing import Any, Final, NamedTuple
 
 _LOT_SECONDS: Final = 1.0
 _MAX_OPEN_LOTS: Final = 60
-"""While delivery stands still, lots grow, so that an outage of hours has no more of them than this."""
+"""Lots grow while delivery is stopped, so that an outage of hours has no more of them than this."""
 _EARLY_SECONDS: Final = 5.0
 """How long a log may come before the report of its request."""
 _REPORT_SECONDS: Final = 0.8
-"""When the report has come in any ordinary case: Kong's workers report every half second."""
+"""When the report has normally arrived: Kong's workers report every half second."""
 
 
 class Segment(NamedTuple):
@@ -137,7 +137,7 @@ class Reservations:
         self.total += other.total
 
     def settle(self, requests: float, now: float, *, counted: bool = True) -> None:
-        """Settle the oldest reservations with the logs of so many requests.
+        """Settle the oldest reservations with the logs of this many requests.
 
         `counted` says that Kong may have counted them, so that a log may come before its request is reported.
         """
@@ -189,7 +189,7 @@ class Reservations:
 
 
 def _taken(requests: float, now: float, *waiting: deque[list[float]]) -> float:
-    """Take so many logs out of those that wait for a report of their request; returns how many there were."""
+    """Remove this many logs from those that wait for their request's report; returns how many there were."""
     taken = 0.0
     for logs in waiting:
         while taken < requests and logs:

@@ -15,7 +15,7 @@ from openmeter_plugin.gate import lines
 from openmeter_plugin.gate.accounts import Accounts, Key
 
 _GONE: Final = 60.0
-_MOST_STOPPED: Final = 10_000
+_MAX_STOPPED: Final = 10_000
 
 
 @dataclass(slots=True)
@@ -71,8 +71,8 @@ class Kongs:
         for kong in [each for each, found in self.found.items() if now - found.heard_at > _GONE]:
             del self.found[kong]
         self.accounts.has_one_kong = len(self.found) <= 1
-        if len(self.stopped) > _MOST_STOPPED:
-            newest = sorted(self.stopped.items(), key=lambda item: -item[1].last_at)[: _MOST_STOPPED // 2]
+        if len(self.stopped) > _MAX_STOPPED:
+            newest = sorted(self.stopped.items(), key=lambda item: -item[1].last_at)[: _MAX_STOPPED // 2]
             self.stopped = dict(newest)
 
     def _heard(self, kong: str, *, new: bool) -> Kong:

@@ -26,7 +26,7 @@ _STEPS: Final = 5
 _BURST_SECONDS: Final = 0.25
 _NEAR_SHARE: Final = 2
 _DISTANT_SHARE: Final = 4
-"""Of so many calls, one is for such a balance while access queries are due as well."""
+"""One call in this many is for such a balance while access queries are due as well."""
 _MIN_RATE: Final = 1.0
 
 

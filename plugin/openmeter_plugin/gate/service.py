@@ -1,4 +1,4 @@
-"""The gate at work: asks, counts, persists, and tells Kong. One event loop, one instance for each spool."""
+"""The running gate: asks, counts, persists, and decides for Kong. One event loop, one instance per spool."""
 
 from __future__ import annotations
 
@@ -261,7 +261,7 @@ class Gate:
     # The state on disk
 
     def restore(self) -> None:
-        """Take the state of an earlier process, so that it is served at once; without one, begin anew."""
+        """Take the state of an earlier process, so that it is served at once; without one, start empty."""
         self.directory.mkdir(mode=0o700, exist_ok=True)
         self.overrides.load()
         now = time.monotonic()

@@ -73,7 +73,7 @@ class Feature(_Model):
     counts: Literal["requests", "tokens", "nothing"] | Unit = "requests"
     reserve: Annotated[float, Field(ge=0)] | None = None
     credit: Annotated[str, Field(pattern="^[A-Z]{3}$")] | None = None
-    """The currency of the prepaid balance that this feature stands for, instead of an entitlement."""
+    """The currency of the prepaid balance that this feature represents, instead of an entitlement."""
 
     @property
     def unit(self) -> Unit | None:

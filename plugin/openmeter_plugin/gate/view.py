@@ -52,7 +52,7 @@ async def _shown(
 ) -> tuple[list[dict[str, Any]], list[dict[str, Any]], Counter[tuple[str, str]]]:
     """Return who is denied, who is close to the limit, and how many are denied by feature and reason.
 
-    The event loop's other work goes on in between.
+    The event loop does other work in between.
     """
     counts: Counter[tuple[str, str]] = Counter()
     denied: list[tuple[Key, Decision]] = []

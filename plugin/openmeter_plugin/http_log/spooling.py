@@ -148,7 +148,7 @@ class Spooling:
                 raise busy("the spool's disk cannot be written")
 
     def _hand_over(self, piece: _Piece, records: list[RoutedRecord]) -> None:
-        """Queue the records to be written together; the last one's token stands for all of them."""
+        """Queue the records to be written together; the last one's token answers for all of them."""
         items: list[Item] = [(queue, record, _PART, None) for queue, record in records]
         queue, record = records[-1]
         items[-1] = (queue, record, piece, None)

@@ -28,7 +28,7 @@ _MAX_ROUND: Final = 256  # sockets read before their records are written and the
 _NEXT_ROUND_SECONDS: Final = 0.001
 """How long to wait for another round after one: this is cheaper than a turn of the event loop."""
 _MAX_ROUNDS_SECONDS: Final = 0.003
-"""How long rounds may go on before the event loop gets its turn, so that its other tasks do not starve."""
+"""How long rounds may take before the event loop gets its turn, so that its other tasks do not starve."""
 _SEND_RETRY_SECONDS: Final = 0.02
 """Delay until the next attempt to send the supervisor what its socket had no room for."""
 

@@ -14,7 +14,7 @@ local to_hex = require("resty.string").to_hex
 local C, kong, ngx, ipairs, pcall, setmetatable, tonumber = ffi.C, kong, ngx, ipairs, pcall, setmetatable, tonumber
 local copy, format, tohex = ffi.copy, string.format, bit.tohex
 
--- By names of our own: another module may have declared these functions in another way.
+-- Under other names: another module may have declared these functions differently.
 ffi.cdef [[
 int openmeter_open(const char *path, int flags, unsigned int mode) __asm__("open");
 int openmeter_close(int fd) __asm__("close");
@@ -186,7 +186,7 @@ function Segments:close(now)
     return
   end
   if self.records > 0 and C.openmeter_access(self:path(), 0) ~= 0 then
-    -- Somebody deleted the file, although it was locked; at most, all records in it are lost.
+    -- The file was deleted although it was locked; at most, all records in it are lost.
     self:lose(M.NO_FOLDER, "a segment in use was deleted", self.records, now)
   end
   C.openmeter_close(self.fd)

@@ -48,7 +48,7 @@ def environment_proxy(scheme: str, host: str, port: int | None) -> Proxy | None:
         return None
     exempt = [entry.strip() for entry in variables.get("no", "").split(",") if entry.strip()]
     port = port or (443 if scheme == "https" else 80)
-    matches = [_matches(entry, host, port) for entry in exempt]  # all, so that an odd one is told at once
+    matches = [_matches(entry, host, port) for entry in exempt]  # all, so that an invalid one is an error
     if any(matches):
         return None
     return _parsed(text if "://" in text else f"http://{text}", f"environment variable {name.upper()}_PROXY")

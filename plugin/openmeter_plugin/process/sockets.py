@@ -74,7 +74,7 @@ class UnixListener:
 
 
 def _require_replaceable(path: Path) -> None:
-    """Raise OSError unless the path is free or holds a socket: anything else belongs to somebody."""
+    """Raise OSError unless the path is free or holds a socket: anything else belongs to another program."""
     with contextlib.suppress(FileNotFoundError):
         if not stat.S_ISSOCK(path.lstat().st_mode):
             raise FileExistsError(

@@ -261,7 +261,7 @@ def supervise(
 ) -> None:
     """Keep the child processes alive until SIGTERM or SIGINT, then stop them within a bound.
 
-    One without a heartbeat for `hang_seconds` is killed and replaced. A service manager hears when all
+    One without a heartbeat for `hang_seconds` is killed and replaced. A service manager is notified when all
     of them work, that this process runs, and that it stops.
     """
     signal.pthread_sigmask(signal.SIG_BLOCK, _SIGNALS)

@@ -40,7 +40,7 @@ _MAX_CANDIDATES: Final = 64  # of a line within a damaged one; each costs a chec
 
 
 class Flaw(StrEnum):
-    """What stands for a line that is none; the first two are counted as lost requests, with this reason."""
+    """A line that is not valid; the first two are counted as lost requests, with this reason."""
 
     DAMAGED = "damaged"
     TORN = "torn"

@@ -1,6 +1,6 @@
 """The segments process: reads the folder that Kong's workers write, with everything on one thread.
 
-It is a child of the supervisor. If it is killed at any moment, the next one goes on where it was; Kong's
+It is a child of the supervisor. If it is killed at any moment, the next one continues where it was; Kong's
 workers do not notice, because nothing of theirs waits for it.
 """
 

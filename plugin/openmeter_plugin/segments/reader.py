@@ -38,7 +38,7 @@ _LOOK_SECONDS: Final = 2.0  # at most between two looks for new files, if nothin
 _MANY_PENDING: Final = 64
 """With more segments to open than this, the folder is not looked through after each change: every removal is
 one, and a look at 100,000 names takes 0.4 s."""
-_LOOK_SHARE: Final = 10  # times as long as a look took until the next one, and at most so many seconds:
+_LOOK_SHARE: Final = 10  # a look is due after this many times its duration, at most this many seconds:
 _MAX_LOOK_SECONDS: Final = 30.0
 _FRESH_SECONDS: Final = 0.1
 """A folder's time of change is that of the last clock tick, so a file may come without a new one."""
@@ -78,7 +78,7 @@ class Batch:
 
 
 class StoppedError(Exception):
-    """The process was asked to stop while the disk could not be written. Its successor goes on."""
+    """The process was asked to stop while the disk could not be written. Its successor continues."""
 
 
 class Reader:
@@ -192,7 +192,7 @@ class Reader:
         self._looked = changed if time.time() - changed > _FRESH_SECONDS else 0.0
 
     def _resume_waiting(self) -> None:
-        """Let segments go on whose instance is known by now."""
+        """Resume segments whose instance is known by now."""
         known: dict[str, bool] = {}
         for source in list(self._sources.waiting.values()):
             name = source.unknown or ""
@@ -338,7 +338,7 @@ class Reader:
             time.sleep(_WRITE_POLL)
 
     def _write_journal(self, batches: list[dict[str, Any]]) -> None:
-        if len(self._positions) > _MAX_POSITIONS:  # of files that somebody else has removed, mostly
+        if len(self._positions) > _MAX_POSITIONS:  # mostly of files that another process has removed
             sources = self._sources
             known = sources.open.keys() | sources.waiting.keys() | sources.finished | sources.withheld
             for name in [name for name in self._positions if name not in known][: _MAX_POSITIONS // 2]:

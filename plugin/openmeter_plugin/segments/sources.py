@@ -172,13 +172,13 @@ class Sources:
                 self._pending[worker] = names
 
     def set_waiting(self, source: Source) -> None:
-        """Let a segment wait for an instance, and others of its worker go on."""
+        """Let a segment wait for an instance while others of its worker are read."""
         source.close()
         del self.open[source.name]
         self.waiting[source.name] = source
 
     def set_open(self, files: Directory, source: Source) -> None:
-        """Let a segment that has waited go on; raises OSError."""
+        """Resume a segment that has waited; raises OSError."""
         descriptor = files.open(source.name)
         del self.waiting[source.name]
         if descriptor is not None:

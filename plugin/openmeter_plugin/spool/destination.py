@@ -206,7 +206,7 @@ _DESCRIPTION: Final = "destination.json"
 _DESCRIBED: Final = frozenset(Destination.__dataclass_fields__) - {"token", "token_unresolved"}
 _EXAMPLE: Final = Destination("", "")
 _RANGES: Final = {
-    # As Kong checks them. Beyond these, delivery would spin or stand still.
+    # As Kong checks them. Beyond these, delivery would spin or stop.
     "timeout": (0.000_001, 1e9),
     "keepalive": (0, 1e6),
     "max_batch_size": (1, 1_000_000),

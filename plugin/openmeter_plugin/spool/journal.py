@@ -2,8 +2,8 @@
 
 If such an input is killed between writing records and noting how far it has read, its successor has to find
 out which records are written. So before each batch it writes down which spans it reads and where its own
-segments end. Their names tell them from all others, and only it appends to them. The successor counts the
-records behind those ends: exactly these are written, in the order of the batch.
+segments end. Their names distinguish them from all others, and only it appends to them. The successor counts
+the records behind those ends: exactly these are written, in the order of the batch.
 
 The file holds two slots that are written in turn, each with a checksum. If one was not written completely, no
 record of its batch was written, and the other one still has the batch before it.
@@ -57,7 +57,7 @@ class Journal:
         os.close(self._descriptor)
 
     def reserve(self) -> None:
-        """Reserve room, so that reading can go on while the disk is full."""
+        """Reserve room, so that reading can continue while the disk is full."""
         for slot in (0, 1):
             os.posix_fallocate(self._descriptor, slot * SLOT_SIZE, _RESERVED)
 

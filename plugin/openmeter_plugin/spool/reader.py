@@ -276,7 +276,7 @@ class SegmentReader:
     def source(self) -> Path | int:
         """What a second reader has to read: the open descriptor, if there is one, else the path.
 
-        A file that somebody removed or replaced is delivered to its end while it is open.
+        A file that was removed or replaced is delivered to its end while it is open.
         """
         return self.path if self._descriptor is None else self._descriptor
 

@@ -40,7 +40,7 @@ def following_number() -> int:
 class Segment:
     """A segment file that this process appends to, locked for as long as it is open.
 
-    `writer` is the middle part of its name: the pid, unless the process must be told from all others.
+    `writer` is the middle part of its name: the pid, unless the process has to be recognised.
     """
 
     def __init__(self, directory: Path, writer: str = "") -> None:

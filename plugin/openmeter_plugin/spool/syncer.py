@@ -70,7 +70,7 @@ class Syncer:
             if segment.in_place():
                 return
         except OSError:
-            return  # the next look will tell
+            return  # the next look will show
         # Due for its successor: the writer's path needs no check of its own.
         segment.opened = float("-inf")
 

@@ -2,7 +2,7 @@
 
 As the recordings of the real server show: usage counts as soon as its events are stored, a balance is never
 negative, and credits do not decide about access (`include_credits` has no effect there either). Simpler than
-there: the allowance of a metered entitlement is issued anew in each period, and nothing is carried over.
+there: the allowance of a metered entitlement is issued again in each period, and nothing is carried over.
 """
 
 import sqlite3
@@ -25,7 +25,7 @@ _ISO = {"HOUR": "PT1H", "DAY": "P1D", "WEEK": "P1W", "MONTH": "P1M", "YEAR": "P1
 
 
 class FeatureBody(Body):
-    """FeatureCreateInputs, without the filters that compare otherwise than by equality."""
+    """FeatureCreateInputs, without the filters other than equality."""
 
     key: str = Field(pattern="^[a-z0-9]+(?:_[a-z0-9]+)*$", min_length=1, max_length=64)
     name: str
@@ -312,7 +312,7 @@ def _decimal(number: Decimal) -> str:
 
 
 def resolve(connection: sqlite3.Connection, key: str) -> str | None:
-    """Return the id of the customer that a key or a subject stands for: the key's owner comes first."""
+    """Return the id of the customer that a key or a subject belongs to: the key's owner comes first."""
     row = connection.execute(
         "SELECT customer_id FROM attribution WHERE subject = ? ORDER BY role LIMIT 1", (key,)
     ).fetchone()

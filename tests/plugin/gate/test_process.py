@@ -223,6 +223,8 @@ def test_an_override_opens_the_gate_until_it_ends_and_is_listed(node: Node) -> N
         shown = subprocess.check_output([*command, "status", *where], text=True)
         assert "ticket 7" in shown
         assert "no Kong asks" not in shown
+        whole = json.loads(subprocess.check_output([*command, "status", "-o", "json", *where], text=True))
+        assert [one["why"] for one in whole["overrides"]] == ["ticket 7"]
         subprocess.check_call([*command, "end", SUBJECT, *where])
         kong.sync()
         assert kong.request(SUBJECT, "api") == "USAGE_LIMIT_REACHED"

@@ -14,23 +14,39 @@ import syncd.cli.main
 from tests.documents import ROOT
 
 
-def shown_values(app: typer.Typer) -> Iterator[tuple[str, str]]:
-    """Yield each option of a program and its commands with what help shows for its value."""
+def parameters(app: typer.Typer) -> Iterator[tuple[str, Any, Any]]:
+    """Yield each parameter of a program and its commands as "command name", with its context."""
     commands: list[tuple[str, Any]] = [("", get_command(app))]
     while commands:
         path, command = commands.pop()
         context = command.make_context(path, [], resilient_parsing=True)
         for parameter in command.get_params(context):
-            if parameter.param_type_name == "option":
-                yield f"{path} {parameter.name}", parameter.display_type_rich(context) or ""
+            yield f"{path} {parameter.name}", parameter, context
         commands += [(f"{path} {name}", sub) for name, sub in getattr(command, "commands", {}).items()]
 
 
-@pytest.mark.parametrize("app", [syncd.cli.main.app, openmeter_plugin.cli.main.app], ids=["syncd", "plugin"])
-def test_help_shows_no_type_of_python_for_the_value_of_an_option(app: typer.Typer) -> None:
-    found = dict(shown_values(app))
+programs = pytest.mark.parametrize(
+    "app", [syncd.cli.main.app, openmeter_plugin.cli.main.app], ids=["syncd", "plugin"]
+)
+
+
+@programs
+def test_help_shows_no_type_of_python_for_the_value_of_a_parameter(app: typer.Typer) -> None:
+    found = {name: one.display_type_rich(ctx=context) or "" for name, one, context in parameters(app)}
     assert len(found) > 40
-    assert {option: value for option, value in found.items() if "<" in value and "|" not in value} == {}
+    assert {name: value for name, value in found.items() if "<" in value and "|" not in value} == {}
+
+
+@programs
+def test_every_argument_has_a_name_in_capitals(app: typer.Typer) -> None:
+    shown = {name: one.metavar for name, one, _ in parameters(app) if one.param_type_name == "argument"}
+    assert shown
+    assert {name: metavar for name, metavar in shown.items() if not (metavar or "").isupper()} == {}
+
+
+@programs
+def test_json_is_an_output_and_no_option_of_its_own(app: typer.Typer) -> None:
+    assert [name for name, one, _ in parameters(app) if "--json" in one.opts] == []
 
 
 @pytest.mark.parametrize(

@@ -74,7 +74,7 @@ def test_blocked_changes_come_first_by_cause_with_one_cure_for_each() -> None:
 
 def test_what_a_person_has_to_resolve_comes_before_what_people_have_decided() -> None:
     text = shown()
-    assert text.index("Another customer has the subject") < text.index("Blocked by a decision of people")
+    assert text.index("Another customer has the subject") < text.index("Blocked by decision")
 
 
 def test_removals_come_before_changes_and_say_what_becomes_of_the_usage() -> None:

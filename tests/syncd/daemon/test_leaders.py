@@ -79,7 +79,7 @@ def test_one_leads_and_the_other_says_who(leader_and_follower: Pair) -> None:
     assert (seen["who"], seen["term"]) == ("syncd run", 1)
     page = text_of(follower.get("/dashboard/").text)
     assert f"{seen['host']} leads" in page
-    assert "This syncd leads" in text_of(leader.get("/dashboard/").text)
+    assert "This syncd is the leader" in text_of(leader.get("/dashboard/").text)
     assert PASSWORD not in page
 
 

@@ -166,7 +166,7 @@ def test_dead_letters_are_replayed_after_a_confirmation(
         window.driver.find_element(By.XPATH, "//tr[contains(., 'Bad Request')]//summary").click()
         window.press("Replay 6 events")
         assert window.path == "/dashboard/dead-letters/eu/replays/4"
-        assert "2 events wait for an answer" in window.text
+        assert "2 events are waiting for an answer" in window.text
         (asked,) = world.fake.replays
         assert asked["up_to"] == 7
         window.follow("Stop")

@@ -100,7 +100,7 @@ def test_a_customer_is_found_by_the_name_and_tag_of_its_consumers(
         assert "No usage has been read yet" in page
         assert names_of(page) == ["acme"]
         assert f'value="{text}"' in page
-        assert "No customer fits" in visitor.see("/dashboard/customers", q="nobody-at-all")
+        assert "No customers match" in visitor.see("/dashboard/customers", q="nobody-at-all")
 
 
 def test_blocked_and_unbilled_customers_can_be_listed(project: Project, sandbox: httpx.Client) -> None:

@@ -140,7 +140,7 @@ def test_a_replay_in_progress_refreshes_until_it_is_over(project: Project) -> No
     with looking_at(project, fake) as visitor:
         page = visitor.see(f"{LETTERS}/eu/replays/7")
         assert 'http-equiv="refresh"' in page
-        assert "2 events wait for an answer" in text_of(page)
+        assert "2 events are waiting for an answer" in text_of(page)
         assert 'http-equiv="refresh"' not in visitor.see(f"{LETTERS}/eu/replays/7", live="off")
         fake.replay = replay(7, delivered=2, waiting=0)
         page = visitor.see(f"{LETTERS}/eu/replays/7")
@@ -163,7 +163,7 @@ def test_what_a_replay_changed_is_seen_at_once(project: Project) -> None:
         fake.dead.clear()
         assert "1 dead letter" in visitor.see(LETTERS), "read a moment ago"
         visitor.send(f"{LETTERS}/eu/replay", LETTERS, all="yes")
-        assert "Every event was delivered or waits" in visitor.see(LETTERS)
+        assert "Every event was delivered or is waiting" in visitor.see(LETTERS)
 
 
 def test_a_gateway_that_fails_or_hangs_ends_in_a_page_that_says_what_holds(project: Project) -> None:
@@ -242,4 +242,4 @@ def test_dead_letters_of_a_real_gateway_are_replayed_once_however_often_the_form
             eventually(partial(seen, visitor, place), what=place)
         wanted = Counter([f"event-{n:06d}" for n in (3, *range(100, 120))])
         assert running.events.came - before == wanted, "each once"
-        assert "Every event was delivered or waits" in visitor.see(LETTERS)
+        assert "Every event was delivered or is waiting" in visitor.see(LETTERS)

@@ -6,7 +6,7 @@ import pytest
 
 from syncd.core.changes import Change, ChangeKind, EntityState, MovedUsage, Outcome, Status
 from syncd.core.model import CustomerDetails
-from syncd.dashboard.diffs import MAX_LINES, ChangeView, Results, change_views, kinds, tone
+from syncd.dashboard.diffs import MAX_LINES, ChangeView, Results, as_read, change_views, kinds, tone
 from tests.syncd.builders import consumer, customer, observed, plan_for
 
 NOTHING = Results(())
@@ -171,3 +171,14 @@ def test_the_entities_of_one_customer_are_not_confused() -> None:
 def test_the_kinds_that_occur_in_a_plan_are_counted() -> None:
     plan = plan_for([consumer("1", "alice"), consumer("2", "bob")], observed(customer("x", owner="default")))
     assert [(str(kind), count) for kind, count, _ in kinds(plan)] == [("create-customer", 2), ("orphaned", 1)]
+
+
+def test_what_needs_attention_comes_first() -> None:
+    changes = [
+        Change(ChangeKind.CREATE_CUSTOMER, "new", (), "new"),
+        Change(ChangeKind.DETACH_SUBJECTS, "gone", ("s1",), "orphaned", "1"),
+        Change(ChangeKind.CREATE_CUSTOMER, "newer", (), "new"),
+        Change(ChangeKind.BLOCKED, "paying", ("s2",), "active subscription", "2", settled=True),
+        Change(ChangeKind.BLOCKED, "taken", ("s3",), "another customer has it"),
+    ]
+    assert [change.customer_key for change in as_read(changes)] == ["taken", "paying", "gone", "new", "newer"]

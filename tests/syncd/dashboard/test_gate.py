@@ -67,7 +67,7 @@ def test_the_page_shows_who_is_stopped_or_would_be_and_who_is_close_to_the_end(
 
 
 def test_a_gateway_without_a_gate_says_so(project: Project) -> None:
-    assert "Runs without a gate" in page_of(project, FakeGateway())
+    assert "This gateway has no gate" in page_of(project, FakeGateway())
 
 
 def test_an_override_is_set_and_ended_by_the_forms_of_the_page(project: Project) -> None:

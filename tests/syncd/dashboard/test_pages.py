@@ -181,7 +181,7 @@ def test_unbilled_usage_has_a_reason_for_each_subject(project: Project, sandbox:
         rerun(found, dry_run=True)
         page = visitor.see("/dashboard/unbilled")
         assert f"late {late} acme 1 0" in row(page, "late"), "with the name behind the id"
-        assert "decided by people subscription" in row(page, "late")
+        assert "blocked by decision subscription" in row(page, "late")
         assert f"{new} consumer-" in row(page, "new")
         assert "1 0 not known none next run" in row(page, "new")
         assert "none 1 0 not known none unknown" in row(page, "stranger")

@@ -59,7 +59,7 @@ def test_quarantined_requests_are_listed_in_pages_with_what_is_kept(project: Pro
     kept = [quarantined(n, consumer={"username": f"consumer-{n}"}, **log) for n in range(1, 61)]
     with looking_at(project, FakeGateway(kept=kept)) as visitor:
         first = visitor.see(f"{PAGE}/eu", reason="no_consumer")
-        assert "consumer-7 orders shop 201 Record" in row(first, "7")
+        assert "consumer-7 orders shop 201 Show" in row(first, "7")
         assert "consumer-51" not in first
         assert "consumer-60" in visitor.see(f"{PAGE}/eu", reason="no_consumer", after="50")
         assert "none" in visitor.see(f"{PAGE}/eu", reason="no_header")

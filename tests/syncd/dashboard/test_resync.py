@@ -42,7 +42,7 @@ def test_a_resync_previews_and_then_applies_exactly_that(project: Project, sandb
 def test_an_empty_plan_has_nothing_to_confirm(project: Project) -> None:
     with site(project) as found, found.operator() as visitor:
         page = visitor.preview()
-        assert "Nothing to do, nothing to report" in page
+        assert "No changes." in page
         assert "Apply" not in text_of(page)
 
 

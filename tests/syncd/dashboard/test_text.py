@@ -57,6 +57,7 @@ def test_no_text_from_outside_controls_a_page_or_breaks_its_encoding(text: str) 
         (3.4, "3 s ago"),
         (59, "59 s ago"),
         (60, "1 min ago"),
+        (514, "8 min ago"),
         (8_070, "2 h 14 min ago"),
         (90_000, "1 d 1 h ago"),
         (-300, "in 5 min"),

@@ -160,7 +160,7 @@ def test_usage_is_estimated_and_what_has_no_price_is_named(project: Project, san
 def test_late_events_are_listed_with_their_customer(project: Project, sandbox: httpx.Client) -> None:
     world(sandbox)
     with opened(project) as (found, visitor):
-        assert "None since usage is kept." in visitor.see("/dashboard/usage", **RANGE)
+        assert "None since the daemon began to keep usage." in visitor.see("/dashboard/usage", **RANGE)
         requests(sandbox, "s-grown", 5, 2, "late")
         assert found.running.usage.refresh().days == 1
         late = section(visitor.see("/dashboard/usage", **RANGE), "late")

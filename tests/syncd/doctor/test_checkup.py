@@ -370,9 +370,9 @@ def test_a_read_only_token_is_found_before_the_first_run(project: Project, serve
         dialect(project, name, fake.url)
         result = project.call("doctor")
     assert result.returncode == 1
-    assert "problem  rights: the token may not create customers" in result.stdout
-    assert "problem  rights: the token may not change customers" in result.stdout
-    assert "lacks the rights" in result.stdout
+    assert "problem  permissions: the token may not create customers" in result.stdout
+    assert "problem  permissions: the token may not change customers" in result.stdout
+    assert "lacks permissions" in result.stdout
     assert httpx.get(f"{server}/api/v1/customers").json()["totalCount"] == 0
 
 
@@ -407,7 +407,7 @@ def rights(project: Project, answer: Answer) -> list[tuple[str, str]]:
     with serving(metering) as fake:
         dialect(project, "openmeter-v1", fake.url)
         found = json.loads(project.call("doctor", "--output=json").stdout)
-    return [(finding["level"], finding["text"]) for finding in found if finding["check"] == "rights"]
+    return [(finding["level"], finding["text"]) for finding in found if finding["check"] == "permissions"]
 
 
 def test_a_server_without_the_path_or_that_accepts_anything_is_a_problem(project: Project) -> None:

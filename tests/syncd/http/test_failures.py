@@ -217,8 +217,8 @@ def test_a_404_of_an_entity_does_not_ask_for_the_url() -> None:
     [
         (401, None, "no token is set in"),
         (401, TOKEN, "is wrong or expired"),
-        (403, None, "access without one lacks the rights"),
-        (403, TOKEN, "lacks the rights (reader may not)"),
+        (403, None, "access without one lacks permissions"),
+        (403, TOKEN, "lacks permissions (reader may not)"),
     ],
 )
 def test_a_refused_token_is_told_once_with_its_setting_and_variable(

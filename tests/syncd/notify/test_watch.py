@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import threading
 import time
 from collections.abc import Iterator
@@ -284,5 +285,6 @@ def test_the_command_sends_a_test_message_and_lists_what_holds(tmp_path: Path) -
         assert "secret" not in result.stdout + result.stderr
         assert there.titles == ["syncd default: test"]
         assert project.call("notify").stdout == "nothing was sent yet\n"
+        assert json.loads(project.call("notify", "-o", "json").stdout) == {"notices": []}
         project.configure("daemon: {state_dir: state}\n")
         assert "notify.urls is empty" in project.call("notify", "--test").stderr

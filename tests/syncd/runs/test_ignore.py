@@ -84,7 +84,7 @@ def test_what_is_blocked_for_an_ignored_subject_alone_is_no_drift(
     assert project.call("plan").returncode == 0
     result = project.call("apply", "--yes")
     assert result.returncode == 0
-    assert "Blocked by a decision of people: Another customer has the subject" in result.stdout
+    assert "Blocked by decision: Another customer has the subject" in result.stdout
 
 
 def test_an_ignored_subject_needs_a_reason_and_a_day(project: Project) -> None:

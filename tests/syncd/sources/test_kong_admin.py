@@ -226,7 +226,7 @@ def test_a_500_is_retried() -> None:
         (Answer({"message": "boom"}, 500), "boom"),
         (Answer(cut=True), "did not answer GET /consumers"),
         (Answer({"message": "Unauthorized"}, 401), r"sources\[0\]\.token"),
-        (Answer({"message": "no"}, 403), "lacks the rights"),
+        (Answer({"message": "no"}, 403), "lacks permissions"),
         (Answer(recorded("admin-consumers-bad-offset-error"), 400), "not a valid offset"),
         (Answer(b"<html>"), "not JSON"),
         (Answer([]), "not a JSON object"),

@@ -120,7 +120,7 @@ def fail_on(number: str, answer: Answer, times: int) -> Konnect:
         (Answer({"title": "Too many"}, 429), "HTTP 429"),
         (Answer(cut=True), "did not answer"),
         (Answer({"detail": "expired"}, 401), r"sources\[0\]\.token"),
-        (Answer({"detail": "no"}, 403), "lacks the rights"),
+        (Answer({"detail": "no"}, 403), "lacks permissions"),
         (Answer(b"<html>", 200), "not JSON"),
     ],
 )

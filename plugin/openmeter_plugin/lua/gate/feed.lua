@@ -202,7 +202,7 @@ return function(dict, shared, version, gate)
     return shared.generation == generation and not ngx.worker.exiting()
   end
 
-  -- One worker feeds. The worker that nginx starts in place of a killed one has its id, so it goes on at once.
+  -- One worker feeds. The worker that nginx starts in place of a killed one has its id, so it continues at once.
   local function feeds()
     local worker = ngx.worker.id()
     if dict:get("feeder") == nil then dict:safe_add("feeder", worker, HOLD) end
