@@ -133,7 +133,7 @@ export BROWSER
 browser:
 	@.ci/chromium
 
-#? tools: install helm, kubeconform, actionlint and promtool into .tools for the deployment tests
+#? tools: install helm, kubeconform, actionlint, promtool and schemas into .tools for the deployment tests
 tools:
 	@.ci/tools
 

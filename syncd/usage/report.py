@@ -31,7 +31,7 @@ from syncd.usage.store import KeptMeter, LateUsage, UsageStore
 _log = structlog.get_logger("syncd.usage")
 
 _LOOK_SECONDS: Final = 20.0
-"""With PostgreSQL a look each 5 s cost 0.57 % of a core; usage is refreshed every few minutes."""
+"""A look costs 2 ms with SQLite and 9 ms with PostgreSQL; usage is refreshed every half hour by default."""
 _CACHED: Final = 6
 """Reports: one of 10,000 customers takes some 8 MiB."""
 _WORDS: Final = {REQUESTS_METER: "requests", TOKENS_METER: "tokens"}

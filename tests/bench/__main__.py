@@ -32,7 +32,9 @@ def main() -> int:
     options.add_argument("--workers", type=int, default=1, help="of nginx, with Kong")
     options.add_argument("--one-core", action="store_true", help="with Kong: everything on one core")
     options.add_argument(
-        "--postgres", action="store_true", help="with --only lua: on the empty database that KONG_PG_* name"
+        "--postgres",
+        action="store_true",
+        help="with --only lua or gate: on the empty database that KONG_PG_* name, else on one of its own",
     )
     options.add_argument("--backlog", type=float, default=5.0, help="GiB that wait when a server is started")
     parts = ("servers", "drain", "memory", "backlog", "beside", "ai", "syncd", "dashboard")
@@ -43,11 +45,9 @@ def main() -> int:
     )
     arguments = options.parse_args()
     end_cleanly()
-    in_lua = arguments.only == "lua"
+    in_lua = arguments.only in ("lua", "gate")
     if in_lua > arguments.kong or arguments.postgres > in_lua:
-        options.error("--only lua needs --kong, and --postgres needs --only lua")
-    if arguments.only == "gate" and not arguments.kong:
-        options.error("--only gate needs --kong")
+        options.error("--only lua and gate need --kong, and --postgres needs one of them")
     if arguments.kong:
         return gateways(arguments)
     rounds = arguments.rounds or 5
@@ -100,7 +100,7 @@ def gateways(arguments: argparse.Namespace) -> int:
     try:
         with console.status("starting") as status:
             if arguments.only == "gate":
-                measured = kong_gate.run(rounds, status.update)
+                measured = kong_gate.run(rounds, status.update, postgres=arguments.postgres)
                 return verdict(kong_gate.report(measured, console))
             ways, missing = gateway.run(
                 rounds,

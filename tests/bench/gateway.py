@@ -42,7 +42,7 @@ from rich.table import Table
 
 from tests.bench import empty_server
 from tests.bench.goals import Goal
-from tests.bench.kong import KEY, External, Lua, kong, on_cores, process
+from tests.bench.kong import KEY, External, Lua, database, kong, on_cores, process
 from tests.bench.plugin import CONCURRENCY
 from tests.bench.processes import cpu_seconds, sink, tree
 from tests.demo.real_kong import KongMissing
@@ -126,6 +126,8 @@ def run(
             stack.enter_context(on_cores({*others} or {kongs}))
         else:
             cores |= {*others}
+        if postgres:
+            stack.enter_context(database())
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory()))
         folder.chmod(0o755)
         ways, start = _start(stack, folder, cores, workers, only_lua=only_lua, postgres=postgres)

@@ -18,6 +18,7 @@ import yaml
 from openmeter_plugin.config.lua_plugin import lua_files
 from tests.demo.real_kong import KongMissing
 from tests.harness.ports import free_port
+from tests.harness.postgres import USER, programs, running_postgres
 from tests.harness.process import eventually
 
 KEY = "bench-key"
@@ -106,7 +107,7 @@ def started(
     """Run a Kong with this declarative configuration and these settings; yields the proxy's port.
 
     With `postgres` the configuration is imported into the database that Kong's variables name (KONG_PG_HOST
-    and others); it should be an empty one, for nothing else.
+    and others, see `database`). It must be empty, and is empty again afterwards.
     """
     shutil.rmtree(directory, ignore_errors=True)
     directory.mkdir()
@@ -143,10 +144,38 @@ def started(
             run = subprocess.run(["kong", *command, *at], capture_output=True, text=True, env=environment)
             if run.returncode:
                 raise KongMissing(f"kong {command[0]} failed: {run.stderr.strip()}")
+            if "already bootstrapped" in run.stdout + run.stderr:
+                raise KongMissing("the database that KONG_PG_DATABASE names is not empty")
     try:
         yield port
     finally:
         subprocess.run(["kong", "stop", "-p", str(prefix)], capture_output=True)
+        if postgres:
+            run = subprocess.run(
+                ["kong", "migrations", "reset", "--yes", *at], capture_output=True, text=True
+            )
+            if run.returncode:
+                raise KongMissing(f"kong migrations reset failed: {run.stderr.strip()}")
+
+
+@contextmanager
+def database() -> Iterator[None]:
+    """Have Kong's variables name a database, on a new PostgreSQL if they name none."""
+    if "KONG_PG_HOST" in os.environ:
+        yield
+        return
+    folder = programs()
+    if folder is None:
+        raise KongMissing("there is no PostgreSQL in the PATH, and KONG_PG_HOST names none")
+    with running_postgres(folder, auth="trust") as server:  # a Kong that is built by hand may lack SCRAM
+        named = {
+            "KONG_PG_HOST": "127.0.0.1",
+            "KONG_PG_PORT": str(server.port),
+            "KONG_PG_USER": USER,
+            "KONG_PG_DATABASE": server.new_database().rpartition("/")[2],
+        }
+        os.environ.update(named)
+        yield
 
 
 def _answers(url: str) -> bool:

@@ -4,8 +4,8 @@ One Kong of one nginx worker has a route for each way: no gate, the plugin, post
 post-function that do nothing, which are the limit of what Lua in Kong can reach. The gate is the real
 process beside the sandbox, its customer has a limit, and the answers have its headers. The ways are driven in
 turn, in an order that rotates, a second at a time, with 8 and with 32 connections; each is compared with no
-gate in the same turn, and the median counts. Each round has a new Kong (see gateway.py). Needs `kong` and
-`wrk` in the PATH.
+gate in the same turn, and the median counts. Each round has a new Kong (see gateway.py), DB-less or, with
+`--postgres`, on a PostgreSQL. Needs `kong` and `wrk` in the PATH.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ from openmeter_plugin.config.gate_lua import FOLDER, NAME, gate_files, post_func
 from syncd.sandbox.testing import running_sandbox
 from tests.bench.gateway import Spread
 from tests.bench.goals import Goal
-from tests.bench.kong import KEY, on_cores, process, started
+from tests.bench.kong import KEY, database, on_cores, process, started
 from tests.bench.processes import cpu_seconds
 from tests.demo.real_kong import KongMissing
 from tests.harness.process import eventually
@@ -106,7 +106,7 @@ def _write_lua(folder: Path) -> None:
             (folder / place / name).write_text(text)
 
 
-def run(rounds: int, tell: Callable[[str], None]) -> Results:
+def run(rounds: int, tell: Callable[[str], None], *, postgres: bool = False) -> Results:
     """Return what was measured; raises KongMissing."""
     for program in ("kong", "wrk"):
         if shutil.which(program) is None:
@@ -114,6 +114,8 @@ def run(rounds: int, tell: Callable[[str], None]) -> Results:
     first, *others = sorted(os.sched_getaffinity(0))
     with ExitStack() as stack:
         stack.enter_context(on_cores({*others} or {first}))
+        if postgres:
+            stack.enter_context(database())
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory()))
         folder.chmod(0o755)
         upstream, _ = stack.enter_context(process("tests.bench.upstream"))
@@ -134,7 +136,9 @@ def run(rounds: int, tell: Callable[[str], None]) -> Results:
         results = {(each, way): Measured() for each in _CONCURRENCY for way in plugins}
         for number in range(rounds):
             tell(f"round {number + 1} of {rounds}")
-            with started(folder / "kong", document, names, settings, cores={first}) as port:
+            with started(
+                folder / "kong", document, names, settings, cores={first}, postgres=postgres
+            ) as port:
                 pid = int((folder / "kong/prefix/pids/nginx.pid").read_text())
                 _round(results, f"http://127.0.0.1:{port}", pid, list(plugins), number)
         return results

@@ -49,6 +49,9 @@ DRAIN = "drain-spool-metering-gateway-2"
 LATEST = kubernetes_validate.latest_version()
 """The last version of Kubernetes whose schemas are there."""
 SCHEMAS = Path(kubernetes_validate.__file__).parent / "kubernetes-json-schema"
+CRDS = ROOT / ".tools" / "prometheus-operator"
+"""The definitions of the Prometheus operator's objects, which `make tools` takes from its Go module."""
+OPERATORS = "monitoring.coreos.com"
 
 pytestmark = [needs("helm"), pytest.mark.slow]
 wholes = pytest.mark.parametrize("whole", [pytest.param(make, id=name) for name, make in WHOLES.items()])
@@ -102,10 +105,13 @@ def schemas(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The schemas that kubernetes-validate brings along, with references that kubeconform can follow."""
     folder = tmp_path_factory.mktemp("schemas")
     objects = [manifest for make in WHOLES.values() for manifest in make()]
+    kubernetes = [one for one in objects if not one["apiVersion"].startswith(OPERATORS)]
     for version in (FIRST, LATEST):
         (folder / version).mkdir()
-        names = {"_definitions.json"} | {file_of_schema(manifest) for manifest in objects}
-        for name in names - {""}:
+        for name, schema in schemas_of_operator().items():
+            (folder / version / name).write_text(json.dumps(schema))
+        names = {"_definitions.json"} | {file_of_schema(one["apiVersion"], one["kind"]) for one in kubernetes}
+        for name in names:
             schema = json.loads((SCHEMAS / f"v{version}-local-strict" / name).read_text())
             del schema["$id"]  # the address that references are relative to
             here = json.dumps(schema).replace('"/api/_definitions.json', '"_definitions.json')
@@ -113,12 +119,33 @@ def schemas(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def file_of_schema(manifest: Manifest) -> str:
-    """The file with the schema of an object; nothing for those of the Prometheus operator, which has none."""
-    group, _, version = manifest["apiVersion"].rpartition("/")
-    if group == "monitoring.coreos.com":
-        return ""
-    parts = [manifest["kind"].lower(), *([group.partition(".")[0]] if group else []), version]
+def schemas_of_operator() -> dict[str, Any]:
+    """The schemas of the Prometheus operator's objects by file; none where its definitions are not there."""
+    found: dict[str, Any] = {}
+    for path in CRDS.glob("*.yaml"):
+        spec = yaml.safe_load(path.read_text())["spec"]
+        for version in spec["versions"]:
+            name = file_of_schema(f"{spec['group']}/{version['name']}", spec["names"]["kind"])
+            found[name] = strict(version["schema"]["openAPIV3Schema"])
+    return found
+
+
+def strict(schema: Any) -> Any:
+    """A schema whose objects may have no other fields than those it names."""
+    if isinstance(schema, list):
+        return [strict(one) for one in schema]
+    if not isinstance(schema, dict):
+        return schema
+    closed = {name: strict(value) for name, value in schema.items()}
+    if isinstance(schema.get("properties"), dict) and schema.get("type") == "object":
+        closed.setdefault("additionalProperties", False)
+    return closed
+
+
+def file_of_schema(api: str, kind: str) -> str:
+    """The file with the schema of an object, as kubeconform names it."""
+    group, _, version = api.rpartition("/")
+    parts = [kind.lower(), *([group.partition(".")[0]] if group else []), version]
     return "-".join(parts) + ".json"
 
 
@@ -126,7 +153,8 @@ def conforms(manifests: str, schemas: Path, version: str) -> subprocess.Complete
     """Have kubeconform judge objects."""
     where = f"{schemas}/{version}/{{{{ .ResourceKind }}}}{{{{ .KindSuffix }}}}.json"
     command = [str(tool("kubeconform")), "-strict", "-summary", "-schema-location", where]
-    command += ["-skip", "PodMonitor,ServiceMonitor,PrometheusRule"]
+    if not CRDS.exists():
+        command += ["-skip", "PodMonitor,ServiceMonitor,PrometheusRule"]
     return subprocess.run(command, input=manifests, capture_output=True, text=True)
 
 
@@ -148,6 +176,17 @@ def test_a_misspelt_field_would_have_been_found(schemas: Path) -> None:
     pod_spec(broken)["initContainers"][0]["restartPolicies"] = "Always"
     done = conforms(yaml.safe_dump(broken), schemas, LATEST)
     assert (done.returncode, "restartPolicies" in done.stdout) == (1, True), done.stdout
+
+
+@needs("kubeconform")
+@pytest.mark.skipif(not CRDS.exists(), reason="needs the Prometheus operator's definitions: run make tools")
+@pytest.mark.parametrize("kind", ["PodMonitor", "ServiceMonitor", "PrometheusRule"])
+def test_a_misspelt_field_of_the_prometheus_operator_would_have_been_found(kind: str, schemas: Path) -> None:
+    broken = next(one for one in render(GATEWAYS, "monitoring") if one["kind"] == kind)
+    assert conforms(yaml.safe_dump(broken), schemas, LATEST).returncode == 0
+    broken["spec"]["selektor"] = {}
+    done = conforms(yaml.safe_dump(broken), schemas, LATEST)
+    assert (done.returncode, "selektor" in done.stdout) == (1, True), done.stdout
 
 
 @pytest.mark.parametrize(

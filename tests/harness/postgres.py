@@ -20,7 +20,7 @@ from tests.harness.process import eventually
 
 USER = "syncd"
 PASSWORD = "pass word/of:the@database"
-_INITDB = ("-A", "scram-sha-256", "-E", "UTF8", "--locale", "C", "--no-sync")
+_INITDB = ("-E", "UTF8", "--locale", "C", "--no-sync")
 _QUOTED = "pass%20word%2Fof%3Athe%40database"
 
 
@@ -61,8 +61,8 @@ class Postgres:
 
 
 @contextmanager
-def running_postgres(bin_folder: Path) -> Iterator[Postgres]:
-    """Run a server; its data are not synced to the disk."""
+def running_postgres(bin_folder: Path, *, auth: str = "scram-sha-256") -> Iterator[Postgres]:
+    """Run a server; its data are not synced to the disk. `auth` is initdb's."""
     with tempfile.TemporaryDirectory(prefix="syncd-postgres-") as folder:
         as_user = "postgres" if os.geteuid() == 0 else None  # it refuses to run as root
         if as_user:
@@ -72,7 +72,7 @@ def running_postgres(bin_folder: Path) -> Iterator[Postgres]:
         password.chmod(0o644)
         data, port = f"{folder}/data", free_port()
         made = subprocess.run(
-            [bin_folder / "initdb", *_INITDB, "-U", USER, "-D", data, "--pwfile", str(password)],
+            [bin_folder / "initdb", *_INITDB, "-A", auth, "-U", USER, "-D", data, "--pwfile", str(password)],
             user=as_user,
             cwd=folder,
             capture_output=True,

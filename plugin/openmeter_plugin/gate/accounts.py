@@ -215,6 +215,8 @@ class Accounts:
         if counter > before:
             reservations = self._reservations(key, entry)
             reservations.reserve((counter - before) / cost, cost, now, self.policy.reserved_for)
+        if counter >= before and entry.reservations is not None:
+            entry.reservations.reported()
         entry.counters[kong] = max(counter, before)
         if kong not in entry.reported:
             entry.reported |= {kong}

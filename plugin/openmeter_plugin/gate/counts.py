@@ -109,10 +109,11 @@ class Reservations:
     that Kong did not count, because it had no decision yet, are reported and reserved as well.
     """
 
-    __slots__ = ("_early", "_open", "_strange", "total")
+    __slots__ = ("_early", "_open", "_since_report", "_strange", "total")
 
     def __init__(self) -> None:
         self.total = 0.0
+        self._since_report = 0.0
         self._open: deque[list[float]] = deque()  # [expires, requests, amount of each]
         self._early: deque[list[float]] = deque()  # [logged at, requests]
         self._strange: deque[list[float]] = deque()  # the same, before Kong had a decision
@@ -151,17 +152,23 @@ class Reservations:
                 self._open.popleft()
         if requests > 0:
             logs = self._early if counted else self._strange
+            self._since_report += requests if counted else 0.0
             while logs and now - logs[0][0] >= _EARLY_SECONDS:
                 logs.popleft()
             logs.append([now, requests])
         if not self._open:
             self.total = 0.0  # no remainder of a float
 
+    def reported(self) -> None:
+        """Note a report of Kong's counter: logs that wait on are of requests that no counter has."""
+        self._since_report = 0.0
+
     def ahead(self, now: float) -> float:
         """Return how many requests were logged whose report may be on its way."""
-        if not self._early:
+        if not self._since_report:
             return 0.0
-        return sum(requests for at, requests in self._early if now - at < _REPORT_SECONDS)
+        fresh = sum(requests for at, requests in self._early if now - at < _REPORT_SECONDS)
+        return min(fresh, self._since_report)
 
     def expire(self, now: float) -> bool:
         """Drop reservations that no log will settle; returns whether there were any."""

@@ -127,6 +127,8 @@ class Lane:
     shell: str
     consumer: str
     statuses: list[int] = field(default_factory=list)
+    times: list[float] = field(default_factory=list)
+    """When each of these answers was there, by the monotonic clock."""
     slowest: float = 0.0
     failures: list[str] = field(default_factory=list)
     closed: int = 0
@@ -136,7 +138,8 @@ class Lane:
 class Traffic:
     """Requests of several consumers through both shells, until stopped."""
 
-    def __init__(self, kong: Kong, consumers: Sequence[str]) -> None:
+    def __init__(self, kong: Kong, consumers: Sequence[str], pause: float = _PAUSE) -> None:
+        self._pause = pause
         self.lanes = [Lane(shell, consumer) for shell in PATHS for consumer in consumers]
         self._host, self._port = kong.url.removeprefix("http://").split(":")
         self._done = threading.Event()
@@ -147,6 +150,10 @@ class Traffic:
         return self
 
     def __exit__(self, *_: object) -> None:
+        self.stop()
+
+    def stop(self) -> None:
+        """Send no more requests, and wait for the answers of those under way."""
         self._done.set()
         self._thread.join()
 
@@ -198,7 +205,8 @@ class Traffic:
                 length = re.search(r"content-length: (\d+)", head)
                 await reader.readexactly(int(length[1]) if length else 0)
             lane.slowest = max(lane.slowest, time.monotonic() - began)
+            lane.times.append(time.monotonic())
             lane.statuses.append(int(head.split(" ", 2)[1]))
             if "connection: close" in head:
                 return
-            await asyncio.sleep(_PAUSE)
+            await asyncio.sleep(self._pause)

@@ -125,6 +125,20 @@ def test_the_log_of_a_request_that_passed_uncounted_settles_no_other_request(ste
     assert gate.base(KEY, "k", 1.6, born=True) == 4
 
 
+def test_logs_of_requests_that_no_counter_has_raise_no_ceiling_however_steady_the_traffic_is() -> None:
+    gate = accounts()
+    gate.apply(KEY, exact(0, 100), 0)
+    gate.count("acme", {"api": 4}, 4, gate.lots.current(1), 1)  # of a route without the gate
+    for turn in range(1, 6):
+        now = 1 + turn / 2
+        gate.count("acme", {"api": 10}, 10, gate.lots.current(now), now)
+        before = (gate.base(KEY, "k", now, born=True) or 0) + (left(gate, now) or 0)
+        assert before == 96 or turn == 1  # until its first report, these could be requests that Kong counted
+        gate.passed("k", KEY, 10 * turn, now + 0.2)
+        assert (gate.base(KEY, "k", now + 0.2, born=True) or 0) + (left(gate, now + 0.2) or 0) == 96
+        assert gate.base(KEY, "k", now + 0.2, born=True) == 10 * turn
+
+
 def test_a_request_that_passed_uncounted_is_reserved_until_it_is_logged_or_expires() -> None:
     gate = accounts()
     gate.apply(KEY, exact(1, 10), 1)
@@ -472,6 +486,116 @@ def test_a_log_without_a_report_is_taken_off_after_a_second_because_kong_did_not
     world.gate.expire_ahead(world.now)
     world.feed()
     assert world.ceiling == 6
+
+
+@dataclass
+class Delayed(World):
+    """A node whose requests pass without a ceiling as well, and whose reports take their time."""
+
+    uncounted: int = 0
+    on_the_way: list[tuple[float, int]] = field(default_factory=list)
+    known: int = 0
+    """Requests that passed without a ceiling and whose reports have arrived."""
+    gate: Accounts = field(default_factory=lambda: accounts(replace(POLICY, reserved_for=1e6)))
+
+    def requests(self, number: int) -> None:
+        if self.ceiling is None:
+            self.uncounted += number
+            self.passed += number
+            self.in_flight += number
+        else:
+            super().requests(number)
+
+    def report(self) -> None:
+        self.on_the_way.append((self.counter, self.uncounted))
+        self.uncounted = 0
+
+    def arrives(self, which: int) -> None:
+        if self.on_the_way:
+            counter, uncounted = self.on_the_way.pop(which % len(self.on_the_way))
+            self.known += uncounted
+            if uncounted:
+                self.gate.passed_uncounted("acme-app", "api", uncounted, self.now)
+            self.gate.passed("k", KEY, counter, self.now)
+
+
+@settings(max_examples=200, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@given(
+    st.integers(3, 20),
+    st.lists(
+        st.one_of(
+            _do(Delayed.requests, st.integers(1, 5)),
+            _do(Delayed.requests, st.integers(1, 5)),
+            _do(Delayed.log, st.integers(1, 5)),
+            _do(Delayed.read_spool),
+            _do(Delayed.deliver, st.sampled_from([0.0, COUNTED_AFTER - 0.01])),
+            _do(Delayed.note_delivered),
+            _do(Delayed.ask, st.sampled_from([0.0, 1.0]), st.sampled_from([0.0, 2.0])),
+            _do(Delayed.report),
+            _do(Delayed.arrives, st.integers(0, 3)),
+            _do(Delayed.feed),
+            _do(Delayed.pass_time, st.sampled_from([0.1, 1.0, 4.0])),
+        ),
+        min_size=20,
+        max_size=60,
+    ),
+)
+def test_no_ceiling_grants_what_is_known_to_have_passed_however_late_logs_and_reports_are(
+    issued: int, steps: list[Any]
+) -> None:
+    world = Delayed(issued)
+    for step, values in steps:
+        step(world, *values)
+        if step is World.feed and world.ceiling is not None:
+            assert world.ceiling <= issued - world.known
+
+
+@dataclass
+class Mixed(World):
+    """A node that meters requests of routes without the gate as well: no counter has them, and logs come."""
+
+    others: int = 0
+
+    def other_requests(self, number: int) -> None:
+        self.others += number
+        self.written += number
+
+    def settle(self) -> None:
+        """Log, read and report all that passed."""
+        self.log(self.in_flight)
+        self.read_spool()
+        self.report()
+        self.feed()
+
+
+@settings(max_examples=200, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@given(
+    st.integers(20, 60),
+    st.lists(
+        st.one_of(
+            _do(Mixed.requests, st.integers(1, 5)),
+            _do(Mixed.requests, st.integers(1, 5)),
+            _do(Mixed.other_requests, st.integers(1, 3)),
+            _do(Mixed.log_and_feed, st.integers(1, 5)),
+            _do(Mixed.report),
+            _do(Mixed.settle),
+            _do(Mixed.pass_time, st.sampled_from([0.1, 0.4, 1.0])),
+        ),
+        min_size=20,
+        max_size=60,
+    ),
+)
+def test_once_all_is_logged_and_reported_no_ceiling_grants_what_other_routes_used_however_it_was_mixed(
+    issued: int, steps: list[Any]
+) -> None:
+    world = Mixed(issued)
+    world.ask(0, 0)
+    world.feed()
+    for step, values in steps:
+        step(world, *values)
+        if step is Mixed.settle:
+            assert world.ceiling is not None
+            assert world.ceiling <= issued - world.others
 
 
 TICK, ASKED_EVERY, DELIVERED_AFTER, COUNTED_WITHIN = 0.1, 0.5, 0.3, 1.0

@@ -367,6 +367,22 @@ def test_reports_count_everything_once_though_the_gate_refuses_some(gate: Script
     assert gate.figures["passed"] - before == 40
 
 
+def test_a_new_dict_is_reported_only_after_its_first_answer_so_that_the_gate_knows_it_from_its_beginning(
+    gate: ScriptedGate, shell: Shell
+) -> None:
+    gate.state = "dead"
+    node = Node(gate, shell=shell)
+    for worker in (0, 1):
+        node.request(worker=worker)
+    node.run(3)
+    gate.state, gate.feeds_left = "up", 0
+    node.run(1.5)  # the long poll waits longer than this
+    assert {request.path for request in gate.requests} == {"/v1/feed"}
+    gate.feeds_left = None
+    node.run(9)
+    assert gate.figures["feed_errors"] >= 3
+
+
 def test_an_active_subject_is_reported_every_ten_seconds_by_each_worker_and_no_more(
     gate: ScriptedGate,
 ) -> None:

@@ -303,6 +303,8 @@ return function(dict, shared, version, gate)
   end
 
   local function report(session)
+    -- The gate knows a counter from its beginning only if it hears of a new dict by the feed.
+    if not dict:get("since_epoch") then return REPORT end
     if not next(shared.seen) and not next(shared.changed) and not next(shared.stops) and not next(shared.figures)
       and not next(shared.uncounted) then
       return REPORT
