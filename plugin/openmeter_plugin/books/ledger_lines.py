@@ -8,7 +8,7 @@ from typing import Any
 import orjson
 
 from openmeter_plugin.books.store import LedgerKey, Lines
-from openmeter_plugin.metering.ai_gaps import PROPERTY, AiUsageGap, worst
+from openmeter_plugin.metering.ai_usage import GAP_PROPERTY, AiUsageGap, worst_gap
 from openmeter_plugin.metering.lenient_json import json_object
 from openmeter_plugin.spool.segment import Record, Summary, decode_usage_key
 
@@ -29,8 +29,8 @@ def summary_of(record: Record) -> Summary | None:
 
 def gap_of(events: Iterable[dict[str, Any]]) -> str | None:
     """Return the worst gap of the AI usage in a request's events."""
-    named = [json_object(event.get("data")).get(PROPERTY) for event in events]
-    return worst(gap for gap in AiUsageGap if gap in named)
+    named = [json_object(event.get("data")).get(GAP_PROPERTY) for event in events]
+    return worst_gap(gap for gap in AiUsageGap if gap in named)
 
 
 def add_lines(lines: Lines, summary: Summary, requests: int = 1) -> None:

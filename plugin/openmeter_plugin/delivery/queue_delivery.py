@@ -20,9 +20,9 @@ from openmeter_plugin.delivery.pipeline import POLL, Idle, Pipeline
 from openmeter_plugin.delivery.retention import Delivered, delivered_now
 from openmeter_plugin.log import RateLimit, get_logger
 from openmeter_plugin.spool.destination import QUARANTINE, queues_directory
+from openmeter_plugin.spool.queue import sync_directory
 from openmeter_plugin.spool.reader import UNREADABLE, QueueReader, segment_names
 from openmeter_plugin.spool.segment import SUFFIX
-from openmeter_plugin.spool.segment_file import sync_directory
 
 _DELIVERY_SHARE: Final = 3  # times as long for delivery as for accounting while both have a backlog
 

@@ -29,8 +29,8 @@ from openmeter_plugin.http_log.spooling import MAX_ENTRIES, Memory, Post, Spooli
 from openmeter_plugin.instances.instance import Instance, start_instance
 from openmeter_plugin.instances.record import BAD_RECORD, RoutedRecord, spool_record
 from openmeter_plugin.log import RateLimit, get_logger
+from openmeter_plugin.metering.kong_log import NO_RESULTS, PdkQuery
 from openmeter_plugin.metering.lenient_json import json_object, parse_log
-from openmeter_plugin.metering.pdk_queries import NO_RESULTS, PdkQuery
 from openmeter_plugin.process.sockets import BACKLOG, loopback_hosts
 from openmeter_plugin.process.web_server import EmbeddedServer, forward_log, limited_protocol
 from openmeter_plugin.spool.writer import SpoolWriter

@@ -10,8 +10,15 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, Final, Literal
 
-from openmeter_plugin.metering.ai_gaps import PROPERTY, gap_of_call, statistics_off
-from openmeter_plugin.metering.ai_usage import INPUT_TYPES, AiCall, ai_calls, kong_version
+from openmeter_plugin.metering.ai_usage import (
+    GAP_PROPERTY,
+    INPUT_TYPES,
+    AiCall,
+    ai_calls,
+    gap_of_call,
+    kong_version,
+    statistics_off,
+)
 from openmeter_plugin.metering.lenient_json import count, identifier, json_object, put, text
 from openmeter_plugin.metering.units import NAMES, Unit
 
@@ -23,7 +30,7 @@ A2A_REQUEST: Final = "kong.a2a_request"
 
 TOKEN_PROPERTIES: Final = frozenset({"tokens", "type", "model", "provider"})
 AI_PROPERTIES: Final = TOKEN_PROPERTIES | frozenset(
-    {"modality", "operation", PROPERTY}
+    {"modality", "operation", GAP_PROPERTY}
     | {"response_model", "request_mode", "cache_status", "cost", "llm_latency_ms", "time_to_first_token_ms"}
     | {"method", "tool", "session", "error", "binding", "task_state", "streaming", "rpc_latency_ms"}
     | {"rpc_response_bytes"}
@@ -71,7 +78,7 @@ def _model_calls(
             continue
         kind = LLM_CACHE_HIT if call.is_cache_hit and rules.cache_hits == "mark" else LLM_REQUEST
         model = _model(call)
-        put(model, PROPERTY, None if failed else gap_of_call(call, headers, version))
+        put(model, GAP_PROPERTY, None if failed else gap_of_call(call, headers, version))
         for suffix, tokens in _tokens(call, rules.tokens):
             yield f"{request_id}:{call.name}:{suffix}", kind, tokens | model
         if rules.calls or rules.units:

@@ -10,9 +10,9 @@ import pytest
 from openmeter_plugin.books import backlog
 from openmeter_plugin.spool import reader
 from openmeter_plugin.spool.destination import queues_directory
+from openmeter_plugin.spool.queue import Segment
 from openmeter_plugin.spool.reader import read_segment
 from openmeter_plugin.spool.segment import LOST, Damage, Record, encode_record
-from openmeter_plugin.spool.segment_file import Segment
 from tests.plugin.deliveries import record
 from tests.plugin.spools import QUEUE, segments
 

@@ -24,9 +24,9 @@ from openmeter_plugin.delivery.pipeline import Pipeline
 from openmeter_plugin.delivery.retention import Delivered, delivered_now, expired, remove_leftovers
 from openmeter_plugin.spool import reader as reader_module
 from openmeter_plugin.spool.destination import queues_directory, redirect, write_destination
+from openmeter_plugin.spool.queue import Segment
 from openmeter_plugin.spool.reader import UNREADABLE
 from openmeter_plugin.spool.segment import MAGIC
-from openmeter_plugin.spool.segment_file import Segment
 from tests.harness.process import eventually
 from tests.plugin.deliveries import (
     KEEP_NOTHING,
