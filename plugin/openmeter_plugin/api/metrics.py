@@ -15,7 +15,7 @@ from prometheus_client.registry import Collector
 from openmeter_plugin import __version__
 from openmeter_plugin.api.gate import GateClient, gate_figures
 from openmeter_plugin.api.health import HealthMonitor
-from openmeter_plugin.books.losses import LOSS_REASONS
+from openmeter_plugin.books.ledger_lines import LOSS_REASONS
 from openmeter_plugin.books.models import DestinationStatus, SpoolStatus
 from openmeter_plugin.books.read_models import SpoolError
 from openmeter_plugin.books.status import read_status

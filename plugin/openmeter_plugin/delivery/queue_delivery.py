@@ -11,7 +11,7 @@ from typing import Final
 
 from openmeter_plugin.books.accountant import MAX_RECORDS, Accountant, copy_damage
 from openmeter_plugin.books.database import is_damage
-from openmeter_plugin.books.losses import Span, waiting_lines
+from openmeter_plugin.books.ledger_lines import Span, waiting_lines
 from openmeter_plugin.books.store import Books, Losses
 from openmeter_plugin.clock import SteadyClock
 from openmeter_plugin.delivery.batch import BatchReader
