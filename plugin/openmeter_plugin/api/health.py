@@ -14,8 +14,8 @@ from openmeter_plugin.segments.stats import ReaderStats
 from openmeter_plugin.spool.queue import writable_bytes
 
 if TYPE_CHECKING:
+    from openmeter_plugin.delivery.process import SpoolDelivery
     from openmeter_plugin.delivery.queue_delivery import QueueDelivery
-    from openmeter_plugin.delivery.spool_delivery import SpoolDelivery
 
 _MIN_WRITABLE: Final = 64 * 1024  # bytes that the workers can still write
 

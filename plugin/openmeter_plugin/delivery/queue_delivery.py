@@ -14,9 +14,8 @@ from openmeter_plugin.books.database import is_damage
 from openmeter_plugin.books.ledger_lines import Span, waiting_lines
 from openmeter_plugin.books.store import Books, Losses
 from openmeter_plugin.clock import SteadyClock
-from openmeter_plugin.delivery.batch import BatchReader
 from openmeter_plugin.delivery.endpoint import Endpoint
-from openmeter_plugin.delivery.pipeline import POLL, Idle, Pipeline
+from openmeter_plugin.delivery.pipeline import POLL, BatchReader, Idle, Pipeline
 from openmeter_plugin.delivery.retention import Delivered, delivered_now
 from openmeter_plugin.log import RateLimit, get_logger
 from openmeter_plugin.spool.destination import QUARANTINE, queues_directory

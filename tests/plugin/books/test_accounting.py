@@ -21,7 +21,7 @@ from openmeter_plugin.books import accountant as accountant_module
 from openmeter_plugin.books.accountant import Accountant
 from openmeter_plugin.books.ledger_lines import ledger_key
 from openmeter_plugin.books.store import Books, Delivery
-from openmeter_plugin.delivery.batch import Batch, BatchReader
+from openmeter_plugin.delivery.pipeline import Batch, BatchReader
 from openmeter_plugin.spool.destination import QUARANTINE, queues_directory, write_destination
 from openmeter_plugin.spool.queue import Segment
 from openmeter_plugin.spool.reader import QueueReader

@@ -30,8 +30,7 @@ from openmeter_plugin.books.replay import replay_dead_letters
 from openmeter_plugin.clock import SteadyClock
 from openmeter_plugin.delivery import pipeline
 from openmeter_plugin.delivery.options import RESEND_WINDOW, DeliveryOptions, Retention
-from openmeter_plugin.delivery.process import _open_books
-from openmeter_plugin.delivery.spool_delivery import SpoolDelivery
+from openmeter_plugin.delivery.process import SpoolDelivery, _open_books
 from openmeter_plugin.spool import queue as spool_queue
 from openmeter_plugin.spool import writer as writer_module
 from openmeter_plugin.spool.destination import QUARANTINE, queues_directory, write_destination
