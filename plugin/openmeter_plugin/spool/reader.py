@@ -403,11 +403,6 @@ class QueueReader:
         """The segments with damage that was not there when they were accounted for."""
         return [segment for segment in self._segments.values() if segment.suspect]
 
-    @property
-    def undelivered_bytes(self) -> int:
-        """The bytes between the two cursors of all segments."""
-        return sum(segment.accounted - segment.delivered for segment in self._segments.values())
-
     def close(self) -> None:
         """Close the files."""
         for segment in self._segments.values():
