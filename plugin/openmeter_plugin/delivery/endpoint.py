@@ -24,9 +24,9 @@ from typing import Any, Final, Literal
 import orjson
 
 from openmeter_plugin.books.store import DeadLetter
-from openmeter_plugin.clock import SteadyClock
 from openmeter_plugin.delivery.answers import RejectedError, UnauthorizedError, UndeliveredError
 from openmeter_plugin.delivery.client import EventsClient, tls_of
+from openmeter_plugin.delivery.clock import SteadyClock
 from openmeter_plugin.delivery.dead_letters import DeadLetterLimit
 from openmeter_plugin.delivery.options import DeliveryOptions, in_words
 from openmeter_plugin.log import RateLimit, get_logger

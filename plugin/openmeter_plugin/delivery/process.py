@@ -23,7 +23,7 @@ from typing import Final
 
 from openmeter_plugin.books.database import FILE, is_damage
 from openmeter_plugin.books.store import Books, BooksTakenError
-from openmeter_plugin.clock import SteadyClock
+from openmeter_plugin.delivery.clock import SteadyClock
 from openmeter_plugin.delivery.endpoint import Breakers, Endpoint
 from openmeter_plugin.delivery.options import DeliveryOptions
 from openmeter_plugin.delivery.queue_delivery import QueueDelivery

@@ -13,7 +13,7 @@ from openmeter_plugin.books.accountant import MAX_RECORDS, Accountant, copy_dama
 from openmeter_plugin.books.database import is_damage
 from openmeter_plugin.books.ledger_lines import Span, waiting_lines
 from openmeter_plugin.books.store import Books, Losses
-from openmeter_plugin.clock import SteadyClock
+from openmeter_plugin.delivery.clock import SteadyClock
 from openmeter_plugin.delivery.endpoint import Endpoint
 from openmeter_plugin.delivery.pipeline import POLL, BatchReader, Idle, Pipeline
 from openmeter_plugin.delivery.retention import Delivered, delivered_now

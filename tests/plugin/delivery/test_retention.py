@@ -16,9 +16,9 @@ import structlog
 
 from openmeter_plugin.books.replay import request_redelivery
 from openmeter_plugin.books.store import Books
-from openmeter_plugin.clock import SteadyClock
 from openmeter_plugin.delivery import process as process_module
 from openmeter_plugin.delivery import retention as retention_module
+from openmeter_plugin.delivery.clock import SteadyClock
 from openmeter_plugin.delivery.options import Retention
 from openmeter_plugin.delivery.pipeline import Pipeline
 from openmeter_plugin.delivery.retention import Delivered, delivered_now, expired, remove_leftovers

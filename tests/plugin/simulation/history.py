@@ -27,8 +27,8 @@ import structlog
 from openmeter_plugin.books.database import FILE
 from openmeter_plugin.books.equations import Counts, total, violations
 from openmeter_plugin.books.replay import replay_dead_letters
-from openmeter_plugin.clock import SteadyClock
 from openmeter_plugin.delivery import pipeline
+from openmeter_plugin.delivery.clock import SteadyClock
 from openmeter_plugin.delivery.options import RESEND_WINDOW, DeliveryOptions, Retention
 from openmeter_plugin.delivery.process import SpoolDelivery, _open_books
 from openmeter_plugin.spool import queue as spool_queue
