@@ -11,11 +11,9 @@ from operator import attrgetter
 
 from syncd.core.model import DesiredCustomer, DesiredState, DesiredSubject, Principal
 from syncd.core.ownership import ownership_metadata
-from syncd.mapping.claims import Claim, claims_of
-from syncd.mapping.collisions import without_collisions
+from syncd.mapping.claims import Claim, claims_of, without_collisions
 from syncd.mapping.details import details_of
-from syncd.mapping.rules import MAX_NAME, MappingRules
-from syncd.mapping.templates import fill
+from syncd.mapping.rules import MAX_NAME, MappingRules, fill
 
 _CUSTOMER_KEY = attrgetter("customer_key")
 

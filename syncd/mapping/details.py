@@ -11,8 +11,7 @@ from collections.abc import Callable, Mapping, Sequence
 from syncd.core.model import NO_DETAILS, CustomerDetails
 from syncd.core.ownership import is_label
 from syncd.mapping.claims import Claim
-from syncd.mapping.rules import MappingRules
-from syncd.mapping.templates import fill
+from syncd.mapping.rules import MappingRules, fill
 
 _MAX_DESCRIPTION = 1024
 _COUNTRY = re.compile(r"[A-Z]{2}")
