@@ -24,8 +24,8 @@ from syncd.doctor.subjects import CHECK, Kong, check_subjects, mapped_subjects
 from syncd.http.client import ApiClient, Endpoint
 from syncd.http.retry import Retry
 from syncd.runs.factory import CONSUMER_RIGHTS, kong_endpoint, konnect_endpoint, rules_of
-from syncd.sources.consumers import offset_pages
-from syncd.sources.declarative_file import DeclarativeFile, plugin_config
+from syncd.sources.base import offset_pages
+from syncd.sources.files import DeclarativeFile, plugin_config
 
 
 def check_agreement(config: Config, read: Mapping[str, Sequence[Principal]]) -> Iterator[Finding]:

@@ -27,12 +27,10 @@ from syncd.mapping.mapping_file import read_mapping_file
 from syncd.mapping.rules import MappingRules
 from syncd.metering.base import MeteringApi
 from syncd.metering.dialects import DIALECTS
-from syncd.sources.applications_file import ApplicationsFile
 from syncd.sources.base import Source
-from syncd.sources.declarative_file import DeclarativeFile
+from syncd.sources.files import ApplicationsFile, DeclarativeFile, Static, StaticSubject
 from syncd.sources.kong_admin import KongAdmin
 from syncd.sources.konnect import KonnectApplications, KonnectConsumers
-from syncd.sources.static import Static, StaticSubject
 
 if TYPE_CHECKING:
     from syncd.runs.history import History

@@ -8,9 +8,7 @@ from syncd.config.settings import Config
 from syncd.core.model import Principal
 from syncd.mapping.desired_state import desired_state
 from syncd.runs.factory import rules_of, sources_of
-from syncd.sources.applications_file import ApplicationsFile
-from syncd.sources.declarative_file import DeclarativeFile
-from syncd.sources.static import Static
+from syncd.sources.files import ApplicationsFile, DeclarativeFile, Static
 
 _LOCAL = (DeclarativeFile, ApplicationsFile, Static)
 

@@ -24,7 +24,7 @@ from syncd.core.errors import ApiError, RefusedError, SourceError, UnauthorizedE
 from syncd.core.model import Principal
 from syncd.http.client import ApiClient, Endpoint, expect_object
 from syncd.http.retry import Retry
-from syncd.sources.consumers import read_consumers
+from syncd.sources.base import read_consumers
 
 _NOT_CONFIGURED = "0" * 32
 _NOT_FOUND = 404

@@ -17,8 +17,7 @@ from syncd.core.model import Principal
 from syncd.http.client import ApiClient, Endpoint, expect_list, expect_object
 from syncd.http.pagination import Entry, Page, read_all
 from syncd.http.retry import Retry
-from syncd.sources.base import text
-from syncd.sources.consumers import read_consumers
+from syncd.sources.base import read_consumers, text
 
 
 @dataclass(frozen=True, slots=True)
