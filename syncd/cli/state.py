@@ -44,8 +44,7 @@ def migrate(
     from syncd.cli.render import counts, line
     from syncd.config import settings
     from syncd.runs.lock import write_lock
-    from syncd.state.database import State
-    from syncd.state.transfer import copy
+    from syncd.state.database import State, copy_state
 
     service = settings.load(config_path(context, config)).daemon
     if service.state_url is None:
@@ -61,7 +60,7 @@ def migrate(
         write_lock(old, holder, patience=0),
         write_lock(new, holder, patience=0),
     ):
-        copied = copy(old, new)
+        copied = copy_state(old, new)
     if output is Output.JSON:
         print_json({"from": str(source), "to": str(target), "rows": copied})
     else:
