@@ -18,7 +18,9 @@ from openmeter_plugin.units import plural
 from syncd.config.settings import Config
 from syncd.core.errors import RefusedError, SourceError
 from syncd.dashboard.text import ago, size
-from syncd.http.client import ApiClient, Endpoint, Params, expect_list, expect_object
+from syncd.http.client import ApiClient, Params
+from syncd.http.endpoint import Endpoint
+from syncd.http.json import expect_list, expect_object
 from syncd.http.retry import Pace, Retry
 from syncd.runs.factory import metering_endpoint, quick_target_of, sources_of
 from syncd.sources.base import Source

@@ -12,7 +12,7 @@ from openmeter_plugin.network.proxies import is_nearby
 from openmeter_plugin.units import plural
 from syncd.audit.books import address_of, leads_to
 from syncd.gateways.models import Spool, SpoolPart
-from syncd.http.client import Endpoint
+from syncd.http.endpoint import Endpoint
 from syncd.metering.base import Meter
 from syncd.metering.meters import STANDARD_METERS
 from syncd.metering.usage import EVENTS_METER

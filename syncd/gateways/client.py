@@ -25,7 +25,8 @@ from syncd.gateways.kept import (
     WholeDeadLetter,
 )
 from syncd.gateways.models import Ledger, LedgerLine, LedgerPage, Readiness, Redelivery, Spool
-from syncd.http.client import ApiClient, Endpoint, Params
+from syncd.http.client import ApiClient, Params
+from syncd.http.endpoint import Endpoint
 from syncd.http.retry import Retry
 
 _PAGE_SIZE = 10_000

@@ -21,7 +21,7 @@ from syncd.config.sources import (
 )
 from syncd.core.errors import StateError
 from syncd.gateways.client import Gateway
-from syncd.http.client import Endpoint
+from syncd.http.endpoint import Endpoint
 from syncd.http.retry import Pace, Permit, Retry, unlimited
 from syncd.mapping.mapping_file import read_mapping_file
 from syncd.mapping.rules import MappingRules

@@ -26,7 +26,7 @@ from syncd.apply.executor import REFUSED
 from syncd.core.changes import Change, ChangeKind, Outcome, Plan, Status
 from syncd.core.errors import LockedError
 from syncd.core.model import ObservedCustomer
-from syncd.http.client import encode_json
+from syncd.http.json import encode_json
 from syncd.runs.ignored import IgnoredSubjects
 from syncd.runs.run import Run, RunObserver
 from syncd.state import tables

@@ -13,7 +13,8 @@ from urllib.parse import parse_qs, urlsplit
 
 from syncd.core.errors import SourceError
 from syncd.core.model import Principal, shared
-from syncd.http.client import ApiClient, expect_object, expect_objects
+from syncd.http.client import ApiClient
+from syncd.http.json import expect_object, expect_objects
 
 
 class Source(Protocol):

@@ -12,7 +12,8 @@ import pytest
 
 from syncd.core.errors import ApiError, MalformedError, SourceError, StoppedError, UnreachableError
 from syncd.http import connection
-from syncd.http.client import ApiClient, Endpoint
+from syncd.http.client import ApiClient
+from syncd.http.endpoint import Endpoint
 from syncd.http.pagination import Page, read_all
 from syncd.http.retry import Retry
 from syncd.sources.base import offset_pages
