@@ -8,7 +8,7 @@ from datetime import timedelta
 from typing import Final
 
 from openmeter_plugin.units import plural
-from syncd.config.gateways import GatewayConfig
+from syncd.config.sections import GatewayConfig
 from syncd.config.settings import Config
 from syncd.dashboard.probes import TIMEOUT
 from syncd.dashboard.text import duration

@@ -12,7 +12,7 @@ from typing import TypeVar
 
 from pydantic import BaseModel, ValidationError
 
-from syncd.config.gateways import GatewayConfig
+from syncd.config.sections import GatewayConfig
 from syncd.core.errors import ApiError, GatewayError, RefusedError, UnreachableError
 from syncd.gateways.gate import Gate, GateChanged, MaybeGate
 from syncd.gateways.kept import (
