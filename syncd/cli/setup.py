@@ -136,7 +136,7 @@ def check(context: typer.Context, config: ConfigOption = None, output: OutputOpt
     from openmeter_plugin.units import plural
     from syncd.cli.render import line
     from syncd.config import settings
-    from syncd.runs.offline import examine_files
+    from syncd.runs.factory import examine_files
 
     path: Path = config_path(context, config)
     found = examine_files(settings.load(path))
