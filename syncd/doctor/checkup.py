@@ -11,21 +11,20 @@ from syncd.config.settings import Config
 from syncd.config.sources import may_be_empty
 from syncd.core.errors import ApiError, ConfigError, GatewayError, SourceError, SyncdError, UnauthorizedError
 from syncd.core.model import Principal
-from syncd.doctor.arrivals import CHECK as ARRIVALS
-from syncd.doctor.arrivals import check_arrivals
 from syncd.doctor.checks import (
+    GATE,
     Finding,
     Level,
     check_clock,
     check_empty,
+    check_gate,
     check_gateway,
     check_meters,
     check_proxy,
 )
-from syncd.doctor.gate import CHECK as GATE
-from syncd.doctor.gate import check_gate
 from syncd.doctor.plugins import check_agreement
 from syncd.doctor.probe import Probe
+from syncd.doctor.subjects import ARRIVALS, check_arrivals
 from syncd.gateways.client import Gateway
 from syncd.metering.base import MeteringApi, Write
 from syncd.runs.clock import Now, server_time, utc_now

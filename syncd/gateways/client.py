@@ -14,17 +14,24 @@ from pydantic import BaseModel, ValidationError
 
 from syncd.config.sections import GatewayConfig
 from syncd.core.errors import ApiError, GatewayError, RefusedError, UnreachableError
-from syncd.gateways.gate import Gate, GateChanged, MaybeGate
-from syncd.gateways.kept import (
+from syncd.gateways.models import (
     DeadLetterGroups,
     DeadLetters,
+    Gate,
+    GateChanged,
+    Ledger,
+    LedgerLine,
+    LedgerPage,
+    MaybeGate,
     Quarantine,
     QuarantineGroups,
+    Readiness,
+    Redelivery,
     Replay,
     Replays,
+    Spool,
     WholeDeadLetter,
 )
-from syncd.gateways.models import Ledger, LedgerLine, LedgerPage, Readiness, Redelivery, Spool
 from syncd.http.client import ApiClient, Params
 from syncd.http.endpoint import Endpoint
 from syncd.http.retry import Retry
