@@ -2,7 +2,7 @@
 
 `plan` makes the plan, with `carriers` for subjects that another customer pays for, and `orphans` for those
 that lose their source.
-`guards` stops a plan that changes too much, `scope` cuts it down to some principals, and `plan_file`
+`guards` stops a plan that changes too much, or cuts it down to some principals, and `plan_file`
 writes a plan for review and compares it with a fresh one.
 
 Open `plan` first.
