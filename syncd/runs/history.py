@@ -36,8 +36,7 @@ from syncd.runs.passes import BothSides
 from syncd.runs.run import Run, RunObserver
 from syncd.runs.unbilled import IgnoredSubjects
 from syncd.state import tables
-from syncd.state.database import State, upserting
-from syncd.state.engines import WRITER
+from syncd.state.database import WRITER, State, upserting
 
 Document = dict[str, Any]
 

@@ -20,8 +20,7 @@ from sqlalchemy import Connection, event
 import syncd.state.migrations
 from syncd.core.errors import StateError
 from syncd.state import tables
-from syncd.state.database import State, is_current, migrate
-from syncd.state.engines import WRITING, make_engine
+from syncd.state.database import WRITING, State, is_current, make_engine, migrate
 from syncd.state.location import StateLocation
 from tests.harness.postgres import Postgres
 
