@@ -32,7 +32,7 @@ from syncd.runs.options import TABLE, RunOptions, offering
 if TYPE_CHECKING:
     from syncd.config.settings import Config
     from syncd.daemon.client import DaemonClient
-    from syncd.doctor.probe import Probe
+    from syncd.doctor.checkup import Probe
 
 RunArgument = Annotated[
     str | None,
@@ -207,7 +207,7 @@ def doctor(
     Exit status: 1 if there is a problem, else 0.
     """
     from syncd.config import settings
-    from syncd.doctor.probe import Probe
+    from syncd.doctor.checkup import Probe
 
     loaded = settings.load(config_path(context, config))
     finish(show_checkup(loaded, output, probe=Probe(probe_flush) if probe else None))
