@@ -6,7 +6,7 @@ from collections import defaultdict
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
-from decimal import ROUND_HALF_UP, Decimal
+from decimal import Decimal
 from typing import Final
 
 from openmeter_plugin.units import number
@@ -14,14 +14,13 @@ from syncd.metering.answers import API
 from syncd.metering.base import Meter, MeteringApi
 from syncd.metering.usage import rfc3339, whole
 from syncd.usage.days import LONGEST
-from syncd.usage.prices import Bill, Labels, Prices
+from syncd.usage.prices import Bill, Labels, Prices, digits_of, rounded
 
 ADDITIVE: Final = frozenset({"count", "sum"})
 """Aggregations whose values of days and dimensions add up."""
 NOTE: Final = (
     "Estimates are usage times the prices of the configuration; the invoice follows the customer's own plan."
 )
-_WITHOUT_CENTS: Final = frozenset({"CLP", "ISK", "JPY", "KRW", "PYG", "UGX", "VND", "XAF", "XOF"})
 _NOTHING: Final = Decimal(0)
 
 _Bills = defaultdict[str, Bill]
@@ -36,7 +35,9 @@ class Estimate:
     """What usage is worth, by id of its customer and by unbilled subject.
 
     Add all usage of a calendar month, end the month, and add that of the next: a price sees the usage of one
-    payer in one month. An unbilled subject is charged as if it were a customer of its own.
+    payer in one month. A customer has the total of an invoice, whose lines are rounded to the cent. An
+    unbilled subject is charged as if it were a customer of its own, but not rounded: it has no invoice, and
+    the worth of many small ones must add up.
     """
 
     prices: Prices
@@ -67,10 +68,12 @@ class Estimate:
     def end_month(self) -> None:
         """Charge what was added since the last month ended."""
         self.is_known = True
-        for bills, found in ((self._of_customers, self.customers), (self._of_subjects, self.unbilled)):
-            for payer, bill in bills.items():
-                found[payer] = found.get(payer, _NOTHING) + self.prices.charge(bill)
-            bills.clear()
+        for customer, bill in self._of_customers.items():
+            self.customers[customer] = self.customers.get(customer, _NOTHING) + self.prices.invoice(bill)
+        for subject, bill in self._of_subjects.items():
+            self.unbilled[subject] = self.unbilled.get(subject, _NOTHING) + self.prices.charge(bill)
+        self._of_customers.clear()
+        self._of_subjects.clear()
 
     @property
     def unbilled_total(self) -> Decimal:
@@ -160,16 +163,17 @@ def _months(since: datetime, until: datetime) -> Iterator[tuple[datetime, dateti
 
 def plain(amount: Decimal | None) -> str | None:
     """Return an amount in full, as a text for programs: ``1204.5``."""
-    return None if amount is None else f"{amount.normalize():f}"
+    if amount is None:
+        return None
+    text = f"{amount:f}"
+    return text.rstrip("0").rstrip(".") if "." in text else text
 
 
 def money(amount: Decimal | None, currency: str) -> str:
     """Format an amount of money: ``1,204.50 EUR``; a part of a cent shows its first digits."""
     if amount is None:
         return ""
-    places = 0 if currency in _WITHOUT_CENTS else 2
-    least = Decimal(1).scaleb(-places)
-    if amount and abs(amount) < least:
+    places = digits_of(currency)
+    if amount and abs(amount) < Decimal(1).scaleb(-places):
         places = min(12, places - amount.adjusted())
-    rounded = amount.quantize(Decimal(1).scaleb(-places), ROUND_HALF_UP)
-    return f"{rounded:,.{places}f} {currency}"
+    return f"{rounded(amount, places):,.{places}f} {currency}"

@@ -3,25 +3,41 @@
 A price applies to the quantity of a customer in a calendar month, as on an invoice: tiers start again each
 month. Part of a month is charged as if it were all, so a graduated price makes an early estimate too high or
 too low, never the one of a whole month.
+
+Amounts equal those of OpenMeter's invoices to the smallest unit of the currency; a test holds that against
+invoices of a real OpenMeter. An invoice charges a flat price to a customer without usage too: estimates are
+of usage, so here nothing costs nothing.
 """
 
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
-from decimal import ROUND_CEILING, Decimal
-from typing import Literal
+from decimal import ROUND_CEILING, ROUND_HALF_UP, Context, Decimal
+from typing import Final, Literal
 
 from syncd.config.prices import PricesConfig, RateConfig
 
 Labels = tuple[tuple[str, str], ...]
 """The dimensions of some usage with their values, sorted by name."""
 
+# The digits to which OpenMeter rounds (pkg/currencyx by github.com/invopop/gobl v0.504.0); ISO 4217 has two
+# for HUF, MGA and MRU.
+_WITHOUT_CENTS: Final = "BIF BYR CLP DJF GNF HUF ISK JPY KMF KRW PYG RWF UGX VND VUV XAF XOF XPF"
+_THOUSANDTHS: Final = "BHD IQD JOD KWD LYD OMR TND"
+_DIGITS: Final[Mapping[str, int]] = (
+    dict.fromkeys(_WITHOUT_CENTS.split(), 0)
+    | dict.fromkeys(_THOUSANDTHS.split(), 3)
+    | {"CLF": 4, "MGA": 5, "MRU": 5}
+)
+# A configured amount has up to 30 digits before and 30 after the point.
+_WIDE: Final = Context(prec=64)
+
 
 @dataclass(frozen=True, slots=True)
 class Tier:
-    """A tier: up to and including `up_to`, None for the last one; `amount` is for one unit."""
+    """A tier: up to and including `up_to`, None for the last one; `amount` is for `per` units of its rate."""
 
     up_to: Decimal | None
     amount: Decimal
@@ -48,32 +64,48 @@ class Rate:
         values = dict(labels)
         return all(values.get(name, "") in wanted for name, wanted in self.where.items())
 
-    def charge(self, quantity: Decimal) -> Decimal:
-        """Return the price of a quantity of one customer and month; nothing costs nothing."""
+    def lines(self, quantity: Decimal) -> Iterator[Decimal]:
+        """Yield what a quantity of one customer and month costs, in the lines of an invoice, not rounded.
+
+        The lines are those of openmeter/billing/rating/service/rate: a tier has one for its units and one for
+        its flat price.
+        """
         if quantity <= 0:
-            return Decimal(0)
+            return
         match self.price:
             case "unit":
-                return quantity * self.amount / self.per
+                yield quantity * self.amount / self.per
             case "package":
-                return (quantity / self.per).to_integral_value(ROUND_CEILING) * self.amount
+                yield (quantity / self.per).to_integral_value(ROUND_CEILING) * self.amount
             case "flat":
-                return self.amount
+                yield self.amount
             case "volume":
                 tier = next(tier for tier in self.tiers if tier.up_to is None or quantity <= tier.up_to)
-                return tier.flat + quantity * tier.amount
+                yield from (tier.flat, quantity * tier.amount / self.per)
             case "graduated":
-                return self._graduated(quantity)
+                yield from self._graduated(quantity)
 
-    def _graduated(self, quantity: Decimal) -> Decimal:
-        charged, start = Decimal(0), Decimal(0)
+    def _graduated(self, quantity: Decimal) -> Iterator[Decimal]:
+        start = Decimal(0)
         for tier in self.tiers:
             if quantity <= start:
                 break
             end = quantity if tier.up_to is None else min(quantity, tier.up_to)
-            charged += tier.flat + (end - start) * tier.amount
-            start = end if tier.up_to is None else tier.up_to
-        return charged
+            yield from (tier.flat, (end - start) * tier.amount / self.per)
+            start = end
+
+
+def digits_of(currency: str) -> int:
+    """Return how many digits after the point an invoice in the currency has."""
+    return _DIGITS.get(currency, 2)
+
+
+def rounded(amount: Decimal, digits: int) -> Decimal:
+    """Round to so many digits after the point, halves up: as OpenMeter rounds each line of an invoice."""
+    exponent = amount.as_tuple().exponent
+    if isinstance(exponent, int) and exponent >= -digits:
+        return amount
+    return amount.quantize(Decimal(1).scaleb(-digits), ROUND_HALF_UP, _WIDE)
 
 
 def exact(value: float) -> Decimal:
@@ -121,12 +153,20 @@ class Prices:
         return self._found[key]
 
     def charge(self, bill: Bill) -> Decimal:
-        """Return the estimate of a customer's month."""
-        charged = (self.rates[rate].charge(quantity) for rate, quantity in bill.quantities.items())
-        return sum(charged, Decimal(0))
+        """Return the exact worth of usage in a month."""
+        return sum(self._lines(bill), Decimal(0))
+
+    def invoice(self, bill: Bill) -> Decimal:
+        """Return the total of the invoice for a customer's month: the sum of its rounded lines."""
+        digits = digits_of(self.currency)
+        return sum((rounded(line, digits) for line in self._lines(bill)), Decimal(0))
+
+    def _lines(self, bill: Bill) -> Iterator[Decimal]:
+        for rate, quantity in bill.quantities.items():
+            yield from self.rates[rate].lines(quantity)
 
     def estimate(self, usage: Iterable[tuple[str, Labels, float]]) -> tuple[Decimal, dict[str, float]]:
-        """Return the estimate of one customer's month, and by meter what has no price."""
+        """Return the exact worth of the usage of one subject in a month, and by meter what has no price."""
         bill, unpriced = Bill(), dict[str, float]()
         for meter, labels, value in usage:
             rate = self.rate_of(meter, labels)
@@ -146,8 +186,7 @@ def prices_of(config: PricesConfig | None) -> Prices | None:
 
 def _rate(config: RateConfig) -> Rate:
     tiers = tuple(
-        Tier(tier.up_to, (tier.amount or Decimal(0)) / config.per, tier.flat or Decimal(0))
-        for tier in config.tiers
+        Tier(tier.up_to, tier.amount or Decimal(0), tier.flat or Decimal(0)) for tier in config.tiers
     )
     where = {name: frozenset(values) for name, values in config.where.items()}
     return Rate(config.meter, where, config.price, config.amount or Decimal(0), config.per, tiers)
