@@ -10,7 +10,7 @@ from msgspec import Struct
 
 from syncd.customers.known import KnownCustomer, Name
 from syncd.dashboard.tables import Column, Table
-from syncd.gateways.gate import Gate, GateKey, GateOverride
+from syncd.gateways.models import Gate, GateKey, GateOverride
 from syncd.metering.usage import whole
 
 SUBJECTS_PER_PAGE: Final = 50

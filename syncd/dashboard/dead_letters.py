@@ -24,7 +24,7 @@ from syncd.dashboard.queries import Queries
 from syncd.dashboard.text import moment
 from syncd.dashboard.web import Visitor, Web, url
 from syncd.gateways.client import Gateway
-from syncd.gateways.kept import DeadLetterGroups, Replays
+from syncd.gateways.models import DeadLetterGroups, Replays
 
 _log = structlog.get_logger("syncd.dashboard")
 

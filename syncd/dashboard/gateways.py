@@ -8,14 +8,13 @@ from datetime import timedelta
 from typing import Final
 
 from openmeter_plugin.units import plural
-from syncd.config.gateways import GatewayConfig
+from syncd.config.sections import GatewayConfig
 from syncd.config.settings import Config
 from syncd.dashboard.probes import TIMEOUT
 from syncd.dashboard.text import duration
 from syncd.dashboard.views import Level
 from syncd.gateways.client import Gateway
-from syncd.gateways.gate import Gate
-from syncd.gateways.models import Readiness, Spool
+from syncd.gateways.models import Gate, Readiness, Spool
 
 MAX_WAITING_SECONDS: Final = 900.0
 """Age from which a waiting event is a warning, as in docs/plugin-operations.md."""

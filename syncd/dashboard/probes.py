@@ -18,15 +18,15 @@ from openmeter_plugin.units import plural
 from syncd.config.settings import Config
 from syncd.core.errors import RefusedError, SourceError
 from syncd.dashboard.text import ago, size
-from syncd.http.client import ApiClient, Endpoint, Params, expect_list, expect_object
+from syncd.http.client import ApiClient, Params
+from syncd.http.endpoint import Endpoint
+from syncd.http.json import expect_list, expect_object
 from syncd.http.retry import Pace, Retry
 from syncd.runs.factory import metering_endpoint, quick_target_of, sources_of
-from syncd.sources.applications_file import ApplicationsFile
 from syncd.sources.base import Source
-from syncd.sources.declarative_file import DeclarativeFile
+from syncd.sources.files import ApplicationsFile, DeclarativeFile, Static
 from syncd.sources.kong_admin import KongAdmin
 from syncd.sources.konnect import KonnectApplications, KonnectConsumers
-from syncd.sources.static import Static
 
 TIMEOUT: Final = 5.0
 """Maximum seconds for a request of the dashboard, even if the configuration allows more for runs."""

@@ -23,8 +23,8 @@ from syncd.dashboard.unbilled_usage import insights
 from syncd.dashboard.unbilled_view import UnbilledView
 from syncd.dashboard.web import Visitor, Web, url
 from syncd.runs import mapping_rows
-from syncd.runs.ignored import IgnoredEntry, IgnoredSubjects
 from syncd.runs.options import TABLE, RunOptions
+from syncd.runs.unbilled import IgnoredEntry, IgnoredSubjects
 from syncd.usage.prices import prices_of
 from syncd.usage.store import UsageStore
 
