@@ -25,7 +25,7 @@ from syncd.dashboard.web import Visitor, Web, url
 from syncd.runs import mapping_rows
 from syncd.runs.options import TABLE, RunOptions
 from syncd.runs.unbilled import IgnoredEntry, IgnoredSubjects
-from syncd.usage.prices import prices_of
+from syncd.usage.estimates import prices_of
 from syncd.usage.store import UsageStore
 
 _log = structlog.get_logger("syncd.dashboard")

@@ -12,7 +12,7 @@ from typing import Final
 from syncd.core.unbilled import WINDOW
 from syncd.metering.usage import REQUESTS_METER, TOKENS_METER
 from syncd.usage.days import Days
-from syncd.usage.prices import Labels, Prices
+from syncd.usage.estimates import Labels, Prices
 from syncd.usage.store import UsageStore
 
 _WEEK: Final = timedelta(days=7)
