@@ -13,7 +13,7 @@ import pytest
 from syncd.config import settings
 from syncd.config.prices import PricesConfig
 from syncd.dashboard.assigning import instruction
-from syncd.dashboard.unbilled_usage import Insight, insights
+from syncd.dashboard.unbilled import Insight, insights
 from syncd.metering.base import GroupedValue
 from syncd.metering.usage import REQUESTS_METER
 from syncd.state.database import State
