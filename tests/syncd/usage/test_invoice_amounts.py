@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 import pytest
 
 from syncd.config.prices import PricesConfig
-from syncd.usage.prices import Bill, Prices, digits_of, prices_of, rounded
+from syncd.usage.estimates import Bill, Prices, digits_of, prices_of, rounded
 from tests.syncd.contract.recordings import exchanges
 
 
