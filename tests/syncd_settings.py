@@ -15,14 +15,12 @@ from annotated_types import Ge, Le
 from pydantic import BaseModel, SecretStr
 from pydantic.fields import FieldInfo
 
-from syncd.config.gateways import GatewayUrl, Host
 from syncd.config.mapping import GroupTemplate, Template
 from syncd.config.prices import Money, Quantity, Where
-from syncd.config.run import default_state_dir
+from syncd.config.sections import Dimensions, GatewayUrl, Host, default_state_dir
 from syncd.config.settings import Config
 from syncd.config.sources import StaticSubjectConfig, _AnySource
 from syncd.config.types import Duration, HttpUrl, Label, Listen, Metadata
-from syncd.config.usage import Dimensions
 
 HEAD: Final = ("Setting", "Type", "Default", "Environment", "Meaning")
 

@@ -16,7 +16,7 @@ from syncd.core.errors import BlockedError
 from syncd.core.model import ObservedCustomer
 from syncd.core.ownership import is_adoptable, is_managed, owner_of
 from syncd.metering.base import CustomerEdit, Decide
-from syncd.planning.customer_index import subscription_reason
+from syncd.planning.carriers import subscription_reason
 
 _MARKS_CHANGED = "its marks have changed since the plan was made; plan again"
 

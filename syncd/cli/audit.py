@@ -65,7 +65,7 @@ def audit(
 
     Without --to, the range ends with the current hour; without --from, it starts a day earlier.
     """
-    from syncd.audit.document import to_json
+    from syncd.audit.run import to_json
     from syncd.cli.audit_report import show_audit
     from syncd.config import settings
 

@@ -1,9 +1,10 @@
-"""Commands around the daemon: run, resync, status, history, doctor."""
+"""Commands around the daemon: run, resync, status, history, doctor; its state, and its notifications."""
 
 from __future__ import annotations
 
 import logging
 from collections.abc import Mapping
+from dataclasses import asdict, replace
 from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -11,32 +12,36 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from syncd import log as logs
-from syncd.cli import completion
 from syncd.cli.options import (
     APPLIED,
     BLOCKED,
     DRIFT,
     ERROR,
+    Command,
     ConfigOption,
+    Group,
     Output,
     OutputOption,
     complain,
+    complete_runs,
+    complete_sources,
     config_path,
     console,
     finish,
     print_json,
 )
-from syncd.core.errors import SyncdError
+from syncd.core.errors import ConfigError, SyncdError
 from syncd.runs.options import TABLE, RunOptions, offering
 
 if TYPE_CHECKING:
     from syncd.config.settings import Config
     from syncd.daemon.client import DaemonClient
-    from syncd.doctor.probe import Probe
+    from syncd.doctor.checkup import Probe
+    from syncd.notify.store import SentNotice
 
 RunArgument = Annotated[
     str | None,
-    typer.Argument(metavar="RUN", help="Run id, or its first characters.", autocompletion=completion.runs),
+    typer.Argument(metavar="RUN", help="Run id, or its first characters.", autocompletion=complete_runs),
 ]
 
 
@@ -67,7 +72,7 @@ def run(
     service.run_until_signalled(loaded, lambda: settings.load(path))
 
 
-@offering("resync", {"source": completion.sources})
+@offering("resync", {"source": complete_sources})
 def resync(
     context: typer.Context,
     config: ConfigOption = None,
@@ -207,7 +212,7 @@ def doctor(
     Exit status: 1 if there is a problem, else 0.
     """
     from syncd.config import settings
-    from syncd.doctor.probe import Probe
+    from syncd.doctor.checkup import Probe
 
     loaded = settings.load(config_path(context, config))
     finish(show_checkup(loaded, output, probe=Probe(probe_flush) if probe else None))
@@ -247,3 +252,114 @@ def daemon_client(context: typer.Context, config: Path | None) -> DaemonClient:
 
 
 COMMANDS = (run, resync, status, history, doctor)
+
+
+state_app = typer.Typer(cls=Group, help="Manage the state, such as the run history.", no_args_is_help=True)
+
+
+class Database(StrEnum):
+    """Where the state can be."""
+
+    SQLITE = "sqlite"
+    POSTGRESQL = "postgresql"
+
+
+@state_app.command(cls=Command)
+def migrate(
+    context: typer.Context,
+    to: Annotated[Database, typer.Option("--to", help="Where to copy the state.")],
+    config: ConfigOption = None,
+    output: OutputOption = Output.TEXT,
+) -> None:
+    """Copy the state between the file in daemon.state_dir and the database daemon.state_url.
+
+    The target has to be empty; the source stays as it is. Stop `syncd run` first.
+    """
+    from syncd.cli.render import counts, line
+    from syncd.config import settings
+    from syncd.runs.lock import write_lock
+    from syncd.state.database import State, copy_state
+
+    service = settings.load(config_path(context, config)).daemon
+    if service.state_url is None:
+        raise ConfigError("set daemon.state_url (SYNCD_DAEMON__STATE_URL): it names one of the two databases")
+    database, file = service.state, replace(service.state, url=None)
+    source, target = (file, database) if to is Database.POSTGRESQL else (database, file)
+    if not source.exists():
+        raise ConfigError(f"there is no state to copy: {source} does not exist")
+    holder = "syncd state migrate"
+    with (
+        State(source) as old,
+        State(target) as new,
+        write_lock(old, holder, patience=0),
+        write_lock(new, holder, patience=0),
+    ):
+        copied = copy_state(old, new)
+    if output is Output.JSON:
+        print_json({"from": str(source), "to": str(target), "rows": copied})
+    else:
+        line(console(), f"Copied from {source} to {target}: {counts(copied)}.")
+
+
+def notify(
+    context: typer.Context,
+    config: ConfigOption = None,
+    test: Annotated[bool, typer.Option("--test", help="Send a test message to each of notify.urls.")] = False,
+    output: OutputOption = Output.TEXT,
+) -> None:
+    """List the notifications that were sent and still hold, or send a test message.
+
+    `syncd run` sends them; this command sends nothing without --test.
+    """
+    from syncd.config import settings
+
+    loaded = settings.load(config_path(context, config))
+    if test:
+        _test(loaded)
+    else:
+        _list(loaded, as_json=output is Output.JSON)
+
+
+def _test(config: Config) -> None:
+    from syncd.notify.sending import send, target_name
+
+    config.notify.check()
+    urls = [url.get_secret_value() for url in config.notify.urls]
+    if not urls:
+        complain("notify.urls is empty, so there is nowhere to send to (docs/notifications.md)")
+        finish(ERROR)
+    title, body = f"syncd {config.owner_id}: test", "This is a test of notify.urls. Nothing has happened."
+    failures = {one.index: one for one in send(urls, title, body, config.notify.timeout.total_seconds())}
+    for index, url in enumerate(urls):
+        if index not in failures:
+            console().print(f"sent to {target_name(index, url)}", highlight=False, markup=False)
+    for failure in failures.values():
+        complain(f"{failure.name} failed: {failure.reason}")
+    if failures:
+        finish(ERROR)
+
+
+def _list(config: Config, *, as_json: bool) -> None:
+    holding = _holding(config)
+    if as_json:
+        print_json({"notices": [asdict(notice) for notice in holding or ()]})
+        return
+    if holding is None:
+        console().print("nothing was sent yet")
+        return
+    for notice in holding:
+        line = f"{notice.sent_at[:19].replace('T', ' ')} UTC  {notice.topic}  {notice.text}"
+        console().print(line, highlight=False, markup=False, soft_wrap=True)
+    if not holding:
+        console().print("nothing that was sent still holds")
+
+
+def _holding(config: Config) -> list[SentNotice] | None:
+    """Return what was sent and still holds, None if there is no state to read."""
+    if not config.daemon.state.exists():
+        return None
+    from syncd.notify.store import Notices
+    from syncd.state.database import State
+
+    with State(config.daemon.state) as state:
+        return Notices(state).holding()

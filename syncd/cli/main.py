@@ -17,7 +17,7 @@ from typing import Annotated
 import typer
 
 from syncd import __version__, log
-from syncd.cli import audit, close, completion, daemon, meters, notify, setup, state
+from syncd.cli import audit, close, daemon, setup
 from syncd.cli.options import (
     APPLIED,
     BLOCKED,
@@ -38,6 +38,7 @@ from syncd.cli.options import (
     ToOption,
     UsageOutput,
     complain,
+    complete_sources,
     config_path,
     console,
     finish,
@@ -54,8 +55,8 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-app.add_typer(meters.app, name="meters")
-app.add_typer(state.app, name="state")
+app.add_typer(setup.meters_app, name="meters")
+app.add_typer(daemon.state_app, name="state")
 
 
 def main() -> int:
@@ -96,7 +97,7 @@ def _options(
 
 
 @app.command(cls=Command)
-@offering("plan", {"source": completion.sources})
+@offering("plan", {"source": complete_sources})
 def plan(
     context: typer.Context,
     config: ConfigOption = None,
@@ -135,7 +136,7 @@ def plan(
 
 
 @app.command(cls=Command)
-@offering("apply", {"source": completion.sources})
+@offering("apply", {"source": complete_sources})
 def apply(
     context: typer.Context,
     config: ConfigOption = None,
@@ -182,8 +183,7 @@ def usage(
     from syncd.config import settings
     from syncd.metering.usage import owners, read_usage, rfc3339
     from syncd.runs import factory
-    from syncd.usage.estimates import read_estimate
-    from syncd.usage.prices import prices_of
+    from syncd.usage.estimates import prices_of, read_estimate
 
     now = datetime.now(UTC)
     when = usage_text.period(since, until, last, now)
@@ -251,5 +251,5 @@ def sandbox(
         raise SyncdError(f"the sandbox cannot start on {host}:{port} with {db}: {error}") from None
 
 
-for _command in (*setup.COMMANDS, *daemon.COMMANDS, audit.audit, close.close, notify.notify):
+for _command in (*setup.COMMANDS, *daemon.COMMANDS, audit.audit, close.close, daemon.notify):
     app.command(cls=Command)(_command)

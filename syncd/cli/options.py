@@ -1,14 +1,19 @@
-"""Options, exit statuses and output helpers shared by the commands."""
+"""Options, exit statuses, output helpers and shell completion shared by the commands.
+
+Completion runs at each press of the tab key: whatever fails ends in no suggestions, never in an error on the
+line.
+"""
 
 from __future__ import annotations
 
 import json
+import os
 import re
 import sys
 from datetime import UTC, date, datetime
 from enum import StrEnum
 from pathlib import Path
-from typing import Annotated, Any, NoReturn
+from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 
 import typer
 from rich.console import Console
@@ -16,6 +21,9 @@ from rich.console import Console
 from openmeter_plugin.cli.help import Command as ReadableCommand
 from openmeter_plugin.cli.help import Group as Group  # noqa: PLC0414 - for the other modules
 from syncd.core.errors import SyncdError
+
+if TYPE_CHECKING:
+    from syncd.config.settings import Config
 
 IN_SYNC = APPLIED = 0
 ERROR = 1
@@ -157,3 +165,48 @@ def complain(problem: object) -> None:
 def finish(status: int) -> NoReturn:
     """End the command with its own exit status."""
     raise Finished(status)
+
+
+_MAX_RUNS = 50
+
+
+def complete_sources(context: typer.Context, incomplete: str) -> list[str]:
+    """Return the names of the sources that begin so."""
+    from syncd.config.sources import source_names
+
+    config = _config_so_far(context)
+    names = source_names(config.sources) if config else []
+    return [name for name in names if name.startswith(incomplete)]
+
+
+def complete_runs(context: typer.Context, incomplete: str) -> list[tuple[str, str]]:
+    """Return the ids of the latest runs that begin so, each with when it was and how it ended."""
+    config = _config_so_far(context)
+    if config is None or not config.daemon.state.exists():
+        return []
+    from syncd.runs.history import History
+    from syncd.state.database import State
+
+    try:
+        with State(config.daemon.state) as state:
+            found = History(state).runs(_MAX_RUNS)
+    except SyncdError:
+        return []
+    return [
+        (str(run["id"])[:8], f"{str(run['requested_at'])[:16]} {run['state']}")
+        for run in found
+        if str(run["id"]).startswith(incomplete)
+    ]
+
+
+def _config_so_far(context: typer.Context) -> Config | None:
+    """Return the configuration of the command line so far, None if it cannot be read."""
+    from syncd.config import settings
+
+    # Completion runs no callbacks, so the option before the command is in the parameters of its context.
+    contexts = [context, context.parent] if context.parent else [context]
+    given = next((path for one in contexts if (path := one.params.get("config"))), None)
+    try:
+        return settings.load(Path(given or os.environ.get("SYNCD_CONFIG") or DEFAULT_CONFIG))
+    except SyncdError:
+        return None

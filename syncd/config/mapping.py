@@ -9,12 +9,11 @@ from pydantic import AfterValidator, Field, model_validator
 
 from openmeter_plugin.metering.rules import DEFAULT_PREFIXES, SubjectPrefixes
 from syncd.config.types import Metadata, Section
-from syncd.mapping.rules import DEFAULT_KEY, Templates
-from syncd.mapping.templates import GROUP_FIELDS, check
+from syncd.mapping.rules import DEFAULT_KEY, GROUP_FIELDS, Templates, check_template
 
-Template = Annotated[str, Field(min_length=1, max_length=1024), AfterValidator(check)]
+Template = Annotated[str, Field(min_length=1, max_length=1024), AfterValidator(check_template)]
 GroupTemplate = Annotated[
-    str, Field(min_length=1, max_length=1024), AfterValidator(lambda text: check(text, GROUP_FIELDS))
+    str, Field(min_length=1, max_length=1024), AfterValidator(lambda text: check_template(text, GROUP_FIELDS))
 ]
 
 
@@ -48,9 +47,9 @@ class CreateConfig(Section):
     """Description."""
     billing_address: BillingAddressConfig = BillingAddressConfig()
     """Billing address."""
-    metadata: Annotated[Metadata, AfterValidator(lambda given: {k: check(v) for k, v in given.items()})] = (
-        Field(default_factory=dict)
-    )
+    metadata: Annotated[
+        Metadata, AfterValidator(lambda given: {k: check_template(v) for k, v in given.items()})
+    ] = Field(default_factory=dict)
     """Metadata (v3: labels) in addition to syncd's own; the values are templates."""
 
 

@@ -26,16 +26,18 @@ from pydantic_settings import (
 
 from openmeter_plugin.units import plural
 from syncd.config.faults import explain
-from syncd.config.gateways import GatewayConfig, check_unique
 from syncd.config.mapping import MappingConfig
-from syncd.config.notify import NotifyConfig
 from syncd.config.prices import PricesConfig
-from syncd.config.run import (
+from syncd.config.sections import (
     DaemonConfig,
+    GatewayConfig,
     GuardsConfig,
     IgnoredSubjectConfig,
+    NotifyConfig,
     PolicyOptionsConfig,
     ScheduleConfig,
+    UsageConfig,
+    check_unique,
 )
 from syncd.config.sources import (
     ApplicationsFileSource,
@@ -47,7 +49,6 @@ from syncd.config.sources import (
     source_names,
 )
 from syncd.config.types import ConnectionConfig, Duration, HttpUrl, Label, Token
-from syncd.config.usage import UsageConfig
 from syncd.config.variables import expanded, refuse_unknown, unreadable
 from syncd.core.errors import ConfigError
 from syncd.core.policy import Policy

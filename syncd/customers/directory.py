@@ -20,8 +20,18 @@ from sqlalchemy import Connection, delete, insert, or_, select, update
 from syncd.core.changes import Outcome, Plan
 from syncd.core.model import ObservedCustomer, Principal
 from syncd.core.unbilled import UnbilledUsage
-from syncd.customers.after_run import after, concerns, id_of, made
-from syncd.customers.known import Concern, KnownCustomer, Name, known, name_of, words_of
+from syncd.customers.known import (
+    Concern,
+    KnownCustomer,
+    Name,
+    after,
+    concerns,
+    id_of,
+    known,
+    made,
+    name_of,
+    words_of,
+)
 from syncd.state import tables
 from syncd.state.database import State, upserting
 

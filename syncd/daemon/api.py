@@ -22,8 +22,7 @@ from syncd.dashboard.app import create_dashboard
 from syncd.dashboard.session import IDLE, LoginLimit
 from syncd.runs.history import History
 from syncd.runs.options import TABLE, RunOptions, is_flag
-from syncd.runs.queue import RunQueue
-from syncd.runs.requests import reviewed_in
+from syncd.runs.queue import RunQueue, reviewed_in
 from syncd.runs.run import RunState
 from syncd.state.database import State
 from syncd.usage.report import Reports

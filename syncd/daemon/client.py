@@ -7,7 +7,9 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from syncd.core.errors import DaemonError, RefusedError, UnreachableError
-from syncd.http.client import ApiClient, Endpoint, expect_object
+from syncd.http.client import ApiClient
+from syncd.http.endpoint import Endpoint
+from syncd.http.json import expect_object
 from syncd.http.retry import Retry
 from syncd.runs.run import FINISHED, RunState
 

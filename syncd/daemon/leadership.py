@@ -15,7 +15,7 @@ import structlog
 
 from syncd.core.errors import StateError
 from syncd.runs.history import History
-from syncd.runs.requests import Requests
+from syncd.runs.queue import Requests
 from syncd.runs.run import FINISHED, Run, RunState
 from syncd.state.database import State
 from syncd.state.lease import Holder, Lease, LeaseName, holder_of

@@ -18,7 +18,7 @@ from datetime import UTC, datetime, timedelta
 from apscheduler.triggers.base import BaseTrigger
 from apscheduler.triggers.interval import IntervalTrigger
 
-from syncd.config.run import ScheduleConfig, next_times
+from syncd.config.sections import ScheduleConfig, next_times
 from syncd.runs.clock import Now, utc_now
 
 _LARGEST_STEP_BACK = timedelta(hours=1)

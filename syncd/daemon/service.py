@@ -22,9 +22,8 @@ import uvicorn
 
 from openmeter_plugin.process.systemd import Notifier
 from openmeter_plugin.process.web_server import EmbeddedServer, limited_protocol
-from syncd.close.closing import Closing
+from syncd.close.closing import Closing, LateWatch
 from syncd.close.store import ClosedMonths
-from syncd.close.watch import LateWatch
 from syncd.config.settings import Config
 from syncd.config.types import Listen, listening
 from syncd.core.errors import ConfigError, QueueFullError, StateError
@@ -37,13 +36,12 @@ from syncd.dashboard.session import IDLE
 from syncd.notify.store import Notices
 from syncd.notify.watch import Waker, Watch
 from syncd.runs.clock import Now, utc_now
-from syncd.runs.directory import DirectoryRecorder
 from syncd.runs.factory import rules_of
-from syncd.runs.history import History, HistoryRecorder
-from syncd.runs.ignored import IgnoredSubjects
+from syncd.runs.history import DirectoryRecorder, History, HistoryRecorder
 from syncd.runs.queue import SCHEDULE, ReportedOutcomes, RunQueue
 from syncd.runs.reconciler import Reconciler, record_end
 from syncd.runs.run import Run, RunState
+from syncd.runs.unbilled import IgnoredSubjects
 from syncd.sources.base import Readings
 from syncd.state.database import State
 from syncd.usage.refresh import Refresher

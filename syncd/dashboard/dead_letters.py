@@ -18,13 +18,13 @@ from starlette.requests import Request
 from starlette.responses import RedirectResponse, Response
 
 from syncd.core.errors import GatewayError
-from syncd.dashboard.gateways import gateway_named, quick_client
+from syncd.dashboard.health import gateway_named, quick_client
 from syncd.dashboard.pages import integer
 from syncd.dashboard.queries import Queries
 from syncd.dashboard.text import moment
 from syncd.dashboard.web import Visitor, Web, url
 from syncd.gateways.client import Gateway
-from syncd.gateways.kept import DeadLetterGroups, Replays
+from syncd.gateways.models import DeadLetterGroups, Replays
 
 _log = structlog.get_logger("syncd.dashboard")
 

@@ -13,7 +13,7 @@ from starlette.responses import Response
 from syncd.dashboard.pages import integer
 from syncd.dashboard.queries import Queries
 from syncd.dashboard.web import Visitor, Web
-from syncd.gateways.kept import QuarantinedRequest
+from syncd.gateways.models import QuarantinedRequest
 
 _PER_PAGE: Final = 50
 

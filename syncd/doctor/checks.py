@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
@@ -11,8 +11,8 @@ from enum import StrEnum
 from openmeter_plugin.network.proxies import is_nearby
 from openmeter_plugin.units import plural
 from syncd.audit.books import address_of, leads_to
-from syncd.gateways.models import Spool, SpoolPart
-from syncd.http.client import Endpoint
+from syncd.gateways.models import Gate, Spool, SpoolPart
+from syncd.http.endpoint import Endpoint
 from syncd.metering.base import Meter
 from syncd.metering.meters import STANDARD_METERS
 from syncd.metering.usage import EVENTS_METER
@@ -367,3 +367,88 @@ def check_empty(source: str, principals: int, *, may_be_empty: bool = False) -> 
         return Finding("source", Level.OK, f"{source}: {plural(principals, 'principal')}")
     text = f"{source} returns no principals; while it is empty, nothing is removed (may_be_empty)"
     return Finding("source", Level.WARNING, text)
+
+
+GATE = "gate"
+_REFUSED = frozenset({"401", "403"})
+_MAX_SILENCE = 60.0
+"""Seconds without an answer of the metering API after which a gate with active subjects is blind."""
+
+
+def check_gate(name: str, gate: Gate) -> Iterator[Finding]:
+    """Check a gateway's gate; one finding that is ok if nothing is wrong."""
+    found = [*_gate_metering(name, gate), *_gate_features(name, gate), *_gate_kongs(name, gate)]
+    if found:
+        yield from found
+        return
+    text = f"{name}: the gate is in mode {gate.mode} for {plural(gate.subjects, 'subject')}"
+    if not gate.figures.calls:
+        text += "; none has been active yet, so its token was not used"
+    yield Finding(GATE, Level.OK, text)
+
+
+def _gate_metering(name: str, gate: Gate) -> Iterator[Finding]:
+    outcomes: defaultdict[str, Counter[str]] = defaultdict(Counter)
+    for call, outcome, count in gate.figures.calls:
+        outcomes[call][outcome] += count
+    refused = [call for call, by in outcomes.items() if by.keys() & _REFUSED and not by["200"]]
+    if refused:
+        text = (
+            f"{name}: the metering API refuses the gate's token ({', '.join(sorted(refused))}), so it limits"
+            " nobody. Give the token the right to read entitlements (on Konnect the role Entitlement Access):"
+            " metering.token_file in the gate's file, or OPENMETER_GATE_TOKEN"
+        )
+        yield Finding(GATE, Level.PROBLEM, text)
+    elif outcomes and (gate.figures.answer_age is None or gate.figures.answer_age > _MAX_SILENCE):
+        age = gate.figures.answer_age
+        since = "has not answered the gate" if age is None else f"has not answered the gate for {age:.0f} s"
+        last = f" ({gate.last_error})" if gate.last_error else ""
+        text = f'{name}: the metering API {since}{last}: docs/runbook.md, "The gate is blind"'
+        yield Finding(GATE, Level.PROBLEM, text)
+
+
+def _gate_features(name: str, gate: Gate) -> Iterator[Finding]:
+    would = "are stopped" if gate.mode == "enforce" else "would be stopped in mode enforce"
+    for feature, reason, number in gate.denied_counts:
+        if reason == "FEATURE_NOT_FOUND":
+            text = (
+                f"{name}: the metering API has no feature {feature}, so all requests that need it {would}."
+                " Create it there, or correct features in the gate's file"
+            )
+            yield Finding(GATE, Level.PROBLEM, text)
+        elif reason == "FEATURE_UNAVAILABLE":
+            text = (
+                f"{name}: {plural(number, 'active customer')} without an entitlement to {feature}: their"
+                f" requests {would}. Give them one, or let no rule of the gate name this feature"
+            )
+            yield Finding(GATE, Level.WARNING, text)
+
+
+def _gate_kongs(name: str, gate: Gate) -> Iterator[Finding]:
+    if not gate.figures.kongs and gate.mode != "off":
+        text = (
+            f"{name}: no Kong asks this gate, so it stops nothing. Enable the plugin openmeter-gate, or the"
+            " post-function of `openmeter-plugin gate lua`, and let Kong's workers open the gate's socket:"
+            " docs/gate.md"
+        )
+        yield Finding(GATE, Level.WARNING, text)
+    for kong in gate.figures.kongs:
+        if kong.lua and kong.lua != gate.version:
+            text = (
+                f"{name}: the gate is of version {gate.version}, its Lua half in Kong of {kong.lua}. Write"
+                " the files again with `openmeter-plugin files` (or the text of `openmeter-plugin gate lua`),"
+                " and restart Kong"
+            )
+            yield Finding(GATE, Level.WARNING, text)
+        if kong.no_memory:
+            text = (
+                f"{name}: Kong's shared dict openmeter_gate is full, so customers without a place in it are"
+                " not limited. Make it larger and restart Kong"
+            )
+            yield Finding(GATE, Level.WARNING, text)
+        if kong.errors:
+            text = (
+                f"{name}: {plural(kong.errors, 'fault')} in the gate's Lua half, each of which let a request"
+                " pass. Kong's error log has them"
+            )
+            yield Finding(GATE, Level.WARNING, text)

@@ -1,9 +1,19 @@
-"""The checkup of ``syncd doctor``: reads all systems and runs all checks. Only the probe writes anything."""
+"""The checkup of ``syncd doctor``: reads all systems and runs all checks. Only the probe writes anything.
+
+The probe sends one event twice and counts how often it is stored. The second copy goes out only after the
+first has arrived and the sink has flushed. OpenMeter's sink drops doubles within one flush (openmeter/sink:
+at most `minCommitCount` events or `maxCommitWait`, 2 s by default) whether its `dedupe` is configured or not,
+so two copies at once are stored once by any server.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+import time
+import uuid
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import closing
+from dataclasses import dataclass
+from datetime import UTC, datetime
 
 from openmeter_plugin.units import plural
 from syncd.audit.books import leads_to
@@ -11,21 +21,19 @@ from syncd.config.settings import Config
 from syncd.config.sources import may_be_empty
 from syncd.core.errors import ApiError, ConfigError, GatewayError, SourceError, SyncdError, UnauthorizedError
 from syncd.core.model import Principal
-from syncd.doctor.arrivals import CHECK as ARRIVALS
-from syncd.doctor.arrivals import check_arrivals
 from syncd.doctor.checks import (
+    GATE,
     Finding,
     Level,
     check_clock,
     check_empty,
+    check_gate,
     check_gateway,
     check_meters,
     check_proxy,
 )
-from syncd.doctor.gate import CHECK as GATE
-from syncd.doctor.gate import check_gate
 from syncd.doctor.plugins import check_agreement
-from syncd.doctor.probe import Probe
+from syncd.doctor.subjects import ARRIVALS, check_arrivals
 from syncd.gateways.client import Gateway
 from syncd.metering.base import MeteringApi, Write
 from syncd.runs.clock import Now, server_time, utc_now
@@ -214,3 +222,68 @@ def _schedule(config: Config, now: Now) -> Iterator[Finding]:
     if times := config.schedule.upcoming(now()):
         shown = ", ".join(f"{time:%a %d %b %Y %H:%M}" for time in times)
         yield Finding("schedule", Level.OK, f"the next runs of schedule.cron (UTC): {shown}")
+
+
+PROBE_TYPE = "kong-openmeter.doctor"
+"""The type of the events that the probe sends; no standard meter counts it."""
+FLUSH_SECONDS = 6.0
+_ARRIVAL_SECONDS = 60.0
+_LOOK_SECONDS = 0.25
+
+
+@dataclass(frozen=True, slots=True)
+class Probe:
+    """`flush` is how long, in seconds, the sink may collect events before it stores them."""
+
+    flush: float = FLUSH_SECONDS
+
+    def check(self, api: MeteringApi) -> Finding:
+        """Send the event, wait until it is stored, send it again after a flush, and count."""
+        try:
+            return self._finding(api)
+        except ApiError as error:
+            return Finding("deduplication", Level.PROBLEM, f"the probe failed: {error}")
+
+    def _finding(self, api: MeteringApi) -> Finding:
+        event = _probe_event()
+        identity = str(event["id"])
+        began = time.monotonic()
+        api.send_event(event)
+        if not _becomes(lambda: api.count_events(identity) > 0, _ARRIVAL_SECONDS):
+            text = (
+                f"the probe {identity} has not arrived after {_ARRIVAL_SECONDS:.0f} s. Check the sink worker"
+            )
+            return Finding("deduplication", Level.WARNING, text)
+        arrival = time.monotonic() - began
+        time.sleep(self.flush)
+        api.send_event(event)
+        # The second copy may take as long as the first, and a flush more.
+        if _becomes(lambda: api.count_events(identity) > 1, arrival + self.flush):
+            text = (
+                "an event that was sent twice is stored twice, so every retry of a delivery is billed again."
+                " Configure the sink's `dedupe` (not the ingest side's, which loses retried events)"
+            )
+            return Finding("deduplication", Level.PROBLEM, text)
+        return Finding("deduplication", Level.OK, "an event that was sent twice is stored once")
+
+
+def _probe_event() -> dict[str, object]:
+    return {
+        "specversion": "1.0",
+        "id": f"doctor-{uuid.uuid4().hex}",
+        "source": "syncd",
+        "type": PROBE_TYPE,
+        "subject": "syncd-doctor",
+        "time": datetime.now(UTC).isoformat(),
+    }
+
+
+def _becomes(holds: Callable[[], bool], seconds: float) -> bool:
+    """Return whether a condition becomes true in time; it is looked at once more at the end."""
+    deadline = time.monotonic() + seconds
+    while not holds():
+        left = deadline - time.monotonic()
+        if left <= 0:
+            return False
+        time.sleep(min(_LOOK_SECONDS, left))
+    return True

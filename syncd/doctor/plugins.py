@@ -21,11 +21,12 @@ from syncd.core.model import Principal
 from syncd.doctor.ai import check_ai
 from syncd.doctor.checks import METERING_PLUGIN, Finding, Level, Plugin, check_plugins
 from syncd.doctor.subjects import CHECK, Kong, check_subjects, mapped_subjects
-from syncd.http.client import ApiClient, Endpoint
+from syncd.http.client import ApiClient
+from syncd.http.endpoint import Endpoint
 from syncd.http.retry import Retry
 from syncd.runs.factory import CONSUMER_RIGHTS, kong_endpoint, konnect_endpoint, rules_of
-from syncd.sources.consumers import offset_pages
-from syncd.sources.declarative_file import DeclarativeFile, plugin_config
+from syncd.sources.base import offset_pages
+from syncd.sources.files import DeclarativeFile, plugin_config
 
 
 def check_agreement(config: Config, read: Mapping[str, Sequence[Principal]]) -> Iterator[Finding]:

@@ -1,13 +1,15 @@
-"""Check that the plugin sends each consumer under the subject that syncd maps it to.
+"""Checks that usage gets the subjects that syncd maps: those that the plugin sends, and those that arrive.
 
-It runs the plugin's own code for each consumer, with a request that identifies nobody else: one without a
-Dev Portal application, and without the headers and arguments that the plugin's lookups read.
+For each consumer it runs the plugin's own code, with a request that identifies nobody else: one without a
+Dev Portal application, and without the headers and arguments that the plugin's lookups read. What arrives is
+in the metering API's latest events.
 """
 
 from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 from pydantic import ValidationError
 
@@ -20,6 +22,7 @@ from syncd.core.model import Principal
 from syncd.doctor.checks import METERING_PLUGIN, Finding, Level, Plugin
 from syncd.mapping.claims import claims_of, distinct, is_excluded
 from syncd.mapping.rules import MappingRules
+from syncd.metering.base import ArrivedEvent
 
 CHECK = "consumers"
 _MAX_NAMED = 3
@@ -255,3 +258,106 @@ def _sent_subject(principal: Principal, rules: Rules) -> str | None:
         )
         found = find_subject(KongLog(consumer=consumer), None, rules)
     return found if type(found) is str else None
+
+
+ARRIVALS = "arrivals"
+_OURS = "kong."
+_ID_SIZE = 36
+"""Kong's and Konnect's ids are UUIDs."""
+_MANY = 1000
+"""Requests without any event that are worth a look: Kong counts those of its Admin API, too."""
+
+
+class _Form(NamedTuple):
+    """How an id becomes a subject: ``app:...``; without a prefix, it is not made of the id."""
+
+    prefix: str | None
+
+    def __str__(self) -> str:
+        return "another field" if self.prefix is None else f"{self.prefix}..."
+
+
+def check_arrivals(
+    events: Sequence[ArrivedEvent],
+    principals: Sequence[Principal],
+    rules: MappingRules,
+    answered: int = 0,
+) -> Iterator[Finding]:
+    """Compare the subjects of the latest events with those that syncd maps `principals` to.
+
+    A subject that a customer has is fine however it got there. `answered` is the number of requests that the
+    Kongs have answered.
+    """
+    arrived = {event.subject: event for event in events if event.type.startswith(_OURS)}
+    if not arrived and answered >= _MANY:
+        text = (
+            f"Kong has answered {plural(answered, 'request')} since its start, and the metering API has no"
+            " event of a gateway. Look for `openmeter` and `pluginserver` in Kong's error log: if Kong cannot"
+            " run the start command (a program without its path, a $(...) that fails), it works but meters"
+            " nothing"
+        )
+        yield Finding(ARRIVALS, Level.WARNING, text)
+        return
+    if not arrived:
+        text = "the metering API has no event of a gateway yet, so no subject can be compared"
+        yield Finding(ARRIVALS, Level.OK, text)
+        return
+    mapped = mapped_subjects(principals, rules)
+    known = set(mapped.values())
+    stray = sorted(
+        subject
+        for subject, event in arrived.items()
+        if event.customer_id is None and subject not in known  # mapped ones are attached by the next run
+    )
+    if not stray:
+        what = plural(len(arrived), "subject is", "subjects are")
+        latest = plural(len(events), "event")
+        yield Finding(ARRIVALS, Level.OK, f"of the latest {latest}, {what} on a customer or mapped")
+        return
+    mismatched = _mismatches(stray, mapped)
+    for (arrives, wanted), subjects in mismatched.items():
+        yield Finding(ARRIVALS, Level.PROBLEM, _mismatch_text(arrives, wanted, subjects))
+    unknown = [subject for subject in stray if not any(subject in found for found in mismatched.values())]
+    if unknown:
+        what = plural(len(unknown), "subject of the latest events is", "subjects of the latest events are")
+        text = (
+            f"{what} on no customer, and syncd maps {'it' if len(unknown) == 1 else 'none of them'}:"
+            f" {_listed(unknown)}. `syncd usage` shows their usage; a source is missing, or a principal was"
+            " deleted"
+        )
+        yield Finding(ARRIVALS, Level.WARNING, text)
+
+
+def _mismatches(stray: Iterable[str], mapped: Mapped) -> dict[tuple[_Form, _Form], list[str]]:
+    """Return the subjects that end with the id of a principal that syncd maps to another subject."""
+    by_id = {identity: subject for (_, identity), subject in mapped.items() if len(identity) == _ID_SIZE}
+    found: dict[tuple[_Form, _Form], list[str]] = {}
+    for subject in stray:
+        identity = subject[-_ID_SIZE:]
+        if wanted := by_id.get(identity):
+            forms = _Form(subject[:-_ID_SIZE]), _form_of(wanted, identity)
+            found.setdefault(forms, []).append(subject)
+    return found
+
+
+def _form_of(subject: str, identity: str) -> _Form:
+    return _Form(subject.removesuffix(identity) if subject.endswith(identity) else None)
+
+
+def _mismatch_text(arrives: _Form, wanted: _Form, subjects: Sequence[str]) -> str:
+    count = plural(len(subjects), "subject arrives", "subjects arrive")
+    cause = (
+        "Make mapping.subject_field agree with the gateways' subject.field"
+        if wanted.prefix is None
+        else "Make mapping.subject_prefixes agree with the gateways' subject_prefixes"
+    )
+    return (
+        f"{count} as {arrives}, syncd maps {wanted} ({_listed(subjects)}): that usage is on no customer."
+        f" {cause}. Events that have arrived keep their subject: add it to the customer by hand"
+    )
+
+
+def _listed(subjects: Sequence[str]) -> str:
+    rest = len(subjects) - _MAX_NAMED
+    more = f" and {rest} more" if rest > 0 else ""
+    return f"{', '.join(map(repr, subjects[:_MAX_NAMED]))}{more}"

@@ -12,20 +12,28 @@ from typing import TypeVar
 
 from pydantic import BaseModel, ValidationError
 
-from syncd.config.gateways import GatewayConfig
+from syncd.config.sections import GatewayConfig
 from syncd.core.errors import ApiError, GatewayError, RefusedError, UnreachableError
-from syncd.gateways.gate import Gate, GateChanged, MaybeGate
-from syncd.gateways.kept import (
+from syncd.gateways.models import (
     DeadLetterGroups,
     DeadLetters,
+    Gate,
+    GateChanged,
+    Ledger,
+    LedgerLine,
+    LedgerPage,
+    MaybeGate,
     Quarantine,
     QuarantineGroups,
+    Readiness,
+    Redelivery,
     Replay,
     Replays,
+    Spool,
     WholeDeadLetter,
 )
-from syncd.gateways.models import Ledger, LedgerLine, LedgerPage, Readiness, Redelivery, Spool
-from syncd.http.client import ApiClient, Endpoint, Params
+from syncd.http.client import ApiClient, Params
+from syncd.http.endpoint import Endpoint
 from syncd.http.retry import Retry
 
 _PAGE_SIZE = 10_000

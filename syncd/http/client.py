@@ -19,20 +19,8 @@ from syncd.core.errors import StoppedError
 from syncd.http.connection import Answer, AnswerError, Connections
 from syncd.http.endpoint import Api, Endpoint, no_tls
 from syncd.http.failures import REQUEST_ERRORS, Failures
-from syncd.http.json import decode_json, encode_json, expect_list, expect_object, expect_objects
+from syncd.http.json import decode_json, encode_json
 from syncd.http.retry import Retry
-
-__all__ = [
-    "Api",
-    "ApiClient",
-    "Endpoint",
-    "Params",
-    "encode_json",
-    "expect_list",
-    "expect_object",
-    "expect_objects",
-    "request_counts",
-]
 
 Params = Mapping[str, str | int | list[str]]
 _T = TypeVar("_T")

@@ -20,7 +20,8 @@ from syncd.core.errors import (
     UnreliableApiError,
 )
 from syncd.core.model import shared
-from syncd.http.client import ApiClient, Params, expect_list, expect_object
+from syncd.http.client import ApiClient, Params
+from syncd.http.json import expect_list, expect_object
 from syncd.metering.base import ArrivedEvent, GroupedValue, Write, WriteTrial
 
 API = "metering API"

@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 from syncd.config.settings import Dialect
-from syncd.http.client import Endpoint
+from syncd.http.endpoint import Endpoint
 from syncd.http.retry import Retry
 from syncd.metering.base import MeteringApi
 from syncd.metering.v1 import OpenMeterV1

@@ -157,7 +157,7 @@ def owners(customers: Iterable[Attributed]) -> dict[str, str]:
     As a real OpenMeter does: a customer has the usage under its key and its subject keys, not under its id.
     Of a subject that is also another customer's key, the usage is counted once in a query for both, for the
     customer with the key; GET events names it, too. (Asked one by one, as for an invoice, both have it:
-    `syncd.planning.customer_index` reports such a pair.)
+    `syncd.planning.carriers` reports such a pair.)
     """
     found: dict[str, str] = {}
     named: dict[str, str] = {}

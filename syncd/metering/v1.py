@@ -18,7 +18,9 @@ from datetime import date
 
 from syncd.core.errors import MalformedError, RefusedError
 from syncd.core.model import NO_DETAILS, CustomerDetails, ObservedCustomer, ObservedState, ObservedSubject
-from syncd.http.client import ApiClient, Endpoint, expect_object, expect_objects
+from syncd.http.client import ApiClient
+from syncd.http.endpoint import Endpoint
+from syncd.http.json import expect_object, expect_objects
 from syncd.http.pagination import Page, read_as
 from syncd.http.retry import Retry
 from syncd.metering import account, answers

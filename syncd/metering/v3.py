@@ -24,7 +24,9 @@ from datetime import date
 from syncd.core.errors import MalformedError
 from syncd.core.model import NO_DETAILS, CustomerDetails, ObservedCustomer, ObservedState, ObservedSubject
 from syncd.core.ownership import has_reserved_prefix, valid_labels
-from syncd.http.client import ApiClient, Endpoint, Params, expect_object
+from syncd.http.client import ApiClient, Params
+from syncd.http.endpoint import Endpoint
+from syncd.http.json import expect_object
 from syncd.http.pagination import Fetch, Page, read_all, read_as
 from syncd.http.retry import Retry
 from syncd.metering import account, answers

@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 
 from openmeter_plugin.units import number, plural
-from syncd.config.notify import NotifyConfig, Topic
+from syncd.config.sections import NotifyConfig, Topic
 from syncd.core.changes import Change, ChangeKind, Status
 from syncd.gateways.models import Readiness, Spool
 from syncd.metering.usage import whole

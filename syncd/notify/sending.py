@@ -17,7 +17,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from openmeter_plugin.foreign import foreign_text
-from syncd.config.notify import schema_of
+from syncd.config.sections import schema_of
 
 _LEAST_SECRET = 4
 """Characters of a part of a URL that is masked; shorter ones occur in ordinary words."""

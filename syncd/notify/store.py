@@ -9,7 +9,7 @@ from typing import cast
 
 from sqlalchemy import delete, select
 
-from syncd.config.notify import Topic
+from syncd.config.sections import Topic
 from syncd.notify.conditions import Condition, Key
 from syncd.state.database import State, upserting
 from syncd.state.tables import notices

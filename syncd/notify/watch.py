@@ -16,9 +16,7 @@ from typing import Any
 
 import structlog
 
-from syncd.config.gateways import GatewayConfig
-from syncd.config.notify import NotifyConfig
-from syncd.config.run import next_times
+from syncd.config.sections import GatewayConfig, NotifyConfig, next_times
 from syncd.config.settings import Config
 from syncd.core.errors import GatewayError, StateError, SyncdError
 from syncd.gateways.client import Gateway

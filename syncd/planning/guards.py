@@ -12,6 +12,10 @@ more often caused by a broken source than intended. The message names the number
 - Removals depend on the clock (grace periods count from marks). If the clock differs from the metering
   API's Date header by more than `max_clock_skew`, they become reports.
 - If a source returns no principals, removals become reports as well, and one blocked change says why.
+
+A run may have a scope: then its plan has only the changes of some principals, and never a removal. All
+sources are still read in full. Otherwise shared subjects, keys in use and group members would be unknown, and
+a scoped run would reach a different state from a full one.
 """
 
 from __future__ import annotations
@@ -22,10 +26,12 @@ from datetime import timedelta
 
 from openmeter_plugin.units import plural
 from syncd.core.changes import REMOVALS, Change, ChangeKind, Plan, ordered
-from syncd.core.errors import UnsafePlanError
-from syncd.core.model import ObservedState
+from syncd.core.errors import ScopeError, UnsafePlanError
+from syncd.core.model import ObservedState, Principal
 from syncd.core.ownership import is_managed
 from syncd.core.policy import without_removals
+from syncd.mapping.desired_state import desired_state
+from syncd.mapping.rules import MappingRules
 
 _UPDATES = frozenset(
     {
@@ -160,3 +166,61 @@ def _too_many(what: str, number: int, existing: int, of: str, percent: int, limi
         f" (guards.max_{what[:-1]}_percent), checked from {limits.min_changes} {what} upwards"
         f" (guards.min_changes). Review `syncd plan`; if this is intended, pass --force"
     )
+
+
+@dataclass(frozen=True, slots=True)
+class Scope:
+    """Selects principals by source (its name in messages), by id, username or custom_id, or by both."""
+
+    source: str | None = None
+    principal: str | None = None
+
+    @property
+    def whole(self) -> bool:
+        """Return whether all principals are selected."""
+        return self.source is None and self.principal is None
+
+    def select(self, principals: Iterable[Principal]) -> list[Principal]:
+        """Return the selected principals; raises ScopeError if there are none."""
+        principals = list(principals)
+        found = [
+            principal
+            for principal in principals
+            if (self.source is None or self._named(principal.source))
+            and (
+                self.principal is None
+                or self.principal in (principal.id, principal.username, principal.custom_id)
+            )
+        ]
+        if not found:
+            what = [f"source {self.source}"] * (self.source is not None)
+            what += [f"principal {self.principal}"] * (self.principal is not None)
+            sources = sorted({principal.source.partition(" ")[0] for principal in principals})
+            known = f". The sources with principals: {', '.join(sources)}" if self.source and sources else ""
+            raise ScopeError(f"no principal matches {' and '.join(what)}{known}")
+        return found
+
+    def _named(self, source: str) -> bool:
+        return self.source is not None and (source == self.source or source.startswith(f"{self.source} "))
+
+
+def restricted(plan: Plan, scope: Scope, principals: Sequence[Principal], rules: MappingRules) -> Plan:
+    """Return the plan with only the changes of the selected principals."""
+    if scope.whole:
+        return plan
+    wanted = desired_state(scope.select(principals), rules)
+    subjects = {subject.key for customer in wanted.customers for subject in customer.subjects}
+    subjects |= {key for problem in wanted.problems for key in problem.subject_keys}
+    # A principal that gets no subject at all is recognized by the reason of its problem.
+    reasons = {problem.reason for problem in wanted.problems}
+    customers = {customer.key for customer in wanted.customers}
+
+    def concerns(change: Change) -> bool:
+        if change.kind in REMOVALS or change.kind is ChangeKind.ORPHANED:
+            return False
+        if change.subject_keys:
+            return not subjects.isdisjoint(change.subject_keys)
+        return change.customer_key in customers or change.reason in reasons
+
+    note = "limited to the selected principals; nothing is marked, detached or deleted"
+    return replace(plan, changes=tuple(filter(concerns, plan.changes)), notes=(*plan.notes, note))

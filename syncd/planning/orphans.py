@@ -22,10 +22,20 @@ from collections.abc import Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 
-from syncd.core import lifecycle_metadata
 from syncd.core.changes import Change, ChangeKind, EntityState
 from syncd.core.model import DesiredState, ObservedCustomer, ObservedState
-from syncd.core.ownership import ADOPTED, is_managed
+from syncd.core.ownership import (
+    ADOPTED,
+    CLEARED,
+    LIFECYCLE_KEYS,
+    ORPHANED_AT,
+    customer_orphaned_since,
+    is_managed,
+    newly_orphaned,
+    orphaned_subjects,
+    subject_digest,
+    timestamp,
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -100,7 +110,7 @@ class _Lifecycle:
         """Return whether a source names it and all its managed subjects, and it carries no mark."""
         if not self._is_named(customer):
             return False
-        if not lifecycle_metadata.LIFECYCLE_KEYS.isdisjoint(customer.metadata):
+        if not LIFECYCLE_KEYS.isdisjoint(customer.metadata):
             return False
         return self._wanted.issuperset(customer.subject_keys) or not self._managed_keys(customer)
 
@@ -149,35 +159,27 @@ class _Lifecycle:
 
     def _with_orphaned_subjects(self, customer: ObservedCustomer) -> Iterator[Change]:
         orphaned = self._managed_keys(customer)
-        marks = lifecycle_metadata.orphaned_subjects(customer.metadata)
-        since = {
-            key: marks[lifecycle_metadata.subject_digest(key)][1]
-            for key in orphaned
-            if lifecycle_metadata.subject_digest(key) in marks
-        }
-        fresh = lifecycle_metadata.newly_orphaned(
-            customer.metadata, [k for k in orphaned if k not in since], self._grace.now
-        )
+        marks = orphaned_subjects(customer.metadata)
+        since = {key: marks[subject_digest(key)][1] for key in orphaned if subject_digest(key) in marks}
+        fresh = newly_orphaned(customer.metadata, [k for k in orphaned if k not in since], self._grace.now)
         newly = {value.rpartition("-")[2] for value in fresh.values()}
-        marked = tuple(key for key in orphaned if lifecycle_metadata.subject_digest(key) in newly)
+        marked = tuple(key for key in orphaned if subject_digest(key) in newly)
         due = tuple(
             key for key in orphaned if key in since and self._has_passed(since[key], self._grace.detach_after)
         )
         stale = {
-            slot: lifecycle_metadata.CLEARED
+            slot: CLEARED
             for name, (slot, _) in marks.items()
-            if name not in {lifecycle_metadata.subject_digest(key) for key in orphaned}
+            if name not in {subject_digest(key) for key in orphaned}
         }
-        if lifecycle_metadata.customer_orphaned_since(customer.metadata):
-            stale[lifecycle_metadata.ORPHANED_AT] = lifecycle_metadata.CLEARED
+        if customer_orphaned_since(customer.metadata):
+            stale[ORPHANED_AT] = CLEARED
         if stale:
             yield _marking(ChangeKind.UNMARK_ORPHANED, customer, (), "a source names it again", stale)
         if marked:
             yield _marking(ChangeKind.MARK_ORPHANED, customer, marked, self._detach_notice(marked), fresh)
         if due:
-            freed = {
-                marks[lifecycle_metadata.subject_digest(key)][0]: lifecycle_metadata.CLEARED for key in due
-            }
+            freed = {marks[subject_digest(key)][0]: CLEARED for key in due}
             yield self._detach(customer, due, min(since[key] for key in due), freed)
         waiting = tuple(key for key in orphaned if key not in marked and key not in due)
         if waiting:
@@ -192,10 +194,10 @@ class _Lifecycle:
             yield Change(ChangeKind.ORPHANED, customer.key, orphaned, reason, customer.id)
 
     def _orphaned(self, customer: ObservedCustomer) -> Iterator[Change]:
-        since = lifecycle_metadata.customer_orphaned_since(customer.metadata)
+        since = customer_orphaned_since(customer.metadata)
         managed = self._managed_keys(customer)
         if since is None:
-            metadata = {lifecycle_metadata.ORPHANED_AT: lifecycle_metadata.timestamp(self._grace.now)}
+            metadata = {ORPHANED_AT: timestamp(self._grace.now)}
             reason = self._detach_notice(managed)
             yield _marking(ChangeKind.MARK_ORPHANED, customer, customer.subject_keys, reason, metadata)
             return
@@ -234,9 +236,7 @@ class _Lifecycle:
             keys,
             f"no source has named it since {since:%Y-%m-%d}, {days} or more days ago (detach_after).{by_key}",
             customer.id,
-            EntityState(
-                None, customer.subject_keys, _marks_of(customer, marks or (lifecycle_metadata.ORPHANED_AT,))
-            ),
+            EntityState(None, customer.subject_keys, _marks_of(customer, marks or (ORPHANED_AT,))),
             EntityState(None, rest, dict(marks)),
         )
 
@@ -255,9 +255,7 @@ class _Lifecycle:
             customer.subject_keys,
             f"no source has named it since {since:%Y-%m-%d} (delete_after)",
             customer.id,
-            EntityState(
-                customer.name, customer.subject_keys, _marks_of(customer, (lifecycle_metadata.ORPHANED_AT,))
-            ),
+            EntityState(customer.name, customer.subject_keys, _marks_of(customer, (ORPHANED_AT,))),
         )
 
     def _blocked(

@@ -17,10 +17,10 @@ one of another owner            the same, but it is never adopted
 A subject that another customer already carries is *unmanaged* if syncd does not manage that customer.
 If it does, the subject is blocked, or with `allow_move` moved. A move also changes usage that has not
 been invoiced yet, because attribution is evaluated when usage is queried. A subject that is the other
-customer's own key cannot move (`syncd.planning.moves`).
+customer's own key cannot move.
 
-A subject whose usage is already counted for two customers is blocked and stays where it is
-(`syncd.planning.customer_index`).
+A subject whose usage is already counted for two customers is blocked and stays where it is. Both are in
+`syncd.planning.carriers`.
 
 `syncd.planning.orphans` plans removals; `syncd.core.policy` decides which changes a policy allows.
 """
@@ -53,8 +53,17 @@ from syncd.core.ownership import (
     owner_of,
 )
 from syncd.core.policy import POLICIES, Policy
-from syncd.planning.customer_index import CustomerIndex, double_counting_changes, without_double_counted
-from syncd.planning.moves import Taken, customer_name, moves_to, names_of, principals_of, taken_reason
+from syncd.planning.carriers import (
+    CustomerIndex,
+    Taken,
+    customer_name,
+    double_counting_changes,
+    moves_to,
+    names_of,
+    principals_of,
+    taken_reason,
+    without_double_counted,
+)
 from syncd.planning.orphans import Grace, Obstacle, orphan_changes
 
 

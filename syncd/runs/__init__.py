@@ -2,7 +2,7 @@
 
 `reconciler` does one run with the `options` of their table and sends its plan through the `passes`; `factory`
 makes its sources and target from the configuration. `lock` allows one writer at a time, `history` records
-runs, `directory` what they observe, and `queue` runs them one after the other.
+runs and what they observe, and `queue` runs them one after the other.
 
 Open `reconciler` first.
 May import: `apply`, `planning`, `customers`, `gateways`, `sources`, `metering`, `config`, `mapping`, `http`,

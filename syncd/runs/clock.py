@@ -11,7 +11,8 @@ from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
 
 from syncd.core.errors import ApiError
-from syncd.http.client import ApiClient, Endpoint
+from syncd.http.client import ApiClient
+from syncd.http.endpoint import Endpoint
 from syncd.http.retry import Retry, http_date
 
 Now = Callable[[], datetime]

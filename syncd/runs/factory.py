@@ -1,11 +1,11 @@
-"""Factory: makes sources, target, gateways and rules from the configuration."""
+"""Factory: makes sources, target, gateways and rules from the configuration, and checks those in files."""
 
 from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from syncd.config.settings import Config
@@ -20,19 +20,19 @@ from syncd.config.sources import (
     source_names,
 )
 from syncd.core.errors import StateError
+from syncd.core.model import Principal
 from syncd.gateways.client import Gateway
-from syncd.http.client import Endpoint
+from syncd.http.endpoint import Endpoint
 from syncd.http.retry import Pace, Permit, Retry, unlimited
+from syncd.mapping.desired_state import desired_state
 from syncd.mapping.mapping_file import read_mapping_file
 from syncd.mapping.rules import MappingRules
 from syncd.metering.base import MeteringApi
 from syncd.metering.dialects import DIALECTS
-from syncd.sources.applications_file import ApplicationsFile
 from syncd.sources.base import Source
-from syncd.sources.declarative_file import DeclarativeFile
+from syncd.sources.files import ApplicationsFile, DeclarativeFile, Static, StaticSubject
 from syncd.sources.kong_admin import KongAdmin
 from syncd.sources.konnect import KonnectApplications, KonnectConsumers
-from syncd.sources.static import Static, StaticSubject
 
 if TYPE_CHECKING:
     from syncd.runs.history import History
@@ -213,3 +213,37 @@ def konnect_endpoint(
         tls=source.tls,
         proxy=source.proxy_url,
     )
+
+
+_LOCAL = (DeclarativeFile, ApplicationsFile, Static)
+
+
+@dataclass(frozen=True, slots=True)
+class Checked:
+    """The number of principals that local sources have, and what a person should know."""
+
+    principals: int
+    notes: tuple[str, ...]
+
+
+def examine_files(config: Config) -> Checked:
+    """Read the mapping file and the local sources; raises ConfigError or SourceError.
+
+    Only if all sources are local can rows of the mapping file that match no principal be told.
+    """
+    config.notify.check()
+    rules = rules_of(config)
+    principals: list[Principal] = []
+    remote: list[str] = []
+    for source in sources_of(config):
+        if isinstance(source, _LOCAL):
+            principals += source.read()
+        else:
+            remote.append(source.name)
+    notes: list[str] = []
+    if remote:
+        notes.append(f"not read, because that needs the network: {', '.join(remote)}")
+    else:
+        desired = desired_state(principals, rules)
+        notes += [*desired.warnings, *(problem.reason for problem in desired.problems)]
+    return Checked(len(principals), tuple(notes))

@@ -7,6 +7,8 @@ next reader or writer closes a killed run as failed.
 Runs are ordered by insertion, not by time, because clocks may be set. They expire by the time between runs:
 a clock that is wrong by more than `MAX_RUN_GAP` expires no run, not even at the start of syncd, and one
 that is wrong by less ages runs by at most that much.
+
+`DirectoryRecorder` records what runs observe, for the pages: customers, and the names behind their subjects.
 """
 
 from __future__ import annotations
@@ -26,12 +28,15 @@ from syncd.apply.executor import REFUSED
 from syncd.core.changes import Change, ChangeKind, Outcome, Plan, Status
 from syncd.core.errors import LockedError
 from syncd.core.model import ObservedCustomer
-from syncd.http.client import encode_json
-from syncd.runs.ignored import IgnoredSubjects
+from syncd.customers.directory import Directory
+from syncd.http.json import encode_json
+from syncd.mapping.claims import subjects_of
+from syncd.mapping.rules import MappingRules
+from syncd.runs.passes import BothSides
 from syncd.runs.run import Run, RunObserver
+from syncd.runs.unbilled import IgnoredSubjects
 from syncd.state import tables
-from syncd.state.database import State, upserting
-from syncd.state.engines import WRITER
+from syncd.state.database import WRITER, State, upserting
 
 Document = dict[str, Any]
 
@@ -367,3 +372,27 @@ class HistoryRecorder(RunObserver):
         """Record the end of the run, and delete expired runs."""
         self._history.save(run.summary())
         self._history.prune(self._keep())
+
+
+class DirectoryRecorder(RunObserver):
+    """Keeps the directory up to date.
+
+    A run that only previews what an option would do says nothing about the concerns of customers now.
+    """
+
+    def __init__(self, directory: Directory) -> None:
+        self._directory = directory
+
+    def observed(self, run: Run, read: BothSides, rules: MappingRules) -> None:
+        """Keep all customers, and the principals behind the subjects."""
+        subjects = subjects_of(read.principals, rules)
+        at = run.started_at or run.requested_at
+        self._directory.observe(read.observed.customers, subjects, rules.owner_id, at)
+
+    def finished(self, run: Run) -> None:
+        """Keep what the run made of them, and their concerns."""
+        if run.plan is None or not run.options.scope.whole:
+            return
+        if run.dry_run and (run.options.adopt or run.options.allow_move):
+            return
+        self._directory.settle(run.plan, run.outcomes, run.unbilled)

@@ -12,7 +12,7 @@ from functools import wraps
 from typing import Annotated, Any, Literal, TypeVar
 
 from syncd.core.changes import Plan
-from syncd.planning.scope import Scope
+from syncd.planning.guards import Scope
 
 Place = Literal["plan", "apply", "resync"]
 """A command that offers options. The API offers all of them."""

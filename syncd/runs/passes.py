@@ -14,10 +14,9 @@ from syncd.core.policy import Policy
 from syncd.mapping.rules import MappingRules
 from syncd.metering.base import Inspection, Inspector
 from syncd.planning import guards
-from syncd.planning.guards import Limits
+from syncd.planning.guards import Limits, restricted
 from syncd.planning.orphans import Grace, Obstacle
 from syncd.planning.plan import PlanOptions, make_plan
-from syncd.planning.scope import restricted
 from syncd.runs.options import RunOptions
 from syncd.runs.unbilled import UsageReader, with_usage
 

@@ -22,9 +22,11 @@ from urllib.parse import quote
 
 from syncd.core.errors import ApiError, RefusedError, SourceError, UnauthorizedError
 from syncd.core.model import Principal
-from syncd.http.client import ApiClient, Endpoint, expect_object
+from syncd.http.client import ApiClient
+from syncd.http.endpoint import Endpoint
+from syncd.http.json import expect_object
 from syncd.http.retry import Retry
-from syncd.sources.consumers import read_consumers
+from syncd.sources.base import read_consumers
 
 _NOT_CONFIGURED = "0" * 32
 _NOT_FOUND = 404

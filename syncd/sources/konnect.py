@@ -14,11 +14,12 @@ from urllib.parse import quote
 
 from syncd.core.errors import ApiError, SourceError
 from syncd.core.model import Principal
-from syncd.http.client import ApiClient, Endpoint, expect_list, expect_object
+from syncd.http.client import ApiClient
+from syncd.http.endpoint import Endpoint
+from syncd.http.json import expect_list, expect_object
 from syncd.http.pagination import Entry, Page, read_all
 from syncd.http.retry import Retry
-from syncd.sources.base import text
-from syncd.sources.consumers import read_consumers
+from syncd.sources.base import read_consumers, text
 
 
 @dataclass(frozen=True, slots=True)

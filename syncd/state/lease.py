@@ -28,8 +28,7 @@ from sqlalchemy.exc import DBAPIError, SQLAlchemyError
 
 from syncd.core.errors import LockedError
 from syncd.state import tables
-from syncd.state.database import State, upserting
-from syncd.state.engines import IDLE_SECONDS, LEADER, WRITER
+from syncd.state.database import IDLE_SECONDS, LEADER, WRITER, State, upserting
 
 PROOF_SECONDS: Final = 4.0
 """How long a heartbeat proves a lease. Less than `IDLE_SECONDS`: proofs end before the lock does."""

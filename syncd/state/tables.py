@@ -131,7 +131,7 @@ LOCAL = "local"
 """Key of `Table.info`: set for a table about running processes, which `syncd state migrate` does not copy."""
 
 
-# Leases (syncd.state.lease), and runs that were requested (syncd.runs.requests)
+# Leases (syncd.state.lease), and runs that were requested (syncd.runs.queue)
 
 leases = Table(
     "leases",
@@ -272,7 +272,7 @@ notices = Table(
 )
 
 
-# Subjects that people ignore in the dashboard (syncd.runs.ignored)
+# Subjects that people ignore in the dashboard (syncd.runs.unbilled)
 
 ignored_subjects = Table(
     "ignored_subjects",

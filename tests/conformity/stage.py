@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from syncd.config.settings import Dialect
-from syncd.http.client import Endpoint
+from syncd.http.endpoint import Endpoint
 from syncd.http.retry import Retry
 from syncd.metering.base import MeteringApi
 from syncd.metering.dialects import DIALECTS

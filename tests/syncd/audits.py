@@ -17,7 +17,7 @@ from typing import Any
 import httpx
 import orjson
 
-from syncd.config.gateways import GatewayConfig
+from syncd.config.sections import GatewayConfig
 from syncd.gateways.client import Gateway
 from syncd.sandbox.testing import running_sandbox
 from tests.harness.kong import KongWorker, PluginInstance, drive

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import httpx
 
-from syncd.http.client import Endpoint
+from syncd.http.endpoint import Endpoint
 from syncd.http.retry import Retry
 from syncd.metering.v1 import OpenMeterV1
 from syncd.metering.v3 import OpenMeterV3

@@ -1,1 +1,1 @@
-"""Revisions of the schema, applied by Alembic (`syncd.state.schema`)."""
+"""Revisions of the schema, applied by Alembic (`syncd.state.database`)."""

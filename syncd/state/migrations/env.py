@@ -1,4 +1,4 @@
-"""Environment in which Alembic runs the revisions, in the transaction that `syncd.state.schema` has begun."""
+"""Environment in which Alembic runs the revisions, in the transaction that `syncd.state` has begun."""
 
 from __future__ import annotations
 

@@ -14,7 +14,7 @@ from typing import Any
 
 from syncd.core.errors import RefusedError
 from syncd.doctor.checks import Level
-from syncd.doctor.probe import Probe
+from syncd.doctor.checkup import Probe
 from syncd.metering.meters import STANDARD_METERS
 from syncd.metering.usage import REQUESTS_METER
 from tests.conformity.stage import APPLIED, Stage, expect

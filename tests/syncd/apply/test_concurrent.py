@@ -16,7 +16,7 @@ from syncd.apply.executor import apply_plan
 from syncd.core.changes import Change, ChangeKind, EntityState, Outcome, Plan, Status
 from syncd.core.errors import ApplyStoppedError, RefusedError, UnreachableError
 from syncd.core.model import CustomerDetails, ObservedCustomer, ObservedState, Principal
-from syncd.http.client import Endpoint
+from syncd.http.endpoint import Endpoint
 from syncd.http.retry import Retry
 from syncd.mapping.desired_state import desired_state
 from syncd.mapping.rules import MappingRules

@@ -12,7 +12,7 @@ from syncd.apply.executor import apply_plan
 from syncd.config.settings import Dialect
 from syncd.core.errors import ApiError, ApplyStoppedError
 from syncd.core.model import Principal
-from syncd.http.client import Endpoint
+from syncd.http.endpoint import Endpoint
 from syncd.http.retry import Retry
 from syncd.mapping.desired_state import desired_state
 from syncd.metering.v1 import OpenMeterV1

@@ -8,9 +8,8 @@ import pytest
 
 from syncd.apply.executor import apply_plan
 from syncd.core.changes import Outcome, Plan
-from syncd.core.lifecycle_metadata import timestamp
 from syncd.core.model import ObservedCustomer, ObservedState, ObservedSubject, Principal
-from syncd.core.ownership import ownership_metadata
+from syncd.core.ownership import ownership_metadata, timestamp
 from syncd.core.policy import Policy
 from syncd.mapping.rules import MappingRules
 from syncd.metering.base import Decide

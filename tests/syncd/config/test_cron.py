@@ -6,7 +6,7 @@ from datetime import UTC, datetime
 
 import pytest
 
-from syncd.config.run import next_times
+from syncd.config.sections import next_times
 
 NOW = datetime(2026, 11, 28, 22, 0, tzinfo=UTC)  # a Saturday
 

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from syncd.config.run import ScheduleConfig
+from syncd.config.sections import ScheduleConfig
 from syncd.daemon.schedule import Schedule, Timetable
 from tests.syncd.waiting import eventually
 

@@ -6,7 +6,7 @@ from datetime import UTC, datetime, timedelta
 
 from syncd.core.changes import Change, ChangeKind, EntityState, Outcome, Plan
 from syncd.core.unbilled import UnbilledSubject, UnbilledUsage
-from syncd.planning.scope import Scope
+from syncd.planning.guards import Scope
 from syncd.runs.options import RunOptions
 from syncd.runs.run import Run, RunState
 

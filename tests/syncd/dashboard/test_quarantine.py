@@ -10,7 +10,7 @@ from openmeter_plugin.metering.pdk_queries import QueryResults
 from openmeter_plugin.metering.quarantine import quarantine_record
 from openmeter_plugin.metering.rules import SkipReason
 from syncd.dashboard.quarantine import cause_of, request_view
-from syncd.gateways.kept import QuarantinedRequest
+from syncd.gateways.models import QuarantinedRequest
 from tests.syncd.dashboard.gateways import FakeGateway, quarantined
 from tests.syncd.dashboard.support import text_of
 from tests.syncd.dashboard.test_pages import looking_at, row

@@ -10,7 +10,7 @@ import pytest
 from syncd.core.changes import Change, ChangeKind, Outcome, Plan, Status
 from syncd.dashboard.unbilled_view import unbilled
 from syncd.dashboard.views import apply_form, drift, latest_full_run, page_of, run_line
-from syncd.planning.scope import Scope
+from syncd.planning.guards import Scope
 from syncd.runs.options import RunOptions
 from syncd.runs.run import Run, RunState
 from tests.syncd.dashboard.plans import ATTACH, CREATE, NOW, STUCK, plan, run

@@ -10,7 +10,7 @@ import pytest
 
 from openmeter_plugin.metering.rules import SubjectPrefixes
 from syncd.core.model import Principal
-from syncd.doctor.arrivals import check_arrivals
+from syncd.doctor.subjects import check_arrivals
 from syncd.mapping.rules import MappingRules
 from syncd.metering.base import ArrivedEvent
 from tests.syncd.builders import OWNER, consumer, replace

@@ -16,7 +16,7 @@ import pytest
 from openmeter_plugin.config.lua_plugin import LUA_PRIORITY
 from openmeter_plugin.config.schema import PRIORITY
 from syncd.doctor.checks import Level, Plugin, check_clock, check_empty, check_meters, check_plugins
-from syncd.doctor.probe import Probe
+from syncd.doctor.checkup import Probe
 from syncd.metering.base import Meter
 from syncd.metering.meters import STANDARD_METERS
 from syncd.sandbox.testing import running_sandbox

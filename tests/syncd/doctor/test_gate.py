@@ -6,9 +6,8 @@ from typing import Any
 
 import pytest
 
-from syncd.doctor.checks import Level
-from syncd.doctor.gate import check_gate
-from syncd.gateways.gate import Gate
+from syncd.doctor.checks import Level, check_gate
+from syncd.gateways.models import Gate
 
 KONG = {"id": "0123456789abcdef", "lua": "1.0", "heard": 0.2, "passed": 10, "dict_free": 9_000_000}
 LISTS = ("denied", "close", "stopped", "overrides", "denied_counts")

@@ -14,7 +14,7 @@ from typing import Any
 import httpx
 import pytest
 
-from syncd.config.gateways import GatewayConfig
+from syncd.config.sections import GatewayConfig
 from syncd.core.errors import GatewayError
 from syncd.gateways.client import Gateway
 from syncd.runs.factory import gateways_of

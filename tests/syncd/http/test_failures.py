@@ -16,8 +16,8 @@ from hypothesis import strategies as st
 
 from openmeter_plugin.network.tls import Tls
 from syncd.core.errors import ConfigError, RefusedError, SyncdError, UnauthorizedError, UnreachableError
-from syncd.http.client import ApiClient, Endpoint
-from syncd.http.endpoint import check_endpoint, variable_of
+from syncd.http.client import ApiClient
+from syncd.http.endpoint import Endpoint, check_endpoint, variable_of
 from syncd.http.retry import MAX_RETRY_AFTER, Pace, Retry, http_date, retry_after
 from tests.harness.ports import free_port
 from tests.harness.sockets import Authority, read_request, reply, talking

@@ -12,10 +12,11 @@ import pytest
 
 from syncd.core.errors import ApiError, MalformedError, SourceError, StoppedError, UnreachableError
 from syncd.http import connection
-from syncd.http.client import ApiClient, Endpoint
+from syncd.http.client import ApiClient
+from syncd.http.endpoint import Endpoint
 from syncd.http.pagination import Page, read_all
 from syncd.http.retry import Retry
-from syncd.sources.consumers import offset_pages
+from syncd.sources.base import offset_pages
 from tests.harness.sockets import read_request, reply, talking
 from tests.syncd.servers import Answer, Asked, serving
 

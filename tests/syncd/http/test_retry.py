@@ -7,7 +7,8 @@ from email.utils import format_datetime
 import pytest
 
 from syncd.core.errors import RefusedError, UnauthorizedError, UnreachableError
-from syncd.http.client import ApiClient, Endpoint
+from syncd.http.client import ApiClient
+from syncd.http.endpoint import Endpoint
 from syncd.http.retry import Retry
 from tests.syncd.servers import Answer, Asked, Server, serving
 

@@ -8,7 +8,7 @@ from decimal import Decimal
 
 import pytest
 
-from syncd.config.notify import NotifyConfig
+from syncd.config.sections import NotifyConfig
 from syncd.core.changes import Change, ChangeKind, Outcome, Plan, Status
 from syncd.core.unbilled import Fate, UnbilledSubject, UnbilledUsage
 from syncd.gateways.models import Readiness, Spool

@@ -296,7 +296,7 @@ def test_without_urls_nothing_is_read_or_sent(tmp_path: Path) -> None:
 def test_the_missing_extra_is_said_where_the_configuration_is_checked(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("syncd.config.notify.find_spec", lambda _: None)
+    monkeypatch.setattr("syncd.config.sections.find_spec", lambda _: None)
     with world(tmp_path, "notify: {urls: ['json://127.0.0.1:9/secret-part']}\n") as found:
         with pytest.raises(ConfigError, match=r"pip install 'kong-openmeter\[notify\]'") as error:
             found.config.notify.check()

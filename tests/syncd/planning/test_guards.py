@@ -11,9 +11,15 @@ from syncd.core.errors import ScopeError, UnsafePlanError
 from syncd.core.model import ObservedState, Principal
 from syncd.core.policy import Policy
 from syncd.mapping.rules import MappingRules
-from syncd.planning.guards import Limits, require_safe, unsafe_reason, withhold_for_empty_sources
+from syncd.planning.guards import (
+    Limits,
+    Scope,
+    require_safe,
+    restricted,
+    unsafe_reason,
+    withhold_for_empty_sources,
+)
 from syncd.planning.plan import PlanOptions
-from syncd.planning.scope import Scope, restricted
 from tests.syncd.builders import (
     BY_TAG,
     KEYED_BY_SUBJECT,

@@ -7,10 +7,16 @@ from datetime import UTC, datetime, timedelta
 import pytest
 
 from syncd.apply.executor import apply_plan
-from syncd.core import lifecycle_metadata
 from syncd.core.changes import Change, ChangeKind, Plan, Status
 from syncd.core.model import ObservedCustomer, ObservedState, ObservedSubject, Principal
-from syncd.core.ownership import is_label_value, ownership_metadata
+from syncd.core.ownership import (
+    is_label_value,
+    newly_orphaned,
+    orphaned_subjects,
+    ownership_metadata,
+    subject_digest,
+    timestamp,
+)
 from syncd.core.policy import POLICIES, Policy
 from syncd.planning.orphans import Grace, Obstacle
 from syncd.planning.plan import PlanOptions
@@ -222,13 +228,11 @@ def test_more_than_sixteen_orphaned_subjects_take_turns() -> None:
 
 
 def test_marks_are_valid_labels() -> None:
-    metadata = lifecycle_metadata.newly_orphaned({}, ["consumer:1", "Ünï cödé"], START)
-    assert all(
-        is_label_value(value) for value in (*metadata.values(), lifecycle_metadata.timestamp(START), "none")
-    )
-    assert set(lifecycle_metadata.orphaned_subjects(metadata)) == {
-        lifecycle_metadata.subject_digest("consumer:1"),
-        lifecycle_metadata.subject_digest("Ünï cödé"),
+    metadata = newly_orphaned({}, ["consumer:1", "Ünï cödé"], START)
+    assert all(is_label_value(value) for value in (*metadata.values(), timestamp(START), "none"))
+    assert set(orphaned_subjects(metadata)) == {
+        subject_digest("consumer:1"),
+        subject_digest("Ünï cödé"),
     }
 
 
@@ -285,9 +289,9 @@ def test_the_entity_of_a_subject_that_is_the_key_of_its_customer_stays_while_tha
 
 
 def test_of_several_marks_of_one_subject_the_oldest_counts() -> None:
-    name = lifecycle_metadata.subject_digest("consumer:1")
+    name = subject_digest("consumer:1")
     slots = {f"orphaned-at-{slot}": f"2026010{day}T000000Z-{name}" for slot, day in ((1, 3), (2, 1), (3, 2))}
-    assert lifecycle_metadata.orphaned_subjects(slots) == {name: ("orphaned-at-2", START)}
+    assert orphaned_subjects(slots) == {name: ("orphaned-at-2", START)}
 
 
 def test_a_customer_that_pays_by_its_key_for_a_subject_that_a_source_names_is_no_orphan() -> None:

@@ -16,7 +16,7 @@ import pytest
 from syncd.config import settings
 from syncd.core.changes import ChangeKind
 from syncd.daemon.service import running
-from syncd.http.client import Endpoint
+from syncd.http.endpoint import Endpoint
 from syncd.planning.guards import clock_distrust_reason
 from syncd.runs.clock import Stopwatch, clock_skew, date_of
 from syncd.runs.options import RunOptions

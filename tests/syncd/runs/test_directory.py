@@ -11,7 +11,7 @@ import pytest
 from syncd.config import settings
 from syncd.core.errors import SyncdError
 from syncd.customers.directory import Directory
-from syncd.runs.directory import DirectoryRecorder
+from syncd.runs.history import DirectoryRecorder
 from syncd.runs.options import RunOptions
 from syncd.runs.reconciler import Reconciler
 from syncd.runs.run import new_run

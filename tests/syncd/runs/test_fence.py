@@ -14,7 +14,8 @@ import pytest
 from syncd.config import settings
 from syncd.core.changes import Outcome, Status
 from syncd.core.errors import ApplyStoppedError, LockedError
-from syncd.http.client import ApiClient, Endpoint
+from syncd.http.client import ApiClient
+from syncd.http.endpoint import Endpoint
 from syncd.http.retry import Permit, Retry
 from syncd.runs import reconciler
 from syncd.runs.history import History, HistoryRecorder

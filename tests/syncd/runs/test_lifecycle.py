@@ -10,7 +10,8 @@ import pytest
 
 from syncd.config import settings
 from syncd.core.changes import ChangeKind
-from syncd.http.client import ApiClient, Endpoint
+from syncd.http.client import ApiClient
+from syncd.http.endpoint import Endpoint
 from syncd.http.retry import Retry
 from syncd.runs.options import RunOptions
 from syncd.runs.reconciler import Reconciler

@@ -6,7 +6,7 @@ from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 
 from syncd.core.changes import REMOVALS, ChangeKind, Plan
-from syncd.core.lifecycle_metadata import ORPHANED_AT, timestamp
+from syncd.core.ownership import ORPHANED_AT, timestamp
 from syncd.mapping.desired_state import desired_state
 from syncd.metering.base import Inspection
 from syncd.planning.guards import Limits

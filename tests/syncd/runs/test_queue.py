@@ -1,19 +1,26 @@
-"""The daemon's run queue, with a fake run."""
+"""The daemon's run queue, with a fake run; and requested runs that several daemons share."""
 
 from __future__ import annotations
 
 import threading
+import zlib
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from datetime import UTC, datetime
+
+from sqlalchemy import insert
 
 from syncd.config.settings import Config
 from syncd.core.changes import Outcome, Plan
 from syncd.core.errors import ApplyStoppedError, SourceError
 from syncd.http.retry import Permit
 from syncd.runs.options import RunOptions
-from syncd.runs.queue import RunQueue
+from syncd.runs.queue import Requests, RunQueue
 from syncd.runs.reconciler import Reconciler, _Record
 from syncd.runs.run import FINISHED, Run, RunState
+from syncd.state import tables
+from syncd.state.database import State
+from syncd.state.location import StateLocation
 from tests.syncd.waiting import eventually
 
 EMPTY = Plan("default", "upsert-only", ())
@@ -118,3 +125,17 @@ def test_a_request_after_the_start_of_a_run_queues_another_run() -> None:
         assert inside.wait(10)
         assert runs.request("manual").id != going.id
         gate.set()
+
+
+def test_a_request_that_a_newer_syncd_accepted_keeps_no_other_waiting(where: StateLocation) -> None:
+    with State(where) as state:
+        requests = Requests(state, lambda: None)
+        newer = zlib.compress(b'{"dry_run": false, "reviewed": null, "an_option_of_later": true}')
+        row = {"id": "newer", "options": newer, "summary": '{"trigger": "manual"}'}
+        with state.writing() as connection:
+            connection.execute(insert(tables.requested_runs), row)
+        known = requests.add(Run("known", "manual", RunOptions(), datetime.now(UTC)))
+        assert requests.get("newer") is None
+        assert [run.id for run in requests.take(1)] == [known.id]
+        assert requests.take(1) == []
+        assert [run.id for run in requests.take(2)] == [known.id], "the next leader tries again"

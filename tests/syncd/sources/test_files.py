@@ -8,9 +8,7 @@ import pytest
 from syncd.core.errors import SourceError
 from syncd.mapping.desired_state import desired_state
 from syncd.mapping.rules import MappingRules, Templates
-from syncd.sources.applications_file import ApplicationsFile
-from syncd.sources.declarative_file import DeclarativeFile
-from syncd.sources.static import Static, StaticSubject
+from syncd.sources.files import ApplicationsFile, DeclarativeFile, Static, StaticSubject
 
 DECLARATIVE = Path(__file__).parents[2] / "data" / "declarative"
 WIRE = Path(__file__).parents[2] / "data" / "kong-wire"

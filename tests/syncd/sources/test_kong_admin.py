@@ -11,7 +11,7 @@ import pytest
 
 from syncd.core.errors import SourceError
 from syncd.core.model import Principal
-from syncd.http.client import Endpoint
+from syncd.http.endpoint import Endpoint
 from syncd.http.retry import Retry
 from syncd.sources.base import Readings
 from syncd.sources.kong_admin import KongAdmin

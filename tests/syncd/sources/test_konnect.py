@@ -8,7 +8,7 @@ import pytest
 
 from syncd.core.errors import SourceError
 from syncd.core.model import Principal
-from syncd.http.client import Endpoint
+from syncd.http.endpoint import Endpoint
 from syncd.http.retry import Retry
 from syncd.sources.konnect import KonnectApplications, KonnectConsumers
 from tests.syncd.konnect import PLANE, PORTAL, Konnect, application, consumer, registration, uid

@@ -182,6 +182,6 @@ def test_a_process_that_stops_within_a_transaction_keeps_others_from_writing_for
 
 
 def test_a_missing_driver_says_how_to_install_it(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("syncd.state.engines.find_spec", lambda _name: None)
+    monkeypatch.setattr("syncd.state.database.find_spec", lambda _name: None)
     with pytest.raises(StateError, match=r"pip install 'kong-openmeter\[postgres\]'"):
         State(StateLocation(Path(), "postgresql://syncd@127.0.0.1/syncd"))

@@ -19,9 +19,8 @@ from sqlalchemy import Connection, event
 
 import syncd.state.migrations
 from syncd.core.errors import StateError
-from syncd.state import schema, tables
-from syncd.state.database import State
-from syncd.state.engines import WRITING, make_engine
+from syncd.state import tables
+from syncd.state.database import WRITING, State, is_current, make_engine, migrate
 from syncd.state.location import StateLocation
 from tests.harness.postgres import Postgres
 
@@ -36,17 +35,17 @@ def test_the_revisions_make_the_tables_of_the_code(where: StateLocation) -> None
     with engine.connect() as connection:
         connection.execution_options(**{WRITING: True})
         with connection.begin():
-            schema.migrate(connection)
+            migrate(connection)
             assert differences(connection) == []
-            assert schema.is_current(connection, "it")
+            assert is_current(connection, "it")
     engine.dispose()
 
 
 def test_alembic_goes_on_from_a_new_database(where: StateLocation) -> None:
     with State(where) as state, state.writing() as connection:
-        schema.migrate(connection)
+        migrate(connection)
         assert differences(connection) == []
-        assert schema.is_current(connection, "it")
+        assert is_current(connection, "it")
 
 
 def test_the_newest_revision_is_the_one_that_the_code_expects() -> None:

@@ -16,9 +16,8 @@ from syncd.runs.history import History
 from syncd.runs.options import RunOptions
 from syncd.runs.run import RunState, new_run
 from syncd.state import tables
-from syncd.state.database import State
+from syncd.state.database import State, copy_state
 from syncd.state.location import StateLocation
-from syncd.state.transfer import copy
 from tests.harness.postgres import PASSWORD, Postgres
 from tests.syncd.builders import consumer, observed, plan_for
 from tests.syncd.processes import Project
@@ -54,10 +53,10 @@ def test_the_state_is_the_same_after_the_move_there_and_back(tmp_path: Path, pos
         State(StateLocation(tmp_path / "new")) as new,
     ):
         with_runs(old, 1203)
-        copied = copy(old, database)
+        copied = copy_state(old, database)
         assert (copied["runs"], copied["plans"]) == (1203, 1)
         assert rows_of(database) == rows_of(old)
-        copy(database, new)
+        copy_state(database, new)
         assert rows_of(new) == rows_of(old)
         # Numbers go on after those that were copied.
         for state in (database, new):
@@ -73,7 +72,7 @@ def test_a_state_is_never_copied_over_another(tmp_path: Path, postgres: Postgres
         with_runs(database, 1)
         before = rows_of(database)
         with pytest.raises(StateError, match="is not empty"):
-            copy(file, database)
+            copy_state(file, database)
         assert rows_of(database) == before
 
 

@@ -11,8 +11,7 @@ import pytest
 
 from syncd.config.prices import PricesConfig
 from syncd.metering.base import GroupedValue, Meter, MeteringApi
-from syncd.usage.estimates import Estimate, money, read_estimate
-from syncd.usage.prices import prices_of
+from syncd.usage.estimates import Estimate, money, prices_of, read_estimate
 
 SINCE, UNTIL = datetime(2026, 10, 20, 12, tzinfo=UTC), datetime(2026, 12, 1, tzinfo=UTC)
 TIERED = {

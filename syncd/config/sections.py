@@ -1,19 +1,31 @@
-"""Settings of runs and of the daemon: policy options, guards, schedule, daemon."""
+"""The smaller sections: policy options, guards, schedule, daemon, ignore, notify, usage, gateways."""
 
 from __future__ import annotations
 
 import os
+import re
 from datetime import UTC, date, datetime, timedelta
+from importlib.util import find_spec
 from itertools import islice
-from pathlib import Path
-from typing import Annotated, Self
+from pathlib import Path, PurePosixPath
+from typing import Annotated, Literal, Self
+from urllib.parse import urlsplit
 
 from cronsim import CronSim, CronSimError
 from cronsim.cronsim import Field as CronField
-from pydantic import AfterValidator, BeforeValidator, Field, SecretStr, WithJsonSchema, model_validator
+from pydantic import (
+    AfterValidator,
+    BeforeValidator,
+    Field,
+    SecretStr,
+    TypeAdapter,
+    WithJsonSchema,
+    model_validator,
+)
 from pydantic_settings import NoDecode
 
-from syncd.config.types import Duration, HttpUrl, Key, Listen, Section, Token
+from syncd.config.types import ConnectionConfig, Duration, HttpUrl, Key, Listen, Section, Token
+from syncd.core.errors import ConfigError
 from syncd.state.location import StateLocation, check_url
 
 Percent = Annotated[int, Field(ge=0, le=100)]
@@ -207,3 +219,157 @@ class DaemonConfig(Section):
         if self.public_url is not None and self.token is None:
             raise ValueError("public_url opens the daemon, so token must be set (SYNCD_DAEMON__TOKEN)")
         return self
+
+
+Topic = Literal["failed-runs", "blocked", "unbilled", "dead-letters", "gateways"]
+_SCHEMA = re.compile(r"([a-z][a-z0-9+.-]*)://\S+", re.IGNORECASE)
+
+
+def _notification_url(value: SecretStr) -> SecretStr:
+    text = value.get_secret_value().strip()
+    if not _SCHEMA.fullmatch(text):
+        raise ValueError("must be an Apprise URL, such as slack://... or mailto://...")
+    return SecretStr(text)
+
+
+NotificationUrl = Annotated[SecretStr, AfterValidator(_notification_url)]
+
+
+class NotifyConfig(Section):
+    """Messages to people, sent by `syncd run` through Apprise."""
+
+    urls: tuple[NotificationUrl, ...] = ()
+    """Where to send to, as [Apprise URLs](https://github.com/caronc/apprise/wiki): Slack, Teams, mail,
+    webhooks. They hold secrets: take them from the environment with `${VAR}`. Needs the extra `[notify]`."""
+    topics: tuple[Topic, ...] = ("failed-runs", "blocked", "unbilled", "dead-letters", "gateways")
+    """What to send. Each thing is sent once, and again after it had ended."""
+    unbilled_events: Annotated[int, Field(ge=1)] = 1
+    """Unbilled events from which a message is sent; another one each time that they have doubled."""
+    gateway_lag: Duration = timedelta(minutes=15)
+    """For how long events must have waited on a gateway, or a gateway must not have answered."""
+    summary: Annotated[str, AfterValidator(crontab)] | None = "0 8 * * 1"
+    """When to send a summary of the last seven days, as five crontab fields in UTC. `null`: never."""
+    timeout: Duration = timedelta(seconds=30)
+    """Time for sending one message to all `urls`; after that it is tried again later."""
+
+    def check(self) -> None:
+        """Raise ConfigError if there are URLs and Apprise is not installed."""
+        if self.urls and find_spec("apprise") is None:
+            raise ConfigError(
+                "notify.urls needs Apprise, which is not installed: pip install 'kong-openmeter[notify]'"
+            )
+
+
+def schema_of(url: str) -> str:
+    """Return the kind of an Apprise URL, the only part of it that may be shown: slack, mailto."""
+    found = _SCHEMA.fullmatch(url)
+    return found[1].lower() if found else "?"
+
+
+_SHORTEST = timedelta(minutes=1)
+_LONGEST_KEPT = timedelta(days=800)
+_MAX_DIMENSIONS = 6
+"""Each further one multiplies the rows that are kept."""
+
+
+def _not_too_often(value: timedelta) -> timedelta:
+    if value < _SHORTEST:
+        raise ValueError("must be at least 1m: each refresh asks the metering API for every meter")
+    return value
+
+
+def _days(value: timedelta) -> timedelta:
+    if not timedelta(days=2) <= value <= _LONGEST_KEPT:
+        raise ValueError(f"must be from 2d to {_LONGEST_KEPT.days}d")
+    return value
+
+
+def _dimensions(value: object) -> object:
+    if not isinstance(value, dict):
+        return value
+    for meter, names in value.items():
+        if names is None:
+            continue
+        if not isinstance(names, list | tuple) or not all(isinstance(name, str) and name for name in names):
+            raise ValueError(f"{meter} must have a list of dimensions, such as [model, type]; [] is none")
+        if len(set(names)) > _MAX_DIMENSIONS:
+            raise ValueError(f"{meter} has more than {_MAX_DIMENSIONS} dimensions")
+    return {meter: tuple(names or ()) for meter, names in value.items()}
+
+
+Dimensions = Annotated[dict[Key, tuple[str, ...]], BeforeValidator(_dimensions)]
+
+
+class UsageConfig(Section):
+    """The usage that the daemon keeps, so that pages never wait for the metering API."""
+
+    interval: Annotated[Duration, AfterValidator(_not_too_often)] = timedelta(minutes=30)
+    """Time between two refreshes. One takes a request for the meters, one for each meter, and one for each
+    day of a meter that has changed since: three requests for two meters, and five as a rule."""
+    keep: Annotated[Duration, AfterValidator(_days)] = timedelta(days=400)
+    """How far back usage is fetched and kept."""
+    meters: Dimensions = Field(
+        default={"kong_api_requests": ("route_name",), "kong_llm_tokens": ("model", "type")}
+    )
+    """The meters, which count or sum, each with the dimensions by which its usage is shown. Meters and
+    dimensions of `prices` need not be repeated here. `{}` without prices keeps nothing."""
+
+
+_UNIX = "unix:"
+_HTTP_URL: TypeAdapter[str] = TypeAdapter(HttpUrl)
+
+
+def _gateway_url(value: str) -> str:
+    if not value.startswith(_UNIX):
+        return _HTTP_URL.validate_python(value)
+    if not PurePosixPath(value.removeprefix(_UNIX)).is_absolute():
+        raise ValueError("a Unix socket needs an absolute path, such as unix:/run/openmeter/api")
+    return value
+
+
+def _not_empty(value: SecretStr) -> SecretStr:
+    if not value.get_secret_value():
+        raise ValueError("must not be empty")
+    return value
+
+
+def _host_and_port(value: str) -> str:
+    parts = urlsplit(f"//{value}")
+    try:
+        valid = parts.hostname is not None and parts.port != 0 and not (parts.path or parts.username)
+    except ValueError:
+        valid = False
+    if not valid or parts.query or parts.fragment:
+        raise ValueError("must be a host, or host:port, such as openmeter:8888")
+    return value.lower()
+
+
+GatewayUrl = Annotated[str, AfterValidator(_gateway_url)]
+Host = Annotated[str, AfterValidator(_host_and_port)]
+
+
+class GatewayConfig(ConnectionConfig):
+    """A gateway: address and token of its plugin's API (`openmeter-plugin serve --api`)."""
+
+    name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,62}$")
+    """Unique name for messages."""
+    url: GatewayUrl
+    """URL of the plugin's API (`serve --api`): `http(s)://host:port`, or `unix:/path` on this machine."""
+    token: Annotated[Token, AfterValidator(_not_empty)] | None = None
+    """The token in `--api-token-file` or `OPENMETER_PLUGIN_ADMIN_TOKEN` on the gateway."""
+    timeout: Duration = timedelta(seconds=10)
+    """Limit for each step of a request: connect, send, each read. The whole request may take three times as
+    long."""
+    metering_hosts: tuple[Host, ...] = ()
+    """Other hosts (host, or host:port) through which this gateway's events reach `metering.url`."""
+
+
+def check_unique(gateways: tuple[GatewayConfig, ...]) -> tuple[GatewayConfig, ...]:
+    """Return the gateways; raises ValueError if two have the same name or the same URL."""
+    names = [gateway.name for gateway in gateways]
+    if duplicates := sorted({name for name in names if names.count(name) > 1}):
+        raise ValueError(f"two gateways are called {', '.join(duplicates)}; give each its own name")
+    urls = [gateway.url for gateway in gateways]
+    if duplicates := sorted({url for url in urls if urls.count(url) > 1}):
+        raise ValueError(f"{', '.join(duplicates)} is listed twice, so its events would be counted twice")
+    return gateways

@@ -1,16 +1,23 @@
-"""Consumers from Kong's declarative file (kong.yml, DB-less mode), or from decK's.
+"""Sources that need no network: files of Kong and decK, lists of applications, static subjects.
 
-A consumer without an `id` gets the one that Kong assigns, as recorded from a real Kong and computed in
-kong/db/schema/others/declarative_config.lua: uuid5(uuid5(namespace, "consumers"), username).
-Kong assigns a random id at each load to a consumer with neither id nor username; its id is "" here.
-
-The file is read as Kong reads it: JSON if it is JSON, else YAML without dates.
+Kong's declarative file (kong.yml, DB-less mode). A consumer without an `id` gets the one that Kong assigns,
+as recorded from a real Kong and computed in kong/db/schema/others/declarative_config.lua:
+uuid5(uuid5(namespace, "consumers"), username). Kong assigns a random id at each load to a consumer with
+neither id nor username; its id is "" here. The file is read as Kong reads it: JSON if it is JSON, else YAML
+without dates.
 
 decK puts its files into a database, where Kong assigns a random id to each consumer without one: its id is
 "" here, too. Its files are known by the keys that only decK has, and read as decK reads them
 (docs.konghq.com/deck, go-database-reconciler/pkg/file): ``${{ env "DECK_X" }}`` is replaced wherever it
 stands, by variables that begin with DECK_; the tags of `_info.select_tags` are on all entities; a plugin's
 `_config` names one of `_plugin_configs`.
+
+Dev Portal applications come from a file in the format of Konnect's list: ``GET
+/v3/portals/{portalId}/applications`` answers ``{"data": [...], "meta": {"page": {"total": n}}}``
+(konnect-portal-management-v3.yaml, ListApplicationsResponse). A file with fewer applications than `total` is
+only one of several pages, which is an error.
+
+Static subjects are named in the configuration, for usage that does not pass through Kong.
 """
 
 from __future__ import annotations
@@ -20,14 +27,16 @@ import os
 import re
 import uuid
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import cast
 
+from openmeter_plugin.units import plural
 from syncd.core.errors import SourceError
 from syncd.core.model import Principal
 from syncd.core.text_yaml import YamlError, parse_as_kong
 from syncd.sources.base import anonymous_reference, tags, text
+from syncd.sources.konnect import application, total
 
 _NAMESPACE = uuid.uuid5(uuid.UUID("fd02801f-0957-4a15-a55a-c8d9606f30b5"), "consumers")
 _DECK_KEYS = frozenset({"_info", "_konnect", "_plugin_configs"})
@@ -103,9 +112,9 @@ class DeclarativeFile:
         if not isinstance(item, dict):
             raise SourceError(self.name, f"{what} is not a mapping")
         tagged = tags(item, self.name, what)
-        for field, value in ((name, item.get(name)) for name in ("id", "username", "custom_id", "tags")):
+        for part, value in ((name, item.get(name)) for name in ("id", "username", "custom_id", "tags")):
             if _TEMPLATE in str(value):
-                raise SourceError(self.name, f"{what}: {field} has a template of decK's{_unset(str(value))}")
+                raise SourceError(self.name, f"{what}: {part} has a template of decK's{_unset(str(value))}")
         username, custom_id, identity = (
             text(item, field, self.name, what, ". Put its value, or the whole template, in quotes")
             for field in ("username", "custom_id", "id")
@@ -176,3 +185,86 @@ def _anonymous(node: object, configs: Mapping[str, object]) -> Iterator[str]:
     elif isinstance(node, list):
         for value in node:
             yield from _anonymous(value, configs)
+
+
+@dataclass(frozen=True, slots=True)
+class ApplicationsFile:
+    """A JSON file with the applications of a portal."""
+
+    path: Path
+    name: str = "applications-file"
+
+    def fingerprint(self) -> None:
+        """Return None: a file is read in each run."""
+
+    def read(self) -> Sequence[Principal]:
+        """Return the applications."""
+        document = self._document()
+        listed = document.get("data")
+        if not isinstance(listed, list):
+            raise SourceError(self.name, f"{self.path} has no list `data` as in Konnect's answer")
+        principals = [self._principal(item, index) for index, item in enumerate(listed)]
+        self._require_complete(document, len({principal.id for principal in principals}))
+        return principals
+
+    def _document(self) -> dict[str, object]:
+        try:
+            document = json.loads(self.path.read_bytes())
+        except OSError as error:
+            raise SourceError(self.name, f"cannot read {self.path}: {error.strerror}") from None
+        except ValueError as error:
+            raise SourceError(self.name, f"{self.path} is not JSON: {error}") from None
+        except RecursionError:
+            raise SourceError(self.name, f"{self.path} is not JSON: it is nested too deeply") from None
+        if not isinstance(document, dict):
+            raise SourceError(self.name, f"{self.path} is not a JSON object")
+        return document
+
+    def _require_complete(self, document: dict[str, object], found: int) -> None:
+        wanted = total(document)
+        if wanted is not None and wanted > found:
+            raise SourceError(
+                self.name,
+                f"{self.path} has {found} of {plural(wanted, 'application')} (meta.page.total);"
+                " put all pages into `data`",
+            )
+
+    def _principal(self, item: object, index: int) -> Principal:
+        if not isinstance(item, dict):
+            raise SourceError(self.name, f"data[{index}] is not an object")
+        return application(item, self.name, f"data[{index}]")
+
+
+@dataclass(frozen=True, slots=True)
+class StaticSubject:
+    """A subject by its own key; `customer` is the key of its customer, None for one of its own."""
+
+    key: str
+    name: str | None = None
+    metadata: Mapping[str, str] = field(default_factory=dict)
+    customer: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Static:
+    """The subjects of one ``type: static`` entry."""
+
+    subjects: tuple[StaticSubject, ...]
+    name: str = "static"
+
+    def fingerprint(self) -> None:
+        """Return None: reading costs nothing."""
+
+    def read(self) -> Sequence[Principal]:
+        """Return the subjects as principals."""
+        return [
+            Principal(
+                kind="static",
+                id=subject.key,
+                source=self.name,
+                username=subject.name,
+                metadata=subject.metadata,
+                customer=subject.customer,
+            )
+            for subject in self.subjects
+        ]
