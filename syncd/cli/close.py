@@ -21,9 +21,7 @@ from syncd.cli.options import (
     print_json,
 )
 from syncd.cli.render import line, steps
-from syncd.close import documents
 from syncd.close.report import NEVER_ACCEPTED, Kind
-from syncd.usage.estimates import NOTE, money
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -31,7 +29,7 @@ if TYPE_CHECKING:
     from rich.console import Console
 
     from syncd.close.closing import Result
-    from syncd.close.late import LateUsage
+    from syncd.close.report import LateUsage
     from syncd.close.store import ClosedMonth
 
 _MAX_LATE = 50
@@ -75,7 +73,7 @@ def close(
     Exit status: 0 closed, 2 there are objections or late events, 1 error.
     """
     from syncd.close.closing import Closing, Decision, opened
-    from syncd.close.month import Month
+    from syncd.close.report import Month
     from syncd.config import settings
 
     kinds = frozenset(accept or ())
@@ -109,6 +107,8 @@ def _report_waiting(missing: int) -> None:
 
 
 def _show(result: Result, output: CloseOutput, *, dry_run: bool) -> None:
+    from syncd.close import documents
+
     match output:
         case CloseOutput.JSON:
             sys.stdout.write(documents.as_json(result.report))
@@ -125,6 +125,9 @@ def _show(result: Result, output: CloseOutput, *, dry_run: bool) -> None:
 
 
 def _show_text(out: Console, result: Result, *, dry_run: bool) -> None:
+    from syncd.close import documents
+    from syncd.usage.estimates import NOTE, money
+
     report = result.report
     content = report.content
     if (totals := content["totals"]) is not None:

@@ -183,8 +183,7 @@ def usage(
     from syncd.config import settings
     from syncd.metering.usage import owners, read_usage, rfc3339
     from syncd.runs import factory
-    from syncd.usage.estimates import read_estimate
-    from syncd.usage.prices import prices_of
+    from syncd.usage.estimates import prices_of, read_estimate
 
     now = datetime.now(UTC)
     when = usage_text.period(since, until, last, now)

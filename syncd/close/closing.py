@@ -2,19 +2,20 @@
 
 from __future__ import annotations
 
+import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, closing, contextmanager
 from dataclasses import dataclass, replace
 from datetime import UTC, date, datetime, timedelta
 
+import structlog
+
 from syncd.close.collect import EMPTY, Asked, collect, late_of, not_ended
-from syncd.close.late import LateUsage
-from syncd.close.month import Month
-from syncd.close.report import Acceptance, Kind, Report, accepting, make
+from syncd.close.report import Acceptance, Kind, LateUsage, Month, Report, accepting, make
 from syncd.close.store import ClosedMonth, ClosedMonths
 from syncd.config.settings import Config
-from syncd.core.errors import ApiError
+from syncd.core.errors import ApiError, StoppedError, SyncdError
 from syncd.core.unbilled import ignored_on
 from syncd.metering.base import MeteringApi
 from syncd.runs.clock import Now, server_time, utc_now
@@ -155,3 +156,56 @@ def opened(config: Config, *, create: bool) -> Iterator[tuple[ClosedMonths | Non
         return
     with State(config.daemon.state) as state:
         yield ClosedMonths(state), IgnoredSubjects(state).active()
+
+
+_log = structlog.get_logger("syncd.close")
+
+EVERY_SECONDS = 3600.0
+STANDBY_SECONDS = 60.0
+"""Time after which a daemon that may not check looks again whether it may."""
+
+
+@dataclass(frozen=True, slots=True)
+class LateWatch:
+    """Checks closed months until `stopping` is set; `closing` is called for each check.
+
+    `report` receives all closed months after each check that succeeded.
+    """
+
+    closing: Callable[[], Closing]
+    report: Callable[[Sequence[ClosedMonth]], object]
+    stopping: threading.Event
+    may_check: Callable[[], bool] = lambda: True
+    every: float = EVERY_SECONDS
+    standby: float = STANDBY_SECONDS
+
+    def work(self) -> None:
+        """Check at once, and again each time that `every` seconds have passed, while it may."""
+        while not self.stopping.is_set():
+            may_check = self.may_check()
+            if may_check:
+                self.check()
+            self.stopping.wait(self.every if may_check else self.standby)
+
+    def check(self) -> None:
+        """Check once; a failure is logged, and the state keeps what the last check found."""
+        try:
+            found = self.closing().check()
+        except StoppedError:
+            return
+        except SyncdError as error:
+            _log.warning("late_check_failed", error=str(error))
+            return
+        except Exception:
+            _log.exception("late_check_failed")
+            return
+        for one in found:
+            if one.late:
+                _log.warning(
+                    "late_usage",
+                    month=str(one.month),
+                    subjects=len(one.late),
+                    requests=one.late_requests,
+                    tokens=one.late_tokens,
+                )
+        self.report(found)

@@ -19,10 +19,8 @@ from syncd.audit.books import leads_to
 from syncd.audit.compare import HOUR, spans
 from syncd.audit.run import REQUESTS, Audit, AuditRun, HourlyMeters, Reader, to_json
 from syncd.close import meters
-from syncd.close.late import LateUsage, late_usage
 from syncd.close.meters import MonthUsage, Values
-from syncd.close.month import QUIET, Month
-from syncd.close.report import Content, Kind, Objection, Report
+from syncd.close.report import QUIET, Content, Kind, LateUsage, Month, Objection, Report, late_usage
 from syncd.config.settings import Config
 from syncd.core.errors import GatewayError
 from syncd.gateways.client import Gateway

@@ -9,7 +9,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from syncd.close.month import Month
+from syncd.close.report import Month
 from syncd.config.settings import Config
 from syncd.core.errors import MalformedError
 from syncd.core.model import ObservedCustomer
@@ -26,8 +26,7 @@ from syncd.metering.usage import (
     rfc3339,
     whole,
 )
-from syncd.usage.estimates import ADDITIVE, Estimate, plain, read_estimate
-from syncd.usage.prices import prices_of
+from syncd.usage.estimates import ADDITIVE, Estimate, plain, prices_of, read_estimate
 from syncd.usage.refresh import wanted_meters
 from syncd.usage.store import same
 

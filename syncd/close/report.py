@@ -1,19 +1,60 @@
-"""The report of a month: its content, the objections to closing the month, and the digest. Pure.
+"""The report of a month: its content, objections to closing the month, its digest; what arrived later. Pure.
 
 The content depends on what was read and on nothing else: no time at which it was made, no version. Equal
 input gives an equal report, to the byte.
+
+Late usage is what a closed month's meters count now, and did not when it was closed.
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Collection, Mapping, Sequence
+import math
+import re
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from datetime import UTC, datetime, timedelta
 from enum import StrEnum
-from typing import Any
+from typing import Any, NamedTuple
 
-from syncd.close.month import Month
+from syncd.metering.usage import whole
+
+_MONTH = re.compile(r"(\d{4})-(0[1-9]|1[0-2])")
+QUIET = timedelta(hours=1)
+"""How long after its end a month can be closed at the earliest: requests that began in it still end, and
+metering APIs count an event some seconds or minutes after they accept it."""
+
+
+@dataclass(frozen=True, slots=True, order=True)
+class Month:
+    """A month; its days are those of UTC."""
+
+    year: int
+    number: int
+
+    @classmethod
+    def parse(cls, text: str) -> Month:
+        """Return the month written as ``2026-10``; raises ValueError."""
+        found = _MONTH.fullmatch(text) if text.isascii() else None
+        if found is None or found[1] == "0000" or text == "9999-12":
+            raise ValueError("must be a month, such as 2026-10")
+        return cls(int(found[1]), int(found[2]))
+
+    @property
+    def since(self) -> datetime:
+        """Return its start."""
+        return datetime(self.year, self.number, 1, tzinfo=UTC)
+
+    @property
+    def until(self) -> datetime:
+        """Return its end, which is the start of the next month."""
+        return (self.since + timedelta(days=31)).replace(day=1)
+
+    def __str__(self) -> str:
+        """Return it as ``2026-10``."""
+        return f"{self.year:04}-{self.number:02}"
+
 
 FORMAT = 1
 """Version of the content's shape."""
@@ -169,3 +210,79 @@ def canonical(content: Content) -> bytes:
     text = json.dumps(content, sort_keys=True, separators=(",", ":"), ensure_ascii=False, allow_nan=False)
     # As jq writes DEL.
     return text.replace("\x7f", "\\u007f").encode("utf-8", "backslashreplace")
+
+
+@dataclass(frozen=True, slots=True)
+class LateUsage:
+    """Usage of one subject that differs from the closed report; negative if the meters count less now.
+
+    `customer` is the one that the report names, None if the report has the subject as unbilled or not at all.
+    """
+
+    subject: str
+    customer: str | None
+    requests: int | float
+    tokens: int | float
+
+    def to_json(self) -> dict[str, object]:
+        """Return it as a part of a report or of the state."""
+        return {
+            "subject": self.subject,
+            "customer": self.customer,
+            "requests": self.requests,
+            "tokens": self.tokens,
+        }
+
+    @classmethod
+    def from_json(cls, document: Mapping[str, Any]) -> LateUsage:
+        """Return it from `to_json`."""
+        return cls(document["subject"], document["customer"], document["requests"], document["tokens"])
+
+
+def late_usage(
+    closed: Content, requests: Mapping[str, float], tokens: Mapping[str, float]
+) -> tuple[LateUsage, ...]:
+    """Return the subjects whose usage differs from that of a closed report, sorted by subject."""
+    kept = {line.key: line for line in subject_lines(closed)}
+    found = []
+    for subject in sorted(kept.keys() | requests.keys() | tokens.keys()):
+        before = kept.get(subject, Line(subject, None, 0, 0))
+        more = _difference(requests.get(subject, 0), before.requests)
+        more_tokens = _difference(tokens.get(subject, 0), before.tokens)
+        if more or more_tokens:
+            found.append(LateUsage(subject, before.customer, whole(more), whole(more_tokens)))
+    return tuple(found)
+
+
+def _difference(now: float, before: float) -> float:
+    """Return the difference; none where only the order differs in which a server added up fractions."""
+    fractions = not (float(now).is_integer() and float(before).is_integer())
+    return 0 if fractions and math.isclose(now, before, rel_tol=1e-9) else now - before
+
+
+class Line(NamedTuple):
+    """Usage of one subject in a report; `customer` is the key of its customer, or the id if it has no key."""
+
+    key: str
+    customer: str | None
+    requests: float
+    tokens: float
+
+
+def subject_lines(content: Content) -> Iterator[Line]:
+    """Yield the usage of each subject of a report."""
+    for customer in content["customers"]:
+        name = customer["key"] or customer["id"]
+        for one in customer["subjects"]:
+            yield Line(one["key"], name, one["requests"], one["tokens"])
+    for one in (*content["unbilled"], *content["ignored"]):
+        yield Line(one["key"], None, one["requests"], one["tokens"])
+
+
+def late_total(late: Iterable[LateUsage]) -> tuple[int | float, int | float]:
+    """Return the requests and tokens by which the meters differ, more and fewer added up without sign.
+
+    5 more and 5 fewer do not cancel out: both are wrong on an invoice.
+    """
+    several = list(late)
+    return sum(abs(one.requests) for one in several), sum(abs(one.tokens) for one in several)

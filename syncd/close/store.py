@@ -14,9 +14,7 @@ from typing import Any
 
 from sqlalchemy import func, select, update
 
-from syncd.close.late import LateUsage, total
-from syncd.close.month import Month
-from syncd.close.report import Report, canonical
+from syncd.close.report import LateUsage, Month, Report, canonical, late_total
 from syncd.core.errors import StateError
 from syncd.state.database import State, upserting
 from syncd.state.tables import closed_months as table
@@ -37,12 +35,12 @@ class ClosedMonth:
     @property
     def late_requests(self) -> int | float:
         """Return the requests by which the meters differ from the report."""
-        return total(self.late)[0]
+        return late_total(self.late)[0]
 
     @property
     def late_tokens(self) -> int | float:
         """Return the tokens by which the meters differ from the report."""
-        return total(self.late)[1]
+        return late_total(self.late)[1]
 
     def to_json(self) -> dict[str, object]:
         """Return it as ``syncd close --output json`` prints it."""

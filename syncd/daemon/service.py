@@ -22,9 +22,8 @@ import uvicorn
 
 from openmeter_plugin.process.systemd import Notifier
 from openmeter_plugin.process.web_server import EmbeddedServer, limited_protocol
-from syncd.close.closing import Closing
+from syncd.close.closing import Closing, LateWatch
 from syncd.close.store import ClosedMonths
-from syncd.close.watch import LateWatch
 from syncd.config.settings import Config
 from syncd.config.types import Listen, listening
 from syncd.core.errors import ConfigError, QueueFullError, StateError

@@ -6,5 +6,5 @@ runs and plans into what the templates print. `templates/page.html` has the navi
 handle logins, forms and errors, `actions` the forms of login and resync.
 
 May import: `close`, `usage`, `runs`, `planning`, `customers`, `gateways`, `sources`, `metering`, `config`,
-`http`, `state`, `core`.
+`mapping`, `http`, `state`, `core`.
 """

@@ -12,8 +12,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from syncd.close import documents
-from syncd.close.month import QUIET, Month
-from syncd.close.report import Report
+from syncd.close.report import QUIET, Month, Report
 from syncd.close.store import ClosedMonth, ClosedMonths
 from syncd.dashboard.web import Visitor, Web, environment
 from syncd.usage.estimates import NOTE, money

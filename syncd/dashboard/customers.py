@@ -19,8 +19,16 @@ from starlette.responses import Response
 from syncd.customers.directory import Directory
 from syncd.customers.known import KnownCustomer, Name
 from syncd.dashboard.charts import chart, per_day
-from syncd.dashboard.customer import gate_lines, past_changes, subject_rows, subject_table
-from syncd.dashboard.customer_table import CustomerRow, rows, table, totals
+from syncd.dashboard.customer_table import (
+    CustomerRow,
+    gate_lines,
+    past_changes,
+    rows,
+    subject_rows,
+    subject_table,
+    table,
+    totals,
+)
 from syncd.dashboard.period import Period, period_of
 from syncd.dashboard.queries import Queries
 from syncd.dashboard.web import Visitor, Web

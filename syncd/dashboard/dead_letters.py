@@ -18,7 +18,7 @@ from starlette.requests import Request
 from starlette.responses import RedirectResponse, Response
 
 from syncd.core.errors import GatewayError
-from syncd.dashboard.gateways import gateway_named, quick_client
+from syncd.dashboard.health import gateway_named, quick_client
 from syncd.dashboard.pages import integer
 from syncd.dashboard.queries import Queries
 from syncd.dashboard.text import moment

@@ -11,7 +11,7 @@ from starlette.requests import Request
 from starlette.responses import RedirectResponse, Response
 
 from syncd.core.errors import GatewayError
-from syncd.dashboard.gateways import gateway_named, quick_client
+from syncd.dashboard.health import gateway_named, quick_client
 from syncd.dashboard.queries import Queries
 from syncd.dashboard.web import Visitor, Web, url
 from syncd.gateways.client import Gateway

@@ -11,7 +11,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from openmeter_plugin.units import plural
-from syncd.dashboard.gateways import GatewayState
+from syncd.dashboard.health import GatewayState
 from syncd.dashboard.queries import Health, Queries
 from syncd.dashboard.text import ago, moment
 from syncd.dashboard.unbilled_view import UnbilledView

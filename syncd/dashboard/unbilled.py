@@ -1,10 +1,17 @@
-"""The page of unbilled usage, a work list: preview, assign or ignore, each one click away."""
+"""The page of unbilled usage, a work list: preview, assign or ignore, each one click away.
+
+`insights` returns what the kept usage says of the subjects: last seen, trend, and what they are worth by the
+prices.
+"""
 
 from __future__ import annotations
 
+from collections import defaultdict
+from collections.abc import Collection, Iterable, Mapping
 from contextlib import suppress
-from dataclasses import dataclass
-from datetime import UTC, date, datetime
+from dataclasses import dataclass, field
+from datetime import UTC, date, datetime, timedelta
+from decimal import Decimal
 from typing import Final
 
 import structlog
@@ -12,20 +19,20 @@ from starlette.requests import Request
 from starlette.responses import RedirectResponse, Response
 
 from syncd.core.errors import ConfigError, QueueFullError
-from syncd.core.unbilled import ignored_on
+from syncd.core.unbilled import WINDOW, ignored_on
 from syncd.customers.directory import Directory
 from syncd.dashboard import views
 from syncd.dashboard.actions import TRIGGER
-from syncd.dashboard.assigning import Instruction, instruction
+from syncd.dashboard.assigning import Instruction, append_row, instruction
 from syncd.dashboard.pages import page_number
 from syncd.dashboard.queries import Queries
-from syncd.dashboard.unbilled_usage import insights
 from syncd.dashboard.unbilled_view import UnbilledView
 from syncd.dashboard.web import Visitor, Web, url
-from syncd.runs import mapping_rows
+from syncd.metering.usage import REQUESTS_METER, TOKENS_METER
 from syncd.runs.options import TABLE, RunOptions
 from syncd.runs.unbilled import IgnoredEntry, IgnoredSubjects
-from syncd.usage.prices import prices_of
+from syncd.usage.days import Days
+from syncd.usage.estimates import Labels, Prices, prices_of
 from syncd.usage.store import UsageStore
 
 _log = structlog.get_logger("syncd.dashboard")
@@ -115,7 +122,7 @@ class UnbilledPages:
             )
             return self._subject(visitor, key, fields, status=409)
         try:
-            mapping_rows.append(how.row, path)
+            append_row(how.row, path)
         except ConfigError as error:
             return self._subject(visitor, key, _Fields(customer=customer, problem=str(error)), status=409)
         _log.info("mapping_row_added", subject=key, customer=customer, file=str(path))
@@ -184,3 +191,92 @@ def _is_key(text: str) -> bool:
 
 def _today() -> date:
     return datetime.now(UTC).date()
+
+
+_WEEK: Final = timedelta(days=7)
+
+
+@dataclass(frozen=True, slots=True)
+class Insight:
+    """What is known of one subject; `estimate` is None without prices, or if nothing of it has a price."""
+
+    last_seen: date | None = None
+    this_week: float = 0
+    """Requests of the last seven days, today included, or tokens where it has no requests."""
+    week_before: float = 0
+    estimate: Decimal | None = None
+
+    @property
+    def trend(self) -> str:
+        """Return the last seven days against the seven before, in words."""
+        if not self.week_before:
+            return "new" if self.this_week else ""
+        change = round(100 * (self.this_week - self.week_before) / self.week_before)
+        return f"{change:+,} %" if change else "steady"
+
+
+@dataclass(frozen=True, slots=True)
+class Insights:
+    """What is known of several subjects; `currency` is empty without prices."""
+
+    of: Mapping[str, Insight] = field(default_factory=dict)
+    currency: str = ""
+
+    def estimate(self, subjects: Iterable[str]) -> Decimal | None:
+        """Return what the usage of these subjects is worth, None if nothing of it has a price."""
+        known = (self.of[key].estimate for key in subjects if key in self.of)
+        found = [amount for amount in known if amount is not None]
+        return sum(found, Decimal(0)) if found else None
+
+    def of_subject(self, key: str) -> Insight:
+        """Return what is known of a subject."""
+        return self.of.get(key, Insight())
+
+
+def insights(
+    store: UsageStore,
+    prices: Prices | None,
+    subjects: Collection[str],
+    today: date,
+    shown: Collection[str] | None = None,
+) -> Insights:
+    """Return what the kept usage says of these subjects; raises StateError.
+
+    Of those that are not among `shown`, only what they are worth.
+    """
+    if not subjects:
+        return Insights({}, prices.currency if prices else "")
+    tomorrow = today + timedelta(days=1)
+    this_week, before = Days(tomorrow - _WEEK, tomorrow), Days(tomorrow - 2 * _WEEK, tomorrow - _WEEK)
+    seen: dict[str, date] = {}
+    now: dict[str, float] = {}
+    then: dict[str, float] = {}
+    shown = subjects if shown is None else shown
+    for meter in (TOKENS_METER, REQUESTS_METER):
+        for key, last in store.last_days(meter, shown).items():
+            seen[key] = max(last, seen.get(key, last))
+        recent, earlier = (store.by_subject(meter, days, shown) for days in (this_week, before))
+        for key in recent.keys() | earlier.keys():
+            now[key], then[key] = recent.get(key, 0), earlier.get(key, 0)
+    worth = _worth(store, prices, subjects, Days(today - WINDOW, tomorrow)) if prices else {}
+    found = {
+        key: Insight(seen.get(key), now.get(key, 0), then.get(key, 0), worth.get(key)) for key in subjects
+    }
+    return Insights(found, prices.currency if prices else "")
+
+
+def _worth(store: UsageStore, prices: Prices, subjects: Collection[str], days: Days) -> dict[str, Decimal]:
+    """Return the estimate of each subject that has usage with a price, as if it were a customer of its own.
+
+    Each month counts by itself, because the tiers of a price start again each month.
+    """
+    worth: defaultdict[str, Decimal] = defaultdict(Decimal)
+    for month in days.by_month():
+        used: defaultdict[str, list[tuple[str, Labels, float]]] = defaultdict(list)
+        for meter in sorted(prices.meters):
+            for subject, labels, value in store.by_labels(meter, month, subjects):
+                if prices.rate_of(meter, labels) is not None:
+                    used[subject].append((meter, labels, value))
+        for subject, amounts in used.items():
+            worth[subject] += prices.estimate(amounts)[0]
+    return dict(worth)

@@ -27,8 +27,7 @@ from syncd.metering.usage import rfc3339
 from syncd.runs.clock import Now, utc_now
 from syncd.runs.factory import target_of
 from syncd.usage.days import Days, midnight
-from syncd.usage.estimates import ADDITIVE
-from syncd.usage.prices import prices_of
+from syncd.usage.estimates import ADDITIVE, prices_of
 from syncd.usage.store import KeptDay, KeptMeter, Refresh, UsageStore, same
 
 _log = structlog.get_logger("syncd.usage")

@@ -23,9 +23,8 @@ from syncd.customers.directory import Directory
 from syncd.metering.usage import REQUESTS_METER, TOKENS_METER, owners
 from syncd.runs.clock import Now, utc_now
 from syncd.usage.days import Days, chosen, month_before
-from syncd.usage.estimates import Estimate
+from syncd.usage.estimates import Estimate, Labels, prices_of
 from syncd.usage.figures import CustomerFigures, Figures, Payer, Slice, figures, slices
-from syncd.usage.prices import Labels, prices_of
 from syncd.usage.store import KeptMeter, LateUsage, UsageStore
 
 _log = structlog.get_logger("syncd.usage")

@@ -42,7 +42,7 @@ from syncd.state.tables import (
     usage_values,
 )
 from syncd.usage.days import Days, month_of
-from syncd.usage.prices import Labels
+from syncd.usage.estimates import Labels
 
 _AT_ONCE: Final = 1000
 """Subjects of one query: databases limit the parameters of a statement."""

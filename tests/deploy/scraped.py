@@ -17,8 +17,7 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from openmeter_plugin.api.access import TOKEN_VARIABLE
 from syncd.close.collect import EMPTY
-from syncd.close.month import Month
-from syncd.close.report import make
+from syncd.close.report import Month, make
 from syncd.close.store import ClosedMonths
 from syncd.sandbox.testing import running_sandbox
 from syncd.state.database import State

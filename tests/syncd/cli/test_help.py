@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from collections.abc import Iterator
 from typing import Any
 
@@ -61,3 +63,10 @@ def test_the_reference_names_every_command(app: typer.Typer, program: str, pages
     text = "".join((ROOT / page).read_text() for page in pages)
     commands: dict[str, Any] = get_command(app).commands  # type: ignore[attr-defined]
     assert [name for name in commands if f"`{program} {name}" not in text] == []
+
+
+def test_the_help_of_syncd_waits_for_no_library_that_only_a_command_needs() -> None:
+    slow = {"alembic", "fastapi", "httpcore", "httpx", "pydantic", "sqlalchemy", "starlette", "uvicorn"}
+    program = f"import sys, syncd.cli.main; print(*sorted({slow} & sys.modules.keys()))"
+    result = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=30)
+    assert (result.stdout.split(), result.stderr) == ([], "")

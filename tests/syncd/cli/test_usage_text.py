@@ -16,8 +16,7 @@ from syncd.cli.options import Last, Sort
 from syncd.cli.usage_text import Period, period, print_csv, show_usage, sorted_usage, to_json
 from syncd.config.prices import PricesConfig
 from syncd.metering.usage import Usage, attribute
-from syncd.usage.estimates import NOTE, Estimate
-from syncd.usage.prices import prices_of
+from syncd.usage.estimates import NOTE, Estimate, prices_of
 from tests.syncd.builders import customer
 
 NOW = datetime(2026, 11, 29, 4, 30, tzinfo=UTC)
@@ -206,7 +205,7 @@ def test_the_estimates_of_a_spreadsheet_add_up_to_the_total() -> None:
         print_csv(sorted_usage(USAGE, Sort.NAME), NOVEMBER, estimated())
     rows = list(csv.DictReader(io.StringIO(text.getvalue())))
     assert [(row["subject"], row["estimate"], row["currency"]) for row in rows] == [
-        ("a", "617.285", "EUR"),
+        ("a", "617.29", "EUR"),
         ("b", "", ""),
         ("c", "1000", "EUR"),
         ("d", "1", "EUR"),

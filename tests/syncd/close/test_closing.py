@@ -11,8 +11,7 @@ import httpx
 import pytest
 
 from syncd.close.closing import Decision, Result
-from syncd.close.month import Month
-from syncd.close.report import Kind
+from syncd.close.report import Kind, Month
 from syncd.core.errors import ApiError, StateError
 from syncd.runs.unbilled import IgnoredEntry
 from tests.syncd.close.worlds import ALICE, BEFORE, CLOSABLE, MONTH, World, world

@@ -9,8 +9,7 @@ from typing import Any, cast
 
 import pytest
 
-from syncd.close.closing import Closing
-from syncd.close.watch import LateWatch
+from syncd.close.closing import Closing, LateWatch
 from syncd.core.errors import StateError
 from tests.syncd.waiting import eventually
 

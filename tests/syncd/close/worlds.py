@@ -14,7 +14,7 @@ from typing import Any
 import httpx
 
 from syncd.close.closing import Closing, opened
-from syncd.close.month import Month
+from syncd.close.report import Month
 from syncd.config import settings
 from syncd.runs.unbilled import IgnoredEntry
 from tests.syncd.dashboard.gateways import FakeGateway, configured, dead_letter, gateway

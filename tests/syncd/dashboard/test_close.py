@@ -11,7 +11,7 @@ from pathlib import Path
 import httpx
 import pytest
 
-from syncd.close.month import Month
+from syncd.close.report import Month
 from syncd.config import settings
 from syncd.daemon.service import running
 from syncd.dashboard.close import months_of

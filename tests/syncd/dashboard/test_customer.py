@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from syncd.customers.known import KnownCustomer, Name
-from syncd.dashboard.customer import gate_lines, past_changes, subject_rows, subject_table
+from syncd.dashboard.customer_table import gate_lines, past_changes, subject_rows, subject_table
 from syncd.gateways.models import Gate
 
 ACME = KnownCustomer("01A", "acme", "Acme", ("consumer:1", "shared"), "syncd")

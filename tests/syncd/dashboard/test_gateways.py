@@ -8,7 +8,7 @@ import pytest
 
 from syncd.config.settings import load
 from syncd.core.errors import GatewayError
-from syncd.dashboard.gateways import GatewayState, gateway_named, read_state
+from syncd.dashboard.health import GatewayState, gateway_named, read_state
 from tests.syncd.dashboard.gateways import FakeGateway, configured, dead_letter, gateway
 
 

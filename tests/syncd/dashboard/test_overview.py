@@ -8,10 +8,9 @@ from datetime import UTC, datetime, timedelta
 import pytest
 
 from syncd.core.unbilled import Fate
-from syncd.dashboard.gateways import GatewayState
+from syncd.dashboard.health import GatewayState
 from syncd.dashboard.overview import billed, down, in_sync, works
-from syncd.dashboard.queries import Health
-from syncd.dashboard.reading import Answer
+from syncd.dashboard.queries import Answer, Health
 from syncd.dashboard.unbilled_view import UnbilledRow, UnbilledView
 from syncd.dashboard.views import Drift
 from syncd.gateways.models import Readiness, Spool

@@ -8,7 +8,7 @@ import pytest
 
 from syncd.config import settings
 from syncd.core.errors import SourceError
-from syncd.dashboard.probes import source_probes
+from syncd.dashboard.health import source_probes
 from tests.syncd.servers import Answer, Asked, serving
 
 

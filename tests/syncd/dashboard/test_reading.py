@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator
 import pytest
 
 from syncd.core.errors import SourceError
-from syncd.dashboard.reading import Reader
+from syncd.dashboard.queries import Reader
 from tests.syncd.dashboard.test_session import Clock
 from tests.syncd.waiting import eventually
 

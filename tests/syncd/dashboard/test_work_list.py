@@ -13,12 +13,12 @@ import pytest
 from syncd.config import settings
 from syncd.config.prices import PricesConfig
 from syncd.dashboard.assigning import instruction
-from syncd.dashboard.unbilled_usage import Insight, insights
+from syncd.dashboard.unbilled import Insight, insights
 from syncd.metering.base import GroupedValue
 from syncd.metering.usage import REQUESTS_METER
 from syncd.state.database import State
 from syncd.state.location import StateLocation
-from syncd.usage.prices import prices_of
+from syncd.usage.estimates import prices_of
 from syncd.usage.store import UsageStore
 from tests.syncd.dashboard.support import Site, Visitor, consumers, site, text_of
 from tests.syncd.dashboard.test_pages import rerun, row

@@ -40,7 +40,7 @@ SPELLED_AS_IN_PYTHON = frozenset(
     }
 )
 SHARED = {
-    "dashboard/probes.py": {"page[size]", "page[number]"},  # Konnect's own lists have the same parameters
+    "dashboard/health.py": {"page[size]", "page[number]"},  # Konnect's own lists have the same parameters
     "sources/konnect.py": {"page[size]", "page[number]"},
     "core/ownership.py": {"customerId"},  # metadata that the server writes, by which it is recognised
 }

@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from syncd.config.prices import PricesConfig
-from syncd.usage.prices import Prices, prices_of
+from syncd.usage.estimates import Prices, prices_of
 
 TIERS = [{"up_to": 1000, "amount": 0}, {"up_to": 5000, "amount": "0.01", "flat": 5}, {"amount": "0.005"}]
 

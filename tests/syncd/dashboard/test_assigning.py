@@ -9,8 +9,8 @@ import pytest
 
 from openmeter_plugin.metering.rules import SubjectPrefixes
 from syncd.core.errors import ConfigError
+from syncd.dashboard.assigning import Who, append_row, row_text, who_of
 from syncd.mapping.mapping_file import read_mapping_file
-from syncd.runs.mapping_rows import Who, append, as_text, who_of
 
 ROW = {"kind": "consumer", "id": "c-1", "customer": "acme, inc"}
 
@@ -49,7 +49,7 @@ def test_the_principal_is_what_the_subject_says(subject: str, field: str, found:
 def test_a_row_is_appended_in_the_files_own_form(tmp_path: Path, text: str, added: str) -> None:
     path = mapping(tmp_path, text)
     path.chmod(0o640)
-    append(ROW, path)
+    append_row(ROW, path)
     written = path.read_bytes().decode()
     assert written.startswith(text)
     assert written.endswith(added)
@@ -58,7 +58,7 @@ def test_a_row_is_appended_in_the_files_own_form(tmp_path: Path, text: str, adde
         ("c-0", "globex"),
         ("c-1", "acme, inc"),
     ]
-    assert as_text(ROW, path) == added.replace("\r\n", "\n")
+    assert row_text(ROW, path) == added.replace("\r\n", "\n")
     assert list(tmp_path.iterdir()) == [path]
 
 
@@ -76,7 +76,7 @@ def test_a_row_that_does_not_fit_leaves_the_file_as_it_was(
 ) -> None:
     path = mapping(tmp_path, text, name)
     with pytest.raises(ConfigError, match=problem):
-        append(ROW, path)
+        append_row(ROW, path)
     assert path.read_text() == text
     assert list(tmp_path.iterdir()) == [path]
 
@@ -85,7 +85,7 @@ def test_a_link_stays_a_link(tmp_path: Path) -> None:
     real = mapping(tmp_path, name="real.csv")
     link = tmp_path / "m.csv"
     link.symlink_to(real)
-    append(ROW, link)
+    append_row(ROW, link)
     assert link.is_symlink()
     assert len(read_mapping_file(real)) == 2
 
@@ -93,12 +93,12 @@ def test_a_link_stays_a_link(tmp_path: Path) -> None:
 def test_rows_that_are_written_at_once_are_all_there(tmp_path: Path) -> None:
     path = mapping(tmp_path)
     with ThreadPoolExecutor(4) as pool:
-        list(pool.map(lambda n: append({**ROW, "id": f"x-{n}"}, path), range(20)))
+        list(pool.map(lambda n: append_row({**ROW, "id": f"x-{n}"}, path), range(20)))
     assert len(read_mapping_file(path)) == 21
 
 
 def test_an_entry_of_yaml_is_shown_as_it_is_pasted(tmp_path: Path) -> None:
     path = mapping(tmp_path, "- {id: c-0, customer: globex}\n", "m.yaml")
-    shown = as_text(ROW, path)
+    shown = row_text(ROW, path)
     path.write_text(path.read_text() + shown)
     assert [one.customer for one in read_mapping_file(path)] == ["globex", "acme, inc"]
