@@ -93,8 +93,8 @@ def permissions_are_tried_without_a_trace(stage: Stage) -> None:
     stage.users("nobody")
     before = len(stage.server.customers())
     result = stage.syncd("doctor")
-    rights = [line for line in result.stdout.splitlines() if "rights" in line]
-    expect(rights and all("ok" in line for line in rights), f"doctor says {rights or result.stdout[-300:]}")
+    found = [line for line in result.stdout.splitlines() if "permissions" in line]
+    expect(found and all("ok" in line for line in found), f"doctor says {found or result.stdout[-300:]}")
     expect(len(stage.server.customers()) == before, "doctor created a customer")
 
 

@@ -192,7 +192,10 @@ class Traffic:
                     lane.failures.append(f"{lane.shell}: {error!r}")
                 else:
                     lane.closed += 1
-            writer.close()
+            finally:
+                writer.close()
+                with contextlib.suppress(ConnectionError):
+                    await writer.wait_closed()
 
     async def _requests(
         self, lane: Lane, request: bytes, reader: asyncio.StreamReader, writer: asyncio.StreamWriter

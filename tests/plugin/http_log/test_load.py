@@ -6,6 +6,7 @@ import asyncio
 import os
 import time
 from collections.abc import AsyncIterator, Callable, Sequence
+from contextlib import suppress
 from pathlib import Path
 
 import orjson
@@ -29,6 +30,8 @@ def test_idle_connections_do_not_lock_others_out(tmp_path: Path) -> None:
             assert (await receiver.post(batch("x"))).status_code == 200
             for _, writer in held:
                 writer.close()
+                with suppress(ConnectionError):
+                    await writer.wait_closed()
 
     run(test())
 

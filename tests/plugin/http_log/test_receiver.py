@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 from collections.abc import AsyncIterator
+from contextlib import suppress
 from pathlib import Path
 
 import orjson
@@ -36,6 +37,8 @@ async def bytes_answered(port: int, request: bytes) -> bytes:
         return b""
     finally:
         writer.close()
+        with suppress(ConnectionError):
+            await writer.wait_closed()
 
 
 def test_a_single_log_without_an_array_is_accepted_as_with_a_batch_size_of_one(tmp_path: Path) -> None:

@@ -183,8 +183,8 @@ def test_unbilled_usage_has_a_reason_for_each_subject(project: Project, sandbox:
         assert f"late {late} acme 1 0" in row(page, "late"), "with the name behind the id"
         assert "blocked by decision subscription" in row(page, "late")
         assert f"{new} consumer-" in row(page, "new")
-        assert "1 0 not known none next run" in row(page, "new")
-        assert "none 1 0 not known none unknown" in row(page, "stranger")
+        assert "1 0 unknown none next run" in row(page, "new")
+        assert "none 1 0 unknown none unknown" in row(page, "stranger")
         headings = re.findall(r'<h2 id="cause-\d">(.+?)</h2>', page)
         assert [unescape(heading) for heading in headings] == [
             "Active subscription: the customer's subjects cannot change",

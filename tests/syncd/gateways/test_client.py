@@ -294,11 +294,12 @@ def test_doctor_warns_of_a_gateway_whose_events_go_to_another_host(
 ) -> None:
     with site(tmp_path, "west", "http://127.0.0.1:9") as west:
         west.serve("alice", FIRST, 1, settled=False)
-        (level, text), waiting = findings(deployment, name="west", url=west.url)
+        (level, text), _ = findings(deployment, name="west", url=west.url)
         assert level == "warning"
         assert "metering_hosts" in text
         # Nothing listens there, so the event waits.
-        assert findings(deployment, name="west", url=west.url, metering_hosts=["127.0.0.1:9"]) == [waiting]
+        ((_, waiting),) = findings(deployment, name="west", url=west.url, metering_hosts=["127.0.0.1:9"])
+        assert "1 event waits for its delivery" in waiting
 
 
 def test_doctor_warns_of_refused_events(deployment: Audited) -> None:

@@ -57,11 +57,11 @@ def test_a_service_that_hangs_costs_the_time_limit_and_no_more() -> None:
     with serving(hang) as hanging, serving(lambda _: Answer({})) as fine:
         began = time.monotonic()
         urls = [apprise_url(fine.url), apprise_url(hanging.url) + "?rto=60"]
-        failures = send(urls, "t", "b", 3)
+        failures = send(urls, "t", "b", 8)
         took = time.monotonic() - began
         release.set()
-    assert failures == [Failure(1, "notify.urls[1] (json)", "no answer within 3 s")]
-    assert took < 6
+    assert failures == [Failure(1, "notify.urls[1] (json)", "no answer within 8 s")]
+    assert took < 20
     assert len(fine.asked) == 1
 
 
