@@ -4,6 +4,10 @@ A price applies to the quantity of a customer in a calendar month, as on an invo
 month. Part of a month is charged as if it were all, so a graduated price makes an early estimate too high or
 too low, never the one of a whole month.
 
+Amounts equal those of OpenMeter's invoices to the smallest unit of the currency; a test holds that against
+invoices of a real OpenMeter. An invoice charges a flat price to a customer without usage too: estimates are
+of usage, so here nothing costs nothing.
+
 Usage is added up row by row, or read from the metering API.
 """
 
@@ -13,7 +17,7 @@ from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
-from decimal import ROUND_CEILING, ROUND_HALF_UP, Decimal
+from decimal import ROUND_CEILING, ROUND_HALF_UP, Context, Decimal
 from typing import Final, Literal
 
 from openmeter_plugin.units import number
@@ -26,10 +30,22 @@ from syncd.usage.days import LONGEST
 Labels = tuple[tuple[str, str], ...]
 """The dimensions of some usage with their values, sorted by name."""
 
+# The digits to which OpenMeter rounds (pkg/currencyx by github.com/invopop/gobl v0.504.0); ISO 4217 has two
+# for HUF, MGA and MRU.
+_WITHOUT_CENTS: Final = "BIF BYR CLP DJF GNF HUF ISK JPY KMF KRW PYG RWF UGX VND VUV XAF XOF XPF"
+_THOUSANDTHS: Final = "BHD IQD JOD KWD LYD OMR TND"
+_DIGITS: Final[Mapping[str, int]] = (
+    dict.fromkeys(_WITHOUT_CENTS.split(), 0)
+    | dict.fromkeys(_THOUSANDTHS.split(), 3)
+    | {"CLF": 4, "MGA": 5, "MRU": 5}
+)
+# A configured amount has up to 30 digits before and 30 after the point.
+_WIDE: Final = Context(prec=64)
+
 
 @dataclass(frozen=True, slots=True)
 class Tier:
-    """A tier: up to and including `up_to`, None for the last one; `amount` is for one unit."""
+    """A tier: up to and including `up_to`, None for the last one; `amount` is for `per` units of its rate."""
 
     up_to: Decimal | None
     amount: Decimal
@@ -56,32 +72,48 @@ class Rate:
         values = dict(labels)
         return all(values.get(name, "") in wanted for name, wanted in self.where.items())
 
-    def charge(self, quantity: Decimal) -> Decimal:
-        """Return the price of a quantity of one customer and month; nothing costs nothing."""
+    def lines(self, quantity: Decimal) -> Iterator[Decimal]:
+        """Yield what a quantity of one customer and month costs, in the lines of an invoice, not rounded.
+
+        The lines are those of openmeter/billing/rating/service/rate: a tier has one for its units and one for
+        its flat price.
+        """
         if quantity <= 0:
-            return Decimal(0)
+            return
         match self.price:
             case "unit":
-                return quantity * self.amount / self.per
+                yield quantity * self.amount / self.per
             case "package":
-                return (quantity / self.per).to_integral_value(ROUND_CEILING) * self.amount
+                yield (quantity / self.per).to_integral_value(ROUND_CEILING) * self.amount
             case "flat":
-                return self.amount
+                yield self.amount
             case "volume":
                 tier = next(tier for tier in self.tiers if tier.up_to is None or quantity <= tier.up_to)
-                return tier.flat + quantity * tier.amount
+                yield from (tier.flat, quantity * tier.amount / self.per)
             case "graduated":
-                return self._graduated(quantity)
+                yield from self._graduated(quantity)
 
-    def _graduated(self, quantity: Decimal) -> Decimal:
-        charged, start = Decimal(0), Decimal(0)
+    def _graduated(self, quantity: Decimal) -> Iterator[Decimal]:
+        start = Decimal(0)
         for tier in self.tiers:
             if quantity <= start:
                 break
             end = quantity if tier.up_to is None else min(quantity, tier.up_to)
-            charged += tier.flat + (end - start) * tier.amount
-            start = end if tier.up_to is None else tier.up_to
-        return charged
+            yield from (tier.flat, (end - start) * tier.amount / self.per)
+            start = end
+
+
+def digits_of(currency: str) -> int:
+    """Return how many digits after the point an invoice in the currency has."""
+    return _DIGITS.get(currency, 2)
+
+
+def rounded(amount: Decimal, digits: int) -> Decimal:
+    """Round to so many digits after the point, halves up: as OpenMeter rounds each line of an invoice."""
+    exponent = amount.as_tuple().exponent
+    if isinstance(exponent, int) and exponent >= -digits:
+        return amount
+    return amount.quantize(Decimal(1).scaleb(-digits), ROUND_HALF_UP, _WIDE)
 
 
 def exact(value: float) -> Decimal:
@@ -129,12 +161,20 @@ class Prices:
         return self._found[key]
 
     def charge(self, bill: Bill) -> Decimal:
-        """Return the estimate of a customer's month."""
-        charged = (self.rates[rate].charge(quantity) for rate, quantity in bill.quantities.items())
-        return sum(charged, Decimal(0))
+        """Return the exact worth of usage in a month."""
+        return sum(self._lines(bill), Decimal(0))
+
+    def invoice(self, bill: Bill) -> Decimal:
+        """Return the total of the invoice for a customer's month: the sum of its rounded lines."""
+        digits = digits_of(self.currency)
+        return sum((rounded(line, digits) for line in self._lines(bill)), Decimal(0))
+
+    def _lines(self, bill: Bill) -> Iterator[Decimal]:
+        for rate, quantity in bill.quantities.items():
+            yield from self.rates[rate].lines(quantity)
 
     def estimate(self, usage: Iterable[tuple[str, Labels, float]]) -> tuple[Decimal, dict[str, float]]:
-        """Return the estimate of one customer's month, and by meter what has no price."""
+        """Return the exact worth of the usage of one subject in a month, and by meter what has no price."""
         bill, unpriced = Bill(), dict[str, float]()
         for meter, labels, value in usage:
             rate = self.rate_of(meter, labels)
@@ -154,8 +194,7 @@ def prices_of(config: PricesConfig | None) -> Prices | None:
 
 def _rate(config: RateConfig) -> Rate:
     tiers = tuple(
-        Tier(tier.up_to, (tier.amount or Decimal(0)) / config.per, tier.flat or Decimal(0))
-        for tier in config.tiers
+        Tier(tier.up_to, tier.amount or Decimal(0), tier.flat or Decimal(0)) for tier in config.tiers
     )
     where = {name: frozenset(values) for name, values in config.where.items()}
     return Rate(config.meter, where, config.price, config.amount or Decimal(0), config.per, tiers)
@@ -166,7 +205,6 @@ ADDITIVE: Final = frozenset({"count", "sum"})
 NOTE: Final = (
     "Estimates are usage times the prices of the configuration; the invoice follows the customer's own plan."
 )
-_WITHOUT_CENTS: Final = frozenset({"CLP", "ISK", "JPY", "KRW", "PYG", "UGX", "VND", "XAF", "XOF"})
 _NOTHING: Final = Decimal(0)
 
 _Bills = defaultdict[str, Bill]
@@ -181,7 +219,9 @@ class Estimate:
     """What usage is worth, by id of its customer and by unbilled subject.
 
     Add all usage of a calendar month, end the month, and add that of the next: a price sees the usage of one
-    payer in one month. An unbilled subject is charged as if it were a customer of its own.
+    payer in one month. A customer has the total of an invoice, whose lines are rounded to the cent. An
+    unbilled subject is charged as if it were a customer of its own, but not rounded: it has no invoice, and
+    the worth of many small ones must add up.
     """
 
     prices: Prices
@@ -212,10 +252,12 @@ class Estimate:
     def end_month(self) -> None:
         """Charge what was added since the last month ended."""
         self.is_known = True
-        for bills, found in ((self._of_customers, self.customers), (self._of_subjects, self.unbilled)):
-            for payer, bill in bills.items():
-                found[payer] = found.get(payer, _NOTHING) + self.prices.charge(bill)
-            bills.clear()
+        for customer, bill in self._of_customers.items():
+            self.customers[customer] = self.customers.get(customer, _NOTHING) + self.prices.invoice(bill)
+        for subject, bill in self._of_subjects.items():
+            self.unbilled[subject] = self.unbilled.get(subject, _NOTHING) + self.prices.charge(bill)
+        self._of_customers.clear()
+        self._of_subjects.clear()
 
     @property
     def unbilled_total(self) -> Decimal:
@@ -305,16 +347,17 @@ def _months(since: datetime, until: datetime) -> Iterator[tuple[datetime, dateti
 
 def plain(amount: Decimal | None) -> str | None:
     """Return an amount in full, as a text for programs: ``1204.5``."""
-    return None if amount is None else f"{amount.normalize():f}"
+    if amount is None:
+        return None
+    text = f"{amount:f}"
+    return text.rstrip("0").rstrip(".") if "." in text else text
 
 
 def money(amount: Decimal | None, currency: str) -> str:
     """Format an amount of money: ``1,204.50 EUR``; a part of a cent shows its first digits."""
     if amount is None:
         return ""
-    places = 0 if currency in _WITHOUT_CENTS else 2
-    least = Decimal(1).scaleb(-places)
-    if amount and abs(amount) < least:
+    places = digits_of(currency)
+    if amount and abs(amount) < Decimal(1).scaleb(-places):
         places = min(12, places - amount.adjusted())
-    rounded = amount.quantize(Decimal(1).scaleb(-places), ROUND_HALF_UP)
-    return f"{rounded:,.{places}f} {currency}"
+    return f"{rounded(amount, places):,.{places}f} {currency}"

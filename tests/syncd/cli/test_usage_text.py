@@ -205,7 +205,7 @@ def test_the_estimates_of_a_spreadsheet_add_up_to_the_total() -> None:
         print_csv(sorted_usage(USAGE, Sort.NAME), NOVEMBER, estimated())
     rows = list(csv.DictReader(io.StringIO(text.getvalue())))
     assert [(row["subject"], row["estimate"], row["currency"]) for row in rows] == [
-        ("a", "617.285", "EUR"),
+        ("a", "617.29", "EUR"),
         ("b", "", ""),
         ("c", "1000", "EUR"),
         ("d", "1", "EUR"),

@@ -35,6 +35,7 @@ GROUPS = (
 FILES = [file for group in GROUPS for file in group]
 
 NOT_REPLAYED = {
+    "invoice-amounts": "the sandbox computes no invoices",
     "outages": "needs a server whose ClickHouse or PostgreSQL is down",
     "as-sent-by-syncd-v1": "excerpts: the requests between them are missing",
     "as-sent-by-syncd-v3": "excerpts: the requests between them are missing",

@@ -11,7 +11,7 @@ import pytest
 
 from syncd.config.prices import PricesConfig
 from syncd.metering.base import GroupedValue, Meter, MeteringApi
-from syncd.usage.estimates import Estimate, money, prices_of, read_estimate
+from syncd.usage.estimates import Estimate, money, plain, prices_of, read_estimate
 
 SINCE, UNTIL = datetime(2026, 10, 20, 12, tzinfo=UTC), datetime(2026, 12, 1, tzinfo=UTC)
 TIERED = {
@@ -103,8 +103,37 @@ def test_a_period_without_an_end_to_its_months_asks_the_metering_api_for_nothing
         ("1204.5", "EUR", "1,204.50 EUR"),
         ("0.0000123", "EUR", "0.0000123 EUR"),
         ("1204.5", "JPY", "1,205 JPY"),
+        ("1204.5", "KWD", "1,204.500 KWD"),
         ("0", "EUR", "0.00 EUR"),
+        ("123456789012345678901234567890.125", "EUR", "123,456,789,012,345,678,901,234,567,890.13 EUR"),
     ],
 )
-def test_amounts_are_rounded_only_where_they_are_shown(amount: str, currency: str, text: str) -> None:
+def test_amounts_are_shown_with_the_digits_of_their_currency(amount: str, currency: str, text: str) -> None:
     assert money(Decimal(amount), currency) == text
+
+
+@pytest.mark.parametrize(
+    ("amount", "text"),
+    [
+        ("1204.50", "1204.5"),
+        ("0.00", "0"),
+        ("1E+3", "1000"),
+        ("123456789012345678901234567890.125", "123456789012345678901234567890.125"),
+    ],
+)
+def test_programs_get_amounts_in_full(amount: str, text: str) -> None:
+    assert plain(Decimal(amount)) == text
+
+
+def test_each_line_of_a_customers_month_is_rounded_and_what_nobody_pays_adds_up_exactly() -> None:
+    rates = [{"meter": "a", "amount": "0.004"}, {"meter": "b", "amount": "0.005"}]
+    prices = prices_of(PricesConfig.model_validate({"currency": "EUR", "rates": rates}))
+    assert prices is not None
+    found = Estimate(prices, {"paid": "acme"})
+    for _month in range(2):
+        for meter in ("a", "b"):
+            found.add(meter, "paid", (), 1.0)
+            found.add(meter, "stray", (), 1.0)
+        found.end_month()
+    assert found.customers == {"acme": Decimal("0.02")}, "0.00 and 0.01, in two months"
+    assert found.unbilled == {"stray": Decimal("0.018")}
