@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from openmeter_plugin.metering.ai_events import AiRules, ai_events
-from openmeter_plugin.metering.ai_gaps import AiUsageGap
+from openmeter_plugin.metering.ai_usage import AiUsageGap
 
 PAGE = (Path(__file__).parents[1] / "docs" / "ai-usage.md").read_text()
 ROWS = re.findall(

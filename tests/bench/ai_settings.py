@@ -15,7 +15,7 @@ from rich.table import Table
 
 from openmeter_plugin.instances.instance import Instance, start_instance
 from openmeter_plugin.instances.record import spool_record
-from openmeter_plugin.metering.pdk_queries import QueryResults
+from openmeter_plugin.metering.kong_log import QueryResults
 from openmeter_plugin.spool.writer import SpoolWriter
 from tests.bench.goals import Goal
 from tests.harness.recordings import serialized

@@ -15,7 +15,6 @@ from typing import Any
 
 import orjson
 
-from openmeter_plugin.segments.line_format import encode_line
 from tests.bench.driver import MsgPack, ProtoBuf, Protocol, Run, drive
 from tests.bench.processes import (
     Server,
@@ -28,7 +27,7 @@ from tests.bench.processes import (
     reading_segments,
     sink,
 )
-from tests.harness.kong_segments import Worker
+from tests.harness.kong_segments import Worker, encode_line
 from tests.harness.process import eventually
 from tests.harness.recordings import serialized
 

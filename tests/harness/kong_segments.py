@@ -7,14 +7,50 @@ import hashlib
 import os
 import secrets
 import time
+import zlib
 from pathlib import Path
 from typing import Any
 
 import orjson
 
-from openmeter_plugin.segments.line_format import encode_head, encode_instance, encode_line, encode_lost
+from openmeter_plugin.segments.line_format import (
+    _COUNTERS,
+    _LOST_MAGIC,
+    _LOST_MAGIC_AT,
+    FORMAT,
+    INSTANCE_FORMAT,
+    LOST_CAUSES,
+    LOST_SIZE,
+    VERSION,
+    Counters,
+)
 
 ENDPOINT = "http://127.0.0.1:9/api/v1/events"
+
+
+def encode_line(payload: bytes) -> bytes:
+    """Return the line of a payload."""
+    return b"%08x %b\n" % (zlib.crc32(payload), payload)
+
+
+def encode_head(**members: Any) -> bytes:
+    """Return the first line of a segment."""
+    return encode_line(orjson.dumps({"format": FORMAT, "version": VERSION, **members}))
+
+
+def encode_instance(name: str, created: int, config: bytes) -> bytes:
+    """Return the file of an instance."""
+    members = {"format": INSTANCE_FORMAT, "version": VERSION, "id": name, "created": created}
+    return encode_line(orjson.dumps(members)[:-1] + b',"config":' + config + b"}")
+
+
+def encode_lost(counts: Counters) -> bytes:
+    """Return the file of a worker's counts."""
+    values = [counts.get(cause, 0) for cause in LOST_CAUSES]
+    page = bytearray(LOST_SIZE)
+    _COUNTERS.pack_into(page, 0, *values, *[0] * (16 - len(values)))
+    page[_LOST_MAGIC_AT : _LOST_MAGIC_AT + len(_LOST_MAGIC)] = _LOST_MAGIC
+    return bytes(page)
 
 
 def configuration(endpoint: str = ENDPOINT, **members: Any) -> bytes:

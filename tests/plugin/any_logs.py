@@ -16,12 +16,12 @@ from openmeter_plugin.metering.ai_events import (
     LLM_REQUEST,
     MCP_REQUEST,
     AiRules,
+    compile_unit,
 )
 from openmeter_plugin.metering.event import API_REQUEST, Quarantined
+from openmeter_plugin.metering.kong_log import NOT_QUERIED, PdkQuery
 from openmeter_plugin.metering.lenient_json import MAX_TEXT
-from openmeter_plugin.metering.pdk_queries import NOT_QUERIED, PdkQuery
 from openmeter_plugin.metering.rules import Attribute, Filters, Lookup, Rules, SkipReason
-from openmeter_plugin.metering.units import compile_unit
 from tests.harness.recordings import Recorded, all_serialized, protobuf_requests
 from tests.plugin.outcomes import CONTEXT, Log
 

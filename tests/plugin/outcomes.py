@@ -11,8 +11,7 @@ import orjson
 
 from openmeter_plugin.kong import codec
 from openmeter_plugin.metering.event import Decision, decide, encode_event
-from openmeter_plugin.metering.kong_log import decode_log
-from openmeter_plugin.metering.pdk_queries import QueryResults
+from openmeter_plugin.metering.kong_log import QueryResults, decode_log
 from openmeter_plugin.metering.rules import Lookup, Rules
 from tests.harness.recordings import application_context, serialized
 

@@ -1,4 +1,4 @@
-"""Routes of the HTTP API: the books, dead letters, quarantine, metrics, replay, redelivery, health probes.
+"""The HTTP API: books, dead letters, quarantine, metrics, replay, redelivery, health probes, and its server.
 
 The handlers are plain functions, so they run in threads: the API shares the event loop of the delivery
 process, and reading the books must not block it.
@@ -6,10 +6,13 @@ process, and reading the books must not block it.
 
 from __future__ import annotations
 
+import asyncio
+import socket
 import time
 from datetime import datetime
-from typing import Annotated, Any, Literal, Self, TypeVar
+from typing import Annotated, Any, Final, Literal, Self, TypeVar
 
+import uvicorn
 from fastapi import APIRouter, Depends, FastAPI, HTTPException, Query, Request, Response
 from fastapi import Path as PathParameter
 from fastapi.responses import HTMLResponse
@@ -17,6 +20,7 @@ from fastapi.security import HTTPBearer
 from pydantic import AwareDatetime, BaseModel, ConfigDict, Field, model_validator
 
 from openmeter_plugin import __version__
+from openmeter_plugin.api.access import Access, AccessMiddleware
 from openmeter_plugin.api.gate import GateClient, add_gate_routes
 from openmeter_plugin.api.health import HealthMonitor
 from openmeter_plugin.api.metrics import Metrics
@@ -37,7 +41,9 @@ from openmeter_plugin.books.models import (
 )
 from openmeter_plugin.books.read_models import timestamp
 from openmeter_plugin.books.replay import Selection, request_redelivery, start_replay
+from openmeter_plugin.log import get_logger
 from openmeter_plugin.process.api_page import HEADERS, api_page
+from openmeter_plugin.process.web_server import EmbeddedServer, forward_log, limited_protocol
 
 _ERRORS: dict[int | str, dict[str, Any]] = {
     code: {"model": Problem, "description": what, "content": {CONTENT_TYPE: {}}}
@@ -271,3 +277,36 @@ def _add_probe_routes(app: FastAPI, monitor: HealthMonitor) -> None:
         problems = monitor.problems()
         response.status_code = 503 if problems else 200
         return Readiness(ready=not problems, problems=problems)
+
+
+_MAX_CONNECTIONS: Final = 64
+_ACCEPTED_AT_ONCE: Final = 16
+"""asyncio accepts `backlog` connections in one turn, and closes one over the limit three turns later:
+with 64 at once, a burst took 256 descriptors."""
+_READ_TIMEOUT: Final = 10.0  # seconds for a request's head
+_KEEP_ALIVE: Final = 30  # seconds
+_RETRY_SECONDS: Final = 5.0
+
+
+async def serve_api(listener: socket.socket, monitor: HealthMonitor, access: Access) -> None:
+    """Serve until cancelled. After an exception it starts again, so that the delivery is not affected."""
+    forward_log("api_server")
+    while True:
+        config = uvicorn.Config(
+            AccessMiddleware(create_app(monitor), access),
+            http=limited_protocol(_READ_TIMEOUT, _MAX_CONNECTIONS),
+            ws="none",
+            lifespan="off",
+            interface="asgi3",
+            log_config=None,
+            access_log=False,
+            proxy_headers=False,
+            server_header=False,
+            backlog=_ACCEPTED_AT_ONCE,
+            timeout_keep_alive=_KEEP_ALIVE,
+        )
+        try:
+            await EmbeddedServer(config).serve([socket.socket(fileno=socket.dup(listener.fileno()))])
+        except Exception:
+            get_logger().exception("api_failed")
+        await asyncio.sleep(_RETRY_SECONDS)

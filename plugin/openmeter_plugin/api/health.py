@@ -11,11 +11,11 @@ from typing import TYPE_CHECKING, Final
 from openmeter_plugin.books.read_models import SpoolError, check_books
 from openmeter_plugin.process.supervisor import Heartbeats
 from openmeter_plugin.segments.stats import ReaderStats
-from openmeter_plugin.spool.segment_file import writable_bytes
+from openmeter_plugin.spool.queue import writable_bytes
 
 if TYPE_CHECKING:
+    from openmeter_plugin.delivery.process import SpoolDelivery
     from openmeter_plugin.delivery.queue_delivery import QueueDelivery
-    from openmeter_plugin.delivery.spool_delivery import SpoolDelivery
 
 _MIN_WRITABLE: Final = 64 * 1024  # bytes that the workers can still write
 

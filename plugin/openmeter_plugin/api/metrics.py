@@ -15,16 +15,16 @@ from prometheus_client.registry import Collector
 from openmeter_plugin import __version__
 from openmeter_plugin.api.gate import GateClient, gate_figures
 from openmeter_plugin.api.health import HealthMonitor
-from openmeter_plugin.books.losses import LOSS_REASONS
+from openmeter_plugin.books.ledger_lines import LOSS_REASONS
 from openmeter_plugin.books.models import DestinationStatus, SpoolStatus
 from openmeter_plugin.books.read_models import SpoolError
 from openmeter_plugin.books.status import read_status
 from openmeter_plugin.delivery.endpoint import HOLD_REASONS
-from openmeter_plugin.metering.ai_gaps import AiUsageGap
+from openmeter_plugin.metering.ai_usage import AiUsageGap
 from openmeter_plugin.segments.line_format import LOST_CAUSES, Flaw
 from openmeter_plugin.segments.stats import ReaderState
 from openmeter_plugin.spool.destination import QUARANTINE
-from openmeter_plugin.spool.segment_file import writable_bytes
+from openmeter_plugin.spool.queue import writable_bytes
 
 PREFIX: Final = "openmeter_plugin_"
 

@@ -53,8 +53,8 @@ def run(
     )
     on_start = None
     if api is not None:
+        from openmeter_plugin.api.app import serve_api
         from openmeter_plugin.api.health import HealthMonitor
-        from openmeter_plugin.api.server import serve_api
 
         monitor = HealthMonitor(options.spool)
         if siblings is not None:

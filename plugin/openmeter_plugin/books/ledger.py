@@ -10,7 +10,6 @@ from typing import Final
 
 import orjson
 
-from openmeter_plugin.books.backlog import QueueFiles, unaccounted
 from openmeter_plugin.books.models import Ledger, LedgerLine, RedeliveryStatus
 from openmeter_plugin.books.read_models import (
     SpoolError,
@@ -21,6 +20,7 @@ from openmeter_plugin.books.read_models import (
     reading,
     timestamp,
 )
+from openmeter_plugin.books.status import QueueFiles, unaccounted
 from openmeter_plugin.spool.destination import QUARANTINE
 
 FIRST_HOUR: Final = ""

@@ -20,7 +20,6 @@ FOLDER: Final = f"kong/plugins/{NAME}"
 PRIORITY: Final = 915
 """After authentication and `acl` (950), before `rate-limiting` (910), `ai-proxy` (770) and the plugin."""
 
-DICT: Final = "openmeter_gate"
 DEFAULT_SOCKET: Final = "/run/openmeter/gate.sock"
 MODES: Final = ("off", "shadow", "enforce")
 FEATURE_PATTERN: Final = "^[a-z0-9_]+$"

@@ -10,7 +10,7 @@ from typing import Annotated, Any, Final, Literal, Self
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
 
-from openmeter_plugin.metering.ai_events import AI_PROPERTIES
+from openmeter_plugin.metering.ai_events import AI_PROPERTIES, Unit, compile_unit
 from openmeter_plugin.metering.event import RESERVED_DATA_KEYS
 from openmeter_plugin.metering.lenient_json import MAX_TEXT
 from openmeter_plugin.metering.rules import (
@@ -22,7 +22,6 @@ from openmeter_plugin.metering.rules import (
     SubjectPlace,
     SubjectPrefixes,
 )
-from openmeter_plugin.metering.units import Unit, compile_unit
 
 SECRET_REQUEST_HEADERS: Final = frozenset(
     {

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Final, Literal
 
 from openmeter_plugin.spool.destination import queues_directory
-from openmeter_plugin.spool.segment_file import writable_bytes
+from openmeter_plugin.spool.queue import writable_bytes
 
 ENOUGH: Final = 100
 """Refused events before the ratio counts."""

@@ -12,9 +12,11 @@ letters, nearly everything refused                 and log say why
 from __future__ import annotations
 
 import asyncio
+import random
 import time
 from bisect import bisect_left
-from collections.abc import Sequence
+from collections.abc import AsyncIterator, Sequence
+from contextlib import asynccontextmanager
 from dataclasses import dataclass, field, replace
 from itertools import accumulate
 from typing import Any, Final, Literal
@@ -22,14 +24,65 @@ from typing import Any, Final, Literal
 import orjson
 
 from openmeter_plugin.books.store import DeadLetter
-from openmeter_plugin.clock import SteadyClock
 from openmeter_plugin.delivery.answers import RejectedError, UnauthorizedError, UndeliveredError
-from openmeter_plugin.delivery.breaker import Breaker
 from openmeter_plugin.delivery.client import EventsClient, tls_of
+from openmeter_plugin.delivery.clock import SteadyClock
 from openmeter_plugin.delivery.dead_letters import DeadLetterLimit
 from openmeter_plugin.delivery.options import DeliveryOptions, in_words
 from openmeter_plugin.log import RateLimit, get_logger
 from openmeter_plugin.spool.destination import Destination, read_destination
+
+
+class Breaker:
+    """Closed while POSTs succeed; open for a pause after a failure, then one POST decides.
+
+    Without it, every queue with the same endpoint (one per token) would hammer one that is down. The pause
+    grows with each consecutive failure, with jitter so that many gateways do not return at the same moment.
+    """
+
+    def __init__(self) -> None:
+        self._failures = 0
+        self._open_until = 0.0
+        self._probe = asyncio.Lock()
+
+    @property
+    def failures(self) -> int:
+        """Consecutive failures."""
+        return self._failures
+
+    @asynccontextmanager
+    async def permission(self) -> AsyncIterator[None]:
+        """Wait until a POST makes sense; while the breaker is open, admit one at a time."""
+        if self._failures:
+            async with self._probe:
+                if self._failures:  # otherwise it closed while we waited, and all may go at once
+                    await asyncio.sleep(max(0.0, self._open_until - time.monotonic()))
+                    yield
+                    return
+        yield
+
+    def succeeded(self) -> None:
+        """Close the breaker."""
+        self._failures = 0
+        self._open_until = 0.0
+
+    def failed(
+        self, initial: float, maximum: float, retry_after: float, failures_at_start: int | None = None
+    ) -> float:
+        """Open the breaker for a pause and return it in seconds: `initial`, doubled up to `maximum`.
+
+        `retry_after` is the minimum that the server asked for. `failures_at_start` is the number of
+        failures when the POST began: of several that fail concurrently, only the first is news.
+        """
+        if failures_at_start is not None and failures_at_start < self._failures:
+            pause = max(retry_after, self._open_until - time.monotonic(), 0.0)
+        else:
+            doubled = min(initial * 2.0 ** min(self._failures, 64), maximum)
+            pause = max(doubled * random.uniform(0.5, 1.0), retry_after)  # noqa: S311
+            self._failures += 1
+        self._open_until = max(self._open_until, time.monotonic() + pause)
+        return pause
+
 
 BOUNDS: Final = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0)  # seconds
 

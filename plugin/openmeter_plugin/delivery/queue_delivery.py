@@ -11,18 +11,17 @@ from typing import Final
 
 from openmeter_plugin.books.accountant import MAX_RECORDS, Accountant, copy_damage
 from openmeter_plugin.books.database import is_damage
-from openmeter_plugin.books.losses import Span, waiting_lines
+from openmeter_plugin.books.ledger_lines import Span, waiting_lines
 from openmeter_plugin.books.store import Books, Losses
-from openmeter_plugin.clock import SteadyClock
-from openmeter_plugin.delivery.batch import BatchReader
+from openmeter_plugin.delivery.clock import SteadyClock
 from openmeter_plugin.delivery.endpoint import Endpoint
-from openmeter_plugin.delivery.pipeline import POLL, Idle, Pipeline
+from openmeter_plugin.delivery.pipeline import POLL, BatchReader, Idle, Pipeline
 from openmeter_plugin.delivery.retention import Delivered, delivered_now
 from openmeter_plugin.log import RateLimit, get_logger
 from openmeter_plugin.spool.destination import QUARANTINE, queues_directory
+from openmeter_plugin.spool.queue import sync_directory
 from openmeter_plugin.spool.reader import UNREADABLE, QueueReader, segment_names
 from openmeter_plugin.spool.segment import SUFFIX
-from openmeter_plugin.spool.segment_file import sync_directory
 
 _DELIVERY_SHARE: Final = 3  # times as long for delivery as for accounting while both have a backlog
 

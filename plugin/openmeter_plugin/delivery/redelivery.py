@@ -16,7 +16,7 @@ import orjson
 
 from openmeter_plugin.books.database import is_damage
 from openmeter_plugin.books.store import Books, Progress, Redelivery
-from openmeter_plugin.delivery.batch import MAX_BATCH_BYTES
+from openmeter_plugin.delivery.pipeline import MAX_BATCH_BYTES
 from openmeter_plugin.delivery.queue_delivery import QueueDelivery
 from openmeter_plugin.log import RateLimit, get_logger
 from openmeter_plugin.spool.destination import QUARANTINE

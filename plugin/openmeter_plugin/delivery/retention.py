@@ -12,7 +12,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Final, NamedTuple
 
-from openmeter_plugin.clock import SteadyClock
+from openmeter_plugin.delivery.clock import SteadyClock
 from openmeter_plugin.delivery.options import Retention
 
 _MIN_FREE: Final = (

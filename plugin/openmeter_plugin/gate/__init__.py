@@ -2,7 +2,7 @@
 
 Kong never asks it: Kong reads the decisions from a shared dict that the gate feeds. `accounts` decides,
 without I/O; `counts`, `schedule` and `lines` have none either. `service` runs the loops, `client` asks the
-metering API, and `process` runs it all in a process of its own.
+metering API, and `process` runs it all, with the socket that Kong and operators use.
 
 Open `accounts` first.
 May import: `books`, `process`, `config`, `spool`, `network`.

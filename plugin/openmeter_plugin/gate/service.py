@@ -9,7 +9,7 @@ from collections import Counter
 from collections.abc import Iterator, Mapping
 from itertools import islice
 from pathlib import Path
-from typing import Any, Final
+from typing import Final
 
 import orjson
 
@@ -317,14 +317,6 @@ class Gate:
         path = self.settings.socket.with_name(f"{self.settings.socket.name}.state")
         write_atomically(path, feed)
         path.chmod(0o644)
-
-    # Views
-
-    async def view(self) -> dict[str, Any]:
-        """Return what people see: stopped now, close to the limit, overrides, staleness, figures."""
-        from openmeter_plugin.gate.view import view
-
-        return await view(self)
 
 
 async def _joined(pieces: Iterator[bytes]) -> bytes:

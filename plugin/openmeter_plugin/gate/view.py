@@ -8,13 +8,11 @@ from collections import Counter
 from collections.abc import Mapping
 from dataclasses import asdict
 from heapq import nlargest, nsmallest
-from typing import TYPE_CHECKING, Any, Final
+from typing import Any, Final
 
 from openmeter_plugin import __version__
 from openmeter_plugin.gate.accounts import Decision, Key, Reason
-
-if TYPE_CHECKING:
-    from openmeter_plugin.gate.service import Gate
+from openmeter_plugin.gate.service import Gate
 
 _CLOSE: Final = 0.1
 """Close to the limit: less than a tenth of the allowance is left."""

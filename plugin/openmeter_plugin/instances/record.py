@@ -10,9 +10,8 @@ from typing import Any, Final
 from openmeter_plugin.instances.instance import Instance
 from openmeter_plugin.log import RateLimit, get_logger
 from openmeter_plugin.metering.event import Event, Quarantined, RequestData, decide, encode_event, usage_gap
-from openmeter_plugin.metering.kong_log import decode_log
+from openmeter_plugin.metering.kong_log import NO_RESULTS, NOT_QUERIED, PdkQuery, QueryResults, decode_log
 from openmeter_plugin.metering.lenient_json import encode_json, parse_log
-from openmeter_plugin.metering.pdk_queries import NO_RESULTS, NOT_QUERIED, PdkQuery, QueryResults
 from openmeter_plugin.metering.quarantine import quarantine_record
 from openmeter_plugin.metering.rules import SkipReason
 from openmeter_plugin.spool.queue import SpoolQueue

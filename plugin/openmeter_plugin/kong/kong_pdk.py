@@ -22,8 +22,8 @@ from openmeter_plugin.config.schema import FIELDS, PRIORITY, VERSION
 from openmeter_plugin.instances.instance import Instance, InstanceIds, start_instance
 from openmeter_plugin.instances.record import spool_record
 from openmeter_plugin.log import RateLimit, configure_logging, get_logger
+from openmeter_plugin.metering.kong_log import NO_RESULTS, PdkQuery
 from openmeter_plugin.metering.lenient_json import encode_json
-from openmeter_plugin.metering.pdk_queries import NO_RESULTS, PdkQuery
 from openmeter_plugin.spool.destination import DEFAULT_SPOOL, make_private
 from openmeter_plugin.spool.writer import SpoolWriter
 

@@ -28,7 +28,7 @@ from openmeter_plugin.kong import codec
 from openmeter_plugin.kong.connections import Link
 from openmeter_plugin.kong.states import CONNECTION, Signal, State
 from openmeter_plugin.log import RateLimit, get_logger
-from openmeter_plugin.metering.pdk_queries import NO_RESULTS, PdkQuery
+from openmeter_plugin.metering.kong_log import NO_RESULTS, PdkQuery
 from openmeter_plugin.spool.queue import Item, SpoolQueue
 from openmeter_plugin.spool.writer import SpoolWriter
 

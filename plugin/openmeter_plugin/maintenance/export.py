@@ -8,7 +8,6 @@ from typing import Any, Final
 
 import orjson
 
-from openmeter_plugin.books.backlog import QueueFiles, events_of
 from openmeter_plugin.books.read_models import (
     SpoolError,
     all_counts,
@@ -18,6 +17,7 @@ from openmeter_plugin.books.read_models import (
     queue_names,
     reading,
 )
+from openmeter_plugin.books.status import QueueFiles, events_of
 from openmeter_plugin.spool.destination import QUARANTINE
 from openmeter_plugin.spool.reader import read_segment
 from openmeter_plugin.spool.segment import QUARANTINED, Damage, Record

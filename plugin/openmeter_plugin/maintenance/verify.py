@@ -10,7 +10,6 @@ from typing import Final
 
 import orjson
 
-from openmeter_plugin.books.backlog import QueueFiles, Unaccounted
 from openmeter_plugin.books.equations import Counts, violations
 from openmeter_plugin.books.ledger_lines import add_lines, ledger_key, summary_of
 from openmeter_plugin.books.models import NotAccounted, Verification
@@ -31,7 +30,7 @@ from openmeter_plugin.books.read_models import (
     reading,
     row_counts,
 )
-from openmeter_plugin.books.status import books_numbers
+from openmeter_plugin.books.status import QueueFiles, Unaccounted, books_numbers
 from openmeter_plugin.books.store import LedgerKey, Lines
 from openmeter_plugin.spool.destination import QUARANTINE
 from openmeter_plugin.spool.reader import Position, read_segment

@@ -6,7 +6,7 @@ has no I/O, and never raises.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any, Final
 
@@ -21,20 +21,30 @@ from openmeter_plugin.metering.ai_events import (
     ai_events,
     reports_no_usage,
 )
-from openmeter_plugin.metering.ai_gaps import MODEL_HEADER, PROPERTY, AiUsageGap, worst
-from openmeter_plugin.metering.attributes import attribute_values
+from openmeter_plugin.metering.ai_usage import GAP_PROPERTY, MODEL_HEADER, AiUsageGap, worst_gap
 from openmeter_plugin.metering.kong_log import (
     NO_VALUE,
+    NOT_QUERIED,
     Entity,
     KongLog,
     Latencies,
+    PdkQuery,
+    QueryResults,
     Request,
     Response,
     members,
 )
-from openmeter_plugin.metering.lenient_json import MAX_COUNT, MAX_TEXT, count, encode_json, rfc3339, text
-from openmeter_plugin.metering.pdk_queries import NOT_QUERIED, PdkQuery, QueryResults
-from openmeter_plugin.metering.rules import Filters, Rules, SkipReason
+from openmeter_plugin.metering.lenient_json import (
+    MAX_COUNT,
+    MAX_TEXT,
+    count,
+    encode_json,
+    first,
+    json_object,
+    rfc3339,
+    text,
+)
+from openmeter_plugin.metering.rules import Attribute, AttributePlace, Filters, Rules, SkipReason
 from openmeter_plugin.metering.subject import find_subject
 
 API_REQUEST: Final = "kong.api_request"
@@ -218,7 +228,7 @@ def _hides_usage(log: KongLog, events: Iterable[Event], rules: Rules) -> bool:
 
 def _note_gap(event: Event, gap: AiUsageGap) -> None:
     if isinstance(event.data, dict):
-        event.data[PROPERTY] = gap
+        event.data[GAP_PROPERTY] = gap
     else:
         event.data.ai_usage_gap = gap
 
@@ -226,10 +236,10 @@ def _note_gap(event: Event, gap: AiUsageGap) -> None:
 def usage_gap(events: Iterable[Event]) -> str | None:
     """Return the worst gap of the AI usage in a request's events, None if there is none."""
     gaps = (
-        event.data.get(PROPERTY) if isinstance(event.data, dict) else event.data.ai_usage_gap
+        event.data.get(GAP_PROPERTY) if isinstance(event.data, dict) else event.data.ai_usage_gap
         for event in events
     )
-    return worst(map(AiUsageGap, filter(None, gaps)))
+    return worst_gap(map(AiUsageGap, filter(None, gaps)))
 
 
 def _members_read(log: KongLog) -> dict[str, Any]:
@@ -307,3 +317,43 @@ def encode_event(event: Event) -> bytes:
         return _encode(event)
     except UnicodeEncodeError:
         return encode_json(msgspec.to_builtins(event))
+
+
+def attribute_values(log: KongLog, captures: object, attributes: tuple[Attribute, ...]) -> dict[str, Any]:
+    """Return the event properties that have a value; per property, the first attribute with a value wins."""
+    values: dict[str, Any] = {}
+    decoded: dict[AttributePlace, Mapping[str, Any]] = {}
+    for attribute in attributes:
+        place, name = attribute.place, attribute.name
+        if attribute.property_name in values:
+            continue
+        if place == "constant":
+            value: object = name
+        elif place == "consumer_tag":
+            value = _consumer_tag(log, name)
+        else:
+            if place not in decoded:
+                decoded[place] = _MEMBERS[place](log, captures)
+            value = first(decoded[place].get(name))
+        usable = text(value)
+        if usable is not None:
+            values[attribute.property_name] = usable
+    return values
+
+
+def _consumer_tag(log: KongLog, name: str) -> str | None:
+    """Return the text after `<name>:` in the first of the consumer's tags that starts with it."""
+    tags = log.consumer.tags if log.consumer is not None else None
+    prefix = f"{name}:"
+    for tag in tags if type(tags) is list else ():
+        if type(tag) is str and tag.startswith(prefix):
+            return tag[len(prefix) :].strip()
+    return None
+
+
+_MEMBERS: Final[Mapping[AttributePlace, Callable[[KongLog, object], Mapping[str, Any]]]] = {
+    "header": lambda log, _: members(log.request.headers if log.request else NO_VALUE),
+    "query": lambda log, _: members(log.request.querystring if log.request else NO_VALUE),
+    "response_header": lambda log, _: members(log.response.headers if log.response else NO_VALUE),
+    "path_capture": lambda _, captures: json_object(json_object(captures).get("named")),
+}

@@ -14,12 +14,18 @@ from typing import Any, Final
 
 import msgspec
 
-from openmeter_plugin.metering.ai_gaps import EVENT_STREAM, MODEL_HEADER, is_event_stream, statistics_off
-from openmeter_plugin.metering.ai_usage import FIELD, blocks, kong_version
+from openmeter_plugin.metering.ai_usage import (
+    EVENT_STREAM,
+    FIELD,
+    MODEL_HEADER,
+    blocks,
+    is_event_stream,
+    kong_version,
+    statistics_off,
+)
 from openmeter_plugin.metering.event import Quarantined, decide
-from openmeter_plugin.metering.kong_log import log_of
+from openmeter_plugin.metering.kong_log import QueryResults, log_of
 from openmeter_plugin.metering.lenient_json import count, identifier, json_object, put, usable_time
-from openmeter_plugin.metering.pdk_queries import QueryResults
 from openmeter_plugin.metering.rules import Rules, SkipReason
 from openmeter_plugin.metering.subject import is_anonymous
 

@@ -9,9 +9,8 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import Final
 
-from openmeter_plugin.metering.kong_log import KongLog, members
+from openmeter_plugin.metering.kong_log import NOT_QUERIED, KongLog, PdkQuery, members
 from openmeter_plugin.metering.lenient_json import MAX_TEXT, first, identifier, json_object
-from openmeter_plugin.metering.pdk_queries import NOT_QUERIED, PdkQuery
 from openmeter_plugin.metering.rules import Rules, SkipReason
 
 CUSTOMER_TAG: Final = "customer:"

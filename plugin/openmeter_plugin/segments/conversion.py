@@ -14,9 +14,9 @@ import orjson
 
 from openmeter_plugin.instances.instance import Instance
 from openmeter_plugin.instances.record import RoutedRecord, spool_record
-from openmeter_plugin.metering.ai_gaps import with_metrics
+from openmeter_plugin.metering.ai_usage import with_metrics
+from openmeter_plugin.metering.kong_log import NO_RESULTS, PdkQuery
 from openmeter_plugin.metering.lenient_json import encode_json, json_object, parse_log
-from openmeter_plugin.metering.pdk_queries import NO_RESULTS, PdkQuery
 from openmeter_plugin.segments.line_format import INSTANCE_ID, Flaw, Line, head_version, scan
 from openmeter_plugin.spool.segment import HEAD_SIZE, LOST, encode_record
 

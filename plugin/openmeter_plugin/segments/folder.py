@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Final, NamedTuple
 
 from openmeter_plugin.log import RateLimit, get_logger
-from openmeter_plugin.spool.segment_file import is_unlocked
+from openmeter_plugin.spool.queue import is_unlocked
 
 INSTANCES: Final = "instances"
 _MODE: Final = 0o2770

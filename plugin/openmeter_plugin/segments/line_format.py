@@ -13,7 +13,7 @@ import struct
 import zlib
 from collections.abc import Mapping
 from enum import StrEnum
-from typing import Any, Final, NamedTuple
+from typing import Final, NamedTuple
 
 import msgspec
 import orjson
@@ -53,11 +53,6 @@ class Line(NamedTuple):
 
     content: bytes | Flaw
     end: int
-
-
-def encode_line(payload: bytes) -> bytes:
-    """Return the line of a payload."""
-    return b"%08x %b\n" % (zlib.crc32(payload), payload)
 
 
 def scan(data: bytes, base: int, *, final: bool) -> list[Line]:
@@ -125,11 +120,6 @@ def head_version(payload: bytes) -> int | None:
     return version if head.get("format") == FORMAT and type(version) is int else None
 
 
-def encode_head(**members: Any) -> bytes:
-    """Return the first line of a segment."""
-    return encode_line(orjson.dumps({"format": FORMAT, "version": VERSION, **members}))
-
-
 class Configuration(NamedTuple):
     """A configuration of the plugin, as Kong passes it, and when a worker wrote it, in milliseconds."""
 
@@ -157,12 +147,6 @@ def parse_instance(content: bytes, name: str) -> Configuration | None:
     return Configuration(bytes(file.config), file.created)
 
 
-def encode_instance(name: str, created: int, config: bytes) -> bytes:
-    """Return the file of an instance."""
-    members = {"format": INSTANCE_FORMAT, "version": VERSION, "id": name, "created": created}
-    return encode_line(orjson.dumps(members)[:-1] + b',"config":' + config + b"}")
-
-
 LOST_CAUSES: Final = ("no_folder", "disk_full", "read_only", "write_failed", "too_large", "internal_error")
 """Why the writer could not write a request, by the number of the counter."""
 LOST_SIZE: Final = 4096
@@ -187,12 +171,3 @@ def parse_lost(content: bytes) -> dict[str, int] | None:
         if value:
             counts[LOST_CAUSES[number] if number < len(LOST_CAUSES) else f"cause_{number}"] = value
     return counts
-
-
-def encode_lost(counts: Counters) -> bytes:
-    """Return the file of a worker's counts."""
-    values = [counts.get(cause, 0) for cause in LOST_CAUSES]
-    page = bytearray(LOST_SIZE)
-    _COUNTERS.pack_into(page, 0, *values, *[0] * (16 - len(values)))
-    page[_LOST_MAGIC_AT : _LOST_MAGIC_AT + len(_LOST_MAGIC)] = _LOST_MAGIC
-    return bytes(page)

@@ -17,7 +17,7 @@ from typing import Final, NamedTuple
 from openmeter_plugin.log import RateLimit, get_logger
 from openmeter_plugin.segments.folder import Directory
 from openmeter_plugin.segments.line_format import MAX_LINE, SEGMENT_NAME, VERSION, Flaw, head_version, scan
-from openmeter_plugin.spool.segment_file import is_unlocked
+from openmeter_plugin.spool.queue import is_unlocked
 
 CHUNK: Final = 128 * 1024  # bytes of a segment that are read at a time
 _MAX_OPEN: Final = 64

@@ -22,9 +22,9 @@ from typing import Any, Final
 import orjson
 
 from openmeter_plugin.spool.destination import queues_directory
+from openmeter_plugin.spool.queue import writer_and_number
 from openmeter_plugin.spool.reader import read_segment, segment_names
 from openmeter_plugin.spool.segment import Record
-from openmeter_plugin.spool.segment_file import writer_and_number
 
 FILE: Final = "kong-segments.journal"
 SLOT_SIZE: Final = 8 * 1024 * 1024  # sparse: a few hundred bytes are used

@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import Final, NamedTuple
 
 from openmeter_plugin.log import RateLimit, get_logger
+from openmeter_plugin.spool.queue import is_unlocked
 from openmeter_plugin.spool.segment import (
     EVENTS,
     HEAD_SIZE,
@@ -31,7 +32,6 @@ from openmeter_plugin.spool.segment import (
     Record,
     item_at,
 )
-from openmeter_plugin.spool.segment_file import is_unlocked
 
 _PREFIX: Final = struct.Struct("<4sIIcBHH")
 """Marker, length and checksum of a record; for usage also the kind, the number of events, the length of the
@@ -402,11 +402,6 @@ class QueueReader:
     def suspects(self) -> list[SegmentReader]:
         """The segments with damage that was not there when they were accounted for."""
         return [segment for segment in self._segments.values() if segment.suspect]
-
-    @property
-    def undelivered_bytes(self) -> int:
-        """The bytes between the two cursors of all segments."""
-        return sum(segment.accounted - segment.delivered for segment in self._segments.values())
 
     def close(self) -> None:
         """Close the files."""

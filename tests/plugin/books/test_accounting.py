@@ -21,11 +21,11 @@ from openmeter_plugin.books import accountant as accountant_module
 from openmeter_plugin.books.accountant import Accountant
 from openmeter_plugin.books.ledger_lines import ledger_key
 from openmeter_plugin.books.store import Books, Delivery
-from openmeter_plugin.delivery.batch import Batch, BatchReader
+from openmeter_plugin.delivery.pipeline import Batch, BatchReader
 from openmeter_plugin.spool.destination import QUARANTINE, queues_directory, write_destination
+from openmeter_plugin.spool.queue import Segment
 from openmeter_plugin.spool.reader import QueueReader
 from openmeter_plugin.spool.segment import EVENTS, LOST, QUARANTINED, encode_events, encode_record
-from openmeter_plugin.spool.segment_file import Segment
 from tests.harness.books import read_counts, read_ledger
 from tests.harness.process import eventually
 from tests.plugin.deliveries import (

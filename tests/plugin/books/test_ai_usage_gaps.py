@@ -15,9 +15,9 @@ from openmeter_plugin.books.status import read_status
 from openmeter_plugin.instances.instance import start_instance
 from openmeter_plugin.instances.record import spool_record, usage_record
 from openmeter_plugin.maintenance.quarantine_replay import replay_quarantine
-from openmeter_plugin.metering.ai_gaps import AiUsageGap
+from openmeter_plugin.metering.ai_usage import AiUsageGap
 from openmeter_plugin.metering.event import Event
-from openmeter_plugin.metering.pdk_queries import QueryResults
+from openmeter_plugin.metering.kong_log import QueryResults
 from openmeter_plugin.spool.destination import write_destination
 from openmeter_plugin.spool.segment import MAX_EVENTS, Record, encode_events
 from tests.harness.process import eventually

@@ -21,7 +21,7 @@ from openmeter_plugin.books.pruning import Pruned
 from openmeter_plugin.books.read_models import all_pruned, reading
 from openmeter_plugin.books.status import read_status
 from openmeter_plugin.books.store import Accounting, Books, DeadLetter, Delivery, LedgerKey, Lines
-from openmeter_plugin.delivery import spool_delivery as spool_delivery_module
+from openmeter_plugin.delivery import process as process_module
 from openmeter_plugin.delivery.options import DeliveryOptions
 from openmeter_plugin.maintenance.verify import verify
 from openmeter_plugin.spool.destination import write_destination
@@ -152,8 +152,8 @@ def test_a_failed_commit_prunes_nothing(tmp_path: Path) -> None:
 def test_a_delivery_prunes_and_status_ledger_and_verify_report_it(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(spool_delivery_module, "_PRUNE_STEP_INTERVAL", 0.02)
-    monkeypatch.setattr(spool_delivery_module, "_PRUNE_INTERVAL", 0.02)
+    monkeypatch.setattr(process_module, "_PRUNE_STEP_INTERVAL", 0.02)
+    monkeypatch.setattr(process_module, "_PRUNE_INTERVAL", 0.02)
     old, young = (datetime.now(UTC) - timedelta(days=days) for days in (402, 398))
     stamps = [moment.strftime("%Y-%m-%dT%H:00:00.000Z") for moment in (old, young, datetime.now(UTC))]
     with serving(EventsServer(rejects({"event-000005"}))) as server:

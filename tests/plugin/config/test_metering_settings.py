@@ -19,7 +19,7 @@ from openmeter_plugin.instances.instance import Instance
 from openmeter_plugin.instances.record import spool_record, usage_record
 from openmeter_plugin.log import RateLimit
 from openmeter_plugin.metering.event import Quarantined, encode_event
-from openmeter_plugin.metering.pdk_queries import NO_RESULTS, PdkQuery, QueryResults
+from openmeter_plugin.metering.kong_log import NO_RESULTS, PdkQuery, QueryResults
 from openmeter_plugin.metering.rules import Attribute, Rules, SkipReason
 from openmeter_plugin.spool.queue import Rotation, SpoolQueue
 from openmeter_plugin.spool.segment import EVENTS, QUARANTINED, SKIPPED, Record, encode_record

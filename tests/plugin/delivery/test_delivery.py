@@ -11,7 +11,7 @@ import httpx
 import orjson
 import pytest
 
-from openmeter_plugin.delivery import batch as batch_module
+from openmeter_plugin.delivery import pipeline as pipeline_module
 from openmeter_plugin.spool.destination import write_destination
 from openmeter_plugin.spool.segment import encode_events
 from openmeter_plugin.spool.writer import SpoolWriter
@@ -81,7 +81,7 @@ def test_a_request_with_more_events_than_the_limit_is_sent_anyway(
 def test_no_batch_has_more_bytes_than_its_limit(
     tmp_path: Path, server: EventsServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(batch_module, "MAX_BATCH_BYTES", 10_000)
+    monkeypatch.setattr(pipeline_module, "MAX_BATCH_BYTES", 10_000)
     write_destination(tmp_path, destination(server.url))
     spooled(tmp_path, [encode_events([event(n, pad="x" * 1000)]) for n in range(40)])
     run_until_empty(tmp_path)

@@ -14,8 +14,7 @@ from pathlib import Path
 import pytest
 
 from openmeter_plugin.delivery.answers import RejectedError, UndeliveredError
-from openmeter_plugin.delivery.breaker import Breaker
-from openmeter_plugin.delivery.endpoint import Breakers, Endpoint
+from openmeter_plugin.delivery.endpoint import Breaker, Breakers, Endpoint
 from openmeter_plugin.delivery.options import DeliveryOptions
 from openmeter_plugin.spool.destination import write_destination
 from tests.harness.process import eventually

@@ -16,17 +16,17 @@ import structlog
 
 from openmeter_plugin.books.replay import request_redelivery
 from openmeter_plugin.books.store import Books
-from openmeter_plugin.clock import SteadyClock
+from openmeter_plugin.delivery import process as process_module
 from openmeter_plugin.delivery import retention as retention_module
-from openmeter_plugin.delivery import spool_delivery as spool_delivery_module
+from openmeter_plugin.delivery.clock import SteadyClock
 from openmeter_plugin.delivery.options import Retention
 from openmeter_plugin.delivery.pipeline import Pipeline
 from openmeter_plugin.delivery.retention import Delivered, delivered_now, expired, remove_leftovers
 from openmeter_plugin.spool import reader as reader_module
 from openmeter_plugin.spool.destination import queues_directory, redirect, write_destination
+from openmeter_plugin.spool.queue import Segment
 from openmeter_plugin.spool.reader import UNREADABLE
 from openmeter_plugin.spool.segment import MAGIC
-from openmeter_plugin.spool.segment_file import Segment
 from tests.harness.process import eventually
 from tests.plugin.deliveries import (
     KEEP_NOTHING,
@@ -233,7 +233,7 @@ def test_segments_that_a_redelivery_needs_make_room_on_a_full_disk_too(
     with delivering(tmp_path):
         eventually(lambda: len(server.posts) > 3, what="a few retries")
         assert len(segments(tmp_path)) == 1
-        monkeypatch.setattr(spool_delivery_module, "shortage", lambda _: 1)
+        monkeypatch.setattr(process_module, "shortage", lambda _: 1)
         eventually(lambda: segments(tmp_path) == [], what="the removal")
 
 
@@ -393,7 +393,7 @@ def test_a_removed_segment_whose_delivery_is_killed_too_is_counted_as_lost_and_n
 def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
     """Have queues retired at once when they are empty."""
     monkeypatch.setattr(retention_module, "_EMPTY_SECONDS", 0.0)
-    monkeypatch.setattr(spool_delivery_module, "_LEFTOVER_INTERVAL", 0.1)
+    monkeypatch.setattr(process_module, "_LEFTOVER_INTERVAL", 0.1)
 
 
 @pytest.mark.usefixtures("impatient")

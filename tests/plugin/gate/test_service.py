@@ -17,9 +17,10 @@ from openmeter_plugin.gate.accounts import Key, Reading, Reason
 from openmeter_plugin.gate.client import Access
 from openmeter_plugin.gate.counting import _amount
 from openmeter_plugin.gate.counts import Segment
-from openmeter_plugin.gate.server import create_app
+from openmeter_plugin.gate.process import create_app
 from openmeter_plugin.gate.service import Gate
 from openmeter_plugin.gate.settings import Settings, Unit
+from openmeter_plugin.gate.view import view
 from syncd.sandbox.testing import running_sandbox
 
 SUBJECTS = 3_000
@@ -241,7 +242,7 @@ def test_all_calls_stay_within_max_calls_also_where_each_subject_takes_several(t
 
 
 def test_the_view_lets_other_work_through_and_shows_who_is_stopped_and_who_is_close(gate: Gate) -> None:
-    assert turns_during(gate.view()) > SUBJECTS / 500
-    view = asyncio.run(gate.view())
-    assert [item["subjects"] for item in view["denied"]] == [[f"s{number}"] for number in range(5)]
-    assert [item["left"] for item in view["close"]] == list(range(5, 100))
+    assert turns_during(view(gate)) > SUBJECTS / 500
+    shown = asyncio.run(view(gate))
+    assert [item["subjects"] for item in shown["denied"]] == [[f"s{number}"] for number in range(5)]
+    assert [item["left"] for item in shown["close"]] == list(range(5, 100))

@@ -9,8 +9,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from openmeter_plugin.http_log import entries as entries_module
-from openmeter_plugin.http_log.entries import NotJsonError, entries
+from openmeter_plugin.http_log import receiver
+from openmeter_plugin.http_log.receiver import NotJsonError, entries
 
 _ODD_TEXT = st.text(st.sampled_from('},{"[]\\ aé'), max_size=12)
 _VALUES = st.recursive(
@@ -38,7 +38,7 @@ def test_the_entries_are_those_of_the_array_by_either_way(
     body = json.dumps(logs, separators=separators, ensure_ascii=escaped).encode("utf-8", "replace")
     with pytest.MonkeyPatch.context() as patch:
         if not fast:
-            patch.setattr(entries_module, "MAX_FAST_COMMAS", -1)
+            patch.setattr(receiver, "MAX_FAST_COMMAS", -1)
         assert split(body) == json.loads(body)
         assert split(b" \r\n" + body + b"\t ") == json.loads(body)
 

@@ -11,9 +11,8 @@ import orjson
 
 from openmeter_plugin.config.instance_config import parse_config
 from openmeter_plugin.metering.event import decide, encode_event
-from openmeter_plugin.metering.kong_log import decode_log
+from openmeter_plugin.metering.kong_log import QueryResults, decode_log
 from openmeter_plugin.metering.lenient_json import parse_log
-from openmeter_plugin.metering.pdk_queries import QueryResults
 from openmeter_plugin.metering.quarantine import quarantine_record
 from openmeter_plugin.metering.rules import Rules
 

@@ -13,7 +13,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from openmeter_plugin.metering.pdk_queries import QueryResults
+from openmeter_plugin.metering.kong_log import QueryResults
 from openmeter_plugin.metering.rules import Attribute, Rules
 from tests.harness.recordings import SECRETS, Recorded, all_serialized, protobuf_requests, serialized
 from tests.plugin.any_logs import PATHS, RECORDINGS, ai_parts, any_rules, json_values

@@ -18,7 +18,7 @@ from openmeter_plugin.delivery.options import TOKEN_VARIABLE
 from openmeter_plugin.instances.instance import start_instance
 from openmeter_plugin.instances.record import spool_record
 from openmeter_plugin.maintenance.quarantine_replay import QuarantineReplay, replay_quarantine
-from openmeter_plugin.metering.pdk_queries import QueryResults
+from openmeter_plugin.metering.kong_log import QueryResults
 from openmeter_plugin.spool.destination import QUARANTINE
 from tests.harness.books import read_counts, read_dead_letters
 from tests.harness.process import eventually

@@ -10,10 +10,9 @@ from typing import Any
 
 import pytest
 
-from openmeter_plugin.books.backlog import QueueFiles
 from openmeter_plugin.books.database import FILE
 from openmeter_plugin.books.ledger import read_ledger
-from openmeter_plugin.books.status import read_status
+from openmeter_plugin.books.status import QueueFiles, read_status
 from openmeter_plugin.maintenance import verify as verify_module
 from openmeter_plugin.maintenance.verify import verify
 from openmeter_plugin.spool.destination import write_destination

@@ -8,9 +8,8 @@ from typing import Any, Literal
 import pytest
 from hypothesis import given
 
-from openmeter_plugin.metering.ai_events import AiRules, ai_events
+from openmeter_plugin.metering.ai_events import AiRules, ai_events, compile_unit
 from openmeter_plugin.metering.rules import Attribute, Rules
-from openmeter_plugin.metering.units import compile_unit
 from tests.plugin.any_logs import ai_parts, json_values
 from tests.plugin.outcomes import authenticated
 from tests.plugin.outcomes import events as decided

@@ -8,8 +8,7 @@ from typing import Any
 import pytest
 
 from openmeter_plugin.metering.ai_events import AiRules
-from openmeter_plugin.metering.ai_gaps import AiUsageGap, gap_of_call
-from openmeter_plugin.metering.ai_usage import Version, ai_calls
+from openmeter_plugin.metering.ai_usage import AiUsageGap, Version, ai_calls, gap_of_call
 from openmeter_plugin.metering.quarantine import redacted
 from openmeter_plugin.metering.rules import Rules, SkipReason
 from tests.plugin.metering.test_ai_logs import LOGS, logs

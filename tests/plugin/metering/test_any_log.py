@@ -7,7 +7,7 @@ import copy
 import pytest
 from hypothesis import given, settings
 
-from openmeter_plugin.metering.pdk_queries import PdkQuery, QueryResults
+from openmeter_plugin.metering.kong_log import PdkQuery, QueryResults
 from openmeter_plugin.metering.rules import Rules
 from tests.plugin.any_logs import any_rules, applications, assert_valid, captures, damaged_logs, json_values
 from tests.plugin.outcomes import Log, decided, result

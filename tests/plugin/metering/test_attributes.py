@@ -6,8 +6,8 @@ from typing import Any
 
 import pytest
 
+from openmeter_plugin.metering.kong_log import NOT_QUERIED, PdkQuery
 from openmeter_plugin.metering.lenient_json import MAX_TEXT
-from openmeter_plugin.metering.pdk_queries import NOT_QUERIED, PdkQuery
 from openmeter_plugin.metering.rules import Attribute, AttributePlace, Lookup, Rules, SkipReason
 from tests.harness.recordings import llm_request, serialized
 from tests.plugin.outcomes import authenticated, events, only, result

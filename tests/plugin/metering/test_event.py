@@ -8,8 +8,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from openmeter_plugin.metering.kong_log import NOT_QUERIED, QueryResults
 from openmeter_plugin.metering.lenient_json import MAX_TEXT, rfc3339
-from openmeter_plugin.metering.pdk_queries import NOT_QUERIED, QueryResults
 from openmeter_plugin.metering.rules import Attribute, Rules, SkipReason
 from tests.harness.recordings import llm_request
 from tests.plugin.outcomes import NOW_TEXT, RULES, SHAPES, authenticated, decided, events, only, result

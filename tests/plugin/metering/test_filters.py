@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from openmeter_plugin.config.instance_config import parse_config
-from openmeter_plugin.metering.pdk_queries import NOT_QUERIED
+from openmeter_plugin.metering.kong_log import NOT_QUERIED
 from openmeter_plugin.metering.quarantine import redacted
 from openmeter_plugin.metering.rules import SkipReason
 from tests.harness.recordings import all_serialized, llm_request, protobuf_requests, serialized

@@ -11,9 +11,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from openmeter_plugin.metering.event import decide, encode_event
-from openmeter_plugin.metering.kong_log import decode_log
+from openmeter_plugin.metering.kong_log import QueryResults, decode_log
 from openmeter_plugin.metering.lenient_json import encode_json, parse_log
-from openmeter_plugin.metering.pdk_queries import QueryResults
 from openmeter_plugin.metering.rules import Rules
 from tests.harness.recordings import all_serialized, protobuf_requests, serialized
 

@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from openmeter_plugin.metering.event import Quarantined
-from openmeter_plugin.metering.pdk_queries import PdkQuery, QueryResults
+from openmeter_plugin.metering.kong_log import PdkQuery, QueryResults
 from openmeter_plugin.metering.quarantine import quarantine_record, replay_record
 from openmeter_plugin.metering.rules import Attribute, Lookup, Rules, SkipReason
 from tests.harness.recordings import SECRETS, all_serialized, llm_request, protobuf_requests, serialized

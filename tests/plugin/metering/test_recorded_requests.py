@@ -10,7 +10,7 @@ import orjson
 import pytest
 
 from openmeter_plugin.kong import codec
-from openmeter_plugin.metering.pdk_queries import NOT_QUERIED
+from openmeter_plugin.metering.kong_log import NOT_QUERIED
 from openmeter_plugin.metering.rules import Lookup, SkipReason
 from tests.harness.recordings import (
     SECRETS,

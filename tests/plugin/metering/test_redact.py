@@ -13,8 +13,7 @@ from hypothesis import strategies as st
 from openmeter_plugin.kong import codec
 from openmeter_plugin.metering.ai_events import AiRules
 from openmeter_plugin.metering.event import Decision
-from openmeter_plugin.metering.kong_log import log_of
-from openmeter_plugin.metering.pdk_queries import QueryResults
+from openmeter_plugin.metering.kong_log import QueryResults, log_of
 from openmeter_plugin.metering.quarantine import redacted, redacted_application
 from openmeter_plugin.metering.rules import Attribute, Filters, Lookup, Rules
 from openmeter_plugin.metering.subject import is_anonymous

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 
+from openmeter_plugin.metering.kong_log import NOT_QUERIED, PdkQuery
 from openmeter_plugin.metering.lenient_json import MAX_TEXT
-from openmeter_plugin.metering.pdk_queries import NOT_QUERIED, PdkQuery
 from openmeter_plugin.metering.rules import Lookup, Missing, Rules, SkipReason, SubjectPrefixes
 from tests.harness.recordings import application_request, llm_request, serialized
 from tests.plugin.outcomes import ALICE, APPLICATION, CONTEXT, authenticated, looking, only, result

@@ -7,8 +7,8 @@ from typing import Any
 import pytest
 
 from openmeter_plugin.metering.event import Decision, Quarantined
+from openmeter_plugin.metering.kong_log import NOT_QUERIED, PdkQuery
 from openmeter_plugin.metering.lenient_json import MAX_TEXT
-from openmeter_plugin.metering.pdk_queries import NOT_QUERIED, PdkQuery
 from openmeter_plugin.metering.rules import Attribute, Filters, Lookup, Rules, SkipReason
 from tests.harness.recordings import application_request, serialized
 from tests.plugin.outcomes import APPLICATION, CONTEXT, authenticated, looking, only, result

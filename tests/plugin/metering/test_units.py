@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from openmeter_plugin.metering.units import NAMES, compile_unit
+from openmeter_plugin.metering.ai_events import UNIT_NAMES, compile_unit
 
 COUNTS = {"input": 40.0, "cache_read": 3.0, "cache_write": 0.0, "output": 5.0, "reasoning": 15.0, "cost": 0.5}
 
@@ -65,7 +65,7 @@ def test_a_bad_expression_is_refused_by_its_column(expression: str, problem: str
         compile_unit("credits", expression)
 
 
-names = st.sampled_from([*NAMES, "1", "0.25", "0"])
+names = st.sampled_from([*UNIT_NAMES, "1", "0.25", "0"])
 expressions = st.recursive(
     names,
     lambda inner: (
@@ -77,7 +77,7 @@ expressions = st.recursive(
 )
 
 
-@given(expressions, st.fixed_dictionaries({name: st.integers(0, 2**53).map(float) for name in NAMES}))
+@given(expressions, st.fixed_dictionaries({name: st.integers(0, 2**53).map(float) for name in UNIT_NAMES}))
 def test_every_expression_that_compiles_can_be_computed_for_any_call(
     expression: str, counts: dict[str, float]
 ) -> None:

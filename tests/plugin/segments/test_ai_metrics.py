@@ -10,8 +10,8 @@ import pytest
 
 from openmeter_plugin.instances.instance import start_instance
 from openmeter_plugin.segments.conversion import convert
-from openmeter_plugin.segments.line_format import encode_line
 from openmeter_plugin.spool.segment import Record
+from tests.harness.kong_segments import encode_line
 from tests.plugin.metering.test_ai_logs import logs
 from tests.plugin.spools import running_writer, scan
 

@@ -6,16 +6,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from openmeter_plugin.segments.line_format import (
-    LOST_CAUSES,
-    Flaw,
-    encode_head,
-    encode_line,
-    encode_lost,
-    head_version,
-    parse_lost,
-    scan,
-)
+from openmeter_plugin.segments.line_format import LOST_CAUSES, Flaw, head_version, parse_lost, scan
+from tests.harness.kong_segments import encode_head, encode_line, encode_lost
 
 PAYLOADS = st.lists(
     st.binary(min_size=1, max_size=40).map(lambda body: b'{"i":"' + body.hex().encode() + b'"}'),

@@ -14,10 +14,9 @@ from pathlib import Path
 import httpx
 import pytest
 
-from openmeter_plugin.segments.line_format import encode_head
 from syncd.sandbox.testing import running_sandbox
 from tests.harness.books import total_counts
-from tests.harness.kong_segments import Worker, configuration, request_line, write_segment
+from tests.harness.kong_segments import Worker, configuration, encode_head, request_line, write_segment
 from tests.harness.process import PluginServer, eventually, plugin_server
 
 pytestmark = pytest.mark.slow

@@ -15,13 +15,20 @@ import pytest
 from openmeter_plugin.segments import reader as reader_module
 from openmeter_plugin.segments import sources
 from openmeter_plugin.segments.folder import Directory, Folder
-from openmeter_plugin.segments.line_format import encode_head, encode_line
 from openmeter_plugin.spool.destination import QUARANTINE, read_destination
 from openmeter_plugin.spool.journal import Journal
 from openmeter_plugin.spool.queue import Item
 from openmeter_plugin.spool.segment import EVENTS, SKIPPED, Record
 from tests.harness.books import read_counts
-from tests.harness.kong_segments import Worker, configuration, instance_id, request_line, write_segment
+from tests.harness.kong_segments import (
+    Worker,
+    configuration,
+    encode_head,
+    encode_line,
+    instance_id,
+    request_line,
+    write_segment,
+)
 from tests.plugin.deliveries import KEEP_NOTHING, run_until_empty
 from tests.plugin.kong_segments import QUEUE, ids, lost, read_all, reading
 from tests.plugin.spools import items

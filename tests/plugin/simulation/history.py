@@ -27,16 +27,15 @@ import structlog
 from openmeter_plugin.books.database import FILE
 from openmeter_plugin.books.equations import Counts, total, violations
 from openmeter_plugin.books.replay import replay_dead_letters
-from openmeter_plugin.clock import SteadyClock
 from openmeter_plugin.delivery import pipeline
+from openmeter_plugin.delivery.clock import SteadyClock
 from openmeter_plugin.delivery.options import RESEND_WINDOW, DeliveryOptions, Retention
-from openmeter_plugin.delivery.process import _open_books
-from openmeter_plugin.delivery.spool_delivery import SpoolDelivery
-from openmeter_plugin.spool import segment_file
+from openmeter_plugin.delivery.process import SpoolDelivery, _open_books
+from openmeter_plugin.spool import queue as spool_queue
 from openmeter_plugin.spool import writer as writer_module
 from openmeter_plugin.spool.destination import QUARANTINE, queues_directory, write_destination
+from openmeter_plugin.spool.queue import Segment
 from openmeter_plugin.spool.segment import SUFFIX
-from openmeter_plugin.spool.segment_file import Segment
 from openmeter_plugin.spool.writer import SpoolWriter
 from tests.plugin.deliveries import record, skip
 from tests.plugin.simulation.faults import CrashError, Disk, MeteringApi
@@ -533,7 +532,7 @@ def simulate(seed: int) -> Outcome:
             stack.enter_context(structlog.testing.capture_logs())
             stack.enter_context(patch.object(writer_module, "SLOW_WRITE", 1e9))
             # Names of segments decide their order.
-            stack.enter_context(patch.object(segment_file._numbers, "following", 10_000))
+            stack.enter_context(patch.object(spool_queue._numbers, "following", 10_000))
             stack.enter_context(patch.object(os, "getpid", lambda: 4711))
             stack.enter_context(patch.object(pipeline, "POLL", 0.25))  # fewer idle rounds
             for part in (history.clock, history.disk, history.api):

@@ -7,9 +7,8 @@ from queue import SimpleQueue
 
 import pytest
 
-from openmeter_plugin.spool.queue import Rotation, SpoolQueue
+from openmeter_plugin.spool.queue import Rotation, Segment, SpoolQueue, writable_bytes
 from openmeter_plugin.spool.segment import SKIPPED, encode_record
-from openmeter_plugin.spool.segment_file import Segment, writable_bytes
 from tests.plugin.spools import QUEUE, small_file_system
 
 MIB = 1024 * 1024

@@ -14,7 +14,7 @@ import orjson
 from hypothesis import given
 from hypothesis import strategies as st
 
-from openmeter_plugin.delivery.batch import Batch, BatchReader
+from openmeter_plugin.delivery.pipeline import Batch, BatchReader
 from openmeter_plugin.spool.destination import queues_directory
 from openmeter_plugin.spool.reader import Chunk, QueueReader, read_chunk
 from openmeter_plugin.spool.segment import (

@@ -9,9 +9,9 @@ from typing import Any
 
 import pytest
 
-from openmeter_plugin.spool import destination, segment_file
+from openmeter_plugin.spool import destination, queue
+from openmeter_plugin.spool.queue import Segment
 from openmeter_plugin.spool.segment import MAGIC
-from openmeter_plugin.spool.segment_file import Segment
 from openmeter_plugin.spool.writer import SpoolWriter
 from tests.harness.process import eventually
 from tests.plugin.spool_records import hand_over, payload
@@ -101,7 +101,7 @@ def test_a_full_disk_delays_the_copy_of_a_removed_segment(
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
         write_atomically(path, content)
 
-    monkeypatch.setattr(segment_file, "write_atomically", limited)
+    monkeypatch.setattr(queue, "write_atomically", limited)
     acknowledged: Any = Acknowledged()
     with running_writer(tmp_path, acknowledged, fsync_interval=0.02) as writer:
         written(writer, acknowledged, 0)

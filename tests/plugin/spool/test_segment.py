@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from openmeter_plugin.metering.ai_events import A2A_REQUEST, LLM_CACHE_HIT, LLM_CALL, LLM_REQUEST, MCP_REQUEST
-from openmeter_plugin.metering.ai_gaps import AiUsageGap
+from openmeter_plugin.metering.ai_usage import AiUsageGap
 from openmeter_plugin.metering.event import API_REQUEST
 from openmeter_plugin.spool.segment import (
     EVENTS,

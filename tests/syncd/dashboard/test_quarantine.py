@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from openmeter_plugin.metering.pdk_queries import QueryResults
+from openmeter_plugin.metering.kong_log import QueryResults
 from openmeter_plugin.metering.quarantine import quarantine_record
 from openmeter_plugin.metering.rules import SkipReason
 from syncd.dashboard.quarantine import cause_of, request_view

@@ -7,12 +7,12 @@ from pathlib import Path
 
 import pytest
 
-from openmeter_plugin.books import backlog
+from openmeter_plugin.books import status
 from openmeter_plugin.spool import reader
 from openmeter_plugin.spool.destination import queues_directory
+from openmeter_plugin.spool.queue import Segment
 from openmeter_plugin.spool.reader import read_segment
 from openmeter_plugin.spool.segment import LOST, Damage, Record, encode_record
-from openmeter_plugin.spool.segment_file import Segment
 from tests.plugin.deliveries import record
 from tests.plugin.spools import QUEUE, segments
 
@@ -47,5 +47,5 @@ def test_losses_that_are_not_in_the_books_yet_are_counted_but_not_as_requests(tm
     losses = [encode_record(LOST + b'{"count":%d,"reason":"disk"}' % number) for number in (3, 4)]
     with closing(new_segment(tmp_path)) as segment:
         segment.append(record(0, 1) + b"".join(losses) + encode_record(LOST + b"[]"))
-    found = backlog.unaccounted(backlog.QueueFiles.of(tmp_path, QUEUE, {}))
+    found = status.unaccounted(status.QueueFiles.of(tmp_path, QUEUE, {}))
     assert (found.requests, found.events, found.lost) == (1, 2, 7)

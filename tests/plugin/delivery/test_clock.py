@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from openmeter_plugin.clock import SteadyClock
+from openmeter_plugin.delivery.clock import SteadyClock
 from openmeter_plugin.delivery.process import _last_write
 from openmeter_plugin.spool.destination import write_destination
 from tests.harness.process import eventually
