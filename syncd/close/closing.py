@@ -20,7 +20,7 @@ from syncd.core.unbilled import ignored_on
 from syncd.metering.base import MeteringApi
 from syncd.runs.clock import Now, server_time, utc_now
 from syncd.runs.factory import gateways_of, metering_endpoint, target_of
-from syncd.runs.unbilled import IgnoredEntry, IgnoredSubjects
+from syncd.runs.ignored import IgnoredEntry, IgnoredSubjects
 from syncd.state.database import State
 
 CHECKED_MONTHS = 13

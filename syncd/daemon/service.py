@@ -38,10 +38,10 @@ from syncd.notify.watch import Waker, Watch
 from syncd.runs.clock import Now, utc_now
 from syncd.runs.factory import rules_of
 from syncd.runs.history import DirectoryRecorder, History, HistoryRecorder
+from syncd.runs.ignored import IgnoredSubjects
 from syncd.runs.queue import SCHEDULE, ReportedOutcomes, RunQueue
 from syncd.runs.reconciler import Reconciler, record_end
 from syncd.runs.run import Run, RunState
-from syncd.runs.unbilled import IgnoredSubjects
 from syncd.sources.base import Readings
 from syncd.state.database import State
 from syncd.usage.refresh import Refresher

@@ -29,8 +29,8 @@ from syncd.dashboard.queries import Queries
 from syncd.dashboard.unbilled_view import UnbilledView
 from syncd.dashboard.web import Visitor, Web, url
 from syncd.metering.usage import REQUESTS_METER, TOKENS_METER
+from syncd.runs.ignored import IgnoredEntry, IgnoredSubjects
 from syncd.runs.options import TABLE, RunOptions
-from syncd.runs.unbilled import IgnoredEntry, IgnoredSubjects
 from syncd.usage.days import Days
 from syncd.usage.estimates import Labels, Prices, prices_of
 from syncd.usage.store import UsageStore

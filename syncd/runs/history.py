@@ -32,9 +32,9 @@ from syncd.customers.directory import Directory
 from syncd.http.json import encode_json
 from syncd.mapping.claims import subjects_of
 from syncd.mapping.rules import MappingRules
+from syncd.runs.ignored import IgnoredSubjects
 from syncd.runs.passes import BothSides
 from syncd.runs.run import Run, RunObserver
-from syncd.runs.unbilled import IgnoredSubjects
 from syncd.state import tables
 from syncd.state.database import WRITER, State, upserting
 

@@ -1,24 +1,19 @@
-"""Unbilled usage of a plan, the events that its changes concern, and subjects that are meant to be unbilled.
+"""Usage of a plan: looks up unbilled usage, and the events that the changes of a plan concern.
 
 If the metering API lacks these meters, or the token may not read them, the run continues: the figures
 are missing, and a note says why.
-
-Meant to be unbilled are the subjects of the setting `ignore` and those of the dashboard's page. The page's
-are kept in the state with all that ever were: who ignored what, from when until when, and who ended it.
 """
 
 from __future__ import annotations
 
 import time
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, replace
-from datetime import UTC, date, datetime, timedelta
-from typing import Any, Protocol
-
-from sqlalchemy import Row, insert, select, update
+from dataclasses import replace
+from datetime import UTC, datetime, timedelta
+from typing import Protocol
 
 from syncd.core.changes import REMOVALS, Change, ChangeKind, MovedUsage, Plan
-from syncd.core.errors import ApiError, MeterMissingError, StateError, UnreliableApiError
+from syncd.core.errors import ApiError, MeterMissingError, UnreliableApiError
 from syncd.core.model import ObservedState
 from syncd.core.unbilled import (
     WINDOW,
@@ -29,8 +24,6 @@ from syncd.core.unbilled import (
     unbilled_usage,
 )
 from syncd.metering.usage import REQUESTS_METER, TOKENS_METER, owners, rfc3339, whole
-from syncd.state.database import State
-from syncd.state.tables import ignored_subjects
 
 _QUICK_SECONDS = 1.0
 _KINDS_WITH_EVENTS = REMOVALS | {ChangeKind.MOVE_SUBJECTS, ChangeKind.BLOCKED}
@@ -126,80 +119,3 @@ def _with_events(
         return change
     events = whole(sum(requests.get(key, 0) for key in keys))
     return replace(change, usage=MovedUsage(events, since))
-
-
-@dataclass(frozen=True, slots=True)
-class IgnoredEntry:
-    """A subject that somebody ignores in the dashboard."""
-
-    number: int
-    subject: str
-    reason: str
-    by: str
-    until: date | None
-    since: datetime
-    ended_at: datetime | None = None
-
-    @property
-    def words(self) -> str:
-        """Return the decision in words."""
-        return f"{self.reason}, by {self.by}{f', until {self.until}' if self.until else ''}"
-
-
-class IgnoredSubjects:
-    """The ignored subjects of one state; all methods raise StateError."""
-
-    def __init__(self, state: State) -> None:
-        self._state = state
-
-    def active(self) -> tuple[IgnoredEntry, ...]:
-        """Return those that nobody has ended, the latest first; the last day of some may be over."""
-        query = (
-            select(ignored_subjects)
-            .where(ignored_subjects.c.ended_at.is_(None))
-            .order_by(ignored_subjects.c.number.desc())
-        )
-        with self._state.reading() as connection:
-            return tuple(_entry(row) for row in connection.execute(query))
-
-    def ignore(self, subject: str, reason: str, by: str, until: date | None, now: datetime) -> None:
-        """Ignore a subject; replaces what is active for it."""
-        at = now.astimezone(UTC).isoformat()
-        row = {
-            "subject": subject,
-            "reason": reason,
-            "ignored_by": by,
-            "until": until.isoformat() if until else None,
-            "since": at,
-        }
-        open_ones = (ignored_subjects.c.subject == subject) & ignored_subjects.c.ended_at.is_(None)
-        with self._state.writing() as connection:
-            connection.execute(update(ignored_subjects).where(open_ones).values(ended_at=at, ended_by=by))
-            connection.execute(insert(ignored_subjects).values(row))
-
-    def end(self, number: int, by: str, now: datetime) -> IgnoredEntry | None:
-        """End one of them and return it; None if it has ended already, or never was."""
-        this = (ignored_subjects.c.number == number) & ignored_subjects.c.ended_at.is_(None)
-        with self._state.writing() as connection:
-            row = connection.execute(select(ignored_subjects).where(this)).first()
-            connection.execute(
-                update(ignored_subjects)
-                .where(this)
-                .values(ended_at=now.astimezone(UTC).isoformat(), ended_by=by)
-            )
-        return _entry(row) if row is not None else None
-
-
-def _entry(row: Row[Any]) -> IgnoredEntry:
-    try:
-        return IgnoredEntry(
-            row.number,
-            row.subject,
-            row.reason,
-            row.ignored_by,
-            date.fromisoformat(row.until) if row.until else None,
-            datetime.fromisoformat(row.since),
-            datetime.fromisoformat(row.ended_at) if row.ended_at else None,
-        )
-    except ValueError as error:
-        raise StateError(f"the state has an ignored subject that cannot be read: {error}") from None

@@ -355,6 +355,7 @@ json_values = st.recursive(
 )
 
 
+@pytest.mark.slow
 @given(st.dictionaries(st.sampled_from([next(iter(f)) for f in FIELDS]), json_values, max_size=4))
 def test_any_configuration_is_accepted_or_refused_with_a_config_error(changes: Config) -> None:
     refused = ""

@@ -192,6 +192,7 @@ def test_a_source_that_only_the_plugin_can_check_is_refused_by_name(source: str)
     assert problem(source=source).startswith("source: must be a URI reference")
 
 
+@pytest.mark.slow
 @given(st.text(st.sampled_from("ab1:/?#[]@%2F. \t\x7fé"), min_size=1, max_size=12))
 @settings(max_examples=2_000)
 def test_no_source_is_accepted_that_openmeter_refuses(source: str) -> None:

@@ -30,6 +30,7 @@ def split(body: bytes) -> list[Any]:
     return [json.loads(raw) for raw in entries(body)]
 
 
+@pytest.mark.slow
 @given(_LOGS, _SEPARATORS, st.booleans(), st.booleans())
 def test_the_entries_are_those_of_the_array_by_either_way(
     logs: list[Any], separators: tuple[str, str], escaped: bool, fast: bool
@@ -42,6 +43,7 @@ def test_the_entries_are_those_of_the_array_by_either_way(
         assert split(b" \r\n" + body + b"\t ") == json.loads(body)
 
 
+@pytest.mark.slow
 @given(st.dictionaries(_ODD_TEXT, _VALUES))
 def test_an_object_alone_is_the_one_entry(log: dict[str, Any]) -> None:
     body = json.dumps(log).encode("utf-8", "replace")

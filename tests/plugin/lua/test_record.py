@@ -152,6 +152,7 @@ contexts = st.sampled_from([None, CONTEXT, {"application_id": "a" * 4000}, {"por
 captures = st.sampled_from([None, {"id": "7"}, {"id": "é", "other": "x"}])
 
 
+@pytest.mark.slow
 @given(edited_logs(), any_rules, contexts, captures)
 def test_any_log_taken_apart_into_what_the_plugin_reads_makes_the_same_events(
     edited: tuple[dict[str, Any], list[Edit]], rules: Rules, context: Any, captured: Any

@@ -93,6 +93,7 @@ def test_split_tokens_are_one_event_per_type_and_modality() -> None:
     }
 
 
+@pytest.mark.slow
 @given(ai_parts)
 def test_split_tokens_add_up_to_kong_s_sums_whatever_kong_logs(ai: dict[str, Any]) -> None:
     sums = {

@@ -103,6 +103,7 @@ def test_a_redacted_recording_has_the_decision_of_the_original(
         assert kept == decision(log, application, rules)
 
 
+@pytest.mark.slow
 @settings(max_examples=200, deadline=None)
 @given(damaged_logs(), st.sampled_from(all_rules()))
 def test_a_redacted_damaged_log_has_the_same_decision(log: dict[str, Any], rules: Rules) -> None:
@@ -150,6 +151,7 @@ def test_the_usage_of_every_kong_version_is_kept_with_its_model_and_provider() -
         assert decision(redacted(log), None, rules) == decision(log, None, rules)
 
 
+@pytest.mark.slow
 @settings(max_examples=200, deadline=None)
 @given(ai_parts, any_ai_rules, st.sampled_from(["1.1 kong/3.9.1", "1.1 kong/3.16.0.1", "1.1 other", None]))
 def test_a_redacted_log_of_ai_traffic_has_the_same_events(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -51,6 +52,7 @@ def test_a_truncated_segment_costs_the_line_that_was_cut(payloads: list[bytes], 
     assert flaws(whole[:cut], final=False) == 0
 
 
+@pytest.mark.slow
 @given(PAYLOADS, st.data())
 @settings(max_examples=500)
 def test_a_flipped_bit_costs_the_line_that_it_hits_and_no_other(

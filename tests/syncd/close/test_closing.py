@@ -13,7 +13,7 @@ import pytest
 from syncd.close.closing import Decision, Result
 from syncd.close.report import Kind, Month
 from syncd.core.errors import ApiError, StateError
-from syncd.runs.unbilled import IgnoredEntry
+from syncd.runs.ignored import IgnoredEntry
 from tests.syncd.close.worlds import ALICE, BEFORE, CLOSABLE, MONTH, World, world
 from tests.syncd.dashboard.gateways import dead_letter, quarantined
 from tests.syncd.sandbox.support import create_customer

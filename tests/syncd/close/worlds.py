@@ -16,7 +16,7 @@ import httpx
 from syncd.close.closing import Closing, opened
 from syncd.close.report import Month
 from syncd.config import settings
-from syncd.runs.unbilled import IgnoredEntry
+from syncd.runs.ignored import IgnoredEntry
 from tests.syncd.dashboard.gateways import FakeGateway, configured, dead_letter, gateway
 from tests.syncd.processes import Project
 from tests.syncd.sandbox.support import event, send, tokens

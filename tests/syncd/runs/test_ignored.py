@@ -10,7 +10,7 @@ import pytest
 from sqlalchemy import text
 
 from syncd.core.unbilled import ignored_on
-from syncd.runs.unbilled import IgnoredSubjects
+from syncd.runs.ignored import IgnoredSubjects
 from syncd.state.database import State
 from syncd.state.location import StateLocation
 
