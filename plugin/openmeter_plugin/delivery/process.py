@@ -104,12 +104,18 @@ def run_delivery(
 async def _open_books(spool: Path) -> Books:
     """Open the books, and retry for as long as the disk fails.
 
-    Uses a thread, because this reads the whole file and the process still has to write its heartbeat.
+    Uses a thread, because this reads the whole file and the process still has to write its heartbeat. A
+    cancellation waits for the thread: after the lock is released, it would take the books from a successor.
     """
     limit = RateLimit()
     while True:
+        opening = asyncio.ensure_future(asyncio.to_thread(Books, spool))
         try:
-            return await asyncio.to_thread(Books, spool)
+            return await asyncio.shield(opening)
+        except asyncio.CancelledError:
+            with contextlib.suppress(sqlite3.Error, OSError):
+                (await opening).close()
+            raise
         except (sqlite3.OperationalError, OSError) as error:
             if limit.passes():
                 get_logger().error("books_open_failed", reason=str(error))

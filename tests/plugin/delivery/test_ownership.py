@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import errno
 import os
+import threading
 from contextlib import closing
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,7 @@ import structlog
 
 from openmeter_plugin.books.store import Books, BooksTakenError
 from openmeter_plugin.delivery import process
+from openmeter_plugin.delivery.options import DeliveryOptions
 from openmeter_plugin.spool.destination import DELIVERY_LOCK, queues_directory, write_destination
 from tests.harness.process import eventually
 from tests.plugin.deliveries import assert_balanced, count, delivered, delivering, ids, record, spooled
@@ -49,6 +51,33 @@ def test_a_lock_file_that_was_replaced_while_it_was_locked_is_not_taken(
         assert os.path.samestat(os.fstat(descriptor), (tmp_path / DELIVERY_LOCK).stat())
     finally:
         os.close(descriptor)
+
+
+def test_a_stop_while_the_books_are_opened_keeps_the_lock_until_they_are_closed_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    opening, go_on = threading.Event(), threading.Event()
+    free_meanwhile: list[bool] = []
+
+    def slow(spool: Path) -> Books:
+        opening.set()
+        assert go_on.wait(10)
+        with (spool / DELIVERY_LOCK).open("r+b") as other:
+            free_meanwhile.append(process._locked(other.fileno()))
+        return Books(spool)
+
+    async def stop() -> None:
+        delivery = asyncio.ensure_future(process.deliver(DeliveryOptions(tmp_path)))
+        await asyncio.to_thread(opening.wait, 10)
+        delivery.cancel()
+        await asyncio.sleep(0)
+        go_on.set()
+        with pytest.raises(asyncio.CancelledError):
+            await delivery
+
+    monkeypatch.setattr(process, "Books", slow)
+    asyncio.run(stop())
+    assert free_meanwhile == [False]
 
 
 @pytest.mark.slow
