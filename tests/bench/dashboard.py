@@ -27,6 +27,8 @@ CUSTOMERS, SUBJECTS, DAYS = 10_000, 30_000, 90
 _VIEWS = 5
 _PATIENCE = 1500.0
 """Seconds for the first run and the first refresh together."""
+_AGAIN = 20
+"""Several refreshes share the first 90 days: each asks for totals and for days that may have changed."""
 _MEMORY = 400 * MIB
 _PAGE_SECONDS = 0.5
 
@@ -133,9 +135,9 @@ def run(console: Console, tell: Tell) -> list[Goal]:
         Goal("meter queries for pages", "0", str(asked), asked == 0),
         Goal(
             "meter queries for the first 90 days of two meters",
-            f"at most {2 * DAYS + 10}",
+            f"at most {2 * DAYS + _AGAIN}",
             str(counts["GET totals"] + counts["GET day"]),
-            counts["GET totals"] + counts["GET day"] <= 2 * DAYS + 10,
+            counts["GET totals"] + counts["GET day"] <= 2 * DAYS + _AGAIN,
         ),
     ]
 
