@@ -24,6 +24,7 @@ from syncd.metering.usage import (
     attribute,
     owners,
     rfc3339,
+    total,
     whole,
 )
 from syncd.usage.estimates import ADDITIVE, Estimate, plain, prices_of, read_estimate
@@ -109,7 +110,7 @@ class MonthUsage:
             "unbilled": [one for one in unbilled if one["key"] not in ignored],
             "ignored": [{**one, "reason": ignored[one["key"]]} for one in unbilled if one["key"] in ignored],
             "meters": {
-                **{key: {"total": whole(sum(self.values[key].values()))} for key in self.others.meters},
+                **{key: {"total": total(self.values[key].values())} for key in self.others.meters},
                 **{key: {"total": None, "problem": text} for key, text in self.others.problems.items()},
             },
             "estimate": {**self.estimate.to_json(), "prices": self.prices} if self.estimate else None,
@@ -126,8 +127,7 @@ class MonthUsage:
         document["subjects"] = [self._line(one) for one in used]
         if self.others.meters:
             document["meters"] = {
-                key: whole(sum(self.values[key].get(one.key, 0) for one in used))
-                for key in self.others.meters
+                key: total(self.values[key].get(one.key, 0) for one in used) for key in self.others.meters
             }
         if self.estimate is not None:
             document["estimate"] = plain(self.estimate.of_customer(customer.id))

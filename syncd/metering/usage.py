@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -51,12 +52,12 @@ class CustomerUsage:
     @property
     def requests(self) -> float:
         """Return the requests of all subjects."""
-        return sum(subject.requests for subject in self.subjects)
+        return math.fsum(subject.requests for subject in self.subjects)
 
     @property
     def tokens(self) -> float:
         """Return the tokens of all subjects."""
-        return sum(subject.tokens for subject in self.subjects)
+        return math.fsum(subject.tokens for subject in self.subjects)
 
     def to_json(self) -> dict[str, object]:
         """Return the usage as in ``syncd usage --output json``."""
@@ -85,8 +86,8 @@ class Usage:
             "customers": [customer.to_json() for customer in self.customers],
             "unbilled": [subject.to_json() for subject in self.unbilled],
             "totals": {
-                "requests": whole(sum(subject.requests for subject in subjects)),
-                "tokens": whole(sum(subject.tokens for subject in subjects)),
+                "requests": total(subject.requests for subject in subjects),
+                "tokens": total(subject.tokens for subject in subjects),
             },
         }
 
@@ -171,6 +172,11 @@ def owners(customers: Iterable[Attributed]) -> dict[str, str]:
 def whole(value: float) -> int | float:
     """Return an integral number as int, so that it prints without a fraction."""
     return int(value) if float(value).is_integer() else value
+
+
+def total(values: Iterable[float]) -> int | float:
+    """Return the sum, which is the same in any order of the values: equal usage makes equal reports."""
+    return whole(math.fsum(values))
 
 
 def rfc3339(when: datetime) -> str:
