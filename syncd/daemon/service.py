@@ -18,7 +18,6 @@ from dataclasses import replace
 from datetime import UTC, datetime
 
 import structlog
-import uvicorn
 
 from openmeter_plugin.process.systemd import Notifier
 from openmeter_plugin.process.web_server import EmbeddedServer, limited_protocol
@@ -369,19 +368,10 @@ def _request(runs: RunQueue, leadership: Leadership) -> None:
 
 def _server(daemon: Daemon) -> EmbeddedServer:
     return EmbeddedServer(
-        uvicorn.Config(
-            create_app(daemon),
-            # Whoever reaches the port may not take the descriptors that runs need.
-            http=limited_protocol(_HEAD_SECONDS, _MAX_CONNECTIONS),
-            backlog=_MAX_CONNECTIONS,  # asyncio accepts as many at once, before the limit sees them
-            timeout_keep_alive=_KEEP_ALIVE_SECONDS,
-            timeout_graceful_shutdown=1,
-            log_config=None,
-            access_log=False,
-            ws="none",
-            lifespan="off",
-            server_header=False,
-            # Forwarded headers are not trusted: anyone on this machine could send them.
-            proxy_headers=False,
-        )
+        create_app(daemon),
+        # Whoever reaches the port may not take the descriptors that runs need.
+        http=limited_protocol(_HEAD_SECONDS, _MAX_CONNECTIONS),
+        backlog=_MAX_CONNECTIONS,  # asyncio accepts as many at once, before the limit sees them
+        timeout_keep_alive=_KEEP_ALIVE_SECONDS,
+        timeout_graceful_shutdown=1,
     )

@@ -2,5 +2,5 @@
 
 Open `app` first: it has the routes and serves them. `access` guards them, `runtime` is the delivery process
 with the API, which is imported only if it is enabled.
-May import: `segments`, `delivery`, `books`, `process`, `metering`, `spool`.
+May import: `gate`, `segments`, `delivery`, `books`, `process`, `metering`, `spool`.
 """

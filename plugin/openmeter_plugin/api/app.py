@@ -12,7 +12,6 @@ import time
 from datetime import datetime
 from typing import Annotated, Any, Final, Literal, Self, TypeVar
 
-import uvicorn
 from fastapi import APIRouter, Depends, FastAPI, HTTPException, Query, Request, Response
 from fastapi import Path as PathParameter
 from fastapi.responses import HTMLResponse
@@ -292,21 +291,15 @@ async def serve_api(listener: socket.socket, monitor: HealthMonitor, access: Acc
     """Serve until cancelled. After an exception it starts again, so that the delivery is not affected."""
     forward_log("api_server")
     while True:
-        config = uvicorn.Config(
+        server = EmbeddedServer(
             AccessMiddleware(create_app(monitor), access),
             http=limited_protocol(_READ_TIMEOUT, _MAX_CONNECTIONS),
-            ws="none",
-            lifespan="off",
             interface="asgi3",
-            log_config=None,
-            access_log=False,
-            proxy_headers=False,
-            server_header=False,
             backlog=_ACCEPTED_AT_ONCE,
             timeout_keep_alive=_KEEP_ALIVE,
         )
         try:
-            await EmbeddedServer(config).serve([socket.socket(fileno=socket.dup(listener.fileno()))])
+            await server.serve([socket.socket(fileno=socket.dup(listener.fileno()))])
         except Exception:
             get_logger().exception("api_failed")
         await asyncio.sleep(_RETRY_SECONDS)

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Annotated, Any, Final, NamedTuple
+from typing import Any, Final, NamedTuple
 
 import httpx
 from fastapi import APIRouter, HTTPException, Response
-from pydantic import BaseModel, ConfigDict, Field
+
+from openmeter_plugin.gate.overrides import OverrideRequest
 
 _SECONDS: Final = 5.0
-_MAX_SECONDS: Final = 31 * 86_400
 
 
 class GateError(Exception):
@@ -55,17 +55,6 @@ class GateClient:
         return answer
 
 
-class OverrideBody(BaseModel):
-    """Whom to allow everything, for how many seconds, why, and who says so."""
-
-    model_config = ConfigDict(extra="forbid")
-
-    subject: Annotated[str, Field(min_length=1, max_length=1024)]
-    seconds: Annotated[float, Field(gt=0, le=_MAX_SECONDS)]
-    why: Annotated[str, Field(min_length=1, max_length=500)]
-    by: Annotated[str, Field(max_length=200)] = ""
-
-
 def add_gate_routes(router: APIRouter, gate: GateClient | None) -> None:
     """Add the routes; without a gate they answer 404."""
 
@@ -83,7 +72,7 @@ def add_gate_routes(router: APIRouter, gate: GateClient | None) -> None:
             raise HTTPException(error.status, str(error)) from None
 
     @router.post("/v1/gate/overrides", status_code=201)
-    def allow(body: OverrideBody) -> dict[str, Any]:
+    def allow(body: OverrideRequest) -> dict[str, Any]:
         """Allow a subject, and all subjects of its customer, everything for a time."""
         try:
             return client().allow(body.model_dump())

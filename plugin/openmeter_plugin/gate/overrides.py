@@ -5,11 +5,27 @@ from __future__ import annotations
 import contextlib
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Annotated, Final
 
 import orjson
+from pydantic import BaseModel, ConfigDict, Field
 
 from openmeter_plugin.log import get_logger
 from openmeter_plugin.spool.destination import write_atomically
+
+_MAX_SECONDS: Final = 31 * 86_400
+"""An override lasts a month at most."""
+
+
+class OverrideRequest(BaseModel):
+    """Whom to allow everything, for how many seconds, why, and who says so."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    subject: Annotated[str, Field(min_length=1, max_length=1024)]
+    seconds: Annotated[float, Field(gt=0, le=_MAX_SECONDS)]
+    why: Annotated[str, Field(min_length=1, max_length=500)]
+    by: Annotated[str, Field(max_length=200)] = ""
 
 
 @dataclass(frozen=True, slots=True)

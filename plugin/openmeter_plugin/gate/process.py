@@ -14,15 +14,14 @@ from collections.abc import Coroutine
 from pathlib import Path
 from typing import Annotated, Any, Final
 
-import uvicorn
 import uvloop
 from fastapi import FastAPI, HTTPException, Query, Request, Response
 from fastapi.responses import JSONResponse
-from pydantic import BaseModel, ConfigDict, Field
 
 from openmeter_plugin import __version__
 from openmeter_plugin.gate.kongs import Place
 from openmeter_plugin.gate.lines import ReportError
+from openmeter_plugin.gate.overrides import OverrideRequest
 from openmeter_plugin.gate.service import Gate
 from openmeter_plugin.gate.settings import Settings
 from openmeter_plugin.gate.view import view
@@ -30,21 +29,9 @@ from openmeter_plugin.log import get_logger
 from openmeter_plugin.process.web_server import EmbeddedServer, forward_log
 
 MAX_REPORT: Final = 1024 * 1024
-MAX_SECONDS: Final = 31 * 86_400
 _SINCE: Final = re.compile(r"([0-9a-f]+)(?:z(\d+))?\.(\d+)")
 """Epoch, where the full state began if it is not complete yet, and number: `Kongs.feed` makes it."""
 _Kong = Annotated[str, Query(pattern="^[0-9a-zA-Z_-]{1,64}$")]
-
-
-class OverrideRequest(BaseModel):
-    """Whom to allow everything, for how many seconds, why, and who says so."""
-
-    model_config = ConfigDict(extra="forbid")
-
-    subject: Annotated[str, Field(min_length=1, max_length=1024)]
-    seconds: Annotated[float, Field(gt=0, le=MAX_SECONDS)]
-    why: Annotated[str, Field(min_length=1, max_length=500)]
-    by: Annotated[str, Field(max_length=200)] = ""
 
 
 def create_app(gate: Gate) -> FastAPI:
@@ -112,16 +99,8 @@ def create_app(gate: Gate) -> FastAPI:
 async def serve(gate: Gate, listener: socket.socket) -> None:
     """Serve the socket until cancelled."""
     forward_log("gate_server")
-    config = uvicorn.Config(
-        create_app(gate),
-        log_config=None,
-        access_log=False,
-        lifespan="off",
-        timeout_keep_alive=60,
-        timeout_graceful_shutdown=1,
-        server_header=False,
-    )
-    await EmbeddedServer(config).serve(sockets=[listener])
+    server = EmbeddedServer(create_app(gate), timeout_keep_alive=60, timeout_graceful_shutdown=1)
+    await server.serve(sockets=[listener])
 
 
 def run_gate(

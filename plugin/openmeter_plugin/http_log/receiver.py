@@ -24,7 +24,6 @@ from hashlib import blake2b
 from typing import Any, Final
 
 import msgspec
-import uvicorn
 from starlette.applications import Starlette
 from starlette.requests import ClientDisconnect, Request
 from starlette.responses import Response
@@ -129,22 +128,14 @@ class HttpLogServer:
         receiver = Receiver(config.settings, instance, writer, hosts)
         forward_log("http_log_server")
         self._server = EmbeddedServer(
-            uvicorn.Config(
-                Starlette(routes=[Route("/{path:path}", receiver.receive, methods=list(_METHODS))]),
-                http=limited_protocol(config.settings.read_timeout, config.settings.max_connections),
-                ws="none",
-                lifespan="off",
-                interface="asgi3",
-                log_config=None,
-                access_log=False,
-                proxy_headers=False,
-                server_header=False,
-                date_header=False,
-                backlog=BACKLOG,
-                h11_max_incomplete_event_size=_MAX_HEAD,
-                timeout_keep_alive=_KEEP_ALIVE,
-                timeout_graceful_shutdown=_STOP_SECONDS,
-            )
+            Starlette(routes=[Route("/{path:path}", receiver.receive, methods=list(_METHODS))]),
+            http=limited_protocol(config.settings.read_timeout, config.settings.max_connections),
+            interface="asgi3",
+            date_header=False,
+            backlog=BACKLOG,
+            h11_max_incomplete_event_size=_MAX_HEAD,
+            timeout_keep_alive=_KEEP_ALIVE,
+            timeout_graceful_shutdown=_STOP_SECONDS,
         )
         self._serving = asyncio.get_running_loop().create_task(self._server.serve([listener]))
 

@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import logging
 from collections.abc import Iterator
+from typing import Any
 
 import uvicorn
 from uvicorn.protocols.http.h11_impl import H11Protocol, RequestResponseCycle
@@ -42,6 +43,22 @@ class EmbeddedServer(uvicorn.Server):
     """A uvicorn server that leaves signals to its process, and waits for `end` instead of polling."""
 
     _loop: asyncio.AbstractEventLoop | None = None
+
+    def __init__(self, app: Any, **options: Any) -> None:
+        """Make a server of an ASGI application; the options are those of `uvicorn.Config`."""
+        super().__init__(
+            uvicorn.Config(
+                app,
+                lifespan="off",
+                ws="none",
+                log_config=None,
+                access_log=False,
+                server_header=False,
+                # Forwarded headers are not trusted: anyone on this machine could send them.
+                proxy_headers=False,
+                **options,
+            )
+        )
 
     def end(self) -> None:
         """End `serve` soon; any thread may call this, at any time."""

@@ -10,7 +10,6 @@ from typing import Any
 
 import httpx
 import pytest
-import uvicorn
 
 from openmeter_plugin.process.web_server import EmbeddedServer
 from tests.harness.ports import free_port
@@ -21,8 +20,8 @@ TICKS = 3
 class CountingServer(EmbeddedServer):
     """A server that counts its ticks."""
 
-    def __init__(self, config: uvicorn.Config) -> None:
-        super().__init__(config)
+    def __init__(self, port: int) -> None:
+        super().__init__(hello, port=port)
         self.ticked = threading.Semaphore(0)
 
     async def on_tick(self, counter: int) -> bool:
@@ -38,7 +37,7 @@ async def hello(_scope: Any, _receive: Any, send: Callable[[dict[str, Any]], Awa
 @contextmanager
 def serving() -> Iterator[tuple[CountingServer, threading.Thread, str]]:
     port = free_port()
-    server = CountingServer(uvicorn.Config(hello, port=port, lifespan="off", log_config=None))
+    server = CountingServer(port)
     thread = threading.Thread(target=server.run, daemon=True)
     thread.start()
     try:
@@ -72,7 +71,7 @@ def test_a_server_ends_without_waiting_for_its_next_tick(monkeypatch: pytest.Mon
 
 
 def test_an_end_before_the_start_is_not_missed() -> None:
-    server = EmbeddedServer(uvicorn.Config(hello, port=free_port(), lifespan="off", log_config=None))
+    server = EmbeddedServer(hello, port=free_port())
     server.end()
     thread = threading.Thread(target=server.run, daemon=True)
     thread.start()
