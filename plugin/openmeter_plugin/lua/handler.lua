@@ -3,9 +3,8 @@
 -- where the line is read. No request waits for it and no error of it reaches a request.
 --
 -- Measured on Kong 3.9.1: kong.log.serialize and cjson cost about 40 us a request, an RPC to a plugin server as much,
--- this plugin 5 to 12 (docs/benchmarks.md), most of it for the write(2). So only what is billed by is read, text that
--- never changes is kept per entity, and a request is written at once: what a worker would keep in memory, a kill -9
--- would lose.
+-- this plugin 5 to 18 (docs/benchmarks.md). So only what is billed by is read, text that never changes is kept per
+-- entity, and a request is written at once: what a worker would keep in memory, a kill -9 would lose.
 local generated = require "kong.plugins.openmeter.generated"
 local record = require "kong.plugins.openmeter.record"
 local instances = require "kong.plugins.openmeter.instances"
