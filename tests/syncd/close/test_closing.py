@@ -91,6 +91,8 @@ def test_other_meters_and_an_estimate_are_part_of_the_report_and_of_its_digest(t
     assert content["meters"]["kong_calls"] == {"total": 1}
     assert {key for key, one in content["meters"].items() if one.get("problem")} == {"gone", "largest"}
     assert (content["estimate"]["total"], content["estimate"]["unbilled"]) == ("0.82", "0.2")
+    requests, tokens = content["estimate"]["prices"]["rates"]
+    assert (requests["meter"], requests["amount"], tokens["per"]) == ("kong_api_requests", "0.10", "1000")
     assert first.report == again.report
     assert len({one.sha256 for one in (plain, first.report, dearer.report)}) == 3
     status, out, _ = there.call(str(MONTH), "--dry-run")

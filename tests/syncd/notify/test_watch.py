@@ -158,6 +158,22 @@ def test_while_the_state_takes_nothing_a_message_is_sent_once_and_noted_later(tm
         ]
 
 
+def test_what_was_over_is_sent_again_also_while_the_state_takes_nothing(tmp_path: Path) -> None:
+    fake = FakeGateway(dead=[dead_letter(1)])
+    with channel() as there, gateway(fake) as plugin:
+        text = f"notify: {{urls: ['{there.url}']}}\n{configured(eu=plugin.url)}"
+        with world(tmp_path, text) as found:
+            found.notices.keep_summary(found.now)
+            with taking_no_notices(found.state):
+                found.watch.look()
+                fake.dead.clear()
+                found.watch.look()
+                fake.dead.append(dead_letter(2))
+                for _ in range(2):
+                    found.watch.look()
+        assert there.titles == ["syncd default: the metering API refused events"] * 2
+
+
 def test_what_nobody_took_is_sent_later(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with channel() as there, gateway(FakeGateway(dead=[dead_letter(1)])) as plugin:
         there.status = 500
@@ -215,6 +231,7 @@ def test_the_summary_has_the_usage_of_the_seven_days_before_it_with_its_estimate
             # The week begins with its month: it is compared with the last week of November, not its first.
             for day, value in (
                 ("11-01", 70),
+                ("11-23", 50),
                 ("11-24", 2),
                 ("11-30", 2),
                 ("12-01", 3),

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from datetime import UTC, datetime, timedelta
 from decimal import Decimal
+from itertools import permutations
 from typing import cast
 
 import pytest
@@ -83,6 +84,17 @@ def test_what_cannot_be_estimated_is_named_and_left_out(api: Api, gap: str, tota
     found = estimate(api)
     assert (found.gaps, found.total) == ([gap], Decimal(total))
     assert found.left_out()[-1] == f"The estimate is incomplete: {gap}."
+
+
+def test_what_has_no_price_adds_up_the_same_in_any_order_of_rows(monkeypatch: pytest.MonkeyPatch) -> None:
+    rows = [
+        GroupedValue(subject, ("small",), value) for subject, value in (("a", 0.1), ("b", 0.2), ("c", 0.3))
+    ]
+    sums = set()
+    for order in permutations(rows):
+        monkeypatch.setattr(Api, "grouped_usage", lambda *_, found=order: list(found))
+        sums.add(estimate(Api("calls"), datetime(2026, 11, 1, tzinfo=UTC)).unpriced["tokens"])
+    assert len(sums) == 1
 
 
 @pytest.mark.parametrize("since", [None, UNTIL - timedelta(days=801)])
