@@ -40,6 +40,7 @@ DRAINED = measured(r"\| draining a backlog \| ([\d,]+) events/s;")
             "plugin/openmeter_plugin/lua/handler.lua",
             f"this plugin {LUA.removesuffix(' µs')} (docs/benchmarks.md)",
         ),
+        ("CHANGELOG.md", f"It costs Kong {LUA} a request"),
         ("README.md", f"about {LUA.split(' to ')[1]} of [CPU time]"),
         ("docs/plugin.md", f"{SERVER} per request"),
         ("docs/plugin.md", f"costs {HTTP_LOG},"),
